@@ -1,0 +1,46 @@
+"""ElasticIR: a graph-IR compiler that changes a network's depth together with its weights and sparse masks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from elastic_ir.errors import (
+    ElasticError,
+    EmitError,
+    MaskError,
+    OutputError,
+    PlanError,
+    SourceError,
+    StructureError,
+    TraceError,
+    UntrustedError,
+    VerifyError,
+)
+from elastic_ir.graph import Graph
+from elastic_ir.structure import Block, Stage, Unit
+
+if TYPE_CHECKING:
+    from elastic_ir.api import load, save, squeeze, stretch, trace
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Block", "ElasticError", "EmitError", "Graph", "MaskError", "OutputError", "PlanError", "SourceError", "Stage",
+    "StructureError", "TraceError", "Unit", "UntrustedError", "VerifyError", "__version__", "load", "save",
+    "squeeze", "stretch", "trace",
+]  # fmt: skip
+
+_LAZY = ("load", "save", "squeeze", "stretch", "trace")
+
+
+def __getattr__(name: str) -> Any:
+    """The functions of the public face, imported when first used: what reads a checkpoint needs no torch."""
+    if name in _LAZY:
+        from elastic_ir import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'elastic_ir' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

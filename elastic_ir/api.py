@@ -1,0 +1,111 @@
+"""The public face: five functions that put the rooms together; each imports what it needs when it is called."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from elastic_ir.graph import Graph
+
+if TYPE_CHECKING:
+    import torch
+
+
+def trace(
+    model: torch.nn.Module,
+    example_inputs: Sequence[Any] | torch.Tensor | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    masks: Mapping[str, Any] | None = None,
+    *,
+    frontend: str = "auto",
+    input_shape: Sequence[Sequence[int]] | None = None,
+) -> Graph:
+    """Read a module into a graph; see :func:`elastic_ir.frontends.trace.trace`."""
+    from elastic_ir.frontends.trace import trace as read
+
+    return read(model, example_inputs, example_kwargs, masks, frontend=frontend, input_shape=input_shape)
+
+
+def load(
+    source: str | os.PathLike[str],
+    arch: Any = None,
+    masks: Any = None,
+    *,
+    trust: Sequence[str] = (),
+    mask_from_zeros: bool = False,
+    input_shape: Sequence[Sequence[int]] | None = None,
+    unit: int | None = None,
+) -> Graph:
+    """Read any source that the command line takes; see :func:`elastic_ir.frontends.sources.load`."""
+    from elastic_ir.frontends.sources import load as read
+
+    graph = read(
+        source, arch, masks, trust=trust, mask_from_zeros=mask_from_zeros, input_shape=input_shape
+    )
+    return graph.with_unit(unit) if unit is not None else graph
+
+
+def _as_graph(source: Any) -> Graph:
+    if isinstance(source, Graph):
+        return source
+    if isinstance(source, (str, os.PathLike)):
+        return load(source)
+    return trace(source)
+
+
+def stretch(
+    graph: Graph,
+    to_depth: int | None = None,
+    *,
+    to_stages: Sequence[int] | Mapping[str, int] | str | None = None,
+    to_units: int | None = None,
+    like: Any = None,
+    plan: Any = None,
+    order: str = "append",
+    replicate: Sequence[int] | None = None,
+) -> Graph:
+    """A deeper graph: repeatable units cloned with their weights and masks. The graph given stays as it was.
+
+    Exactly one of ``to_depth`` (weight layers), ``to_stages`` (blocks for each stage, or by name), ``to_units``,
+    ``like`` (a graph, module or source whose counts to match) and ``plan`` says how deep. Raises PlanError.
+
+    >>> from elastic_ir.zoo import cifar_resnet
+    >>> deeper = stretch(trace(cifar_resnet(20)), to_depth=32)
+    >>> [len(stage) for stage in deeper.stages]
+    [5, 5, 5]
+    """
+    from elastic_ir.passes import Stretch
+
+    reference = _as_graph(like) if like is not None else None
+    return Stretch(to_depth, to_stages, to_units, reference, plan, order, replicate).run(graph)
+
+
+def squeeze(
+    graph: Graph,
+    to_depth: int | None = None,
+    *,
+    to_stages: Sequence[int] | Mapping[str, int] | str | None = None,
+    to_units: int | None = None,
+    like: Any = None,
+    plan: Any = None,
+    drop: str | Sequence[int] = "tail",
+) -> Graph:
+    """A shallower graph: repeatable units deleted; ``drop`` is "tail", "even" or block indices. Raises PlanError.
+
+    >>> from elastic_ir.zoo import cifar_resnet
+    >>> squeeze(trace(cifar_resnet(32)), to_depth=20).depth
+    20
+    """
+    from elastic_ir.passes import Squeeze
+
+    reference = _as_graph(like) if like is not None else None
+    return Squeeze(to_depth, to_stages, to_units, reference, plan, drop).run(graph)
+
+
+def save(graph: Graph, path: str | os.PathLike[str], *, check: bool = True) -> list[Path]:
+    """Write a graph to ``.pt``, ``.safetensors`` or a folder; see :func:`elastic_ir.emit.files.save`."""
+    from elastic_ir.emit.files import save as write
+
+    return write(graph, path, check=check)

@@ -1,0 +1,89 @@
+"""Copying nodes with an explicit map from old values to new ones; the one place that knows how."""
+
+from __future__ import annotations
+
+from elastic_ir.graph import Argument, Graph, Node, Value, WeightRef, map_argument
+from elastic_ir.structure import Block, Child, Container, Stage, Structure
+from elastic_ir.weights import Storage
+
+
+def copy_node(node: Node, values: dict[Value, Value], names: dict[str, str] | None = None) -> Node:
+    """A copy of a node that reads ``values[v]`` where the original reads v (v itself where the map lacks it)."""
+    renames = names or {}
+
+    def change(leaf: Argument) -> Argument:
+        if isinstance(leaf, Value):
+            return values.get(leaf, leaf)
+        if isinstance(leaf, WeightRef):
+            return WeightRef(renames.get(leaf.name, leaf.name))
+        return leaf
+
+    twin = Node(
+        node.name,
+        node.op,
+        map_argument(node.args, change),
+        map_argument(node.kwargs, change),
+        kind=node.kind,
+        attributes=node.attributes,
+        weights={role: renames.get(name, name) for role, name in node.weights.items()},
+        scope=node.scope,
+    )
+    twin.output.type = node.output.type
+    twin.output.is_tensor = node.output.is_tensor
+    values[node.output] = twin.output
+    return twin
+
+
+def copy_graph(graph: Graph) -> Graph:
+    """Copy a graph with its structure. Linear in nodes and weights; no tensor is read."""
+    twin = Graph(graph.name)
+    twin.metadata = dict(graph.metadata)
+    twin.origin = graph.origin
+    values: dict[Value, Value] = {}
+    nodes: dict[Node, Node] = {}
+    for node in graph:
+        nodes[node] = twin.append(copy_node(node, values))
+    storages: dict[int, Storage] = {}
+    for name, weight in graph.weights.items():
+        storage = storages.setdefault(id(weight.storage), weight.storage.clone())
+        twin.weights[name] = type(weight)(
+            name, storage, weight.origin, weight.is_parameter, weight.persistent, weight.prunable
+        )
+    if graph._structure is not None:
+        twin._structure = _copy_structure(graph._structure, values, nodes)
+    return twin
+
+
+def _copy_structure(structure: Structure, values: dict[Value, Value], nodes: dict[Node, Node]) -> Structure:
+    children: dict[Child, Child] = {}
+    containers: dict[Container, Container] = {}
+    for old in structure.containers:
+        new = Container(old.path, old.prefix, old.base, source_count=old.source_count, native=old.native)
+        for child in old.children:
+            children[child] = Child(child.path, child.origin)
+            new.children.append(children[child])
+        containers[old] = new
+
+    def copy_block(block: Block) -> Block:
+        return Block(
+            [children[child] for child in block.children],
+            [nodes[node] for node in block.nodes],
+            values.get(block.input) if block.input is not None else None,
+            values.get(block.output) if block.output is not None else None,
+            block.layers,
+            block.signature,
+        )
+
+    stages = [
+        Stage(
+            stage.name,
+            containers[stage.container],
+            copy_block(stage.entry) if stage.entry is not None else None,
+            [copy_block(block) for block in stage.blocks],
+            stage.period,
+            stage.transition,
+            stage.shape,
+        )
+        for stage in structure.stages
+    ]
+    return Structure(stages, structure.depth, structure.form, structure.stem, structure.head, structure.note)

@@ -1,0 +1,178 @@
+"""Discovery: the stages, entries, units and depth of a network that nobody has described beforehand."""
+
+from __future__ import annotations
+
+import re
+
+from elastic_ir.discovery.assemble import (
+    Draft,
+    build_stages,
+    choose,
+    draft_stages,
+    find_candidates,
+    pin_first_blocks,
+    sibling_entries,
+)
+from elastic_ir.discovery.depth import chain_layers, path_lengths
+from elastic_ir.discovery.from_graph import GraphReader
+from elastic_ir.discovery.from_names import NameReader
+from elastic_ir.discovery.parts import Group, Part, module_tree
+from elastic_ir.errors import StructureError
+from elastic_ir.graph import Graph, Value
+from elastic_ir.structure import Structure
+
+__all__ = ["discover"]
+
+
+def discover(graph: Graph) -> Structure:
+    """Find a graph's structure; StructureError in one sentence where nothing in it repeats.
+
+    Time is linear in nodes and weights. The graph is read, not changed.
+    """
+    reader: GraphReader | NameReader = GraphReader(graph) if len(graph) else NameReader(graph)
+    listed: dict[str, list[str]] = graph.metadata.get("modules", {})
+    tree = module_tree(graph)
+    chosen = choose(find_candidates(tree, reader, listed))
+    if chosen:
+        chosen += sibling_entries(chosen, tree, reader, listed)
+    drafts = [draft for candidate in chosen for draft in draft_stages(candidate)]
+    drafts.sort(key=lambda draft: reader.position(draft.groups[0]))
+    pin_first_blocks(drafts)
+    if not any(draft.free for draft in drafts):
+        raise StructureError(
+            f"nothing in {graph.name} repeats: no two blocks in a row have equal operations and weight shapes, "
+            "so there is nothing to clone or delete"
+        )
+    transitions = _transitions(drafts, reader, tree)
+    lengths = path_lengths(graph) if len(graph) else {}
+    prunable = [name for name, weight in graph.weights.items() if weight.prunable]
+
+    def layers(group: Group) -> int | None:
+        if not lengths:
+            return chain_layers(group, graph)
+        if group.input is None or group.output is None:
+            return None
+        return lengths[group.output] - lengths[group.input]
+
+    stages = build_stages(drafts, reader, layers, transitions)
+    stem, head = _outside(drafts, prunable, graph)
+    depth = _depth(graph, lengths, drafts, stages, prunable)
+    return Structure(stages, depth, reader.form, stem, head)
+
+
+def _transitions(drafts: list[Draft], reader: GraphReader | NameReader, tree: Part) -> dict[Draft, str]:
+    """The layers of their own that downsample between stages, by the stage that they open."""
+    found: dict[Draft, str] = {}
+    parts = {part.path: part for part in tree.walk()}
+    for left, right in zip(drafts, drafts[1:], strict=False):
+        if right.entry is not None and right.downsamples:
+            continue
+        if right.after_foreign is not None:
+            found[right] = right.after_foreign.path
+            continue
+        path = _layer_between(left, right, reader, parts)
+        if path is not None:
+            found[right] = path
+            if right.entry is not None and not right.downsamples and right.entry.free:
+                right.free.insert(0, right.entry)
+                right.entry = None
+    return found
+
+
+def _layer_between(
+    left: Draft, right: Draft, reader: GraphReader | NameReader, parts: dict[str, Part]
+) -> str | None:
+    """The outermost module that runs between two stages, holds weights or rearranges, and changes the shape."""
+    before, after = left.groups[-1], right.groups[0]
+    inside = (before.path, after.path)
+    if isinstance(reader, GraphReader):
+        nodes = reader.between(before, after)
+        scopes = [n.scope for n in nodes if n.weight_names()] or [
+            n.scope
+            for n in nodes
+            if n.output.type is not None
+            and n.output.is_tensor
+            and any(v.type is not None and v.type.shape != n.output.type.shape for v in n.operands())
+        ]
+        shapes = before.output.type if before.output else None, after.input.type if after.input else None
+        if shapes[0] == shapes[1]:
+            return None
+        if not any(n.weight_names() for n in nodes) and not _rearranges(before.output, after.input):
+            return None
+    else:
+        first, last = reader.position(before), reader.position(after)
+        own = {name for part in (*before.parts, *after.parts) for name in part.weights}
+        scopes = [
+            name.rpartition(".")[0]
+            for name, index in reader.order.items()
+            if first < index < last and name not in own and name in reader.prunable
+        ]
+    if not scopes or not scopes[0]:
+        return None
+    path = scopes[0]
+    while "." in path:  # up to the outermost module that holds neither stage
+        parent = path.rpartition(".")[0]
+        if any(other == parent or other.startswith(parent + ".") for other in inside):
+            break
+        path = parent
+    return path if path in parts else None
+
+
+def _rearranges(before: Value | None, after: Value | None) -> bool:
+    """Whether as many elements come out as went in, in another shape."""
+    if before is None or after is None or before.type is None or after.type is None:
+        return False
+    sizes = []
+    for kind in (before.type, after.type):
+        size = 1
+        for extent in kind.shape:
+            size *= extent
+        sizes.append(size)
+    return sizes[0] == sizes[1]
+
+
+def _outside(drafts: list[Draft], prunable: list[str], graph: Graph) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Paths of the weight layers before the first stage and after the last."""
+    blocks = [part.path + "." for draft in drafts for group in draft.groups for part in group.parts]
+    held = {name for name in prunable if name.startswith(tuple(blocks))}
+    if not held:
+        return (), ()
+    order = _execution_order(graph, prunable)
+    places = [order[name] for name in held]
+    first, last = min(places), max(places)
+    stem = tuple(name.rpartition(".")[0] or name for name in prunable if order[name] < first)
+    head = tuple(name.rpartition(".")[0] or name for name in prunable if order[name] > last)
+    return stem, head
+
+
+def _execution_order(graph: Graph, prunable: list[str]) -> dict[str, int]:
+    order: dict[str, int] = {}
+    for index, node in enumerate(graph):
+        for name in node.weight_names():
+            order.setdefault(name, index)
+    count = len(graph)
+    for index, name in enumerate(prunable):
+        order.setdefault(name, count + index if len(graph) else index)
+    return order
+
+
+def _depth(
+    graph: Graph,
+    lengths: dict[Value, int],
+    drafts: list[Draft],
+    stages: list,  # type: ignore[type-arg]
+    prunable: list[str],
+) -> int | None:
+    """The whole network's depth; None where names leave it unclear."""
+    if lengths:
+        return max(lengths.values())
+    total = 0
+    for stage in stages:
+        for block in stage.all_blocks:
+            if block.layers is None:
+                return None
+            total += block.layers
+    blocks = tuple(part.path + "." for draft in drafts for group in draft.groups for part in group.parts)
+    rest = [name for name in prunable if not name.startswith(blocks)]
+    lookups = re.compile(r"emb|wte|wpe|token|pos")
+    return total + sum(1 for name in rest if not lookups.search(name))

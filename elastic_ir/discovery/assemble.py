@@ -1,0 +1,237 @@
+"""From groups to stages: which containers hold the units, where stages begin, what their entries are.
+
+The rules are those of the design; none of them knows an architecture. Containers are searched from the outside in:
+one whose groups repeat (equal hashes) holds stages, and so does one with a single shape-preserving block if its
+like occurs in the network elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from elastic_ir.discovery.from_graph import GraphReader
+from elastic_ir.discovery.from_names import NameReader
+from elastic_ir.discovery.parts import Group, Part, containers, kin
+from elastic_ir.structure import Block, Container, Stage
+
+Reader = GraphReader | NameReader
+
+
+@dataclass(eq=False)
+class Candidate:
+    """A container that may hold stages."""
+
+    container: Container
+    parent: str
+    groups: list[Group]
+    strong: bool  #: some block occurs twice
+    trunk: bool
+    weights: int  #: how many weights lie in its groups
+
+    @property
+    def form(self) -> frozenset[str]:
+        """The form of its commonest free block."""
+        forms = Counter(group.form for group in self.groups if group.free) or Counter(g.form for g in self.groups)
+        return forms.most_common(1)[0][0]
+
+    @property
+    def kinds(self) -> set[str]:
+        return {group.kind for group in self.groups if group.free}
+
+
+@dataclass(eq=False)
+class Draft:
+    """A stage being put together."""
+
+    candidate: Candidate
+    entry: Group | None = None
+    free: list[Group] = field(default_factory=list)
+    downsamples: bool = False  #: the entry changes the activation's shape, or a pool runs before it
+    after_foreign: Group | None = None  #: a layer of another kind that runs before it in the same container
+    ordinal: int = 0
+
+    @property
+    def groups(self) -> list[Group]:
+        return ([self.entry] if self.entry else []) + self.free
+
+
+def find_candidates(part: Part, reader: Reader, listed: dict[str, list[str]]) -> list[Candidate]:
+    """Containers that may hold stages, the outermost sensible ones, in the order of the tree."""
+    own: list[Candidate] = []
+    for container, parts in containers(part, listed):
+        groups = reader.groups(container, parts)
+        free = [group for group in groups if group.free]
+        if not free:
+            continue
+        repeats = Counter(group.signature for group in free).most_common(1)[0][1] > 1
+        weights = sum(len(group.weights) for group in groups)
+        own.append(Candidate(container, part.path, groups, repeats, reader.on_trunk(groups), weights))
+    strong = [candidate for candidate in own if candidate.strong]
+    if strong:
+        return strong[:1]
+    inner = [c for child in part.children.values() for c in find_candidates(child, reader, listed)]
+    for candidate in own:
+        if not _overridden(candidate, inner):
+            return [candidate]
+    return inner
+
+
+def _overridden(outer: Candidate, inner: list[Candidate]) -> bool:
+    """Whether a repeated container inside shows that the outer one's children are stages, not blocks."""
+    return any(
+        candidate.strong
+        and candidate.trunk
+        and any(
+            10 * candidate.weights >= 6 * len(group.weights)
+            for group in outer.groups
+            if any(candidate.container.path.startswith(part.path) for part in group.parts)
+        )
+        for candidate in inner
+    )
+
+
+def choose(found: list[Candidate]) -> list[Candidate]:
+    """Keep repeated containers, and single ones whose like occurs elsewhere in the network."""
+    strong = [c for c in found if c.strong]
+    if any(c.trunk for c in strong):
+        strong = [c for c in strong if c.trunk]
+    if strong:
+        forms = [c.form for c in strong]
+        weak = [c for c in found if not c.strong and any(kin(c.form, form) for form in forms)]
+    else:
+        counts = Counter(g.kind for c in found for g in c.groups if g.free)
+        weak = [c for c in found if any(counts[kind] > 1 for kind in c.kinds)]
+    kept = set(strong) | set(weak)
+    return [c for c in found if c in kept]
+
+
+def draft_stages(candidate: Candidate) -> list[Draft]:
+    """Cut a container's groups into stages at shape changes, pools and layers of another kind."""
+    form = candidate.form
+    drafts: list[Draft] = []
+    current: Draft | None = None
+    foreign: Group | None = None
+    for group in candidate.groups:
+        if not kin(group.form, form):
+            current, foreign = None, group if drafts else None  # before the first stage it is the stem
+            continue
+        if group.free and current is not None and group.linked and not group.boundary:
+            current.free.append(group)
+            continue
+        current = Draft(candidate, after_foreign=foreign)
+        drafts.append(current)
+        foreign = None
+        if group.free and not group.boundary:
+            current.free.append(group)
+        else:
+            current.entry = group
+            current.downsamples = not group.preserving or group.boundary
+    for ordinal, draft in enumerate(drafts):
+        draft.ordinal = ordinal
+    return drafts
+
+
+def pin_first_blocks(drafts: list[Draft]) -> None:
+    """Settle entries over the whole network.
+
+    Where other stages of the same kind open with a downsampling block, the first block of every stage counts as
+    the entry, as in the paper. A first block with weights that the others lack, or of other shapes, is pinned too.
+    """
+    downsampling = [draft for draft in drafts if draft.downsamples]
+    for draft in drafts:
+        if draft.entry is not None or not draft.free:
+            continue
+        first = draft.free[0]
+        others = [group.weights for group in draft.free[1:]]
+        family = any(kin(first.form, other.groups[0].form) for other in downsampling)
+        if (family and draft.after_foreign is None) or (others and first.weights not in others):
+            draft.entry = draft.free.pop(0)
+
+
+def sibling_entries(
+    chosen: list[Candidate], root: Part, reader: Reader, listed: dict[str, list[str]]
+) -> list[Candidate]:
+    """Stages of one block (MobileNet's first): containers beside the chosen ones that hold the same kind of block."""
+    parents = Counter(c.container.path.rpartition(".")[0] for c in chosen)
+    taken = {c.container.path for c in chosen}
+    extra: list[Candidate] = []
+    for part in root.walk():
+        parent = part.path.rpartition(".")[0]
+        if parents[parent] < 2 or part.path in taken or not part.path:
+            continue
+        for container, parts in containers(part, listed):
+            groups = reader.groups(container, parts)
+            forms = [c.form for c in chosen if c.container.path.rpartition(".")[0] == parent]
+            if groups and all(any(kin(g.form, form) for form in forms) for g in groups):
+                extra.append(Candidate(container, parent, groups, False, True, 0))
+    return extra
+
+
+def periods(drafts: list[Draft], reader: Reader) -> list[int | None]:
+    """How many blocks make a unit, for each stage: the shortest period of the hashes of its free blocks."""
+
+    def own(signatures: list[str]) -> int:
+        if len(set(signatures)) <= 1:
+            return 1
+        for period in range(2, len(signatures) // 2 + 1):
+            if len(signatures) % period == 0 and all(
+                signatures[i] == signatures[i + period] for i in range(len(signatures) - period)
+            ):
+                return period
+        return 1
+
+    lists = [[group.signature for group in draft.free] for draft in drafts]
+    found = [own(signatures) for signatures in lists]
+    common = max(found, default=1)
+    if common > 1:
+        for index, signatures in enumerate(lists):
+            if found[index] == 1 and len(signatures) == common and len(set(signatures)) > 1:
+                found[index] = common
+        return list(found)
+    if reader.form == "names" and len(drafts) > 1:
+        # nothing but names: where every stage holds a whole number of pairs behind separate downsampling layers,
+        # the blocks may alternate (Swin's windows), which shows in no weight
+        if all(draft.entry is None and len(draft.free) % 2 == 0 for draft in drafts):
+            return [None] * len(drafts)
+    return list(found)
+
+
+def build_stages(
+    drafts: list[Draft], reader: Reader, layers: Callable[[Group], int | None], transitions: dict[Draft, str]
+) -> list[Stage]:
+    """Turn drafts, in running order, into stages over shared containers."""
+    held = Counter(draft.candidate.container for draft in drafts)
+    stages = []
+    for draft, period in zip(drafts, periods(drafts, reader), strict=True):
+        container = draft.candidate.container
+        container.source_count = len(container.children)
+        slot = {child.path: child for child in container.children}
+
+        def block(group: Group, slot: dict[str, object] = slot) -> Block:  # type: ignore[assignment]
+            return Block(
+                [slot[part.path] for part in group.parts],  # type: ignore[misc]
+                list(group.nodes),
+                group.input,
+                group.output,
+                layers(group),
+                group.signature,
+            )
+
+        name = container.label
+        if held[container] > 1:
+            name = f"{name}:{draft.ordinal + 1}"
+        last = draft.groups[-1].output
+        stages.append(
+            Stage(
+                name,
+                container,
+                block(draft.entry) if draft.entry is not None else None,
+                [block(group) for group in draft.free],
+                period,
+                transitions.get(draft),
+                last.type.shape if last is not None and last.type is not None else None,
+            )
+        )
+    return stages

@@ -1,0 +1,109 @@
+"""Depth: weight layers on the longest path, from the graph or, where it is clear, from names alone.
+
+Projection shortcuts do not lengthen the longest path. What multiplies (the gate of squeeze-excitation, ECA or SK)
+is left out: at a product the path runs through the operand that is scaled. A fused attention counts two layers.
+"""
+
+from __future__ import annotations
+
+from elastic_ir.discovery.from_names import in_channels
+from elastic_ir.discovery.parts import Group
+from elastic_ir.graph import Graph, Node, Value
+
+_PRODUCTS = {"operator.mul", "operator.imul", "torch.mul", "method.mul", "method.mul_", "aten.mul.Tensor",
+             "aten.mul_.Tensor", "torch.multiply"}  # fmt: skip
+
+
+def path_lengths(graph: Graph) -> dict[Value, int]:
+    """For each value the number of weight layers on the longest path from an input to it."""
+    order = {node: index for index, node in enumerate(graph)}
+    prunable = {name for name, weight in graph.weights.items() if weight.prunable}
+    lengths: dict[Value, int] = {}
+    for node in graph:
+        operands = node.operands()
+        if node.op in _PRODUCTS and len(operands) == 2:
+            before = lengths[_scaled(operands[0], operands[1], order)]
+        else:
+            before = max((lengths[value] for value in operands), default=0)
+        lengths[node.output] = before + _layers(node, prunable)
+    return lengths
+
+
+def _layers(node: Node, prunable: set[str]) -> int:
+    """1 for a convolution or linear layer, 2 for an attention that holds its projections, else 0."""
+    return min(sum(name in prunable for name in dict.fromkeys(node.weight_names())), 2)
+
+
+def _scaled(left: Value, right: Value, order: dict[Node, int]) -> Value:
+    """Which operand of a product is scaled: the larger one; of equals, the one that the other comes from."""
+    sizes = [_size(left), _size(right)]
+    if sizes[0] != sizes[1]:
+        return left if sizes[0] > sizes[1] else right
+    for whole, gate in ((left, right), (right, left)):
+        if _comes_from(gate, whole, order):
+            return whole
+    return left if order[left.node] > order[right.node] else right
+
+
+def _size(value: Value) -> int:
+    size = 1
+    for extent in value.type.shape if value.type is not None else ():
+        size *= extent
+    return size
+
+
+def _comes_from(value: Value, ancestor: Value, order: dict[Node, int]) -> bool:
+    """Whether ``ancestor`` is computed on the way to ``value``; looks no further back than it runs."""
+    limit = order[ancestor.node]
+    stack, seen = [value], {value}
+    while stack:
+        for operand in stack.pop().node.operands():
+            if operand is ancestor:
+                return True
+            if operand not in seen and order[operand.node] > limit:
+                seen.add(operand)
+                stack.append(operand)
+    return False
+
+
+def chain_layers(group: Group, graph: Graph) -> int | None:
+    """A block's weight layers from names: its longest chain of matching channels; None where that is unclear.
+
+    Unclear is a block in which two linear weights of equal shape stand side by side (query, key and value).
+    """
+    names = [n for part in group.parts for n in part.weights if graph.weights[n].prunable]
+    shapes = [graph.weights[name].shape for name in names]
+    if not shapes:
+        return 0
+    if any(len(shape) == 2 for shape in shapes):
+        parents = [(name.rsplit(".", 2)[0], graph.weights[name].shape) for name in names]
+        if len(set(parents)) < len(parents):
+            return None
+    if any(len(shape) > 2 for shape in shapes):
+        shapes = _without_gates(names, shapes, graph)
+    longest = [1] * len(shapes)
+    for later, shape in enumerate(shapes):
+        for earlier in range(later):
+            if _follows(shapes[earlier], shape):
+                longest[later] = max(longest[later], longest[earlier] + 1)
+    return max(longest)
+
+
+def _without_gates(names: list[str], shapes: list[tuple[int, ...]], graph: Graph) -> list[tuple[int, ...]]:
+    """Drop biased layers where others of the block go without bias: those feed a norm, these make a gate."""
+    biased = [name.removesuffix("weight") + "bias" in graph.weights for name in names]
+    if all(biased) or not any(biased):
+        return shapes
+    if all(len(shape) > 2 for shape in shapes):
+        return [shape for shape, has in zip(shapes, biased, strict=True) if not has]
+    return shapes
+
+
+def _follows(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
+    """Whether one weight's output channels can be the other's input (grouped and fused ones included)."""
+    out, into = before[0], in_channels(after)
+    if len(after) > 2 and after[1] == 1 and len(before) > 2:
+        return out == after[0]
+    if out == into:
+        return True
+    return out % into == 0 and after[0] % (out // into) == 0 and after[1] < out

@@ -1,0 +1,77 @@
+"""Groups of a container read from names and shapes alone, for a checkpoint without its network."""
+
+from __future__ import annotations
+
+import hashlib
+
+from elastic_ir.discovery.parts import Group, Part, form_of, relative_weights
+from elastic_ir.graph import Graph, Node
+from elastic_ir.structure import Child, Container
+
+
+class NameReader:
+    """The counterpart of ``GraphReader`` where there are no nodes; what it cannot see it leaves open."""
+
+    form = "names"
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.order = {name: index for index, name in enumerate(graph.weights)}
+        self.prunable = {name for name, weight in graph.weights.items() if weight.prunable}
+
+    def groups(self, container: Container, parts: list[Part]) -> list[Group]:
+        """The groups of a container; a gap in the numbers wider than the step tells of a pool."""
+        layers = [index for index, part in enumerate(parts) if any(n in self.prunable for n in part.weights)]
+        if not layers:
+            return []
+        starts = layers
+        first = next(index for index, part in enumerate(parts) if part.weights)
+        if first < layers[0]:  # it opens with a norm: each layer closes its group (pre-activation)
+            lead = layers[0] - first
+            starts = [index - lead for index in layers]
+            if any(later - earlier <= lead for earlier, later in zip(layers, layers[1:], strict=False)):
+                starts = layers
+        steps = [later - earlier for earlier, later in zip(starts, starts[1:], strict=False)]
+        step = min(steps) if steps else len(parts) - starts[0]
+        while len(parts) < starts[-1] + step:  # the last group's activation has no weights and so no name
+            path = container.child_path(len(parts))
+            container.children.append(Child(path, path))
+            parts.append(Part(path, path.rpartition(".")[2]))
+        groups = []
+        for index, start in enumerate(starts):
+            group = Group(parts[start : start + step], boundary=index > 0 and steps[index - 1] > step)
+            group.weights = relative_weights(group.parts, self.graph)
+            group.form = form_of(group)
+            group.linked = index > 0 and not group.boundary
+            group.signature = hashlib.sha256(repr(sorted(group.weights.items())).encode()).hexdigest()
+            group.kind = hashlib.sha256(repr(sorted(group.weights)).encode()).hexdigest()
+            groups.append(group)
+        for index, group in enumerate(groups):
+            # equal neighbours chain, so what goes in is what comes out; else the channels of its layers tell
+            near = groups[max(index - 1, 0) : index] + groups[index + 1 : index + 2]
+            same = any(other.signature == group.signature for other in near)
+            channels = self.channels(group)
+            group.preserving = same or (channels is not None and channels[0] == channels[1])
+        return groups
+
+    def channels(self, group: Group) -> tuple[int, int] | None:
+        """Channels into its first layer and out of its last, in the order of the state dict."""
+        layers = [self.graph.weights[n].shape for p in group.parts for n in p.weights if n in self.prunable]
+        if not layers:
+            return None
+        return in_channels(layers[0]), layers[-1][0]
+
+    def on_trunk(self, groups: list[Group]) -> bool:
+        """Names do not show shortcuts."""
+        return True
+
+    def position(self, group: Group) -> int:
+        return min(self.order[name] for part in group.parts for name in part.weights)
+
+    def between(self, left: Group, right: Group) -> list[Node]:
+        return []
+
+
+def in_channels(shape: tuple[int, ...]) -> int:
+    """Input channels of a weight; a depthwise convolution has as many as output channels."""
+    return shape[0] if len(shape) > 2 and shape[1] == 1 else shape[1]

@@ -1,0 +1,197 @@
+"""The module tree as discovery sees it, from nodes or from names alone, and the groups of a container.
+
+A :class:`Part` is a module scope with its children in the order they run (or stand in the state dict). A
+:class:`Group` is a candidate block: one child that holds a convolution or linear layer, with the norms and
+activations that belong to it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from elastic_ir.graph import Graph, Node, Value
+from elastic_ir.structure import Child, Container
+
+_NUMBERED = re.compile(r"^(.*?)(\d+)$")
+
+
+@dataclass(eq=False)
+class Part:
+    """A module scope: its nodes (its children's included) and the weights under its path."""
+
+    path: str
+    name: str
+    children: dict[str, Part] = field(default_factory=dict)
+    nodes: list[Node] = field(default_factory=list)
+    weights: list[str] = field(default_factory=list)
+
+    def child(self, name: str) -> Part:
+        """The child of that name, made if it is not there."""
+        if name not in self.children:
+            self.children[name] = Part(f"{self.path}.{name}" if self.path else name, name)
+        return self.children[name]
+
+    def walk(self) -> Iterator[Part]:
+        """This part and all below it."""
+        yield self
+        for part in self.children.values():
+            yield from part.walk()
+
+
+@dataclass(eq=False)
+class Group:
+    """A candidate block of a container."""
+
+    parts: list[Part]
+    nodes: list[Node] = field(default_factory=list)
+    boundary: bool = False  #: a weightless layer that changes the shape (a pool) runs right before it
+    input: Value | None = None
+    output: Value | None = None
+    linked: bool = False  #: it reads exactly what the group before it computes
+    sound: bool = True  #: nothing but its one output leaves it, and it reads no sibling but the one before
+    preserving: bool = False  #: activation shapes going in and out agree
+    signature: str = ""
+    kind: str = ""
+    form: frozenset[str] = frozenset()
+    weights: dict[str, tuple[int, ...]] = field(default_factory=dict)  #: shapes by name within the group
+
+    @property
+    def free(self) -> bool:
+        return self.preserving and self.sound
+
+    @property
+    def path(self) -> str:
+        return self.parts[0].path
+
+
+def module_tree(graph: Graph) -> Part:
+    """The tree of module scopes. Where the front end listed modules, those that ran nothing are there too."""
+    root = Part("", "")
+    for node in graph:
+        if node.kind in ("input", "output", "weight", "constant"):
+            continue
+        part = root
+        part.nodes.append(node)
+        for name in node.scope.split(".") if node.scope else ():
+            part = part.child(name)
+            part.nodes.append(node)
+    for name, weight in graph.weights.items():
+        if not weight.persistent:
+            continue
+        part = root
+        part.weights.append(name)
+        for component in name.split(".")[:-1]:
+            part = part.child(component)
+            part.weights.append(name)
+    return root
+
+
+def containers(part: Part, listed: dict[str, list[str]]) -> Iterator[tuple[Container, list[Part]]]:
+    """The containers that a part is, or holds among other children, with their children in order.
+
+    ``listed`` has, for each module path, the names of its registered children where a front end knows them.
+    """
+    names = listed.get(part.path) or list(part.children)
+    numbered = [_NUMBERED.match(name) for name in names]
+    own = [w for w in part.weights if w.count(".") == (part.path.count(".") + 1 if part.path else 0)]
+    prefixes = {match.group(1) for match in numbered if match}
+    if names and all(numbered) and len(prefixes) == 1 and not own:
+        yield from _container(part, prefixes.pop(), names, native=True)
+        return
+    for prefix in dict.fromkeys(match.group(1) for match in numbered if match):
+        if not prefix:
+            continue
+        series = [name for name in part.children if name.startswith(prefix) and name[len(prefix) :].isdigit()]
+        order = list(part.children)
+        at = [order.index(name) for name in series]
+        if len(series) > 1 and at == list(range(at[0], at[0] + len(at))):
+            yield from _container(part, prefix, series, native=False)
+
+
+def _container(part: Part, prefix: str, names: list[str], native: bool) -> Iterator[tuple[Container, list[Part]]]:
+    present = {
+        int(name[len(prefix) :]): child
+        for name, child in part.children.items()
+        if name.startswith(prefix) and name[len(prefix) :].isdigit()
+    }
+    if not present:
+        return
+    # registered children count even where they ran nothing and hold nothing (an Identity at the end)
+    indices = sorted({int(name[len(prefix) :]) for name in names})
+    base = 0 if not prefix or 0 in present else min(indices)
+    if prefix and base > 1:
+        return
+    container = Container(part.path, prefix, base, native=native)
+    parts = []
+    for offset in range(max(indices) - base + 1):
+        path = container.child_path(offset)
+        container.children.append(Child(path, path))
+        parts.append(present.get(base + offset) or Part(path, path.rpartition(".")[2]))
+    # children must run in the order of their numbers, or copies could not be named
+    firsts = [p.nodes[0] for p in parts if p.nodes]
+    if firsts and len({id(n) for n in firsts}) != len(firsts):
+        return
+    yield container, parts
+
+
+def relative_weights(parts: list[Part], graph: Graph) -> dict[str, tuple[int, ...]]:
+    """Shapes of a group's weights, named relative to it: ``0.conv1.weight``, the number telling the child."""
+    found = {}
+    for offset, part in enumerate(parts):
+        for name in part.weights:
+            found[f"{offset}.{name[len(part.path) + 1 :]}"] = graph.weights[name].shape
+    return found
+
+
+def form_of(group: Group) -> frozenset[str]:
+    """The names of the first-level children that hold weights: what blocks of one kind have in common."""
+    if len(group.parts) == 1:
+        return frozenset(name.split(".")[1] for name in group.weights)
+    # bare layers have no names to tell them by: a convolution and a linear layer differ in rank
+    return frozenset(f"{name.split('.')[0]}:{len(shape)}" for name, shape in group.weights.items())
+
+
+def kin(left: frozenset[str], right: frozenset[str]) -> bool:
+    """Whether two forms belong to one kind of block (an entry has a projection more, or a norm less)."""
+    if not left or not right:
+        return False
+    return left <= right or right <= left or 2 * len(left & right) >= len(left | right)
+
+
+def group_children(
+    parts: list[Part],
+    weighted: Callable[[Part], bool],
+    has_weights: Callable[[Part], bool],
+    separates: Callable[[Part], bool],
+) -> list[Group]:
+    """Cut a container's children into groups, each around one child that holds a prunable weight.
+
+    Norms and activations join the layer before them, or the one after where the container opens with a norm
+    (pre-activation). A child that changes the shape and has no weights (a pool) joins none; it is a boundary.
+    """
+    active = [part for part in parts if part.nodes or part.weights]
+    if all(weighted(part) for part in active):
+        return [Group([part]) for part in active]
+    first = next((part for part in active if has_weights(part)), None)
+    leading = first is not None and not weighted(first)
+    groups: list[Group] = []
+    current: Group | None = None
+    pending: list[Part] = []
+    boundary = False
+    for part in parts:
+        if separates(part):
+            current, boundary = None, True
+            pending = []
+        elif weighted(part):
+            current = Group([*pending, part], boundary=boundary)
+            groups.append(current)
+            pending, boundary = [], False
+            if leading:
+                current = None
+        elif current is not None:
+            current.parts.append(part)
+        elif leading:
+            pending.append(part)
+    return groups

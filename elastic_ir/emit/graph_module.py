@@ -1,0 +1,196 @@
+"""Emission to a ``torch.fx.GraphModule`` from the nodes, for networks whose class cannot be used.
+
+Leaf modules are copies of the live ones, or are built anew from their recorded configuration, so a graph that was
+read from a file needs neither its class nor a pickle. Functions are looked up by name, and only pure ones are found.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import operator
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from elastic_ir.errors import EmitError
+from elastic_ir.graph import Graph, Node, Symbol, Value, WeightRef
+from elastic_ir.weights import Weight
+
+#: Functions outside torch that networks call as one node; pure, so naming one in a file can do no harm.
+NAMED_FUNCTIONS = {
+    "torchvision.ops.stochastic_depth.stochastic_depth",
+    "torchvision.models.swin_transformer.shifted_window_attention",
+    "torchvision.models.swin_transformer._get_relative_position_bias",
+    "torchvision.models.swin_transformer._patch_merging_pad",
+}
+_OPERATORS = {
+    "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "matmul", "getitem", "eq", "ne", "lt", "le",
+    "gt", "ge", "and_", "or_", "xor", "not_", "iadd", "isub", "imul", "itruediv", "abs", "pos", "invert",
+}  # fmt: skip
+_ATTRIBUTES = {"shape", "dtype", "device", "T", "mT", "H", "mH", "ndim", "real", "imag", "is_cuda", "requires_grad"}
+
+
+def build_graph_module(graph: Graph, live: nn.Module | None) -> fx.GraphModule:
+    """The graph as a GraphModule; its tensors are placeholders that the caller assigns. Raises EmitError."""
+    root = nn.Module()
+    made = fx.Graph()
+    values: dict[Value, fx.Node] = {}
+    origins = {weight.name: weight.origin for weight in graph.weights.values()}
+    for weight in graph.weights.values():
+        _ensure(root, weight)
+    built: set[str] = set()
+    for node in graph:
+        values[node.output] = _emit(node, made, values, live is not None)
+        if node.kind == "module" and node.scope not in built:
+            built.add(node.scope)
+            _mount(root, node.scope, _leaf(node, live, origins, graph))
+    module = fx.GraphModule(root, made, class_name=graph.name)
+    module.train()
+    return module
+
+
+def _emit(node: Node, made: fx.Graph, values: dict[Value, fx.Node], trusted: bool) -> fx.Node:
+    def argument(item: Any) -> Any:
+        if isinstance(item, Value):
+            return values[item]
+        if isinstance(item, WeightRef):
+            return made.get_attr(item.name)
+        if isinstance(item, Symbol):
+            return resolve_symbol(item.name)
+        if isinstance(item, tuple):
+            return tuple(argument(part) for part in item)
+        if isinstance(item, list):
+            return [argument(part) for part in item]
+        if isinstance(item, dict):
+            return {key: argument(part) for key, part in item.items()}
+        if isinstance(item, slice):
+            return slice(argument(item.start), argument(item.stop), argument(item.step))
+        return item
+
+    args = tuple(argument(item) for item in node.args)
+    kwargs = {key: argument(item) for key, item in node.kwargs.items()}
+    if node.kind == "input":
+        return made.placeholder(node.op if node.op != "input" else node.name)
+    if node.kind == "output":
+        return made.output(args[0])
+    if node.kind == "module":
+        return made.call_module(node.scope, args, kwargs)
+    if node.kind == "method":
+        return made.call_method(node.op.removeprefix("method."), args, kwargs)
+    if node.kind == "constant":
+        return args[0]  # type: ignore[return-value]  # a plain value stands for itself
+    function = resolve_function(node.op, trusted)
+    if function is getattr and (len(args) < 2 or args[1] not in _ATTRIBUTES):
+        raise EmitError(f"node %{node.name} reads the attribute {args[1:]!r}, which is no plain tensor attribute")
+    return made.call_function(function, args, kwargs)
+
+
+def resolve_symbol(name: str) -> Any:
+    """``torch.float32`` and the like; EmitError for anything that is no such constant."""
+    if name == "...":
+        return Ellipsis
+    if name.startswith("device."):
+        return torch.device(name.removeprefix("device."))
+    value = getattr(torch, name.removeprefix("torch."), None)
+    if isinstance(value, (torch.dtype, torch.memory_format, torch.layout)):
+        return value
+    raise EmitError(f"{name} is no constant of torch")
+
+
+def resolve_function(name: str, trusted: bool = False) -> Callable[..., Any]:
+    """A function by its name: torch's own arithmetic, operators, and the few in ``NAMED_FUNCTIONS``.
+
+    ``trusted`` graphs come from a live module of this process and may name any function that is loaded already.
+    Nothing that reads files or runs code can be named from a file: ``torch.load`` is not found.
+    """
+    owner, _, last = name.rpartition(".")
+    found: Any = None
+    if owner == "operator" and last in _OPERATORS:
+        found = getattr(operator, last)
+    elif name in ("getattr", "builtins.getattr"):
+        return getattr  # type: ignore[return-value]  # which attributes, the caller checks
+    elif owner == "math":
+        import math
+
+        found = getattr(math, last, None)
+    elif owner == "torch" and (hasattr(torch._C._VariableFunctions, last) or last in ("einsum", "split", "meshgrid")):
+        found = getattr(torch, last, None)
+    elif owner == "torch.nn.functional":
+        candidate = getattr(torch.nn.functional, last, None)
+        if getattr(candidate, "__module__", "").startswith("torch") and not last.startswith("_"):
+            found = candidate
+    elif owner == "torch._C._nn":
+        found = getattr(torch._C._nn, last, None)
+    elif trusted or name in NAMED_FUNCTIONS:
+        if name in NAMED_FUNCTIONS:
+            try:
+                __import__(owner)
+            except ImportError as error:
+                raise EmitError(f"the network calls {name}, and {owner} cannot be imported ({error})") from error
+        found = getattr(sys.modules.get(owner), last, None)
+    if found is None or not callable(found):
+        raise EmitError(f"the network calls {name}, which is not among the functions that a file may name")
+    return found  # type: ignore[no-any-return]
+
+
+def _leaf(node: Node, live: nn.Module | None, origins: dict[str, str], graph: Graph) -> nn.Module:
+    """A leaf module without meaningful tensors: a copy of the live one, or one built from its configuration."""
+    if live is not None:
+        path = node.scope
+        for role, name in node.weights.items():
+            path = origins[name][: -len(role) - 1]
+            break
+        else:
+            path = _origin_path(node.scope, graph)
+        module = live.get_submodule(path)
+        memo: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
+        return copy.deepcopy(module, memo)
+    kind = getattr(nn, node.op.removeprefix("nn."), None) if node.op.startswith("nn.") else None
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise EmitError(f"node %{node.name}: {node.op} is no layer of torch.nn, so it cannot be built from the file")
+    accepted = inspect.signature(kind.__init__).parameters
+    options = {
+        key: resolve_symbol(value.name) if isinstance(value, Symbol) else value
+        for key, value in node.attributes.items()
+        if key in accepted
+    }
+    with torch.device("meta"):
+        return kind(**options)
+
+
+def _origin_path(path: str, graph: Graph) -> str:
+    """Where a module without weights stood in the source."""
+    for container in graph.structure.containers:
+        for child in container.children:
+            if path == child.path or path.startswith(child.path + "."):
+                return child.origin + path[len(child.path) :]
+    return path
+
+
+def _parent(root: nn.Module, path: str) -> tuple[nn.Module, str]:
+    module = root
+    *parents, last = path.split(".")
+    for name in parents:
+        if name not in module._modules:
+            module.add_module(name, nn.Module())
+        module = module.get_submodule(name)
+    return module, last
+
+
+def _mount(root: nn.Module, path: str, leaf: nn.Module) -> None:
+    parent, name = _parent(root, path)
+    parent._modules[name] = leaf
+
+
+def _ensure(root: nn.Module, weight: Weight) -> None:
+    """Register a weight at its path, so that the module tree has the order of the state dict."""
+    parent, role = _parent(root, weight.name)
+    empty = torch.empty(weight.shape, dtype=getattr(torch, weight.dtype), device="meta")
+    if weight.is_parameter:
+        parent.register_parameter(role, nn.Parameter(empty, requires_grad=empty.is_floating_point()))
+    else:
+        parent.register_buffer(role, empty, persistent=weight.persistent)

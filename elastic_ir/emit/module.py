@@ -1,0 +1,132 @@
+"""Emission to a module: the source's own class with re-filled containers, or a GraphModule.
+
+Where the units are children of a container, the source is copied without its tensors, the container's children are
+laid out as planned, and every parameter and buffer gets a tensor of its own; so the class, modes, hooks and names
+stay. Where the forward names its units one by one, the graph's nodes become a ``torch.fx.GraphModule``.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from typing import Any
+
+import torch
+from torch import nn
+
+from elastic_ir.emit.constants import renumber_indices, update_counts
+from elastic_ir.errors import EmitError
+from elastic_ir.graph import Graph
+from elastic_ir.structure import Container
+from elastic_ir.torch_bridge import to_torch
+
+_PLAIN = (int, float, str, bytes, bool, type(None), torch.dtype, torch.device, type)
+
+
+def to_module(graph: Graph, masked: bool = True) -> nn.Module:
+    """A trainable module that shares no storage with the source.
+
+    Pruned weights are zero (``masked=False`` gives the stored values). Raises EmitError where there is no network
+    to emit (a bare state dict), or where the names and shapes made are not the planned ones.
+    """
+    live = getattr(graph.origin, "module", None)
+    structure = graph._structure
+    touched = [c for c in structure.containers if _changed(c)] if structure is not None else []
+    if live is not None and all(container.native for container in touched):
+        module = _refill(graph, live, touched)
+    elif len(graph) and graph.metadata.get("frontend") == "fx":
+        from elastic_ir.emit.graph_module import build_graph_module
+
+        module = build_graph_module(graph, live)
+    elif live is not None:
+        names = ", ".join(repr(container.label) for container in touched)
+        raise EmitError(
+            f"the units of {names} are named one by one in {graph.name}.forward, which torch.fx cannot trace; "
+            "put them into a Sequential or ModuleList"
+        )
+    else:
+        raise EmitError(
+            f"{graph.name} was read without its network, so there is no module to emit; pass --arch SOURCE "
+            "(arch=...), or write a state dict (.pt, .safetensors)"
+        )
+    _assign(module, graph, masked)
+    check_names(module, graph)
+    return module
+
+
+def _changed(container: Container) -> bool:
+    return any(child.path != child.origin for child in container.children) or (
+        len(container.children) != container.source_count
+    )
+
+
+def _refill(graph: Graph, live: nn.Module, touched: list[Container]) -> nn.Module:
+    tensors = itertools.chain(live.parameters(), live.buffers())
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
+    memo = dict(shared)
+    target = copy.deepcopy(live, memo)
+    inside = {id(m) for c in touched for m in live.get_submodule(c.path).modules()}
+    for module in live.modules():  # what blocks hold in common with the rest (a configuration) stays common
+        if id(module) in inside:
+            continue
+        for value in vars(module).values():
+            if not isinstance(value, (*_PLAIN, dict, list, tuple, set)) and id(value) in memo:
+                shared[id(value)] = memo[id(value)]
+    for container in touched:
+        source, place = live.get_submodule(container.path), target.get_submodule(container.path)
+        head = f"{container.path}." if container.path else ""
+        used: set[str] = set()
+        children: dict[str, nn.Module | None] = {}
+        for child in container.children:
+            origin = child.origin[len(head) :]
+            if origin not in used:
+                used.add(origin)
+                twin = place._modules[origin]
+            else:
+                twin = copy.deepcopy(source._modules[origin], dict(shared))
+            children[child.path[len(head) :]] = twin
+        place._modules.clear()
+        place._modules.update(children)
+        renumber_indices(source, place, container)
+        update_counts(target, container)
+    return target
+
+
+def _assign(module: nn.Module, graph: Graph, masked: bool) -> None:
+    """Give every parameter and buffer a tensor of its own; tied names get the same one."""
+    done: dict[tuple[int, bool], torch.Tensor] = {}
+    for path, part in module.named_modules(remove_duplicate=False):
+        head = f"{path}." if path else ""
+        for table in (part._parameters, part._buffers):
+            for role, old in table.items():
+                weight = graph.weights.get(head + role)
+                if old is None or weight is None:
+                    continue
+                is_parameter = table is part._parameters
+                key = (id(weight.storage), is_parameter)
+                if key not in done:
+                    if old.is_meta and not hasattr(weight.storage.data, "tensor"):
+                        tensor = torch.empty_like(old, device="meta")
+                    else:
+                        tensor = to_torch(weight.storage.emitted(masked))
+                        if old.device.type != "meta" and tensor.device != old.device:
+                            tensor = tensor.to(old.device)
+                    if is_parameter:
+                        tensor = nn.Parameter(tensor, requires_grad=old.requires_grad)
+                        tensor.__dict__.update(old.__dict__)
+                    done[key] = tensor
+                table[role] = done[key]  # type: ignore[assignment]  # a Parameter where the table holds them
+
+
+def check_names(module: nn.Module, graph: Graph) -> None:
+    """EmitError unless the module's state dict has exactly the graph's names and shapes, in order."""
+    made = {n: tuple(t.shape) for n, t in module.state_dict(keep_vars=True).items() if isinstance(t, torch.Tensor)}
+    planned = {name: weight.shape for name, weight in graph.weights.items() if weight.persistent}
+    if made == planned:
+        return
+    missing = [name for name in planned if name not in made][:3]
+    extra = [name for name in made if name not in planned][:3]
+    other = [f"{n} {list(made[n])} instead of {list(s)}" for n, s in planned.items() if made.get(n, s) != s][:3]
+    parts = [("missing", missing), ("unplanned", extra), ("of another shape", other)]
+    listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in parts if names)
+    raise EmitError(f"the module made is not what a strict load expects ({listed})")

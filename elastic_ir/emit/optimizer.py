@@ -1,0 +1,70 @@
+"""Optimizer state through clones and deletions: momentum and moments follow their parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from elastic_ir.errors import EmitError
+from elastic_ir.graph import Graph
+
+
+def remap_optimizer_state(graph: Graph, state: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """An optimizer's ``state_dict()`` for the target's parameters.
+
+    ``names`` are the source's parameter names in the order of the optimizer's parameters. Each group's parameters
+    come out in the order of the target's ``named_parameters()``; a clone gets copies of its source's moments, and
+    moments are zero where the parameter's mask is 0, so that they cannot revive what is pruned. Raises EmitError
+    where names and state do not fit.
+    """
+    import torch
+
+    from elastic_ir.torch_bridge import mask_to_torch
+
+    groups = state["param_groups"]
+    indices = [index for group in groups for index in group["params"]]
+    if len(indices) != len(names):
+        raise EmitError(f"the optimizer holds {len(indices)} parameters, {len(names)} names are given")
+    if len(set(names)) != len(names):
+        raise EmitError("a parameter name is given twice; tied parameters occur once in an optimizer")
+    index_of = dict(zip(names, indices, strict=True))
+    sources: dict[str, list[str]] = {}
+    seen: set[int] = set()
+    for name, weight in graph.weights.items():
+        if weight.is_parameter and id(weight.storage) not in seen:
+            seen.add(id(weight.storage))
+            sources.setdefault(weight.origin, []).append(name)
+    known = {weight.origin for weight in graph.weights.values()} | set(graph.metadata.get("source_names", ()))
+    for name in names:
+        if name not in known:
+            raise EmitError(f"{name!r} is no parameter of the source network")
+    order = {name: place for place, name in enumerate(graph.weights)}
+    fresh_state: dict[int, Any] = {}
+    fresh_groups = []
+    count = 0
+    for group in groups:
+        own = {index for index in group["params"]}
+        targets = sorted(
+            (target for name in names if index_of[name] in own for target in sources.get(name, ())),
+            key=order.__getitem__,
+        )
+        fresh = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+        fresh["params"] = list(range(count, count + len(targets)))
+        if "param_names" in group:
+            fresh["param_names"] = targets
+        for target in targets:
+            weight = graph.weights[target]
+            moments = state["state"].get(index_of[weight.origin])
+            if moments is not None:
+                copied = {}
+                for key, value in moments.items():
+                    if isinstance(value, torch.Tensor):
+                        value = value.detach().clone()
+                        if weight.mask is not None and tuple(value.shape) == weight.shape:
+                            keep = mask_to_torch(weight.mask, torch.bool).to(value.device)
+                            value.masked_fill_(~keep, 0)
+                    copied[key] = value
+                fresh_state[count] = copied
+            count += 1
+        fresh_groups.append(fresh)
+    return {"state": fresh_state, "param_groups": fresh_groups}

@@ -1,0 +1,33 @@
+"""State dicts and masks as torch tensors of their own storage; tied names share one tensor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from elastic_ir.graph import Graph
+from elastic_ir.torch_bridge import mask_to_torch, to_torch
+
+if TYPE_CHECKING:
+    import torch
+
+
+def state_dict(graph: Graph, masked: bool = True) -> dict[str, torch.Tensor]:
+    """Every persistent weight, evaluated, in the order of the native network's state dict."""
+    done: dict[int, torch.Tensor] = {}
+    state: dict[str, torch.Tensor] = {}
+    for name, weight in graph.weights.items():
+        if weight.persistent:
+            key = id(weight.storage)
+            if key not in done:
+                done[key] = to_torch(weight.storage.emitted(masked))
+            state[name] = done[key]
+    return state
+
+
+def masks(graph: Graph) -> dict[str, torch.Tensor]:
+    """The masks by weight name, 0 and 1 in the dtype their owner gave them."""
+    return {
+        name: mask_to_torch(weight.mask)
+        for name, weight in graph.weights.items()
+        if weight.mask is not None and weight.persistent
+    }

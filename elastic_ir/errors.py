@@ -1,0 +1,46 @@
+"""The errors that ElasticIR raises: one line each that says what is wrong, where, and what to do.
+
+The command line prints ``str(error)`` after ``error:`` and exits with 1, so every message has to stand alone.
+"""
+
+from __future__ import annotations
+
+
+class ElasticError(Exception):
+    """Base of all errors that a user can cause; ``str()`` is one plain line (or a short list)."""
+
+
+class SourceError(ElasticError):
+    """A source cannot be read: missing, truncated, of an unknown form, or not trusted."""
+
+
+class UntrustedError(SourceError):
+    """A pickle names something outside the allow-list; nothing of it was run."""
+
+
+class TraceError(ElasticError):
+    """A network could not be traced into a graph (the message says which ways were tried)."""
+
+
+class StructureError(ElasticError):
+    """Nothing in the network repeats, or a stage that was named does not exist."""
+
+
+class PlanError(ElasticError):
+    """A wanted depth, count, plan, order or drop does not fit the network's stages."""
+
+
+class MaskError(ElasticError):
+    """A mask does not fit: unknown name, wrong shape, or values other than 0 and 1."""
+
+
+class VerifyError(ElasticError):
+    """A graph breaks an invariant; the message names the node, value, weight or stage."""
+
+
+class EmitError(ElasticError):
+    """What would be written is not what a strict load expects, or a unit of the plan would not run."""
+
+
+class OutputError(ElasticError):
+    """The output cannot be written; what stood at the target before still stands there."""

@@ -1,0 +1,41 @@
+"""Carrying out a plan: the stage's blocks become the planned sequence, by clones and deletions of the rewriter."""
+
+from __future__ import annotations
+
+from elastic_ir.graph import Graph
+from elastic_ir.plan import Plan
+from elastic_ir.rewriter import Rewriter
+from elastic_ir.structure import Block
+
+
+def resequence(rewriter: Rewriter, graph: Graph, plan: Plan) -> None:
+    """Bring every stage into its planned sequence.
+
+    An original stays in place at its first use if that keeps the order; every other place gets a clone, and
+    originals that stay unused are deleted. Which is which does not show in the result: clones equal their source.
+    """
+    for stage, wanted in zip(graph.stages, plan, strict=True):
+        originals = list(stage.all_blocks)
+        if list(wanted) == list(range(len(originals))):
+            continue
+        kept: set[int] = set()
+        last_kept = -1
+        for index in wanted:  # which originals stay where they are
+            if index > last_kept and index not in kept:
+                kept.add(index)
+                last_kept = index
+        placed: set[int] = set()
+        last_placed = -1
+        after: Block | None = None
+        doomed = [block for index, block in enumerate(originals) if index not in kept]
+        for index in wanted:
+            block = originals[index]
+            if index in kept and index not in placed and index > last_placed:
+                placed.add(index)
+                last_placed = index
+                after = block
+            else:
+                assert after is not None  # the first of a plan always stays
+                after = rewriter.clone_block(block, after=after)
+        for block in doomed:
+            rewriter.delete_block(block)

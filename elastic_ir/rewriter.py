@@ -1,0 +1,391 @@
+"""The rewriter: the only code that edits a graph.
+
+Every edit tells the listeners, and the rewriter's own bookkeeping keeps names, weights, buffers, masks, ties,
+structure and lineage in step. Clones get provisional paths; when the ``with`` block ends, the children of each
+touched container are numbered afresh, in order, and nodes and weights are renamed in one walk, so a pass costs time
+in the number of nodes however many blocks it clones. (One rewriter with listeners is xDSL's idea.)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from types import TracebackType
+from typing import Protocol
+
+from elastic_ir.cloner import copy_node
+from elastic_ir.errors import StructureError, VerifyError
+from elastic_ir.graph import Argument, Graph, Node, Value, WeightRef, map_argument
+from elastic_ir.structure import Block, Child, Container, Stage, Unit
+from elastic_ir.tensors import Mask, TensorData
+from elastic_ir.weights import Storage, Weight
+
+
+class Listener(Protocol):
+    """What is told of edits; every method may be a no-op."""
+
+    def node_inserted(self, node: Node) -> None: ...
+    def node_erased(self, node: Node) -> None: ...
+    def block_cloned(self, source: Block, clone: Block) -> None: ...
+    def block_deleted(self, block: Block) -> None: ...
+
+
+class Rewriter:
+    """Edits one graph in place; use it as a context manager, which names and checks what was made at its end."""
+
+    def __init__(self, graph: Graph, *listeners: Listener) -> None:
+        self.graph = graph
+        self.listeners = list(listeners)
+        self._users: dict[Value, dict[Node, None]] = {}
+        for node in graph:
+            self._note_operands(node)
+        structure = graph._structure
+        self._stage_of: dict[Block, Stage] = {}
+        self._paths: dict[str, Child] = {}
+        self._touched: dict[Container, None] = {}
+        for stage in structure.stages if structure else ():
+            for block in stage.all_blocks:
+                self._stage_of[block] = stage
+            for child in stage.container.children:
+                self._paths[child.path] = child
+        self._weights_of: dict[str, list[str]] = {}
+        self._names_of: dict[int, set[str]] = {}
+        for name, weight in graph.weights.items():
+            self._names_of.setdefault(id(weight.storage), set()).add(name)
+            owner = self._owner(name)
+            if owner is not None:
+                self._weights_of.setdefault(owner, []).append(name)
+        self._fresh = 0
+
+    def __enter__(self) -> Rewriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.commit()
+
+    # -- nodes -----------------------------------------------------------------------------------------------------
+
+    def _note_operands(self, node: Node) -> None:
+        for value in node.operands():
+            self._users.setdefault(value, {})[node] = None
+
+    def users(self, value: Value) -> tuple[Node, ...]:
+        """The nodes that read a value."""
+        return tuple(self._users.get(value, ()))
+
+    def insert(self, node: Node, *, after: Node) -> Node:
+        """Link a new node into the graph behind another."""
+        self.graph._link(node, after)
+        self._note_operands(node)
+        for listener in self.listeners:
+            listener.node_inserted(node)
+        return node
+
+    def erase(self, node: Node) -> None:
+        """Take a node out; VerifyError where its result is still read."""
+        readers = self.users(node.output)
+        if readers:
+            raise VerifyError(
+                f"node %{node.name} cannot be erased: its result is read by %{readers[0].name}; "
+                "replace its uses first"
+            )
+        for value in node.operands():
+            self._users.get(value, {}).pop(node, None)
+        self._users.pop(node.output, None)
+        self.graph._unlink(node)
+        for listener in self.listeners:
+            listener.node_erased(node)
+
+    def replace_uses(self, old: Value, new: Value) -> None:
+        """Let every reader of ``old`` read ``new``."""
+        for reader in self._users.pop(old, {}):
+
+            def change(leaf: Argument) -> Argument:
+                return new if leaf is old else leaf
+
+            reader.args = map_argument(reader.args, change)
+            reader.kwargs = map_argument(reader.kwargs, change)
+            self._users.setdefault(new, {})[reader] = None
+        for block in self._stage_of:
+            if block.input is old:
+                block.input = new
+
+    # -- weights ---------------------------------------------------------------------------------------------------
+
+    def _owner(self, name: str) -> str | None:
+        """The path of the container child that a dotted name lies in, or None."""
+        end = name.find(".")
+        while end != -1:
+            if name[:end] in self._paths:
+                return name[:end]
+            end = name.find(".", end + 1)
+        return name if name in self._paths else None
+
+    def set_mask(self, name: str, mask: Mask | None) -> None:
+        """Give a weight another mask; its shape must be the weight's."""
+        weight = self.graph.weights[name]
+        if mask is not None and mask.shape != weight.shape:
+            raise VerifyError(f"the mask of {name!r} has shape {mask.shape}, its weight {weight.shape}")
+        weight.storage.mask = mask
+
+    def set_data(self, name: str, data: TensorData) -> None:
+        """Give a weight another lazy tensor of the same shape."""
+        weight = self.graph.weights[name]
+        if data.shape != weight.shape:
+            raise VerifyError(f"the new tensor of {name!r} has shape {data.shape}, its weight {weight.shape}")
+        weight.storage.data = data
+
+    # -- blocks and units ------------------------------------------------------------------------------------------
+
+    def stage_of(self, block: Block) -> Stage:
+        return self._stage_of[block]
+
+    def clone_block(self, block: Block, *, after: Block) -> Block:
+        """Clone a block with its weights, buffers and masks; the clone runs right after ``after``.
+
+        The clone reads what ``after`` computes, and what read that reads the clone instead.
+        """
+        stage = self._stage_of[after]
+        container = stage.container
+        if self._stage_of[block] is not stage:
+            raise StructureError(f"{block.path} cannot be cloned behind {after.path}: they are of two stages")
+        renames: dict[str, str] = {}
+        children = []
+        storages: dict[int, Storage] = {}
+        own = {name for child in block.children for name in self._weights_of.get(child.path, ())}
+        for child in block.children:
+            self._fresh += 1
+            head = f"{container.path}." if container.path else ""
+            twin = Child(f"{head}~{self._fresh}", child.origin)
+            children.append(twin)
+            self._paths[twin.path] = twin
+            renames[child.path] = twin.path
+            for name in self._weights_of.get(child.path, ()):
+                self._clone_weight(name, twin.path + name[len(child.path) :], own, storages, renames)
+        clone = Block(children, [], after.output, None, block.layers, block.signature)
+        place = container.children.index(after.children[-1]) + 1
+        container.children[place:place] = children
+        if block.nodes:
+            self._clone_nodes(block, clone, after, renames)
+        siblings = stage.blocks
+        siblings.insert(0 if after is stage.entry else siblings.index(after) + 1, clone)
+        self._stage_of[clone] = stage
+        self._touched[container] = None
+        structure = self.graph.structure
+        if structure.depth is not None and block.layers is not None:
+            structure.depth += block.layers
+        for listener in self.listeners:
+            listener.block_cloned(block, clone)
+        return clone
+
+    def _clone_weight(
+        self, name: str, new: str, own: set[str], storages: dict[int, Storage], renames: dict[str, str]
+    ) -> None:
+        weight = self.graph.weights[name]
+        key = id(weight.storage)
+        if self._names_of[key] <= own:  # tied at most within the block: the clone owns its storage
+            storage = storages.setdefault(key, weight.storage.clone())
+        else:  # tied with a name outside the block: stays tied with it
+            storage = weight.storage
+        self.graph.weights[new] = replace(weight, name=new, storage=storage)
+        self._names_of.setdefault(id(storage), set()).add(new)
+        self._weights_of.setdefault(self._owner(new) or new, []).append(new)
+        renames[name] = new
+
+    def _clone_nodes(self, block: Block, clone: Block, after: Block, renames: dict[str, str]) -> None:
+        assert block.input is not None and block.output is not None and after.output is not None
+        values = {block.input: after.output}
+        readers = self.users(after.output)
+        last = max_node(after, self.graph)
+        for node in block.nodes:
+            twin = copy_node(node, values, renames)
+            twin.scope = rename_path(node.scope, renames)
+            last = self.insert(twin, after=last)
+            clone.nodes.append(twin)
+        clone.output = values[block.output]
+        fresh = set(clone.nodes)
+        inside = set(after.nodes)
+        old, new = after.output, clone.output
+        self._users[old] = {reader: None for reader in self._users.get(old, ()) if reader in fresh | inside}
+        for reader in readers:
+            if reader in fresh or reader in inside:
+                continue
+
+            def change(leaf: Argument) -> Argument:
+                return new if leaf is old else leaf
+
+            reader.args = map_argument(reader.args, change)
+            reader.kwargs = map_argument(reader.kwargs, change)
+            self._users.setdefault(new, {})[reader] = None
+        for other in self._neighbours(after):
+            if other is not clone and other.input is old:
+                other.input = new
+
+    def _neighbours(self, block: Block) -> list[Block]:
+        """The blocks that may read a block's output: those of its own stage and of the following one."""
+        stages = self.graph.structure.stages
+        at = stages.index(self._stage_of[block])
+        return [other for stage in stages[at : at + 2] for other in stage.all_blocks]
+
+    def delete_block(self, block: Block) -> None:
+        """Delete a free block with all that is its own; what read its output reads its input instead."""
+        stage = self._stage_of[block]
+        if block is stage.entry:
+            raise StructureError(f"{block.path} is the entry of stage {stage.name!r} and cannot be deleted")
+        if block.nodes:
+            assert block.input is not None and block.output is not None
+            neighbours = self._neighbours(block)
+            old, new = block.output, block.input
+            inside = set(block.nodes)
+            for reader in self.users(old):
+                if reader in inside:
+                    continue
+
+                def change(leaf: Argument) -> Argument:
+                    return new if leaf is old else leaf
+
+                reader.args = map_argument(reader.args, change)
+                reader.kwargs = map_argument(reader.kwargs, change)
+                self._users.setdefault(new, {})[reader] = None
+                self._users[old].pop(reader)
+            for other in neighbours:
+                if other.input is old:
+                    other.input = new
+            for node in reversed(block.nodes):
+                self.erase(node)
+        for child in block.children:
+            for name in self._weights_of.pop(child.path, ()):
+                weight = self.graph.weights.pop(name)
+                self._names_of[id(weight.storage)].discard(name)
+            stage.container.children.remove(child)
+            self._paths.pop(child.path, None)
+        stage.blocks.remove(block)
+        del self._stage_of[block]
+        self._touched[stage.container] = None
+        structure = self.graph.structure
+        if structure.depth is not None and block.layers is not None:
+            structure.depth -= block.layers
+        for listener in self.listeners:
+            listener.block_deleted(block)
+
+    def clone_unit(self, unit: Unit, *, after: Block) -> Unit:
+        """Clone a unit, block by block, behind a block of its stage."""
+        clones = []
+        for block in unit.blocks:
+            after = self.clone_block(block, after=after)
+            clones.append(after)
+        return Unit(tuple(clones))
+
+    def delete_unit(self, unit: Unit) -> None:
+        """Delete every block of a unit."""
+        for block in unit.blocks:
+            self.delete_block(block)
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def commit(self) -> None:
+        """Number the children of touched containers afresh and rename what lies in them."""
+        renames: dict[str, str] = {}
+        for container in self._touched:
+            for index, child in enumerate(container.children):
+                renames[child.path] = container.child_path(index)
+        if self._touched:
+            self._rename_weights(renames)
+            for container in self._touched:
+                for child in container.children:
+                    child.path = renames[child.path]
+            self._rename_structure({old: new for old, new in renames.items() if old != new})
+            self._touched.clear()
+        name_nodes(self.graph)
+
+    def _rename_weights(self, renames: dict[str, str]) -> None:
+        """Rename the weights and put them into the order of the natively built network's state dict."""
+        old_weights = self.graph.weights
+        container_of = {child.path: box for box in self._touched for child in box.children}
+        by_child: dict[str, list[Weight]] = {path: [] for path in container_of}
+        plan: list[Weight | Container] = []
+        begun: set[Container] = set()
+        changed: dict[str, str] = {}
+        for name, weight in old_weights.items():
+            owner = self._owner(name)
+            if owner is None or owner not in container_of:
+                plan.append(weight)
+                continue
+            by_child[owner].append(weight.renamed(renames[owner] + name[len(owner) :]))
+            if by_child[owner][-1].name != name:
+                changed[name] = by_child[owner][-1].name
+            if container_of[owner] not in begun:
+                begun.add(container_of[owner])
+                plan.append(container_of[owner])
+        fresh: dict[str, Weight] = {}
+        for item in plan:
+            group = [w for c in item.children for w in by_child[c.path]] if isinstance(item, Container) else [item]
+            for weight in group:
+                if weight.name in fresh:
+                    raise VerifyError(f"two weights would be named {weight.name!r}")
+                fresh[weight.name] = weight
+        self.graph.weights = fresh
+        moved = {old: new for old, new in renames.items() if old != new}
+
+        def change(leaf: Argument) -> Argument:
+            return WeightRef(changed[leaf.name]) if isinstance(leaf, WeightRef) and leaf.name in changed else leaf
+
+        for node in self.graph:
+            node.scope = rename_path(node.scope, moved)
+            if changed:
+                node.weights = {role: changed.get(name, name) for role, name in node.weights.items()}
+                node.args = map_argument(node.args, change)
+                node.kwargs = map_argument(node.kwargs, change)
+
+    def _rename_structure(self, moved: dict[str, str]) -> None:
+        structure = self.graph.structure
+        for stage in structure.stages:
+            if stage.transition is not None:
+                stage.transition = rename_path(stage.transition, moved)
+        structure.stem = tuple(rename_path(path, moved) for path in structure.stem)
+        structure.head = tuple(rename_path(path, moved) for path in structure.head)
+
+
+def max_node(block: Block, graph: Graph) -> Node:
+    """The last node of a block; its nodes are kept in the order they run."""
+    return block.nodes[-1] if block.nodes else graph._root
+
+
+def rename_path(path: str, renames: dict[str, str]) -> str:
+    """A dotted path with its longest renamed prefix (whole components only) replaced."""
+    if path in renames:
+        return renames[path]
+    end = path.rfind(".")
+    while end != -1:
+        if path[:end] in renames:
+            return renames[path[:end]] + path[end:]
+        end = path.rfind(".", 0, end)
+    return path
+
+
+def name_nodes(graph: Graph) -> None:
+    """Give every node its canonical name: a module's path, an operation's name, numbered where repeated.
+
+    The names follow from the graph alone, so stretching and squeezing back gives the same text again.
+    """
+    taken: Counter[str] = Counter()
+    for node in graph:
+        if node.kind == "input" or node.kind == "output":
+            base = node.name
+        elif node.kind == "module":
+            base = node.scope.replace(".", "_")
+        elif node.kind == "weight":
+            base = "_".join(node.weight_names()).replace(".", "_")
+        else:
+            parts = node.op.split(".")
+            base = parts[-2] if parts[0] == "aten" and len(parts) > 2 else parts[-1]
+        if base[:1].isdigit():
+            base = "_" + base
+        count = taken[base]
+        taken[base] += 1
+        node.name = f"{base}_{count}" if count else base
+        if count:
+            taken[node.name] += 1

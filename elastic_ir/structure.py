@@ -1,0 +1,149 @@
+"""Structure: what repeats in a network, as stages of blocks that live in containers.
+
+A :class:`Container` is a module whose numbered children run in order (``Sequential``, ``ModuleList``, RegNet's
+``b1..bN``). A :class:`Block` is a run of such children; blocks of one activation shape form a :class:`Stage`. The
+words are those of the design: the *entry* is the downsampling block that opens a stage and is never cloned or
+deleted; a *transition* is a layer of its own between two stages; a *unit* is what is cloned or deleted as a whole,
+one block or several (Swin's shifted pair).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from elastic_ir.errors import StructureError
+
+if TYPE_CHECKING:
+    from elastic_ir.graph import Node, Value
+
+
+@dataclass(eq=False)
+class Child:
+    """One numbered slot of a container; ``origin`` is its path in the source, whatever it is called now."""
+
+    path: str
+    origin: str
+
+
+@dataclass(eq=False)
+class Container:
+    """A module whose numbered children run in order; children are ``path + "." + prefix + number``."""
+
+    path: str
+    prefix: str
+    base: int
+    children: list[Child] = field(default_factory=list)
+    source_count: int = 0  #: how many children it had in the source
+    native: bool = True  #: False where other children stand beside them: its forward names them one by one
+
+    def child_path(self, index: int) -> str:
+        """The path of the child at a position, as the natively built network names it."""
+        head = f"{self.path}." if self.path else ""
+        return f"{head}{self.prefix}{self.base + index}"
+
+    @property
+    def label(self) -> str:
+        """The container's path for a reader; the root's series goes by its prefix."""
+        parts = [part for part in (self.path, self.prefix.rstrip("_.")) if part]
+        return parts[0] if self.path else (parts[0] if parts else "network")
+
+
+@dataclass(eq=False)
+class Block:
+    """A run of children of one container; ``nodes`` is empty where the graph came from names alone."""
+
+    children: list[Child]
+    nodes: list[Node] = field(default_factory=list)
+    input: Value | None = None
+    output: Value | None = None
+    layers: int | None = None  #: weight layers on its longest path; None where names do not tell
+    signature: str = ""  #: hash of operations, attributes and weight shapes
+
+    @property
+    def path(self) -> str:
+        """The path of its first child, which names it in messages."""
+        return self.children[0].path
+
+    @property
+    def origin(self) -> str:
+        return self.children[0].origin
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """The smallest thing that is cloned or deleted: a tuple of blocks, usually of one."""
+
+    blocks: tuple[Block, ...]
+
+    @property
+    def path(self) -> str:
+        return self.blocks[0].path
+
+    @property
+    def layers(self) -> int | None:
+        counts = [block.layers for block in self.blocks]
+        return None if None in counts else sum(count or 0 for count in counts)
+
+
+@dataclass(eq=False)
+class Stage:
+    """Blocks that share one activation shape. ``len(stage)`` counts blocks, the entry included."""
+
+    name: str
+    container: Container
+    entry: Block | None
+    blocks: list[Block]  #: the free blocks, in order
+    period: int | None = 1  #: blocks in a unit; None where names alone do not show it
+    transition: str | None = None  #: path of the layer that downsamples before it, if it is no block
+    shape: tuple[int, ...] | None = None  #: of the activation between its blocks, where it is known
+
+    def __len__(self) -> int:
+        return len(self.blocks) + (self.entry is not None)
+
+    @property
+    def all_blocks(self) -> list[Block]:
+        """Every block in order, the entry first: what plans index."""
+        return ([self.entry] if self.entry is not None else []) + self.blocks
+
+    @property
+    def pinned(self) -> int:
+        """How many leading blocks a plan has to keep as they are (0 or 1)."""
+        return int(self.entry is not None)
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """The free units, in order; StructureError where the period is not known."""
+        if self.period is None:
+            raise StructureError(
+                f"stage {self.name!r}: names alone do not show how many blocks make a unit; "
+                "pass --unit N (unit=N) or --arch SOURCE"
+            )
+        step = self.period
+        return tuple(Unit(tuple(self.blocks[i : i + step])) for i in range(0, len(self.blocks), step))
+
+
+@dataclass(eq=False)
+class Structure:
+    """All that was discovered: the stages in the order they run, and the depth."""
+
+    stages: list[Stage]
+    depth: int | None
+    form: str  #: how it was found: "graph" or "names"
+    stem: tuple[str, ...] = ()  #: paths of the weight layers before the first stage
+    head: tuple[str, ...] = ()  #: paths of the weight layers after the last stage
+    note: str = ""  #: what a reader should know about its limits
+
+    @property
+    def containers(self) -> list[Container]:
+        """The containers that hold stages, each once, in order."""
+        return list(dict.fromkeys(stage.container for stage in self.stages))
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name, or StructureError that lists the names there are."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise StructureError(
+            f"there is no stage {name!r}; the stages are {', '.join(repr(s.name) for s in self.stages)}"
+        )

@@ -1,0 +1,197 @@
+"""Targets: the five ways to say what is wanted, turned into a plan for one graph."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from elastic_ir.depths import counts_for_depth
+from elastic_ir.errors import PlanError
+from elastic_ir.graph import Graph
+from elastic_ir.plan import (
+    Plan,
+    StageShape,
+    check_plan,
+    drop_exactly,
+    grow,
+    parse_indices,
+    parse_plan,
+    plan_of_mapping,
+    shrink,
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is wanted: exactly one of the fields is set."""
+
+    to_depth: int | None = None
+    to_stages: Sequence[int] | Mapping[str, int] | str | None = None
+    to_units: int | None = None
+    like: Graph | None = None
+    plan: Any = None
+
+    def check(self) -> None:
+        """PlanError unless exactly one way is used."""
+        names = ("to_depth", "to_stages", "to_units", "like", "plan")
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) != 1:
+            said = ", ".join(given) or "none"
+            raise PlanError(f"say the target in one way, by one of {', '.join(names)} (given: {said})")
+
+
+def stretch_plan(graph: Graph, target: Target, order: str, replicate: Sequence[int] | None) -> Plan:
+    """The plan that makes a graph as deep as wanted; PlanError where that would be no stretch."""
+    target.check()
+    if target.plan is not None:
+        return explicit_plan(graph, target.plan)
+    counts = target_counts(graph, target)
+    shorter = [s.name for s, count in zip(graph.stages, counts, strict=True) if count < len(s)]
+    if shorter:
+        raise PlanError(
+            f"{_wanted(target, counts)} is shallower than the source ({_now(graph)}): that is a squeeze, "
+            "use 'squeeze' for it, or --plan to deepen some stages and shorten others"
+        )
+    return tuple(
+        grow(StageShape.of(stage), count, order, replicate)
+        for stage, count in zip(graph.stages, counts, strict=True)
+    )
+
+
+def squeeze_plan(graph: Graph, target: Target, drop: str | Sequence[int]) -> Plan:
+    """The plan that makes a graph as shallow as wanted; PlanError where that would be no squeeze."""
+    if not isinstance(drop, str) and target == Target():
+        return tuple(drop_exactly(StageShape.of(stage), drop) for stage in graph.stages)
+    target.check()
+    if target.plan is not None:
+        return explicit_plan(graph, target.plan)
+    counts = target_counts(graph, target)
+    longer = [s.name for s, count in zip(graph.stages, counts, strict=True) if count > len(s)]
+    if longer:
+        raise PlanError(
+            f"{_wanted(target, counts)} is deeper than the source ({_now(graph)}): that is a stretch, "
+            "use 'stretch' for it, or --plan to deepen some stages and shorten others"
+        )
+    return tuple(
+        shrink(StageShape.of(stage), count, drop) if count < len(stage) else tuple(range(count))
+        for stage, count in zip(graph.stages, counts, strict=True)
+    )
+
+
+def _now(graph: Graph) -> str:
+    return "stages " + ",".join(str(len(stage)) for stage in graph.stages)
+
+
+def _wanted(target: Target, counts: Sequence[int]) -> str:
+    return f"depth {target.to_depth}" if target.to_depth is not None else "stages " + ",".join(map(str, counts))
+
+
+def target_counts(graph: Graph, target: Target) -> tuple[int, ...]:
+    """Blocks for each stage of the target."""
+    if target.to_depth is not None:
+        return counts_for_depth(graph.structure, target.to_depth)
+    if target.to_units is not None:
+        return _counts_of_units(graph, target.to_units)
+    if target.like is not None:
+        return _counts_like(graph, target.like)
+    assert target.to_stages is not None
+    return _counts_of_stages(graph, target.to_stages)
+
+
+def _counts_of_units(graph: Graph, units: int) -> tuple[int, ...]:
+    if len(graph.stages) != 1:
+        names = ", ".join(f"{stage.name}={len(stage)}" for stage in graph.stages)
+        raise PlanError(f"to_units is for networks of one stage; this one has {names}: use to_stages")
+    stage = StageShape.of(graph.stages[0])
+    if units < 1:
+        raise PlanError(f"to_units={units}: at least one unit has to stay")
+    return (stage.pinned + units * stage.period,)
+
+
+def _counts_of_stages(graph: Graph, wanted: Sequence[int] | Mapping[str, int] | str) -> tuple[int, ...]:
+    if isinstance(wanted, str):
+        wanted = parse_stages(wanted)
+    if isinstance(wanted, Mapping):
+        for name in wanted:
+            graph.structure.stage(name)
+        counts = tuple(wanted.get(stage.name, len(stage)) for stage in graph.stages)
+    else:
+        counts = tuple(wanted)
+    if len(counts) != len(graph.stages):
+        names = ", ".join(f"{stage.name}={len(stage)}" for stage in graph.stages)
+        raise PlanError(f"{len(counts)} counts are given, the network has {len(graph.stages)} stages: {names}")
+    for stage, count in zip(graph.stages, counts, strict=True):
+        if count < 1:
+            what = "its entry" if stage.entry is not None else "one block"
+            raise PlanError(f"stage {stage.name!r} cannot have {count} blocks: at least {what} has to stay")
+    return counts
+
+
+def parse_stages(text: str) -> list[int] | dict[str, int]:
+    """``3,4,6,3``, or by name ``encoder.block=8,decoder.block=4``; PlanError names what is neither."""
+    if "=" not in text:
+        return parse_indices(text)
+    counts: dict[str, int] = {}
+    for item in text.split(","):
+        match = re.fullmatch(r"\s*([^=\s]+)\s*=\s*(\d+)\s*", item)
+        if match is None:
+            raise PlanError(f"{item.strip()!r} is no count of a stage; write for example encoder.block=8")
+        counts[match[1]] = int(match[2])
+    return counts
+
+
+def _counts_like(graph: Graph, reference: Graph) -> tuple[int, ...]:
+    ours, theirs = graph.stages, reference.stages
+    for index in range(max(len(ours), len(theirs))):
+        here = f"{ours[index].name} ({len(ours[index])} blocks)" if index < len(ours) else "nothing"
+        there = f"{theirs[index].name} ({len(theirs[index])} blocks)" if index < len(theirs) else "nothing"
+        if index >= len(ours) or index >= len(theirs):
+            raise PlanError(f"stage {index + 1} cannot be matched: the source has {here}, the reference {there}")
+        left, right = _forms(graph, index), _forms(reference, index)
+        if (ours[index].entry is None) != (theirs[index].entry is None) or left != right:
+            differing = sorted(set(left.items()) ^ set(right.items()))[:3]
+            detail = ", ".join(f"{name} {list(shape)}" for name, shape in differing) or "an entry on one side only"
+            raise PlanError(
+                f"stage {index + 1} cannot be matched: the source has {here}, the reference {there}; "
+                f"their blocks differ in {detail}"
+            )
+    return tuple(len(stage) for stage in theirs)
+
+
+def _forms(graph: Graph, index: int) -> dict[str, tuple[int, ...]]:
+    """The weights of a stage's last block by their names within it: what blocks of one stage share."""
+    stage = graph.stages[index]
+    block = stage.all_blocks[-1]
+    return {
+        f"{place}.{name[len(child.path) + 1 :]}": weight.shape
+        for place, child in enumerate(block.children)
+        for name, weight in graph.weights.items()
+        if name.startswith(child.path + ".") and weight.persistent
+    }
+
+
+def explicit_plan(graph: Graph, given: Any) -> Plan:
+    """A plan in any of its notations, checked against the graph's stages."""
+    stages = [StageShape.of(stage) for stage in graph.stages]
+    parts: list[Any]
+    if isinstance(given, str):
+        parts = list(parse_plan(given))
+        if len(parts) == 1 and isinstance(parts[0], dict):
+            parts = parts * len(stages)  # without "|" the paper's mapping applies to every stage
+    elif isinstance(given, Mapping):
+        for name in given:
+            graph.structure.stage(name)
+        parts = [given.get(stage.name, range(stage.blocks)) for stage in stages]
+    else:
+        parts = [given] if given and all(isinstance(item, int) for item in given) else list(given)
+    if len(parts) != len(stages):
+        raise PlanError(
+            f"the plan has {len(parts)} lists, the network {len(stages)} stages "
+            f"({', '.join(stage.name for stage in stages)}); separate the stages with '|'"
+        )
+    return tuple(
+        check_plan(stage, plan_of_mapping(part, stage.name) if isinstance(part, dict) else list(part))
+        for stage, part in zip(stages, parts, strict=True)
+    )

@@ -1,0 +1,85 @@
+"""Between lazy tensors and torch tensors; torch is imported by the functions, never by this module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from elastic_ir.errors import EmitError
+from elastic_ir.tensors import ITEM_SIZES, Mask, MaskedData, TensorData
+
+if TYPE_CHECKING:
+    import torch
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``torch.float32`` -> ``"float32"``."""
+    return str(dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True, eq=False)
+class TorchData:
+    """A lazy tensor over a torch tensor that somebody else owns; it is read, never changed."""
+
+    tensor: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    @property
+    def dtype(self) -> str:
+        return dtype_name(self.tensor.dtype)
+
+    def chunks(self) -> Iterator[memoryview]:
+        import torch
+
+        if self.tensor.is_meta:
+            raise EmitError(
+                f"a tensor of shape {list(self.shape)} was read on the meta device and has no values; "
+                "load the model with its weights to emit it"
+            )
+        flat = self.tensor.detach().cpu().contiguous().reshape(-1)
+        if flat.numel():
+            yield memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]  # an ndarray is a buffer
+
+
+def to_torch(data: TensorData) -> torch.Tensor:
+    """Evaluate a lazy tensor into a torch tensor of its own storage (at most one tensor more in memory)."""
+    import torch
+
+    if isinstance(data, MaskedData):
+        tensor = to_torch(data.data)
+        return tensor.masked_fill_(~mask_to_torch(data.mask, torch.bool).to(tensor.device), 0)
+    if isinstance(data, TorchData):
+        return data.tensor.detach().clone(memory_format=torch.preserve_format)
+    buffer = bytearray(prod(data.shape) * ITEM_SIZES[data.dtype])
+    done = 0
+    for chunk in data.chunks():
+        buffer[done : done + len(chunk)] = chunk
+        done += len(chunk)
+    dtype = getattr(torch, data.dtype)
+    if not buffer:
+        return torch.empty(data.shape, dtype=dtype)
+    return torch.frombuffer(buffer, dtype=dtype).reshape(data.shape)
+
+
+def mask_to_torch(mask: Mask, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A mask as a tensor, in the dtype its owner gave it unless another is wanted."""
+    import torch
+
+    tensor = torch.from_numpy(mask.array())
+    return tensor.to(dtype or getattr(torch, mask.dtype, torch.bool))
+
+
+def mask_from_torch(tensor: torch.Tensor, name: str) -> Mask:
+    """Pack a 0/1 tensor; MaskError names the weight where it holds anything else."""
+    import torch
+
+    plain = tensor.detach().cpu()
+    dtype = dtype_name(plain.dtype)
+    if plain.dtype in (torch.bfloat16,) or dtype.startswith("float8"):
+        plain = plain.float()
+    return Mask.from_array(plain.numpy(), name, dtype)

@@ -1,0 +1,119 @@
+"""CIFAR VGGs: the second family of the elastic ticket paper, plain chains without shortcuts.
+
+The number in a VGG's name counts the ImageNet original's three linear layers; the CIFAR networks have one, so that
+VGG-16 is 14 weight layers deep. The parameters carry either torchvision's names (one flat Sequential ``features``) or
+open_lth's (``layers.N.conv``), so that tickets of either kind load strictly.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from elastic_ir.errors import PlanError
+from elastic_ir.zoo.resnet import Names, check_names, initialize
+
+#: Channels of the five stages, and by the network's number how many convolutions each stage has
+#: (Simonyan & Zisserman 2015, table 1, configurations B, D and E).
+CHANNELS = (64, 128, 256, 512, 512)
+COUNTS: dict[int, tuple[int, ...]] = {
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
+}
+
+
+class CifarVGG(nn.Module):
+    """A CIFAR VGG with torchvision's names: a flat ``features`` of convolutions, norms, activations and pools.
+
+    The linear head is ``classifier`` and reads the pooled 512 channels directly.
+    """
+
+    def __init__(self, counts: tuple[int, ...], num_classes: int = 10, batch_norm: bool = True) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels_in = 3
+        for channels, count in zip(CHANNELS, counts, strict=True):
+            for _ in range(count):
+                layers.append(nn.Conv2d(channels_in, channels, kernel_size=3, padding=1))
+                if batch_norm:
+                    layers.append(nn.BatchNorm2d(channels))
+                layers.append(nn.ReLU())
+                channels_in = channels
+            layers.append(nn.MaxPool2d(kernel_size=2, stride=2))
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(channels_in, num_classes)
+        initialize(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.classifier(F.adaptive_avg_pool2d(self.features(x), 1).flatten(1))
+        return out
+
+
+class OpenLTHConv(nn.Module):
+    """A convolution with its norm and activation: one entry of open_lth's ``layers``."""
+
+    def __init__(self, channels_in: int, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, channels, kernel_size=3, padding=1)
+        self.bn = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(x)))
+
+
+class OpenLTHVGG(nn.Module):
+    """A CIFAR VGG with open_lth's names: ``layers`` of convolution modules with pools between the stages, and ``fc``.
+
+    No pool follows the last stage; an average over what is left takes its place.
+    """
+
+    def __init__(self, counts: tuple[int, ...], num_classes: int = 10) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels_in = 3
+        for channels, count in zip(CHANNELS, counts, strict=True):
+            if layers:
+                layers.append(nn.MaxPool2d(kernel_size=2, stride=2))
+            for _ in range(count):
+                layers.append(OpenLTHConv(channels_in, channels))
+                channels_in = channels
+        self.layers = nn.Sequential(*layers)
+        self.fc = nn.Linear(channels_in, num_classes)
+        initialize(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(F.adaptive_avg_pool2d(self.layers(x), 1).flatten(1))
+        return out
+
+
+def cifar_vgg(depth: int, num_classes: int = 10, batch_norm: bool = True, names: Names = "torchvision") -> nn.Module:
+    """CIFAR VGG-13, -16 or -19 (``depth`` is the number in the name), freshly initialized.
+
+    >>> sum(isinstance(module, nn.Conv2d) for module in cifar_vgg(16).modules())
+    13
+    """
+    check_names(names)
+    if depth not in COUNTS:
+        nearest = min(COUNTS, key=lambda known: abs(known - depth))
+        raise PlanError(f"there is no CIFAR VGG-{depth}; the family is VGG-13, 16 and 19, and the nearest is {nearest}")
+    if names == "torchvision":
+        return CifarVGG(COUNTS[depth], num_classes, batch_norm)
+    if not batch_norm:
+        raise PlanError("open_lth's VGGs always have batch norm; give names='torchvision' for one without")
+    return OpenLTHVGG(COUNTS[depth], num_classes)
+
+
+def cifar_vgg13(num_classes: int = 10, batch_norm: bool = True, names: Names = "torchvision") -> nn.Module:
+    """CIFAR VGG-13: stages of 2, 2, 2, 2, 2 convolutions."""
+    return cifar_vgg(13, num_classes, batch_norm, names)
+
+
+def cifar_vgg16(num_classes: int = 10, batch_norm: bool = True, names: Names = "torchvision") -> nn.Module:
+    """CIFAR VGG-16: stages of 2, 2, 3, 3, 3 convolutions."""
+    return cifar_vgg(16, num_classes, batch_norm, names)
+
+
+def cifar_vgg19(num_classes: int = 10, batch_norm: bool = True, names: Names = "torchvision") -> nn.Module:
+    """CIFAR VGG-19: stages of 2, 2, 4, 4, 4 convolutions."""
+    return cifar_vgg(19, num_classes, batch_norm, names)

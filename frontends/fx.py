@@ -1,0 +1,208 @@
+"""Reading a module through ``torch.fx``: symbolic tracing, then shapes by running it on fake tensors."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.node import _get_qualified_name
+
+from elastic_ir.frontends.shapes import Inputs, device_of
+from elastic_ir.graph import Graph, Node, Symbol, TensorType, Value, WeightRef
+from elastic_ir.rewriter import name_nodes
+from elastic_ir.tensors import ShapeOnly
+from elastic_ir.torch_bridge import TorchData, dtype_name
+from elastic_ir.weights import Storage, Weight
+
+
+def read_fx(model: nn.Module, inputs: Inputs, weights: dict[str, Weight]) -> Graph:
+    """A module as a graph; raises whatever torch.fx raises where it cannot trace."""
+    bound = set(inputs.kwargs)
+    signature = inspect.signature(model.forward)
+    concrete = {
+        name: parameter.default
+        for index, (name, parameter) in enumerate(signature.parameters.items())
+        if parameter.default is not inspect.Parameter.empty and name not in bound and index >= len(inputs.args)
+    }
+    traced = fx.Tracer().trace(model, concrete_args=concrete or None)
+    results = _run_fake(fx.GraphModule(model, traced), inputs)
+    graph = Graph(type(model).__name__)
+    graph.weights = dict(weights)
+    graph.metadata["frontend"] = "fx"
+    values: dict[fx.Node, Value] = {}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for source in traced.nodes:
+        reference = _weight_reference(source, model, graph)
+        if reference is not None:
+            values[source] = reference  # type: ignore[assignment]  # read as an argument, not as a value
+            continue
+        if source.op == "placeholder" and source.target.lstrip("*") in concrete:
+            if source.users:
+                node = Node(source.name, "constant", (_plain(concrete[source.target]),), kind="constant")
+                node.output.is_tensor = False
+                values[source] = graph.append(node).output
+            continue
+        node = _convert(source, values, modules, graph)
+        result = results.get(source)
+        if isinstance(result, torch.Tensor):
+            node.output.type = TensorType(tuple(result.shape), dtype_name(result.dtype))
+        else:
+            node.output.is_tensor = source not in results
+        graph.append(node)
+        values[source] = node.output
+    name_nodes(graph)
+    return graph
+
+
+def _run_fake(module: fx.GraphModule, inputs: Inputs) -> dict[fx.Node, Any]:
+    """Each node's result on fake tensors: shapes without arithmetic, and without allocating weights."""
+    results: dict[fx.Node, Any] = {}
+
+    class Recorder(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            results[n] = super().run_node(n)
+            return results[n]
+
+    on_meta = device_of(module).type == "meta"
+    mode = None if on_meta else FakeTensorMode(allow_non_fake_inputs=True)
+
+    def fake(item: Any) -> Any:
+        return mode.from_tensor(item) if mode is not None and isinstance(item, torch.Tensor) else item
+
+    names = [n.target for n in module.graph.nodes if n.op == "placeholder"]
+    given = [fake(item) for item in inputs.args]
+    given += [fake(inputs.kwargs[name]) if name in inputs.kwargs else None for name in names[len(given) :]]
+    training = module.training
+    flags = {child: child.training for child in module.modules()}
+    try:
+        module.eval()  # batch-norm would refuse one value per channel; modes are put back below
+        with torch.no_grad(), mode if mode is not None else nullcontext():
+            Recorder(module, garbage_collect_values=True).run(*given)
+    finally:
+        for child, flag in flags.items():
+            child.training = flag
+        module.training = training
+    return {node: value for node, value in results.items() if value is not None or node.op != "output"}
+
+
+def _weight_reference(source: fx.Node, model: nn.Module, graph: Graph) -> WeightRef | None:
+    """A ``get_attr`` node as a weight reference; tensors that are no weights become transient buffers."""
+    if source.op != "get_attr":
+        return None
+    name = str(source.target)
+    if name not in graph.weights:
+        value: Any = model
+        for part in name.split("."):
+            value = getattr(value, part)
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"attribute {name} is read as a value and is no tensor")
+        lazy = ShapeOnly(tuple(value.shape), dtype_name(value.dtype)) if value.is_meta else TorchData(value)
+        graph.weights[name] = Weight(name, Storage(lazy), name, False, False)
+    return WeightRef(name)
+
+
+def _convert(source: fx.Node, values: dict[fx.Node, Value], modules: dict[str, nn.Module], graph: Graph) -> Node:
+    def argument(item: Any) -> Any:
+        return _argument(item, values)
+
+    args = tuple(argument(item) for item in source.args)
+    kwargs = {key: argument(item) for key, item in source.kwargs.items()}
+    scope = _scope(source)
+    if source.op == "placeholder":
+        return Node(str(source.target), "input", kind="input")
+    if source.op == "output":
+        return Node("output", "output", args, kwargs, kind="output")
+    if source.op == "call_module":
+        path = str(source.target)
+        module = modules[path]
+        weights = {
+            role: f"{path}.{role}"
+            for role, tensor in (*module.named_parameters(), *module.named_buffers())
+            if f"{path}.{role}" in graph.weights and tensor is not None
+        }
+        return Node(
+            source.name, class_name(module), args, kwargs, kind="module", attributes=configuration(module),
+            weights=weights, scope=path,
+        )  # fmt: skip
+    if source.op == "call_method":
+        return Node(source.name, f"method.{source.target}", args, kwargs, kind="method", scope=scope)
+    assert callable(source.target)
+    return Node(source.name, function_name(source.target), args, kwargs, kind="function", scope=scope)
+
+
+def function_name(function: Callable[..., Any]) -> str:
+    """A function's importable name; torch's built-in ones under ``torch.``, operators under ``operator.``."""
+    name = str(_get_qualified_name(function))
+    return name.replace("_operator.", "operator.").replace("torch._C._nn.", "torch._C._nn.")
+
+
+def class_name(module: nn.Module) -> str:
+    """``nn.Conv2d`` for torch's own layers, the full name for others."""
+    kind = type(module)
+    if kind.__module__.startswith("torch.nn") and getattr(nn, kind.__name__, None) is kind:
+        return f"nn.{kind.__name__}"
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def configuration(module: nn.Module) -> dict[str, Any]:
+    """What a leaf module was built with, read back from its attributes by its constructor's parameter names."""
+    found: dict[str, Any] = {}
+    for name in inspect.signature(type(module).__init__).parameters:
+        if name in ("self", "device", "dtype", "args", "kwargs") or not hasattr(module, name):
+            continue
+        value = getattr(module, name)
+        if isinstance(value, torch.Tensor) or (name in module._parameters):
+            value = value is not None
+        try:
+            found[name] = _plain(value)
+        except TypeError:
+            continue
+    if isinstance(module, nn.MultiheadAttention):
+        found["bias"] = module.in_proj_bias is not None
+        found["add_bias_kv"] = module.bias_k is not None
+    return found
+
+
+def _scope(source: fx.Node) -> str:
+    stack = source.meta.get("nn_module_stack") or {}
+    return str(next(reversed(stack.values()))[0]) if stack else ""
+
+
+def _plain(item: Any) -> Any:
+    """Plain data as an IR argument: torch's named constants by name; TypeError for anything else."""
+    if item is None or isinstance(item, (bool, int, float, complex, str)):
+        return item
+    if isinstance(item, (torch.dtype, torch.memory_format, torch.layout)):
+        return Symbol(str(item))
+    if isinstance(item, torch.device):
+        return Symbol(f"device.{item}")
+    if item is Ellipsis:
+        return Symbol("...")
+    if isinstance(item, tuple):
+        return tuple(_plain(part) for part in item)
+    if isinstance(item, list):
+        return [_plain(part) for part in item]
+    if isinstance(item, dict):
+        return {str(key): _plain(part) for key, part in item.items()}
+    raise TypeError(f"{type(item).__name__} is no plain data")
+
+
+def _argument(item: Any, values: dict[fx.Node, Value]) -> Any:
+    if isinstance(item, fx.Node):
+        return values[item]
+    if isinstance(item, tuple):
+        return tuple(_argument(part, values) for part in item)
+    if isinstance(item, list):
+        return [_argument(part, values) for part in item]
+    if isinstance(item, dict):
+        return {str(key): _argument(part, values) for key, part in item.items()}
+    if isinstance(item, slice):
+        return slice(*(_argument(part, values) for part in (item.start, item.stop, item.step)))
+    if isinstance(item, FakeTensor):
+        raise TypeError("a tensor constant stands in the graph")
+    return _plain(item)

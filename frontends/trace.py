@@ -1,0 +1,81 @@
+"""From a live module to a graph: symbolic tracing first, ``torch.export`` where that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from elastic_ir.errors import TraceError
+from elastic_ir.frontends.export import read_export
+from elastic_ir.frontends.fx import read_fx
+from elastic_ir.frontends.shapes import Inputs, from_shapes, guesses
+from elastic_ir.frontends.weights import attach_masks, weight_table
+from elastic_ir.graph import Graph
+
+
+@dataclass(frozen=True)
+class LiveSource:
+    """What emission needs again: the live module (never changed) and inputs that it runs on."""
+
+    module: nn.Module
+    inputs: Inputs
+
+
+READERS = {"fx": read_fx, "export": read_export}
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: Sequence[Any] | torch.Tensor | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    masks: Mapping[str, Any] | None = None,
+    *,
+    frontend: str = "auto",
+    input_shape: Sequence[Sequence[int]] | None = None,
+) -> Graph:
+    """Read a module into a :class:`~elastic_ir.graph.Graph`; its weights are referred to, not copied.
+
+    ``frontend`` is ``"fx"``, ``"export"`` or ``"auto"`` (fx, then export). Without example inputs, shapes are
+    guessed from the model's published configuration or its first layer. ``torch.nn.utils.prune`` masks are taken
+    from the module; ``masks`` maps weight names to 0/1 tensors of the weight's shape.
+
+    Raises TraceError (with what each way said), MaskError, or ``ValueError`` for an unknown front end.
+    """
+    if frontend not in ("auto", *READERS):
+        raise ValueError(f"frontend is 'auto', {', '.join(map(repr, READERS))}, not {frontend!r}")
+    from elastic_ir.frontends.pruned import absorb_pruning
+
+    model, found = absorb_pruning(model)
+    weights = weight_table(model)
+    attach_masks(weights, {**found, **(masks or {})})
+    if isinstance(example_inputs, torch.Tensor):
+        example_inputs = (example_inputs,)
+    if example_inputs is not None or example_kwargs is not None:
+        candidates = [Inputs(tuple(example_inputs or ()), dict(example_kwargs or {}))]
+    elif input_shape is not None:
+        candidates = [from_shapes(model, input_shape)]
+    else:
+        candidates = list(guesses(model))
+    problems: dict[str, str] = {}
+    for name in READERS if frontend == "auto" else (frontend,):
+        for inputs in candidates:
+            try:
+                graph = READERS[name](model, inputs, weights)
+            except Exception as error:  # any tracer may raise anything; what it said is reported below
+                problems[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}" if str(
+                    error
+                ).strip() else type(error).__name__
+                continue
+            graph.origin = LiveSource(model, inputs)
+            graph.metadata["modules"] = {
+                path: list(module._modules) for path, module in model.named_modules()
+            }
+            graph.metadata["source_names"] = list(weights)
+            return graph
+    tried = "; ".join(f"torch.{name}: {text}" for name, text in problems.items())
+    shapes = "" if candidates and not candidates[0].guessed else " Pass example_inputs (--input-shape 1,3,224,224)."
+    raise TraceError(f"{type(model).__name__} could not be traced ({tried}).{shapes}")

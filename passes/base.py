@@ -1,0 +1,50 @@
+"""What a pass is: a frozen dataclass whose fields are its options and whose one method rewrites.
+
+(The shape of a pass is xDSL's.) ``name`` is what the command line calls it; the class's first docstring line is its
+help. ``run`` copies the graph, lets the pass edit the copy through a rewriter, and verifies the result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from elastic_ir.graph import Graph
+from elastic_ir.rewriter import Rewriter
+from elastic_ir.verifier import verify
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass(ABC):
+    """Base of all passes; subclasses are frozen dataclasses with a class-level ``name``."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
+        """Edit the graph, through the rewriter only."""
+
+    def run(self, graph: Graph) -> Graph:
+        """The rewritten and verified copy of a graph; the graph given stays as it was."""
+        target = graph.copy()
+        target.structure  # noqa: B018 - discovered once, before the copy is edited
+        with Rewriter(target) as rewriter:
+            self.rewrite(target, rewriter)
+        verify(target, after=self.name)
+        return target
+
+    @classmethod
+    def options(cls) -> list[tuple[str, str, str]]:
+        """Name, type and default of each option, for ``elastic-ir passes``."""
+        found = []
+        for field in dataclasses.fields(cls):
+            kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+            default = "" if field.default is dataclasses.MISSING else repr(field.default)
+            found.append((field.name.replace("_", "-"), kind, default))
+        return found
+
+    @classmethod
+    def help(cls) -> str:
+        """The first line of the class's docstring."""
+        return (cls.__doc__ or "").strip().splitlines()[0]

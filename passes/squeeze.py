@@ -1,0 +1,33 @@
+"""Squeezing: the network gets shallower by deleting repeatable units (Chen et al. 2021, section 3.2)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from elastic_ir.graph import Graph
+from elastic_ir.passes.base import Pass
+from elastic_ir.resequence import resequence
+from elastic_ir.rewriter import Rewriter
+from elastic_ir.target import Target, squeeze_plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Squeeze(Pass):
+    """Delete repeatable units with their weights and masks, to reach a depth, counts or a plan."""
+
+    name: ClassVar[str] = "squeeze"
+
+    to_depth: int | None = None
+    to_stages: Sequence[int] | Mapping[str, int] | str | None = None
+    to_units: int | None = None
+    like: Graph | None = None
+    plan: Any = None
+    drop: str | Sequence[int] = "tail"  #: "tail", "even", or the block indices to drop in every stage
+
+    def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
+        target = Target(self.to_depth, self.to_stages, self.to_units, self.like, self.plan)
+        plan = squeeze_plan(graph, target, self.drop)
+        graph.metadata["plan"] = [list(stage) for stage in plan]
+        resequence(rewriter, graph, plan)

@@ -1,0 +1,34 @@
+"""Stretching: the network gets deeper by clones of its repeatable units (Chen et al. 2021, section 3.1)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from elastic_ir.graph import Graph
+from elastic_ir.passes.base import Pass
+from elastic_ir.resequence import resequence
+from elastic_ir.rewriter import Rewriter
+from elastic_ir.target import Target, stretch_plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Stretch(Pass):
+    """Clone repeatable units with their weights and masks, to reach a depth, counts or a plan."""
+
+    name: ClassVar[str] = "stretch"
+
+    to_depth: int | None = None
+    to_stages: Sequence[int] | Mapping[str, int] | str | None = None
+    to_units: int | None = None
+    like: Graph | None = None
+    plan: Any = None
+    order: str = "append"  #: "append": the copies follow as a group; "interpolate": each right after its source
+    replicate: Sequence[int] | None = None  #: block indices that alone are copied
+
+    def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
+        target = Target(self.to_depth, self.to_stages, self.to_units, self.like, self.plan)
+        plan = stretch_plan(graph, target, self.order, self.replicate)
+        graph.metadata["plan"] = [list(stage) for stage in plan]
+        resequence(rewriter, graph, plan)
