@@ -1,0 +1,11 @@
+"""The command line. This file stays tiny: it is imported before anything is known about what is wanted."""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """What the ``elastic-ir`` program runs."""
+    # "app" and not "main": importing a module of that name would put it in this function's place.
+    from elastic_ir.cli.app import elastic_ir
+
+    elastic_ir.main(prog_name="elastic-ir")

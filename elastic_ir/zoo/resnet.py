@@ -76,7 +76,8 @@ class BasicBlock(_Block):
         self.downsample = _projection(channels_in, channels, stride) if changes else None
 
     def skip(self, x: Tensor) -> Tensor:
-        return x if self.downsample is None else self.downsample(x)
+        added: Tensor = x if self.downsample is None else self.downsample(x)
+        return added
 
 
 class OpenLTHBlock(_Block):
@@ -88,10 +89,13 @@ class OpenLTHBlock(_Block):
         self.shortcut = _projection(channels_in, channels, stride) if changes else nn.Sequential()
 
     def skip(self, x: Tensor) -> Tensor:
-        return self.shortcut(x)
+        added: Tensor = self.shortcut(x)
+        return added
 
 
-def _stage(block: type[BasicBlock | OpenLTHBlock], channels_in: int, channels: int, count: int) -> list[nn.Module]:
+def _stage(
+    block: type[BasicBlock | OpenLTHBlock], channels_in: int, channels: int, count: int
+) -> list[nn.Module]:
     """The first stage keeps the resolution, and a stage that widens halves it in its first block."""
     first = block(channels_in, channels, 1 if channels_in == channels else 2)
     return [first, *(block(channels, channels) for _ in range(count - 1))]
@@ -147,10 +151,14 @@ def _blocks_per_stage(depth: int) -> int:
     distance = min(abs(depth - candidate) for candidate in candidates)
     nearest = [str(candidate) for candidate in candidates if abs(depth - candidate) == distance]
     word = "nearest is" if len(nearest) == 1 else "nearest are"
-    raise PlanError(f"a CIFAR ResNet has depth 6n + 2 (8, 14, 20, ...), and {depth} is not; the {word} {' and '.join(nearest)}")
+    raise PlanError(
+        f"a CIFAR ResNet has depth 6n + 2 (8, 14, 20, ...), and {depth} is not; the {word} {' and '.join(nearest)}"
+    )
 
 
-def cifar_resnet(depth: int, num_classes: int = 10, width: int = 16, names: Names = "torchvision") -> nn.Module:
+def cifar_resnet(
+    depth: int, num_classes: int = 10, width: int = 16, names: Names = "torchvision"
+) -> nn.Module:
     """A CIFAR ResNet of depth 6n + 2, freshly initialized.
 
     >>> sum(p.numel() for p in cifar_resnet(20).parameters())

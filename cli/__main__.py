@@ -1,0 +1,7 @@
+"""``python -m elastic_ir.cli`` does what ``elastic-ir`` does, where the program itself is not on the path."""
+
+from __future__ import annotations
+
+from elastic_ir.cli import main
+
+main()

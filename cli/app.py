@@ -1,0 +1,105 @@
+"""The program: a group whose commands are imported when they are asked for, and where errors become one line.
+
+Only click is imported here, so that ``elastic-ir --help`` and shell completion answer at once. The one-line helps
+therefore stand in a table of their own; a test holds it equal to what the commands say of themselves.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+from typing import Any
+
+import click
+
+from elastic_ir import __version__
+
+#: Command name -> one-line help. The module of a command is :data:`MODULES`, or else has its name.
+COMMANDS = {
+    "inspect": "Show stages, units, depth, parameters and sparsity.",
+    "stretch": "Make a network deeper by cloning its units.",
+    "squeeze": "Make a network shallower by deleting units.",
+    "diff": "Compare two networks: stages, names, tensors.",
+    "passes": "List the passes and their options.",
+}
+MODULES = {"stretch": "resize", "squeeze": "resize"}
+
+DEBUG = "elastic_ir.debug"  #: key in ``Context.meta``, set where ``--debug`` was given
+
+EPILOG = """\
+\b
+Examples:
+  elastic-ir inspect model.pt
+  elastic-ir stretch model.pt --to-depth 56
+  elastic-ir squeeze timm:resnet50 --to-stages 2,2,2,2 -o small.pt
+
+SOURCE is a file (.pt .pth .pt2 .safetensors .onnx), a Hugging Face model folder, timm:NAME, torchvision:NAME or
+package.module:factory. Every command has a --help of its own with examples.
+
+\b
+Completion by the Tab key, for bash (or zsh_source, fish_source):
+  eval "$(_ELASTIC_IR_COMPLETE=bash_source elastic-ir)"
+"""
+
+
+class Program(click.Group):
+    """A group that lists its commands from a table, and imports one only to run it or to show its help."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for name, line in COMMANDS.items():
+            self.add_command(click.Command(name, short_help=line))
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of the table, which is the order in which a newcomer needs them."""
+        return list(COMMANDS)
+
+    def load(self, name: str) -> click.Command:
+        """The command itself, from its module."""
+        module = importlib.import_module(f"elastic_ir.cli.{MODULES.get(name, name)}")
+        command: click.Command = getattr(module, name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does it, with the command itself in the place of its line in the list."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, self.load(name) if name in COMMANDS else command, rest
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what goes wrong becomes one line and an exit code, unless ``--debug`` was given."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise  # click's own way of ending: usage errors (2), --help (0)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(130)
+        except Exception as error:
+            if ctx.meta.get(DEBUG) or getattr(error, "errno", None) == errno.EPIPE:
+                raise  # click itself ends quietly where a reader such as `head` has gone
+            click.echo(f"error: {describe(error)}", err=True)
+            ctx.exit(1)
+
+
+def describe(error: Exception) -> str:
+    """What a user is told: our own messages as they are, the system's with the file in front."""
+    from elastic_ir.errors import ElasticError
+
+    if isinstance(error, ElasticError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    said = " ".join(str(error).split()) or "no message"
+    return f"unexpected {type(error).__name__}: {said} (run again with --debug for the traceback)"
+
+
+@click.group(cls=Program, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="elastic-ir")
+def elastic_ir() -> None:
+    """Change the depth of a trained or sparse network.
+
+    ElasticIR finds by itself which parts of a network repeat, and makes it deeper or shallower by cloning or
+    deleting them together with their weights and sparse masks. Start with "elastic-ir inspect SOURCE".
+    """

@@ -1,0 +1,174 @@
+"""The options that commands share, the types of their values, and how a source is read with them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from elastic_ir.cli.app import DEBUG
+from elastic_ir.errors import ElasticError
+
+if TYPE_CHECKING:
+    from elastic_ir.graph import Graph
+
+Function = Callable[..., Any]
+
+#: Any form of source; the shell completes it as a file. Whether it exists is found out by the reader of its form.
+SOURCE = click.Path(readable=False)
+
+
+class Shape(click.ParamType):
+    """``1,3,224,224`` as a tuple."""
+
+    name = "shape"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Click's hook: the value, or a usage error."""
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",")]
+        if not all(part.isdecimal() and int(part) > 0 for part in parts):
+            self.fail(
+                f"{value!r} is no shape; write the extents with commas, for example 1,3,224,224", param, ctx
+            )
+        return tuple(int(part) for part in parts)
+
+
+class Indices(click.ParamType):
+    """``1,2`` or ``0-3`` as a list of block indices; words that are allowed in their place are completed."""
+
+    name = "indices"
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Click's hook: a word or a list of integers, or a usage error."""
+        from elastic_ir.plan import parse_indices
+
+        if isinstance(value, list) or value in self.words:
+            return value
+        try:
+            return parse_indices(value)
+        except ElasticError as error:
+            said = f"; or write {' or '.join(self.words)}" if self.words else ""
+            self.fail(f"{error}{said}", param, ctx)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Click's hook: the words."""
+        return [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
+
+
+class Notation(click.ParamType):
+    """Text in a notation that is checked here, so that a slip is a usage error, and read by the library."""
+
+    def __init__(self, name: str, parser: str) -> None:
+        self.name = name
+        self.parser = parser  #: "module:function", imported only when a value is there
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Click's hook: the text as it is, or a usage error."""
+        import importlib
+
+        module, _, function = self.parser.partition(":")
+        try:
+            getattr(importlib.import_module(module), function)(value)
+        except ElasticError as error:
+            self.fail(str(error), param, ctx)
+        return value
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How sources are read: the common options, as given."""
+
+    arch: str | None = None
+    mask: str | None = None
+    mask_from_zeros: bool = False
+    input_shape: tuple[tuple[int, ...], ...] = ()
+    unit: int | None = None
+    trust: tuple[str, ...] = ()
+
+    def load(self, source: str) -> Graph:
+        """Read the source of a command, with all the options."""
+        from elastic_ir import api
+
+        return api.load(
+            source,
+            arch=self.arch,
+            masks=self.mask,
+            trust=self.trust,
+            mask_from_zeros=self.mask_from_zeros,
+            input_shape=self.input_shape or None,
+            unit=self.unit,
+        )
+
+    def load_other(self, source: str) -> Graph:
+        """Read a second source, to which the first one's ``--arch`` and masks do not belong."""
+        return Reading(input_shape=self.input_shape, unit=self.unit, trust=self.trust).load(source)
+
+
+def _note_debug(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta[DEBUG] = True
+
+
+ARCH = click.option(
+    "--arch", type=SOURCE, metavar="SOURCE",
+    help="The network that a bare state dict belongs to, for example timm:resnet50. Without it the structure is "
+    "found from names and shapes alone.",
+)  # fmt: skip
+MASK = click.option(
+    "--mask", type=SOURCE, metavar="FILE",
+    help="A file of masks, each with 0 and 1 in its weight's shape under its weight's name.",
+)  # fmt: skip
+MASK_FROM_ZEROS = click.option(
+    "--mask-from-zeros", is_flag=True,
+    help="Take every weight that is exactly zero as pruned.",
+)  # fmt: skip
+INPUT_SHAPE = click.option(
+    "--input-shape", type=Shape(), multiple=True, metavar="1,3,224,224",
+    help="The shape of an input to trace the network with, the batch first. Give it once for each input. Without "
+    "it the shape is guessed.",
+)  # fmt: skip
+UNIT = click.option(
+    "--unit", type=click.IntRange(min=1), metavar="N",
+    help="How many blocks are cloned or deleted together, where names alone do not show it.",
+)  # fmt: skip
+TRUST = click.option(
+    "--trust", multiple=True, metavar="PACKAGE",
+    help="Allow a pickled model to name the classes of this package. May be given several times.",
+)  # fmt: skip
+DEBUG_OPTION = click.option(
+    "--debug", is_flag=True, expose_value=False, is_eager=True, callback=_note_debug,
+    help="Show the traceback of an error in place of one line.",
+)  # fmt: skip
+
+
+def reading_options(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    """Add source options and ``--debug``; the command gets them as one argument, ``reading``."""
+
+    def decorate(command: Function) -> Function:
+        @functools.wraps(command)
+        def gathered(**given: Any) -> Any:
+            taken = {name: given.pop(name) for name in Reading.__dataclass_fields__ if name in given}
+            return command(reading=Reading(**taken), **given)
+
+        decorated: Function = gathered
+        for option in reversed((*options, DEBUG_OPTION)):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
+
+
+source_options = reading_options(ARCH, MASK, MASK_FROM_ZEROS, INPUT_SHAPE, UNIT, TRUST)

@@ -1,0 +1,62 @@
+"""Where a result is written: the name it gets where none is given, and what must not be written over."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from elastic_ir.errors import OutputError
+
+if TYPE_CHECKING:
+    from elastic_ir.graph import Graph
+
+#: Extensions of sources that are kept; a source of any other becomes a ``.pt``.
+KEPT = (".pt", ".pth", ".safetensors")
+
+
+def tag(graph: Graph) -> str:
+    """What tells a network from its siblings in a file name: ``depth56``, else the stages' blocks ``3-4-23-3``."""
+    structure = graph.structure
+    if structure.depth is not None:
+        return f"depth{structure.depth}"
+    return "-".join(str(len(stage)) for stage in structure.stages)
+
+
+def default_output(source: str, before: Graph, after: Graph) -> Path:
+    """Beside the source, or in the current folder for one that is no file: ``model.pt`` -> ``model-depth56.pt``.
+
+    The source's own tag is replaced: ``model-depth56.pt`` squeezed is ``model-depth20.pt``.
+    """
+    path = Path(source)
+    if not path.exists() and re.match(r"[A-Za-z_][\w.]*:", source):  # timm:NAME, package.module:factory
+        name = re.sub(r"[^\w.-]+", "-", source.rpartition(":")[2]).strip("-")
+        return Path(f"{name}-{tag(after)}.pt")
+    if path.is_dir():
+        stem, extension = path.name or path.resolve().name or "network", ""
+        if path.name in ("", ".."):
+            path = path.resolve()
+    else:
+        stem, extension = path.stem, path.suffix if path.suffix.lower() in KEPT else ".pt"
+    return path.with_name(f"{stem.removesuffix(f'-{tag(before)}')}-{tag(after)}{extension}")
+
+
+def refuse_overwriting(out: Path, inputs: dict[str, str | None]) -> None:
+    """OutputError where writing ``out`` would replace one of the sources; the keys say what they are."""
+    if not out.exists():
+        return
+    for what, name in inputs.items():
+        if name is None or not os.path.exists(name):
+            continue
+        inside = out.is_dir() and os.path.samefile(out, Path(name).resolve().parent)
+        if inside or os.path.samefile(out, name):
+            where = f"{out} is the folder of {what}" if inside else f"{out} is {what}"
+            raise OutputError(f"{where}, which would be written over; choose another name with -o OUT")
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    if path.is_dir():
+        return sum(part.stat().st_size for part in path.rglob("*") if part.is_file())
+    return path.stat().st_size

@@ -1,0 +1,49 @@
+"""``passes``: every pass there is, with its options, as it describes itself."""
+
+from __future__ import annotations
+
+import click
+
+from elastic_ir.cli import tables
+from elastic_ir.cli.app import COMMANDS
+from elastic_ir.cli.options import DEBUG_OPTION
+
+EPILOG = """\
+\b
+Examples:
+  elastic-ir passes
+  elastic-ir passes squeeze
+  elastic-ir passes --names
+
+Passes of other packages are found by the entry-point group elastic_ir.passes.
+"""
+
+
+def _complete_pass(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    from elastic_ir.passes import registered
+
+    return [name for name in registered() if name.startswith(incomplete)]
+
+
+@click.command("passes", short_help=COMMANDS["passes"], epilog=EPILOG)
+@click.argument("name", required=False, shell_complete=_complete_pass)
+@click.option("--names", is_flag=True, help="Print the names only, one a line, for programs.")
+@DEBUG_OPTION
+def passes(name: str | None, names: bool) -> None:
+    """List the passes, the rewrites that a network can go through, or only the one called NAME.
+
+    Below each pass stand its options, with the type and the default of each.
+    """
+    from elastic_ir.passes import find_pass, registered
+
+    found = {name: find_pass(name)} if name is not None else registered()
+    for place, (title, kind) in enumerate(found.items()):
+        if names:
+            click.echo(title)
+            continue
+        if place:
+            click.echo()
+        click.echo(f"{click.style(title, bold=True)}: {kind.help()}")
+        options = kind.options()
+        if options:
+            tables.show_table(tables.Table(("option", "type", "default"), [*options]))

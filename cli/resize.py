@@ -1,0 +1,224 @@
+"""``stretch`` and ``squeeze``: read a source, change its depth, show what changed, write the result."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from elastic_ir.cli import tables
+from elastic_ir.cli.app import COMMANDS
+from elastic_ir.cli.options import SOURCE, Function, Indices, Notation, Reading, source_options
+
+if TYPE_CHECKING:
+    from elastic_ir.graph import Graph
+
+STRETCH_EPILOG = """\
+\b
+Examples:
+  elastic-ir stretch model.pt --to-depth 56
+  elastic-ir stretch timm:resnet50 --to-stages 3,4,23,3 -o resnet101.pt
+  elastic-ir stretch llama-folder --to-units 48 --order interpolate
+
+A stage of blocks 0 1 2, of which 0 is the entry, becomes 0 1 2 1 2 by "append" and 0 1 1 2 2 by "interpolate".
+The result loads strictly into the deeper network as its own library builds it. See what a network has first, with
+"elastic-ir inspect".
+"""
+SQUEEZE_EPILOG = """\
+\b
+Examples:
+  elastic-ir squeeze model.pt --to-depth 20
+  elastic-ir squeeze timm:resnet50 --to-stages 2,2,2,2 --drop even
+  elastic-ir squeeze llama-folder --drop 20-27 -o pruned-llama
+
+"tail" undoes what stretch does by "append", "even" what it does by "interpolate". The entry of a stage is never
+deleted.
+"""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The target as it was said, and where the result goes."""
+
+    to_depth: int | None
+    to_stages: str | None
+    to_units: int | None
+    plan: str | None
+    like: str | None
+    out: str | None
+    no_check: bool
+    dry_run: bool
+
+    def check(self, otherwise: bool = False) -> None:
+        """A usage error unless the target is said in one way; ``otherwise`` says that none is needed."""
+        ways = {
+            "--to-depth": self.to_depth, "--to-stages": self.to_stages, "--to-units": self.to_units,
+            "--plan": self.plan, "--like": self.like,
+        }  # fmt: skip
+        given = [way for way, value in ways.items() if value is not None]
+        if len(given) > 1:
+            raise click.UsageError(f"{' and '.join(given)} say the target twice; give one of them")
+        if not given and not otherwise:
+            raise click.UsageError(f"say how deep the result shall be, with one of {', '.join(ways)}")
+
+
+TARGET_OPTIONS = (
+    click.option(
+        "--to-depth", type=click.IntRange(min=1), metavar="N",
+        help="The number of weight layers on the longest path that the result shall have. They are spread over "
+        "the stages as the network's family does it.",
+    ),
+    click.option(
+        "--to-stages", type=Notation("counts", "elastic_ir.target:parse_stages"), metavar="N,N,...",
+        help="The blocks of each stage, the entry included: 3,4,23,3 for all stages, or by name "
+        "encoder.block=8, which leaves the others as they are.",
+    ),
+    click.option(
+        "--to-units", type=click.IntRange(min=1), metavar="N",
+        help="The number of units, for a network of one stage, such as most transformers.",
+    ),
+    click.option(
+        "--plan", type=Notation("plan", "elastic_ir.plan:parse_plan"), metavar="PLAN",
+        help='The source blocks of each stage in target order, stages joined by "|": "0-2,1,2|0,1". The '
+        'notation source:targets of the lottery-ticket paper, "0:0;1:1,2", is taken too. Quote it in a shell.',
+    ),
+    click.option(
+        "--like", type=SOURCE, metavar="SOURCE",
+        help="Another network of the family; the result gets as many blocks in each stage as it has.",
+    ),
+)  # fmt: skip
+OUTPUT_OPTIONS = (
+    click.option(
+        "-o", "--out", type=click.Path(), metavar="OUT",
+        help="The file to write (.pt or .safetensors) or the folder. Without it a name with the new depth is "
+        "chosen beside the source, for example model-depth56.pt.",
+    ),
+    click.option(
+        "--no-check", is_flag=True,
+        help="Do not run the result once to see that every unit of the plan executes.",
+    ),
+    click.option("--dry-run", is_flag=True, help="Show what would change, and write nothing."),
+)  # fmt: skip
+
+
+def _wanted_options(command: Function) -> Function:
+    @functools.wraps(command)
+    def gathered(**given: Any) -> Any:
+        taken = {name: given.pop(name) for name in Wanted.__dataclass_fields__}
+        return command(wanted=Wanted(**taken), **given)
+
+    decorated: Function = gathered
+    for option in reversed((*TARGET_OPTIONS, *OUTPUT_OPTIONS)):
+        decorated = option(decorated)
+    return decorated
+
+
+@click.command("stretch", short_help=COMMANDS["stretch"], epilog=STRETCH_EPILOG)
+@click.argument("source", type=SOURCE)
+@_wanted_options
+@click.option(
+    "--order", type=click.Choice(["append", "interpolate"]), default="append", show_default=True,
+    help='Where the clones stand: "append" puts them as a group after the last block, "interpolate" each right '
+    "after its source.",
+)  # fmt: skip
+@click.option(
+    "--replicate", type=Indices(), metavar="1,2",
+    help="Clone only these blocks of each stage, counted from 0; the others occur once.",
+)  # fmt: skip
+@source_options
+def stretch(source: str, wanted: Wanted, order: str, replicate: list[int] | None, reading: Reading) -> None:
+    """Make SOURCE deeper by cloning its free units, with their weights, buffers and masks.
+
+    Say how deep by exactly one of --to-depth, --to-stages, --to-units, --plan and --like.
+    """
+    wanted.check()
+    _resize("stretch", source, wanted, reading, {"order": order, "replicate": replicate})
+
+
+@click.command("squeeze", short_help=COMMANDS["squeeze"], epilog=SQUEEZE_EPILOG)
+@click.argument("source", type=SOURCE)
+@_wanted_options
+@click.option(
+    "--drop", type=Indices("tail", "even"), default="tail", show_default=True, metavar="tail|even|3,4",
+    help='Which free blocks are deleted: the last ones ("tail"), so that the rest is evenly spaced ("even"), or '
+    "exactly those of these indices, counted from 0 in each stage. With indices no target is needed.",
+)  # fmt: skip
+@source_options
+def squeeze(source: str, wanted: Wanted, drop: str | list[int], reading: Reading) -> None:
+    """Make SOURCE shallower by deleting free units, with their weights, buffers and masks.
+
+    Say how deep by one of --to-depth, --to-stages, --to-units, --plan and --like, or name the blocks by --drop.
+    """
+    wanted.check(otherwise=not isinstance(drop, str))
+    _resize("squeeze", source, wanted, reading, {"drop": drop})
+
+
+def _resize(command: str, source: str, wanted: Wanted, reading: Reading, how: dict[str, Any]) -> None:
+    from elastic_ir import api
+    from elastic_ir.cli import output
+
+    inputs = {
+        "the source": source,
+        "the --arch": reading.arch,
+        "the --mask": reading.mask,
+        "the --like": wanted.like,
+    }
+    if wanted.out is not None:
+        output.refuse_overwriting(Path(wanted.out), inputs)  # before minutes go into reading it
+    with tables.status(f"reading {source}"):
+        before = reading.load(source)
+    like = None
+    if wanted.like is not None:
+        with tables.status(f"reading {wanted.like}"):
+            like = reading.load_other(wanted.like)
+    with tables.status(f"{command}ing"):
+        after: Graph = getattr(api, command)(
+            before,
+            wanted.to_depth,
+            to_stages=wanted.to_stages,
+            to_units=wanted.to_units,
+            plan=wanted.plan,
+            like=like,
+            **how,
+        )
+    _show_change(before, after)
+    out = Path(wanted.out) if wanted.out is not None else output.default_output(source, before, after)
+    output.refuse_overwriting(out, inputs)
+    if wanted.dry_run:
+        tables.show_facts([("would write", str(out))])
+        return
+    with tables.status(f"writing {out}"):
+        written = api.save(after, out, check=not wanted.no_check)
+    tables.show_facts([("wrote", f"{path} ({tables.file_size(output.size_of(path))})") for path in written])
+
+
+def _show_change(before: Graph, after: Graph) -> None:
+    """The table of stages, and depth, parameters and sparsity, each before and after."""
+    plan: Sequence[Sequence[int]] = after.metadata["plan"]
+    table = tables.Table(("stage", "entry", "blocks", "plan", "shape"), optional=("entry", "shape"))
+    for old, new, indices in zip(before.structure.stages, after.structure.stages, plan, strict=True):
+        table.rows.append(
+            (
+                old.name,
+                old.entry.path if old.entry is not None else tables.ABSENT,
+                tables.change(str(len(old)), str(len(new))),
+                tables.indices_text(indices),
+                tables.shape_text(old.shape),
+            )
+        )
+    tables.show_table(table)
+    click.echo()
+    depths = [tables.number(graph.structure.depth) for graph in (before, after)]
+    counts = [tables.number(graph.parameter_count()) for graph in (before, after)]
+    shares = [tables.percent(graph.sparsity()) for graph in (before, after)]
+    tables.show_facts(
+        [
+            ("depth", tables.change(*depths)),
+            ("parameters", tables.change(*counts)),
+            ("sparsity", tables.change(*shares)),
+        ]
+    )

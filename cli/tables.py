@@ -1,0 +1,163 @@
+"""What commands print: facts and tables, by rich on a terminal, as plain aligned text everywhere else.
+
+The plain form is stable: scripts read it and golden tests compare it. Rich is imported only for a terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import click
+
+from elastic_ir.errors import StructureError
+
+if TYPE_CHECKING:
+    from elastic_ir.graph import Graph
+    from elastic_ir.structure import Structure
+
+ABSENT = "-"
+
+
+@dataclass
+class Table:
+    """Rows of text under named columns; a column whose cells are all absent is not shown."""
+
+    columns: Sequence[str]
+    rows: list[Sequence[str]] = field(default_factory=list)
+    optional: Sequence[str] = ()  #: columns to leave out where no row has anything for them
+
+    def shown(self) -> tuple[list[str], list[list[str]]]:
+        """The columns and rows that are worth showing."""
+        places = [
+            place
+            for place, name in enumerate(self.columns)
+            if name not in self.optional or any(row[place] != ABSENT for row in self.rows)
+        ]
+        return [self.columns[place] for place in places], [
+            [row[place] for place in places] for row in self.rows
+        ]
+
+
+def on_terminal() -> bool:
+    """Whether a person looks at standard output."""
+    return sys.stdout.isatty()
+
+
+def show_table(table: Table) -> None:
+    """Print a table."""
+    columns, rows = table.shown()
+    if on_terminal():
+        _show_rich(columns, rows)
+    else:
+        for line in aligned([columns, *rows]):
+            click.echo(line)
+
+
+def _show_rich(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        drawn.add_column(column, overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(cell) for cell in row))  # Text, because brackets in a str would be markup
+    Console().print(drawn)
+
+
+def show_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """Print names and what is known under them, one a line."""
+    width = max((len(name) for name, _ in facts), default=0)
+    for name, value in facts:
+        label = f"{name}:".ljust(width + 2)
+        click.echo(
+            f"{click.style(label, bold=True)}{value}".rstrip()
+        )  # echo strips styles where none are wanted
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines with columns of equal width, two blanks between them, none at the end."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+
+
+@contextlib.contextmanager
+def status(what: str) -> Iterator[None]:
+    """Say what is going on while it lasts, on a terminal only; on standard error, so that output stays output."""
+    if not (on_terminal() and sys.stderr.isatty()):
+        yield
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    with Console(stderr=True).status(escape(what)):
+        yield
+
+
+# -- numbers and names as text ------------------------------------------------------------------------------------
+
+
+def number(value: int | None, unknown: str = "unknown") -> str:
+    """``1,234``, or the word for what is not known."""
+    return unknown if value is None else f"{value:,}"
+
+
+def percent(share: float) -> str:
+    """0.9 as ``90.0 %``."""
+    return f"{share * 100:.1f} %"
+
+
+def file_size(size: int) -> str:
+    """Bytes in the unit that leaves one to three digits before the point."""
+    amount, unit = float(size), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if amount < 1000 or unit == "TB":
+            break
+        amount /= 1000
+    return f"{int(amount)} B" if unit == "B" else f"{amount:.1f} {unit}"
+
+
+def shape_text(shape: Sequence[int] | None) -> str:
+    """``1x16x32x32``."""
+    return ABSENT if shape is None else "x".join(map(str, shape))
+
+
+def run_of(paths: Sequence[str]) -> str:
+    """Paths in a row as the first and the last."""
+    if len(paths) > 2:
+        return f"{paths[0]} .. {paths[-1]}"
+    return ", ".join(paths) or ABSENT
+
+
+def indices_text(indices: Sequence[int]) -> str:
+    """Indices as ``--plan`` takes them, three or more in a row as a range: ``0-4,3,4``."""
+    parts: list[str] = []
+    start = 0
+    for place in range(1, len(indices) + 1):
+        if place < len(indices) and indices[place] == indices[place - 1] + 1:
+            continue
+        run = indices[start:place]
+        parts.append(f"{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(map(str, run)))
+        start = place
+    return ",".join(parts)
+
+
+def change(before: str, after: str) -> str:
+    """``before -> after``, or one of them where nothing changed."""
+    return before if before == after else f"{before} -> {after}"
+
+
+def structure_of(graph: Graph) -> tuple[Structure | None, str]:
+    """The structure, or None and the sentence that says why there is none."""
+    try:
+        return graph.structure, ""
+    except StructureError as error:
+        return None, str(error)

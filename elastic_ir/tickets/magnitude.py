@@ -1,0 +1,111 @@
+"""Masks by magnitude: which weights are pruned when the smallest of the whole network go first.
+
+One threshold for all layers, as in iterative magnitude pruning of lottery tickets; the count is exact, and ties are
+broken by position, so that one network always gives the same masks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from elastic_ir.errors import MaskError
+from elastic_ir.tickets.masked import places
+
+_LOOKUP = re.compile(r"emb|wte|wpe|bias_table|position")
+
+
+def sparsity(masks: Mapping[str, Tensor]) -> float:
+    """The share of zeros in masks of any dtype (0.9 = 90 % pruned); 0 where there are no masks."""
+    total = sum(mask.numel() for mask in masks.values())
+    kept = sum(int(mask.count_nonzero()) for mask in masks.values())
+    return (total - kept) / total if total else 0.0
+
+
+def magnitude_masks(
+    source: nn.Module | Mapping[str, Tensor], sparsity: float, leave_out: Collection[str] | str = ()
+) -> dict[str, Tensor]:
+    """Boolean masks that prune the given share of a network's prunable weights, the smallest first.
+
+    ``source`` is a module or a state dict; prunable are the weights of convolutions and linear layers, and in a state
+    dict what looks like one by name and shape. ``leave_out`` names weights, or modules with all below them, that get no
+    mask and do not count. Exactly ``round(sparsity * weights)`` are pruned; of equal ones the earlier go first.
+
+    Raises MaskError: a sparsity outside 0 to 1, nothing to prune, a name to leave out that is not there, a NaN, or no
+    values (meta device).
+
+    >>> masks = magnitude_masks({"conv.weight": torch.tensor([[0.1, -3.0], [2.0, -0.2]])}, sparsity=0.5)
+    >>> masks["conv.weight"].int().tolist()
+    [[0, 1], [1, 0]]
+    """
+    if not 0 <= sparsity <= 1:
+        raise MaskError(f"the sparsity {sparsity} is not between 0 and 1")
+    weights = _prunable(source)
+    for item in [leave_out] if isinstance(leave_out, str) else leave_out:
+        below = [name for name in weights if name == item or name.startswith(f"{item}.")]
+        if not below:
+            raise MaskError(f"{item!r}, to be left out, is no prunable weight and no module that holds one")
+        for name in below:
+            del weights[name]
+    if not weights:
+        raise MaskError("the network has no weight of a convolution or linear layer to prune")
+    pruned = _smallest(weights, sparsity)
+    parts = torch.split(pruned, [weight.numel() for weight in weights.values()])
+    return {
+        name: ~part.reshape(weight.shape).to(weight.device)
+        for (name, weight), part in zip(weights.items(), parts, strict=True)
+    }
+
+
+def _smallest(weights: Mapping[str, Tensor], share: float) -> Tensor:
+    """Flat over all weights in order, True for those to prune."""
+    wide = (
+        torch.float64 if any(w.dtype in (torch.float64, torch.complex128) for w in weights.values()) else None
+    )
+    magnitudes = []
+    for name, weight in weights.items():
+        if weight.is_meta:
+            raise MaskError(f"{name!r} is on the meta device and has no values; load the weights first")
+        plain = weight.detach()
+        if not plain.is_complex():
+            plain = plain.to(wide or torch.float32)  # float8 has no abs
+        flat = plain.abs().cpu().reshape(-1)
+        if flat.isnan().any():
+            raise MaskError(f"{name!r} holds NaN, which has no magnitude")
+        magnitudes.append(flat.to(wide or torch.float32))
+    flat = torch.cat(magnitudes)
+    count = round(share * flat.numel())
+    if count == 0:
+        return torch.zeros_like(flat, dtype=torch.bool)
+    threshold = flat.kthvalue(count).values
+    pruned = flat < threshold
+    ties = (flat == threshold).nonzero().reshape(-1)
+    pruned[ties[: count - int(pruned.sum())]] = True
+    return pruned
+
+
+def _prunable(source: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The prunable weights by plain name. The frontends tell them alike (a test compares); this room imports none."""
+    if not isinstance(source, nn.Module):
+        return {
+            name: tensor
+            for name, tensor in source.items()
+            if isinstance(tensor, Tensor)
+            and name.rpartition(".")[2].endswith("weight")
+            and 2 <= tensor.ndim <= 5
+            and not _LOOKUP.search(name.lower())
+        }
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, owner, attribute, parameter in places(source):
+        lookup = hasattr(owner, "num_embeddings") or hasattr(owner, "normalized_shape")
+        attention = isinstance(owner, nn.MultiheadAttention) and attribute.endswith("_proj_weight")
+        layer = attribute == "weight" and not lookup
+        # a tied weight is pruned once, under its first name
+        if (layer or attention) and 2 <= parameter.ndim <= 5 and id(parameter) not in seen:
+            seen.add(id(parameter))
+            found[name] = parameter
+    return found

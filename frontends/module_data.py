@@ -1,0 +1,136 @@
+"""Building a module again from its description, without calling its constructor or unpickling anything."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from elastic_ir.emit.graph_module import resolve_function, resolve_symbol
+from elastic_ir.errors import EmitError, SourceError
+from elastic_ir.frontends.torch_file import resolve_class
+
+
+def rebuild_module(data: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], trust: Sequence[str]) -> nn.Module:
+    """The described module over the given tensors (parameters and buffers by full name).
+
+    Raises SourceError where a class cannot be imported or is not trusted, or where the description was impossible.
+    """
+    if "opaque" in data:
+        raise SourceError(f"the module could not be described when it was written: {data['opaque']}")
+    objects = [_config(item, trust) for item in data["objects"]]
+    parts: dict[str, nn.Module] = {}
+    parameters: dict[int, nn.Parameter] = {}
+    for item in data["parts"]:
+        path = item["path"]
+        if "same" in item:
+            part = parts[item["same"]]
+        else:
+            kind = resolve_class(item["class"].replace(":", "."), trust)
+            part = kind.__new__(kind)
+            nn.Module.__init__(part)
+            for name, value in item["attributes"].items():
+                part.__dict__[name] = _value(value, objects, trust)
+            part.training = bool(item["training"])
+            for name, there in item["children"].items():
+                if not there:
+                    part._modules[name] = None
+            _fill(part, item, f"{path}." if path else "", tensors, parameters)
+        parts[path] = part
+        if path:
+            parent, _, name = path.rpartition(".")
+            parts[parent]._modules[name] = part
+    for item in data["parts"]:  # children in their registered order, absent ones included
+        if "children" in item:
+            table = parts[item["path"]]._modules
+            ordered = {name: table[name] for name in item["children"]}
+            table.clear()
+            table.update(ordered)
+    return parts[""]
+
+
+def _fill(
+    part: nn.Module,
+    item: Mapping[str, Any],
+    head: str,
+    tensors: Mapping[str, torch.Tensor],
+    parameters: dict[int, nn.Parameter],
+) -> None:
+    for role, requires_grad in item["parameters"].items():
+        if requires_grad is None:
+            part._parameters[role] = None
+            continue
+        tensor = _tensor(head + role, tensors)
+        if id(tensor) not in parameters:  # one parameter for tied names
+            parameters[id(tensor)] = nn.Parameter(tensor, requires_grad=requires_grad)
+        part._parameters[role] = parameters[id(tensor)]
+    for role, persistent in item["buffers"].items():
+        part._buffers[role] = None if persistent is None else _tensor(head + role, tensors)
+        if persistent is False:
+            part._non_persistent_buffers_set.add(role)
+
+
+def _tensor(name: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    if name not in tensors:
+        raise SourceError(f"the described module has a tensor {name!r} that the file lacks")
+    return tensors[name]
+
+
+def _config(item: Mapping[str, Any], trust: Sequence[str]) -> Any:
+    """A configuration object of transformers, from its own dictionary form."""
+    module, _, name = item["config"].partition(":")
+    if module.partition(".")[0] not in ("transformers", *trust):
+        raise SourceError(f"the configuration class {item['config']} is not trusted; pass --trust to allow its package")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise SourceError(f"the configuration class {item['config']} cannot be imported ({error})") from error
+    from transformers import PretrainedConfig
+
+    if not (isinstance(kind, type) and issubclass(kind, PretrainedConfig)):
+        raise SourceError(f"{item['config']} is no configuration class")
+    return kind.from_dict(item["data"])
+
+
+def _value(item: Any, objects: list[Any], trust: Sequence[str]) -> Any:
+    if isinstance(item, list):
+        return [_value(part, objects, trust) for part in item]
+    if not isinstance(item, dict):
+        return item
+    ((kind, content),) = item.items()
+    if kind == "float":
+        return float(content)
+    if kind == "symbol":
+        return resolve_symbol(content)
+    if kind == "tuple":
+        return tuple(_value(part, objects, trust) for part in content)
+    if kind == "set":
+        return {_value(part, objects, trust) for part in content}
+    if kind == "dict":
+        return {_value(k, objects, trust): _value(v, objects, trust) for k, v in content}
+    if kind == "object":
+        return objects[content]
+    if kind == "class":
+        return resolve_class(content.replace(":", "."), trust)
+    if kind == "partial":
+        function, args, keywords = (_value(part, objects, trust) for part in content)
+        return functools.partial(function, *args, **keywords)
+    if kind == "function":
+        try:
+            return resolve_function(content)
+        except EmitError as error:
+            raise SourceError(str(error)) from error
+    if kind == "enum":
+        owner, name = content
+        module, _, qualname = owner.partition(":")
+        if module.partition(".")[0] not in ("torch", "torchvision", "timm", "transformers", "elastic_ir", *trust):
+            raise SourceError(f"the enum {owner} is not trusted; pass --trust to allow its package")
+        found = functools.reduce(getattr, qualname.split("."), importlib.import_module(module))
+        if isinstance(found, type) and issubclass(found, enum.Enum):
+            return found[name]
+    raise SourceError(f"the module's description holds an unknown kind of value, {kind!r}")

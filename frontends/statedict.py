@@ -1,0 +1,31 @@
+"""A bare state dict as a graph without nodes: names, shapes, and what they tell. No torch is needed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from elastic_ir.graph import Graph
+from elastic_ir.tensors import TensorData
+from elastic_ir.weights import Storage, Weight
+
+_LOOKUP = re.compile(r"emb|wte|wpe|bias_table|position")
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def looks_prunable(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a name and shape speak of a convolution or linear layer: a ``weight`` of rank 2 to 5, no lookup."""
+    role = name.rpartition(".")[2]
+    return role.endswith("weight") and 2 <= len(shape) <= 5 and not _LOOKUP.search(name.lower())
+
+
+def graph_of_tensors(name: str, tensors: Mapping[str, TensorData]) -> Graph:
+    """A graph over named tensors, in their order; tied names cannot be seen and count as separate."""
+    graph = Graph(name)
+    graph.metadata["frontend"] = "names"
+    for key, data in tensors.items():
+        role = key.rpartition(".")[2]
+        statistic = role in _STATISTICS
+        graph.weights[key] = Weight(key, Storage(data), key, not statistic, True, looks_prunable(key, data.shape))
+    graph.metadata["source_names"] = list(tensors)
+    return graph

@@ -1,0 +1,227 @@
+"""Imports run one way: cli -> frontends, passes, emit -> IR; and what needs no torch imports none.
+
+Most of it is read from the source with ``ast``, so that a wrong import is named by file and line. The few tests that
+start Python prove the same of what is imported in the end.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+#: The rooms, and which of them each may import. What is in none of the named folders is the IR; "face" is the
+#: package itself and its functions, `elastic_ir` and `elastic_ir.api`, which only the command line builds on.
+MAY_IMPORT: dict[str, set[str]] = {
+    "ir": {"ir"},
+    "face": {"ir", "face"},
+    "passes": {"ir", "passes"},
+    "frontends": {"ir", "frontends"},
+    "emit": {"ir", "emit"},
+    "tickets": {"ir", "tickets"},
+    "zoo": {"ir", "zoo"},
+    "cli": {"ir", "face", "passes", "frontends", "emit", "tickets", "cli"},
+}
+#: Declared exceptions: these offer the upper rooms as functions and methods (`graph.to_module()`), and import them
+#: only inside the function, or for type checkers.
+OFFERS_UPPER_ROOMS = {"elastic_ir", "elastic_ir.api", "elastic_ir.graph"}
+LIBRARY_ROOMS = set(MAY_IMPORT) - {"cli", "zoo"}
+
+#: Rooms that import no torch, nor what brings it, when they are imported themselves.
+WITHOUT_TORCH = {"ir", "face", "passes", "cli"}
+TORCH = {"torch", "torchvision", "timm", "transformers"}
+#: What only the command line speaks.
+TERMINAL = {"click", "rich"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import of one module: where it stands, and whether it runs when its file is imported."""
+
+    target: str
+    line: int
+    at_import: bool
+
+
+def sources() -> dict[str, Path]:
+    """Every file of the distribution by its module name; the links in elastic_ir/ are read as the folders they mean."""
+    found: dict[str, Path] = {}
+    for folder, package in (
+        ("elastic_ir", "elastic_ir"),
+        ("passes", "elastic_ir.passes"),
+        ("frontends", "elastic_ir.frontends"),
+        ("cli", "elastic_ir.cli"),
+    ):
+        base = ROOT / folder
+        for path in sorted(base.rglob("*.py")):
+            parts = path.relative_to(base).with_suffix("").parts
+            if (base / parts[0]).is_symlink():
+                continue
+            found[".".join([package, *(part for part in parts if part != "__init__")])] = path
+    return found
+
+
+SOURCES = sources()
+
+
+def room(module: str) -> str | None:
+    """The room of one of our modules; None for anybody else's."""
+    first, *rest = module.split(".")
+    if first != "elastic_ir":
+        return None
+    if not rest or rest[0] == "api":
+        return "face"
+    if rest[0] == "__main__":
+        return "cli"
+    return rest[0] if rest[0] in MAY_IMPORT else "ir"
+
+
+def imports(path: Path, module: str) -> Iterator[Import]:
+    """All imports of a file, at any depth."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    yield from _walk(ast.parse(path.read_text("utf-8")), package, at_import=True)
+
+
+def _walk(node: ast.AST, package: str, at_import: bool) -> Iterator[Import]:
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            yield Import(alias.name, node.lineno, at_import)
+    elif isinstance(node, ast.ImportFrom):
+        base = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+        stem = ".".join([*base, *([node.module] if node.module else [])])
+        for alias in node.names:
+            # `from elastic_ir import errors` imports a module, `from elastic_ir import Graph` a name of the package
+            inner = f"{stem}.{alias.name}"
+            yield Import(inner if inner in SOURCES else stem, node.lineno, at_import)
+    elif isinstance(node, ast.If) and _for_type_checkers(node.test):
+        for statement in node.body:
+            yield from _walk(statement, package, at_import=False)
+        for statement in node.orelse:
+            yield from _walk(statement, package, at_import)
+    else:
+        inside = at_import and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            yield from _walk(child, package, inside)
+
+
+def _for_type_checkers(test: ast.expr) -> bool:
+    name = test.attr if isinstance(test, ast.Attribute) else getattr(test, "id", None)
+    return name == "TYPE_CHECKING"
+
+
+def complaints(module: str) -> list[str]:
+    """What is wrong with a module's imports, a line for each."""
+    path, own = SOURCES[module], room(module)
+    assert own is not None
+    found = []
+    for item in imports(path, module):
+        where = f"{path.relative_to(ROOT)}:{item.line}"
+        target = room(item.target)
+        top = item.target.split(".")[0]
+        offered = module in OFFERS_UPPER_ROOMS and not item.at_import and target != "cli"
+        if target is not None and target not in MAY_IMPORT[own] and not offered:
+            found.append(f"{where}: {own} imports {item.target} ({target})")
+        if top in TORCH and item.at_import and own in WITHOUT_TORCH:
+            found.append(f"{where}: {own} imports {item.target} at import; move it into the function")
+        if top in TERMINAL and own != "cli":
+            found.append(f"{where}: only the command line speaks {top}")
+        if top in ("passes", "frontends", "cli"):
+            found.append(f"{where}: import elastic_ir.{item.target}")
+    return list(dict.fromkeys(found))  # a line that imports several names is said once
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_a_module_imports_only_what_its_room_may(module: str) -> None:
+    assert not complaints(module)
+
+
+def test_every_room_is_read() -> None:
+    """Against a reader that finds nothing and so complains of nothing."""
+    assert {room(module) for module in SOURCES} >= {"ir", "face", "passes", "frontends", "emit", "cli", "zoo"}
+    assert "elastic_ir.discovery" in SOURCES
+    assert any(item.target == "torch" and item.at_import for item in _zoo_imports())
+
+
+def _zoo_imports() -> list[Import]:
+    return list(imports(SOURCES["elastic_ir.zoo.vgg"], "elastic_ir.zoo.vgg"))
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import torch.nn", [("torch.nn", True)]),
+        ("from torch import nn", [("torch", True)]),
+        ("try:\n import torch\nexcept ImportError: pass", [("torch", True)]),
+        ("class A:\n import torch", [("torch", True)]),
+        ("class A:\n def f(self):\n  import torch", [("torch", False)]),
+        ("async def f():\n if 1:\n  import torch", [("torch", False)]),
+        ("if TYPE_CHECKING:\n import torch\nelse:\n import numpy", [("torch", False), ("numpy", True)]),
+        ("if typing.TYPE_CHECKING:\n import torch", [("torch", False)]),
+        ("from elastic_ir import errors", [("elastic_ir.errors", True)]),
+        ("from elastic_ir import Graph", [("elastic_ir", True)]),
+        ("from . import plan", [("elastic_ir.plan", True)]),
+        ("from .errors import PlanError", [("elastic_ir.errors", True)]),
+    ],
+)
+def test_the_reader_of_imports(source: str, expected: list[tuple[str, bool]]) -> None:
+    found = _walk(ast.parse(source), "elastic_ir", at_import=True)
+    assert [(item.target, item.at_import) for item in found] == expected
+
+
+def python(code: str, *arguments: str) -> str:
+    """Run code in a Python of its own, from the root; its standard output."""
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+NO_TORCH = f"; assert not {TORCH!r} & set(sys.modules), sorted({TORCH!r} & set(sys.modules))"
+
+
+def test_importing_the_package_loads_no_torch() -> None:
+    python("import sys, elastic_ir" + NO_TORCH)
+
+
+def test_importing_all_that_needs_no_torch_loads_none() -> None:
+    """Also not by way of something else that is imported."""
+    modules = [name for name in SOURCES if room(name) in WITHOUT_TORCH and not name.endswith("__main__")]
+    python(f"import sys, {', '.join(modules)}" + NO_TORCH)
+
+
+@pytest.mark.parametrize("command", [[], ["inspect"], ["stretch"], ["squeeze"], ["diff"], ["passes"]])
+def test_help_loads_no_torch(command: list[str]) -> None:
+    code = """
+import contextlib, sys
+from elastic_ir.cli import main
+with contextlib.suppress(SystemExit):
+    main()
+"""
+    out = python(code + NO_TORCH.removeprefix("; "), *command, "--help")
+    assert "Usage:" in out
+
+
+def test_a_bare_checkpoint_is_stretched_without_torch(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from elastic_ir.zoo import cifar_resnet
+
+    source, target = tmp_path / "small.safetensors", tmp_path / "deep.safetensors"
+    save_file(cifar_resnet(14, width=4).state_dict(), source)
+    python(
+        "import sys, elastic_ir as eir;"
+        "graph = eir.stretch(eir.load(sys.argv[1]), to_stages=(3, 3, 3));"
+        "eir.save(graph, sys.argv[2])" + NO_TORCH,
+        str(source),
+        str(target),
+    )
+    cifar_resnet(20, width=4).load_state_dict(load_file(target))
