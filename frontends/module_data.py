@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from elastic_ir.emit.graph_module import resolve_function, resolve_symbol
 from elastic_ir.errors import EmitError, SourceError
 from elastic_ir.frontends.torch_file import resolve_class
+from elastic_ir.functions import resolve_function, resolve_symbol
 
 
 def rebuild_module(data: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], trust: Sequence[str]) -> nn.Module:

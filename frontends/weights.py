@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from elastic_ir.errors import MaskError
+from elastic_ir.frontends.masks import attach_packed
 from elastic_ir.tensors import Mask, ShapeOnly, TensorData
 from elastic_ir.torch_bridge import TorchData, dtype_name, mask_from_torch
 from elastic_ir.weights import Storage, Weight
@@ -68,19 +68,12 @@ def attach_masks(weights: Mapping[str, Weight], masks: Mapping[str, Any]) -> Non
 
     Raises MaskError that names the weight: unknown name, wrong shape, values other than 0 and 1.
     """
+    packed = {}
     for name, given in masks.items():
-        if name not in weights:
-            known = [other for other in weights if other.endswith(name.rsplit(".", 1)[-1])][:3]
-            raise MaskError(
-                f"the mask {name!r} fits no weight of the network (it has, for example, {', '.join(known) or 'none'})"
-            )
         if isinstance(given, Mask):
-            mask = given
+            packed[name] = given
         elif isinstance(given, torch.Tensor):
-            mask = mask_from_torch(given, name)
+            packed[name] = mask_from_torch(given, name)
         else:
-            mask = Mask.from_array(given, name)
-        weight = weights[name]
-        if mask.shape != weight.shape:
-            raise MaskError(f"the mask of {name!r} has shape {list(mask.shape)}, its weight {list(weight.shape)}")
-        weight.storage.mask = mask
+            packed[name] = Mask.from_array(given, name)
+    attach_packed(weights, packed)

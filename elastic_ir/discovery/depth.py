@@ -84,7 +84,7 @@ def chain_layers(group: Group, graph: Graph) -> int | None:
     longest = [1] * len(shapes)
     for later, shape in enumerate(shapes):
         for earlier in range(later):
-            if _follows(shapes[earlier], shape):
+            if _follows(shapes[earlier], shape, in_channels(shapes[0])):
                 longest[later] = max(longest[later], longest[earlier] + 1)
     return max(longest)
 
@@ -99,11 +99,16 @@ def _without_gates(names: list[str], shapes: list[tuple[int, ...]], graph: Graph
     return shapes
 
 
-def _follows(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
-    """Whether one weight's output channels can be the other's input (grouped and fused ones included)."""
+def _follows(before: tuple[int, ...], after: tuple[int, ...], entering: int) -> bool:
+    """Whether one weight's output channels can be the other's input (grouped and fused ones included).
+
+    ``entering`` are the channels that enter the block: a convolution that takes just those is a projection of the
+    shortcut, not a grouped one.
+    """
     out, into = before[0], in_channels(after)
     if len(after) > 2 and after[1] == 1 and len(before) > 2:
         return out == after[0]
     if out == into:
         return True
-    return out % into == 0 and after[0] % (out // into) == 0 and after[1] < out
+    grouped = out % into == 0 and after[0] % (out // into) == 0
+    return grouped and (len(after) == 2 or into != entering)

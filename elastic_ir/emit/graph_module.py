@@ -8,29 +8,16 @@ from __future__ import annotations
 
 import copy
 import inspect
-import operator
-import sys
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from elastic_ir.errors import EmitError
+from elastic_ir.functions import resolve_function, resolve_symbol
 from elastic_ir.graph import Graph, Node, Symbol, Value, WeightRef
 from elastic_ir.weights import Weight
 
-#: Functions outside torch that networks call as one node; pure, so naming one in a file can do no harm.
-NAMED_FUNCTIONS = {
-    "torchvision.ops.stochastic_depth.stochastic_depth",
-    "torchvision.models.swin_transformer.shifted_window_attention",
-    "torchvision.models.swin_transformer._get_relative_position_bias",
-    "torchvision.models.swin_transformer._patch_merging_pad",
-}
-_OPERATORS = {
-    "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "matmul", "getitem", "eq", "ne", "lt", "le",
-    "gt", "ge", "and_", "or_", "xor", "not_", "iadd", "isub", "imul", "itruediv", "abs", "pos", "invert",
-}  # fmt: skip
 _ATTRIBUTES = {"shape", "dtype", "device", "T", "mT", "H", "mH", "ndim", "real", "imag", "is_cuda", "requires_grad"}
 
 
@@ -87,54 +74,6 @@ def _emit(node: Node, made: fx.Graph, values: dict[Value, fx.Node], trusted: boo
     if function is getattr and (len(args) < 2 or args[1] not in _ATTRIBUTES):
         raise EmitError(f"node %{node.name} reads the attribute {args[1:]!r}, which is no plain tensor attribute")
     return made.call_function(function, args, kwargs)
-
-
-def resolve_symbol(name: str) -> Any:
-    """``torch.float32`` and the like; EmitError for anything that is no such constant."""
-    if name == "...":
-        return Ellipsis
-    if name.startswith("device."):
-        return torch.device(name.removeprefix("device."))
-    value = getattr(torch, name.removeprefix("torch."), None)
-    if isinstance(value, (torch.dtype, torch.memory_format, torch.layout)):
-        return value
-    raise EmitError(f"{name} is no constant of torch")
-
-
-def resolve_function(name: str, trusted: bool = False) -> Callable[..., Any]:
-    """A function by its name: torch's own arithmetic, operators, and the few in ``NAMED_FUNCTIONS``.
-
-    ``trusted`` graphs come from a live module of this process and may name any function that is loaded already.
-    Nothing that reads files or runs code can be named from a file: ``torch.load`` is not found.
-    """
-    owner, _, last = name.rpartition(".")
-    found: Any = None
-    if owner == "operator" and last in _OPERATORS:
-        found = getattr(operator, last)
-    elif name in ("getattr", "builtins.getattr"):
-        return getattr  # type: ignore[return-value]  # which attributes, the caller checks
-    elif owner == "math":
-        import math
-
-        found = getattr(math, last, None)
-    elif owner == "torch" and (hasattr(torch._C._VariableFunctions, last) or last in ("einsum", "split", "meshgrid")):
-        found = getattr(torch, last, None)
-    elif owner == "torch.nn.functional":
-        candidate = getattr(torch.nn.functional, last, None)
-        if getattr(candidate, "__module__", "").startswith("torch") and not last.startswith("_"):
-            found = candidate
-    elif owner == "torch._C._nn":
-        found = getattr(torch._C._nn, last, None)
-    elif trusted or name in NAMED_FUNCTIONS:
-        if name in NAMED_FUNCTIONS:
-            try:
-                __import__(owner)
-            except ImportError as error:
-                raise EmitError(f"the network calls {name}, and {owner} cannot be imported ({error})") from error
-        found = getattr(sys.modules.get(owner), last, None)
-    if found is None or not callable(found):
-        raise EmitError(f"the network calls {name}, which is not among the functions that a file may name")
-    return found  # type: ignore[no-any-return]
 
 
 def _leaf(node: Node, live: nn.Module | None, origins: dict[str, str], graph: Graph) -> nn.Module:

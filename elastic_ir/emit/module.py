@@ -18,6 +18,7 @@ from elastic_ir.emit.constants import renumber_indices, update_counts
 from elastic_ir.errors import EmitError
 from elastic_ir.graph import Graph
 from elastic_ir.structure import Container
+from elastic_ir.tensors import ShapeOnly
 from elastic_ir.torch_bridge import to_torch
 
 _PLAIN = (int, float, str, bytes, bool, type(None), torch.dtype, torch.device, type)
@@ -105,7 +106,7 @@ def _assign(module: nn.Module, graph: Graph, masked: bool) -> None:
                 is_parameter = table is part._parameters
                 key = (id(weight.storage), is_parameter)
                 if key not in done:
-                    if old.is_meta and not hasattr(weight.storage.data, "tensor"):
+                    if isinstance(weight.storage.data, ShapeOnly):
                         tensor = torch.empty_like(old, device="meta")
                     else:
                         tensor = to_torch(weight.storage.emitted(masked))

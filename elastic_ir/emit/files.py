@@ -1,0 +1,183 @@
+"""Writing graphs: ``.pt`` and ``.safetensors`` files that are plain checkpoints for everyone else, and folders.
+
+What others do not know of rides along where they do not look: extra records in the zip of a ``.pt``, metadata and a
+sidecar of masks beside a ``.safetensors``. Files appear under their name only when they are whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from elastic_ir.emit.output import atomic_output
+from elastic_ir.emit.safetensors_file import write_safetensors
+from elastic_ir.errors import EmitError, OutputError
+from elastic_ir.graph import Graph
+from elastic_ir.serialise import InlineData, graph_to_data
+from elastic_ir.tensors import Mask, TensorData
+
+RECORDS = "elastic_ir/"  #: the folder of our records in a .pt's zip
+
+
+def save(graph: Graph, path: str | os.PathLike[str], *, check: bool = True) -> list[Path]:
+    """Write a graph by its target's extension and return the paths written.
+
+    ``.pt``/``.pth``: a plain state dict (``torch.load(weights_only=True)`` and a strict load read it), with the graph
+    and the masks as extra records. ``.safetensors``: the same, the masks in ``NAME.masks.safetensors``; torch is not
+    imported unless the graph came from a live module. No extension: a folder by the model's own
+    ``save_pretrained``. ``check`` runs the module once and sees that every unit executes; names and shapes are
+    always checked. Raises EmitError and OutputError; what stood at the target then still stands there.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix in (".pt", ".pth"):
+        return [_save_pt(graph, path, check)]
+    if suffix == ".safetensors":
+        return _save_safetensors(graph, path, check)
+    if suffix == "":
+        return [_save_folder(graph, path, check)]
+    raise OutputError(f"{path.name}: the extension {suffix} cannot be written; use .pt, .safetensors or a folder name")
+
+
+def _checked_module(graph: Graph, check: bool) -> Any:
+    """The emitted module, run once if wanted; None where the graph has no network."""
+    if graph.origin is None and not (len(graph) and graph.metadata.get("frontend") == "fx"):
+        return None
+    from elastic_ir.emit.check import check_runs
+    from elastic_ir.emit.module import to_module
+
+    module = to_module(graph)
+    if check:
+        check_runs(module, graph)
+    return module
+
+
+def _data(graph: Graph, module: Any) -> dict[str, Any]:
+    data = graph_to_data(graph)
+    if module is not None and graph.origin is not None:
+        from elastic_ir.emit.module_data import describe_module
+
+        data["module"] = describe_module(module)
+        data["inputs"] = _describe_inputs(graph.origin.inputs)
+    return data
+
+
+def _describe_inputs(inputs: Any) -> dict[str, Any]:
+    """Shapes and dtypes of the example inputs, so that a graph read back can be run again."""
+
+    def one(item: Any) -> Any:
+        return [list(item.shape), str(item.dtype).removeprefix("torch.")] if hasattr(item, "shape") else None
+
+    return {"args": [one(a) for a in inputs.args], "kwargs": {k: one(v) for k, v in inputs.kwargs.items()}}
+
+
+def _mask_records(graph: Graph) -> dict[str, bytes]:
+    """An index of the masks and their packed bits, one bit for each weight."""
+    index: dict[str, Any] = {}
+    bits = bytearray()
+    for name, mask in _masks(graph).items():
+        index[name] = {"shape": list(mask.shape), "dtype": mask.dtype, "offset": len(bits)}
+        bits += mask.bits
+    return {f"{RECORDS}masks.json": json.dumps(index).encode(), f"{RECORDS}masks.bin": bytes(bits)} if index else {}
+
+
+def _masks(graph: Graph) -> dict[str, Mask]:
+    return {n: w.mask for n, w in graph.weights.items() if w.mask is not None and w.persistent}
+
+
+def _save_pt(graph: Graph, path: Path, check: bool) -> Path:
+    import torch
+
+    from elastic_ir.emit.zip_records import append_zip_records
+
+    module = _checked_module(graph, check)
+    state = dict(module.state_dict()) if module is not None else graph.state_dict()
+    records = {f"{RECORDS}graph.json": json.dumps(_data(graph, module)).encode(), **_mask_records(graph)}
+    with atomic_output(path) as temporary:
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # torch's zip writer reports a full disk so
+            raise OutputError(f"{path}: could not be written ({str(error).splitlines()[0]})") from error
+        append_zip_records(temporary, records)
+        if check:
+            _check_state(temporary, graph)
+    return path
+
+
+def _check_state(path: Path, graph: Graph) -> None:
+    """Read the written file's names and shapes back; EmitError where they are not the planned ones."""
+    import torch
+
+    state = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
+    made = {name: tuple(tensor.shape) for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+    _compare(made, graph, path)
+
+
+def _compare(made: dict[str, tuple[int, ...]], graph: Graph, path: Path) -> None:
+    planned = {name: weight.shape for name, weight in graph.weights.items() if weight.persistent}
+    if made != planned:
+        wrong = sorted(n for n in {*made, *planned} if made.get(n) != planned.get(n))[:3]
+        raise EmitError(f"{path.name} does not hold what was planned, {', '.join(wrong)} for example")
+
+
+def mask_file(path: Path) -> Path:
+    """Where the masks of a ``.safetensors`` file lie: ``NAME.masks.safetensors``."""
+    return path.with_name(f"{path.stem}.masks.safetensors")
+
+
+def _save_safetensors(graph: Graph, path: Path, check: bool) -> list[Path]:
+    module = _checked_module(graph, check)
+    tensors: dict[str, TensorData] = {n: w.storage.emitted() for n, w in graph.weights.items() if w.persistent}
+    metadata = {"format": "pt", "elastic_ir.graph": json.dumps(_data(graph, module))}
+    found = _masks(graph)
+    written = [path]
+    with atomic_output(path) as temporary:
+        write_safetensors(temporary, tensors, metadata)
+        if check:
+            _compare(_header_shapes(temporary), graph, path)
+        if found:  # before the file itself gets its name: whoever sees the file finds its masks
+            with atomic_output(mask_file(path)) as sidecar:
+                write_safetensors(sidecar, {n: _mask_data(mask) for n, mask in found.items()}, {"format": "pt"})
+            written.append(mask_file(path))
+    if not found and mask_file(path).exists():
+        mask_file(path).unlink()  # of an earlier file of this name, whose masks these weights do not have
+    return written
+
+
+def _mask_data(mask: Mask) -> TensorData:
+    return InlineData(mask.shape, "bool", mask.array().tobytes())
+
+
+def _header_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return {name: tuple(item["shape"]) for name, item in header.items() if name != "__metadata__"}
+
+
+def _save_folder(graph: Graph, path: Path, check: bool) -> Path:
+    module = _checked_module(graph, check)
+    if not hasattr(module, "save_pretrained"):
+        raise OutputError(f"{path}: a folder is written for transformers models; give a name with .pt or .safetensors")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise OutputError(f"{path} exists already and is no empty folder")
+    if not path.parent.is_dir():
+        raise OutputError(f"the folder {path.parent} does not exist")
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        module.save_pretrained(temporary)
+        if _masks(graph):
+            masks = {name: _mask_data(mask) for name, mask in _masks(graph).items()}
+            write_safetensors(temporary / "model.masks.safetensors", masks, {"format": "pt"})
+        temporary.chmod(0o755)
+        if path.exists():
+            path.rmdir()
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path}: could not be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return path

@@ -1,0 +1,325 @@
+"""Sources: whatever the command line takes, read into a graph. Torch is imported only where a source needs it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from elastic_ir.errors import ElasticError, MaskError, SourceError
+from elastic_ir.frontends.statedict import graph_of_tensors
+from elastic_ir.graph import Graph
+from elastic_ir.serialise import graph_from_data
+from elastic_ir.tensors import Mask, TensorData
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Shapes = Sequence[Sequence[int]] | None
+
+
+def load(
+    source: str | os.PathLike[str],
+    arch: Any = None,
+    masks: Any = None,
+    *,
+    trust: Sequence[str] = (),
+    mask_from_zeros: bool = False,
+    input_shape: Shapes = None,
+) -> Graph:
+    """Read a source: a ``.pt``, ``.pth`` or ``.safetensors`` file, a Hugging Face folder, or a name.
+
+    Names are ``timm:NAME``, ``torchvision:NAME`` and ``package.module:factory``. ``arch`` says what a bare state dict
+    belongs to (a source, a module or a graph); ``masks`` is a mask file or a mapping of names to 0/1 tensors;
+    ``mask_from_zeros`` takes exact zeros in prunable weights as pruned. Raises SourceError, MaskError, TraceError.
+    """
+    text = os.fspath(source)
+    if is_name(text):
+        graph = _trace(build(text), input_shape)
+    else:
+        path = Path(text)
+        if path.is_dir():
+            graph = _read_folder(path, input_shape)
+        elif path.suffix.lower() == ".safetensors":
+            graph = _read_safetensors(path, arch, trust, input_shape)
+        elif path.suffix.lower() in (".onnx", ".pt2"):
+            raise SourceError(f"{path.name}: reading {path.suffix} files is not part of this version")
+        else:
+            graph = _read_torch(path, arch, trust, input_shape)
+    if masks is not None:
+        attach(graph, _mask_mapping(masks))
+    if mask_from_zeros:
+        _masks_from_zeros(graph)
+    return graph
+
+
+def is_name(text: str) -> bool:
+    """Whether a source is a name of a factory, not a path."""
+    head, colon, tail = text.partition(":")
+    return bool(colon and head and tail) and "/" not in head and "\\" not in head and not Path(text).exists()
+
+
+def build(text: str) -> nn.Module:
+    """The module that a name stands for; SourceError says what is missing."""
+    from torch import nn
+
+    package, _, name = text.partition(":")
+    if package == "timm":
+        timm = _import("timm", "pip install 'elastic-ir[timm]'")
+        try:
+            made = timm.create_model(name, pretrained=False)
+        except RuntimeError as error:
+            raise SourceError(f"timm has no model {name!r} ({error})") from error
+    elif package == "torchvision":
+        models = _import("torchvision.models", "pip install 'elastic-ir[torchvision]'")
+        try:
+            made = models.get_model(name, weights=None)
+        except ValueError as error:
+            raise SourceError(f"torchvision has no model {name!r}") from error
+    else:
+        module = _import(package, "install it, or put its folder on PYTHONPATH")
+        factory = getattr(module, name, None)
+        if factory is None or not callable(factory):
+            raise SourceError(f"{package} has no factory {name!r}")
+        made = factory()
+    if not isinstance(made, nn.Module):
+        raise SourceError(f"{text} makes a {type(made).__name__}, no torch.nn.Module")
+    return made
+
+
+def _import(name: str, remedy: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise SourceError(f"{name} cannot be imported ({error}); {remedy}") from error
+    except RuntimeError as error:
+        if "torchvision::" in str(error):
+            raise SourceError(
+                f"the installed torchvision does not fit the installed torch ({str(error).splitlines()[0]}); "
+                "install a matching pair of builds, both for CPU or both for the same CUDA"
+            ) from error
+        raise
+
+
+def _trace(model: nn.Module, input_shape: Shapes, masks: Mapping[str, Any] | None = None) -> Graph:
+    from elastic_ir.frontends.trace import trace
+
+    return trace(model, masks=masks, input_shape=input_shape)
+
+
+def _architecture(arch: Any, trust: Sequence[str]) -> nn.Module:
+    """The module that ``arch`` stands for: a name, a saved module, a module, or a traced graph's."""
+    from torch import nn
+
+    if isinstance(arch, nn.Module):
+        return arch
+    if isinstance(arch, Graph):
+        found = getattr(arch.origin, "module", None)
+    else:
+        text = os.fspath(arch)
+        found = build(text) if is_name(text) else getattr(load(text, trust=trust).origin, "module", None)
+    if found is None:
+        raise SourceError("the architecture given holds no network, only a state dict")
+    return found  # type: ignore[no-any-return]
+
+
+def _over(graph: Graph, tensors: Mapping[str, TensorData], source: str) -> Graph:
+    """A traced architecture over a file's tensors; SourceError lists the first names that do not fit."""
+    wanted = {name: weight for name, weight in graph.weights.items() if weight.persistent}
+    missing = [f"{name} is missing" for name in wanted if name not in tensors]
+    extra = [f"{name} is unknown to it" for name in tensors if name not in wanted]
+    other = [
+        f"{name} is {list(tensors[name].shape)}, the architecture has {list(weight.shape)}"
+        for name, weight in wanted.items()
+        if name in tensors and tensors[name].shape != weight.shape
+    ]
+    problems = other + missing + extra
+    if problems:
+        raise SourceError(
+            f"{source} does not fit the architecture {graph.name}: {'; '.join(problems[:3])}"
+            + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
+        )
+    for name, weight in wanted.items():
+        weight.storage.data = tensors[name]
+    return graph
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def _read_safetensors(path: Path, arch: Any, trust: Sequence[str], input_shape: Shapes) -> Graph:
+    from elastic_ir.frontends.safetensors_file import read_safetensors
+
+    tensors, metadata = read_safetensors(path)
+    named: dict[str, TensorData] = dict(tensors)
+    if arch is not None:
+        return _over(_trace(_architecture(arch, trust), input_shape), named, path.name)
+    sidecar = path.with_name(f"{path.stem}.masks.safetensors")
+    if "elastic_ir.graph" in metadata:
+        try:
+            data = json.loads(metadata["elastic_ir.graph"])
+        except ValueError as error:
+            raise SourceError(f"{path.name}: the graph in its metadata is damaged ({error})") from error
+        graph = _graph_of_file(data, named, trust, path)
+    else:
+        graph = graph_of_tensors(path.stem, named)
+    if sidecar.exists():
+        attach(graph, _mask_mapping(sidecar))
+    return graph
+
+
+def _graph_of_file(data: Any, tensors: Mapping[str, TensorData], trust: Sequence[str], path: Path) -> Graph:
+    """The graph that we wrote: in its class where that can be imported, else over its nodes."""
+    graph = graph_from_data(data, tensors)
+    graph.metadata["file"] = path.name
+    if "module" in data and "opaque" not in data["module"]:
+        try:
+            graph.origin = _live(data, graph, trust)
+        except SourceError as error:
+            graph.metadata["class_note"] = str(error)  # then it is emitted as a GraphModule
+    return graph
+
+
+def _live(data: Any, graph: Graph, trust: Sequence[str]) -> Any:
+    import torch
+
+    from elastic_ir.frontends.module_data import rebuild_module
+    from elastic_ir.frontends.shapes import Inputs
+    from elastic_ir.frontends.trace import LiveSource
+
+    with torch.device("meta"):
+        made: dict[int, torch.Tensor] = {}
+        tensors = {
+            name: made.setdefault(
+                id(weight.storage), torch.empty(weight.shape, dtype=getattr(torch, weight.dtype), device="meta")
+            )
+            for name, weight in graph.weights.items()
+        }
+    module = rebuild_module(data["module"], tensors, trust)
+
+    def one(item: Any) -> Any:
+        if item is None:
+            return None
+        dtype = getattr(torch, item[1])
+        if not dtype.is_floating_point:
+            return torch.ones(item[0], dtype=dtype)
+        return torch.randn(item[0], generator=torch.Generator().manual_seed(0)).to(dtype)
+
+    given = data["inputs"]
+    inputs = Inputs(tuple(one(a) for a in given["args"]), {k: one(v) for k, v in given["kwargs"].items()})
+    return LiveSource(module, inputs)
+
+
+def _read_torch(path: Path, arch: Any, trust: Sequence[str], input_shape: Shapes) -> Graph:
+    from torch import nn
+
+    from elastic_ir.frontends.masks import masks_from_state
+    from elastic_ir.frontends.torch_file import read_torch_file, read_zip_records, state_dict_of
+    from elastic_ir.torch_bridge import TorchData
+
+    found = read_torch_file(path, trust)
+    if isinstance(found, nn.Module):
+        return _trace(found, input_shape)
+    state = state_dict_of(found)
+    if state is None:
+        raise SourceError(f"{path.name} holds a {type(found).__name__} and no state dict")
+    state, pruned = masks_from_state(state)
+    tensors: dict[str, TensorData] = {name: TorchData(tensor) for name, tensor in state.items()}
+    records = read_zip_records(path) if arch is None else {}
+    if arch is not None:
+        graph = _over(_trace(_architecture(arch, trust), input_shape), tensors, path.name)
+    elif "elastic_ir/graph.json" in records:
+        try:
+            data = json.loads(records["elastic_ir/graph.json"])
+        except ValueError as error:
+            raise SourceError(f"{path.name}: the graph in it is damaged ({error})") from error
+        graph = _graph_of_file(data, tensors, trust, path)
+        attach(graph, _packed_masks(records))
+    else:
+        graph = graph_of_tensors(path.stem, tensors)
+        _tie(graph, state)
+    attach(graph, pruned)
+    return graph
+
+
+def _tie(graph: Graph, state: Mapping[str, torch.Tensor]) -> None:
+    """Names of one tensor in a state dict are tied: torch.save keeps what shares memory sharing it."""
+    import dataclasses
+
+    storages: dict[Any, Any] = {}
+    for name, tensor in state.items():
+        if tensor.numel():
+            key = tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+            weight = graph.weights[name]
+            storage = storages.setdefault(key, weight.storage)
+            if storage is not weight.storage:
+                graph.weights[name] = dataclasses.replace(weight, storage=storage)
+
+
+def _packed_masks(records: Mapping[str, bytes]) -> dict[str, Mask]:
+    if "elastic_ir/masks.json" not in records:
+        return {}
+    bits = records["elastic_ir/masks.bin"]
+    masks = {}
+    for name, item in json.loads(records["elastic_ir/masks.json"]).items():
+        mask = Mask(tuple(item["shape"]), b"", item["dtype"])
+        size = -(-mask.size // 8)
+        masks[name] = Mask(mask.shape, bits[item["offset"] : item["offset"] + size], mask.dtype)
+    return masks
+
+
+def _read_folder(path: Path, input_shape: Shapes) -> Graph:
+    if not (path / "config.json").exists():
+        raise SourceError(f"{path} has no config.json, so it is no Hugging Face model folder")
+    transformers = _import("transformers", "pip install 'elastic-ir[transformers]'")
+    config = json.loads((path / "config.json").read_text())
+    names = config.get("architectures") or []
+    kind = getattr(transformers, names[0], None) if names else None
+    if kind is None:
+        raise SourceError(f"{path}/config.json names no architecture that transformers has ({names})")
+    model = kind.from_pretrained(path, dtype="auto", local_files_only=True)
+    graph = _trace(model, input_shape)
+    sidecar = path / "model.masks.safetensors"
+    if sidecar.exists():
+        attach(graph, _mask_mapping(sidecar))
+    return graph
+
+
+# -- masks -------------------------------------------------------------------------------------------------------------
+
+
+def _mask_mapping(masks: Any) -> Mapping[str, Any]:
+    if isinstance(masks, Mapping):
+        return masks
+    from elastic_ir.frontends.masks import read_masks
+
+    return read_masks(Path(os.fspath(masks)))
+
+
+def attach(graph: Graph, masks: Mapping[str, Any]) -> None:
+    """Attach masks by weight name; MaskError names what does not fit."""
+    if masks and all(isinstance(mask, Mask) for mask in masks.values()):
+        from elastic_ir.frontends.masks import attach_packed
+
+        attach_packed(graph.weights, masks)
+    elif masks:
+        from elastic_ir.frontends.weights import attach_masks
+
+        attach_masks(graph.weights, masks)
+
+
+def _masks_from_zeros(graph: Graph) -> None:
+    from elastic_ir.frontends.masks import masks_from_zeros
+
+    tensors = {n: w.storage.data for n, w in graph.weights.items() if w.prunable and w.mask is None}
+    found = masks_from_zeros(tensors, set(tensors))
+    if not found:
+        raise MaskError(f"{graph.name} has no exact zeros in its prunable weights, so --mask-from-zeros finds no mask")
+    attach(graph, found)
+
+
+__all__ = ["ElasticError", "attach", "build", "is_name", "load"]
