@@ -56,6 +56,7 @@ class Rewriter:
             if owner is not None:
                 self._weights_of.setdefault(owner, []).append(name)
         self._fresh = 0
+        self._copied_from: dict[str, str] = {}  # a clone's provisional path -> the path it was copied from
 
     def __enter__(self) -> Rewriter:
         return self
@@ -163,6 +164,7 @@ class Rewriter:
             children.append(twin)
             self._paths[twin.path] = twin
             renames[child.path] = twin.path
+            self._copied_from[twin.path] = self._copied_from.get(child.path, child.path)
             for name in self._weights_of.get(child.path, ()):
                 self._clone_weight(name, twin.path + name[len(child.path) :], own, storages, renames)
         clone = Block(children, [], after.output, None, block.layers, block.signature)
@@ -294,11 +296,13 @@ class Rewriter:
                 renames[child.path] = container.child_path(index)
         if self._touched:
             self._rename_weights(renames)
+            self._list_modules(renames)
             for container in self._touched:
                 for child in container.children:
                     child.path = renames[child.path]
             self._rename_structure({old: new for old, new in renames.items() if old != new})
             self._touched.clear()
+            self._copied_from.clear()
         name_nodes(self.graph)
 
     def _rename_weights(self, renames: dict[str, str]) -> None:
@@ -340,6 +344,42 @@ class Rewriter:
                 node.args = map_argument(node.args, change)
                 node.kwargs = map_argument(node.kwargs, change)
 
+    def _list_modules(self, renames: dict[str, str]) -> None:
+        """Keep the front end's list of registered modules in step with the containers."""
+        listed: dict[str, list[str]] | None = self.graph.metadata.get("modules")
+        if listed is None:
+            return
+        below: dict[str, list[tuple[str, list[str]]]] = {}
+        fresh: dict[str, list[str]] = {}
+        stems = {container.path for container in self._touched}
+        heads = {self._copied_from.get(path, path) for path in renames}
+        deleted = {
+            f"{box.path}.{name}" if box.path else name
+            for box in self._touched
+            for name in listed.get(box.path, ())
+            if name.startswith(box.prefix) and name[len(box.prefix) :].isdigit()
+        }
+        for path, names in listed.items():
+            head = _head_in(path, heads | deleted)
+            if head is not None:
+                below.setdefault(head, []).append((path[len(head) :], names))
+            elif path not in stems:
+                fresh[path] = names
+        for container in self._touched:
+            lead = len(container.path) + 1 if container.path else 0
+            names = [renames[child.path][lead:] for child in container.children]
+            if not container.native:  # other children stand beside the series; it keeps its place among them
+                old = listed.get(container.path, [])
+                members = [n for n in old if n.startswith(container.prefix) and n[len(container.prefix) :].isdigit()]
+                at = old.index(members[0])
+                others = [n for n in old if n not in members]
+                names = [*others[:at], *names, *others[at:]]
+            fresh[container.path] = names
+            for child in container.children:
+                for rest, inner in below.get(self._copied_from.get(child.path, child.path), ()):
+                    fresh[renames[child.path] + rest] = inner
+        self.graph.metadata["modules"] = fresh
+
     def _rename_structure(self, moved: dict[str, str]) -> None:
         structure = self.graph.structure
         for stage in structure.stages:
@@ -352,6 +392,16 @@ class Rewriter:
 def max_node(block: Block, graph: Graph) -> Node:
     """The last node of a block; its nodes are kept in the order they run."""
     return block.nodes[-1] if block.nodes else graph._root
+
+
+def _head_in(path: str, heads: set[str]) -> str | None:
+    """The prefix of a dotted path, itself included, that is among ``heads``."""
+    end = len(path)
+    while end != -1:
+        if path[:end] in heads:
+            return path[:end]
+        end = path.rfind(".", 0, end)
+    return None
 
 
 def rename_path(path: str, renames: dict[str, str]) -> str:

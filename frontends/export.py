@@ -75,15 +75,15 @@ def _call(source: fx.Node, values: dict[fx.Node, Value]) -> Node:
 def _eval_without_cache(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and no key-value cache object among the outputs, for the length of an export."""
     flags = {child: child.training for child in model.modules()}
-    config = getattr(model, "config", None)
-    cache = getattr(config, "use_cache", None)
+    configs = {id(c): c for m in model.modules() if hasattr(c := getattr(m, "config", None), "use_cache")}
+    caches = {key: config.use_cache for key, config in configs.items()}
     try:
         model.eval()
-        if cache is not None:
-            config.use_cache = False  # type: ignore[union-attr]  # it has the attribute, so it is no None
+        for config in configs.values():  # an encoder and a decoder have one each
+            config.use_cache = False
         yield
     finally:
-        if cache is not None:
-            config.use_cache = cache  # type: ignore[union-attr]
+        for key, config in configs.items():
+            config.use_cache = caches[key]
         for child, flag in flags.items():
             child.training = flag

@@ -1,98 +1,193 @@
-"""Masks from files, from ``torch.nn.utils.prune`` state dicts, and from exact zeros. Torch only where a file needs it."""
+"""Masks from files, from state dicts under ``torch.nn.utils.prune``, and from exact zeros.
+
+Torch is imported only where a file or a value needs it: masks in ``.safetensors`` are read without.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from elastic_ir.errors import MaskError
+from elastic_ir.errors import MaskError, SourceError
 from elastic_ir.tensors import ITEM_SIZES, Mask, TensorData
 from elastic_ir.weights import Weight
 
 if TYPE_CHECKING:
-    import torch
+    import numpy as np
+    from numpy.typing import NDArray
+
+V = TypeVar("V")
+
+#: The byte that is 1.0 in each eight-bit float; numpy knows none of them.
+_ONE_OF_FLOAT8 = {
+    "float8_e4m3fn": 0x38,
+    "float8_e5m2": 0x3C,
+    "float8_e4m3fnuz": 0x40,
+    "float8_e5m2fnuz": 0x40,
+}
 
 
-def read_masks(path: Path) -> dict[str, Any]:
-    """A mask file: ``.safetensors`` or ``.pt`` (open_lth's ``mask.pth`` too) with a 0/1 tensor for each weight name.
+def read_masks(path: str | os.PathLike[str], trust: tuple[str, ...] = ()) -> dict[str, Mask]:
+    """A mask file, weight name to 0/1 tensor of any dtype: ``.safetensors``, ``.pt``, open_lth's ``mask.pth``.
 
-    Raises SourceError for an unreadable file, MaskError (naming the weight) for values other than 0 and 1.
+    Names ending in ``_mask``, as pruned modules have them, stand for the weight. Raises SourceError for a file that
+    cannot be read, MaskError for one that holds no masks or, naming the weight, values other than 0 and 1.
     """
+    path = Path(path)
+    found: Mapping[str, Any] | None
     if path.suffix.lower() == ".safetensors":
         from elastic_ir.frontends.safetensors_file import read_safetensors
 
-        tensors, _ = read_safetensors(path)
-        return {name: mask_of_data(data, name) for name, data in tensors.items()}
-    from elastic_ir.frontends.torch_file import read_torch_file, state_dict_of
+        found = read_safetensors(path)[0]
+    else:
+        from elastic_ir.frontends.torch_file import read_torch_file, state_dict_of
 
-    state = state_dict_of(read_torch_file(path))
-    if state is None:
-        raise MaskError(f"{path.name} holds no masks: a mask file maps weight names to 0/1 tensors")
-    found = {name.removesuffix("_mask") if name.endswith("_mask") else name: t for name, t in state.items()}
-    return dict(found)
+        content = read_torch_file(path, trust)
+        if isinstance(content, Mapping) and isinstance(content.get("masks"), Mapping):
+            content = content["masks"]
+        try:
+            found = state_dict_of(content)
+        except SourceError as error:
+            raise MaskError(f"{path.name}: {error}") from error
+    if not found:
+        raise MaskError(
+            f"{path.name} holds no masks; a mask file maps names of weights to tensors of zeros and ones"
+        )
+    masks: dict[str, Mask] = {}
+    for name, value in found.items():
+        weight = name.removesuffix("_mask")
+        if weight in masks:
+            raise MaskError(f"{path.name} holds two masks for {weight!r}")
+        masks[weight] = as_mask(value, weight)
+    return masks
+
+
+def as_mask(value: Any, name: str) -> Mask:
+    """A mask from a lazy tensor, an array or a torch tensor; MaskError names ``name`` for other values than 0 and 1."""
+    if isinstance(value, Mask):
+        return value
+    if isinstance(value, TensorData):
+        return mask_of_data(value, name)
+    if hasattr(value, "detach"):
+        from elastic_ir.torch_bridge import mask_from_torch
+
+        return mask_from_torch(value, name)
+    return Mask.from_array(value, name)
 
 
 def mask_of_data(data: TensorData, name: str) -> Mask:
     """A lazy 0/1 tensor as a packed mask; MaskError where it holds anything else."""
     import numpy as np
 
-    raw = b"".join(bytes(chunk) for chunk in data.chunks())
+    raw = _bytes(data)
     if data.dtype == "bfloat16":
-        array = (np.frombuffer(raw, np.uint16).astype(np.uint32) << 16).view(np.float32)
+        array: NDArray[Any] = (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    elif data.dtype in _ONE_OF_FLOAT8:
+        array = np.full(raw.shape, 2, np.uint8)
+        array[raw == _ONE_OF_FLOAT8[data.dtype]] = 1
+        array[_magnitudes(raw, data.dtype) == 0] = 0
+        if bool((array == 2).any()):
+            raise MaskError(f"the mask of {name!r} holds other values than 0 and 1")
     elif data.dtype.startswith("float8"):
-        raise MaskError(f"the mask of {name!r} is of dtype {data.dtype}; give it as bool or uint8")
+        raise MaskError(
+            f"the mask of {name!r} has the dtype {data.dtype}, which has no zero; give it as bool"
+        )
     else:
-        array = np.frombuffer(raw, np.dtype(data.dtype))
+        array = raw.view(np.dtype(data.dtype).newbyteorder("<"))
     return Mask.from_array(array.reshape(data.shape), name, data.dtype)
 
 
-def masks_from_state(
-    state: Mapping[str, torch.Tensor],
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Take ``weight_orig`` and ``weight_mask`` pairs out of a pruned module's state dict: weights and masks."""
-    weights: dict[str, torch.Tensor] = {}
-    masks: dict[str, torch.Tensor] = {}
-    for name, tensor in state.items():
-        plain = name.removesuffix("_orig")
-        if name.endswith("_orig") and f"{plain}_mask" in state:
-            weights[plain] = tensor
-        elif name.endswith("_mask") and f"{name.removesuffix('_mask')}_orig" in state:
-            masks[name.removesuffix("_mask")] = tensor
+def masks_from_state(state: Mapping[str, V]) -> tuple[dict[str, V], dict[str, Mask]]:
+    """Take ``weight_orig`` and ``weight_mask`` pairs, as ``torch.nn.utils.prune`` makes them, out of a state dict.
+
+    The weight stands where its ``_orig`` stood. Names that are no pair are left alone. Raises MaskError, naming the
+    weight: values other than 0 and 1, another shape than the weight's, or a weight of that name beside the pair.
+    """
+    pairs = {
+        name.removesuffix("_orig")
+        for name in state
+        if name.endswith("_orig") and f"{name.removesuffix('_orig')}_mask" in state
+    }
+    for name in sorted(pairs & state.keys()):
+        raise MaskError(
+            f"the state dict holds both {name!r} and {name + '_orig'!r}, so which is meant is unclear"
+        )
+    weights: dict[str, V] = {}
+    masks: dict[str, Mask] = {}
+    for name, value in state.items():
+        if name.removesuffix("_orig") in pairs:
+            weights[name.removesuffix("_orig")] = value
+        elif name.removesuffix("_mask") in pairs:
+            masks[name.removesuffix("_mask")] = as_mask(value, name.removesuffix("_mask"))
         else:
-            weights[name] = tensor
+            weights[name] = value
+    for name, mask in masks.items():
+        _check_shape(name, mask, tuple(weights[name].shape))  # type: ignore[attr-defined]
     return weights, masks
 
 
-def masks_from_zeros(tensors: Mapping[str, TensorData], prunable: set[str]) -> dict[str, Mask]:
-    """Masks that are 0 where a prunable weight is exactly zero (either sign); weights without a zero get none."""
-    import numpy as np
+def masks_from_zeros(tensors: Mapping[str, Any], prunable: Iterable[str]) -> dict[str, Mask]:
+    """Masks that are 0 where a prunable weight (lazy tensor, array, torch tensor) is exactly zero, of either sign.
 
-    found = {}
-    for name, data in tensors.items():
-        if name not in prunable:
-            continue
-        raw = b"".join(bytes(chunk) for chunk in data.chunks())
-        item = ITEM_SIZES[data.dtype]
-        elements = np.frombuffer(raw, np.uint8).reshape(-1, item)
-        magnitude = elements.copy()
-        if data.dtype.startswith(("float", "bfloat")):
-            magnitude[:, -1] &= 0x7F  # little-endian: the sign is the top bit of the last byte
-        keep = magnitude.any(axis=1).reshape(data.shape)
-        if not bool(keep.all()):
-            found[name] = Mask.from_array(keep, name)
-    return found
+    A weight without a zero gets no mask. Raises MaskError for a name that is not among the tensors.
+    """
+    masks: dict[str, Mask] = {}
+    for name in prunable:
+        if name not in tensors:
+            raise MaskError(f"there is no weight {name!r} to take a mask from")
+        kept = _nonzero(tensors[name])
+        if not bool(kept.all()):
+            masks[name] = Mask.from_array(kept, name)
+    return masks
 
 
 def attach_packed(weights: Mapping[str, Weight], masks: Mapping[str, Mask]) -> None:
-    """Attach packed masks by name; MaskError names an unknown weight or a wrong shape."""
+    """Attach packed masks by name; MaskError names an unknown weight or a wrong shape, and nothing is attached."""
     for name, mask in masks.items():
         if name not in weights:
             near = [other for other in weights if other.endswith(name.rsplit(".", 1)[-1])][:3]
             raise MaskError(
                 f"the mask {name!r} fits no weight of the network (it has, for example, {', '.join(near) or 'none'})"
             )
-        weight = weights[name]
-        if mask.shape != weight.shape:
-            raise MaskError(f"the mask of {name!r} has shape {list(mask.shape)}, its weight {list(weight.shape)}")
-        weight.storage.mask = mask
+        _check_shape(name, mask, weights[name].shape)
+    for name, mask in masks.items():
+        weights[name].storage.mask = mask
+
+
+def _check_shape(name: str, mask: Mask, shape: tuple[int, ...]) -> None:
+    if mask.shape != shape:
+        raise MaskError(f"the mask of {name!r} has shape {list(mask.shape)}, its weight {list(shape)}")
+
+
+def _nonzero(value: Any) -> NDArray[np.bool_]:
+    import numpy as np
+
+    if hasattr(value, "detach"):
+        from elastic_ir.torch_bridge import TorchData
+
+        value = TorchData(value)
+    if not isinstance(value, TensorData):
+        return np.asarray(value != 0)
+    elements = _magnitudes(_bytes(value), value.dtype).reshape(-1, ITEM_SIZES[value.dtype])
+    return np.asarray(elements.any(axis=1)).reshape(value.shape)
+
+
+def _magnitudes(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.uint8]:
+    """The bytes without the signs of floats, so that only zeros are all zero; the given ones are not changed."""
+    if (
+        dtype.endswith("fnuz")
+        or dtype == "float8_e8m0fnu"
+        or not dtype.startswith(("float", "bfloat", "complex"))
+    ):
+        return raw  # these have no negative zero: the byte 0x80 is NaN there
+    parts = raw.copy().reshape(-1, ITEM_SIZES[dtype] // (2 if dtype.startswith("complex") else 1))
+    parts[:, -1] &= 0x7F  # little-endian: the sign is the top bit of the last byte
+    return parts.reshape(-1)
+
+
+def _bytes(data: TensorData) -> NDArray[np.uint8]:
+    import numpy as np
+
+    return np.frombuffer(b"".join(data.chunks()), np.uint8)

@@ -40,9 +40,9 @@ class FileTensor:
                     left -= len(piece)
                     yield memoryview(piece)
         except OSError as error:
-            if error.filename is not None and error.filename != str(self.path):
-                raise  # thrown in by whoever reads the chunks
-            raise SourceError(f"{self.path} could not be read: {(error.strerror or str(error)).lower()}") from error
+            raise SourceError(
+                f"{self.path} could not be read: {(error.strerror or str(error)).lower()}"
+            ) from error
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, FileTensor], dict[str, str]]:
@@ -61,9 +61,13 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, FileTensor
             if size < 8:
                 raise SourceError(f"{path} is no .safetensors file: it has only {size} bytes")
             if length > MAX_HEADER:
-                raise SourceError(f"{path} is no .safetensors file: its first 8 bytes ask for a header of {length} bytes")
+                raise SourceError(
+                    f"{path} is no .safetensors file: its first 8 bytes ask for a header of {length} bytes"
+                )
             if 8 + length > size:
-                raise SourceError(f"{path} is truncated: the header should have {length} bytes, the file has {size}")
+                raise SourceError(
+                    f"{path} is truncated: the header should have {length} bytes, the file has {size}"
+                )
             text = file.read(length)
     except FileNotFoundError as error:
         raise SourceError(f"{path} does not exist") from error
@@ -96,7 +100,9 @@ def _parse(text: bytes, path: Path) -> dict[str, Any]:
     try:
         header = json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise SourceError(f"{path} is no .safetensors file, or damaged: its header is not JSON ({error})") from error
+        raise SourceError(
+            f"{path} is no .safetensors file, or damaged: its header is not JSON ({error})"
+        ) from error
     if not isinstance(header, dict):
         raise SourceError(f"{path} is damaged: its header is no table of tensors")
     return header
@@ -108,7 +114,9 @@ def _entry(name: str, item: Any, path: Path) -> tuple[tuple[int, ...], str, int,
         raise SourceError(f"{where} lacks dtype, shape or data_offsets")
     dtype, shape, offsets = item["dtype"], item["shape"], item["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _NAMES:
-        raise SourceError(f"{path}: the tensor {name!r} has the dtype {dtype!r}, which ElasticIR does not know")
+        raise SourceError(
+            f"{path}: the tensor {name!r} has the dtype {dtype!r}, which ElasticIR does not know"
+        )
     if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
         raise SourceError(f"{where} has a shape or offsets that are no counts: {shape!r}, {offsets!r}")
     needed = prod(shape) * ITEM_SIZES[_NAMES[dtype]]
@@ -125,11 +133,15 @@ def _check_spans(spans: list[tuple[int, int, str]], size: int, path: Path) -> No
     done, before = 0, "the header"
     for begin, end, name in spans:
         if begin < done:
-            raise SourceError(f"{path} is damaged: the bytes of {name!r} and {before!r} overlap in the header's offsets")
+            raise SourceError(
+                f"{path} is damaged: the bytes of {name!r} and {before!r} overlap in the header's offsets"
+            )
         if begin > done:
             raise SourceError(f"{path} is damaged: {begin - done} bytes before {name!r} belong to no tensor")
         if end > size:
-            raise SourceError(f"{path} is truncated: {name!r} should end at byte {end} of the data, which has {size}")
+            raise SourceError(
+                f"{path} is truncated: {name!r} should end at byte {end} of the data, which has {size}"
+            )
         done, before = end, name
     if done < size:
         raise SourceError(f"{path} is damaged: {size - done} bytes at its end belong to no tensor")

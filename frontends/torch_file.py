@@ -1,236 +1,169 @@
-"""Reading ``.pt`` files without running what they say.
+"""Reading ``.pt`` and ``.pth`` files without running what they say.
 
-State dicts go through ``torch.load(weights_only=True)``. A pickled module goes through an unpickler of our own that
-knows an allow-list of *classes* (never of functions: a pickle that calls a library's loader can make it load a
-second pickle unsafely) and calls nothing but torch's tensor rebuilders and a few plain-data types. Modules are made
-by ``__new__`` alone, as pickle does it, so no constructor runs.
+A state dict goes through ``torch.load(weights_only=True)``. What that refuses, a pickled module, goes through the
+unpickler of :mod:`elastic_ir.frontends.pickles`, which makes instances of an allow-list of classes and calls nothing.
 """
 
 from __future__ import annotations
 
-import _compat_pickle
-import enum
-import importlib
-import importlib.util
-import io
+import os
 import pickle
-import sys
+import tarfile
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import nn
 
-from elastic_ir.errors import SourceError, UntrustedError
+from elastic_ir.errors import SourceError
+from elastic_ir.frontends.pickle_names import class_allowed, resolve_class
+from elastic_ir.frontends.pickles import restricted_pickle
 
-PACKAGES = ("torch", "torchvision", "timm", "transformers", "elastic_ir")
+#: Where checkpoints keep a state dict beside the epoch, the optimizer and so on.
+USUAL_KEYS = ("state_dict", "model_state_dict", "model", "net", "weights")
 
-#: Functions that rebuild tensors, and types that hold plain data: all that a pickle may call.
-_CALLABLE = {
-    ("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_tensor_v3"), ("torch._utils", "_rebuild_tensor"),
-    ("torch._utils", "_rebuild_parameter"), ("torch._utils", "_rebuild_parameter_with_state"),
-    ("torch._utils", "_rebuild_meta_tensor_no_storage"), ("torch", "Size"), ("torch", "device"),
-    ("torch.serialization", "_get_layout"), ("collections", "OrderedDict"), ("builtins", "set"),
-    ("builtins", "frozenset"), ("builtins", "slice"), ("builtins", "complex"), ("builtins", "bytearray"),
-}  # fmt: skip
-_PLAIN_CLASSES = {
-    ("torchvision.models.mobilenetv3", "InvertedResidualConfig"),
-    ("torchvision.models.efficientnet", "MBConvConfig"),
-    ("torchvision.models.efficientnet", "FusedMBConvConfig"),
-    ("torchvision.models.convnext", "CNBlockConfig"),
-}
-#: Pure functions that layers keep as attributes; they may be named, and are never called.
-_NAMED = {"relu", "gelu", "silu", "tanh", "sigmoid", "softmax", "leaky_relu", "elu", "hardtanh", "relu6", "mish"}
+#: What wrappers (DataParallel and its kin, torch.compile) put before every name.
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 
 
-class _Unpickler(pickle._Unpickler):  # type: ignore[misc, name-defined]  # the Python one: its opcodes can be overridden
-    """Resolves and calls only what the allow-list has."""
+def read_torch_file(path: str | os.PathLike[str], trust: Sequence[str] = ()) -> Any:
+    """What a file of ``torch.save`` holds: a state dict, another container, or a module. Tensors are mapped lazily.
 
-    trust: Sequence[str] = ()
-
-    def find_class(self, module: str, name: str) -> Any:
-        # torch writes protocol 2, which spells some names as Python 2 did
-        module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
-        module = _compat_pickle.IMPORT_MAPPING.get(module, module)
-        if (module, name) in _CALLABLE:
-            return getattr(importlib.import_module(module), name)
-        if module == "torch" and name.endswith(("Storage", "Tensor")) or module == "torch.storage":
-            found = getattr(importlib.import_module(module), name, None)
-            if isinstance(found, type):
-                return found
-        if module == "torch" and isinstance(getattr(torch, name, None), (torch.dtype, torch.memory_format)):
-            return getattr(torch, name)
-        if module in ("torch.nn.functional", "torch._C._nn") and name in _NAMED:
-            return getattr(importlib.import_module(module), name)
-        if (module, name) == ("functools", "partial"):
-            return importlib.import_module(module).partial
-        return resolve_class(f"{module}.{name}", self.trust, modules_only=False)
-
-    def load_reduce(self) -> None:
-        arguments, function = self.stack[-1], self.stack[-2]
-        where = (getattr(function, "__module__", ""), getattr(function, "__qualname__", ""))
-        known = where in _CALLABLE or function in (torch.Size, torch.device)
-        listed = isinstance(function, type) and issubclass(function, enum.Enum)
-        partial = where == ("functools", "partial") and arguments and isinstance(arguments[0], type)
-        if not (known or listed or partial):
-            raise UntrustedError(f"the file calls {'.'.join(where)}, which is not allowed; nothing of it was run")
-        super().load_reduce()
-
-    dispatch = {**pickle._Unpickler.dispatch, pickle.REDUCE[0]: load_reduce}  # type: ignore[attr-defined]
-
-
-def class_allowed(kind: type, trust: Sequence[str] = ()) -> bool:
-    """Whether a class may be rebuilt from a file: a module, enum or plain-data class of a trusted package."""
-    package = kind.__module__.partition(".")[0]
-    if package not in (*PACKAGES, *trust):
-        return False
-    if issubclass(kind, (nn.Module, enum.Enum)) or package in trust:
-        return True
-    if (kind.__module__, kind.__qualname__) in _PLAIN_CLASSES:
-        return True
-    if issubclass(kind, torch.nn.utils.prune.BasePruningMethod) or kind is nn.Parameter:
-        return True
-    if kind.__module__.startswith("elastic_ir.tickets."):
-        return True
-    transformers = sys.modules.get("transformers")
-    config = getattr(transformers, "PretrainedConfig", None) if transformers is not None else None
-    return config is not None and issubclass(kind, config)
-
-
-def resolve_class(qualified: str, trust: Sequence[str] = (), *, modules_only: bool = True) -> type:
-    """The class of that full name, if it may be rebuilt from a file.
-
-    Raises UntrustedError for what is outside the allow-list (nothing is imported then, and nothing run), and
-    SourceError for what cannot be imported here.
+    ``trust`` names packages whose classes may be rebuilt beside the known ones. Raises UntrustedError for a pickle
+    that names or does anything else (nothing of it is run), SourceError for a missing, empty, truncated or garbage
+    file, for another form (TorchScript, an exported program), and for a class that cannot be imported here.
     """
-    package = qualified.partition(".")[0]
-    if package not in (*PACKAGES, *trust):
-        if package != "__main__" and package not in sys.modules and importlib.util.find_spec(package) is None:
-            raise SourceError(
-                f"the file holds a {qualified}, and the package {package!r} cannot be imported here; install it and "
-                f"pass --trust {package} (trust=[{package!r}]), or save a state dict and name the network with --arch"
-            )
-        raise UntrustedError(
-            f"the file names {qualified}, which is not trusted; nothing of it was run. If you trust the package, "
-            f"pass --trust {package} (trust=[{package!r}])"
-        )
-    found = _find(qualified)
-    if found is None:
-        raise SourceError(
-            f"the file holds a {qualified}, which cannot be imported here; install the {package} that has it, or save "
-            "a state dict and name the network with --arch"
-        )
-    fits = isinstance(found, type) and f"{found.__module__}.{found.__qualname__}" == qualified
-    if not fits or not class_allowed(found, trust) or (modules_only and not issubclass(found, nn.Module)):
-        raise UntrustedError(
-            f"the file names {qualified}, which is no network class; functions and other objects are never taken "
-            "from a file, and nothing of it was run"
-        )
-    return found  # type: ignore[no-any-return]
-
-
-def _find(qualified: str) -> Any:
-    """The object of a full name: the longest importable prefix is the module, the rest attributes."""
-    parts = qualified.split(".")
-    for cut in range(len(parts) - 1, 0, -1):
-        name = ".".join(parts[:cut])
+    path = Path(path)
+    is_zip = _sniff(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's advice to users of torch.load
         try:
-            found: Any = sys.modules.get(name) or importlib.import_module(name)
-        except ImportError:
-            continue
-        for part in parts[cut:]:
-            found = getattr(found, part, None)
-        return found
-    return None
+            return torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=is_zip)
+        except pickle.UnpicklingError:
+            pass  # a pickled module, something that must not run, or garbage: the other reader tells which
+        except Exception as error:
+            # On damaged bytes torch raises nearly anything; that a plain module fails here is told by its own error.
+            if not isinstance(error, (AttributeError, TypeError)):
+                raise _damaged(path, error) from error
+        try:
+            return torch.load(
+                os.fspath(path),
+                map_location="cpu",
+                weights_only=False,
+                mmap=is_zip,
+                pickle_module=restricted_pickle(trust, path.name),
+            )
+        except SourceError:
+            raise
+        except Exception as error:
+            raise _damaged(path, error) from error
 
 
-def read_torch_file(path: Path, trust: Sequence[str] = ()) -> Any:
-    """What a ``.pt`` file holds: a state dict, another plain container, or a module.
-
-    Raises SourceError for a missing, empty, truncated or garbage file, UntrustedError for a pickle that names
-    anything outside the allow-list.
-    """
-    _sniff(path)
-    try:
-        return torch.load(path, weights_only=True, mmap=_is_zip(path), map_location="cpu")
-    except (pickle.UnpicklingError, AttributeError):
-        pass  # a pickled module, or something worse: through the restricted unpickler
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, UnicodeDecodeError, IndexError) as error:
-        raise SourceError(f"{path.name} is damaged or no PyTorch file ({_line(error)})") from error
-
-    class Unpickler(_Unpickler):
-        pass
-
-    Unpickler.trust = tuple(trust)
-
-    def read(file: Any, **options: Any) -> Any:
-        return Unpickler(file, **options).load()
-
-    substitute = SimpleNamespace(
-        __name__="restricted", Unpickler=Unpickler, load=read, loads=lambda data, **o: read(io.BytesIO(data), **o)
+def _damaged(path: Path, error: Exception) -> SourceError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return SourceError(
+        f"{path.name} is damaged, or no PyTorch file ({lines[0][:160]}); copy or download it again"
     )
+
+
+def _sniff(path: Path) -> bool:
+    """Whether it is a zip (all files since torch 1.6) or an older pickle; SourceError for anything else."""
     try:
-        return torch.load(path, weights_only=False, pickle_module=substitute, map_location="cpu")
-    except (SourceError, UntrustedError):
-        raise
-    except Exception as error:  # a garbage pickle can fail in any way at all
-        raise SourceError(f"{path.name} is damaged or no PyTorch file ({_line(error)})") from error
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:160] if text else type(error).__name__
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"PK"
-
-
-def _sniff(path: Path) -> None:
-    try:
-        if path.is_dir():
-            raise SourceError(f"{path} is a folder, no file")
-        if path.stat().st_size == 0:
-            raise SourceError(f"{path.name} is empty")
-        whole = not _is_zip(path) or zipfile.is_zipfile(path)
+        with path.open("rb") as file:
+            head = file.read(64)
     except FileNotFoundError as error:
-        raise SourceError(f"there is no file {path}") from error
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
-    if not whole:
-        raise SourceError(f"{path.name} is cut off: its zip directory is missing; copy or download it again")
+        raise SourceError(f"{path} does not exist") from error
+    except IsADirectoryError as error:
+        raise SourceError(f"{path} is a folder, not a .pt file") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SourceError(f"{path} cannot be read: {reason.lower()}") from error
+    if not head:
+        raise SourceError(f"{path.name} is empty")
+    if head.startswith(b"PK"):
+        _sniff_zip(path)
+        return True
+    if head.startswith(b"version https://git-lfs"):
+        raise SourceError(
+            f"{path.name} is only a pointer to a file in Git LFS; get the file itself with `git lfs pull`"
+        )
+    if head.startswith(b"\x80"):
+        return False
+    if tarfile.is_tarfile(path):
+        raise SourceError(
+            f"{path.name} is a tar archive, not a file of torch.save (since 2017); load and save it anew"
+        )
+    raise SourceError(f"{path.name} is no PyTorch file: it begins with {head[:8]!r}")
 
 
-def state_dict_of(found: Any) -> dict[str, torch.Tensor] | None:
-    """The state dict in what a file held: itself, or under a usual key; a uniform wrapper prefix is taken off."""
-    if not isinstance(found, Mapping):
+def _sniff_zip(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.partition("/")[2] for name in archive.namelist()}
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise SourceError(
+            f"{path.name} is truncated or damaged: the zip's directory at its end is missing"
+        ) from error
+    if "constants.pkl" in names:
+        raise SourceError(
+            f"{path.name} is a TorchScript archive, which holds code; save the state dict of the model it was made "
+            "from (torch.save(model.state_dict(), NAME))"
+        )
+    if "archive_format" in names or "serialized_exported_program.json" in names:
+        raise SourceError(f"{path.name} is an exported program of torch.export; name it .pt2")
+    if "data.pkl" not in names:
+        raise SourceError(f"{path.name} is a zip file, but none of torch.save: it has no record data.pkl")
+
+
+def state_dict_of(found: object) -> dict[str, torch.Tensor] | None:
+    """The state dict in what a file holds: itself, or the one under a usual key, or the only one; None if none is.
+
+    A prefix that wrappers put before every name ("module.", "_orig_mod.") is taken off. Raises SourceError where
+    several are equally likely.
+    """
+    state = _tensors(found)
+    if state is None and isinstance(found, Mapping):
+        inner = {key: table for key, value in found.items() if (table := _tensors(value)) is not None}
+        candidates = [key for key in USUAL_KEYS if key in inner] or list(inner)
+        if len(candidates) > 1:
+            raise SourceError(
+                f"it holds several state dicts ({', '.join(map(str, candidates))}); save the one that is meant to a "
+                "file of its own"
+            )
+        if candidates:
+            state = inner[candidates[0]]
+    if state is None:
         return None
-    for key in ("state_dict", "model_state_dict", "model", "net", "weights"):
-        inner = found.get(key)
-        if isinstance(inner, Mapping) and inner and all(isinstance(v, torch.Tensor) for v in inner.values()):
-            found = inner
-            break
-    state = {str(name): tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
-    if not state:
-        return None
-    for prefix in ("module.", "_orig_mod."):
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    while prefix := next((p for p in WRAPPER_PREFIXES if all(name.startswith(p) for name in state)), None):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state
 
 
-def read_zip_records(path: Path, folder: str = "elastic_ir/") -> dict[str, bytes]:
-    """Our own records in a ``.pt``'s zip, by their names from ``folder`` on; {} where there are none."""
-    if not _is_zip(path):
+def _tensors(item: object) -> dict[str, torch.Tensor] | None:
+    """A mapping of names to tensors, not empty; nothing of a mixed one is picked out, which would lose the rest."""
+    if not isinstance(item, Mapping) or not item:
+        return None
+    fits = all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in item.items())
+    return dict(item) if fits else None
+
+
+def read_zip_records(path: str | os.PathLike[str], folder: str = "elastic_ir/") -> dict[str, bytes]:
+    """The extra records under a folder of a ``.pt``'s zip, name (with the folder) to bytes; empty for other files.
+
+    Raises SourceError where a record is damaged.
+    """
+    if not zipfile.is_zipfile(path):
         return {}
-    records = {}
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            inner = name.partition("/")[2]
-            if inner.startswith(folder):
-                records[inner] = archive.read(name)
-    return records
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.partition("/")[2]: name for name in archive.namelist()}
+            return {inner: archive.read(name) for inner, name in names.items() if inner.startswith(folder)}
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError) as error:
+        raise SourceError(
+            f"{Path(path).name} is damaged in the records that ElasticIR wrote ({error})"
+        ) from error
+
+
+__all__ = ["class_allowed", "read_torch_file", "read_zip_records", "resolve_class", "state_dict_of"]

@@ -38,6 +38,8 @@ def discover(graph: Graph) -> Structure:
     drafts = [draft for candidate in chosen for draft in draft_stages(candidate)]
     drafts.sort(key=lambda draft: reader.position(draft.groups[0]))
     pin_first_blocks(drafts)
+    prunable = [name for name, weight in graph.weights.items() if weight.prunable]
+    _release_output_layer(drafts, _execution_order(graph, prunable))
     if not any(draft.free for draft in drafts):
         raise StructureError(
             f"nothing in {graph.name} repeats: no two blocks in a row have equal operations and weight shapes, "
@@ -45,7 +47,6 @@ def discover(graph: Graph) -> Structure:
         )
     transitions = _transitions(drafts, reader, tree)
     lengths = path_lengths(graph) if len(graph) else {}
-    prunable = [name for name, weight in graph.weights.items() if weight.prunable]
 
     def layers(group: Group) -> int | None:
         if not lengths:
@@ -129,6 +130,15 @@ def _rearranges(before: Value | None, after: Value | None) -> bool:
             size *= extent
         sizes.append(size)
     return sizes[0] == sizes[1]
+
+
+def _release_output_layer(drafts: list[Draft], order: dict[str, int]) -> None:
+    """A last stage of one block that holds the network's last weight layer is no stage but the head."""
+    if len(drafts) < 2 or drafts[-1].free or drafts[-1].entry is None or not order:
+        return
+    last = max(order, key=order.__getitem__)
+    if any(last in part.weights for part in drafts[-1].entry.parts):
+        drafts.pop()
 
 
 def _outside(drafts: list[Draft], prunable: list[str], graph: Graph) -> tuple[tuple[str, ...], tuple[str, ...]]:

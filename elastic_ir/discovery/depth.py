@@ -86,6 +86,8 @@ def chain_layers(group: Group, graph: Graph) -> int | None:
         for earlier in range(later):
             if _follows(shapes[earlier], shape, in_channels(shapes[0])):
                 longest[later] = max(longest[later], longest[earlier] + 1)
+    if all(len(shape) == 2 for shape in shapes) and max(longest) < len(shapes):
+        return None  # branches, or weights stored the other way round (GPT-2's)
     return max(longest)
 
 

