@@ -31,7 +31,9 @@ def main() -> int:
     ratio = statistics.median(b / a for a, b in rounds)
     for name, graph, column in (("ResNet-110", small, 0), ("ResNet-1202", large, 1)):
         micros = statistics.median(pair[column] for pair in rounds) * 1e6
-        print(f"{name:12} {len(graph):6} nodes  {micros:6.1f} us a node  stages {[len(s) for s in graph.stages]}")
+        print(
+            f"{name:12} {len(graph):6} nodes  {micros:6.1f} us a node  stages {[len(s) for s in graph.stages]}"
+        )
     print(f"time per node, ResNet-1202 against ResNet-110: {ratio:.2f} times (limit {LIMIT})")
     return int(ratio > LIMIT)
 

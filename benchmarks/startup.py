@@ -53,7 +53,9 @@ def main() -> int:
         loaded = subprocess.run(
             [python, "-c", code, str(source), target], check=True, capture_output=True, text=True
         ).stdout.strip()
-    print(f"stretch of a bare .safetensors against import torch: {beside:.2f} times (torch imported: {loaded})")
+    print(
+        f"stretch of a bare .safetensors against import torch: {beside:.2f} times (torch imported: {loaded})"
+    )
     print(f"torch {torch.__version__}, Python {sys.version.split()[0]}")
     return int(ratio > LIMIT or loaded != "False")
 

@@ -31,10 +31,11 @@ EPILOG = """\
 Examples:
   elastic-ir inspect model.pt
   elastic-ir stretch model.pt --to-depth 56
-  elastic-ir squeeze timm:resnet50 --to-stages 2,2,2,2 -o small.pt
+  elastic-ir squeeze resnet50.pt --to-stages 2,2,2,2 -o small.pt
 
-SOURCE is a file (.pt .pth .pt2 .safetensors .onnx), a Hugging Face model folder, timm:NAME, torchvision:NAME or
-package.module:factory. Every command has a --help of its own with examples.
+SOURCE is a file (.pt .pth .safetensors), a Hugging Face model folder, timm:NAME, torchvision:NAME or
+package.module:factory. A name is a network with fresh weights, good for --arch and --like. Every command has a
+--help of its own with examples.
 
 \b
 Completion by the Tab key, for bash (or zsh_source, fish_source):

@@ -20,7 +20,7 @@ EPILOG = """\
 Examples:
   elastic-ir diff model.pt model-depth56.pt
   elastic-ir diff before.safetensors after.safetensors --json
-  elastic-ir diff timm:resnet50 timm:resnet101
+  elastic-ir diff model.pt model-depth56.pt | head -9
 
 Tensors count as equal if their bytes are, after masks have been applied. The exit code is 0 whether the networks
 differ or not; programs read "same" in the output of --json.

@@ -56,8 +56,8 @@ def inspect(source: str, as_json: bool, reading: Reading) -> None:
     if structure is not None:
         facts.append(("stem", tables.run_of(structure.stem)))
         facts.append(("head", tables.run_of(structure.head)))
-        if structure.note:
-            facts.append(("note", structure.note))
+        if notes_of(graph, structure.note):
+            facts.append(("note", notes_of(graph, structure.note)))
     tables.show_facts(facts)
     if structure is not None:
         click.echo()
@@ -89,6 +89,11 @@ def unit_layers(stage: Stage) -> int | None:
     return stage.units[0].layers if stage.period is not None and stage.blocks else None
 
 
+def notes_of(graph: Graph, note: str) -> str:
+    """What a reader should know: of the structure's limits, and of a class that could not be rebuilt."""
+    return "; ".join(filter(None, (note, graph.metadata.get("class_note"))))
+
+
 def summarise(graph: Graph, source: str) -> dict[str, Any]:
     """All that is shown, as plain data; ``stages`` is empty and ``note`` says why where nothing repeats."""
     structure, sentence = tables.structure_of(graph)
@@ -102,7 +107,7 @@ def summarise(graph: Graph, source: str) -> dict[str, Any]:
         "sparsity": graph.sparsity(),
         "stem": list(structure.stem) if structure is not None else [],
         "head": list(structure.head) if structure is not None else [],
-        "note": structure.note if structure is not None else sentence,
+        "note": notes_of(graph, structure.note if structure is not None else sentence),
         "stages": [
             {
                 "name": stage.name,

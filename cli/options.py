@@ -16,13 +16,17 @@ from elastic_ir.errors import ElasticError
 if TYPE_CHECKING:
     from elastic_ir.graph import Graph
 
+    Kind = click.ParamType[Any]
+else:
+    Kind = click.ParamType  # generic only in late versions of click
+
 Function = Callable[..., Any]
 
 #: Any form of source; the shell completes it as a file. Whether it exists is found out by the reader of its form.
 SOURCE = click.Path(readable=False)
 
 
-class Shape(click.ParamType):
+class Shape(Kind):
     """``1,3,224,224`` as a tuple."""
 
     name = "shape"
@@ -41,7 +45,7 @@ class Shape(click.ParamType):
         return tuple(int(part) for part in parts)
 
 
-class Indices(click.ParamType):
+class Indices(Kind):
     """``1,2`` or ``0-3`` as a list of block indices; words that are allowed in their place are completed."""
 
     name = "indices"
@@ -68,7 +72,7 @@ class Indices(click.ParamType):
         return [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
 
 
-class Notation(click.ParamType):
+class Notation(Kind):
     """Text in a notation that is checked here, so that a slip is a usage error, and read by the library."""
 
     def __init__(self, name: str, parser: str) -> None:
@@ -163,8 +167,8 @@ def reading_options(*options: Callable[[Function], Function]) -> Callable[[Funct
             taken = {name: given.pop(name) for name in Reading.__dataclass_fields__ if name in given}
             return command(reading=Reading(**taken), **given)
 
-        decorated: Function = gathered
-        for option in reversed((*options, DEBUG_OPTION)):
+        decorated: Function = DEBUG_OPTION(gathered)
+        for option in reversed(options):
             decorated = option(decorated)
         return decorated
 

@@ -29,8 +29,10 @@ def default_output(source: str, before: Graph, after: Graph) -> Path:
 
     The source's own tag is replaced: ``model-depth56.pt`` squeezed is ``model-depth20.pt``.
     """
+    from elastic_ir.frontends.sources import is_name
+
     path = Path(source)
-    if not path.exists() and re.match(r"[A-Za-z_][\w.]*:", source):  # timm:NAME, package.module:factory
+    if is_name(source):
         name = re.sub(r"[^\w.-]+", "-", source.rpartition(":")[2]).strip("-")
         return Path(f"{name}-{tag(after)}.pt")
     if path.is_dir():
@@ -44,15 +46,25 @@ def default_output(source: str, before: Graph, after: Graph) -> Path:
 
 def refuse_overwriting(out: Path, inputs: dict[str, str | None]) -> None:
     """OutputError where writing ``out`` would replace one of the sources; the keys say what they are."""
-    if not out.exists():
-        return
+    from elastic_ir.emit.files import mask_file
+
+    masks = mask_file(out)
     for what, name in inputs.items():
         if name is None or not os.path.exists(name):
             continue
-        inside = out.is_dir() and os.path.samefile(out, Path(name).resolve().parent)
-        if inside or os.path.samefile(out, name):
-            where = f"{out} is the folder of {what}" if inside else f"{out} is {what}"
-            raise OutputError(f"{where}, which would be written over; choose another name with -o OUT")
+        if _same(out, name):
+            where = f"{out} is {what}"
+        elif out.is_dir() and _same(out, Path(name).resolve().parent):
+            where = f"{out} is the folder of {what}"
+        elif out.suffix.lower() == ".safetensors" and _same(masks, name):
+            where = f"{masks}, where the masks of {out} go, is {what}"
+        else:
+            continue
+        raise OutputError(f"{where}, which would be written over; choose another name with -o OUT")
+
+
+def _same(path: Path, other: str | Path) -> bool:
+    return path.exists() and os.path.samefile(path, other)
 
 
 def size_of(path: Path) -> int:

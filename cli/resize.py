@@ -21,7 +21,8 @@ STRETCH_EPILOG = """\
 \b
 Examples:
   elastic-ir stretch model.pt --to-depth 56
-  elastic-ir stretch timm:resnet50 --to-stages 3,4,23,3 -o resnet101.pt
+  elastic-ir stretch resnet50.safetensors --to-stages 3,4,23,3 -o resnet101.safetensors
+  elastic-ir stretch weights.pt --arch torchvision:resnet50 --like torchvision:resnet101
   elastic-ir stretch llama-folder --to-units 48 --order interpolate
 
 A stage of blocks 0 1 2, of which 0 is the entry, becomes 0 1 2 1 2 by "append" and 0 1 1 2 2 by "interpolate".
@@ -32,7 +33,7 @@ SQUEEZE_EPILOG = """\
 \b
 Examples:
   elastic-ir squeeze model.pt --to-depth 20
-  elastic-ir squeeze timm:resnet50 --to-stages 2,2,2,2 --drop even
+  elastic-ir squeeze resnet50.pt --to-stages 2,2,2,2 --drop even
   elastic-ir squeeze llama-folder --drop 20-27 -o pruned-llama
 
 "tail" undoes what stretch does by "append", "even" what it does by "interpolate". The entry of a stage is never
@@ -189,7 +190,7 @@ def _resize(command: str, source: str, wanted: Wanted, reading: Reading, how: di
     out = Path(wanted.out) if wanted.out is not None else output.default_output(source, before, after)
     output.refuse_overwriting(out, inputs)
     if wanted.dry_run:
-        tables.show_facts([("would write", str(out))])
+        tables.show_facts([("dry run", f"would write {out}")])
         return
     with tables.status(f"writing {out}"):
         written = api.save(after, out, check=not wanted.no_check)

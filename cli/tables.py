@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from elastic_ir.structure import Structure
 
 ABSENT = "-"
+LABEL_WIDTH = len("parameters: ")  #: at least, so that facts printed one after the other stand in one column
 
 
 @dataclass
@@ -73,9 +74,9 @@ def _show_rich(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def show_facts(facts: Sequence[tuple[str, str]]) -> None:
     """Print names and what is known under them, one a line."""
-    width = max((len(name) for name, _ in facts), default=0)
+    width = max(LABEL_WIDTH, *(len(name) + 2 for name, _ in facts))
     for name, value in facts:
-        label = f"{name}:".ljust(width + 2)
+        label = f"{name}:".ljust(width)
         click.echo(
             f"{click.style(label, bold=True)}{value}".rstrip()
         )  # echo strips styles where none are wanted

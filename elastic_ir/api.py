@@ -41,9 +41,7 @@ def load(
     """Read any source that the command line takes; see :func:`elastic_ir.frontends.sources.load`."""
     from elastic_ir.frontends.sources import load as read
 
-    graph = read(
-        source, arch, masks, trust=trust, mask_from_zeros=mask_from_zeros, input_shape=input_shape
-    )
+    graph = read(source, arch, masks, trust=trust, mask_from_zeros=mask_from_zeros, input_shape=input_shape)
     return graph.with_unit(unit) if unit is not None else graph
 
 

@@ -139,9 +139,8 @@ def nearest_depths(structure: Structure, depth: int) -> list[int]:
         if reached is not None:
             found.add(reached)
     for candidate in range(max(1, depth - 200), depth + 201):
-        if any(True for _ in _equal(structure.stages, structure.depth, candidate)):
-            found.add(candidate)
-        elif _proportional(structure.stages, candidate - structure.depth) is not None:
+        equal = any(True for _ in _equal(structure.stages, structure.depth, candidate))
+        if equal or _proportional(structure.stages, candidate - structure.depth) is not None:
             found.add(candidate)
     below = [value for value in found if value < depth]
     above = [value for value in found if value > depth]

@@ -53,10 +53,12 @@ def resolve_function(name: str, trusted: bool = False) -> Callable[..., Any]:
     if owner == "operator" and last in _OPERATORS:
         found = getattr(operator, last)
     elif name in ("getattr", "builtins.getattr"):
-        return getattr  # type: ignore[return-value]  # which attributes, the caller checks
+        return getattr  # which attributes, the caller checks
     elif owner == "math":
         found = getattr(math, last, None)
-    elif owner == "torch" and (hasattr(torch._C._VariableFunctions, last) or last in ("einsum", "split", "meshgrid")):
+    elif owner == "torch" and (
+        hasattr(torch._C._VariableFunctions, last) or last in ("einsum", "split", "meshgrid")
+    ):
         found = getattr(torch, last, None)
     elif owner == "torch.nn.functional":
         candidate = getattr(torch.nn.functional, last, None)
@@ -69,7 +71,9 @@ def resolve_function(name: str, trusted: bool = False) -> Callable[..., Any]:
             try:
                 __import__(owner)
             except ImportError as error:
-                raise EmitError(f"the network calls {name}, and {owner} cannot be imported ({error})") from error
+                raise EmitError(
+                    f"the network calls {name}, and {owner} cannot be imported ({error})"
+                ) from error
         found = getattr(sys.modules.get(owner), last, None)
     if found is None or not callable(found):
         raise EmitError(f"the network calls {name}, which is not among the functions that a file may name")

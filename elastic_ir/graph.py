@@ -59,16 +59,29 @@ class Value:
         return f"%{self.node.name}"
 
 
-Argument: TypeAlias = Union[  # noqa: UP007 - a recursive alias needs the string form
-    None, bool, int, float, complex, str, Symbol, WeightRef, Value, slice, "tuple[Argument, ...]", "list[Argument]",
-    "dict[str, Argument]",
+#: What a node may read: values, weights, and plain data, nested in tuples, lists, dicts and slices.
+Argument: TypeAlias = Union[
+    bool, int, float, complex, str, Symbol, WeightRef, Value, slice, "tuple[Argument, ...]", "list[Argument]",
+    "dict[str, Argument]", None,
 ]  # fmt: skip
 
 
 class Node:
     """One operation. ``op`` is its dialect and name: ``nn.Conv2d``, ``torch.flatten``, ``aten.add.Tensor``."""
 
-    __slots__ = ("_next", "_prev", "args", "attributes", "kind", "kwargs", "name", "op", "output", "scope", "weights")
+    __slots__ = (
+        "_next",
+        "_prev",
+        "args",
+        "attributes",
+        "kind",
+        "kwargs",
+        "name",
+        "op",
+        "output",
+        "scope",
+        "weights",
+    )
 
     def __init__(
         self,
@@ -271,7 +284,9 @@ class Graph:
 
     def state_dict(self, masked: bool = True) -> dict[str, torch.Tensor]:
         """The target's state dict, tensors of its own, zero wherever a mask is 0 unless ``masked`` is False."""
-        state: dict[str, torch.Tensor] = importlib.import_module("elastic_ir.emit").state_dict(self, masked=masked)
+        state: dict[str, torch.Tensor] = importlib.import_module("elastic_ir.emit").state_dict(
+            self, masked=masked
+        )
         return state
 
     def masks(self) -> dict[str, torch.Tensor]:

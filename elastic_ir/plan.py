@@ -33,7 +33,9 @@ class StageShape:
     @staticmethod
     def of(stage: Stage) -> StageShape:
         """StructureError where names alone do not show the unit."""
-        return StageShape(stage.name, len(stage), stage.pinned, len(stage.units and stage.units[0].blocks) or 1)
+        return StageShape(
+            stage.name, len(stage), stage.pinned, len(stage.units and stage.units[0].blocks) or 1
+        )
 
     @property
     def units(self) -> int:
@@ -47,7 +49,9 @@ class StageShape:
         return tuple(blocks)
 
 
-def grow(stage: StageShape, blocks: int, order: str = "append", replicate: Sequence[int] | None = None) -> StagePlan:
+def grow(
+    stage: StageShape, blocks: int, order: str = "append", replicate: Sequence[int] | None = None
+) -> StagePlan:
     """The plan that stretches a stage to a number of blocks.
 
     ``replicate`` limits the copying to the blocks of those indices; the others occur once. Raises PlanError.
@@ -68,7 +72,9 @@ def grow(stage: StageShape, blocks: int, order: str = "append", replicate: Seque
     if order == "interpolate":
         return stage.expand([unit for unit in range(count) for _ in range(times[unit])])
     if replicate is None:
-        return stage.expand([unit for turn in range(max(times)) for unit in range(count) if times[unit] > turn])
+        return stage.expand(
+            [unit for turn in range(max(times)) for unit in range(count) if times[unit] > turn]
+        )
     copies = [unit for turn in range(1, max(times)) for unit in chosen if times[unit] > turn]
     return stage.expand([*range(count), *copies])
 
@@ -108,7 +114,9 @@ def check_plan(stage: StageShape, plan: Sequence[int]) -> StagePlan:
     if stage.pinned and (not plan or plan[0] != 0):
         raise PlanError(f"stage {stage.name!r}: the plan drops block 0, its entry, which has to stay first")
     if stage.pinned and 0 in plan[1:]:
-        raise PlanError(f"stage {stage.name!r}: the plan clones block 0, the entry, which has to stay the only one")
+        raise PlanError(
+            f"stage {stage.name!r}: the plan clones block 0, the entry, which has to stay the only one"
+        )
     free = plan[stage.pinned :]
     if len(free) % stage.period or any(
         (index - stage.pinned) % stage.period != place % stage.period
@@ -123,7 +131,9 @@ def check_plan(stage: StageShape, plan: Sequence[int]) -> StagePlan:
 
 def _units_wanted(stage: StageShape, blocks: int) -> int:
     if blocks < max(stage.pinned, 0 if stage.pinned else 1) or blocks < 1:
-        raise PlanError(f"stage {stage.name!r} cannot have {blocks} blocks: at least one, its first, has to stay")
+        raise PlanError(
+            f"stage {stage.name!r} cannot have {blocks} blocks: at least one, its first, has to stay"
+        )
     units, rest = divmod(blocks - stage.pinned, stage.period)
     if rest:
         below = stage.pinned + units * stage.period
@@ -136,9 +146,13 @@ def _units_wanted(stage: StageShape, blocks: int) -> int:
 
 def _check_free(stage: StageShape, index: int, what: str) -> None:
     if not 0 <= index < stage.blocks:
-        raise PlanError(f"{what}: stage {stage.name!r} has no block {index}: its blocks are 0 to {stage.blocks - 1}")
+        raise PlanError(
+            f"{what}: stage {stage.name!r} has no block {index}: its blocks are 0 to {stage.blocks - 1}"
+        )
     if index < stage.pinned:
-        raise PlanError(f"{what}: block {index} of stage {stage.name!r} is its entry, which is never cloned or dropped")
+        raise PlanError(
+            f"{what}: block {index} of stage {stage.name!r} is its entry, which is never cloned or dropped"
+        )
 
 
 def _units_named(stage: StageShape, blocks: Sequence[int]) -> list[int]:
@@ -176,7 +190,9 @@ def parse_indices(text: str) -> list[int]:
     for item in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", item)
         if match is None:
-            raise PlanError(f"{item.strip()!r} in {text!r} is no block index; write for example 0,1,1 or 0-3,2-5")
+            raise PlanError(
+                f"{item.strip()!r} in {text!r} is no block index; write for example 0,1,1 or 0-3,2-5"
+            )
         first = int(match[1])
         last = int(match[2]) if match[2] else first
         if last < first:
@@ -192,7 +208,9 @@ def _parse_mapping(text: str) -> dict[int, list[int]]:
             continue
         source, colon, targets = item.partition(":")
         if not colon or not source.strip().isdigit():
-            raise PlanError(f"{item.strip()!r} in {text!r} is no mapping; write source:targets, for example 1:1,2")
+            raise PlanError(
+                f"{item.strip()!r} in {text!r} is no mapping; write source:targets, for example 1:1,2"
+            )
         if int(source) in mapping:
             raise PlanError(f"block {int(source)} is mapped twice in {text!r}")
         mapping[int(source)] = parse_indices(targets)

@@ -47,7 +47,9 @@ def format_node(node: Node) -> str:
     arguments += [f"{key}={format_argument(item)}" for key, item in node.kwargs.items()]
     text = f"%{node.name} = {node.op}({', '.join(arguments)})"
     if node.attributes:
-        text += " {" + ", ".join(f"{key}={format_argument(item)}" for key, item in node.attributes.items()) + "}"
+        text += (
+            " {" + ", ".join(f"{key}={format_argument(item)}" for key, item in node.attributes.items()) + "}"
+        )
     if node.scope:
         text += f" in {node.scope}"
     if node.output.type is not None:

@@ -326,7 +326,11 @@ class Rewriter:
                 plan.append(container_of[owner])
         fresh: dict[str, Weight] = {}
         for item in plan:
-            group = [w for c in item.children for w in by_child[c.path]] if isinstance(item, Container) else [item]
+            group = (
+                [w for c in item.children for w in by_child[c.path]]
+                if isinstance(item, Container)
+                else [item]
+            )
             for weight in group:
                 if weight.name in fresh:
                     raise VerifyError(f"two weights would be named {weight.name!r}")
@@ -335,7 +339,11 @@ class Rewriter:
         moved = {old: new for old, new in renames.items() if old != new}
 
         def change(leaf: Argument) -> Argument:
-            return WeightRef(changed[leaf.name]) if isinstance(leaf, WeightRef) and leaf.name in changed else leaf
+            return (
+                WeightRef(changed[leaf.name])
+                if isinstance(leaf, WeightRef) and leaf.name in changed
+                else leaf
+            )
 
         for node in self.graph:
             node.scope = rename_path(node.scope, moved)
@@ -370,7 +378,9 @@ class Rewriter:
             names = [renames[child.path][lead:] for child in container.children]
             if not container.native:  # other children stand beside the series; it keeps its place among them
                 old = listed.get(container.path, [])
-                members = [n for n in old if n.startswith(container.prefix) and n[len(container.prefix) :].isdigit()]
+                members = [
+                    n for n in old if n.startswith(container.prefix) and n[len(container.prefix) :].isdigit()
+                ]
                 at = old.index(members[0])
                 others = [n for n in old if n not in members]
                 names = [*others[:at], *names, *others[at:]]

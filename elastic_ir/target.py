@@ -85,7 +85,9 @@ def _now(graph: Graph) -> str:
 
 
 def _wanted(target: Target, counts: Sequence[int]) -> str:
-    return f"depth {target.to_depth}" if target.to_depth is not None else "stages " + ",".join(map(str, counts))
+    return (
+        f"depth {target.to_depth}" if target.to_depth is not None else "stages " + ",".join(map(str, counts))
+    )
 
 
 def target_counts(graph: Graph, target: Target) -> tuple[int, ...]:
@@ -121,7 +123,9 @@ def _counts_of_stages(graph: Graph, wanted: Sequence[int] | Mapping[str, int] | 
         counts = tuple(wanted)
     if len(counts) != len(graph.stages):
         names = ", ".join(f"{stage.name}={len(stage)}" for stage in graph.stages)
-        raise PlanError(f"{len(counts)} counts are given, the network has {len(graph.stages)} stages: {names}")
+        raise PlanError(
+            f"{len(counts)} counts are given, the network has {len(graph.stages)} stages: {names}"
+        )
     for stage, count in zip(graph.stages, counts, strict=True):
         if count < 1:
             what = "its entry" if stage.entry is not None else "one block"
@@ -148,11 +152,15 @@ def _counts_like(graph: Graph, reference: Graph) -> tuple[int, ...]:
         here = f"{ours[index].name} ({len(ours[index])} blocks)" if index < len(ours) else "nothing"
         there = f"{theirs[index].name} ({len(theirs[index])} blocks)" if index < len(theirs) else "nothing"
         if index >= len(ours) or index >= len(theirs):
-            raise PlanError(f"stage {index + 1} cannot be matched: the source has {here}, the reference {there}")
+            raise PlanError(
+                f"stage {index + 1} cannot be matched: the source has {here}, the reference {there}"
+            )
         left, right = _forms(graph, index), _forms(reference, index)
         if (ours[index].entry is None) != (theirs[index].entry is None) or left != right:
             differing = sorted(set(left.items()) ^ set(right.items()))[:3]
-            detail = ", ".join(f"{name} {list(shape)}" for name, shape in differing) or "an entry on one side only"
+            detail = (
+                ", ".join(f"{name} {list(shape)}" for name, shape in differing) or "an entry on one side only"
+            )
             raise PlanError(
                 f"stage {index + 1} cannot be matched: the source has {here}, the reference {there}; "
                 f"their blocks differ in {detail}"

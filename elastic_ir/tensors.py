@@ -13,7 +13,7 @@ from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from elastic_ir.errors import MaskError
+from elastic_ir.errors import EmitError, MaskError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,7 +128,7 @@ class MaskedData:
             elements = np.frombuffer(chunk, np.uint8).reshape(-1, item)
             step = len(elements)
             # np.where writes true zeros; a product would leave -0.0, and NaN where the weight is not finite
-            yield memoryview(np.where(keep[done : done + step, None], elements, np.uint8(0)).reshape(-1))
+            yield np.where(keep[done : done + step, None], elements, np.uint8(0)).reshape(-1).data
             done += step
 
 
@@ -140,10 +140,7 @@ class ShapeOnly:
     dtype: str
 
     def chunks(self) -> Iterator[memoryview]:
-        from elastic_ir.errors import EmitError
-
         raise EmitError(
             f"a tensor of shape {list(self.shape)} was read on the meta device and has no values; "
             "load the model with its weights to emit it"
         )
-        yield memoryview(b"")  # pragma: no cover - makes this a generator

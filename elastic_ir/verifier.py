@@ -39,7 +39,9 @@ def _verify_nodes(graph: Graph) -> None:
                 )
         for name in node.weight_names():
             if name not in graph.weights:
-                raise VerifyError(f"node %{node.name} ({node.op}) uses weight {name!r}, which the graph lacks")
+                raise VerifyError(
+                    f"node %{node.name} ({node.op}) uses weight {name!r}, which the graph lacks"
+                )
         seen.add(node.output)
         outputs += node.kind == "output"
     if len(graph) and outputs != 1:
@@ -59,7 +61,9 @@ def _verify_weights(graph: Graph) -> None:
                 f"the mask of {name!r} has shape {weight.mask.shape}, its weight has {weight.shape}"
             )
         if not weight.origin:
-            raise VerifyError(f"weight {name!r} has no origin; every target tensor comes from a source tensor")
+            raise VerifyError(
+                f"weight {name!r} has no origin; every target tensor comes from a source tensor"
+            )
 
 
 def _verify_structure(graph: Graph) -> None:
@@ -70,13 +74,19 @@ def _verify_structure(graph: Graph) -> None:
         for block in stage.all_blocks:
             for child in block.children:
                 if child not in place:
-                    raise VerifyError(f"stage {stage.name!r}: {child.path} is no child of {stage.container.path!r}")
+                    raise VerifyError(
+                        f"stage {stage.name!r}: {child.path} is no child of {stage.container.path!r}"
+                    )
                 if place[child] <= last:
-                    raise VerifyError(f"stage {stage.name!r}: {child.path} stands before the block it follows")
+                    raise VerifyError(
+                        f"stage {stage.name!r}: {child.path} stands before the block it follows"
+                    )
                 last = place[child]
             for node in block.nodes:
                 if node not in alive:
-                    raise VerifyError(f"stage {stage.name!r}: block {block.path} holds %{node.name}, which was erased")
+                    raise VerifyError(
+                        f"stage {stage.name!r}: block {block.path} holds %{node.name}, which was erased"
+                    )
         if stage.period and len(stage.blocks) % stage.period:
             raise VerifyError(
                 f"stage {stage.name!r} has {len(stage.blocks)} free blocks, no multiple of its unit of {stage.period}"

@@ -30,7 +30,9 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
 
     data = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 8 - 1
-    return nn.functional.interpolate(images, scale_factor=2).expand(-1, 3, -1, -1).clone(), torch.tensor(data.target)
+    return nn.functional.interpolate(images, scale_factor=2).expand(-1, 3, -1, -1).clone(), torch.tensor(
+        data.target
+    )
 
 
 def train(
@@ -83,7 +85,9 @@ def make_ticket(folder: Path) -> None:
     network.load_state_dict(rewind)
     graph = eir.trace(network, (images[:1],), masks=masks)
     eir.save(graph, folder / "model.pt")
-    print(f"ResNet-32 trained to {reached:.1%} on held-out digits, pruned to {graph.sparsity():.1%}, rewound: model.pt")
+    print(
+        f"ResNet-32 trained to {reached:.1%} on held-out digits, pruned to {graph.sparsity():.1%}, rewound: model.pt"
+    )
 
 
 def use_ticket(folder: Path) -> None:
@@ -99,7 +103,9 @@ def use_ticket(folder: Path) -> None:
         last = train(network, optimizer, images, labels, 15)
         state = network.state_dict()
         revived = sum(int(((state[name] != 0) & (mask == 0)).sum()) for name, mask in masks.items())
-    print(f"\nnative ResNet-56, strict load: loss {first:.2f} -> {last:.2f} in 16 steps; {revived} pruned weights revived")
+    print(
+        f"\nnative ResNet-56, strict load: loss {first:.2f} -> {last:.2f} in 16 steps; {revived} pruned weights revived"
+    )
     if revived:
         raise SystemExit("pruned weights came back to life")
 
@@ -127,7 +133,10 @@ def mobilenet(folder: Path) -> None:
     weights = Path(found.origin).parent / "weights" / "mobilenet_v2-b0353104.pth"
     (folder / "mobilenet_v2.pth").write_bytes(weights.read_bytes())
     command(folder, "elastic-ir inspect mobilenet_v2.pth")
-    command(folder, "elastic-ir stretch mobilenet_v2.pth --to-stages 1,3,4,6,4,4,1 --order interpolate -o deeper.pth")
+    command(
+        folder,
+        "elastic-ir stretch mobilenet_v2.pth --to-stages 1,3,4,6,4,4,1 --order interpolate -o deeper.pth",
+    )
     command(folder, "elastic-ir inspect deeper.pth")
 
 

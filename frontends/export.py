@@ -7,8 +7,8 @@ and never what is emitted. It works on the meta device without allocating weight
 from __future__ import annotations
 
 import re
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -75,7 +75,8 @@ def _call(source: fx.Node, values: dict[fx.Node, Value]) -> Node:
 def _eval_without_cache(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and no key-value cache object among the outputs, for the length of an export."""
     flags = {child: child.training for child in model.modules()}
-    configs = {id(c): c for m in model.modules() if hasattr(c := getattr(m, "config", None), "use_cache")}
+    found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    configs = {id(config): config for config in found if hasattr(config, "use_cache")}
     caches = {key: config.use_cache for key, config in configs.items()}
     try:
         model.eval()

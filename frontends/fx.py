@@ -27,7 +27,9 @@ def read_fx(model: nn.Module, inputs: Inputs, weights: dict[str, Weight]) -> Gra
     concrete = {
         name: parameter.default
         for index, (name, parameter) in enumerate(signature.parameters.items())
-        if parameter.default is not inspect.Parameter.empty and name not in bound and index >= len(inputs.args)
+        if parameter.default is not inspect.Parameter.empty
+        and name not in bound
+        and index >= len(inputs.args)
     }
     traced = fx.Tracer().trace(model, concrete_args=concrete or None)
     results = _run_fake(fx.GraphModule(model, traced), inputs)
@@ -106,7 +108,9 @@ def _weight_reference(source: fx.Node, model: nn.Module, graph: Graph) -> Weight
     return WeightRef(name)
 
 
-def _convert(source: fx.Node, values: dict[fx.Node, Value], modules: dict[str, nn.Module], graph: Graph) -> Node:
+def _convert(
+    source: fx.Node, values: dict[fx.Node, Value], modules: dict[str, nn.Module], graph: Graph
+) -> Node:
     def argument(item: Any) -> Any:
         return _argument(item, values)
 

@@ -16,7 +16,9 @@ from elastic_ir.frontends.torch_file import resolve_class
 from elastic_ir.functions import resolve_function, resolve_symbol
 
 
-def rebuild_module(data: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], trust: Sequence[str]) -> nn.Module:
+def rebuild_module(
+    data: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], trust: Sequence[str]
+) -> nn.Module:
     """The described module over the given tensors (parameters and buffers by full name).
 
     Raises SourceError where a class cannot be imported or is not trusted, or where the description was impossible.
@@ -85,7 +87,9 @@ def _config(item: Mapping[str, Any], trust: Sequence[str]) -> Any:
     """A configuration object of transformers, from its own dictionary form."""
     module, _, name = item["config"].partition(":")
     if module.partition(".")[0] not in ("transformers", *trust):
-        raise SourceError(f"the configuration class {item['config']} is not trusted; pass --trust to allow its package")
+        raise SourceError(
+            f"the configuration class {item['config']} is not trusted; pass --trust to allow its package"
+        )
     try:
         kind = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
@@ -128,9 +132,18 @@ def _value(item: Any, objects: list[Any], trust: Sequence[str]) -> Any:
     if kind == "enum":
         owner, name = content
         module, _, qualname = owner.partition(":")
-        if module.partition(".")[0] not in ("torch", "torchvision", "timm", "transformers", "elastic_ir", *trust):
+        if module.partition(".")[0] not in (
+            "torch",
+            "torchvision",
+            "timm",
+            "transformers",
+            "elastic_ir",
+            *trust,
+        ):
             raise SourceError(f"the enum {owner} is not trusted; pass --trust to allow its package")
-        found = functools.reduce(getattr, qualname.split("."), importlib.import_module(module))
+        found: Any = importlib.import_module(module)
+        for step in qualname.split("."):
+            found = getattr(found, step)
         if isinstance(found, type) and issubclass(found, enum.Enum):
             return found[name]
     raise SourceError(f"the module's description holds an unknown kind of value, {kind!r}")

@@ -164,6 +164,10 @@ def untrusted(module: str, qualname: str, where: str) -> UntrustedError:
         return UntrustedError(
             said + f"Only modules, enums and configurations of {top} are rebuilt; save a state dict"
         )
+    if top not in sys.modules and not _exists(
+        top
+    ):  # found or not, a top-level package is not imported by this
+        said += f"The package {top} is not installed here either. "
     return UntrustedError(
         said
         + f'If you trust the package {top}, pass --trust {top} (in Python: trust=["{top}"]); it may then hold '

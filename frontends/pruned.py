@@ -16,7 +16,9 @@ def absorb_pruning(model: nn.Module) -> tuple[nn.Module, dict[str, torch.Tensor]
     """
     from torch.nn.utils.prune import BasePruningMethod
 
-    if not any(isinstance(h, BasePruningMethod) for m in model.modules() for h in m._forward_pre_hooks.values()):
+    if not any(
+        isinstance(h, BasePruningMethod) for m in model.modules() for h in m._forward_pre_hooks.values()
+    ):
         return model, {}
     memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     for module in model.modules():  # the masked products are plain attributes, made anew at every forward

@@ -24,7 +24,9 @@ class Inputs:
         def move(item: Any) -> Any:
             return item.to(device) if isinstance(item, torch.Tensor) else item
 
-        return Inputs(tuple(move(a) for a in self.args), {k: move(v) for k, v in self.kwargs.items()}, self.guessed)
+        return Inputs(
+            tuple(move(a) for a in self.args), {k: move(v) for k, v in self.kwargs.items()}, self.guessed
+        )
 
 
 IMAGE_SIZES = (224, 32, 256, 28, 64, 96, 128, 384, 8)
@@ -61,8 +63,10 @@ def guesses(model: nn.Module) -> Iterator[Inputs]:
     first = _first_layer(model)
     if isinstance(first, nn.modules.conv._ConvNd):
         rank = len(first.kernel_size)
-        sizes = IMAGE_SIZES
-        if max(first.stride) == 1 and isinstance(first, nn.Conv2d):  # small-image networks keep the resolution
+        sizes: tuple[int, ...] = IMAGE_SIZES
+        if max(first.stride) == 1 and isinstance(
+            first, nn.Conv2d
+        ):  # small-image networks keep the resolution
             sizes = (32, 28, 224, 64, 8)
         image = getattr(model, "image_size", None)
         if isinstance(image, int):

@@ -195,7 +195,8 @@ def _live(data: Any, graph: Graph, trust: Sequence[str]) -> Any:
         made: dict[int, torch.Tensor] = {}
         tensors = {
             name: made.setdefault(
-                id(weight.storage), torch.empty(weight.shape, dtype=getattr(torch, weight.dtype), device="meta")
+                id(weight.storage),
+                torch.empty(weight.shape, dtype=getattr(torch, weight.dtype), device="meta"),
             )
             for name, weight in graph.weights.items()
         }
@@ -318,7 +319,9 @@ def _masks_from_zeros(graph: Graph) -> None:
     tensors = {n: w.storage.data for n, w in graph.weights.items() if w.prunable and w.mask is None}
     found = masks_from_zeros(tensors, set(tensors))
     if not found:
-        raise MaskError(f"{graph.name} has no exact zeros in its prunable weights, so --mask-from-zeros finds no mask")
+        raise MaskError(
+            f"{graph.name} has no exact zeros in its prunable weights, so --mask-from-zeros finds no mask"
+        )
     attach(graph, found)
 
 

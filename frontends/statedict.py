@@ -26,6 +26,8 @@ def graph_of_tensors(name: str, tensors: Mapping[str, TensorData]) -> Graph:
     for key, data in tensors.items():
         role = key.rpartition(".")[2]
         statistic = role in _STATISTICS
-        graph.weights[key] = Weight(key, Storage(data), key, not statistic, True, looks_prunable(key, data.shape))
+        graph.weights[key] = Weight(
+            key, Storage(data), key, not statistic, True, looks_prunable(key, data.shape)
+        )
     graph.metadata["source_names"] = list(tensors)
     return graph

@@ -66,9 +66,11 @@ def trace(
             try:
                 graph = READERS[name](model, inputs, weights)
             except Exception as error:  # any tracer may raise anything; what it said is reported below
-                problems[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}" if str(
-                    error
-                ).strip() else type(error).__name__
+                problems[name] = (
+                    f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+                    if str(error).strip()
+                    else type(error).__name__
+                )
                 continue
             graph.origin = LiveSource(model, inputs)
             graph.metadata["modules"] = {
@@ -77,5 +79,9 @@ def trace(
             graph.metadata["source_names"] = list(weights)
             return graph
     tried = "; ".join(f"torch.{name}: {text}" for name, text in problems.items())
-    shapes = "" if candidates and not candidates[0].guessed else " Pass example_inputs (--input-shape 1,3,224,224)."
+    shapes = (
+        ""
+        if candidates and not candidates[0].guessed
+        else " Pass example_inputs (--input-shape 1,3,224,224)."
+    )
     raise TraceError(f"{type(model).__name__} could not be traced ({tried}).{shapes}")

@@ -27,9 +27,8 @@ def prunable_names(model: nn.Module) -> set[str]:
             if not 2 <= parameter.ndim <= 5:
                 continue
             lookup = hasattr(module, "num_embeddings") or hasattr(module, "normalized_shape")
-            if name == "weight" and not lookup:
-                names.add(head + name)
-            elif isinstance(module, nn.MultiheadAttention) and name.endswith("_proj_weight"):
+            fused = isinstance(module, nn.MultiheadAttention) and name.endswith("_proj_weight")
+            if fused or (name == "weight" and not lookup):
                 names.add(head + name)
     return names
 

@@ -21,7 +21,9 @@ def registered() -> dict[str, type[Pass]]:
     for entry in entry_points(group="elastic_ir.passes"):
         kind = entry.load()
         if kind.name in found and found[kind.name] is not kind:
-            raise PlanError(f"two passes are named {kind.name!r}: {found[kind.name].__module__} and {entry.value}")
+            raise PlanError(
+                f"two passes are named {kind.name!r}: {found[kind.name].__module__} and {entry.value}"
+            )
         found[kind.name] = kind
     return found
 

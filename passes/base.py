@@ -39,7 +39,11 @@ class Pass(ABC):
         """Name, type and default of each option, for ``elastic-ir passes``."""
         found = []
         for field in dataclasses.fields(cls):
-            kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+            kind = (
+                field.type
+                if isinstance(field.type, str)
+                else getattr(field.type, "__name__", str(field.type))
+            )
             default = "" if field.default is dataclasses.MISSING else repr(field.default)
             found.append((field.name.replace("_", "-"), kind, default))
         return found

@@ -24,7 +24,9 @@ class Stretch(Pass):
     to_units: int | None = None
     like: Graph | None = None
     plan: Any = None
-    order: str = "append"  #: "append": the copies follow as a group; "interpolate": each right after its source
+    order: str = (
+        "append"  #: "append": the copies follow as a group; "interpolate": each right after its source
+    )
     replicate: Sequence[int] | None = None  #: block indices that alone are copied
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 from elastic_ir.discovery.assemble import (
@@ -65,7 +66,7 @@ def _transitions(drafts: list[Draft], reader: GraphReader | NameReader, tree: Pa
     """The layers of their own that downsample between stages, by the stage that they open."""
     found: dict[Draft, str] = {}
     parts = {part.path: part for part in tree.walk()}
-    for left, right in zip(drafts, drafts[1:], strict=False):
+    for left, right in itertools.pairwise(drafts):
         if right.entry is not None and right.downsamples:
             continue
         if right.after_foreign is not None:
@@ -141,7 +142,9 @@ def _release_output_layer(drafts: list[Draft], order: dict[str, int]) -> None:
         drafts.pop()
 
 
-def _outside(drafts: list[Draft], prunable: list[str], graph: Graph) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _outside(
+    drafts: list[Draft], prunable: list[str], graph: Graph
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Paths of the weight layers before the first stage and after the last."""
     blocks = [part.path + "." for draft in drafts for group in draft.groups for part in group.parts]
     held = {name for name in prunable if name.startswith(tuple(blocks))}
@@ -175,7 +178,7 @@ def _depth(
 ) -> int | None:
     """The whole network's depth; None where names leave it unclear."""
     if lengths:
-        return max(lengths.values())
+        return next((lengths[node.output] for node in graph if node.kind == "output"), max(lengths.values()))
     total = 0
     for stage in stages:
         for block in stage.all_blocks:

@@ -33,7 +33,9 @@ class Candidate:
     @property
     def form(self) -> frozenset[str]:
         """The form of its commonest free block."""
-        forms = Counter(group.form for group in self.groups if group.free) or Counter(g.form for g in self.groups)
+        forms = Counter(group.form for group in self.groups if group.free) or Counter(
+            g.form for g in self.groups
+        )
         return forms.most_common(1)[0][0]
 
     @property
@@ -186,15 +188,18 @@ def periods(drafts: list[Draft], reader: Reader) -> list[int | None]:
     found = [own(signatures) for signatures in lists]
     common = max(found, default=1)
     if common > 1:
-        for index, signatures in enumerate(lists):
-            if found[index] == 1 and len(signatures) == common and len(set(signatures)) > 1:
+        # where one stage alternates, stages of the same kind do too, even if their resolution hides it (Swin's last
+        # stage is one window large, so its shift vanishes)
+        form = drafts[found.index(common)].free[0].form
+        for index, draft in enumerate(drafts):
+            if draft.free and kin(draft.free[0].form, form) and len(draft.free) % common == 0:
                 found[index] = common
         return list(found)
-    if reader.form == "names" and len(drafts) > 1:
-        # nothing but names: where every stage holds a whole number of pairs behind separate downsampling layers,
-        # the blocks may alternate (Swin's windows), which shows in no weight
-        if all(draft.entry is None and len(draft.free) % 2 == 0 for draft in drafts):
-            return [None] * len(drafts)
+    # nothing but names: where every stage holds a whole number of pairs behind separate downsampling layers, the
+    # blocks may alternate (Swin's windows), which shows in no weight
+    paired = all(draft.entry is None and len(draft.free) % 2 == 0 for draft in drafts)
+    if reader.form == "names" and len(drafts) > 1 and paired:
+        return [None] * len(drafts)
     return list(found)
 
 

@@ -112,13 +112,13 @@ class GraphReader:
             following = [value for value, who in leaving.items() if index + 1 in who]
             if len(following) == 1:
                 group.output = following[0]
-            elif len(leaving) == 1:
-                group.output = next(iter(leaving))
-            elif leaving and index + 1 == len(groups):
+            elif len(leaving) == 1 or (leaving and index + 1 == len(groups)):
                 group.output = next(iter(leaving))
             elif leaving:
                 group.output = max(leaving, key=lambda value: self.order[value.node])
-            group.sound = len(leaving) == 1 and len(leaving.get(group.output, ())) <= 1 if group.output else False
+            group.sound = (
+                len(leaving) == 1 and len(leaving.get(group.output, ())) <= 1 if group.output else False
+            )
         outside: dict[Value, int] = {}
         reads: list[dict[Value, None]] = []
         for index, group in enumerate(groups):

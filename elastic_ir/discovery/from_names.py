@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 
 from elastic_ir.discovery.parts import Group, Part, form_of, relative_weights
 from elastic_ir.graph import Graph, Node
@@ -29,9 +30,9 @@ class NameReader:
         if first < layers[0]:  # it opens with a norm: each layer closes its group (pre-activation)
             lead = layers[0] - first
             starts = [index - lead for index in layers]
-            if any(later - earlier <= lead for earlier, later in zip(layers, layers[1:], strict=False)):
+            if any(later - earlier <= lead for earlier, later in itertools.pairwise(layers)):
                 starts = layers
-        steps = [later - earlier for earlier, later in zip(starts, starts[1:], strict=False)]
+        steps = [later - earlier for earlier, later in itertools.pairwise(starts)]
         step = min(steps) if steps else len(parts) - starts[0]
         while len(parts) < starts[-1] + step:  # the last group's activation has no weights and so no name
             path = container.child_path(len(parts))

@@ -110,7 +110,9 @@ def containers(part: Part, listed: dict[str, list[str]]) -> Iterator[tuple[Conta
             yield from _container(part, prefix, series, native=False)
 
 
-def _container(part: Part, prefix: str, names: list[str], native: bool) -> Iterator[tuple[Container, list[Part]]]:
+def _container(
+    part: Part, prefix: str, names: list[str], native: bool
+) -> Iterator[tuple[Container, list[Part]]]:
     present = {
         int(name[len(prefix) :]): child
         for name, child in part.children.items()
@@ -150,7 +152,9 @@ def form_of(group: Group) -> frozenset[str]:
     found = set()
     for name, shape in group.weights.items():
         parts = name.split(".")
-        if len(parts) == 2:  # a bare layer has no names to tell it by: a convolution and a linear layer differ in rank
+        if (
+            len(parts) == 2
+        ):  # a bare layer has no names to tell it by: a convolution and a linear layer differ in rank
             found.add(f"{parts[0]}:{len(shape)}")
         else:
             found.add(parts[1] if len(group.parts) == 1 else parts[0])

@@ -16,7 +16,7 @@ _HOMES = {
     "to_module": "module",
 }
 
-__all__ = ["masks", "remap_optimizer_state", "save", "state_dict", "to_module"]  # noqa: F822 - found by __getattr__
+__all__ = ["masks", "remap_optimizer_state", "save", "state_dict", "to_module"]
 
 
 def __getattr__(name: str) -> Any:

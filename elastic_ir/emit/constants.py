@@ -72,11 +72,16 @@ def _holders(target: nn.Module, path: str) -> Iterator[Any]:
 
 def _update(holder: Any, path: str, old: int, new: int, order: list[int]) -> None:
     values = vars(holder)
-    counts = [name for name, value in values.items() if type(value) is int and value == old and _COUNT.search(name)]
+    counts = [
+        name for name, value in values.items() if type(value) is int and value == old and _COUNT.search(name)
+    ]
     lists = [
         name
         for name, value in values.items()
-        if isinstance(value, (list, tuple)) and len(value) == old and len(value) > 1 and not name.startswith("_")
+        if isinstance(value, (list, tuple))
+        and len(value) == old
+        and len(value) > 1
+        and not name.startswith("_")
     ]
     for side, other in (("decoder", "encoder"), ("encoder", "decoder")):
         # two stacks in one configuration: the name says whose count it is

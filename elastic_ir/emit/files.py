@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from elastic_ir.emit.output import atomic_output
+from elastic_ir.emit.output import atomic_output, flush
 from elastic_ir.emit.safetensors_file import write_safetensors
 from elastic_ir.errors import EmitError, OutputError
 from elastic_ir.graph import Graph
@@ -40,7 +40,9 @@ def save(graph: Graph, path: str | os.PathLike[str], *, check: bool = True) -> l
         return _save_safetensors(graph, path, check)
     if suffix == "":
         return [_save_folder(graph, path, check)]
-    raise OutputError(f"{path.name}: the extension {suffix} cannot be written; use .pt, .safetensors or a folder name")
+    raise OutputError(
+        f"{path.name}: the extension {suffix} cannot be written; use .pt, .safetensors or a folder name"
+    )
 
 
 def _checked_module(graph: Graph, check: bool) -> Any:
@@ -82,7 +84,11 @@ def _mask_records(graph: Graph) -> dict[str, bytes]:
     for name, mask in _masks(graph).items():
         index[name] = {"shape": list(mask.shape), "dtype": mask.dtype, "offset": len(bits)}
         bits += mask.bits
-    return {f"{RECORDS}masks.json": json.dumps(index).encode(), f"{RECORDS}masks.bin": bytes(bits)} if index else {}
+    return (
+        {f"{RECORDS}masks.json": json.dumps(index).encode(), f"{RECORDS}masks.bin": bytes(bits)}
+        if index
+        else {}
+    )
 
 
 def _masks(graph: Graph) -> dict[str, Mask]:
@@ -98,10 +104,9 @@ def _save_pt(graph: Graph, path: Path, check: bool) -> Path:
     state = dict(module.state_dict()) if module is not None else graph.state_dict()
     records = {f"{RECORDS}graph.json": json.dumps(_data(graph, module)).encode(), **_mask_records(graph)}
     with atomic_output(path) as temporary:
-        try:
-            torch.save(state, temporary)
-        except RuntimeError as error:  # torch's zip writer reports a full disk so
-            raise OutputError(f"{path}: could not be written ({str(error).splitlines()[0]})") from error
+        # Into an open file: given a path, torch names the records after it, and hides the reason of a failed write.
+        with temporary.open("wb") as file:
+            torch.save(state, file)
         append_zip_records(temporary, records)
         if check:
             _check_state(temporary, graph)
@@ -131,7 +136,9 @@ def mask_file(path: Path) -> Path:
 
 def _save_safetensors(graph: Graph, path: Path, check: bool) -> list[Path]:
     module = _checked_module(graph, check)
-    tensors: dict[str, TensorData] = {n: w.storage.emitted() for n, w in graph.weights.items() if w.persistent}
+    tensors: dict[str, TensorData] = {
+        n: w.storage.emitted() for n, w in graph.weights.items() if w.persistent
+    }
     metadata = {"format": "pt", "elastic_ir.graph": json.dumps(_data(graph, module))}
     found = _masks(graph)
     written = [path]
@@ -140,8 +147,11 @@ def _save_safetensors(graph: Graph, path: Path, check: bool) -> list[Path]:
         if check:
             _compare(_header_shapes(temporary), graph, path)
         if found:  # before the file itself gets its name: whoever sees the file finds its masks
+            flush(temporary)  # what a full disk can stop is stopped before the masks are replaced
             with atomic_output(mask_file(path)) as sidecar:
-                write_safetensors(sidecar, {n: _mask_data(mask) for n, mask in found.items()}, {"format": "pt"})
+                write_safetensors(
+                    sidecar, {n: _mask_data(mask) for n, mask in found.items()}, {"format": "pt"}
+                )
             written.append(mask_file(path))
     if not found and mask_file(path).exists():
         mask_file(path).unlink()  # of an earlier file of this name, whose masks these weights do not have
@@ -161,7 +171,9 @@ def _header_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def _save_folder(graph: Graph, path: Path, check: bool) -> Path:
     module = _checked_module(graph, check)
     if not hasattr(module, "save_pretrained"):
-        raise OutputError(f"{path}: a folder is written for transformers models; give a name with .pt or .safetensors")
+        raise OutputError(
+            f"{path}: a folder is written for transformers models; give a name with .pt or .safetensors"
+        )
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise OutputError(f"{path} exists already and is no empty folder")
     if not path.parent.is_dir():

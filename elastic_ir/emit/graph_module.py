@@ -18,7 +18,20 @@ from elastic_ir.functions import resolve_function, resolve_symbol
 from elastic_ir.graph import Graph, Node, Symbol, Value, WeightRef
 from elastic_ir.weights import Weight
 
-_ATTRIBUTES = {"shape", "dtype", "device", "T", "mT", "H", "mH", "ndim", "real", "imag", "is_cuda", "requires_grad"}
+_ATTRIBUTES = {
+    "shape",
+    "dtype",
+    "device",
+    "T",
+    "mT",
+    "H",
+    "mH",
+    "ndim",
+    "real",
+    "imag",
+    "is_cuda",
+    "requires_grad",
+}
 
 
 def build_graph_module(graph: Graph, live: nn.Module | None) -> fx.GraphModule:
@@ -40,7 +53,7 @@ def build_graph_module(graph: Graph, live: nn.Module | None) -> fx.GraphModule:
     return module
 
 
-def _emit(node: Node, made: fx.Graph, values: dict[Value, fx.Node], trusted: bool) -> fx.Node:
+def _emit(node: Node, made: fx.Graph, values: dict[Value, fx.Node], trusted: bool) -> Any:
     def argument(item: Any) -> Any:
         if isinstance(item, Value):
             return values[item]
@@ -69,10 +82,12 @@ def _emit(node: Node, made: fx.Graph, values: dict[Value, fx.Node], trusted: boo
     if node.kind == "method":
         return made.call_method(node.op.removeprefix("method."), args, kwargs)
     if node.kind == "constant":
-        return args[0]  # type: ignore[return-value]  # a plain value stands for itself
+        return args[0]  # a plain value stands for itself
     function = resolve_function(node.op, trusted)
     if function is getattr and (len(args) < 2 or args[1] not in _ATTRIBUTES):
-        raise EmitError(f"node %{node.name} reads the attribute {args[1:]!r}, which is no plain tensor attribute")
+        raise EmitError(
+            f"node %{node.name} reads the attribute {args[1:]!r}, which is no plain tensor attribute"
+        )
     return made.call_function(function, args, kwargs)
 
 
@@ -90,7 +105,9 @@ def _leaf(node: Node, live: nn.Module | None, origins: dict[str, str], graph: Gr
         return copy.deepcopy(module, memo)
     kind = getattr(nn, node.op.removeprefix("nn."), None) if node.op.startswith("nn.") else None
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise EmitError(f"node %{node.name}: {node.op} is no layer of torch.nn, so it cannot be built from the file")
+        raise EmitError(
+            f"node %{node.name}: {node.op} is no layer of torch.nn, so it cannot be built from the file"
+        )
     accepted = inspect.signature(kind.__init__).parameters
     options = {
         key: resolve_symbol(value.name) if isinstance(value, Symbol) else value

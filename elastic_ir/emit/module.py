@@ -116,18 +116,22 @@ def _assign(module: nn.Module, graph: Graph, masked: bool) -> None:
                         tensor = nn.Parameter(tensor, requires_grad=old.requires_grad)
                         tensor.__dict__.update(old.__dict__)
                     done[key] = tensor
-                table[role] = done[key]  # type: ignore[assignment]  # a Parameter where the table holds them
+                table[role] = done[key]
 
 
 def check_names(module: nn.Module, graph: Graph) -> None:
     """EmitError unless the module's state dict has exactly the graph's names and shapes, in order."""
-    made = {n: tuple(t.shape) for n, t in module.state_dict(keep_vars=True).items() if isinstance(t, torch.Tensor)}
+    made = {
+        n: tuple(t.shape) for n, t in module.state_dict(keep_vars=True).items() if isinstance(t, torch.Tensor)
+    }
     planned = {name: weight.shape for name, weight in graph.weights.items() if weight.persistent}
     if made == planned:
         return
     missing = [name for name in planned if name not in made][:3]
     extra = [name for name in made if name not in planned][:3]
-    other = [f"{n} {list(made[n])} instead of {list(s)}" for n, s in planned.items() if made.get(n, s) != s][:3]
+    other = [f"{n} {list(made[n])} instead of {list(s)}" for n, s in planned.items() if made.get(n, s) != s][
+        :3
+    ]
     parts = [("missing", missing), ("unplanned", extra), ("of another shape", other)]
     listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in parts if names)
     raise EmitError(f"the module made is not what a strict load expects ({listed})")

@@ -46,7 +46,9 @@ def describe_module(module: nn.Module) -> dict[str, Any]:
                     "training": part.training,
                     "attributes": attributes,
                     "children": {name: child is not None for name, child in part._modules.items()},
-                    "parameters": {n: p.requires_grad if p is not None else None for n, p in part._parameters.items()},
+                    "parameters": {
+                        n: p.requires_grad if p is not None else None for n, p in part._parameters.items()
+                    },
                     "buffers": {
                         n: n not in part._non_persistent_buffers_set if b is not None else None
                         for n, b in part._buffers.items()
@@ -68,7 +70,7 @@ def qualified(item: Any) -> str:
 
 
 def _describe(value: Any, where: str, objects: list[Any], known: dict[int, int]) -> Any:
-    if value is None or isinstance(value, (bool, int, str)) and not isinstance(value, enum.Enum):
+    if value is None or (isinstance(value, (bool, int, str)) and not isinstance(value, enum.Enum)):
         return value
     if isinstance(value, float):
         return {"float": repr(value)}
@@ -85,14 +87,22 @@ def _describe(value: Any, where: str, objects: list[Any], known: dict[int, int])
     if type(value) in (set, frozenset):
         return {"set": [_describe(part, where, objects, known) for part in sorted(value, key=repr)]}
     if type(value) in (dict, OrderedDict):
-        pairs = [[_describe(k, where, objects, known), _describe(v, where, objects, known)] for k, v in value.items()]
+        pairs = [
+            [_describe(k, where, objects, known), _describe(v, where, objects, known)]
+            for k, v in value.items()
+        ]
         return {"dict": pairs}
     if isinstance(value, type) and issubclass(value, nn.Module):
         return {"class": qualified(value)}
     if isinstance(value, functools.partial) and isinstance(value.func, type):
-        inner = [_describe(part, where, objects, known) for part in (value.func, list(value.args), value.keywords)]
+        inner = [
+            _describe(part, where, objects, known) for part in (value.func, list(value.args), value.keywords)
+        ]
         return {"partial": inner}
-    if inspect.isroutine(value) and getattr(value, "__module__", None) in ("torch.nn.functional", "torch._C._nn"):
+    if inspect.isroutine(value) and getattr(value, "__module__", None) in (
+        "torch.nn.functional",
+        "torch._C._nn",
+    ):
         return {"function": f"{value.__module__}.{value.__name__}"}
     if hasattr(value, "to_dict") and hasattr(type(value), "from_dict") and hasattr(value, "model_type"):
         if id(value) not in known:

@@ -43,7 +43,7 @@ def remap_optimizer_state(graph: Graph, state: Mapping[str, Any], names: Sequenc
     fresh_groups = []
     count = 0
     for group in groups:
-        own = {index for index in group["params"]}
+        own = set(group["params"])
         targets = sorted(
             (target for name in names if index_of[name] in own for target in sources.get(name, ())),
             key=order.__getitem__,

@@ -36,7 +36,7 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         if mode is not None:
             temporary.chmod(mode)
-        _flush(temporary)
+        flush(temporary)
         os.replace(temporary, target)
     except OSError as error:
         if error.filename is None or Path(os.fsdecode(error.filename)) == temporary:
@@ -73,7 +73,7 @@ def _reason(error: OSError | ValueError) -> str:
     return (text or str(error)).lower()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Have the bytes on the disk before the name says so; some file systems report a full disk only now."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())

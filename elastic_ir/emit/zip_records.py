@@ -25,6 +25,7 @@ def append_zip_records(path: str | os.PathLike[str], records: Mapping[str, bytes
             for name, content in records.items():
                 if roots[0] + name in present:
                     raise EmitError(f"{os.fspath(path)} already has a record {name!r}")
-                archive.writestr(roots[0] + name, content)
+                # A ZipInfo of its own has a fixed date: the same graph gives the same bytes.
+                archive.writestr(zipfile.ZipInfo(roots[0] + name), content)
     except zipfile.BadZipFile as error:
         raise EmitError(f"{os.fspath(path)} is no zip file, so nothing can be added to it") from error

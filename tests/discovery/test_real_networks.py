@@ -1,0 +1,284 @@
+"""Discovery on networks that nobody here described: torchvision's, transformers', the paper's own, and oddities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import elastic_ir as eir
+from elastic_ir.frontends.statedict import graph_of_tensors
+from elastic_ir.frontends.weights import weight_table
+from elastic_ir.zoo import cifar_resnet, cifar_vgg
+
+# name: blocks of each stage, whether stages have entries, blocks in a unit, depth
+TORCHVISION: dict[str, tuple[list[int], bool, int, int]] = {
+    "resnet18": ([2, 2, 2, 2], True, 1, 18),
+    "resnet34": ([3, 4, 6, 3], True, 1, 34),
+    "resnet50": ([3, 4, 6, 3], True, 1, 50),
+    "resnet101": ([3, 4, 23, 3], True, 1, 101),
+    "resnet152": ([3, 8, 36, 3], True, 1, 152),
+    "resnext50_32x4d": ([3, 4, 6, 3], True, 1, 50),
+    "wide_resnet50_2": ([3, 4, 6, 3], True, 1, 50),
+    "vgg13": ([2, 2, 2, 2, 2], True, 1, 13),
+    "vgg13_bn": ([2, 2, 2, 2, 2], True, 1, 13),
+    "vgg16": ([2, 2, 3, 3, 3], True, 1, 16),
+    "vgg16_bn": ([2, 2, 3, 3, 3], True, 1, 16),
+    "vgg19": ([2, 2, 4, 4, 4], True, 1, 19),
+    "vgg19_bn": ([2, 2, 4, 4, 4], True, 1, 19),
+    "mobilenet_v2": ([1, 2, 3, 4, 3, 3, 1], True, 1, 53),
+    "convnext_tiny": ([3, 3, 9, 3], False, 1, 59),
+    "vit_b_16": ([12], False, 1, 50),
+    "swin_t": ([2, 2, 6, 2], False, 2, 53),
+}
+
+
+def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
+    """A network without memory for its weights."""
+    with torch.device("meta"):
+        return make()
+
+
+def names_only(model: nn.Module) -> eir.Graph:
+    """The graph of a network's bare state dict: names and shapes, nothing else."""
+    table = weight_table(model)
+    return graph_of_tensors("bare", {name: w.storage.data for name, w in table.items() if w.persistent})
+
+
+def outline(graph: eir.Graph) -> list[tuple[str, int, bool]]:
+    """Stages as names alone can tell them: name, blocks, whether it has an entry."""
+    return [(stage.name, len(stage), stage.entry is not None) for stage in graph.stages]
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision_by_tracing_exporting_and_names(name: str) -> None:
+    """fx and a bare state dict find the published structure."""
+    counts, entries, unit, depth = TORCHVISION[name]
+    model = on_meta(lambda: torchvision.models.get_model(name, weights=None))
+    graph = eir.trace(model, frontend="fx")
+    assert [len(stage) for stage in graph.stages] == counts
+    assert all((stage.entry is not None) == entries for stage in graph.stages)
+    assert all(stage.period == unit for stage in graph.stages)
+    assert graph.depth == depth
+    bare = names_only(model)
+    assert outline(bare) == outline(graph)
+    assert bare.structure.depth == depth
+    if unit == 1:
+        assert [stage.period for stage in bare.stages] == [1] * len(counts)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "vgg13_bn", "mobilenet_v2", "convnext_tiny", "vit_b_16", "swin_t"]
+)
+def test_both_front_ends_agree(name: str) -> None:
+    """torch.fx and torch.export give the same structure, down to the blocks and their weight layers."""
+    model = on_meta(lambda: torchvision.models.get_model(name, weights=None))
+    left, right = eir.trace(model, frontend="fx"), eir.trace(model, frontend="export")
+    assert outline(left) == outline(right)
+    assert left.depth == right.depth
+    for one, other in zip(left.stages, right.stages, strict=True):
+        assert [block.path for block in one.all_blocks] == [block.path for block in other.all_blocks]
+        assert [block.layers for block in one.all_blocks] == [block.layers for block in other.all_blocks]
+        assert (one.period, one.transition, one.shape) == (other.period, other.transition, other.shape)
+    assert (left.structure.stem, left.structure.head) == (right.structure.stem, right.structure.head)
+
+
+@pytest.mark.parametrize("depth", [14, 20, 32, 44, 56, 110])
+@pytest.mark.parametrize("names", ["torchvision", "open_lth"])
+def test_cifar_resnets(depth: int, names: Literal["torchvision", "open_lth"]) -> None:
+    """Three stages of (depth - 2) / 6 blocks of two convolutions, under either naming."""
+    model = on_meta(lambda: cifar_resnet(depth, names=names))
+    graph = eir.trace(model)
+    blocks = (depth - 2) // 6
+    assert [len(stage) for stage in graph.stages] == [blocks] * 3
+    assert all(stage.entry is not None for stage in graph.stages)
+    assert {block.layers for stage in graph.stages for block in stage.all_blocks} == {2}
+    assert graph.depth == depth
+    assert outline(names_only(model)) == outline(graph)
+    assert names_only(model).depth == depth
+
+
+@pytest.mark.parametrize(("depth", "counts"), [(13, [2] * 5), (16, [2, 2, 3, 3, 3]), (19, [2, 2, 4, 4, 4])])
+@pytest.mark.parametrize("names", ["torchvision", "open_lth"])
+def test_cifar_vggs(depth: int, counts: list[int], names: Literal["torchvision", "open_lth"]) -> None:
+    """The paper's VGGs; with one linear layer they are two layers less deep than their names say."""
+    model = on_meta(lambda: cifar_vgg(depth, names=names))
+    graph = eir.trace(model)
+    assert [len(stage) for stage in graph.stages] == counts
+    assert graph.depth == depth - 2
+    assert outline(names_only(model)) == outline(graph)
+
+
+def transformers_models() -> dict[str, Callable[[], nn.Module]]:
+    """Small random members of transformers' families."""
+    import transformers as t
+
+    small: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "vocab_size": 50,
+    }
+    return {
+        "bert": lambda: t.BertModel(t.BertConfig(num_hidden_layers=3, **small)),
+        "llama": lambda: t.LlamaForCausalLM(t.LlamaConfig(num_hidden_layers=3, **small)),
+        "gpt2": lambda: t.GPT2LMHeadModel(t.GPT2Config(n_embd=32, n_layer=3, n_head=4, vocab_size=50)),
+        "t5": lambda: t.T5ForConditionalGeneration(
+            t.T5Config(
+                d_model=32, d_ff=64, num_layers=3, num_decoder_layers=4, num_heads=4, d_kv=8, vocab_size=50
+            )
+        ),
+    }
+
+
+TRANSFORMERS = {
+    "bert": ([("encoder.layer", 3, False)], 13),
+    "llama": ([("model.layers", 3, False)], 13),
+    "gpt2": ([("transformer.h", 3, False)], 14),
+    "t5": ([("encoder.block", 3, True), ("decoder.block", 4, True)], 36),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_transformers(name: str) -> None:
+    """BERT, Llama and others through torch.export on the meta device; T5's first blocks are pinned."""
+    expected, depth = TRANSFORMERS[name]
+    model = on_meta(transformers_models()[name])
+    graph = eir.trace(model)
+    assert graph.metadata["frontend"] == "export"
+    assert outline(graph) == expected
+    assert graph.depth == depth
+    assert outline(names_only(model)) == expected
+
+
+def test_names_that_leave_the_depth_open_say_so() -> None:
+    """Query, key and value stand side by side: names do not tell which follows which."""
+    bare = names_only(on_meta(transformers_models()["bert"]))
+    assert bare.structure.depth is None
+    with pytest.raises(eir.StructureError, match="--to-stages or --to-units"):
+        _ = bare.depth
+    with pytest.raises(eir.PlanError, match="--to-units"):
+        eir.stretch(bare, to_depth=20)
+
+
+def test_names_do_not_show_swin_s_pairs() -> None:
+    """A unit of two blocks shows in no weight; it is asked for, and then used."""
+    bare = names_only(on_meta(lambda: torchvision.models.swin_t(weights=None)))
+    assert [stage.period for stage in bare.stages] == [None] * 4
+    with pytest.raises(eir.StructureError, match="--unit N"):
+        eir.stretch(bare, to_stages=(2, 2, 18, 2))
+    deeper = eir.stretch(bare.with_unit(2), to_stages=(2, 2, 18, 2))
+    assert [len(stage) for stage in deeper.stages] == [2, 2, 18, 2]
+
+
+def test_transitions_are_named() -> None:
+    """Layers of their own that downsample stand before the stage that they open."""
+    graph = eir.trace(on_meta(lambda: torchvision.models.convnext_tiny(weights=None)))
+    assert [stage.transition for stage in graph.stages] == [None, "features.2", "features.4", "features.6"]
+    vgg = eir.trace(on_meta(lambda: torchvision.models.vgg16(weights=None)))
+    assert [stage.transition for stage in vgg.stages] == [None] * 5
+
+
+def test_unit_weight_layers_and_shapes() -> None:
+    """A bottleneck has three layers; the stage knows its activation's shape."""
+    example = torch.empty(1, 3, 64, 64, device="meta")
+    graph = eir.trace(on_meta(lambda: torchvision.models.resnet50(weights=None)), (example,))
+    assert [unit.layers for unit in graph.stages[0].units] == [3, 3]
+    shapes = [(1, 256, 16, 16), (1, 512, 8, 8), (1, 1024, 4, 4), (1, 2048, 2, 2)]
+    assert [stage.shape for stage in graph.stages] == shapes
+
+
+class Gated(nn.Module):
+    """A residual block with squeeze-excitation."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        self.fc1 = nn.Conv2d(width, 4, 1)
+        self.fc2 = nn.Conv2d(4, width, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn(self.conv(x))
+        gate = torch.sigmoid(self.fc2(torch.relu(self.fc1(y.mean((2, 3), keepdim=True)))))
+        return torch.relu(x + y * gate)
+
+
+def test_gates_do_not_count() -> None:
+    """The two layers of squeeze-excitation lie on no path that counts, traced or by names."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(Gated(8), Gated(8), Gated(8)), nn.Flatten()
+    )
+    graph = eir.trace(model, (torch.randn(1, 3, 8, 8),))
+    assert graph.depth == 4
+    assert names_only(model).depth == 4
+
+
+class Masked(nn.Module):
+    """Blocks that all read a mask made before the run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        gate = torch.sigmoid(keep)
+        for layer in self.inner:
+            x = layer(x)
+        return x * gate
+
+
+def test_values_made_before_a_run_do_not_break_it() -> None:
+    """A value that is live across the run is no reason against it."""
+    graph = eir.trace(Masked(), (torch.randn(2, 8), torch.randn(2, 8)))
+    assert outline(graph) == [("inner", 3, False)]
+
+
+def test_nothing_that_repeats_is_said_in_one_sentence() -> None:
+    """One clear sentence, traced or by names."""
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    for graph in (eir.trace(model, (torch.randn(1, 8),)), names_only(model)):
+        with pytest.raises(eir.StructureError) as caught:
+            _ = graph.stages
+        message = str(caught.value)
+        assert "repeats" in message
+        assert "\n" not in message
+        assert message.count(". ") == 0
+
+
+def test_dense_connections_are_no_chain() -> None:
+    """DenseNet's layers all read all before them: nothing can be cloned, and that is said."""
+    model = on_meta(lambda: torchvision.models.densenet121(weights=None))
+    with pytest.raises(eir.StructureError, match="nothing in DenseNet repeats"):
+        _ = eir.trace(model).stages
+
+
+def test_meta_models_are_read_without_memory() -> None:
+    """A network of 80 GB is traced and stretched; emission on the meta device allocates nothing either."""
+    with torch.device("meta"):
+        model = nn.Sequential(*(nn.Sequential(nn.Linear(32768, 32768), nn.ReLU()) for _ in range(20)))
+    deeper = eir.stretch(eir.trace(model), to_units=24)
+    made = deeper.to_module()
+    assert len(made) == 24  # type: ignore[arg-type]  # a Sequential has a length
+    assert all(parameter.is_meta for parameter in made.parameters())
+
+
+def test_without_a_guess_a_shape_is_asked_for() -> None:
+    """Where no guess runs, the message asks for the input's shape."""
+
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(7, 7), nn.Linear(7, 7), nn.Linear(7, 7))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            total: torch.Tensor = self.layers(x.reshape(3, 5, 7)).sum()
+            return total
+
+    with pytest.raises(eir.TraceError, match="--input-shape"):
+        eir.trace(Odd())
+    assert outline(eir.trace(Odd(), input_shape=[(3, 35)])) == [("layers", 3, False)]
