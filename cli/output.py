@@ -48,7 +48,7 @@ def refuse_overwriting(out: Path, inputs: dict[str, str | None]) -> None:
     """OutputError where writing ``out`` would replace one of the sources; the keys say what they are."""
     from elastic_ir.emit.files import mask_file
 
-    masks = mask_file(out)
+    masks = mask_file(out) if out.suffix.lower() == ".safetensors" else None
     for what, name in inputs.items():
         if name is None or not os.path.exists(name):
             continue
@@ -56,7 +56,7 @@ def refuse_overwriting(out: Path, inputs: dict[str, str | None]) -> None:
             where = f"{out} is {what}"
         elif out.is_dir() and _same(out, Path(name).resolve().parent):
             where = f"{out} is the folder of {what}"
-        elif out.suffix.lower() == ".safetensors" and _same(masks, name):
+        elif masks is not None and _same(masks, name):
             where = f"{masks}, where the masks of {out} go, is {what}"
         else:
             continue

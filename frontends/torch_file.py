@@ -91,7 +91,7 @@ def _sniff(path: Path) -> bool:
         )
     if head.startswith(b"\x80"):
         return False
-    if tarfile.is_tarfile(path):
+    if head.strip(b"\0") and tarfile.is_tarfile(path):  # nothing but zeros is a tar archive too
         raise SourceError(
             f"{path.name} is a tar archive, not a file of torch.save (since 2017); load and save it anew"
         )

@@ -53,8 +53,9 @@ def small_resnet(stages: Sequence[int] = (2, 2, 2), seed: int = 0) -> dict[str, 
                 conv(f"{path}.downsample.0", width, into, 1)
                 norm(f"{path}.downsample.1", width)
             into = width
-    state["fc.weight"] = rng.standard_normal((10, into), np.float32)
-    state["fc.bias"] = rng.random(10, np.float32)
+    # "linear", because safetensors sorts by name: an "fc" would seem to come before the first stage.
+    state["linear.weight"] = rng.standard_normal((10, into), np.float32)
+    state["linear.bias"] = rng.random(10, np.float32)
     return state
 
 
@@ -214,7 +215,7 @@ depth:      14
 parameters: 2,988
 sparsity:   0.0 %
 stem:       conv1
-head:       fc
+head:       linear
 
 stage   blocks  entry     free      unit  layers
 layer1  2       layer1.0  layer1.1  1     2
@@ -494,7 +495,7 @@ stage layer3  2                  2
   layer2.2.conv1.weight
   layer2.2.conv2.weight
 1 of another shape or type:
-  fc.weight  float32[10, 8] | float32[11, 8]
+  linear.weight  float32[10, 8] | float32[11, 8]
 1 of other values:
   conv1.weight
 """
@@ -504,7 +505,7 @@ def test_diff(here: Path) -> None:
     one, other = small_resnet(), small_resnet((2, 3, 2))
     other.update({name: value for name, value in one.items() if name in other})
     other["conv1.weight"] = one["conv1.weight"] + 1
-    other["fc.weight"] = np.zeros((11, 8), np.float32)
+    other["linear.weight"] = np.zeros((11, 8), np.float32)
     save_file(other, here / "other.safetensors")
     out = good("diff", "model.safetensors", "other.safetensors")
     assert out.startswith(DIFF)
@@ -512,7 +513,7 @@ def test_diff(here: Path) -> None:
     found = json.loads(good("diff", "model.safetensors", "other.safetensors", "--json"))
     assert found["same"] is False
     assert found["tensors_differ"] == ["conv1.weight"]
-    assert [item["name"] for item in found["shapes_differ"]] == ["fc.weight"]
+    assert [item["name"] for item in found["shapes_differ"]] == ["linear.weight"]
     assert (found["only_in_a"], len(found["only_in_b"])) == ([], 10)
     assert found["b"]["stages"] == {"layer1": 2, "layer2": 3, "layer3": 2}
 

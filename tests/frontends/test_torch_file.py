@@ -119,6 +119,8 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     assert said_of(tmp_path) == f"{tmp_path} is a folder, not a .pt file"
     path.touch()
     assert said_of(path) == "a.pt is empty"
+    path.write_bytes(bytes(4096))
+    assert said_of(path).startswith("a.pt is no PyTorch file: it begins with")
     path.write_bytes(b"hello world")
     assert said_of(path) == "a.pt is no PyTorch file: it begins with b'hello wo'"
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
