@@ -176,7 +176,7 @@ def _resize(command: str, source: str, wanted: Wanted, reading: Reading, how: di
     if wanted.like is not None:
         with tables.status(f"reading {wanted.like}"):
             like = reading.load_other(wanted.like)
-    with tables.status(f"{command}ing"):
+    with tables.status(f"{command} of {source}"):
         after: Graph = getattr(api, command)(
             before,
             wanted.to_depth,

@@ -20,6 +20,13 @@ NAMED_FUNCTIONS = {
     "torchvision.models.swin_transformer._get_relative_position_bias",
     "torchvision.models.swin_transformer._patch_merging_pad",
 }
+#: Among torch's own arithmetic, and no arithmetic: these reach files, or call what they are given.
+_IMPURE = {"from_file", "frombuffer", "boolean_dispatch", "handle_torch_function"}
+#: Methods of tensors that a file may not name: they lead out of tensors, or call what they are given.
+_IMPURE_METHODS = {
+    "apply_", "backward", "map_", "map2_", "module_load", "numpy", "register_hook",
+    "register_post_accumulate_grad_hook", "set_", "share_memory_", "storage", "untyped_storage",
+}  # fmt: skip
 _OPERATORS = {
     "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "matmul", "getitem", "eq", "ne", "lt", "le",
     "gt", "ge", "and_", "or_", "xor", "not_", "iadd", "isub", "imul", "itruediv", "abs", "pos", "invert",
@@ -40,6 +47,14 @@ def resolve_symbol(name: str) -> Any:
     raise EmitError(f"{name} is no constant of torch")
 
 
+def method_allowed(name: str) -> bool:
+    """Whether a graph from a file may call a method of this name: those of tensors that compute."""
+    import torch
+
+    plain = name.isidentifier() and not name.startswith("_") and name not in _IMPURE_METHODS
+    return plain and callable(getattr(torch.Tensor, name, None))
+
+
 def resolve_function(name: str, trusted: bool = False) -> Callable[..., Any]:
     """A function by its name: torch's own arithmetic, operators, and the few in ``NAMED_FUNCTIONS``.
 
@@ -50,7 +65,9 @@ def resolve_function(name: str, trusted: bool = False) -> Callable[..., Any]:
 
     owner, _, last = name.rpartition(".")
     found: Any = None
-    if owner == "operator" and last in _OPERATORS:
+    if last in _IMPURE:
+        found = None
+    elif owner == "operator" and last in _OPERATORS:
         found = getattr(operator, last)
     elif name in ("getattr", "builtins.getattr"):
         return getattr  # which attributes, the caller checks

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from elastic_ir.errors import EmitError, SourceError
-from elastic_ir.frontends.torch_file import resolve_class
+from elastic_ir.frontends.pickle_names import find, is_pure, resolve_class
 from elastic_ir.functions import resolve_function, resolve_symbol
 
 
@@ -120,9 +120,14 @@ def _value(item: Any, objects: list[Any], trust: Sequence[str]) -> Any:
     if kind == "object":
         return objects[content]
     if kind == "class":
-        return resolve_class(content.replace(":", "."), trust)
+        found = resolve_class(content.replace(":", "."), trust)
+        if not is_pure(found, trust):  # the network's own code may call it
+            raise SourceError(f"the class {content} is no layer; pass --trust to allow its package")
+        return found
     if kind == "partial":
         function, args, keywords = (_value(part, objects, trust) for part in content)
+        if not is_pure(function, trust):
+            raise SourceError(f"a partial of {function} is no part of a network; pass --trust to allow its package")
         return functools.partial(function, *args, **keywords)
     if kind == "function":
         try:
@@ -132,18 +137,7 @@ def _value(item: Any, objects: list[Any], trust: Sequence[str]) -> Any:
     if kind == "enum":
         owner, name = content
         module, _, qualname = owner.partition(":")
-        if module.partition(".")[0] not in (
-            "torch",
-            "torchvision",
-            "timm",
-            "transformers",
-            "elastic_ir",
-            *trust,
-        ):
-            raise SourceError(f"the enum {owner} is not trusted; pass --trust to allow its package")
-        found: Any = importlib.import_module(module)
-        for step in qualname.split("."):
-            found = getattr(found, step)
+        found = find(module, qualname, trust, "the description")
         if isinstance(found, type) and issubclass(found, enum.Enum):
             return found[name]
     raise SourceError(f"the module's description holds an unknown kind of value, {kind!r}")

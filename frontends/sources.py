@@ -127,9 +127,25 @@ def _architecture(arch: Any, trust: Sequence[str]) -> nn.Module:
     return found  # type: ignore[no-any-return]
 
 
+def _same(one: TensorData, other: TensorData) -> bool:
+    """Whether two lazy tensors hold the same bytes; read only where names are tied."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    return b"".join(one.chunks()) == b"".join(other.chunks())
+
+
 def _over(graph: Graph, tensors: Mapping[str, TensorData], source: str) -> Graph:
     """A traced architecture over a file's tensors; SourceError lists the first names that do not fit."""
     wanted = {name: weight for name, weight in graph.weights.items() if weight.persistent}
+    tied: dict[int, str] = {}
+    apart = [
+        f"{first} and {name} are one tied weight there, but differ in the file"
+        for name, weight in wanted.items()
+        if (first := tied.setdefault(id(weight.storage), name)) != name
+        and first in tensors
+        and name in tensors
+        and not _same(tensors[first], tensors[name])
+    ]
     missing = [f"{name} is missing" for name in wanted if name not in tensors]
     extra = [f"{name} is unknown to it" for name in tensors if name not in wanted]
     other = [
@@ -137,7 +153,7 @@ def _over(graph: Graph, tensors: Mapping[str, TensorData], source: str) -> Graph
         for name, weight in wanted.items()
         if name in tensors and tensors[name].shape != weight.shape
     ]
-    problems = other + missing + extra
+    problems = other + missing + extra + apart
     if problems:
         raise SourceError(
             f"{source} does not fit the architecture {graph.name}: {'; '.join(problems[:3])}"
@@ -152,14 +168,15 @@ def _over(graph: Graph, tensors: Mapping[str, TensorData], source: str) -> Graph
 
 
 def _read_safetensors(path: Path, arch: Any, trust: Sequence[str], input_shape: Shapes) -> Graph:
+    from elastic_ir.frontends.masks import masks_from_state
     from elastic_ir.frontends.safetensors_file import read_safetensors
 
     tensors, metadata = read_safetensors(path)
-    named: dict[str, TensorData] = dict(tensors)
-    if arch is not None:
-        return _over(_trace(_architecture(arch, trust), input_shape), named, path.name)
+    named, pruned = masks_from_state(dict[str, TensorData](tensors))
     sidecar = path.with_name(f"{path.stem}.masks.safetensors")
-    if "elastic_ir.graph" in metadata:
+    if arch is not None:
+        graph = _over(_trace(_architecture(arch, trust), input_shape), named, path.name)
+    elif "elastic_ir.graph" in metadata:
         try:
             data = json.loads(metadata["elastic_ir.graph"])
         except ValueError as error:
@@ -167,6 +184,7 @@ def _read_safetensors(path: Path, arch: Any, trust: Sequence[str], input_shape: 
         graph = _graph_of_file(data, named, trust, path)
     else:
         graph = graph_of_tensors(path.stem, named)
+    attach(graph, pruned)
     if sidecar.exists():
         attach(graph, _mask_mapping(sidecar))
     return graph
@@ -177,10 +195,14 @@ def _graph_of_file(data: Any, tensors: Mapping[str, TensorData], trust: Sequence
     graph = graph_from_data(data, tensors)
     graph.metadata["file"] = path.name
     if "module" in data and "opaque" not in data["module"]:
+        # Where it cannot be rebuilt, it is emitted as a GraphModule.
         try:
             graph.origin = _live(data, graph, trust)
-        except SourceError as error:
-            graph.metadata["class_note"] = str(error)  # then it is emitted as a GraphModule
+        except ElasticError as error:
+            graph.metadata["class_note"] = str(error)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            note = f"the module's description is damaged ({type(error).__name__}: {error})"
+            graph.metadata["class_note"] = note
     return graph
 
 
@@ -230,7 +252,7 @@ def _read_torch(path: Path, arch: Any, trust: Sequence[str], input_shape: Shapes
         raise SourceError(f"{path.name} holds a {type(found).__name__} and no state dict")
     state, pruned = masks_from_state(state)
     tensors: dict[str, TensorData] = {name: TorchData(tensor) for name, tensor in state.items()}
-    records = read_zip_records(path) if arch is None else {}
+    records = read_zip_records(path)
     if arch is not None:
         graph = _over(_trace(_architecture(arch, trust), input_shape), tensors, path.name)
     elif "elastic_ir/graph.json" in records:
@@ -239,10 +261,10 @@ def _read_torch(path: Path, arch: Any, trust: Sequence[str], input_shape: Shapes
         except ValueError as error:
             raise SourceError(f"{path.name}: the graph in it is damaged ({error})") from error
         graph = _graph_of_file(data, tensors, trust, path)
-        attach(graph, _packed_masks(records))
     else:
         graph = graph_of_tensors(path.stem, tensors)
         _tie(graph, state)
+    attach(graph, _packed_masks(records))
     attach(graph, pruned)
     return graph
 

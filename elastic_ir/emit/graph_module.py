@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 import inspect
+import keyword
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from elastic_ir.errors import EmitError
-from elastic_ir.functions import resolve_function, resolve_symbol
+from elastic_ir.functions import method_allowed, resolve_function, resolve_symbol
 from elastic_ir.graph import Graph, Node, Symbol, Value, WeightRef
 from elastic_ir.weights import Weight
 
@@ -34,8 +35,13 @@ _ATTRIBUTES = {
 }
 
 
+_QUOTES = frozenset("\"\\\r\n")  #: what would end a name's string in the source text that fx writes
+
+
 def build_graph_module(graph: Graph, live: nn.Module | None) -> fx.GraphModule:
     """The graph as a GraphModule; its tensors are placeholders that the caller assigns. Raises EmitError."""
+    if live is None:
+        _check_texts(graph)
     root = nn.Module()
     made = fx.Graph()
     values: dict[Value, fx.Node] = {}
@@ -51,6 +57,22 @@ def build_graph_module(graph: Graph, live: nn.Module | None) -> fx.GraphModule:
     module = fx.GraphModule(root, made, class_name=graph.name)
     module.train()
     return module
+
+
+def _check_texts(graph: Graph) -> None:
+    """EmitError for a graph from a file whose names are not names: fx writes them into source text and runs that."""
+    for name in (*graph.weights, *(node.scope for node in graph)):
+        if _QUOTES & set(name):
+            raise EmitError(f"the graph in the file has the name {name!r}, which cannot be emitted")
+    for node in graph:
+        names = [key for key in node.kwargs]
+        if node.kind == "input":
+            names.append(node.op.removeprefix("*").removeprefix("*"))
+        if node.kind == "method" and not method_allowed(node.op.removeprefix("method.")):
+            raise EmitError(f"node %{node.name} calls {node.op}, which a file may not name")
+        for name in names:
+            if not name.isidentifier() or keyword.iskeyword(name):
+                raise EmitError(f"node %{node.name} has the name {name!r}, which is none in Python")
 
 
 def _emit(node: Node, made: fx.Graph, values: dict[Value, fx.Node], trusted: bool) -> Any:

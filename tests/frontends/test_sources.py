@@ -17,7 +17,7 @@ from torch.nn.utils import prune
 
 import elastic_ir as eir
 from elastic_ir.emit.zip_records import append_zip_records
-from elastic_ir.errors import MaskError, SourceError, UntrustedError
+from elastic_ir.errors import ElasticError, MaskError, SourceError, UntrustedError
 from elastic_ir.frontends.sources import build, is_name
 from elastic_ir.zoo import CifarResNet, cifar_resnet
 from tests.emit.nets import IMAGE, contents, image, network, same_tensors, some_masks, ticket
@@ -29,6 +29,11 @@ def said(source: str | os.PathLike[str], **options: Any) -> str:
         eir.load(source, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def by_name(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sorted, as the safetensors library's own writer does not keep the order."""
+    return {name: state[name] for name in sorted(state)}
 
 
 def save_state(path: Path, state: dict[str, Tensor]) -> Path:
@@ -145,7 +150,12 @@ def test_a_description_cannot_name_what_a_pickle_may_not(tmp_path: Path) -> None
         {"enum": ["subprocess:Popen", "x"]},
         {"enum": ["torch.nn.modules.module:warnings.sys", "x"]},
         {"partial": [{"function": "os.system"}, [], {"dict": []}]},
+        {"function": "torch.from_file"},
+        {"enum": ["timm.layers.format:NoSuchEnum", "x"]},
+        {"class": "torch.nn.parallel.data_parallel:DataParallel"},
+        {"partial": [{"class": "torch.nn.parallel.data_parallel:DataParallel"}, [], {"dict": []}]},
         {"call": []},
+        {"two": [], "keys": []},
     ],
 )
 def test_values_of_a_description_go_through_the_same_list(tmp_path: Path, value: Any) -> None:
@@ -157,6 +167,43 @@ def test_values_of_a_description_go_through_the_same_list(tmp_path: Path, value:
     assert graph.origin is None
     assert graph.metadata["class_note"]
     assert isinstance(graph.to_module(), torch.fx.GraphModule)
+
+
+RUN = "__import__('pathlib').Path('marker').touch()"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda nodes: nodes[0].update(op=f"x={RUN}"),
+        lambda nodes: nodes[2].update(kind="method", op=f"method.relu(); {RUN}; x.relu"),
+        lambda nodes: nodes[2].update(kind="method", op="method.__reduce__"),
+        lambda nodes: nodes[2].update(kind="method", op="method.numpy"),
+        lambda nodes: nodes[2]["kwargs"]["dict"].append([f"x={RUN}, y", 1]),
+        lambda nodes: nodes[1].update(scope=f'a"), {RUN}, ("'),
+        lambda nodes: nodes[2].update(kind="function", op="os.system", args={"tuple": ["touch marker"]}),
+        lambda nodes: nodes[2].update(kind="function", op="torch.load", args={"tuple": ["marker"]}),
+        lambda nodes: nodes[2].update(
+            kind="function", op="torch.from_file", args={"tuple": ["marker", True, 8]}, kwargs={"dict": []}
+        ),
+        lambda nodes: nodes[2].update(kind="function", op="builtins.getattr", args={"tuple": [1, "__class__"]}),
+    ],
+)
+def test_a_graph_in_a_file_cannot_run_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[list[dict[str, Any]]], Any]
+) -> None:
+    """A GraphModule is source text that is run: no name from a file may end where it should not."""
+    monkeypatch.chdir(tmp_path)
+    eir.save(eir.trace(network(), input_shape=IMAGE), "a.pt")
+
+    def without_class(data: dict[str, Any]) -> None:
+        data["module"] = {"opaque": "so that the graph is used"}
+        change(data["nodes"])
+
+    graph = eir.load(change_graph(Path("a.pt"), without_class))
+    with pytest.raises(ElasticError):
+        graph.to_module()(image())
+    assert not Path("marker").exists()
 
 
 class Calls:
@@ -394,7 +441,7 @@ def test_a_mask_file(tmp_path: Path, name: str, form: str) -> None:
     path = save_state(tmp_path / name, dict(model.state_dict()))
     given: Any = masks if form == "mapping" else save_state(tmp_path / f"masks.{form}", masks)
     graph = eir.load(path, masks=given)
-    same_tensors(graph.masks(), masks)
+    same_tensors(by_name(graph.masks()), by_name(masks))
     check_pruned(graph, masks)
 
 
@@ -445,7 +492,7 @@ def test_exact_zeros(tmp_path: Path, name: str) -> None:
     path = save_state(tmp_path / name, state)
     assert eir.load(path).masks() == {}
     graph = eir.load(path, mask_from_zeros=True)
-    same_tensors(graph.masks(), {key: mask.bool() for key, mask in masks.items()})
+    same_tensors(by_name(graph.masks()), by_name({key: mask.bool() for key, mask in masks.items()}))
     dense = save_state(tmp_path / f"dense.{name}", dict(model.state_dict()))
     with pytest.raises(MaskError, match="has no exact zeros in its prunable weights, so --mask-from-zeros finds no"):
         eir.load(dense, mask_from_zeros=True)
