@@ -127,7 +127,9 @@ def _value(item: Any, objects: list[Any], trust: Sequence[str]) -> Any:
     if kind == "partial":
         function, args, keywords = (_value(part, objects, trust) for part in content)
         if not is_pure(function, trust):
-            raise SourceError(f"a partial of {function} is no part of a network; pass --trust to allow its package")
+            raise SourceError(
+                f"a partial of {function} is no part of a network; pass --trust to allow its package"
+            )
         return functools.partial(function, *args, **keywords)
     if kind == "function":
         try:

@@ -26,12 +26,15 @@ class FileTensor:
     offset: int
     shape: tuple[int, ...]
     dtype: str
+    stamp: tuple[int, int, int] | None = None  #: of the file whose header was read
 
     def chunks(self) -> Iterator[memoryview]:
-        """The bytes in pieces of at most 16 MiB; SourceError if the file has become shorter or is gone."""
+        """The bytes in pieces of at most 16 MiB; SourceError if the file was replaced, cut short, or is gone."""
         left = prod(self.shape) * ITEM_SIZES[self.dtype]
         try:
             with self.path.open("rb") as file:
+                if self.stamp not in (None, _stamp(os.fstat(file.fileno()))):
+                    raise SourceError(f"{self.path} was changed after it was read; read it again")
                 file.seek(self.offset)
                 while left:
                     piece = file.read(min(left, CHUNK))
@@ -45,6 +48,11 @@ class FileTensor:
             ) from error
 
 
+def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+    """What changes when a file is written anew or replaced by another."""
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, FileTensor], dict[str, str]]:
     """The tensors, in the header's order and unread, and the metadata.
 
@@ -53,8 +61,9 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, FileTensor
     """
     path = Path(path)
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            size = status.st_size
             length = int.from_bytes(file.read(8), "little")
             if size == 0:
                 raise SourceError(f"{path} is empty")
@@ -84,7 +93,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, FileTensor
     spans: list[tuple[int, int, str]] = []
     for name, item in header.items():
         shape, dtype, begin, end = _entry(name, item, path)
-        tensors[name] = FileTensor(path, start + begin, shape, dtype)
+        tensors[name] = FileTensor(path, start + begin, shape, dtype, _stamp(status))
         spans.append((begin, end, name))
     _check_spans(sorted(spans), size - start, path)
     return tensors, metadata

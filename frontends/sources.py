@@ -234,7 +234,7 @@ def _live(data: Any, graph: Graph, trust: Sequence[str]) -> Any:
 
     given = data["inputs"]
     inputs = Inputs(tuple(one(a) for a in given["args"]), {k: one(v) for k, v in given["kwargs"].items()})
-    return LiveSource(module, inputs)
+    return LiveSource(module, inputs, from_file=True)
 
 
 def _read_torch(path: Path, arch: Any, trust: Sequence[str], input_shape: Shapes) -> Graph:

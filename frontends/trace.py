@@ -23,6 +23,7 @@ class LiveSource:
 
     module: nn.Module
     inputs: Inputs
+    from_file: bool = False  #: the graph's nodes come from a file, so the names in them are not trusted
 
 
 READERS = {"fx": read_fx, "export": read_export}

@@ -57,7 +57,7 @@ def discover(graph: Graph) -> Structure:
         return lengths[group.output] - lengths[group.input]
 
     stages = build_stages(drafts, reader, layers, transitions)
-    stem, head = _outside(drafts, prunable, graph)
+    stem, head = _outside(drafts, prunable, graph, reader, tuple(transitions.values()))
     depth = _depth(graph, lengths, drafts, stages, prunable)
     return Structure(stages, depth, reader.form, stem, head)
 
@@ -143,19 +143,40 @@ def _release_output_layer(drafts: list[Draft], order: dict[str, int]) -> None:
 
 
 def _outside(
-    drafts: list[Draft], prunable: list[str], graph: Graph
+    drafts: list[Draft],
+    prunable: list[str],
+    graph: Graph,
+    reader: GraphReader | NameReader,
+    transitions: tuple[str, ...],
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Paths of the weight layers before the first stage and after the last."""
     blocks = [part.path + "." for draft in drafts for group in draft.groups for part in group.parts]
     held = {name for name in prunable if name.startswith(tuple(blocks))}
     if not held:
         return (), ()
+    if isinstance(reader, NameReader) and reader.sorted:
+        between = tuple(f"{path}." for path in transitions)
+        rest = [name for name in prunable if name not in held and not name.startswith(between)]
+        return _outside_by_channels(drafts, rest, reader)
     order = _execution_order(graph, prunable)
     places = [order[name] for name in held]
     first, last = min(places), max(places)
     stem = tuple(name.rpartition(".")[0] or name for name in prunable if order[name] < first)
     head = tuple(name.rpartition(".")[0] or name for name in prunable if order[name] > last)
     return stem, head
+
+
+def _outside_by_channels(
+    drafts: list[Draft], rest: list[str], reader: NameReader
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Stem and head of a file sorted by name, whose order tells nothing: what feeds the first block is the stem."""
+    entering = reader.channels(drafts[0].groups[0])
+    shapes = {name: reader.graph.weights[name].shape for name in rest}
+    stem = [
+        name for name in rest if entering is not None and shapes[name][0] == entering[0] != shapes[name][1]
+    ]
+    head = [name for name in rest if name not in stem]
+    return tuple(n.rpartition(".")[0] for n in stem), tuple(n.rpartition(".")[0] for n in head)
 
 
 def _execution_order(graph: Graph, prunable: list[str]) -> dict[str, int]:

@@ -6,6 +6,8 @@ is left out: at a product the path runs through the operand that is scaled. A fu
 
 from __future__ import annotations
 
+import re
+
 from elastic_ir.discovery.from_names import in_channels
 from elastic_ir.discovery.parts import Group
 from elastic_ir.graph import Graph, Node, Value
@@ -13,25 +15,37 @@ from elastic_ir.graph import Graph, Node, Value
 _PRODUCTS = {"operator.mul", "operator.imul", "torch.mul", "method.mul", "method.mul_", "aten.mul.Tensor",
              "aten.mul_.Tensor", "torch.multiply"}  # fmt: skip
 
+#: Operations that contract with a weight; others on a weight alone (standardising it) only change it.
+_CONTRACTS = re.compile(r"conv|linear|mm|matmul|einsum|attention")
+
 
 def path_lengths(graph: Graph) -> dict[Value, int]:
     """For each value the number of weight layers on the longest path from an input to it."""
     order = {node: index for index, node in enumerate(graph)}
     prunable = {name for name, weight in graph.weights.items() if weight.prunable}
     lengths: dict[Value, int] = {}
+    made_of: dict[
+        Value, frozenset[str]
+    ] = {}  # values computed from weights alone (standardised ones, for example)
     for node in graph:
         operands = node.operands()
-        if node.op in _PRODUCTS and len(operands) == 2:
-            before = lengths[_scaled(operands[0], operands[1], order)]
+        flowing = [value for value in operands if value not in made_of]
+        direct = frozenset(name for name in node.weight_names() if name in prunable)
+        layers = direct.union(*(made_of.get(value, frozenset()) for value in operands))
+        reshaped = (
+            not flowing and (operands or node.weight_names()) and not (direct and _CONTRACTS.search(node.op))
+        )
+        if reshaped and node.kind in ("function", "method"):
+            made_of[node.output] = layers
+            lengths[node.output] = 0
+            continue
+        if node.op in _PRODUCTS and len(flowing) == 2:
+            before = lengths[_scaled(flowing[0], flowing[1], order)]
         else:
-            before = max((lengths[value] for value in operands), default=0)
-        lengths[node.output] = before + _layers(node, prunable)
+            before = max((lengths[value] for value in flowing), default=0)
+        # 1 for a convolution or linear layer, 2 for an attention that holds its projections
+        lengths[node.output] = before + min(len(layers), 2)
     return lengths
-
-
-def _layers(node: Node, prunable: set[str]) -> int:
-    """1 for a convolution or linear layer, 2 for an attention that holds its projections, else 0."""
-    return min(sum(name in prunable for name in dict.fromkeys(node.weight_names())), 2)
 
 
 def _scaled(left: Value, right: Value, order: dict[Node, int]) -> Value:

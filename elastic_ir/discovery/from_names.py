@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 
 from elastic_ir.discovery.parts import Group, Part, form_of, relative_weights
 from elastic_ir.graph import Graph, Node
@@ -17,8 +18,18 @@ class NameReader:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.order = {name: index for index, name in enumerate(graph.weights)}
+        names = list(graph.weights)
         self.prunable = {name for name, weight in graph.weights.items() if weight.prunable}
+        layers = [name for name in names if name in self.prunable]
+        #: safetensors files come sorted by name (within a dtype); then numbers tell more of the order than letters
+        self.sorted = layers == sorted(layers)
+        if self.sorted:
+            names.sort(
+                key=lambda name: [
+                    (part.isdigit(), int(part) if part.isdigit() else part) for part in _parts(name)
+                ]
+            )
+        self.order = {name: index for index, name in enumerate(names)}
 
     def groups(self, container: Container, parts: list[Part]) -> list[Group]:
         """The groups of a container; a gap in the numbers wider than the step tells of a pool."""
@@ -71,6 +82,11 @@ class NameReader:
 
     def between(self, left: Group, right: Group) -> list[Node]:
         return []
+
+
+def _parts(name: str) -> list[str]:
+    """A name cut at dots and around numbers, so that ``layer10`` sorts behind ``layer2``."""
+    return [part for part in re.split(r"(\d+)|\.", name) if part]
 
 
 def in_channels(shape: tuple[int, ...]) -> int:

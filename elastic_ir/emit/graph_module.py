@@ -35,12 +35,13 @@ _ATTRIBUTES = {
 }
 
 
-_QUOTES = frozenset("\"\\\r\n")  #: what would end a name's string in the source text that fx writes
+_QUOTES = frozenset('"\\\r\n')  #: what would end a name's string in the source text that fx writes
 
 
 def build_graph_module(graph: Graph, live: nn.Module | None) -> fx.GraphModule:
     """The graph as a GraphModule; its tensors are placeholders that the caller assigns. Raises EmitError."""
-    if live is None:
+    trusted = live is not None and not getattr(graph.origin, "from_file", False)
+    if not trusted:
         _check_texts(graph)
     root = nn.Module()
     made = fx.Graph()
@@ -50,7 +51,7 @@ def build_graph_module(graph: Graph, live: nn.Module | None) -> fx.GraphModule:
         _ensure(root, weight)
     built: set[str] = set()
     for node in graph:
-        values[node.output] = _emit(node, made, values, live is not None)
+        values[node.output] = _emit(node, made, values, trusted)
         if node.kind == "module" and node.scope not in built:
             built.add(node.scope)
             _mount(root, node.scope, _leaf(node, live, origins, graph))
@@ -65,7 +66,7 @@ def _check_texts(graph: Graph) -> None:
         if _QUOTES & set(name):
             raise EmitError(f"the graph in the file has the name {name!r}, which cannot be emitted")
     for node in graph:
-        names = [key for key in node.kwargs]
+        names = list(node.kwargs)
         if node.kind == "input":
             names.append(node.op.removeprefix("*").removeprefix("*"))
         if node.kind == "method" and not method_allowed(node.op.removeprefix("method.")):

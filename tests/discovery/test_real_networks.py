@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -282,3 +283,33 @@ def test_without_a_guess_a_shape_is_asked_for() -> None:
     with pytest.raises(eir.TraceError, match="--input-shape"):
         eir.trace(Odd())
     assert outline(eir.trace(Odd(), input_shape=[(3, 35)])) == [("layers", 3, False)]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg16_bn", "mobilenet_v2", "convnext_tiny", "swin_t"])
+def test_a_file_sorted_by_name_tells_the_same(name: str, tmp_path: Path) -> None:
+    """The safetensors library sorts what it writes; numbers and channels still tell the order."""
+    from safetensors.torch import save_file
+
+    model = torchvision.models.get_model(name, weights=None)
+    save_file(model.state_dict(), tmp_path / "sorted.safetensors")
+    found, traced = eir.load(tmp_path / "sorted.safetensors"), eir.trace(model)
+    assert outline(found) == outline(traced)
+    assert found.depth == traced.depth
+    assert set(found.structure.stem) == set(traced.structure.stem)
+    assert set(found.structure.head) == set(traced.structure.head)
+    assert [s.transition is None for s in found.stages] == [s.transition is None for s in traced.stages]
+
+
+class Standardised(nn.Conv2d):
+    """A convolution whose weight is normalised at every forward (NFNet's)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = nn.functional.batch_norm(flat, None, None, training=True).reshape_as(self.weight)
+        return nn.functional.conv2d(x, weight, self.bias, padding=1)
+
+
+def test_standardised_weights_count_as_layers() -> None:
+    """What is computed from a weight alone counts where it is used, not where it is made."""
+    model = nn.Sequential(*(Standardised(4, 4, 3) for _ in range(5)))
+    assert eir.trace(model, (torch.randn(1, 4, 8, 8),)).depth == 5

@@ -22,7 +22,7 @@ from torch import nn
 
 import elastic_ir as eir
 from elastic_ir.emit import files
-from elastic_ir.errors import EmitError, OutputError
+from elastic_ir.errors import EmitError, OutputError, SourceError
 from elastic_ir.zoo import CifarResNet, cifar_resnet
 from tests.emit.nets import IMAGE, contents, image, network, same_tensors, some_masks, ticket
 
@@ -196,7 +196,7 @@ def test_safetensors_with_its_sidecar_of_masks(tmp_path: Path) -> None:
     masks = load_file(sidecar)
     assert masks.keys() == graph.masks().keys()
     assert all(torch.equal(masks[name], mask.bool()) for name, mask in graph.masks().items())
-    with safe_open(out, "pt") as file:  # type: ignore[no-untyped-call]
+    with safe_open(out, "pt") as file:
         metadata = file.metadata()
     assert metadata["format"] == "pt"
     assert json.loads(metadata["elastic_ir.graph"])["version"] == 1
@@ -279,6 +279,11 @@ def test_a_file_may_be_written_over_its_own_source(tmp_path: Path, name: str) ->
     wanted = deeper.state_dict()
     eir.save(deeper, tmp_path / name)
     same_tensors(eir.load(tmp_path / name).state_dict(), wanted)
+    if name.endswith(".pt"):  # the tensors read are those of the old file, which lives on
+        same_tensors(deeper.state_dict(), wanted)
+    else:  # read by place: a changed file is told, not misread
+        with pytest.raises(SourceError, match="was changed after it was read; read it again"):
+            deeper.state_dict()
 
 
 # -- what cannot be written --------------------------------------------------------------------------------------------

@@ -59,7 +59,9 @@ def test_an_empty_file(tmp_path: Path, name: str) -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("garbage", [b"x", b"garbage!" * 999, bytes(range(256)) * 9, b"\x00" * 4096, b"{}" * 99])
+@pytest.mark.parametrize(
+    "garbage", [b"x", b"garbage!" * 999, bytes(range(256)) * 9, b"\x00" * 4096, b"{}" * 99]
+)
 def test_garbage(tmp_path: Path, name: str, garbage: bytes) -> None:
     (tmp_path / name).write_bytes(garbage)
     assert any(part in said(tmp_path / name) for part in ("is no ", "damaged", "truncated"))
@@ -80,7 +82,9 @@ def test_a_truncated_file(tmp_path: Path, name: str, ours: bool) -> None:
 
 def test_forms_that_this_version_does_not_read(tmp_path: Path) -> None:
     for name in ("a.onnx", "a.pt2"):
-        assert said(tmp_path / name) == f"{name}: reading {Path(name).suffix} files is not part of this version"
+        assert (
+            said(tmp_path / name) == f"{name}: reading {Path(name).suffix} files is not part of this version"
+        )
 
 
 def test_what_is_no_state_dict(tmp_path: Path) -> None:
@@ -186,7 +190,9 @@ RUN = "__import__('pathlib').Path('marker').touch()"
         lambda nodes: nodes[2].update(
             kind="function", op="torch.from_file", args={"tuple": ["marker", True, 8]}, kwargs={"dict": []}
         ),
-        lambda nodes: nodes[2].update(kind="function", op="builtins.getattr", args={"tuple": [1, "__class__"]}),
+        lambda nodes: nodes[2].update(
+            kind="function", op="builtins.getattr", args={"tuple": [1, "__class__"]}
+        ),
     ],
 )
 def test_a_graph_in_a_file_cannot_run_code(
@@ -204,6 +210,39 @@ def test_a_graph_in_a_file_cannot_run_code(
     with pytest.raises(ElasticError):
         graph.to_module()(image())
     assert not Path("marker").exists()
+
+
+class OneByOne(nn.Module):
+    """Its forward names its blocks, so a deeper one is a GraphModule though the class is at hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b1, self.b2, self.b3 = (nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(3))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = torch.neg(self.head(self.b3(self.b2(self.b1(x)))))
+        return y
+
+
+def test_a_class_at_hand_makes_the_graph_no_safer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("elastic_ir.frontends.pickle_names.PACKAGES", ("torch.nn", OneByOne.__module__))
+    path = tmp_path / "a.pt"
+    x = torch.zeros(1, 4)
+
+    def change(data: dict[str, Any]) -> None:
+        node = next(node for node in data["nodes"] if node["op"] == "torch.neg")
+        node.update(op="os.system", args={"tuple": [f"touch {tmp_path / 'marker'}"]})
+
+    eir.save(eir.trace(OneByOne(), x), path)
+    honest = eir.stretch(eir.load(path), to_units=5)
+    assert isinstance(honest.to_module(), torch.fx.GraphModule)
+    assert honest.origin is not None
+    graph = eir.load(change_graph(path, change))
+    assert graph.origin is not None
+    with pytest.raises(ElasticError, match=r"os\.system"):
+        eir.stretch(graph, to_units=5).to_module()(x)
+    assert not (tmp_path / "marker").exists()
 
 
 class Calls:
@@ -258,7 +297,8 @@ def test_a_pickled_module_of_an_unknown_package(tmp_path: Path, monkeypatch: pyt
 def small_convnext() -> nn.Module:
     from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
-    return ConvNeXt([CNBlockConfig(8, 16, 3), CNBlockConfig(16, None, 3)], num_classes=5)
+    model: nn.Module = ConvNeXt([CNBlockConfig(8, 16, 3), CNBlockConfig(16, None, 3)], num_classes=5)
+    return model
 
 
 def small_mobilenet() -> nn.Module:
@@ -268,7 +308,8 @@ def small_mobilenet() -> nn.Module:
     plain = (16, 3, 32, 16, True, "HS", 1, 1, 1.0)
     settings = [InvertedResidualConfig(16, 3, 16, 16, False, "RE", 2, 1, 1.0)]
     settings += [InvertedResidualConfig(*plain) for _ in range(3)]
-    return MobileNetV3(settings, 32, num_classes=5)
+    model: nn.Module = MobileNetV3(settings, 32, num_classes=5)
+    return model
 
 
 def resnet18() -> nn.Module:
@@ -316,7 +357,9 @@ def test_an_architecture_makes_a_network_of_it(tmp_path: Path, name: str, form: 
     assert type(made) is CifarResNet
     assert graph.depth == 14
     assert torch.equal(made(image()), model(image()))
-    assert not isinstance(arch, nn.Module) or not torch.equal(arch.conv1.weight, made.conv1.weight)
+    assert not isinstance(arch, nn.Module) or not torch.equal(
+        arch.state_dict()["conv1.weight"], made.state_dict()["conv1.weight"]
+    )
 
 
 @BOTH
@@ -382,7 +425,9 @@ def test_names_that_lead_nowhere() -> None:
     assert said("no_such_package:make").startswith("no_such_package cannot be imported")
     assert said("torchvision:resnet19") == "torchvision has no model 'resnet19'"
     assert said("timm:resnet19").startswith("timm has no model 'resnet19'")
-    assert said("collections:OrderedDict") == "collections:OrderedDict makes a OrderedDict, no torch.nn.Module"
+    assert (
+        said("collections:OrderedDict") == "collections:OrderedDict makes a OrderedDict, no torch.nn.Module"
+    )
 
 
 # -- masks of sources --------------------------------------------------------------------------------------------------
@@ -393,7 +438,8 @@ def pruned() -> tuple[nn.Module, dict[str, Tensor]]:
     model = network()
     masks = some_masks(model)
     for name, mask in masks.items():
-        prune.custom_from_mask(model.get_submodule(name.removesuffix(".weight")), "weight", mask)
+        module = model.get_submodule(name.removesuffix(".weight"))
+        prune.custom_from_mask(module, "weight", mask)  # type: ignore[no-untyped-call]
     return model, masks
 
 
@@ -449,10 +495,18 @@ def test_a_mask_file(tmp_path: Path, name: str, form: str) -> None:
 @pytest.mark.parametrize(
     ("name", "mask", "message"),
     [
-        ("conv1.weight", torch.ones(4, 3, 3, 2), r"'conv1\.weight' has shape \[4, 3, 3, 2\], its weight \[4, 3, 3, 3\]"),
+        (
+            "conv1.weight",
+            torch.ones(4, 3, 3, 2),
+            r"'conv1\.weight' has shape \[4, 3, 3, 2\], its weight \[4, ",
+        ),
         ("conv9.weight", torch.ones(4), r"the mask 'conv9\.weight' fits no weight of the network"),
         ("conv1.weight", torch.full((4, 3, 3, 3), 0.5), r"the mask of 'conv1\.weight' holds the value 0\.5"),
-        ("conv1.weight", torch.full((4, 3, 3, 3), float("nan")), r"the mask of 'conv1\.weight' holds the value nan"),
+        (
+            "conv1.weight",
+            torch.full((4, 3, 3, 3), float("nan")),
+            r"the mask of 'conv1\.weight' holds the value nan",
+        ),
         ("conv1.weight", torch.full((4, 3, 3, 3), 2), r"the mask of 'conv1\.weight' holds the value 2"),
     ],
 )
@@ -488,13 +542,17 @@ def test_masks_of_a_ticket_of_open_lth(tmp_path: Path) -> None:
 def test_exact_zeros(tmp_path: Path, name: str) -> None:
     model = network()
     masks = some_masks(model)
-    state = {key: tensor * masks[key] if key in masks else tensor for key, tensor in model.state_dict().items()}
+    state = {
+        key: tensor * masks[key] if key in masks else tensor for key, tensor in model.state_dict().items()
+    }
     path = save_state(tmp_path / name, state)
     assert eir.load(path).masks() == {}
     graph = eir.load(path, mask_from_zeros=True)
     same_tensors(by_name(graph.masks()), by_name({key: mask.bool() for key, mask in masks.items()}))
     dense = save_state(tmp_path / f"dense.{name}", dict(model.state_dict()))
-    with pytest.raises(MaskError, match="has no exact zeros in its prunable weights, so --mask-from-zeros finds no"):
+    with pytest.raises(
+        MaskError, match="has no exact zeros in its prunable weights, so --mask-from-zeros finds no"
+    ):
         eir.load(dense, mask_from_zeros=True)
 
 
