@@ -73,8 +73,8 @@ def resolve_function(name: str, trusted: bool = False) -> Callable[..., Any]:
         return getattr  # which attributes, the caller checks
     elif owner == "math":
         found = getattr(math, last, None)
-    elif owner == "torch" and (
-        hasattr(torch._C._VariableFunctions, last) or last in ("einsum", "split", "meshgrid")
+    elif (owner in ("torch", "torch.functional") and last in (*torch.functional.__all__, "_assert")) or (
+        owner == "torch" and hasattr(torch._C._VariableFunctions, last)
     ):
         found = getattr(torch, last, None)
     elif owner == "torch.nn.functional":

@@ -25,6 +25,8 @@ def rebuild_module(
     """
     if "opaque" in data:
         raise SourceError(f"the module could not be described when it was written: {data['opaque']}")
+    if "pretrained" in data:
+        return _from_config(data, trust)
     objects = [_config(item, trust) for item in data["objects"]]
     parts: dict[str, nn.Module] = {}
     parameters: dict[int, nn.Parameter] = {}
@@ -54,6 +56,20 @@ def rebuild_module(
             table.clear()
             table.update(ordered)
     return parts[""]
+
+
+def _from_config(data: Mapping[str, Any], trust: Sequence[str]) -> nn.Module:
+    """A transformers model made on the meta device from its configuration; its tensors come at emission."""
+    kind = resolve_class(data["pretrained"].replace(":", "."), trust)
+    config = _config(data, trust)
+    from transformers import PreTrainedModel
+
+    if not issubclass(kind, PreTrainedModel):
+        raise SourceError(f"{data['pretrained']} is no model class of transformers")
+    with torch.device("meta"):
+        module = kind(config)
+    module.train(bool(data["training"]))
+    return module
 
 
 def _fill(

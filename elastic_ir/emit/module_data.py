@@ -56,6 +56,15 @@ def describe_module(module: nn.Module) -> dict[str, Any]:
                 }
             )
     except OpaqueError as error:
+        config = getattr(module, "config", None)
+        if hasattr(module, "save_pretrained") and hasattr(config, "to_dict"):
+            # a transformers model is made again from its configuration, as from_pretrained does it
+            return {
+                "pretrained": qualified(type(module)),
+                "config": qualified(type(config)),
+                "data": _json_safe(config.to_dict()),
+                "training": module.training,
+            }
         return {"opaque": str(error)}
     return {"parts": parts, "objects": objects}
 

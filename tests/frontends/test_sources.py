@@ -19,6 +19,7 @@ import elastic_ir as eir
 from elastic_ir.emit.zip_records import append_zip_records
 from elastic_ir.errors import ElasticError, MaskError, SourceError, UntrustedError
 from elastic_ir.frontends.sources import build, is_name
+from elastic_ir.functions import resolve_function
 from elastic_ir.zoo import CifarResNet, cifar_resnet
 from tests.emit.nets import IMAGE, contents, image, network, same_tensors, some_masks, ticket
 
@@ -243,6 +244,29 @@ def test_a_class_at_hand_makes_the_graph_no_safer(tmp_path: Path, monkeypatch: p
     with pytest.raises(ElasticError, match=r"os\.system"):
         eir.stretch(graph, to_units=5).to_module()(x)
     assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torch.from_file",
+        "torch.load",
+        "torch.functional.torch",
+        "torch.nn.functional.handle_torch_function",
+        "os.system",
+    ],
+)
+def test_functions_that_a_file_may_not_name(name: str) -> None:
+    with pytest.raises(ElasticError, match="is not among the functions that a file may name"):
+        resolve_function(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["torch.flatten", "torch._assert", "torch.functional.einsum", "torch.functional.split", "torch.einsum"],
+)
+def test_functions_that_networks_call(name: str) -> None:
+    assert resolve_function(name) is getattr(torch, name.rpartition(".")[2])
 
 
 class Calls:
