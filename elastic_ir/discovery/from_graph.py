@@ -31,8 +31,7 @@ class GraphReader:
         groups = [group for group in groups if group.nodes]
         if not groups:
             return []
-        if not container.native:
-            self._absorb(container, groups)
+        self._absorb(container, groups)
         starts = [self.order[group.nodes[0]] for group in groups]
         if starts != sorted(starts):
             return []  # the children do not run in the order of their numbers
@@ -78,21 +77,38 @@ class GraphReader:
         return start is not None and end is not None and start.shape != end.shape
 
     def _absorb(self, container: Container, groups: list[Group]) -> None:
-        """In a forward that calls its children one by one, functional activations join the layer before them."""
-        scope = container.path
+        """What the caller does between all children alike (an activation, a residual sum) joins the one before.
+
+        The same after the last child joins it; anything else there is the caller's own.
+        """
+        scopes = {container.path, container.path.rpartition(".")[0]}
         starts = {group.nodes[0] for group in groups}
-        for group in groups:
-            node = group.nodes[-1]._next
-            while node is not None and node.scope == scope and node.kind in ("function", "method"):
-                if node in starts or node.weight_names():
-                    break
-                source = next((v.type for v in node.operands() if v.type is not None), None)
-                if node.output.type is None or source is None or source.shape != node.output.type.shape:
-                    break
-                if not any(value.node is group.nodes[-1] for value in node.operands()):
-                    break
-                group.nodes.append(node)
-                node = node._next
+        runs = [self._run_behind(group, scopes, starts) for group in groups]
+        pattern = [node.op for node in runs[0]]
+        if any([node.op for node in run] != pattern for run in runs[:-1]):
+            return
+        last = runs[-1][: len(pattern)]
+        if len(groups) < 2 or [node.op for node in last] != pattern:
+            return
+        for group, run in zip(groups, [*runs[:-1], last], strict=True):
+            group.nodes.extend(run)
+
+    def _run_behind(self, group: Group, scopes: set[str], starts: set[Node]) -> list[Node]:
+        """The weightless, shape-preserving operations of the caller that follow a group, each on the one before."""
+        run: list[Node] = []
+        last, node = group.nodes[-1], group.nodes[-1]._next
+        while node is not None and node.scope in scopes and node.kind in ("function", "method"):
+            source = next((value.type for value in node.operands() if value.type is not None), None)
+            same = (
+                node.output.type is not None and source is not None and source.shape == node.output.type.shape
+            )
+            if node in starts or node.weight_names() or not same:
+                break
+            if not any(value.node is last for value in node.operands()):
+                break
+            run.append(node)
+            last, node = node, node._next
+        return run
 
     def _link(self, groups: list[Group]) -> None:
         """Find each group's one input and output, and whether neighbours chain."""

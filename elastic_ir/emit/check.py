@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from elastic_ir.errors import EmitError
 from elastic_ir.graph import Graph
@@ -24,7 +24,12 @@ def check_runs(module: nn.Module, graph: Graph) -> int:
         for block in stage.all_blocks:
             wanted[block.path] = False
     handles = []
-    for path in wanted:
+    if isinstance(module, fx.GraphModule):
+        # a straight-line program of leaf calls: a block runs if it stands in it, and containers are never called
+        named = [str(node.target) for node in module.graph.nodes if node.op in ("call_module", "get_attr")]
+        for path in wanted:
+            wanted[path] = any(name == path or name.startswith(f"{path}.") for name in named)
+    for path in [path for path, ran in wanted.items() if not ran]:
         target: nn.Module = module.get_submodule(path)
 
         def note(*_: object, path: str = path) -> None:

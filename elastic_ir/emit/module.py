@@ -12,7 +12,7 @@ import itertools
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from elastic_ir.emit.constants import renumber_indices, update_counts
 from elastic_ir.errors import EmitError
@@ -33,7 +33,7 @@ def to_module(graph: Graph, masked: bool = True) -> nn.Module:
     live = getattr(graph.origin, "module", None)
     structure = graph._structure
     touched = [c for c in structure.containers if _changed(c)] if structure is not None else []
-    if live is not None and all(container.native for container in touched):
+    if live is not None and all(container.native and _iterates(container, live) for container in touched):
         module = _refill(graph, live, touched)
     elif len(graph) and graph.metadata.get("frontend") == "fx":
         from elastic_ir.emit.graph_module import build_graph_module
@@ -53,6 +53,27 @@ def to_module(graph: Graph, masked: bool = True) -> nn.Module:
     _assign(module, graph, masked)
     check_names(module, graph)
     return module
+
+
+def _iterates(container: Container, live: nn.Module) -> bool:
+    """Whether a container's own forward runs its children by iteration, so that new ones run too.
+
+    A Sequential does, and a ModuleList leaves it to its parent. Any other class (RegNet's stages) is tried: a copy
+    with its last child twice, traced, must run both.
+    """
+    module = live.get_submodule(container.path)
+    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        return True
+    probe = copy.copy(module)
+    probe._modules = dict(module._modules)
+    extra = f"{container.prefix}{container.base + container.source_count}"
+    probe._modules[extra] = nn.Identity()
+    try:
+        traced = fx.Tracer().trace(probe)
+    except Exception:  # tracing may raise anything; then the run before writing has the last word
+        return True
+    ran = {str(node.target).partition(".")[0] for node in traced.nodes if node.op == "call_module"}
+    return extra in ran
 
 
 def _changed(container: Container) -> bool:

@@ -56,7 +56,7 @@ def describe_module(module: nn.Module) -> dict[str, Any]:
                 }
             )
     except OpaqueError as error:
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         if hasattr(module, "save_pretrained") and hasattr(config, "to_dict"):
             # a transformers model is made again from its configuration, as from_pretrained does it
             return {
