@@ -22,7 +22,9 @@ _CONTRACTS = re.compile(r"conv|linear|mm|matmul|einsum|attention")
 def path_lengths(graph: Graph) -> dict[Value, int]:
     """For each value the number of weight layers on the longest path from an input to it."""
     order = {node: index for index, node in enumerate(graph)}
-    prunable = {name for name, weight in graph.weights.items() if weight.prunable}
+    # by tensor, not by name: an exported program knows a tied tensor by one name only
+    tensors = {id(weight.storage) for weight in graph.weights.values() if weight.prunable}
+    prunable = {name for name, weight in graph.weights.items() if id(weight.storage) in tensors}
     lengths: dict[Value, int] = {}
     made_of: dict[
         Value, frozenset[str]
@@ -30,7 +32,8 @@ def path_lengths(graph: Graph) -> dict[Value, int]:
     for node in graph:
         operands = node.operands()
         flowing = [value for value in operands if value not in made_of]
-        direct = frozenset(name for name in node.weight_names() if name in prunable)
+        looked_up = "embedding" in node.op.lower()  # an embedding may be tied to the head, and is no layer
+        direct = frozenset(() if looked_up else (name for name in node.weight_names() if name in prunable))
         layers = direct.union(*(made_of.get(value, frozenset()) for value in operands))
         reshaped = (
             not flowing and (operands or node.weight_names()) and not (direct and _CONTRACTS.search(node.op))

@@ -139,8 +139,8 @@ def transformers_models() -> dict[str, Callable[[], nn.Module]]:
 TRANSFORMERS = {
     "bert": ([("encoder.layer", 3, False)], 13),
     "llama": ([("model.layers", 3, False)], 13),
-    "gpt2": ([("transformer.h", 3, False)], 14),
-    "t5": ([("encoder.block", 3, True), ("decoder.block", 4, True)], 36),
+    "gpt2": ([("transformer.h", 3, False)], 13),
+    "t5": ([("encoder.block", 3, True), ("decoder.block", 4, True)], 35),
 }
 
 

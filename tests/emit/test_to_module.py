@@ -264,7 +264,7 @@ def test_blocks_that_would_never_run_are_refused() -> None:
 def test_modes_devices_and_flags_stay() -> None:
     """Training mode, frozen parameters and dtype are the source's; the source is untouched."""
     model = cifar_resnet(14, width=4).double().eval()
-    model.layer1[1].conv1.weight.requires_grad_(False)  # type: ignore[union-attr, index, operator]
+    model.layer1[1].conv1.weight.requires_grad_(False)  # type: ignore[union-attr, index]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     deeper = eir.stretch(eir.trace(model), to_depth=20)
     module = deeper.to_module()
