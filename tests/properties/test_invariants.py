@@ -43,7 +43,7 @@ class AttentionBlock(nn.Module):
         self.scaled = scale is not None
 
     def forward(self, x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        y = self.down(torch.tanh(self.up(self.norm(x)))) * keep
+        y: torch.Tensor = self.down(torch.tanh(self.up(self.norm(x)))) * keep
         return x + (y * self.scale if self.scaled else y)
 
 
