@@ -43,6 +43,8 @@ def counts_for_depth(structure: Structure, depth: int) -> tuple[int, ...]:
     found = _proportional(stages, depth - structure.depth)
     if found is not None:
         return found
+    if depth == structure.depth:  # where units differ in layers, what it has already is still possible
+        return tuple(len(stage) for stage in stages)
     raise PlanError(_refusal(structure, depth))
 
 
@@ -116,16 +118,16 @@ def _proportional(stages: Sequence[Stage], more: int) -> tuple[int, ...] | None:
 def _refusal(structure: Structure, depth: int) -> str:
     assert structure.depth is not None
     near = nearest_depths(structure, depth)
-    text = " and ".join(map(str, near))
+    text = f"depths are {near[0]} and {near[1]}" if len(near) == 2 else f"depth is {near[0]}"
     lone = len(structure.stages) == 1 and structure.stages[0].entry is None
     if lone:
         stage = structure.stages[0]
         return (
             f"depth {depth} is not possible: a unit of {stage.name!r} has {_layers(stage)} weight layers; the nearest "
-            f"depths are {text}. Count its {len(stage.units)} units instead: --to-units N"
+            f"{text}. Count its {len(stage.units)} units instead: --to-units N"
         )
     return (
-        f"depth {depth} is not possible for this family: the nearest depths are {text}; "
+        f"depth {depth} is not possible for this family: the nearest {text}; "
         "or say how many blocks each stage gets with --to-stages"
     )
 
@@ -138,7 +140,8 @@ def nearest_depths(structure: Structure, depth: int) -> list[int]:
         reached = _depth(structure, counts)
         if reached is not None:
             found.add(reached)
-    for candidate in range(max(1, depth - 200), depth + 201):
+    around = max(depth, 1)  # also where a depth below any network's is asked for
+    for candidate in range(max(1, around - 200), around + 201):
         equal = any(True for _ in _equal(structure.stages, structure.depth, candidate))
         if equal or _proportional(structure.stages, candidate - structure.depth) is not None:
             found.add(candidate)

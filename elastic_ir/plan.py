@@ -81,15 +81,20 @@ def grow(
 
 def shrink(stage: StageShape, blocks: int, drop: str | Sequence[int] = "tail") -> StagePlan:
     """The plan that squeezes a stage to a number of blocks; ``drop`` is "tail", "even" or block indices."""
+    check_drop(drop)
     if not isinstance(drop, str):
         return drop_exactly(stage, drop, blocks)
-    if drop not in DROPS:
-        raise PlanError(f"drop is tail, even or a list of blocks, not {drop!r}")
     wanted, count = _units_wanted(stage, blocks), stage.units
     if drop == "tail" or wanted == 0:
         return stage.expand(range(wanted))
     step, extra = divmod(count, wanted)
     return stage.expand([index * step + min(index, extra) for index in range(wanted)])
+
+
+def check_drop(drop: str | Sequence[int]) -> None:
+    """PlanError unless ``drop`` is a known word or a list."""
+    if isinstance(drop, str) and drop not in DROPS:
+        raise PlanError(f"drop is tail, even or a list of blocks, not {drop!r}")
 
 
 def drop_exactly(stage: StageShape, drop: Sequence[int], blocks: int | None = None) -> StagePlan:
@@ -117,6 +122,8 @@ def check_plan(stage: StageShape, plan: Sequence[int]) -> StagePlan:
         raise PlanError(
             f"stage {stage.name!r}: the plan clones block 0, the entry, which has to stay the only one"
         )
+    if not plan:
+        raise PlanError(f"stage {stage.name!r} cannot have 0 blocks: at least one has to stay")
     free = plan[stage.pinned :]
     if len(free) % stage.period or any(
         (index - stage.pinned) % stage.period != place % stage.period

@@ -8,7 +8,6 @@ in the number of nodes however many blocks it clones. (One rewriter with listene
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from types import TracebackType
 from typing import Protocol
@@ -16,6 +15,7 @@ from typing import Protocol
 from elastic_ir.cloner import copy_node
 from elastic_ir.errors import StructureError, VerifyError
 from elastic_ir.graph import Argument, Graph, Node, Value, WeightRef, map_argument
+from elastic_ir.naming import head_in, name_nodes, rename_path
 from elastic_ir.structure import Block, Child, Container, Stage, Unit
 from elastic_ir.tensors import Mask, TensorData
 from elastic_ir.weights import Storage, Weight
@@ -102,17 +102,22 @@ class Rewriter:
 
     def replace_uses(self, old: Value, new: Value) -> None:
         """Let every reader of ``old`` read ``new``."""
-        for reader in self._users.pop(old, {}):
-
-            def change(leaf: Argument) -> Argument:
-                return new if leaf is old else leaf
-
-            reader.args = map_argument(reader.args, change)
-            reader.kwargs = map_argument(reader.kwargs, change)
-            self._users.setdefault(new, {})[reader] = None
+        for reader in self.users(old):
+            self._rewire(reader, old, new)
         for block in self._stage_of:
             if block.input is old:
                 block.input = new
+
+    def _rewire(self, reader: Node, old: Value, new: Value) -> None:
+        """Let one node read ``new`` where it read ``old``."""
+
+        def change(leaf: Argument) -> Argument:
+            return new if leaf is old else leaf
+
+        reader.args = map_argument(reader.args, change)
+        reader.kwargs = map_argument(reader.kwargs, change)
+        self._users.get(old, {}).pop(reader, None)
+        self._users.setdefault(new, {})[reader] = None
 
     # -- weights ---------------------------------------------------------------------------------------------------
 
@@ -211,17 +216,9 @@ class Rewriter:
         fresh = set(clone.nodes)
         inside = set(after.nodes)
         old, new = after.output, clone.output
-        self._users[old] = {reader: None for reader in self._users.get(old, ()) if reader in fresh | inside}
         for reader in readers:
-            if reader in fresh or reader in inside:
-                continue
-
-            def change(leaf: Argument) -> Argument:
-                return new if leaf is old else leaf
-
-            reader.args = map_argument(reader.args, change)
-            reader.kwargs = map_argument(reader.kwargs, change)
-            self._users.setdefault(new, {})[reader] = None
+            if reader not in fresh and reader not in inside:
+                self._rewire(reader, old, new)
         for other in self._neighbours(after):
             if other is not clone and other.input is old:
                 other.input = new
@@ -243,16 +240,8 @@ class Rewriter:
             old, new = block.output, block.input
             inside = set(block.nodes)
             for reader in self.users(old):
-                if reader in inside:
-                    continue
-
-                def change(leaf: Argument) -> Argument:
-                    return new if leaf is old else leaf
-
-                reader.args = map_argument(reader.args, change)
-                reader.kwargs = map_argument(reader.kwargs, change)
-                self._users.setdefault(new, {})[reader] = None
-                self._users[old].pop(reader)
+                if reader not in inside:
+                    self._rewire(reader, old, new)
             for other in neighbours:
                 if other.input is old:
                     other.input = new
@@ -368,7 +357,7 @@ class Rewriter:
             if name.startswith(box.prefix) and name[len(box.prefix) :].isdigit()
         }
         for path, names in listed.items():
-            head = _head_in(path, heads | deleted)
+            head = head_in(path, heads | deleted)
             if head is not None:
                 below.setdefault(head, []).append((path[len(head) :], names))
             elif path not in stems:
@@ -402,50 +391,3 @@ class Rewriter:
 def max_node(block: Block, graph: Graph) -> Node:
     """The last node of a block; its nodes are kept in the order they run."""
     return block.nodes[-1] if block.nodes else graph._root
-
-
-def _head_in(path: str, heads: set[str]) -> str | None:
-    """The prefix of a dotted path, itself included, that is among ``heads``."""
-    end = len(path)
-    while end != -1:
-        if path[:end] in heads:
-            return path[:end]
-        end = path.rfind(".", 0, end)
-    return None
-
-
-def rename_path(path: str, renames: dict[str, str]) -> str:
-    """A dotted path with its longest renamed prefix (whole components only) replaced."""
-    if path in renames:
-        return renames[path]
-    end = path.rfind(".")
-    while end != -1:
-        if path[:end] in renames:
-            return renames[path[:end]] + path[end:]
-        end = path.rfind(".", 0, end)
-    return path
-
-
-def name_nodes(graph: Graph) -> None:
-    """Give every node its canonical name: a module's path, an operation's name, numbered where repeated.
-
-    The names follow from the graph alone, so stretching and squeezing back gives the same text again.
-    """
-    taken: Counter[str] = Counter()
-    for node in graph:
-        if node.kind == "input" or node.kind == "output":
-            base = node.name
-        elif node.kind == "module":
-            base = node.scope.replace(".", "_")
-        elif node.kind == "weight":
-            base = "_".join(node.weight_names()).replace(".", "_")
-        else:
-            parts = node.op.split(".")
-            base = parts[-2] if parts[0] == "aten" and len(parts) > 2 else parts[-1]
-        if base[:1].isdigit():
-            base = "_" + base
-        count = taken[base]
-        taken[base] += 1
-        node.name = f"{base}_{count}" if count else base
-        if count:
-            taken[node.name] += 1

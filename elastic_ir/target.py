@@ -13,6 +13,7 @@ from elastic_ir.graph import Graph
 from elastic_ir.plan import (
     Plan,
     StageShape,
+    check_drop,
     check_plan,
     drop_exactly,
     grow,
@@ -62,6 +63,7 @@ def stretch_plan(graph: Graph, target: Target, order: str, replicate: Sequence[i
 
 def squeeze_plan(graph: Graph, target: Target, drop: str | Sequence[int]) -> Plan:
     """The plan that makes a graph as shallow as wanted; PlanError where that would be no squeeze."""
+    check_drop(drop)
     if not isinstance(drop, str) and target == Target():
         return tuple(drop_exactly(StageShape.of(stage), drop) for stage in graph.stages)
     target.check()

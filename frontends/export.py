@@ -17,7 +17,7 @@ from torch import fx, nn
 from elastic_ir.frontends.fx import _argument
 from elastic_ir.frontends.shapes import Inputs
 from elastic_ir.graph import Graph, Node, TensorType, Value, WeightRef
-from elastic_ir.rewriter import name_nodes
+from elastic_ir.naming import name_nodes
 from elastic_ir.torch_bridge import dtype_name
 from elastic_ir.weights import Weight
 

@@ -14,7 +14,7 @@ from torch.fx.node import _get_qualified_name
 
 from elastic_ir.frontends.shapes import Inputs, device_of
 from elastic_ir.graph import Graph, Node, Symbol, TensorType, Value, WeightRef
-from elastic_ir.rewriter import name_nodes
+from elastic_ir.naming import name_nodes
 from elastic_ir.tensors import ShapeOnly
 from elastic_ir.torch_bridge import TorchData, dtype_name
 from elastic_ir.weights import Storage, Weight

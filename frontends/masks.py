@@ -147,10 +147,14 @@ def attach_packed(weights: Mapping[str, Weight], masks: Mapping[str, Mask]) -> N
     """Attach packed masks by name; MaskError names an unknown weight or a wrong shape, and nothing is attached."""
     for name, mask in masks.items():
         if name not in weights:
-            near = [other for other in weights if other.endswith(name.rsplit(".", 1)[-1])][:3]
+            near = ([other for other in weights if other.endswith(name.rsplit(".", 1)[-1])] or list(weights))[
+                :3
+            ]
             raise MaskError(
                 f"the mask {name!r} fits no weight of the network (it has, for example, {', '.join(near) or 'none'})"
             )
+        if not weights[name].is_parameter:
+            raise MaskError(f"{name!r} is a buffer; masks are for parameters")
         _check_shape(name, mask, weights[name].shape)
     for name, mask in masks.items():
         weights[name].storage.mask = mask

@@ -247,12 +247,13 @@ def _read_torch(path: Path, arch: Any, trust: Sequence[str], input_shape: Shapes
     found = read_torch_file(path, trust)
     if isinstance(found, nn.Module):
         return _trace(found, input_shape)
-    state = state_dict_of(found)
+    records = read_zip_records(path)
+    ours = "elastic_ir/graph.json" in records and isinstance(found, dict)
+    state = found if ours else state_dict_of(found)  # in our own files every name is meant as it stands
     if state is None:
         raise SourceError(f"{path.name} holds a {type(found).__name__} and no state dict")
     state, pruned = masks_from_state(state)
     tensors: dict[str, TensorData] = {name: TorchData(tensor) for name, tensor in state.items()}
-    records = read_zip_records(path)
     if arch is not None:
         graph = _over(_trace(_architecture(arch, trust), input_shape), tensors, path.name)
     elif "elastic_ir/graph.json" in records:

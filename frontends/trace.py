@@ -15,6 +15,7 @@ from elastic_ir.frontends.fx import read_fx
 from elastic_ir.frontends.shapes import Inputs, from_shapes, guesses
 from elastic_ir.frontends.weights import attach_masks, weight_table
 from elastic_ir.graph import Graph
+from elastic_ir.weights import Weight
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,16 @@ class LiveSource:
 
 
 READERS = {"fx": read_fx, "export": read_export}
+
+
+def _ties(weights: Mapping[str, Weight]) -> dict[str, str]:
+    """For each name that shares its tensor with an earlier one, the earliest of them."""
+    first: dict[int, str] = {}
+    return {
+        name: earliest
+        for name, weight in weights.items()
+        if (earliest := first.setdefault(id(weight.storage), name)) != name
+    }
 
 
 def trace(
@@ -78,6 +89,7 @@ def trace(
                 path: list(module._modules) for path, module in model.named_modules()
             }
             graph.metadata["source_names"] = list(weights)
+            graph.metadata["ties"] = _ties(weights)
             return graph
     tried = "; ".join(f"torch.{name}: {text}" for name, text in problems.items())
     shapes = (

@@ -14,7 +14,10 @@ from torch import nn
 
 from elastic_ir.structure import Container
 
-_COUNT = re.compile(r"(^|_)(n|num|depth|depths|layers?|blocks?|hidden)(_|$)")
+#: Whole names only: a count of experts, heads or channels may equal the number of blocks by chance.
+_COUNT = re.compile(
+    r"((n|num|number_of|total)_?)?((hidden|encoder|decoder|transformer)_)?(layers?|blocks?)|(num_|encoder_|decoder_)?depth"
+)
 _INDEX = re.compile(r"(idx|index|layer|block|_id$|^i$)")
 
 
@@ -50,10 +53,12 @@ def update_counts(target: nn.Module, container: Container) -> None:
     old, new = container.source_count, len(container.children)
     order = [source_index(container, child.origin) - container.base for child in container.children]
     done: set[int] = set()
+    common = {id(target), *(id(getattr(target, name, None)) for name in ("config", "cfg"))}
     for holder in _holders(target, container.path):
         if id(holder) not in done:
             done.add(id(holder))
-            _update(holder, container.path, old, new, order)
+            # what the whole network shares may count two stacks; a stack's own configuration counts itself
+            _update(holder, container.path if id(holder) in common else "", old, new, order)
 
 
 def _holders(target: nn.Module, path: str) -> Iterator[Any]:
@@ -71,9 +76,12 @@ def _holders(target: nn.Module, path: str) -> Iterator[Any]:
 
 
 def _update(holder: Any, path: str, old: int, new: int, order: list[int]) -> None:
+    """Set the counts and re-index the lists of one holder; ``path`` tells stacks apart where it is shared."""
     values = vars(holder)
     counts = [
-        name for name, value in values.items() if type(value) is int and value == old and _COUNT.search(name)
+        name
+        for name, value in values.items()
+        if type(value) is int and value == old and _COUNT.fullmatch(name)
     ]
     lists = [
         name
@@ -89,8 +97,7 @@ def _update(holder: Any, path: str, old: int, new: int, order: list[int]) -> Non
             counts = [name for name in counts if side in name]
         counts = [name for name in counts if not (side in path and other in name and other not in path)]
     for name in counts:
-        if "head" not in name and not name.startswith("_"):
-            setattr(holder, name, new)
+        setattr(holder, name, new)
     for name in lists:
         if "layer" in name or "block" in name or "attention" in name or "mlp" in name:
             kept = [values[name][index] for index in order]

@@ -18,7 +18,7 @@ from elastic_ir.emit.safetensors_file import write_safetensors
 from elastic_ir.errors import EmitError, OutputError
 from elastic_ir.graph import Graph
 from elastic_ir.serialise import InlineData, graph_to_data
-from elastic_ir.tensors import Mask, TensorData
+from elastic_ir.tensors import Mask, ShapeOnly, TensorData
 
 RECORDS = "elastic_ir/"  #: the folder of our records in a .pt's zip
 
@@ -95,11 +95,21 @@ def _masks(graph: Graph) -> dict[str, Mask]:
     return {n: w.mask for n, w in graph.weights.items() if w.mask is not None and w.persistent}
 
 
+def _refuse_without_values(graph: Graph) -> None:
+    """EmitError where a weight was read on the meta device: a file of shapes alone helps nobody."""
+    for name, weight in graph.weights.items():
+        if weight.persistent and isinstance(weight.storage.data, ShapeOnly):
+            raise EmitError(
+                f"{name!r} was read on the meta device and has no values; load the model with its weights"
+            )
+
+
 def _save_pt(graph: Graph, path: Path, check: bool) -> Path:
     import torch
 
     from elastic_ir.emit.zip_records import append_zip_records
 
+    _refuse_without_values(graph)
     module = _checked_module(graph, check)
     state = dict(module.state_dict()) if module is not None else graph.state_dict()
     records = {f"{RECORDS}graph.json": json.dumps(_data(graph, module)).encode(), **_mask_records(graph)}
@@ -135,6 +145,7 @@ def mask_file(path: Path) -> Path:
 
 
 def _save_safetensors(graph: Graph, path: Path, check: bool) -> list[Path]:
+    _refuse_without_values(graph)
     module = _checked_module(graph, check)
     tensors: dict[str, TensorData] = {
         n: w.storage.emitted() for n, w in graph.weights.items() if w.persistent
@@ -169,6 +180,7 @@ def _header_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _save_folder(graph: Graph, path: Path, check: bool) -> Path:
+    _refuse_without_values(graph)
     module = _checked_module(graph, check)
     if not hasattr(module, "save_pretrained"):
         raise OutputError(

@@ -51,12 +51,12 @@ def build_graph_module(graph: Graph, live: nn.Module | None) -> fx.GraphModule:
         _ensure(root, weight)
     built: set[str] = set()
     for node in graph:
-        values[node.output] = _emit(node, made, values, trusted)
+        values[node.output] = _emit(node, made, values, trusted, root)
         if node.kind == "module" and node.scope not in built:
             built.add(node.scope)
             _mount(root, node.scope, _leaf(node, live, origins, graph))
     module = fx.GraphModule(root, made, class_name=graph.name)
-    module.train()
+    _restore_flags(module, graph, live)
     return module
 
 
@@ -76,7 +76,54 @@ def _check_texts(graph: Graph) -> None:
                 raise EmitError(f"node %{node.name} has the name {name!r}, which is none in Python")
 
 
-def _emit(node: Node, made: fx.Graph, values: dict[Value, fx.Node], trusted: bool) -> Any:
+#: torch.fx bakes the mode it saw into these; as modules they follow the module's mode again.
+_DROPOUTS = {
+    "torch.nn.functional.dropout": nn.Dropout,
+    "torch.nn.functional.dropout1d": nn.Dropout1d,
+    "torch.nn.functional.dropout2d": nn.Dropout2d,
+    "torch.nn.functional.dropout3d": nn.Dropout3d,
+    "torch.nn.functional.alpha_dropout": nn.AlphaDropout,
+}
+
+
+def _dropout(
+    node: Node, args: tuple[Any, ...], kwargs: dict[str, Any], made: fx.Graph, root: nn.Module
+) -> fx.Node:
+    """A functional dropout as a call of a module of its own, which has no weights and so changes no name."""
+    rate = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
+    path = f"_mode_{node.name}"
+    root.add_module(path, _DROPOUTS[node.op](rate))
+    return made.call_module(path, (args[0] if args else kwargs["input"],))
+
+
+def _restore_flags(module: fx.GraphModule, graph: Graph, live: nn.Module | None) -> None:
+    """Modes as the source has them (a frozen norm stays frozen), and which buffers a state dict leaves out."""
+    for path, part in module.named_modules():
+        source = live
+        if live is not None and path:
+            try:
+                source = live.get_submodule(_origin_path(path, graph))
+            except AttributeError:  # a container that the source does not have under this name
+                source = live
+        part.training = source.training if source is not None else True
+    for name, weight in graph.weights.items():
+        if not weight.persistent:  # fx copies such buffers as persistent ones
+            owner, _, role = name.rpartition(".")
+            holder = module.get_submodule(owner) if not owner or _has(module, owner) else None
+            if holder is not None and role in holder._buffers:
+                holder._non_persistent_buffers_set.add(role)
+
+
+def _has(module: nn.Module, path: str) -> bool:
+    """Whether a module has a submodule of that path."""
+    try:
+        module.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
+
+
+def _emit(node: Node, made: fx.Graph, values: dict[Value, fx.Node], trusted: bool, root: nn.Module) -> Any:
     def argument(item: Any) -> Any:
         if isinstance(item, Value):
             return values[item]
@@ -106,6 +153,8 @@ def _emit(node: Node, made: fx.Graph, values: dict[Value, fx.Node], trusted: boo
         return made.call_method(node.op.removeprefix("method."), args, kwargs)
     if node.kind == "constant":
         return args[0]  # a plain value stands for itself
+    if node.op in _DROPOUTS:
+        return _dropout(node, args, kwargs, made, root)
     function = resolve_function(node.op, trusted)
     if function is getattr and (len(args) < 2 or args[1] not in _ATTRIBUTES):
         raise EmitError(

@@ -50,6 +50,8 @@ def to_module(graph: Graph, masked: bool = True) -> nn.Module:
             f"{graph.name} was read without its network, so there is no module to emit; pass --arch SOURCE "
             "(arch=...), or write a state dict (.pt, .safetensors)"
         )
+    if isinstance(module, fx.GraphModule):
+        _order(module, graph)
     _assign(module, graph, masked)
     check_names(module, graph)
     return module
@@ -112,6 +114,23 @@ def _refill(graph: Graph, live: nn.Module, touched: list[Container]) -> nn.Modul
         renumber_indices(source, place, container)
         update_counts(target, container)
     return target
+
+
+def _order(module: fx.GraphModule, graph: Graph) -> None:
+    """Put what fx lists in the order it runs into the order of the state dict, which optimizers go by."""
+    place: dict[str, int] = {}
+    for index, name in enumerate(graph.weights):
+        while name:
+            place.setdefault(name, index)
+            name = name.rpartition(".")[0]
+    for path, part in list(module.named_modules()):
+        head = f"{path}." if path else ""
+        tables: tuple[dict[str, Any], ...] = (part._modules, part._parameters, part._buffers)
+        for table in tables:
+            fresh = sorted(table, key=lambda role, head=head: place.get(head + role, len(place)))  # type: ignore[misc]
+            values = {role: table[role] for role in fresh}
+            table.clear()
+            table.update(values)
 
 
 def _assign(module: nn.Module, graph: Graph, masked: bool) -> None:

@@ -28,16 +28,25 @@ def remap_optimizer_state(graph: Graph, state: Mapping[str, Any], names: Sequenc
     if len(set(names)) != len(names):
         raise EmitError("a parameter name is given twice; tied parameters occur once in an optimizer")
     index_of = dict(zip(names, indices, strict=True))
+    ties: dict[str, str] = graph.metadata.get("ties", {})
+    held = {
+        ties.get(name, name): name for name in names
+    }  # a tied parameter is held under any one of its names
     sources: dict[str, list[str]] = {}
+    source_of: dict[str, str] = {}
     seen: set[int] = set()
     for name, weight in graph.weights.items():
         if weight.is_parameter and id(weight.storage) not in seen:
             seen.add(id(weight.storage))
-            sources.setdefault(weight.origin, []).append(name)
+            source_of[name] = held.get(ties.get(weight.origin, weight.origin), weight.origin)
+            sources.setdefault(source_of[name], []).append(name)
     known = {weight.origin for weight in graph.weights.values()} | set(graph.metadata.get("source_names", ()))
     for name in names:
         if name not in known:
-            raise EmitError(f"{name!r} is no parameter of the source network")
+            raise EmitError(
+                f"{name!r} is no parameter of the source network, which is the one that was traced or loaded; "
+                "to start from a later one, trace its module"
+            )
     order = {name: place for place, name in enumerate(graph.weights)}
     fresh_state: dict[int, Any] = {}
     fresh_groups = []
@@ -54,7 +63,7 @@ def remap_optimizer_state(graph: Graph, state: Mapping[str, Any], names: Sequenc
             fresh["param_names"] = targets
         for target in targets:
             weight = graph.weights[target]
-            moments = state["state"].get(index_of[weight.origin])
+            moments = state["state"].get(index_of[source_of[target]])
             if moments is not None:
                 copied = {}
                 for key, value in moments.items():

@@ -159,7 +159,11 @@ def test_names_that_do_not_fit() -> None:
             [names[0], *names[:-1]],
             "a parameter name is given twice; tied parameters occur once in an optimizer",
         ),
-        (["nothing", *names[1:]], "'nothing' is no parameter of the source network"),
+        (
+            ["nothing", *names[1:]],
+            "'nothing' is no parameter of the source network, which is the one that was traced or loaded; "
+            "to start from a later one, trace its module",
+        ),
     ):
         with pytest.raises(EmitError) as caught:
             graph.remap_optimizer_state(state, given)

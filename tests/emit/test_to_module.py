@@ -276,3 +276,85 @@ def test_modes_devices_and_flags_stay() -> None:
         for parameter in module.parameters():
             parameter.zero_()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+class Dropped(nn.Module):
+    """A block with a functional dropout, a norm and a buffer that state dicts leave out."""
+
+    shift: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+        self.bn = nn.BatchNorm1d(8)
+        self.register_buffer("shift", torch.ones(8), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = x + nn.functional.dropout(self.bn(self.fc(x)) + self.shift, 0.5, self.training)
+        return out
+
+
+class DroppedSeries(nn.Module):
+    """Three of them, named one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block1, self.block2, self.block3 = Dropped(), Dropped(), Dropped()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.block3(self.block2(self.block1(x)))
+        return out
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_graph_module_has_modes_and_transient_buffers(training: bool) -> None:
+    """Dropout follows the mode, whichever the trace saw; the source's mode is taken over; no buffer becomes a key."""
+    model = DroppedSeries().train(training)
+    example = torch.randn(16, 8)
+    deeper = eir.stretch(eir.trace(model, (example,)), to_units=5)
+    module = deeper.to_module()
+    assert isinstance(module, fx.GraphModule)
+    assert module.training == module.get_submodule("block4.bn").training == training
+    assert list(module.state_dict()) == list(deeper.state_dict())
+    assert not any("shift" in name for name in module.state_dict())
+    module.eval()
+    assert torch.equal(module(example), module(example))
+    module.train()
+    assert not torch.equal(module(example), module(example))
+
+
+def test_counts_that_only_equal_the_depth_by_chance_stay() -> None:
+    """Three channels, eight buckets, twelve classes are no counts of layers."""
+    import transformers as t
+
+    settings = t.ViTConfig(hidden_size=32, intermediate_size=64, num_attention_heads=4, num_hidden_layers=3)
+    module: Any = eir.stretch(eir.trace(t.ViTModel(settings)), to_units=5).to_module()
+    assert (module.config.num_hidden_layers, module.config.num_channels) == (5, 3)
+
+
+def test_the_decoder_s_own_configuration_follows() -> None:
+    """T5 keeps a configuration in each stack; the decoder's counts its own layers, and generation runs."""
+    import transformers as t
+
+    settings = t.T5Config(
+        d_model=32,
+        d_ff=64,
+        num_layers=3,
+        num_decoder_layers=3,
+        num_heads=4,
+        d_kv=8,
+        vocab_size=50,
+    )
+    deeper = eir.stretch(eir.trace(t.T5ForConditionalGeneration(settings)), to_stages={"decoder.block": 5})
+    module: Any = deeper.to_module().eval()
+    assert (module.config.num_layers, module.config.num_decoder_layers) == (3, 5)
+    assert module.decoder.config.num_layers == 5
+    grown = copy.deepcopy(settings)
+    grown.num_decoder_layers = 5
+    native: Any = t.T5ForConditionalGeneration(grown)
+    native.eval()
+    native.load_state_dict(deeper.state_dict(), strict=True)
+    tokens = torch.arange(6)[None]
+    # without the cache: transformers sizes it by the encoder's count, so a deeper decoder overruns it natively too
+    options = {"max_new_tokens": 5, "do_sample": False, "use_cache": False, "decoder_start_token_id": 0}
+    assert torch.equal(module.generate(tokens, **options), native.generate(tokens, **options))

@@ -162,4 +162,8 @@ def test_other_refusals() -> None:
         grow(ENTRY, 4, "append", [])
     with pytest.raises(PlanError, match="at least one"):
         shrink(ENTRY, 0)
+    with pytest.raises(PlanError, match="stage 's' cannot have 0 blocks: at least one has to stay"):
+        check_plan(FREE, ())
+    with pytest.raises(PlanError, match="stage 's' cannot have 0 blocks"):
+        drop_exactly(FREE, [0, 1, 2])
     assert parse_indices("4-6,1") == [4, 5, 6, 1]

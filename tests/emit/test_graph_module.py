@@ -1,0 +1,82 @@
+"""GraphModules keep the order of the native network's state dict, which optimizers number parameters by."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx, nn
+
+import elastic_ir as eir
+
+
+class Block(nn.Module):
+    """Registers its layers in another order than it runs them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(4, 4)
+        self.norm = nn.LayerNorm(4)
+        self.first = nn.Linear(4, 4)
+        self.scale = nn.Parameter(torch.rand(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = x + self.last(torch.tanh(self.first(self.norm(x)))) * self.scale
+        return out
+
+
+class Series(nn.Module):
+    """So do the network's own children; its blocks are named one by one."""
+
+    def __init__(self, count: int = 3) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+        self.stem = nn.Linear(4, 4)
+        for number in range(1, count + 1):
+            self.add_module(f"block{number}", Block())
+        self.count = count
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for number in range(1, self.count + 1):
+            x = self.get_submodule(f"block{number}")(x)
+        out: torch.Tensor = self.head(x)
+        return out
+
+
+def example() -> torch.Tensor:
+    return torch.randn(3, 4, generator=torch.Generator().manual_seed(2))
+
+
+def test_names_come_in_the_native_order() -> None:
+    deeper = eir.stretch(eir.trace(Series(), (example(),)), to_units=5, order="interpolate")
+    module, native = deeper.to_module(), Series(5)
+    assert isinstance(module, fx.GraphModule)
+    assert list(module.state_dict()) == list(native.state_dict()) == list(deeper.state_dict())
+    assert [n for n, _ in module.named_parameters()] == [n for n, _ in native.named_parameters()]
+    native.load_state_dict(module.state_dict(), strict=True)
+    assert torch.equal(module(example()), native(example()))
+
+
+def test_moments_reach_their_parameters() -> None:
+    """Numbered by another order, moments of equal shapes would be exchanged without a word."""
+    model = Series()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(example()).square().sum().backward()
+    optimizer.step()
+    deeper = eir.stretch(eir.trace(model, (example(),)), to_units=5)
+    names = [name for name, _ in model.named_parameters()]
+    module = deeper.to_module()
+    fresh = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+    fresh.load_state_dict(deeper.remap_optimizer_state(optimizer.state_dict(), names))
+    lineage, sources = deeper.lineage(), dict(model.named_parameters())
+    for name, parameter in module.named_parameters():
+        wanted = optimizer.state[sources[lineage[name]]]["momentum_buffer"]
+        assert torch.equal(fresh.state[parameter]["momentum_buffer"], wanted), name
+
+
+def test_squeezed_back_it_is_the_source_s_class_again() -> None:
+    model = Series()
+    graph = eir.trace(model, (example(),))
+    back = eir.squeeze(eir.stretch(graph, to_units=6), to_units=3)
+    assert str(back) == str(graph)
+    assert type(back.to_module()) is Series
+    assert torch.equal(back.to_module()(example()), model(example()))
