@@ -198,7 +198,8 @@ def parse_indices(text: str) -> list[int]:
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", item)
         if match is None:
             raise PlanError(
-                f"{item.strip()!r} in {text!r} is no block index; write for example 0,1,1 or 0-3,2-5"
+                f"{item.strip()!r} in {text!r} is no block index; write for example 0,1,1 or 0-3,2-5, "
+                "and | between the stages"
             )
         first = int(match[1])
         last = int(match[2]) if match[2] else first

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Protocol
 
 from elastic_ir.cloner import copy_node
+from elastic_ir.discovery.depth import longest_path
 from elastic_ir.errors import StructureError, VerifyError
 from elastic_ir.graph import Argument, Graph, Node, Value, WeightRef, map_argument
 from elastic_ir.naming import head_in, name_nodes, rename_path
@@ -181,12 +182,16 @@ class Rewriter:
         siblings.insert(0 if after is stage.entry else siblings.index(after) + 1, clone)
         self._stage_of[clone] = stage
         self._touched[container] = None
-        structure = self.graph.structure
-        if structure.depth is not None and block.layers is not None:
-            structure.depth += block.layers
+        self._count_layers(block, 1)
         for listener in self.listeners:
             listener.block_cloned(block, clone)
         return clone
+
+    def _count_layers(self, block: Block, sign: int) -> None:
+        """Without nodes the depth is a sum over the blocks; with nodes it is measured when the edit ends."""
+        structure = self.graph.structure
+        if structure.depth is not None and block.layers is not None and not block.nodes:
+            structure.depth += sign * block.layers
 
     def _clone_weight(
         self, name: str, new: str, own: set[str], storages: dict[int, Storage], renames: dict[str, str]
@@ -256,9 +261,7 @@ class Rewriter:
         stage.blocks.remove(block)
         del self._stage_of[block]
         self._touched[stage.container] = None
-        structure = self.graph.structure
-        if structure.depth is not None and block.layers is not None:
-            structure.depth -= block.layers
+        self._count_layers(block, -1)
         for listener in self.listeners:
             listener.block_deleted(block)
 
@@ -292,6 +295,9 @@ class Rewriter:
             self._rename_structure({old: new for old, new in renames.items() if old != new})
             self._touched.clear()
             self._copied_from.clear()
+            if len(self.graph) and self.graph.structure.depth is not None:
+                # not a sum: of parallel branches (HRNet) only the longest counts
+                self.graph.structure.depth = longest_path(self.graph)
         name_nodes(self.graph)
 
     def _rename_weights(self, renames: dict[str, str]) -> None:

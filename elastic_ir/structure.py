@@ -86,7 +86,7 @@ class Unit:
         return None if None in counts else sum(count or 0 for count in counts)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Stage:
     """Blocks that share one activation shape. ``len(stage)`` counts blocks, the entry included."""
 
@@ -97,6 +97,12 @@ class Stage:
     period: int | None = 1  #: blocks in a unit; None where names alone do not show it
     transition: str | None = None  #: path of the layer that downsamples before it, if it is no block
     shape: tuple[int, ...] | None = None  #: of the activation between its blocks, where it is known
+
+    def __repr__(self) -> str:
+        """Short, since ``graph.stages`` is what people print first; the parts are attributes."""
+        kept = f"entry {self.entry.path!r}, " if self.entry is not None else ""
+        unit = {1: "", None: ", unit unknown"}.get(self.period, f", {self.period} to a unit")
+        return f"<Stage {self.name!r}: {kept}{len(self.blocks)} free blocks{unit}>"
 
     def __len__(self) -> int:
         return len(self.blocks) + (self.entry is not None)

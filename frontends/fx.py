@@ -124,6 +124,7 @@ def _convert(
     if source.op == "call_module":
         path = str(source.target)
         module = modules[path]
+        path = _leaf_path(source, path, modules)
         weights = {
             role: f"{path}.{role}"
             for role, tensor in (*module.named_parameters(), *module.named_buffers())
@@ -170,6 +171,20 @@ def configuration(module: nn.Module) -> dict[str, Any]:
         found["bias"] = module.in_proj_bias is not None
         found["add_bias_kv"] = module.bias_k is not None
     return found
+
+
+def _leaf_path(source: fx.Node, path: str, modules: dict[str, nn.Module]) -> str:
+    """A leaf's path as its caller knows it: fx tells the first path only, which is another block's where one
+    object (an activation given to every block) stands in many places."""
+    stack = list((source.meta.get("nn_module_stack") or {}).values())
+    caller = str(stack[-2][0]) if len(stack) > 1 else ""
+    head = f"{caller}." if caller else ""
+    if path.startswith(head) or caller not in modules:
+        return path
+    leaf = modules[path]
+    names = (name for name, child in modules[caller].named_modules(remove_duplicate=False) if child is leaf)
+    name = next(names, None)
+    return path if name is None else head + name
 
 
 def _scope(source: fx.Node) -> str:

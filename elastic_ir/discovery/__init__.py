@@ -14,7 +14,7 @@ from elastic_ir.discovery.assemble import (
     pin_first_blocks,
     sibling_entries,
 )
-from elastic_ir.discovery.depth import chain_layers, path_lengths
+from elastic_ir.discovery.depth import chain_layers, longest_path, path_lengths
 from elastic_ir.discovery.from_graph import GraphReader
 from elastic_ir.discovery.from_names import NameReader
 from elastic_ir.discovery.parts import Group, Part, module_tree
@@ -199,7 +199,7 @@ def _depth(
 ) -> int | None:
     """The whole network's depth; None where names leave it unclear."""
     if lengths:
-        return next((lengths[node.output] for node in graph if node.kind == "output"), max(lengths.values()))
+        return longest_path(graph, lengths)
     total = 0
     for stage in stages:
         for block in stage.all_blocks:

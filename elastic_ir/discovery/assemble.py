@@ -98,7 +98,9 @@ def choose(found: list[Candidate]) -> list[Candidate]:
     """Keep repeated containers, and single ones whose like occurs elsewhere in the network."""
     strong = [c for c in found if c.strong]
     if any(c.trunk for c in strong):
-        strong = [c for c in strong if c.trunk]
+        # of branches side by side only the last looks like the trunk: what it starts from, the others start from too
+        forks = {c.groups[0].input for c in strong if c.trunk}
+        strong = [c for c in strong if c.trunk or c.groups[0].input in forks]
     if strong:
         forms = [c.form for c in strong]
         weak = [c for c in found if not c.strong and any(kin(c.form, form) for form in forms)]

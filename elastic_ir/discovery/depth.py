@@ -51,6 +51,12 @@ def path_lengths(graph: Graph) -> dict[Value, int]:
     return lengths
 
 
+def longest_path(graph: Graph, lengths: dict[Value, int] | None = None) -> int:
+    """The depth of a graph that has nodes: weight layers on the longest path to its output."""
+    found = path_lengths(graph) if lengths is None else lengths
+    return next((found[node.output] for node in graph if node.kind == "output"), max(found.values()))
+
+
 def _scaled(left: Value, right: Value, order: dict[Node, int]) -> Value:
     """Which operand of a product is scaled: the larger one; of equals, the one that the other comes from."""
     sizes = [_size(left), _size(right)]

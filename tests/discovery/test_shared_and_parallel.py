@@ -1,0 +1,105 @@
+"""What one object in many places, and branches side by side, must not hide or count twice."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+import elastic_ir as eir
+
+
+class Block(nn.Module):
+    """A residual block whose activation is handed in."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(8, 8, 3, padding=1)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1)
+        self.act = act
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.act(x + self.conv2(self.act(self.conv1(x))))
+        return result
+
+
+class OneActivation(nn.Module):
+    """The same activation object in the stem and in every block, as a default argument makes it."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        act = nn.ReLU()
+        self.stem, self.act = nn.Conv2d(3, 8, 3), act
+        self.blocks = nn.Sequential(*(Block(act) for _ in range(blocks)))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.head(self.blocks(self.act(self.stem(x))).mean((2, 3)))
+        return result
+
+
+class Branches(nn.Module):
+    """Two series of blocks side by side, summed."""
+
+    def __init__(self, left: int, right: int) -> None:
+        super().__init__()
+        self.left = nn.Sequential(*(Block(nn.ReLU()) for _ in range(left)))
+        self.right = nn.Sequential(*(Block(nn.GELU()) for _ in range(right)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.left(x) + self.right(x)
+        return result
+
+
+def test_an_activation_that_all_blocks_share_hides_nothing() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 12, 12)
+    graph = eir.trace(OneActivation(3), images)
+    assert [(stage.name, len(stage)) for stage in graph.stages] == [("blocks", 3)]
+    assert repr(graph.stages) == "(<Stage 'blocks': 3 free blocks>,)"
+    deeper = eir.stretch(graph, to_units=5)
+    native = OneActivation(5)
+    native.load_state_dict(deeper.state_dict())
+    assert torch.equal(native(images), deeper.to_module()(images))
+
+
+def test_a_linear_layer_that_all_blocks_share_stays_one() -> None:
+    class Layer(nn.Module):
+        def __init__(self, common: nn.Linear) -> None:
+            super().__init__()
+            self.own, self.common = nn.Linear(6, 6), common
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = x + self.common(self.own(x).relu())
+            return result
+
+    class Tied(nn.Module):
+        def __init__(self, blocks: int) -> None:
+            super().__init__()
+            common = nn.Linear(6, 6)
+            self.blocks = nn.Sequential(*(Layer(common) for _ in range(blocks)))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.blocks(x)
+            return result
+
+    torch.manual_seed(0)
+    deeper = eir.stretch(eir.trace(Tied(2), torch.randn(1, 6)), to_units=4)
+    module = deeper.to_module()
+    assert len(list(module.parameters())) == 2 * 4 + 2
+    native = Tied(4)
+    native.load_state_dict(deeper.state_dict())
+    given = torch.randn(3, 6)
+    assert torch.equal(native(given), module(given))
+
+
+def test_of_parallel_branches_only_the_longest_counts() -> None:
+    graph = eir.trace(Branches(3, 2), torch.randn(1, 8, 6, 6))
+    assert graph.depth == 6
+    names = [stage.name for stage in graph.stages]
+    for stretched, depth in (
+        (eir.stretch(graph, to_stages={names[1]: 3}), 6),
+        (eir.stretch(graph, to_stages={names[1]: 5}), 10),
+    ):
+        retraced = eir.trace(stretched.to_module(), torch.randn(1, 8, 6, 6))
+        assert stretched.depth == retraced.depth == depth
+    assert eir.squeeze(eir.stretch(graph, to_stages={names[1]: 5}), to_stages={names[1]: 1}).depth == 6
