@@ -175,7 +175,8 @@ def configuration(module: nn.Module) -> dict[str, Any]:
 
 def _leaf_path(source: fx.Node, path: str, modules: dict[str, nn.Module]) -> str:
     """A leaf's path as its caller knows it: fx tells the first path only, which is another block's where one
-    object (an activation given to every block) stands in many places."""
+    object (an activation given to every block) stands in many places.
+    """
     stack = list((source.meta.get("nn_module_stack") or {}).values())
     caller = str(stack[-2][0]) if len(stack) > 1 else ""
     head = f"{caller}." if caller else ""
