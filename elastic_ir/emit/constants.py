@@ -1,23 +1,17 @@
-"""What depends on a block's number and is no weight: layer indices, counts in configurations, per-layer lists.
+"""What depends on a block's number and is no weight: layer indices.
 
-All of it is told by evidence in the source network, never by a class: an integer that equals the block's number in
-every block is an index; an integer that equals the number of blocks and whose name speaks of layers is a count.
+It is told by evidence in the source network, never by a class: an integer that equals the block's number in every
+block is an index.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Any
 
 from torch import nn
 
 from elastic_ir.structure import Container
 
-#: Whole names only: a count of experts, heads or channels may equal the number of blocks by chance.
-_COUNT = re.compile(
-    r"((n|num|number_of|total)_?)?((hidden|encoder|decoder|transformer)_)?(layers?|blocks?)|(num_|encoder_|decoder_)?depth"
-)
 _INDEX = re.compile(r"(idx|index|layer|block|_id$|^i$)")
 
 
@@ -46,59 +40,3 @@ def renumber_indices(source: nn.Module, place: nn.Module, container: Container) 
         if evident and (len(values) > 2 or _INDEX.search(key[1])):
             for number, child in enumerate(place.children()):
                 setattr(child.get_submodule(key[0]), key[1], first + number)
-
-
-def update_counts(target: nn.Module, container: Container) -> None:
-    """Bring the counts and per-layer lists of the modules around a container up to date."""
-    old, new = container.source_count, len(container.children)
-    order = [source_index(container, child.origin) - container.base for child in container.children]
-    done: set[int] = set()
-    common = {id(target), *(id(getattr(target, name, None)) for name in ("config", "cfg"))}
-    for holder in _holders(target, container.path):
-        if id(holder) not in done:
-            done.add(id(holder))
-            # what the whole network shares may count two stacks; a stack's own configuration counts itself
-            _update(holder, container.path if id(holder) in common else "", old, new, order)
-
-
-def _holders(target: nn.Module, path: str) -> Iterator[Any]:
-    """The modules on the way to a container, the nearest first, and their configuration objects."""
-    while True:
-        module = target.get_submodule(path)
-        yield module
-        for name in ("config", "cfg"):
-            config = getattr(module, name, None)
-            if config is not None and hasattr(config, "__dict__"):
-                yield config
-        if not path:
-            return
-        path = path.rpartition(".")[0]
-
-
-def _update(holder: Any, path: str, old: int, new: int, order: list[int]) -> None:
-    """Set the counts and re-index the lists of one holder; ``path`` tells stacks apart where it is shared."""
-    values = vars(holder)
-    counts = [
-        name
-        for name, value in values.items()
-        if type(value) is int and value == old and _COUNT.fullmatch(name)
-    ]
-    lists = [
-        name
-        for name, value in values.items()
-        if isinstance(value, (list, tuple))
-        and len(value) == old
-        and len(value) > 1
-        and not name.startswith("_")
-    ]
-    for side, other in (("decoder", "encoder"), ("encoder", "decoder")):
-        # two stacks in one configuration: the name says whose count it is
-        if side in path and any(side in name for name in counts):
-            counts = [name for name in counts if side in name]
-        counts = [name for name in counts if not (side in path and other in name and other not in path)]
-    for name in counts:
-        setattr(holder, name, new)
-    for name in lists:
-        if "layer" in name or "block" in name or "attention" in name or "mlp" in name:
-            kept = [values[name][index] for index in order]
-            setattr(holder, name, tuple(kept) if isinstance(values[name], tuple) else kept)

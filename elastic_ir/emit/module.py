@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from elastic_ir.emit.constants import renumber_indices, update_counts
+from elastic_ir.emit.configuration import update_counts
+from elastic_ir.emit.constants import renumber_indices
 from elastic_ir.errors import EmitError
 from elastic_ir.graph import Graph
 from elastic_ir.structure import Container
