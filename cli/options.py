@@ -116,6 +116,12 @@ class Reading:
             unit=self.unit,
         )
 
+    def load_reference(self, reference: str, source: Graph) -> Graph:
+        """Read what ``--like`` names: without weights where that is possible, on the source's inputs."""
+        from elastic_ir.frontends.reference import load_reference
+
+        return load_reference(reference, source, trust=self.trust)
+
     def load_other(self, source: str) -> Graph:
         """Read a second source, to which the first one's ``--arch`` and masks do not belong."""
         return Reading(input_shape=self.input_shape, unit=self.unit, trust=self.trust).load(source)

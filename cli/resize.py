@@ -175,7 +175,7 @@ def _resize(command: str, source: str, wanted: Wanted, reading: Reading, how: di
     like = None
     if wanted.like is not None:
         with tables.status(f"reading {wanted.like}"):
-            like = reading.load_other(wanted.like)
+            like = reading.load_reference(wanted.like, before)
     with tables.status(f"{command} of {source}"):
         after: Graph = getattr(api, command)(
             before,
@@ -201,25 +201,28 @@ def _show_change(before: Graph, after: Graph) -> None:
     """The table of stages, and depth, parameters and sparsity, each before and after."""
     plan: Sequence[Sequence[int]] = after.metadata["plan"]
     table = tables.Table(("stage", "entry", "blocks", "plan", "shape"), optional=("entry", "shape"))
-    for old, new, indices in zip(before.structure.stages, after.structure.stages, plan, strict=True):
+    # the target's stages, because a reference may show some that the source alone does not
+    counts: Sequence[int] = after.metadata["source_blocks"]
+    for stage, count, indices in zip(after.structure.stages, counts, plan, strict=True):
         table.rows.append(
             (
-                old.name,
-                old.entry.path if old.entry is not None else tables.ABSENT,
-                tables.change(str(len(old)), str(len(new))),
+                stage.name,
+                stage.entry.path if stage.entry is not None else tables.ABSENT,
+                tables.change(str(count), str(len(stage))),
                 tables.indices_text(indices),
-                tables.shape_text(old.shape),
+                tables.shape_text(stage.shape),
             )
         )
     tables.show_table(table)
     click.echo()
-    depths = [tables.number(graph.structure.depth) for graph in (before, after)]
-    counts = [tables.number(graph.parameter_count()) for graph in (before, after)]
+    structures = [tables.structure_of(graph)[0] for graph in (before, after)]
+    depths = [tables.number(found.depth if found is not None else None) for found in structures]
+    sizes = [tables.number(graph.parameter_count()) for graph in (before, after)]
     shares = [tables.percent(graph.sparsity()) for graph in (before, after)]
     tables.show_facts(
         [
             ("depth", tables.change(*depths)),
-            ("parameters", tables.change(*counts)),
+            ("parameters", tables.change(*sizes)),
             ("sparsity", tables.change(*shares)),
         ]
     )

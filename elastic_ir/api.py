@@ -45,12 +45,12 @@ def load(
     return graph.with_unit(unit) if unit is not None else graph
 
 
-def _as_graph(source: Any) -> Graph:
-    if isinstance(source, Graph):
-        return source
-    if isinstance(source, (str, os.PathLike)):
-        return load(source)
-    return trace(source)
+def _reference(like: Any, graph: Graph) -> Graph | None:
+    if like is None or isinstance(like, Graph):
+        return like
+    from elastic_ir.frontends.reference import load_reference
+
+    return load_reference(like, graph)
 
 
 def stretch(
@@ -76,7 +76,7 @@ def stretch(
     """
     from elastic_ir.passes import Stretch
 
-    reference = _as_graph(like) if like is not None else None
+    reference = _reference(like, graph)
     return Stretch(to_depth, to_stages, to_units, reference, plan, order, replicate).run(graph)
 
 
@@ -98,7 +98,7 @@ def squeeze(
     """
     from elastic_ir.passes import Squeeze
 
-    reference = _as_graph(like) if like is not None else None
+    reference = _reference(like, graph)
     return Squeeze(to_depth, to_stages, to_units, reference, plan, drop).run(graph)
 
 

@@ -39,6 +39,7 @@ def copy_graph(graph: Graph) -> Graph:
     twin = Graph(graph.name)
     twin.metadata = dict(graph.metadata)
     twin.origin = graph.origin
+    twin.reference = graph.reference
     values: dict[Value, Value] = {}
     nodes: dict[Node, Node] = {}
     for node in graph:
@@ -50,11 +51,12 @@ def copy_graph(graph: Graph) -> Graph:
             name, storage, weight.origin, weight.is_parameter, weight.persistent, weight.prunable
         )
     if graph._structure is not None:
-        twin._structure = _copy_structure(graph._structure, values, nodes)
+        twin._structure = copy_structure(graph._structure, values, nodes)
     return twin
 
 
-def _copy_structure(structure: Structure, values: dict[Value, Value], nodes: dict[Node, Node]) -> Structure:
+def copy_structure(structure: Structure, values: dict[Value, Value], nodes: dict[Node, Node]) -> Structure:
+    """A structure over copied nodes; blocks, children and containers are copies too."""
     children: dict[Child, Child] = {}
     containers: dict[Container, Container] = {}
     for old in structure.containers:

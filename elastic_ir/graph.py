@@ -160,6 +160,8 @@ class Graph:
         self.metadata: dict[str, Any] = {}  #: plain data that passes leave alone (source form, input shapes)
         #: What a front end needs again at emission (the live module, its example inputs); opaque to the IR.
         self.origin: Any = None
+        #: The graph whose depth this one was given (``like=``); emission takes position constants from its module.
+        self.reference: Graph | None = None
         self._structure: Structure | None = None
         self._root = Node("", "root")  # the sentinel that closes the ring
         self._root._prev = self._root._next = self._root

@@ -12,8 +12,11 @@ def resequence(rewriter: Rewriter, graph: Graph, plan: Plan) -> None:
     """Bring every stage into its planned sequence.
 
     An original stays in place at its first use if that keeps the order; every other place gets a clone, and
-    originals that stay unused are deleted. Which is which does not show in the result: clones equal their source.
+    originals that stay unused are deleted. Which is which does not show in the result: clones equal their source. The
+    plan, and how many blocks each stage had, are noted in the graph's metadata.
     """
+    graph.metadata["plan"] = [list(stage) for stage in plan]
+    graph.metadata["source_blocks"] = [len(stage) for stage in graph.stages]
     for stage, wanted in zip(graph.stages, plan, strict=True):
         originals = list(stage.all_blocks)
         if list(wanted) == list(range(len(originals))):

@@ -287,6 +287,7 @@ class Rewriter:
             for index, child in enumerate(container.children):
                 renames[child.path] = container.child_path(index)
         if self._touched:
+            self.graph.reference = None  # what stood at its positions does not stand there any more
             self._rename_weights(renames)
             self._list_modules(renames)
             for container in self._touched:

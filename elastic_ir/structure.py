@@ -69,6 +69,13 @@ class Block:
     def origin(self) -> str:
         return self.children[0].origin
 
+    @property
+    def preserving(self) -> bool:
+        """Whether the activation has one shape before and behind it; False where that is not known."""
+        ends = (self.input, self.output)
+        kinds = [end.type if end is not None else None for end in ends]
+        return kinds[0] is not None and kinds[0] == kinds[1]
+
 
 @dataclass(frozen=True, eq=False)
 class Unit:

@@ -44,7 +44,10 @@ class Target:
 
 
 def stretch_plan(graph: Graph, target: Target, order: str, replicate: Sequence[int] | None) -> Plan:
-    """The plan that makes a graph as deep as wanted; PlanError where that would be no stretch."""
+    """The plan that makes a graph as deep as wanted; PlanError where that would be no stretch.
+
+    What follows a reference is planned by :mod:`elastic_ir.matching`.
+    """
     target.check()
     if target.plan is not None:
         return explicit_plan(graph, target.plan)
@@ -98,8 +101,6 @@ def target_counts(graph: Graph, target: Target) -> tuple[int, ...]:
         return counts_for_depth(graph.structure, target.to_depth)
     if target.to_units is not None:
         return _counts_of_units(graph, target.to_units)
-    if target.like is not None:
-        return _counts_like(graph, target.like)
     assert target.to_stages is not None
     return _counts_of_stages(graph, target.to_stages)
 
@@ -146,40 +147,6 @@ def parse_stages(text: str) -> list[int] | dict[str, int]:
             raise PlanError(f"{item.strip()!r} is no count of a stage; write for example encoder.block=8")
         counts[match[1]] = int(match[2])
     return counts
-
-
-def _counts_like(graph: Graph, reference: Graph) -> tuple[int, ...]:
-    ours, theirs = graph.stages, reference.stages
-    for index in range(max(len(ours), len(theirs))):
-        here = f"{ours[index].name} ({len(ours[index])} blocks)" if index < len(ours) else "nothing"
-        there = f"{theirs[index].name} ({len(theirs[index])} blocks)" if index < len(theirs) else "nothing"
-        if index >= len(ours) or index >= len(theirs):
-            raise PlanError(
-                f"stage {index + 1} cannot be matched: the source has {here}, the reference {there}"
-            )
-        left, right = _forms(graph, index), _forms(reference, index)
-        if (ours[index].entry is None) != (theirs[index].entry is None) or left != right:
-            differing = sorted(set(left.items()) ^ set(right.items()))[:3]
-            detail = (
-                ", ".join(f"{name} {list(shape)}" for name, shape in differing) or "an entry on one side only"
-            )
-            raise PlanError(
-                f"stage {index + 1} cannot be matched: the source has {here}, the reference {there}; "
-                f"their blocks differ in {detail}"
-            )
-    return tuple(len(stage) for stage in theirs)
-
-
-def _forms(graph: Graph, index: int) -> dict[str, tuple[int, ...]]:
-    """The weights of a stage's last block by their names within it: what blocks of one stage share."""
-    stage = graph.stages[index]
-    block = stage.all_blocks[-1]
-    return {
-        f"{place}.{name[len(child.path) + 1 :]}": weight.shape
-        for place, child in enumerate(block.children)
-        for name, weight in graph.weights.items()
-        if name.startswith(child.path + ".") and weight.persistent
-    }
 
 
 def explicit_plan(graph: Graph, given: Any) -> Plan:

@@ -116,7 +116,7 @@ def _convert(
 
     args = tuple(argument(item) for item in source.args)
     kwargs = {key: argument(item) for key, item in source.kwargs.items()}
-    scope = _scope(source)
+    scope = _scope(source, modules)
     if source.op == "placeholder":
         return Node(str(source.target), "input", kind="input")
     if source.op == "output":
@@ -124,7 +124,7 @@ def _convert(
     if source.op == "call_module":
         path = str(source.target)
         module = modules[path]
-        path = _leaf_path(source, path, modules)
+        path = _scope(source, modules, path)
         weights = {
             role: f"{path}.{role}"
             for role, tensor in (*module.named_parameters(), *module.named_buffers())
@@ -173,24 +173,29 @@ def configuration(module: nn.Module) -> dict[str, Any]:
     return found
 
 
-def _leaf_path(source: fx.Node, path: str, modules: dict[str, nn.Module]) -> str:
-    """A leaf's path as its caller knows it: fx tells the first path only, which is another block's where one
-    object (an activation given to every block) stands in many places.
+def _scope(source: fx.Node, modules: dict[str, nn.Module], leaf: str | None = None) -> str:
+    """The path of the module that ran a node, as its callers know it.
+
+    fx names a module by the first of its paths, which is another block's where one object (an activation or a
+    position encoding given to every block) stands in many places; so each caller is asked for its own name of it.
     """
-    stack = list((source.meta.get("nn_module_stack") or {}).values())
-    caller = str(stack[-2][0]) if len(stack) > 1 else ""
-    head = f"{caller}." if caller else ""
-    if path.startswith(head) or caller not in modules:
-        return path
-    leaf = modules[path]
-    names = (name for name, child in modules[caller].named_modules(remove_duplicate=False) if child is leaf)
-    name = next(names, None)
-    return path if name is None else head + name
-
-
-def _scope(source: fx.Node) -> str:
-    stack = source.meta.get("nn_module_stack") or {}
-    return str(next(reversed(stack.values()))[0]) if stack else ""
+    stack = [str(path) for path, _ in (source.meta.get("nn_module_stack") or {}).values()]
+    if leaf is not None and (not stack or stack[-1] != leaf):
+        stack.append(leaf)
+    path = ""
+    for first in stack:
+        head = f"{path}." if path else ""
+        if first.startswith(head) or path not in modules:
+            path = first
+            continue
+        names = (
+            name
+            for name, child in modules[path].named_modules(remove_duplicate=False)
+            if child is modules[first]
+        )
+        name = next(names, None)
+        path = first if name is None else head + name
+    return path
 
 
 def _plain(item: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ class LiveSource:
     module: nn.Module
     inputs: Inputs
     from_file: bool = False  #: the graph's nodes come from a file, so the names in them are not trusted
+    #: makes the same network with values where this one, a reference, was read on the meta device
+    rebuild: Callable[[], nn.Module] | None = None
 
 
 READERS = {"fx": read_fx, "export": read_export}

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from elastic_ir.graph import Graph
 from elastic_ir.passes.base import Pass
+from elastic_ir.passes.like import resize_like
 from elastic_ir.resequence import resequence
 from elastic_ir.rewriter import Rewriter
 from elastic_ir.target import Target, stretch_plan
@@ -32,5 +33,11 @@ class Stretch(Pass):
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
         target = Target(self.to_depth, self.to_stages, self.to_units, self.like, self.plan)
         plan = stretch_plan(graph, target, self.order, self.replicate)
-        graph.metadata["plan"] = [list(stage) for stage in plan]
         resequence(rewriter, graph, plan)
+
+    def run(self, graph: Graph) -> Graph:
+        """The rewritten and verified copy of a graph; the graph given stays as it was."""
+        if self.like is None:
+            return super().run(graph)
+        Target(self.to_depth, self.to_stages, self.to_units, self.like, self.plan).check()
+        return resize_like(graph, self.like, "stretch", self.order, replicate=self.replicate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Collection
 
 from elastic_ir.discovery.assemble import (
     Draft,
@@ -11,6 +12,7 @@ from elastic_ir.discovery.assemble import (
     choose,
     draft_stages,
     find_candidates,
+    named_candidates,
     pin_first_blocks,
     sibling_entries,
 )
@@ -25,23 +27,36 @@ from elastic_ir.structure import Structure
 __all__ = ["discover"]
 
 
-def discover(graph: Graph) -> Structure:
+def discover(
+    graph: Graph, within: Collection[tuple[str, str]] | None = None, *, whole: bool = False
+) -> Structure:
     """Find a graph's structure; StructureError in one sentence where nothing in it repeats.
 
-    Time is linear in nodes and weights. The graph is read, not changed.
+    ``within`` names the containers that hold the stages (path and prefix), where another network has shown them: a
+    network so shallow that nothing in it repeats is still known by its deeper relatives. ``whole`` then takes each
+    container as one stage, block by block, whatever its blocks do to the shape. Time is linear in nodes and
+    weights. The graph is read, not changed.
     """
     reader: GraphReader | NameReader = GraphReader(graph) if len(graph) else NameReader(graph)
     listed: dict[str, list[str]] = graph.metadata.get("modules", {})
     tree = module_tree(graph)
-    chosen = choose(find_candidates(tree, reader, listed))
-    if chosen:
+    if within is not None:
+        chosen = named_candidates(tree, reader, listed, within)
+    else:
+        chosen = choose(find_candidates(tree, reader, listed))
+    if chosen and within is None:
         chosen += sibling_entries(chosen, tree, reader, listed)
-    drafts = [draft for candidate in chosen for draft in draft_stages(candidate)]
+    if whole:
+        drafts = [Draft(candidate, free=list(candidate.groups)) for candidate in chosen]
+    else:
+        drafts = [draft for candidate in chosen for draft in draft_stages(candidate)]
     drafts.sort(key=lambda draft: reader.position(draft.groups[0]))
-    pin_first_blocks(drafts)
+    if not whole:
+        pin_first_blocks(drafts)
     prunable = [name for name, weight in graph.weights.items() if weight.prunable]
-    _release_output_layer(drafts, _execution_order(graph, prunable))
-    if not any(draft.free for draft in drafts):
+    if within is None:
+        _release_output_layer(drafts, _execution_order(graph, prunable))
+    if not drafts or (within is None and not any(draft.free for draft in drafts)):
         raise StructureError(
             f"nothing in {graph.name} repeats: no two blocks in a row have equal operations and weight shapes, "
             "so there is nothing to clone or delete"

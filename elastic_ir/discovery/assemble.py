@@ -8,7 +8,7 @@ like occurs in the network elsewhere.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from elastic_ir.discovery.from_graph import GraphReader
@@ -78,6 +78,20 @@ def find_candidates(part: Part, reader: Reader, listed: dict[str, list[str]]) ->
         if not _overridden(candidate, inner):
             return [candidate]
     return inner
+
+
+def named_candidates(
+    root: Part, reader: Reader, listed: dict[str, list[str]], within: Collection[tuple[str, str]]
+) -> list[Candidate]:
+    """The containers of those paths and prefixes, as far as they are there and hold blocks."""
+    found = []
+    for part in root.walk():
+        for container, parts in containers(part, listed):
+            if (container.path, container.prefix) in within:
+                groups = reader.groups(container, parts)
+                if groups:
+                    found.append(Candidate(container, part.path, groups, True, True, 0))
+    return found
 
 
 def _overridden(outer: Candidate, inner: list[Candidate]) -> bool:

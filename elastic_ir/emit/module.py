@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from elastic_ir.emit.configuration import update_counts
 from elastic_ir.emit.constants import renumber_indices
+from elastic_ir.emit.reference import adopt
 from elastic_ir.errors import EmitError
 from elastic_ir.graph import Graph
 from elastic_ir.structure import Container
@@ -51,6 +52,8 @@ def to_module(graph: Graph, masked: bool = True) -> nn.Module:
             f"{graph.name} was read without its network, so there is no module to emit; pass --arch SOURCE "
             "(arch=...), or write a state dict (.pt, .safetensors)"
         )
+    if graph.reference is not None:
+        adopt(module, graph, graph.structure.containers)
     if isinstance(module, fx.GraphModule):
         _order(module, graph)
     _assign(module, graph, masked)

@@ -1,0 +1,85 @@
+"""References: networks whose depth another one is given. Their weights are never needed, so none are allocated."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from elastic_ir.errors import SourceError, TraceError
+from elastic_ir.frontends.sources import build, is_name, load
+from elastic_ir.graph import Graph
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def load_reference(reference: Any, source: Graph, **options: Any) -> Graph:
+    """A reference as a graph: a graph, a module, or any source the command line takes.
+
+    A name or a Hugging Face folder is built on the meta device (on the CPU where its constructor needs values). It is
+    traced on the source's example inputs where it takes them, so that constants made of shapes agree. ``options`` are
+    those of :func:`elastic_ir.frontends.sources.load`, for what has to be read as a source is.
+    """
+    from torch import nn
+
+    if isinstance(reference, Graph):
+        return reference
+    if isinstance(reference, nn.Module):
+        return _traced(reference, source, None)
+    text = os.fspath(reference)
+    if is_name(text):
+        make = functools.partial(build, text)
+        return _traced(_on_meta(make), source, make)
+    if (Path(text) / "config.json").is_file():
+        make = functools.partial(_of_configuration, Path(text))
+        return _traced(_on_meta(make), source, make)
+    return load(text, **options)
+
+
+def _on_meta(make: Callable[[], nn.Module]) -> nn.Module:
+    import torch
+
+    try:
+        with torch.device("meta"):
+            return make()
+    except (RuntimeError, NotImplementedError):  # a constructor that reads values (a rate from a tensor)
+        return make()
+
+
+def _of_configuration(folder: Path) -> nn.Module:
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    names = json.loads((folder / "config.json").read_text()).get("architectures") or []
+    kind = getattr(transformers, names[0], None) if names else None
+    if kind is None:
+        raise SourceError(f"{folder}/config.json names no architecture that transformers has ({names})")
+    module: nn.Module = kind(config)
+    return module
+
+
+def _traced(module: nn.Module, source: Graph, rebuild: Callable[[], nn.Module] | None) -> Graph:
+    from elastic_ir.frontends.shapes import device_of
+    from elastic_ir.frontends.trace import trace
+
+    training = getattr(getattr(source.origin, "module", None), "training", None)
+    if training is not None and rebuild is not None:
+        module.train(training)  # constants of the mode (a dropout's) as the source has them
+    inputs = getattr(source.origin, "inputs", None)
+    graph = None
+    if inputs is not None:
+        moved = inputs.to(device_of(module))
+        try:
+            graph = trace(module, moved.args, moved.kwargs)
+        except TraceError:
+            graph = None  # it takes other inputs, a fixed image size for example
+    if graph is None:
+        graph = trace(module)
+    if rebuild is not None:
+        graph.origin = replace(graph.origin, rebuild=rebuild)
+    return graph
