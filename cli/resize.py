@@ -194,6 +194,10 @@ def _resize(command: str, source: str, wanted: Wanted, reading: Reading, how: di
         return
     with tables.status(f"writing {out}"):
         written = api.save(after, out, check=not wanted.no_check)
+    constants: dict[str, str] = after.metadata.get("constants") or {}
+    if constants:
+        told = "; ".join(f"{name} {how}" for name, how in sorted(constants.items()))
+        tables.show_facts([("constants", told)])
     tables.show_facts([("wrote", f"{path} ({tables.file_size(output.size_of(path))})") for path in written])
 
 

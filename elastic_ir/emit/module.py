@@ -17,6 +17,7 @@ from torch import fx, nn
 from elastic_ir.emit.configuration import update_counts
 from elastic_ir.emit.constants import renumber_indices
 from elastic_ir.emit.reference import adopt
+from elastic_ir.emit.respread import respread_constants
 from elastic_ir.errors import EmitError
 from elastic_ir.graph import Graph
 from elastic_ir.structure import Container
@@ -53,7 +54,8 @@ def to_module(graph: Graph, masked: bool = True) -> nn.Module:
             "(arch=...), or write a state dict (.pt, .safetensors)"
         )
     if graph.reference is not None:
-        adopt(module, graph, graph.structure.containers)
+        changes = adopt(module, graph, graph.structure.containers)
+        graph.metadata["constants"] = dict.fromkeys(changes, "as the reference has it")
     if isinstance(module, fx.GraphModule):
         _order(module, graph)
     _assign(module, graph, masked)
@@ -117,6 +119,8 @@ def _refill(graph: Graph, live: nn.Module, touched: list[Container]) -> nn.Modul
         place._modules.update(children)
         renumber_indices(source, place, container)
         update_counts(target, container)
+    if touched and graph.reference is None:
+        graph.metadata["constants"] = respread_constants(live, target, graph)
     return target
 
 
