@@ -150,7 +150,9 @@ def _check_kept(target: Graph, reference: Graph, theirs: Structure) -> None:
     mine, others = (
         _kept_layers(graph, found) for graph, found in ((target, target.structure), (reference, theirs))
     )
-    for scope in {**mine, **others}.keys() - set(theirs.head[-1:]):  # the output layer has been looked at
+    for scope in {**mine, **others}:
+        if scope in theirs.head[-1:]:
+            continue  # the output layer has been looked at
         if mine.get(scope) != others.get(scope):
             left, right = (", ".join(layers.get(scope, ["nothing"])) for layers in (mine, others))
             raise PlanError(

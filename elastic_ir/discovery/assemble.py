@@ -164,8 +164,19 @@ def pin_first_blocks(drafts: list[Draft]) -> None:
         first = draft.free[0]
         others = [group.weights for group in draft.free[1:]]
         family = any(kin(first.form, other.groups[0].form) for other in downsampling)
-        if (family and draft.after_foreign is None) or (others and first.weights not in others):
+        unlike = bool(others) and first.weights not in others and not _alternates(draft, drafts)
+        if (family and draft.after_foreign is None) or unlike:
             draft.entry = draft.free.pop(0)
+
+
+def _alternates(draft: Draft, drafts: list[Draft]) -> bool:
+    """Whether stages of the same kind go in pairs or more: an unlike first block is then the first of such a unit."""
+    steps = {
+        _own_period([group.signature for group in other.free])
+        for other in drafts
+        if other is not draft and other.free and kin(other.free[0].form, draft.free[0].form)
+    }
+    return any(step > 1 and len(draft.free) % step == 0 for step in steps)
 
 
 def sibling_entries(
@@ -187,21 +198,22 @@ def sibling_entries(
     return extra
 
 
+def _own_period(signatures: list[str]) -> int:
+    """The shortest period of a list of hashes that is seen twice, or 1."""
+    if len(set(signatures)) <= 1:
+        return 1
+    for period in range(2, len(signatures) // 2 + 1):
+        if len(signatures) % period == 0 and all(
+            signatures[i] == signatures[i + period] for i in range(len(signatures) - period)
+        ):
+            return period
+    return 1
+
+
 def periods(drafts: list[Draft], reader: Reader) -> list[int | None]:
     """How many blocks make a unit, for each stage: the shortest period of the hashes of its free blocks."""
-
-    def own(signatures: list[str]) -> int:
-        if len(set(signatures)) <= 1:
-            return 1
-        for period in range(2, len(signatures) // 2 + 1):
-            if len(signatures) % period == 0 and all(
-                signatures[i] == signatures[i + period] for i in range(len(signatures) - period)
-            ):
-                return period
-        return 1
-
     lists = [[group.signature for group in draft.free] for draft in drafts]
-    found = [own(signatures) for signatures in lists]
+    found = [_own_period(signatures) for signatures in lists]
     common = max(found, default=1)
     if common > 1:
         # where one stage alternates, stages of the same kind do too, even if their resolution hides it (Swin's last
