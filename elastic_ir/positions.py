@@ -57,7 +57,7 @@ def _is_even(values: Sequence[float]) -> bool:
 
 _GROWING: tuple[tuple[str, Callable[[float], float], Callable[[float], float]], ...] = (
     ("by the variance since the last entry", lambda value: value**-2, lambda value: value**-0.5),
-    ("by the number since the last entry", lambda value: 1 / value, lambda value: 1 / value),
+    ("by the block's number", lambda value: 1 / value, lambda value: 1 / value),
 )
 
 
@@ -69,7 +69,7 @@ def _continued(
     back: Callable[[float], float],
 ) -> list[float] | None:
     """Values that, transformed, grow by one step from each entry to the next; the first block's stands alone."""
-    if any(value <= 0 for value in values) or not any(place.entry for place in source):
+    if any(value <= 0 for value in values):
         return None
     ages, known = _ages(source), [there(value) for value in values]
     starts = {age: item for age, item in zip(ages, known, strict=True) if age == 1}
@@ -88,7 +88,13 @@ def _continued(
 
 
 def _ages(places: Sequence[Place]) -> list[int]:
-    """For each block how many blocks ago the last entry ran; 0 for what no entry came before."""
+    """For each block how many blocks ago the last entry ran; 0 for what no entry came before.
+
+    Where there are no entries at all, blocks are counted from each stage's first.
+    """
+    if not any(place.entry for place in places):
+        firsts: dict[int, int] = {}
+        return [index - firsts.setdefault(place.stage, index) + 1 for index, place in enumerate(places)]
     ages, age, begun = [], 0, False
     for place in places:
         ages.append(age if begun else 0)

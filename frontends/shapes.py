@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,15 +102,27 @@ def _tokens(model: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def _from_config(model: nn.Module, config: Any, main: str) -> Iterator[Inputs]:
-    """Inputs of a transformers model, from its configuration: token ids or pixels."""
+    """Inputs of a transformers model, from its configuration: token ids, pixels or sound features."""
+    keywords: dict[str, torch.Tensor] = {}
     if main == "input_ids":
-        tokens = _tokens(model, (1, 8))
-        keywords = {"input_ids": tokens}
-        if getattr(config, "is_encoder_decoder", False):
-            keywords["decoder_input_ids"] = _tokens(model, (1, 8))
-        yield Inputs((), keywords, guessed=True)
+        keywords["input_ids"] = _tokens(model, (1, 8))
+        vision = getattr(config, "vision_config", None)
+        if vision is not None and "pixel_values" in inspect.signature(model.forward).parameters:
+            keywords["pixel_values"] = _pixels(model, vision)  # two towers
     elif main == "pixel_values":
-        extent = getattr(config, "image_size", 224)
-        sides = tuple(extent) if isinstance(extent, (list, tuple)) else (extent, extent)
-        channels = getattr(config, "num_channels", 3)
-        yield Inputs((), {"pixel_values": _noise(model, (1, channels, *sides))}, guessed=True)
+        keywords["pixel_values"] = _pixels(model, config)
+    elif main == "input_features":
+        length = getattr(config, "max_source_positions", 1500)
+        # a front end of two convolutions halves the length once (Whisper, Radford et al. 2022, section 2.2)
+        keywords["input_features"] = _noise(model, (1, getattr(config, "num_mel_bins", 80), 2 * length))
+    else:
+        return
+    if getattr(config, "is_encoder_decoder", False):
+        keywords["decoder_input_ids"] = _tokens(model, (1, 8))
+    yield Inputs((), dict(keywords), guessed=True)
+
+
+def _pixels(model: nn.Module, config: Any) -> torch.Tensor:
+    extent = getattr(config, "image_size", 224)
+    sides = tuple(extent) if isinstance(extent, (list, tuple)) else (extent, extent)
+    return _noise(model, (1, getattr(config, "num_channels", 3), *sides))

@@ -34,6 +34,26 @@ def update_counts(target: nn.Module, container: Container) -> None:
             _update(holder, container.path if id(holder) in common else "", old, new, order)
 
 
+def update_stage_counts(target: nn.Module, containers: list[Container]) -> None:
+    """Lists of all stages' depths (Swin's and ConvNeXt's ``depths``), told by name and values: one for each container.
+
+    Values alone do not tell: a stage may have as many heads as blocks.
+    """
+    old = [container.source_count for container in containers]
+    new = [len(container.children) for container in containers]
+    if len(old) < 2:
+        return
+    done: set[int] = set()
+    for container in containers:
+        for holder in _holders(target, container.path):
+            if id(holder) in done:
+                continue
+            done.add(id(holder))
+            for name, value in list(vars(holder).items()):
+                if isinstance(value, (list, tuple)) and list(value) == old and _DEPTHS.search(name):
+                    setattr(holder, name, type(value)(new))
+
+
 def _holders(target: nn.Module, path: str) -> Iterator[Any]:
     """The modules on the way to a container, the nearest first, and their configuration objects."""
     while True:
@@ -48,6 +68,25 @@ def _holders(target: nn.Module, path: str) -> Iterator[Any]:
         path = path.rpartition(".")[0]
 
 
+_DEPTHS = re.compile(r"depth|layer|block")
+
+#: Names of lists that say which blocks are of some kind: ``moe_layers``, ``full_attention_block_indices``.
+_CHOSEN = re.compile(r".*(layers?|blocks?)(_?(ids?|idx|index|indexes|indices))?")
+
+
+def _is_index_list(name: str, value: Any, count: int) -> bool:
+    """Whether it lists block numbers: integers that rise, and all below the number of blocks."""
+    if not isinstance(value, (list, tuple)) or not value or not _CHOSEN.fullmatch(name):
+        return False
+    numbers = [item for item in value if type(item) is int]
+    return (
+        len(numbers) == len(value)
+        and numbers == sorted(set(numbers))
+        and numbers[0] >= 0
+        and numbers[-1] < count
+    )
+
+
 def _update(holder: Any, path: str, old: int, new: int, order: list[int]) -> None:
     """Set the counts and re-index the lists of one holder; ``path`` tells stacks apart where it is shared."""
     values = vars(holder)
@@ -56,12 +95,18 @@ def _update(holder: Any, path: str, old: int, new: int, order: list[int]) -> Non
         for name, value in values.items()
         if type(value) is int and value == old and _COUNT.fullmatch(name)
     ]
+    chosen = [name for name, value in values.items() if _is_index_list(name, value, old)]
+    for name in chosen:
+        members = set(values[name])
+        kept = [place for place, source in enumerate(order) if source in members]
+        setattr(holder, name, type(values[name])(kept))
     lists = [
         name
         for name, value in values.items()
         if isinstance(value, (list, tuple))
         and len(value) == old
         and len(value) > 1
+        and name not in chosen
         and not name.startswith("_")
     ]
     for side, other in (("decoder", "encoder"), ("encoder", "decoder")):

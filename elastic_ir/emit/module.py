@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from elastic_ir.emit.configuration import update_counts
+from elastic_ir.emit.configuration import update_counts, update_stage_counts
 from elastic_ir.emit.constants import renumber_indices
 from elastic_ir.emit.reference import adopt
 from elastic_ir.emit.respread import respread_constants
@@ -119,6 +119,7 @@ def _refill(graph: Graph, live: nn.Module, touched: list[Container]) -> nn.Modul
         place._modules.update(children)
         renumber_indices(source, place, container)
         update_counts(target, container)
+    update_stage_counts(target, graph.structure.containers)
     if touched and graph.reference is None:
         graph.metadata["constants"] = respread_constants(live, target, graph)
     return target
