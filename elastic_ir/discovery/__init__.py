@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 
 from elastic_ir.discovery.assemble import (
     Draft,
@@ -14,7 +13,7 @@ from elastic_ir.discovery.assemble import (
     pin_first_blocks,
     sibling_entries,
 )
-from elastic_ir.discovery.depth import chain_layers, longest_path, path_lengths
+from elastic_ir.discovery.depth import chain_layers, longest_path, looks_up, path_lengths
 from elastic_ir.discovery.from_graph import GraphReader
 from elastic_ir.discovery.from_names import NameReader
 from elastic_ir.discovery.parts import Group, Part, module_tree
@@ -208,5 +207,4 @@ def _depth(
             total += block.layers
     blocks = tuple(part.path + "." for draft in drafts for group in draft.groups for part in group.parts)
     rest = [name for name in prunable if not name.startswith(blocks)]
-    lookups = re.compile(r"emb|wte|wpe|token|pos")
-    return total + sum(1 for name in rest if not lookups.search(name))
+    return total + sum(1 for name in rest if not looks_up(name))
