@@ -16,8 +16,8 @@ from elastic_ir.discovery.assemble import (
 )
 from elastic_ir.discovery.depth import chain_layers, longest_path, looks_up, path_lengths
 from elastic_ir.discovery.from_graph import GraphReader
-from elastic_ir.discovery.from_names import NameReader
-from elastic_ir.discovery.parts import Group, Part, module_tree
+from elastic_ir.discovery.from_names import NameReader, in_channels
+from elastic_ir.discovery.parts import Group, Part, containers, module_tree
 from elastic_ir.errors import StructureError
 from elastic_ir.graph import Graph, Node, Value
 from elastic_ir.structure import Structure
@@ -42,10 +42,7 @@ def discover(graph: Graph) -> Structure:
     prunable = [name for name, weight in graph.weights.items() if weight.prunable]
     _release_output_layer(drafts, _execution_order(graph, prunable))
     if not any(draft.free for draft in drafts):
-        raise StructureError(
-            f"nothing in {graph.name} repeats: no two blocks in a row have equal operations and weight shapes, "
-            "so there is nothing to clone or delete"
-        )
+        raise StructureError(f"nothing in {graph.name} repeats: {_why_nothing(tree, reader, listed)}")
     transitions = _transitions(drafts, reader, tree)
     lengths = path_lengths(graph) if len(graph) else {}
 
@@ -60,6 +57,25 @@ def discover(graph: Graph) -> Structure:
     stem, head = _outside(drafts, prunable, graph, reader, tuple(transitions.values()))
     depth = _depth(graph, lengths, drafts, stages, prunable)
     return Structure(stages, depth, reader.form, stem, head)
+
+
+def _why_nothing(tree: Part, reader: GraphReader | NameReader, listed: dict[str, list[str]]) -> str:
+    """What stands in the way: layers of one kind that widen one after the other (DenseNet), or no likeness at all."""
+    for part in tree.walk():
+        for container, parts in containers(part, listed):
+            groups = reader.groups(container, parts)
+            widths = [
+                next((in_channels(s) for n, s in group.weights.items() if len(s) > 1 and "." in n), 0)
+                for group in groups
+            ]
+            rising = all(left < right for left, right in itertools.pairwise(widths))
+            if len(groups) > 2 and rising and len({group.kind for group in groups}) == 1:
+                return (
+                    f"the {len(groups)} layers of {container.label!r} are of one kind, but each is wider than the one "
+                    f"before it ({widths[0]}, {widths[1]}, {widths[2]} channels and so on), so none fits in a second "
+                    "time and there is nothing to clone or delete"
+                )
+    return "no two blocks in a row have equal operations and weight shapes, so there is nothing to clone or delete"
 
 
 def _transitions(drafts: list[Draft], reader: GraphReader | NameReader, tree: Part) -> dict[Draft, str]:
