@@ -26,6 +26,10 @@ class LiveSource:
     inputs: Inputs
     from_file: bool = False  #: the graph's nodes come from a file, so the names in them are not trusted
 
+    def retrace(self, module: nn.Module, frontend: str) -> Graph:
+        """Another module of the kind as a graph, read in the same way on the same inputs."""
+        return trace(module, self.inputs.args, self.inputs.kwargs, frontend=frontend)
+
 
 READERS = {"fx": read_fx, "export": read_export}
 
