@@ -14,6 +14,7 @@ from elastic_ir.cli.options import SOURCE, Reading, source_options
 if TYPE_CHECKING:
     from elastic_ir.graph import Graph
     from elastic_ir.structure import Stage
+    from elastic_ir.summary import Row
 
 EPILOG = """\
 \b
@@ -22,10 +23,11 @@ Examples:
   elastic-ir inspect timm:convnext_tiny --input-shape 1,3,224,224
   elastic-ir inspect ticket.safetensors --mask mask.safetensors --json
 
-The table has one line for each stage, a run of blocks that share one activation shape. The entry is the block that
-opens a stage: it is kept as it is. The free blocks are those that stretch clones and squeeze deletes, a unit at a
-time; the count of blocks includes the entry. Depth counts the weight layers on the longest path. A "?" stands for
-what names alone do not tell; --arch SOURCE tells it.
+The table has one line for each stage, a run of blocks that share one activation shape, and one for what lies before,
+between and after the stages, so that the parameters add up. Of a stage's blocks those that stretch clones and squeeze
+deletes are counted as free; the others are its entry, which is kept. A unit is how many blocks are cloned or deleted
+together. "256 @ 56x56" is 256 channels at a resolution of 56 by 56. Layers are the weight layers on the longest path;
+the depth is all of them. A "?" stands for what names alone do not tell; --arch SOURCE tells it.
 """
 
 
@@ -34,54 +36,109 @@ what names alone do not tell; --arch SOURCE tells it.
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object, for programs.")
 @source_options
 def inspect(source: str, as_json: bool, reading: Reading) -> None:
-    """Show what repeats in SOURCE: its stages, entries and free blocks, with depth, parameters and sparsity.
+    """Show what repeats in SOURCE: its stages and their blocks, with type, channels, depth and parameters.
 
     Nothing is written. A network in which nothing repeats is no error here: its structure line says so.
     """
     with tables.status(f"reading {source}"):
         graph = reading.load(source)
-        summary = summarise(graph, source)
+        structure, sentence = tables.structure_of(graph)
+        rows = rows_of(graph) if structure is not None else []
     if as_json:
-        click.echo(json.dumps(summary, indent=2))
+        click.echo(json.dumps(as_data(graph, source, rows), indent=2))
         return
-    structure, sentence = tables.structure_of(graph)
     facts = [("network", graph.name), ("source", source)]
     if structure is None:
         facts.append(("structure", sentence))
     else:
-        facts.append(("found from", structure.form))
+        facts.append(("found from", found_from(graph)))
         facts.append(("depth", tables.number(structure.depth)))
     facts.append(("parameters", tables.number(graph.parameter_count())))
     facts.append(("sparsity", tables.percent(graph.sparsity())))
-    if structure is not None:
-        facts.append(("stem", tables.run_of(structure.stem)))
-        facts.append(("head", tables.run_of(structure.head)))
-        if notes_of(graph, structure.note):
-            facts.append(("note", notes_of(graph, structure.note)))
+    if structure is not None and notes_of(graph, structure.note):
+        facts.append(("note", notes_of(graph, structure.note)))
     tables.show_facts(facts)
     if structure is not None:
         click.echo()
-        tables.show_table(stage_table(structure.stages))
+        tables.show_table(stage_table(graph, rows))
 
 
-def stage_table(stages: list[Stage]) -> tables.Table:
-    """One line for each stage."""
-    columns = ("stage", "blocks", "transition", "entry", "free", "unit", "layers", "shape")
-    table = tables.Table(columns, optional=("transition", "entry", "shape"))
-    for stage in stages:
+def rows_of(graph: Graph) -> list[Row]:
+    """The rows of the table; imported late, like everything that commands share with the library."""
+    from elastic_ir.summary import summarise
+
+    return summarise(graph)
+
+
+def found_from(graph: Graph) -> str:
+    """``graph (torch.fx)``, ``graph (torch.export)`` or ``names``."""
+    by = graph.metadata.get("frontend")
+    return f"{graph.structure.form} (torch.{by})" if by and len(graph) else graph.structure.form
+
+
+def stage_table(graph: Graph, rows: list[Row]) -> tables.Table:
+    """One line for each stage and for what lies around the stages, and one with the sums."""
+    table = tables.Table(
+        (
+            "stage",
+            "blocks",
+            "free",
+            "unit",
+            "type",
+            "output",
+            "layers",
+            "depth",
+            "parameters",
+            "sparsity",
+            "paths",
+        ),
+        optional=("unit", "type", "output", "sparsity", "paths"),
+        numeric=("blocks", "free", "unit", "layers", "depth", "parameters", "sparsity"),
+    )
+    stages = graph.structure.stages
+    masked = graph.sparsity() > 0
+    uneven = any(stage.period != 1 for stage in stages)
+    shared = len({stage.container for stage in stages}) < len(stages)
+    depth = graph.structure.depth
+    none = tables.ABSENT
+    for row in rows:
+        stage = row.stage
+        output = str(row.activation) if row.activation is not None else none
+        if stage is not None and row.activation is None:
+            output = tables.shape_text(stage.shape)
+        unknown = "?" if stage is not None else none
         table.rows.append(
             (
-                stage.name,
-                str(len(stage)),
-                stage.transition or tables.ABSENT,
-                stage.entry.path if stage.entry is not None else tables.ABSENT,
-                tables.run_of([block.path for block in stage.blocks]),
-                tables.number(stage.period, "?"),
-                tables.number(unit_layers(stage), "?" if stage.blocks else tables.ABSENT),
-                tables.shape_text(stage.shape),
+                row.name,
+                str(len(stage)) if stage is not None else none,
+                str(len(stage.blocks)) if stage is not None else none,
+                tables.number(stage.period, "?") if stage is not None and uneven else none,
+                row.type or none,
+                output,
+                tables.number(row.layers, unknown),
+                share_text(row.layers, depth, unknown),
+                tables.number(row.parameters),
+                tables.percent(row.sparsity) if masked and row.prunable else none,
+                tables.run_of([block.path for block in stage.all_blocks])
+                if stage is not None and shared
+                else none,
             )
         )
+    blocks = sum(len(stage) for stage in stages)
+    free = sum(len(stage.blocks) for stage in stages)
+    table.rows.append(
+        (
+            "total", str(blocks), str(free), none, none, none, tables.number(depth, "?"),
+            share_text(depth, depth, "?"), tables.number(sum(row.parameters for row in rows)),
+            tables.percent(graph.sparsity()) if masked else none, none,
+        )
+    )  # fmt: skip
     return table
+
+
+def share_text(layers: int | None, depth: int | None, unknown: str) -> str:
+    """A row's layers as a share of the depth: ``17 %``."""
+    return unknown if layers is None or not depth else f"{layers / depth * 100:.0f} %"
 
 
 def unit_layers(stage: Stage) -> int | None:
@@ -94,31 +151,54 @@ def notes_of(graph: Graph, note: str) -> str:
     return "; ".join(filter(None, (note, graph.metadata.get("class_note"))))
 
 
-def summarise(graph: Graph, source: str) -> dict[str, Any]:
-    """All that is shown, as plain data; ``stages`` is empty and ``note`` says why where nothing repeats."""
+def as_data(graph: Graph, source: str, rows: list[Row]) -> dict[str, Any]:
+    """All that is shown, as plain data (docs/inspect.md); ``note`` says why where there are no stages."""
     structure, sentence = tables.structure_of(graph)
-    stages = structure.stages if structure is not None else []
+    depth = structure.depth if structure is not None else None
     return {
         "name": graph.name,
         "source": source,
         "form": structure.form if structure is not None else ("graph" if len(graph) else "names"),
-        "depth": structure.depth if structure is not None else None,
+        "frontend": graph.metadata.get("frontend") if len(graph) else None,
+        "depth": depth,
         "parameters": graph.parameter_count(),
         "sparsity": graph.sparsity(),
         "stem": list(structure.stem) if structure is not None else [],
         "head": list(structure.head) if structure is not None else [],
         "note": notes_of(graph, structure.note if structure is not None else sentence),
-        "stages": [
-            {
-                "name": stage.name,
-                "blocks": len(stage),
-                "entry": stage.entry.path if stage.entry is not None else None,
-                "transition": stage.transition,
-                "free": [block.path for block in stage.blocks],
-                "unit": stage.period,
-                "layers": unit_layers(stage),
-                "shape": list(stage.shape) if stage.shape is not None else None,
-            }
-            for stage in stages
+        "stages": [stage_data(row, row.stage, depth) for row in rows if row.stage is not None],
+        "rows": [
+            {"kind": row.kind, "name": row.name, "modules": list(row.modules), **row_data(row, depth)}
+            for row in rows
         ],
+    }
+
+
+def stage_data(row: Row, stage: Stage, depth: int | None) -> dict[str, Any]:
+    """A stage as plain data."""
+    found = row.activation
+    return {
+        "name": stage.name,
+        "blocks": len(stage),
+        "entry": stage.entry.path if stage.entry is not None else None,
+        "transition": stage.transition,
+        "free": [block.path for block in stage.blocks],
+        "unit": stage.period,
+        "layers": unit_layers(stage),
+        "shape": list(stage.shape) if stage.shape is not None else None,
+        "channels": found.channels if found is not None else None,
+        "resolution": list(found.extents) if found is not None and not found.tokens else None,
+        "tokens": found.extents[0] if found is not None and found.tokens else None,
+        **{f"stage_{key}" if key == "layers" else key: value for key, value in row_data(row, depth).items()},
+    }
+
+
+def row_data(row: Row, depth: int | None) -> dict[str, Any]:
+    """What every row has, as plain data."""
+    return {
+        "type": row.type,
+        "layers": row.layers,
+        "depth_share": row.layers / depth if row.layers is not None and depth else None,
+        "parameters": row.parameters,
+        "sparsity": row.sparsity,
     }

@@ -123,8 +123,8 @@ class Reading:
         return load_reference(reference, source, trust=self.trust)
 
     def load_other(self, source: str) -> Graph:
-        """Read a second source, to which the first one's ``--arch`` and masks do not belong."""
-        return Reading(input_shape=self.input_shape, unit=self.unit, trust=self.trust).load(source)
+        """Read a second source, to which the first one's ``--arch``, masks and unit do not belong."""
+        return Reading(input_shape=self.input_shape, trust=self.trust).load(source)
 
 
 def _note_debug(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
@@ -152,7 +152,8 @@ INPUT_SHAPE = click.option(
 )  # fmt: skip
 UNIT = click.option(
     "--unit", type=click.IntRange(min=1), metavar="N",
-    help="How many blocks are cloned or deleted together, where names alone do not show it.",
+    help="How many blocks are cloned or deleted together: needed where names alone do not show it, and overrides what "
+    "was found. 1 lets one block of a pair go, as in Swin.",
 )  # fmt: skip
 TRUST = click.option(
     "--trust", multiple=True, metavar="PACKAGE",

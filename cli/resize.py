@@ -228,5 +228,6 @@ def _show_change(before: Graph, after: Graph) -> None:
             ("depth", tables.change(*depths)),
             ("parameters", tables.change(*sizes)),
             ("sparsity", tables.change(*shares)),
+            *([("note", after.structure.note)] if after.structure.note else []),
         ]
     )

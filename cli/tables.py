@@ -30,6 +30,7 @@ class Table:
     columns: Sequence[str]
     rows: list[Sequence[str]] = field(default_factory=list)
     optional: Sequence[str] = ()  #: columns to leave out where no row has anything for them
+    numeric: Sequence[str] = ()  #: columns that are aligned to the right
 
     def shown(self) -> tuple[list[str], list[list[str]]]:
         """The columns and rows that are worth showing."""
@@ -51,22 +52,23 @@ def on_terminal() -> bool:
 def show_table(table: Table) -> None:
     """Print a table."""
     columns, rows = table.shown()
+    right = [name in table.numeric for name in columns]
     if on_terminal():
-        _show_rich(columns, rows)
+        _show_rich(columns, rows, right)
     else:
-        for line in aligned([columns, *rows]):
+        for line in aligned([columns, *rows], right):
             click.echo(line)
 
 
-def _show_rich(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _show_rich(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
 
     drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        drawn.add_column(column, overflow="fold")
+    for column, to_right in zip(columns, right, strict=True):
+        drawn.add_column(column, overflow="fold", justify="right" if to_right else "left")
     for row in rows:
         drawn.add_row(*(Text(cell) for cell in row))  # Text, because brackets in a str would be markup
     Console().print(drawn)
@@ -82,11 +84,13 @@ def show_facts(facts: Sequence[tuple[str, str]]) -> None:
         )  # echo strips styles where none are wanted
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]], right: Sequence[bool] = ()) -> list[str]:
     """Rows as lines with columns of equal width, two blanks between them, none at the end."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    sides = [str.rjust if to_right else str.ljust for to_right in right or [False] * len(widths)]
     return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        "  ".join(side(cell, width) for cell, width, side in zip(row, widths, sides, strict=True)).rstrip()
+        for row in rows
     ]
 
 

@@ -53,6 +53,14 @@ def _reference(like: Any, graph: Graph) -> Graph | None:
     return load_reference(like, graph)
 
 
+def _in_units(graph: Graph, unit: int | None) -> Graph:
+    """The graph itself, or a copy of it with another unit: what a caller gave stays as it was."""
+    if unit is None:
+        return graph
+    graph.structure  # noqa: B018 - discovered once, and copied along
+    return graph.copy().with_unit(unit)
+
+
 def stretch(
     graph: Graph,
     to_depth: int | None = None,
@@ -63,11 +71,13 @@ def stretch(
     plan: Any = None,
     order: str = "append",
     replicate: Sequence[int] | None = None,
+    unit: int | None = None,
 ) -> Graph:
     """A deeper graph: repeatable units cloned with their weights and masks. The graph given stays as it was.
 
     Exactly one of ``to_depth`` (weight layers), ``to_stages`` (blocks for each stage, or by name), ``to_units``,
-    ``like`` (a graph, module or source whose counts to match) and ``plan`` says how deep. Raises PlanError.
+    ``like`` (a graph, module or source whose counts to match) and ``plan`` says how deep. ``unit`` overrides how many
+    blocks are cloned together. Raises PlanError.
 
     >>> from elastic_ir.zoo import cifar_resnet
     >>> deeper = stretch(trace(cifar_resnet(20)), to_depth=32)
@@ -77,7 +87,9 @@ def stretch(
     from elastic_ir.passes import Stretch
 
     reference = _reference(like, graph)
-    return Stretch(to_depth, to_stages, to_units, reference, plan, order, replicate).run(graph)
+    return Stretch(to_depth, to_stages, to_units, reference, plan, order, replicate).run(
+        _in_units(graph, unit)
+    )
 
 
 def squeeze(
@@ -89,8 +101,11 @@ def squeeze(
     like: Any = None,
     plan: Any = None,
     drop: str | Sequence[int] = "tail",
+    unit: int | None = None,
 ) -> Graph:
     """A shallower graph: repeatable units deleted; ``drop`` is "tail", "even" or block indices. Raises PlanError.
+
+    ``unit`` overrides how many blocks are deleted together: ``unit=1`` lets one block of Swin's pairs go.
 
     >>> from elastic_ir.zoo import cifar_resnet
     >>> squeeze(trace(cifar_resnet(32)), to_depth=20).depth
@@ -99,7 +114,7 @@ def squeeze(
     from elastic_ir.passes import Squeeze
 
     reference = _reference(like, graph)
-    return Squeeze(to_depth, to_stages, to_units, reference, plan, drop).run(graph)
+    return Squeeze(to_depth, to_stages, to_units, reference, plan, drop).run(_in_units(graph, unit))
 
 
 def save(graph: Graph, path: str | os.PathLike[str], *, check: bool = True) -> list[Path]:

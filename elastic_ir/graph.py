@@ -238,14 +238,27 @@ class Graph:
         return depth
 
     def with_unit(self, blocks: int) -> Graph:
-        """Set the unit size, in blocks, of every stage whose size names alone did not show. Returns self."""
+        """Set the unit size, in blocks, of every stage that has free blocks. Returns self.
+
+        It says what names alone did not show, and overrides what was found: ``unit=1`` lets single blocks of a pair
+        (Swin's shifted windows) be cloned and dropped. Where it cuts units apart, the structure's note says so.
+        """
+        stages = [stage for stage in self.structure.stages if stage.blocks]
+        for stage in stages:
+            if stage.period != blocks and len(stage.blocks) % blocks:
+                raise StructureError(
+                    f"stage {stage.name!r} has {len(stage.blocks)} free blocks, no multiple of unit={blocks}"
+                )
+        cut = [stage for stage in stages if stage.period is not None and blocks % stage.period]
+        if cut:
+            note = (
+                f"{', '.join(stage.name for stage in cut)}: {cut[0].period} blocks were found to make a unit, and "
+                f"{blocks} are cloned and deleted at a time as asked (unit={blocks}); a natively built network may "
+                "alternate its blocks in another way"
+            )
+            self.structure.note = "; ".join(filter(None, (self.structure.note, note)))
         for stage in self.structure.stages:
-            if stage.period is None:
-                if len(stage.blocks) % blocks:
-                    raise StructureError(
-                        f"stage {stage.name!r} has {len(stage.blocks)} free blocks, no multiple of unit={blocks}"
-                    )
-                stage.period = blocks
+            stage.period = blocks
         return self
 
     # -- weights ---------------------------------------------------------------------------------------------------

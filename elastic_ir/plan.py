@@ -20,6 +20,8 @@ Plan: TypeAlias = tuple[StagePlan, ...]
 ORDERS = ("append", "interpolate")
 DROPS = ("tail", "even")
 
+_SINGLE = " (unit=1, on the command line --unit 1, allows single blocks)"
+
 
 @dataclass(frozen=True)
 class StageShape:
@@ -132,6 +134,7 @@ def check_plan(stage: StageShape, plan: Sequence[int]) -> StagePlan:
     ):
         raise PlanError(
             f"stage {stage.name!r}: {stage.period} blocks make a unit; a plan keeps them together and in order"
+            f"{_SINGLE}"
         )
     return tuple(plan)
 
@@ -146,7 +149,7 @@ def _units_wanted(stage: StageShape, blocks: int) -> int:
         below = stage.pinned + units * stage.period
         raise PlanError(
             f"stage {stage.name!r} cannot have {blocks} blocks: {stage.period} blocks make a unit; "
-            f"{below or below + stage.period} or {below + stage.period} would do"
+            f"{below or below + stage.period} or {below + stage.period} would do{_SINGLE}"
         )
     return units
 
@@ -175,7 +178,7 @@ def _units_named(stage: StageShape, blocks: Sequence[int]) -> list[int]:
         if not named.issuperset(whole):
             raise PlanError(
                 f"replicate: stage {stage.name!r} clones whole units of {stage.period} blocks; "
-                f"name all of {list(whole)}"
+                f"name all of {list(whole)}{_SINGLE}"
             )
     return units
 

@@ -28,6 +28,10 @@ class LiveSource:
     #: makes the same network with values where this one, a reference, was read on the meta device
     rebuild: Callable[[], nn.Module] | None = None
 
+    def retrace(self, module: nn.Module, frontend: str) -> Graph:
+        """Another module of the kind as a graph, read in the same way on the same inputs."""
+        return trace(module, self.inputs.args, self.inputs.kwargs, frontend=frontend)
+
 
 READERS = {"fx": read_fx, "export": read_export}
 

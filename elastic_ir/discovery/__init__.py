@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from elastic_ir.discovery.assemble import (
     Draft,
@@ -16,12 +15,13 @@ from elastic_ir.discovery.assemble import (
     pin_first_blocks,
     sibling_entries,
 )
-from elastic_ir.discovery.depth import chain_layers, longest_path, path_lengths
+from elastic_ir.discovery.depth import chain_layers, longest_path, looks_up, path_lengths
 from elastic_ir.discovery.from_graph import GraphReader
-from elastic_ir.discovery.from_names import NameReader
-from elastic_ir.discovery.parts import Group, Part, module_tree
+from elastic_ir.discovery.from_names import NameReader, in_channels
+from elastic_ir.discovery.nothing import why_nothing
+from elastic_ir.discovery.parts import Group, Part, containers, module_tree
 from elastic_ir.errors import StructureError
-from elastic_ir.graph import Graph, Value
+from elastic_ir.graph import Graph, Node, Value
 from elastic_ir.structure import Structure
 
 __all__ = ["discover"]
@@ -57,10 +57,7 @@ def discover(
     if within is None:
         _release_output_layer(drafts, _execution_order(graph, prunable))
     if not drafts or (within is None and not any(draft.free for draft in drafts)):
-        raise StructureError(
-            f"nothing in {graph.name} repeats: no two blocks in a row have equal operations and weight shapes, "
-            "so there is nothing to clone or delete"
-        )
+        raise StructureError(f"nothing in {graph.name} repeats: {why_nothing(tree, reader, listed)}")
     transitions = _transitions(drafts, reader, tree)
     lengths = path_lengths(graph) if len(graph) else {}
 
@@ -81,13 +78,17 @@ def _transitions(drafts: list[Draft], reader: GraphReader | NameReader, tree: Pa
     """The layers of their own that downsample between stages, by the stage that they open."""
     found: dict[Draft, str] = {}
     parts = {part.path: part for part in tree.walk()}
+    owner = {node: draft for draft in drafts for group in draft.groups for node in group.nodes}
     for left, right in itertools.pairwise(drafts):
         if right.entry is not None and right.downsamples:
             continue
         if right.after_foreign is not None:
             found[right] = right.after_foreign.path
             continue
-        path = _layer_between(left, right, reader, parts)
+        if isinstance(reader, GraphReader):
+            path = _layer_on_the_way(right, owner, reader, parts)
+        else:
+            path = _layer_named_between(left, right, reader, parts)
         if path is not None:
             found[right] = path
             if right.entry is not None and not right.downsamples and right.entry.free:
@@ -96,40 +97,72 @@ def _transitions(drafts: list[Draft], reader: GraphReader | NameReader, tree: Pa
     return found
 
 
-def _layer_between(
-    left: Draft, right: Draft, reader: GraphReader | NameReader, parts: dict[str, Part]
+def _layer_on_the_way(
+    right: Draft, owner: dict[Node, Draft], reader: GraphReader, parts: dict[str, Part]
 ) -> str | None:
-    """The outermost module that runs between two stages, holds weights or rearranges, and changes the shape."""
-    before, after = left.groups[-1], right.groups[0]
-    inside = (before.path, after.path)
-    if isinstance(reader, GraphReader):
-        nodes = reader.between(before, after)
-        scopes = [n.scope for n in nodes if n.weight_names()] or [
-            n.scope
-            for n in nodes
-            if n.output.type is not None
-            and n.output.is_tensor
-            and any(v.type is not None and v.type.shape != n.output.type.shape for v in n.operands())
-        ]
-        shapes = before.output.type if before.output else None, after.input.type if after.input else None
-        if shapes[0] == shapes[1]:
-            return None
-        if not any(n.weight_names() for n in nodes) and not _rearranges(before.output, after.input):
-            return None
-    else:
-        first, last = reader.position(before), reader.position(after)
-        own = {name for part in (*before.parts, *after.parts) for name in part.weights}
+    """The outermost module on the way from other stages to this one that has weights or rearranges.
+
+    Followed from operand to operand: of branches side by side, none lies between the other and what comes next.
+    """
+    start = right.groups[0].input
+    if start is None:
+        return None
+    nodes: set[Node] = set()
+    sources: dict[Draft, Value] = {}
+    stack = [start]
+    while stack:
+        value = stack.pop()
+        draft = owner.get(value.node)
+        if draft is not None:
+            sources[draft] = value
+        elif value.node not in nodes:
+            nodes.add(value.node)
+            stack.extend(value.node.operands())
+    if all(value.type == start.type for value in sources.values()):
+        return None  # as it came, or from no stage at all: the stem
+    ordered = sorted(nodes, key=reader.order.__getitem__)
+    scopes = [node.scope for node in ordered if node.weight_names()]
+    if not scopes and any(_rearranges(value, start) for value in sources.values()):
         scopes = [
-            name.rpartition(".")[0]
-            for name, index in reader.order.items()
-            if first < index < last and name not in own and name in reader.prunable
+            node.scope
+            for node in ordered
+            if node.output.type is not None
+            and node.output.is_tensor
+            and any(v.type is not None and v.type.shape != node.output.type.shape for v in node.operands())
         ]
+    names = {name for node in ordered for name in node.weight_names()}
+    inside = (*(draft.groups[-1].path for draft in sources), right.groups[0].path)
+    return _outermost(scopes, inside, lambda path: _only(parts.get(path), names, reader), parts)
+
+
+def _layer_named_between(left: Draft, right: Draft, reader: NameReader, parts: dict[str, Part]) -> str | None:
+    """The outermost module whose weights stand between those of two stages."""
+    before, after = left.groups[-1], right.groups[0]
+    first, last = reader.position(before), reader.position(after)
+    own = {name for part in (*before.parts, *after.parts) for name in part.weights}
+    names = {n for n, index in reader.order.items() if first < index < last and n not in own}
+    scopes = [n.rpartition(".")[0] for n in reader.order if n in names and n in reader.prunable]
+    inside = (before.path, after.path)
+    return _outermost(scopes, inside, lambda path: _only(parts.get(path), names, reader), parts)
+
+
+def _only(part: Part | None, names: set[str], reader: GraphReader | NameReader) -> bool:
+    """Whether a module's convolution and linear weights are all among those named."""
+    return part is not None and all(name in names for name in part.weights if name in reader.prunable)
+
+
+def _outermost(
+    scopes: list[str], inside: tuple[str, ...], whole: Callable[[str], bool], parts: dict[str, Part]
+) -> str | None:
+    """From the first of some modules up to the outermost that holds no stage and that ``whole`` approves of."""
     if not scopes or not scopes[0]:
         return None
     path = scopes[0]
-    while "." in path:  # up to the outermost module that holds neither stage
+    while "." in path:
         parent = path.rpartition(".")[0]
         if any(other == parent or other.startswith(parent + ".") for other in inside):
+            break
+        if not whole(parent):
             break
         path = parent
     return path if path in parts else None
@@ -223,5 +256,4 @@ def _depth(
             total += block.layers
     blocks = tuple(part.path + "." for draft in drafts for group in draft.groups for part in group.parts)
     rest = [name for name in prunable if not name.startswith(blocks)]
-    lookups = re.compile(r"emb|wte|wpe|token|pos")
-    return total + sum(1 for name in rest if not lookups.search(name))
+    return total + sum(1 for name in rest if not looks_up(name))

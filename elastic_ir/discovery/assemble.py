@@ -29,6 +29,9 @@ class Candidate:
     strong: bool  #: some block occurs twice
     trunk: bool
     weights: int  #: how many weights lie in its groups
+    inner: list[Candidate] = field(
+        default_factory=list
+    )  #: what its groups hold, if it should not be chosen itself
 
     @property
     def form(self) -> frozenset[str]:
@@ -76,6 +79,7 @@ def find_candidates(part: Part, reader: Reader, listed: dict[str, list[str]]) ->
     inner = [c for child in part.children.values() for c in find_candidates(child, reader, listed)]
     for candidate in own:
         if not _overridden(candidate, inner):
+            candidate.inner = inner
             return [candidate]
     return inner
 
@@ -122,7 +126,14 @@ def choose(found: list[Candidate]) -> list[Candidate]:
         counts = Counter(g.kind for c in found for g in c.groups if g.free)
         weak = [c for c in found if any(counts[kind] > 1 for kind in c.kinds)]
     kept = set(strong) | set(weak)
-    return [c for c in found if c in kept]
+    # where the blocks of one stage alone outweigh what stands around them, and those of another do not (MobileViT's
+    # transformers of 4 and of 2 blocks), the others are no less blocks
+    forms = [c.form for c in strong]
+    unwanted = [c for c in found if c not in kept]
+    passed = {
+        i for c in unwanted for i in c.inner if i.strong and i.trunk and any(i.form == f for f in forms)
+    }
+    return [c for outer in found for c in (outer, *outer.inner) if c in kept or c in passed]
 
 
 def draft_stages(candidate: Candidate) -> list[Draft]:

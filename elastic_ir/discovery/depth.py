@@ -18,6 +18,14 @@ _PRODUCTS = {"operator.mul", "operator.imul", "torch.mul", "method.mul", "method
 #: Operations that contract with a weight; others on a weight alone (standardising it) only change it.
 _CONTRACTS = re.compile(r"conv|linear|mm|matmul|einsum|attention")
 
+#: Names of tables that are looked up: without a graph only their name tells them from a linear layer.
+_LOOKUPS = re.compile(r"emb|wte|wpe|token|pos")
+
+
+def looks_up(name: str) -> bool:
+    """Whether a weight known by name alone is a table of embeddings or positions, which is no layer."""
+    return _LOOKUPS.search(name) is not None
+
 
 def path_lengths(graph: Graph) -> dict[Value, int]:
     """For each value the number of weight layers on the longest path from an input to it."""

@@ -18,6 +18,7 @@ from elastic_ir.emit.configuration import update_counts, update_stage_counts
 from elastic_ir.emit.constants import renumber_indices
 from elastic_ir.emit.reference import adopt
 from elastic_ir.emit.respread import respread_constants
+from elastic_ir.emit.wiring import follows_plan, has_long_skips
 from elastic_ir.errors import EmitError
 from elastic_ir.graph import Graph
 from elastic_ir.structure import Container
@@ -37,22 +38,30 @@ def to_module(graph: Graph, masked: bool = True) -> nn.Module:
     structure = graph._structure
     touched = [c for c in structure.containers if _changed(c)] if structure is not None else []
     if live is not None and all(container.native and _iterates(container, live) for container in touched):
-        module = _refill(graph, live, touched)
-    elif len(graph) and graph.metadata.get("frontend") == "fx":
+        module = _finish(_refill(graph, live, touched), graph, masked)
+        if not len(graph) or not has_long_skips(graph, touched) or follows_plan(module, graph):
+            return module
+        why = "gets a skip from one of the units of {}, and would take it from another one now"
+    else:
+        why = "names the units of {} one by one"
+    if len(graph) and graph.metadata.get("frontend") == "fx":
         from elastic_ir.emit.graph_module import build_graph_module
 
-        module = build_graph_module(graph, live)
-    elif live is not None:
+        return _finish(build_graph_module(graph, live), graph, masked)
+    if live is not None:
         names = ", ".join(repr(container.label) for container in touched)
         raise EmitError(
-            f"the units of {names} are named one by one in {graph.name}.forward, which torch.fx cannot trace; "
-            "put them into a Sequential or ModuleList"
+            f"{graph.name}.forward {why.format(names)}; torch.fx, which could write a forward that follows the plan, "
+            "cannot trace it; put the units into a Sequential or ModuleList, and take skips where a stage ends"
         )
-    else:
-        raise EmitError(
-            f"{graph.name} was read without its network, so there is no module to emit; pass --arch SOURCE "
-            "(arch=...), or write a state dict (.pt, .safetensors)"
-        )
+    raise EmitError(
+        f"{graph.name} was read without its network, so there is no module to emit; pass --arch SOURCE "
+        "(arch=...), or write a state dict (.pt, .safetensors)"
+    )
+
+
+def _finish(module: nn.Module, graph: Graph, masked: bool) -> nn.Module:
+    """A module with tensors of its own, its names and shapes checked."""
     if graph.reference is not None:
         changes = adopt(module, graph, graph.structure.containers)
         graph.metadata["constants"] = dict.fromkeys(changes, "as the reference has it")

@@ -200,13 +200,14 @@ found from: names
 depth:      14
 parameters: 2,988
 sparsity:   0.0 %
-stem:       conv1
-head:       linear
 
-stage   blocks  entry     free      unit  layers
-layer1  2       layer1.0  layer1.1  1     2
-layer2  2       layer2.0  layer2.1  1     2
-layer3  2       layer3.0  layer3.1  1     2
+stage   blocks  free  layers  depth  parameters
+stem         -     -       1    7 %          58
+layer1       2     1       4   29 %         160
+layer2       2     1       4   29 %         552
+layer3       2     1       4   29 %       2,128
+head         -     -       1    7 %          90
+total        6     3      14  100 %       2,988
 """
 
 
@@ -217,14 +218,25 @@ def test_inspect(here: Path) -> None:
 def test_inspect_as_json(here: Path) -> None:
     found = json.loads(good("inspect", "model.safetensors", "--json"))
     assert list(found) == [
-        "name", "source", "form", "depth", "parameters", "sparsity", "stem", "head", "note", "stages",
+        "name", "source", "form", "frontend", "depth", "parameters", "sparsity", "stem", "head", "note", "stages",
+        "rows",
     ]  # fmt: skip
     assert (found["source"], found["form"], found["depth"]) == ("model.safetensors", "names", 14)
+    assert found["frontend"] is None
     assert found["sparsity"] == 0
     assert found["stages"][1] == {
         "name": "layer2", "blocks": 2, "entry": "layer2.0", "transition": None, "free": ["layer2.1"], "unit": 1,
-        "layers": 2, "shape": None,
+        "layers": 2, "shape": None, "channels": None, "resolution": None, "tokens": None, "type": None,
+        "stage_layers": 4, "depth_share": 4 / 14, "parameters": 552, "sparsity": 0.0,
     }  # fmt: skip
+    assert [(row["kind"], row["name"]) for row in found["rows"]] == [
+        ("stem", "stem"), ("stage", "layer1"), ("stage", "layer2"), ("stage", "layer3"), ("head", "head"),
+    ]  # fmt: skip
+    assert list(found["rows"][0]) == [
+        "kind", "name", "modules", "type", "layers", "depth_share", "parameters", "sparsity",
+    ]  # fmt: skip
+    assert found["rows"][0]["modules"] == ["bn1", "conv1"]
+    assert sum(row["parameters"] for row in found["rows"]) == found["parameters"]
 
 
 def test_inspect_where_nothing_repeats(here: Path) -> None:

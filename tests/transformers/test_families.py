@@ -28,9 +28,11 @@ def resized(name: str, way: str) -> eir.Graph:
     """Twice as deep in one of the orders, or with half of the units gone."""
     graph = traced(name)
     if way == "squeeze":
-        return eir.squeeze(
-            graph, to_stages=[max(len(s) // 2 // s.period, 1) * s.period for s in graph.stages]
-        )
+        steps = [stage.period or 1 for stage in graph.stages]
+        halves = [
+            max(len(stage) // 2 // step, 1) * step for stage, step in zip(graph.stages, steps, strict=True)
+        ]
+        return eir.squeeze(graph, to_stages=halves)
     return eir.stretch(graph, to_stages=[2 * len(stage) for stage in graph.stages], order=way)
 
 
@@ -73,9 +75,16 @@ def test_a_native_network_of_the_emitted_configuration_is_the_same(name: str, wa
 def test_generation_with_the_cache_gives_the_tokens_without(name: str) -> None:
     module: Any = resized(name, "append").to_module().eval()
     tokens = torch.tensor([[5, 6, 7, 8, 9]])
+    start = {"decoder_start_token_id": 0} if module.config.is_encoder_decoder else {}
     found = [
         module.generate(
-            tokens, max_new_tokens=8, do_sample=False, use_cache=cache, eos_token_id=None, pad_token_id=0
+            tokens,
+            **start,
+            max_new_tokens=8,
+            do_sample=False,
+            use_cache=cache,
+            eos_token_id=None,
+            pad_token_id=0,
         )
         for cache in (True, False)
     ]
@@ -94,7 +103,7 @@ def test_files_round_trip(name: str, tmp_path: Path) -> None:
 
 
 def test_configurations_say_the_new_depth() -> None:
-    for name, attributes in {
+    wanted: dict[str, dict[str, object]] = {
         "bert": {"num_hidden_layers": 6},
         "qwen3_sliding": {
             "num_hidden_layers": 6, "layer_types": ["full_attention", "sliding_attention", "sliding_attention"] * 2,
@@ -105,8 +114,10 @@ def test_configurations_say_the_new_depth() -> None:
         "swin": {"depths": [4, 8], "num_heads": [2, 4]},
         "t5": {"num_layers": 6, "num_decoder_layers": 6},
         "whisper": {"encoder_layers": 6, "decoder_layers": 6},
-    }.items():  # fmt: skip
-        config = resized(name, "append").to_module().config
+    }  # fmt: skip
+    for name, attributes in wanted.items():
+        module: Any = resized(name, "append").to_module()
+        config = module.config
         assert {key: getattr(config, key) for key in attributes} == attributes, name
 
 
@@ -165,9 +176,9 @@ def test_one_layer_applied_many_times_has_nothing_to_clone() -> None:
     with pytest.raises(eir.StructureError) as caught:
         eir.stretch(eir.trace(t.AlbertModel(config)), to_units=8)
     assert str(caught.value) == (
-        "nothing in AlbertModel repeats in its weights: encoder.albert_layer_groups.0.albert_layers.0 runs 5 times over "
-        "the same ones, so its depth is a count and no weights; set that count (num_hidden_layers in the configuration) "
-        "and load the same weights"
+        "nothing in AlbertModel repeats: encoder.albert_layer_groups.0.albert_layers.0 runs 5 times over the same "
+        "weights, so its depth is a count and there is nothing to clone; set that count (num_hidden_layers in a "
+        "configuration) and load the same weights"
     )
 
 
