@@ -13,6 +13,7 @@ from elastic_ir.errors import TraceError
 from elastic_ir.frontends.export import read_export
 from elastic_ir.frontends.fx import read_fx
 from elastic_ir.frontends.shapes import Inputs, from_shapes, guesses
+from elastic_ir.frontends.undisturbed import undisturbed
 from elastic_ir.frontends.weights import attach_masks, weight_table
 from elastic_ir.graph import Graph
 from elastic_ir.weights import Weight
@@ -82,7 +83,8 @@ def trace(
     for name in READERS if frontend == "auto" else (frontend,):
         for inputs in candidates:
             try:
-                graph = READERS[name](model, inputs, weights)
+                with undisturbed(model):
+                    graph = READERS[name](model, inputs, weights)
             except Exception as error:  # any tracer may raise anything; what it said is reported below
                 problems[name] = (
                     f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"

@@ -204,3 +204,31 @@ def test_json_says_what_the_table_says() -> None:
     assert sum(row["parameters"] for row in found["rows"]) == found["parameters"]
     assert sum(row["layers"] for row in found["rows"]) == found["depth"]
     assert found["frontend"] == "fx"
+
+
+def test_the_readme_shows_what_is_printed() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert f"$ elastic-ir inspect torchvision:swin_t\n{golden('swin_t')}```" in readme
+    shown = readme.partition("$ elastic-ir inspect mobilenet_v2.pth\n")[2].partition("...\n")[0]
+    assert [line for line in shown.splitlines() if line not in golden("state-dict").splitlines()] == []
+
+
+def test_an_exported_network_is_shown_without_a_warning(capfd: pytest.CaptureFixture[str]) -> None:
+    """torch.export warns of TinyViT's caches; nothing of it reaches the terminal, from Python or from below it."""
+    found = inspect("timm:tiny_vit_5m_224")
+    assert "found from: graph (torch.export)\n" in found
+    assert "320 @ 7x7" in found  # whose layers only see windows
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_single_block_of_a_pair_is_asked_for_on_the_command_line() -> None:
+    source = "timm:swin_tiny_patch4_window7_224"
+    plan = ("--plan", "0,1|0,1|0-2,4,5|0,1", "--dry-run")
+    refused = CliRunner().invoke(elastic_ir, ["squeeze", source, *plan], prog_name="elastic-ir")
+    assert refused.exit_code == 1
+    assert "2 blocks make a unit" in refused.stderr
+    assert "--unit 1" in refused.stderr
+    done = CliRunner().invoke(elastic_ir, ["squeeze", source, "--unit", "1", *plan], prog_name="elastic-ir")
+    assert done.exit_code == 0, done.output
+    assert "note:       layers.0.blocks" in done.stdout
+    assert "depth:      53 -> 49" in done.stdout
