@@ -8,6 +8,7 @@ in the number of nodes however many blocks it clones. (One rewriter with listene
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from types import TracebackType
 from typing import Protocol
@@ -144,6 +145,19 @@ class Rewriter:
         if data.shape != weight.shape:
             raise VerifyError(f"the new tensor of {name!r} has shape {data.shape}, its weight {weight.shape}")
         weight.storage.data = data
+
+    def drop_weights(self, names: Iterable[str]) -> None:
+        """Take out weights that no node uses; VerifyError where one does."""
+        doomed = set(names)
+        for node in self.graph:
+            for name in doomed.intersection(node.weight_names()):
+                raise VerifyError(f"weight {name!r} cannot be dropped: node %{node.name} uses it")
+        for name in doomed:
+            weight = self.graph.weights.pop(name)
+            self._names_of[id(weight.storage)].discard(name)
+            owner = self._owner(name)
+            if owner is not None:
+                self._weights_of[owner].remove(name)
 
     # -- blocks and units ------------------------------------------------------------------------------------------
 

@@ -127,9 +127,9 @@ def _conform(target: Graph, reference: Graph, theirs: Structure) -> None:
             f"the source has {len(kept)} weights that the reference lacks, {', '.join(kept[:3])} for example"
         )
     _check_kept(target, reference, theirs)
-    for name in differing["extra"]:
-        del target.weights[name]
     graft(target, reference, theirs)
+    with Rewriter(target) as rewriter:
+        rewriter.drop_weights(differing["extra"])
 
 
 def _is_output(name: str, target: Graph, reference: Graph, theirs: Structure) -> bool:

@@ -317,6 +317,22 @@ def test_ways_to_say_the_target(here: Path, options: list[str], counts: tuple[in
     assert set(load_file(here / "out.safetensors")) == set(small_resnet(counts))
 
 
+def test_like_a_named_network_says_what_became_of_constants(here: Path) -> None:
+    told = good("stretch", "timm:nf_resnet26", "--like", "timm:nf_resnet50", "-o", "deep.safetensors")
+    assert "depth:      26 -> 50" in told.splitlines()
+    constants = next(line for line in told.splitlines() if line.startswith("constants:"))
+    assert constants == "constants:  beta as the reference has it"
+    told = good("stretch", "timm:nf_resnet26", "--to-stages", "3,4,6,3", "-o", "alone.safetensors")
+    constants = next(line for line in told.splitlines() if line.startswith("constants:"))
+    assert "by the variance since the last entry" in constants
+    assert set(load_file(here / "deep.safetensors")) == set(load_file(here / "alone.safetensors"))
+
+
+def test_like_says_which_stage_cannot_be_matched(here: Path) -> None:
+    told = bad("stretch", "timm:resnet18", "--like", "timm:resnet50")
+    assert told.count("\n") == 1 and "layer1" in told
+
+
 @pytest.mark.parametrize(
     ("options", "kept"),
     [

@@ -19,7 +19,7 @@ ecaresnet50d ecaresnet101d | resnest26d resnest50d | res2net50_26w_4s res2net101
 nf_resnet26 nf_resnet50 | nfnet_f1 nfnet_f2 | nfnet_f2 nfnet_f3 | nfnet_f3 nfnet_f4
 vgg13 vgg16 | vgg16 vgg19 | vgg13_bn vgg16_bn | vgg16_bn vgg19_bn | convnext_tiny convnext_small
 convnextv2_tiny convnextv2_small | swin_tiny_patch4_window7_224 swin_small_patch4_window7_224
-swinv2_tiny_window8_256 swinv2_small_window8_256 | swinv2_cr_tiny_ns_224 swinv2_cr_small_ns_224
+swinv2_tiny_window16_256 swinv2_small_window16_256 | swinv2_cr_tiny_ns_224 swinv2_cr_small_ns_224
 cait_xxs24_224 cait_xxs36_224 | xcit_tiny_12_p16_224 xcit_tiny_24_p16_224 | resmlp_12_224 resmlp_24_224
 resmlp_24_224 resmlp_36_224 | poolformer_s12 poolformer_s24 | poolformer_s24 poolformer_s36
 gmixer_12_224 gmixer_24_224 | mvitv2_tiny mvitv2_small | mvitv2_small mvitv2_base | pvt_v2_b1 pvt_v2_b2
