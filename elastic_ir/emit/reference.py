@@ -40,8 +40,25 @@ def adopt(module: nn.Module, graph: Graph, containers: list[Container]) -> dict[
             elif mine is not None and theirs is not None:
                 _adopt(mine, theirs, child.path, held, changes)
         _adopt_lists(module, live, container.path, changes)
+    _adopt_rates(module, live, containers, changes)
     _fill_buffers(module, live, reference, containers)
     return changes
+
+
+def _adopt_rates(
+    module: nn.Module, live: nn.Module, containers: list[Container], changes: dict[str, int]
+) -> None:
+    """Rates and epsilons of what is kept: numbers that no weight shows, and that may differ within a family."""
+    inside = tuple(f"{child.path}." for container in containers for child in container.children)
+    for path, part in module.named_modules():
+        other = None if f"{path}.".startswith(inside) else _find(live, path)
+        if other is None or type(other) is not type(part):
+            continue
+        for name, value in vars(other).items():
+            own = vars(part).get(name)
+            if isinstance(value, float) and isinstance(own, float) and own != value:
+                setattr(part, name, value)
+                changes[name] = changes.get(name, 0) + 1
 
 
 def _find(module: nn.Module, path: str) -> nn.Module | None:
