@@ -27,6 +27,7 @@ def copy_node(node: Node, values: dict[Value, Value], names: dict[str, str] | No
         attributes=node.attributes,
         weights={role: renames.get(name, name) for role, name in node.weights.items()},
         scope=node.scope,
+        origin=node.origin,
     )
     twin.output.type = node.output.type
     twin.output.is_tensor = node.output.is_tensor

@@ -43,6 +43,15 @@ class WeightRef:
     name: str
 
 
+@dataclass(frozen=True)
+class Literal:
+    """A small constant tensor that is part of the program, not a weight (ONNX's shapes, axes and factors)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    values: tuple[bool | int | float, ...]  #: flat, in C order
+
+
 @dataclass(eq=False)
 class Value:
     """The result of one node; ``type`` is None for what is no tensor (a size, a tuple) or is not known."""
@@ -61,7 +70,7 @@ class Value:
 
 #: What a node may read: values, weights, and plain data, nested in tuples, lists, dicts and slices.
 Argument: TypeAlias = Union[
-    bool, int, float, complex, str, Symbol, WeightRef, Value, slice, "tuple[Argument, ...]", "list[Argument]",
+    bool, int, float, complex, str, Symbol, Literal, WeightRef, Value, slice, "tuple[Argument, ...]", "list[Argument]",
     "dict[str, Argument]", None,
 ]  # fmt: skip
 
@@ -78,6 +87,7 @@ class Node:
         "kwargs",
         "name",
         "op",
+        "origin",
         "output",
         "scope",
         "weights",
@@ -94,16 +104,18 @@ class Node:
         attributes: Mapping[str, Argument] | None = None,
         weights: Mapping[str, str] | None = None,
         scope: str = "",
+        origin: str = "",
     ) -> None:
         self.name = name
         self.op = op
         self.args = args
         self.kwargs: dict[str, Argument] = dict(kwargs or {})
-        #: "input", "module" (a leaf module), "function", "method", "weight" (a weight as a value), "output"
+        #: "input", "module" (a leaf module), "function", "method", "onnx", "weight" (a weight as a value), "output"
         self.kind = kind
         self.attributes: dict[str, Argument] = dict(attributes or {})  #: a leaf module's configuration
         self.weights: dict[str, str] = dict(weights or {})  #: a leaf module's parameters and buffers, by role
         self.scope = scope  #: path of the module whose forward ran it; for a leaf module its own path
+        self.origin = origin  #: which node of the source it is, or was copied from, where the source numbers them
         self.output = Value(self)
         self._prev: Node | None = None
         self._next: Node | None = None

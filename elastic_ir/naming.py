@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from elastic_ir.graph import Graph
+from elastic_ir.graph import Argument, Graph, Node, WeightRef, map_argument
 
 
 def head_in(path: str, heads: set[str]) -> str | None:
@@ -27,6 +27,17 @@ def rename_path(path: str, renames: dict[str, str]) -> str:
             return renames[path[:end]] + path[end:]
         end = path.rfind(".", 0, end)
     return path
+
+
+def rename_references(node: Node, renames: dict[str, str]) -> None:
+    """Let a node use weights under their new names; for front ends."""
+
+    def change(leaf: Argument) -> Argument:
+        return WeightRef(renames[leaf.name]) if isinstance(leaf, WeightRef) and leaf.name in renames else leaf
+
+    node.weights = {role: renames.get(name, name) for role, name in node.weights.items()}
+    node.args = map_argument(node.args, change)
+    node.kwargs = map_argument(node.kwargs, change)
 
 
 def name_nodes(graph: Graph) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from elastic_ir.errors import StructureError
-from elastic_ir.graph import Graph, Node, Symbol, TensorType, Value, WeightRef
+from elastic_ir.graph import Graph, Literal, Node, Symbol, TensorType, Value, WeightRef
 from elastic_ir.structure import Stage
 from elastic_ir.weights import Weight
 
@@ -17,7 +17,8 @@ _SHORT = {
 
 def format_type(kind: TensorType) -> str:
     """``f32[1, 16, 32, 32]``."""
-    return f"{_SHORT.get(kind.dtype, kind.dtype)}{list(kind.shape)}"
+    extents = ", ".join("?" if extent < 0 else str(extent) for extent in kind.shape)
+    return f"{_SHORT.get(kind.dtype, kind.dtype)}[{extents}]"
 
 
 def format_argument(argument: Any) -> str:
@@ -28,6 +29,12 @@ def format_argument(argument: Any) -> str:
         return f"@{argument.name}"
     if isinstance(argument, Symbol):
         return argument.name
+    if isinstance(argument, Literal):
+        kind = _SHORT.get(argument.dtype, argument.dtype)
+        if len(argument.shape) == 1:
+            return f"{kind}[{', '.join(map(repr, argument.values))}]"
+        extents = "x".join(map(str, argument.shape))
+        return f"{kind}({extents + ': ' if extents else ''}{', '.join(map(repr, argument.values))})"
     if isinstance(argument, tuple):
         inner = ", ".join(format_argument(item) for item in argument)
         return f"({inner},)" if len(argument) == 1 else f"({inner})"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from elastic_ir.errors import SourceError
-from elastic_ir.graph import Graph, Node, Symbol, TensorType, Value, WeightRef
+from elastic_ir.graph import Graph, Literal, Node, Symbol, TensorType, Value, WeightRef
 from elastic_ir.tensors import TensorData, nbytes
 from elastic_ir.weights import Storage, Weight
 
@@ -48,6 +48,7 @@ def graph_to_data(graph: Graph) -> dict[str, Any]:
             "scope": node.scope,
             "type": [list(node.output.type.shape), node.output.type.dtype] if node.output.type else None,
             "tensor": node.output.is_tensor,
+            **({"origin": node.origin} if node.origin else {}),
         }
         for node in graph
     ]
@@ -105,7 +106,7 @@ def _from_data(data: Mapping[str, Any], tensors: Mapping[str, TensorData]) -> Gr
         node = Node(
             item["name"], item["op"], _decode(item["args"], values), _decode(item["kwargs"], values),
             kind=item["kind"], attributes=_decode(item["attributes"], values), weights=item["weights"],
-            scope=item["scope"],
+            scope=item["scope"], origin=item.get("origin", ""),
         )  # fmt: skip
         if item["type"] is not None:
             node.output.type = TensorType(tuple(item["type"][0]), item["type"][1])
@@ -139,6 +140,8 @@ def _encode(item: Any, place: Mapping[Node, int]) -> Any:
         return {"weight": item.name}
     if isinstance(item, Symbol):
         return {"symbol": item.name}
+    if isinstance(item, Literal):
+        return {"literal": [item.dtype, list(item.shape), [_encode(value, place) for value in item.values]]}
     if isinstance(item, tuple):
         return {"tuple": [_encode(part, place) for part in item]}
     if isinstance(item, list):
@@ -162,6 +165,9 @@ def _decode(item: Any, values: list[Value]) -> Any:
         return WeightRef(content)
     if kind == "symbol":
         return Symbol(content)
+    if kind == "literal":
+        dtype, shape, numbers = content
+        return Literal(dtype, tuple(shape), tuple(_decode(number, values) for number in numbers))
     if kind == "tuple":
         return tuple(_decode(part, values) for part in content)
     if kind == "dict":

@@ -33,7 +33,7 @@ class FileTensor:
         left = prod(self.shape) * ITEM_SIZES[self.dtype]
         try:
             with self.path.open("rb") as file:
-                if self.stamp not in (None, _stamp(os.fstat(file.fileno()))):
+                if self.stamp not in (None, stamp_of(os.fstat(file.fileno()))):
                     raise SourceError(f"{self.path} was changed after it was read; read it again")
                 file.seek(self.offset)
                 while left:
@@ -48,7 +48,7 @@ class FileTensor:
             ) from error
 
 
-def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+def stamp_of(status: os.stat_result) -> tuple[int, int, int]:
     """What changes when a file is written anew or replaced by another."""
     return status.st_ino, status.st_size, status.st_mtime_ns
 
@@ -93,7 +93,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, FileTensor
     spans: list[tuple[int, int, str]] = []
     for name, item in header.items():
         shape, dtype, begin, end = _entry(name, item, path)
-        tensors[name] = FileTensor(path, start + begin, shape, dtype, _stamp(status))
+        tensors[name] = FileTensor(path, start + begin, shape, dtype, stamp_of(status))
         spans.append((begin, end, name))
     _check_spans(sorted(spans), size - start, path)
     return tensors, metadata

@@ -13,10 +13,10 @@ from elastic_ir.discovery.parts import Group
 from elastic_ir.graph import Graph, Node, Value
 
 _PRODUCTS = {"operator.mul", "operator.imul", "torch.mul", "method.mul", "method.mul_", "aten.mul.Tensor",
-             "aten.mul_.Tensor", "torch.multiply"}  # fmt: skip
+             "aten.mul_.Tensor", "torch.multiply", "onnx.Mul"}  # fmt: skip
 
 #: Operations that contract with a weight; others on a weight alone (standardising it) only change it.
-_CONTRACTS = re.compile(r"conv|linear|mm|matmul|einsum|attention")
+_CONTRACTS = re.compile(r"conv|linear|mm|matmul|einsum|attention", re.IGNORECASE)
 
 #: Names of tables that are looked up: without a graph only their name tells them from a linear layer.
 _LOOKUPS = re.compile(r"emb|wte|wpe|token|pos")
@@ -40,13 +40,13 @@ def path_lengths(graph: Graph) -> dict[Value, int]:
     for node in graph:
         operands = node.operands()
         flowing = [value for value in operands if value not in made_of]
-        looked_up = "embedding" in node.op.lower()  # an embedding may be tied to the head, and is no layer
+        looked_up = "embedding" in node.op.lower() or node.op == "onnx.Gather"  # an embedding may be tied to the head, and is no layer
         direct = frozenset(() if looked_up else (name for name in node.weight_names() if name in prunable))
         layers = direct.union(*(made_of.get(value, frozenset()) for value in operands))
         reshaped = (
             not flowing and (operands or node.weight_names()) and not (direct and _CONTRACTS.search(node.op))
         )
-        if reshaped and node.kind in ("function", "method"):
+        if reshaped and node.kind in ("function", "method", "onnx"):
             made_of[node.output] = layers
             lengths[node.output] = 0
             continue

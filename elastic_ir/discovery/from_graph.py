@@ -6,7 +6,7 @@ import hashlib
 from typing import Any
 
 from elastic_ir.discovery.parts import Group, Part, form_of, group_children, relative_weights
-from elastic_ir.graph import Graph, Node, Symbol, Value, WeightRef
+from elastic_ir.graph import Graph, Literal, Node, Symbol, Value, WeightRef
 from elastic_ir.structure import Container
 
 
@@ -97,7 +97,7 @@ class GraphReader:
         """The weightless, shape-preserving operations of the caller that follow a group, each on the one before."""
         run: list[Node] = []
         last, node = group.nodes[-1], group.nodes[-1]._next
-        while node is not None and node.scope in scopes and node.kind in ("function", "method"):
+        while node is not None and node.scope in scopes and node.kind in ("function", "method", "onnx"):
             source = next((value.type for value in node.operands() if value.type is not None), None)
             same = (
                 node.output.type is not None and source is not None and source.shape == node.output.type.shape
@@ -188,6 +188,8 @@ class GraphReader:
             return "@"
         if isinstance(item, Symbol):
             return item.name
+        if isinstance(item, Literal):
+            return f"{item.shape}{self._plain(item.values, place)}"
         if isinstance(item, (float, complex)):
             return "~"
         if isinstance(item, (tuple, list)):

@@ -1,0 +1,211 @@
+"""ONNX files: the model without the bytes of its weights, and for each weight the place where its bytes lie.
+
+The protobuf library (and onnx_ir on top of it) holds a whole file in memory. Here the file is mapped, its messages are
+walked by their lengths, and large tensors are cut out before anything is parsed; what is parsed is small. External data
+stays where it is. Fields by number: onnx.proto, https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from elastic_ir.errors import SourceError
+from elastic_ir.frontends.safetensors_file import FileTensor, stamp_of
+from elastic_ir.protobuf import BYTES, Field, WireError, fields
+from elastic_ir.protobuf import field as wire_field
+from elastic_ir.serialise import InlineData
+from elastic_ir.tensors import ITEM_SIZES, TensorData
+
+if TYPE_CHECKING:
+    import onnx
+
+#: Tensors from this size on stay in the file; smaller ones may be shapes that shape inference has to see.
+LARGE = 2048
+#: Entry of ``external_data`` by which a tensor that was cut out is known; no file of others has it.
+MARK = "elastic-ir"
+_DEEPEST = 64  #: bodies within bodies
+
+#: TensorProto.DataType by number to torch's names; what is missing has no bytes of its own kind in torch.
+DTYPES = {
+    1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16",
+    11: "float64", 12: "uint32", 13: "uint64", 14: "complex64", 15: "complex128", 16: "bfloat16",
+    17: "float8_e4m3fn", 18: "float8_e4m3fnuz", 19: "float8_e5m2", 20: "float8_e5m2fnuz", 24: "float8_e8m0fnu",
+}  # fmt: skip
+
+
+@dataclass(eq=False)
+class OnnxFile:
+    """An ONNX file that was opened: its model without large tensors, and where those are."""
+
+    path: Path
+    model: onnx.ModelProto
+    tensors: dict[str, FileTensor] = field(default_factory=dict)  #: by the mark that stands for each
+    size: int = 0
+
+    def data(self, tensor: onnx.TensorProto, owner: str) -> TensorData | None:
+        """A tensor of the model as a lazy one; None where its type is none of torch's (strings, four bits)."""
+        dtype = DTYPES.get(tensor.data_type)
+        if dtype is None:
+            return None
+        shape = tuple(tensor.dims)
+        if any(extent < 0 for extent in shape):
+            raise SourceError(f"{self.path.name}: {owner} has the shape {list(shape)}")
+        mark = next((entry.value for entry in tensor.external_data if entry.key == MARK), None)
+        if mark is not None:
+            found = self.tensors[mark]
+            return self._checked(FileTensor(found.path, found.offset, shape, dtype, found.stamp), found.shape[0], owner)
+        if tensor.data_location == 1:
+            return self._external(tensor, shape, dtype, owner)
+        raw = _bytes_of(tensor)
+        if len(raw) != prod(shape) * ITEM_SIZES[dtype]:
+            raise SourceError(
+                f"{self.path.name}: {owner} has {len(raw)} bytes where its shape {list(shape)} needs "
+                f"{prod(shape) * ITEM_SIZES[dtype]}"
+            )
+        return InlineData(shape, dtype, raw)
+
+    def _checked(self, data: FileTensor, have: int, owner: str) -> FileTensor:
+        need = prod(data.shape) * ITEM_SIZES[data.dtype]
+        if need != have:
+            raise SourceError(
+                f"{self.path.name}: {owner} has {have} bytes where its shape {list(data.shape)} needs {need}"
+            )
+        return data
+
+    def _external(self, tensor: onnx.TensorProto, shape: tuple[int, ...], dtype: str, owner: str) -> TensorData:
+        """A tensor of another file, which has to lie in the model's folder."""
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location = entries.get("location", "")
+        folder = self.path.parent.resolve()
+        path = (folder / location).resolve()
+        if not location or Path(location).is_absolute() or not path.is_relative_to(folder) or path == folder:
+            raise SourceError(
+                f"{self.path.name}: {owner} wants its data from {location!r}, which is outside the model's folder"
+            )
+        try:
+            offset = int(entries.get("offset", "0"))
+            length = int(entries.get("length", "-1"))
+            status = path.stat()
+        except ValueError as error:
+            raise SourceError(f"{self.path.name}: {owner} has a damaged place in {location} ({error})") from error
+        except OSError as error:
+            raise SourceError(
+                f"{self.path.name}: the file {location} with the data of {owner} cannot be read: "
+                f"{(error.strerror or str(error)).lower()}"
+            ) from error
+        if not path.is_file():
+            raise SourceError(f"{self.path.name}: {location}, with the data of {owner}, is no plain file")
+        need = prod(shape) * ITEM_SIZES[dtype]
+        if length < 0:
+            length = need
+        if offset < 0 or offset + length > status.st_size:
+            raise SourceError(
+                f"{self.path.name}: {location} has {status.st_size} bytes, and {owner} should end at {offset + length}"
+            )
+        return self._checked(FileTensor(path, offset, shape, dtype, stamp_of(status)), length, owner)
+
+
+def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
+    """Open an ONNX file without reading its weights. Raises SourceError: missing, empty, truncated, no ONNX model."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_size == 0:
+                raise SourceError(f"{path} is empty")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
+                opened = OnnxFile(path, onnx.ModelProto(), size=status.st_size)
+                small = _Stripper(view, opened, stamp_of(status)).model()
+    except WireError as error:
+        raise SourceError(f"{path.name} is no ONNX model, or was cut short: {error}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SourceError(f"{path} could not be read: {reason.lower()}") from error
+    try:
+        opened.model.ParseFromString(small)
+    except (DecodeError, RecursionError) as error:
+        raise SourceError(f"{path.name} is no ONNX model: {error}") from error
+    return opened
+
+
+class _Stripper:
+    """Walks a mapped model and leaves out the bytes of large tensors, noting where they are."""
+
+    def __init__(self, view: memoryview, opened: OnnxFile, stamp: tuple[int, int, int]) -> None:
+        self.view = view
+        self.opened = opened
+        self.stamp = stamp
+
+    def model(self) -> bytes:
+        """The model without them."""
+        return self._message(0, len(self.view), {7: lambda item: self._graph(item, 0)})
+
+    def _message(self, start: int, end: int, inner: dict[int, Callable[[Field], bytes]]) -> bytes:
+        """A message with some of its messages rebuilt and all else as it was."""
+        pieces: list[bytes] = []
+        kept = start  # what lies from here on is copied as it is
+        for item in fields(self.view, start, end):
+            if item.wire == BYTES and item.number in inner:
+                pieces += [bytes(self.view[kept : item.begin]), wire_field(item.number, inner[item.number](item))]
+                kept = item.end
+        pieces.append(bytes(self.view[kept:end]))
+        return b"".join(pieces)
+
+    def _graph(self, at: Field, depth: int) -> bytes:
+        if depth > _DEEPEST:
+            raise WireError(f"bodies lie more than {_DEEPEST} deep in one another at byte {at.begin}")
+        return self._message(at.start, at.end, {1: lambda item: self._node(item, depth), 5: self._tensor})
+
+    def _node(self, at: Field, depth: int) -> bytes:
+        if at.end - at.start < LARGE:  # nothing large can be in it
+            return bytes(self.view[at.start : at.end])
+        return self._message(at.start, at.end, {5: lambda item: self._attribute(item, depth)})
+
+    def _attribute(self, at: Field, depth: int) -> bytes:
+        body: Callable[[Field], bytes] = lambda item: self._graph(item, depth + 1)  # noqa: E731
+        return self._message(at.start, at.end, {5: self._tensor, 6: body, 11: body})
+
+    def _tensor(self, at: Field) -> bytes:
+        """A tensor; where it is large, without its bytes (raw, or floats and doubles packed as raw ones are)."""
+        if at.end - at.start < LARGE:
+            return bytes(self.view[at.start : at.end])
+        found = list(fields(self.view, at.start, at.end))
+        bulky = [item for item in found if item.number in (4, 9, 10)]
+        if len(bulky) != 1 or bulky[0].wire != BYTES or bulky[0].end - bulky[0].start < LARGE:
+            return bytes(self.view[at.start : at.end])
+        place = bulky[0]
+        mark = str(len(self.opened.tensors))
+        size = place.end - place.start
+        self.opened.tensors[mark] = FileTensor(self.opened.path, place.start, (size,), "uint8", self.stamp)
+        entry = wire_field(1, MARK.encode()) + wire_field(2, mark.encode())
+        rest = bytes(self.view[at.start : place.begin]) + bytes(self.view[place.end : at.end])
+        return rest + wire_field(13, entry) + bytes((14 << 3, 1))
+
+
+def _bytes_of(tensor: onnx.TensorProto) -> bytes:
+    """The bytes of a small tensor, whichever of its fields they are in."""
+    import onnx_ir
+
+    if tensor.HasField("raw_data"):
+        return tensor.raw_data
+    try:
+        return onnx_ir.serde.deserialize_tensor(tensor).tobytes()
+    except (TypeError, ValueError) as error:
+        raise SourceError(f"the tensor {tensor.name!r} is damaged ({error})") from error
+
+
+def is_cut_out(tensor: onnx.TensorProto) -> bool:
+    """Whether a tensor's bytes were left in the file."""
+    return any(entry.key == MARK for entry in tensor.external_data)
+
+
+__all__: list[Any] = ["DTYPES", "LARGE", "MARK", "OnnxFile", "is_cut_out", "read_onnx"]

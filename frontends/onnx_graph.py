@@ -1,0 +1,488 @@
+"""An ONNX model as a graph: nodes of its operators, weights that stay in the file, module scopes from its names.
+
+Small integers and scalar factors are literals of the program; other constants are weights, wherever the file keeps them
+(initializers, Constant nodes, filled by ConstantOfShape). Nodes with bodies (If, Loop, Scan) and calls of functions are
+one node each, with what their bodies capture among the operands: kept whole, never cut.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from elastic_ir.errors import SourceError
+from elastic_ir.frontends.onnx_file import DTYPES, OnnxFile, read_onnx
+from elastic_ir.frontends.onnx_scopes import scope_nodes
+from elastic_ir.frontends.onnx_types import infer_types
+from elastic_ir.graph import Argument, Graph, Literal, Node, Symbol, Value, WeightRef
+from elastic_ir.naming import name_nodes, rename_references
+from elastic_ir.tensors import ITEM_SIZES, Mask, TensorData
+from elastic_ir.weights import Storage, Weight
+
+if TYPE_CHECKING:
+    import onnx
+
+OLDEST_OPSET = 7  #: of the default domain; what onnxruntime still promises to run
+_LITERAL = 64  #: the most integers that are a literal; more are a table
+BODY = "captured"  #: the keyword of a node's operands that only its bodies read
+#: Which operand is the weight of a layer, by operator; of several only constant ones count.
+LAYERS: dict[str, tuple[int, ...]] = {
+    "Conv": (1,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (0, 1), "ConvInteger": (1,), "QLinearConv": (3,),
+    "MatMulInteger": (0, 1), "QLinearMatMul": (0, 3), "com.microsoft.FusedConv": (1,),
+    "com.microsoft.FusedGemm": (0, 1), "com.microsoft.FusedMatMul": (0, 1), "com.microsoft.Attention": (1,),
+    "com.microsoft.QAttention": (1,), "com.microsoft.DynamicQuantizeMatMul": (1,), "com.microsoft.MatMulNBits": (1,),
+    "com.microsoft.QGemm": (3,), "com.microsoft.MatMulIntegerToFloat": (1,),
+}  # fmt: skip
+#: Operators that hand a weight on to the layer that uses it.
+_CARRIERS = {"Transpose", "Reshape", "Identity", "Cast", "DequantizeLinear", "Squeeze", "Unsqueeze", "Flatten"}
+
+
+@dataclass(eq=False)
+class Constant:
+    """A constant of the file: its tensor message and how the file keeps it."""
+
+    name: str
+    proto: onnx.TensorProto | None
+    data: TensorData | None
+    node: int | None = None  #: the index of the Constant or ConstantOfShape node; None for an initializer
+    mask: Mask | None = None  #: of a sparse initializer
+    literal: Literal | None = None
+
+
+@dataclass(eq=False)
+class OnnxSource:
+    """What emission needs again: the model without its large tensors, and its constants by name."""
+
+    file: OnnxFile
+    constants: dict[str, Constant] = field(default_factory=dict)
+    initializer_of: dict[str, str] = field(default_factory=dict)  #: a weight's name in the IR to its name in the file
+    input_shapes: list[tuple[int, ...]] = field(default_factory=list)  #: with the open extents filled in
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        return self.file.model
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A tensor of one value throughout, as ConstantOfShape makes it; no byte of it is kept."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    element: bytes
+
+    def chunks(self) -> Iterator[memoryview]:
+        left, step = prod(self.shape), 1 << 20
+        while left > 0:
+            yield memoryview(self.element * min(left, step))
+            left -= step
+
+
+def load_onnx(path: str | os.PathLike[str], input_shape: Sequence[Sequence[int]] | None = None) -> Graph:
+    """Read an ONNX file into a graph; no weight is read. ``input_shape`` fills in open extents of the inputs.
+
+    Raises SourceError: no ONNX model, an opset that is not known, a graph that is cyclic or has dangling names.
+    """
+    opened = read_onnx(path)
+    _check_versions(opened)
+    return _Reader(opened, input_shape).graph
+
+
+def operator(proto: onnx.NodeProto) -> str:
+    """An operator's name, with its domain where that is not the default one."""
+    domain = "" if proto.domain in ("", "ai.onnx") else f"{proto.domain}."
+    return f"{domain}{proto.op_type}"
+
+
+def _check_versions(opened: OnnxFile) -> None:
+    import onnx
+
+    name, model = opened.path.name, opened.model
+    newest = onnx.defs.onnx_opset_version()
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    version = versions.get("", versions.get("ai.onnx"))
+    if not model.HasField("graph"):
+        raise SourceError(f"{name} is no ONNX model: it holds no graph")
+    if version is None:
+        raise SourceError(f"{name} does not say which opset it uses")
+    if not OLDEST_OPSET <= version <= newest:
+        raise SourceError(
+            f"{name} uses opset {version}; opsets {OLDEST_OPSET} to {newest} are read (convert it with "
+            "onnx.version_converter)"
+        )
+    if model.ir_version > onnx.IR_VERSION:
+        raise SourceError(f"{name} has IR version {model.ir_version}; up to {onnx.IR_VERSION} are read")
+
+
+class _Reader:
+    def __init__(self, opened: OnnxFile, input_shape: Sequence[Sequence[int]] | None) -> None:
+        self.opened = opened
+        self.proto = opened.model.graph
+        self.file = opened.path.name
+        self.source = OnnxSource(opened)
+        self.graph = Graph(self.proto.name or opened.path.stem)
+        self.graph.origin = self.source
+        self.graph.metadata["frontend"] = "onnx"
+        self.values: dict[str, Value] = {}
+        self._constants()
+        self._uses = self._count_uses()
+        self._literals()
+        self._check_names()
+        types, self.source.input_shapes = infer_types(opened.model, input_shape, self.file)
+        nodes = self._nodes()
+        for name, value in self.values.items():
+            value.type = types.get(name)
+        self._name_weights(nodes)
+        name_nodes(self.graph)
+        self.graph.metadata["source_names"] = list(self.graph.weights)
+
+    # -- constants -------------------------------------------------------------------------------------------------
+
+    def _constants(self) -> None:
+        from elastic_ir.frontends.onnx_sparse import read_sparse
+
+        for tensor in self.proto.initializer:
+            self._add(Constant(tensor.name, tensor, self.opened.data(tensor, f"the initializer {tensor.name!r}")))
+        for sparse in self.proto.sparse_initializer:
+            name = sparse.values.name
+            data, mask = read_sparse(self.opened, sparse)
+            self._add(Constant(name, None, data, mask=mask))
+        for index, node in enumerate(self.proto.node):
+            if node.domain in ("", "ai.onnx") and len(node.output) == 1:
+                made = self._constant_node(index, node)
+                if made is not None:
+                    self._add(made)
+
+    def _add(self, constant: Constant) -> None:
+        if not constant.name:
+            raise SourceError(f"{self.file}: an initializer has no name")
+        if constant.name in self.source.constants:
+            raise SourceError(f"{self.file}: two constants are named {constant.name!r}")
+        self.source.constants[constant.name] = constant
+
+    def _constant_node(self, index: int, node: onnx.NodeProto) -> Constant | None:
+        """A Constant, or a ConstantOfShape whose shape is one; None for all other nodes."""
+        name = node.output[0]
+        if node.op_type == "Constant":
+            for attribute in node.attribute:
+                if attribute.name == "value" and attribute.type == 4:
+                    owner = f"the constant {name!r}"
+                    return Constant(name, attribute.t, self.opened.data(attribute.t, owner), index)
+                if attribute.name in ("value_int", "value_ints", "value_float", "value_floats"):
+                    return Constant(name, None, None, index, literal=_plain_literal(attribute))
+            return Constant(name, None, None, index)
+        if node.op_type == "ConstantOfShape":
+            shape = self.source.constants.get(node.input[0])
+            extents = _small(shape.data) if shape is not None and shape.data is not None else None
+            if extents is None or any(extent < 0 for extent in extents):
+                return None
+            fill = next((a.t for a in node.attribute if a.name == "value"), None)
+            dtype = "float32" if fill is None else DTYPES.get(fill.data_type)
+            if dtype is None or not extents:
+                return None
+            data = self.opened.data(fill, f"the constant {name!r}") if fill is not None else None
+            element = b"".join(map(bytes, data.chunks())) if data is not None else b"\0" * 4
+            if len(element) != ITEM_SIZES[dtype]:
+                raise SourceError(f"{self.file}: the constant {name!r} is filled with {len(element)} bytes")
+            return Constant(name, None, Filled(tuple(map(int, extents)), dtype, element), index)
+        return None
+
+    def _count_uses(self) -> dict[str, list[tuple[int, int]]]:
+        """For each name the nodes that read it, with the operand's place (-1: in a body)."""
+        uses: dict[str, list[tuple[int, int]]] = {}
+        for index, node in enumerate(self.proto.node):
+            for place, name in enumerate(node.input):
+                uses.setdefault(name, []).append((index, place))
+            for name in captured(node):
+                uses.setdefault(name, []).append((index, -1))
+        return uses
+
+    def _literals(self) -> None:
+        """Constants that are part of the program: few integers, and scalars that no layer has as its weight."""
+        for name, constant in self.source.constants.items():
+            data = constant.data
+            if data is None or constant.mask is not None:
+                continue
+            size = prod(data.shape)
+            whole = not data.dtype.startswith(("float", "bfloat", "complex"))
+            scalar = size == 1 and not self._is_weight_operand(name)
+            if size and (scalar or (whole and size <= _LITERAL)) and not data.dtype.startswith(("float8", "complex")):
+                numbers = _small(data)
+                if numbers is not None:
+                    constant.literal = Literal(data.dtype, data.shape, tuple(numbers))
+
+    def _is_weight_operand(self, name: str) -> bool:
+        for index, place in self._uses.get(name, ()):
+            kind = operator(self.proto.node[index])
+            if kind in LAYERS or (kind == "BatchNormalization" and place > 0):
+                return True
+        return False
+
+    # -- nodes -----------------------------------------------------------------------------------------------------
+
+    def _check_names(self) -> None:
+        """Every name that is read is made by someone; SourceError for cycles and dangling names."""
+        made = {entry.name for entry in self.proto.input} | self.source.constants.keys()
+        later = {name for node in self.proto.node for name in node.output if name}
+        seen: set[str] = set()
+        for node in self.proto.node:
+            for name in (*(n for n in node.input if n), *captured(node)):
+                if name not in made:
+                    what = f"node {node.name or node.op_type!r}"
+                    if name in later:
+                        raise SourceError(
+                            f"{self.file}: {what} reads {name!r}, which is computed later: the nodes are cyclic or not "
+                            "in the order they run"
+                        )
+                    raise SourceError(f"{self.file}: {what} reads {name!r}, which nothing computes")
+            for name in node.output:
+                if name and name in seen:
+                    raise SourceError(f"{self.file}: {name!r} is computed twice")
+                seen.add(name)
+            made.update(name for name in node.output if name)
+        for entry in self.proto.output:
+            if entry.name not in made:
+                raise SourceError(f"{self.file}: the output {entry.name!r} is computed by nothing")
+        if not self.proto.output:
+            raise SourceError(f"{self.file}: the graph has no output")
+
+    def _nodes(self) -> list[tuple[int, Node]]:
+        graph, constants = self.graph, self.source.constants
+        for entry in self.proto.input:
+            if entry.name not in constants:
+                node = Node(entry.name, "input", kind="input", origin=entry.name)
+                self.values[entry.name] = graph.append(node).output
+        made = []
+        for index, proto in enumerate(self.proto.node):
+            if len(proto.output) == 1 and proto.output[0] in constants:
+                continue
+            inside = captured(proto)
+            kwargs: dict[str, Argument] = {BODY: {name: self._argument(name) for name in inside}} if inside else {}
+            node = Node(
+                proto.name, f"onnx.{operator(proto)}", tuple(self._argument(name) for name in proto.input), kwargs,
+                kind="onnx", attributes=plain_attributes(proto), origin=str(index),
+            )  # fmt: skip
+            graph.append(node)
+            made.append((index, node))
+            named = [(place, name) for place, name in enumerate(proto.output) if name]
+            if named and (len(named) == 1 and named[0][0] == 0):
+                self.values[named[0][1]] = node.output
+                continue
+            node.output.is_tensor = False
+            for place, name in named:
+                part = Node(name, "operator.getitem", (node.output, place), kind="function", origin=f"{index}:{place}")
+                self.values[name] = graph.append(part).output
+        results = tuple(self._argument(entry.name) for entry in self.proto.output)
+        graph.append(Node("output", "output", (results,), kind="output"))
+        return made
+
+    def _argument(self, name: str) -> Argument:
+        if not name:
+            return None
+        constant = self.source.constants.get(name)
+        if constant is None:
+            return self.values[name]
+        if constant.literal is not None:
+            return constant.literal
+        if constant.data is None:
+            return Symbol(f"constant {name!r}")
+        return WeightRef(name)
+
+    # -- weights ---------------------------------------------------------------------------------------------------
+
+    def _name_weights(self, nodes: list[tuple[int, Node]]) -> None:
+        """Scopes for the nodes, and for each weight a name within the scope of the node that uses it."""
+        weights = {n: c for n, c in self.source.constants.items() if c.literal is None and c.data is not None}
+        layers = self._layer_weights(weights)
+        for name, constant in weights.items():
+            assert constant.data is not None
+            float_like = constant.data.dtype.startswith(("float", "bfloat"))
+            statistic = any(
+                place > 2 and operator(self.proto.node[index]) == "BatchNormalization"
+                for index, place in self._uses.get(name, ())
+            )
+            self.graph.weights[name] = Weight(
+                name, Storage(constant.data, constant.mask), name, float_like and not statistic, True, name in layers
+            )
+        keep = scope_nodes(self.graph, self.opened.model, nodes) == "names"
+        names = self._names_by_scope(nodes, weights, keep=keep)
+        fresh: dict[str, Weight] = {}
+        for name, weight in self.graph.weights.items():
+            for new in names.get(name, {"": name}).values():
+                fresh[new] = Weight(
+                    new, weight.storage, new, weight.is_parameter, weight.persistent, weight.prunable
+                )
+                self.source.initializer_of[new] = name
+        self.graph.weights = fresh
+        for node in self.graph:
+            rename_references(node, {name: by[node.scope] for name, by in names.items() if node.scope in by})
+
+    def _layer_weights(self, weights: dict[str, Constant]) -> set[str]:
+        """The weights of convolutions and linear layers, through what hands them on."""
+        makers = {name: node for node in self.proto.node for name in node.output if name}
+
+        def root(name: str) -> str | None:
+            for _ in range(8):
+                if name in weights:
+                    data = weights[name].data
+                    return name if data is not None and 2 <= len(data.shape) <= 5 else None
+                maker = makers.get(name)
+                if maker is None or maker.op_type not in _CARRIERS or not maker.input:
+                    return None
+                name = maker.input[0]
+            return None
+
+        found = set()
+        for node in self.proto.node:
+            for place in LAYERS.get(operator(node), ()):
+                if place < len(node.input):
+                    name = root(node.input[place])
+                    if name is not None:
+                        found.add(name)
+        return found
+
+    def _names_by_scope(
+        self, nodes: list[tuple[int, Node]], weights: dict[str, Constant], *, keep: bool
+    ) -> dict[str, dict[str, str]]:
+        """For each weight of the file a name for each scope that uses it; they are tied where there are several.
+
+        An exporter that keeps one of equal tensors (all norms of a fresh network) makes blocks share what is none of
+        them's; each then has a name of its own for it, as in the network that was exported. A path that the file gives
+        is kept where it lies in the scope.
+        """
+        taken = set(self.source.constants)
+        counts: Counter[str] = Counter()
+        names: dict[str, dict[str, str]] = {}
+        for _, node in nodes:
+            for name in node.weight_names():
+                by = names.setdefault(name, {})
+                if name not in weights or node.scope in by:
+                    continue
+                parent = name.rpartition(".")[0]
+                if not node.scope or (keep and parent and _akin(parent, node.scope)):
+                    by[node.scope] = name
+                    continue
+                base = f"{node.scope}.{role_of(node, name)}"
+                new = base
+                while new in taken:
+                    counts[base] += 1
+                    new = f"{base}_{counts[base]}"
+                taken.add(new)
+                by[node.scope] = new
+        return {name: by for name, by in names.items() if by}
+
+
+def _akin(parent: str, scope: str) -> bool:
+    """Whether a weight's path and its user's agree: one lies within the other."""
+    return parent == scope or parent.startswith(scope + ".") or scope.startswith(parent + ".")
+
+
+_ROLES = {
+    "BatchNormalization": ("", "weight", "bias", "running_mean", "running_var"),
+    "InstanceNormalization": ("", "weight", "bias"), "LayerNormalization": ("", "weight", "bias"),
+    "Gather": ("weight",), "Add": ("bias", "bias"), "Mul": ("scale", "scale"), "Div": ("divisor", "divisor"),
+    "Sub": ("shift", "shift"), "QLinearConv": ("", "", "", "weight", "", "", "", "", "bias"),
+}  # fmt: skip
+
+
+def role_of(node: Node, name: str) -> str:
+    """What a weight is to the node that reads it, in the words of PyTorch where it has one."""
+    kind = node.op.removeprefix("onnx.")
+    place = next(
+        (i for i, item in enumerate(node.args) if isinstance(item, WeightRef) and item.name == name), -1
+    )
+    known = _ROLES.get(kind)
+    if known is not None and 0 <= place < len(known) and known[place]:
+        return known[place]
+    if kind in LAYERS:
+        return "weight" if place in LAYERS[kind] else "bias" if place == 2 else f"in{place}"
+    return f"{kind.rpartition('.')[2].lower()}.in{place}" if place >= 0 else "captured"
+
+
+def captured(node: onnx.NodeProto) -> list[str]:
+    """The names that a node's bodies read from outside, each once, in order."""
+    found: dict[str, None] = {}
+
+    def walk(graph: onnx.GraphProto, known: set[str]) -> None:
+        known = known | {entry.name for entry in graph.input} | {tensor.name for tensor in graph.initializer}
+        known |= {sparse.values.name for sparse in graph.sparse_initializer}
+        for inner in graph.node:
+            for name in inner.input:
+                if name and name not in known:
+                    found[name] = None
+            for body in bodies(inner):
+                walk(body, known)
+            known.update(inner.output)
+        for entry in graph.output:
+            if entry.name not in known:
+                found[entry.name] = None
+
+    for body in bodies(node):
+        walk(body, set())
+    return list(found)
+
+
+def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs among a node's attributes."""
+    found = []
+    for attribute in node.attribute:
+        if attribute.type == 5:
+            found.append(attribute.g)
+        elif attribute.type == 10:
+            found.extend(attribute.graphs)
+    return found
+
+
+def plain_attributes(proto: onnx.NodeProto) -> dict[str, Argument]:
+    """A node's attributes as plain data; tensors and bodies are named, and stay in the source."""
+    found: dict[str, Argument] = {}
+    for item in proto.attribute:
+        if item.type == 1:
+            found[item.name] = item.f
+        elif item.type == 2:
+            found[item.name] = item.i
+        elif item.type == 3:
+            found[item.name] = item.s.decode("utf-8", "replace")
+        elif item.type == 6:
+            found[item.name] = list(item.floats)
+        elif item.type == 7:
+            found[item.name] = list(item.ints)
+        elif item.type == 8:
+            found[item.name] = [text.decode("utf-8", "replace") for text in item.strings]
+        else:
+            found[item.name] = Symbol("body" if item.type in (5, 10) else "tensor" if item.type in (4, 9) else "other")
+    return found
+
+
+def _plain_literal(attribute: onnx.AttributeProto) -> Literal:
+    if attribute.name == "value_int":
+        return Literal("int64", (), (attribute.i,))
+    if attribute.name == "value_float":
+        return Literal("float32", (), (attribute.f,))
+    if attribute.name == "value_ints":
+        return Literal("int64", (len(attribute.ints),), tuple(attribute.ints))
+    return Literal("float32", (len(attribute.floats),), tuple(attribute.floats))
+
+
+def _small(data: TensorData) -> list[Any] | None:
+    """The numbers of a small tensor; None where numpy has no such dtype."""
+    import numpy as np
+
+    try:
+        kind = np.dtype(data.dtype)
+    except TypeError:
+        return None
+    if prod(data.shape) > _LITERAL:
+        return None
+    found: list[Any] = np.frombuffer(b"".join(map(bytes, data.chunks())), kind).tolist()
+    return found
+
+
+def source_path(graph: Graph) -> Path | None:
+    """The file that a graph came from, where that is an ONNX file."""
+    return graph.origin.file.path if isinstance(graph.origin, OnnxSource) else None

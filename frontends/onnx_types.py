@@ -1,0 +1,88 @@
+"""Shapes and dtypes of an ONNX model's values, with a number for every open extent of its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from elastic_ir.errors import SourceError
+from elastic_ir.frontends.onnx_file import DTYPES
+from elastic_ir.graph import TensorType
+
+if TYPE_CHECKING:
+    import onnx
+
+_SIDES = (224, 320)  #: of an image with open sides; multiples of 32, which most networks divide by
+
+
+def infer_types(
+    model: onnx.ModelProto, input_shape: Sequence[Sequence[int]] | None, file: str
+) -> tuple[dict[str, TensorType], list[tuple[int, ...]]]:
+    """Types by value name, and the inputs' shapes; extents that cannot be told are -1.
+
+    Open extents of the inputs are filled in, a batch with 1: shapes tell where stages begin, and any that the network
+    accepts will do. ``input_shape`` gives them instead, one for each input. What is written keeps the open ones.
+    """
+    import onnx
+
+    bound = onnx.ModelProto()
+    bound.CopyFrom(model)
+    graph = bound.graph
+    constants = {tensor.name for tensor in graph.initializer}
+    inputs = [entry for entry in graph.input if entry.name not in constants]
+    _bind(inputs, input_shape, file)
+    for entry in graph.output:  # open extents there contradict what follows from the inputs
+        if entry.type.HasField("tensor_type"):
+            entry.type.tensor_type.ClearField("shape")
+    del graph.value_info[:]
+    try:
+        inferred = onnx.shape_inference.infer_shapes(bound, data_prop=True).graph
+    except Exception:  # the C++ library raises errors of several kinds; shapes stay open then
+        try:
+            inferred = onnx.shape_inference.infer_shapes(model).graph
+        except Exception:
+            inferred = graph
+    types: dict[str, TensorType] = {}
+    for entry in (*inferred.value_info, *inferred.output, *inferred.input):
+        kind = entry.type.tensor_type
+        if entry.type.HasField("tensor_type") and kind.HasField("shape") and kind.elem_type in DTYPES:
+            shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in kind.shape.dim)
+            types[entry.name] = TensorType(shape, DTYPES[kind.elem_type])
+    return types, [types[entry.name].shape if entry.name in types else () for entry in inputs]
+
+
+def _bind(
+    inputs: list[onnx.ValueInfoProto], input_shape: Sequence[Sequence[int]] | None, file: str
+) -> None:
+    if input_shape is not None and len(input_shape) != len(inputs):
+        raise SourceError(f"{file} has {len(inputs)} inputs, and --input-shape gives {len(input_shape)} shapes")
+    known: dict[str, int] = {}
+    for place, entry in enumerate(inputs):
+        if not entry.type.HasField("tensor_type"):
+            continue
+        dims = entry.type.tensor_type.shape.dim
+        given = input_shape[place] if input_shape is not None else None
+        if given is not None and len(given) != len(dims):
+            raise SourceError(f"{file}: the input {entry.name!r} has {len(dims)} extents, not {len(given)}")
+        whole = entry.type.tensor_type.elem_type in (6, 7)
+        for axis, dim in enumerate(dims):
+            if dim.HasField("dim_value") and dim.dim_value > 0:
+                if given is not None and given[axis] != dim.dim_value:
+                    raise SourceError(
+                        f"{file}: the input {entry.name!r} has {dim.dim_value} at axis {axis}, not {given[axis]}"
+                    )
+                continue
+            extent = given[axis] if given is not None else _guess(axis, len(dims), whole)
+            name = dim.dim_param
+            if name and name != "?" and given is None:
+                extent = known.setdefault(name, extent)
+            dim.Clear()
+            dim.dim_value = extent
+
+
+def _guess(axis: int, rank: int, whole: bool) -> int:
+    if axis == 0:
+        return 1
+    if rank == 4:
+        return 3 if axis == 1 else _SIDES[axis - 2]
+    return 8 if whole else 64
