@@ -33,8 +33,8 @@ Examples:
   elastic-ir stretch model.pt --to-depth 56
   elastic-ir squeeze resnet50.pt --to-stages 2,2,2,2 -o small.pt
 
-SOURCE is a file (.pt .pth .safetensors), a Hugging Face model folder, timm:NAME, torchvision:NAME or
-package.module:factory. A name is a network with fresh weights, good for --arch and --like. Every command has a
+SOURCE is a file (.pt .pth .safetensors .ticket), a Hugging Face model folder, timm:NAME, torchvision:NAME
+or package.module:factory. A name is a network with fresh weights, good for --arch and --like. Every command has a
 --help of its own with examples.
 
 \b

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from elastic_ir.graph import Graph
 
 #: Extensions of sources that are kept; a source of any other becomes a ``.pt``.
-KEPT = (".pt", ".pth", ".safetensors")
+KEPT = (".pt", ".pth", ".safetensors", ".ticket")
 
 
 def tag(graph: Graph) -> str:

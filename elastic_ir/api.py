@@ -118,7 +118,7 @@ def squeeze(
 
 
 def save(graph: Graph, path: str | os.PathLike[str], *, check: bool = True) -> list[Path]:
-    """Write a graph to ``.pt``, ``.safetensors`` or a folder; see :func:`elastic_ir.emit.files.save`."""
+    """Write a graph to ``.pt``, ``.safetensors``, ``.ticket`` or a folder; see :func:`elastic_ir.emit.files.save`."""
     from elastic_ir.emit.files import save as write
 
     return write(graph, path, check=check)

@@ -115,7 +115,9 @@ class Node:
         self.attributes: dict[str, Argument] = dict(attributes or {})  #: a leaf module's configuration
         self.weights: dict[str, str] = dict(weights or {})  #: a leaf module's parameters and buffers, by role
         self.scope = scope  #: path of the module whose forward ran it; for a leaf module its own path
-        self.origin = origin  #: which node of the source it is, or was copied from, where the source numbers them
+        self.origin = (
+            origin  #: which node of the source it is, or was copied from, where the source numbers them
+        )
         self.output = Value(self)
         self._prev: Node | None = None
         self._next: Node | None = None

@@ -52,7 +52,11 @@ def to_torch(data: TensorData) -> torch.Tensor:
 
     if isinstance(data, MaskedData):
         tensor = to_torch(data.data)
-        return tensor.masked_fill_(~mask_to_torch(data.mask, torch.bool).to(tensor.device), 0)
+        # torch fills no eight-bit float and no uint16 to uint64; their zero, too, is all bits zero
+        plain = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}.get(tensor.itemsize)
+        view = tensor.view(plain) if plain is not None and not tensor.is_complex() else tensor
+        view.masked_fill_(~mask_to_torch(data.mask, torch.bool).to(tensor.device), 0)
+        return tensor
     if isinstance(data, TorchData):
         return data.tensor.detach().clone(memory_format=torch.preserve_format)
     buffer = bytearray(prod(data.shape) * ITEM_SIZES[data.dtype])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from elastic_ir.errors import MaskError, SourceError
 from elastic_ir.tensors import ITEM_SIZES, Mask, TensorData
+from elastic_ir.ticket_format import EXTENSION
 from elastic_ir.weights import Weight
 
 if TYPE_CHECKING:
@@ -30,14 +31,20 @@ _ONE_OF_FLOAT8 = {
 
 
 def read_masks(path: str | os.PathLike[str], trust: tuple[str, ...] = ()) -> dict[str, Mask]:
-    """A mask file, weight name to 0/1 tensor of any dtype: ``.safetensors``, ``.pt``, open_lth's ``mask.pth``.
+    """A mask file, weight name to 0/1 tensor of any dtype: ``.safetensors``, ``.ticket``, ``.pt``, ``mask.pth``.
 
     Names ending in ``_mask``, as pruned modules have them, stand for the weight. Raises SourceError for a file that
     cannot be read, MaskError for one that holds no masks or, naming the weight, values other than 0 and 1.
     """
     path = Path(path)
     found: Mapping[str, Any] | None
-    if path.suffix.lower() == ".safetensors":
+    if path.suffix.lower() == EXTENSION:
+        from elastic_ir.frontends.ticket_file import read_ticket
+
+        found = packed = read_ticket(path).read_masks()
+        if packed:
+            return packed  # its names are meant as they stand
+    elif path.suffix.lower() == ".safetensors":
         from elastic_ir.frontends.safetensors_file import read_safetensors
 
         found = read_safetensors(path)[0]

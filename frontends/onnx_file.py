@@ -59,7 +59,9 @@ class OnnxFile:
         mark = next((entry.value for entry in tensor.external_data if entry.key == MARK), None)
         if mark is not None:
             found = self.tensors[mark]
-            return self._checked(FileTensor(found.path, found.offset, shape, dtype, found.stamp), found.shape[0], owner)
+            return self._checked(
+                FileTensor(found.path, found.offset, shape, dtype, found.stamp), found.shape[0], owner
+            )
         if tensor.data_location == 1:
             return self._external(tensor, shape, dtype, owner)
         raw = _bytes_of(tensor)
@@ -78,7 +80,9 @@ class OnnxFile:
             )
         return data
 
-    def _external(self, tensor: onnx.TensorProto, shape: tuple[int, ...], dtype: str, owner: str) -> TensorData:
+    def _external(
+        self, tensor: onnx.TensorProto, shape: tuple[int, ...], dtype: str, owner: str
+    ) -> TensorData:
         """A tensor of another file, which has to lie in the model's folder."""
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location = entries.get("location", "")
@@ -93,7 +97,9 @@ class OnnxFile:
             length = int(entries.get("length", "-1"))
             status = path.stat()
         except ValueError as error:
-            raise SourceError(f"{self.path.name}: {owner} has a damaged place in {location} ({error})") from error
+            raise SourceError(
+                f"{self.path.name}: {owner} has a damaged place in {location} ({error})"
+            ) from error
         except OSError as error:
             raise SourceError(
                 f"{self.path.name}: the file {location} with the data of {owner} cannot be read: "
@@ -155,7 +161,10 @@ class _Stripper:
         kept = start  # what lies from here on is copied as it is
         for item in fields(self.view, start, end):
             if item.wire == BYTES and item.number in inner:
-                pieces += [bytes(self.view[kept : item.begin]), wire_field(item.number, inner[item.number](item))]
+                pieces += [
+                    bytes(self.view[kept : item.begin]),
+                    wire_field(item.number, inner[item.number](item)),
+                ]
                 kept = item.end
         pieces.append(bytes(self.view[kept:end]))
         return b"".join(pieces)

@@ -39,7 +39,16 @@ LAYERS: dict[str, tuple[int, ...]] = {
     "com.microsoft.QGemm": (3,), "com.microsoft.MatMulIntegerToFloat": (1,),
 }  # fmt: skip
 #: Operators that hand a weight on to the layer that uses it.
-_CARRIERS = {"Transpose", "Reshape", "Identity", "Cast", "DequantizeLinear", "Squeeze", "Unsqueeze", "Flatten"}
+_CARRIERS = {
+    "Transpose",
+    "Reshape",
+    "Identity",
+    "Cast",
+    "DequantizeLinear",
+    "Squeeze",
+    "Unsqueeze",
+    "Flatten",
+}
 
 
 @dataclass(eq=False)
@@ -60,7 +69,9 @@ class OnnxSource:
 
     file: OnnxFile
     constants: dict[str, Constant] = field(default_factory=dict)
-    initializer_of: dict[str, str] = field(default_factory=dict)  #: a weight's name in the IR to its name in the file
+    initializer_of: dict[str, str] = field(
+        default_factory=dict
+    )  #: a weight's name in the IR to its name in the file
     input_shapes: list[tuple[int, ...]] = field(default_factory=list)  #: with the open extents filled in
 
     @property
@@ -147,7 +158,9 @@ class _Reader:
         from elastic_ir.frontends.onnx_sparse import read_sparse
 
         for tensor in self.proto.initializer:
-            self._add(Constant(tensor.name, tensor, self.opened.data(tensor, f"the initializer {tensor.name!r}")))
+            self._add(
+                Constant(tensor.name, tensor, self.opened.data(tensor, f"the initializer {tensor.name!r}"))
+            )
         for sparse in self.proto.sparse_initializer:
             name = sparse.values.name
             data, mask = read_sparse(self.opened, sparse)
@@ -211,7 +224,11 @@ class _Reader:
             size = prod(data.shape)
             whole = not data.dtype.startswith(("float", "bfloat", "complex"))
             scalar = size == 1 and not self._is_weight_operand(name)
-            if size and (scalar or (whole and size <= _LITERAL)) and not data.dtype.startswith(("float8", "complex")):
+            if (
+                size
+                and (scalar or (whole and size <= _LITERAL))
+                and not data.dtype.startswith(("float8", "complex"))
+            ):
                 numbers = _small(data)
                 if numbers is not None:
                     constant.literal = Literal(data.dtype, data.shape, tuple(numbers))
@@ -262,7 +279,9 @@ class _Reader:
             if len(proto.output) == 1 and proto.output[0] in constants:
                 continue
             inside = captured(proto)
-            kwargs: dict[str, Argument] = {BODY: {name: self._argument(name) for name in inside}} if inside else {}
+            kwargs: dict[str, Argument] = (
+                {BODY: {name: self._argument(name) for name in inside}} if inside else {}
+            )
             node = Node(
                 proto.name, f"onnx.{operator(proto)}", tuple(self._argument(name) for name in proto.input), kwargs,
                 kind="onnx", attributes=plain_attributes(proto), origin=str(index),
@@ -275,7 +294,9 @@ class _Reader:
                 continue
             node.output.is_tensor = False
             for place, name in named:
-                part = Node(name, "operator.getitem", (node.output, place), kind="function", origin=f"{index}:{place}")
+                part = Node(
+                    name, "operator.getitem", (node.output, place), kind="function", origin=f"{index}:{place}"
+                )
                 self.values[name] = graph.append(part).output
         results = tuple(self._argument(entry.name) for entry in self.proto.output)
         graph.append(Node("output", "output", (results,), kind="output"))
@@ -307,7 +328,12 @@ class _Reader:
                 for index, place in self._uses.get(name, ())
             )
             self.graph.weights[name] = Weight(
-                name, Storage(constant.data, constant.mask), name, float_like and not statistic, True, name in layers
+                name,
+                Storage(constant.data, constant.mask),
+                name,
+                float_like and not statistic,
+                True,
+                name in layers,
             )
         keep = scope_nodes(self.graph, self.opened.model, nodes) == "names"
         names = self._names_by_scope(nodes, weights, keep=keep)
@@ -455,7 +481,9 @@ def plain_attributes(proto: onnx.NodeProto) -> dict[str, Argument]:
         elif item.type == 8:
             found[item.name] = [text.decode("utf-8", "replace") for text in item.strings]
         else:
-            found[item.name] = Symbol("body" if item.type in (5, 10) else "tensor" if item.type in (4, 9) else "other")
+            found[item.name] = Symbol(
+                "body" if item.type in (5, 10) else "tensor" if item.type in (4, 9) else "other"
+            )
     return found
 
 

@@ -64,12 +64,16 @@ def read_sparse(opened: OnnxFile, sparse: onnx.SparseTensorProto) -> tuple[Tenso
     count, size = prod(values.shape), prod(shape)
     if len(indices.shape) == 2:
         if indices.shape != (count, len(shape)):
-            raise SourceError(f"{opened.path.name}: {owner} has {count} values and indices {list(indices.shape)}")
+            raise SourceError(
+                f"{opened.path.name}: {owner} has {count} values and indices {list(indices.shape)}"
+            )
         table = flat.reshape(indices.shape)
         if count and bool(((table < 0) | (table >= np.array(shape))).any()):
             raise SourceError(f"{opened.path.name}: {owner} has an index outside its shape {list(shape)}")
         flat = np.ravel_multi_index(tuple(table.T), shape) if count else flat
-    if len(flat) != count or (count and (flat[0] < 0 or flat[-1] >= size or bool((np.diff(flat) <= 0).any()))):
+    if len(flat) != count or (
+        count and (flat[0] < 0 or flat[-1] >= size or bool((np.diff(flat) <= 0).any()))
+    ):
         raise SourceError(
             f"{opened.path.name}: {owner} has indices that do not rise within its {size} elements"
         )

@@ -51,11 +51,11 @@ def infer_types(
     return types, [types[entry.name].shape if entry.name in types else () for entry in inputs]
 
 
-def _bind(
-    inputs: list[onnx.ValueInfoProto], input_shape: Sequence[Sequence[int]] | None, file: str
-) -> None:
+def _bind(inputs: list[onnx.ValueInfoProto], input_shape: Sequence[Sequence[int]] | None, file: str) -> None:
     if input_shape is not None and len(input_shape) != len(inputs):
-        raise SourceError(f"{file} has {len(inputs)} inputs, and --input-shape gives {len(input_shape)} shapes")
+        raise SourceError(
+            f"{file} has {len(inputs)} inputs, and --input-shape gives {len(input_shape)} shapes"
+        )
     known: dict[str, int] = {}
     for place, entry in enumerate(inputs):
         if not entry.type.HasField("tensor_type"):

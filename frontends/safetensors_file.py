@@ -53,8 +53,10 @@ def stamp_of(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, FileTensor], dict[str, str]]:
-    """The tensors, in the header's order and unread, and the metadata.
+def read_safetensors(
+    path: str | os.PathLike[str], form: str = ".safetensors"
+) -> tuple[dict[str, FileTensor], dict[str, str]]:
+    """The tensors, in the header's order and unread, and the metadata; ``form`` is what errors call the file.
 
     Raises SourceError: the file is missing, a folder, empty, truncated or longer than its header says, or the header
     is garbage, names an unknown dtype, or has offsets that overlap, leave gaps or do not fit the shapes.
@@ -68,10 +70,10 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, FileTensor
             if size == 0:
                 raise SourceError(f"{path} is empty")
             if size < 8:
-                raise SourceError(f"{path} is no .safetensors file: it has only {size} bytes")
+                raise SourceError(f"{path} is no {form} file: it has only {size} bytes")
             if length > MAX_HEADER:
                 raise SourceError(
-                    f"{path} is no .safetensors file: its first 8 bytes ask for a header of {length} bytes"
+                    f"{path} is no {form} file: its first 8 bytes ask for a header of {length} bytes"
                 )
             if 8 + length > size:
                 raise SourceError(
@@ -81,10 +83,10 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, FileTensor
     except FileNotFoundError as error:
         raise SourceError(f"{path} does not exist") from error
     except IsADirectoryError as error:
-        raise SourceError(f"{path} is a folder, not a .safetensors file") from error
+        raise SourceError(f"{path} is a folder, not a {form} file") from error
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from error
-    header = _parse(text, path)
+    header = _parse(text, path, form)
     metadata = header.pop(METADATA, None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise SourceError(f"{path} is damaged: its metadata is no table of texts")
@@ -99,7 +101,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, FileTensor
     return tensors, metadata
 
 
-def _parse(text: bytes, path: Path) -> dict[str, Any]:
+def _parse(text: bytes, path: Path, form: str) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)
         if len(table) < len(pairs):  # which of the two is meant cannot be known
@@ -110,7 +112,7 @@ def _parse(text: bytes, path: Path) -> dict[str, Any]:
         header = json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise SourceError(
-            f"{path} is no .safetensors file, or damaged: its header is not JSON ({error})"
+            f"{path} is no {form} file, or damaged: its header is not JSON ({error})"
         ) from error
     if not isinstance(header, dict):
         raise SourceError(f"{path} is damaged: its header is no table of tensors")

@@ -14,6 +14,7 @@ from elastic_ir.frontends.statedict import graph_of_tensors
 from elastic_ir.graph import Graph
 from elastic_ir.serialise import graph_from_data
 from elastic_ir.tensors import Mask, TensorData
+from elastic_ir.ticket_format import EXTENSION
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +32,7 @@ def load(
     mask_from_zeros: bool = False,
     input_shape: Shapes = None,
 ) -> Graph:
-    """Read a source: a ``.pt``, ``.pth`` or ``.safetensors`` file, a Hugging Face folder, or a name.
+    """Read a source: a ``.pt``, ``.pth``, ``.safetensors`` or ``.ticket`` file, a Hugging Face folder, or a name.
 
     Names are ``timm:NAME``, ``torchvision:NAME`` and ``package.module:factory``. ``arch`` says what a bare state dict
     belongs to (a source, a module or a graph); ``masks`` is a mask file or a mapping of names to 0/1 tensors;
@@ -46,6 +47,8 @@ def load(
             graph = _read_folder(path, input_shape)
         elif path.suffix.lower() == ".safetensors":
             graph = _read_safetensors(path, arch, trust, input_shape)
+        elif path.suffix.lower() == EXTENSION:
+            graph = _read_ticket(path, arch, trust, input_shape)
         elif path.suffix.lower() in (".onnx", ".pt2"):
             raise SourceError(f"{path.name}: reading {path.suffix} files is not part of this version")
         else:
@@ -176,18 +179,37 @@ def _read_safetensors(path: Path, arch: Any, trust: Sequence[str], input_shape: 
     sidecar = path.with_name(f"{path.stem}.masks.safetensors")
     if arch is not None:
         graph = _over(_trace(_architecture(arch, trust), input_shape), named, path.name)
-    elif "elastic_ir.graph" in metadata:
-        try:
-            data = json.loads(metadata["elastic_ir.graph"])
-        except ValueError as error:
-            raise SourceError(f"{path.name}: the graph in its metadata is damaged ({error})") from error
-        graph = _graph_of_file(data, named, trust, path)
     else:
-        graph = graph_of_tensors(path.stem, named)
+        graph = _described(metadata.get("elastic_ir.graph"), named, trust, path)
     attach(graph, pruned)
     if sidecar.exists():
         attach(graph, _mask_mapping(sidecar))
     return graph
+
+
+def _read_ticket(path: Path, arch: Any, trust: Sequence[str], input_shape: Shapes) -> Graph:
+    from elastic_ir.frontends.ticket_file import read_ticket
+
+    ticket = read_ticket(path)
+    if arch is not None:
+        graph = _over(_trace(_architecture(arch, trust), input_shape), ticket.tensors, path.name)
+    else:
+        graph = _described(ticket.graph, ticket.tensors, trust, path)
+    attach(graph, ticket.read_masks())
+    return graph
+
+
+def _described(
+    text: str | None, tensors: Mapping[str, TensorData], trust: Sequence[str], path: Path
+) -> Graph:
+    """The graph that a file's metadata describes, or what names and shapes alone show."""
+    if text is None:
+        return graph_of_tensors(path.stem, tensors)
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{path.name}: the graph in its metadata is damaged ({error})") from error
+    return _graph_of_file(data, tensors, trust, path)
 
 
 def _graph_of_file(data: Any, tensors: Mapping[str, TensorData], trust: Sequence[str], path: Path) -> Graph:

@@ -40,7 +40,9 @@ def path_lengths(graph: Graph) -> dict[Value, int]:
     for node in graph:
         operands = node.operands()
         flowing = [value for value in operands if value not in made_of]
-        looked_up = "embedding" in node.op.lower() or node.op == "onnx.Gather"  # an embedding may be tied to the head, and is no layer
+        looked_up = (
+            "embedding" in node.op.lower() or node.op == "onnx.Gather"
+        )  # an embedding may be tied to the head, and is no layer
         direct = frozenset(() if looked_up else (name for name in node.weight_names() if name in prunable))
         layers = direct.union(*(made_of.get(value, frozenset()) for value in operands))
         reshaped = (

@@ -222,11 +222,7 @@ def _period(steps: list[_Step]) -> int:
     """How many steps repeat, told by the shapes of the layers' weights: what covers most layers, then the fewest."""
     best, covered = 1, 0
     for period in range(1, min(_LONGEST, len(steps) // 2) + 1):
-        layers = sum(
-            len(step.layers)
-            for start, stop in _runs(steps, period)
-            for step in steps[start:stop]
-        )
+        layers = sum(len(step.layers) for start, stop in _runs(steps, period) for step in steps[start:stop])
         if layers > covered:
             best, covered = period, layers
     return best
@@ -238,7 +234,11 @@ def _runs(steps: list[_Step], period: int) -> list[tuple[int, int]]:
     start = 0
     while start + period < len(steps):
         stop = start
-        while stop + period < len(steps) and steps[stop].shapes == steps[stop + period].shapes and steps[stop].layers:
+        while (
+            stop + period < len(steps)
+            and steps[stop].shapes == steps[stop + period].shapes
+            and steps[stop].layers
+        ):
             stop += 1
         count = (stop - start) // period + 1 if stop - start >= period else 0
         if count:

@@ -1,4 +1,4 @@
-"""Writing graphs: ``.pt`` and ``.safetensors`` files that are plain checkpoints for everyone else, and folders.
+"""Writing graphs: ``.pt`` and ``.safetensors`` files that are plain checkpoints for everyone else, tickets, folders.
 
 What others do not know of rides along where they do not look: extra records in the zip of a ``.pt``, metadata and a
 sidecar of masks beside a ``.safetensors``. Files appear under their name only when they are whole.
@@ -15,10 +15,12 @@ from typing import Any
 
 from elastic_ir.emit.output import atomic_output, flush
 from elastic_ir.emit.safetensors_file import write_safetensors
+from elastic_ir.emit.ticket_file import ticket_shapes, write_ticket
 from elastic_ir.errors import EmitError, OutputError
 from elastic_ir.graph import Graph
 from elastic_ir.serialise import InlineData, graph_to_data
 from elastic_ir.tensors import Mask, ShapeOnly, TensorData
+from elastic_ir.ticket_format import EXTENSION
 
 RECORDS = "elastic_ir/"  #: the folder of our records in a .pt's zip
 
@@ -28,9 +30,10 @@ def save(graph: Graph, path: str | os.PathLike[str], *, check: bool = True) -> l
 
     ``.pt``/``.pth``: a plain state dict (``torch.load(weights_only=True)`` and a strict load read it), with the graph
     and the masks as extra records. ``.safetensors``: the same, the masks in ``NAME.masks.safetensors``; torch is not
-    imported unless the graph came from a live module. No extension: a folder by the model's own
-    ``save_pretrained``. ``check`` runs the module once and sees that every unit executes; names and shapes are
-    always checked. Raises EmitError and OutputError; what stood at the target then still stands there.
+    imported unless the graph came from a live module. ``.ticket``: graph, bit-packed masks and only the surviving
+    values; what is stored under a mask (``state_dict(masked=False)``) is **not** kept. No extension: a folder by the
+    model's own ``save_pretrained``. ``check`` runs the module once and sees that every unit executes; names and
+    shapes are always checked. Raises EmitError and OutputError; what stood at the target then still stands there.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -38,10 +41,12 @@ def save(graph: Graph, path: str | os.PathLike[str], *, check: bool = True) -> l
         return [_save_pt(graph, path, check)]
     if suffix == ".safetensors":
         return _save_safetensors(graph, path, check)
+    if suffix == EXTENSION:
+        return [_save_ticket(graph, path, check)]
     if suffix == "":
         return [_save_folder(graph, path, check)]
     raise OutputError(
-        f"{path.name}: the extension {suffix} cannot be written; use .pt, .safetensors or a folder name"
+        f"{path.name}: the extension {suffix} cannot be written; use .pt, .safetensors, .ticket or a folder name"
     )
 
 
@@ -167,6 +172,17 @@ def _save_safetensors(graph: Graph, path: Path, check: bool) -> list[Path]:
     if not found and mask_file(path).exists():
         mask_file(path).unlink()  # of an earlier file of this name, whose masks these weights do not have
     return written
+
+
+def _save_ticket(graph: Graph, path: Path, check: bool) -> Path:
+    _refuse_without_values(graph)
+    data = json.dumps(_data(graph, _checked_module(graph, check)))
+    weights = {name: weight.storage for name, weight in graph.weights.items() if weight.persistent}
+    with atomic_output(path) as temporary:
+        write_ticket(temporary, weights, data)
+        if check:
+            _compare(ticket_shapes(temporary), graph, path)
+    return path
 
 
 def _mask_data(mask: Mask) -> TensorData:
