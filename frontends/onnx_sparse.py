@@ -70,7 +70,7 @@ def read_sparse(opened: OnnxFile, sparse: onnx.SparseTensorProto) -> tuple[Tenso
         table = flat.reshape(indices.shape)
         if count and bool(((table < 0) | (table >= np.array(shape))).any()):
             raise SourceError(f"{opened.path.name}: {owner} has an index outside its shape {list(shape)}")
-        flat = np.ravel_multi_index(tuple(table.T), shape) if count else flat
+        flat = np.asarray(np.ravel_multi_index(tuple(table.T), shape), np.int64) if count else flat
     if len(flat) != count or (
         count and (flat[0] < 0 or flat[-1] >= size or bool((np.diff(flat) <= 0).any()))
     ):

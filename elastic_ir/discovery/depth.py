@@ -15,6 +15,8 @@ from elastic_ir.graph import Graph, Node, Value
 _PRODUCTS = {"operator.mul", "operator.imul", "torch.mul", "method.mul", "method.mul_", "aten.mul.Tensor",
              "aten.mul_.Tensor", "torch.multiply", "onnx.Mul"}  # fmt: skip
 
+_SIZES = {"onnx.Shape", "onnx.Size"}
+
 #: Operations that contract with a weight; others on a weight alone (standardising it) only change it.
 _CONTRACTS = re.compile(r"conv|linear|mm|matmul|einsum|attention", re.IGNORECASE)
 
@@ -48,6 +50,9 @@ def path_lengths(graph: Graph) -> dict[Value, int]:
         reshaped = (
             not flowing and (operands or node.weight_names()) and not (direct and _CONTRACTS.search(node.op))
         )
+        if node.op in _SIZES:  # what is known without reading a tensor's values is no flow
+            lengths[node.output], made_of[node.output] = 0, frozenset()
+            continue
         if reshaped and node.kind in ("function", "method", "onnx"):
             made_of[node.output] = layers
             lengths[node.output] = 0

@@ -109,7 +109,7 @@ def _segments(graph: Graph) -> list[_Segment]:
                 reach.add(node)
                 stack.append(node)
     root = Node("", "root")
-    edges = nx.DiGraph()
+    edges: nx.DiGraph[Node] = nx.DiGraph()
     for node in reach:
         edges.add_edges_from((operand, node) for operand in flow[node] or (root,))
     above = nx.immediate_dominators(edges, root)
