@@ -13,10 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from elastic_ir.errors import SourceError
 from elastic_ir.frontends.safetensors_file import FileTensor, stamp_of
+from elastic_ir.onnx_source import DTYPES, MARK
 from elastic_ir.protobuf import BYTES, Field, WireError, fields
 from elastic_ir.protobuf import field as wire_field
 from elastic_ir.serialise import InlineData
@@ -27,16 +28,7 @@ if TYPE_CHECKING:
 
 #: Tensors from this size on stay in the file; smaller ones may be shapes that shape inference has to see.
 LARGE = 2048
-#: Entry of ``external_data`` by which a tensor that was cut out is known; no file of others has it.
-MARK = "elastic-ir"
 _DEEPEST = 64  #: bodies within bodies
-
-#: TensorProto.DataType by number to torch's names; what is missing has no bytes of its own kind in torch.
-DTYPES = {
-    1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16",
-    11: "float64", 12: "uint32", 13: "uint64", 14: "complex64", 15: "complex128", 16: "bfloat16",
-    17: "float8_e4m3fn", 18: "float8_e4m3fnuz", 19: "float8_e5m2", 20: "float8_e5m2fnuz", 24: "float8_e8m0fnu",
-}  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -172,7 +164,12 @@ class _Stripper:
     def _graph(self, at: Field, depth: int) -> bytes:
         if depth > _DEEPEST:
             raise WireError(f"bodies lie more than {_DEEPEST} deep in one another at byte {at.begin}")
-        return self._message(at.start, at.end, {1: lambda item: self._node(item, depth), 5: self._tensor})
+        return self._message(
+            at.start, at.end, {1: lambda item: self._node(item, depth), 5: self._tensor, 15: self._sparse}
+        )
+
+    def _sparse(self, at: Field) -> bytes:
+        return self._message(at.start, at.end, {1: self._tensor, 2: self._tensor})
 
     def _node(self, at: Field, depth: int) -> bytes:
         if at.end - at.start < LARGE:  # nothing large can be in it
@@ -210,11 +207,3 @@ def _bytes_of(tensor: onnx.TensorProto) -> bytes:
         return onnx_ir.serde.deserialize_tensor(tensor).tobytes()
     except (TypeError, ValueError) as error:
         raise SourceError(f"the tensor {tensor.name!r} is damaged ({error})") from error
-
-
-def is_cut_out(tensor: onnx.TensorProto) -> bool:
-    """Whether a tensor's bytes were left in the file."""
-    return any(entry.key == MARK for entry in tensor.external_data)
-
-
-__all__: list[Any] = ["DTYPES", "LARGE", "MARK", "OnnxFile", "is_cut_out", "read_onnx"]

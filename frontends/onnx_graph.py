@@ -9,27 +9,23 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from math import prod
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from elastic_ir.errors import SourceError
-from elastic_ir.frontends.onnx_file import DTYPES, OnnxFile, read_onnx
+from elastic_ir.frontends.onnx_constants import ConstantReader, count_uses
+from elastic_ir.frontends.onnx_file import OnnxFile, read_onnx
 from elastic_ir.frontends.onnx_scopes import scope_nodes
 from elastic_ir.frontends.onnx_types import infer_types
-from elastic_ir.graph import Argument, Graph, Literal, Node, Symbol, Value, WeightRef
+from elastic_ir.graph import Argument, Graph, Node, Symbol, Value, WeightRef
 from elastic_ir.naming import name_nodes, rename_references
-from elastic_ir.tensors import ITEM_SIZES, Mask, TensorData
+from elastic_ir.onnx_source import BODY, Constant, OnnxSource, captured, operator, plain_attributes
 from elastic_ir.weights import Storage, Weight
 
 if TYPE_CHECKING:
-    import onnx
+    pass
 
 OLDEST_OPSET = 7  #: of the default domain; what onnxruntime still promises to run
-_LITERAL = 64  #: the most integers that are a literal; more are a table
-BODY = "captured"  #: the keyword of a node's operands that only its bodies read
 #: Which operand is the weight of a layer, by operator; of several only constant ones count.
 LAYERS: dict[str, tuple[int, ...]] = {
     "Conv": (1,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (0, 1), "ConvInteger": (1,), "QLinearConv": (3,),
@@ -51,49 +47,6 @@ _CARRIERS = {
 }
 
 
-@dataclass(eq=False)
-class Constant:
-    """A constant of the file: its tensor message and how the file keeps it."""
-
-    name: str
-    proto: onnx.TensorProto | None
-    data: TensorData | None
-    node: int | None = None  #: the index of the Constant or ConstantOfShape node; None for an initializer
-    mask: Mask | None = None  #: of a sparse initializer
-    literal: Literal | None = None
-
-
-@dataclass(eq=False)
-class OnnxSource:
-    """What emission needs again: the model without its large tensors, and its constants by name."""
-
-    file: OnnxFile
-    constants: dict[str, Constant] = field(default_factory=dict)
-    initializer_of: dict[str, str] = field(
-        default_factory=dict
-    )  #: a weight's name in the IR to its name in the file
-    input_shapes: list[tuple[int, ...]] = field(default_factory=list)  #: with the open extents filled in
-
-    @property
-    def model(self) -> onnx.ModelProto:
-        return self.file.model
-
-
-@dataclass(frozen=True)
-class Filled:
-    """A tensor of one value throughout, as ConstantOfShape makes it; no byte of it is kept."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    element: bytes
-
-    def chunks(self) -> Iterator[memoryview]:
-        left, step = prod(self.shape), 1 << 20
-        while left > 0:
-            yield memoryview(self.element * min(left, step))
-            left -= step
-
-
 def load_onnx(path: str | os.PathLike[str], input_shape: Sequence[Sequence[int]] | None = None) -> Graph:
     """Read an ONNX file into a graph; no weight is read. ``input_shape`` fills in open extents of the inputs.
 
@@ -102,12 +55,6 @@ def load_onnx(path: str | os.PathLike[str], input_shape: Sequence[Sequence[int]]
     opened = read_onnx(path)
     _check_versions(opened)
     return _Reader(opened, input_shape).graph
-
-
-def operator(proto: onnx.NodeProto) -> str:
-    """An operator's name, with its domain where that is not the default one."""
-    domain = "" if proto.domain in ("", "ai.onnx") else f"{proto.domain}."
-    return f"{domain}{proto.op_type}"
 
 
 def _check_versions(opened: OnnxFile) -> None:
@@ -135,14 +82,13 @@ class _Reader:
         self.opened = opened
         self.proto = opened.model.graph
         self.file = opened.path.name
-        self.source = OnnxSource(opened)
+        self.source = OnnxSource(opened.path, opened.model, dict(opened.tensors))
         self.graph = Graph(self.proto.name or opened.path.stem)
         self.graph.origin = self.source
         self.graph.metadata["frontend"] = "onnx"
         self.values: dict[str, Value] = {}
-        self._constants()
-        self._uses = self._count_uses()
-        self._literals()
+        self._uses = count_uses(self.proto)
+        self.source.constants = ConstantReader(opened, self._uses, LAYERS).read()
         self._check_names()
         types, self.source.input_shapes = infer_types(opened.model, input_shape, self.file)
         nodes = self._nodes()
@@ -151,94 +97,6 @@ class _Reader:
         self._name_weights(nodes)
         name_nodes(self.graph)
         self.graph.metadata["source_names"] = list(self.graph.weights)
-
-    # -- constants -------------------------------------------------------------------------------------------------
-
-    def _constants(self) -> None:
-        from elastic_ir.frontends.onnx_sparse import read_sparse
-
-        for tensor in self.proto.initializer:
-            self._add(
-                Constant(tensor.name, tensor, self.opened.data(tensor, f"the initializer {tensor.name!r}"))
-            )
-        for sparse in self.proto.sparse_initializer:
-            name = sparse.values.name
-            data, mask = read_sparse(self.opened, sparse)
-            self._add(Constant(name, None, data, mask=mask))
-        for index, node in enumerate(self.proto.node):
-            if node.domain in ("", "ai.onnx") and len(node.output) == 1:
-                made = self._constant_node(index, node)
-                if made is not None:
-                    self._add(made)
-
-    def _add(self, constant: Constant) -> None:
-        if not constant.name:
-            raise SourceError(f"{self.file}: an initializer has no name")
-        if constant.name in self.source.constants:
-            raise SourceError(f"{self.file}: two constants are named {constant.name!r}")
-        self.source.constants[constant.name] = constant
-
-    def _constant_node(self, index: int, node: onnx.NodeProto) -> Constant | None:
-        """A Constant, or a ConstantOfShape whose shape is one; None for all other nodes."""
-        name = node.output[0]
-        if node.op_type == "Constant":
-            for attribute in node.attribute:
-                if attribute.name == "value" and attribute.type == 4:
-                    owner = f"the constant {name!r}"
-                    return Constant(name, attribute.t, self.opened.data(attribute.t, owner), index)
-                if attribute.name in ("value_int", "value_ints", "value_float", "value_floats"):
-                    return Constant(name, None, None, index, literal=_plain_literal(attribute))
-            return Constant(name, None, None, index)
-        if node.op_type == "ConstantOfShape":
-            shape = self.source.constants.get(node.input[0])
-            extents = _small(shape.data) if shape is not None and shape.data is not None else None
-            if extents is None or any(extent < 0 for extent in extents):
-                return None
-            fill = next((a.t for a in node.attribute if a.name == "value"), None)
-            dtype = "float32" if fill is None else DTYPES.get(fill.data_type)
-            if dtype is None or not extents:
-                return None
-            data = self.opened.data(fill, f"the constant {name!r}") if fill is not None else None
-            element = b"".join(map(bytes, data.chunks())) if data is not None else b"\0" * 4
-            if len(element) != ITEM_SIZES[dtype]:
-                raise SourceError(f"{self.file}: the constant {name!r} is filled with {len(element)} bytes")
-            return Constant(name, None, Filled(tuple(map(int, extents)), dtype, element), index)
-        return None
-
-    def _count_uses(self) -> dict[str, list[tuple[int, int]]]:
-        """For each name the nodes that read it, with the operand's place (-1: in a body)."""
-        uses: dict[str, list[tuple[int, int]]] = {}
-        for index, node in enumerate(self.proto.node):
-            for place, name in enumerate(node.input):
-                uses.setdefault(name, []).append((index, place))
-            for name in captured(node):
-                uses.setdefault(name, []).append((index, -1))
-        return uses
-
-    def _literals(self) -> None:
-        """Constants that are part of the program: few integers, and scalars that no layer has as its weight."""
-        for name, constant in self.source.constants.items():
-            data = constant.data
-            if data is None or constant.mask is not None:
-                continue
-            size = prod(data.shape)
-            whole = not data.dtype.startswith(("float", "bfloat", "complex"))
-            scalar = size == 1 and not self._is_weight_operand(name)
-            if (
-                size
-                and (scalar or (whole and size <= _LITERAL))
-                and not data.dtype.startswith(("float8", "complex"))
-            ):
-                numbers = _small(data)
-                if numbers is not None:
-                    constant.literal = Literal(data.dtype, data.shape, tuple(numbers))
-
-    def _is_weight_operand(self, name: str) -> bool:
-        for index, place in self._uses.get(name, ()):
-            kind = operator(self.proto.node[index])
-            if kind in LAYERS or (kind == "BatchNormalization" and place > 0):
-                return True
-        return False
 
     # -- nodes -----------------------------------------------------------------------------------------------------
 
@@ -336,6 +194,8 @@ class _Reader:
                 name in layers,
             )
         keep = scope_nodes(self.graph, self.opened.model, nodes) == "names"
+        self.source.named = keep
+        self.source.scopes = {node.origin: node.scope for node in self.graph if node.origin}
         names = self._names_by_scope(nodes, weights, keep=keep)
         fresh: dict[str, Weight] = {}
         for name, weight in self.graph.weights.items():
@@ -428,89 +288,3 @@ def role_of(node: Node, name: str) -> str:
     if kind in LAYERS:
         return "weight" if place in LAYERS[kind] else "bias" if place == 2 else f"in{place}"
     return f"{kind.rpartition('.')[2].lower()}.in{place}" if place >= 0 else "captured"
-
-
-def captured(node: onnx.NodeProto) -> list[str]:
-    """The names that a node's bodies read from outside, each once, in order."""
-    found: dict[str, None] = {}
-
-    def walk(graph: onnx.GraphProto, known: set[str]) -> None:
-        known = known | {entry.name for entry in graph.input} | {tensor.name for tensor in graph.initializer}
-        known |= {sparse.values.name for sparse in graph.sparse_initializer}
-        for inner in graph.node:
-            for name in inner.input:
-                if name and name not in known:
-                    found[name] = None
-            for body in bodies(inner):
-                walk(body, known)
-            known.update(inner.output)
-        for entry in graph.output:
-            if entry.name not in known:
-                found[entry.name] = None
-
-    for body in bodies(node):
-        walk(body, set())
-    return list(found)
-
-
-def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    """The graphs among a node's attributes."""
-    found = []
-    for attribute in node.attribute:
-        if attribute.type == 5:
-            found.append(attribute.g)
-        elif attribute.type == 10:
-            found.extend(attribute.graphs)
-    return found
-
-
-def plain_attributes(proto: onnx.NodeProto) -> dict[str, Argument]:
-    """A node's attributes as plain data; tensors and bodies are named, and stay in the source."""
-    found: dict[str, Argument] = {}
-    for item in proto.attribute:
-        if item.type == 1:
-            found[item.name] = item.f
-        elif item.type == 2:
-            found[item.name] = item.i
-        elif item.type == 3:
-            found[item.name] = item.s.decode("utf-8", "replace")
-        elif item.type == 6:
-            found[item.name] = list(item.floats)
-        elif item.type == 7:
-            found[item.name] = list(item.ints)
-        elif item.type == 8:
-            found[item.name] = [text.decode("utf-8", "replace") for text in item.strings]
-        else:
-            found[item.name] = Symbol(
-                "body" if item.type in (5, 10) else "tensor" if item.type in (4, 9) else "other"
-            )
-    return found
-
-
-def _plain_literal(attribute: onnx.AttributeProto) -> Literal:
-    if attribute.name == "value_int":
-        return Literal("int64", (), (attribute.i,))
-    if attribute.name == "value_float":
-        return Literal("float32", (), (attribute.f,))
-    if attribute.name == "value_ints":
-        return Literal("int64", (len(attribute.ints),), tuple(attribute.ints))
-    return Literal("float32", (len(attribute.floats),), tuple(attribute.floats))
-
-
-def _small(data: TensorData) -> list[Any] | None:
-    """The numbers of a small tensor; None where numpy has no such dtype."""
-    import numpy as np
-
-    try:
-        kind = np.dtype(data.dtype)
-    except TypeError:
-        return None
-    if prod(data.shape) > _LITERAL:
-        return None
-    found: list[Any] = np.frombuffer(b"".join(map(bytes, data.chunks())), kind).tolist()
-    return found
-
-
-def source_path(graph: Graph) -> Path | None:
-    """The file that a graph came from, where that is an ONNX file."""
-    return graph.origin.file.path if isinstance(graph.origin, OnnxSource) else None

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from elastic_ir.errors import SourceError
-from elastic_ir.frontends.onnx_file import DTYPES
 from elastic_ir.graph import TensorType
+from elastic_ir.onnx_source import DTYPES
 
 if TYPE_CHECKING:
     import onnx
