@@ -189,7 +189,7 @@ class _Stripper:
         if len(bulky) != 1 or bulky[0].wire != BYTES or bulky[0].end - bulky[0].start < LARGE:
             return bytes(self.view[at.start : at.end])
         place = bulky[0]
-        mark = str(len(self.opened.tensors))
+        mark = f"{len(self.opened.tensors)}:{place.number}"
         size = place.end - place.start
         self.opened.tensors[mark] = FileTensor(self.opened.path, place.start, (size,), "uint8", self.stamp)
         entry = wire_field(1, MARK.encode()) + wire_field(2, mark.encode())

@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from elastic_ir.errors import SourceError
+from elastic_ir.errors import SourceError, StructureError
 from elastic_ir.frontends.onnx_constants import ConstantReader, count_uses
 from elastic_ir.frontends.onnx_file import OnnxFile, read_onnx
-from elastic_ir.frontends.onnx_scopes import scope_nodes
+from elastic_ir.frontends.onnx_scopes import SCOPINGS, Scoping, by_regions
 from elastic_ir.frontends.onnx_types import infer_types
 from elastic_ir.graph import Argument, Graph, Node, Symbol, Value, WeightRef
 from elastic_ir.naming import name_nodes, rename_references
@@ -193,11 +193,40 @@ class _Reader:
                 True,
                 name in layers,
             )
-        keep = scope_nodes(self.graph, self.opened.model, nodes) == "names"
-        self.source.named = keep
-        self.source.scopes = {node.origin: node.scope for node in self.graph if node.origin}
-        names = self._names_by_scope(nodes, weights, keep=keep)
+        self._choose_scopes(nodes, weights)
+
+    def _choose_scopes(self, nodes: list[tuple[int, Node]], weights: dict[str, Constant]) -> None:
+        """The first scopes in which something repeats: what the file says, else the flow of data."""
+        table = self.graph.weights
+        before = [(node, node.args, node.kwargs) for node in self.graph]
+
+        def apply(way: Scoping) -> bool:
+            for node, args, kwargs in before:
+                node.args, node.kwargs, node.scope = args, kwargs, ""
+            self.graph.weights = table
+            self.graph._structure = None
+            if not way(self.graph, self.opened.model, nodes):
+                return False
+            self.source.named = way is not by_regions
+            self._rename(nodes, weights)
+            return True
+
+        if any(apply(way) and self._repeats() for way in SCOPINGS):
+            return
+        if not any(apply(way) for way in SCOPINGS):  # nothing repeats: shown as the file has it
+            self._rename(nodes, weights)
+
+    def _repeats(self) -> bool:
+        try:
+            self.graph.structure  # noqa: B018 - raises where nothing repeats
+        except StructureError:
+            return False
+        return True
+
+    def _rename(self, nodes: list[tuple[int, Node]], weights: dict[str, Constant]) -> None:
+        names = self._names_by_scope(nodes, weights, keep=self.source.named)
         fresh: dict[str, Weight] = {}
+        self.source.initializer_of = {}
         for name, weight in self.graph.weights.items():
             for new in names.get(name, {"": name}).values():
                 fresh[new] = Weight(
@@ -207,6 +236,7 @@ class _Reader:
         self.graph.weights = fresh
         for node in self.graph:
             rename_references(node, {name: by[node.scope] for name, by in names.items() if node.scope in by})
+        self.source.scopes = {node.origin: node.scope for node in self.graph if node.origin}
 
     def _layer_weights(self, weights: dict[str, Constant]) -> set[str]:
         """The weights of convolutions and linear layers, through what hands them on."""

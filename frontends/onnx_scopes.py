@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ast
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
 from elastic_ir.discovery.regions import scope_regions
 from elastic_ir.graph import Graph, Node
@@ -21,20 +22,31 @@ _ENOUGH = 0.9  #: the share of layers whose scope has to be known
 _NUMBER = re.compile(r"(^|[._a-z])\d+($|\.)")
 
 
-def scope_nodes(graph: Graph, model: onnx.ModelProto, nodes: list[tuple[int, Node]]) -> str:
-    """Set the scope of every node; ``"names"`` where the file tells them, else ``"regions"``."""
-    protos = model.graph.node
-    for read in (_from_metadata, _from_node_name):
-        scopes = {node: read(protos[index]) for index, node in nodes}
-        if _enough(graph, scopes):
-            _assign(graph, scopes)
-            return "names"
-    scopes = {node: _from_weights(graph, node) for _, node in nodes}
-    if _enough(graph, scopes):
-        _assign(graph, scopes)
-        return "names"
-    scope_regions(graph)
-    return "regions"
+#: Sets the scope of every node, or says that it cannot.
+Scoping: TypeAlias = "Callable[[Graph, onnx.ModelProto, list[tuple[int, Node]]], bool]"
+
+
+def by_metadata(graph: Graph, model: onnx.ModelProto, nodes: list[tuple[int, Node]]) -> bool:
+    """As PyTorch's exporter noted at each node."""
+    return _assign(graph, {node: _from_metadata(model.graph.node[index]) for index, node in nodes})
+
+
+def by_node_names(graph: Graph, model: onnx.ModelProto, nodes: list[tuple[int, Node]]) -> bool:
+    """As PyTorch's older exporter named the nodes."""
+    return _assign(graph, {node: _from_node_name(model.graph.node[index]) for index, node in nodes})
+
+
+def by_weights(graph: Graph, model: onnx.ModelProto, nodes: list[tuple[int, Node]]) -> bool:
+    """As the weights are named that the nodes read."""
+    return _assign(graph, {node: _from_weights(graph, node) for _, node in nodes})
+
+
+def by_regions(graph: Graph, model: onnx.ModelProto, nodes: list[tuple[int, Node]]) -> bool:
+    """As the data flows; the file's names are not looked at."""
+    return scope_regions(graph)
+
+
+SCOPINGS: tuple[Scoping, ...] = (by_metadata, by_node_names, by_weights, by_regions)
 
 
 def _from_metadata(proto: onnx.NodeProto) -> str | None:
@@ -77,8 +89,10 @@ def _enough(graph: Graph, scopes: dict[Node, str | None]) -> bool:
     return len(known) >= max(1, _ENOUGH * len(layers)) and any(_NUMBER.search(scope) for scope in known)
 
 
-def _assign(graph: Graph, scopes: dict[Node, str | None]) -> None:
+def _assign(graph: Graph, scopes: dict[Node, str | None]) -> bool:
     """Set what is known; the rest (an optimiser's nodes) lies in the innermost module that all its neighbours share."""
+    if not _enough(graph, scopes):
+        return False
     for node, scope in scopes.items():
         node.scope = scope or ""
     users = graph.users()
@@ -94,6 +108,7 @@ def _assign(graph: Graph, scopes: dict[Node, str | None]) -> None:
     for node in graph:
         if node.op == "operator.getitem":
             node.scope = node.operands()[0].node.scope
+    return True
 
 
 def _shared(paths: list[str]) -> str:

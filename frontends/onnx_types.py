@@ -12,7 +12,8 @@ from elastic_ir.onnx_source import DTYPES
 if TYPE_CHECKING:
     import onnx
 
-_SIDES = (224, 320)  #: of an image with open sides; multiples of 32, which most networks divide by
+#: Heights and widths to try for an image with open sides: of classifiers, of text lines, of detectors.
+_SIDES = ((224, 224), (32, 320), (48, 320), (640, 640), (28, 28))
 
 
 def infer_types(
@@ -25,38 +26,57 @@ def infer_types(
     """
     import onnx
 
-    bound = onnx.ModelProto()
-    bound.CopyFrom(model)
-    graph = bound.graph
-    constants = {tensor.name for tensor in graph.initializer}
-    inputs = [entry for entry in graph.input if entry.name not in constants]
-    _bind(inputs, input_shape, file)
-    for entry in graph.output:  # open extents there contradict what follows from the inputs
-        if entry.type.HasField("tensor_type"):
-            entry.type.tensor_type.ClearField("shape")
-    del graph.value_info[:]
-    try:
-        inferred = onnx.shape_inference.infer_shapes(bound, data_prop=True).graph
-    except Exception:  # the C++ library raises errors of several kinds; shapes stay open then
-        try:
-            inferred = onnx.shape_inference.infer_shapes(model).graph
-        except Exception:
-            inferred = graph
+    constants = {tensor.name for tensor in model.graph.initializer}
+    results = sum(1 for node in model.graph.node for name in node.output if name)
+    best: onnx.GraphProto | None = None
+    for sides in _SIDES:
+        bound = onnx.ModelProto()
+        bound.CopyFrom(model)
+        inputs = [entry for entry in bound.graph.input if entry.name not in constants]
+        guessed = _bind(inputs, input_shape, file, sides)
+        inferred = _infer(bound)
+        if best is None or len(inferred.value_info) > len(best.value_info):
+            best = inferred
+        if not guessed or len(inferred.value_info) + len(inferred.output) >= results:
+            break
+    assert best is not None
     types: dict[str, TensorType] = {}
-    for entry in (*inferred.value_info, *inferred.output, *inferred.input):
+    for entry in (*best.value_info, *best.output, *best.input):
         kind = entry.type.tensor_type
         if entry.type.HasField("tensor_type") and kind.HasField("shape") and kind.elem_type in DTYPES:
             shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in kind.shape.dim)
             types[entry.name] = TensorType(shape, DTYPES[kind.elem_type])
+    inputs = [entry for entry in best.input if entry.name not in constants]
     return types, [types[entry.name].shape if entry.name in types else () for entry in inputs]
 
 
-def _bind(inputs: list[onnx.ValueInfoProto], input_shape: Sequence[Sequence[int]] | None, file: str) -> None:
+def _infer(bound: onnx.ModelProto) -> onnx.GraphProto:
+    """The graph with what the operators' own rules say of its values."""
+    import onnx
+
+    for entry in bound.graph.output:  # open extents there contradict what follows from the inputs
+        if entry.type.HasField("tensor_type"):
+            entry.type.tensor_type.ClearField("shape")
+    del bound.graph.value_info[:]
+    try:
+        return onnx.shape_inference.infer_shapes(bound, data_prop=True).graph
+    except Exception:  # the C++ library raises errors of several kinds; shapes stay open then
+        return bound.graph
+
+
+def _bind(
+    inputs: Sequence[onnx.ValueInfoProto],
+    input_shape: Sequence[Sequence[int]] | None,
+    file: str,
+    sides: tuple[int, int],
+) -> bool:
+    """Fill in open extents; whether the sides of an image were among them."""
     if input_shape is not None and len(input_shape) != len(inputs):
         raise SourceError(
             f"{file} has {len(inputs)} inputs, and --input-shape gives {len(input_shape)} shapes"
         )
     known: dict[str, int] = {}
+    guessed = False
     for place, entry in enumerate(inputs):
         if not entry.type.HasField("tensor_type"):
             continue
@@ -72,17 +92,19 @@ def _bind(inputs: list[onnx.ValueInfoProto], input_shape: Sequence[Sequence[int]
                         f"{file}: the input {entry.name!r} has {dim.dim_value} at axis {axis}, not {given[axis]}"
                     )
                 continue
-            extent = given[axis] if given is not None else _guess(axis, len(dims), whole)
+            guessed |= given is None and len(dims) == 4 and axis > 1
+            extent = given[axis] if given is not None else _guess(axis, len(dims), whole, sides)
             name = dim.dim_param
             if name and name != "?" and given is None:
                 extent = known.setdefault(name, extent)
             dim.Clear()
             dim.dim_value = extent
+    return guessed
 
 
-def _guess(axis: int, rank: int, whole: bool) -> int:
+def _guess(axis: int, rank: int, whole: bool, sides: tuple[int, int]) -> int:
     if axis == 0:
         return 1
     if rank == 4:
-        return 3 if axis == 1 else _SIDES[axis - 2]
-    return 8 if whole else 64
+        return 3 if axis == 1 else sides[axis - 2]
+    return 8 if whole else 512  # tokens; samples of a sound

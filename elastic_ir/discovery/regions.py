@@ -21,6 +21,7 @@ from elastic_ir.graph import Graph, Node, Value
 
 CONTAINER = "blocks"
 _LONGEST = 8  #: steps that a block may have
+_LARGEST = 12  #: layers on a path through a block; in more, other blocks hide
 _NO_FLOW = {"onnx.Shape", "onnx.Size"}
 
 #: A layer's kind: its operator, the extents of its kernel, whether each channel has a filter of its own.
@@ -32,9 +33,9 @@ class _Segment:
     """What lies between two cuts; the later one's node belongs to it."""
 
     nodes: list[Node] = field(default_factory=list)
+    operations: list[str] = field(default_factory=list)
     layers: list[Kind] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
-    branches: bool = False
     reshapes: bool = False  #: without weights, and of another shape behind than before
 
 
@@ -97,22 +98,20 @@ def _flow(graph: Graph) -> dict[Node, tuple[Node, ...]]:
 
 def _segments(graph: Graph) -> list[_Segment]:
     flow = _flow(graph)
-    results = [v.node for node in graph if node.kind == "output" for v in node.operands() if v.node in flow]
-    if not results:
+    if not flow:
         return []
-    lengths = path_lengths(graph)
-    last = max(results, key=lambda node: lengths[node.output])
+    root = Node("", "root")
+    edges: nx.DiGraph[Node] = nx.DiGraph()
+    for node, inputs in flow.items():
+        edges.add_edges_from((operand, node) for operand in inputs or (root,))
+    above = nx.immediate_dominators(edges, root)
+    last = _end_of_trunk(graph, flow, above)
     reach, stack = {last}, [last]
     while stack:
         for node in flow[stack.pop()]:
             if node not in reach:
                 reach.add(node)
                 stack.append(node)
-    root = Node("", "root")
-    edges: nx.DiGraph[Node] = nx.DiGraph()
-    for node in reach:
-        edges.add_edges_from((operand, node) for operand in flow[node] or (root,))
-    above = nx.immediate_dominators(edges, root)
     cuts = [last]
     while above[cuts[-1]] is not root:
         cuts.append(above[cuts[-1]])
@@ -135,6 +134,26 @@ def _segments(graph: Graph) -> list[_Segment]:
     return segments
 
 
+def _end_of_trunk(graph: Graph, flow: dict[Node, tuple[Node, ...]], above: dict[Node, Node]) -> Node:
+    """The node up to which the cuts explain most layers; of equals the last.
+
+    It is the output in a classifier. Where stages are tapped (a pyramid of features), the output has hardly a cut above
+    it, while the backbone's end has them all.
+    """
+    lengths = path_lengths(graph)
+    explained: dict[Node, int] = {}
+    best: Node | None = None
+    for node in flow:
+        over = above.get(node)
+        before = lengths[over.output] if over in explained else 0
+        gain = min(lengths[node.output] - before, _LARGEST)
+        explained[node] = explained.get(over, 0) + max(gain, 0) if over is not None else 0
+        if best is None or explained[node] >= explained[best]:
+            best = node
+    assert best is not None
+    return best
+
+
 def _take_helpers(graph: Graph, flow: dict[Node, tuple[Node, ...]], place: dict[Node, int]) -> None:
     """What is no flow (shapes, weights being transposed) goes to the one segment that reads it, if it is one."""
     users = graph.users()
@@ -155,7 +174,7 @@ def _describe(
         if node not in flow:
             carried[node.output] = found
             continue
-        segment.branches |= len(flow[node]) > 1
+        segment.operations.append(node.op)
         for name in dict.fromkeys(found):
             shape = graph.weights[name].shape
             segment.layers.append((node.op, shape[2:], len(shape) > 2 and shape[1] == 1))
@@ -177,6 +196,10 @@ class _Step:
     @property
     def layers(self) -> list[Kind]:
         return [layer for segment in self.segments for layer in segment.layers]
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        return tuple(operation for segment in self.segments for operation in segment.operations)
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -219,12 +242,19 @@ def _is_like(block: list[_Step], units: list[list[list[Kind]]]) -> bool:
 
 
 def _period(steps: list[_Step]) -> int:
-    """How many steps repeat, told by the shapes of the layers' weights: what covers most layers, then the fewest."""
+    """How many steps repeat, told by the shapes of the layers' weights: what covers most layers, then the fewest.
+
+    Steps of the same operations and kinds of layers are blocks of one kind, and no parts of one, whatever their widths.
+    """
     best, covered = 1, 0
     for period in range(1, min(_LONGEST, len(steps) // 2) + 1):
-        layers = sum(len(step.layers) for start, stop in _runs(steps, period) for step in steps[start:stop])
+        runs = _runs(steps, period)
+        layers = sum(len(step.layers) for start, stop in runs for step in steps[start:stop])
         if layers > covered:
             best, covered = period, layers
+            unit = [(step.operations, step.layers) for step in steps[runs[0][0] : runs[0][0] + period]]
+            shorter = (q for q in range(1, period) if period % q == 0 and unit == unit[:q] * (period // q))
+            best = next(shorter, period)
     return best
 
 
@@ -251,7 +281,11 @@ def _runs(steps: list[_Step], period: int) -> list[tuple[int, int]]:
 
 def _units(steps: list[_Step], period: int) -> list[list[list[Kind]]]:
     """The kinds of layers, step by step, of the units that repeat; of all single steps with layers where none does."""
-    found = [[step.layers for step in steps[start : start + period]] for start, _ in _runs(steps, period)]
+    found = [
+        [step.layers for step in steps[start : start + period]]
+        for size in range(period, _LONGEST + 1, period)  # of one period, or alternating in several
+        for start, _ in _runs(steps, size)
+    ]
     unique: list[list[list[Kind]]] = []
     for unit in found:
         if unit not in unique:

@@ -74,7 +74,7 @@ def size_of(model: onnx.ModelProto, tensors: Mapping[str, TensorData]) -> int:
 def _filled(model: onnx.ModelProto, tensors: Mapping[str, TensorData]) -> Pieces:
     def put(tensor: memoryview, at: Field, mark: str) -> Pieces:
         data = tensors[mark]
-        return [head(9, nbytes(data)), data]
+        return [head(int(mark.partition(":")[2]), nbytes(data)), data]
 
     return _Filler(model.SerializeToString(), put).pieces()
 
@@ -107,7 +107,11 @@ class _Filler:
         for item in fields(self.view, start, end):
             if item.wire == BYTES and item.number in inner:
                 made = inner[item.number](item)
-                if len(made) == 1 and isinstance(made[0], bytes) and made[0] == self.view[item.start : item.end]:
+                if (
+                    len(made) == 1
+                    and isinstance(made[0], bytes)
+                    and made[0] == self.view[item.start : item.end]
+                ):
                     continue  # nothing in it was changed
                 pieces.append(bytes(self.view[kept : item.begin]) + head(item.number, _size(made)))
                 pieces += made
@@ -131,7 +135,11 @@ class _Filler:
         pieces = b""
         mark = None
         for item in fields(self.view, at.start, at.end):
-            if item.number == 13 and item.wire == BYTES and self.view[item.start : item.start + len(_MARK)] == _MARK:
+            if (
+                item.number == 13
+                and item.wire == BYTES
+                and self.view[item.start : item.start + len(_MARK)] == _MARK
+            ):
                 entry = list(fields(self.view, item.start, item.end))
                 mark = bytes(self.view[entry[1].start : entry[1].end]).decode()
             elif not (mark is not None and item.number == 14):

@@ -126,7 +126,7 @@ class _Builder:
         return ""
 
     def _name_weights(self) -> None:
-        """One name for each tensor: the file's where it is the first of its kind, the module path's where it has one."""
+        """One name for each tensor: the file's where it is the first of its kind, the path's where it has one."""
         source = self.source
         kept: set[str] = set()
         later: list[Weight] = []
@@ -153,7 +153,9 @@ class _Builder:
                 self.taken.add(weight.name)
                 self._hold(weight.name, weight)
             else:
-                self._hold(self._fresh(weight.name if path else file_name, "" if path else weight.name), weight)
+                self._hold(
+                    self._fresh(weight.name if path else file_name, "" if path else weight.name), weight
+                )
 
     def _is_free(self, name: str) -> bool:
         """Whether nothing in the source but a weight of a block has this name."""
@@ -187,7 +189,9 @@ class _Builder:
     def _needed(self) -> set[str]:
         """The constants of the source that are read here, and those that nothing read there either."""
         read = {name for node in self.old.node for name in node.input}
-        read |= {name for node in self.old.node for name in captured(node)} | {e.name for e in self.old.output}
+        read |= {name for node in self.old.node for name in captured(node)} | {
+            e.name for e in self.old.output
+        }
         needed = {name for name in self.source.constants if name not in read}
         for node in self.graph:
             if node.kind == "onnx":
@@ -204,9 +208,9 @@ class _Builder:
             needed.add(name)
             needed.add(constant.name if name == constant.name else name)
         for name in list(needed):  # the shape that a ConstantOfShape fills
-            constant = self.source.constants.get(name)
-            if constant is not None and constant.node is not None:
-                needed.update(n for n in self.old.node[constant.node].input if n)
+            filled = self.source.constants.get(name)
+            if filled is not None and filled.node is not None:
+                needed.update(n for n in self.old.node[filled.node].input if n)
         return needed
 
     # -- nodes -----------------------------------------------------------------------------------------------------
@@ -253,7 +257,9 @@ class _Builder:
     def _readers(self, node: Node) -> list[Node]:
         following = node._next
         found = []
-        while following is not None and following.op == "operator.getitem" and following.args[0] is node.output:
+        while (
+            following is not None and following.op == "operator.getitem" and following.args[0] is node.output
+        ):
             found.append(following)
             following = following._next
         return found
@@ -371,7 +377,11 @@ class _Builder:
         for name, (constant, _) in self.holders.items():
             after.setdefault(constant.name, []).append(name)
         for old in (*self.old.initializer, *(sparse.values for sparse in self.old.sparse_initializer)):
-            if old.name not in self.holders and old.name in needed and self.source.constants[old.name].proto is old:
+            if (
+                old.name not in self.holders
+                and old.name in needed
+                and self.source.constants[old.name].proto is old
+            ):
                 self.new.initializer.add().CopyFrom(old)
             for name in after.pop(old.name, ()):
                 self._initializer(name)
@@ -403,11 +413,11 @@ class _Builder:
         proto.name = name
         proto.dims.extend(data.shape)
         proto.data_type = _TYPES[data.dtype]
-        mark = f"w{len(self.tensors)}"
+        mark = f"{len(self.tensors)}:9"
         self.tensors[mark] = data
         entry = proto.external_data.add()
         entry.key, entry.value = MARK, mark
-        proto.data_location = 1
+        proto.data_location = self.onnx.TensorProto.EXTERNAL
 
     def _tensor_of(self, name: str, item: Literal) -> onnx.TensorProto:
         import numpy as np
