@@ -19,6 +19,7 @@ COMMANDS = {
     "inspect": "Show stages, units, depth, parameters and sparsity.",
     "stretch": "Make a network deeper by cloning its units.",
     "squeeze": "Make a network shallower by deleting units.",
+    "export": "Write a network as ONNX, dense or sparse.",
     "diff": "Compare two networks: stages, names, tensors.",
     "passes": "List the passes and their options.",
 }
@@ -33,7 +34,7 @@ Examples:
   elastic-ir stretch model.pt --to-depth 56
   elastic-ir squeeze resnet50.pt --to-stages 2,2,2,2 -o small.pt
 
-SOURCE is a file (.pt .pth .safetensors .ticket), a Hugging Face model folder, timm:NAME, torchvision:NAME
+SOURCE is a file (.pt .pth .safetensors .ticket .onnx), a Hugging Face model folder, timm:NAME, torchvision:NAME
 or package.module:factory. A name is a network with fresh weights, good for --arch and --like. Every command has a
 --help of its own with examples.
 

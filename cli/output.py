@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from elastic_ir.graph import Graph
 
 #: Extensions of sources that are kept; a source of any other becomes a ``.pt``.
-KEPT = (".pt", ".pth", ".safetensors", ".ticket")
+KEPT = (".pt", ".pth", ".safetensors", ".ticket", ".onnx")
 
 
 def tag(graph: Graph) -> str:
@@ -42,6 +42,18 @@ def default_output(source: str, before: Graph, after: Graph) -> Path:
     else:
         stem, extension = path.stem, path.suffix if path.suffix.lower() in KEPT else ".pt"
     return path.with_name(f"{stem.removesuffix(f'-{tag(before)}')}-{tag(after)}{extension}")
+
+
+def beside(source: str, extension: str) -> Path:
+    """The source's name with another extension, or in the current folder for one that is no file."""
+    from elastic_ir.frontends.sources import is_name
+
+    if is_name(source):
+        return Path(re.sub(r"[^\w.-]+", "-", source.rpartition(":")[2]).strip("-") + extension)
+    path = Path(source)
+    if path.is_dir():
+        return path.resolve().with_name(path.resolve().name + extension)
+    return path.with_suffix(extension)
 
 
 def refuse_overwriting(out: Path, inputs: dict[str, str | None]) -> None:

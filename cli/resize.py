@@ -95,8 +95,8 @@ TARGET_OPTIONS = (
 OUTPUT_OPTIONS = (
     click.option(
         "-o", "--out", type=click.Path(), metavar="OUT",
-        help="The file to write (.pt, .safetensors or .ticket) or the folder. Without it a name with the new depth is "
-        "chosen beside the source, for example model-depth56.pt.",
+        help="The file to write (.pt, .safetensors, .onnx or .ticket) or the folder. Without it a name with the new "
+        "depth is chosen beside the source, for example model-depth56.pt.",
     ),
     click.option(
         "--no-check", is_flag=True,

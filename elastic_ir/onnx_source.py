@@ -15,8 +15,8 @@ from elastic_ir.tensors import Mask, TensorData
 if TYPE_CHECKING:
     import onnx
 
-#: Entry of ``external_data`` by which a tensor that was cut out is known, as "NUMBER:FIELD", the field being the one that
-#: held its bytes; no file of others has it.
+#: Entry of ``external_data`` by which a tensor that was cut out is known, as "NUMBER:FIELD" with the field that held
+#: its bytes; no file of others has it.
 MARK = "elastic-ir"
 #: The keyword of a node's operands that only its bodies read.
 BODY = "captured"

@@ -49,7 +49,11 @@ def load(
             graph = _read_safetensors(path, arch, trust, input_shape)
         elif path.suffix.lower() == EXTENSION:
             graph = _read_ticket(path, arch, trust, input_shape)
-        elif path.suffix.lower() in (".onnx", ".pt2"):
+        elif path.suffix.lower() == ".onnx":
+            from elastic_ir.frontends.onnx_graph import load_onnx
+
+            graph = load_onnx(path, input_shape)
+        elif path.suffix.lower() == ".pt2":
             raise SourceError(f"{path.name}: reading {path.suffix} files is not part of this version")
         else:
             graph = _read_torch(path, arch, trust, input_shape)

@@ -7,7 +7,7 @@ import itertools
 from elastic_ir.discovery.from_graph import GraphReader
 from elastic_ir.discovery.from_names import NameReader, in_channels
 from elastic_ir.discovery.parts import Part, containers
-from elastic_ir.graph import Graph
+from elastic_ir.graph import Graph, Symbol
 
 
 def why_nothing(tree: Part, reader: GraphReader | NameReader, listed: dict[str, list[str]]) -> str:
@@ -29,7 +29,16 @@ def why_nothing(tree: Part, reader: GraphReader | NameReader, listed: dict[str, 
                     f"before it ({widths[0]}, {widths[1]}, {widths[2]} channels and so on), so none fits in a second "
                     "time and there is nothing to clone or delete"
                 )
-    return "no two blocks in a row have equal operations and weight shapes, so there is nothing to clone or delete"
+    plain = "no two blocks in a row have equal operations and weight shapes, so there is nothing to clone or delete"
+    return plain + _about_bodies(reader.graph)
+
+
+def _about_bodies(graph: Graph) -> str:
+    """What is not looked into: the bodies of control flow (ONNX's If, Loop and Scan)."""
+    kinds = {node.op.removeprefix("onnx.") for node in graph if Symbol("body") in node.attributes.values()}
+    if not kinds:
+        return ""
+    return f"; what is in the bodies of its {' and '.join(sorted(kinds))} nodes is kept whole and never cut"
 
 
 def _applied_again(graph: Graph) -> str | None:

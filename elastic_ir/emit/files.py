@@ -18,6 +18,7 @@ from elastic_ir.emit.safetensors_file import write_safetensors
 from elastic_ir.emit.ticket_file import ticket_shapes, write_ticket
 from elastic_ir.errors import EmitError, OutputError
 from elastic_ir.graph import Graph
+from elastic_ir.onnx_source import OnnxSource
 from elastic_ir.serialise import InlineData, graph_to_data
 from elastic_ir.tensors import Mask, ShapeOnly, TensorData
 from elastic_ir.ticket_format import EXTENSION
@@ -30,7 +31,8 @@ def save(graph: Graph, path: str | os.PathLike[str], *, check: bool = True) -> l
 
     ``.pt``/``.pth``: a plain state dict (``torch.load(weights_only=True)`` and a strict load read it), with the graph
     and the masks as extra records. ``.safetensors``: the same, the masks in ``NAME.masks.safetensors``; torch is not
-    imported unless the graph came from a live module. ``.ticket``: graph, bit-packed masks and only the surviving
+    imported unless the graph came from a live module. ``.onnx``: see
+    :func:`elastic_ir.emit.onnx_save.save_onnx`. ``.ticket``: graph, bit-packed masks and only the surviving
     values; what is stored under a mask (``state_dict(masked=False)``) is **not** kept. No extension: a folder by the
     model's own ``save_pretrained``. ``check`` runs the module once and sees that every unit executes; names and
     shapes are always checked. Raises EmitError and OutputError; what stood at the target then still stands there.
@@ -43,15 +45,21 @@ def save(graph: Graph, path: str | os.PathLike[str], *, check: bool = True) -> l
         return _save_safetensors(graph, path, check)
     if suffix == EXTENSION:
         return [_save_ticket(graph, path, check)]
+    if suffix == ".onnx":
+        from elastic_ir.emit.onnx_save import save_onnx
+
+        return list(save_onnx(graph, path, check=check).paths)
     if suffix == "":
         return [_save_folder(graph, path, check)]
     raise OutputError(
-        f"{path.name}: the extension {suffix} cannot be written; use .pt, .safetensors, .ticket or a folder name"
+        f"{path.name}: the extension {suffix} cannot be written; use .pt, .safetensors, .onnx, .ticket or a folder name"
     )
 
 
 def _checked_module(graph: Graph, check: bool) -> Any:
     """The emitted module, run once if wanted; None where the graph has no network."""
+    if isinstance(graph.origin, OnnxSource):
+        return None  # its nodes are ONNX's; a state dict needs no module
     if graph.origin is None and not (len(graph) and graph.metadata.get("frontend") == "fx"):
         return None
     from elastic_ir.emit.check import check_runs

@@ -23,7 +23,7 @@ from elastic_ir.onnx_source import (
     captured,
     plain_attributes,
 )
-from elastic_ir.tensors import ITEM_SIZES, TensorData
+from elastic_ir.tensors import TensorData
 from elastic_ir.weights import Weight
 
 if TYPE_CHECKING:
@@ -403,7 +403,10 @@ class _Builder:
                         twin.CopyFrom(sparse)
                         twin.values.name = name
                 return
-            if constant.data is not None and weight.dtype in ITEM_SIZES:
+            elsewhere = constant.proto.data_location == 1 and all(
+                e.key != MARK for e in constant.proto.external_data
+            )
+            if not elsewhere:
                 same = self.new.initializer.add()
                 same.CopyFrom(constant.proto)
                 same.name = name

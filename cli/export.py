@@ -1,0 +1,105 @@
+"""``elastic-ir export``: a network as an ONNX model, dense or sparse, or as any other file that can be written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from elastic_ir.cli import tables
+from elastic_ir.cli.app import COMMANDS
+from elastic_ir.cli.options import SOURCE, Reading, source_options
+
+if TYPE_CHECKING:
+    from elastic_ir.emit.onnx_save import OnnxReport
+
+EPILOG = """\
+\b
+Examples:
+  elastic-ir export model.pt -o model.onnx
+  elastic-ir export ticket.pt -o ticket.onnx --sparse
+  elastic-ir export timm:convnext_tiny -o convnext.onnx --opset 18
+  elastic-ir export weights.safetensors --arch torchvision:resnet50 -o resnet50.onnx
+  elastic-ir export model.onnx -o smaller.onnx --sparse
+
+Sparse initializers save space on disk only: onnxruntime makes them dense when it loads them. Where a runtime refuses
+them (TensorRT and OpenVINO read none), export without --sparse.
+"""
+
+
+@click.command("export", short_help=COMMANDS["export"], epilog=EPILOG)
+@click.argument("source", type=SOURCE)
+@click.option(
+    "-o", "--out", type=click.Path(), metavar="OUT",
+    help="The file to write. Without it, the source's name with .onnx. Another extension (.pt, .safetensors, .ticket) "
+    "writes that kind of file.",
+)  # fmt: skip
+@click.option(
+    "--sparse", is_flag=True,
+    help="Write each pruned weight as a sparse initializer where that is smaller; what survives is told by the mask, "
+    "or else by exact zeros.",
+)  # fmt: skip
+@click.option(
+    "--opset", type=click.IntRange(min=18), metavar="N",
+    help="The ONNX opset to write, 18 or later; 20 without it. A source that is ONNX already keeps its own.",
+)  # fmt: skip
+@click.option(
+    "--static", is_flag=True, help="Fix the batch to that of the example input; without it the batch is open."
+)
+@click.option(
+    "--fold-batchnorm", is_flag=True,
+    help="Fold batch norms into the convolutions before them. Names and structure change, so that the result cannot be "
+    "stretched again; pruned weights stay zero.",
+)  # fmt: skip
+@click.option("--no-check", is_flag=True, help="Do not run the result in onnxruntime against PyTorch.")
+@source_options
+def export(
+    source: str, out: str | None, sparse: bool, opset: int | None, static: bool, fold_batchnorm: bool, no_check: bool,
+    reading: Reading,
+) -> None:  # fmt: skip
+    """Write SOURCE as an ONNX model: initializers named as the state dict, pruned weights exactly zero.
+
+    The result is checked by ONNX's checker and run in onnxruntime against PyTorch.
+    """
+    from elastic_ir import api
+    from elastic_ir.cli import output
+
+    path = Path(out) if out is not None else output.beside(source, ".onnx")
+    if path.suffix.lower() != ".onnx" and (sparse or opset or static or fold_batchnorm):
+        raise click.UsageError("--sparse, --opset, --static and --fold-batchnorm are for .onnx files")
+    inputs = {"the source": source, "the --arch": reading.arch, "the --mask": reading.mask}
+    output.refuse_overwriting(path, inputs)
+    with tables.status(f"reading {source}"):
+        graph = reading.load(source)
+    if path.suffix.lower() != ".onnx":
+        with tables.status(f"writing {path}"):
+            written = api.save(graph, path, check=not no_check)
+        tables.show_facts(
+            [("wrote", f"{each} ({tables.file_size(output.size_of(each))})") for each in written]
+        )
+        return
+    from elastic_ir.emit.onnx_save import save_onnx
+
+    with tables.status(f"exporting to {path}"):
+        report = save_onnx(
+            graph, path, check=not no_check, sparse=sparse, opset=opset, dynamic=not static,
+            fold_batchnorm=fold_batchnorm,
+        )  # fmt: skip
+    tables.show_facts(_facts(report, static))
+
+
+def _facts(report: OnnxReport, static: bool) -> list[tuple[str, str]]:
+    facts = [("opset", str(report.opset))]
+    if report.dynamic is not None:
+        fixed = "fixed" if static else "fixed (the network allows no other)"
+        facts.append(("batch", "open" if report.dynamic else fixed))
+    facts.append(("checked", "by onnx.checker"))
+    if report.difference is not None:
+        facts.append(("difference", f"{report.difference} in onnxruntime, from PyTorch"))
+    if report.dense_size is not None:
+        share = report.size / report.dense_size
+        dense = tables.file_size(report.dense_size)
+        facts.append(("sparse", f"{report.sparse_weights} weights; {share:.3f} of the dense file's {dense}"))
+    facts += [("wrote", f"{path} ({tables.file_size(path.stat().st_size)})") for path in report.paths]
+    return facts

@@ -1,0 +1,169 @@
+"""Saving to ``.onnx``: built anew from an ONNX source, or exported as a module; made sparse if wanted, checked, run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from elastic_ir.emit.onnx_check import Difference, check_file, compare_runs
+from elastic_ir.emit.onnx_file import LIMIT, size_of, write_external, write_onnx
+from elastic_ir.emit.onnx_model import build_onnx
+from elastic_ir.emit.onnx_sparse import densify, sparsify
+from elastic_ir.emit.output import atomic_output
+from elastic_ir.errors import EmitError, OutputError
+from elastic_ir.graph import Graph
+from elastic_ir.onnx_source import MARK, OnnxSource
+from elastic_ir.tensors import ShapeOnly, TensorData
+
+if TYPE_CHECKING:
+    import onnx
+
+    from elastic_ir.emit.onnx_export import Exported
+
+
+@dataclass(frozen=True)
+class OnnxReport:
+    """What was written, and what the checks found."""
+
+    paths: tuple[Path, ...]
+    opset: int
+    size: int  #: bytes, external data included
+    dense_size: int | None = None  #: bytes of the dense form, where a sparse one was written
+    sparse_weights: int = 0
+    dynamic: bool | None = None  #: whether the batch is open; None for a graph that was ONNX before
+    difference: Difference | None = (
+        None  #: from the module's outputs; None where there was no module or no run
+    )
+
+
+def save_onnx(
+    graph: Graph,
+    path: str | os.PathLike[str],
+    *,
+    check: bool = True,
+    sparse: bool | None = None,
+    opset: int | None = None,
+    dynamic: bool = True,
+    fold_batchnorm: bool = False,
+) -> OnnxReport:
+    """Write a graph to ONNX, with initializers named as the state dict and pruned weights exactly zero.
+
+    A graph from an ONNX file is written as such again; any other is exported as the module it is emitted as, and run in
+    onnxruntime against PyTorch (``check=False`` leaves that out; the checker always runs). ``sparse`` writes sparse
+    initializers where they are smaller, or none; None keeps what a source has. ``dynamic`` opens the batch axis.
+    Above 2 GiB the tensors go to ``NAME.onnx.data`` beside it. Raises EmitError and OutputError, and then nothing is
+    written.
+    """
+    path = Path(path)
+    _refuse_without_values(graph)
+    exported = None
+    if isinstance(graph.origin, OnnxSource):
+        model, tensors = build_onnx(graph)
+        _refuse_changes(graph.origin, path, opset, fold_batchnorm=fold_batchnorm)
+        external = any(map(_is_external, graph.origin.model.graph.initializer))
+    else:
+        exported = _export(graph, check=check, opset=opset, dynamic=dynamic, fold_batchnorm=fold_batchnorm)
+        model, tensors = exported.model, exported.tensors
+        external = False
+    turned, dense_size = 0, None
+    if sparse is False and model.graph.sparse_initializer:
+        named = {w.name: w.storage.emitted() for w in graph.weights.values()}
+        densify(model, tensors, named)
+    elif sparse:
+        dense_size = size_of(model, tensors)
+        turned = sparsify(model, tensors)
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    report = OnnxReport(
+        (path,), versions.get("", versions.get("ai.onnx", 0)), 0, dense_size, turned,
+        exported.dynamic if exported is not None else None,
+    )  # fmt: skip
+    if external or size_of(model, tensors) > LIMIT:
+        return _save_external(path, model, tensors, exported if check else None, report)
+    with atomic_output(path) as temporary:
+        write_onnx(temporary, model, tensors)
+        difference = _checked(temporary, path, model, exported if check else None)
+        report = replace(report, size=temporary.stat().st_size, difference=difference)
+    return report
+
+
+def _is_external(tensor: onnx.TensorProto) -> bool:
+    """Whether the source has this tensor in another file."""
+    return tensor.data_location == 1 and all(entry.key != MARK for entry in tensor.external_data)
+
+
+def _refuse_without_values(graph: Graph) -> None:
+    for name, weight in graph.weights.items():
+        if weight.persistent and isinstance(weight.storage.data, ShapeOnly):
+            raise EmitError(
+                f"{name!r} was read on the meta device and has no values; load the model with its weights"
+            )
+
+
+def _refuse_changes(source: OnnxSource, path: Path, opset: int | None, *, fold_batchnorm: bool) -> None:
+    versions = {entry.domain: entry.version for entry in source.model.opset_import}
+    have = versions.get("", versions.get("ai.onnx"))
+    if opset is not None and opset != have:
+        raise EmitError(
+            f"{source.path.name} has opset {have} and keeps it; convert it with onnx.version_converter to get {opset}"
+        )
+    if fold_batchnorm:
+        raise EmitError(
+            f"batch norms are folded on export from PyTorch; {source.path.name} is ONNX already, and keeps its nodes"
+        )
+
+
+def _export(graph: Graph, *, check: bool, opset: int | None, dynamic: bool, fold_batchnorm: bool) -> Exported:
+    if graph.origin is None and not (len(graph) and graph.metadata.get("frontend") == "fx"):
+        raise EmitError(
+            f"{graph.name} is a state dict without a network; say with --arch SOURCE what it belongs to"
+        )
+    from elastic_ir.emit.check import check_runs
+    from elastic_ir.emit.module import to_module
+    from elastic_ir.emit.onnx_export import export_module
+
+    module = to_module(graph)
+    if check:
+        check_runs(module, graph)
+    return export_module(module, graph, opset=opset, dynamic=dynamic, fold_batchnorm=fold_batchnorm)
+
+
+def _checked(file: Path, name: Path, model: onnx.ModelProto, exported: Exported | None) -> Difference | None:
+    try:
+        check_file(file, model)
+        if exported is None:
+            return None
+        return compare_runs(file, exported.feeds, exported.expected, exported.dtype)
+    except EmitError as error:
+        raise EmitError(str(error).replace(file.name, name.name)) from error
+
+
+def _save_external(
+    path: Path,
+    model: onnx.ModelProto,
+    tensors: dict[str, TensorData],
+    exported: Exported | None,
+    report: OnnxReport,
+) -> OnnxReport:
+    """Both files are made in a folder of their own beside the target, checked there, and then renamed."""
+    if not path.parent.is_dir():
+        raise OutputError(f"{path} cannot be written: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; give the name of a file")
+    data = path.with_name(f"{path.name}.data")
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        made, bytes_of = folder / path.name, folder / data.name
+        write_external(made, bytes_of, data.name, model, tensors)
+        difference = _checked(made, path, model, exported)
+        size = made.stat().st_size + bytes_of.stat().st_size
+        os.replace(bytes_of, data)
+        os.replace(made, path)
+    except OSError as error:
+        raise OutputError(f"{path} could not be written: {(error.strerror or str(error)).lower()}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return replace(report, paths=(path, data), size=size, difference=difference)
