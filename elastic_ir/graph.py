@@ -23,10 +23,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TensorType:
-    """Shape and dtype of a value; the dtype is torch's name for it, without the ``torch.``."""
+    """Shape and dtype of a value; the dtype is torch's name for it, without the ``torch.``. An open extent is -1."""
 
     shape: tuple[int, ...]
     dtype: str
+
+    def fits(self, other: TensorType | None) -> bool:
+        """Whether two types are equal. An open batch fits any; another open extent fits none, for it may hide a stride."""
+        return (
+            other is not None
+            and self.dtype == other.dtype
+            and len(self.shape) == len(other.shape)
+            and all(
+                (a == b and a >= 0) or (axis == 0 and min(a, b) < 0)
+                for axis, (a, b) in enumerate(zip(self.shape, other.shape, strict=True))
+            )
+        )
 
 
 @dataclass(frozen=True)

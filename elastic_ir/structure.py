@@ -74,7 +74,7 @@ class Block:
         """Whether the activation has one shape before and behind it; False where that is not known."""
         ends = (self.input, self.output)
         kinds = [end.type if end is not None else None for end in ends]
-        return kinds[0] is not None and kinds[0] == kinds[1]
+        return kinds[0] is not None and kinds[0].fits(kinds[1])
 
 
 @dataclass(frozen=True, eq=False)

@@ -118,7 +118,7 @@ def _layer_on_the_way(
         elif value.node not in nodes:
             nodes.add(value.node)
             stack.extend(value.node.operands())
-    if all(value.type == start.type for value in sources.values()):
+    if all(start.type is not None and start.type.fits(value.type) for value in sources.values()):
         return None  # as it came, or from no stage at all: the stem
     ordered = sorted(nodes, key=reader.order.__getitem__)
     scopes = [node.scope for node in ordered if node.weight_names()]
@@ -128,7 +128,7 @@ def _layer_on_the_way(
             for node in ordered
             if node.output.type is not None
             and node.output.is_tensor
-            and any(v.type is not None and v.type.shape != node.output.type.shape for v in node.operands())
+            and any(v.type is not None and not node.output.type.fits(v.type) for v in node.operands())
         ]
     names = {name for node in ordered for name in node.weight_names()}
     inside = (*(draft.groups[-1].path for draft in sources), right.groups[0].path)

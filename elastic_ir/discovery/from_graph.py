@@ -6,7 +6,7 @@ import hashlib
 from typing import Any
 
 from elastic_ir.discovery.parts import Group, Part, form_of, group_children, relative_weights
-from elastic_ir.graph import Graph, Literal, Node, Symbol, Value, WeightRef
+from elastic_ir.graph import Graph, Literal, Node, Symbol, TensorType, Value, WeightRef
 from elastic_ir.structure import Container
 
 
@@ -74,7 +74,7 @@ class GraphReader:
             return False
         end = part.nodes[-1].output.type
         start = next((v.type for v in part.nodes[0].operands() if v.type is not None), None)
-        return start is not None and end is not None and start.shape != end.shape
+        return start is not None and end is not None and not _same_extents(start, end)
 
     def _absorb(self, container: Container, groups: list[Group]) -> None:
         """What the caller does between all children alike (an activation, a residual sum) joins the one before.
@@ -100,7 +100,9 @@ class GraphReader:
         while node is not None and node.scope in scopes and node.kind in ("function", "method", "onnx"):
             source = next((value.type for value in node.operands() if value.type is not None), None)
             same = (
-                node.output.type is not None and source is not None and source.shape == node.output.type.shape
+                node.output.type is not None
+                and source is not None
+                and _same_extents(source, node.output.type)
             )
             if node in starts or node.weight_names() or not same:
                 break
@@ -156,13 +158,13 @@ class GraphReader:
                     group.sound = False
             else:
                 candidates = [value for value in reads[index] if outside[value] == 1] or list(reads[index])
-                same = [v for v in candidates if group.output and v.type == group.output.type]
+                same = [v for v in candidates if group.output and v.type and v.type.fits(group.output.type)]
                 chosen = same or candidates
                 group.input = chosen[0] if chosen else None
             if group.input is None or group.output is None:
                 group.sound = False
                 continue
-            group.preserving = group.input.type is not None and group.input.type == group.output.type
+            group.preserving = group.input.type is not None and group.input.type.fits(group.output.type)
 
     def _signatures(self, group: Group) -> tuple[str, str]:
         """Hashes of what a group computes: with integers and weight shapes, and of its operations alone.
@@ -199,3 +201,8 @@ class GraphReader:
         if isinstance(item, slice):
             return self._plain((item.start, item.stop, item.step), place)
         return repr(item)
+
+
+def _same_extents(left: TensorType, right: TensorType) -> bool:
+    """Whether two shapes agree as far as they are known, whatever the dtypes."""
+    return left.fits(TensorType(right.shape, left.dtype))

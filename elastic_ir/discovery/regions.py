@@ -180,8 +180,8 @@ def _describe(
             segment.layers.append((node.op, shape[2:], len(shape) > 2 and shape[1] == 1))
             segment.shapes.append(shape)
     kinds = [value.type for value in (before, cut) if value is not None]
-    if not segment.layers and len(kinds) == 2 and None not in kinds:
-        segment.reshapes = kinds[0] != kinds[1]
+    if not segment.layers and len(kinds) == 2 and kinds[0] is not None and kinds[1] is not None:
+        segment.reshapes = not kinds[0].fits(kinds[1])
 
 
 # -- blocks ------------------------------------------------------------------------------------------------------------

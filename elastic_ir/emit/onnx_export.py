@@ -194,11 +194,11 @@ def _clean(model: onnx_ir.Model, weights: set[str], *, fold_batchnorm: bool) -> 
             return None
         return False if any(value is not None and value.name in weights for value in node.inputs) else None
 
-    rules = [
-        rule
-        for rule in rewriter._DEFAULT_REWRITE_RULES
-        if fold_batchnorm or "BatchNorm" not in (getattr(rule, "name", None) or "")
-    ]
+    def kept(name: str) -> bool:
+        """Not the rules that take away a weight: a bias that happens to be zero, a batch norm unless wanted."""
+        return "RemoveOptionalBias" not in name and (fold_batchnorm or "BatchNorm" not in name)
+
+    rules = [rule for rule in rewriter._DEFAULT_REWRITE_RULES if kept(getattr(rule, "name", None) or "")]
     steps = onnx_ir.passes.Sequential(
         common.InlinePass(),
         onnx_ir.passes.PassManager(
@@ -225,12 +225,24 @@ def _clean(model: onnx_ir.Model, weights: set[str], *, fold_batchnorm: bool) -> 
     )
     with _quiet():
         steps(model)
+    _drop_zero_biases(model, weights)
     for node in model.graph:
         for key in [key for key in node.metadata_props if key != _SCOPES]:
             del node.metadata_props[
                 key
             ]  # stack traces with paths of the machine, and longer than the network
         node.doc_string = None
+
+
+def _drop_zero_biases(model: onnx_ir.Model, weights: set[str]) -> None:
+    """The exporter gives a convolution without bias one of zeros; what is a parameter of the network stays."""
+    for node in model.graph:
+        bias = node.inputs[2] if node.op_type in ("Conv", "ConvTranspose") and len(node.inputs) == 3 else None
+        if bias is not None and bias.name not in weights and bias.const_value is not None:
+            if not bias.const_value.numpy().any():
+                node.resize_inputs(2)
+            if not bias.uses() and bias.name is not None:
+                model.graph.initializers.pop(bias.name, None)
 
 
 def _to_proto(model: onnx_ir.Model, graph: Graph) -> tuple[onnx.ModelProto, dict[str, TensorData]]:
