@@ -29,7 +29,7 @@ class TensorType:
     dtype: str
 
     def fits(self, other: TensorType | None) -> bool:
-        """Whether two types are equal. An open batch fits any; another open extent fits none, for it may hide a stride."""
+        """Whether two types are equal. An open batch fits any; another open extent fits none: it may hide a stride."""
         return (
             other is not None
             and self.dtype == other.dtype

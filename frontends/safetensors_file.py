@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from elastic_ir.errors import SourceError
 from elastic_ir.safetensors_format import DTYPES, MAX_HEADER, METADATA
 from elastic_ir.tensors import ITEM_SIZES
 
 CHUNK = 1 << 24  #: bytes read at once; a multiple of every element's size
+#: What copying within the system fails with where it cannot be done: other file systems, old kernels, odd files.
+_NOT_SO = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
 _NAMES = {theirs: ours for ours, theirs in DTYPES.items()}
 
 
@@ -31,21 +35,57 @@ class FileTensor:
     def chunks(self) -> Iterator[memoryview]:
         """The bytes in pieces of at most 16 MiB; SourceError if the file was replaced, cut short, or is gone."""
         left = prod(self.shape) * ITEM_SIZES[self.dtype]
+        with self._open() as file:
+            file.seek(self.offset)
+            while left:
+                piece = file.read(min(left, CHUNK))
+                if len(piece) < min(left, CHUNK):
+                    raise self._cut_short()
+                left -= len(piece)
+                yield memoryview(piece)
+
+    def copy_into(self, target: BinaryIO) -> None:
+        """Append the bytes to an open file without their passing through this process, where the system can do that.
+
+        Raises SourceError as :meth:`chunks` does, and OSError where the target cannot be written.
+        """
+        left = prod(self.shape) * ITEM_SIZES[self.dtype]
+        target.flush()
+        with self._open() as file:
+            at = self.offset
+            while left and hasattr(os, "copy_file_range"):
+                try:
+                    done = os.copy_file_range(file.fileno(), target.fileno(), left, at)
+                except OSError as error:
+                    if error.errno in _NOT_SO:
+                        break
+                    raise
+                if done == 0:
+                    raise self._cut_short()
+                at, left = at + done, left - done
+            file.seek(at)
+            while left:
+                piece = file.read(min(left, CHUNK))
+                if len(piece) < min(left, CHUNK):
+                    raise self._cut_short()
+                target.write(piece)
+                left -= len(piece)
+
+    def _cut_short(self) -> SourceError:
+        return SourceError(f"{self.path} was cut short while it was being read")
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[BinaryIO]:
         try:
-            with self.path.open("rb") as file:
-                if self.stamp not in (None, stamp_of(os.fstat(file.fileno()))):
-                    raise SourceError(f"{self.path} was changed after it was read; read it again")
-                file.seek(self.offset)
-                while left:
-                    piece = file.read(min(left, CHUNK))
-                    if len(piece) < min(left, CHUNK):
-                        raise SourceError(f"{self.path} was cut short while it was being read")
-                    left -= len(piece)
-                    yield memoryview(piece)
+            file = self.path.open("rb")
         except OSError as error:
             raise SourceError(
                 f"{self.path} could not be read: {(error.strerror or str(error)).lower()}"
             ) from error
+        with file:
+            if self.stamp not in (None, stamp_of(os.fstat(file.fileno()))):
+                raise SourceError(f"{self.path} was changed after it was read; read it again")
+            yield file
 
 
 def stamp_of(status: os.stat_result) -> tuple[int, int, int]:

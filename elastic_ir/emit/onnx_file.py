@@ -157,6 +157,10 @@ def _write(file: BinaryIO, piece: bytes | TensorData) -> None:
     if isinstance(piece, bytes):
         file.write(piece)
         return
+    copy = getattr(piece, "copy_into", None)
+    if copy is not None:  # a range of another file, which need not pass through this process
+        copy(file)
+        return
     written = 0
     for chunk in piece.chunks():
         file.write(chunk)

@@ -1,0 +1,113 @@
+"""Stretching a 400 MB ONNX file into another, against copying the file that comes out; and the memory it takes.
+
+Limits: 2 times the copy (both to disk, with fsync), and a peak of 300 MB above the interpreter with its imports.
+Each run is a process of its own, since a peak of memory is one of a process. Linux only (/proc).
+Run: ``python -m benchmarks.onnx_stretch``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+LIMIT = 2.0
+PEAK = 300  # MB
+BLOCKS, WIDTH = 25, 1024
+
+
+def make(path: Path) -> None:
+    """A residual network of linear layers in one file: 16 MB in each block."""
+    import numpy as np
+    import onnx
+    from onnx import helper, numpy_helper
+
+    generator = np.random.default_rng(0)
+    nodes, weights, value = [], [], "x"
+    for block in range(BLOCKS):
+        inner = value
+        for layer in ("fc1", "fc2", "fc3", "fc4"):
+            name = f"blocks.{block}.{layer}.weight"
+            array = generator.standard_normal((WIDTH, WIDTH), dtype=np.float32)
+            weights.append(numpy_helper.from_array(array, name))
+            scope = f"/blocks/blocks.{block}/{layer}"
+            nodes.append(helper.make_node("MatMul", [inner, name], [f"{scope}/out"], name=f"{scope}/MatMul"))
+            nodes.append(helper.make_node("Relu", [f"{scope}/out"], [f"{scope}/relu"], name=f"{scope}/Relu"))
+            inner = f"{scope}/relu"
+        out = f"/blocks/blocks.{block}/sum"
+        nodes.append(helper.make_node("Add", [value, inner], [out], name=f"/blocks/blocks.{block}/Add"))
+        value = out
+    nodes.append(helper.make_node("Identity", [value], ["y"], name="/Identity"))
+    ends = [helper.make_tensor_value_info(name, 1, ["batch", WIDTH]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "mlp", ends[:1], ends[1:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+
+
+def child(source: Path, target: Path) -> None:
+    """Stretch once; prints seconds and the peak of memory above what the imports took, in MB."""
+    import onnx  # noqa: F401
+
+    import elastic_ir as eir
+    from elastic_ir.emit import onnx_save  # noqa: F401
+    from elastic_ir.frontends import onnx_graph  # noqa: F401
+
+    before = status("VmRSS")
+    start = time.perf_counter()
+    eir.save(eir.stretch(eir.load(source), to_units=BLOCKS + 2), target)
+    seconds = time.perf_counter() - start
+    print(seconds, (status("VmHWM") - before) / 1024)
+
+
+def status(key: str) -> int:
+    """A line of this process's memory, in kB; getrusage would count what the parent had before the fork."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+
+def copy_to_disk(source: Path, target: Path) -> float:
+    """Seconds to copy a file and have it on the disk."""
+    start = time.perf_counter()
+    shutil.copyfile(source, target)
+    with target.open("rb") as file:
+        os.fsync(file.fileno())
+    return time.perf_counter() - start
+
+
+def main() -> int:
+    """Print the ratio and the peak; 1 where a limit is passed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--child", nargs=2, type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        child(*options.child)
+        return 0
+    ratios, peaks, copies = [], [], []
+    with tempfile.TemporaryDirectory() as name:
+        source, target, twin = (Path(name) / f"{part}.onnx" for part in ("source", "target", "copy"))
+        make(source)
+        for _ in range(options.rounds):
+            command = [sys.executable, "-m", "benchmarks.onnx_stretch", "--child", str(source), str(target)]
+            seconds, peak = map(float, subprocess.check_output(command, text=True).split())
+            copies.append(copy_to_disk(target, twin))
+            ratios.append(seconds / copies[-1])
+            peaks.append(peak)
+            twin.unlink()
+        sizes = [path.stat().st_size >> 20 for path in (source, target)]
+    ratio, peak = statistics.median(ratios), max(peaks)
+    print(
+        f"source {sizes[0]} MB, target {sizes[1]} MB; a copy of the target takes {statistics.median(copies):.2f} s"
+    )
+    print(f"read, stretch, check and write: {ratio:.2f} times the copy (limit {LIMIT})")
+    print(f"peak of memory: {peak:.0f} MB above the interpreter with its imports (limit {PEAK})")
+    return int(ratio > LIMIT or peak > PEAK)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
