@@ -19,6 +19,7 @@ COMMANDS = {
     "inspect": "Show stages, units, depth, parameters and sparsity.",
     "stretch": "Make a network deeper by cloning its units.",
     "squeeze": "Make a network shallower by deleting units.",
+    "apply": "Run a pipeline of passes.",
     "export": "Write a network as ONNX, dense or sparse.",
     "diff": "Compare two networks: stages, names, tensors.",
     "passes": "List the passes and their options.",

@@ -18,7 +18,7 @@ from elastic_ir.tensors import TensorData, nbytes
 from elastic_ir.weights import Storage, Weight
 
 VERSION = 1
-_KEPT = ("frontend", "modules", "plan", "lineage", "input_shapes")
+_KEPT = ("frontend", "modules", "plan", "pipeline", "lineage", "input_shapes")
 _TRANSIENT_LIMIT = 64 << 20  # bytes of buffers outside the state dict that are worth carrying in text
 
 

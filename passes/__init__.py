@@ -6,10 +6,11 @@ from importlib.metadata import entry_points
 
 from elastic_ir.errors import PlanError
 from elastic_ir.passes.base import Pass
+from elastic_ir.passes.pipeline import Pipeline
 from elastic_ir.passes.squeeze import Squeeze
 from elastic_ir.passes.stretch import Stretch
 
-__all__ = ["Pass", "Squeeze", "Stretch", "find_pass", "registered"]
+__all__ = ["Pass", "Pipeline", "Squeeze", "Stretch", "find_pass", "registered"]
 
 
 def registered() -> dict[str, type[Pass]]:

@@ -27,8 +27,12 @@ class Pass(ABC):
 
     def run(self, graph: Graph) -> Graph:
         """The rewritten and verified copy of a graph; the graph given stays as it was."""
-        target = graph.copy()
-        target.structure  # noqa: B018 - discovered once, before the copy is edited
+        graph.structure  # noqa: B018 - discovered once, and copied along
+        return self.run_on(graph.copy())
+
+    def run_on(self, target: Graph) -> Graph:
+        """Rewrite and verify a graph that nobody else holds; pipelines copy once for all their passes."""
+        target.structure  # noqa: B018 - discovered before it is edited
         with Rewriter(target) as rewriter:
             self.rewrite(target, rewriter)
         verify(target, after=self.name)

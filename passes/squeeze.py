@@ -34,7 +34,13 @@ class Squeeze(Pass):
 
     def run(self, graph: Graph) -> Graph:
         """The rewritten and verified copy of a graph; the graph given stays as it was."""
-        if self.like is None:
-            return super().run(graph)
+        return super().run(graph) if self.like is None else self._after_reference(graph)
+
+    def run_on(self, target: Graph) -> Graph:
+        """As :meth:`run`, on a graph that nobody else holds."""
+        return super().run_on(target) if self.like is None else self._after_reference(target)
+
+    def _after_reference(self, graph: Graph) -> Graph:
         Target(self.to_depth, self.to_stages, self.to_units, self.like, self.plan).check()
+        assert self.like is not None
         return resize_like(graph, self.like, "squeeze", drop=self.drop)

@@ -14,6 +14,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -283,11 +284,5 @@ def _to_proto(model: onnx_ir.Model, graph: Graph) -> tuple[onnx.ModelProto, dict
     del proto.graph.initializer[:]
     proto.graph.initializer.extend([*kept, *rest])
     proto.graph.name = graph.name
-    proto.producer_name, proto.producer_version = "elastic-ir", _version()
+    proto.producer_name, proto.producer_version = "elastic-ir", version("elastic-ir")
     return proto, tensors
-
-
-def _version() -> str:
-    from elastic_ir import __version__
-
-    return __version__

@@ -423,7 +423,8 @@ def test_a_real_interrupt(tmp_path: Path, name: str) -> None:
     """SIGINT while the bytes are being written, in a process of its own."""
     (tmp_path / name).write_bytes(b"old")
     code = f"""
-    import os, time
+    import os, signal, time
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     import elastic_ir as eir
     from elastic_ir.emit import files
     from elastic_ir.zoo import cifar_resnet

@@ -89,7 +89,8 @@ def test_ctrl_c(tmp_path: Path) -> None:
     target = tmp_path / "out.pt"
     target.write_text("old")
     code = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 from elastic_ir.emit.output import atomic_output
 with atomic_output(sys.argv[1]) as temporary:
     temporary.write_text("half")

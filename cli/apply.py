@@ -1,0 +1,130 @@
+"""``elastic-ir apply``: a pipeline of passes over a network, shown pass by pass, and the result written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from elastic_ir.cli import tables
+from elastic_ir.cli.app import COMMANDS
+from elastic_ir.cli.options import SOURCE, Reading, source_options
+
+if TYPE_CHECKING:
+    from elastic_ir.graph import Graph
+    from elastic_ir.passes import Pass
+
+EPILOG = """\
+\b
+Examples:
+  elastic-ir apply model.pt --passes "stretch{to-depth=56 order=interpolate}" -o deep.pt
+  elastic-ir apply ticket.pt --passes fold-batchnorm,compact -o small.onnx
+  elastic-ir apply ticket.pt --passes "nm-project{n=2 m=4}" --dry-run --print-after-all
+
+A pass is its name and, in braces, its options as KEY=VALUE, apart by blanks; passes are apart by commas. What passes
+there are, and their options, "elastic-ir passes" lists.
+"""
+
+
+@click.command("apply", short_help=COMMANDS["apply"], epilog=EPILOG)
+@click.argument("source", type=SOURCE)
+@click.option(
+    "--passes", "text", required=True, metavar="PIPELINE",
+    help='The passes, in the order they run: "stretch{to-depth=56},compact".',
+)  # fmt: skip
+@click.option(
+    "-o", "--out", type=click.Path(), metavar="OUT",
+    help="The file to write (.pt, .safetensors, .onnx or .ticket) or the folder. Without it, the source's name with "
+    '"-applied".',
+)  # fmt: skip
+@click.option(
+    "--print-after",
+    multiple=True,
+    metavar="PASS",
+    help="Print the graph after the pass of this name. May be repeated.",
+)
+@click.option("--print-after-all", is_flag=True, help="Print the graph after every pass.")
+@click.option(
+    "--time-passes", is_flag=True, help="Show the seconds that each pass took, its verification included."
+)
+@click.option("--no-check", is_flag=True, help="Do not run the result once to see that every unit executes.")
+@click.option("--dry-run", is_flag=True, help="Show what would change, and write nothing.")
+@source_options
+def apply(
+    source: str, text: str, out: str | None, print_after: tuple[str, ...], print_after_all: bool, time_passes: bool,
+    no_check: bool, dry_run: bool, reading: Reading,
+) -> None:  # fmt: skip
+    """Run a pipeline of passes over SOURCE and write the result.
+
+    The graph is verified after each pass; an error names the pass. The record of what ran is written with the graph.
+    """
+    from elastic_ir import api
+    from elastic_ir.cli import output
+    from elastic_ir.passes import Pipeline
+
+    pipeline = Pipeline.parse(text)
+    names = {item.name for item in pipeline}
+    for name in print_after:
+        if name not in names:
+            raise click.UsageError(f"--print-after {name}: the pipeline has no such pass")
+    path = Path(out) if out is not None else _beside(source)
+    inputs = {"the source": source, "the --arch": reading.arch, "the --mask": reading.mask}
+    output.refuse_overwriting(path, inputs)
+    with tables.status(f"reading {source}"):
+        before = reading.load(source)
+    times: list[tuple[str, str]] = []
+
+    def observe(item: Pass, graph: Graph, seconds: float) -> None:
+        times.append((item.name, f"{seconds:.3f} s"))
+        if print_after_all or item.name in print_after:
+            click.echo(f"after {item.name}:")
+            click.echo(str(graph))
+
+    after = pipeline.run(before, observe)
+    if time_passes:
+        tables.show_table(tables.Table(("pass", "time"), list(times)))
+        click.echo()
+    _show_change(before, after)
+    if dry_run:
+        tables.show_facts([("dry run", f"would write {path}")])
+        return
+    with tables.status(f"writing {path}"):
+        written = api.save(after, path, check=not no_check)
+    tables.show_facts([("wrote", f"{each} ({tables.file_size(output.size_of(each))})") for each in written])
+
+
+def _beside(source: str) -> Path:
+    """The source's name with ``-applied`` behind, and its extension where that can be written."""
+    from elastic_ir.cli import output
+
+    path = output.beside(source, ".pt")
+    suffix = Path(source).suffix.lower()
+    kept = suffix if suffix in output.KEPT else ".pt"
+    return path.with_name(f"{path.stem}-applied{'' if Path(source).is_dir() else kept}")
+
+
+def _show_change(before: Graph, after: Graph) -> None:
+    found = [tables.structure_of(graph)[0] for graph in (before, after)]
+    if all(found):
+        counts = [
+            {stage.name: str(len(stage)) for stage in structure.stages} for structure in found if structure
+        ]
+        table = tables.Table(("stage", "blocks"))
+        for name in {**counts[0], **counts[1]}:
+            table.rows.append(
+                (name, tables.change(counts[0].get(name, tables.ABSENT), counts[1].get(name, tables.ABSENT)))
+            )
+        tables.show_table(table)
+        click.echo()
+    depths = [tables.number(structure.depth if structure is not None else None) for structure in found]
+    tables.show_facts(
+        [
+            ("depth", tables.change(*depths)),
+            (
+                "parameters",
+                tables.change(*(tables.number(graph.parameter_count()) for graph in (before, after))),
+            ),
+            ("sparsity", tables.change(*(tables.percent(graph.sparsity()) for graph in (before, after)))),
+        ]
+    )

@@ -1,0 +1,86 @@
+"""Pipelines: passes one after the other over one copy of a graph, verified after each, and recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from elastic_ir.graph import Graph
+from elastic_ir.passes.base import Pass
+from elastic_ir.passes.spec import PassSpec, make_pass, parse_pipeline
+
+#: Told after each pass: the pass, what it made, and the seconds that it took.
+Observer = Callable[[Pass, Graph, float], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """Passes in the order they run.
+
+    >>> from elastic_ir.passes import Stretch
+    >>> str(Pipeline([Stretch(to_depth=32)]))
+    'stretch{to-depth=32}'
+    """
+
+    passes: tuple[Pass, ...]
+
+    def __init__(self, passes: Iterable[Pass]) -> None:
+        object.__setattr__(self, "passes", tuple(passes))
+
+    def __iter__(self) -> Iterator[Pass]:
+        return iter(self.passes)
+
+    def __len__(self) -> int:
+        return len(self.passes)
+
+    def __str__(self) -> str:
+        return ",".join(str(describe(item)) for item in self.passes)
+
+    @staticmethod
+    def parse(text: str) -> Pipeline:
+        """A pipeline from its text; PlanError for what cannot be read, an unknown pass or option."""
+        from elastic_ir.passes import find_pass
+
+        return Pipeline(make_pass(spec, find_pass(spec.name)) for spec in parse_pipeline(text))
+
+    def run(self, graph: Graph, observer: Observer | None = None) -> Graph:
+        """The graph after all passes; the one given stays as it was.
+
+        Each pass is verified before the next begins, and an error names the pass. The record of what ran is kept in
+        ``graph.metadata["pipeline"]`` and written with the graph.
+        """
+        record = list(graph.metadata.get("pipeline", ()))
+        target = graph
+        for place, item in enumerate(self.passes):
+            start = time.perf_counter()
+            target = item.run(target) if place == 0 else item.run_on(target)
+            record.append(str(describe(item)))
+            target.metadata["pipeline"] = list(record)
+            if observer is not None:
+                observer(item, target, time.perf_counter() - start)
+        return target if self.passes else graph.copy()
+
+
+def describe(item: Pass) -> PassSpec:
+    """A pass as it would be written: its name and the options that differ from their defaults."""
+    options: dict[str, str | bool] = {}
+    for field in dataclasses.fields(item):
+        value = getattr(item, field.name)
+        made = field.default_factory
+        default = made() if made is not dataclasses.MISSING else field.default
+        if value is None or value == default:
+            continue
+        options[field.name.replace("_", "-")] = True if value is True else _text(value)
+    return PassSpec(item.name, options)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, Graph):
+        return value.name
+    if isinstance(value, (list, tuple)):
+        nested = any(isinstance(part, (list, tuple)) for part in value)
+        return ("|" if nested else ",").join(_text(part) for part in value)
+    if isinstance(value, dict):
+        return ",".join(f"{key}={_text(part)}" for key, part in value.items())
+    return str(value)

@@ -1,0 +1,165 @@
+"""Pipelines: their text, the options' types, what is run, recorded, and said where something is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+import elastic_ir as eir
+from elastic_ir.cli.app import elastic_ir
+from elastic_ir.errors import PlanError
+from elastic_ir.graph import Graph
+from elastic_ir.passes import Pass, Pipeline, Squeeze, Stretch
+from elastic_ir.passes.spec import PassSpec, make_pass, parse_pipeline
+from elastic_ir.rewriter import Rewriter
+from elastic_ir.zoo import cifar_resnet
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(Pass):
+    """A pass with an option of every type."""
+
+    name: ClassVar[str] = "options"
+
+    count: int = 1
+    rate: float = 0.5
+    hard: bool = False
+    word: str = "a"
+    indices: Sequence[int] | None = None
+    words: tuple[str, ...] = ()
+
+    def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
+        raise NotImplementedError
+
+
+def made(text: str) -> Options:
+    (spec,) = parse_pipeline(text)
+    item = make_pass(spec, Options)
+    assert isinstance(item, Options)
+    return item
+
+
+def test_text() -> None:
+    assert parse_pipeline(" stretch { to-depth = 56 order=interpolate } ,compact,a{b c='x, y}'}") == [
+        PassSpec("stretch", {"to-depth": "56", "order": "interpolate"}),
+        PassSpec("compact"),
+        PassSpec("a", {"b": True, "c": "x, y}"}),
+    ]
+
+
+def test_options_by_type() -> None:
+    assert made("options") == Options()
+    text = "options{count=3 rate=2e-1 hard word='two words' indices=1,3-5 words=a,b}"
+    assert made(text) == Options(3, 0.2, True, "two words", [1, 3, 4, 5], ("a", "b"))
+    assert made("options{hard=no indices=none}") == Options()
+
+
+@given(
+    st.lists(
+        st.builds(
+            PassSpec,
+            st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True),
+            st.dictionaries(
+                st.from_regex(r"[a-z][a-z-]{0,5}", fullmatch=True),
+                st.one_of(
+                    st.just(True),
+                    st.text(
+                        st.characters(codec="ascii", exclude_characters="'\"", exclude_categories=["C"]),
+                        min_size=1,
+                    ),
+                ),
+                max_size=3,
+            ),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_text_round_trips(specs: list[PassSpec]) -> None:
+    assert parse_pipeline(",".join(map(str, specs))) == specs
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the pipeline '' cannot be read at column 1: the name of a pass is expected"),
+        ("stretch,", "the pipeline 'stretch,' cannot be read at column 9: the name of a pass is expected"),
+        ("stretch{a=1", "the pipeline 'stretch{a=1' cannot be read at column 12: an option or } is expected"),
+        ("stretch{a=}", "the pipeline 'stretch{a=}' cannot be read at column 11: a value is expected"),
+        (
+            "stretch squeeze",
+            "the pipeline 'stretch squeeze' cannot be read at column 8: a comma stands between passes",
+        ),
+        (
+            "stretch{a=1 a=2}",
+            "the pipeline 'stretch{a=1 a=2}' cannot be read at column 14: stretch is given a twice",
+        ),
+        ("strech", "there is no pass 'strech'; the passes are"),
+        ("stretch{to-dept=3}", "the pass stretch has no option 'to-dept'; its options are to-depth, "),
+        ("stretch{to-depth=x}", "stretch: the option to-depth is int, not 'x'"),
+        ("stretch{to-depth}", "stretch: the option to-depth needs a value"),
+    ],
+)
+def test_what_is_wrong_is_said(text: str, message: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        Pipeline.parse(text)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_pipeline_is_its_passes_one_by_one() -> None:
+    graph = eir.trace(cifar_resnet(20))
+    before = str(graph)
+    pipeline = Pipeline.parse("stretch{to-depth=32 order=interpolate},squeeze{to-stages=4,4,4 drop=even}")
+    assert pipeline.passes == (
+        Stretch(to_depth=32, order="interpolate"),
+        Squeeze(to_stages=[4, 4, 4], drop="even"),
+    )
+    seen: list[str] = []
+    after = pipeline.run(graph, lambda item, _, seconds: seen.append(f"{item.name} {seconds >= 0}"))
+    assert seen == ["stretch True", "squeeze True"]
+    alone = eir.squeeze(
+        eir.stretch(graph, to_depth=32, order="interpolate"), to_stages=(4, 4, 4), drop="even"
+    )
+    assert str(after) == str(alone)
+    assert after.lineage() == alone.lineage()
+    assert str(graph) == before  # the one given stays as it was
+    assert after.metadata["pipeline"] == [
+        "stretch{to-depth=32 order=interpolate}",
+        "squeeze{to-stages=4,4,4 drop=even}",
+    ]
+
+
+def test_the_record_is_written_and_the_bytes_are_the_same_twice(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    eir.save(eir.trace(cifar_resnet(20)), tmp_path / "source.pt")
+    text = "stretch{to-depth=32}"
+    for name in ("one.safetensors", "two.safetensors"):
+        result = CliRunner().invoke(
+            elastic_ir, ["apply", str(tmp_path / "source.pt"), "--passes", text, "-o", str(tmp_path / name)]
+        )
+        assert result.exit_code == 0, result.output
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
+    assert eir.load(tmp_path / "one.safetensors").metadata["pipeline"] == [text]
+
+
+def test_the_command(tmp_path: Path) -> None:
+    eir.save(eir.trace(cifar_resnet(14)), tmp_path / "m.pt")
+    command = ["apply", str(tmp_path / "m.pt"), "--passes", "stretch{to-depth=20}"]
+    result = CliRunner().invoke(elastic_ir, [*command, "--print-after", "stretch", "--time-passes"])
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert "after stretch:" in lines and "graph CifarResNet" in lines
+    assert "depth:      14 -> 20" in lines
+    assert (tmp_path / "m-applied.pt").exists()
+    dry = CliRunner().invoke(elastic_ir, [*command, "-o", str(tmp_path / "no.pt"), "--dry-run"])
+    assert dry.exit_code == 0 and not (tmp_path / "no.pt").exists()
+    wrong = CliRunner().invoke(elastic_ir, [*command, "--print-after", "compact"])
+    assert wrong.exit_code == 2 and "the pipeline has no such pass" in wrong.output
