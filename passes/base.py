@@ -10,6 +10,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+from elastic_ir.errors import StructureError
 from elastic_ir.graph import Graph
 from elastic_ir.rewriter import Rewriter
 from elastic_ir.verifier import verify
@@ -20,6 +21,8 @@ class Pass(ABC):
     """Base of all passes; subclasses are frozen dataclasses with a class-level ``name``."""
 
     name: ClassVar[str]
+    #: Whether a network in which nothing repeats is refused; passes on single layers take it as well.
+    needs_structure: ClassVar[bool] = True
 
     @abstractmethod
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
@@ -28,7 +31,11 @@ class Pass(ABC):
     def run(self, graph: Graph) -> Graph:
         """The rewritten and verified copy of a graph; the graph given stays as it was."""
         target = graph.copy()
-        target.structure  # noqa: B018 - discovered once, before the copy is edited
+        try:
+            target.structure  # noqa: B018 - discovered once, before the copy is edited
+        except StructureError:
+            if self.needs_structure:
+                raise
         with Rewriter(target) as rewriter:
             self.rewrite(target, rewriter)
         verify(target, after=self.name)
