@@ -17,6 +17,7 @@ from elastic_ir.cloner import copy_node
 from elastic_ir.discovery.depth import longest_path
 from elastic_ir.errors import StructureError, VerifyError
 from elastic_ir.graph import Argument, Graph, Node, Value, WeightRef, map_argument
+from elastic_ir.layer_edits import LayerEdits
 from elastic_ir.naming import head_in, name_nodes, rename_path
 from elastic_ir.structure import Block, Child, Container, Stage, Unit
 from elastic_ir.tensors import Mask, TensorData
@@ -32,7 +33,7 @@ class Listener(Protocol):
     def block_deleted(self, block: Block) -> None: ...
 
 
-class Rewriter:
+class Rewriter(LayerEdits):
     """Edits one graph in place; use it as a context manager, which names and checks what was made at its end."""
 
     def __init__(self, graph: Graph, *listeners: Listener) -> None:
@@ -225,7 +226,9 @@ class Rewriter:
         assert block.input is not None and block.output is not None and after.output is not None
         values = {block.input: after.output}
         readers = self.users(after.output)
-        last = max_node(after, self.graph)
+        last = (
+            after.nodes[-1] if after.nodes else self.graph._root
+        )  # a block's nodes are in the order they run
         for node in block.nodes:
             twin = copy_node(node, values, renames)
             twin.scope = rename_path(node.scope, renames)
@@ -407,8 +410,3 @@ class Rewriter:
                 stage.transition = rename_path(stage.transition, moved)
         structure.stem = tuple(rename_path(path, moved) for path in structure.stem)
         structure.head = tuple(rename_path(path, moved) for path in structure.head)
-
-
-def max_node(block: Block, graph: Graph) -> Node:
-    """The last node of a block; its nodes are kept in the order they run."""
-    return block.nodes[-1] if block.nodes else graph._root

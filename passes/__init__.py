@@ -6,11 +6,24 @@ from importlib.metadata import entry_points
 
 from elastic_ir.errors import PlanError
 from elastic_ir.passes.base import Pass
+from elastic_ir.passes.compact import Compact
+from elastic_ir.passes.fold_batchnorm import FoldBatchNorm
+from elastic_ir.passes.nm_project import NMProject
 from elastic_ir.passes.pipeline import Pipeline
 from elastic_ir.passes.squeeze import Squeeze
 from elastic_ir.passes.stretch import Stretch
 
-__all__ = ["Pass", "Pipeline", "Squeeze", "Stretch", "find_pass", "registered"]
+__all__ = [
+    "Compact",
+    "FoldBatchNorm",
+    "NMProject",
+    "Pass",
+    "Pipeline",
+    "Squeeze",
+    "Stretch",
+    "find_pass",
+    "registered",
+]
 
 
 def registered() -> dict[str, type[Pass]]:
@@ -18,7 +31,9 @@ def registered() -> dict[str, type[Pass]]:
 
     PlanError where two passes claim one name.
     """
-    found: dict[str, type[Pass]] = {Stretch.name: Stretch, Squeeze.name: Squeeze}
+    found: dict[str, type[Pass]] = {
+        kind.name: kind for kind in (Stretch, Squeeze, Compact, FoldBatchNorm, NMProject)
+    }
     for entry in entry_points(group="elastic_ir.passes"):
         kind = entry.load()
         if kind.name in found and found[kind.name] is not kind:

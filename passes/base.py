@@ -10,6 +10,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+from elastic_ir.errors import StructureError
 from elastic_ir.graph import Graph
 from elastic_ir.rewriter import Rewriter
 from elastic_ir.verifier import verify
@@ -20,6 +21,8 @@ class Pass(ABC):
     """Base of all passes; subclasses are frozen dataclasses with a class-level ``name``."""
 
     name: ClassVar[str]
+    #: Whether a network in which nothing repeats is refused; passes on single layers take it as well.
+    needs_structure: ClassVar[bool] = True
 
     @abstractmethod
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
@@ -27,16 +30,23 @@ class Pass(ABC):
 
     def run(self, graph: Graph) -> Graph:
         """The rewritten and verified copy of a graph; the graph given stays as it was."""
-        graph.structure  # noqa: B018 - discovered once, and copied along
+        self._discover(graph)  # once, and copied along
         return self.run_on(graph.copy())
 
     def run_on(self, target: Graph) -> Graph:
         """Rewrite and verify a graph that nobody else holds; pipelines copy once for all their passes."""
-        target.structure  # noqa: B018 - discovered before it is edited
+        self._discover(target)
         with Rewriter(target) as rewriter:
             self.rewrite(target, rewriter)
         verify(target, after=self.name)
         return target
+
+    def _discover(self, graph: Graph) -> None:
+        try:
+            graph.structure  # noqa: B018 - before it is edited
+        except StructureError:
+            if self.needs_structure:
+                raise
 
     @classmethod
     def options(cls) -> list[tuple[str, str, str]]:

@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from elastic_ir.emit.configuration import update_counts, update_stage_counts
 from elastic_ir.emit.constants import renumber_indices
+from elastic_ir.emit.layers import conform_layers
 from elastic_ir.emit.reference import adopt
 from elastic_ir.emit.respread import respread_constants
 from elastic_ir.emit.wiring import follows_plan, has_long_skips
@@ -39,7 +40,7 @@ def to_module(graph: Graph, masked: bool = True) -> nn.Module:
     touched = [c for c in structure.containers if _changed(c)] if structure is not None else []
     if live is not None and all(container.native and _iterates(container, live) for container in touched):
         module = _finish(_refill(graph, live, touched), graph, masked)
-        if not len(graph) or not has_long_skips(graph, touched) or follows_plan(module, graph):
+        if not touched or not len(graph) or not has_long_skips(graph, touched) or follows_plan(module, graph):
             return module
         why = "gets a skip from one of the units of {}, and would take it from another one now"
     else:
@@ -65,6 +66,7 @@ def _finish(module: nn.Module, graph: Graph, masked: bool) -> nn.Module:
     if graph.reference is not None:
         changes = adopt(module, graph, graph.structure.containers)
         graph.metadata["constants"] = dict.fromkeys(changes, "as the reference has it")
+    conform_layers(module, graph)
     if isinstance(module, fx.GraphModule):
         _order(module, graph)
     _assign(module, graph, masked)
@@ -128,7 +130,8 @@ def _refill(graph: Graph, live: nn.Module, touched: list[Container]) -> nn.Modul
         place._modules.update(children)
         renumber_indices(source, place, container)
         update_counts(target, container)
-    update_stage_counts(target, graph.structure.containers)
+    if touched:  # a network in which nothing repeats has no structure to ask for
+        update_stage_counts(target, graph.structure.containers)
     if touched and graph.reference is None:
         graph.metadata["constants"] = respread_constants(live, target, graph)
     return target

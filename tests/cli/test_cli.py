@@ -541,7 +541,11 @@ def test_passes() -> None:
     out = good("passes")
     assert out.startswith("stretch: Clone repeatable units")
     assert re.search(r"^order +str +'append'$", out, re.MULTILINE)
-    assert good("passes", "--names").split() == ["stretch", "squeeze"]
+    assert good("passes", "--names").split() == [
+        "stretch",
+        "squeeze",
+        *("compact", "fold-batchnorm", "nm-project"),
+    ]
     assert good("passes", "squeeze").startswith("squeeze: Delete")
 
 

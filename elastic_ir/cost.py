@@ -1,0 +1,86 @@
+"""What a network costs: parameters, weights that are not masked, and floating-point operations of one run.
+
+The operations are those that torch counts (``torch.utils.flop_counter``: two for each multiplication with addition, in
+convolutions and products of matrices), on the inputs that the network was traced with. Only shapes are run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from elastic_ir.graph import Graph
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters and operations of one network; ``flops`` is None where there is no network to run."""
+
+    parameters: int
+    pruned: int  #: prunable weights that a mask makes zero
+    flops: int | None
+
+
+@dataclass(frozen=True)
+class CostChange:
+    """Two costs side by side, for a reader and for programs."""
+
+    before: Cost
+    after: Cost
+
+    def lines(self) -> list[str]:
+        """One line for each figure: before, after, and what is left of it."""
+        rows = [("parameters", self.before.parameters, self.after.parameters)]
+        rows.append(("pruned", self.before.pruned, self.after.pruned))
+        if self.before.flops is not None and self.after.flops is not None:
+            rows.append(("FLOPs", self.before.flops, self.after.flops))
+        return [
+            f"{name + ':':<11} {old:,} -> {new:,}" + (f" ({new / old:.1%})" if old else "")
+            for name, old, new in rows
+        ]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+def cost(graph: Graph) -> Cost:
+    """The cost of a graph; its module is run once on fake tensors if its front end left inputs for it."""
+    pruned: dict[int, int] = {}
+    for weight in graph.weights.values():
+        if weight.prunable and weight.mask is not None:
+            pruned[id(weight.storage)] = weight.mask.zeros
+    return Cost(graph.parameter_count(), sum(pruned.values()), _flops(graph))
+
+
+def compare_costs(before: Graph, after: Graph) -> CostChange:
+    """What a pass has changed in cost."""
+    return CostChange(cost(before), cost(after))
+
+
+def _flops(graph: Graph) -> int | None:
+    inputs = getattr(graph.origin, "inputs", None)
+    if inputs is None or not len(graph):
+        return None
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    module = graph.to_module().eval()
+    on_meta = any(tensor.is_meta for tensor in module.parameters())
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    counter = FlopCounterMode(display=False)
+
+    def fake(item: object) -> object:
+        if not isinstance(item, torch.Tensor):
+            return item
+        return item.to("meta") if on_meta else mode.from_tensor(item)
+
+    arguments = [fake(item) for item in inputs.args]
+    options = {name: fake(item) for name, item in inputs.kwargs.items()}
+    with torch.no_grad():
+        if on_meta:
+            with counter:
+                module(*arguments, **options)
+        else:
+            with mode, counter:
+                module(*arguments, **options)
+    return int(counter.get_total_flops())

@@ -1,0 +1,99 @@
+"""N:M projection: a ticket becomes one that sparse tensor cores can run, by magnitude (2:4 unless asked otherwise).
+
+Groups, and which weights are taken, are those of NVIDIA's ASP (Mishra et al. 2021, "Accelerating Sparse Deep Neural
+Networks"; apex, ``contrib/sparsity``): all convolutions and linear layers but those whose sizes sparse tensor cores do
+not take (outputs no multiple of 8, inputs no multiple of 16). ASP leaves out no layer by its place; a stem of three
+channels and a small head fall out by that rule.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import ClassVar
+
+from elastic_ir.errors import PlanError
+from elastic_ir.graph import Graph, Node
+from elastic_ir.passes.base import Pass
+from elastic_ir.patterns import PatternMask
+from elastic_ir.rewriter import Rewriter
+from elastic_ir.tensors import ShapeOnly
+from elastic_ir.weights import Weight
+
+_LAYERS = {"nn.Linear", "nn.Conv1d", "nn.Conv2d", "nn.Conv3d"}
+_FUNCTIONS = {"linear", "conv1d", "conv2d", "conv3d", "convolution"}
+
+
+@dataclasses.dataclass(frozen=True)
+class NMProject(Pass):
+    """Keep at most N of every M weights along the input, by magnitude; what was pruned stays pruned."""
+
+    name: ClassVar[str] = "nm-project"
+    needs_structure: ClassVar[bool] = False
+
+    n: int = 2
+    m: int = 4
+    skip: Sequence[str] | str = ()  #: names of weights or layers to leave alone; * stands for anything
+    rows: int = 8  #: outputs must be a multiple of this; 1 takes all
+    columns: int = 16  #: inputs must be a multiple of this, and of M; 1 asks for a multiple of M only
+
+    def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
+        if not 0 < self.n < self.m:
+            raise PlanError(
+                f"n={self.n} m={self.m} is no pattern: of every m weights fewer than m stay, at least 1"
+            )
+        if self.rows < 1 or self.columns < 1:
+            raise PlanError("rows and columns are multiples, 1 or more")
+        patterns = [self.skip] if isinstance(self.skip, str) else list(self.skip)
+        for pattern in patterns:
+            if not any(weight.prunable and _fits(weight.name, pattern) for weight in graph.weights.values()):
+                raise PlanError(f"skip={pattern!r} fits no weight of a convolution or linear layer")
+        users: dict[str, list[Node]] = {}
+        for node in graph:
+            for name in node.weight_names():
+                users.setdefault(name, []).append(node)
+        projected: list[str] = []
+        skipped: dict[str, str] = {}
+        seen: set[int] = set()
+        for name, weight in graph.weights.items():
+            if not weight.prunable or id(weight.storage) in seen:
+                continue
+            seen.add(id(weight.storage))
+            reason = self._why_not(weight, patterns) or (_another_form(weight, users) if len(graph) else "")
+            if reason:
+                skipped[name] = reason
+                continue
+            rewriter.set_mask(name, PatternMask(weight.storage.data, self.n, self.m, weight.mask))
+            projected.append(name)
+        #: Plain data for reports: the weights that were projected, and why the others were not.
+        graph.metadata["nm-project"] = {"projected": projected, "skipped": skipped}
+
+    def _why_not(self, weight: Weight, patterns: Sequence[str]) -> str:
+        if any(_fits(weight.name, pattern) for pattern in patterns):
+            return "skipped as asked"
+        out, into = weight.shape[:2]
+        if into % self.m:
+            return f"{into} inputs are no multiple of {self.m}"
+        if into % self.columns:
+            return f"{into} inputs are no multiple of {self.columns}"
+        if out % self.rows:
+            return f"{out} outputs are no multiple of {self.rows}"
+        if isinstance(weight.storage.data, ShapeOnly):
+            return "it has no values (meta device)"
+        return ""
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """Whether a pattern names a weight, or the layer that it belongs to."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)
+
+
+def _another_form(weight: Weight, users: dict[str, list[Node]]) -> str:
+    """Why a weight's second axis is not known to be its input: what uses it is no plain layer."""
+    for node in users.get(weight.name, ()):
+        parts = node.op.split(".")
+        last = parts[1] if parts[0] == "aten" and len(parts) > 1 else parts[-1]
+        if node.op not in _LAYERS and (node.kind == "module" or last not in _FUNCTIONS):
+            return f"{node.op} may store its weight another way round"
+    return ""
