@@ -23,7 +23,8 @@ _AVERAGE: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 
 
 
 def _paddings(
-    auto_pad: str, pads: list[int] | None, extents: list[int], kernel: list[int], strides: list[int], dilations: list[int]
+    auto_pad: str, pads: list[int] | None, extents: list[int], kernel: list[int], strides: list[int],
+    dilations: list[int],
 ) -> tuple[list[int], list[int]]:  # fmt: skip
     """The widths before and behind each spatial axis."""
     rank = len(extents)

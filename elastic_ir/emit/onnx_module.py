@@ -1,9 +1,9 @@
 """Emission of a graph that came from ONNX to a ``torch.fx.GraphModule``: its operators as torch functions.
 
 Nothing is folded or fused. Every weight of the graph is a parameter or buffer under its own name, so the state dict is
-the graph's, clones learn apart, and tied weights stay one. onnx2torch (1.5.15) and onnx2pytorch (0.6.0) were tried and do
-neither: they name weights after operators (``Conv__440.weight``), fold what feeds them into layers, and refused four and
-three of the five installed networks that this one runs (weights in Constant nodes, bounds that are tensors).
+the graph's, clones learn apart, and tied weights stay one. onnx2torch (1.5.15) and onnx2pytorch (0.6.0) were tried and
+do neither: they name weights after operators (``Conv__440.weight``), fold what feeds them into layers, and refused four
+and three of the five installed networks that this one runs (weights in Constant nodes, bounds that are tensors).
 
 The module comes in evaluation mode and computes what the file says; after ``.train()`` batch norms use and update their
 statistics, and dropouts drop.
@@ -309,14 +309,12 @@ class _Builder:
             part: nn.Module = BatchNorm(**options)
             args = [self._tensor(item, node, place) for place, item in enumerate(node.args)]
         else:
-            rate = options.get("ratio", 0.5)
-            if len(node.args) > 1 and node.args[1] is not None:
-                given = node.args[1]
-                if not isinstance(given, Literal):
-                    raise _refusal(node, "computes its rate")
-                rate = given.values[0]
-            part = Dropout(float(rate), outputs)
             args = [self._tensor(node.args[0], node, 0)]
+            given = node.args[1] if len(node.args) > 1 else None
+            rate = given.values[0] if isinstance(given, Literal) else options.get("ratio", 0.5)
+            if isinstance(given, (Value, WeightRef)):
+                args.append(self._tensor(given, node, 1))
+            part = Dropout(float(rate), outputs)
         path = self._mount(node.scope, node.name, part)
         self.values[node.output] = self.made.call_module(path, tuple(args))
         return True

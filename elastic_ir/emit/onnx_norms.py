@@ -52,11 +52,12 @@ class Dropout(nn.Module):
         self.rate = rate
         self.outputs = outputs
 
-    def forward(self, x: Tensor) -> Any:
-        """Drop, in training."""
+    def forward(self, x: Tensor, rate: Tensor | None = None) -> Any:
+        """Drop, in training; at another rate where the file computes it."""
+        share = self.rate if rate is None else float(rate)
         if self.outputs == 1:
-            return F.dropout(x, self.rate, self.training)
-        keep = F.dropout(torch.ones_like(x), self.rate, self.training)
+            return F.dropout(x, share, self.training)
+        keep = F.dropout(torch.ones_like(x), share, self.training)
         return x * keep, keep.bool()
 
     def extra_repr(self) -> str:

@@ -78,6 +78,7 @@ _BATCH_NORM = {"spatial": (1,)}
 _FILLS = {"mode": ("constant", "reflect", "edge", "wrap")}
 _MODES = {"mode": ("nearest", "linear")}
 _REDUCTION = {"reduction": ("none", "add", "mul", "max", "min")}
+_BLOCKS = {"mode": ("DCR", "CRD")}
 _TYPES = {"to": tuple(math.DTYPES)}
 
 #: By name, for each the forms that it had, older ones first.
@@ -141,8 +142,8 @@ OPERATORS: dict[str, tuple[Operator, ...]] = {
     "BatchNormalization": (Operator(norms.BatchNorm, only=_BATCH_NORM, module=True),),
     "Dropout": (Operator(norms.Dropout, module=True),),
     **_plain({
-        "GroupNormalization": norms.group_norm, "InstanceNormalization": norms.instance_norm, "LRN":
-        norms.local_response_norm, "LayerNormalization": norms.layer_norm, "LpNormalization": norms.lp_norm,
+        "GroupNormalization": norms.group_norm, "InstanceNormalization": norms.instance_norm,
+        "LRN": norms.local_response_norm, "LayerNormalization": norms.layer_norm, "LpNormalization": norms.lp_norm,
         "MeanVarianceNormalization": norms.mean_variance_norm, "RMSNormalization": norms.rms_norm,
         "SimplifiedLayerNormalization": norms.rms_norm, "com.microsoft.SkipLayerNormalization": norms.skip_layer_norm,
     }),
@@ -151,10 +152,11 @@ OPERATORS: dict[str, tuple[Operator, ...]] = {
         "Compress": tensors.compress, "Concat": tensors.concat, "EyeLike": tensors.eye_like,
         "Flatten": tensors.flatten, "GatherElements": tensors.gather_elements, "GatherND": tensors.gather_nd,
         "NonZero": tensors.non_zero, "ReverseSequence": tensors.reverse_sequence, "Scatter": tensors.scatter_elements,
-        "SpaceToDepth": tensors.space_to_depth, "Transpose": tensors.transpose,
+        "Transpose": tensors.transpose,
     }),
     "ConstantOfShape": (Operator(tensors.constant_of_shape, plain=(0,)),),
-    "DepthToSpace": (Operator(tensors.depth_to_space, only={"mode": ("DCR", "CRD")}),),
+    "DepthToSpace": (Operator(tensors.depth_to_space, only=_BLOCKS),),
+    "SpaceToDepth": (Operator(tensors.space_to_depth, only=_BLOCKS),),
     "Expand": (Operator(tensors.expand, plain=(1,)),),
     "Gather": (Operator(tensors.gather, plain=(1,)),),
     "OneHot": (Operator(tensors.one_hot, plain=(1,)),),
@@ -178,9 +180,11 @@ OPERATORS: dict[str, tuple[Operator, ...]] = {
     "Upsample": (Operator(resize.upsample, plain=(1,), only=_MODES),),
     # quantised numbers
     **_plain({
-        "DequantizeLinear": quantized.dequantize, "DynamicQuantizeLinear": quantized.dynamic_quantize,
-        "MatMulInteger": quantized.matmul_integer, "QuantizeLinear": quantized.quantize,
+        "ConvInteger": quantized.conv_integer, "DequantizeLinear": quantized.dequantize,
+        "DynamicQuantizeLinear": quantized.dynamic_quantize,
+        "MatMulInteger": quantized.matmul_integer,
     }),
+    "QuantizeLinear": (Operator(quantized.quantize, only={"output_dtype": (0, 2, 3, 4, 5)}),),
 }  # fmt: skip
 
 #: Kept as Python numbers where they follow from shapes alone (see onnx_sizes); as tensors they are never needed.

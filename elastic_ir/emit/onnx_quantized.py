@@ -1,4 +1,4 @@
-"""ONNX operators of quantised networks as torch functions. Rounding has no gradient: what stands before learns nothing."""
+"""ONNX operators of quantised networks as torch functions. Rounding has no gradient: nothing before it learns."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from elastic_ir.emit.onnx_layers import conv
+from elastic_ir.emit.onnx_math import DTYPES
 
 
 def _along(item: Tensor, x: Tensor, axis: int, block_size: int) -> Tensor:
@@ -33,8 +36,9 @@ def quantize(
     axis: int = 1,
     block_size: int = 0,
     saturate: int = 1,
+    output_dtype: int = 0,
 ) -> Tensor:
-    kind = torch.uint8 if zero_point is None else zero_point.dtype
+    kind = DTYPES[output_dtype or 2] if zero_point is None else zero_point.dtype
     steps = torch.round(x.to(scale.dtype) / _along(scale, x, axis, block_size)).to(torch.int32)
     if zero_point is not None:
         steps = steps + _along(zero_point.to(torch.int32), x, axis, block_size)
@@ -68,3 +72,19 @@ def matmul_integer(
     if b_zero_point is not None:
         other = other - b_zero_point.to(torch.int32)
     return torch.matmul(wide, other)
+
+
+def conv_integer(
+    x: Tensor, weight: Tensor, x_zero_point: Tensor | None = None, w_zero_point: Tensor | None = None, *,
+    auto_pad: str = "NOTSET", dilations: list[int] | None = None, group: int = 1,
+    kernel_shape: list[int] | None = None, pads: list[int] | None = None, strides: list[int] | None = None,
+) -> Tensor:  # fmt: skip
+    """In doubles, which hold every sum of such products exactly; zeros are padded where the zero point is one."""
+    wide, kernel = x.to(torch.float64), weight.to(torch.float64)
+    if x_zero_point is not None:
+        wide = wide - x_zero_point.to(torch.float64)
+    if w_zero_point is not None:
+        kernel = kernel - _along(w_zero_point.to(torch.float64), kernel, 0, 0)
+    return conv(
+        wide, kernel, auto_pad=auto_pad, dilations=dilations, group=group, pads=pads, strides=strides
+    ).to(torch.int32)
