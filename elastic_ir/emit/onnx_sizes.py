@@ -187,6 +187,8 @@ def size_node(
         return wrap_size, 1, {}, (dtype, 1, 1)
     if node.op == "onnx.Squeeze" and rank == 1:
         return only_size, 1, {}, (dtype, 0, 1)
+    if node.op == "onnx.Reshape" and known[1][1:] == (1, 1) and not attributes.get("allowzero"):
+        return (same_sizes if rank else wrap_size), 1, {}, (dtype, 1, count)
     if node.op == "onnx.Identity":
         return same_sizes, 1, {}, known[0]
     if node.op == "onnx.Cast" and attributes.get("to") in _WHOLE and dtype != "bool":
