@@ -43,25 +43,26 @@ def shape(x: torch.Tensor, *, start: int = 0, end: int | None = None) -> list[in
     return list(x.shape)[start:end]
 
 
+def count_sizes(sizes: list[int]) -> list[int]:
+    return [len(sizes)]
+
+
 def size(x: torch.Tensor) -> int:
     return math.prod(x.shape)
 
 
 def _each(compute: Callable[..., Any], *operands: Sizes) -> Sizes:
     """An elementwise function under broadcasting."""
-    length = max((len(item) for item in operands if isinstance(item, list) and len(item) != 1), default=1)
-    if not any(isinstance(item, list) for item in operands):
+    lengths = [len(item) for item in operands if isinstance(item, list)]
+    if not lengths:
         return compute(*operands)
-    if any(isinstance(item, list) and not item for item in operands):
-        length = 0
-    spread = [
-        item * length
-        if isinstance(item, list) and len(item) == 1
-        else item
-        if isinstance(item, list)
-        else [item] * length
-        for item in operands
-    ]
+    length = 1
+    for own in lengths:
+        length = length if own == 1 else own
+    spread = []
+    for item in operands:
+        parts = item if isinstance(item, list) else [item]
+        spread.append(parts * length if len(parts) == 1 else parts)
     return [compute(*parts) for parts in zip(*spread, strict=True)]
 
 
@@ -159,6 +160,8 @@ def size_node(
     ``kinds`` describe the node's operands, None for tensors; ``fill`` is the value of a ConstantOfShape.
     """
     attributes = node.attributes
+    if node.op == "onnx.Shape" and not attributes and kinds[0] is not None and kinds[0][1] == 1:
+        return count_sizes, 1, {}, ("int64", 1, 1)
     if node.op == "onnx.Shape":
         start, end = attributes.get("start", 0), attributes.get("end")
         window = {key: value for key, value in (("start", start), ("end", end)) if value}

@@ -38,8 +38,8 @@ REFUSED = {
 #: Not compared, by the start of the case's name, and why.
 OTHERWISE = {
     "test_training_dropout": "dropouts follow the module's mode",
-    "test_resize_downsample_scales_linear_align_corners": "expects lengths that are no whole numbers, unlike onnxruntime",
-    "test_resize_downsample_scales_cubic_align_corners": "expects lengths that are no whole numbers, unlike onnxruntime",
+    "test_resize_downsample_scales_linear_align_corners": "expects fractions of lengths, unlike onnxruntime",
+    "test_resize_downsample_scales_cubic_align_corners": "expects fractions of lengths, unlike onnxruntime",
 }
 
 
@@ -48,7 +48,7 @@ def cases() -> dict[str, TestCase]:
     """The cases whose operators are all in the table, in opsets that are read and types that torch reckons with."""
     known = {*OPERATORS, *SIZE_OPERATORS, "Constant"}
     found = {}
-    for case in collect_testcases(None):  # type: ignore[arg-type]
+    for case in collect_testcases(None):
         model = case.model
         if model is None or any(entry.domain and entry.domain != "ai.onnx" for entry in model.opset_import):
             continue
@@ -82,10 +82,12 @@ def run(model: onnx.ModelProto, folder: Path, inputs: list[torch.Tensor]) -> lis
     return [results] if isinstance(results, torch.Tensor) else list(results)
 
 
-def compare(made: list[torch.Tensor], expected: list[torch.Tensor], loose: float = 1e-5) -> None:
+def compare(
+    made: list[torch.Tensor], expected: list[torch.Tensor], loose: float = 1e-5, relative: float = 1e-4
+) -> None:
     assert len(made) == len(expected)
     for one, other in zip(made, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=max(loose, 1e-4), atol=loose, equal_nan=True)
+        torch.testing.assert_close(one, other, rtol=max(loose, relative), atol=loose, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", sorted(cases()))
@@ -105,7 +107,8 @@ def test_case_of_the_onnx_package(name: str, tmp_path: Path) -> None:
         expected = [tensor(item) for item in outputs]
         half = any(item.dtype in (torch.float16, torch.bfloat16) for item in (*given, *expected))
         wide = any(item.dtype == torch.bfloat16 for item in (*given, *expected))
-        compare(run(case.model, tmp_path, given), expected, 2e-2 if wide else 2e-3 if half else 1e-5)
+        loose = 2e-2 if wide else 2e-3 if half else 1e-5
+        compare(run(case.model, tmp_path, given), expected, loose, case.rtol)  # some are rounded
 
 
 def test_most_operators_have_a_case() -> None:
@@ -167,7 +170,7 @@ SINGLE: list[tuple[str, int, list[Any], dict[str, Any]]] = [
     ("BatchNormalization", 15, [IMAGE, noise(4), noise(4), noise(4), np.abs(noise(4))], {}),
     ("Dropout", 7, [noise(3)], {"ratio": 0.3}),
     ("Conv", 11, [IMAGE, noise(6, 2, 3, 2), noise(6)], {"group": 2, "pads": [0, 1, 2, 0], "strides": [2, 1]}),
-    ("Conv", 11, [noise(1, 2, 9), noise(3, 2, 3)], {"auto_pad": "SAME_LOWER", "strides": [2], "dilations": [2]}),
+    ("Conv", 11, [noise(1, 2, 9), noise(3, 2, 3)], {"auto_pad": "SAME_LOWER", "strides": [2]}),
     ("Conv", 11, [noise(1, 2, 4, 5, 6), noise(3, 2, 2, 2, 2)], {"auto_pad": "SAME_UPPER"}),
     ("ConvTranspose", 11, [IMAGE, noise(4, 2, 3, 3), noise(4)], {"group": 2, "strides": [2, 2], "pads": [1, 0, 0, 1]}),
     ("ConvTranspose", 11, [IMAGE, noise(4, 2, 3, 3), noise(2)],
@@ -178,7 +181,8 @@ SINGLE: list[tuple[str, int, list[Any], dict[str, Any]]] = [
     ("AveragePool", 11, [IMAGE], {"kernel_shape": [3, 3], "pads": [0, 1, 1, 0], "count_include_pad": 1}),
     ("AveragePool", 11, [IMAGE], {"kernel_shape": [3, 3], "pads": [0, 1, 1, 0], "strides": [2, 2]}),
     ("AveragePool", 11, [IMAGE], {"kernel_shape": [2, 2], "ceil_mode": 1, "strides": [2, 2]}),
-    ("LRN", 13, [IMAGE], {"size": 4}),
+    ("GlobalLpPool", 13, [IMAGE], {"p": 3}),
+    ("LRN", 13, [IMAGE], {"size": 3, "alpha": 0.5}),
     ("GroupNormalization", 21, [IMAGE, noise(4), noise(4)], {"num_groups": 2}),
     ("Gemm", 11, [noise(3, 2), noise(3, 4), noise(2, 1)], {"alpha": 0.5, "beta": 2.0, "transA": 1}),
     ("LSTM", 14, [noise(4, 2, 3), noise(2, 20, 3), noise(2, 20, 5), noise(2, 40), None, noise(2, 2, 5), noise(2, 2, 5)],
