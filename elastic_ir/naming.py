@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 from elastic_ir.graph import Argument, Graph, Node, WeightRef, map_argument
 
@@ -27,6 +28,23 @@ def rename_path(path: str, renames: dict[str, str]) -> str:
             return renames[path[:end]] + path[end:]
         end = path.rfind(".", 0, end)
     return path
+
+
+def module_order(names: Iterable[str]) -> list[str]:
+    """Names in the order of a module that holds them: its own before those of its children, first come, first."""
+    listed = list(names)
+    place: dict[str, int] = {}
+    for index, name in enumerate(listed):
+        end = len(name)
+        while end != -1:
+            place.setdefault(name[:end], index)
+            end = name.rfind(".", 0, end)
+
+    def key(name: str) -> list[tuple[bool, int]]:
+        ends = [at for at, letter in enumerate(name) if letter == "."]
+        return [(True, place[name[:end]]) for end in ends] + [(False, place[name])]
+
+    return sorted(listed, key=key)
 
 
 def rename_references(node: Node, renames: dict[str, str]) -> None:

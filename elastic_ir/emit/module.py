@@ -35,6 +35,10 @@ def to_module(graph: Graph, masked: bool = True) -> nn.Module:
     Pruned weights are zero (``masked=False`` gives the stored values). Raises EmitError where there is no network
     to emit (a bare state dict), or where the names and shapes made are not the planned ones.
     """
+    if len(graph) and graph.metadata.get("frontend") == "onnx":
+        from elastic_ir.emit.onnx_module import build_onnx_module
+
+        return _finish(build_onnx_module(graph), graph, masked)
     live = getattr(graph.origin, "module", None)
     structure = graph._structure
     touched = [c for c in structure.containers if _changed(c)] if structure is not None else []

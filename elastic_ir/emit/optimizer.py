@@ -7,6 +7,7 @@ from typing import Any
 
 from elastic_ir.errors import EmitError
 from elastic_ir.graph import Graph
+from elastic_ir.naming import module_order
 
 
 def remap_optimizer_state(graph: Graph, state: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -35,7 +36,10 @@ def remap_optimizer_state(graph: Graph, state: Mapping[str, Any], names: Sequenc
     sources: dict[str, list[str]] = {}
     source_of: dict[str, str] = {}
     seen: set[int] = set()
-    for name, weight in graph.weights.items():
+    # an ONNX file lists its weights in any order, and no module has every order
+    ordered = module_order(graph.weights) if graph.metadata.get("frontend") == "onnx" else list(graph.weights)
+    for name in ordered:
+        weight = graph.weights[name]
         if weight.is_parameter and id(weight.storage) not in seen:
             seen.add(id(weight.storage))
             source_of[name] = held.get(ties.get(weight.origin, weight.origin), weight.origin)
@@ -47,7 +51,7 @@ def remap_optimizer_state(graph: Graph, state: Mapping[str, Any], names: Sequenc
                 f"{name!r} is no parameter of the source network, which is the one that was traced or loaded; "
                 "to start from a later one, trace its module"
             )
-    order = {name: place for place, name in enumerate(graph.weights)}
+    order = {name: place for place, name in enumerate(ordered)}
     fresh_state: dict[int, Any] = {}
     fresh_groups = []
     count = 0
