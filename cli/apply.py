@@ -19,7 +19,7 @@ EPILOG = """\
 \b
 Examples:
   elastic-ir apply model.pt --passes "stretch{to-depth=56 order=interpolate}" -o deep.pt
-  elastic-ir apply ticket.pt --passes fold-batchnorm,compact -o small.onnx
+  elastic-ir apply ticket.pt --passes compact,fold-batchnorm --measure -o small.onnx
   elastic-ir apply ticket.pt --passes "nm-project{n=2 m=4}" --dry-run --print-after-all
 
 A pass is its name and, in braces, its options as KEY=VALUE, apart by blanks; passes are apart by commas. What passes
@@ -48,12 +48,16 @@ there are, and their options, "elastic-ir passes" lists.
 @click.option(
     "--time-passes", is_flag=True, help="Show the seconds that each pass took, its verification included."
 )
+@click.option(
+    "--measure", is_flag=True,
+    help="Count floating-point operations, and time both networks in onnxruntime (one thread), before and after.",
+)  # fmt: skip
 @click.option("--no-check", is_flag=True, help="Do not run the result once to see that every unit executes.")
 @click.option("--dry-run", is_flag=True, help="Show what would change, and write nothing.")
 @source_options
 def apply(
     source: str, text: str, out: str | None, print_after: tuple[str, ...], print_after_all: bool, time_passes: bool,
-    no_check: bool, dry_run: bool, reading: Reading,
+    measure: bool, no_check: bool, dry_run: bool, reading: Reading,
 ) -> None:  # fmt: skip
     """Run a pipeline of passes over SOURCE and write the result.
 
@@ -86,6 +90,8 @@ def apply(
         tables.show_table(tables.Table(("pass", "time"), list(times)))
         click.echo()
     _show_change(before, after)
+    if measure:
+        _show_cost(before, after)
     if dry_run:
         tables.show_facts([("dry run", f"would write {path}")])
         return
@@ -102,6 +108,22 @@ def _beside(source: str) -> Path:
     suffix = Path(source).suffix.lower()
     kept = suffix if suffix in output.KEPT else ".pt"
     return path.with_name(f"{path.stem}-applied{'' if Path(source).is_dir() else kept}")
+
+
+def _show_cost(before: Graph, after: Graph) -> None:
+    """Operations as torch counts them, and the latency in onnxruntime."""
+    from elastic_ir.cost import compare_costs
+    from elastic_ir.emit.latency import compare_latency
+
+    with tables.status("measuring"):
+        change = compare_costs(before, after)
+        times = compare_latency(before, after)
+    facts = []
+    if change.before.flops is not None and change.after.flops is not None:
+        facts.append(("FLOPs", tables.change(*map(tables.number, (change.before.flops, change.after.flops)))))
+    told = tables.change(*(f"{each:.2f} ms" for each in times))
+    facts.append(("latency", f"{told} in onnxruntime, {times[1] / times[0]:.2f} of it"))
+    tables.show_facts(facts)
 
 
 def _show_change(before: Graph, after: Graph) -> None:

@@ -83,7 +83,9 @@ class _Builder:
             else:
                 self._operator(node)
         self.root.eval()
-        for node in self.made.nodes:  # so that what traces the module anew, as unpickling does, stays out of them
+        for (
+            node
+        ) in self.made.nodes:  # so that what traces the module anew, as unpickling does, stays out of them
             if node.op == "call_function" and node.target.__module__.startswith("elastic_ir."):
                 node.meta["is_wrapped"] = True
         made = fx.GraphModule(self.root, self.made, class_name=_identifier(self.graph.name) or "Network")

@@ -163,3 +163,27 @@ def test_the_command(tmp_path: Path) -> None:
     assert dry.exit_code == 0 and not (tmp_path / "no.pt").exists()
     wrong = CliRunner().invoke(elastic_ir, [*command, "--print-after", "compact"])
     assert wrong.exit_code == 2 and "the pipeline has no such pass" in wrong.output
+
+
+def test_costs_before_and_after(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = cifar_resnet(14).eval()
+    masks = {}
+    for name, parameter in model.named_parameters():
+        if ".conv1." in name:  # half of the filters, and what their batch norms make of them is below zero
+            masks[name] = torch.ones_like(parameter)
+            masks[name][: len(parameter) // 2] = 0
+            with torch.no_grad():
+                model.get_parameter(name.replace("conv1.weight", "bn1.bias"))[: len(parameter) // 2] = -0.1
+    eir.save(eir.trace(model, masks=masks), tmp_path / "m.pt")
+    result = CliRunner().invoke(
+        elastic_ir,
+        ["apply", str(tmp_path / "m.pt"), "--passes", "compact", "--measure", "-o", str(tmp_path / "small.onnx")],
+    )
+    assert result.exit_code == 0, result.output
+    lines = dict(line.split(":", 1) for line in result.output.splitlines() if ":" in line)
+    for key in ("parameters", "FLOPs"):
+        before, after = (int(text.replace(",", "")) for text in lines[key].split("->"))
+        assert 0.4 * before < after < 0.6 * before
+    assert " ms in onnxruntime, " in lines["latency"]
+    assert lines["sparsity"].split() == ["22.2", "%", "->", "0.0", "%"]
