@@ -186,4 +186,4 @@ def test_costs_before_and_after(tmp_path: Path) -> None:
         before, after = (int(text.replace(",", "")) for text in lines[key].split("->"))
         assert 0.4 * before < after < 0.6 * before
     assert " ms in onnxruntime, " in lines["latency"]
-    assert lines["sparsity"].split() == ["22.2", "%", "->", "0.0", "%"]
+    assert lines["sparsity"].split() == ["21.2", "%", "->", "0.0", "%"]
