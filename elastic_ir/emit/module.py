@@ -2,8 +2,8 @@
 
 Where the units are children of a container, the source is copied without its tensors, the container's children are
 laid out as planned, and every parameter and buffer gets a tensor of its own; so the class, modes, hooks and names
-stay. Where the forward names its units one by one, the graph's nodes become a ``torch.fx.GraphModule``; those of an ONNX
-file always do.
+stay. Where the forward names its units one by one, the graph's nodes become a ``torch.fx.GraphModule``; those of an
+ONNX file always do.
 """
 
 from __future__ import annotations
