@@ -2,7 +2,8 @@
 
 Where the units are children of a container, the source is copied without its tensors, the container's children are
 laid out as planned, and every parameter and buffer gets a tensor of its own; so the class, modes, hooks and names
-stay. Where the forward names its units one by one, the graph's nodes become a ``torch.fx.GraphModule``.
+stay. Where the forward names its units one by one, the graph's nodes become a ``torch.fx.GraphModule``; those of an
+ONNX file always do.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ def to_module(graph: Graph, masked: bool = True) -> nn.Module:
     Pruned weights are zero (``masked=False`` gives the stored values). Raises EmitError where there is no network
     to emit (a bare state dict), or where the names and shapes made are not the planned ones.
     """
-    if len(graph) and graph.metadata.get("frontend") == "onnx":
+    live = getattr(graph.origin, "module", None)
+    if live is None and len(graph) and graph.metadata.get("frontend") == "onnx":
         from elastic_ir.emit.onnx_module import build_onnx_module
 
         return _finish(build_onnx_module(graph), graph, masked)
-    live = getattr(graph.origin, "module", None)
     structure = graph._structure
     touched = [c for c in structure.containers if _changed(c)] if structure is not None else []
     if live is not None and all(container.native and _iterates(container, live) for container in touched):

@@ -65,6 +65,8 @@ class _Builder:
         self.kinds: dict[Value, sizes.Kind] = {}  # of the values that are Python numbers
         self.anchor: fx.Node | None = None  # a tensor that tells the device
         self.paths: set[str] = set()  # what is taken in the tree of modules
+        self.read: set[str] = set()  # the weights that some node reads as tensors
+        self.numbers: set[str] = set()  # those that one reads as numbers: sizes, factors of a Resize
 
     def module(self) -> fx.GraphModule:
         """Weights first, in the state dict's order, then the nodes."""
@@ -82,6 +84,9 @@ class _Builder:
                 )
             else:
                 self._operator(node)
+        for name in self.numbers - self.read:  # nothing flows back into these
+            if self.graph.weights[name].is_parameter:
+                self.root.get_parameter(name).requires_grad_(False)
         self.root.eval()
         for (
             node
@@ -135,6 +140,7 @@ class _Builder:
             dtype = getattr(torch, self.kinds[item][0])
             return self.made.call_function(sizes.as_tensor, (self.values[item], dtype, self._device()))
         if isinstance(item, WeightRef):
+            self.read.add(item.name)
             return self.made.get_attr(item.name)
         if isinstance(item, Literal):
             path = self._mount("_literals", f"{node.name}_{place}", Constant(item))
@@ -235,7 +241,7 @@ class _Builder:
 
     def _operands(self, node: Node, form: Operator) -> list[Any]:
         single = next((i for i in form.scalars if self._single(node, i, form.scalars)), None)
-        found = []
+        found: list[Any] = []
         for place, item in enumerate(node.args):
             flat = isinstance(item, Literal) and len(item.shape) < 2
             if place == single or (place in form.plain and flat):
@@ -244,6 +250,9 @@ class _Builder:
                 found.append(item.values[0] if number else list(item.values))
             elif place in form.plain and isinstance(item, Value) and item in self.kinds:
                 found.append(self.values[item])
+            elif place in form.plain and isinstance(item, WeightRef) and node.op != "onnx.Clip":
+                self.numbers.add(item.name)
+                found.append(self.made.get_attr(item.name))
             else:
                 found.append(self._tensor(item, node, place))
         return found

@@ -26,9 +26,10 @@ from elastic_ir.tensors import Mask
 from tests.onnx_files.real import PATHS, SHAPES, feeds, run
 
 HELD = [
-    name for name in PATHS if not name.startswith("silero") or name in ("silero_vad_16k_sequence",)
+    name
+    for name in PATHS
+    if not name.startswith("silero") or name in ("silero_vad_16k_sequence", "silero_vad_openvino_16k")
 ]  #: real files of the operators that are known
-#: Graphs whose weights are one constant each: their outputs say little beyond shapes, but many operators run.
 BODIES = ["silero_vad", "silero_vad_half", "silero_vad_op18_ifless", "silero_vad_16k_op15"]
 
 
@@ -55,9 +56,26 @@ def test_outputs_as_in_onnxruntime(name: str) -> None:
     module = graph.to_module()
     assert isinstance(module, fx.GraphModule) and not module.training
     assert module.state_dict().keys() == graph.weights.keys()
-    assert all(p.requires_grad for p in module.parameters())
     for made, expected in zip(outputs(module, tensors(given)), run(PATHS[name], given), strict=True):
         torch.testing.assert_close(made, torch.from_numpy(expected), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_gradients_reach_every_parameter(name: str) -> None:
+    graph = real(name)
+    module = graph.to_module()
+    results = module(*tensors(feeds(graph)))
+    made = [results] if isinstance(results, Tensor) else results
+    loss = torch.stack([item.square().sum() for item in made if item.requires_grad]).sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+    learns = {key: item for key, item in module.named_parameters() if item.requires_grad}
+    assert [key for key, item in learns.items() if item.grad is None] == []
+    numbers = {key for key, _ in module.named_parameters()} - learns.keys()
+    assert all("onnx.Resize" in users(graph, key) for key in numbers)  # its factors are read as numbers
+
+
+def users(graph: Graph, name: str) -> set[str]:
+    return {node.op for node in graph if name in node.weight_names()}
 
 
 @pytest.mark.parametrize("name", BODIES)
