@@ -21,6 +21,15 @@ from elastic_ir.tensors import ITEM_SIZES, TensorData
 if TYPE_CHECKING:
     import onnx
 
+#: Operands that are read as numbers, not as tensors to compute with.
+_NUMBERS = {
+    "Resize": (1, 2, 3),
+    "Upsample": (1,),
+    "Pad": (1, 2),
+    "Slice": (1, 2, 3, 4),
+    "Expand": (1,),
+    "Tile": (1,),
+}
 _LITERAL = 64  #: the most integers that are a literal; more are a table
 
 
@@ -125,7 +134,7 @@ class ConstantReader:
             if data is None or constant.mask is not None:
                 continue
             size = prod(data.shape)
-            whole = not data.dtype.startswith(("float", "bfloat", "complex"))
+            whole = not data.dtype.startswith(("float", "bfloat", "complex")) or self._is_number(name)
             scalar = size == 1 and not self._is_weight_operand(name)
             if (
                 size
@@ -135,6 +144,13 @@ class ConstantReader:
                 numbers = _small(data)
                 if numbers is not None:
                     constant.literal = Literal(data.dtype, data.shape, tuple(numbers))
+
+    def _is_number(self, name: str) -> bool:
+        """Whether all that read a constant read it as numbers."""
+        uses = self._uses.get(name, ())
+        return bool(uses) and all(
+            place in _NUMBERS.get(operator(self.proto.node[index]), ()) for index, place in uses
+        )
 
     def _is_weight_operand(self, name: str) -> bool:
         for index, place in self._uses.get(name, ()):
