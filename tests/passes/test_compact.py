@@ -35,7 +35,7 @@ def small() -> tuple[eir.Graph, Tensor]:
         nn.Linear(3, 2),
     ).double()
     with torch.no_grad():
-        model[1].bias.copy_(torch.tensor([0.1, 0.7, -0.2, 0.3]))  # type: ignore[operator, union-attr]
+        model[1].bias.copy_(torch.tensor([0.1, 0.7, -0.2, 0.3]))  # type: ignore[operator]
     x = torch.randn(2, 2, 5, 5, dtype=torch.double)
     first, second = torch.ones(4, 2, 3, 3), torch.ones(3, 4, 1, 1)
     first[1] = 0
@@ -200,7 +200,7 @@ class Padded(nn.Module):
     def __init__(self, mode: str, bias: bool) -> None:
         super().__init__()
         self.one = nn.Conv2d(2, 4, 3, padding=1)
-        self.two = nn.Conv2d(4, 3, 3, padding=1, padding_mode=mode, bias=bias)
+        self.two = nn.Conv2d(4, 3, 3, padding=1, padding_mode=mode, bias=bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.sigmoid(self.two(torch.sigmoid(self.one(x))))
@@ -406,6 +406,56 @@ def test_bare_weights_are_refused(tmp_path: Path) -> None:
     torch.save(cifar_resnet(14, width=4).state_dict(), tmp_path / "bare.pt")
     with pytest.raises(eir.PlanError, match=r"compact has to see what reads what; pass --arch"):
         compact(eir.load(tmp_path / "bare.pt"))
+
+
+def test_an_exported_program_is_refused() -> None:
+    graph = eir.trace(cifar_resnet(14, width=4).eval(), (torch.zeros(1, 3, 8, 8),), frontend="export")
+    with pytest.raises(eir.PlanError, match=r"compact needs a network that torch\.fx can trace"):
+        compact(graph)
+
+
+class Named(nn.Module):
+    """A forward that names its blocks one by one, and pools over a size that it asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.b1, self.b2, self.b3 = (nn.Conv2d(6, 6, 3, padding=1) for _ in range(3))
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(x + self.b1(x))
+        x = torch.relu(x + self.b2(x))
+        x = torch.relu(x + self.b3(x))
+        x = torch.nn.functional.avg_pool2d(x, x.size()[3])
+        out: Tensor = self.head(x.view(x.size(0), -1))
+        return out
+
+
+def test_a_forward_that_names_its_units() -> None:
+    """Where a unit goes, a graph module is made; channels alone leave the class."""
+    torch.manual_seed(0)
+    model, x = Named().double().eval(), torch.randn(2, 3, 6, 6, dtype=torch.double)
+    with torch.no_grad():
+        model.b2.bias.zero_()  # type: ignore[union-attr]
+    masks = {
+        f"{name}.weight": torch.ones_like(getattr(model, name).weight) for name in ("stem", "b1", "b2", "b3")
+    }
+    for name, bias in (("stem", model.stem.bias), ("b1", model.b1.bias), ("b3", model.b3.bias)):
+        masks[f"{name}.weight"][[1, 4]] = 0
+        with torch.no_grad():
+            bias[[1, 4]] = -1  # type: ignore[index]
+    masks["b2.weight"][:] = 0
+    graph = eir.trace(model, (x,), masks=masks)
+    done = compact(graph)
+    assert done.metadata["compact"]["units"] == ["b2"]
+    assert done.weights["b2.weight"].shape == (4, 4, 3, 3)
+    assert done.lineage()["b2.weight"] == "b3.weight"
+    assert isinstance(same_function(graph, done, x), torch.fx.GraphModule)
+    only_channels = Compact(units=False).run(graph)
+    assert only_channels.weights["b2.weight"].shape == (4, 4, 3, 3)
+    assert type(same_function(graph, only_channels, x)) is Named
 
 
 class Auxiliary(nn.Module):
