@@ -70,7 +70,7 @@ def sole_operand(node: Node, kind: str) -> Value | None:
     first = node.args[0] if node.args else node.kwargs.get("input")
     if not isinstance(first, Value) or (node.kind != "module" and node.weight_names()):
         return None
-    sized = kind in ("view", "reshape", "interpolate")
+    sized = kind in ("view", "reshape", "interpolate", *POOLS)
     others = [value for value in node.operands() if value is not first]
     plain = all(sized and not value.is_tensor for value in others)
     return first if plain and node.operands().count(first) == 1 else None

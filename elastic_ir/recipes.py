@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from elastic_ir.errors import EmitError
 from elastic_ir.tensors import ITEM_SIZES, Mask, ShapeOnly, TensorData
 
 if TYPE_CHECKING:
@@ -206,3 +207,26 @@ class NormBias:
 
     def chunks(self) -> Iterator[memoryview]:
         yield from _written(self.norm.offsets(self.bias), self.dtype)
+
+
+def is_recipe(data: TensorData) -> bool:
+    """Whether a tensor is computed from others."""
+    return isinstance(data, (Selected, Shifted, Zeros, ScaledRows, NormBias))
+
+
+def carried(data: TensorData, moment: torch.Tensor) -> torch.Tensor | None:
+    """An optimizer's moment of the source tensor, cut as the tensor was; None for a tensor that is new.
+
+    Raises EmitError where the tensor was rescaled: its moments belong to another parametrisation.
+    """
+    if isinstance(data, Selected):
+        inner = carried(data.data, moment)
+        return data.follow(inner) if inner is not None and tuple(inner.shape) == data.data.shape else None
+    if isinstance(data, Shifted):
+        return carried(data.base, moment)
+    if isinstance(data, (ScaledRows, NormBias)):
+        raise EmitError(
+            "fold-batchnorm has rescaled the weights, and an optimizer's state cannot follow; train before folding"
+        )
+    fits = not isinstance(data, Zeros) and tuple(moment.shape) == data.shape
+    return moment if fits else None

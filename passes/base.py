@@ -10,7 +10,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-from elastic_ir.errors import StructureError
+from elastic_ir.errors import PlanError, StructureError
 from elastic_ir.graph import Graph
 from elastic_ir.rewriter import Rewriter
 from elastic_ir.verifier import verify
@@ -66,3 +66,17 @@ class Pass(ABC):
     def help(cls) -> str:
         """The first line of the class's docstring."""
         return (cls.__doc__ or "").strip().splitlines()[0]
+
+
+def require_layers(graph: Graph, name: str) -> None:
+    """PlanError for a graph whose nodes are no layers: a bare state dict, or a program of torch.export."""
+    if not len(graph):
+        raise PlanError(
+            f"{graph.name} was read without its network, and {name} has to see what reads what; "
+            "pass --arch SOURCE (arch=...)"
+        )
+    if graph.metadata.get("frontend") == "export":
+        raise PlanError(
+            f"{graph.name} could be read by torch.export only, which dissolves layers; {name} needs a network that "
+            "torch.fx can trace"
+        )

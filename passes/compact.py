@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from elastic_ir.errors import PlanError
 from elastic_ir.graph import Graph, Node
-from elastic_ir.passes.base import Pass
+from elastic_ir.passes.base import Pass, require_layers
 from elastic_ir.recipes import Columns, Shifted, Zeros, select, select_mask, with_values
 from elastic_ir.rewriter import Rewriter
 
@@ -31,11 +31,7 @@ class Compact(Pass):
     channels: bool = True  #: cut channels; False deletes dead units only
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
-        if not len(graph):
-            raise PlanError(
-                f"{graph.name} was read without its network, and compact has to see what reads what; "
-                "pass --arch SOURCE (arch=...)"
-            )
+        require_layers(graph, self.name)
         from elastic_ir.channels import Flow
         from elastic_ir.dead_units import dead_blocks
         from elastic_ir.liveness import Liveness

@@ -10,9 +10,8 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from elastic_ir.errors import PlanError
 from elastic_ir.graph import Graph, Node, Value
-from elastic_ir.passes.base import Pass
+from elastic_ir.passes.base import Pass, require_layers
 from elastic_ir.recipes import Norm, NormBias, ScaledRows, with_values
 from elastic_ir.rewriter import Rewriter
 
@@ -28,11 +27,7 @@ class FoldBatchNorm(Pass):
     needs_structure: ClassVar[bool] = False
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
-        if not len(graph):
-            raise PlanError(
-                f"{graph.name} was read without its network, and fold-batchnorm has to see what reads what; "
-                "pass --arch SOURCE (arch=...)"
-            )
+        require_layers(graph, self.name)
         users = graph.users()
         uses: dict[int, int] = {}
         for node in graph:

@@ -173,7 +173,7 @@ def _assign(module: nn.Module, graph: Graph, masked: bool) -> None:
                 key = (id(weight.storage), is_parameter)
                 if key not in done:
                     if isinstance(weight.storage.data, ShapeOnly):
-                        tensor = torch.empty_like(old, device="meta")
+                        tensor = torch.empty(weight.shape, dtype=old.dtype, device="meta")
                     else:
                         tensor = to_torch(weight.storage.emitted(masked))
                         if old.device.type != "meta" and tensor.device != old.device:

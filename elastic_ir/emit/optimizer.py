@@ -8,6 +8,8 @@ from typing import Any
 from elastic_ir.errors import EmitError
 from elastic_ir.graph import Graph
 from elastic_ir.naming import module_order
+from elastic_ir.recipes import carried, is_recipe
+from elastic_ir.weights import Weight
 
 
 def remap_optimizer_state(graph: Graph, state: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def remap_optimizer_state(graph: Graph, state: Mapping[str, Any], names: Sequenc
             fresh["param_names"] = targets
         for target in targets:
             weight = graph.weights[target]
-            moments = state["state"].get(index_of[source_of[target]])
+            moments = _cut(weight, state["state"].get(index_of[source_of[target]]))
             if moments is not None:
                 copied = {}
                 for key, value in moments.items():
@@ -81,3 +83,17 @@ def remap_optimizer_state(graph: Graph, state: Mapping[str, Any], names: Sequenc
             count += 1
         fresh_groups.append(fresh)
     return {"state": fresh_state, "param_groups": fresh_groups}
+
+
+def _cut(weight: Weight, moments: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Moments cut as their weight was; None where they do not fit it, and the optimizer starts anew."""
+    data = weight.storage.data
+    if moments is None or not is_recipe(data):
+        return moments
+    cut: dict[str, Any] = {}
+    for key, value in moments.items():
+        whole = getattr(value, "ndim", 0) > 0
+        cut[key] = carried(data, value) if whole else value
+        if whole and cut[key] is None:
+            return None
+    return cut

@@ -1,0 +1,490 @@
+"""compact: what is cut, what is kept, and that the function in evaluation stays as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import elastic_ir as eir
+from elastic_ir.cost import compare_costs, cost
+from elastic_ir.passes import Compact
+from elastic_ir.recipes import Selected
+from elastic_ir.zoo import cifar_resnet, cifar_vgg
+from tests.passes.pruned import dead_filters, pruned, same_function
+
+
+def compact(graph: eir.Graph) -> eir.Graph:
+    return Compact().run(graph)
+
+
+def small() -> tuple[eir.Graph, Tensor]:
+    """Filter 1 of the first convolution is dead, and output 0 of the second reads channel 0 only."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 3, 1, bias=False),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(3, 2),
+    ).double()
+    with torch.no_grad():
+        model[1].bias.copy_(torch.tensor([0.1, 0.7, -0.2, 0.3]))  # type: ignore[operator]
+    x = torch.randn(2, 2, 5, 5, dtype=torch.double)
+    first, second = torch.ones(4, 2, 3, 3), torch.ones(3, 4, 1, 1)
+    first[1] = 0
+    second[:, 2] = 0
+    return eir.trace(model.eval(), (x,), masks={"0.weight": first, "3.weight": second}), x
+
+
+GOLDEN = """\
+weights
+  @0.weight : f64[2, 2, 3, 3] mask(0 of 36 pruned)
+  @1.weight : f64[2]
+  @1.bias : f64[2]
+  @1.running_mean : f64[2] buffer
+  @1.running_var : f64[2] buffer
+  @1.num_batches_tracked : i64[] buffer
+  @3.weight : f64[3, 2, 1, 1] mask(0 of 6 pruned)
+  @4.weight : f64[3]
+  @4.bias : f64[3]
+  @4.running_mean : f64[3] buffer
+  @4.running_var : f64[3] buffer
+  @4.num_batches_tracked : i64[] buffer
+  @8.weight : f64[2, 3]
+  @8.bias : f64[2]
+nodes
+  %input = input() : f64[2, 2, 5, 5]
+  %_0 = nn.Conv2d(%input) {in_channels=2, out_channels=2, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), \
+dilation=(1, 1), groups=1, bias=False, padding_mode='zeros'} in 0 : f64[2, 2, 5, 5]
+  %_1 = nn.BatchNorm2d(%_0) {num_features=2, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True, \
+bias=True} in 1 : f64[2, 2, 5, 5]
+  %_2 = nn.ReLU(%_1) {inplace=False} in 2 : f64[2, 2, 5, 5]
+  %_3 = nn.Conv2d(%_2) {in_channels=2, out_channels=3, kernel_size=(1, 1), stride=(1, 1), padding=(0, 0), \
+dilation=(1, 1), groups=1, bias=False, padding_mode='zeros'} in 3 : f64[2, 3, 5, 5]
+"""
+
+
+def test_golden_text() -> None:
+    """Channel 1 is a constant that the second norm's mean takes over, channel 2 is read by nobody."""
+    graph, x = small()
+    done = compact(graph)
+    text = str(done)
+    assert text[text.index("weights\n") :].startswith(GOLDEN)
+    same_function(graph, done, x)
+    assert done.metadata["compact"]["layers"] == {"0": [2, 2, 4, 2], "3": [4, 2, 3, 3]}
+    assert done.state_dict()["4.running_mean"].count_nonzero() == 3  # it was zero
+
+
+def test_nothing_dead_changes_nothing() -> None:
+    graph = eir.trace(cifar_resnet(14, width=4).eval(), (torch.zeros(1, 3, 8, 8),))
+    done = compact(graph)
+    assert str(done) == str(graph)
+    left, right = graph.state_dict(), done.state_dict()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_tensors_stay_lazy() -> None:
+    """A cut weight is a recipe over the source's own tensor."""
+    graph, _ = small()
+    data = compact(graph).weights["0.weight"].storage.data
+    assert isinstance(data, Selected)
+    assert data.data is graph.weights["0.weight"].storage.data
+
+
+class Bits(nn.Module):
+    """One output is one product, so that no sum can be done in another order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(1, 6, bias=False), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(torch.relu(self.up(x)))  # type: ignore[no-any-return]
+
+
+def test_bit_equal_where_the_arithmetic_permits() -> None:
+    torch.manual_seed(1)
+    mask, x = torch.ones(6, 1), torch.randn(5, 1)
+    mask[[1, 4]] = 0
+    keep = torch.eye(6)
+    keep[2, 5] = 0
+    graph = eir.trace(Bits().eval(), (x,), masks={"up.weight": mask, "down.weight": keep})
+    done = compact(graph)
+    assert done.weights["up.weight"].shape == (4, 1)
+    assert torch.equal(done.to_module()(x), graph.to_module()(x))
+
+
+@pytest.mark.parametrize("depth", [20, 56])
+def test_resnets_of_the_zoo(depth: int) -> None:
+    graph, x = pruned(cifar_resnet(depth, width=8), (2, 3, 16, 16))
+    done = compact(graph)
+    assert done.parameter_count() < graph.parameter_count()
+    same_function(graph, done, x)
+
+
+@pytest.mark.parametrize("names", ["torchvision", "open_lth"])
+def test_a_vgg_of_the_zoo(names: str) -> None:
+    graph, x = pruned(cifar_vgg(13, names=names), (1, 3, 32, 32))  # type: ignore[arg-type]
+    done = compact(graph)
+    assert done.parameter_count() < 0.6 * graph.parameter_count()
+    module = same_function(graph, done, x)
+    assert type(module) is type(graph.origin.module)
+
+
+def test_fresh_norms_leave_no_constant_behind() -> None:
+    """At a rewind to the start every norm maps a dead filter to zero: exactly the native narrow network is left."""
+    model = cifar_vgg(13)
+    masks = {}
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            masks[f"{path}.weight"] = torch.ones_like(module.weight)
+            masks[f"{path}.weight"][::2] = 0
+            nn.init.zeros_(module.bias) if module.bias is not None else None
+    graph = eir.trace(model.eval(), (torch.zeros(1, 3, 32, 32),), masks=masks)
+    done = compact(graph)
+    assert not done.metadata["compact"]["constant"]
+    for name, weight in done.weights.items():
+        whole = graph.weights[name].shape
+        assert not whole or weight.shape[0] == (whole[0] if name.startswith("classifier") else whole[0] // 2)
+
+
+TORCHVISION = ["resnet18", "mobilenet_v2", "squeezenet1_1"]
+LARGE = ["resnet50", "densenet121", "resnext50_32x4d", "mobilenet_v3_small", "shufflenet_v2_x0_5"]
+
+
+def torchvision_network(name: str) -> None:
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    graph, x = pruned(getattr(models, name)(num_classes=10), (2, 3, 64, 64), share=0.4)
+    done = compact(graph)
+    assert done.parameter_count() < graph.parameter_count()
+    module = same_function(graph, done, x)
+    assert type(module) is type(graph.origin.module)
+    assert cost(done).flops < cost(graph).flops  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision(name: str) -> None:
+    """Residual additions, depthwise convolutions, concatenations."""
+    torchvision_network(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGE)
+def test_more_of_torchvision(name: str) -> None:
+    """Bottlenecks, dense concatenations, grouped convolutions, gates, shuffled channels."""
+    torchvision_network(name)
+
+
+def test_an_mlp_of_three_dimensions() -> None:
+    """A transformer's feed-forward part: units, and constants through GELU."""
+    torch.manual_seed(0)
+    graph, x = pruned(nn.Sequential(nn.Linear(5, 12), nn.GELU(), nn.Linear(12, 5)), (2, 7, 5))
+    done = compact(graph)
+    hidden = int(graph.masks()["0.weight"].any(1).sum())
+    assert done.weights["0.weight"].shape == (hidden, 5)
+    assert done.weights["2.weight"].shape == (5, hidden)
+    same_function(graph, done, x)
+
+
+class Padded(nn.Module):
+    """A dead filter whose constant a convolution with padding reads; the mode is what decides."""
+
+    def __init__(self, mode: str, bias: bool) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(2, 4, 3, padding=1)
+        self.two = nn.Conv2d(4, 3, 3, padding=1, padding_mode=mode, bias=bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.two(torch.sigmoid(self.one(x))))
+
+
+@pytest.mark.parametrize(("mode", "width"), [("zeros", 4), ("reflect", 3), ("replicate", 3), ("circular", 3)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_constant_beside_a_border_of_zeros_is_kept(mode: str, width: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    model = Padded(mode, bias).double().eval()
+    mask, x = torch.ones_like(model.one.weight), torch.randn(2, 2, 6, 6, dtype=torch.double)
+    mask[2] = 0
+    graph = eir.trace(model, (x,), masks={"one.weight": mask})
+    done = compact(graph)
+    assert done.weights["two.weight"].shape[1] == width
+    assert ("two.bias" in done.weights) == (bias or mode != "zeros")
+    assert done.metadata["compact"]["constant"] == ({"one": 1} if mode == "zeros" else {})
+    module = same_function(graph, done, x)
+    assert list(dict(module.named_parameters())) == list(done.weights)
+
+
+class Stream(nn.Module):
+    """A residual stream; both blocks and the stem have to drop a channel before it can go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1, bias=False)
+        self.one, self.two = (nn.Conv2d(4, 4, 3, padding=1, bias=False) for _ in range(2))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + torch.relu(self.one(x))
+        x = x + torch.relu(self.two(x))
+        out: Tensor = self.head(x.mean((2, 3)))
+        return out
+
+
+@pytest.mark.parametrize(("dead", "width"), [(("stem", "one", "two"), 3), (("stem", "two"), 4)])
+def test_a_stream_s_channel_goes_when_all_its_producers_are_dead(dead: tuple[str, ...], width: int) -> None:
+    torch.manual_seed(0)
+    model, x = Stream().double().eval(), torch.randn(1, 3, 6, 6, dtype=torch.double)
+    masks = {f"{name}.weight": torch.ones_like(getattr(model, name).weight) for name in dead}
+    for mask in masks.values():
+        mask[1] = 0
+    graph = eir.trace(model, (x,), masks=masks)
+    done = compact(graph)
+    assert done.weights["head.weight"].shape == (2, width)
+    assert done.weights["one.weight"].shape[:2] == (width, width)
+    same_function(graph, done, x)
+
+
+def test_a_channel_that_nothing_reads_goes_with_its_producers() -> None:
+    """Columns, not rows, are masked; the channel circles through the stream, and still leads nowhere."""
+    torch.manual_seed(0)
+    model, x = Stream().double().eval(), torch.randn(1, 3, 6, 6, dtype=torch.double)
+    masks = {
+        f"{name}.weight": torch.ones_like(getattr(model, name).weight) for name in ("one", "two", "head")
+    }
+    for name, mask in masks.items():
+        mask[:, 3] = 0
+        if name != "head.weight":
+            mask[3, 3] = 1  # it reads itself
+    graph = eir.trace(model, (x,), masks=masks)
+    done = compact(graph)
+    assert done.weights["stem.weight"].shape == (3, 3, 1, 1)
+    same_function(graph, done, x)
+
+
+@pytest.mark.parametrize(("inputs", "groups"), [((0, 1), 2), ((0,), 3), ((0, 2, 4), 3)])
+def test_grouped_convolutions_keep_groups_of_one_size(inputs: tuple[int, ...], groups: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 6, 1, bias=False), nn.Conv2d(6, 6, 3, groups=3, bias=False), nn.Conv2d(6, 2, 1)
+    ).double()
+    x, mask = torch.randn(1, 2, 5, 5, dtype=torch.double), torch.ones(6, 2, 1, 1)
+    mask[list(inputs)] = 0
+    graph = eir.trace(model.eval(), (x,), masks={"0.weight": mask})
+    done = compact(graph)
+    module = same_function(graph, done, x)
+    assert module[1].groups == groups  # type: ignore[index]
+    assert module[1].in_channels == {2: 4, 3: 6 if inputs == (0,) else 3}[groups]  # type: ignore[index]
+
+
+class Viewed(nn.Module):
+    """A forward that counts channels by a literal: nothing before it may be cut."""
+
+    def __init__(self, literal: bool) -> None:
+        super().__init__()
+        self.one, self.two, self.literal = nn.Conv2d(2, 4, 3), nn.Linear(64, 3), literal
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.one(x))
+        out: Tensor = self.two(y.view(-1, 64) if self.literal else y.view(y.size(0), -1))
+        return out
+
+
+@pytest.mark.parametrize(("literal", "shape"), [(True, (3, 64)), (False, (3, 48))])
+def test_what_is_not_understood_is_kept(literal: bool, shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    model, x = Viewed(literal).double().eval(), torch.randn(2, 2, 6, 6, dtype=torch.double)
+    mask = torch.ones_like(model.one.weight)
+    mask[1] = 0
+    graph = eir.trace(model, (x,), masks={"one.weight": mask})
+    done = compact(graph)
+    assert done.weights["two.weight"].shape == shape
+    same_function(graph, done, x)
+
+
+def test_all_dead_leaves_one_channel() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double().eval()
+    x = torch.randn(2, 3, dtype=torch.double)
+    graph = eir.trace(model, (x,), masks={"0.weight": torch.zeros(4, 3), "2.weight": torch.ones(2, 4)})
+    done = compact(graph)
+    assert [done.weights[f"{n}.weight"].shape for n in (0, 2)] == [(1, 3), (2, 1)]
+    same_function(graph, done, x)
+
+
+def dead_branch(depth: int = 20) -> tuple[eir.Graph, Tensor]:
+    """The branch of layer2.1 ends in a dead convolution, and in a norm that adds nothing."""
+    torch.manual_seed(0)
+    model = cifar_resnet(depth, width=4).double().eval()
+    mask = {"layer2.1.conv2.weight": torch.zeros(8, 8, 3, 3)}
+    x = torch.randn(2, 3, 16, 16, dtype=torch.double)
+    return eir.trace(model, (x,), masks=mask), x
+
+
+def test_a_unit_that_adds_nothing_is_removed() -> None:
+    graph, x = dead_branch()
+    done = compact(graph)
+    assert done.metadata["compact"]["units"] == ["layer2.1"]
+    assert [len(stage) for stage in done.stages] == [3, 2, 3]
+    assert done.depth == 18
+    assert done.lineage()["layer2.1.conv1.weight"] == "layer2.2.conv1.weight"
+    same_function(graph, done, x)
+    with torch.no_grad():
+        assert torch.equal(done.to_module().eval()(x), graph.to_module().eval()(x))
+    # the entry of a stage stays whatever it computes
+    kept = Compact(units=False).run(graph)
+    assert kept.depth == graph.depth
+    assert kept.weights["layer2.1.conv1.weight"].shape[0] == 1
+
+
+def test_a_unit_whose_norm_adds_something_stays() -> None:
+    graph, x = dead_branch()
+    with torch.no_grad():
+        graph.origin.module.get_parameter("layer2.1.bn2.bias").fill_(0.5)
+    done = compact(graph)
+    assert done.metadata["compact"]["units"] == []
+    same_function(graph, done, x)
+
+
+def test_files_and_optimizers(tmp_path: Path) -> None:
+    """What is written loads again, and momentum is cut as its weights are."""
+    graph, x = pruned(cifar_resnet(14, width=4), (2, 3, 16, 16))
+    done = compact(graph)
+    for name in ("small.pt", "small.safetensors"):
+        eir.save(done, tmp_path / name)
+        again = eir.load(tmp_path / name)
+        assert {n: w.shape for n, w in again.weights.items()} == {n: w.shape for n, w in done.weights.items()}
+        assert torch.equal(again.to_module().eval()(x), done.to_module().eval()(x))
+    source = graph.to_module()
+    optimizer = torch.optim.SGD(source.parameters(), lr=0.1, momentum=0.9)
+    source(x).sum().backward()
+    optimizer.step()
+    names = [name for name, _ in source.named_parameters()]
+    target = done.to_module()
+    moved = torch.optim.SGD(target.parameters(), lr=0.1, momentum=0.9)
+    moved.load_state_dict(done.remap_optimizer_state(optimizer.state_dict(), names))
+    for parameter in target.parameters():
+        assert moved.state[parameter]["momentum_buffer"].shape == parameter.shape
+    target(x).sum().backward()
+    moved.step()
+
+
+def test_a_compacted_network_can_be_stretched() -> None:
+    graph, x = pruned(cifar_resnet(14, width=4), (1, 3, 16, 16))
+    deeper = eir.stretch(compact(graph), to_stages=(3, 3, 3))
+    assert deeper.depth == 20
+    deeper.to_module().eval()(x)
+
+
+def test_costs() -> None:
+    graph, _ = small()
+    change = compare_costs(graph, compact(graph))
+    assert change.before.parameters > change.after.parameters
+    assert change.after.flops == 2 * (2 * 25 * 2 * 18 + 2 * 25 * 3 * 2 + 2 * 6)
+    assert str(change).splitlines()[0].startswith("parameters: 106 -> 60")
+
+
+def test_a_network_on_the_meta_device() -> None:
+    """Only shapes are known; norms may give anything, so nothing behind one is cut."""
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 2)).eval()
+        x = torch.zeros(1, 3)
+    mask = torch.ones(4, 3)
+    mask[0] = 0
+    done = compact(eir.trace(model, (x,), masks={"0.weight": mask}))
+    assert done.to_module().state_dict()["0.weight"].shape == (3, 3)
+
+
+def test_bare_weights_are_refused(tmp_path: Path) -> None:
+    torch.save(cifar_resnet(14, width=4).state_dict(), tmp_path / "bare.pt")
+    with pytest.raises(eir.PlanError, match=r"compact has to see what reads what; pass --arch"):
+        compact(eir.load(tmp_path / "bare.pt"))
+
+
+def test_an_exported_program_is_refused() -> None:
+    graph = eir.trace(cifar_resnet(14, width=4).eval(), (torch.zeros(1, 3, 8, 8),), frontend="export")
+    with pytest.raises(eir.PlanError, match=r"compact needs a network that torch\.fx can trace"):
+        compact(graph)
+
+
+class Named(nn.Module):
+    """A forward that names its blocks one by one, and pools over a size that it asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.b1, self.b2, self.b3 = (nn.Conv2d(6, 6, 3, padding=1) for _ in range(3))
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(x + self.b1(x))
+        x = torch.relu(x + self.b2(x))
+        x = torch.relu(x + self.b3(x))
+        x = torch.nn.functional.avg_pool2d(x, x.size()[3])
+        out: Tensor = self.head(x.view(x.size(0), -1))
+        return out
+
+
+def test_a_forward_that_names_its_units() -> None:
+    """Where a unit goes, a graph module is made; channels alone leave the class."""
+    torch.manual_seed(0)
+    model, x = Named().double().eval(), torch.randn(2, 3, 6, 6, dtype=torch.double)
+    with torch.no_grad():
+        model.b2.bias.zero_()  # type: ignore[union-attr]
+    masks = {
+        f"{name}.weight": torch.ones_like(getattr(model, name).weight) for name in ("stem", "b1", "b2", "b3")
+    }
+    for name, bias in (("stem", model.stem.bias), ("b1", model.b1.bias), ("b3", model.b3.bias)):
+        masks[f"{name}.weight"][[1, 4]] = 0
+        with torch.no_grad():
+            bias[[1, 4]] = -1  # type: ignore[index]
+    masks["b2.weight"][:] = 0
+    graph = eir.trace(model, (x,), masks=masks)
+    done = compact(graph)
+    assert done.metadata["compact"]["units"] == ["b2"]
+    assert done.weights["b2.weight"].shape == (4, 4, 3, 3)
+    assert done.lineage()["b2.weight"] == "b3.weight"
+    assert isinstance(same_function(graph, done, x), torch.fx.GraphModule)
+    only_channels = Compact(units=False).run(graph)
+    assert only_channels.weights["b2.weight"].shape == (4, 4, 3, 3)
+    assert type(same_function(graph, only_channels, x)) is Named
+
+
+class Auxiliary(nn.Module):
+    """A second head that runs in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.other = nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.one(x))
+        out: Tensor = self.two(y) + self.other(y) if self.training else self.two(y)
+        return out
+
+
+def test_layers_that_were_not_run_are_refused() -> None:
+    model = Auxiliary().eval()
+    graph = eir.trace(model, (torch.zeros(1, 3),), masks=dead_filters(model))
+    with pytest.raises(eir.PlanError, match=r"'other\.weight' for example"):
+        compact(graph)
+
+
+def test_a_layer_that_runs_twice_is_left_alone() -> None:
+    torch.manual_seed(0)
+    shared = nn.Linear(4, 4)
+    model = nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(4, 2)).double().eval()
+    mask, x = torch.ones(4, 4), torch.randn(2, 4, dtype=torch.double)
+    mask[1] = 0
+    graph = eir.trace(model, (x,), masks={"0.weight": mask})
+    done = compact(graph)
+    assert done.weights["0.weight"].shape == (4, 4)
+    same_function(graph, done, x)

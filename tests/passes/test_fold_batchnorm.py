@@ -1,0 +1,151 @@
+"""fold-batchnorm: convolutions and linear layers with the norm behind them in their weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import elastic_ir as eir
+from elastic_ir.passes import Compact, FoldBatchNorm
+from elastic_ir.zoo import cifar_resnet, cifar_vgg
+from tests.passes.pruned import pruned, randomise_norms, same_function
+
+
+def fold(graph: eir.Graph) -> eir.Graph:
+    return FoldBatchNorm().run(graph)
+
+
+GOLDEN = """\
+weights
+  @0.weight : f32[4, 2, 3, 3] mask(18 of 72 pruned)
+  @0.bias : f32[4] from @1.bias
+  @3.weight : f32[3, 4]
+  @3.bias : f32[3]
+nodes
+  %input = input() : f32[2, 2, 3, 3]
+  %_0 = nn.Conv2d(%input) {in_channels=2, out_channels=4, kernel_size=(3, 3), stride=(1, 1), padding=(0, 0), \
+dilation=(1, 1), groups=1, bias=True, padding_mode='zeros'} in 0 : f32[2, 4, 1, 1]
+  %_1 = nn.Identity(%_0) in 1 : f32[2, 4, 1, 1]
+  %_2 = nn.Flatten(%_1) {start_dim=1, end_dim=-1} in 2 : f32[2, 4]
+  %_3 = nn.Linear(%_2) {in_features=4, out_features=3, bias=True} in 3 : f32[2, 3]
+  %_4 = nn.Identity(%_3) in 4 : f32[2, 3]
+  %output = output(%_4) : f32[2, 3]
+"""
+
+
+def test_golden_text() -> None:
+    """The norms' places are taken by identities; names and masks of what is left stay."""
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 3), nn.BatchNorm1d(3)
+    )
+    mask = torch.ones(4, 2, 3, 3)
+    mask[2] = 0
+    graph = eir.trace(model.eval(), (torch.zeros(2, 2, 3, 3),), masks={"0.weight": mask})
+    done = fold(graph)
+    text = str(done)
+    assert text[text.index("weights\n") :] == GOLDEN
+    state = done.state_dict()["0.weight"]
+    assert (state[2] == 0).all()
+    assert state[[0, 1, 3]].all()
+    assert [type(layer).__name__ for layer in done.to_module()] == [  # type: ignore[attr-defined]
+        "Conv2d", "Identity", "Flatten", "Linear", "Identity",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("model", [cifar_resnet(20, width=8), cifar_vgg(13)], ids=["resnet", "vgg"])
+def test_networks_of_the_zoo(model: nn.Module) -> None:
+    graph, x = pruned(model, (2, 3, 32, 32))
+    done = fold(graph)
+    assert not done.metadata["fold-batchnorm"]["skipped"]
+    assert done.depth == graph.depth
+    assert [len(stage) for stage in done.stages] == [len(stage) for stage in graph.stages]
+    assert done.masks().keys() == graph.masks().keys()
+    assert set(done.weights) - set(graph.weights) <= {n.replace("weight", "bias") for n in graph.masks()}
+    same_function(graph, done, x)
+    same_function(graph, Compact().run(done), x)
+    same_function(graph, fold(Compact().run(graph)), x)
+    for name, mask in done.masks().items():
+        assert not done.state_dict()[name][mask == 0].any()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_torchvision(name: str) -> None:
+    models = pytest.importorskip("torchvision.models")
+    graph, x = pruned(getattr(models, name)(num_classes=10), (2, 3, 64, 64))
+    done = fold(graph)
+    module = same_function(graph, done, x)
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in module.modules())
+    assert type(module) is type(graph.origin.module)
+
+
+class Awkward(nn.Module):
+    """A norm behind an addition, one whose layer is read twice, one without statistics, one on another axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = (nn.Conv1d(4, 4, 1) for _ in range(3))
+        self.added, self.forked, self.plain = (nn.BatchNorm1d(4) for _ in range(3))
+        self.own = nn.BatchNorm1d(4, track_running_stats=False)
+        self.last, self.across = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.two(self.added(x + self.one(x)))
+        y = self.plain(self.three(self.own(self.forked(y) + y)))
+        out: Tensor = self.across(self.last(y))
+        return out
+
+
+def test_what_cannot_be_folded_is_said() -> None:
+    model = Awkward()
+    randomise_norms(model.plain)
+    x = torch.randn(3, 4, 4, dtype=torch.double)
+    graph = eir.trace(model.double().eval(), (x,))
+    done = fold(graph)
+    report = done.metadata["fold-batchnorm"]
+    assert report["folded"] == ["plain"]
+    assert report["skipped"] == {
+        "added": "it does not directly follow a convolution or linear layer",
+        "forked": "%add_1 reads the output of two as well",
+        "own": "it has no statistics of its own",
+        "across": "it normalises another axis than the outputs of last",
+    }
+    same_function(graph, done, x)
+
+
+def test_a_shared_layer_is_left_alone() -> None:
+    conv = nn.Conv2d(3, 3, 1)
+    graph = eir.trace(
+        nn.Sequential(conv, nn.BatchNorm2d(3), conv, nn.BatchNorm2d(3)).eval(), (torch.zeros(1, 3, 2, 2),)
+    )
+    assert fold(graph).metadata["fold-batchnorm"]["skipped"] == dict.fromkeys(
+        ("1", "3"), "0 is used more than once"
+    )
+
+
+def test_a_folded_network_can_be_stretched_and_written(tmp_path: Path) -> None:
+    graph, x = pruned(cifar_resnet(14, width=4), (1, 3, 16, 16))
+    done = eir.stretch(fold(graph), to_depth=20)
+    assert done.lineage()["layer1.2.conv1.bias"] == "layer1.1.bn1.bias"
+    eir.save(done, tmp_path / "folded.pt")
+    again = eir.load(tmp_path / "folded.pt")
+    assert again.depth == 20
+    assert torch.equal(again.to_module().eval()(x), done.to_module().eval()(x))
+
+
+def test_optimizer_state_cannot_follow() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    graph = eir.trace(model.eval(), (torch.zeros(1, 1, 2, 2),))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.ones(1, 1, 2, 2)).sum().backward()
+    optimizer.step()
+    with pytest.raises(eir.EmitError, match="train before folding"):
+        fold(graph).remap_optimizer_state(optimizer.state_dict(), [n for n, _ in model.named_parameters()])
+
+
+def test_bare_weights_are_refused(tmp_path: Path) -> None:
+    torch.save(cifar_resnet(14, width=4).state_dict(), tmp_path / "bare.pt")
+    with pytest.raises(eir.PlanError, match="fold-batchnorm has to see what reads what"):
+        fold(eir.load(tmp_path / "bare.pt"))
