@@ -121,8 +121,8 @@ def _show_cost(before: Graph, after: Graph) -> None:
     facts = []
     if change.before.flops is not None and change.after.flops is not None:
         facts.append(("FLOPs", tables.change(*map(tables.number, (change.before.flops, change.after.flops)))))
-    told = tables.change(*(f"{each:.2f} ms" for each in times))
-    facts.append(("latency", f"{told} in onnxruntime, {times[1] / times[0]:.2f} of it"))
+    told = tables.change(f"{times.before:.2f} ms", f"{times.after:.2f} ms")
+    facts.append(("latency", f"{told} in onnxruntime, {times.ratio:.2f} of it"))
     tables.show_facts(facts)
 
 
