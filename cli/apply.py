@@ -9,11 +9,11 @@ import click
 
 from elastic_ir.cli import tables
 from elastic_ir.cli.app import COMMANDS
-from elastic_ir.cli.options import SOURCE, Reading, source_options
+from elastic_ir.cli.options import LOAD_PASS, SOURCE, Reading, source_options
 
 if TYPE_CHECKING:
     from elastic_ir.graph import Graph
-    from elastic_ir.passes import Pass
+    from elastic_ir.passes import Pass, Pipeline
 
 EPILOG = """\
 \b
@@ -21,6 +21,8 @@ Examples:
   elastic-ir apply model.pt --passes "stretch{to-depth=56 order=interpolate}" -o deep.pt
   elastic-ir apply ticket.pt --passes compact,fold-batchnorm --measure -o small.onnx
   elastic-ir apply ticket.pt --passes "nm-project{n=2 m=4}" --dry-run --print-after-all
+  elastic-ir apply model.pt --recipe recipe.yaml
+  elastic-ir apply model.pt --load-pass my_pass.py --passes "my-pass{rate=0.5}"
 
 A pass is its name and, in braces, its options as KEY=VALUE, apart by blanks; passes are apart by commas. What passes
 there are, and their options, "elastic-ir passes" lists.
@@ -30,9 +32,13 @@ there are, and their options, "elastic-ir passes" lists.
 @click.command("apply", short_help=COMMANDS["apply"], epilog=EPILOG)
 @click.argument("source", type=SOURCE)
 @click.option(
-    "--passes", "text", required=True, metavar="PIPELINE",
+    "--passes", "text", metavar="PIPELINE",
     help='The passes, in the order they run: "stretch{to-depth=56},compact".',
 )  # fmt: skip
+@click.option(
+    "--recipe", type=click.Path(), metavar="FILE", help="A YAML file with the passes, in place of --passes."
+)
+@LOAD_PASS
 @click.option(
     "-o", "--out", type=click.Path(), metavar="OUT",
     help="The file to write (.pt, .safetensors, .onnx or .ticket) or the folder. Without it, the source's name with "
@@ -56,8 +62,9 @@ there are, and their options, "elastic-ir passes" lists.
 @click.option("--dry-run", is_flag=True, help="Show what would change, and write nothing.")
 @source_options
 def apply(
-    source: str, text: str, out: str | None, print_after: tuple[str, ...], print_after_all: bool, time_passes: bool,
-    measure: bool, no_check: bool, dry_run: bool, reading: Reading,
+    source: str, text: str | None, recipe: str | None, load_pass: tuple[str, ...], out: str | None,
+    print_after: tuple[str, ...], print_after_all: bool, time_passes: bool, measure: bool, no_check: bool,
+    dry_run: bool, reading: Reading,
 ) -> None:  # fmt: skip
     """Run a pipeline of passes over SOURCE and write the result.
 
@@ -65,9 +72,8 @@ def apply(
     """
     from elastic_ir import api
     from elastic_ir.cli import output
-    from elastic_ir.passes import Pipeline
 
-    pipeline = Pipeline.parse(text)
+    pipeline = _pipeline(text, recipe, load_pass)
     names = {item.name for item in pipeline}
     for name in print_after:
         if name not in names:
@@ -98,6 +104,21 @@ def apply(
     with tables.status(f"writing {path}"):
         written = api.save(after, path, check=not no_check)
     tables.show_facts([("wrote", f"{each} ({tables.file_size(output.size_of(each))})") for each in written])
+
+
+def _pipeline(text: str | None, recipe: str | None, files: tuple[str, ...]) -> Pipeline:
+    from elastic_ir.passes import Pipeline, load_passes
+
+    if (text is None) == (recipe is None):
+        raise click.UsageError("say what to run by --passes or by --recipe")
+    for path in files:
+        load_passes(path)
+    if text is not None:
+        return Pipeline.parse(text)
+    from elastic_ir.passes.recipe import read_recipe
+
+    assert recipe is not None
+    return read_recipe(recipe)
 
 
 def _beside(source: str) -> Path:

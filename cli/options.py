@@ -159,6 +159,10 @@ TRUST = click.option(
     "--trust", multiple=True, metavar="PACKAGE",
     help="Allow a pickled model to name the classes of this package. May be given several times.",
 )  # fmt: skip
+LOAD_PASS = click.option(
+    "--load-pass", multiple=True, type=click.Path(), metavar="FILE",
+    help="A Python file that defines passes of your own; it is run. May be given several times.",
+)  # fmt: skip
 DEBUG_OPTION = click.option(
     "--debug", is_flag=True, expose_value=False, is_eager=True, callback=_note_debug,
     help="Show the traceback of an error in place of one line.",

@@ -6,7 +6,7 @@ import click
 
 from elastic_ir.cli import tables
 from elastic_ir.cli.app import COMMANDS
-from elastic_ir.cli.options import DEBUG_OPTION
+from elastic_ir.cli.options import DEBUG_OPTION, LOAD_PASS
 
 EPILOG = """\
 \b
@@ -15,7 +15,7 @@ Examples:
   elastic-ir passes squeeze
   elastic-ir passes --names
 
-Passes of other packages are found by the entry-point group elastic_ir.passes.
+Passes of other packages are found by the entry-point group elastic_ir.passes; those of a file by --load-pass FILE.
 """
 
 
@@ -27,15 +27,18 @@ def _complete_pass(_ctx: click.Context, _param: click.Parameter, incomplete: str
 
 @click.command("passes", short_help=COMMANDS["passes"], epilog=EPILOG)
 @click.argument("name", required=False, shell_complete=_complete_pass)
+@LOAD_PASS
 @click.option("--names", is_flag=True, help="Print the names only, one a line, for programs.")
 @DEBUG_OPTION
-def passes(name: str | None, names: bool) -> None:
+def passes(name: str | None, load_pass: tuple[str, ...], names: bool) -> None:
     """List the passes, the rewrites that a network can go through, or only the one called NAME.
 
     Below each pass stand its options, with the type and the default of each.
     """
-    from elastic_ir.passes import find_pass, registered
+    from elastic_ir.passes import find_pass, load_passes, registered
 
+    for path in load_pass:
+        load_passes(path)
     found = {name: find_pass(name)} if name is not None else registered()
     for place, (title, kind) in enumerate(found.items()):
         if names:

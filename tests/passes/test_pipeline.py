@@ -195,3 +195,126 @@ def test_costs_before_and_after(tmp_path: Path) -> None:
         assert 0.4 * before < after < 0.6 * before
     assert " ms in onnxruntime, " in lines["latency"]
     assert lines["sparsity"].split() == ["21.2", "%", "->", "0.0", "%"]
+
+
+MINE = """
+import dataclasses
+from typing import ClassVar
+
+from elastic_ir.graph import Graph
+from elastic_ir.passes import Pass
+from elastic_ir.rewriter import Rewriter
+
+
+@dataclasses.dataclass(frozen=True)
+class DropLast(Pass):
+    \"\"\"Delete the last free unit of every stage.\"\"\"
+
+    name: ClassVar[str] = "drop-last"
+    units: int = 1  #: how many
+
+    def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
+        for stage in graph.stages:
+            for unit in stage.units[-self.units :]:
+                rewriter.delete_unit(unit)
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("elastic_ir.passes._loaded", {})
+    eir.save(eir.trace(cifar_resnet(20)), tmp_path / "m.pt")
+    (tmp_path / "mine.py").write_text(MINE)
+    return tmp_path
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(elastic_ir, [str(argument) for argument in arguments])
+    return result.output if result.exit_code == 0 else f"{result.exit_code}: {result.output}"
+
+
+def test_a_pass_of_a_file(own: Path) -> None:
+    told = run(
+        "apply",
+        own / "m.pt",
+        "--load-pass",
+        own / "mine.py",
+        "--passes",
+        "drop-last{units=1}",
+        "-o",
+        own / "o.pt",
+    )
+    assert "depth:      20 -> 14" in told.splitlines()
+    assert eir.load(own / "o.pt").metadata["pipeline"] == ["drop-last"]
+    listed = run("passes", "--load-pass", own / "mine.py", "drop-last")
+    assert listed.splitlines()[0] == "drop-last: Delete the last free unit of every stage."
+    assert "units" in listed
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x = 1\n", "defines no pass; a pass is a frozen dataclass derived from Pass, with a name"),
+        ("x = 1\ny = 1 / 0\n", "bad.py line 2 failed: ZeroDivisionError: division by zero"),
+        ("x = (\n", "bad.py line 1 failed: SyntaxError"),
+        (
+            MINE.replace("drop-last", "stretch"),
+            "two passes are named 'stretch': elastic_ir.passes.stretch and bad.py",
+        ),
+    ],
+)
+def test_a_file_without_a_good_pass(own: Path, content: str, message: str) -> None:
+    (own / "bad.py").write_text(content)
+    told = run("passes", "--load-pass", own / "bad.py")
+    assert told.startswith("1: error: ") and message in told and told.count("\n") == 1
+
+
+RECIPE = """\
+version: 1
+description: as deep as a ResNet-32
+passes:
+  - stretch:
+      to-depth: 32
+      order: interpolate
+  - squeeze: {to-stages: [4, 4, 4], drop: even}
+"""
+
+
+def test_a_recipe_is_its_pipeline(own: Path) -> None:
+    (own / "r.yaml").write_text(RECIPE)
+    told = run("apply", own / "m.pt", "--recipe", own / "r.yaml", "-o", own / "one.pt")
+    assert "depth:      20 -> 26" in told.splitlines()
+    text = "stretch{to-depth=32 order=interpolate},squeeze{to-stages=4,4,4 drop=even}"
+    run("apply", own / "m.pt", "--passes", text, "-o", own / "two.pt")
+    assert ",".join(eir.load(own / "one.pt").metadata["pipeline"]) == text
+    assert str(eir.load(own / "one.pt")) == str(eir.load(own / "two.pt"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("version: 1", "version: 2"), "r.yaml line 1: version 2 is not read by this ElasticIR; it reads 1"),
+        (("version: 1\n", ""), "r.yaml line 1: the version is missing; write version: 1"),
+        (
+            ("passes:", "steps:"),
+            "r.yaml line 3: 'steps' is no key of a recipe; its keys are description, passes, version",
+        ),
+        (("to-depth", "to-dept"), "r.yaml line 5: the pass stretch has no option 'to-dept'"),
+        (
+            ("32\n      order", "x\n      order"),
+            "r.yaml line 5: stretch: the option to-depth is int, not 'x'",
+        ),
+        (("- squeeze", "- squeese"), "r.yaml line 7: there is no pass 'squeese'"),
+        (("      to-depth", "    to-depth"), "r.yaml line 6: no YAML (mapping values are not allowed here)"),
+        (
+            ("      to-depth: 32\n      order", "    order"),
+            "r.yaml line 4: a pass is one name, with its options below it",
+        ),
+        (("[4, 4, 4]", "[4, 4"), "r.yaml line"),
+        (("order: interpolate", "to-depth: 1"), "r.yaml line 6: 'to-depth' stands there twice"),
+    ],
+)
+def test_a_recipe_says_the_line(own: Path, change: tuple[str, str], message: str) -> None:
+    (own / "r.yaml").write_text(RECIPE.replace(*change))
+    told = run("apply", own / "m.pt", "--recipe", own / "r.yaml")
+    assert told.startswith(f"1: error: {message}") and told.count("\n") == 1
