@@ -1,8 +1,8 @@
 """Recipes: lazy tensors that are computed from other lazy tensors, and read nothing until they are read themselves.
 
 Slices of channels (:class:`Selected`), biases that take over what a constant channel contributed (:class:`Shifted`),
-and the two halves of a folded batch norm (:class:`ScaledRows`, :class:`NormBias`). Arithmetic is done in double
-precision and rounded once, to the dtype of the tensor that is replaced.
+the two halves of a folded batch norm (:class:`ScaledRows`, :class:`NormBias`), and multiples (:class:`Scaled`).
+Arithmetic is done in double precision and rounded once, to the dtype of the tensor that is replaced.
 """
 
 from __future__ import annotations
@@ -209,9 +209,28 @@ class NormBias:
         yield from _written(self.norm.offsets(self.bias), self.dtype)
 
 
+@dataclass(frozen=True)
+class Scaled:
+    """A tensor times a number."""
+
+    data: TensorData
+    factor: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def dtype(self) -> str:
+        return self.data.dtype
+
+    def chunks(self) -> Iterator[memoryview]:
+        yield from _written(_double(self.data) * self.factor, self.dtype)
+
+
 def is_recipe(data: TensorData) -> bool:
     """Whether a tensor is computed from others."""
-    return isinstance(data, (Selected, Shifted, Zeros, ScaledRows, NormBias))
+    return isinstance(data, (Selected, Shifted, Zeros, ScaledRows, NormBias, Scaled))
 
 
 def carried(data: TensorData, moment: torch.Tensor) -> torch.Tensor | None:
@@ -224,6 +243,10 @@ def carried(data: TensorData, moment: torch.Tensor) -> torch.Tensor | None:
         return data.follow(inner) if inner is not None and tuple(inner.shape) == data.data.shape else None
     if isinstance(data, Shifted):
         return carried(data.base, moment)
+    if isinstance(
+        data, Scaled
+    ):  # the gradient of a smaller step is smaller by what the weight is; moments go on
+        return carried(data.data, moment)
     if isinstance(data, (ScaledRows, NormBias)):
         raise EmitError(
             "fold-batchnorm has rescaled the weights, and an optimizer's state cannot follow; train before folding"

@@ -14,18 +14,25 @@ from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.passes.base import Pass
 from elastic_ir.passes.compact import Compact
 from elastic_ir.passes.fold_batchnorm import FoldBatchNorm
+from elastic_ir.passes.identity_blocks import IdentityBlocks
 from elastic_ir.passes.nm_project import NMProject
 from elastic_ir.passes.pipeline import Pipeline
+from elastic_ir.passes.rescale_residual import RescaleResidual
 from elastic_ir.passes.squeeze import Squeeze
+from elastic_ir.passes.stack import DepthUpscale, Stack
 from elastic_ir.passes.stretch import Stretch
 
 __all__ = [
     "Compact",
+    "DepthUpscale",
     "FoldBatchNorm",
+    "IdentityBlocks",
     "NMProject",
     "Pass",
     "Pipeline",
+    "RescaleResidual",
     "Squeeze",
+    "Stack",
     "Stretch",
     "find_pass",
     "load_passes",
@@ -33,6 +40,17 @@ __all__ = [
 ]
 
 
+_OWN: tuple[type[Pass], ...] = (
+    Stretch,
+    Squeeze,
+    RescaleResidual,
+    IdentityBlocks,
+    Stack,
+    DepthUpscale,
+    Compact,
+    FoldBatchNorm,
+    NMProject,
+)
 _loaded: dict[str, type[Pass]] = {}  # from files that a user named; see load_passes
 
 
@@ -41,9 +59,7 @@ def registered() -> dict[str, type[Pass]]:
 
     PlanError where two passes claim one name, or where an entry point is no pass.
     """
-    found: dict[str, type[Pass]] = {
-        kind.name: kind for kind in (Stretch, Squeeze, Compact, FoldBatchNorm, NMProject)
-    }
+    found: dict[str, type[Pass]] = {kind.name: kind for kind in _OWN}
     for entry in entry_points(group="elastic_ir.passes"):
         try:
             kind = entry.load()

@@ -138,7 +138,9 @@ def _refill(graph: Graph, live: nn.Module, touched: list[Container]) -> nn.Modul
     if touched:  # a network in which nothing repeats has no structure to ask for
         update_stage_counts(target, graph.structure.containers)
     if touched and graph.reference is None:
-        graph.metadata["constants"] = respread_constants(live, target, graph)
+        # blocks that add nothing yet leave the variances as they were
+        kept = graph.metadata.get("keep_constants")
+        graph.metadata["constants"] = {} if kept else respread_constants(live, target, graph)
     return target
 
 
