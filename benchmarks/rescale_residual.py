@@ -1,8 +1,8 @@
-"""How close a stretched network stays to its source's function: a MobileNetV2 trained on ImageNet, one free block more a stage.
+"""How close a stretched network stays to its source's function: a MobileNetV2 trained on ImageNet, a block more a stage.
 
 Compared are plain copies in both orders, copies that take a part of the step each (``rescale-residual``), and copies
-that start empty (``identity-blocks``), on crops of scikit-learn's two photographs. Drift: the distance of the logits from
-the source's, relative to the distance of the source's logits from their mean. Agreement: equal first guesses.
+that start empty (``identity-blocks``), on crops of scikit-learn's two photographs. Drift: the distance of the logits
+from the source's, relative to the distance of the source's logits from their mean. Agreement: equal first guesses.
 Limit: ``rescale-residual`` drifts at most half as far as plain interpolation.
 Run: ``python -m benchmarks.rescale_residual``.
 """
@@ -57,7 +57,7 @@ def crops() -> Tensor:
 
 def logits(module: nn.Module, images: Tensor) -> Tensor:
     with torch.inference_mode():
-        return torch.cat([module.eval()(batch) for batch in images.split(16)])
+        return torch.cat([module.eval()(batch) for batch in torch.split(images, 16)])
 
 
 def main() -> int:
