@@ -46,6 +46,7 @@ def vgg(width: int) -> nn.Module:
                 nn.BatchNorm2d(factor * width),
                 nn.ReLU(),
             ]
+            nn.init.kaiming_normal_(layers[-3].weight)  # type: ignore[arg-type]  # signals reach the output
             nn.init.zeros_(layers[-3].bias)  # type: ignore[arg-type]  # it has one
             inside = factor * width
         layers.append(nn.MaxPool2d(2))

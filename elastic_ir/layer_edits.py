@@ -31,6 +31,7 @@ class LayerEdits:
             if name not in node.attributes:
                 raise VerifyError(f"node %{node.name} ({node.op}) has no attribute {name!r}")
             node.attributes[name] = value
+        self.graph.metadata["edited_layers"] = True  # emission brings the source's own layers into step
 
     def become(self, node: Node, op: str, attributes: Mapping[str, Argument] | None = None) -> None:
         """Turn a layer into one of another kind without weights, in its place and under its path."""
@@ -38,6 +39,7 @@ class LayerEdits:
             self.remove_weight(name)
         node.weights = {}
         node.op, node.attributes = op, dict(attributes or {})
+        self.graph.metadata["edited_layers"] = True
 
     def set_shape(self, value: Value, shape: tuple[int, ...]) -> None:
         """Give a value another shape, and the stages whose activations it is."""

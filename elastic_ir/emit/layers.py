@@ -21,7 +21,7 @@ def conform_layers(module: nn.Module, graph: Graph) -> None:
         if node.kind != "module" or not node.op.startswith("nn."):
             continue
         layer = module.get_submodule(node.scope)
-        if node.op == "nn.Identity" and type(layer) is not nn.Identity:
+        if node.op == "nn.Identity" and isinstance(layer, nn.modules.batchnorm._BatchNorm):
             identity = nn.Identity()
             identity.training = layer.training
             module.set_submodule(node.scope, identity)

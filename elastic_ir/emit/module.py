@@ -71,7 +71,8 @@ def _finish(module: nn.Module, graph: Graph, masked: bool) -> nn.Module:
     if graph.reference is not None:
         changes = adopt(module, graph, graph.structure.containers)
         graph.metadata["constants"] = dict.fromkeys(changes, "as the reference has it")
-    conform_layers(module, graph)
+    if graph.metadata.get("edited_layers"):
+        conform_layers(module, graph)
     if isinstance(module, fx.GraphModule):
         _order(module, graph)
     _assign(module, graph, masked)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import elastic_ir as eir
 from elastic_ir.passes import Compact, FoldBatchNorm
 from elastic_ir.verifier import verify
+from elastic_ir.zoo import cifar_resnet
 from tests.passes.pruned import randomise_norms, same_function
 
 WIDTH = 4
@@ -125,3 +126,30 @@ def test_compact_never_changes_the_function(
     again = Compact().run(done)
     same_function(graph, again, x)
     assert again.parameter_count() <= done.parameter_count()
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    dead=st.sets(st.sampled_from([f"layer{s}.{b}.conv2" for s in (1, 2, 3) for b in (0, 1, 2)]), max_size=6),
+    shifted=st.sets(st.sampled_from([f"layer{s}.{b}.bn2" for s in (1, 2, 3) for b in (0, 1, 2)]), max_size=3),
+    folded=st.booleans(),
+)
+@settings(max_examples=15)
+def test_units_go_exactly_where_nothing_is_added(
+    seed: int, dead: set[str], shifted: set[str], folded: bool
+) -> None:
+    """A dead last convolution makes a dead unit, unless the norm behind it adds something."""
+    torch.manual_seed(seed)
+    model = cifar_resnet(20, width=4).double().eval()
+    found = {f"{path}.weight": torch.zeros_like(model.get_parameter(f"{path}.weight")) for path in dead}
+    with torch.no_grad():
+        for path in shifted:
+            model.get_parameter(f"{path}.bias").fill_(0.5)
+    graph = eir.trace(model, (torch.randn(2, 3, 8, 8, dtype=torch.double),), masks=found)
+    if folded:
+        graph = FoldBatchNorm().run(graph)
+    done = Compact().run(graph)
+    free = {path.removesuffix(".conv2") for path in dead} - {path.removesuffix(".bn2") for path in shifted}
+    assert set(done.metadata["compact"]["units"]) == {path for path in free if not path.endswith(".0")}
+    assert done.depth == 20 - 2 * len(done.metadata["compact"]["units"])
+    same_function(graph, done, torch.randn(2, 3, 8, 8, dtype=torch.double))
