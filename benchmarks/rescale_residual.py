@@ -1,4 +1,4 @@
-"""How close a stretched network stays to its source's function: a MobileNetV2 trained on ImageNet, a block more a stage.
+"""How close a stretched network stays to its source's function: MobileNetV2, trained on ImageNet, a block more a stage.
 
 Compared are plain copies in both orders, copies that take a part of the step each (``rescale-residual``), and copies
 that start empty (``identity-blocks``), on crops of scikit-learn's two photographs. Drift: the distance of the logits

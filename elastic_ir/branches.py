@@ -22,6 +22,7 @@ _SAME = {
     "clone", "dropout_", "feature_dropout", "alias", "_assert",
 }  # fmt: skip
 _PRODUCTS = {"mul", "mul_", "imul"}
+_CASTS = {"to", "_to_copy", "float", "half"}
 _RELUS = {"relu", "relu_"}
 #: What hands on zeros as zeros and a multiple as that multiple: it rearranges, or multiplies by something else.
 _LINEAR = _SAME | {
@@ -83,7 +84,8 @@ def _light_values(block: Block, inside: set[Node]) -> set[Value]:
     for node in block.nodes:
         streams = [value for value in node.operands() if value in light]
         kind = kind_of(node)
-        same = kind in _SAME or (kind in _RELUS and any(v is not block.input for v in streams))
+        cast = kind in _CASTS and bool(streams) and streams[0].type == node.output.type
+        same = kind in _SAME or cast or (kind in _RELUS and any(v is not block.input for v in streams))
         if len(streams) == 1 and not node.weight_names() and (node.op in _SUMS or same):
             light.add(node.output)
     return light
