@@ -117,8 +117,11 @@ def squeeze(
     return Squeeze(to_depth, to_stages, to_units, reference, plan, drop).run(_in_units(graph, unit))
 
 
-def save(graph: Graph, path: str | os.PathLike[str], *, check: bool = True) -> list[Path]:
-    """Write a graph to ``.pt``, ``.safetensors``, ``.ticket`` or a folder; see :func:`elastic_ir.emit.files.save`."""
+def save(graph: Graph | torch.nn.Module, path: str | os.PathLike[str], *, check: bool = True) -> list[Path]:
+    """Write a graph, or a module as it is traced, to ``.pt``, ``.safetensors``, ``.onnx``, ``.ticket`` or a folder.
+
+    See :func:`elastic_ir.emit.files.save`; for ONNX with options, :func:`elastic_ir.emit.onnx_save.save_onnx`.
+    """
     from elastic_ir.emit.files import save as write
 
-    return write(graph, path, check=check)
+    return write(graph if isinstance(graph, Graph) else trace(graph), path, check=check)

@@ -239,3 +239,8 @@ def test_an_onnx_graph_as_a_checkpoint(ticket: eir.Graph, tmp_path: Path) -> Non
     assert [len(stage) for stage in read.stages] == [5, 5, 5]
     native = {n for n, _ in cifar_resnet(32).named_parameters()}
     assert native <= read.weights.keys()
+
+
+def test_a_module_is_saved_as_it_is_traced(tmp_path: Path) -> None:
+    (path,) = eir.save(cifar_resnet(14), tmp_path / "m.onnx")
+    assert [len(stage) for stage in eir.load(path).stages] == [2, 2, 2]
