@@ -19,7 +19,7 @@ from elastic_ir.errors import StructureError, VerifyError
 from elastic_ir.graph import Argument, Graph, Node, Value, WeightRef, map_argument
 from elastic_ir.layer_edits import LayerEdits
 from elastic_ir.naming import head_in, name_nodes, rename_path
-from elastic_ir.structure import Block, Child, Container, Stage, Unit
+from elastic_ir.structure import Block, Child, Container, Stage, Structure, Unit
 from elastic_ir.tensors import Mask, TensorData
 from elastic_ir.weights import Storage, Weight
 
@@ -42,7 +42,10 @@ class Rewriter(LayerEdits):
         self._users: dict[Value, dict[Node, None]] = {}
         for node in graph:
             self._note_operands(node)
-        structure = graph._structure
+        try:  # now, because what is found later would not know of the edits
+            structure: Structure | None = graph.structure
+        except StructureError:
+            structure = None
         self._stage_of: dict[Block, Stage] = {}
         self._paths: dict[str, Child] = {}
         self._touched: dict[Container, None] = {}

@@ -1,0 +1,68 @@
+"""What the pass manager costs: a pipeline of ten passes on a ResNet-152, against the same rewrites by hand.
+
+By hand each pass edits one copy through a rewriter, and nothing is verified, recorded or observed. Limit: the pipeline
+takes at most 20 % more. Run: ``python -m benchmarks.pipeline``; where torchvision does not import beside a CPU-only
+torch, with ``PYTHONPATH=tests/torchvision_cpu``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+
+import torch
+from torchvision.models import resnet152
+
+import elastic_ir as eir
+from elastic_ir.passes import Pipeline
+from elastic_ir.rewriter import Rewriter
+
+LIMIT = 0.2
+TEXT = ",".join(
+    (
+        "stretch{to-stages=4,10,40,4}", "rescale-residual", "squeeze{to-stages=3,8,36,3}", "stack",
+        "squeeze{to-stages=3,8,36,3 drop=even}", "identity-blocks{to-stages=3,9,37,3}",
+        "stretch{to-stages=3,12,40,3 order=interpolate}", "squeeze{to-stages=3,8,36,3}", "depth-upscale",
+        "squeeze{to-depth=101}",
+    )
+)  # fmt: skip
+
+
+def by_hand(graph: eir.Graph, pipeline: Pipeline) -> float:
+    """Seconds that the rewrites themselves take."""
+    start = time.perf_counter()
+    target = graph.copy()
+    for item in pipeline:
+        with Rewriter(target) as rewriter:
+            item.rewrite(target, rewriter)
+    return time.perf_counter() - start
+
+
+def managed(graph: eir.Graph, pipeline: Pipeline) -> float:
+    """Seconds of the pipeline, with verification after each pass and the record."""
+    start = time.perf_counter()
+    pipeline.run(graph)
+    return time.perf_counter() - start
+
+
+def main() -> int:
+    """Print the overhead; 1 where the limit is passed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    rounds = parser.parse_args().rounds
+    graph = eir.trace(resnet152(weights=None), torch.zeros(1, 3, 64, 64))
+    graph.structure  # noqa: B018 - discovered once, before anything is timed
+    pipeline = Pipeline.parse(TEXT)
+    by_hand(graph, pipeline)
+    pairs = [(managed(graph, pipeline), by_hand(graph, pipeline)) for _ in range(rounds)]
+    overhead = statistics.median(ours / own for ours, own in pairs) - 1
+    own = statistics.median(own for _, own in pairs)
+    print(f"{len(pipeline)} passes on a ResNet-152 ({len(graph)} nodes): {own * 1e3:.0f} ms by hand")
+    print(f"pass manager and verification: {overhead:.0%} more (limit {LIMIT:.0%})")
+    return int(overhead > LIMIT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
