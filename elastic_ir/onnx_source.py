@@ -5,6 +5,7 @@ No onnx is imported here; the messages are those of its protobuf classes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,6 +62,29 @@ def operator(proto: onnx.NodeProto) -> str:
     """An operator's name, with its domain where that is not the default one."""
     domain = "" if proto.domain in ("", "ai.onnx") else f"{proto.domain}."
     return f"{domain}{proto.op_type}"
+
+
+def mark_of(tensor: onnx.TensorProto) -> str | None:
+    """The mark of a tensor that was cut out; None for all others."""
+    return next((entry.value for entry in tensor.external_data if entry.key == MARK), None)
+
+
+def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """All tensors of a model's graph and of its bodies, whatever type an attribute says it has."""
+    waiting = [model.graph]
+    while waiting:
+        graph = waiting.pop()
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield sparse.values
+            yield sparse.indices
+        for node in graph.node:
+            for item in node.attribute:
+                if item.HasField("t"):
+                    yield item.t
+                if item.HasField("g"):
+                    waiting.append(item.g)
+                waiting.extend(item.graphs)
 
 
 def captured(node: onnx.NodeProto) -> list[str]:

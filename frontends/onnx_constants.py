@@ -102,7 +102,7 @@ class ConstantReader:
                 if attribute.name in ("value_int", "value_ints", "value_float", "value_floats"):
                     return Constant(name, None, None, index, literal=_plain_literal(attribute))
             return Constant(name, None, None, index)
-        if node.op_type == "ConstantOfShape":
+        if node.op_type == "ConstantOfShape" and node.input:
             shape = self.found.get(node.input[0])
             extents = _small(shape.data) if shape is not None and shape.data is not None else None
             if extents is None or any(extent < 0 for extent in extents):

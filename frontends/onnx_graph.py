@@ -25,6 +25,7 @@ from elastic_ir.weights import Storage, Weight
 if TYPE_CHECKING:
     pass
 
+_LONGEST = 600  #: characters of a message; a damaged file's names have thousands
 OLDEST_OPSET = 7  #: of the default domain; what onnxruntime still promises to run
 #: Which operand is the weight of a layer, by operator; of several only constant ones count.
 LAYERS: dict[str, tuple[int, ...]] = {
@@ -52,9 +53,15 @@ def load_onnx(path: str | os.PathLike[str], input_shape: Sequence[Sequence[int]]
 
     Raises SourceError: no ONNX model, an opset that is not known, a graph that is cyclic or has dangling names.
     """
-    opened = read_onnx(path)
-    _check_versions(opened)
-    return _Reader(opened, input_shape).graph
+    try:
+        opened = read_onnx(path)
+        _check_versions(opened)
+        return _Reader(opened, input_shape).graph
+    except SourceError as error:
+        text = str(error)
+        if len(text) <= _LONGEST:
+            raise
+        raise SourceError(f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}") from error
 
 
 def _check_versions(opened: OnnxFile) -> None:

@@ -8,7 +8,6 @@ things after modules, else the source's with the block's path behind.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from elastic_ir.errors import EmitError
@@ -21,7 +20,9 @@ from elastic_ir.onnx_source import (
     OnnxSource,
     bodies,
     captured,
+    mark_of,
     plain_attributes,
+    tensors_of,
 )
 from elastic_ir.tensors import TensorData
 from elastic_ir.weights import Weight
@@ -92,7 +93,7 @@ class _Builder:
         self.new.node.extend(body)
         self._initializers(needed)
         self._inputs_and_types()
-        used = self._used_marks()
+        used = {mark_of(tensor) for tensor in tensors_of(self.model)}
         return self.model, {mark: data for mark, data in self.tensors.items() if mark in used}
 
     # -- names -----------------------------------------------------------------------------------------------------
@@ -470,25 +471,6 @@ class _Builder:
                 twin.name = name
             if entry.name not in self.copies and entry.name in self.emitted | names:
                 self.new.value_info.add().CopyFrom(entry)
-
-    def _used_marks(self) -> set[str]:
-        found: set[str] = set()
-
-        def look(tensors: Iterable[onnx.TensorProto]) -> None:
-            for tensor in tensors:
-                found.update(entry.value for entry in tensor.external_data if entry.key == MARK)
-
-        def walk(graph: onnx.GraphProto) -> None:
-            look(graph.initializer)
-            look(sparse.values for sparse in graph.sparse_initializer)
-            look(sparse.indices for sparse in graph.sparse_initializer)
-            for node in graph.node:
-                look(item.t for item in node.attribute if item.type == 4)
-                for body in bodies(node):
-                    walk(body)
-
-        walk(self.new)
-        return found
 
 
 def _rename_inside(body: onnx.GraphProto, renames: dict[str, str]) -> None:
