@@ -19,6 +19,7 @@ from elastic_ir.frontends.onnx_scopes import SCOPINGS, Scoping, by_regions
 from elastic_ir.frontends.onnx_types import infer_types
 from elastic_ir.graph import Argument, Graph, Node, Symbol, Value, WeightRef
 from elastic_ir.naming import name_nodes, rename_references
+from elastic_ir.onnx_limits import check_limits
 from elastic_ir.onnx_source import BODY, Constant, OnnxSource, captured, operator, plain_attributes
 from elastic_ir.weights import Storage, Weight
 
@@ -56,6 +57,7 @@ def load_onnx(path: str | os.PathLike[str], input_shape: Sequence[Sequence[int]]
     try:
         opened = read_onnx(path)
         _check_versions(opened)
+        check_limits(opened.model, opened.path.name)
         return _Reader(opened, input_shape).graph
     except SourceError as error:
         text = str(error)
@@ -242,7 +244,15 @@ class _Reader:
                 self.source.initializer_of[new] = name
         self.graph.weights = fresh
         for node in self.graph:
-            rename_references(node, {name: by[node.scope] for name, by in names.items() if node.scope in by})
+            known = node.kind == "onnx"  # the output may hand on a weight, and belongs to no scope
+            rename_references(
+                node,
+                {
+                    name: by.get(node.scope, next(iter(by.values())))
+                    for name, by in names.items()
+                    if node.scope in by or not known
+                },
+            )
         self.source.scopes = {node.origin: node.scope for node in self.graph if node.origin}
 
     def _layer_weights(self, weights: dict[str, Constant]) -> set[str]:
