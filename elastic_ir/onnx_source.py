@@ -5,6 +5,7 @@ No onnx is imported here; the messages are those of its protobuf classes.
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 #: Entry of ``external_data`` by which a tensor that was cut out is known, as "NUMBER:FIELD" with the field that held
 #: its bytes; no file of others has it.
 MARK = "elastic-ir"
+SCOPES = "pkg.torch.onnx.name_scopes"  #: the key of a node's metadata in what torch exports
+_LONGEST = 1 << 14  #: characters of that entry
 #: The keyword of a node's operands that only its bodies read.
 BODY = "captured"
 
@@ -119,6 +122,18 @@ def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
         elif attribute.type == 10:
             found.extend(attribute.graphs)
     return found
+
+
+def module_scopes(proto: onnx.NodeProto) -> list[str] | None:
+    """The paths of the modules around a node as PyTorch's exporter noted them; None where it did not, or in no form."""
+    text = next((entry.value for entry in proto.metadata_props if entry.key == SCOPES), None)
+    if text is None or len(text) > _LONGEST:
+        return None
+    try:
+        names = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def plain_attributes(proto: onnx.NodeProto) -> dict[str, Argument]:
