@@ -42,8 +42,9 @@ def outcome(path: Path) -> str:
         return _refusal(error)
     made = "loaded"
     try:
-        counts = [len(stage.blocks) for stage in graph.stages]
-        graph = Stretch(to_stages=[counts[0] + len(graph.stages[0].units[0].blocks), *counts[1:]]).run(graph)
+        first, *rest = graph.stages
+        counts = [len(first) + (first.period or 1), *map(len, rest)]
+        graph = Stretch(to_stages=counts).run(graph)
         made = "stretched"
     except StructureError as error:
         _refusal(error)

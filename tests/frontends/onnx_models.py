@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -50,7 +51,7 @@ def residual(blocks: int = 3, channels: int = 8, *, style: str = "weights") -> o
     nodes: list[onnx.NodeProto] = []
     stored: list[onnx.TensorProto] = []
 
-    def add(kind: str, path: str, inputs: list[str], output: str, **options: object) -> None:
+    def add(kind: str, path: str, inputs: list[str], output: str, **options: Any) -> None:
         name = f"/{path.replace('.', '/')}/{kind}" if style == "nodes" else f"n{len(nodes)}"
         node = helper.make_node(kind, inputs, [output], name=name, **options)
         if style == "metadata":
