@@ -5,6 +5,8 @@ No onnx is imported here; the messages are those of its protobuf classes.
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 #: Entry of ``external_data`` by which a tensor that was cut out is known, as "NUMBER:FIELD" with the field that held
 #: its bytes; no file of others has it.
 MARK = "elastic-ir"
+SCOPES = "pkg.torch.onnx.name_scopes"  #: the key of a node's metadata in what torch exports
+_LONGEST = 1 << 14  #: characters of that entry
 #: The keyword of a node's operands that only its bodies read.
 BODY = "captured"
 
@@ -63,6 +67,29 @@ def operator(proto: onnx.NodeProto) -> str:
     return f"{domain}{proto.op_type}"
 
 
+def mark_of(tensor: onnx.TensorProto) -> str | None:
+    """The mark of a tensor that was cut out; None for all others."""
+    return next((entry.value for entry in tensor.external_data if entry.key == MARK), None)
+
+
+def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """All tensors of a model's graph and of its bodies, whatever type an attribute says it has."""
+    waiting = [model.graph]
+    while waiting:
+        graph = waiting.pop()
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield sparse.values
+            yield sparse.indices
+        for node in graph.node:
+            for item in node.attribute:
+                if item.HasField("t"):
+                    yield item.t
+                if item.HasField("g"):
+                    waiting.append(item.g)
+                waiting.extend(item.graphs)
+
+
 def captured(node: onnx.NodeProto) -> list[str]:
     """The names that a node's bodies read from outside, each once, in order."""
     found: dict[str, None] = {}
@@ -95,6 +122,18 @@ def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
         elif attribute.type == 10:
             found.extend(attribute.graphs)
     return found
+
+
+def module_scopes(proto: onnx.NodeProto) -> list[str] | None:
+    """The paths of the modules around a node as PyTorch's exporter noted them; None where it did not, or in no form."""
+    text = next((entry.value for entry in proto.metadata_props if entry.key == SCOPES), None)
+    if text is None or len(text) > _LONGEST:
+        return None
+    try:
+        names = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def plain_attributes(proto: onnx.NodeProto) -> dict[str, Argument]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import SourceError
 from elastic_ir.frontends.onnx_file import OnnxFile
-from elastic_ir.frontends.onnx_sparse import read_sparse
+from elastic_ir.frontends.onnx_sparse import SparseReader
 from elastic_ir.graph import Literal
 from elastic_ir.onnx_source import DTYPES, Constant, captured, operator
 from elastic_ir.tensors import ITEM_SIZES, TensorData
@@ -83,10 +83,10 @@ class ConstantReader:
             self._add(
                 Constant(tensor.name, tensor, self.opened.data(tensor, f"the initializer {tensor.name!r}"))
             )
+        reader = SparseReader(self.opened)
         for sparse in self.proto.sparse_initializer:
-            name = sparse.values.name
-            data, mask = read_sparse(self.opened, sparse)
-            self._add(Constant(name, None, data, mask=mask))
+            data, mask = reader.read(sparse)
+            self._add(Constant(sparse.values.name, None, data, mask=mask))
         for index, node in enumerate(self.proto.node):
             if node.domain in ("", "ai.onnx") and len(node.output) == 1:
                 made = self._constant_node(index, node)
@@ -111,7 +111,7 @@ class ConstantReader:
                 if attribute.name in ("value_int", "value_ints", "value_float", "value_floats"):
                     return Constant(name, None, None, index, literal=_plain_literal(attribute))
             return Constant(name, None, None, index)
-        if node.op_type == "ConstantOfShape":
+        if node.op_type == "ConstantOfShape" and node.input:
             shape = self.found.get(node.input[0])
             extents = _small(shape.data) if shape is not None and shape.data is not None else None
             if extents is None or any(extent < 0 for extent in extents):

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elastic_ir.errors import SourceError
 from elastic_ir.frontends.safetensors_file import FileTensor, stamp_of
-from elastic_ir.onnx_source import DTYPES, MARK
+from elastic_ir.onnx_source import DTYPES, MARK, mark_of, tensors_of
 from elastic_ir.protobuf import BYTES, Field, WireError, fields
 from elastic_ir.protobuf import field as wire_field
 from elastic_ir.serialise import InlineData
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 #: Tensors from this size on stay in the file; smaller ones may be shapes that shape inference has to see.
 LARGE = 2048
 _DEEPEST = 64  #: bodies within bodies
+_FIELDS = 1 << 22  #: fields that are walked at most; no network has as many, and each costs time and memory
+_MODEL = 1 << 28  #: bytes outside of large tensors, which the protobuf library holds in memory
 
 
 @dataclass(eq=False)
@@ -48,7 +51,7 @@ class OnnxFile:
         shape = tuple(tensor.dims)
         if any(extent < 0 for extent in shape):
             raise SourceError(f"{self.path.name}: {owner} has the shape {list(shape)}")
-        mark = next((entry.value for entry in tensor.external_data if entry.key == MARK), None)
+        mark = mark_of(tensor)
         if mark is not None:
             found = self.tensors[mark]
             return self._checked(
@@ -56,7 +59,7 @@ class OnnxFile:
             )
         if tensor.data_location == 1:
             return self._external(tensor, shape, dtype, owner)
-        raw = _bytes_of(tensor)
+        raw = _bytes_of(tensor, dtype)
         if len(raw) != prod(shape) * ITEM_SIZES[dtype]:
             raise SourceError(
                 f"{self.path.name}: {owner} has {len(raw)} bytes where its shape {list(shape)} needs "
@@ -79,14 +82,14 @@ class OnnxFile:
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location = entries.get("location", "")
         folder = self.path.parent.resolve()
-        path = (folder / location).resolve()
-        if not location or Path(location).is_absolute() or not path.is_relative_to(folder) or path == folder:
+        path = _inside(folder, location)
+        if path is None:
             raise SourceError(
                 f"{self.path.name}: {owner} wants its data from {location!r}, which is outside the model's folder"
             )
         try:
             offset = int(entries.get("offset", "0"))
-            length = int(entries.get("length", "-1"))
+            length = int(entries["length"]) if "length" in entries else None
             status = path.stat()
         except ValueError as error:
             raise SourceError(
@@ -100,9 +103,13 @@ class OnnxFile:
         if not path.is_file():
             raise SourceError(f"{self.path.name}: {location}, with the data of {owner}, is no plain file")
         need = prod(shape) * ITEM_SIZES[dtype]
-        if length < 0:
+        if length is None:
             length = need
-        if offset < 0 or offset + length > status.st_size:
+        if offset < 0 or length < 0:
+            raise SourceError(
+                f"{self.path.name}: {owner} has a damaged place in {location} (offset {offset}, length {length})"
+            )
+        if offset + length > status.st_size:
             raise SourceError(
                 f"{self.path.name}: {location} has {status.st_size} bytes, and {owner} should end at {offset + length}"
             )
@@ -128,11 +135,40 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise SourceError(f"{path} could not be read: {reason.lower()}") from error
+    if len(small) > _MODEL:
+        raise SourceError(
+            f"{path.name} has {len(small)} bytes outside its tensors; up to {_MODEL} are read, which no network needs"
+        )
     try:
         opened.model.ParseFromString(small)
     except (DecodeError, RecursionError) as error:
         raise SourceError(f"{path.name} is no ONNX model: {error}") from error
+    _check_marks(opened)
     return opened
+
+
+def _inside(folder: Path, location: str) -> Path | None:
+    """The file of that name in a folder or below, links followed; None where it is elsewhere or no name of a file."""
+    if not location.isprintable() or Path(location).is_absolute():
+        return None
+    try:
+        path = (folder / location).resolve()
+    except (OSError, RuntimeError):  # links that go round in circles
+        return None
+    return path if path.is_relative_to(folder) and path != folder else None
+
+
+def _check_marks(opened: OnnxFile) -> None:
+    """Every mark in the model is one that was set here; a file's own could name any bytes as any weight's."""
+    found: list[str] = []
+    for tensor in tensors_of(opened.model):
+        marks = [entry.value for entry in tensor.external_data if entry.key == MARK]
+        # one that was cut out and has bytes all the same stood twice where it may stand once
+        if marks and (len(marks) > 1 or tensor.raw_data or tensor.float_data or tensor.double_data):
+            raise SourceError(f"{opened.path.name}: the tensor {tensor.name!r} is damaged")
+        found += marks
+    if sorted(found) != sorted(opened.tensors):
+        raise SourceError(f"{opened.path.name} is damaged: its tensors do not lie where they seem to")
 
 
 class _Stripper:
@@ -142,6 +178,7 @@ class _Stripper:
         self.view = view
         self.opened = opened
         self.stamp = stamp
+        self.walked = 0
 
     def model(self) -> bytes:
         """The model without them."""
@@ -151,7 +188,7 @@ class _Stripper:
         """A message with some of its messages rebuilt and all else as it was."""
         pieces: list[bytes] = []
         kept = start  # what lies from here on is copied as it is
-        for item in fields(self.view, start, end):
+        for item in self._fields(start, end):
             if item.wire == BYTES and item.number in inner:
                 pieces += [
                     bytes(self.view[kept : item.begin]),
@@ -160,6 +197,15 @@ class _Stripper:
                 kept = item.end
         pieces.append(bytes(self.view[kept:end]))
         return b"".join(pieces)
+
+    def _fields(self, start: int, end: int) -> Iterator[Field]:
+        for item in fields(self.view, start, end):
+            self.walked += 1
+            if self.walked > _FIELDS:
+                raise WireError(
+                    f"it has more than {_FIELDS} fields outside its tensors, which no network needs"
+                )
+            yield item
 
     def _graph(self, at: Field, depth: int) -> bytes:
         if depth > _DEEPEST:
@@ -184,8 +230,7 @@ class _Stripper:
         """A tensor; where it is large, without its bytes (raw, or floats and doubles packed as raw ones are)."""
         if at.end - at.start < LARGE:
             return bytes(self.view[at.start : at.end])
-        found = list(fields(self.view, at.start, at.end))
-        bulky = [item for item in found if item.number in (4, 9, 10)]
+        bulky = list(islice((f for f in self._fields(at.start, at.end) if f.number in (4, 9, 10)), 2))
         if len(bulky) != 1 or bulky[0].wire != BYTES or bulky[0].end - bulky[0].start < LARGE:
             return bytes(self.view[at.start : at.end])
         place = bulky[0]
@@ -197,13 +242,19 @@ class _Stripper:
         return rest + wire_field(13, entry) + bytes((14 << 3, 1))
 
 
-def _bytes_of(tensor: onnx.TensorProto) -> bytes:
-    """The bytes of a small tensor, whichever of its fields they are in."""
-    import onnx_ir
+def _bytes_of(tensor: onnx.TensorProto, dtype: str) -> bytes:
+    """The bytes of a small tensor, whichever of its fields they are in (onnx.proto says which for each type)."""
+    import numpy as np
 
     if tensor.HasField("raw_data"):
         return tensor.raw_data
-    try:
-        return onnx_ir.serde.deserialize_tensor(tensor).tobytes()
-    except (TypeError, ValueError) as error:
-        raise SourceError(f"the tensor {tensor.name!r} is damaged ({error})") from error
+    size = ITEM_SIZES[dtype]
+    if dtype in ("float32", "complex64"):
+        return np.array(tensor.float_data, "<f4").tobytes()
+    if dtype in ("float64", "complex128"):
+        return np.array(tensor.double_data, "<f8").tobytes()
+    if dtype == "int64":
+        return np.array(tensor.int64_data, "<i8").tobytes()
+    if dtype in ("uint32", "uint64"):
+        return np.array(tensor.uint64_data, "<u8").astype(f"<u{size}").tobytes()
+    return np.array(tensor.int32_data, "<i4").astype(f"<i{size}").tobytes()  # short floats by their bits

@@ -19,12 +19,14 @@ from elastic_ir.frontends.onnx_scopes import SCOPINGS, Scoping, by_regions
 from elastic_ir.frontends.onnx_types import infer_types
 from elastic_ir.graph import Argument, Graph, Node, Symbol, Value, WeightRef
 from elastic_ir.naming import name_nodes, rename_references
+from elastic_ir.onnx_limits import check_limits
 from elastic_ir.onnx_source import BODY, Constant, OnnxSource, captured, operator, plain_attributes
 from elastic_ir.weights import Storage, Weight
 
 if TYPE_CHECKING:
     pass
 
+_LONGEST = 600  #: characters of a message; a damaged file's names have thousands
 OLDEST_OPSET = 7  #: of the default domain; what onnxruntime still promises to run
 #: Which operand is the weight of a layer, by operator; of several only constant ones count.
 LAYERS: dict[str, tuple[int, ...]] = {
@@ -52,9 +54,16 @@ def load_onnx(path: str | os.PathLike[str], input_shape: Sequence[Sequence[int]]
 
     Raises SourceError: no ONNX model, an opset that is not known, a graph that is cyclic or has dangling names.
     """
-    opened = read_onnx(path)
-    _check_versions(opened)
-    return _Reader(opened, input_shape).graph
+    try:
+        opened = read_onnx(path)
+        _check_versions(opened)
+        check_limits(opened.model, opened.path.name)
+        return _Reader(opened, input_shape).graph
+    except SourceError as error:
+        text = str(error)
+        if len(text) <= _LONGEST:
+            raise
+        raise SourceError(f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}") from error
 
 
 def _check_versions(opened: OnnxFile) -> None:
@@ -235,7 +244,15 @@ class _Reader:
                 self.source.initializer_of[new] = name
         self.graph.weights = fresh
         for node in self.graph:
-            rename_references(node, {name: by[node.scope] for name, by in names.items() if node.scope in by})
+            known = node.kind == "onnx"  # the output may hand on a weight, and belongs to no scope
+            rename_references(
+                node,
+                {
+                    name: by.get(node.scope, next(iter(by.values())))
+                    for name, by in names.items()
+                    if node.scope in by or not known
+                },
+            )
         self.source.scopes = {node.origin: node.scope for node in self.graph if node.origin}
 
     def _layer_weights(self, weights: dict[str, Constant]) -> set[str]:

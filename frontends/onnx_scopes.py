@@ -6,18 +6,17 @@ its name (``/layer1/layer1.0/conv1/Conv``). Where a file has neither, its weight
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 from elastic_ir.discovery.regions import scope_regions
 from elastic_ir.graph import Graph, Node
+from elastic_ir.onnx_source import module_scopes
 
 if TYPE_CHECKING:
     import onnx
 
-SCOPES = "pkg.torch.onnx.name_scopes"  #: the key of torch's exporter
 _ENOUGH = 0.9  #: the share of layers whose scope has to be known
 _NUMBER = re.compile(r"(^|[._a-z])\d+($|\.)")
 
@@ -50,14 +49,8 @@ SCOPINGS: tuple[Scoping, ...] = (by_metadata, by_node_names, by_weights, by_regi
 
 
 def _from_metadata(proto: onnx.NodeProto) -> str | None:
-    text = next((entry.value for entry in proto.metadata_props if entry.key == SCOPES), None)
-    if text is None:
-        return None
-    try:
-        names = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    names = module_scopes(proto)
+    if names is None:
         return None
     return names[-2] if len(names) > 1 else ""  # the last is the operation's own name
 

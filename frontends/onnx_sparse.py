@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
     from elastic_ir.frontends.onnx_file import OnnxFile
 
-_LIMIT = 1 << 36  #: elements of a dense tensor; more is damage, not a network
+#: Elements that the dense tensors of a file may have in all, and how many more for each value that is stored: a mask
+#: costs a bit for each, so that a small file could fill any memory. Beyond that it is damage, not a network.
+_ELEMENTS, _FOR_EACH = 1 << 28, 1 << 9
+_PIECE = 1 << 22  #: elements that are made dense at once
 
 
 @dataclass(frozen=True)
@@ -41,43 +44,64 @@ class Scattered:
         import numpy as np
 
         item = ITEM_SIZES[self.dtype]
-        dense = np.zeros((self.mask.size, item), np.uint8)
-        raw = b"".join(map(bytes, self.values.chunks()))
-        dense[self.mask.array().reshape(-1)] = np.frombuffer(raw, np.uint8).reshape(-1, item)
-        yield dense.reshape(-1).data
+        values = np.frombuffer(b"".join(map(bytes, self.values.chunks())), np.uint8).reshape(-1, item)
+        bits = np.frombuffer(self.mask.bits, np.uint8)
+        done = 0
+        for start in range(0, self.mask.size, _PIECE):
+            count = min(_PIECE, self.mask.size - start)
+            keep = np.unpackbits(bits[start // 8 : (start + count + 7) // 8], count=count).view(np.bool_)
+            dense = np.zeros((count, item), np.uint8)
+            found = int(keep.sum())
+            dense[keep] = values[done : done + found]
+            done += found
+            yield dense.reshape(-1).data
 
 
-def read_sparse(opened: OnnxFile, sparse: onnx.SparseTensorProto) -> tuple[TensorData, Mask]:
-    """A sparse initializer as lazy dense data and its mask; SourceError where its parts do not fit."""
+class SparseReader:
+    """Reads a file's sparse initializers, and counts how large they would be."""
+
+    def __init__(self, opened: OnnxFile) -> None:
+        self.opened = opened
+        self.elements = self.stored = 0
+
+    def read(self, sparse: onnx.SparseTensorProto) -> tuple[TensorData, Mask]:
+        """A sparse initializer as lazy dense data and its mask; SourceError where its parts do not fit."""
+        name, file = sparse.values.name, self.opened.path.name
+        owner = f"the sparse initializer {name!r}"
+        values = self.opened.data(sparse.values, owner)
+        indices = self.opened.data(sparse.indices, f"the indices of {owner}")
+        shape = tuple(sparse.dims)
+        if values is None or indices is None or indices.dtype != "int64":
+            raise SourceError(f"{file}: {owner} has values or indices of a type that is not read")
+        if any(extent < 0 for extent in shape):
+            raise SourceError(f"{file}: {owner} has the shape {list(shape)}")
+        self.elements += prod(shape)
+        self.stored += prod(values.shape)
+        if self.elements > max(_ELEMENTS, _FOR_EACH * self.stored):
+            raise SourceError(
+                f"{file}: {owner} has the shape {list(shape)}, and with it {self.stored} values are stored of "
+                f"{self.elements}; so few of so many are not read"
+            )
+        mask = _mask(indices, shape, prod(values.shape), owner, file)
+        return Scattered(values, mask), mask
+
+
+def _mask(indices: TensorData, shape: tuple[int, ...], count: int, owner: str, file: str) -> Mask:
+    """Where values are, from their flat positions or their coordinates."""
     import numpy as np
 
-    name = sparse.values.name
-    owner = f"the sparse initializer {name!r}"
-    values = opened.data(sparse.values, owner)
-    indices = opened.data(sparse.indices, f"the indices of {owner}")
-    shape = tuple(sparse.dims)
-    if values is None or indices is None or indices.dtype != "int64":
-        raise SourceError(f"{opened.path.name}: {owner} has values or indices of a type that is not read")
-    if any(extent < 0 for extent in shape) or prod(shape) > _LIMIT:
-        raise SourceError(f"{opened.path.name}: {owner} has the shape {list(shape)}")
+    size = prod(shape)
     flat = np.frombuffer(b"".join(map(bytes, indices.chunks())), np.int64)
-    count, size = prod(values.shape), prod(shape)
     if len(indices.shape) == 2:
-        if indices.shape != (count, len(shape)):
-            raise SourceError(
-                f"{opened.path.name}: {owner} has {count} values and indices {list(indices.shape)}"
-            )
+        if indices.shape != (count, len(shape)) or not shape:
+            raise SourceError(f"{file}: {owner} has {count} values and indices {list(indices.shape)}")
         table = flat.reshape(indices.shape)
         if count and bool(((table < 0) | (table >= np.array(shape))).any()):
-            raise SourceError(f"{opened.path.name}: {owner} has an index outside its shape {list(shape)}")
+            raise SourceError(f"{file}: {owner} has an index outside its shape {list(shape)}")
         flat = np.asarray(np.ravel_multi_index(tuple(table.T), shape), np.int64) if count else flat
-    if len(flat) != count or (
-        count and (flat[0] < 0 or flat[-1] >= size or bool((np.diff(flat) <= 0).any()))
-    ):
-        raise SourceError(
-            f"{opened.path.name}: {owner} has indices that do not rise within its {size} elements"
-        )
-    keep = np.zeros(size, np.bool_)
-    keep[flat] = True
-    mask = Mask.from_array(keep.reshape(shape), name, "bool")
-    return Scattered(values, mask), mask
+    fits = len(flat) == count
+    if not fits or (count and not bool(flat[0] >= 0 and flat[-1] < size and (np.diff(flat) > 0).all())):
+        raise SourceError(f"{file}: {owner} has indices that do not rise within its {size} elements")
+    bits = np.zeros(-(-size // 8), np.uint8)
+    np.bitwise_or.at(bits, flat >> 3, (128 >> (flat & 7)).astype(np.uint8))
+    return Mask(shape, bits.tobytes())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from elastic_ir.errors import SourceError
 from elastic_ir.graph import TensorType
+from elastic_ir.onnx_limits import Guard
 from elastic_ir.onnx_source import DTYPES
 
 if TYPE_CHECKING:
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 
 #: Heights and widths to try for an image with open sides: of classifiers, of text lines, of detectors.
 _SIDES = ((224, 224), (32, 320), (48, 320), (640, 640), (28, 28))
+
+#: Where a node goes of which shape inference is to know nothing: its result could have more extents than memory holds.
+_OPAQUE = "elastic-ir.opaque"
+_TURNS = 8
 
 
 def infer_types(
@@ -27,6 +32,7 @@ def infer_types(
     import onnx
 
     constants = {tensor.name for tensor in model.graph.initializer}
+    constants |= {sparse.values.name for sparse in model.graph.sparse_initializer}
     results = sum(1 for node in model.graph.node for name in node.output if name)
     best: onnx.GraphProto | None = None
     for sides in _SIDES:
@@ -54,14 +60,46 @@ def _infer(bound: onnx.ModelProto) -> onnx.GraphProto:
     """The graph with what the operators' own rules say of its values."""
     import onnx
 
-    for entry in bound.graph.output:  # open extents there contradict what follows from the inputs
+    stored = {tensor.name for tensor in bound.graph.initializer}
+    results = [entry for entry in bound.graph.output if entry.name not in stored]
+    for entry in results:  # open extents there contradict what follows from the inputs
         if entry.type.HasField("tensor_type"):
             entry.type.tensor_type.ClearField("shape")
+    kept = [onnx.ValueInfoProto.FromString(entry.SerializeToString()) for entry in results]
+    del bound.graph.output[:]
+    bound.graph.output.extend(kept)
+    # It knows sparse initializers as operands of no operator; here they are dense inputs.
+    for sparse in bound.graph.sparse_initializer:
+        values = sparse.values
+        bound.graph.input.append(
+            onnx.helper.make_tensor_value_info(values.name, values.data_type, list(sparse.dims))
+        )
+    del bound.graph.sparse_initializer[:]
     del bound.graph.value_info[:]
-    try:
-        return onnx.shape_inference.infer_shapes(bound, data_prop=True).graph
-    except Exception:  # the C++ library raises errors of several kinds; shapes stay open then
-        return bound.graph
+    guard = Guard(bound)
+    nodes = bound.graph.node
+    bound.opset_import.add(domain=_OPAQUE, version=1)
+    domains = {index: nodes[index].domain for index in guard.shapes}
+    for index in domains:
+        nodes[index].domain = _OPAQUE
+    inferred = bound.graph
+    for turn in range(_TURNS):
+        contents = turn > 0 and guard.contents
+        try:
+            inferred = onnx.shape_inference.infer_shapes(bound, data_prop=contents).graph
+        except Exception:  # the C++ library raises errors of several kinds; shapes stay open then
+            return inferred
+        released = guard.release(bound, inferred)
+        if turn == 0 and guard.contents:
+            domains |= {index: nodes[index].domain for index in guard.copies if index not in domains}
+            for index in guard.copies:
+                nodes[index].domain = _OPAQUE
+        elif not released:
+            break
+        for index in released:
+            if index in domains:
+                nodes[index].domain = domains.pop(index)
+    return inferred
 
 
 def _bind(

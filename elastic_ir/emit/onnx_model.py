@@ -7,8 +7,6 @@ things after modules, else the source's with the block's path behind.
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from elastic_ir.errors import EmitError
@@ -17,11 +15,15 @@ from elastic_ir.onnx_source import (
     BODY,
     DTYPES,
     MARK,
+    SCOPES,
     Constant,
     OnnxSource,
     bodies,
     captured,
+    mark_of,
+    module_scopes,
     plain_attributes,
+    tensors_of,
 )
 from elastic_ir.tensors import TensorData
 from elastic_ir.weights import Weight
@@ -29,23 +31,25 @@ from elastic_ir.weights import Weight
 if TYPE_CHECKING:
     import onnx
 
-_SCOPES = "pkg.torch.onnx.name_scopes"
 _TYPES = {name: number for number, name in DTYPES.items()}
 
 
-def build_onnx(graph: Graph) -> tuple[onnx.ModelProto, dict[str, TensorData]]:
+def build_onnx(graph: Graph, *, sparse: bool = True) -> tuple[onnx.ModelProto, dict[str, TensorData]]:
     """The model without its large tensors, and these by the marks that stand for them.
 
-    Raises EmitError where the graph did not come from an ONNX file.
+    ``sparse=False`` makes the source's sparse initializers dense. Raises EmitError where the graph did not come from an
+    ONNX file.
     """
     if not isinstance(graph.origin, OnnxSource):
         raise EmitError(f"{graph.name} did not come from an ONNX file; export it as a module")
-    return _Builder(graph, graph.origin).build()
+    return _Builder(graph, graph.origin, sparse=sparse).build()
 
 
 class _Builder:
-    def __init__(self, graph: Graph, source: OnnxSource) -> None:
+    def __init__(self, graph: Graph, source: OnnxSource, *, sparse: bool) -> None:
         import onnx
+
+        self.sparse = sparse
 
         self.onnx = onnx
         self.graph = graph
@@ -92,7 +96,7 @@ class _Builder:
         self.new.node.extend(body)
         self._initializers(needed)
         self._inputs_and_types()
-        used = self._used_marks()
+        used = {mark_of(tensor) for tensor in tensors_of(self.model)}
         return self.model, {mark: data for mark, data in self.tensors.items() if mark in used}
 
     # -- names -----------------------------------------------------------------------------------------------------
@@ -342,8 +346,8 @@ class _Builder:
             return
         head, tail = ".".join(old[: place + 1]), ".".join(new[: place + 1])
         for entry in proto.metadata_props:
-            if entry.key == _SCOPES:
-                scopes = ast.literal_eval(entry.value)
+            scopes = module_scopes(proto) if entry.key == SCOPES else None
+            if scopes is not None:
                 entry.value = repr([_moved(scope, head, tail) for scope in scopes])
         if proto.name.startswith("/"):
             proto.name = _moved_name(proto.name, old[: place + 1], new[place])
@@ -396,19 +400,17 @@ class _Builder:
         if self._unchanged(constant, weight):
             if constant.node is not None:
                 return  # a node of its own
-            if constant.proto is None:
+            if constant.proto is None and self.sparse:
                 for sparse in self.old.sparse_initializer:
                     if sparse.values.name == constant.name:
                         twin = self.new.sparse_initializer.add()
                         twin.CopyFrom(sparse)
                         twin.values.name = name
                 return
-            elsewhere = constant.proto.data_location == 1 and all(
-                e.key != MARK for e in constant.proto.external_data
-            )
-            if not elsewhere:
+            proto = constant.proto
+            if proto is not None and (proto.data_location != 1 or mark_of(proto) is not None):
                 same = self.new.initializer.add()
-                same.CopyFrom(constant.proto)
+                same.CopyFrom(proto)
                 same.name = name
                 return
         data = weight.storage.emitted()
@@ -470,25 +472,6 @@ class _Builder:
                 twin.name = name
             if entry.name not in self.copies and entry.name in self.emitted | names:
                 self.new.value_info.add().CopyFrom(entry)
-
-    def _used_marks(self) -> set[str]:
-        found: set[str] = set()
-
-        def look(tensors: Iterable[onnx.TensorProto]) -> None:
-            for tensor in tensors:
-                found.update(entry.value for entry in tensor.external_data if entry.key == MARK)
-
-        def walk(graph: onnx.GraphProto) -> None:
-            look(graph.initializer)
-            look(sparse.values for sparse in graph.sparse_initializer)
-            look(sparse.indices for sparse in graph.sparse_initializer)
-            for node in graph.node:
-                look(item.t for item in node.attribute if item.type == 4)
-                for body in bodies(node):
-                    walk(body)
-
-        walk(self.new)
-        return found
 
 
 def _rename_inside(body: onnx.GraphProto, renames: dict[str, str]) -> None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from elastic_ir.emit.onnx_check import Difference, check_file, compare_runs
 from elastic_ir.emit.onnx_file import LIMIT, size_of, write_external, write_onnx
 from elastic_ir.emit.onnx_model import build_onnx
-from elastic_ir.emit.onnx_sparse import densify, sparsify
-from elastic_ir.emit.output import atomic_output
+from elastic_ir.emit.onnx_sparse import sparsify
+from elastic_ir.emit.output import atomic_output, flush
 from elastic_ir.errors import EmitError, OutputError
 from elastic_ir.graph import Graph
 from elastic_ir.onnx_source import MARK, OnnxSource
@@ -62,7 +62,7 @@ def save_onnx(
     _refuse_without_values(graph)
     exported = None
     if isinstance(graph.origin, OnnxSource):
-        model, tensors = build_onnx(graph)
+        model, tensors = build_onnx(graph, sparse=sparse is not False)
         _refuse_changes(graph.origin, path, opset, fold_batchnorm=fold_batchnorm)
         external = any(map(_is_external, graph.origin.model.graph.initializer))
     else:
@@ -70,10 +70,7 @@ def save_onnx(
         model, tensors = exported.model, exported.tensors
         external = False
     turned, dense_size = 0, None
-    if sparse is False and model.graph.sparse_initializer:
-        named = {w.name: w.storage.emitted() for w in graph.weights.values()}
-        densify(model, tensors, named)
-    elif sparse:
+    if sparse:
         dense_size = size_of(model, tensors)
         turned = sparsify(model, tensors)
     versions = {entry.domain: entry.version for entry in model.opset_import}
@@ -160,10 +157,29 @@ def _save_external(
         write_external(made, bytes_of, data.name, model, tensors)
         difference = _checked(made, path, model, exported)
         size = made.stat().st_size + bytes_of.stat().st_size
-        os.replace(bytes_of, data)
-        os.replace(made, path)
+        flush(bytes_of)
+        flush(made)
+        _replace_both((bytes_of, data), (made, path), folder / "before")
     except OSError as error:
-        raise OutputError(f"{path} could not be written: {(error.strerror or str(error)).lower()}") from error
+        raise OutputError(
+            f"{path} could not be written: {(error.strerror or str(error)).lower()}; what was there is unchanged"
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return replace(report, paths=(path, data), size=size, difference=difference)
+
+
+def _replace_both(data: tuple[Path, Path], model: tuple[Path, Path], before: Path) -> None:
+    """Give two files their names; where the second cannot have its own, the first name is what it was before."""
+    kept = data[1].exists()
+    if kept:
+        os.link(data[1], before)
+    os.replace(*data)
+    try:
+        os.replace(*model)
+    except BaseException:
+        if kept:
+            os.replace(before, data[1])
+        else:
+            data[1].unlink()
+        raise

@@ -119,20 +119,3 @@ def _mask_of(data: Any) -> Mask | None:
     ]  # -0.0 has a bit set and counts as a value
     keep = np.concatenate(found) if found else np.zeros(0, np.bool_)
     return Mask(tuple(data.shape), np.packbits(keep).tobytes())
-
-
-def densify(model: onnx.ModelProto, tensors: dict[str, TensorData], dense: dict[str, TensorData]) -> None:
-    """Turn sparse initializers into dense ones, with the data that ``dense`` has for their names."""
-    graph = model.graph
-    sparse = list(graph.sparse_initializer)
-    graph.ClearField("sparse_initializer")
-    for item in sparse:
-        data = dense[item.values.name]
-        tensor = graph.initializer.add()
-        tensor.name, tensor.data_type = item.values.name, item.values.data_type
-        tensor.dims.extend(data.shape)
-        mark = f"{len(tensors)}:9"
-        tensors[mark] = data
-        tensor.data_location = 1  # type: ignore[assignment]
-        entry = tensor.external_data.add()
-        entry.key, entry.value = MARK, mark
