@@ -178,7 +178,15 @@ def test_costs_before_and_after(tmp_path: Path) -> None:
     eir.save(eir.trace(model, masks=masks), tmp_path / "m.pt")
     result = CliRunner().invoke(
         elastic_ir,
-        ["apply", str(tmp_path / "m.pt"), "--passes", "compact", "--measure", "-o", str(tmp_path / "small.onnx")],
+        [
+            "apply",
+            str(tmp_path / "m.pt"),
+            "--passes",
+            "compact",
+            "--measure",
+            "-o",
+            str(tmp_path / "small.onnx"),
+        ],
     )
     assert result.exit_code == 0, result.output
     lines = dict(line.split(":", 1) for line in result.output.splitlines() if ":" in line)
