@@ -12,6 +12,8 @@ from typing import ClassVar
 
 from elastic_ir.errors import PlanError
 from elastic_ir.graph import Graph, Node, Value
+from elastic_ir.onnx_fold import fold_norms
+from elastic_ir.onnx_layers import is_onnx
 from elastic_ir.passes.base import Pass
 from elastic_ir.recipes import Norm, NormBias, ScaledRows, with_values
 from elastic_ir.rewriter import Rewriter
@@ -33,14 +35,17 @@ class FoldBatchNorm(Pass):
                 f"{graph.name} was read without its network, and fold-batchnorm has to see what reads what; "
                 "pass --arch SOURCE (arch=...)"
             )
+        if is_onnx(graph):
+            folded, skipped = fold_norms(graph, rewriter)
+            graph.metadata["fold-batchnorm"] = {"folded": folded, "skipped": skipped}
+            return
         users = graph.users()
         uses: dict[int, int] = {}
         for node in graph:
             for name in node.weight_names():
                 key = id(graph.weights[name].storage)
                 uses[key] = uses.get(key, 0) + 1
-        folded: list[str] = []
-        skipped: dict[str, str] = {}
+        folded, skipped = [], {}
         for node in graph:
             if node.op in _NORMS and node.kind == "module":
                 reason = _why_not(node, graph, users, uses)
