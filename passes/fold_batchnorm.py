@@ -10,11 +10,10 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from elastic_ir.errors import PlanError
 from elastic_ir.graph import Graph, Node, Value
 from elastic_ir.onnx_fold import fold_norms
 from elastic_ir.onnx_layers import is_onnx
-from elastic_ir.passes.base import Pass
+from elastic_ir.passes.base import Pass, reasons
 from elastic_ir.recipes import Norm, NormBias, ScaledRows, with_values
 from elastic_ir.rewriter import Rewriter
 
@@ -30,11 +29,7 @@ class FoldBatchNorm(Pass):
     needs_structure: ClassVar[bool] = False
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
-        if not len(graph):
-            raise PlanError(
-                f"{graph.name} was read without its network, and fold-batchnorm has to see what reads what; "
-                "pass --arch SOURCE (arch=...)"
-            )
+        self._need_layers(graph)
         if is_onnx(graph):
             folded, skipped = fold_norms(graph, rewriter)
             graph.metadata["fold-batchnorm"] = {"folded": folded, "skipped": skipped}
@@ -56,6 +51,14 @@ class FoldBatchNorm(Pass):
                     _fold(node, graph, rewriter)
         #: Plain data for reports: paths of the norms that went, and why the others did not.
         graph.metadata["fold-batchnorm"] = {"folded": folded, "skipped": skipped}
+
+    def summary(self, graph: Graph) -> str | None:
+        """How many norms went, and why the others did not."""
+        report = graph.metadata[self.name]
+        folded, skipped = report["folded"], report["skipped"]
+        if not folded and not skipped:
+            return "there is no batch norm"
+        return f"folded {len(folded)}, left {len(skipped)}{reasons(skipped)}"
 
 
 def _why_not(norm: Node, graph: Graph, users: dict[Value, list[Node]], uses: dict[int, int]) -> str:

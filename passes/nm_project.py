@@ -16,7 +16,7 @@ from typing import ClassVar
 from elastic_ir.errors import PlanError
 from elastic_ir.graph import Graph
 from elastic_ir.onnx_layers import is_onnx, summed_axis, weight_readers
-from elastic_ir.passes.base import Pass
+from elastic_ir.passes.base import Pass, reasons
 from elastic_ir.patterns import PatternMask
 from elastic_ir.rewriter import Rewriter
 from elastic_ir.tensors import ShapeOnly
@@ -67,6 +67,14 @@ class NMProject(Pass):
             projected.append(name)
         #: Plain data for reports: the weights that were projected, and why the others were not.
         graph.metadata["nm-project"] = {"projected": projected, "skipped": skipped}
+
+    def summary(self, graph: Graph) -> str | None:
+        """How many weights were projected, and why the others were not."""
+        report = graph.metadata[self.name]
+        projected, skipped = report["projected"], report["skipped"]
+        if not projected and not skipped:
+            return "there is no weight of a convolution or linear layer"
+        return f"{len(projected)} weights projected, {len(skipped)} left{reasons(skipped)}"
 
     def _why_not(self, weight: Weight, patterns: Sequence[str], axis: int | str) -> str:
         if any(_fits(weight.name, pattern) for pattern in patterns):
