@@ -199,7 +199,9 @@ class _Builder:
                 old = self._origin(node)
                 for place, item in enumerate(node.args):
                     if isinstance(item, (Literal, Symbol)) and old is not None and place < len(old.input):
-                        needed.add(old.input[place])
+                        constant = self.source.constants.get(old.input[place])
+                        if isinstance(item, Symbol) or constant is None or constant.literal == item:
+                            needed.add(old.input[place])
                 captures = node.kwargs.get(BODY)
                 if isinstance(captures, dict):
                     needed |= {n for n, item in captures.items() if isinstance(item, (Literal, Symbol))}
