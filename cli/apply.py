@@ -84,9 +84,13 @@ def apply(
     with tables.status(f"reading {source}"):
         before = reading.load(source)
     times: list[tuple[str, str]] = []
+    notes: list[tuple[str, str]] = []
 
     def observe(item: Pass, graph: Graph, seconds: float) -> None:
         times.append((item.name, f"{seconds:.3f} s"))
+        told = item.summary(graph)
+        if told is not None:
+            notes.append(("note", f"{item.name}: {told}"))
         if print_after_all or item.name in print_after:
             click.echo(f"after {item.name}:")
             click.echo(str(graph))
@@ -96,6 +100,8 @@ def apply(
         tables.show_table(tables.Table(("pass", "time"), list(times)))
         click.echo()
     _show_change(before, after)
+    if notes:
+        tables.show_facts(notes)
     if measure:
         _show_cost(before, after)
     if dry_run:

@@ -45,6 +45,14 @@ RELU = "relu"
 #: Results of these are never negative.
 NONNEGATIVE = {"relu", "relu6", "sigmoid", "hardsigmoid", "abs", "exp"}
 
+#: What operators of ONNX are called above.
+_ONNX = {
+    "Relu": "relu", "Sigmoid": "sigmoid", "HardSigmoid": "hardsigmoid", "Abs": "abs", "Exp": "exp", "Add": "add",
+    "Sum": "add", "Mul": "mul", "Sub": "sub", "Div": "div", "Concat": "cat", "Identity": "identity",
+    "Dropout": "dropout", "MaxPool": "maxpool2d", "AveragePool": "avgpool2d",
+    "GlobalAveragePool": "adaptiveavgpool2d", "GlobalMaxPool": "adaptivemaxpool2d",
+}  # fmt: skip
+
 _PLACES = (
     "torch",
     "torch.nn.functional",
@@ -60,6 +68,8 @@ def canonical(node: Node) -> str:
     place, _, last = node.op.rpartition(".")
     if node.kind == "module":
         return last.lower() if place == "nn" else ""
+    if node.kind == "onnx":
+        return _ONNX.get(last, "") if place == "onnx" else ""
     if node.kind in ("function", "method") and place in _PLACES:
         return last.replace("_", "")
     return ""

@@ -16,7 +16,7 @@ import numpy as np
 
 from elastic_ir import channel_ops as ops
 from elastic_ir.graph import Graph, Node, Value
-from elastic_ir.tensors import ShapeOnly
+from elastic_ir.tensors import ShapeOnly, TensorData
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,6 +76,8 @@ class Flow:
         self._known: dict[Value, Channels] = {}
         self._parent: list[int] = []
         self.pinned: list[int] = []  #: atoms that the output or an unknown operation reads
+        #: Nodes that read constant channels in a way that is not known, and how many.
+        self.refused: dict[Node, int] = {}
         self._shared = _shared_weights(graph)
         for node in graph:
             self._visit(node)
@@ -127,9 +129,7 @@ class Flow:
     # -- forward ---------------------------------------------------------------------------------------------------
 
     def _visit(self, node: Node) -> None:
-        made = None
-        if node.kind in ("module", "function", "method") and not self._shared & set(node.weight_names()):
-            made = self._rule(node)
+        made = self._made(node)
         if made is not None:
             self._known[node.output] = made
         elif not self._only_looks(node):
@@ -137,6 +137,14 @@ class Flow:
                 known = self._known.get(value)
                 if known is not None:
                     self._pin(known)
+                    still = int(np.isfinite(known.constants).sum())
+                    if still and node.kind != "output":
+                        self.refused[node] = still
+
+    def _made(self, node: Node) -> Channels | None:
+        """The channels of a node's result; None where nothing is known of them."""
+        plain = node.kind in ("module", "function", "method")
+        return self._rule(node) if plain and not self._shared & set(node.weight_names()) else None
 
     def _rule(self, node: Node) -> Channels | None:
         """The channels of a node's result; None for an operation that is not known."""
@@ -266,33 +274,34 @@ class Flow:
         if weight.mask is not None:
             used = np.any(weight.mask.array().reshape(rows, width, -1), axis=2)
         foldable = kind == "linear" or ops.reads_no_zeros(node)
-        absorbed = (inside.constants == 0) | (np.isfinite(inside.constants) if foldable else False)
-        varying = ~absorbed.reshape(groups, 1, width)
-        blocked = varying if used is None else used.reshape(groups, -1, width) & varying
-        still: Bools = np.array(np.broadcast_to(~blocked.any(-1), (groups, rows // groups))).reshape(-1)
-        constants = np.where(still, self._row_constants(node, inside, used, still), math.nan)
+        absorbed, still = absorption(inside, groups, rows, width, used, foldable=foldable)
+        weight_data = weight.storage.emitted()
+        constants = np.where(
+            still, self._row_constants(node.weights.get("bias"), weight_data, inside, used, still), math.nan
+        )
         outside = Channels(inside.axis, self._fresh(rows), constants)
         self.layers.append(Layer(node, inside, outside, groups, used, absorbed))
         return outside
 
-    def _row_constants(self, node: Node, inside: Channels, used: Bools | None, still: Bools) -> Floats:
+    def _row_constants(
+        self, bias_name: str | None, data: TensorData, inside: Channels, used: Bools | None, still: Bools
+    ) -> Floats:
         """The numbers that rows give which read constants only; the weight is read only where one is not zero."""
         rows = len(still)
         result = np.zeros(rows)
         if not still.any():
             return result
-        if "bias" in node.weights:
-            bias = self.read(node.weights["bias"])
-            result = np.full(rows, math.nan) if bias is None else bias
+        if bias_name is not None:
+            bias = self.read(bias_name)
+            result = np.full(rows, math.nan) if bias is None else bias.reshape(-1)
         known = np.nan_to_num(inside.constants)
         if known.any() and (used is None or used[still].any()):
             from elastic_ir.recipes import contribution
             from elastic_ir.torch_bridge import to_torch
 
-            storage = self.graph.weights[node.weights["weight"]].storage
-            if isinstance(storage.data, ShapeOnly):
+            if isinstance(getattr(data, "data", data), ShapeOnly):  # also under a mask
                 return np.full(rows, math.nan)
-            weight = to_torch(storage.emitted()).double().cpu()
+            weight = to_torch(data).double().cpu()
             groups = len(known) // weight.shape[1]
             result = result + contribution(weight, tuple(known.tolist()), groups).numpy()
         return np.where(np.isfinite(result), result, math.nan)
@@ -306,6 +315,17 @@ class Flow:
             return None
         values: Floats = to_torch(storage.emitted()).double().cpu().numpy()
         return values
+
+
+def absorption(
+    inside: Channels, groups: int, rows: int, width: int, used: Bools | None, *, foldable: bool
+) -> tuple[Bools, Bools]:
+    """Which input channels add only a number that can be folded, and which rows read nothing else."""
+    absorbed = (inside.constants == 0) | (np.isfinite(inside.constants) if foldable else False)
+    varying = ~absorbed.reshape(groups, 1, width)
+    blocked = varying if used is None else used.reshape(groups, -1, width) & varying
+    still: Bools = np.array(np.broadcast_to(~blocked.any(-1), (groups, rows // groups))).reshape(-1)
+    return absorbed, still
 
 
 def _shared_weights(graph: Graph) -> set[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from elastic_ir import channel_ops as ops
 from elastic_ir.channels import Flow
-from elastic_ir.graph import Graph, Node, Value
+from elastic_ir.graph import Graph, Literal, Node, Value
 from elastic_ir.structure import Block, Stage
 
 
@@ -60,7 +60,10 @@ def _same_values(graph: Graph, flow: Flow) -> dict[Value, Value]:
             same[node.output] = first(source)
         passes_on = kind in ops.POOLS or kind in ops.IDENTITIES or kind in ("add", "iadd", "cat", "concat")
         known = not node.weight_names() and all(value in nonnegative for value in values)
-        plain = not any(isinstance(item, (int, float)) for item in node.args) or kind not in ops.ARITHMETIC
+        plain = (
+            not any(isinstance(item, (int, float, Literal)) for item in node.args)
+            or kind not in ops.ARITHMETIC
+        )
         if kind in ops.NONNEGATIVE or (passes_on and values and known and plain):
             nonnegative.add(node.output)
     return same

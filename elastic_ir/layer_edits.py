@@ -6,11 +6,12 @@ edits, masks, ties and the table of which weights lie in which block stay in ste
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
 from elastic_ir.errors import VerifyError
-from elastic_ir.graph import Argument, Graph, Node, TensorType, Value
+from elastic_ir.graph import Argument, Graph, Node, TensorType, Value, WeightRef
 from elastic_ir.tensors import Mask, TensorData
 from elastic_ir.weights import Storage, Weight
 
@@ -23,6 +24,12 @@ class LayerEdits:
     _names_of: dict[int, set[str]]
 
     def _owner(self, name: str) -> str | None:
+        raise NotImplementedError
+
+    def replace_uses(self, old: Value, new: Value) -> None:
+        raise NotImplementedError
+
+    def erase(self, node: Node) -> None:
         raise NotImplementedError
 
     def set_attributes(self, node: Node, **attributes: Argument) -> None:
@@ -40,6 +47,27 @@ class LayerEdits:
         node.weights = {}
         node.op, node.attributes = op, dict(attributes or {})
         self.graph.metadata["edited_layers"] = True
+
+    def set_operand(self, node: Node, place: int, operand: Argument) -> None:
+        """Give a node another weight or literal as an operand; places before it that it lacks are left out."""
+        args = list(node.args) + [None] * (place + 1 - len(node.args))
+        if isinstance(args[place], Value) or isinstance(operand, Value):
+            raise VerifyError(f"operand {place} of %{node.name} is a value; replace its uses instead")
+        args[place] = operand
+        node.args = tuple(args)
+
+    def dissolve(self, node: Node, into: Value) -> None:
+        """Take out a node that another one has become part of; its readers read that one's result."""
+        old = node.output
+        self.replace_uses(old, into)
+        structure = self.graph._structure
+        for stage in structure.stages if structure is not None else ():
+            for block in stage.all_blocks:
+                if block.output is old:
+                    block.output = into
+                if node in block.nodes:
+                    block.nodes.remove(node)
+        self.erase(node)
 
     def set_shape(self, value: Value, shape: tuple[int, ...]) -> None:
         """Give a value another shape, and the stages whose activations it is."""
@@ -62,20 +90,66 @@ class LayerEdits:
         name = f"{node.scope}.{role}"
         if name in self.graph.weights:
             raise VerifyError(f"node %{node.name} cannot get a weight {name!r}: there is one already")
-        fresh: dict[str, Weight] = {}
-        last = list(node.weights.values())[-1]
-        for old, weight in self.graph.weights.items():
-            fresh[old] = weight
-            if old == last:
-                like = replace(weight, name=name, storage=Storage(data), origin=origin, prunable=False)
-                fresh[name] = like
-                self._names_of.setdefault(id(like.storage), set()).add(name)
-        self.graph.weights = fresh
+        last = self.graph.weights[list(node.weights.values())[-1]]
+        self._list_weight(
+            replace(last, name=name, storage=Storage(data), origin=origin, prunable=False), last.name
+        )
         node.weights[role] = name
-        owner = self._owner(name)
-        if owner is not None:
-            self._weights_of.setdefault(owner, []).append(name)
         return name
+
+    def add_operand(self, node: Node, place: int, data: TensorData, *, beside: str, origin: str) -> str:
+        """Give a node a weight as an operand, called a bias and listed behind another weight; its name is returned."""
+        stem = f"{beside.rpartition('.')[0]}.bias" if "." in beside else f"{beside}_bias"
+        name, count = stem, 1
+        while name in self.graph.weights:
+            count += 1
+            name = f"{stem}_{count}"
+        last = self.graph.weights[beside]
+        self._list_weight(
+            replace(last, name=name, storage=Storage(data), origin=origin, prunable=False), beside
+        )
+        self.set_operand(node, place, WeightRef(name))
+        return name
+
+    def own_operand(self, node: Node, place: int, reads: Counter[str]) -> str:
+        """The name of a weight that only this operand reads: where others do too, it gets a tensor of its own.
+
+        ``reads`` counts the readers of each name; it is kept in step.
+        """
+        given = node.args[place]
+        assert isinstance(given, WeightRef)
+        weight = self.graph.weights[given.name]
+        names = self._names_of[id(weight.storage)]
+        if sum(reads[name] for name in names) < 2:
+            return given.name
+        storage = weight.storage.clone()
+        if reads[given.name] < 2:  # tied with others under their names, as an exporter leaves what was equal
+            names.discard(given.name)
+            self.graph.weights[given.name] = replace(weight, storage=storage)
+            self._names_of[id(storage)] = {given.name}
+            return given.name
+        name, count = f"{given.name}_2", 2
+        while name in self.graph.weights:
+            count += 1
+            name = f"{given.name}_{count}"
+        self._list_weight(replace(weight, name=name, storage=storage), given.name)
+        self.set_operand(node, place, WeightRef(name))
+        reads[given.name] -= 1
+        reads[name] += 1
+        return name
+
+    def _list_weight(self, fresh: Weight, behind: str) -> None:
+        """Put a new weight into the tables, behind another one."""
+        listed: dict[str, Weight] = {}
+        for old, weight in self.graph.weights.items():
+            listed[old] = weight
+            if old == behind:
+                listed[fresh.name] = fresh
+        self.graph.weights = listed
+        self._names_of.setdefault(id(fresh.storage), set()).add(fresh.name)
+        owner = self._owner(fresh.name)
+        if owner is not None:
+            self._weights_of.setdefault(owner, []).append(fresh.name)
 
     def remove_weight(self, name: str) -> None:
         """Take a weight out of the network; the caller sees to it that no node uses it."""

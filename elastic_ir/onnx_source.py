@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elastic_ir.graph import Argument, Literal, Symbol
+from elastic_ir.graph import Argument, Literal, Symbol, TensorType
 from elastic_ir.tensors import Mask, TensorData
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class OnnxSource:
     scopes: dict[str, str] = field(default_factory=dict)  #: a node's scope in the source, by its number
     named: bool = False  #: whether scopes and names of weights are the file's own
     input_shapes: list[tuple[int, ...]] = field(default_factory=list)  #: with the open extents filled in
+    types: dict[str, TensorType] = field(default_factory=dict)  #: of the file's values, by their names there
 
 
 def operator(proto: onnx.NodeProto) -> str:

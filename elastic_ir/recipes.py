@@ -1,8 +1,8 @@
 """Recipes: lazy tensors that are computed from other lazy tensors, and read nothing until they are read themselves.
 
-Slices of channels (:class:`Selected`), biases that take over what a constant channel contributed (:class:`Shifted`),
-the two halves of a folded batch norm (:class:`ScaledRows`, :class:`NormBias`), and multiples (:class:`Scaled`).
-Arithmetic is done in double precision and rounded once, to the dtype of the tensor that is replaced.
+Slices of channels (:class:`Selected`, :class:`Taken`), biases that take over what a constant channel contributed
+(:class:`Shifted`), the two halves of a folded batch norm (:class:`ScaledRows`, :class:`NormBias`), and multiples
+(:class:`Scaled`). Arithmetic is done in double precision and rounded once, to the dtype of what is replaced.
 """
 
 from __future__ import annotations
@@ -46,10 +46,8 @@ class Selected:
     def chunks(self) -> Iterator[memoryview]:
         import numpy as np
 
-        whole = bytearray(b"".join(self.data.chunks()))
-        array = np.frombuffer(whole, np.uint8).reshape(*self.data.shape, ITEM_SIZES[self.dtype])
         table = index_tables(self.data.shape, self.rows, self.columns)
-        yield np.ascontiguousarray(array[table]).reshape(-1).data
+        yield np.ascontiguousarray(_raw(self.data)[table]).reshape(-1).data
 
     def follow(self, tensor: torch.Tensor) -> torch.Tensor:
         """Another tensor of the uncut shape (a moment of an optimizer), cut in the same way."""
@@ -70,6 +68,58 @@ def index_tables(
         return (places,)
     table = np.asarray(columns, np.int64).repeat(len(places) // len(columns), axis=0)
     return places[:, None], table
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The tensor cut to some places along one axis."""
+
+    data: TensorData
+    axis: int
+    places: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape = self.data.shape
+        return (*shape[: self.axis], len(self.places), *shape[self.axis + 1 :])
+
+    @property
+    def dtype(self) -> str:
+        return self.data.dtype
+
+    def chunks(self) -> Iterator[memoryview]:
+        import numpy as np
+
+        taken: Any = np.take(_raw(self.data), np.asarray(self.places, np.int64), axis=self.axis)
+        yield np.ascontiguousarray(taken).reshape(-1).data
+
+
+@dataclass(frozen=True)
+class Turned:
+    """A matrix with its axes swapped."""
+
+    data: TensorData
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape[::-1]
+
+    @property
+    def dtype(self) -> str:
+        return self.data.dtype
+
+    def chunks(self) -> Iterator[memoryview]:
+        import numpy as np
+
+        yield np.ascontiguousarray(_raw(self.data).swapaxes(0, 1)).reshape(-1).data
+
+
+def _raw(data: TensorData) -> Any:
+    """A tensor's bytes as an array of its shape, with the bytes of one element along the last axis."""
+    import numpy as np
+
+    whole = bytearray(b"".join(data.chunks()))
+    return np.frombuffer(whole, np.uint8).reshape(*data.shape, ITEM_SIZES[data.dtype])
 
 
 def with_values(recipe: TensorData, *parts: TensorData | None) -> TensorData:

@@ -100,6 +100,7 @@ class _Reader:
         self.source.constants = ConstantReader(opened, self._uses, LAYERS).read()
         self._check_names()
         types, self.source.input_shapes = infer_types(opened.model, input_shape, self.file)
+        self.source.types = types
         nodes = self._nodes()
         for name, value in self.values.items():
             value.type = types.get(name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
 from elastic_ir.errors import PlanError, StructureError
@@ -41,6 +42,23 @@ class Pass(ABC):
         verify(target, after=self.name)
         return target
 
+    def summary(self, graph: Graph) -> str | None:
+        """One line for a reader about what the pass did to the graph that it made, where that is worth saying."""
+        return None
+
+    def _need_layers(self, graph: Graph) -> None:
+        """PlanError where a pass that changes single layers does not see them, or cannot have them written."""
+        if not len(graph):
+            raise PlanError(
+                f"{graph.name} was read without its network, and {self.name} has to see what reads what; "
+                "pass --arch SOURCE (arch=...)"
+            )
+        if graph.metadata.get("frontend") == "export":
+            raise PlanError(
+                f"{graph.name} was traced by torch.export, and is written as a module of its own class, whose layers "
+                f"{self.name} cannot change; export it as ONNX (elastic-ir export) and apply {self.name} to that file"
+            )
+
     def _discover(self, graph: Graph) -> None:
         try:
             graph.structure  # noqa: B018 - before it is edited
@@ -68,15 +86,9 @@ class Pass(ABC):
         return (cls.__doc__ or "").strip().splitlines()[0]
 
 
-def require_layers(graph: Graph, name: str) -> None:
-    """PlanError for a graph whose nodes are no layers: a bare state dict, or a program of torch.export."""
-    if not len(graph):
-        raise PlanError(
-            f"{graph.name} was read without its network, and {name} has to see what reads what; "
-            "pass --arch SOURCE (arch=...)"
-        )
-    if graph.metadata.get("frontend") == "export":
-        raise PlanError(
-            f"{graph.name} could be read by torch.export only, which dissolves layers; {name} needs a network that "
-            "torch.fx can trace"
-        )
+def reasons(skipped: Mapping[str, str]) -> str:
+    """What was left alone, in brackets: the first, and why."""
+    if not skipped:
+        return ""
+    name, why = next(iter(skipped.items()))
+    return f" ({name}: {why}{'; ...' if len(skipped) > 1 else ''})"

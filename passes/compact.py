@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from elastic_ir.errors import PlanError
 from elastic_ir.graph import Graph, Node
-from elastic_ir.passes.base import Pass, require_layers
+from elastic_ir.onnx_layers import is_onnx
+from elastic_ir.passes.base import Pass
 from elastic_ir.recipes import Columns, Shifted, Zeros, select, select_mask, with_values
 from elastic_ir.rewriter import Rewriter
 
@@ -31,23 +32,54 @@ class Compact(Pass):
     channels: bool = True  #: cut channels; False deletes dead units only
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
-        require_layers(graph, self.name)
+        self._need_layers(graph)
         from elastic_ir.channels import Flow
         from elastic_ir.dead_units import dead_blocks
         from elastic_ir.liveness import Liveness
+        from elastic_ir.onnx_channels import OnnxFlow
+        from elastic_ir.onnx_cut import OnnxCutter
 
-        report: dict[str, Any] = {"units": [], "layers": {}, "constant": {}}
+        #: Plain data for reports: blocks that went; for each layer its inputs and outputs, before and after; channels
+        #: that stay though they are constant; what reads constant channels and makes something unknown of them.
+        report: dict[str, Any] = {"units": [], "layers": {}, "constant": {}, "refused": {}}
         graph.metadata["compact"] = report
-        flow = Flow(graph)
+        kind = OnnxFlow if is_onnx(graph) else Flow
+        flow = kind(graph)
         if self.units:
             for block in dead_blocks(graph, flow):
                 report["units"].append(block.origin)
                 rewriter.delete_block(block)
             if report["units"]:
-                flow = Flow(graph)
+                flow = kind(graph)
         if self.channels:
             _refuse_unseen(graph)
-            _Cutter(graph, rewriter, flow, Liveness(flow), report).cut()
+            for node, count in flow.refused.items():
+                report["refused"][node.name] = f"{node.op} reads {count} constant channels, which it may mix"
+            alive = Liveness(flow)
+            if isinstance(flow, OnnxFlow):
+                OnnxCutter(graph, rewriter, flow, alive, report).cut()
+            else:
+                _Cutter(graph, rewriter, flow, alive, report).cut()
+
+    def summary(self, graph: Graph) -> str | None:
+        """What went, and what stays though it is constant."""
+        report = graph.metadata[self.name]
+        layers, units = report["layers"], report["units"]
+        gone = sum(before - after for _, _, before, after in layers.values())
+        told = []
+        if units:
+            told.append(f"deleted {len(units)} blocks")
+        if layers:
+            told.append(f"cut {gone} output channels, {len(layers)} layers are smaller")
+        left = sum(report["constant"].values())
+        if left:
+            told.append(f"{left} constant channels stay, since something needs their number")
+        if report["refused"]:
+            name, why = next(iter(report["refused"].items()))
+            told.append(f"%{name}: {why}{'; ...' if len(report['refused']) > 1 else ''}")
+        if not units and not layers:
+            told.insert(0, "nothing is dead")
+        return "; ".join(told)
 
 
 def _refuse_unseen(graph: Graph) -> None:

@@ -11,7 +11,9 @@ import dataclasses
 from typing import ClassVar
 
 from elastic_ir.graph import Graph, Node, Value
-from elastic_ir.passes.base import Pass, require_layers
+from elastic_ir.onnx_fold import fold_norms
+from elastic_ir.onnx_layers import is_onnx
+from elastic_ir.passes.base import Pass, reasons
 from elastic_ir.recipes import Norm, NormBias, ScaledRows, with_values
 from elastic_ir.rewriter import Rewriter
 
@@ -27,15 +29,18 @@ class FoldBatchNorm(Pass):
     needs_structure: ClassVar[bool] = False
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
-        require_layers(graph, self.name)
+        self._need_layers(graph)
+        if is_onnx(graph):
+            folded, skipped = fold_norms(graph, rewriter)
+            graph.metadata["fold-batchnorm"] = {"folded": folded, "skipped": skipped}
+            return
         users = graph.users()
         uses: dict[int, int] = {}
         for node in graph:
             for name in node.weight_names():
                 key = id(graph.weights[name].storage)
                 uses[key] = uses.get(key, 0) + 1
-        folded: list[str] = []
-        skipped: dict[str, str] = {}
+        folded, skipped = [], {}
         for node in graph:
             if node.op in _NORMS and node.kind == "module":
                 reason = _why_not(node, graph, users, uses)
@@ -46,6 +51,14 @@ class FoldBatchNorm(Pass):
                     _fold(node, graph, rewriter)
         #: Plain data for reports: paths of the norms that went, and why the others did not.
         graph.metadata["fold-batchnorm"] = {"folded": folded, "skipped": skipped}
+
+    def summary(self, graph: Graph) -> str | None:
+        """How many norms went, and why the others did not."""
+        report = graph.metadata[self.name]
+        folded, skipped = report["folded"], report["skipped"]
+        if not folded and not skipped:
+            return "there is no batch norm"
+        return f"folded {len(folded)}, left {len(skipped)}{reasons(skipped)}"
 
 
 def _why_not(norm: Node, graph: Graph, users: dict[Value, list[Node]], uses: dict[int, int]) -> str:

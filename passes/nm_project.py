@@ -14,8 +14,9 @@ from fnmatch import fnmatchcase
 from typing import ClassVar
 
 from elastic_ir.errors import PlanError
-from elastic_ir.graph import Graph, Node
-from elastic_ir.passes.base import Pass
+from elastic_ir.graph import Graph
+from elastic_ir.onnx_layers import is_onnx, summed_axis, weight_readers
+from elastic_ir.passes.base import Pass, reasons
 from elastic_ir.patterns import PatternMask
 from elastic_ir.rewriter import Rewriter
 from elastic_ir.tensors import ShapeOnly
@@ -49,10 +50,7 @@ class NMProject(Pass):
         for pattern in patterns:
             if not any(weight.prunable and _fits(weight.name, pattern) for weight in graph.weights.values()):
                 raise PlanError(f"skip={pattern!r} fits no weight of a convolution or linear layer")
-        users: dict[str, list[Node]] = {}
-        for node in graph:
-            for name in node.weight_names():
-                users.setdefault(name, []).append(node)
+        axis_of = _Axes(graph)
         projected: list[str] = []
         skipped: dict[str, str] = {}
         seen: set[int] = set()
@@ -60,19 +58,32 @@ class NMProject(Pass):
             if not weight.prunable or id(weight.storage) in seen:
                 continue
             seen.add(id(weight.storage))
-            reason = self._why_not(weight, patterns) or (_another_form(weight, users) if len(graph) else "")
-            if reason:
+            axis = axis_of(weight)
+            reason = self._why_not(weight, patterns, axis)
+            if reason or isinstance(axis, str):
                 skipped[name] = reason
                 continue
-            rewriter.set_mask(name, PatternMask(weight.storage.data, self.n, self.m, weight.mask))
+            rewriter.set_mask(name, PatternMask(weight.storage.data, self.n, self.m, weight.mask, axis))
             projected.append(name)
         #: Plain data for reports: the weights that were projected, and why the others were not.
         graph.metadata["nm-project"] = {"projected": projected, "skipped": skipped}
 
-    def _why_not(self, weight: Weight, patterns: Sequence[str]) -> str:
+    def summary(self, graph: Graph) -> str | None:
+        """How many weights were projected, and why the others were not."""
+        report = graph.metadata[self.name]
+        projected, skipped = report["projected"], report["skipped"]
+        if not projected and not skipped:
+            return "there is no weight of a convolution or linear layer"
+        return f"{len(projected)} weights projected, {len(skipped)} left{reasons(skipped)}"
+
+    def _why_not(self, weight: Weight, patterns: Sequence[str], axis: int | str) -> str:
         if any(_fits(weight.name, pattern) for pattern in patterns):
             return "skipped as asked"
-        out, into = weight.shape[:2]
+        if "float" not in weight.dtype:
+            return f"its numbers are {weight.dtype}, whose size is no magnitude"
+        if isinstance(axis, str):
+            return axis
+        out, into = weight.shape[1 - axis], weight.shape[axis]
         if into % self.m:
             return f"{into} inputs are no multiple of {self.m}"
         if into % self.columns:
@@ -89,11 +100,22 @@ def _fits(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)
 
 
-def _another_form(weight: Weight, users: dict[str, list[Node]]) -> str:
-    """Why a weight's second axis is not known to be its input: what uses it is no plain layer."""
-    for node in users.get(weight.name, ()):
-        parts = node.op.split(".")
-        last = parts[1] if parts[0] == "aten" and len(parts) > 1 else parts[-1]
-        if node.op not in _LAYERS and (node.kind == "module" or last not in _FUNCTIONS):
-            return f"{node.op} may store its weight another way round"
-    return ""
+class _Axes:
+    """Along which axis of each weight its layer takes the products, or why that cannot be told."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.known = bool(len(graph))
+        self.onnx = is_onnx(graph)
+        self.users = graph.users() if self.onnx else {}
+        self.readers = weight_readers(graph)
+
+    def __call__(self, weight: Weight) -> int | str:
+        readers = self.readers.get(id(weight.storage), [])
+        if self.onnx:
+            return summed_axis(len(weight.shape), readers, self.users)
+        for node, _ in readers if self.known else ():
+            parts = node.op.split(".")
+            last = parts[1] if parts[0] == "aten" and len(parts) > 1 else parts[-1]
+            if node.op not in _LAYERS and (node.kind == "module" or last not in _FUNCTIONS):
+                return f"{node.op} may store its weight another way round"
+        return 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from elastic_ir.errors import EmitError
-from elastic_ir.graph import Argument, Graph, Literal, Node, Symbol, Value, WeightRef
+from elastic_ir.graph import Argument, Graph, Literal, Node, Symbol, TensorType, Value, WeightRef
 from elastic_ir.onnx_source import (
     BODY,
     DTYPES,
@@ -62,7 +62,8 @@ class _Builder:
             self.new.ClearField(table)
         self.tensors: dict[str, TensorData] = dict(source.tensors)
         self.names: dict[Value, str] = {}
-        self.copies: dict[str, list[str]] = {}  #: a value's name in the source -> its names here
+        #: a value's name in the source -> its names here, and the values that they are
+        self.copies: dict[str, dict[str, Value | None]] = {}
         self.taken = self._source_names()
         self.weight_names: dict[int, str] = {}  #: by the storage's identity
         self.copied: set[str] = set()  # origins of nodes that are there already
@@ -202,7 +203,9 @@ class _Builder:
                 old = self._origin(node)
                 for place, item in enumerate(node.args):
                     if isinstance(item, (Literal, Symbol)) and old is not None and place < len(old.input):
-                        needed.add(old.input[place])
+                        constant = self.source.constants.get(old.input[place])
+                        if isinstance(item, Symbol) or constant is None or constant.literal == item:
+                            needed.add(old.input[place])
                 captures = node.kwargs.get(BODY)
                 if isinstance(captures, dict):
                     needed |= {n for n, item in captures.items() if isinstance(item, (Literal, Symbol))}
@@ -277,7 +280,7 @@ class _Builder:
             new = name
         if value is not None:
             self.names[value] = new
-        self.copies.setdefault(name, []).append(new)
+        self.copies.setdefault(name, {})[new] = value
         return new
 
     def _operand(self, item: Argument, old: onnx.NodeProto | None, place: int) -> str:
@@ -445,7 +448,7 @@ class _Builder:
                 )
 
     def _inputs_and_types(self) -> None:
-        listed = {entry.name for entry in self.old.input}
+        outputs = {entry.name for entry in self.old.output}
         names = {entry.name for entry in (*self.new.initializer,)}
         names |= {sparse.values.name for sparse in self.new.sparse_initializer}
         for entry in self.old.input:
@@ -457,21 +460,51 @@ class _Builder:
                     twin = self.new.input.add()
                     twin.CopyFrom(entry)
                     twin.name = name
+                    self._update_weight(twin, name)
             if entry.name not in self.holders and entry.name in names:
                 self.new.input.add().CopyFrom(entry)
-        if self.model.ir_version < 4:
-            for name, item in self.literals.items():
-                if name not in listed:
+        if self.model.ir_version < 4:  # these list every initializer as an input
+            listed = {entry.name for entry in self.new.input}
+            for tensor in self.new.initializer:
+                if tensor.name not in listed:
                     self.new.input.append(
-                        self.onnx.helper.make_tensor_value_info(name, _TYPES[item.dtype], list(item.shape))
+                        self.onnx.helper.make_tensor_value_info(
+                            tensor.name, tensor.data_type, list(tensor.dims)
+                        )
                     )
         for entry in self.old.value_info:
-            for name in dict.fromkeys(self.copies.get(entry.name, ())):
+            for name, value in self.copies.get(entry.name, {}).items():
+                if name != entry.name and name in outputs:
+                    continue  # it is an output now, and listed there
                 twin = self.new.value_info.add()
                 twin.CopyFrom(entry)
                 twin.name = name
+                self._update_shape(twin, self.source.types.get(entry.name), value)
             if entry.name not in self.copies and entry.name in self.emitted | names:
-                self.new.value_info.add().CopyFrom(entry)
+                twin = self.new.value_info.add()
+                twin.CopyFrom(entry)
+                self._update_weight(twin, entry.name)
+
+    def _update_shape(
+        self, entry: onnx.ValueInfoProto, before: TensorType | None, value: Value | None
+    ) -> None:
+        """Bring what the file says of a value in step with the extents that a pass has changed."""
+        after = value.type if value is not None else None
+        dims = entry.type.tensor_type.shape.dim
+        if before is None or after is None or before == after:
+            return
+        for dim, old, new in zip(dims, before.shape, after.shape, strict=False):
+            if old != new:
+                dim.Clear()
+                dim.dim_value = new
+
+    def _update_weight(self, entry: onnx.ValueInfoProto, name: str) -> None:
+        constant, weight = self.holders.get(name, (None, None))
+        if constant is None or weight is None or constant.data is None or constant.data.shape == weight.shape:
+            return
+        del entry.type.tensor_type.shape.dim[:]
+        for extent in weight.shape:
+            entry.type.tensor_type.shape.dim.add().dim_value = extent
 
 
 def _rename_inside(body: onnx.GraphProto, renames: dict[str, str]) -> None:
