@@ -137,6 +137,17 @@ def module_scopes(proto: onnx.NodeProto) -> list[str] | None:
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
+def path_step(path: list[str], part: str) -> list[str]:
+    """What a part of a node's name (``/layer1/layer1.0/conv1/Conv``) adds to the path of modules before it.
+
+    Children of a container carry its name, nested ones all of it (``/features/features.1/features.1.0``); those of a
+    container that did not run itself bring it along (``/layer.0``).
+    """
+    names = part.split(".")
+    above = names[:-1]
+    return names[-1:] if above and path[-len(above) :] == above else names
+
+
 def plain_attributes(proto: onnx.NodeProto) -> dict[str, Argument]:
     """A node's attributes as plain data; tensors and bodies are named, and stay in the source."""
     found: dict[str, Argument] = {}

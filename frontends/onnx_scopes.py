@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from elastic_ir.discovery.regions import scope_regions
 from elastic_ir.graph import Graph, Node
-from elastic_ir.onnx_source import module_scopes
+from elastic_ir.onnx_source import module_scopes, path_step
 
 if TYPE_CHECKING:
     import onnx
@@ -60,9 +60,7 @@ def _from_node_name(proto: onnx.NodeProto) -> str | None:
         return None
     path: list[str] = []
     for part in proto.name.split("/")[1:-1]:
-        names = part.split(".")
-        # children of a Sequential or ModuleList carry its name: /layer1/layer1.0, and /layer.0 where it did not run
-        path += names[1:] if path and path[-1] == names[0] and len(names) > 1 else names
+        path += path_step(path, part)
     return ".".join(path)
 
 

@@ -55,6 +55,9 @@ def scope_regions(graph: Graph) -> bool:
                     kind = node.op.rpartition(".")[2].lower()
                     node.scope = f"{path}.{kind}_{_letters(counts[kind])}"
                     counts[kind] += 1
+    for node in graph:  # also of results that nothing reads
+        if node.op == "operator.getitem":
+            node.scope = node.operands()[0].node.scope
     return True
 
 
@@ -141,13 +144,14 @@ def _end_of_trunk(graph: Graph, flow: dict[Node, tuple[Node, ...]], above: dict[
     it, while the backbone's end has them all.
     """
     lengths = path_lengths(graph)
-    explained: dict[Node, int] = {}
+    explained: dict[Node, tuple[int, int]] = {}  # layers, and the cuts between them
     best: Node | None = None
     for node in flow:
         over = above.get(node)
         before = lengths[over.output] if over in explained else 0
         gain = min(lengths[node.output] - before, _LARGEST)
-        explained[node] = explained.get(over, 0) + max(gain, 0) if over is not None else 0
+        layers, cuts = explained.get(over, (0, 0)) if over is not None else (0, 0)
+        explained[node] = (layers + max(gain, 0), cuts + 1) if over is not None else (0, 0)
         if best is None or explained[node] >= explained[best]:
             best = node
     assert best is not None

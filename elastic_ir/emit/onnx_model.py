@@ -22,6 +22,7 @@ from elastic_ir.onnx_source import (
     captured,
     mark_of,
     module_scopes,
+    path_step,
     plain_attributes,
     tensors_of,
 )
@@ -533,12 +534,14 @@ def _moved_name(name: str, head: list[str], number: str) -> str:
     parts = name.split("/")
     for place, part in enumerate(parts[1:-1], 1):
         names = part.split(".")
-        own = names[1:] if path and path[-1] == names[0] and len(names) > 1 else names
         before = len(path)
-        path += own
+        path += path_step(path, part)
         if path[: len(head)] == head and before < len(head) <= len(path):
-            at = len(names) - (len(path) - len(head)) - 1
-            names[at] = number
+            names[len(names) - (len(path) - len(head)) - 1] = number
             parts[place] = ".".join(names)
+            for inside in range(place + 1, len(parts) - 1):  # a container's children carry its name
+                if not parts[inside].startswith(part + "."):
+                    break
+                parts[inside] = parts[place] + parts[inside][len(part) :]
             break
     return "/".join(parts)
