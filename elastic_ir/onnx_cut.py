@@ -68,6 +68,9 @@ class OnnxCutter:
         (node, place), sign = layer.bias, 1
         readers = self.flow.users.get(layer.node.output, [])
         given = node.args[place] if place < len(node.args) else None
+        if isinstance(given, Value):  # zeros, spread
+            self.rewriter.drop_operand(node, place)
+            given = None
         if given is None and len(readers) == 1 and readers[0] in dict(self.flow.norms):
             node, place, sign = readers[0], 3, -1
         elif given is None:
@@ -90,6 +93,8 @@ class OnnxCutter:
         if inside.all() and outside.all():
             return
         self.report["layers"][name] = [len(inside), int(inside.sum()), len(outside), int(outside.sum())]
+        if len(layer.node.args) > 2 and isinstance(layer.node.args[2], Value) and not outside.all():
+            self.rewriter.drop_operand(layer.node, 2)
         first, second = (inside, outside) if layer.inputs_first else (outside, inside)
         grid = layer.grid(second)
         groups = [group for group in range(layer.groups) if grid[group].any()]
