@@ -312,11 +312,16 @@ class OnnxFlow(Flow):
         return outside
 
     def _taker(self, node: Node, kind: str, rows: int) -> tuple[Node, int] | None:
-        """The operand to which what constants contribute can be added; a MatMul has the one of a following Add."""
+        """The operand that can take over what constants contribute; a MatMul has that of a following Add or norm."""
         if kind != "MatMul":
             return node, 2
         readers = self.users.get(node.output, [])
-        if len(readers) != 1 or readers[0].op != "onnx.Add" or readers[0].kwargs:
+        if len(readers) != 1:
+            return None
+        kind_of = node.output.type
+        if frozen_norm(readers[0]) and kind_of is not None and len(kind_of.shape) == 2:
+            return readers[0], 3
+        if readers[0].op != "onnx.Add" or readers[0].kwargs:
             return None
         for place, item in enumerate(readers[0].args):
             if isinstance(item, WeightRef):
