@@ -115,6 +115,8 @@ class Flow:
         if known is not None:
             self._pin(known)
         count = value.type.shape[axis]
+        if count < 0:
+            return None
         made = Channels(axis, self._fresh(count), np.full(count, math.nan))
         self._pin(made)
         if known is None:

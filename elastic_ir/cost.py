@@ -6,9 +6,16 @@ convolutions and products of matrices), on the inputs that the network was trace
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from elastic_ir.errors import EmitError
 from elastic_ir.graph import Graph
+from elastic_ir.onnx_source import OnnxSource
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -58,13 +65,19 @@ def compare_costs(before: Graph, after: Graph) -> CostChange:
 
 def _flops(graph: Graph) -> int | None:
     inputs = getattr(graph.origin, "inputs", None)
-    if inputs is None or not len(graph):
+    shaped = isinstance(graph.origin, OnnxSource)
+    if (inputs is None and not shaped) or not len(graph):
         return None
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
-    module = graph.to_module().eval()
+    try:
+        module = graph.to_module().eval()
+    except EmitError:
+        if shaped:  # an operator that has no form in PyTorch
+            return None
+        raise
     on_meta = any(tensor.is_meta for tensor in module.parameters())
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     counter = FlopCounterMode(display=False)
@@ -74,13 +87,30 @@ def _flops(graph: Graph) -> int | None:
             return item
         return item.to("meta") if on_meta else mode.from_tensor(item)
 
-    arguments = [fake(item) for item in inputs.args]
-    options = {name: fake(item) for name, item in inputs.kwargs.items()}
-    with torch.no_grad():
-        if on_meta:
-            with counter:
-                module(*arguments, **options)
-        else:
-            with mode, counter:
-                module(*arguments, **options)
+    positional = _examples(graph) if inputs is None else inputs.args
+    if positional is None:
+        return None
+    arguments = [fake(item) for item in positional]
+    options = {name: fake(item) for name, item in inputs.kwargs.items()} if inputs is not None else {}
+    try:
+        with torch.no_grad(), contextlib.nullcontext() if on_meta else mode, counter:
+            module(*arguments, **options)
+    except RuntimeError:
+        if shaped:  # extents that follow from numbers cannot be told without running
+            return None
+        raise
     return int(counter.get_total_flops())
+
+
+def _examples(graph: Graph) -> list[torch.Tensor] | None:
+    """Tensors of the shapes that the inputs of an ONNX graph were read with; None where one is not known."""
+    import torch
+
+    found = []
+    for node in graph:
+        if node.kind == "input":
+            kind = node.output.type
+            if kind is None or min(kind.shape, default=0) < 0:
+                return None
+            found.append(torch.ones(kind.shape, dtype=getattr(torch, kind.dtype)))
+    return found

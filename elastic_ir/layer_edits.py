@@ -22,6 +22,7 @@ class LayerEdits:
     graph: Graph
     _weights_of: dict[str, list[str]]
     _names_of: dict[int, set[str]]
+    _users: dict[Value, dict[Node, None]]
 
     def _owner(self, name: str) -> str | None:
         raise NotImplementedError
@@ -56,6 +57,18 @@ class LayerEdits:
         args[place] = operand
         node.args = tuple(args)
 
+    def drop_operand(self, node: Node, place: int) -> None:
+        """Let a node do without its last operand, a value; what computed it goes where nobody else reads it."""
+        value = node.args[place]
+        if not isinstance(value, Value) or place != len(node.args) - 1:
+            raise VerifyError(f"operand {place} of %{node.name} is not its last, or no value")
+        node.args = node.args[:-1]
+        if value not in node.operands():
+            self._users.get(value, {}).pop(node, None)
+        if not self._users.get(value):
+            self._leave_blocks(value.node)
+            self.erase(value.node)
+
     def dissolve(self, node: Node, into: Value) -> None:
         """Take out a node that another one has become part of; its readers read that one's result."""
         old = node.output
@@ -65,9 +78,15 @@ class LayerEdits:
             for block in stage.all_blocks:
                 if block.output is old:
                     block.output = into
+        self._leave_blocks(node)
+        self.erase(node)
+
+    def _leave_blocks(self, node: Node) -> None:
+        structure = self.graph._structure
+        for stage in structure.stages if structure is not None else ():
+            for block in stage.all_blocks:
                 if node in block.nodes:
                     block.nodes.remove(node)
-        self.erase(node)
 
     def set_shape(self, value: Value, shape: tuple[int, ...]) -> None:
         """Give a value another shape, and the stages whose activations it is."""

@@ -15,7 +15,14 @@ import numpy as np
 from elastic_ir import onnx_numbers as numbers
 from elastic_ir.channels import Bools, Channels, Floats, Flow, Layer, absorption
 from elastic_ir.graph import Graph, Literal, Node, Value, WeightRef
-from elastic_ir.onnx_layers import frozen_norm, is_matrix_transpose, plain_gemm, weight_name, weight_readers
+from elastic_ir.onnx_layers import (
+    frozen_norm,
+    is_matrix_transpose,
+    plain_gemm,
+    weight_name,
+    weight_readers,
+    zero_bias,
+)
 from elastic_ir.onnx_shapes import moved
 from elastic_ir.recipes import Turned
 from elastic_ir.tensors import TensorData
@@ -252,7 +259,12 @@ class OnnxFlow(Flow):
             and len(self.users.get(given, ())) == 1
         )
         name = weight_name(given.node.args[0] if carried and isinstance(given, Value) else given)
-        if name is None or len(node.operands()) != 1 + carried or (kind == "Gemm" and not plain_gemm(node)):
+        zero = kind != "MatMul" and zero_bias(node, self.users)
+        if (
+            name is None
+            or len(node.operands()) != 1 + carried + zero
+            or (kind == "Gemm" and not plain_gemm(node))
+        ):
             return None
         weight = self.graph.weights[name]
         shape, matrix = weight.shape, kind in ("Gemm", "MatMul")
@@ -266,7 +278,7 @@ class OnnxFlow(Flow):
         if not isinstance(groups, int):
             return None
         rows, width = (shape[1] * groups, shape[0] // groups) if inputs_first else shape[:2]
-        bias = numbers.operand(node, 2) if kind != "MatMul" else None
+        bias = numbers.operand(node, 2) if kind != "MatMul" and not zero else None
         bias_name = weight_name(bias)
         if bias is not None and (
             bias_name is None or self.graph.weights[bias_name].shape not in ((rows,), (1, rows))
@@ -300,11 +312,16 @@ class OnnxFlow(Flow):
         return outside
 
     def _taker(self, node: Node, kind: str, rows: int) -> tuple[Node, int] | None:
-        """The operand to which what constants contribute can be added; a MatMul has the one of a following Add."""
+        """The operand that can take over what constants contribute; a MatMul has that of a following Add or norm."""
         if kind != "MatMul":
             return node, 2
         readers = self.users.get(node.output, [])
-        if len(readers) != 1 or readers[0].op != "onnx.Add" or readers[0].kwargs:
+        if len(readers) != 1:
+            return None
+        kind_of = node.output.type
+        if frozen_norm(readers[0]) and kind_of is not None and len(kind_of.shape) == 2:
+            return readers[0], 3
+        if readers[0].op != "onnx.Add" or readers[0].kwargs:
             return None
         for place, item in enumerate(readers[0].args):
             if isinstance(item, WeightRef):

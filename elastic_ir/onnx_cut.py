@@ -29,6 +29,7 @@ class OnnxCutter:
         self.alive = alive
         self.report = report
         self.reads = count_reads(graph)
+        self.norms = {node for node, _ in flow.norms}
         self.added: list[tuple[Node, int, int, Channels]] = []
 
     def cut(self) -> None:
@@ -65,17 +66,21 @@ class OnnxCutter:
         constants = tuple(np.where(cut, layer.inside.constants, 0.0).tolist())
         weight = self.graph.weights[layer.weight].storage
         data: TensorData = Turned(weight.emitted()) if layer.inputs_first else weight.emitted()
-        (node, place), sign = layer.bias, 1
+        node, place = layer.bias
         readers = self.flow.users.get(layer.node.output, [])
         given = node.args[place] if place < len(node.args) else None
-        if given is None and len(readers) == 1 and readers[0] in dict(self.flow.norms):
-            node, place, sign = readers[0], 3, -1
+        if isinstance(given, Value):  # zeros, spread
+            self.rewriter.drop_operand(node, place)
+            given = None
+        if given is None and len(readers) == 1 and readers[0] in self.norms:
+            node, place = readers[0], 3
         elif given is None:
             origin = self.graph.weights[layer.weight].origin
             empty = Zeros((len(rows),), weight.data.dtype)
             name = self.rewriter.add_operand(node, place, empty, beside=layer.weight, origin=origin)
             self.reads[name] += 1
             self.added.append((node, place, 0, layer.outside))
+        sign = -1 if node.op == "onnx.BatchNormalization" else 1
         name = self.rewriter.own_operand(node, place, self.reads)
         target = self.graph.weights[name].storage
         shifted = Shifted(target.emitted(), data, constants, layer.groups, sign)
@@ -90,6 +95,8 @@ class OnnxCutter:
         if inside.all() and outside.all():
             return
         self.report["layers"][name] = [len(inside), int(inside.sum()), len(outside), int(outside.sum())]
+        if len(layer.node.args) > 2 and isinstance(layer.node.args[2], Value) and not outside.all():
+            self.rewriter.drop_operand(layer.node, 2)
         first, second = (inside, outside) if layer.inputs_first else (outside, inside)
         grid = layer.grid(second)
         groups = [group for group in range(layer.groups) if grid[group].any()]

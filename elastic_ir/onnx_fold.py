@@ -14,6 +14,7 @@ from elastic_ir.onnx_layers import (
     plain_gemm,
     weight_name,
     weight_readers,
+    zero_bias,
 )
 from elastic_ir.recipes import Norm, NormBias, ScaledRows, Turned, with_values
 from elastic_ir.rewriter import Rewriter
@@ -81,7 +82,7 @@ def _why_not(norm: Node, graph: Graph, users: dict[Value, list[Node]], readers: 
         return f"{layer} is used more than once"
     count = graph.weights[str(weight_name(norm.args[3]))].shape
     bias = before.args[2] if len(before.args) > 2 else None
-    if bias is not None:
+    if bias is not None and not zero_bias(before, users):
         name = weight_name(bias)
         if name is None or graph.weights[name].shape not in (count, (1, *count)):
             return f"the bias of {layer} is no weight of its own"
@@ -125,6 +126,8 @@ def _shift(
     layer: Node, norm: Node, parts: Norm, graph: Graph, rewriter: Rewriter, reads: Counter[str]
 ) -> None:
     """Give the layer the bias that the norm leaves."""
+    if len(layer.args) > 2 and isinstance(layer.args[2], Value):
+        rewriter.drop_operand(layer, 2)
     if len(layer.args) > 2 and layer.args[2] is not None:
         bias = graph.weights[rewriter.own_operand(layer, 2, reads)]
         old = bias.storage.emitted()

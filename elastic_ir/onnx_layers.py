@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from elastic_ir.graph import Argument, Graph, Node, Value, WeightRef
+from elastic_ir.graph import Argument, Graph, Literal, Node, Value, WeightRef
 
 #: A weight's readers: node and place of the operand.
 Readers = list[tuple[Node, int]]
@@ -46,6 +46,15 @@ def label(node: Node) -> str:
     """A layer's name for a reader: the path of its weight, else the node's name."""
     names = [name.rpartition(".")[0] for name in node.weight_names()]
     return (names and names[0]) or f"%{node.name}"
+
+
+def zero_bias(node: Node, users: dict[Value, list[Node]]) -> bool:
+    """Whether a layer's bias is a zero that is spread for it alone: as good as none, and so PyTorch exports some."""
+    given = node.args[2] if len(node.args) == 3 else None
+    if not isinstance(given, Value) or given.node.op != "onnx.Expand" or len(users.get(given, ())) != 1:
+        return False
+    filler = given.node.args[0]
+    return not given.node.operands() and isinstance(filler, Literal) and not any(filler.values)
 
 
 def plain_gemm(node: Node) -> bool:
