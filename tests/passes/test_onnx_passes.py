@@ -106,6 +106,23 @@ def test_compact_as_from_pytorch(bias: float, tmp_path: Path) -> None:
         assert np.abs(result - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+def test_dead_units_go(tmp_path: Path) -> None:
+    model = trained(cifar_resnet(20))
+    with torch.no_grad():
+        for path in ("layer1.1", "layer3.2"):
+            model.get_parameter(f"{path}.conv2.weight").zero_()
+            norm = model.get_submodule(f"{path}.bn2")
+            assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
+            norm.bias.zero_()
+            norm.running_mean.zero_()
+    save_onnx(eir.trace(model), tmp_path / "m.onnx")
+    source = eir.load(tmp_path / "m.onnx", mask_from_zeros=True)
+    after = Compact().run(source)
+    assert after.metadata["compact"]["units"] == ["layer1.1", "layer3.2"]
+    assert after.depth == 16 and [len(stage) for stage in after.stages] == [2, 3, 2]
+    check_same(source, after, tmp_path)
+
+
 class Convolutions(nn.Module):
     """Groups, skips, a transposed convolution, two norms, a resize and a flatten."""
 
