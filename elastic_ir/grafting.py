@@ -98,11 +98,11 @@ def _take_nodes(graph: Graph, reference: Graph, structure: Structure) -> int:
     nodes: dict[Node, Node] = {}
     with Rewriter(graph) as rewriter:
         for node in reversed(graph.nodes):
-            rewriter.erase(node)
+            rewriter._unlink(node)
         for node in reference:
             last = graph._root._prev
             assert last is not None
-            nodes[node] = rewriter.insert(copy_node(node, values), after=last)
+            nodes[node] = rewriter._link(copy_node(node, values), after=last)
         graph._structure = copy_structure(structure, values, nodes)
         for container in graph._structure.containers:
             if (container.path, container.prefix) in counts:

@@ -64,6 +64,10 @@ class Literal:
     values: tuple[bool | int | float, ...]  #: flat, in C order
 
 
+#: The origin of a node that a pass has made, and that is no copy of one of the source's.
+FRESH = "new"
+
+
 @dataclass(eq=False)
 class Value:
     """The result of one node; ``type`` is None for what is no tensor (a size, a tuple) or is not known."""

@@ -7,11 +7,12 @@ edits, masks, ties and the table of which weights lie in which block stay in ste
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from elastic_ir.errors import VerifyError
-from elastic_ir.graph import Argument, Graph, Node, TensorType, Value, WeightRef
+from elastic_ir.graph import FRESH, Argument, Graph, Node, TensorType, Value, WeightRef
+from elastic_ir.structure import Block
 from elastic_ir.tensors import Mask, TensorData
 from elastic_ir.weights import Storage, Weight
 
@@ -23,6 +24,8 @@ class LayerEdits:
     _weights_of: dict[str, list[str]]
     _names_of: dict[int, set[str]]
     _users: dict[Value, dict[Node, None]]
+    _blocks_of: dict[Node, list[Block]] | None
+    _layers_changed: bool
 
     def _owner(self, name: str) -> str | None:
         raise NotImplementedError
@@ -31,6 +34,9 @@ class LayerEdits:
         raise NotImplementedError
 
     def erase(self, node: Node) -> None:
+        raise NotImplementedError
+
+    def insert(self, node: Node, *, after: Node) -> Node:
         raise NotImplementedError
 
     def set_attributes(self, node: Node, **attributes: Argument) -> None:
@@ -42,12 +48,92 @@ class LayerEdits:
         self.graph.metadata["edited_layers"] = True  # emission brings the source's own layers into step
 
     def become(self, node: Node, op: str, attributes: Mapping[str, Argument] | None = None) -> None:
-        """Turn a layer into one of another kind without weights, in its place and under its path."""
+        """Turn a layer into one of another kind without weights, in its place.
+
+        It keeps its path, unless other nodes run the same module (one ReLU for a whole block): then it gets one beside.
+        """
         for name in list(node.weights.values()):
             self.remove_weight(name)
         node.weights = {}
+        if node.kind == "module" and any(
+            other is not node and other.kind == "module" and other.scope == node.scope for other in self.graph
+        ):
+            node.scope, node.origin = self.fresh_path(node.scope), FRESH
+            self._list_module(node.scope)
+            self.graph.metadata["rewired"] = True
         node.op, node.attributes = op, dict(attributes or {})
         self.graph.metadata["edited_layers"] = True
+
+    def insert_layer(
+        self, op: str, value: Value, *, path: str, attributes: Mapping[str, Argument],
+        weights: Mapping[str, TensorData] | None = None, buffers: Collection[str] = (), beside: str = "",
+        prunable: Collection[str] = (), behind: Node | None = None,
+    ) -> Node:  # fmt: skip
+        """Put a new layer (``nn.Conv2d``) on a value, and let everything that read the value read its result.
+
+        ``path`` is what the module is called; where that is taken, a number is put behind. ``weights`` are its tensors
+        by role, those in ``buffers`` no parameters, those in ``prunable`` the weights of layers; they are listed behind
+        the weight ``beside``, which is their recorded origin. ``behind`` is the node after which it runs, where the
+        value is not all that it waits for. The result's type is the value's; change it by :meth:`set_shape`.
+        """
+        path = self.fresh_path(path)
+        node = Node(path, op, (value,), kind="module", attributes=attributes, scope=path, origin=FRESH)
+        node.output.type = value.type
+        for role, data in (weights or {}).items():
+            name = f"{path}.{role}"
+            fresh = Weight(
+                name,
+                Storage(data),
+                self.graph.weights[beside].origin,
+                role not in buffers,
+                True,
+                role in prunable,
+            )
+            self._list_weight(fresh, beside)
+            node.weights[role] = beside = name
+        self._list_module(path)
+        self.insert(node, after=behind or value.node)
+        self.replace_uses(value, node.output)
+        self._layers_changed = True
+        return node
+
+    def insert_call(
+        self, op: str, args: tuple[Argument, ...], *, like: Value, behind: Node, kind: str = "function",
+        kwargs: Mapping[str, Argument] | None = None,
+    ) -> Node:  # fmt: skip
+        """Put a function or method call behind a node; its result is of the type of ``like``, and not read yet."""
+        node = Node(op.rpartition(".")[2], op, args, kwargs, kind=kind, scope=behind.scope)
+        if behind.kind == "module":
+            node.scope = behind.scope.rpartition(".")[0]
+        node.output.type, node.output.is_tensor = like.type, like.is_tensor
+        return self.insert(node, after=behind)
+
+    def add_buffer(self, name: str, data: TensorData, *, beside: str, persistent: bool = False) -> str:
+        """A tensor that no source has (a ghost's factor), listed behind a weight, which is its recorded origin."""
+        if name in self.graph.weights:
+            raise VerifyError(f"there is a weight {name!r} already")
+        origin = self.graph.weights[beside].origin
+        self._list_weight(Weight(name, Storage(data), origin, False, persistent), beside)
+        return name
+
+    def fresh_path(self, path: str) -> str:
+        """A module's path that nothing has: the one given, or with the first number behind it that is free."""
+        parent, _, last = path.rpartition(".")
+        taken = set(self.graph.metadata.get("modules", {}).get(parent, ()))
+        taken |= {node.scope[len(parent) + bool(parent) :].partition(".")[0] for node in self.graph
+                  if not parent or node.scope.startswith(f"{parent}.")}  # fmt: skip
+        name, count = last, 1
+        while name in taken:
+            count += 1
+            name = f"{last}_{count}"
+        return f"{parent}.{name}" if parent else name
+
+    def _list_module(self, path: str) -> None:
+        """Enter a module into the front end's list, behind its siblings."""
+        listed = self.graph.metadata.get("modules")
+        if listed is not None:
+            parent, _, last = path.rpartition(".")
+            self.graph.metadata["modules"] = {**listed, parent: [*listed.get(parent, ()), last], path: []}
 
     def set_operand(self, node: Node, place: int, operand: Argument) -> None:
         """Give a node another weight or literal as an operand; places before it that it lacks are left out."""
@@ -56,6 +142,7 @@ class LayerEdits:
             raise VerifyError(f"operand {place} of %{node.name} is a value; replace its uses instead")
         args[place] = operand
         node.args = tuple(args)
+        self.graph.metadata["rewired"] = True
 
     def drop_operand(self, node: Node, place: int) -> None:
         """Let a node do without its last operand, a value; what computed it goes where nobody else reads it."""
@@ -65,28 +152,36 @@ class LayerEdits:
         node.args = node.args[:-1]
         if value not in node.operands():
             self._users.get(value, {}).pop(node, None)
+        self.graph.metadata["rewired"] = True
         if not self._users.get(value):
-            self._leave_blocks(value.node)
             self.erase(value.node)
 
     def dissolve(self, node: Node, into: Value) -> None:
-        """Take out a node that another one has become part of; its readers read that one's result."""
-        old = node.output
-        self.replace_uses(old, into)
-        structure = self.graph._structure
-        for stage in structure.stages if structure is not None else ():
-            for block in stage.all_blocks:
-                if block.output is old:
-                    block.output = into
-        self._leave_blocks(node)
+        """Take out a node that does nothing any more; its readers and its block's output become ``into``."""
+        self.replace_uses(node.output, into)
         self.erase(node)
 
+    def _memberships(self) -> dict[Node, list[Block]]:
+        """For each node the blocks that it lies in."""
+        if self._blocks_of is None:
+            self._blocks_of = {}
+            structure = self.graph._structure
+            for stage in structure.stages if structure is not None else ():
+                for block in stage.all_blocks:
+                    for node in block.nodes:
+                        self._blocks_of.setdefault(node, []).append(block)
+        return self._blocks_of
+
+    def _join_blocks(self, node: Node, beside: Node) -> None:
+        blocks = self._memberships().get(beside)
+        if blocks:
+            self._memberships()[node] = list(blocks)
+            for block in blocks:
+                block.nodes.insert(block.nodes.index(beside) + 1, node)
+
     def _leave_blocks(self, node: Node) -> None:
-        structure = self.graph._structure
-        for stage in structure.stages if structure is not None else ():
-            for block in stage.all_blocks:
-                if node in block.nodes:
-                    block.nodes.remove(node)
+        for block in self._memberships().pop(node, ()):
+            block.nodes.remove(node)
 
     def set_shape(self, value: Value, shape: tuple[int, ...]) -> None:
         """Give a value another shape, and the stages whose activations it is."""

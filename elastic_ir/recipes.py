@@ -21,8 +21,22 @@ if TYPE_CHECKING:
 Columns = tuple[tuple[int, ...], ...]
 
 
+class Recipe:
+    """A tensor that is computed from others, or from nothing."""
+
+    def carried(self, moment: torch.Tensor) -> torch.Tensor | None:
+        """An optimizer's moment of the tensor that this one was made from; None where it begins anew."""
+        return None
+
+
+def _no_moments() -> EmitError:
+    return EmitError(
+        "fold-batchnorm has rescaled the weights, and an optimizer's state cannot follow; train before folding"
+    )
+
+
 @dataclass(frozen=True)
-class Selected:
+class Selected(Recipe):
     """The tensor cut to some rows (axis 0) and columns (axis 1); None keeps all of an axis.
 
     ``columns`` has one list for each group of the result; the rows are shared out among the groups in equal runs.
@@ -49,12 +63,15 @@ class Selected:
         table = index_tables(self.data.shape, self.rows, self.columns)
         yield np.ascontiguousarray(_raw(self.data)[table]).reshape(-1).data
 
-    def follow(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Another tensor of the uncut shape (a moment of an optimizer), cut in the same way."""
+    def carried(self, moment: torch.Tensor) -> torch.Tensor | None:
+        """The moment cut as the tensor is."""
         import torch
 
-        table = index_tables(tuple(tensor.shape), self.rows, self.columns)
-        return tensor[tuple(torch.from_numpy(part).to(tensor.device) for part in table)]
+        inner = carried(self.data, moment)
+        if inner is None or tuple(inner.shape) != self.data.shape:
+            return None
+        table = index_tables(tuple(inner.shape), self.rows, self.columns)
+        return inner[tuple(torch.from_numpy(part).to(inner.device) for part in table)]
 
 
 def index_tables(
@@ -71,7 +88,7 @@ def index_tables(
 
 
 @dataclass(frozen=True)
-class Taken:
+class Taken(Recipe):
     """The tensor cut to some places along one axis."""
 
     data: TensorData
@@ -95,7 +112,7 @@ class Taken:
 
 
 @dataclass(frozen=True)
-class Turned:
+class Turned(Recipe):
     """A matrix with its axes swapped."""
 
     data: TensorData
@@ -140,7 +157,7 @@ def select_mask(mask: Mask, rows: tuple[int, ...] | None, columns: Columns | Non
 
 
 @dataclass(frozen=True)
-class Zeros:
+class Zeros(Recipe):
     """A tensor of zeros, for a bias that a layer did not have."""
 
     shape: tuple[int, ...]
@@ -167,7 +184,7 @@ def _written(tensor: torch.Tensor, dtype: str) -> Iterator[memoryview]:
 
 
 @dataclass(frozen=True)
-class Shifted:
+class Shifted(Recipe):
     """``base + sign * (weight applied to constant input channels)``: what those channels gave to every row."""
 
     base: TensorData
@@ -187,6 +204,9 @@ class Shifted:
     def chunks(self) -> Iterator[memoryview]:
         shift = contribution(_double(self.weight), self.constants, self.groups)
         yield from _written(_double(self.base) + self.sign * shift, self.dtype)
+
+    def carried(self, moment: torch.Tensor) -> torch.Tensor | None:
+        return carried(self.base, moment)
 
 
 def contribution(weight: torch.Tensor, constants: tuple[float, ...], groups: int) -> torch.Tensor:
@@ -223,7 +243,7 @@ class Norm:
 
 
 @dataclass(frozen=True)
-class ScaledRows:
+class ScaledRows(Recipe):
     """A weight with each row scaled as the batch norm behind it would scale its channel; zeros stay zeros."""
 
     data: TensorData
@@ -242,9 +262,12 @@ class ScaledRows:
         factors = self.norm.factors().reshape(-1, *[1] * (weight.ndim - 1))
         yield from _written(weight * factors, self.dtype)
 
+    def carried(self, moment: torch.Tensor) -> torch.Tensor | None:
+        raise _no_moments()
+
 
 @dataclass(frozen=True)
-class NormBias:
+class NormBias(Recipe):
     """The bias of a layer that has taken over the batch norm behind it."""
 
     bias: TensorData | None
@@ -258,9 +281,12 @@ class NormBias:
     def chunks(self) -> Iterator[memoryview]:
         yield from _written(self.norm.offsets(self.bias), self.dtype)
 
+    def carried(self, moment: torch.Tensor) -> torch.Tensor | None:
+        raise _no_moments()
+
 
 @dataclass(frozen=True)
-class Scaled:
+class Scaled(Recipe):
     """A tensor times a number."""
 
     data: TensorData
@@ -277,29 +303,16 @@ class Scaled:
     def chunks(self) -> Iterator[memoryview]:
         yield from _written(_double(self.data) * self.factor, self.dtype)
 
-
-def is_recipe(data: TensorData) -> bool:
-    """Whether a tensor is computed from others."""
-    return isinstance(data, (Selected, Shifted, Zeros, ScaledRows, NormBias, Scaled))
+    def carried(self, moment: torch.Tensor) -> torch.Tensor | None:
+        """The moment as it is: the gradient of a smaller step is smaller by what the weight is."""
+        return carried(self.data, moment)
 
 
 def carried(data: TensorData, moment: torch.Tensor) -> torch.Tensor | None:
-    """An optimizer's moment of the source tensor, cut as the tensor was; None for a tensor that is new.
+    """An optimizer's moment of the source tensor, changed as the tensor was; None where it does not fit.
 
     Raises EmitError where the tensor was rescaled: its moments belong to another parametrisation.
     """
-    if isinstance(data, Selected):
-        inner = carried(data.data, moment)
-        return data.follow(inner) if inner is not None and tuple(inner.shape) == data.data.shape else None
-    if isinstance(data, Shifted):
-        return carried(data.base, moment)
-    if isinstance(
-        data, Scaled
-    ):  # the gradient of a smaller step is smaller by what the weight is; moments go on
-        return carried(data.data, moment)
-    if isinstance(data, (ScaledRows, NormBias)):
-        raise EmitError(
-            "fold-batchnorm has rescaled the weights, and an optimizer's state cannot follow; train before folding"
-        )
-    fits = not isinstance(data, Zeros) and tuple(moment.shape) == data.shape
-    return moment if fits else None
+    if isinstance(data, Recipe):
+        return data.carried(moment)
+    return moment if tuple(moment.shape) == data.shape else None

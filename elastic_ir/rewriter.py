@@ -14,14 +14,15 @@ from types import TracebackType
 from typing import Protocol
 
 from elastic_ir.cloner import copy_node
-from elastic_ir.discovery.depth import longest_path
+from elastic_ir.discovery.depth import longest_path, path_lengths
 from elastic_ir.errors import StructureError, VerifyError
-from elastic_ir.graph import Argument, Graph, Node, Value, WeightRef, map_argument
+from elastic_ir.graph import Argument, Graph, Node, Value, map_argument
 from elastic_ir.layer_edits import LayerEdits
-from elastic_ir.naming import head_in, name_nodes, rename_path
+from elastic_ir.naming import name_nodes, rename_path
+from elastic_ir.renumbering import Renumbering
 from elastic_ir.structure import Block, Child, Container, Stage, Structure, Unit
 from elastic_ir.tensors import Mask, TensorData
-from elastic_ir.weights import Storage, Weight
+from elastic_ir.weights import Storage
 
 
 class Listener(Protocol):
@@ -33,7 +34,7 @@ class Listener(Protocol):
     def block_deleted(self, block: Block) -> None: ...
 
 
-class Rewriter(LayerEdits):
+class Rewriter(LayerEdits, Renumbering):
     """Edits one graph in place; use it as a context manager, which names and checks what was made at its end."""
 
     def __init__(self, graph: Graph, *listeners: Listener) -> None:
@@ -62,6 +63,8 @@ class Rewriter(LayerEdits):
             if owner is not None:
                 self._weights_of.setdefault(owner, []).append(name)
         self._fresh = 0
+        self._layers_changed = False
+        self._blocks_of: dict[Node, list[Block]] | None = None  # made when first asked for
         self._copied_from: dict[str, str] = {}  # a clone's provisional path -> the path it was copied from
 
     def __enter__(self) -> Rewriter:
@@ -84,7 +87,12 @@ class Rewriter(LayerEdits):
         return tuple(self._users.get(value, ()))
 
     def insert(self, node: Node, *, after: Node) -> Node:
-        """Link a new node into the graph behind another."""
+        """Link a new node into the graph behind another, whose block it joins; nothing reads its result yet."""
+        self.graph.metadata["rewired"] = True
+        self._join_blocks(node, after)
+        return self._link(node, after)
+
+    def _link(self, node: Node, after: Node) -> Node:
         self.graph._link(node, after)
         self._note_operands(node)
         for listener in self.listeners:
@@ -99,6 +107,11 @@ class Rewriter(LayerEdits):
                 f"node %{node.name} cannot be erased: its result is read by %{readers[0].name}; "
                 "replace its uses first"
             )
+        self.graph.metadata["rewired"] = True
+        self._leave_blocks(node)
+        self._unlink(node)
+
+    def _unlink(self, node: Node) -> None:
         for value in node.operands():
             self._users.get(value, {}).pop(node, None)
         self._users.pop(node.output, None)
@@ -107,16 +120,26 @@ class Rewriter(LayerEdits):
             listener.node_erased(node)
 
     def replace_uses(self, old: Value, new: Value) -> None:
-        """Let every reader of ``old`` read ``new``."""
+        """Let every reader of ``old`` read ``new``; blocks that took or gave ``old`` take or give ``new``.
+
+        What computes ``new`` goes on reading ``old`` if it did, so a node inserted behind a value can take its place.
+        """
+        self.graph.metadata["rewired"] = True
         for reader in self.users(old):
-            self._rewire(reader, old, new)
+            if reader is not new.node:
+                self._rewire(reader, old, new)
         for block in self._stage_of:
             if block.input is old:
                 block.input = new
+            if block.output is old:
+                block.output = new
+
+    def rewire(self, reader: Node, old: Value, new: Value) -> None:
+        """Let one node read ``new`` where it read ``old``."""
+        self.graph.metadata["rewired"] = True
+        self._rewire(reader, old, new)
 
     def _rewire(self, reader: Node, old: Value, new: Value) -> None:
-        """Let one node read ``new`` where it read ``old``."""
-
         def change(leaf: Argument) -> Argument:
             return new if leaf is old else leaf
 
@@ -175,6 +198,7 @@ class Rewriter(LayerEdits):
         """
         stage = self._stage_of[after]
         container = stage.container
+        self._blocks_of = None
         if self._stage_of[block] is not stage:
             raise StructureError(f"{block.path} cannot be cloned behind {after.path}: they are of two stages")
         renames: dict[str, str] = {}
@@ -235,7 +259,7 @@ class Rewriter(LayerEdits):
         for node in block.nodes:
             twin = copy_node(node, values, renames)
             twin.scope = rename_path(node.scope, renames)
-            last = self.insert(twin, after=last)
+            last = self._link(twin, after=last)
             clone.nodes.append(twin)
         clone.output = values[block.output]
         fresh = set(clone.nodes)
@@ -257,6 +281,7 @@ class Rewriter(LayerEdits):
     def delete_block(self, block: Block) -> None:
         """Delete a free block with all that is its own; what read its output reads its input instead."""
         stage = self._stage_of[block]
+        self._blocks_of = None
         if block is stage.entry:
             raise StructureError(f"{block.path} is the entry of stage {stage.name!r} and cannot be deleted")
         if block.nodes:
@@ -271,7 +296,7 @@ class Rewriter(LayerEdits):
                 if other.input is old:
                     other.input = new
             for node in reversed(block.nodes):
-                self.erase(node)
+                self._unlink(node)
         for child in block.children:
             for name in self._weights_of.pop(child.path, ()):
                 weight = self.graph.weights.pop(name)
@@ -301,115 +326,21 @@ class Rewriter(LayerEdits):
     # -- the end ---------------------------------------------------------------------------------------------------
 
     def commit(self) -> None:
-        """Number the children of touched containers afresh and rename what lies in them."""
-        renames: dict[str, str] = {}
-        for container in self._touched:
-            for index, child in enumerate(container.children):
-                renames[child.path] = container.child_path(index)
-        if self._touched:
+        """Rename what was cloned or moved, measure the depth of what was changed, and name the nodes."""
+        touched = bool(self._touched)
+        if touched:
             self.graph.reference = None  # what stood at its positions does not stand there any more
-            self._rename_weights(renames)
-            self._list_modules(renames)
-            for container in self._touched:
-                for child in container.children:
-                    child.path = renames[child.path]
-            self._rename_structure({old: new for old, new in renames.items() if old != new})
-            self._touched.clear()
-            self._copied_from.clear()
-            if len(self.graph) and self.graph.structure.depth is not None:
-                # not a sum: of parallel branches (HRNet) only the longest counts
-                self.graph.structure.depth = longest_path(self.graph)
+            self._renumber()
+        structure = self.graph._structure
+        if len(self.graph) and structure is not None and structure.depth is not None:
+            if self._layers_changed:
+                lengths = path_lengths(self.graph)
+                for stage in structure.stages:
+                    for block in stage.all_blocks:
+                        if block.input in lengths and block.output in lengths:
+                            block.layers = lengths[block.output] - lengths[block.input]
+                structure.depth = longest_path(self.graph, lengths)
+                self._layers_changed = False
+            elif touched:  # not a sum: of parallel branches (HRNet) only the longest counts
+                structure.depth = longest_path(self.graph)
         name_nodes(self.graph)
-
-    def _rename_weights(self, renames: dict[str, str]) -> None:
-        """Rename the weights and put them into the order of the natively built network's state dict."""
-        old_weights = self.graph.weights
-        container_of = {child.path: box for box in self._touched for child in box.children}
-        by_child: dict[str, list[Weight]] = {path: [] for path in container_of}
-        plan: list[Weight | Container] = []
-        begun: set[Container] = set()
-        changed: dict[str, str] = {}
-        for name, weight in old_weights.items():
-            owner = self._owner(name)
-            if owner is None or owner not in container_of:
-                plan.append(weight)
-                continue
-            by_child[owner].append(weight.renamed(renames[owner] + name[len(owner) :]))
-            if by_child[owner][-1].name != name:
-                changed[name] = by_child[owner][-1].name
-            if container_of[owner] not in begun:
-                begun.add(container_of[owner])
-                plan.append(container_of[owner])
-        fresh: dict[str, Weight] = {}
-        for item in plan:
-            group = (
-                [w for c in item.children for w in by_child[c.path]]
-                if isinstance(item, Container)
-                else [item]
-            )
-            for weight in group:
-                if weight.name in fresh:
-                    raise VerifyError(f"two weights would be named {weight.name!r}")
-                fresh[weight.name] = weight
-        self.graph.weights = fresh
-        moved = {old: new for old, new in renames.items() if old != new}
-
-        def change(leaf: Argument) -> Argument:
-            return (
-                WeightRef(changed[leaf.name])
-                if isinstance(leaf, WeightRef) and leaf.name in changed
-                else leaf
-            )
-
-        for node in self.graph:
-            node.scope = rename_path(node.scope, moved)
-            if changed:
-                node.weights = {role: changed.get(name, name) for role, name in node.weights.items()}
-                node.args = map_argument(node.args, change)
-                node.kwargs = map_argument(node.kwargs, change)
-
-    def _list_modules(self, renames: dict[str, str]) -> None:
-        """Keep the front end's list of registered modules in step with the containers."""
-        listed: dict[str, list[str]] | None = self.graph.metadata.get("modules")
-        if listed is None:
-            return
-        below: dict[str, list[tuple[str, list[str]]]] = {}
-        fresh: dict[str, list[str]] = {}
-        stems = {container.path for container in self._touched}
-        heads = {self._copied_from.get(path, path) for path in renames}
-        deleted = {
-            f"{box.path}.{name}" if box.path else name
-            for box in self._touched
-            for name in listed.get(box.path, ())
-            if name.startswith(box.prefix) and name[len(box.prefix) :].isdigit()
-        }
-        for path, names in listed.items():
-            head = head_in(path, heads | deleted)
-            if head is not None:
-                below.setdefault(head, []).append((path[len(head) :], names))
-            elif path not in stems:
-                fresh[path] = names
-        for container in self._touched:
-            lead = len(container.path) + 1 if container.path else 0
-            names = [renames[child.path][lead:] for child in container.children]
-            if not container.native:  # other children stand beside the series; it keeps its place among them
-                old = listed.get(container.path, [])
-                members = [
-                    n for n in old if n.startswith(container.prefix) and n[len(container.prefix) :].isdigit()
-                ]
-                at = old.index(members[0])
-                others = [n for n in old if n not in members]
-                names = [*others[:at], *names, *others[at:]]
-            fresh[container.path] = names
-            for child in container.children:
-                for rest, inner in below.get(self._copied_from.get(child.path, child.path), ()):
-                    fresh[renames[child.path] + rest] = inner
-        self.graph.metadata["modules"] = fresh
-
-    def _rename_structure(self, moved: dict[str, str]) -> None:
-        structure = self.graph.structure
-        for stage in structure.stages:
-            if stage.transition is not None:
-                stage.transition = rename_path(stage.transition, moved)
-        structure.stem = tuple(rename_path(path, moved) for path in structure.stem)
-        structure.head = tuple(rename_path(path, moved) for path in structure.head)

@@ -7,16 +7,16 @@ read from a file needs neither its class nor a pickle. Functions are looked up b
 from __future__ import annotations
 
 import copy
-import inspect
 import keyword
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from elastic_ir.emit.layers import build_layer
 from elastic_ir.errors import EmitError
 from elastic_ir.functions import method_allowed, resolve_function, resolve_symbol
-from elastic_ir.graph import Graph, Node, Symbol, Value, WeightRef
+from elastic_ir.graph import FRESH, Graph, Node, Symbol, Value, WeightRef
 from elastic_ir.weights import Weight
 
 _ATTRIBUTES = {
@@ -165,7 +165,7 @@ def _emit(node: Node, made: fx.Graph, values: dict[Value, fx.Node], trusted: boo
 
 def _leaf(node: Node, live: nn.Module | None, origins: dict[str, str], graph: Graph) -> nn.Module:
     """A leaf module without meaningful tensors: a copy of the live one, or one built from its configuration."""
-    if live is not None:
+    if live is not None and node.origin != FRESH:
         path = node.scope
         for role, name in node.weights.items():
             path = origins[name][: -len(role) - 1]
@@ -175,24 +175,13 @@ def _leaf(node: Node, live: nn.Module | None, origins: dict[str, str], graph: Gr
         module = live.get_submodule(path)
         memo: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
         return copy.deepcopy(module, memo)
-    kind = getattr(nn, node.op.removeprefix("nn."), None) if node.op.startswith("nn.") else None
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise EmitError(
-            f"node %{node.name}: {node.op} is no layer of torch.nn, so it cannot be built from the file"
-        )
-    accepted = inspect.signature(kind.__init__).parameters
-    options = {
-        key: resolve_symbol(value.name) if isinstance(value, Symbol) else value
-        for key, value in node.attributes.items()
-        if key in accepted
-    }
-    with torch.device("meta"):
-        return kind(**options)
+    return build_layer(node)
 
 
 def _origin_path(path: str, graph: Graph) -> str:
     """Where a module without weights stood in the source."""
-    for container in graph.structure.containers:
+    structure = graph._structure
+    for container in structure.containers if structure is not None else ():
         for child in container.children:
             if path == child.path or path.startswith(child.path + "."):
                 return child.origin + path[len(child.path) :]

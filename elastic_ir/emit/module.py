@@ -23,6 +23,7 @@ from elastic_ir.emit.respread import respread_constants
 from elastic_ir.emit.wiring import follows_plan, has_long_skips
 from elastic_ir.errors import EmitError
 from elastic_ir.graph import Graph
+from elastic_ir.naming import head_in
 from elastic_ir.structure import Container
 from elastic_ir.tensors import ShapeOnly
 from elastic_ir.torch_bridge import to_torch
@@ -43,13 +44,18 @@ def to_module(graph: Graph, masked: bool = True) -> nn.Module:
         return _finish(build_onnx_module(graph), graph, masked)
     structure = graph._structure
     touched = [c for c in structure.containers if _changed(c)] if structure is not None else []
+    rewired = bool(graph.metadata.get("rewired"))
     if live is not None and all(container.native and _iterates(container, live) for container in touched):
-        module = _finish(_refill(graph, live, touched), graph, masked)
-        if not touched or not len(graph) or not has_long_skips(graph, touched) or follows_plan(module, graph):
-            return module
         why = "gets a skip from one of the units of {}, and would take it from another one now"
+        if not rewired or _same_weights(graph, live, touched):
+            module = _finish(_refill(graph, live, touched), graph, masked)
+            skips = bool(touched) and len(graph) > 0 and has_long_skips(graph, touched)
+            if not (rewired or skips) or follows_plan(module, graph, exact=rewired):
+                return module
     else:
         why = "names the units of {} one by one"
+    if rewired:
+        why = "computes something else than the graph does, which a pass has rewired"
     if len(graph) and graph.metadata.get("frontend") == "fx":
         from elastic_ir.emit.graph_module import build_graph_module
 
@@ -64,6 +70,31 @@ def to_module(graph: Graph, masked: bool = True) -> nn.Module:
         f"{graph.name} was read without its network, so there is no module to emit; pass --arch SOURCE "
         "(arch=...), or write a state dict (.pt, .safetensors)"
     )
+
+
+def _same_weights(graph: Graph, live: nn.Module, touched: list[Container]) -> bool:
+    """Whether the source's class, its containers re-filled, has the graph's weights: none new, none gone."""
+    copies: dict[str, list[str]] = {}
+    for container in touched:
+        for child in container.children:
+            copies.setdefault(child.origin, []).append(child.path)
+    expected: set[str] = set()
+    heads = set(copies)
+    names = (live.named_parameters(remove_duplicate=False), live.named_buffers(remove_duplicate=False))
+    for name, _ in itertools.chain(*names):
+        head = head_in(name, heads)
+        if head is not None:
+            expected.update(path + name[len(head) :] for path in copies[head])
+        elif not any(_in_series(name, container) for container in touched):
+            expected.add(name)
+    return expected == graph.weights.keys()
+
+
+def _in_series(name: str, container: Container) -> bool:
+    """Whether a weight lies in one of a container's numbered children, of those that are gone too."""
+    head = f"{container.path}." if container.path else ""
+    step = name[len(head) :].partition(".")[0] if name.startswith(head) else ""
+    return step.startswith(container.prefix) and step[len(container.prefix) :].isdigit()
 
 
 def _finish(module: nn.Module, graph: Graph, masked: bool) -> nn.Module:

@@ -8,7 +8,7 @@ from typing import Any
 from elastic_ir.errors import EmitError
 from elastic_ir.graph import Graph
 from elastic_ir.naming import module_order
-from elastic_ir.recipes import carried, is_recipe
+from elastic_ir.recipes import Recipe, carried
 from elastic_ir.weights import Weight
 
 
@@ -88,7 +88,7 @@ def remap_optimizer_state(graph: Graph, state: Mapping[str, Any], names: Sequenc
 def _cut(weight: Weight, moments: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """Moments cut as their weight was; None where they do not fit it, and the optimizer starts anew."""
     data = weight.storage.data
-    if moments is None or not is_recipe(data):
+    if moments is None or not isinstance(data, Recipe):
         return moments
     cut: dict[str, Any] = {}
     for key, value in moments.items():

@@ -11,7 +11,7 @@ import hashlib
 
 from torch import nn
 
-from elastic_ir.graph import Graph, Node, Value
+from elastic_ir.graph import Argument, Graph, Node, Value, map_argument
 from elastic_ir.structure import Container
 
 
@@ -41,26 +41,33 @@ def has_long_skips(graph: Graph, touched: list[Container]) -> bool:
     return False
 
 
-def follows_plan(module: nn.Module, graph: Graph) -> bool:
+def follows_plan(module: nn.Module, graph: Graph, *, exact: bool = False) -> bool:
     """Whether a module, traced as its source was, computes its outputs from the same weights in the same way.
 
-    Where it cannot be traced again, it is not known to follow the plan.
+    ``exact`` compares the constants in the calls too. Where it cannot be traced again, it is not known to follow the
+    plan.
     """
     try:
         found = graph.origin.retrace(module, graph.metadata["frontend"])
     except Exception:  # a tracer may raise anything
         return False
-    return _wiring(found) == _wiring(graph)
+    return _wiring(found, exact) == _wiring(graph, exact)
 
 
-def _wiring(graph: Graph) -> list[str]:
-    """A hash of each output's history: operations, weights by name, and what reads what; no literals."""
+def _wiring(graph: Graph, exact: bool) -> list[str]:
+    """A hash of each output's history: operations, weights by name, and what reads what; literals if wanted."""
     digests: dict[Value, str] = {}
     ends = []
     for node in graph:
         text = [node.name if node.kind == "input" else node.op, *node.weight_names()]
         text += [digests[value] for value in node.operands()]
+        if exact:
+            text.append(repr(map_argument((node.args, node.kwargs), _plain)))
         digests[node.output] = hashlib.sha256("\n".join(text).encode()).hexdigest()
         if node.kind == "output":
             ends.append(digests[node.output])
     return ends
+
+
+def _plain(leaf: Argument) -> Argument:
+    return "value" if isinstance(leaf, Value) else leaf
