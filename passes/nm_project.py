@@ -15,9 +15,9 @@ from typing import ClassVar
 
 from elastic_ir.errors import PlanError
 from elastic_ir.graph import Graph
+from elastic_ir.nm_mask import PatternMask
 from elastic_ir.onnx_layers import is_onnx, summed_axis, weight_readers
 from elastic_ir.passes.base import Pass, reasons
-from elastic_ir.nm_mask import PatternMask
 from elastic_ir.rewriter import Rewriter
 from elastic_ir.tensors import ShapeOnly
 from elastic_ir.weights import Weight
