@@ -23,6 +23,7 @@ COMMANDS = {
     "export": "Write a network as ONNX, dense or sparse.",
     "diff": "Compare two networks: stages, names, tensors.",
     "passes": "List the passes and their options.",
+    "lottery": "Find winning tickets and compare them in studies.",
 }
 MODULES = {"stretch": "resize", "squeeze": "resize"}
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from elastic_ir.structure import Structure
 
 ABSENT = "-"
+_EVERY = 30.0  #: seconds between two lines of progress where nobody looks at a terminal
 LABEL_WIDTH = len("parameters: ")  #: at least, so that facts printed one after the other stand in one column
 
 
@@ -166,3 +168,33 @@ def structure_of(graph: Graph) -> tuple[Structure | None, str]:
         return graph.structure, ""
     except StructureError as error:
         return None, str(error)
+
+
+@contextlib.contextmanager
+def progress(noun: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A function that shows how many of how many are done, with words behind: a bar on a terminal, else lines now and
+    then on standard error.
+    """
+    if not on_terminal():
+        shown = -_EVERY
+
+        def line(done: int, total: int, words: str) -> None:
+            nonlocal shown
+            if time.monotonic() - shown >= _EVERY or done == total:
+                shown = time.monotonic()
+                click.echo(f"{noun}: {done} of {total} done, {words}", err=True)
+
+        yield line
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn(noun),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns) as bar:
+        task = bar.add_task("")
+        yield lambda done, total, words: bar.update(task, completed=done, total=total, description=words)

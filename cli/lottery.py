@@ -1,0 +1,244 @@
+"""``elastic-ir lottery``: find tickets, compare them in studies, and report what was found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from elastic_ir.cli import tables
+from elastic_ir.cli.app import COMMANDS
+from elastic_ir.errors import SourceError
+
+if TYPE_CHECKING:
+    from elastic_ir.training.run import Progress
+    from elastic_ir.training.study import Study
+
+
+@click.group("lottery", short_help=COMMANDS["lottery"])
+def lottery() -> None:
+    """Find winning tickets, and compare ways of making them.
+
+    A study is one YAML file (docs/lottery.md): networks, data, methods, sparsities, seeds. Its trainings are jobs that
+    are never done twice; a killed study goes on where it was.
+    """
+
+
+def _need_extra() -> None:
+    try:
+        import lightning.pytorch  # noqa: F401
+    except ImportError as error:
+        raise SourceError(f"training needs Lightning: pip install 'elastic-ir[train]' ({error})") from error
+    except RuntimeError as error:  # torchvision beside a torch that it was not built for
+        raise SourceError(
+            f"Lightning cannot be imported, most likely because of torchvision: {error}"
+        ) from error
+
+
+STORE = click.option(
+    "--store", type=click.Path(file_okay=False), metavar="DIR", default=".lottery", show_default=True,
+    help="Where finished jobs are kept; studies that share it share their trainings.",
+)  # fmt: skip
+
+
+@lottery.command("run")
+@click.argument("study", type=click.Path())
+@STORE
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Jobs at once, each in a process.",
+)
+@click.option(
+    "--threads", type=click.IntRange(1), metavar="N", help="Threads of each job; 1 where several run at once."
+)
+@click.option(
+    "--ray", metavar="auto|ADDRESS", help="Run the jobs on a Ray cluster instead; it has to see the store."
+)
+@click.option("--dry-run", is_flag=True, help="Show what there is to do, and do nothing.")
+def run_(study: str, store: str, jobs: int, threads: int | None, ray: str | None, dry_run: bool) -> None:
+    """Do all jobs of STUDY that are not done yet."""
+    from elastic_ir.training.study import read_study
+
+    found = read_study(study)
+    if dry_run:
+        _show_plan(found, store)
+        return
+    _need_extra()
+    from elastic_ir.training.executors import Executor, Here, Processes, RayCluster
+    from elastic_ir.training.run import run
+    from elastic_ir.training.store import Store
+    from elastic_ir.training.study import runs
+
+    place = Store(store)
+    place.sweep()
+    executor: Executor
+    if ray is not None:
+        executor = RayCluster(store, ray, threads or 1)
+    elif jobs > 1:
+        executor = Processes(store, jobs, threads or 1)
+    else:
+        executor = Here(store, threads or 0)
+    with tables.progress("jobs") as bar:
+        ended = run([item.job for item in runs(found)], place, executor, lambda now: bar(*_told(now)))
+    facts = [("jobs done", f"{ended.done} of {ended.total}")]
+    facts += [("failed", f"{key}: {why}") for key, why in ended.failed.items()]
+    if ended.skipped:
+        facts.append(("skipped", f"{len(ended.skipped)} jobs that need a failed one"))
+    tables.show_facts(facts)
+    if ended.failed:
+        raise SystemExit(1)
+
+
+def _told(now: Progress) -> tuple[int, int, str]:
+    left = now.time_left
+    words = f"{len(now.running)} running, {now.total - now.done - len(now.running)} left"
+    if now.failed:
+        words += f", {len(now.failed)} failed"
+    if left is not None:
+        words += f", about {int(left // 3600)}:{int(left % 3600 // 60):02}:{int(left % 60):02} to go"
+    return now.done, now.total, words
+
+
+def _show_plan(study: Study, store: str) -> None:
+    from elastic_ir.training.jobs import in_order
+    from elastic_ir.training.store import Store
+    from elastic_ir.training.study import runs
+
+    numbers = list(runs(study))
+    jobs = in_order(item.job for item in numbers)
+    place = Store(store)
+    counts: dict[str, list[int]] = {}
+    for job in jobs:
+        entry = counts.setdefault(job.kind, [0, 0])
+        entry[0] += 1
+        entry[1] += place.has(job.key)
+    table = tables.Table(("kind", "jobs", "done"))
+    for kind, (count, done) in counts.items():
+        table.rows.append((kind, str(count), str(done)))
+    tables.show_table(table)
+    click.echo()
+    tables.show_facts([("numbers", str(len(numbers))), ("dry run", f"{len(jobs)} jobs, nothing was done")])
+
+
+@lottery.command("report")
+@click.argument("study", type=click.Path())
+@STORE
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Where report.md and the plots go; the study's folder without it.",
+)
+@click.option("--no-plots", is_flag=True, help="Tables only.")
+def report_(study: str, store: str, out: str | None, no_plots: bool) -> None:
+    """Write the tables, plots and answered claims of STUDY, of what is there."""
+    from elastic_ir.emit.output import atomic_output
+    from elastic_ir.training.report import answers, collect, markdown
+    from elastic_ir.training.store import Store
+    from elastic_ir.training.study import read_study
+
+    found = collect(read_study(study), Store(store))
+    folder = Path(out) if out is not None else Path(study).resolve().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    plots: list[str] = []
+    if not no_plots:
+        from elastic_ir.training.plots import draw
+
+        plots = draw(found, folder)
+    path = folder / f"{Path(study).stem}.md"
+    with atomic_output(path) as temporary:
+        temporary.write_text(markdown(found, plots), "utf-8")
+    facts: list[tuple[str, Any]] = [("numbers", f"{found.total - found.missing} of {found.total}")]
+    facts += [
+        ("claim", f"{item.claim.text} ({item.network}, {100 * item.sparsity:.0f} %): {item.verdict}")
+        for item in answers(found)
+    ]
+    tables.show_facts([*facts, ("wrote", str(path)), *(("wrote", str(folder / name)) for name in plots)])
+
+
+@lottery.command("find")
+@click.argument("factory", metavar="PACKAGE.MODULE:FACTORY")
+@click.option(
+    "--data",
+    default="digits",
+    show_default=True,
+    metavar="DATA",
+    help="digits, fashion-mnist, idx:FOLDER, cifar10:FOLDER, images:FOLDER or package.module:function.",
+)
+@click.option("--channels", type=int, default=0, metavar="N", help="Repeat grey images to so many channels.")
+@click.option(
+    "--steps", type=click.IntRange(1), required=True, metavar="N", help="Optimizer steps of a whole training."
+)
+@click.option(
+    "--rewind",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="STEP",
+    help="The step that tickets are rewound to.",
+)
+@click.option(
+    "--levels",
+    type=click.IntRange(0),
+    required=True,
+    metavar="N",
+    help="How often a share of the weights is pruned.",
+)
+@click.option(
+    "--share",
+    type=float,
+    default=0.2,
+    show_default=True,
+    help="The share of the remaining weights that goes at each level.",
+)
+@click.option(
+    "--leave-out",
+    multiple=True,
+    metavar="NAME",
+    help="A weight or module that is never pruned. May be repeated.",
+)
+@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
+@click.option("--lr", type=float, default=0.1, show_default=True, help="The peak learning rate.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(file_okay=False),
+    required=True,
+    metavar="DIR",
+    help="A folder for the tickets; a search that was stopped goes on there.",
+)
+def find_(
+    factory: str, data: str, channels: int, steps: int, rewind: int, levels: int, share: float,
+    leave_out: tuple[str, ...], batch_size: int, lr: float, seed: int, out: str,
+) -> None:  # fmt: skip
+    """Search for tickets by iterative magnitude pruning; each level's is a .pt file that all commands take."""
+    _need_extra()
+    from elastic_ir.training.data import load_data
+    from elastic_ir.training.imp import find_tickets
+    from elastic_ir.training.kinds import build
+    from elastic_ir.training.settings import Pruning, Training
+
+    network = build({"network": {"factory": factory}, "seed": seed})
+    found = find_tickets(
+        network, load_data(data, channels), Training(steps=steps, batch_size=batch_size, lr=lr),
+        Pruning(levels, rewind, share, leave_out), Path(out), seed=seed,
+        report=lambda level: click.echo(
+            f"level {level.number:2}: sparsity {100 * level.sparsity:5.1f} %, accuracy {100 * level.accuracy:.2f} %, {level.path}"
+        ),
+    )  # fmt: skip
+    best = max(found[1:] or found, key=lambda level: level.accuracy)
+    tables.show_facts(
+        [
+            (
+                "best ticket",
+                f"{best.path}, {100 * best.accuracy:.2f} % (dense: {100 * found[0].accuracy:.2f} %)",
+            )
+        ]
+    )

@@ -1,0 +1,53 @@
+"""Linear mode connectivity: how the error rises along the straight line between two trained networks.
+
+Frankle et al. 2020, *Linear Mode Connectivity and the Lottery Ticket Hypothesis*, section 2: the barrier is the highest
+error on the line less the mean error of its ends; two trainings of a stable ticket have almost none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from elastic_ir.training.data import Data
+from elastic_ir.training.fit import accuracy
+
+
+@dataclass(frozen=True)
+class Line:
+    """Accuracies at shares of the way from one network to the other; the ends are the first and the last."""
+
+    shares: list[float]
+    accuracies: list[float]
+
+    @property
+    def height(self) -> float:
+        """The error barrier: 0 where no point of the line is worse than the mean of the ends."""
+        ends = (self.accuracies[0] + self.accuracies[-1]) / 2
+        return max(0.0, ends - min(self.accuracies))
+
+
+def between(one: Mapping[str, Tensor], two: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """A state dict on the line; whole numbers (a norm's count of batches) are the first one's."""
+    return {
+        name: torch.lerp(value, two[name].to(value), share) if value.is_floating_point() else value
+        for name, value in one.items()
+    }
+
+
+def barrier(
+    network: nn.Module, one: Mapping[str, Tensor], two: Mapping[str, Tensor], data: Data, *, points: int = 11
+) -> Line:
+    """The accuracies on the test split along the line between two state dicts; the network ends as the second.
+
+    Statistics of batch norms lie on the line too, as in Frankle's code: they are part of the state.
+    """
+    shares = [index / (points - 1) for index in range(points)]
+    found = []
+    for share in shares:
+        network.load_state_dict(between(one, two, share))
+        found.append(accuracy(network, data.test))
+    return Line(shares, found)

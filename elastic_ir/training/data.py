@@ -1,0 +1,246 @@
+"""Data: labelled images for the laboratory, by name, from a folder, or from a function of the user's.
+
+Small sets are held in memory whole, as normalised tensors: a small network would starve behind a loader that decodes
+one image at a time. Larger ones (folders of images) are read by torch's loader.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import os
+import struct
+from collections.abc import Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elastic_ir.errors import SourceError
+
+#: Where Debian's package dataset-fashion-mnist puts its four files.
+DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
+_IN_MEMORY = 4 << 30  # bytes of float32 images that are held in memory
+_FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and labels: ``images`` (count, channels, height, width) in memory, or a dataset that is read item by item."""
+
+    images: Tensor | None
+    labels: Tensor | None
+    dataset: Any = None  #: a torch Dataset of (image, label), where it is too large for memory
+
+    def __len__(self) -> int:
+        return len(self.images) if self.images is not None else len(self.dataset)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set: its two splits, and what augmentation may do to it."""
+
+    name: str
+    train: Split
+    test: Split
+    classes: int
+    flips: bool = False  #: whether a mirrored image is still one of its class
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image: channels, height, width."""
+        images = self.train.images
+        first = images[0] if images is not None else self.train.dataset[0][0]
+        return tuple(first.shape)
+
+
+def load_data(name: str, channels: int = 0, limit: int = 0) -> Data:
+    """The data of that name.
+
+    ``digits`` (scikit-learn, 1,797 images of 8 x 8, a fifth of them for the test), ``fashion-mnist`` (Debian's package
+    of that name), ``idx:FOLDER`` (four files as MNIST has them, gzipped or not), ``cifar10:FOLDER``, ``cifar100:FOLDER``
+    and ``images:FOLDER`` (``train/`` and ``val/`` with a folder for each class) through torchvision, or
+    ``package.module:function``, which returns a pair (train, test), each a torch Dataset or a pair (images, labels).
+
+    ``channels=3`` repeats grey images for networks that take colours; ``limit`` keeps the first images of the training
+    split. Raises SourceError.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == "digits":
+        data = _digits()
+    elif kind == "fashion-mnist":
+        data = _idx("fashion-mnist", Path(rest) if rest else DEBIAN_FASHION, flips=True)
+    elif kind == "idx":
+        data = _idx(name, Path(rest), flips=False)
+    elif kind in ("cifar10", "cifar100"):
+        data = _cifar(kind, rest)
+    elif kind == "images":
+        data = _folders(Path(rest))
+    elif rest:
+        data = _from_function(name)
+    else:
+        raise SourceError(
+            f"there is no data {name!r}; give digits, fashion-mnist, idx:FOLDER, cifar10:FOLDER, cifar100:FOLDER, "
+            "images:FOLDER or package.module:function"
+        )
+    return _shaped(data, channels, limit)
+
+
+def _shaped(data: Data, channels: int, limit: int) -> Data:
+    def one(split: Split, most: int) -> Split:
+        images, labels = split.images, split.labels
+        if images is None or labels is None:
+            return split
+        if most:
+            images, labels = images[:most], labels[:most]
+        if channels and images.shape[1] == 1 and channels != 1:
+            images = images.expand(-1, channels, -1, -1)
+        return Split(images.contiguous(), labels)
+
+    return Data(data.name, one(data.train, limit), one(data.test, 0), data.classes, data.flips)
+
+
+def _normalised(name: str, parts: dict[str, tuple[Any, Any]], *, flips: bool) -> Data:
+    """Images to mean 0 and deviation 1 for each channel of the training split."""
+    tensors = {
+        key: (torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(y).long())
+        for key, (x, y) in parts.items()
+    }
+    images = tensors["train"][0]
+    mean, deviation = (
+        images.mean((0, 2, 3), keepdim=True),
+        images.std((0, 2, 3), keepdim=True).clamp_min(1e-6),
+    )
+    splits = {key: Split((x - mean) / deviation, y) for key, (x, y) in tensors.items()}
+    return Data(name, splits["train"], splits["test"], int(tensors["train"][1].max()) + 1, flips)
+
+
+def _digits() -> Data:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise SourceError(
+            "digits come with scikit-learn, which is not installed (pip install scikit-learn)"
+        ) from error
+    found = load_digits()
+    images, labels = found.images[:, None].astype(np.float32), found.target
+    order = np.random.default_rng(0).permutation(len(images))
+    cut = len(images) * 4 // 5
+    parts = {key: (images[at], labels[at]) for key, at in (("train", order[:cut]), ("test", order[cut:]))}
+    return _normalised("digits", parts, flips=False)
+
+
+def _idx(name: str, folder: Path, *, flips: bool) -> Data:
+    parts = {}
+    for key, (images, labels) in _FILES.items():
+        found = [read_idx(_one_of(folder, file)) for file in (images, labels)]
+        if found[0].ndim != 3 or found[1].ndim != 1 or len(found[0]) != len(found[1]):
+            raise SourceError(f"{folder}: {images} and {labels} do not fit each other")
+        parts[key] = (found[0][:, None], found[1])
+    return _normalised(name, parts, flips=flips)
+
+
+def _one_of(folder: Path, file: str) -> Path:
+    for path in (folder / file, folder / f"{file}.gz", folder / file.replace("-idx", ".idx")):
+        if path.is_file():
+            return path
+    hint = "; Debian's package dataset-fashion-mnist puts it there" if folder == DEBIAN_FASHION else ""
+    raise SourceError(f"{folder} has no {file} (nor {file}.gz){hint}")
+
+
+def read_idx(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """An array of bytes in LeCun's idx format (gzipped where the name ends in .gz); SourceError where it is none."""
+    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
+        raise SourceError(f"{path.name} is no idx file of bytes")
+    count = raw[3]
+    shape = struct.unpack(f">{count}I", raw[4 : 4 + 4 * count])
+    values = np.frombuffer(raw, np.uint8, offset=4 + 4 * count)
+    if values.size != int(np.prod(shape)):
+        raise SourceError(
+            f"{path.name} holds {values.size} values, its header says {'x'.join(map(str, shape))}"
+        )
+    return values.reshape(shape)
+
+
+def _torchvision() -> Any:
+    try:
+        return importlib.import_module("torchvision.datasets")
+    except (ImportError, RuntimeError) as error:
+        raise SourceError(f"this data needs torchvision, which cannot be imported ({error})") from error
+
+
+def _cifar(kind: str, folder: str) -> Data:
+    sets = _torchvision()
+    made = sets.CIFAR10 if kind == "cifar10" else sets.CIFAR100
+    parts = {}
+    for key in ("train", "test"):
+        try:
+            found = made(folder or ".", train=key == "train", download=False)
+        except RuntimeError as error:
+            raise SourceError(f"{folder or '.'} has no {kind} ({error})") from error
+        parts[key] = (found.data.transpose(0, 3, 1, 2), found.targets)
+    return _normalised(kind, parts, flips=True)
+
+
+def _folders(folder: Path) -> Data:
+    _torchvision()
+    from torchvision import transforms
+
+    norm = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    ways = {
+        "train": transforms.Compose(
+            [
+                transforms.RandomResizedCrop(224),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                norm,
+            ]
+        ),
+        "val": transforms.Compose(
+            [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), norm]
+        ),
+    }
+    found = {}
+    for key, way in ways.items():
+        if not (folder / key).is_dir():
+            raise SourceError(f"{folder} has no folder {key!r}; images lie in train/CLASS/ and val/CLASS/")
+        found[key] = _torchvision().ImageFolder(os.fspath(folder / key), way)
+    splits = [Split(None, None, found[key]) for key in ("train", "val")]
+    return Data(f"images:{folder}", *splits, classes=len(found["train"].classes))
+
+
+def _from_function(name: str) -> Data:
+    module, _, function = name.partition(":")
+    try:
+        made = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError) as error:
+        raise SourceError(f"{name} cannot be found: {error}") from error
+    try:
+        train, test = (_split(part) for part in made)
+    except (TypeError, ValueError) as error:
+        raise SourceError(
+            f"{name} returns a pair (train, test), each a Dataset or a pair (images, labels): {error}"
+        ) from error
+    labels = train.labels
+    classes = int(labels.max()) + 1 if labels is not None else len(getattr(train.dataset, "classes", ())) or 1
+    return Data(name, train, test, classes)
+
+
+def _split(part: Any) -> Split:
+    if isinstance(part, (tuple, list)) and len(part) == 2:
+        return Split(torch.as_tensor(part[0]).float(), torch.as_tensor(part[1]).long())
+    if not isinstance(part, Sized):
+        raise TypeError(f"{type(part).__name__} has no length")
+    first = torch.as_tensor(part[0][0])  # type: ignore[index]
+    if first.numel() * 4 * len(part) > _IN_MEMORY:
+        return Split(None, None, part)
+    items = [part[index] for index in range(len(part))]  # type: ignore[index]
+    images = torch.stack([torch.as_tensor(image).float() for image, _ in items])
+    return Split(images, torch.tensor([int(label) for _, label in items]))

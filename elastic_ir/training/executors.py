@@ -1,0 +1,170 @@
+"""Executors: where jobs run. In this process, in several, or on a Ray cluster; the same jobs for each.
+
+An executor takes a job's spec and later says which have ended. A worker that dies is no job that failed: its job is
+handed out again, a few times.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import os
+from collections.abc import Mapping
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from elastic_ir.errors import SourceError
+
+_TRIES = 3
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job that ended: its result, or what went wrong in one line."""
+
+    key: str
+    result: dict[str, Any] | None
+    error: str = ""
+
+
+class Executor(Protocol):
+    """Runs jobs; ``slots`` are how many at once."""
+
+    slots: int
+
+    def submit(self, spec: Mapping[str, Any]) -> None: ...
+    def wait(self) -> list[Ended]: ...
+    def close(self) -> None: ...
+
+
+def _told(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
+class Here:
+    """In this process, one job after the other."""
+
+    slots = 1
+
+    def __init__(self, folder: str, threads: int = 0) -> None:
+        self.folder, self.threads = folder, threads
+        self._waiting: list[Mapping[str, Any]] = []
+
+    def submit(self, spec: Mapping[str, Any]) -> None:
+        self._waiting.append(spec)
+
+    def wait(self) -> list[Ended]:
+        from elastic_ir.training.kinds import execute
+
+        spec = self._waiting.pop(0)
+        try:
+            return [Ended(spec["key"], execute(spec, self.folder, self.threads))]
+        except Exception as error:  # one job's failure is no reason to lose the others
+            return [Ended(spec["key"], None, _told(error))]
+
+    def close(self) -> None:
+        self._waiting.clear()
+
+
+def _prepare(threads: int) -> None:
+    """What a worker process does first; torch's threads have to be few before it starts any."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def _work(spec: Mapping[str, Any], folder: str, threads: int) -> dict[str, Any]:
+    from elastic_ir.training.kinds import execute
+
+    return execute(spec, folder, threads)
+
+
+class Processes:
+    """In so many processes of this machine, each with ``threads`` threads."""
+
+    def __init__(self, folder: str, count: int, threads: int = 1) -> None:
+        self.folder, self.slots, self.threads = folder, count, threads
+        self._pool = self._made()
+        self._running: dict[concurrent.futures.Future[dict[str, Any]], Mapping[str, Any]] = {}
+        self._tries: dict[str, int] = {}
+
+    def _made(self) -> concurrent.futures.ProcessPoolExecutor:
+        return concurrent.futures.ProcessPoolExecutor(
+            self.slots, multiprocessing.get_context("spawn"), _prepare, (self.threads,)
+        )
+
+    def submit(self, spec: Mapping[str, Any]) -> None:
+        self._running[self._pool.submit(_work, spec, self.folder, self.threads)] = spec
+
+    def wait(self) -> list[Ended]:
+        done, _ = concurrent.futures.wait(self._running, return_when=concurrent.futures.FIRST_COMPLETED)
+        ended: list[Ended] = []
+        broken: list[Mapping[str, Any]] = []
+        for future in done:
+            spec = self._running.pop(future)
+            try:
+                ended.append(Ended(spec["key"], future.result()))
+            except BrokenProcessPool as error:
+                broken.append(spec)
+                told = _told(error)
+            except Exception as error:  # the job's own failure
+                ended.append(Ended(spec["key"], None, _told(error)))
+        if broken:  # a worker was killed, and the pool with it: what ran in it runs again
+            broken += self._running.values()
+            self._running.clear()
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = self._made()
+            for spec in broken:
+                self._tries[spec["key"]] = self._tries.get(spec["key"], 0) + 1
+                if self._tries[spec["key"]] < _TRIES:
+                    self.submit(spec)
+                else:
+                    ended.append(Ended(spec["key"], None, f"its worker died {_TRIES} times ({told})"))
+        return ended
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class RayCluster:
+    """On a Ray cluster: ``auto`` is the one that this machine belongs to, else its address.
+
+    Its workers see the store under the same path. Raises SourceError where Ray is not installed or not reached.
+    """
+
+    def __init__(self, folder: str, address: str, threads: int = 1) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise SourceError("Ray is not installed (pip install 'elastic-ir[ray]')") from error
+        self._ray: Any = ray
+        self.folder, self.threads = os.path.abspath(folder), threads
+        if not ray.is_initialized():
+            try:
+                ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            except (ConnectionError, ValueError) as error:
+                raise SourceError(f"no Ray cluster at {address!r}: {_told(error)}") from error
+        self.slots = max(int(ray.cluster_resources().get("CPU", 1)) // threads, 1)
+        # a worker that dies is Ray's to replace, and what it did runs again
+        self._remote = ray.remote(num_cpus=threads, max_retries=_TRIES, retry_exceptions=False)(_work)
+        self._running: dict[Any, Mapping[str, Any]] = {}
+
+    def submit(self, spec: Mapping[str, Any]) -> None:
+        self._running[self._remote.remote(dict(spec), self.folder, self.threads)] = spec
+
+    def wait(self) -> list[Ended]:
+        done, _ = self._ray.wait(list(self._running), num_returns=1)
+        ended = []
+        for reference in done:
+            spec = self._running.pop(reference)
+            try:
+                ended.append(Ended(spec["key"], self._ray.get(reference)))
+            except Exception as error:  # the job's own failure, or a worker that died too often
+                cause = getattr(error, "cause", None) or error
+                ended.append(Ended(spec["key"], None, _told(cause)))
+        return ended
+
+    def close(self) -> None:
+        for reference in self._running:
+            self._ray.cancel(reference, force=True)
+        self._running.clear()

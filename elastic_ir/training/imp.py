@@ -1,0 +1,164 @@
+"""Iterative magnitude pruning: the search for winning tickets, level by level, each a file.
+
+Frankle et al. 2020, *Linear Mode Connectivity and the Lottery Ticket Hypothesis*, with rewinding to step r: train to
+step r; then train on, prune a share of what remains by global magnitude, rewind to step r, and again. A search that was
+interrupted goes on behind its last finished level.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from elastic_ir.emit.output import atomic_output
+from elastic_ir.errors import PlanError, SourceError
+from elastic_ir.tickets import magnitude_masks, sparsity
+from elastic_ir.training.callbacks import save_state
+from elastic_ir.training.data import Data
+from elastic_ir.training.fit import Engine, accuracy, fit
+from elastic_ir.training.settings import Pruning, Training
+from elastic_ir.training.task import Loss
+
+
+@dataclass(frozen=True)
+class Level:
+    """A finished level: the ticket that it trained, how well that did, and the file of the ticket."""
+
+    number: int
+    sparsity: float
+    accuracy: float
+    seconds: float  #: of training
+    path: Path  #: ``.pt``: the weights at the rewind point with the masks of this level
+
+
+def find_tickets(
+    network: nn.Module, data: Data, training: Training, pruning: Pruning, folder: Path, *, seed: int = 0,
+    loss: Loss | None = None, engine: Engine | None = None, report: Callable[[Level], None] | None = None,
+) -> list[Level]:  # fmt: skip
+    """Levels 0 to ``pruning.levels`` of a freshly initialized network, found or read from what is in ``folder``.
+
+    Level 0 is the dense network; level k trains the ticket that k prunings have left. The network given is the
+    initialization; it is not changed. Raises PlanError where the folder holds another search.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _claim(folder, training, pruning, seed)
+    network = _copy(network)
+    start = folder / "rewind.pt"
+    if not start.is_file():
+        fit(network, data, training, order=seed, stop=pruning.rewind, loss=loss, engine=engine)
+        save_state(network.state_dict(), start)
+    rewound = torch.load(start, weights_only=True)
+    masks: dict[str, Tensor] = {}
+    levels: list[Level] = []
+    for number in range(pruning.levels + 1):
+        path = folder / f"level{number:02}.pt"
+        result = folder / f"level{number:02}.json"
+        if not result.is_file():
+            seconds = train_ticket(
+                network,
+                rewound,
+                masks,
+                data,
+                training,
+                order=seed,
+                start=pruning.rewind,
+                loss=loss,
+                engine=engine,
+            )
+            score = accuracy(network, data.test)
+            found = {"number": number, "sparsity": sparsity(masks), "accuracy": score, "seconds": seconds}
+            save_ticket(network, rewound, masks, data, path)
+            following = next_masks(network, masks, pruning, number + 1)
+            save_state(
+                {name: mask.to(torch.uint8) for name, mask in following.items()},
+                folder / f"next{number:02}.pt",
+            )
+            with atomic_output(result) as temporary:
+                temporary.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        level = Level(**json.loads(result.read_text("utf-8")), path=path)
+        masks = {
+            n: m.bool() for n, m in torch.load(folder / f"next{number:02}.pt", weights_only=True).items()
+        }
+        levels.append(level)
+        if report is not None:
+            report(level)
+    return levels
+
+
+def train_ticket(
+    network: nn.Module, rewound: dict[str, Tensor], masks: dict[str, Tensor], data: Data, training: Training, *,
+    order: int, start: int, loss: Loss | None = None, engine: Engine | None = None, callbacks: Any = (),
+) -> float:  # fmt: skip
+    """Train a network from its weights at the rewind point under masks, in place; returns the seconds."""
+    network.load_state_dict(rewound)
+    return fit(
+        network,
+        data,
+        training,
+        order=order,
+        start=start,
+        masks=masks,
+        loss=loss,
+        engine=engine,
+        callbacks=callbacks,
+    )
+
+
+def next_masks(
+    network: nn.Module, masks: dict[str, Tensor], pruning: Pruning, level: int
+) -> dict[str, Tensor]:
+    """The masks of a level: the smallest of the weights that a trained network has left are pruned.
+
+    Pruned weights are zero and so the smallest of all: what is pruned stays pruned, but for a tie with a weight that
+    training has left at exactly zero, which the masks given decide.
+    """
+    found = magnitude_masks(network, pruning.sparsity_at(level), pruning.leave_out)
+    return {
+        name: mask & masks[name].to(mask.device) if name in masks else mask for name, mask in found.items()
+    }
+
+
+def save_ticket(
+    network: nn.Module, rewound: dict[str, Tensor], masks: dict[str, Tensor], data: Data, path: Path
+) -> None:
+    """The weights at the rewind point with the masks, as a file that every command of ElasticIR takes."""
+    import elastic_ir as eir
+
+    ticket = _copy(network)
+    ticket.load_state_dict(rewound)
+    ticket = ticket.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    graph = eir.trace(ticket, (torch.zeros(1, *data.shape),), masks=masks or None)
+    eir.save(graph, path, check=False)
+
+
+def _copy(network: nn.Module) -> nn.Module:
+    import copy
+
+    return copy.deepcopy(network)
+
+
+def _claim(folder: Path, training: Training, pruning: Pruning, seed: int) -> None:
+    """Note in the folder whose search it holds; more levels of the same search are welcome."""
+    mine: dict[str, Any] = {"training": asdict(training), "pruning": asdict(pruning), "seed": seed}
+    del mine["pruning"]["levels"]
+    mine = json.loads(json.dumps(mine))
+    path = folder / "search.json"
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise SourceError(f"{path} is damaged: {error}") from error
+        for part, entries in mine.items():
+            if entries != found.get(part):
+                raise PlanError(
+                    f"{folder} holds a search with another {part} ({found.get(part)}); give another folder"
+                )
+        return
+    with atomic_output(path) as temporary:
+        temporary.write_text(json.dumps(mine, indent=1) + "\n", "utf-8")

@@ -1,0 +1,168 @@
+"""The kinds of jobs: what each does with its options, the folders of what it needs, and a folder to write into.
+
+Each is a function (options, needs, place) -> result; the result is plain data. Everything random is seeded by the
+options, so a job's outcome follows from its key, but for the rounding of another machine.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from elastic_ir.errors import PlanError
+from elastic_ir.tickets import sparsity
+from elastic_ir.training.callbacks import save_state
+from elastic_ir.training.connectivity import barrier
+from elastic_ir.training.data import Data, load_data
+from elastic_ir.training.fit import accuracy, fit
+from elastic_ir.training.imp import next_masks, save_ticket, train_ticket
+from elastic_ir.training.methods import starting_point
+from elastic_ir.training.settings import Pruning, Training, read
+from elastic_ir.training.store import Store
+from elastic_ir.training.task import Loss
+
+Options = Mapping[str, Any]
+Folders = Mapping[str, Path]
+
+
+def execute(spec: Mapping[str, Any], folder: str, threads: int = 0) -> dict[str, Any]:
+    """Do a job of a store, unless it is done, and return its result; for any process that sees the store."""
+    if threads:
+        torch.set_num_threads(threads)
+    store = Store(folder)
+    if not store.has(spec["key"]):
+        with store.workspace(spec) as place:
+            needs = {role: store.path(key) for role, key in spec["needs"].items()}
+            result = KINDS[spec["kind"]](spec["options"], needs, place)
+            store.write_result(place, result)
+    return store.result(spec["key"])
+
+
+def build(options: Options) -> nn.Module:
+    """A study's network, initialized by its seed; the caller's generators are left as they were."""
+    network = dict(options["network"])
+    module, _, name = network.pop("factory").partition(":")
+    try:
+        factory = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise PlanError(f"the network's factory {module}:{name} cannot be found: {error}") from error
+    with torch.random.fork_rng():
+        torch.manual_seed(options["seed"])
+        made: nn.Module = factory(**network)
+    return made
+
+
+@lru_cache(maxsize=2)
+def _data(name: str, channels: int, limit: int) -> Data:
+    return load_data(name, channels, limit)
+
+
+def data_of(options: Options) -> Data:
+    """The data of a job; held by the process, since the next job most likely wants the same."""
+    entry = options["data"]
+    return _data(entry["name"], entry.get("channels", 0), entry.get("limit", 0))
+
+
+def _loss(options: Options) -> Loss | None:
+    name = options.get("loss")
+    if not name:
+        return None
+    module, _, function = name.partition(":")
+    found = getattr(importlib.import_module(module), function)
+    return found() if isinstance(found, type) else found  # a class such as torch.nn:MSELoss, or a function
+
+
+def _training(options: Options) -> Training:
+    return read(Training, options["training"], "training")
+
+
+def rewind(options: Options, needs: Folders, place: Path) -> dict[str, Any]:
+    """From initialization to the rewind point."""
+    network = build(options)
+    seconds = fit(
+        network,
+        data_of(options),
+        _training(options),
+        order=options["seed"],
+        stop=options["rewind"],
+        loss=_loss(options),
+    )
+    save_state(network.state_dict(), place / "state.pt")
+    return {"seconds": seconds}
+
+
+def _masks(folder: Path | None, file: str = "next.pt") -> dict[str, Tensor]:
+    if folder is None:
+        return {}
+    return {name: mask.bool() for name, mask in torch.load(folder / file, weights_only=True).items()}
+
+
+def level(options: Options, needs: Folders, place: Path) -> dict[str, Any]:
+    """One level of iterative magnitude pruning: train the ticket, measure it, prune what it has learnt."""
+    network, data, training = build(options), data_of(options), _training(options)
+    pruning = Pruning(options["number"] + 1, options["rewind"], options["share"], tuple(options["leave_out"]))
+    rewound = torch.load(needs["rewind"] / "state.pt", weights_only=True)
+    masks = _masks(needs.get("level"))
+    seconds = train_ticket(
+        network,
+        rewound,
+        masks,
+        data,
+        training,
+        order=options["seed"],
+        start=pruning.rewind,
+        loss=_loss(options),
+    )
+    score = accuracy(network, data.test)
+    save_ticket(network, rewound, masks, data, place / "ticket.pt")
+    following = next_masks(network, masks, pruning, options["number"] + 1)
+    save_state({name: mask.to(torch.uint8) for name, mask in following.items()}, place / "next.pt")
+    return {"accuracy": score, "seconds": seconds, **_sparsities(masks)}
+
+
+def train(options: Options, needs: Folders, place: Path) -> dict[str, Any]:
+    """A ticket made by some method, trained from the rewind point to the end."""
+    network, data, training = build(options), data_of(options), _training(options)
+    network.load_state_dict(torch.load(needs["rewind"] / "state.pt", weights_only=True))
+    point = starting_point(network, data, training, options, needs, loss=_loss(options))
+    seconds = fit(
+        point.network, data, training, order=options.get("order", options["seed"]), start=options["rewind"],
+        masks=point.masks, loss=point.loss, callbacks=point.callbacks,
+    )  # fmt: skip
+    masks = point.final_masks()
+    trained = point.finished()
+    score = accuracy(trained, data.test)
+    if options.get("keep"):
+        save_state(trained.state_dict(), place / "trained.pt")
+    return {"accuracy": score, "seconds": seconds, **_sparsities(masks)}
+
+
+def connect(options: Options, needs: Folders, place: Path) -> dict[str, Any]:
+    """The error along the line between two trainings of one ticket."""
+    network, data = build(options), data_of(options)
+    ends = [torch.load(needs[role] / "trained.pt", weights_only=True) for role in ("one", "two")]
+    found = barrier(network, ends[0], ends[1], data, points=options["points"])
+    return {"shares": found.shares, "accuracies": found.accuracies, "accuracy": min(found.accuracies),
+            "barrier": found.height, "sparsity": json.loads((needs["one"] / "result.json").read_text())["sparsity"],
+            "seconds": 0.0}  # fmt: skip
+
+
+def _sparsities(masks: Mapping[str, Tensor]) -> dict[str, Any]:
+    """In total and for each layer, as shares of zeros."""
+    layers = {name: 1 - float(mask.count_nonzero()) / mask.numel() for name, mask in masks.items()}
+    return {"sparsity": sparsity(masks), "layers": layers}
+
+
+KINDS: dict[str, Callable[[Options, Folders, Path], dict[str, Any]]] = {
+    "rewind": rewind,
+    "level": level,
+    "train": train,
+    "connect": connect,
+}

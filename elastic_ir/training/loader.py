@@ -1,0 +1,111 @@
+"""The loader: batches whose order and augmentation depend on the seed and the step alone.
+
+Training can therefore begin at any step (a rewound ticket) and see what it would have seen. A training is one stream
+of steps; where several processes share it, each takes its part of every batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elastic_ir.training.data import Data, Split
+
+
+class BatchStream:
+    """The batches of the steps ``start`` to ``stop``, as (images, labels) on a device; an iterable with a length."""
+
+    def __init__(
+        self, data: Data, batch_size: int, *, seed: int, start: int = 0, stop: int, augment: bool = False,
+        channels_last: bool = False, device: torch.device | str = "cpu", rank: int = 0, world: int = 1, workers: int = 0,
+    ) -> None:  # fmt: skip
+        self.data, self.batch_size, self.seed = data, min(batch_size, len(data.train)), seed
+        self.start, self.stop, self.augment = start, stop, augment
+        self.rank, self.world, self.workers = rank, world, workers
+        self.device = torch.device(device)
+        self.channels_last = channels_last
+        self._split: Split | None = None
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def indices(self) -> Iterator[Tensor]:
+        """For each step the indices of its images: a new permutation every epoch, the rest of a batch left out."""
+        per_epoch = len(self.data.train) // self.batch_size
+        epoch, order = -1, torch.empty(0, dtype=torch.int64)
+        for step in range(self.start, self.stop):
+            if step // per_epoch != epoch:
+                epoch = step // per_epoch
+                order = torch.randperm(len(self.data.train), generator=_generator(self.seed, 1, epoch))
+            at = (step % per_epoch) * self.batch_size
+            yield order[at : at + self.batch_size][self.rank :: self.world]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.data.train.images is None:
+            yield from self._streamed()
+            return
+        split = self._on_device()
+        assert split.images is not None and split.labels is not None
+        for step, chosen in enumerate(self.indices(), self.start):
+            at = chosen.to(self.device)
+            yield self._finished(split.images[at], step), split.labels[at]
+
+    def _streamed(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Large sets, read by torch's loader in the same order; how an image is augmented is the dataset's affair."""
+        loader: Any = torch.utils.data.DataLoader(
+            self.data.train.dataset, batch_sampler=[chosen.tolist() for chosen in self.indices()],
+            num_workers=self.workers, pin_memory=self.device.type == "cuda",
+        )  # fmt: skip
+        for images, labels in loader:
+            yield self._laid_out(images.to(self.device, non_blocking=True)), labels.to(self.device)
+
+    def _on_device(self) -> Split:
+        if self._split is None:
+            split = self.data.train
+            assert split.images is not None and split.labels is not None
+            self._split = Split(self._laid_out(split.images.to(self.device)), split.labels.to(self.device))
+        return self._split
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
+
+    def _finished(self, images: Tensor, step: int) -> Tensor:
+        if self.augment:
+            images = augmented(
+                images, _generator(self.seed, 2, step * self.world + self.rank), self.data.flips
+            )
+        return self._laid_out(images)
+
+
+def _generator(seed: int, purpose: int, number: int) -> torch.Generator:
+    """A random stream of its own for each seed, purpose and epoch or step."""
+    return torch.Generator().manual_seed(((seed * 8 + purpose) << 32) + number)
+
+
+def augmented(images: Tensor, generator: torch.Generator, flips: bool) -> Tensor:
+    """Each image moved by up to an eighth of its extent, zeros coming in, and mirrored half of the time if it may be."""
+    count, _, height, width = images.shape
+    pad = max(height // 8, 1)
+    padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
+    moves = torch.randint(0, 2 * pad + 1, (2, count), generator=generator).to(images.device)
+    mirrored = (torch.rand(count, generator=generator) < 0.5).to(images.device) if flips else None
+    rows = moves[0][:, None] + torch.arange(height, device=images.device)
+    columns = moves[1][:, None] + torch.arange(width, device=images.device)
+    if mirrored is not None:
+        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    which = torch.arange(count, device=images.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def batches_of(split: Split, batch_size: int, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
+    """A split in order, the last batch being what is left."""
+    if split.images is None or split.labels is None:
+        loader: Any = torch.utils.data.DataLoader(split.dataset, batch_size=batch_size)
+        for images, labels in loader:
+            yield images.to(device), labels.to(device)
+        return
+    for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
+        yield images.to(device), labels.to(device)

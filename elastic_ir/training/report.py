@@ -1,0 +1,234 @@
+"""The report of a study: what was found, as tables with confidence intervals, and the claims with their answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from elastic_ir.training.store import Store
+from elastic_ir.training.study import Claim, Run, Study, runs
+
+
+@dataclass
+class Cell:
+    """What the seeds found for one method on one network at one sparsity."""
+
+    accuracies: list[float] = field(default_factory=list)
+    reached: list[float] = field(default_factory=list)  #: the sparsities of the tickets
+    barriers: list[float] = field(default_factory=list)  #: where connectivity was measured
+    lines: list[list[float]] = field(default_factory=list)  #: accuracies along the line
+    seconds: float = 0.0
+
+    @property
+    def mean(self) -> float:
+        return sum(self.accuracies) / len(self.accuracies)
+
+    @property
+    def error(self) -> float:
+        """Half the width of the 95 % confidence interval of the mean (Student's t); infinite for one seed."""
+        return half_width(self.accuracies)
+
+
+@dataclass
+class Findings:
+    """Everything found so far: by network, label and wanted sparsity."""
+
+    study: Study
+    cells: dict[tuple[str, str, float], Cell]
+    missing: int  #: numbers that are not there yet
+    total: int
+
+    def labels(self, network: str) -> list[str]:
+        return list(dict.fromkeys(label for at, label, _ in self.cells if at == network))
+
+    def curve(self, network: str, label: str) -> list[tuple[float, Cell]]:
+        """The cells of a method on a network by sparsity."""
+        return sorted(
+            (s, cell) for (at, name, s), cell in self.cells.items() if (at, name) == (network, label)
+        )
+
+
+def half_width(values: Sequence[float], level: float = 0.95) -> float:
+    """Half the width of the confidence interval of a mean, by Student's t with one degree of freedom less than values."""
+    count = len(values)
+    if count < 2:
+        return math.inf
+    from scipy.stats import t
+
+    mean = sum(values) / count
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
+    return float(t.ppf((1 + level) / 2, count - 1)) * deviation / math.sqrt(count)
+
+
+def collect(study: Study, store: Store) -> Findings:
+    """What a store has of a study's numbers."""
+    cells: dict[tuple[str, str, float], Cell] = {}
+    missing = total = 0
+    for run in runs(study):
+        total += 1
+        if not store.has(run.job.key):
+            missing += 1
+            continue
+        _enter(
+            cells.setdefault((run.network, run.label, run.sparsity), Cell()), run, store.result(run.job.key)
+        )
+    return Findings(study, cells, missing, total)
+
+
+def _enter(cell: Cell, run: Run, result: dict[str, Any]) -> None:
+    cell.accuracies.append(100 * result["accuracy"])
+    cell.reached.append(result["sparsity"])
+    cell.seconds += result["seconds"]
+    if "barrier" in result:
+        cell.barriers.append(100 * result["barrier"])
+        cell.lines.append([100 * value for value in result["accuracies"]])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A claim on one network at one sparsity: yes, no or undecided, with the numbers behind it."""
+
+    claim: Claim
+    network: str
+    sparsity: float
+    verdict: str
+    difference: float  #: better less than, in points
+    error: float  #: half the width of the 95 % interval of the difference
+    why: str
+
+
+def answers(found: Findings) -> list[Answer]:
+    """Every claim on every network and sparsity that it names (all where it names none, and both methods have been run)."""
+    given = []
+    for claim in found.study.claims:
+        wanted = [round(s, 4) for s in claim.sparsities]
+        for network in claim.targets or found.study.networks:
+            better, than = (dict(found.curve(network, label)) for label in (claim.better, claim.than))
+            for sparsity in sorted(better.keys() & than.keys()):
+                if not wanted or any(abs(sparsity - s) < 0.03 for s in wanted):
+                    given.append(_answer(found, claim, network, sparsity, better[sparsity], than[sparsity]))
+    return given
+
+
+def _answer(found: Findings, claim: Claim, network: str, sparsity: float, one: Cell, two: Cell) -> Answer:
+    difference = one.mean - two.mean
+    error = welch(one.accuracies, two.accuracies)
+    verdict, why = "undecided", ""
+    dense = [cell for (at, _, s), cell in found.cells.items() if at == network and s == 0.0]
+    needed = 100 * found.study.dense_at_least
+    if needed and (not dense or max(cell.mean for cell in dense) < needed):
+        best = f"{max(cell.mean for cell in dense):.1f} %" if dense else "not trained"
+        why = f"the dense network reaches {best}, not {needed:.0f} %: train longer"
+    elif not math.isfinite(error):
+        why = "one seed: run more"
+    elif abs(difference - claim.margin) <= error:
+        seeds = len(one.accuracies)
+        more = math.ceil(seeds * (error / max(abs(difference - claim.margin), 0.01)) ** 2)
+        why = f"the interval holds the margin; about {min(more, 9999)} seeds would decide"
+    else:
+        verdict = "yes" if difference > claim.margin else "no"
+    return Answer(claim, network, sparsity, verdict, difference, error, why)
+
+
+def welch(one: Sequence[float], two: Sequence[float], level: float = 0.95) -> float:
+    """Half the width of the confidence interval of a difference of means (Welch 1947, unequal variances)."""
+    if min(len(one), len(two)) < 2:
+        return math.inf
+    from scipy.stats import t
+
+    parts = []
+    for values in (one, two):
+        mean = sum(values) / len(values)
+        parts.append(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+    if sum(parts) == 0:
+        return 0.0
+    freedom = sum(parts) ** 2 / sum(p**2 / (len(v) - 1) for p, v in zip(parts, (one, two), strict=True))
+    return float(t.ppf((1 + level) / 2, freedom)) * math.sqrt(sum(parts))
+
+
+def markdown(found: Findings, plots: Iterable[str] = ()) -> str:
+    """The report as Markdown: a table for each network, connectivity, misalignment, claims."""
+    study = found.study
+    lines = [f"# {study.title or study.name}", ""]
+    if found.missing:
+        lines += [f"**Not finished: {found.missing} of {found.total} numbers are missing.**", ""]
+    settings = study.training
+    lines += [
+        f"Data: {study.data['name']}. Training: {settings.steps} steps of {settings.batch_size} images, peak rate "
+        f"{settings.lr:g}, {settings.schedule}; rewound to step {study.pruning.rewind}. Seeds: {len(study.seeds)}. "
+        "Accuracy in percent, mean and 95 % confidence interval over the seeds (Student's t).", "",
+    ]  # fmt: skip
+    for plot in plots:
+        lines += [f"![{plot}]({plot})", ""]
+    for network in study.networks:
+        lines += _table(found, network)
+    lines += _connectivity(found) + _misalignment(found)
+    given = answers(found)
+    if given:
+        lines += [
+            "## Claims",
+            "",
+            "| claim | network | sparsity | difference | answer |",
+            "|---|---|--:|--:|---|",
+        ]
+        for item in given:
+            verdict = item.verdict + (f": {item.why}" if item.why else "")
+            lines.append(
+                f"| {item.claim.text} | {item.network} | {100 * item.sparsity:.1f} % | "
+                f"{item.difference:+.2f} ± {item.error:.2f} | {verdict} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _table(found: Findings, network: str) -> list[str]:
+    plain = {key: cell for key, cell in found.cells.items() if key[0] == network and not cell.barriers}
+    columns = sorted({sparsity for _, _, sparsity in plain})
+    if not plain:
+        return []
+    lines = [f"## {network}", "", "| method | " + " | ".join(f"{100 * s:.1f} %" for s in columns) + " |"]
+    lines.append("|---" * 1 + "|--:" * len(columns) + "|")
+    for label in dict.fromkeys(name for _, name, _ in plain):
+        row = [plain.get((network, label, sparsity)) for sparsity in columns]
+        lines.append(f"| {label} | " + " | ".join(_cell(cell) for cell in row) + " |")
+    return [*lines, ""]
+
+
+def _cell(cell: Cell | None) -> str:
+    if cell is None:
+        return ""
+    spread = f" ± {cell.error:.2f}" if math.isfinite(cell.error) else " (1 seed)"
+    return f"{cell.mean:.2f}{spread}"
+
+
+def _connectivity(found: Findings) -> list[str]:
+    measured = {key: cell for key, cell in found.cells.items() if cell.barriers}
+    if not measured:
+        return []
+    lines = [
+        "## Linear mode connectivity",
+        "",
+        "| network | ticket | sparsity | barrier, points |",
+        "|---|---|--:|--:|",
+    ]
+    for (network, label, sparsity), cell in measured.items():
+        mean = sum(cell.barriers) / len(cell.barriers)
+        error = half_width(cell.barriers)
+        spread = f" ± {error:.2f}" if math.isfinite(error) else " (1 seed)"
+        lines.append(f"| {network} | {label} | {100 * sparsity:.1f} % | {mean:.2f}{spread} |")
+    return [*lines, ""]
+
+
+def _misalignment(found: Findings) -> list[str]:
+    """Where the tickets' sparsity is not the wanted one, since transformations cannot choose it."""
+    off = []
+    for (network, label, sparsity), cell in found.cells.items():
+        reached = sum(cell.reached) / len(cell.reached)
+        if abs(reached - sparsity) >= 0.0005:
+            off.append(f"| {network} | {label} | {100 * sparsity:.1f} % | {100 * reached:.2f} % |")
+    if not off:
+        return []
+    head = ["## Misaligned sparsity", "", "| network | method | wanted | reached |", "|---|---|--:|--:|"]
+    return [*head, *off, ""]

@@ -1,0 +1,114 @@
+"""Settings: what a training and a search for tickets consist of, as plain data that a study file can hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from elastic_ir.errors import PlanError
+
+_T = TypeVar("_T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """One training: its length, its optimizer (SGD with momentum) and what the engine is asked to do for it."""
+
+    steps: int  #: optimizer steps from initialization to the end
+    batch_size: int = 128
+    lr: float = 0.1  #: the peak learning rate
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    schedule: str = "cosine"  #: "cosine" (to zero), "step" (a tenth at each milestone) or "constant"
+    milestones: tuple[float, ...] = (0.5, 0.75)  #: for "step", as shares of the training
+    warmup: int = 0  #: steps over which the learning rate rises linearly from zero
+    label_smoothing: float = 0.0
+    augment: bool = False  #: random crops (padded by an eighth) and, for natural images, flips
+    precision: str = "32-true"  #: as Lightning names it: "32-true", "bf16-mixed", "16-mixed"
+    compile: bool = False  #: compile the network with torch.compile
+    channels_last: bool = True
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1:
+            raise PlanError(
+                f"a training needs at least one step and one image a batch, not {self.steps}, {self.batch_size}"
+            )
+        if self.schedule not in ("cosine", "step", "constant"):
+            raise PlanError(f"schedule is cosine, step or constant, not {self.schedule!r}")
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of a step, counted from initialization, as a share of the peak."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        if self.schedule == "cosine":
+            done = (step - self.warmup) / max(self.steps - self.warmup, 1)
+            return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        if self.schedule == "step":
+            return 0.1 ** sum(step >= share * self.steps for share in self.milestones)
+        return 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Pruning:
+    """Iterative magnitude pruning with rewinding (Frankle et al. 2020, *Linear Mode Connectivity and the Lottery
+    Ticket Hypothesis*, algorithm 2): how many levels, and where training rewinds to.
+    """
+
+    levels: int  #: how often a share of the weights is pruned
+    rewind: int = 0  #: the step whose weights every level starts from
+    share: float = 0.2  #: of the remaining weights, pruned at each level
+    leave_out: tuple[str, ...] = ()  #: weights, or modules with all below them, that are never pruned
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise PlanError(f"the share pruned at each level is between 0 and 1, not {self.share}")
+        if self.levels < 0 or self.rewind < 0:
+            raise PlanError(f"levels and rewind are no negative numbers: {self.levels}, {self.rewind}")
+
+    def sparsity_at(self, level: int) -> float:
+        """The share of zeros of the ticket that a level trains: 0 at level 0."""
+        return 1.0 - (1.0 - self.share) ** level
+
+    def level_for(self, sparsity: float) -> int:
+        """The first level whose ticket is at least so sparse, to within half a percent of the weights."""
+        return next(k for k in range(1_000) if self.sparsity_at(k) >= sparsity - 0.005)
+
+
+def read(kind: type[_T], data: Mapping[str, Any], where: str) -> _T:
+    """A settings object from a mapping of a study file; PlanError that says where for unknown or mistyped entries."""
+    if not isinstance(data, Mapping):
+        raise PlanError(
+            f"{where}: expected entries such as {dataclasses.fields(kind)[0].name}: ..., not {data!r}"
+        )  # type: ignore[arg-type]
+    known = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    hints = get_type_hints(kind)
+    given: dict[str, Any] = {}
+    for name, value in data.items():
+        if name not in known:
+            raise PlanError(f"{where}: there is no entry {name!r}; the entries are {', '.join(known)}")
+        given[name] = _fitted(hints[name], value, f"{where}.{name}")
+    missing = [
+        name for name, field in known.items()
+        if name not in given and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]  # fmt: skip
+    if missing:
+        raise PlanError(f"{where}: {missing[0]} is missing")
+    return kind(**given)
+
+
+def _fitted(hint: Any, value: Any, where: str) -> Any:
+    if get_origin(hint) is dict or hint is dict:
+        if not isinstance(value, Mapping):
+            raise PlanError(f"{where}: expected entries, not {value!r}")
+        return dict(value)
+    if get_origin(hint) is tuple:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(_fitted(get_args(hint)[0], item, where) for item in items)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise PlanError(f"{where}: expected {hint.__name__}, not {value!r}")
+    return value

@@ -1,0 +1,79 @@
+"""The store: finished jobs in a folder, one folder each, there whole or not at all.
+
+What is done is known by looking: a job is done if its folder has a ``result.json``. Several processes and machines may
+share a store on a common file system; two that do the same job at once waste time and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from elastic_ir.errors import SourceError
+
+RESULT = "result.json"
+
+
+class Store:
+    """Folders of finished jobs below one folder."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+
+    def path(self, key: str) -> Path:
+        """Where a job's files lie, or will."""
+        return self.folder / key
+
+    def has(self, key: str) -> bool:
+        return (self.folder / key / RESULT).is_file()
+
+    def result(self, key: str) -> dict[str, Any]:
+        """What a finished job found; SourceError where it is not finished, or its file is damaged."""
+        path = self.folder / key / RESULT
+        try:
+            found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        except FileNotFoundError as error:
+            raise SourceError(f"the job {key} is not done") from error
+        except ValueError as error:
+            raise SourceError(
+                f"{path} is damaged ({error}); delete its folder, and the job is done again"
+            ) from error
+        return found
+
+    @contextlib.contextmanager
+    def workspace(self, spec: Mapping[str, Any]) -> Iterator[Path]:
+        """A folder to work in, which becomes the job's when the block ends well and has written a result."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        place = self.folder / f".{spec['key']}.{secrets.token_hex(4)}"
+        place.mkdir()
+        try:
+            (place / "job.json").write_text(json.dumps(spec, indent=1) + "\n", "utf-8")
+            yield place
+            target = self.path(spec["key"])
+            if target.exists() and not self.has(spec["key"]):  # a copy that was cut short
+                shutil.rmtree(target)
+            with contextlib.suppress(OSError):  # another process was faster, with the same result
+                place.rename(target)
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+    def write_result(self, place: Path, result: Mapping[str, Any]) -> None:
+        """The last thing that a job writes into its workspace."""
+        (place / RESULT).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+
+    def sweep(self, older_than: float = 24 * 3600.0) -> int:
+        """Delete workspaces that killed processes have left and nobody touched for so many seconds; how many went."""
+        gone = 0
+        for place in self.folder.glob(".*-*.*") if self.folder.is_dir() else ():
+            with contextlib.suppress(OSError):
+                if place.is_dir() and time.time() - place.stat().st_mtime > older_than:
+                    shutil.rmtree(place)
+                    gone += 1
+        return gone

@@ -1,0 +1,275 @@
+"""A study: one YAML file that says which networks, data, methods, sparsities and seeds are compared.
+
+It is read into settings, and those into runs: each run is one number of one seed, with the job that finds it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from elastic_ir.errors import PlanError, SourceError
+from elastic_ir.training.jobs import Job
+from elastic_ir.training.settings import Pruning, Training, read
+
+#: What a study can compare, and whether each needs the target's own ticket for its sparsity.
+METHODS = (
+    "imp", "dense", "transform", "hybrid", "magnitude", "random", "reinit", "snip", "grasp", "synflow",
+)  # fmt: skip
+_FROM_SOURCE = ("transform", "hybrid")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a study's comparison."""
+
+    method: str
+    label: str = ""  #: how it is called in tables and plots; ``{source}`` stands for the source network
+    targets: tuple[str, ...] = ()  #: target networks; all of the study without it
+    sources: tuple[
+        str, ...
+    ] = ()  #: for transformations: the networks whose tickets are transformed; all without it
+    sparsities: tuple[float, ...] = ()  #: those of the study without it
+    options: dict[str, Any] = field(
+        default_factory=dict
+    )  #: what the method takes (order, replicate, drop, ...)
+    connect: bool = False  #: train it twice in different orders, and measure the barrier between the two
+
+    def name(self, source: str = "") -> str:
+        label = self.label or (
+            f"{self.method} from {{source}}" if self.method in _FROM_SOURCE else self.method
+        )
+        return label.replace("{source}", source)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement to be answered: on a network at a sparsity, one method is better than another by a margin."""
+
+    text: str
+    better: str  #: labels
+    than: str
+    targets: tuple[str, ...] = ()
+    sparsities: tuple[float, ...] = ()
+    margin: float = 0.0  #: in points of accuracy; negative: "at most so much worse"
+
+
+@dataclass(frozen=True)
+class Study:
+    """All that a study file says."""
+
+    name: str
+    data: dict[str, Any]
+    networks: dict[str, dict[str, Any]]
+    training: Training
+    pruning: Pruning
+    sparsities: tuple[float, ...]
+    seeds: tuple[int, ...]
+    entries: tuple[Entry, ...]
+    claims: tuple[Claim, ...] = ()
+    loss: str = ""
+    title: str = ""
+    dense_at_least: float = 0.0  #: accuracy that the dense network must reach, or claims stay undecided
+
+
+@dataclass(frozen=True)
+class Run:
+    """One number of one seed: where it belongs in a table, and the job that finds it."""
+
+    network: str
+    label: str
+    method: str
+    sparsity: float  #: as wanted; what was reached is in the job's result
+    seed: int
+    job: Job
+
+
+def read_study(path: str | os.PathLike[str]) -> Study:
+    """A study from its YAML file; SourceError where it cannot be read, PlanError for what is wrong in it."""
+    try:
+        import yaml
+    except ImportError as error:
+        raise SourceError("studies are YAML files: pip install PyYAML") from error
+    try:
+        found = yaml.safe_load(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SourceError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, Mapping):
+        raise PlanError(f"{path}: a study is a mapping with name, data, networks, training, pruning, ...")
+    return _study(found, str(path))
+
+
+def _study(found: Mapping[str, Any], where: str) -> Study:
+    def part(name: str, kind: type, default: Any = None) -> Any:
+        value = found.get(name, default)
+        if value is None:
+            raise PlanError(f"{where}: {name} is missing")
+        if not isinstance(value, kind):
+            raise PlanError(f"{where}: {name} is a {'mapping' if kind is dict else 'list'}, not {value!r}")
+        return value
+
+    known = {"name", "title", "data", "networks", "training", "pruning", "sparsities", "seeds", "compare", "claims",
+             "loss", "dense_at_least"}  # fmt: skip
+    for name in found:
+        if name not in known:
+            raise PlanError(
+                f"{where}: there is no entry {name!r}; the entries are {', '.join(sorted(known))}"
+            )
+    data = {"name": found["data"]} if isinstance(found.get("data"), str) else part("data", dict)
+    study = Study(
+        name=str(found.get("name") or Path(where).stem), title=str(found.get("title", "")), data=data,
+        networks=part("networks", dict), training=read(Training, part("training", dict), f"{where}: training"),
+        pruning=_pruning(found, where), sparsities=tuple(map(float, part("sparsities", list))),
+        seeds=tuple(map(int, part("seeds", list))), loss=str(found.get("loss", "")),
+        entries=tuple(
+            read(Entry, item, f"{where}: compare[{index}]") for index, item in enumerate(part("compare", list))
+        ),
+        claims=tuple(
+            read(Claim, item, f"{where}: claims[{index}]") for index, item in enumerate(part("claims", list, []))
+        ),
+        dense_at_least=float(found.get("dense_at_least", 0.0)),
+    )  # fmt: skip
+    _check(study, where)
+    return study
+
+
+def _pruning(found: Mapping[str, Any], where: str) -> Pruning:
+    """The levels follow from the highest sparsity wanted."""
+    given = dict(found.get("pruning") or {})
+    wanted = max([float(item) for item in found.get("sparsities") or [0.0]])
+    made = read(Pruning, {"levels": 0, **given}, f"{where}: pruning")
+    return read(Pruning, {"levels": made.level_for(wanted), **given}, f"{where}: pruning")
+
+
+def _check(study: Study, where: str) -> None:
+    for number, entry in enumerate(study.entries):
+        if entry.method not in METHODS:
+            raise PlanError(
+                f"{where}: compare[{number}]: there is no method {entry.method!r}; the methods are {', '.join(METHODS)}"
+            )
+        for name in (*entry.targets, *entry.sources):
+            if name not in study.networks:
+                raise PlanError(
+                    f"{where}: compare[{number}]: there is no network {name!r} among the networks"
+                )
+    for name, network in study.networks.items():
+        if not isinstance(network, Mapping) or ":" not in str(network.get("factory", "")):
+            raise PlanError(
+                f"{where}: networks.{name}: give factory: package.module:function, and its arguments"
+            )
+    labels = {run.label for run in runs(study)}
+    for number, claim in enumerate(study.claims):
+        for label in (claim.better, claim.than):
+            if label not in labels:
+                raise PlanError(
+                    f"{where}: claims[{number}]: nothing is labelled {label!r}; the labels are {', '.join(sorted(labels))}"
+                )
+
+
+def _changed(training: Training) -> dict[str, Any]:
+    """The settings that differ from their defaults: one that is added later changes no key of what is done."""
+    return {
+        item.name: getattr(training, item.name)
+        for item in fields(training)
+        if item.default is MISSING or getattr(training, item.name) != item.default
+    }
+
+
+class Planner:
+    """The jobs of a study; the same options always give the same job."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self._levels: dict[tuple[str, int, int], Job] = {}
+
+    def _base(self, network: str, seed: int) -> dict[str, Any]:
+        study = self.study
+        base: dict[str, Any] = {
+            "network": dict(study.networks[network]), "data": study.data, "training": _changed(study.training),
+            "rewind": study.pruning.rewind, "seed": seed,
+        }  # fmt: skip
+        if study.loss:
+            base["loss"] = study.loss
+        return base
+
+    def rewind(self, network: str, seed: int) -> Job:
+        return Job("rewind", self._base(network, seed))
+
+    def level(self, network: str, seed: int, number: int) -> Job:
+        """The job that trains a level's ticket, and prunes what it has learnt."""
+        at = (network, seed, number)
+        if at not in self._levels:
+            pruning = self.study.pruning
+            options = {
+                **self._base(network, seed), "share": pruning.share, "leave_out": list(pruning.leave_out),
+                "number": number,
+            }  # fmt: skip
+            needs = {"rewind": self.rewind(network, seed)}
+            if number:
+                needs["level"] = self.level(network, seed, number - 1)
+            self._levels[at] = Job("level", options, needs)
+        return self._levels[at]
+
+    def train(
+        self, entry: Entry, network: str, source: str, seed: int, number: int, order: int | None = None
+    ) -> Job:
+        """The job that trains a method's ticket at the sparsity of a level."""
+        options: dict[str, Any] = {**self._base(network, seed), "method": entry.method}
+        needs = {"rewind": self.rewind(network, seed)}
+        if entry.options:
+            options["options"] = dict(entry.options)
+        if entry.method in _FROM_SOURCE:
+            needs["source"] = self.level(source, seed, number)
+        elif number:
+            needs["ticket"] = self.level(network, seed, number)
+        if order is not None:
+            options.update(order=order, keep=True)
+        return Job("train", options, needs)
+
+    def connect(self, entry: Entry, network: str, source: str, seed: int, number: int) -> Job:
+        """The job that measures the barrier between two trainings in different orders."""
+        ends = {
+            role: self.train(entry, network, source, seed, number, order=seed * 1000 + place)
+            for place, role in enumerate(("one", "two"), 1)
+        }
+        options = {key: self._base(network, seed)[key] for key in ("network", "data", "seed")}
+        return Job("connect", {**options, "points": 11}, ends)
+
+
+def runs(study: Study) -> Iterator[Run]:
+    """Every number that a study asks for, in the order of its file."""
+    plan = Planner(study)
+    for entry in study.entries:
+        for network in entry.targets or study.networks:
+            sources = entry.sources or tuple(study.networks) if entry.method in _FROM_SOURCE else ("",)
+            for source in sources:
+                if source == network:
+                    continue
+                for seed in study.seeds:
+                    yield from _of_entry(plan, entry, network, source, seed)
+
+
+def _of_entry(plan: Planner, entry: Entry, network: str, source: str, seed: int) -> Iterator[Run]:
+    label = entry.name(source)
+    pruning = plan.study.pruning
+    if entry.method == "dense" or (entry.method == "imp" and not entry.connect and not entry.sparsities):
+        numbers = range(1 if entry.method == "dense" else pruning.levels + 1)
+        for number in numbers:
+            job = plan.level(network, seed, number)
+            yield Run(network, label, entry.method, round(pruning.sparsity_at(number), 4), seed, job)
+        return
+    for sparsity in entry.sparsities or plan.study.sparsities:
+        number = pruning.level_for(sparsity)
+        wanted = round(pruning.sparsity_at(number), 4)
+        if entry.connect:
+            job = plan.connect(entry, network, source, seed, number)
+        elif entry.method == "imp":
+            job = plan.level(network, seed, number)
+        else:
+            job = plan.train(entry, network, source, seed, number)
+        yield Run(network, label, entry.method, wanted, seed, job)
