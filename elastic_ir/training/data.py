@@ -166,7 +166,7 @@ def read_idx(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
         raise SourceError(
             f"{path.name} holds {values.size} values, its header says {'x'.join(map(str, shape))}"
         )
-    return values.reshape(shape)
+    return values.reshape(shape).copy()  # torch takes no array that cannot be written to
 
 
 def _torchvision() -> Any:

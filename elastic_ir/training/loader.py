@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,8 +82,12 @@ class BatchStream:
 
 
 def _generator(seed: int, purpose: int, number: int) -> torch.Generator:
-    """A random stream of its own for each seed, purpose and epoch or step."""
-    return torch.Generator().manual_seed(((seed * 8 + purpose) << 32) + number)
+    """A random stream of its own for each seed, purpose and epoch or step.
+
+    They are hashed, since torch's generator looks at the low half of its seed only.
+    """
+    (hashed,) = np.random.SeedSequence([seed, purpose, number]).generate_state(1)
+    return torch.Generator().manual_seed(int(hashed))
 
 
 def augmented(images: Tensor, generator: torch.Generator, flips: bool) -> Tensor:

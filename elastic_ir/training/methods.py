@@ -53,7 +53,7 @@ def starting_point(
     """
     method = options["method"]
     if method in ("transform", "hybrid"):
-        graph = transformed(eir.load(needs["source"] / "ticket.pt"), network, data, options)
+        graph = transformed(_source(data, options, needs), network, data, options)
         if method == "transform":
             return _from_graph(graph, network, options)
         return _hybrid(graph, network, data, training, options, loss)
@@ -63,6 +63,17 @@ def starting_point(
     if method == "dense":
         return Start(network, {}, loss)
     return _baseline(method, network, reference, data, training, options, loss)
+
+
+def _source(data: Data, options: Mapping[str, Any], needs: Mapping[str, Path]) -> Graph:
+    """The ticket to transform, over all weights of its rewind point: a ticket's file has zeros where it is pruned, and
+    masks that are permuted want to know what was there."""
+    from elastic_ir.training.kinds import build
+
+    network = build({"network": options["source"], "seed": options["seed"]})
+    network.load_state_dict(torch.load(needs["source_rewind"] / "state.pt", weights_only=True))
+    masks = masks_in(needs["source"] / "ticket.pt")
+    return eir.trace(network.eval(), (torch.zeros(1, *data.shape),), masks=masks)
 
 
 def masks_in(path: Path) -> dict[str, Tensor]:

@@ -224,7 +224,9 @@ class Planner:
         if entry.options:
             options["options"] = dict(entry.options)
         if entry.method in _FROM_SOURCE:
+            options["source"] = dict(self.study.networks[source])
             needs["source"] = self.level(source, seed, number)
+            needs["source_rewind"] = self.rewind(source, seed)
         elif number:
             needs["ticket"] = self.level(network, seed, number)
         if order is not None:

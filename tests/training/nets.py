@@ -1,0 +1,83 @@
+"""Small networks and data for the tests of training; other processes import them by name."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor, nn
+
+from elastic_ir.training.data import Data, load_data
+from elastic_ir.training.settings import Pruning, Training
+
+QUICK = Training(steps=40, batch_size=64, lr=0.1)
+TWO_LEVELS = Pruning(levels=2, rewind=5, share=0.5)
+
+
+class Block(nn.Module):
+    """A residual block without norms, so that a batch may be shared out among processes."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.fc2(self.fc1(x).relu())
+        return out
+
+
+class Perceptron(nn.Module):
+    """A stem, residual blocks and a head on the pixels of an image."""
+
+    def __init__(self, blocks: int = 2, width: int = 16, pixels: int = 64) -> None:
+        super().__init__()
+        self.stem = nn.Linear(pixels, width)
+        self.blocks = nn.Sequential(*(Block(width) for _ in range(blocks)))
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.blocks(self.stem(x.flatten(1)).relu()))
+        return out
+
+
+class Doomed(Perceptron):
+    """A network that cannot be built."""
+
+    def __init__(self) -> None:
+        raise ValueError("no such network")
+
+
+class FatalOnce(Perceptron):
+    """Kills the first process that builds it, as a machine without memory would; the mark says that it has."""
+
+    def __init__(self, mark: str, blocks: int = 2) -> None:
+        super().__init__(blocks)
+        if not os.path.exists(mark):
+            with open(mark, "w") as file:
+                file.write("killed")
+            os._exit(9)
+
+
+def perceptron(seed: int = 0, blocks: int = 2) -> Perceptron:
+    """A freshly initialized network."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Perceptron(blocks)
+
+
+def digits() -> Data:
+    """scikit-learn's digits."""
+    return load_data("digits")
+
+
+def pair() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Data as a user's function gives them: two pairs of images and labels."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(20, 1, 4, 4, generator=generator)
+    labels = torch.arange(20) % 3
+    return (images[:15], labels[:15]), (images[15:], labels[15:])
+
+
+def nothing() -> int:
+    """No data at all."""
+    return 3
