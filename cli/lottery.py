@@ -230,7 +230,8 @@ def find_(
         network, load_data(data, channels), Training(steps=steps, batch_size=batch_size, lr=lr),
         Pruning(levels, rewind, share, leave_out), Path(out), seed=seed,
         report=lambda level: click.echo(
-            f"level {level.number:2}: sparsity {100 * level.sparsity:5.1f} %, accuracy {100 * level.accuracy:.2f} %, {level.path}"
+            f"level {level.number:2}: sparsity {100 * level.sparsity:5.1f} %, "
+            f"accuracy {100 * level.accuracy:.2f} %, {level.path}"
         ),
     )  # fmt: skip
     best = max(found[1:] or found, key=lambda level: level.accuracy)

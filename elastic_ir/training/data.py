@@ -32,7 +32,7 @@ _FILES = {
 
 @dataclass(frozen=True)
 class Split:
-    """Images and labels: ``images`` (count, channels, height, width) in memory, or a dataset that is read item by item."""
+    """Images (count, channels, height, width) and labels in memory, or a dataset that is read item by item."""
 
     images: Tensor | None
     labels: Tensor | None
@@ -63,9 +63,9 @@ class Data:
 def load_data(name: str, channels: int = 0, limit: int = 0) -> Data:
     """The data of that name.
 
-    ``digits`` (scikit-learn, 1,797 images of 8 x 8, a fifth of them for the test), ``fashion-mnist`` (Debian's package
-    of that name), ``idx:FOLDER`` (four files as MNIST has them, gzipped or not), ``cifar10:FOLDER``, ``cifar100:FOLDER``
-    and ``images:FOLDER`` (``train/`` and ``val/`` with a folder for each class) through torchvision, or
+    ``digits`` (scikit-learn, 1,797 images of 8 x 8, a fifth of them for the test), ``fashion-mnist`` (Debian's
+    package dataset-fashion-mnist), ``idx:FOLDER`` (four files as MNIST has them, gzipped or not), ``cifar10:FOLDER``,
+    ``cifar100:FOLDER`` and ``images:FOLDER`` (``train/`` and ``val/`` with a folder for each class) through torchvision, or
     ``package.module:function``, which returns a pair (train, test), each a torch Dataset or a pair (images, labels).
 
     ``channels=3`` repeats grey images for networks that take colours; ``limit`` keeps the first images of the training
@@ -212,8 +212,8 @@ def _folders(folder: Path) -> Data:
         if not (folder / key).is_dir():
             raise SourceError(f"{folder} has no folder {key!r}; images lie in train/CLASS/ and val/CLASS/")
         found[key] = _torchvision().ImageFolder(os.fspath(folder / key), way)
-    splits = [Split(None, None, found[key]) for key in ("train", "val")]
-    return Data(f"images:{folder}", *splits, classes=len(found["train"].classes))
+    train, test = (Split(None, None, found[key]) for key in ("train", "val"))
+    return Data(f"images:{folder}", train, test, len(found["train"].classes), flips=True)
 
 
 def _from_function(name: str) -> Data:

@@ -7,6 +7,7 @@ handed out again, a few times.
 from __future__ import annotations
 
 import concurrent.futures
+import logging
 import multiprocessing
 import os
 from collections.abc import Mapping
@@ -141,10 +142,10 @@ class RayCluster:
         self.folder, self.threads = os.path.abspath(folder), threads
         if not ray.is_initialized():
             try:
-                ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             except (ConnectionError, ValueError) as error:
                 raise SourceError(f"no Ray cluster at {address!r}: {_told(error)}") from error
-        self.slots = max(int(ray.cluster_resources().get("CPU", 1)) // threads, 1)
+        self.slots = max(int(self._ray.cluster_resources().get("CPU", 1)) // threads, 1)
         # a worker that dies is Ray's to replace, and what it did runs again
         self._remote = ray.remote(num_cpus=threads, max_retries=_TRIES, retry_exceptions=False)(_work)
         self._running: dict[Any, Mapping[str, Any]] = {}

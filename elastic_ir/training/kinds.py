@@ -75,8 +75,11 @@ def _loss(options: Options) -> Loss | None:
     if not name:
         return None
     module, _, function = name.partition(":")
-    found = getattr(importlib.import_module(module), function)
-    return found() if isinstance(found, type) else found  # a class such as torch.nn:MSELoss, or a function
+    found: Any = getattr(importlib.import_module(module), function)
+    made: Loss = (
+        found() if isinstance(found, type) else found
+    )  # a class such as torch.nn:MSELoss, or a function
+    return made
 
 
 def _training(options: Options) -> Training:

@@ -21,7 +21,8 @@ class BatchStream:
 
     def __init__(
         self, data: Data, batch_size: int, *, seed: int, start: int = 0, stop: int, augment: bool = False,
-        channels_last: bool = False, device: torch.device | str = "cpu", rank: int = 0, world: int = 1, workers: int = 0,
+        channels_last: bool = False, device: torch.device | str = "cpu", rank: int = 0, world: int = 1,
+        workers: int = 0,
     ) -> None:  # fmt: skip
         self.data, self.batch_size, self.seed = data, min(batch_size, len(data.train)), seed
         self.start, self.stop, self.augment = start, stop, augment
@@ -91,7 +92,7 @@ def _generator(seed: int, purpose: int, number: int) -> torch.Generator:
 
 
 def augmented(images: Tensor, generator: torch.Generator, flips: bool) -> Tensor:
-    """Each image moved by up to an eighth of its extent, zeros coming in, and mirrored half of the time if it may be."""
+    """Each image moved by up to an eighth of its extent, zeros coming in, and mirrored half of the time if allowed."""
     count, _, height, width = images.shape
     pad = max(height // 8, 1)
     padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
@@ -112,5 +113,7 @@ def batches_of(split: Split, batch_size: int, device: torch.device | str) -> Ite
         for images, labels in loader:
             yield images.to(device), labels.to(device)
         return
-    for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
+    for images, labels in zip(
+        torch.split(split.images, batch_size), torch.split(split.labels, batch_size), strict=True
+    ):
         yield images.to(device), labels.to(device)

@@ -66,8 +66,10 @@ def starting_point(
 
 
 def _source(data: Data, options: Mapping[str, Any], needs: Mapping[str, Path]) -> Graph:
-    """The ticket to transform, over all weights of its rewind point: a ticket's file has zeros where it is pruned, and
-    masks that are permuted want to know what was there."""
+    """The ticket to transform, over all weights of its rewind point.
+
+    A ticket's file has zeros where it is pruned, and masks that are permuted want to know what was there.
+    """
     from elastic_ir.training.kinds import build
 
     network = build({"network": options["source"], "seed": options["seed"]})
@@ -140,7 +142,7 @@ def _hybrid(
     options: Mapping[str, Any],
     loss: Loss | None,
 ) -> Start:
-    """The source's masks for the blocks that it has, SNIP's for the extra ones (section 4.1), at the transform's sparsity."""
+    """The source's masks for the blocks that it has, SNIP's for the extra ones, at the transform's sparsity (4.1)."""
     from elastic_ir.tickets import sparsity
     from elastic_ir.training.baselines import prune
 

@@ -51,7 +51,7 @@ class Findings:
 
 
 def half_width(values: Sequence[float], level: float = 0.95) -> float:
-    """Half the width of the confidence interval of a mean, by Student's t with one degree of freedom less than values."""
+    """Half the width of the confidence interval of a mean, by Student's t; infinite for one value."""
     count = len(values)
     if count < 2:
         return math.inf
@@ -100,7 +100,7 @@ class Answer:
 
 
 def answers(found: Findings) -> list[Answer]:
-    """Every claim on every network and sparsity that it names (all where it names none, and both methods have been run)."""
+    """Every claim on each network and sparsity that it names (on all without), as far as both methods have been run."""
     given = []
     for claim in found.study.claims:
         wanted = [round(s, 4) for s in claim.sparsities]

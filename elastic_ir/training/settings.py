@@ -82,7 +82,7 @@ def read(kind: type[_T], data: Mapping[str, Any], where: str) -> _T:
     if not isinstance(data, Mapping):
         raise PlanError(
             f"{where}: expected entries such as {dataclasses.fields(kind)[0].name}: ..., not {data!r}"
-        )  # type: ignore[arg-type]
+        )
     known = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     hints = get_type_hints(kind)
     given: dict[str, Any] = {}

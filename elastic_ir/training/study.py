@@ -167,7 +167,8 @@ def _check(study: Study, where: str) -> None:
         for label in (claim.better, claim.than):
             if label not in labels:
                 raise PlanError(
-                    f"{where}: claims[{number}]: nothing is labelled {label!r}; the labels are {', '.join(sorted(labels))}"
+                    f"{where}: claims[{number}]: nothing is labelled {label!r}; "
+                    f"the labels are {', '.join(sorted(labels))}"
                 )
 
 

@@ -21,11 +21,13 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Task(pl.LightningModule):
-    """Trains ``network`` on ``data`` from step ``start`` to ``stop``; rates and batches are those of the whole training.
+    """Trains ``network`` on ``data`` from step ``start`` to ``stop``, with the rates and batches of the whole training.
 
     ``order`` seeds the order of the data and its augmentation. Where several processes train, each batch is shared out
     among them; PlanError where its size does not divide.
     """
+
+    run_network: Any  #: the network, compiled or not
 
     def __init__(
         self, network: nn.Module, data: Data, training: Training, *, loss: Loss | None = None, order: int = 0,
@@ -37,14 +39,15 @@ class Task(pl.LightningModule):
         self.loss = loss or nn.CrossEntropyLoss(label_smoothing=training.label_smoothing)
         self.start, self.stop = start, training.steps if stop is None else stop
         # not as a submodule: its state dict would list every weight twice
-        object.__setattr__(self, "_run", torch.compile(network) if training.compile else network)
+        run: Any = torch.compile(network) if training.compile else network
+        object.__setattr__(self, "run_network", run)
 
     def forward(self, images: Tensor) -> Any:
-        return self._run(images)
+        return self.run_network(images)
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         images, labels = batch
-        loss = self.loss(self._run(images), labels)
+        loss = self.loss(self.run_network(images), labels)
         if self.trainer.loggers:
             self.log("loss", loss)
         return loss

@@ -16,7 +16,7 @@ from elastic_ir.training.loader import BatchStream, augmented, batches_of
 from tests.training.nets import digits
 
 
-def write_idx(path: Path, array: np.ndarray) -> None:  # type: ignore[type-arg]
+def write_idx(path: Path, array: np.ndarray) -> None:
     raw = b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
     path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
 
@@ -40,7 +40,9 @@ def test_idx_files_with_and_without_gzip(tmp_path: Path) -> None:
     data = load_data(f"idx:{tmp_path}")
     assert data.shape == (1, 5, 5) and data.classes == 3 and (len(data.train), len(data.test)) == (12, 4)
     (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(SourceError, match=r"has no t10k-labels-idx1-ubyte \(nor t10k-labels-idx1-ubyte\.gz\)"):
+    with pytest.raises(
+        SourceError, match=r"has no t10k-labels-idx1-ubyte \(nor t10k-labels-idx1-ubyte\.gz\)"
+    ):
         load_data(f"idx:{tmp_path}")
 
 
@@ -81,7 +83,7 @@ def test_a_stream_that_begins_later_gives_what_it_would_have_given() -> None:
 
 def test_an_epoch_holds_every_image_once() -> None:
     stream = BatchStream(digits(), 100, seed=0, stop=28)
-    first, second = torch.cat(list(stream.indices())).split(1400)
+    first, second = torch.cat(list(stream.indices())).reshape(2, 1400)
     assert len(set(first.tolist())) == 1400 and not torch.equal(first, second)
 
 

@@ -112,7 +112,7 @@ def test_two_processes_train_what_one_does() -> None:
 
 def test_a_batch_that_cannot_be_shared_out_is_told() -> None:
     task = Task(perceptron(), DATA, Training(steps=2, batch_size=63))
-    task.trainer = type("Trainer", (), {"world_size": 2, "global_rank": 0})()  # type: ignore[assignment]
+    task.trainer = type("Trainer", (), {"world_size": 2, "global_rank": 0})()
     with pytest.raises(PlanError, match="a batch of 63 cannot be shared out evenly among 2 processes"):
         task.train_dataloader()
 
@@ -133,7 +133,9 @@ def test_settings_are_checked() -> None:
         Training(steps=0)
     with pytest.raises(PlanError, match=r"between 0 and 1, not 1\.0"):
         Pruning(levels=1, share=1.0)
-    with pytest.raises(PlanError, match="here: there is no entry 'stepps'; the entries are steps, batch_size"):
+    with pytest.raises(
+        PlanError, match="here: there is no entry 'stepps'; the entries are steps, batch_size"
+    ):
         read(Training, {"stepps": 3}, "here")
     with pytest.raises(PlanError, match="here: steps is missing"):
         read(Training, {}, "here")

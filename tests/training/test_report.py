@@ -1,0 +1,181 @@
+"""Reports: means and intervals, claims answered from them, tables and plots; and the line between two trainings."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from scipy import stats
+from torch import nn
+
+from elastic_ir.cli.app import elastic_ir
+from elastic_ir.training.connectivity import Line, barrier, between
+from elastic_ir.training.fit import fit
+from elastic_ir.training.report import Findings, answers, collect, half_width, markdown, welch
+from elastic_ir.training.settings import Training
+from elastic_ir.training.store import Store
+from elastic_ir.training.study import read_study, runs
+from tests.training.nets import digits, perceptron
+
+STUDY: dict[str, Any] = {
+    "name": "tiny",
+    "title": "Tiny",
+    "data": "digits",
+    "networks": {name: {"factory": "tests.training.nets:Perceptron"} for name in ("two", "three")},
+    "training": {"steps": 12},
+    "pruning": {"share": 0.5},
+    "sparsities": [0.5],
+    "seeds": [0, 1, 2],
+    "compare": [
+        {"method": "imp"},
+        {"method": "random"},
+        {"method": "transform", "label": "line", "connect": True, "targets": "two"},
+    ],
+    "claims": [
+        {"text": "own tickets beat random ones", "better": "imp", "than": "random", "sparsities": [0.5]}
+    ],
+}
+
+
+def findings(folder: Path, scores: dict[str, list[float]], **changes: Any) -> Findings:
+    """What a report finds where the jobs of each label had these accuracies, one for each seed."""
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))
+    study, store = read_study(path), Store(folder / "store")
+    for item in runs(study):
+        label = "dense" if item.sparsity == 0 else item.label
+        if label not in scores or store.has(item.job.key):
+            continue
+        result: dict[str, Any] = {
+            "accuracy": scores[label][item.seed], "sparsity": item.sparsity + 0.01 * (label == "random"), "seconds": 1.0,
+        }  # fmt: skip
+        if item.label == "line":
+            result |= {"barrier": 0.1, "accuracies": [0.9, 0.8, 0.9]}
+        with store.workspace(item.job.spec()) as place:
+            store.write_result(place, result)
+    return collect(study, store)
+
+
+def test_intervals_are_those_of_student_and_welch() -> None:
+    one, two = [90.0, 91.0, 92.5], [88.0, 88.5, 87.0, 89.0]
+    interval = stats.t.interval(0.95, 2, loc=stats.tmean(one), scale=stats.sem(one))
+    assert half_width(one) == pytest.approx((interval[1] - interval[0]) / 2)
+    expected = stats.ttest_ind(one, two, equal_var=False).confidence_interval(0.95)
+    assert welch(one, two) == pytest.approx((expected.high - expected.low) / 2)
+    assert half_width([90.0]) == math.inf == welch([90.0], two) and welch([1.0, 1.0], [2.0, 2.0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("imp", "changes", "verdict", "why"),
+    [
+        ([0.90, 0.901, 0.902], {}, "yes", ""),
+        ([0.60, 0.601, 0.602], {}, "no", ""),
+        ([0.70, 0.85, 0.99], {}, "undecided", "the interval holds the margin; about"),
+        (
+            [0.90, 0.901, 0.902],
+            {"dense_at_least": 0.96},
+            "undecided",
+            "the dense network reaches 95.0 %, not 96 %",
+        ),
+        ([0.90, 0.901, 0.902], {"seeds": [0]}, "undecided", "one seed: run more"),
+    ],
+)
+def test_a_claim_is_answered_only_where_the_numbers_allow_it(
+    tmp_path: Path, imp: list[float], changes: dict[str, Any], verdict: str, why: str
+) -> None:
+    scores = {"dense": [0.95] * 3, "imp": imp, "random": [0.80, 0.802, 0.801]}
+    given = answers(findings(tmp_path, scores, **changes))
+    assert [(item.network, item.verdict) for item in given] == [("two", verdict), ("three", verdict)]
+    assert given[0].why.startswith(why) and given[0].sparsity == 0.5
+
+
+def test_a_margin_moves_the_answer(tmp_path: Path) -> None:
+    scores = {"imp": [0.80, 0.801, 0.802], "random": [0.803, 0.804, 0.805]}
+    claims = [{**STUDY["claims"][0], "margin": -1.0, "targets": "two"}]
+    (given,) = answers(findings(tmp_path, scores, claims=claims))
+    assert given.verdict == "yes" and given.difference == pytest.approx(-0.3)
+
+
+def test_the_report_as_markdown(tmp_path: Path) -> None:
+    scores = {
+        "dense": [0.95, 0.95, 0.95],
+        "imp": [0.90, 0.901, 0.902],
+        "random": [0.80, 0.802, 0.801],
+        "line": [0.8] * 3,
+    }
+    text = markdown(findings(tmp_path, scores))
+    assert text.startswith("# Tiny\n") and "Not finished" not in text
+    assert "| method | 0.0 % | 50.0 % |" in text
+    assert "| imp | 95.00 ± 0.00 | 90.10 ± 0.25 |" in text and "| random |  | 80.10 ± 0.25 |" in text
+    assert "| two | line | 50.0 % | 10.00 ± 0.00 |" in text
+    assert "| two | random | 50.0 % | 51.00 % |" in text and "| two | imp | 50.0 % |" not in text
+    assert "| own tickets beat random ones | two | 50.0 % | +10.00 ± 0.23 | yes |" in text
+    partial = markdown(findings(tmp_path, {}, seeds=[0, 1, 2, 3]))
+    assert "**Not finished: 7 of 28 numbers are missing.**" in partial
+
+
+def test_report_on_the_command_line_writes_tables_and_plots(tmp_path: Path) -> None:
+    findings(tmp_path, {"dense": [0.9] * 3, "imp": [0.8] * 3, "random": [0.7] * 3, "line": [0.8] * 3})
+    arguments = ["lottery", "report", str(tmp_path / "tiny.yaml"), "--store", str(tmp_path / "store"), "-o"]
+    told = CliRunner().invoke(elastic_ir, [*arguments, str(tmp_path / "out")])
+    assert told.exit_code == 0, told.output
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"tiny.md"} | {
+        f"tiny-{stem}.{form}" for stem in ("two", "three", "connectivity") for form in ("png", "svg")
+    }
+    assert "![tiny-two.png](tiny-two.png)" in (tmp_path / "out" / "tiny.md").read_text()
+    first = (tmp_path / "out" / "tiny-two.svg").read_bytes()
+    CliRunner().invoke(elastic_ir, [*arguments, str(tmp_path / "again")])
+    assert (tmp_path / "again" / "tiny-two.svg").read_bytes() == first
+    assert "own tickets beat random ones (two, 50 %): yes" in told.output
+
+
+def test_run_on_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    changes = {"compare": [{"method": "imp"}], "claims": [], "seeds": [0]}
+    path.write_text(yaml.safe_dump({**STUDY, **changes}))
+    arguments = ["lottery", "run", str(path), "--store", str(tmp_path / "store")]
+    planned = CliRunner().invoke(elastic_ir, [*arguments, "--dry-run"])
+    assert (
+        planned.exit_code == 0 and "level   2     0" in planned.output and "rewind  1     0" in planned.output
+    )
+    assert not (tmp_path / "store").exists()
+    told = CliRunner().invoke(elastic_ir, arguments)
+    assert told.exit_code == 0, told.output
+    assert "jobs done:  3 of 3" in told.output and "jobs: 3 of 3 done, 0 running, 0 left" in told.output
+    path.write_text(yaml.safe_dump({**STUDY, **changes, "data": "mnist"}))
+    failed = CliRunner().invoke(elastic_ir, arguments)
+    assert failed.exit_code == 1 and "SourceError: there is no data 'mnist'" in failed.output
+    assert "skipped:    2 jobs that need a failed one" in failed.output
+
+
+def test_the_line_between_two_networks() -> None:
+    data = digits()
+    one, two = perceptron(0), perceptron(1)
+    for network in (one, two):
+        fit(network, data, Training(steps=60, batch_size=64))
+    ends = [copy.deepcopy(network.state_dict()) for network in (one, two)]
+    half = between(ends[0], ends[1], 0.5)
+    torch.testing.assert_close(half["head.bias"], (ends[0]["head.bias"] + ends[1]["head.bias"]) / 2)
+    line = barrier(perceptron(), ends[0], ends[1], data, points=5)
+    assert line.shares == [0, 0.25, 0.5, 0.75, 1.0] and len(line.accuracies) == 5
+    assert line.height > 0.1  # two initializations share no basin
+    flat = barrier(perceptron(), ends[0], ends[0], data, points=3)
+    assert flat.height == 0 and len(set(flat.accuracies)) == 1
+    assert Line([0, 0.5, 1], [0.9, 0.5, 0.7]).height == pytest.approx(0.3)
+
+
+def test_whole_numbers_are_not_interpolated() -> None:
+    norm = nn.BatchNorm1d(3)
+    one = copy.deepcopy(norm.state_dict())
+    two = {name: tensor + 4 for name, tensor in one.items()}
+    half = between(one, two, 0.5)
+    assert int(half["num_batches_tracked"]) == 0 and half["running_mean"].tolist() == [2, 2, 2]
+    assert json.dumps(half["weight"].tolist()) == "[3.0, 3.0, 3.0]"

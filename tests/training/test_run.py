@@ -1,0 +1,269 @@
+"""Jobs and studies: keys that follow from content, nothing done twice, failures that stay their own, any executor."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from elastic_ir.errors import PlanError, SourceError
+from elastic_ir.training.executors import Ended, Here, Processes, RayCluster
+from elastic_ir.training.jobs import Job, in_order
+from elastic_ir.training.run import Progress, run
+from elastic_ir.training.store import Store
+from elastic_ir.training.study import Study, read_study, runs
+
+NETWORKS = {
+    "two": {"factory": "tests.training.nets:Perceptron", "blocks": 2},
+    "three": {"factory": "tests.training.nets:Perceptron", "blocks": 3},
+}
+STUDY: dict[str, Any] = {
+    "name": "tiny",
+    "data": "digits",
+    "networks": NETWORKS,
+    "training": {"steps": 12, "batch_size": 64},
+    "pruning": {"rewind": 2, "share": 0.5},
+    "sparsities": [0.5],
+    "seeds": [0],
+    "compare": [{"method": "imp"}, {"method": "transform", "label": "from {source}"}],
+}
+
+
+def study(folder: Path, **changes: Any) -> Study:
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))
+    return read_study(path)
+
+
+def jobs_of(found: Study) -> list[Job]:
+    return [item.job for item in runs(found)]
+
+
+def network_job(folder: Path, **network: Any) -> Job:
+    """A job that trains a network of the tests for two steps."""
+    options = {
+        "network": {"factory": "tests.training.nets:Perceptron", **network}, "data": {"name": "digits"}, "seed": 0,
+        "training": {"steps": 4}, "rewind": 2,
+    }  # fmt: skip
+    return Job("rewind", options)
+
+
+def test_a_key_follows_from_the_content_and_from_what_is_needed() -> None:
+    first = Job("rewind", {"seed": 0})
+    assert first.key == Job("rewind", {"seed": 0}).key and first.key.startswith("rewind-")
+    assert first.key != Job("rewind", {"seed": 1}).key != Job("level", {"seed": 1}).key
+    reader = Job("level", {}, {"rewind": first})
+    assert reader.key != Job("level", {}, {"rewind": Job("rewind", {"seed": 1})}).key
+    assert [job.key for job in in_order([reader, first, reader])] == [first.key, reader.key]
+
+
+def test_a_study_becomes_runs_that_share_their_jobs(tmp_path: Path) -> None:
+    found = study(tmp_path)
+    items = list(runs(found))
+    assert [(r.network, r.label, r.sparsity) for r in items] == [
+        ("two", "imp", 0.0), ("two", "imp", 0.5), ("three", "imp", 0.0), ("three", "imp", 0.5),
+        ("two", "from three", 0.5), ("three", "from two", 0.5),
+    ]  # fmt: skip
+    assert len(in_order(jobs_of(found))) == 2 + 4 + 2
+    other = study(tmp_path, compare=[{"method": "imp", "targets": "two"}], name="another")
+    assert {job.key for job in jobs_of(other)} < {job.key for job in jobs_of(found)}
+
+
+def test_a_setting_at_its_default_changes_no_key(tmp_path: Path) -> None:
+    plain = study(tmp_path)
+    said = study(tmp_path, training={**STUDY["training"], "momentum": 0.9})
+    other = study(tmp_path, training={**STUDY["training"], "momentum": 0.8})
+    assert [j.key for j in jobs_of(plain)] == [j.key for j in jobs_of(said)]
+    assert not {j.key for j in jobs_of(plain)} & {j.key for j in jobs_of(other)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"compare": [{"method": "magic"}]},
+            r"compare\[0\]: there is no method 'magic'; the methods are imp, dense",
+        ),
+        ({"compare": [{"method": "imp", "targets": ["four"]}]}, r"compare\[0\]: there is no network 'four'"),
+        ({"compare": [{"methods": "imp"}]}, r"compare\[0\]: there is no entry 'methods'"),
+        ({"networks": {"two": {"blocks": 2}}}, r"networks\.two: give factory: package\.module:function"),
+        (
+            {"claims": [{"text": "x", "better": "imp", "than": "luck"}]},
+            r"claims\[0\]: nothing is labelled 'luck'",
+        ),
+        ({"training": {"steps": 0}}, "at least one step"),
+        ({"sparsity": 1}, "there is no entry 'sparsity'"),
+        ({"seeds": None}, "seeds is missing"),
+        ({"networks": []}, "networks is a mapping"),
+    ],
+)
+def test_what_is_wrong_in_a_study_is_told(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        study(tmp_path, **changes)
+
+
+def test_a_file_that_is_no_study(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("a: [")
+    with pytest.raises(SourceError, match="is no YAML"):
+        read_study(tmp_path / "a.yaml")
+    with pytest.raises(SourceError, match=r"absent\.yaml cannot be read"):
+        read_study(tmp_path / "absent.yaml")
+    (tmp_path / "b.yaml").write_text("3")
+    with pytest.raises(PlanError, match="a study is a mapping"):
+        read_study(tmp_path / "b.yaml")
+
+
+def test_a_study_runs_and_nothing_is_done_twice(tmp_path: Path) -> None:
+    found, store = study(tmp_path), Store(tmp_path / "store")
+    seen: list[tuple[int, int]] = []
+    ended = run(
+        jobs_of(found), store, Here(str(store.folder)), lambda now: seen.append((now.done, now.total))
+    )
+    assert (ended.done, ended.total, ended.failed) == (8, 8, {}) and seen[0] == (0, 8) and seen[-1] == (8, 8)
+    for item in runs(found):
+        result = store.result(item.job.key)
+        assert 0.1 < result["accuracy"] <= 1 and result["sparsity"] == pytest.approx(item.sparsity, abs=0.05)
+
+    class Never(Here):
+        def submit(self, spec: Mapping[str, Any]) -> None:
+            raise AssertionError(f"{spec['key']} is done")
+
+    again = run(jobs_of(found), store, Never(str(store.folder)))
+    assert (again.done, again.total) == (8, 8)
+
+
+def test_a_study_that_was_killed_goes_on(tmp_path: Path) -> None:
+    found, store = study(tmp_path), Store(tmp_path / "store")
+
+    class Killed(Here):
+        count = 0
+
+        def wait(self) -> list[Ended]:
+            self.count += 1
+            if self.count == 4:
+                raise KeyboardInterrupt
+            return super().wait()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(jobs_of(found), store, Killed(str(store.folder)))
+    done = [job.key for job in in_order(jobs_of(found)) if store.has(job.key)]
+    assert len(done) == 3
+    ended = run(jobs_of(found), store, Here(str(store.folder)))
+    assert ended.done == 8 and len(ended.seconds["train"]) == 2
+    assert sum(map(len, ended.seconds.values())) == 5
+
+
+def test_a_failure_takes_only_what_needs_it(tmp_path: Path) -> None:
+    networks = {**NETWORKS, "three": {"factory": "tests.training.nets:Doomed"}}
+    found, store = study(tmp_path, networks=networks), Store(tmp_path / "store")
+    ended = run(jobs_of(found), store, Here(str(store.folder)))
+    assert list(ended.failed.values()) == ["ValueError: no such network"]
+    assert ended.done == 3 and len(ended.skipped) == 4 and ended.done + len(ended.skipped) + 1 == ended.total
+    assert all(count == 0 for count in ended.left.values())
+
+
+def test_what_a_killed_job_left_is_no_result(tmp_path: Path) -> None:
+    store, job = Store(tmp_path), network_job(tmp_path)
+    store.path(job.key).mkdir()
+    (store.path(job.key) / "state.pt").write_bytes(b"half")
+    assert not store.has(job.key)
+    with pytest.raises(SourceError, match="is not done"):
+        store.result(job.key)
+    run([job], store, Here(str(tmp_path)))
+    assert store.has(job.key) and (store.path(job.key) / "state.pt").stat().st_size > 100
+    (store.path(job.key) / "result.json").write_text("{")
+    with pytest.raises(SourceError, match=r"is damaged .* delete its folder"):
+        store.result(job.key)
+
+
+def test_workspaces_that_nobody_works_in_are_swept(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    left = tmp_path / ".level-abc.0123"
+    left.mkdir()
+    assert store.sweep() == 0 and store.sweep(older_than=-1) == 1 and not left.exists()
+    with pytest.raises(ZeroDivisionError), store.workspace({"key": "x", "needs": {}}):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_processes_do_the_same(tmp_path: Path) -> None:
+    found = study(tmp_path, compare=[{"method": "imp"}])
+    stores = [Store(tmp_path / name) for name in ("one", "many")]
+    run(jobs_of(found), stores[0], Here(str(stores[0].folder)))
+    ended = run(jobs_of(found), stores[1], Processes(str(stores[1].folder), 2))
+    assert ended.done == ended.total and not ended.failed
+    for job in jobs_of(found):
+        assert stores[0].result(job.key)["accuracy"] == stores[1].result(job.key)["accuracy"]
+
+
+def test_a_worker_that_dies_is_replaced_and_its_job_done_again(tmp_path: Path) -> None:
+    job = Job("rewind", {
+        "network": {"factory": "tests.training.nets:FatalOnce", "mark": str(tmp_path / "mark")}, "seed": 0,
+        "data": {"name": "digits"}, "training": {"steps": 4}, "rewind": 2,
+    })  # fmt: skip
+    store = Store(tmp_path / "store")
+    ended = run([job], store, Processes(str(store.folder), 1))
+    assert (tmp_path / "mark").exists() and ended.done == 1 and not ended.failed and store.has(job.key)
+
+
+def test_time_left_follows_from_what_jobs_took() -> None:
+    now = Progress(10, slots=2)
+    assert now.time_left is None
+    now.seconds, now.left = {"level": [2.0, 4.0]}, {"level": 4, "train": 2}
+    assert now.time_left == pytest.approx((4 * 3 + 2 * 3) / 2)
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_of_two_workers_one_of_which_is_killed(tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    ray.init(
+        num_cpus=2, include_dashboard=False, log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ["PYTHONPATH"]])}},
+    )  # fmt: skip
+    try:
+        found, store = study(tmp_path, seeds=[0, 1]), Store(tmp_path / "store")
+        executor = RayCluster(str(store.folder), "auto")
+        killed: list[int] = []
+
+        def kill_one(now: Progress) -> None:
+            if now.done < 3 or killed:
+                return
+            for _ in range(100):
+                busy = [w for w in _workers() if w != os.getpid()]
+                if busy:
+                    killed.append(busy[0])
+                    os.kill(busy[0], signal.SIGKILL)
+                    return
+                time.sleep(0.05)
+
+        ended = run(jobs_of(found), store, executor, kill_one)
+    finally:
+        ray.shutdown()
+    assert executor.slots == 2 and killed
+    assert ended.done == ended.total == 16 and not ended.failed
+    alone = Store(tmp_path / "alone")
+    run(jobs_of(found), alone, Here(str(alone.folder)))
+    for job in jobs_of(found):
+        assert json.dumps(store.result(job.key)["layers"]) == json.dumps(alone.result(job.key)["layers"])
+        assert store.result(job.key)["accuracy"] == pytest.approx(alone.result(job.key)["accuracy"], abs=0.02)
+
+
+def _workers() -> list[int]:
+    """The process ids of Ray's workers that run one of our jobs, started by this test's cluster."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                title = (folder / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if title.startswith("ray::_work"):
+                found.append(int(folder.name))
+    return found
