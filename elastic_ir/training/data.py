@@ -65,8 +65,9 @@ def load_data(name: str, channels: int = 0, limit: int = 0) -> Data:
 
     ``digits`` (scikit-learn, 1,797 images of 8 x 8, a fifth of them for the test), ``fashion-mnist`` (Debian's
     package dataset-fashion-mnist), ``idx:FOLDER`` (four files as MNIST has them, gzipped or not), ``cifar10:FOLDER``,
-    ``cifar100:FOLDER`` and ``images:FOLDER`` (``train/`` and ``val/`` with a folder for each class) through torchvision, or
-    ``package.module:function``, which returns a pair (train, test), each a torch Dataset or a pair (images, labels).
+    ``cifar100:FOLDER`` and ``images:FOLDER`` (``train/`` and ``val/`` with a folder for each class) through
+    torchvision, or ``package.module:function``, which returns a pair (train, test), each a torch Dataset or a pair
+    (images, labels).
 
     ``channels=3`` repeats grey images for networks that take colours; ``limit`` keeps the first images of the training
     split. Raises SourceError.

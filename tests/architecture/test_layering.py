@@ -27,7 +27,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "emit": {"ir", "emit"},
     "tickets": {"ir", "tickets"},
     "zoo": {"ir", "zoo"},
-    "cli": {"ir", "face", "passes", "frontends", "emit", "tickets", "cli"},
+    "training": {"ir", "face", "passes", "frontends", "emit", "tickets", "training"},
+    "cli": {"ir", "face", "passes", "frontends", "emit", "tickets", "training", "cli"},
 }
 #: Declared exceptions: these offer the upper rooms as functions and methods (`graph.to_module()`), and import them
 #: only inside the function, or for type checkers.

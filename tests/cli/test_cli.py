@@ -96,7 +96,7 @@ def test_the_table_of_commands_says_what_the_commands_say(name: str) -> None:
     command = elastic_ir.load(name)
     assert command.name == name
     assert command.short_help == COMMANDS[name]
-    assert command.params
+    assert command.params or (isinstance(command, click.Group) and command.commands)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -54,7 +54,8 @@ def findings(folder: Path, scores: dict[str, list[float]], **changes: Any) -> Fi
         if label not in scores or store.has(item.job.key):
             continue
         result: dict[str, Any] = {
-            "accuracy": scores[label][item.seed], "sparsity": item.sparsity + 0.01 * (label == "random"), "seconds": 1.0,
+            "accuracy": scores[label][item.seed], "seconds": 1.0,
+            "sparsity": item.sparsity + 0.01 * (label == "random"),
         }  # fmt: skip
         if item.label == "line":
             result |= {"barrier": 0.1, "accuracies": [0.9, 0.8, 0.9]}
