@@ -16,7 +16,17 @@ if TYPE_CHECKING:
     from elastic_ir.training.study import Study
 
 
-@click.group("lottery", short_help=COMMANDS["lottery"])
+EPILOG = """\
+\b
+Examples:
+  elastic-ir lottery find elastic_ir.zoo:cifar_resnet20 --channels 3 --steps 300 --levels 5 -o tickets
+  elastic-ir lottery run study.yaml --jobs 4
+  elastic-ir lottery run study.yaml --ray auto --store /shared/store
+  elastic-ir lottery report study.yaml -o results
+"""
+
+
+@click.group("lottery", short_help=COMMANDS["lottery"], epilog=EPILOG)
 def lottery() -> None:
     """Find winning tickets, and compare ways of making them.
 
@@ -203,9 +213,13 @@ def report_(study: str, store: str, out: str | None, no_plots: bool) -> None:
     metavar="NAME",
     help="A weight or module that is never pruned. May be repeated.",
 )
-@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images in a batch."
+)
 @click.option("--lr", type=float, default=0.1, show_default=True, help="The peak learning rate.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of the initialization and the order of the data."
+)
 @click.option(
     "-o",
     "--out",
