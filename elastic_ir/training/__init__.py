@@ -1,0 +1,1 @@
+"""Training sparse networks: baselines that choose masks, dynamic sparse training, and what each of them costs."""
