@@ -41,8 +41,31 @@ def magnitude_masks(
     >>> masks["conv.weight"].int().tolist()
     [[0, 1], [1, 0]]
     """
+    weights = prunable_weights(source, leave_out)
+    wide = any(weight.dtype in (torch.float64, torch.complex128) for weight in weights.values())
+    magnitudes = {
+        name: _magnitude(name, weight, torch.float64 if wide else torch.float32)
+        for name, weight in weights.items()
+    }
+    pruned = pruned_count(sum(weight.numel() for weight in weights.values()), sparsity)
+    masks = masks_from_scores(magnitudes, pruned)
+    return {name: masks[name].to(weight.device) for name, weight in weights.items()}
+
+
+def pruned_count(total: int, sparsity: float) -> int:
+    """How many of ``total`` weights a sparsity prunes: the nearest whole number; MaskError outside 0 to 1."""
     if not 0 <= sparsity <= 1:
         raise MaskError(f"the sparsity {sparsity} is not between 0 and 1")
+    return round(sparsity * total)
+
+
+def prunable_weights(
+    source: nn.Module | Mapping[str, Tensor], leave_out: Collection[str] | str = ()
+) -> dict[str, Tensor]:
+    """The weights that masks are made for, by plain name in the network's order; see :func:`magnitude_masks`.
+
+    Raises MaskError: nothing to prune, or a name to leave out that is not there.
+    """
     weights = _prunable(source)
     for item in [leave_out] if isinstance(leave_out, str) else leave_out:
         below = [name for name in weights if name == item or name.startswith(f"{item}.")]
@@ -52,39 +75,42 @@ def magnitude_masks(
             del weights[name]
     if not weights:
         raise MaskError("the network has no weight of a convolution or linear layer to prune")
-    pruned = _smallest(weights, sparsity)
-    parts = torch.split(pruned, [weight.numel() for weight in weights.values()])
+    return weights
+
+
+def masks_from_scores(scores: Mapping[str, Tensor], pruned: int) -> dict[str, Tensor]:
+    """Boolean masks that prune the ``pruned`` lowest of all scores together; of equal ones the earlier go first.
+
+    Raises MaskError where a score is NaN, or when there are fewer weights than are to be pruned.
+    """
+    for name, score in scores.items():
+        if score.isnan().any():
+            raise MaskError(f"the scores of {name!r} hold NaN, which has no rank")
+    flat = torch.cat([score.reshape(-1) for score in scores.values()])
+    if not 0 <= pruned <= flat.numel():
+        raise MaskError(f"{pruned:,} of {flat.numel():,} weights cannot be pruned")
+    gone = torch.zeros_like(flat, dtype=torch.bool)
+    if pruned:
+        threshold = flat.kthvalue(pruned).values
+        gone = flat < threshold
+        ties = (flat == threshold).nonzero().reshape(-1)
+        gone[ties[: pruned - int(gone.sum())]] = True
+    parts = torch.split(gone, [score.numel() for score in scores.values()])
     return {
-        name: ~part.reshape(weight.shape).to(weight.device)
-        for (name, weight), part in zip(weights.items(), parts, strict=True)
+        name: ~part.reshape(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)
     }
 
 
-def _smallest(weights: Mapping[str, Tensor], share: float) -> Tensor:
-    """Flat over all weights in order, True for those to prune."""
-    wide = (
-        torch.float64 if any(w.dtype in (torch.float64, torch.complex128) for w in weights.values()) else None
-    )
-    magnitudes = []
-    for name, weight in weights.items():
-        if weight.is_meta:
-            raise MaskError(f"{name!r} is on the meta device and has no values; load the weights first")
-        plain = weight.detach()
-        if not plain.is_complex():
-            plain = plain.to(wide or torch.float32)  # float8 has no abs
-        flat = plain.abs().cpu().reshape(-1)
-        if flat.isnan().any():
-            raise MaskError(f"{name!r} holds NaN, which has no magnitude")
-        magnitudes.append(flat.to(wide or torch.float32))
-    flat = torch.cat(magnitudes)
-    count = round(share * flat.numel())
-    if count == 0:
-        return torch.zeros_like(flat, dtype=torch.bool)
-    threshold = flat.kthvalue(count).values
-    pruned = flat < threshold
-    ties = (flat == threshold).nonzero().reshape(-1)
-    pruned[ties[: count - int(pruned.sum())]] = True
-    return pruned
+def _magnitude(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    if weight.is_meta:
+        raise MaskError(f"{name!r} is on the meta device and has no values; load the weights first")
+    plain = weight.detach()
+    if not plain.is_complex():
+        plain = plain.to(dtype)  # float8 has no abs
+    magnitude = plain.abs().cpu().to(dtype)
+    if magnitude.isnan().any():
+        raise MaskError(f"{name!r} holds NaN, which has no magnitude")
+    return magnitude
 
 
 def _prunable(source: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:

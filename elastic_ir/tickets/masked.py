@@ -112,8 +112,8 @@ def zero_pruned(pairs: Iterable[tuple[MaskedWeight, Tensor]]) -> None:
         torch._foreach_mul_(tensors, masks)
 
 
-def places(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
-    """Plain name, owner, attribute and parameter of all parameters; tied ones under each of their names."""
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The network inside DataParallel, DDP and torch.compile."""
     inner = module
     while True:
         if isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -121,8 +121,12 @@ def places(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Paramete
         elif isinstance(compiled := inner._modules.get("_orig_mod"), nn.Module):
             inner = compiled
         else:
-            break
-    for path, owner in inner.named_modules(remove_duplicate=False):
+            return inner
+
+
+def places(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
+    """Plain name, owner, attribute and parameter of all parameters; tied ones under each of their names."""
+    for path, owner in unwrapped(module).named_modules(remove_duplicate=False):
         for attribute, parameter in owner._parameters.items():
             if parameter is not None:
                 yield plain_name(f"{path}.{attribute}" if path else attribute), owner, attribute, parameter

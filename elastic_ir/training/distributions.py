@@ -1,0 +1,125 @@
+"""How a total sparsity is spread over layers before anything is trained: uniform, Erdos-Renyi, Erdos-Renyi-Kernel.
+
+They say how many weights a layer keeps; which ones is left to chance (:func:`random_masks`). The layers' counts add up
+to the total exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from elastic_ir.errors import MaskError
+from elastic_ir.tickets.magnitude import prunable_weights, pruned_count
+
+
+def _uniform(shape: Sequence[int]) -> float:
+    return 1.0
+
+
+def _erdos_renyi(shape: Sequence[int]) -> float:
+    return (shape[0] + shape[1]) / (shape[0] * shape[1])
+
+
+def _erdos_renyi_kernel(shape: Sequence[int]) -> float:
+    return sum(shape) / math.prod(shape)
+
+
+#: What a layer's density is proportional to, given its weight's shape (outputs, inputs, kernel).
+DISTRIBUTIONS: dict[str, Callable[[Sequence[int]], float]] = {
+    "uniform": _uniform,
+    "erdos-renyi": _erdos_renyi,
+    "erk": _erdos_renyi_kernel,
+}
+
+
+def densities(
+    shapes: Mapping[str, Sequence[int]], sparsity: float, distribution: str = "erk"
+) -> dict[str, float]:
+    """The share of weights that each layer keeps, between 0 and 1, for weights of the given shapes.
+
+    - ``uniform``: the same for all.
+    - ``erdos-renyi``: proportional to ``(outputs + inputs) / (outputs * inputs)`` (Mocanu et al. 2018, SET).
+    - ``erk``: to ``sum(shape) / product(shape)``, the kernel's extents included (Evci et al. 2020, RigL, section 3).
+
+    A layer that would exceed 1 stays dense, and the others give what it takes too much: as in RigL's code, which makes
+    the layer of the largest share dense and starts again until all fit. A grouped convolution counts the inputs of a
+    group, as its weight's shape does.
+
+    Raises MaskError: an unknown distribution, a sparsity outside 0 to 1, nothing to spread over, or a shape without
+    inputs.
+    """
+    if distribution not in DISTRIBUTIONS:
+        raise MaskError(f"there is no distribution {distribution!r}; there are {', '.join(DISTRIBUTIONS)}")
+    if not shapes:
+        raise MaskError("there are no weights to spread a sparsity over")
+    for name, shape in shapes.items():
+        if len(shape) < 2 or not all(shape):
+            raise MaskError(
+                f"{name!r} has shape {list(shape)}; a sparsity is spread over weights of outputs and inputs"
+            )
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    share = {name: DISTRIBUTIONS[distribution](shape) for name, shape in shapes.items()}
+    total = sum(sizes.values())
+    kept = total - pruned_count(total, sparsity)
+    dense: set[str] = set()
+    while True:
+        free = [name for name in shapes if name not in dense]
+        if not free:
+            return dict.fromkeys(shapes, 1.0)
+        left = kept - sum(sizes[name] for name in dense)
+        scale = left / sum(share[name] * sizes[name] for name in free)
+        largest = max(share[name] for name in free)
+        if scale * largest <= 1:
+            return {name: 1.0 if name in dense else scale * share[name] for name in shapes}
+        dense |= {name for name in free if share[name] == largest}
+
+
+def kept_counts(
+    shapes: Mapping[str, Sequence[int]], sparsity: float, distribution: str = "erk"
+) -> dict[str, int]:
+    """How many weights each layer keeps: :func:`densities` in whole numbers that add up to the total exactly.
+
+    Largest remainders are rounded up, ties in favour of earlier layers.
+    """
+    shares = densities(shapes, sparsity, distribution)
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    total = sum(sizes.values())
+    exact = {name: shares[name] * sizes[name] for name in shapes}
+    # a hair is added, or 36.0 that came out as 35.999999999 would be a layer's largest remainder
+    counts = {name: min(sizes[name], math.floor(exact[name] + 1e-9)) for name in shapes}
+    missing = total - pruned_count(total, sparsity) - sum(counts.values())
+    order = sorted(shapes, key=lambda name: counts[name] - exact[name])
+    for name in [name for name in order if counts[name] < sizes[name]][:missing]:
+        counts[name] += 1
+    return counts
+
+
+def random_masks(
+    source: nn.Module | Mapping[str, Tensor],
+    sparsity: float,
+    distribution: str = "erk",
+    *,
+    seed: int = 0,
+    leave_out: Collection[str] | str = (),
+) -> dict[str, Tensor]:
+    """Boolean masks drawn at random within each layer; ``source`` and ``leave_out`` as for ``magnitude_masks``.
+
+    >>> masks = random_masks(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 4)), 0.75, "uniform")
+    >>> {name: int(mask.sum()) for name, mask in masks.items()}
+    {'0.weight': 5, '1.weight': 5}
+    """
+    weights = prunable_weights(source, leave_out)
+    counts = kept_counts(
+        {name: tuple(weight.shape) for name, weight in weights.items()}, sparsity, distribution
+    )
+    dice = torch.Generator().manual_seed(seed)
+    masks = {}
+    for name, weight in weights.items():
+        mask = torch.zeros(weight.numel(), dtype=torch.bool)
+        mask[torch.randperm(weight.numel(), generator=dice)[: counts[name]]] = True
+        masks[name] = mask.reshape(weight.shape).to(weight.device)
+    return masks
