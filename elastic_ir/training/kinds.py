@@ -22,6 +22,7 @@ from elastic_ir.training.callbacks import save_state
 from elastic_ir.training.connectivity import barrier
 from elastic_ir.training.data import Data, load_data
 from elastic_ir.training.fit import accuracy, fit
+from elastic_ir.training.flops import fixed_step, forward_cost
 from elastic_ir.training.imp import next_masks, save_ticket, train_ticket
 from elastic_ir.training.methods import starting_point
 from elastic_ir.training.settings import Pruning, Training, read
@@ -98,7 +99,11 @@ def rewind(options: Options, needs: Folders, place: Path) -> dict[str, Any]:
         loss=_loss(options),
     )
     save_state(network.state_dict(), place / "state.pt")
-    return {"seconds": seconds}
+    cost = forward_cost(network, torch.zeros(1, *data_of(options).shape))
+    return {
+        "seconds": seconds,
+        "flops": fixed_step(cost.dense) * options["rewind"] * _training(options).batch_size,
+    }
 
 
 def _masks(folder: Path | None, file: str = "next.pt") -> dict[str, Tensor]:
@@ -127,7 +132,9 @@ def level(options: Options, needs: Folders, place: Path) -> dict[str, Any]:
     save_ticket(network, rewound, masks, data, place / "ticket.pt")
     following = next_masks(network, masks, pruning, options["number"] + 1)
     save_state({name: mask.to(torch.uint8) for name, mask in following.items()}, place / "next.pt")
-    return {"accuracy": score, "seconds": seconds, **_sparsities(masks)}
+    cost = forward_cost(network, torch.zeros(1, *data.shape))
+    flops = fixed_step(cost.sparse(masks)) * (training.steps - pruning.rewind) * training.batch_size
+    return {"accuracy": score, "seconds": seconds, "flops": flops, **_sparsities(masks)}
 
 
 def train(options: Options, needs: Folders, place: Path) -> dict[str, Any]:
@@ -144,7 +151,8 @@ def train(options: Options, needs: Folders, place: Path) -> dict[str, Any]:
     score = accuracy(trained, data.test)
     if options.get("keep"):
         save_state(trained.state_dict(), place / "trained.pt")
-    return {"accuracy": score, "seconds": seconds, **_sparsities(masks)}
+    flops = point.flops(data, (training.steps - options["rewind"]) * training.batch_size)
+    return {"accuracy": score, "seconds": seconds, "flops": flops, **_sparsities(masks)}
 
 
 def connect(options: Options, needs: Folders, place: Path) -> dict[str, Any]:
@@ -154,7 +162,7 @@ def connect(options: Options, needs: Folders, place: Path) -> dict[str, Any]:
     found = barrier(network, ends[0], ends[1], data, points=options["points"])
     return {"shares": found.shares, "accuracies": found.accuracies, "accuracy": min(found.accuracies),
             "barrier": found.height, "sparsity": json.loads((needs["one"] / "result.json").read_text())["sparsity"],
-            "seconds": 0.0}  # fmt: skip
+            "seconds": 0.0, "flops": 0.0}  # fmt: skip
 
 
 def _sparsities(masks: Mapping[str, Tensor]) -> dict[str, Any]:

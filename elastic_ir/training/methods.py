@@ -7,7 +7,7 @@ ticket paper (section 4): its transformations, and what they are compared with a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,16 @@ import elastic_ir as eir
 from elastic_ir.errors import PlanError
 from elastic_ir.graph import Graph
 from elastic_ir.training.data import Data
+from elastic_ir.training.flops import (
+    ForwardCost,
+    dpf_step,
+    fixed_step,
+    forward_cost,
+    grasp_cost,
+    rigl_step,
+    snip_cost,
+    synflow_cost,
+)
 from elastic_ir.training.loader import BatchStream
 from elastic_ir.training.settings import Training
 from elastic_ir.training.task import Loss
@@ -33,10 +43,19 @@ class Start:
     callbacks: Sequence[Any] = ()
     masks_at_end: Callable[[], dict[str, Tensor]] | None = None  #: where training changes them
     finish: Callable[[nn.Module], nn.Module] | None = None  #: what is done to the network when it is trained
-    notes: dict[str, Any] = field(default_factory=dict)
+    scoring: float = 0.0  #: floating-point operations that finding the masks took
+    #: operations of one sample's step, of its forward cost and the masks; by default those of masks that do not move
+    step_cost: Callable[[ForwardCost, dict[str, Tensor]], float] | None = None
 
     def final_masks(self) -> dict[str, Tensor]:
         return self.masks if self.masks_at_end is None else self.masks_at_end()
+
+    def flops(self, data: Data, samples: int) -> float:
+        """Operations of the training, and of finding the masks where that was done here."""
+        cost = forward_cost(self.network, torch.zeros(1, *data.shape))
+        masks = self.final_masks()
+        each = fixed_step(cost.sparse(masks)) if self.step_cost is None else self.step_cost(cost, masks)
+        return self.scoring + each * samples
 
     def finished(self) -> nn.Module:
         return self.network if self.finish is None else self.finish(self.network)
@@ -62,6 +81,8 @@ def starting_point(
         return Start(network, reference, loss)
     if method == "dense":
         return Start(network, {}, loss)
+    if method in ("rigl", "dpf"):
+        return _dynamic(method, network, reference, options, loss)
     return _baseline(method, network, reference, data, training, options, loss)
 
 
@@ -163,15 +184,56 @@ def _baseline(
 ) -> Start:  # fmt: skip
     from elastic_ir.tickets import sparsity
     from elastic_ir.training.baselines import prune
+    from elastic_ir.training.kinds import build
 
     wanted = sparsity(reference) if reference else options["sparsity"]
-    if method == "reinit":
-        from elastic_ir.training.kinds import build
-
-        fresh = build({**options, "seed": options["seed"] + 100_003})
-        return Start(fresh, reference, loss)
+    scored = 8
     found = prune(
-        method, network, wanted, reference=reference or None, seed=options["seed"],
-        batches=_batches(data, training, options, 8), loss=loss or nn.CrossEntropyLoss(),
+        method, network, None if method in ("random", "reinit") else wanted, reference=reference or None,
+        seed=options["seed"], batches=_batches(data, training, options, scored), loss=loss or nn.CrossEntropyLoss(),
+        leave_out=options.get("leave_out", ()), input_shape=data.shape,
+        factory=lambda: build({**options, "seed": options["seed"] + 100_003}),
     )  # fmt: skip
-    return Start(network, found, loss)
+    dense = forward_cost(network, torch.zeros(1, *data.shape)).dense
+    samples = scored * training.batch_size
+    costs = {
+        "snip": snip_cost(dense, samples),
+        "grasp": grasp_cost(dense, samples),
+        "synflow": synflow_cost(dense),
+    }
+    return Start(network, found, loss, scoring=costs.get(method, 0.0))
+
+
+def _dynamic(
+    method: str,
+    network: nn.Module,
+    reference: dict[str, Tensor],
+    options: Mapping[str, Any],
+    loss: Loss | None,
+) -> Start:
+    """RigL from random masks, or DPF from the dense network, to the reference's sparsity."""
+    from elastic_ir.tickets import sparsity
+    from elastic_ir.training.dynamic_callbacks import DPFCallback, RigLCallback
+
+    wanted = sparsity(reference) if reference else options["sparsity"]
+    given = dict(options.get("options", {}))
+    leave_out = options.get("leave_out", ())
+    callback: RigLCallback | DPFCallback
+    if method == "rigl":
+        callback = RigLCallback(
+            sparsity=wanted, seed=options["seed"], leave_out=leave_out, network="network", **given
+        )
+    else:
+        callback = DPFCallback(wanted, leave_out=leave_out, network="network", **given)
+
+    def masks() -> dict[str, Tensor]:
+        assert callback.method is not None
+        return {name: mask.bool() for name, mask in callback.method.masks.items()}
+
+    def step_cost(cost: ForwardCost, found: dict[str, Tensor]) -> float:
+        sparse = cost.sparse(found)
+        if method == "rigl":
+            return rigl_step(sparse, cost.dense, given.get("interval", 100))
+        return dpf_step(sparse, cost.dense)
+
+    return Start(network, {}, loss, [callback], masks, step_cost=step_cost)

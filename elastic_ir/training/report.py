@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from elastic_ir.training.jobs import in_order
 from elastic_ir.training.store import Store
-from elastic_ir.training.study import Claim, Run, Study, runs
+from elastic_ir.training.study import Claim, Study, runs
 
 
 @dataclass
@@ -19,7 +20,9 @@ class Cell:
     reached: list[float] = field(default_factory=list)  #: the sparsities of the tickets
     barriers: list[float] = field(default_factory=list)  #: where connectivity was measured
     lines: list[list[float]] = field(default_factory=list)  #: accuracies along the line
-    seconds: float = 0.0
+    seconds: float = 0.0  #: of training, all seeds together
+    flops: list[float] = field(default_factory=list)  #: of each training
+    flops_needed: list[float] = field(default_factory=list)  #: of all jobs that led to it, itself included
 
     @property
     def mean(self) -> float:
@@ -71,16 +74,17 @@ def collect(study: Study, store: Store) -> Findings:
         if not store.has(run.job.key):
             missing += 1
             continue
-        _enter(
-            cells.setdefault((run.network, run.label, run.sparsity), Cell()), run, store.result(run.job.key)
-        )
+        cell = cells.setdefault((run.network, run.label, run.sparsity), Cell())
+        _enter(cell, store.result(run.job.key))
+        cell.flops_needed.append(sum(store.result(job.key)["flops"] for job in in_order([run.job])))
     return Findings(study, cells, missing, total)
 
 
-def _enter(cell: Cell, run: Run, result: dict[str, Any]) -> None:
+def _enter(cell: Cell, result: dict[str, Any]) -> None:
     cell.accuracies.append(100 * result["accuracy"])
     cell.reached.append(result["sparsity"])
     cell.seconds += result["seconds"]
+    cell.flops.append(result["flops"])
     if "barrier" in result:
         cell.barriers.append(100 * result["barrier"])
         cell.lines.append([100 * value for value in result["accuracies"]])
@@ -164,7 +168,7 @@ def markdown(found: Findings, plots: Iterable[str] = ()) -> str:
         lines += [f"![{plot}]({plot})", ""]
     for network in study.networks:
         lines += _table(found, network)
-    lines += _connectivity(found) + _misalignment(found)
+    lines += _connectivity(found) + _misalignment(found) + _cost(found)
     given = answers(found)
     if given:
         lines += [
@@ -232,3 +236,27 @@ def _misalignment(found: Findings) -> list[str]:
         return []
     head = ["## Misaligned sparsity", "", "| network | method | wanted | reached |", "|---|---|--:|--:|"]
     return [*head, *off, ""]
+
+
+def _cost(found: Findings) -> list[str]:
+    """Training FLOPs as section 4.5 of the paper counts them, in dense trainings of the same network."""
+    lines = []
+    for network in found.study.networks:
+        dense = next(
+            (c for (at, _, s), c in found.cells.items() if at == network and s == 0 and c.flops), None
+        )
+        for (at, label, sparsity), cell in found.cells.items():
+            if at != network or sparsity == 0 or cell.barriers or dense is None:
+                continue
+            unit = sum(dense.flops_needed) / len(dense.flops_needed)
+            own, whole = (sum(values) / len(values) / unit for values in (cell.flops, cell.flops_needed))
+            lines.append(f"| {network} | {label} | {100 * sparsity:.1f} % | {own:.3f} | {whole:.2f} |")
+    if not lines:
+        return []
+    head = [
+        "## Training FLOPs", "",
+        "In dense trainings of the same network: the training of the ticket alone, and with all that finding "
+        "it took (a transformed ticket's source is found once for all targets).", "",
+        "| network | method | sparsity | training | with the search |", "|---|---|--:|--:|--:|",
+    ]  # fmt: skip
+    return [*head, *lines, ""]

@@ -17,7 +17,7 @@ from elastic_ir.training.settings import Pruning, Training, read
 
 #: What a study can compare, and whether each needs the target's own ticket for its sparsity.
 METHODS = (
-    "imp", "dense", "transform", "hybrid", "magnitude", "random", "reinit", "snip", "grasp", "synflow",
+    "imp", "dense", "transform", "hybrid", "magnitude", "random", "reinit", "snip", "grasp", "synflow", "rigl", "dpf",
 )  # fmt: skip
 _FROM_SOURCE = ("transform", "hybrid")
 
@@ -224,6 +224,8 @@ class Planner:
         needs = {"rewind": self.rewind(network, seed)}
         if entry.options:
             options["options"] = dict(entry.options)
+        if self.study.pruning.leave_out:
+            options["leave_out"] = list(self.study.pruning.leave_out)
         if entry.method in _FROM_SOURCE:
             options["source"] = dict(self.study.networks[source])
             needs["source"] = self.level(source, seed, number)

@@ -26,7 +26,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "frontends": {"ir", "frontends"},
     "emit": {"ir", "emit"},
     "tickets": {"ir", "tickets"},
-    "training": {"ir", "tickets", "training"},
     "zoo": {"ir", "zoo"},
     "training": {"ir", "face", "passes", "frontends", "emit", "tickets", "training"},
     "cli": {"ir", "face", "passes", "frontends", "emit", "tickets", "training", "cli"},
