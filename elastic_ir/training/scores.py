@@ -8,13 +8,14 @@ gradients and modes are afterwards as they were, also after an error.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 
@@ -95,7 +96,8 @@ def synflow_scores(
     ``input_shape`` is one input's, without the batch. No data is used: the input is ones, all parameters (biases and
     norms' scales among them, as in the authors' code) are replaced by their sizes, and everything is float64. Norms
     are made linear so that nothing cancels: batch norms divide by the running deviation and subtract nothing, others
-    only scale and shift.
+    only scale and shift. Activations of ReLU's kind are the identity, which ReLU is for positive values anyway; gates
+    (sigmoid, softmax) stay as they are.
     """
     network = _Network(module, leave_out, masks, linear=True)
     return network.flow(input_shape)
@@ -179,7 +181,9 @@ class _Network:
         device = parameters[0].device
         sums = [torch.zeros_like(parameter, dtype=torch.float64) for parameter in parameters]
         samples = 0
-        with torch.enable_grad(), _modes(self._module, batch_statistics=True):
+        # fused attention has no second derivative
+        attention = nullcontext() if along is None else sdpa_kernel(SDPBackend.MATH)
+        with torch.enable_grad(), _modes(self._module, batch_statistics=True), attention:
             for inputs, targets in batches:
                 value = loss(self._call(_moved(inputs, device)), _moved(targets, device))
                 if not isinstance(value, Tensor) or value.numel() != 1:
@@ -204,7 +208,7 @@ class _Network:
         """SynFlow's scores of the stand-ins as they are now."""
         parameters = list(self.weights.values())
         ones = torch.ones(1, *input_shape, dtype=torch.float64, device=parameters[0].device)
-        with torch.enable_grad(), _modes(self._module, batch_statistics=False), _LinearNorms():
+        with torch.enable_grad(), _modes(self._module, batch_statistics=False), _Linear():
             outputs = [tensor.sum() for tensor in _floats(self._call(ones))]
             if not outputs:
                 raise MaskError("the network's output holds no tensor of floats, so that no flow ends there")
@@ -225,8 +229,11 @@ class _Network:
         return functional_call(self._module, {**self._tensors, **buffers}, (inputs,))
 
 
-class _LinearNorms(TorchFunctionMode):
-    """Norms without what depends on the data: they scale, and shift by their bias."""
+class _Linear(TorchFunctionMode):
+    """Norms without what depends on the data, and activations as what they are at large inputs, the identity.
+
+    All values are positive here, where ReLU is the identity; ReLU6 would end every path at 6.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -289,12 +296,24 @@ def _layer_norm(
     return input if bias is None else input + bias
 
 
+def _identity(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return input
+
+
 _LINEAR: dict[Any, Callable[..., Tensor]] = {
     F.batch_norm: _batch_norm,
     F.instance_norm: _instance_norm,
     F.group_norm: _group_norm,
     F.layer_norm: _layer_norm,
     F.rms_norm: _layer_norm,
+    **dict.fromkeys(
+        [
+            *(F.relu, F.relu_, F.relu6, F.hardtanh, F.hardtanh_, F.leaky_relu, F.leaky_relu_, F.prelu),
+            *(F.elu, F.elu_, F.celu, F.selu, F.gelu, F.silu, F.mish, F.hardswish, F.softplus),
+            *(torch.relu, torch.relu_, Tensor.relu, Tensor.relu_),
+        ],
+        _identity,
+    ),
 }
 
 

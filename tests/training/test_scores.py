@@ -183,6 +183,36 @@ def test_layer_norms_are_linear_for_synflow() -> None:
     torch.testing.assert_close(found["3.weight"], expected["2.weight"])
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.LeakyReLU])
+def test_activations_of_relu_s_kind_are_relu_for_synflow(activation: Callable[[], nn.Module]) -> None:
+    """ReLU6 would end all paths that exceed 6, and a network of them would get scores of zero."""
+    model = small(bias=False)
+    with torch.no_grad():
+        model.get_parameter("0.weight").mul_(100)
+    model[1] = nn.ReLU()
+    expected = synflow_scores(model, (4,))
+    model[1] = activation()
+    for name, score in synflow_scores(model, (4,)).items():
+        torch.testing.assert_close(score, expected[name])
+        assert (score > 0).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*nested_tensor.*")
+def test_a_transformer_is_scored() -> None:
+    """Fused attention has no second derivative on the CPU; GraSP takes it apart."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
+    model = nn.Sequential(nn.Linear(5, 8), layer, nn.Flatten(), nn.Linear(48, 3))
+    data = batches((6, 5))
+    for scores in (
+        snip_scores(model, data, F.cross_entropy),
+        grasp_scores(model, data, F.cross_entropy),
+        synflow_scores(model, (6, 5)),
+    ):
+        assert "1.self_attn.in_proj_weight" in scores
+        assert all(score.count_nonzero() for score in scores.values())
+
+
 def test_synflow_does_not_collapse_where_one_shot_methods_do() -> None:
     """At 99 % magnitudes leave nothing of the widest layers, at 99.7 % SNIP; SynFlow leaves paths (theorem 3)."""
     widths = [16, 16, 16, 16, 128, 128, *[16] * 8, 3]
