@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+#: The role of a ticket of which only the sparsity is used: its cost is not the reader's.
+SPARSITY = "sparsity"
 #: Part of every key. It changes when the same options come to mean another computation.
 VERSION = 1
 
@@ -46,15 +48,16 @@ class Job:
         }
 
 
-def in_order(wanted: Iterable[Job]) -> list[Job]:
-    """All jobs that are needed for those wanted, each once, every job behind what it needs."""
+def in_order(wanted: Iterable[Job], without: str = "") -> list[Job]:
+    """All jobs that are needed for those wanted, each once, every job behind what it needs; but not in one role."""
     found: dict[str, Job] = {}
 
     def visit(job: Job) -> None:
         if job.key in found:
             return
-        for needed in job.needs.values():
-            visit(needed)
+        for role, needed in job.needs.items():
+            if role != without:
+                visit(needed)
         found[job.key] = job
 
     for job in wanted:

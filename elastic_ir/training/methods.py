@@ -28,6 +28,7 @@ from elastic_ir.training.flops import (
     snip_cost,
     synflow_cost,
 )
+from elastic_ir.training.jobs import SPARSITY
 from elastic_ir.training.loader import BatchStream
 from elastic_ir.training.settings import Training
 from elastic_ir.training.task import Loss
@@ -67,8 +68,9 @@ def starting_point(
 ) -> Start:  # fmt: skip
     """The start of a method's training; ``network`` holds the target's weights at the rewind point.
 
-    ``options["method"]`` names it. The folder ``needs["ticket"]`` holds the target's own ticket of the level that the
-    sparsity is taken from, ``needs["source"]`` that of the network that is transformed. Raises PlanError.
+    ``options["method"]`` names it. The folder ``needs["ticket"]`` (or ``"sparsity"``, where only its sparsity is used)
+    holds the target's own ticket of the level, ``needs["source"]`` that of the network that is transformed. Raises
+    PlanError.
     """
     method = options["method"]
     if method in ("transform", "hybrid"):
@@ -76,7 +78,8 @@ def starting_point(
         if method == "transform":
             return _from_graph(graph, network, options)
         return _hybrid(graph, network, data, training, options, loss)
-    reference = masks_in(needs["ticket"] / "ticket.pt") if "ticket" in needs else {}
+    folder = needs.get("ticket") or needs.get(SPARSITY)
+    reference = masks_in(folder / "ticket.pt") if folder is not None else {}
     if method == "imp":
         return Start(network, reference, loss)
     if method == "dense":
@@ -189,7 +192,8 @@ def _baseline(
     wanted = sparsity(reference) if reference else options["sparsity"]
     scored = 8
     found = prune(
-        method, network, None if method in ("random", "reinit") else wanted, reference=reference or None,
+        method, network, None if method in ("random", "reinit") else wanted,
+        reference=reference if method in ("random", "reinit") else None,
         seed=options["seed"], batches=_batches(data, training, options, scored), loss=loss or nn.CrossEntropyLoss(),
         leave_out=options.get("leave_out", ()), input_shape=data.shape,
         factory=lambda: build({**options, "seed": options["seed"] + 100_003}),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from elastic_ir.training.jobs import in_order
+from elastic_ir.training.jobs import SPARSITY, in_order
 from elastic_ir.training.store import Store
 from elastic_ir.training.study import Claim, Study, runs
 
@@ -76,7 +76,7 @@ def collect(study: Study, store: Store) -> Findings:
             continue
         cell = cells.setdefault((run.network, run.label, run.sparsity), Cell())
         _enter(cell, store.result(run.job.key))
-        cell.flops_needed.append(sum(store.result(job.key)["flops"] for job in in_order([run.job])))
+        cell.flops_needed.append(sum(store.result(job.key)["flops"] for job in in_order([run.job], SPARSITY)))
     return Findings(study, cells, missing, total)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic_ir.errors import PlanError, SourceError
-from elastic_ir.training.jobs import Job
+from elastic_ir.training.jobs import SPARSITY, Job
 from elastic_ir.training.settings import Pruning, Training, read
 
 #: What a study can compare, and whether each needs the target's own ticket for its sparsity.
@@ -20,6 +20,11 @@ METHODS = (
     "imp", "dense", "transform", "hybrid", "magnitude", "random", "reinit", "snip", "grasp", "synflow", "rigl", "dpf",
 )  # fmt: skip
 _FROM_SOURCE = ("transform", "hybrid")
+_UNDER_TICKETS = (
+    "imp",
+    "random",
+    "reinit",
+)  # they use the masks of the target's own ticket; others its sparsity alone
 
 
 @dataclass(frozen=True)
@@ -231,7 +236,8 @@ class Planner:
             needs["source"] = self.level(source, seed, number)
             needs["source_rewind"] = self.rewind(source, seed)
         elif number:
-            needs["ticket"] = self.level(network, seed, number)
+            role = "ticket" if entry.method in _UNDER_TICKETS else SPARSITY
+            needs[role] = self.level(network, seed, number)
         if order is not None:
             options.update(order=order, keep=True)
         return Job("train", options, needs)
