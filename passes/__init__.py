@@ -10,6 +10,7 @@ import traceback
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from elastic_ir import patterns
 from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.passes.base import Pass
 from elastic_ir.passes.compact import Compact
@@ -36,6 +37,7 @@ __all__ = [
     "Stretch",
     "find_pass",
     "load_passes",
+    "patterns",
     "registered",
 ]
 
