@@ -145,7 +145,8 @@ class Shared(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.one(x)
-        return F.relu(y) + self.two(y) - F.relu(self.two(x))
+        out: torch.Tensor = F.relu(y) + self.two(y) - F.relu(self.two(x))
+        return out
 
 
 def test_what_others_read_is_no_inner_node() -> None:
@@ -162,7 +163,8 @@ def test_what_others_read_is_no_inner_node() -> None:
 def test_the_same_name_is_the_same_value() -> None:
     class Twice(nn.Module):
         def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            return x * x + x * y
+            result: torch.Tensor = x * x + x * y
+            return result
 
     graph = eir.trace(Twice(), (torch.randn(2), torch.randn(2)))
     (square,) = find(graph, op("mul", "a", "a"))
