@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,7 +21,7 @@ Examples:
   elastic-ir apply model.pt --passes "stretch{to-depth=56 order=interpolate}" -o deep.pt
   elastic-ir apply ticket.pt --passes compact,fold-batchnorm --measure -o small.onnx
   elastic-ir apply ticket.pt --passes "nm-project{n=2 m=4}" --dry-run --print-after-all
-  elastic-ir apply model.pt --recipe recipe.yaml
+  elastic-ir apply model.pt --recipe recipe.yaml --verify-each
   elastic-ir apply model.pt --load-pass my_pass.py --passes "my-pass{rate=0.5}"
 
 A pass is its name and, in braces, its options as KEY=VALUE, apart by blanks; passes are apart by commas. What passes
@@ -52,6 +52,11 @@ there are, and their options, "elastic-ir passes" lists.
 )
 @click.option("--print-after-all", is_flag=True, help="Print the graph after every pass.")
 @click.option(
+    "--verify-each", is_flag=True,
+    help="Emit and run the network after every pass: each block runs, outputs are finite, and those of passes that "
+    "preserve the function stay.",
+)  # fmt: skip
+@click.option(
     "--time-passes", is_flag=True, help="Show the seconds that each pass took, its verification included."
 )
 @click.option(
@@ -63,12 +68,13 @@ there are, and their options, "elastic-ir passes" lists.
 @source_options
 def apply(
     source: str, text: str | None, recipe: str | None, load_pass: tuple[str, ...], out: str | None,
-    print_after: tuple[str, ...], print_after_all: bool, time_passes: bool, measure: bool, no_check: bool,
-    dry_run: bool, reading: Reading,
+    print_after: tuple[str, ...], print_after_all: bool, verify_each: bool, time_passes: bool, measure: bool,
+    no_check: bool, dry_run: bool, reading: Reading,
 ) -> None:  # fmt: skip
     """Run a pipeline of passes over SOURCE and write the result.
 
-    The graph is verified after each pass; an error names the pass. The record of what ran is written with the graph.
+    The graph is verified after each pass, and with --verify-each it is run; an error names the pass. The record
+    of what ran is written with the graph.
     """
     from elastic_ir import api
     from elastic_ir.cli import output
@@ -91,11 +97,13 @@ def apply(
         told = item.summary(graph)
         if told is not None:
             notes.append(("note", f"{item.name}: {told}"))
+        if verify_each:
+            notes.append(("verified", f"{item.name}: {_told(graph.metadata['verified'][-1])}"))
         if print_after_all or item.name in print_after:
             click.echo(f"after {item.name}:")
             click.echo(str(graph))
 
-    after = pipeline.run(before, observe)
+    after = pipeline.run(before, observe, verify_each=verify_each)
     if time_passes:
         tables.show_table(tables.Table(("pass", "time"), list(times)))
         click.echo()
@@ -135,6 +143,15 @@ def _beside(source: str) -> Path:
     suffix = Path(source).suffix.lower()
     kept = suffix if suffix in output.KEPT else ".pt"
     return path.with_name(f"{path.stem}-applied{'' if Path(source).is_dir() else kept}")
+
+
+def _told(found: dict[str, Any]) -> str:
+    """What a run after a pass has shown, in words."""
+    blocks = found["blocks"]
+    text = f"{tables.number(blocks)} blocks ran" if blocks else "it ran"
+    if "drift" in found:
+        text += f", outputs differ by {found['drift']:.1g} ({found['allowed']:.1g} allowed)"
+    return text
 
 
 def _show_cost(before: Graph, after: Graph) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from elastic_ir.errors import VerifyError
-from elastic_ir.graph import FRESH, Argument, Graph, Node, TensorType, Value, WeightRef
+from elastic_ir.graph import FRESH, Argument, Graph, Node, TensorType, Value, WeightRef, map_argument
 from elastic_ir.structure import Block
 from elastic_ir.tensors import Mask, TensorData
 from elastic_ir.weights import Storage, Weight
@@ -160,6 +160,28 @@ class LayerEdits:
         """Take out a node that does nothing any more; its readers and its block's output become ``into``."""
         self.replace_uses(node.output, into)
         self.erase(node)
+
+    def substitute(self, value: Value, constant: Argument) -> None:
+        """Let every reader of a value read a constant instead (a number, sizes, a literal, a weight).
+
+        VerifyError where a block takes or gives the value: a constant is no activation.
+        """
+        structure = self.graph._structure
+        for stage in structure.stages if structure is not None else ():
+            for block in stage.all_blocks:
+                if value in (block.input, block.output):
+                    raise VerifyError(
+                        f"%{value.name} passes between blocks, by {block.path}; it is no constant"
+                    )
+
+        def change(leaf: Argument) -> Argument:
+            return constant if leaf is value else leaf
+
+        for reader in list(self._users.get(value, ())):
+            reader.args = map_argument(reader.args, change)
+            reader.kwargs = map_argument(reader.kwargs, change)
+        self._users.pop(value, None)
+        self.graph.metadata["rewired"] = True
 
     def _memberships(self) -> dict[Node, list[Block]]:
         """For each node the blocks that it lies in."""

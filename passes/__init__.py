@@ -10,32 +10,42 @@ import traceback
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from elastic_ir import patterns
 from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.passes.base import Pass
 from elastic_ir.passes.compact import Compact
+from elastic_ir.passes.cse import CommonSubexpressions
+from elastic_ir.passes.dce import DeadCode
 from elastic_ir.passes.fold_batchnorm import FoldBatchNorm
+from elastic_ir.passes.fold_constants import FoldConstants
 from elastic_ir.passes.identity_blocks import IdentityBlocks
 from elastic_ir.passes.nm_project import NMProject
 from elastic_ir.passes.pipeline import Pipeline
+from elastic_ir.passes.remove_identities import RemoveIdentities
 from elastic_ir.passes.rescale_residual import RescaleResidual
 from elastic_ir.passes.squeeze import Squeeze
 from elastic_ir.passes.stack import DepthUpscale, Stack
 from elastic_ir.passes.stretch import Stretch
 
 __all__ = [
+    "CommonSubexpressions",
     "Compact",
+    "DeadCode",
     "DepthUpscale",
     "FoldBatchNorm",
+    "FoldConstants",
     "IdentityBlocks",
     "NMProject",
     "Pass",
     "Pipeline",
+    "RemoveIdentities",
     "RescaleResidual",
     "Squeeze",
     "Stack",
     "Stretch",
     "find_pass",
     "load_passes",
+    "patterns",
     "registered",
 ]
 
@@ -50,6 +60,10 @@ _OWN: tuple[type[Pass], ...] = (
     Compact,
     FoldBatchNorm,
     NMProject,
+    FoldConstants,
+    RemoveIdentities,
+    CommonSubexpressions,
+    DeadCode,
 )
 _loaded: dict[str, type[Pass]] = {}  # from files that a user named; see load_passes
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from elastic_ir.errors import PlanError, StructureError
+from elastic_ir.errors import ElasticError, PlanError, StructureError, VerifyError
 from elastic_ir.graph import Graph
 from elastic_ir.rewriter import Rewriter
 from elastic_ir.verifier import verify
@@ -24,10 +24,24 @@ class Pass(ABC):
     name: ClassVar[str]
     #: Whether a network in which nothing repeats is refused; passes on single layers take it as well.
     needs_structure: ClassVar[bool] = True
+    #: Whether the network computes in evaluation what it did before; ``verify_each`` then compares the outputs.
+    preserves_function: ClassVar[bool] = False
 
     @abstractmethod
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
         """Edit the graph, through the rewriter only."""
+
+    def precondition(self, graph: Graph) -> Any:
+        """Raise PlanError where the graph is not what the pass works on; nothing has been edited yet.
+
+        What it returns is handed to :meth:`postcondition`: a pass notes here what it compares afterwards (a depth, a
+        set of names), so that no second graph is ever kept.
+        """
+        return None
+
+    def postcondition(self, graph: Graph, noted: Any) -> None:
+        """Raise VerifyError where the graph made is not what the pass promises; ``noted`` is from the precondition."""
+        return None
 
     def run(self, graph: Graph) -> Graph:
         """The rewritten and verified copy of a graph; the graph given stays as it was."""
@@ -35,11 +49,23 @@ class Pass(ABC):
         return self.run_on(graph.copy())
 
     def run_on(self, target: Graph) -> Graph:
-        """Rewrite and verify a graph that nobody else holds; pipelines copy once for all their passes."""
+        """Rewrite and verify a graph that nobody else holds; pipelines copy once for all their passes.
+
+        Raises what the pass refuses, PlanError from its precondition, VerifyError from the verifier or its
+        postcondition; the last three name the pass.
+        """
         self._discover(target)
+        try:
+            noted = self.precondition(target)
+        except ElasticError as error:
+            raise PlanError(f"before pass {self.name!r}: {error}") from error
         with Rewriter(target) as rewriter:
             self.rewrite(target, rewriter)
         verify(target, after=self.name)
+        try:
+            self.postcondition(target, noted)
+        except ElasticError as error:
+            raise VerifyError(f"after pass {self.name!r}: {error}") from error
         return target
 
     def summary(self, graph: Graph) -> str | None:

@@ -27,6 +27,7 @@ class Compact(Pass):
 
     name: ClassVar[str] = "compact"
     needs_structure: ClassVar[bool] = False
+    preserves_function: ClassVar[bool] = True
 
     units: bool = True  #: also delete residual blocks whose branch is zero everywhere
     channels: bool = True  #: cut channels; False deletes dead units only

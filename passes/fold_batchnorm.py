@@ -27,6 +27,7 @@ class FoldBatchNorm(Pass):
 
     name: ClassVar[str] = "fold-batchnorm"
     needs_structure: ClassVar[bool] = False
+    preserves_function: ClassVar[bool] = True
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
         self._need_layers(graph)

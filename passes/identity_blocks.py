@@ -28,6 +28,7 @@ class IdentityBlocks(Pass):
     """Insert copies of blocks that compute nothing yet: the function stays the same, and training fills them."""
 
     name: ClassVar[str] = "identity-blocks"
+    preserves_function: ClassVar[bool] = True
 
     to_depth: int | None = None
     to_stages: Sequence[int] | Mapping[str, int] | str | None = None

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+from elastic_ir.errors import ElasticError, VerifyError
 from elastic_ir.graph import Graph
 from elastic_ir.passes.base import Pass
 from elastic_ir.passes.spec import PassSpec, make_pass, parse_pipeline
@@ -44,22 +45,54 @@ class Pipeline:
 
         return Pipeline(make_pass(spec, find_pass(spec.name)) for spec in parse_pipeline(text))
 
-    def run(self, graph: Graph, observer: Observer | None = None) -> Graph:
+    def run(self, graph: Graph, observer: Observer | None = None, *, verify_each: bool = False) -> Graph:
         """The graph after all passes; the one given stays as it was.
 
         Each pass is verified before the next begins, and an error names the pass. The record of what ran is kept in
         ``graph.metadata["pipeline"]`` and written with the graph.
+
+        ``verify_each`` also emits and runs the network after each pass, on the example inputs: it has to run every
+        block, its outputs have to be finite, and those of a pass that preserves the function have to be those before,
+        within rounding. Raises VerifyError that names the pass; what was found stands, as plain data for each pass, in
+        ``graph.metadata["verified"]``.
         """
         record = list(graph.metadata.get("pipeline", ()))
         target = graph
+        runs = _Runs(graph) if verify_each else None
         for place, item in enumerate(self.passes):
             start = time.perf_counter()
             target = item.run(target) if place == 0 else item.run_on(target)
+            if runs is not None:
+                target.metadata["verified"] = runs.after(item, target)
             record.append(str(describe(item)))
             target.metadata["pipeline"] = list(record)
             if observer is not None:
                 observer(item, target, time.perf_counter() - start)
         return target if self.passes else graph.copy()
+
+
+class _Runs:
+    """The network run after each pass, and what was found so far."""
+
+    def __init__(self, graph: Graph) -> None:
+        from elastic_ir.emit.verify_runs import run_network
+
+        self._run = run_network
+        self._before = run_network(graph)
+        self._found: list[dict[str, object]] = []
+
+    def after(self, item: Pass, graph: Graph) -> list[dict[str, object]]:
+        """Run what a pass has made; VerifyError names it where that is wrong."""
+        from elastic_ir.emit.verify_runs import compare
+
+        try:
+            now = self._run(graph)
+            found = compare(self._before, now, preserving=item.preserves_function)
+        except ElasticError as error:
+            raise VerifyError(f"after pass {item.name!r}: {error}") from error
+        self._before = now
+        self._found = [*self._found, {"pass": item.name, **found}]
+        return self._found
 
 
 def describe(item: Pass) -> PassSpec:

@@ -56,6 +56,12 @@ def build_graph_module(graph: Graph, live: nn.Module | None) -> fx.GraphModule:
             built.add(node.scope)
             _mount(root, node.scope, _leaf(node, live, origins, graph))
     module = fx.GraphModule(root, made, class_name=graph.name)
+    # fx takes over what its nodes read; a counter beside the statistics of a norm is in the state dict all the same
+    held = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    held |= {name for name, _ in module.named_buffers(remove_duplicate=False)}
+    for weight in graph.weights.values():
+        if weight.persistent and weight.name not in held:
+            _ensure(module, weight)
     _restore_flags(module, graph, live)
     return module
 

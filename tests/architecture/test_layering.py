@@ -30,9 +30,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"ir", "face", "passes", "frontends", "emit", "tickets", "training"},
     "cli": {"ir", "face", "passes", "frontends", "emit", "tickets", "training", "cli"},
 }
-#: Declared exceptions: these offer the upper rooms as functions and methods (`graph.to_module()`), and import them
-#: only inside the function, or for type checkers.
-OFFERS_UPPER_ROOMS = {"elastic_ir", "elastic_ir.api", "elastic_ir.graph"}
+#: Declared exceptions: these offer the upper rooms as functions and methods (`graph.to_module()`, a pipeline that runs
+#: what each pass has made), and import them only inside the function, or for type checkers.
+OFFERS_UPPER_ROOMS = {"elastic_ir", "elastic_ir.api", "elastic_ir.graph", "elastic_ir.passes.pipeline"}
 LIBRARY_ROOMS = set(MAY_IMPORT) - {"cli", "zoo"}
 
 #: Rooms that import no torch, nor what brings it, when they are imported themselves.
