@@ -15,6 +15,7 @@ from elastic_ir.passes.base import Pass
 from elastic_ir.passes.compact import Compact
 from elastic_ir.passes.fold_batchnorm import FoldBatchNorm
 from elastic_ir.passes.identity_blocks import IdentityBlocks
+from elastic_ir.passes.net2deeper import Net2Deeper
 from elastic_ir.passes.nm_project import NMProject
 from elastic_ir.passes.pipeline import Pipeline
 from elastic_ir.passes.rescale_residual import RescaleResidual
@@ -28,6 +29,7 @@ __all__ = [
     "FoldBatchNorm",
     "IdentityBlocks",
     "NMProject",
+    "Net2Deeper",
     "Pass",
     "Pipeline",
     "RescaleResidual",
@@ -47,6 +49,7 @@ _OWN: tuple[type[Pass], ...] = (
     IdentityBlocks,
     Stack,
     DepthUpscale,
+    Net2Deeper,
     Compact,
     FoldBatchNorm,
     NMProject,

@@ -544,7 +544,7 @@ def test_passes() -> None:
     names = good("passes", "--names").split()
     assert names[:2] == ["stretch", "squeeze"]
     assert set(names[2:]) == {
-        *("rescale-residual", "identity-blocks", "stack", "depth-upscale"),
+        *("rescale-residual", "identity-blocks", "stack", "depth-upscale", "net2deeper"),
         *("compact", "fold-batchnorm", "nm-project"),
     }
     assert good("passes", "squeeze").startswith("squeeze: Delete")
