@@ -16,6 +16,7 @@ from elastic_ir.passes.compact import Compact
 from elastic_ir.passes.fold_batchnorm import FoldBatchNorm
 from elastic_ir.passes.identity_blocks import IdentityBlocks
 from elastic_ir.passes.net2deeper import Net2Deeper
+from elastic_ir.passes.net2wider import Net2Wider
 from elastic_ir.passes.nm_project import NMProject
 from elastic_ir.passes.pipeline import Pipeline
 from elastic_ir.passes.rescale_residual import RescaleResidual
@@ -30,6 +31,7 @@ __all__ = [
     "IdentityBlocks",
     "NMProject",
     "Net2Deeper",
+    "Net2Wider",
     "Pass",
     "Pipeline",
     "RescaleResidual",
@@ -50,6 +52,7 @@ _OWN: tuple[type[Pass], ...] = (
     Stack,
     DepthUpscale,
     Net2Deeper,
+    Net2Wider,
     Compact,
     FoldBatchNorm,
     NMProject,

@@ -193,6 +193,7 @@ class Net2Deeper(Pass):
                     norm.op, behind, path=norm.scope, attributes=norm.attributes, weights=_idle(norm, graph),
                     buffers=("running_mean", "running_var", "num_batches_tracked"),
                     beside=list(norm.weights.values())[-1],
+                    origins={role: graph.weights[name].origin for role, name in norm.weights.items()},
                 )  # fmt: skip
                 behind = node.output
             if not _idempotent(act):
@@ -239,6 +240,7 @@ class Net2Deeper(Pass):
         return rewriter.insert_layer(
             layer.op, behind, path=layer.scope, attributes=attributes, weights=weights,
             beside=layer.weights.get("bias", source.name), prunable={"weight"},
+            origins={role: graph.weights[name].origin for role, name in layer.weights.items()},
         )  # fmt: skip
 
 

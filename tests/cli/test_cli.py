@@ -544,7 +544,8 @@ def test_passes() -> None:
     names = good("passes", "--names").split()
     assert names[:2] == ["stretch", "squeeze"]
     assert set(names[2:]) == {
-        *("rescale-residual", "identity-blocks", "stack", "depth-upscale", "net2deeper"),
+        *("rescale-residual", "identity-blocks", "stack", "depth-upscale"),
+        *("net2deeper", "net2wider"),
         *("compact", "fold-batchnorm", "nm-project"),
     }
     assert good("passes", "squeeze").startswith("squeeze: Delete")
