@@ -15,6 +15,7 @@ from elastic_ir.passes.base import Pass
 from elastic_ir.passes.compact import Compact
 from elastic_ir.passes.fold_batchnorm import FoldBatchNorm
 from elastic_ir.passes.identity_blocks import IdentityBlocks
+from elastic_ir.passes.morph import Morph
 from elastic_ir.passes.net2deeper import Net2Deeper
 from elastic_ir.passes.net2wider import Net2Wider
 from elastic_ir.passes.nm_project import NMProject
@@ -29,6 +30,7 @@ __all__ = [
     "DepthUpscale",
     "FoldBatchNorm",
     "IdentityBlocks",
+    "Morph",
     "NMProject",
     "Net2Deeper",
     "Net2Wider",
@@ -53,6 +55,7 @@ _OWN: tuple[type[Pass], ...] = (
     DepthUpscale,
     Net2Deeper,
     Net2Wider,
+    Morph,
     Compact,
     FoldBatchNorm,
     NMProject,
