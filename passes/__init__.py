@@ -13,6 +13,7 @@ from pathlib import Path
 from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.passes.base import Pass
 from elastic_ir.passes.compact import Compact
+from elastic_ir.passes.drop_by_similarity import DropBySimilarity
 from elastic_ir.passes.fold_batchnorm import FoldBatchNorm
 from elastic_ir.passes.identity_blocks import IdentityBlocks
 from elastic_ir.passes.morph import Morph
@@ -28,6 +29,7 @@ from elastic_ir.passes.stretch import Stretch
 __all__ = [
     "Compact",
     "DepthUpscale",
+    "DropBySimilarity",
     "FoldBatchNorm",
     "IdentityBlocks",
     "Morph",
@@ -56,6 +58,7 @@ _OWN: tuple[type[Pass], ...] = (
     Net2Deeper,
     Net2Wider,
     Morph,
+    DropBySimilarity,
     Compact,
     FoldBatchNorm,
     NMProject,
