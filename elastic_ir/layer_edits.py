@@ -67,14 +67,15 @@ class LayerEdits:
     def insert_layer(
         self, op: str, value: Value, *, path: str, attributes: Mapping[str, Argument],
         weights: Mapping[str, TensorData] | None = None, buffers: Collection[str] = (), beside: str = "",
-        prunable: Collection[str] = (), behind: Node | None = None,
+        prunable: Collection[str] = (), behind: Node | None = None, origins: Mapping[str, str] | None = None,
     ) -> Node:  # fmt: skip
         """Put a new layer (``nn.Conv2d``) on a value, and let everything that read the value read its result.
 
         ``path`` is what the module is called; where that is taken, a number is put behind. ``weights`` are its tensors
         by role, those in ``buffers`` no parameters, those in ``prunable`` the weights of layers; they are listed behind
-        the weight ``beside``, which is their recorded origin. ``behind`` is the node after which it runs, where the
-        value is not all that it waits for. The result's type is the value's; change it by :meth:`set_shape`.
+        the weight ``beside``, whose origin is theirs but for those that ``origins`` gives by role. ``behind`` is the
+        node after which it runs, where the value is not all that it waits for. The result's type is the value's; change
+        it by :meth:`set_shape`.
         """
         path = self.fresh_path(path)
         node = Node(path, op, (value,), kind="module", attributes=attributes, scope=path, origin=FRESH)
@@ -84,7 +85,7 @@ class LayerEdits:
             fresh = Weight(
                 name,
                 Storage(data),
-                self.graph.weights[beside].origin,
+                (origins or {}).get(role, self.graph.weights[beside].origin),
                 role not in buffers,
                 True,
                 role in prunable,

@@ -295,7 +295,7 @@ def activation_of(stage: Stage) -> Activation | None:
         return None
     if len(shape) == 2:
         return Activation(shape[1])
-    axis = _channel_axis(stage, shape)
+    axis = channel_axis(stage, shape)
     if axis is None:
         return None
     if axis == 1:
@@ -303,7 +303,7 @@ def activation_of(stage: Stage) -> Activation | None:
     return Activation(shape[-1], shape[1:-1], tokens=len(shape) == 3)
 
 
-def _channel_axis(stage: Stage, shape: tuple[int, ...]) -> int | None:
+def channel_axis(stage: Stage, shape: tuple[int, ...]) -> int | None:
     """1 or -1, by the first layer of a block that reads an activation of the stage's shape.
 
     Where every layer reads it reshaped (windows, tokens), by the first whose channels are the extent of one axis only.

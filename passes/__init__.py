@@ -16,9 +16,13 @@ from elastic_ir.passes.base import Pass
 from elastic_ir.passes.compact import Compact
 from elastic_ir.passes.cse import CommonSubexpressions
 from elastic_ir.passes.dce import DeadCode
+from elastic_ir.passes.drop_by_similarity import DropBySimilarity
 from elastic_ir.passes.fold_batchnorm import FoldBatchNorm
 from elastic_ir.passes.fold_constants import FoldConstants
 from elastic_ir.passes.identity_blocks import IdentityBlocks
+from elastic_ir.passes.morph import Morph
+from elastic_ir.passes.net2deeper import Net2Deeper
+from elastic_ir.passes.net2wider import Net2Wider
 from elastic_ir.passes.nm_project import NMProject
 from elastic_ir.passes.pipeline import Pipeline
 from elastic_ir.passes.remove_identities import RemoveIdentities
@@ -32,10 +36,14 @@ __all__ = [
     "Compact",
     "DeadCode",
     "DepthUpscale",
+    "DropBySimilarity",
     "FoldBatchNorm",
     "FoldConstants",
     "IdentityBlocks",
+    "Morph",
     "NMProject",
+    "Net2Deeper",
+    "Net2Wider",
     "Pass",
     "Pipeline",
     "RemoveIdentities",
@@ -57,6 +65,10 @@ _OWN: tuple[type[Pass], ...] = (
     IdentityBlocks,
     Stack,
     DepthUpscale,
+    Net2Deeper,
+    Net2Wider,
+    Morph,
+    DropBySimilarity,
     Compact,
     FoldBatchNorm,
     NMProject,

@@ -53,7 +53,7 @@ class Compact(Pass):
             if report["units"]:
                 flow = kind(graph)
         if self.channels:
-            _refuse_unseen(graph)
+            refuse_unseen(graph, self.name)
             for node, count in flow.refused.items():
                 report["refused"][node.name] = f"{node.op} reads {count} constant channels, which it may mix"
             alive = Liveness(flow)
@@ -83,14 +83,14 @@ class Compact(Pass):
         return "; ".join(told)
 
 
-def _refuse_unseen(graph: Graph) -> None:
+def refuse_unseen(graph: Graph, name: str) -> None:
     """PlanError where layers were not run: a forward may run them in training, on channels that would be gone."""
     used = {id(graph.weights[name].storage) for node in graph for name in node.weight_names()}
-    unseen = [name for name, w in graph.weights.items() if w.prunable and id(w.storage) not in used]
+    unseen = [each for each, w in graph.weights.items() if w.prunable and id(w.storage) not in used]
     if unseen:
         raise PlanError(
             f"{graph.name} holds {len(unseen)} layers that its forward did not run, {unseen[0]!r} for example; "
-            "what they read cannot be seen, so compact would break them: take them out of the module first"
+            f"what they read cannot be seen, so {name} would break them: take them out of the module first"
         )
 
 

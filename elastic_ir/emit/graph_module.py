@@ -52,6 +52,8 @@ def build_graph_module(graph: Graph, live: nn.Module | None) -> fx.GraphModule:
     built: set[str] = set()
     for node in graph:
         values[node.output] = _emit(node, made, values, trusted, root)
+        if isinstance(values[node.output], fx.Node):  # for who runs it node by node
+            values[node.output].meta["values"] = [node.name]
         if node.kind == "module" and node.scope not in built:
             built.add(node.scope)
             _mount(root, node.scope, _leaf(node, live, origins, graph))

@@ -87,6 +87,9 @@ class _Builder:
         for name in self.numbers - self.read:  # nothing flows back into these
             if self.graph.weights[name].is_parameter:
                 self.root.get_parameter(name).requires_grad_(False)
+        for value, node in self.values.items():
+            if isinstance(node, fx.Node):  # for who runs it node by node; an Identity is its operand's node
+                node.meta.setdefault("values", []).append(value.name)
         self.root.eval()
         for (
             node

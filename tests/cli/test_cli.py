@@ -545,6 +545,7 @@ def test_passes() -> None:
     assert names[:2] == ["stretch", "squeeze"]
     assert set(names[2:]) == {
         *("rescale-residual", "identity-blocks", "stack", "depth-upscale"),
+        *("net2deeper", "net2wider", "morph", "drop-by-similarity"),
         *("compact", "fold-batchnorm", "nm-project"),
     }
     assert good("passes", "squeeze").startswith("squeeze: Delete")

@@ -20,8 +20,9 @@ def randomise_norms(model: nn.Module, seed: int = 0) -> None:
                 assert module.running_mean is not None and module.running_var is not None
                 module.running_mean.normal_(generator=dice)
                 module.running_var.uniform_(0.5, 2, generator=dice)
-                module.weight.uniform_(0.5, 1.5, generator=dice)
-                module.bias.normal_(generator=dice)
+                if module.affine:
+                    module.weight.uniform_(0.5, 1.5, generator=dice)
+                    module.bias.normal_(generator=dice)
 
 
 def dead_filters(
