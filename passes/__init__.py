@@ -14,9 +14,13 @@ from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.passes.base import Pass
 from elastic_ir.passes.compact import Compact
 from elastic_ir.passes.fold_batchnorm import FoldBatchNorm
+from elastic_ir.passes.ghost_skips import GhostSkips
+from elastic_ir.passes.ghost_softness import GhostSoftness
 from elastic_ir.passes.identity_blocks import IdentityBlocks
+from elastic_ir.passes.layerwise_rescale import LayerwiseRescale
 from elastic_ir.passes.nm_project import NMProject
 from elastic_ir.passes.pipeline import Pipeline
+from elastic_ir.passes.remove_ghosts import RemoveGhosts
 from elastic_ir.passes.rescale_residual import RescaleResidual
 from elastic_ir.passes.squeeze import Squeeze
 from elastic_ir.passes.stack import DepthUpscale, Stack
@@ -26,10 +30,14 @@ __all__ = [
     "Compact",
     "DepthUpscale",
     "FoldBatchNorm",
+    "GhostSkips",
+    "GhostSoftness",
     "IdentityBlocks",
+    "LayerwiseRescale",
     "NMProject",
     "Pass",
     "Pipeline",
+    "RemoveGhosts",
     "RescaleResidual",
     "Squeeze",
     "Stack",
@@ -50,6 +58,10 @@ _OWN: tuple[type[Pass], ...] = (
     Compact,
     FoldBatchNorm,
     NMProject,
+    GhostSkips,
+    GhostSoftness,
+    RemoveGhosts,
+    LayerwiseRescale,
 )
 _loaded: dict[str, type[Pass]] = {}  # from files that a user named; see load_passes
 

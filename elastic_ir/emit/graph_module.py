@@ -55,6 +55,10 @@ def build_graph_module(graph: Graph, live: nn.Module | None) -> fx.GraphModule:
         if node.kind == "module" and node.scope not in built:
             built.add(node.scope)
             _mount(root, node.scope, _leaf(node, live, origins, graph))
+    for (
+        weight
+    ) in graph.weights.values():  # a buffer that a pass has hung on a leaf, which brings its own only
+        _ensure(root, weight)
     module = fx.GraphModule(root, made, class_name=graph.name)
     _restore_flags(module, graph, live)
     return module
@@ -206,6 +210,8 @@ def _mount(root: nn.Module, path: str, leaf: nn.Module) -> None:
 def _ensure(root: nn.Module, weight: Weight) -> None:
     """Register a weight at its path, so that the module tree has the order of the state dict."""
     parent, role = _parent(root, weight.name)
+    if role in parent._parameters or role in parent._buffers or hasattr(parent, role):
+        return
     empty = torch.empty(weight.shape, dtype=getattr(torch, weight.dtype), device="meta")
     if weight.is_parameter:
         parent.register_parameter(role, nn.Parameter(empty, requires_grad=empty.is_floating_point()))

@@ -22,12 +22,13 @@ ROOT = Path(__file__).parents[2]
 MAY_IMPORT: dict[str, set[str]] = {
     "ir": {"ir"},
     "face": {"ir", "face"},
-    "passes": {"ir", "passes"},
+    "passes": {"ir", "passes", "training"},
     "frontends": {"ir", "frontends"},
     "emit": {"ir", "emit"},
     "tickets": {"ir", "tickets"},
+    "training": {"ir", "training"},
     "zoo": {"ir", "zoo"},
-    "cli": {"ir", "face", "passes", "frontends", "emit", "tickets", "cli"},
+    "cli": {"ir", "face", "passes", "frontends", "emit", "tickets", "training", "cli"},
 }
 #: Declared exceptions: these offer the upper rooms as functions and methods (`graph.to_module()`), and import them
 #: only inside the function, or for type checkers.

@@ -546,6 +546,7 @@ def test_passes() -> None:
     assert set(names[2:]) == {
         *("rescale-residual", "identity-blocks", "stack", "depth-upscale"),
         *("compact", "fold-batchnorm", "nm-project"),
+        *("ghost-skips", "ghost-softness", "remove-ghosts", "layerwise-rescale"),
     }
     assert good("passes", "squeeze").startswith("squeeze: Delete")
 

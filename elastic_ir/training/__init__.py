@@ -1,0 +1,35 @@
+"""Building blocks for training what passes have made: schedules, losses, scales of layers. No trainer is needed.
+
+It imports no torch until a function is called or a loss is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from elastic_ir.training.schedules import Fading, Schedule, schedule_of
+
+if TYPE_CHECKING:
+    from elastic_ir.training.gradinit import GradInit, find_scales
+    from elastic_ir.training.losses import SoftLabels, distillation_loss, smoothed_cross_entropy
+
+__all__ = [
+    "Fading", "GradInit", "Schedule", "SoftLabels", "distillation_loss", "find_scales", "schedule_of",
+    "smoothed_cross_entropy",
+]  # fmt: skip
+
+_LOSSES = ("SoftLabels", "distillation_loss", "smoothed_cross_entropy")
+_SCALES = ("GradInit", "find_scales")
+
+
+def __getattr__(name: str) -> Any:
+    """What needs torch is imported when it is first used."""
+    if name in _LOSSES:
+        from elastic_ir.training import losses
+
+        return getattr(losses, name)
+    if name in _SCALES:
+        from elastic_ir.training import gradinit
+
+        return getattr(gradinit, name)
+    raise AttributeError(f"module 'elastic_ir.training' has no attribute {name!r}")
