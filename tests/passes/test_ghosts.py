@@ -29,6 +29,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet18": (torchvision.models.resnet18, 32),
     "mobilenet_v2": (torchvision.models.mobilenet_v2, 32),
     "timm_resnet26": (lambda: timm.create_model("resnet26"), 32),
+    "timm_mobilenetv2": (lambda: timm.create_model("mobilenetv2_035"), 32),
 }
 PIPELINES: dict[str, list[Pass]] = {
     "skips": [GhostSkips()],
