@@ -20,17 +20,17 @@ from elastic_ir.graph import Graph
 from elastic_ir.structure import Block, Stage, Unit
 
 if TYPE_CHECKING:
-    from elastic_ir.api import load, save, squeeze, stretch, trace
+    from elastic_ir.api import load, save, squeeze, stretch, trace, with_weights
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Block", "ElasticError", "EmitError", "Graph", "MaskError", "OutputError", "PlanError", "SourceError", "Stage",
     "StructureError", "TraceError", "Unit", "UntrustedError", "VerifyError", "__version__", "load", "save",
-    "squeeze", "stretch", "trace",
+    "squeeze", "stretch", "trace", "with_weights",
 ]  # fmt: skip
 
-_LAZY = ("load", "save", "squeeze", "stretch", "trace")
+_LAZY = ("load", "save", "squeeze", "stretch", "trace", "with_weights")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The public face: five functions that put the rooms together; each imports what it needs when it is called."""
+"""The public face: six functions that put the rooms together; each imports what it needs when it is called."""
 
 from __future__ import annotations
 
@@ -115,6 +115,13 @@ def squeeze(
 
     reference = _reference(like, graph)
     return Squeeze(to_depth, to_stages, to_units, reference, plan, drop).run(_in_units(graph, unit))
+
+
+def with_weights(graph: Graph, trained: torch.nn.Module | Mapping[str, torch.Tensor]) -> Graph:
+    """The graph with the tensors of a trained module or state dict; see :func:`elastic_ir.trained.with_weights`."""
+    from elastic_ir.trained import with_weights as fill
+
+    return fill(graph, trained)
 
 
 def save(graph: Graph | torch.nn.Module, path: str | os.PathLike[str], *, check: bool = True) -> list[Path]:

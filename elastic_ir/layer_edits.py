@@ -100,12 +100,16 @@ class LayerEdits:
 
     def insert_call(
         self, op: str, args: tuple[Argument, ...], *, like: Value, behind: Node, kind: str = "function",
-        kwargs: Mapping[str, Argument] | None = None,
+        kwargs: Mapping[str, Argument] | None = None, scope: str | None = None,
+        attributes: Mapping[str, Argument] | None = None,
     ) -> Node:  # fmt: skip
-        """Put a function or method call behind a node; its result is of the type of ``like``, and not read yet."""
-        node = Node(op.rpartition(".")[2], op, args, kwargs, kind=kind, scope=behind.scope)
-        if behind.kind == "module":
-            node.scope = behind.scope.rpartition(".")[0]
+        """Put a function or method call behind a node; its result is of the type of ``like``, and not read yet.
+
+        It stands in the scope that ran ``behind``, or in ``scope``. ``attributes`` are marks that its copies keep.
+        """
+        node = Node(op.rpartition(".")[2], op, args, kwargs, kind=kind, attributes=attributes)
+        outer = behind.scope.rpartition(".")[0] if behind.kind == "module" else behind.scope
+        node.scope = outer if scope is None else scope
         node.output.type, node.output.is_tensor = like.type, like.is_tensor
         return self.insert(node, after=behind)
 
@@ -143,6 +147,13 @@ class LayerEdits:
             raise VerifyError(f"operand {place} of %{node.name} is a value; replace its uses instead")
         args[place] = operand
         node.args = tuple(args)
+        self.graph.metadata["rewired"] = True
+
+    def set_keyword(self, node: Node, name: str, value: Argument) -> None:
+        """Give a call another keyword argument in place of one that it has; neither may be a value."""
+        if name not in node.kwargs or isinstance(node.kwargs[name], Value) or isinstance(value, Value):
+            raise VerifyError(f"%{node.name} has no keyword {name!r} that is plain data")
+        node.kwargs[name] = value
         self.graph.metadata["rewired"] = True
 
     def drop_operand(self, node: Node, place: int) -> None:

@@ -18,7 +18,9 @@ from elastic_ir.tensors import TensorData, nbytes
 from elastic_ir.weights import Storage, Weight
 
 VERSION = 1
-_KEPT = ("frontend", "modules", "plan", "pipeline", "lineage", "input_shapes")
+_KEPT = ("frontend", "modules", "plan", "pipeline", "lineage", "input_shapes", "ghosts")
+#: Kept with ghosts: the class that is described beside the graph is that of the network without them.
+_KEPT_WITH_GHOSTS = ("rewired", "edited_layers")
 _TRANSIENT_LIMIT = 64 << 20  # bytes of buffers outside the state dict that are worth carrying in text
 
 
@@ -52,7 +54,8 @@ def graph_to_data(graph: Graph) -> dict[str, Any]:
         }
         for node in graph
     ]
-    metadata = {key: graph.metadata[key] for key in _KEPT if key in graph.metadata}
+    kept = (*_KEPT, *_KEPT_WITH_GHOSTS) if "ghosts" in graph.metadata else _KEPT
+    metadata = {key: graph.metadata[key] for key in kept if key in graph.metadata}
     metadata["lineage"] = graph.lineage()
     return {
         "version": VERSION,

@@ -70,6 +70,19 @@ def to_torch(data: TensorData) -> torch.Tensor:
     return torch.frombuffer(buffer, dtype=dtype).reshape(data.shape)
 
 
+def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
+    """The network inside DataParallel, DistributedDataParallel and ``torch.compile``."""
+    import torch
+
+    while True:
+        inner = module._modules.get("_orig_mod")
+        if isinstance(module, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
+            inner = module.module
+        if not isinstance(inner, torch.nn.Module):
+            return module
+        module = inner
+
+
 def mask_to_torch(mask: Mask, dtype: torch.dtype | None = None) -> torch.Tensor:
     """A mask as a tensor, in the dtype its owner gave it unless another is wanted."""
     import torch

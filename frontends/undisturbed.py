@@ -25,6 +25,9 @@ _LIBRARY = sysconfig.get_path("stdlib")  # torch warns from inside context manag
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Put back whatever attributes the modules had, and pass on only warnings that are not torch's own."""
     before = [(module, _state(module)) for module in model.modules()]
+    # a norm in training counts its batches while it is traced, in place; nothing larger is touched
+    numbers = [b for b in model.buffers() if not (b.ndim or b.is_meta or b.is_inference())]
+    counts = [(b, b._version, b.clone()) for b in numbers]
     loggers = [
         logging.getLogger(name) for name in ("torch.export", "torch.fx", "torch._export", "torch._dynamo")
     ]
@@ -40,6 +43,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             logger.setLevel(level)
         for module, state in before:
             _restore(module, state)
+        for buffer, version, value in counts:
+            if buffer._version != version:
+                buffer.copy_(value)
     for warning in heard:
         if not warning.filename.startswith((_TORCH, _LIBRARY)):
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)

@@ -19,12 +19,16 @@ from elastic_ir.passes.dce import DeadCode
 from elastic_ir.passes.drop_by_similarity import DropBySimilarity
 from elastic_ir.passes.fold_batchnorm import FoldBatchNorm
 from elastic_ir.passes.fold_constants import FoldConstants
+from elastic_ir.passes.ghost_skips import GhostSkips
+from elastic_ir.passes.ghost_softness import GhostSoftness
 from elastic_ir.passes.identity_blocks import IdentityBlocks
+from elastic_ir.passes.layerwise_rescale import LayerwiseRescale
 from elastic_ir.passes.morph import Morph
 from elastic_ir.passes.net2deeper import Net2Deeper
 from elastic_ir.passes.net2wider import Net2Wider
 from elastic_ir.passes.nm_project import NMProject
 from elastic_ir.passes.pipeline import Pipeline
+from elastic_ir.passes.remove_ghosts import RemoveGhosts
 from elastic_ir.passes.remove_identities import RemoveIdentities
 from elastic_ir.passes.rescale_residual import RescaleResidual
 from elastic_ir.passes.squeeze import Squeeze
@@ -39,13 +43,17 @@ __all__ = [
     "DropBySimilarity",
     "FoldBatchNorm",
     "FoldConstants",
+    "GhostSkips",
+    "GhostSoftness",
     "IdentityBlocks",
+    "LayerwiseRescale",
     "Morph",
     "NMProject",
     "Net2Deeper",
     "Net2Wider",
     "Pass",
     "Pipeline",
+    "RemoveGhosts",
     "RemoveIdentities",
     "RescaleResidual",
     "Squeeze",
@@ -76,6 +84,10 @@ _OWN: tuple[type[Pass], ...] = (
     RemoveIdentities,
     CommonSubexpressions,
     DeadCode,
+    GhostSkips,
+    GhostSoftness,
+    RemoveGhosts,
+    LayerwiseRescale,
 )
 _loaded: dict[str, type[Pass]] = {}  # from files that a user named; see load_passes
 

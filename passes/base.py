@@ -85,6 +85,15 @@ class Pass(ABC):
                 f"{self.name} cannot change; export it as ONNX (elastic-ir export) and apply {self.name} to that file"
             )
 
+    def _need_pytorch(self, graph: Graph) -> None:
+        """PlanError where a pass that inserts PyTorch's operations does not see layers, or sees those of ONNX."""
+        self._need_layers(graph)
+        if graph.metadata.get("frontend") == "onnx":
+            raise PlanError(
+                f"{graph.name} is an ONNX graph, and {self.name} inserts operations of PyTorch; "
+                "apply it to the PyTorch network that the file was exported from"
+            )
+
     def _discover(self, graph: Graph) -> None:
         try:
             graph.structure  # noqa: B018 - before it is edited

@@ -76,9 +76,17 @@ def _data(graph: Graph, module: Any) -> dict[str, Any]:
     if module is not None and graph.origin is not None:
         from elastic_ir.emit.module_data import describe_module
 
-        data["module"] = describe_module(module)
+        data["module"] = describe_module(_as_class(graph, module))
         data["inputs"] = _describe_inputs(graph.origin.inputs)
     return data
+
+
+def _as_class(graph: Graph, module: Any) -> Any:
+    """The module, or where ghosts make it a GraphModule what it is without them: a reader gets the class back."""
+    from elastic_ir.ghosts import without_ghosts
+
+    plain = without_ghosts(graph)
+    return module if plain is graph else plain.to_module()
 
 
 def _describe_inputs(inputs: Any) -> dict[str, Any]:

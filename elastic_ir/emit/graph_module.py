@@ -35,6 +35,7 @@ _ATTRIBUTES = {
 }
 
 
+_NORM_ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 _QUOTES = frozenset('"\\\r\n')  #: what would end a name's string in the source text that fx writes
 
 
@@ -51,12 +52,27 @@ def build_graph_module(graph: Graph, live: nn.Module | None) -> fx.GraphModule:
         _ensure(root, weight)
     built: set[str] = set()
     for node in graph:
+        norm = _norm(node, graph)
+        if norm is not None:
+            path, layer = norm
+            if path not in built:
+                built.add(path)
+                layer._modules.update(root.get_submodule(path)._modules)
+                _mount(root, path, layer)
+            given = node.args[0] if node.args else node.kwargs["input"]
+            assert isinstance(given, Value)
+            values[node.output] = made.call_module(path, (values[given],))
+            continue
         values[node.output] = _emit(node, made, values, trusted, root)
         if isinstance(values[node.output], fx.Node):  # for who runs it node by node
             values[node.output].meta["values"] = [node.name]
         if node.kind == "module" and node.scope not in built:
             built.add(node.scope)
             _mount(root, node.scope, _leaf(node, live, origins, graph))
+    for (
+        weight
+    ) in graph.weights.values():  # a buffer that a pass has hung on a leaf, which brings its own only
+        _ensure(root, weight)
     module = fx.GraphModule(root, made, class_name=graph.name)
     # fx takes over what its nodes read; a counter beside the statistics of a norm is in the state dict all the same
     held = {name for name, _ in module.named_parameters(remove_duplicate=False)}
@@ -102,6 +118,34 @@ def _dropout(
     path = f"_mode_{node.name}"
     root.add_module(path, _DROPOUTS[node.op](rate))
     return made.call_module(path, (args[0] if args else kwargs["input"],))
+
+
+_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+
+
+def _norm(node: Node, graph: Graph) -> tuple[str, nn.Module] | None:
+    """A functional batch norm that is a module's own (timm's norms with an activation), as that module, and its path.
+
+    The call has the mode in it that was traced, and leaves the count of batches alone; a module follows the mode.
+    None where the statistics are no module's, or something is not as ``nn.BatchNorm2d`` has it.
+    """
+    if node.op != "torch.nn.functional.batch_norm":
+        return None
+    given = {**dict(zip(_NORM_ARGUMENTS, node.args, strict=False)), **node.kwargs}
+    mean, value = given.get("running_mean"), given.get("input")
+    if not isinstance(mean, WeightRef) or not isinstance(value, Value) or value.type is None:
+        return None
+    path = mean.name.rpartition(".")[0]
+    roles = {role: f"{path}.{role}" for role in ("running_mean", "running_var", "weight", "bias")}
+    momentum, eps = given.get("momentum"), given.get("eps", 1e-5)
+    if not (isinstance(momentum, float) and momentum > 0 and isinstance(eps, float)):
+        return None
+    kind = _NORMS.get(len(value.type.shape))
+    named = all(given.get(role) == WeightRef(name) for role, name in roles.items())
+    if not (path and kind and named and f"{path}.num_batches_tracked" in graph.weights):
+        return None
+    features = graph.weights[roles["running_mean"]].shape[0]
+    return path, kind(features, eps=eps, momentum=momentum, device="meta")
 
 
 def _restore_flags(module: fx.GraphModule, graph: Graph, live: nn.Module | None) -> None:
@@ -214,6 +258,8 @@ def _mount(root: nn.Module, path: str, leaf: nn.Module) -> None:
 def _ensure(root: nn.Module, weight: Weight) -> None:
     """Register a weight at its path, so that the module tree has the order of the state dict."""
     parent, role = _parent(root, weight.name)
+    if role in parent._parameters or role in parent._buffers or hasattr(parent, role):
+        return
     empty = torch.empty(weight.shape, dtype=getattr(torch, weight.dtype), device="meta")
     if weight.is_parameter:
         parent.register_parameter(role, nn.Parameter(empty, requires_grad=empty.is_floating_point()))

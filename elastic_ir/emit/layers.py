@@ -33,6 +33,10 @@ def conform_layers(module: nn.Module, graph: Graph) -> None:
         if _differs(layer, node):
             made = build_layer(node)
             made.train(layer.training)
+            for name, buffer in layer._buffers.items():  # what a pass has hung on it
+                if name not in made._buffers and f"{node.scope}.{name}" in graph.weights:
+                    persistent = graph.weights[f"{node.scope}.{name}"].persistent
+                    made.register_buffer(name, buffer, persistent=persistent)
             module.set_submodule(node.scope, made)
             continue
         for name in _SIZES:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 MAY_IMPORT: dict[str, set[str]] = {
     "ir": {"ir"},
     "face": {"ir", "face"},
-    "passes": {"ir", "passes"},
+    "passes": {"ir", "passes", "training"},
     "frontends": {"ir", "frontends"},
     "emit": {"ir", "emit"},
     "tickets": {"ir", "tickets"},

@@ -547,6 +547,7 @@ def test_passes() -> None:
         *("rescale-residual", "identity-blocks", "stack", "depth-upscale"),
         *("net2deeper", "net2wider", "morph", "drop-by-similarity"),
         *("compact", "fold-batchnorm", "nm-project"),
+        *("ghost-skips", "ghost-softness", "remove-ghosts", "layerwise-rescale"),
     }
     assert good("passes", "squeeze").startswith("squeeze: Delete")
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import timm
 import torch
 from torch import fx, nn
 
 import elastic_ir as eir
+from elastic_ir.emit.graph_module import build_graph_module
+from elastic_ir.emit.module import _finish
 
 
 class Block(nn.Module):
@@ -80,3 +83,20 @@ def test_squeezed_back_it_is_the_source_s_class_again() -> None:
     assert str(back) == str(graph)
     assert type(back.to_module()) is Series
     assert torch.equal(back.to_module()(example()), model(example()))
+
+
+def test_norms_that_are_called_as_functions_follow_the_mode() -> None:
+    """timm's norms with an activation: fx sees the function, with the mode that was traced."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 32, 32)
+    for training in (True, False):
+        model = timm.create_model("mobilenetv2_035", drop_rate=0.0).train(training)
+        graph = eir.trace(model, (x,))
+        module = _finish(build_graph_module(graph, model), graph, masked=True)
+        assert module.training is training
+        for mode in (True, False):
+            assert torch.equal(module.train(mode)(x), model.train(mode)(x))
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(module.state_dict()[name], tensor), name
+        assert int(module.get_buffer("bn1.num_batches_tracked")) == 1
+        assert list(module.state_dict()) == list(model.state_dict())

@@ -1,0 +1,87 @@
+"""Losses for sparse training: smoothed labels, and the soft labels of the dense network that the ticket came from.
+
+A sparse network does better with labels that say less than 0 and 1: smoothed evenly (Szegedy et al. 2016, *Rethinking
+the Inception Architecture*, section 7; for sparse networks Jaiswal et al. 2022, *Training Your Sparse Neural Network
+Better with Any Mask*), or by what its dense teacher believes (Hinton et al. 2015, *Distilling the Knowledge in a Neural
+Network*, section 2; for tickets Jaiswal et al. 2021, *Good Students Play Big Lottery Better*).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from elastic_ir.errors import PlanError
+
+
+def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:
+    """Cross-entropy with a share of each label spread evenly over all classes; the batch's mean.
+
+    ``logits`` are [batch, classes, ...], ``labels`` class numbers [batch, ...]. PlanError for a smoothing that is
+    not from 0 to below 1.
+    """
+    _check(smoothing=smoothing)
+    return nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+
+
+def distillation_loss(
+    logits: Tensor, teacher: Tensor, labels: Tensor, *, temperature: float = 4.0, weight: float = 0.9,
+    smoothing: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """``weight`` of the distance from the teacher's soft labels, and the rest of it cross-entropy; the batch's mean.
+
+    ``logits`` and ``teacher`` are [batch, classes, ...], ``labels`` class numbers [batch, ...]. The distance is the
+    Kullback-Leibler divergence of both softened by ``temperature``, times its square, so that gradients keep their size
+    (Hinton et al. 2015, section 2). No gradient flows into the teacher. Raises PlanError for a temperature not above
+    0, a weight outside 0 to 1, a smoothing not from 0 to below 1, or a teacher of another shape.
+    """
+    _check(temperature=temperature, weight=weight, smoothing=smoothing)
+    if teacher.shape != logits.shape:
+        raise PlanError(f"the teacher gives {list(teacher.shape)} logits, the network {list(logits.shape)}")
+    soft = nn.functional.log_softmax(teacher.detach() / temperature, 1)
+    own = nn.functional.log_softmax(logits / temperature, 1)
+    distances = nn.functional.kl_div(own, soft, reduction="none", log_target=True).sum(1)
+    hard = smoothed_cross_entropy(logits, labels, smoothing)
+    return weight * temperature**2 * distances.mean() + (1 - weight) * hard
+
+
+class SoftLabels:
+    """The loss against a teacher's soft labels: ``loss(inputs, logits, labels)``; see :func:`distillation_loss`.
+
+    The teacher, the dense network, runs in evaluation without gradients, and is left in the mode it was in. It is no
+    part of any module, so no optimizer and no checkpoint takes it for one's own.
+    """
+
+    def __init__(
+        self, teacher: nn.Module, *, temperature: float = 4.0, weight: float = 0.9, smoothing: float = 0.0
+    ) -> None:
+        _check(temperature=temperature, weight=weight, smoothing=smoothing)
+        self.teacher = teacher
+        self.temperature, self.weight, self.smoothing = temperature, weight, smoothing
+
+    def __call__(self, inputs: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        soft = self.soft(inputs)
+        return distillation_loss(
+            logits, soft, labels, temperature=self.temperature, weight=self.weight, smoothing=self.smoothing
+        )
+
+    def soft(self, inputs: Tensor) -> Tensor:
+        """The teacher's logits; all its modules keep their modes, and its norms their statistics."""
+        modes = {part: part.training for part in self.teacher.modules()}
+        self.teacher.eval()
+        try:
+            with torch.no_grad():
+                out: Tensor = self.teacher(inputs)
+        finally:
+            for part, mode in modes.items():
+                part.training = mode
+        return out
+
+
+def _check(temperature: float = 1.0, weight: float = 0.0, smoothing: float = 0.0) -> None:
+    if not temperature > 0:
+        raise PlanError(f"temperature={temperature:g} softens nothing; it is above 0")
+    if not 0 <= weight <= 1:
+        raise PlanError(f"weight={weight:g} is no share of the loss; it is between 0 and 1")
+    if not 0 <= smoothing < 1:
+        raise PlanError(f"smoothing={smoothing:g} is no share of a label; it is from 0 to below 1")
