@@ -7,6 +7,7 @@ again); sizes that follow the input are found by exporting a second time (:mod:`
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -59,15 +60,18 @@ def is_nothing(node: Node) -> bool:
     return node.op in _EMPTY
 
 
-def call_of_aten(node: Node, later: Callable[[Value], bool]) -> Expr:
-    """A node of an exported graph as an expression; raises Unwritable for what has no plain counterpart."""
+def call_of_aten(node: Node, given: tuple[Any, ...], later: Callable[[Value], bool]) -> Expr:
+    """A node of an exported graph as an expression; raises Unwritable for what has no plain counterpart.
+
+    ``given`` are its arguments, with expressions where a number follows the input.
+    """
     if "getitem" in node.op:
-        return Expr("index", None, tuple(convert(item) for item in node.args))
+        return Expr("index", None, tuple(convert(item) for item in given))
     parts = node.op.split(".")
     if parts[0] != "aten" or len(parts) != 3:
         raise Unwritable(f"the network runs {node.op}, which has no counterpart among torch's functions")
     name, overload = identifier(parts[1], "the operation"), parts[2]
-    args = [convert(item) for item in node.args]
+    args = [convert(item) for item in given]
     options = {
         identifier(key, "the argument"): convert(item)
         for key, item in node.kwargs.items()
@@ -77,12 +81,14 @@ def call_of_aten(node: Node, later: Callable[[Value], bool]) -> Expr:
         return _method(name, args, options)
     if name in _FUNCTIONS:
         text, order = _FUNCTIONS[name]
+        if name == "pad" and args[1].kind == "list" and all(part == lit(0) for part in args[1].parts):
+            return args[0]
         return function_call(f"F.{text}", (), dict(zip(order, args, strict=False)) | options)
-    if name in _BINARY and len(args) == 2 and not options:
-        return Expr("binary", _BINARY[name], tuple(args))
     special = _special(name, overload, args, options)
     if special is not None:
         return special
+    if name in _BINARY and len(args) == 2 and not options:
+        return Expr("binary", _BINARY[name], tuple(args))
     if name == "scaled_dot_product_attention":
         return Expr("call", "F.scaled_dot_product_attention", (*args, *options.values()),
                     ("",) * len(args) + tuple(options))  # fmt: skip
@@ -133,9 +139,12 @@ def _special(name: str, overload: str, args: list[Expr], options: dict[str, Expr
         if len(dtypes) >= 1:
             return Expr("method", "to", (args[0], dtypes[0]), ("", ""))
         return Expr("method", "clone", (args[0],), ("",))
-    if name in ("alias", "detach_", "lift_fresh_copy", "lift_fresh"):
-        return Expr("method", "view_as", (args[0], args[0]), ("", "")) if name == "alias" else (
-            Expr("method", "clone", (args[0],), ("",)))  # fmt: skip
+    if name in ("add", "sub") and args[1:] == [lit(0)]:
+        return args[0]
+    if name == "alias":
+        return args[0]
+    if name in ("detach_", "lift_fresh_copy", "lift_fresh"):
+        return Expr("method", "clone", (args[0],), ("",))
     if name == "arange" and args:
         return Expr("call", "torch.arange", (*args, *options.values()), ("",) * len(args) + tuple(options))
     if name == "rsub":

@@ -30,6 +30,8 @@ BINARY = {
 _UNARY = {"neg": "-", "pos": "+", "invert": "~"}
 IN_PLACE = {"iadd": "add_", "isub": "sub_", "imul": "mul_", "itruediv": "div_"}
 _HELPERS = {"torchvision.ops.stochastic_depth.stochastic_depth": "stochastic_depth"}
+#: Arguments that are usually written without their names.
+_LEADING = {"input", "weight", "bias", "running_mean", "running_var", "normalized_shape", "num_groups", "pad", "p"}
 TRAINING = raw("self.training")
 
 
@@ -46,6 +48,8 @@ class Unwritable(EmitError):
 
 def convert(item: Any) -> Expr:
     """An argument of a node; values stay locals by themselves, weights attributes by their full paths."""
+    if isinstance(item, Expr):
+        return item
     if isinstance(item, Value):
         if item.node.kind == "constant":
             if not item.node.args:
@@ -57,7 +61,8 @@ def convert(item: Any) -> Expr:
     if isinstance(item, Symbol):
         return raw(_symbol(item.name))
     if isinstance(item, Literal):
-        raise EmitError("the graph holds a literal tensor, which has no text")
+        data = torch.tensor(item.values).reshape(item.shape).tolist()
+        return Expr("call", "torch.tensor", (literal(data), raw(_symbol(f"torch.{item.dtype}"))), ("", "dtype"))
     if isinstance(item, (tuple, list)):
         return Expr("tuple" if isinstance(item, tuple) else "list", None, tuple(convert(part) for part in item))
     if isinstance(item, dict):
@@ -149,7 +154,7 @@ def function_call(text: str, args: tuple[Expr, ...], options: dict[str, Expr]) -
         if name not in given or (given[name].kind == "lit" and same(default, given[name].value)):
             positional = False
             continue
-        positional = positional and len(shown) < max(len(args), 1) and (name not in options)
+        positional = positional and (name in _LEADING or (len(shown) < max(len(args), 1) and name not in options))
         shown.append(given[name])
         names.append("" if positional else name)
     return Expr("call", text, tuple(shown), tuple(names))

@@ -29,9 +29,11 @@ _RESERVED = {"F", "nn", "torch", "Tensor", "math", "self"}
 Line = tuple[tuple[Any, ...], Expr]
 
 
-def fold(statements: Sequence[Line], returns: Expr) -> tuple[list[Line], Expr]:
+def fold(
+    statements: Sequence[Line], returns: Expr, shapes: Callable[[Any], tuple[int, ...] | None] = lambda _: None
+) -> tuple[list[Line], Expr]:
     """Statements with single uses written into their users, in an unchanged order of evaluation."""
-    statements = unpack(statements, returns)
+    statements = unpack(statements, returns, shapes)
     uses = Counter(key for _, expr in statements for key in locals_of(expr)) + Counter(locals_of(returns))
     done: list[Line] = []
     pending: list[tuple[Any, Expr]] = []
@@ -66,6 +68,8 @@ def fold(statements: Sequence[Line], returns: Expr) -> tuple[list[Line], Expr]:
         expr = settled(expr)
         if expr.kind == "guard" and expr.parts[0].kind == "lit":
             expr = expr.parts[1] if expr.parts[0].value else expr.parts[2]
+        if expr.kind == "call" and expr.value == "F.dropout" and expr.parts[1:2] == (Expr("lit", 0.0),):
+            expr = expr.parts[0]
         if expr.kind == "local":
             pure[results[0]] = expr
             uses[expr.value] += uses[results[0]] - 1
@@ -112,7 +116,9 @@ def _small(expr: Expr, last: bool = False) -> bool:
     return calls <= _FOLD_CALLS and len(text) <= _FOLD_WIDTH
 
 
-def unpack(statements: Sequence[Line], returns: Expr) -> list[Line]:
+def unpack(
+    statements: Sequence[Line], returns: Expr, shapes: Callable[[Any], tuple[int, ...] | None] = lambda _: None
+) -> list[Line]:
     """``q, k, v = ...`` where a value is only ever indexed by 0, 1, 2 right after it was made."""
     found: list[Line] = []
     at = 0
@@ -126,7 +132,8 @@ def unpack(statements: Sequence[Line], returns: Expr) -> list[Line]:
             == Expr("index", None, (Expr("local", results[0]), Expr("lit", count)))
         ):
             count += 1
-        splits = expr.kind in ("method", "call") and str(expr.value).rpartition(".")[2] in ("unbind", "chunk")
+        shape = shapes(results[0]) if len(results) == 1 else None
+        splits = (shape is not None and shape[:1] == (count,)) or expr.kind in ("method", "call") and str(expr.value).rpartition(".")[2] in ("unbind", "chunk")
         if count >= 2 and splits:
             reads = sum(locals_of(e).count(results[0]) for _, e in statements) + locals_of(returns).count(results[0])
             if reads == count:
@@ -143,12 +150,13 @@ class Forward:
     """Lines of one forward. ``inputs`` are its values' keys with the names they get, in the order of the signature."""
 
     def __init__(
-        self, inputs: Sequence[tuple[Any, str]], statements: Sequence[Line], returns: Expr, ranks: Callable[[Any], int | None]
-    ) -> None:
+        self, inputs: Sequence[tuple[Any, str]], statements: Sequence[Line], returns: Expr,
+        shapes: Callable[[Any], tuple[int, ...] | None],
+    ) -> None:  # fmt: skip
         self.names: dict[Any, str] = {}
-        self.ranks = ranks
+        self.shapes = shapes
         self.taken: dict[str, Any] = {}
-        self.statements, self.returns = fold(statements, returns)
+        self.statements, self.returns = fold(statements, returns, shapes)
         self.last: dict[Any, int] = {}
         for place, (_, expr) in enumerate(self.statements):
             for key in locals_of(expr):
@@ -159,6 +167,10 @@ class Forward:
         for key, name in inputs:
             self.names[key] = name
         self.printer = Printer(local=lambda key: self.names[key], parameter=lambda name: f"self.{name}")
+
+    def ranks(self, key: Any) -> int | None:
+        shape = self.shapes(key)
+        return len(shape) if shape is not None else None
 
     def lines(self, indent: int) -> list[str]:
         """The body, indented."""
@@ -173,7 +185,9 @@ class Forward:
             if not used:
                 found += self.printer.lines("", expr, "", indent)
                 continue
-            head_of = [self._name(place, key, expr, index, len(results)) for index, key in enumerate(results)]
+            head_of: list[str] = []
+            for index, key in enumerate(results):
+                head_of.append(self._name(place, key, expr, index, len(results), set(head_of) - {"_"}))
             rendered = self.printer
             lines = rendered.lines(", ".join(head_of) + " = ", expr, "", indent)
             self.names.update(zip(results, head_of, strict=True))
@@ -203,17 +217,21 @@ class Forward:
         """Names that are read after a statement."""
         return {name for key, name in self.names.items() if self.last.get(key, -1) > place}
 
-    def _name(self, place: int, key: Any, expr: Expr, index: int = 0, count: int = 1) -> str:
-        live = self._live(place) | _RESERVED
+    def _name(
+        self, place: int, key: Any, expr: Expr, index: int = 0, count: int = 1, beside: set[str] = frozenset()
+    ) -> str:
+        live = self._live(place) | _RESERVED | beside
         if key not in self.last:
             return "_"
-        if count == 3 and expr.kind in ("method", "call") and expr.value in ("unbind", "chunk", "torch.chunk"):
-            return ("q", "k", "v")[index] if not live & {"q", "k", "v"} else self._free(f"part{index}", live)
+        if count == 3:
+            free = not (live - beside) & {"q", "k", "v"}
+            return ("q", "k", "v")[index] if free else self._free(f"part{index}", live)
         size = self._size(expr)
         if size:
             return self._free(size, live)
         if count == 1:
-            for used in locals_of(expr):
+            hint = self._hint(expr)
+            for used in () if hint in _KEPT else locals_of(expr):
                 name = self.names[used]
                 if name in _KEPT or name.startswith("part"):
                     continue
@@ -239,6 +257,8 @@ class Forward:
         return axes[axis] if axes and isinstance(axis, int) and -len(axes) <= axis < len(axes) else "size"
 
     def _hint(self, expr: Expr) -> str:
+        while expr.kind in ("method", "index"):
+            expr = expr.parts[0]
         if expr.kind == "self" and expr.value and not expr.value[-1].isdigit():
             name = str(expr.value[-1])
             known = {"query": "query", "key": "key", "value": "value", "q": "q", "k": "k", "v": "v", "qkv": "qkv"}

@@ -67,7 +67,8 @@ def layer_of(node: Node) -> Expr:
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise EmitError(f"{node.scope} is a {node.op}, which is no layer of torch.nn, so it cannot be written as source")
     accepted = inspect.signature(kind.__init__).parameters
-    if any(item.kind is inspect.Parameter.VAR_POSITIONAL for item in accepted.values()) and node.op != "nn.Identity":
+    takes_any = any(item.kind is inspect.Parameter.VAR_POSITIONAL for item in accepted.values())
+    if takes_any and node.op != "nn.Identity" and kind.__init__ is not nn.Module.__init__:
         raise EmitError(f"{node.scope} is a {node.op}, whose constructor the graph does not record")
     options = {identifier(k, "the argument"): v for k, v in node.attributes.items() if k in accepted}
     options = {k: v for k, v in options.items() if not k.startswith("_")}

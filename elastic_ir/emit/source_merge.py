@@ -155,7 +155,9 @@ def parameters(holes: Sequence[Hole]) -> tuple[list[Parameter], dict[int, Expr]]
     """The parameters that the holes need, and each hole's expression in them."""
     found: list[Parameter] = []
     filled: dict[int, Expr] = {}
-    for number, hole in enumerate(holes):
+    order = sorted(range(len(holes)), key=lambda n: MISSING in holes[n].values)  # what all instances have comes first
+    for number in order:
+        hole = holes[number]
         known = [value for value in hole.values if value is not MISSING]
         constant = not hole.forced and all(same(value, known[0]) for value in known)
         filled[number] = _known(hole, found) or (lit(known[0]) if constant else _new(hole, found))
@@ -223,7 +225,10 @@ def _name(hole: Hole, found: list[Parameter]) -> str:
     if base in ("out_channels", "out_features", "in_channels", "in_features"):
         names.append(base.replace("out_", "hidden_").replace("in_", "hidden_"))
     owner = hole.owner.strip("_")
-    names.append(f"{owner}_{base}" if owner else f"{base}_size")
+    if hole.forward and hole.size:
+        names = ["size"]
+    if owner:
+        names.append(f"{owner}_{base}")
     for name in names:
         if name not in taken:
             return name
@@ -249,8 +254,9 @@ def condition(
 
     ``computed`` are sizes that are computed from parameters, with their values.
     """
-    strides = [p for p in found if p.hole.role == "stride"]
-    sizes = [(p.name, p.values) for p in found if p.hole.size and not p.hole.forced and p.hole.role != "kernel_size"]
+    whole = [p for p in found if MISSING not in p.values]
+    strides = [p for p in whole if p.hole.role == "stride"]
+    sizes = [(p.name, p.values) for p in whole if p.hole.size and not p.hole.forced and p.hole.role != "kernel_size"]
     sizes += [item for item in computed if item not in sizes]
     tests: list[tuple[str, list[bool], str]] = []
     pairs = [(a, b) for i, a in enumerate(sizes) for b in sizes[i + 1 :] if b[0] != a[0]]

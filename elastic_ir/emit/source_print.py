@@ -102,7 +102,12 @@ class Printer:
             return ", ".join(self._subscript(part) for part in expr.parts) + ("," if len(expr.parts) == 1 else "")
         if expr.kind == "slice":
             start, stop, step = ("" if _none(part) else self.flat(part) for part in expr.parts)
-            return f"{start}:{stop}" + (f":{step}" if step else "")
+            plain = all(re.fullmatch(r"-?[\w]*", part) for part in (start, stop, step))
+            if plain:
+                return f"{start}:{stop}" + (f":{step}" if step else "")
+            found = f"{start} :" if start else ":"  # black's way with what is no name and no number
+            found += f" {stop}" if stop else ""
+            return found + (f" : {step}" if step else "")
         return self.flat(expr)
 
     # -- brackets --------------------------------------------------------------------------------------------------

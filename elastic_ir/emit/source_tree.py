@@ -19,6 +19,7 @@ from elastic_ir.graph import Graph, Node, Value
 from elastic_ir.weights import Weight
 
 Path = tuple[str, ...]
+Sizes = dict[Node, tuple[Any, ...]]
 
 
 @dataclass
@@ -54,6 +55,7 @@ class Part:
     hint: str = ""  #: the class's name in the source, if known
     inlined: bool = False  #: its nodes stand in the forward around it
     plain_sequential: bool = False  #: the source has a Sequential of torch there
+    sequence: bool = False  #: the source has a Sequential there, or a class derived from it
     loop: bool = False  #: a list that its parent's forward runs through in order
 
     def below(self) -> list[Part]:
@@ -65,8 +67,9 @@ class Part:
 class Tree:
     """Statements and parts of a graph; see :func:`read_tree`."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, sizes: Sizes) -> None:
         self.graph = graph
+        self.sizes = sizes  #: arguments of exported nodes whose numbers follow the input
         self.live = getattr(graph.origin, "module", None)
         self.weights = {tuple(name.split(".")): weight for name, weight in graph.weights.items()}
         self.inputs: list[Node] = []
@@ -169,15 +172,16 @@ class Tree:
         return None
 
 
-def read_tree(graph: Graph) -> Tree:
+def read_tree(graph: Graph, sizes: Sizes) -> Tree:
     """Statements, parts and bodies of a graph; EmitError for what cannot be written."""
-    tree = Tree(graph)
+    tree = Tree(graph, sizes)
     _read_statements(tree)
     for path, weight in tree.weights.items():
         tree.part(path[:-1]).weights[path[-1]] = weight
     for statement in tree.statements:
         tree.part(statement.scope)
     _hints(tree)
+    _borrowed(tree)
     _count_runs(tree)
     _layers(tree)
     for part in tree.parts[()].below():
@@ -220,7 +224,11 @@ def _read_statements(tree: Tree) -> None:
             def later(value: Value, place: int = place) -> bool:
                 return last.get(value, -1) > place
 
-            expr = call_of_aten(node, later) if exported else call_of(node, later)
+            args = tree.sizes.get(node, node.args)
+            expr = call_of_aten(node, args, later) if exported else call_of(node, later)
+            if exported and "device" in node.kwargs and expr.kind == "call" and tree.inputs:
+                device = Expr("getattr", "device", (Expr("local", tree.inputs[0].output),))
+                expr = Expr("call", expr.value, (*expr.parts, device), (*expr.names, "device"))
         tree.statements.append(Statement(node.output, expr, scope))
     for place, statement in enumerate(tree.statements):
         for leaf in walk(statement.expr):
@@ -237,7 +245,8 @@ def _needed(nodes: list[Node]) -> set[Node]:
     """The nodes that lead to the output; what only fed a check, or looked at a shape for nothing, is left out."""
     kept: set[Node] = set()
     for node in reversed(nodes):
-        changes = node.kind == "method" and node.op.endswith("_") and not node.weight_names()
+        name = node.op.split(".")[1 if node.op.startswith("aten.") else -1]
+        changes = name.endswith("_") and not name.endswith("__") and not node.weight_names()
         if node.kind in ("input", "output") or changes:
             kept.add(node)
         if node in kept:
@@ -261,8 +270,32 @@ def _hints(tree: Tree) -> None:
         if isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.Identity)):
             continue
         part.plain_sequential = type(module) is nn.Sequential
+        part.sequence = isinstance(module, nn.Sequential)
         if not part.plain_sequential:
             part.hint = type(module).__name__.lstrip("_")
+
+
+def _borrowed(tree: Tree) -> None:
+    """Layers whose weights the forward around them uses in a functional call: the layer is called instead."""
+    shapes = {path: weight.shape for path, weight in tree.weights.items()}
+    running = {statement.scope for statement in tree.statements}
+    readers: dict[Path, int] = {}
+    for statement in tree.statements:
+        for path in {leaf.value[:-1] for leaf in walk(statement.expr) if leaf.kind == "attr"}:
+            readers[path] = readers.get(path, 0) + 1
+    for statement in tree.statements:
+        owners = {leaf.value[:-1] for leaf in walk(statement.expr) if leaf.kind == "attr"}
+        if len(owners) != 1:
+            continue
+        owner = owners.pop()
+        part = tree.parts.get(owner)
+        if part is None or owner in running or part.children or readers[owner] != 1 or not owner:
+            continue
+        found = as_layer(statement.expr, shapes, _rank(statement.expr))
+        if found is None or set(found.roles) != set(part.weights) or owner[:-1] != statement.scope:
+            continue
+        part.kind, part.make = "leaf", found.make
+        statement.scope, statement.expr = owner, Expr("self", owner, (found.input,), ("",))
 
 
 def _count_runs(tree: Tree) -> None:
@@ -346,12 +379,13 @@ def _settle(tree: Tree, part: Part) -> None:
     else:
         part.body = tree.body(part, 0, len(tree.statements))
     if part.body is not None:
-        named = part.plain_sequential or all(name.isdigit() for name in part.children)
+        named = part.sequence or all(name.isdigit() for name in part.children)
+        named = named or any(not name.isidentifier() for name in part.children)
         if part.children and named and _is_chain(part):
             part.kind = "sequential"
             return
         numeric = part.children and all(name.isdigit() for name in part.children)
-        if part.path and numeric and not part.weights and not part.hint:
+        if part.path and numeric and not part.weights:
             part.inlined, part.body = True, None  # a list, which the forward around it runs through
     if part.inlined:
         if part.children and all(name.isdigit() for name in part.children) and not part.weights:

@@ -74,6 +74,13 @@ def _rules(tensor: torch.Tensor, dtype: Expr) -> list[tuple[torch.Tensor, Expr]]
             text += f".view({', '.join(str(n) for n in tensor.shape)})"
         if tensor.numel() == side * side:
             found.append((lower.view(tensor.shape), raw(text)))
+    for pairs in (tensor.numel(),):
+        side = round(pairs**0.25)
+        if kind == torch.int64 and side > 1 and side**4 == pairs:
+            steps = torch.arange(side).repeat_interleave(side), torch.arange(side).repeat(side)
+            rows, columns = (step[:, None] - step[None, :] + side - 1 for step in steps)
+            text = f"relative_positions({side})" + ("" if tensor.dim() == 2 else ".flatten()")
+            found.append(((rows * (2 * side - 1) + columns).view(tensor.shape), raw(text)))
     if tensor.dim() == 1 and kind == torch.float32 and first == 1.0 and tensor.numel() > 1:
         size = 2 * tensor.numel()
         for theta in (10000.0, 500000.0, 1000000.0, 100.0):

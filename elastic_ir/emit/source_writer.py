@@ -13,6 +13,7 @@ from elastic_ir.emit.source_forward import Forward
 from elastic_ir.emit.source_layers import defaults
 from elastic_ir.emit.source_merge import MISSING, Hole, Parameter
 from elastic_ir.emit.source_print import Printer, attribute, number
+from elastic_ir.emit.source_sizes import following_sizes
 from elastic_ir.emit.source_stages import offer_identities, roll_loops, stages_of
 from elastic_ir.emit.source_tree import Part, Tree, read_tree
 from elastic_ir.errors import EmitError
@@ -29,12 +30,24 @@ def stochastic_depth(x: Tensor, p: float, mode: str, training: bool) -> Tensor:
 '''
 
 
+_RELATIVE_POSITIONS = '''
+def relative_positions(side: int) -> Tensor:
+    """For each pair of places in a square window the row of its table (Swin, Liu et al. 2021)."""
+    rows = torch.arange(side).repeat_interleave(side)
+    columns = torch.arange(side).repeat(side)
+    down, right = (steps[:, None] - steps[None, :] + side - 1 for steps in (rows, columns))
+    return down * (2 * side - 1) + right
+'''
+
+
 def write_source(graph: Graph, weights: str, notes: Sequence[str] = ()) -> str:
     """The text of a module that defines the graph's network; ``weights`` is the file its docstring loads.
 
     Raises EmitError for what cannot be written: see :func:`elastic_ir.emit.source_file.save_source`.
     """
-    tree = read_tree(graph)
+    sizes, fixed = following_sizes(graph)
+    notes = [*notes, fixed] if fixed else notes
+    tree = read_tree(graph, sizes)
     _check_names(tree)
     plan = stages_of(tree)
     roll_loops(tree)
@@ -51,8 +64,8 @@ def write_source(graph: Graph, weights: str, notes: Sequence[str] = ()) -> str:
     blocks = [writer.definition(each) for each in builder.definitions]
     blocks.append(writer.definition(definition, _ties(tree), _dtype_lines(tree)))
     body = "\n\n\n".join(blocks)
-    helpers = _STOCHASTIC_DEPTH.strip("\n") if "stochastic_depth(" in body else ""
-    parts = [part for part in (helpers, body) if part]
+    helpers = [("stochastic_depth", _STOCHASTIC_DEPTH), ("relative_positions", _RELATIVE_POSITIONS)]
+    parts = [*(text.strip("\n") for name, text in helpers if f" {name}(" in body), body]
     text = "\n\n\n".join(parts) + "\n"
     return _head(graph, definition, weights, notes, text) + "\n\n\n" + text
 
@@ -272,6 +285,7 @@ class _Writer:
                     wanted = _wanted(key, wanted)
             else:
                 kind, wanted = "Tensor", str(key[-1]) if str(key[-1]).isidentifier() else "weight"
+                wanted = "index" if wanted.startswith("_tensor_constant") else wanted
             name, count = wanted, 2
             while name in taken or name in ("F", "nn", "torch", "self"):
                 name, count = f"{wanted}{count}", count + 1
@@ -290,10 +304,11 @@ def _wanted(value: Value, default: str) -> str:
     return default
 
 
-def _type(key: Any) -> int | None:
+def _type(key: Any) -> tuple[int, ...] | None:
+    """The shape of a value; empty where it is not known, None for what is no tensor."""
     if isinstance(key, Value):
-        return len(key.type.shape) if key.type is not None else (0 if key.is_tensor else None)
-    return 0
+        return key.type.shape if key.type is not None else (() if key.is_tensor else None)
+    return ()
 
 
 def _returned(expr: Expr, values: Sequence[Any]) -> str:
