@@ -56,7 +56,9 @@ them (TensorRT and OpenVINO read none), export without --sparse.
     "stretched again; pruned weights stay zero.",
 )  # fmt: skip
 @click.option(
-    "--weights", is_flag=True, help="Beside a .py file, write the state dict that it loads, as .pt of the same name."
+    "--weights",
+    is_flag=True,
+    help="Beside a .py file, write the state dict that it loads, as .pt of the same name.",
 )
 @click.option("--no-check", is_flag=True, help="Do not run the result against PyTorch.")
 @source_options

@@ -21,7 +21,6 @@ from elastic_ir.naming import name_nodes
 from elastic_ir.torch_bridge import dtype_name
 from elastic_ir.weights import Weight
 
-
 _CONSTANT_LIMIT = 256  #: numbers of a constant tensor that are kept with the graph
 
 
@@ -64,7 +63,11 @@ def _literal(constant: Any) -> tuple[Literal, ...]:
     """A small constant tensor as an argument; nothing for what is too large to be part of the program."""
     if not isinstance(constant, torch.Tensor) or constant.is_meta or constant.numel() > _CONSTANT_LIMIT:
         return ()
-    return (Literal(dtype_name(constant.dtype), tuple(constant.shape), tuple(constant.detach().flatten().tolist())),)
+    return (
+        Literal(
+            dtype_name(constant.dtype), tuple(constant.shape), tuple(constant.detach().flatten().tolist())
+        ),
+    )
 
 
 def _call(source: fx.Node, values: dict[fx.Node, Value]) -> Node:

@@ -31,7 +31,9 @@ _FUNCTIONS = {
     "layer_norm": ("layer_norm", ("input", "normalized_shape", "weight", "bias", "eps")),
     "group_norm": ("group_norm", ("input", "num_groups", "weight", "bias", "eps")),
     "rms_norm": ("rms_norm", ("input", "normalized_shape", "weight", "eps")),
-    "batch_norm": ("batch_norm", ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps")),
+    "batch_norm": (
+        "batch_norm",
+        ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps")),
     "embedding": ("embedding", ("weight", "input", "padding_idx")),
     "dropout": ("dropout", ("input", "p", "training")),
     "gelu": ("gelu", ("input",)),
@@ -52,7 +54,11 @@ _FUNCTIONS = {
     "normalize": ("normalize", ("input",)),
     "pixel_shuffle": ("pixel_shuffle", ("input", "upscale_factor")),
 }  # fmt: skip
-_EMPTY = {"aten._assert_tensor_metadata.default", "aten._assert_scalar.default", "aten.sym_constrain_range.default"}
+_EMPTY = {
+    "aten._assert_tensor_metadata.default",
+    "aten._assert_scalar.default",
+    "aten.sym_constrain_range.default",
+}
 
 
 def is_nothing(node: Node) -> bool:
@@ -109,7 +115,11 @@ def call_of_aten(node: Node, given: tuple[Any, ...], later: Callable[[Value], bo
 
 def _method(name: str, args: list[Expr], options: dict[str, Expr]) -> Expr:
     """A method call; a list of sizes stands as separate arguments, as it is usually written."""
-    spread = name in ("view", "reshape", "expand", "permute", "repeat") and len(args) == 2 and args[1].kind == "list"
+    spread = (
+        name in ("view", "reshape", "expand", "permute", "repeat")
+        and len(args) == 2
+        and args[1].kind == "list"
+    )
     if spread:
         args = [args[0], *args[1].parts]
     return Expr("method", name, (*args, *options.values()), ("",) * len(args) + tuple(options))
@@ -128,14 +138,22 @@ def _special(name: str, overload: str, args: list[Expr], options: dict[str, Expr
             start, stop = (args[2] if len(args) > 2 else lit(None)), (args[3] if len(args) > 3 else lit(None))
             step = args[4] if len(args) > 4 else lit(None)
             start = lit(None) if start.kind == "lit" and start.value == 0 else start
-            stop = lit(None) if stop.kind == "lit" and stop.value is not None and stop.value >= 2**62 else stop
+            stop = (
+                lit(None) if stop.kind == "lit" and stop.value is not None and stop.value >= 2**62 else stop
+            )
             taken = Expr("slice", None, (start, stop, step))
         whole = Expr("slice", None, (lit(None),) * 3)
-        return Expr("index", None, (args[0], Expr("tuple", None, (*[whole] * axis, taken)) if axis else taken))
+        return Expr(
+            "index", None, (args[0], Expr("tuple", None, (*[whole] * axis, taken)) if axis else taken)
+        )
     if name in ("softmax", "log_softmax") and overload == "int":
         return Expr("method", name, tuple(args[:2]) + tuple(args[2:3]), ("",) * min(len(args), 3))
     if name == "to" or name == "_to_copy":
-        dtypes = [arg for arg in (*args[1:], *options.values()) if arg.kind == "raw" and arg.value.startswith("torch.")]
+        dtypes = [
+            arg
+            for arg in (*args[1:], *options.values())
+            if arg.kind == "raw" and arg.value.startswith("torch.")
+        ]
         if len(dtypes) >= 1:
             return Expr("method", "to", (args[0], dtypes[0]), ("", ""))
         return Expr("method", "clone", (args[0],), ("",))

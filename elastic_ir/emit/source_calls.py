@@ -31,7 +31,17 @@ _UNARY = {"neg": "-", "pos": "+", "invert": "~"}
 IN_PLACE = {"iadd": "add_", "isub": "sub_", "imul": "mul_", "itruediv": "div_"}
 _HELPERS = {"torchvision.ops.stochastic_depth.stochastic_depth": "stochastic_depth"}
 #: Arguments that are usually written without their names.
-_LEADING = {"input", "weight", "bias", "running_mean", "running_var", "normalized_shape", "num_groups", "pad", "p"}
+_LEADING = {
+    "input",
+    "weight",
+    "bias",
+    "running_mean",
+    "running_var",
+    "normalized_shape",
+    "num_groups",
+    "pad",
+    "p",
+}
 TRAINING = raw("self.training")
 
 
@@ -62,9 +72,13 @@ def convert(item: Any) -> Expr:
         return raw(_symbol(item.name))
     if isinstance(item, Literal):
         data = torch.tensor(item.values).reshape(item.shape).tolist()
-        return Expr("call", "torch.tensor", (literal(data), raw(_symbol(f"torch.{item.dtype}"))), ("", "dtype"))
+        return Expr(
+            "call", "torch.tensor", (literal(data), raw(_symbol(f"torch.{item.dtype}"))), ("", "dtype")
+        )
     if isinstance(item, (tuple, list)):
-        return Expr("tuple" if isinstance(item, tuple) else "list", None, tuple(convert(part) for part in item))
+        return Expr(
+            "tuple" if isinstance(item, tuple) else "list", None, tuple(convert(part) for part in item)
+        )
     if isinstance(item, dict):
         for key in item:
             if not isinstance(key, str):
@@ -98,15 +112,22 @@ def call_of(node: Node, later: Callable[[Value], bool]) -> Expr:
         return Expr("method", name, args + options, ("",) * len(args) + names)
     owner, _, last = node.op.rpartition(".")
     if node.op in _HELPERS:
-        return function_call(_HELPERS[node.op], args[:3] + (TRAINING,), {})
-    if owner not in ("operator", "math", "torch", "torch.functional", "torch.nn.functional", "torch._C._nn") and (
-        node.op not in ("getattr", "builtins.getattr")
-    ):
+        return function_call(_HELPERS[node.op], (*args[:3], TRAINING), {})
+    if owner not in (
+        "operator",
+        "math",
+        "torch",
+        "torch.functional",
+        "torch.nn.functional",
+        "torch._C._nn",
+    ) and (node.op not in ("getattr", "builtins.getattr")):
         raise Unwritable(f"the network calls {node.op}, which is no function of torch")
     resolve_function(node.op)
     if last == "getattr":
         if len(node.args) < 2 or node.args[1] not in _ATTRIBUTES:
-            raise EmitError(f"node %{node.name} reads the attribute {node.args[1:]!r}, which is no plain tensor attribute")
+            raise EmitError(
+                f"node %{node.name} reads the attribute {node.args[1:]!r}, which is no plain tensor attribute"
+            )
         return Expr("getattr", node.args[1], (args[0],))
     if owner == "operator":
         return _operator(last, args, node, later)
@@ -119,8 +140,15 @@ def call_of(node: Node, later: Callable[[Value], bool]) -> Expr:
 
 
 def _operator(name: str, args: tuple[Expr, ...], node: Node, later: Callable[[Value], bool]) -> Expr:
-    if name in IN_PLACE and isinstance(node.args[0], Value) and node.args[0].is_tensor and later(node.args[0]):
-        return Expr("method", IN_PLACE[name], args, ("", ""))  # who reads the old value afterwards finds it changed
+    if (
+        name in IN_PLACE
+        and isinstance(node.args[0], Value)
+        and node.args[0].is_tensor
+        and later(node.args[0])
+    ):
+        return Expr(
+            "method", IN_PLACE[name], args, ("", "")
+        )  # who reads the old value afterwards finds it changed
     if name in BINARY:
         return Expr("binary", BINARY[name], args)
     if name == "getitem":
@@ -154,7 +182,9 @@ def function_call(text: str, args: tuple[Expr, ...], options: dict[str, Expr]) -
         if name not in given or (given[name].kind == "lit" and same(default, given[name].value)):
             positional = False
             continue
-        positional = positional and (name in _LEADING or (len(shown) < max(len(args), 1) and name not in options))
+        positional = positional and (
+            name in _LEADING or (len(shown) < max(len(args), 1) and name not in options)
+        )
         shown.append(given[name])
         names.append("" if positional else name)
     return Expr("call", text, tuple(shown), tuple(names))
@@ -182,6 +212,3 @@ def positional_names(text: str) -> tuple[str, ...]:
 
 def _is_none(expr: Expr) -> bool:
     return expr.kind == "lit" and expr.value is None
-
-
-__all__ = ["BINARY", "IN_PLACE", "TRAINING", "Unwritable", "call_of", "convert", "function_call", "identifier", "literal"]

@@ -1,4 +1,4 @@
-"""The check of emitted source: it is run in a fresh namespace, loads the state dict strictly, and gives equal outputs."""
+"""The check of emitted source: run in a fresh namespace, it loads the state dict strictly and gives equal outputs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def check_source(text: str, name: str, graph: Graph) -> None:
     device = "meta" if shapes_only else "cpu"
     args, kwargs = example_inputs(graph, device)
     names = [node.op if node.op != "input" else node.name for node in graph if node.kind == "input"]
-    given = dict(zip(names, args, strict=False)) | {key: value for key, value in kwargs.items() if key in names}
+    given = dict(zip(names, args, strict=False)) | {
+        key: value for key, value in kwargs.items() if key in names
+    }
     try:
         with torch.no_grad():
             torch.manual_seed(0)
@@ -98,7 +100,10 @@ def example_inputs(graph: Graph, device: str) -> tuple[tuple[Any, ...], dict[str
                                 "--no-check writes it unchecked")  # fmt: skip
             dtype = getattr(torch, node.output.type.dtype)
             shape = node.output.type.shape
-            one = torch.randn(shape, generator=generator).to(dtype) if dtype.is_floating_point else torch.ones(shape, dtype=dtype)
+            if dtype.is_floating_point:
+                one = torch.randn(shape, generator=generator).to(dtype)
+            else:
+                one = torch.ones(shape, dtype=dtype)
             made.append(one.to(device))
     return tuple(made), {}
 

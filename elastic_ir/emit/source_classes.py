@@ -33,7 +33,9 @@ class Entry:
     """One attribute that a constructor makes."""
 
     name: str
-    kind: str  #: module, parameter, buffer, transient (a buffer that is no part of the state dict), flag, base
+    kind: (
+        str  #: module, parameter, buffer, transient (a buffer that is no part of the state dict), flag, base
+    )
     expr: Expr
 
 
@@ -120,7 +122,9 @@ class Builder:
                 if not weight.persistent:
                     entries.append(Entry(role, "transient", value_of(weight)))
                 elif weight.is_parameter:
-                    entries.append(Entry(role, "parameter", Expr("call", "nn.Parameter", (zeros(weight.shape),), ("",))))
+                    entries.append(
+                        Entry(role, "parameter", Expr("call", "nn.Parameter", (zeros(weight.shape),), ("",)))
+                    )
                 else:
                     dtype = weight.dtype if weight.dtype != "float32" else None
                     entries.append(Entry(role, "buffer", zeros(weight.shape, dtype)))
@@ -161,7 +165,9 @@ class Builder:
         if sequence:
             forward = [[] for _ in parts]
         owners = [entry.name or "base" for entry in first] + [""] * len(forward[0])
-        rows = [[entry.expr for entry in entries] + more for entries, more in zip(lists, forward, strict=True)]
+        rows = [
+            [entry.expr for entry in entries] + more for entries, more in zip(lists, forward, strict=True)
+        ]
         joined = join(rows, owners, self.sized)
         found, filled = parameters(joined.holes)
         sizes = computed_sizes(joined.holes, filled)
@@ -186,7 +192,9 @@ class Builder:
         entries = [*head, *stored, *(entry for entry in entries if entry.kind != "base")]
         returns = body.returns if body is not None else Expr("tuple")
         kind = "sequence" if sequence else "class"
-        self.definitions.append(Definition(name, kind, found, entries, parts[0], lines, returns, parts[0].base))
+        self.definitions.append(
+            Definition(name, kind, found, entries, parts[0], lines, returns, parts[0].base)
+        )
         for parameter in found:
             self.sizes[name, parameter.name] = parameter.hole.size
         for index, part in enumerate(parts):
@@ -201,7 +209,9 @@ class Builder:
         text = condition([bool(value) for value in flag.values], others, "", sizes)
         return Entry(flag.name, "flag", Expr("raw", text)) if text else None
 
-    def _rename(self, found: list[Parameter], entries: list[Entry], statements: list[Expr], part: Part) -> None:
+    def _rename(
+        self, found: list[Parameter], entries: list[Entry], statements: list[Expr], part: Part
+    ) -> None:
         """Parameters that the forward reads become attributes, and must not take the name of another one."""
         taken = {entry.name for entry in entries}
         renames = {}
@@ -209,8 +219,13 @@ class Builder:
             if parameter.stored and parameter.name in taken:
                 renames[parameter.name] = parameter.name = f"{parameter.name}_value"
         if renames:
+
             def renamed(leaf: Expr) -> Expr | None:
-                return Expr("param", renames[leaf.value]) if leaf.kind == "param" and leaf.value in renames else None
+                return (
+                    Expr("param", renames[leaf.value])
+                    if leaf.kind == "param" and leaf.value in renames
+                    else None
+                )
 
             for entry in entries:
                 entry.expr = change(entry.expr, renamed)
@@ -253,7 +268,11 @@ class Builder:
         template = fill(joined.templates[0], filled, [])
         found.sort(key=lambda p: p.default is not MISSING)
         block = next((node.value for node in walk(template.parts[2]) if node.kind == "new"), "")
-        base = "make_stage" if "make_stage" not in self.names else f"make_{snake(block.removeprefix('nn.'))}_stage"
+        base = (
+            "make_stage"
+            if "make_stage" not in self.names
+            else f"make_{snake(block.removeprefix('nn.'))}_stage"
+        )
         name = base
         while name in self.names:
             name += "_"
@@ -274,7 +293,11 @@ class Builder:
         name = camel(re.sub(r"\d+$", "", steps[-1])) if steps else "Block"
         if part.path[-1].isdigit():
             name = name[:-1] if name.endswith("s") and len(name) > 3 else name
-            name = "Block" if name in ("Layer", "Stage", "Feature", "Trunk") and part.path[:-1] in self.plan else name
+            name = (
+                "Block"
+                if name in ("Layer", "Stage", "Feature", "Trunk") and part.path[:-1] in self.plan
+                else name
+            )
         return name or "Block"
 
     def _fresh(self, name: str, parts: list[Part]) -> str:
@@ -286,7 +309,9 @@ class Builder:
         if all(part.path in entries for part in parts):
             options += [f"{name}Entry", f"Downsample{name}"]
         elif len(parts) == 1:
-            alike = [p for p in self.tree.parts.values() if p.hint == parts[0].hint and p.kind == parts[0].kind]
+            alike = [
+                p for p in self.tree.parts.values() if p.hint == parts[0].hint and p.kind == parts[0].kind
+            ]
             starts = {p.path: self.tree.runs.get(p.path, [(0, 0)])[0][0] for p in alike}
             if starts and parts[0].path == min(starts, key=lambda path: starts[path]):
                 options.append(f"First{name}")
@@ -313,7 +338,12 @@ def without_empty(entries: list[Entry], statements: list[Expr]) -> tuple[list[En
             return change(node.parts[0], skip)
         return None
 
-    read = {leaf.value[0] for expr in statements for leaf in walk(expr) if leaf.kind in ("attr", "loop") and leaf.value}
+    read = {
+        leaf.value[0]
+        for expr in statements
+        for leaf in walk(expr)
+        if leaf.kind in ("attr", "loop") and leaf.value
+    }
     idle -= read
     return [e for e in entries if e.name not in idle], [change(expr, skip) for expr in statements]
 
@@ -328,7 +358,9 @@ def _drops_nothing(expr: Expr) -> bool:
 def container(name: str, items: list[tuple[str, Expr]], children: list[str]) -> Expr:
     """A container's constructor; its children's names are kept where they are not just numbers."""
     named = not all(child.isdigit() for child in children)
-    return Expr("container", name, tuple(expr for _, expr in items), tuple(key for key, _ in items) if named else ())
+    return Expr(
+        "container", name, tuple(expr for _, expr in items), tuple(key for key, _ in items) if named else ()
+    )
 
 
 def _valued(parameter: Parameter, index: int) -> Expr:

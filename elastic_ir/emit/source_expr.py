@@ -83,7 +83,9 @@ def literal(item: Any) -> Expr:
     if isinstance(item, Expr):
         return item
     if isinstance(item, (tuple, list)):
-        return Expr("tuple" if isinstance(item, tuple) else "list", None, tuple(literal(part) for part in item))
+        return Expr(
+            "tuple" if isinstance(item, tuple) else "list", None, tuple(literal(part) for part in item)
+        )
     if isinstance(item, dict):
         return Expr("dict", None, tuple(literal(part) for part in item.values()), tuple(item))
     if isinstance(item, slice):

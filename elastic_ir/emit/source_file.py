@@ -14,9 +14,7 @@ from elastic_ir.graph import Graph
 from elastic_ir.onnx_source import OnnxSource
 
 
-def save_source(
-    graph: Graph, path: str | os.PathLike[str], *, check: bool = True, weights: str = ""
-) -> Path:
+def save_source(graph: Graph, path: str | os.PathLike[str], *, check: bool = True, weights: str = "") -> Path:
     """Write a network as a ``.py`` file: classes of ``torch.nn`` whose ``state_dict`` has the graph's names.
 
     The stages' counts are arguments, so that the file defines the whole family. ``weights`` is the name that its
@@ -26,7 +24,7 @@ def save_source(
     buffers whose numbers show no rule, names that are no identifiers, ONNX graphs, bare state dicts.
     """
     path = Path(path)
-    text = source_of(graph, weights or path.with_suffix(".pt").name, check=check)
+    text: str = source_of(graph, weights or path.with_suffix(".pt").name, check=check)
     with atomic_output(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
@@ -64,7 +62,8 @@ def source_of(graph: Graph, weights: str = "model.pt", *, check: bool = True) ->
 
 def network_of(text: str) -> str:
     """The name of the network's class, which a source file defines last."""
-    return re.findall(r"^class (\w+)\(", text, re.MULTILINE)[-1]
+    *_, last = re.finditer(r"^class (\w+)\(", text, re.MULTILINE)
+    return last[1]
 
 
 def _export_notes(graph: Graph) -> list[str]:

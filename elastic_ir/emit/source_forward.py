@@ -30,7 +30,9 @@ Line = tuple[tuple[Any, ...], Expr]
 
 
 def fold(
-    statements: Sequence[Line], returns: Expr, shapes: Callable[[Any], tuple[int, ...] | None] = lambda _: None
+    statements: Sequence[Line],
+    returns: Expr,
+    shapes: Callable[[Any], tuple[int, ...] | None] = lambda _: None,
 ) -> tuple[list[Line], Expr]:
     """Statements with single uses written into their users, in an unchanged order of evaluation."""
     statements = unpack(statements, returns, shapes)
@@ -117,7 +119,9 @@ def _small(expr: Expr, last: bool = False) -> bool:
 
 
 def unpack(
-    statements: Sequence[Line], returns: Expr, shapes: Callable[[Any], tuple[int, ...] | None] = lambda _: None
+    statements: Sequence[Line],
+    returns: Expr,
+    shapes: Callable[[Any], tuple[int, ...] | None] = lambda _: None,
 ) -> list[Line]:
     """``q, k, v = ...`` where a value is only ever indexed by 0, 1, 2 right after it was made."""
     found: list[Line] = []
@@ -133,9 +137,12 @@ def unpack(
         ):
             count += 1
         shape = shapes(results[0]) if len(results) == 1 else None
-        splits = (shape is not None and shape[:1] == (count,)) or expr.kind in ("method", "call") and str(expr.value).rpartition(".")[2] in ("unbind", "chunk")
+        last = str(expr.value).rpartition(".")[2] if expr.kind in ("method", "call") else ""
+        splits = (shape is not None and shape[:1] == (count,)) or last in ("unbind", "chunk")
         if count >= 2 and splits:
-            reads = sum(locals_of(e).count(results[0]) for _, e in statements) + locals_of(returns).count(results[0])
+            reads = sum(locals_of(e).count(results[0]) for _, e in statements) + locals_of(returns).count(
+                results[0]
+            )
             if reads == count:
                 made = tuple(statements[at + 1 + index][0][0] for index in range(count))
                 found.append((made, expr))
@@ -187,7 +194,7 @@ class Forward:
                 continue
             head_of: list[str] = []
             for index, key in enumerate(results):
-                head_of.append(self._name(place, key, expr, index, len(results), set(head_of) - {"_"}))
+                head_of.append(self._name(place, key, expr, index, len(results), frozenset(head_of) - {"_"}))
             rendered = self.printer
             lines = rendered.lines(", ".join(head_of) + " = ", expr, "", indent)
             self.names.update(zip(results, head_of, strict=True))
@@ -218,7 +225,13 @@ class Forward:
         return {name for key, name in self.names.items() if self.last.get(key, -1) > place}
 
     def _name(
-        self, place: int, key: Any, expr: Expr, index: int = 0, count: int = 1, beside: set[str] = frozenset()
+        self,
+        place: int,
+        key: Any,
+        expr: Expr,
+        index: int = 0,
+        count: int = 1,
+        beside: frozenset[str] = frozenset(),
     ) -> str:
         live = self._live(place) | _RESERVED | beside
         if key not in self.last:
@@ -261,7 +274,15 @@ class Forward:
             expr = expr.parts[0]
         if expr.kind == "self" and expr.value and not expr.value[-1].isdigit():
             name = str(expr.value[-1])
-            known = {"query": "query", "key": "key", "value": "value", "q": "q", "k": "k", "v": "v", "qkv": "qkv"}
+            known = {
+                "query": "query",
+                "key": "key",
+                "value": "value",
+                "q": "q",
+                "k": "k",
+                "v": "v",
+                "qkv": "qkv",
+            }
             short = name.removesuffix("_proj")
             return known.get(short, "out")
         if expr.kind == "call" and expr.value == "super().forward":

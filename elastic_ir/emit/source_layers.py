@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from elastic_ir.emit.source_calls import identifier, literal
-from elastic_ir.emit.source_expr import Expr, lit, raw
+from elastic_ir.emit.source_calls import identifier
+from elastic_ir.emit.source_expr import Expr, lit, literal, raw
 from elastic_ir.errors import EmitError
 from elastic_ir.functions import resolve_symbol
 from elastic_ir.graph import Node, Symbol
@@ -34,7 +34,9 @@ def defaults(name: str) -> dict[str, Any]:
 
 def layer(name: str, **options: Any) -> Expr:
     """A constructor call with all arguments by name."""
-    accepted = [n for n in inspect.signature(getattr(nn, name.removeprefix("nn.")).__init__).parameters if n != "self"]
+    accepted = [
+        n for n in inspect.signature(getattr(nn, name.removeprefix("nn.")).__init__).parameters if n != "self"
+    ]
     ordered = [n for n in accepted if n in options]
     if name == "nn.MaxPool2d" and options.get("stride") == options.get("kernel_size"):
         ordered.remove("stride")
@@ -65,7 +67,9 @@ def layer_of(node: Node) -> Expr:
     """The constructor of a leaf module's node; EmitError for what is no layer of ``torch.nn``."""
     kind = getattr(nn, node.op.removeprefix("nn."), None) if node.op.startswith("nn.") else None
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise EmitError(f"{node.scope} is a {node.op}, which is no layer of torch.nn, so it cannot be written as source")
+        raise EmitError(
+            f"{node.scope} is a {node.op}, which is no layer of torch.nn, so it cannot be written as source"
+        )
     accepted = inspect.signature(kind.__init__).parameters
     takes_any = any(item.kind is inspect.Parameter.VAR_POSITIONAL for item in accepted.values())
     if takes_any and node.op != "nn.Identity" and kind.__init__ is not nn.Module.__init__:
@@ -77,7 +81,9 @@ def layer_of(node: Node) -> Expr:
     elif options.get("bias") is True and defaults(node.op).get("bias") is True:
         options["bias"] = True
     if kind is nn.MultiheadAttention:
-        options = {k: v for k, v in options.items() if k not in ("kdim", "vdim") or v != options.get("embed_dim")}
+        options = {
+            k: v for k, v in options.items() if k not in ("kdim", "vdim") or v != options.get("embed_dim")
+        }
     return layer(node.op, **options)
 
 
@@ -96,7 +102,11 @@ def as_layer(expr: Expr, shapes: dict[tuple[str, ...], tuple[int, ...]], rank: i
     ``shapes`` are those of the weights by their full paths, ``rank`` the number of the input's axes.
     """
     if expr.kind == "method" and len(expr.parts) == 1 and expr.value in ("tanh", "sigmoid", "relu"):
-        return Layered(layer({"tanh": "nn.Tanh", "sigmoid": "nn.Sigmoid", "relu": "nn.ReLU"}[expr.value]), expr.parts[0], ())
+        return Layered(
+            layer({"tanh": "nn.Tanh", "sigmoid": "nn.Sigmoid", "relu": "nn.ReLU"}[expr.value]),
+            expr.parts[0],
+            (),
+        )
     if expr.kind != "call" or not expr.value.startswith(("F.", "torch.")):
         return None
     name = expr.value.rpartition(".")[2]
@@ -231,7 +241,7 @@ _ORDER = {
     "max_pool2d": ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode"),
     "avg_pool2d": ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"),
     "adaptive_avg_pool2d": ("input", "output_size"),
-    **{n: ("input",) for n in ("relu", "relu6", "silu", "mish", "hardswish", "hardsigmoid", "sigmoid", "tanh")},
+    **dict.fromkeys(("relu", "relu6", "silu", "mish", "hardswish", "hardsigmoid", "sigmoid", "tanh"), ("input",)),
 }  # fmt: skip
 
 
@@ -240,7 +250,9 @@ def zeros(shape: tuple[int, ...], dtype: str | None = None) -> Expr:
     parts = tuple(lit(extent) for extent in shape) if shape else (Expr("tuple"),)
     if dtype is None:
         return Expr("call", "torch.zeros", parts, ("",) * len(parts))
-    return Expr("call", "torch.zeros", (*parts, raw(f"torch.{_dtype(dtype)}")), ("",) * len(parts) + ("dtype",))
+    return Expr(
+        "call", "torch.zeros", (*parts, raw(f"torch.{_dtype(dtype)}")), ("",) * len(parts) + ("dtype",)
+    )
 
 
 def _dtype(name: str) -> str:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from elastic_ir.emit.source_expr import IDENTITY, Expr, lit
 from elastic_ir.emit.source_print import same
+
+#: Whether an argument of an emitted class is a size, by the names of both.
+Sized: TypeAlias = Callable[[str, str], bool]
 
 MISSING = object()  #: no value in this instance, where an optional part is absent
 _SIZES = {
@@ -70,7 +73,7 @@ class Joined:
     presence: list[tuple[str, list[bool]]] = field(default_factory=list)
 
 
-def join(instances: Sequence[Sequence[Expr]], owners: Sequence[str], sized: Callable[[str, str], bool]) -> Joined:
+def join(instances: Sequence[Sequence[Expr]], owners: Sequence[str], sized: Sized) -> Joined:
     """One template for the instances' expressions, place by place; Mismatch where structure differs.
 
     ``sized(class, argument)`` says whether an argument of an emitted class is a size. Owner "" is the forward.
@@ -83,22 +86,33 @@ def join(instances: Sequence[Sequence[Expr]], owners: Sequence[str], sized: Call
 
 
 def _join(
-    column: list[Expr | None], role: str, owner: str, joined: Joined, sized: Callable[[str, str], bool], size: bool = False
+    column: list[Expr | None],
+    role: str,
+    owner: str,
+    joined: Joined,
+    sized: Sized,
+    size: bool = False,
 ) -> Expr:
     known = [expr for expr in column if expr is not None]
     first = known[0]
     if all(expr.kind == "lit" for expr in known):
         values = [expr.value if expr is not None else MISSING for expr in column]
-        if all(same(first.value, expr.value) for expr in known) and (MISSING not in values or not joined.presence):
+        if all(same(first.value, expr.value) for expr in known) and (
+            MISSING not in values or not joined.presence
+        ):
             return first
         if any(isinstance(expr.value, str) for expr in known) and role == "":
             raise Mismatch
         plain = {type(expr.value) for expr in known}
         if plain <= {int, float, bool, type(None), tuple, str}:
             return _hole(joined, Hole(role, owner, values, forward=not owner, size=size or role in _SIZES))
-    listed = all(expr.kind in ("list", "tuple") and all(part.kind == "lit" for part in expr.parts) for expr in known)
+    listed = all(
+        expr.kind in ("list", "tuple") and all(part.kind == "lit" for part in expr.parts) for expr in known
+    )
     if not owner and listed and len(first.parts) > 1 and any(expr != first for expr in known):
-        tuples = [tuple(part.value for part in expr.parts) if expr is not None else MISSING for expr in column]
+        tuples = [
+            tuple(part.value for part in expr.parts) if expr is not None else MISSING for expr in column
+        ]
         return _hole(joined, Hole(role or "values", owner, tuples, forward=True))
     if first.kind in ("count", "series") and all(expr.kind == first.kind for expr in known):
         values = [expr.value if expr is not None else MISSING for expr in column]
@@ -119,8 +133,8 @@ def _join(
 
 
 def _context(
-    expr: Expr, index: int, role: str, owner: str, sized: Callable[[str, str], bool], joined: Joined
-) -> tuple[str, str, Joined, Callable[[str, str], bool], bool]:
+    expr: Expr, index: int, role: str, owner: str, sized: Sized, joined: Joined
+) -> tuple[str, str, Joined, Sized, bool]:
     """Role and owner of an expression's part."""
     name = expr.names[index] if expr.names else ""
     size = False
@@ -130,7 +144,13 @@ def _context(
         size = expr.value in ("torch.zeros", "view", "reshape", "expand", "split", "chunk", "repeat")
         return name or ("size" if size else _role(expr, index) or role), owner, joined, sized, size
     if expr.kind == "binary":
-        return {"*": "scale", "/": "scale", "+": "offset", "-": "offset"}.get(expr.value, role), owner, joined, sized, False
+        return (
+            {"*": "scale", "/": "scale", "+": "offset", "-": "offset"}.get(expr.value, role),
+            owner,
+            joined,
+            sized,
+            False,
+        )
     if expr.kind == "guard" and index == 0:
         return "residual", owner, joined, sized, False
     return name or role, owner, joined, sized, size
@@ -155,7 +175,9 @@ def parameters(holes: Sequence[Hole]) -> tuple[list[Parameter], dict[int, Expr]]
     """The parameters that the holes need, and each hole's expression in them."""
     found: list[Parameter] = []
     filled: dict[int, Expr] = {}
-    order = sorted(range(len(holes)), key=lambda n: MISSING in holes[n].values)  # what all instances have comes first
+    order = sorted(
+        range(len(holes)), key=lambda n: MISSING in holes[n].values
+    )  # what all instances have comes first
     for number in order:
         hole = holes[number]
         known = [value for value in hole.values if value is not MISSING]
@@ -171,16 +193,22 @@ def parameters(holes: Sequence[Hole]) -> tuple[list[Parameter], dict[int, Expr]]
 def _known(hole: Hole, found: list[Parameter]) -> Expr | None:
     for parameter in found:
         alike = (parameter.hole.size and hole.size) or (
-            parameter.hole.role == hole.role and parameter.hole.forced == hole.forced and hole.forced != "count"
+            parameter.hole.role == hole.role
+            and parameter.hole.forced == hole.forced
+            and hole.forced != "count"
         )
         if alike and _agree(hole.values, parameter.values):
-            parameter.values = [b if a is MISSING else a for a, b in zip(parameter.values, hole.values, strict=True)]
+            parameter.values = [
+                b if a is MISSING else a for a, b in zip(parameter.values, hole.values, strict=True)
+            ]
             return Expr("param", parameter.name)
     if not hole.size or hole.forced:
         return None
     for parameter in found:
         pairs = [
-            (a, b) for a, b in zip(hole.values, parameter.values, strict=True) if a is not MISSING and b is not MISSING
+            (a, b)
+            for a, b in zip(hole.values, parameter.values, strict=True)
+            if a is not MISSING and b is not MISSING
         ]
         if not parameter.hole.size or len({b for _, b in pairs}) < 2 or hole.forward or not all(
             type(a) is int and type(b) is int and a > 0 and b > 0 for a, b in pairs
@@ -220,7 +248,8 @@ _RENAMED = {
 def _name(hole: Hole, found: list[Parameter]) -> str:
     """A name that no other parameter has: the argument's own, then one that says whose it is."""
     taken = {parameter.name for parameter in found}
-    base = {"count": "depth", "series": f"{hole.role or 'value'}s"}.get(hole.forced) or _RENAMED.get(hole.role, hole.role)
+    forced = {"count": "depth", "series": f"{hole.role or 'value'}s"}.get(hole.forced)
+    base = forced or _RENAMED.get(hole.role, hole.role)
     names = [base]
     if base in ("out_channels", "out_features", "in_channels", "in_features"):
         names.append(base.replace("out_", "hidden_").replace("in_", "hidden_"))
@@ -256,7 +285,11 @@ def condition(
     """
     whole = [p for p in found if MISSING not in p.values]
     strides = [p for p in whole if p.hole.role == "stride"]
-    sizes = [(p.name, p.values) for p in whole if p.hole.size and not p.hole.forced and p.hole.role != "kernel_size"]
+    sizes = [
+        (p.name, p.values)
+        for p in whole
+        if p.hole.size and not p.hole.forced and p.hole.role != "kernel_size"
+    ]
     sizes += [item for item in computed if item not in sizes]
     tests: list[tuple[str, list[bool], str]] = []
     pairs = [(a, b) for i, a in enumerate(sizes) for b in sizes[i + 1 :] if b[0] != a[0]]

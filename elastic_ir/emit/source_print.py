@@ -99,7 +99,9 @@ class Printer:
 
     def _subscript(self, expr: Expr) -> str:
         if expr.kind == "tuple" and expr.parts:
-            return ", ".join(self._subscript(part) for part in expr.parts) + ("," if len(expr.parts) == 1 else "")
+            return ", ".join(self._subscript(part) for part in expr.parts) + (
+                "," if len(expr.parts) == 1 else ""
+            )
         if expr.kind == "slice":
             start, stop, step = ("" if _none(part) else self.flat(part) for part in expr.parts)
             plain = all(re.fullmatch(r"-?[\w]*", part) for part in (start, stop, step))
@@ -115,7 +117,11 @@ class Printer:
     def bracketed(self, expr: Expr) -> tuple[str, list[str], str]:
         """What stands before an expression's last bracket, its items on one line each, and the closing bracket."""
         opening, items, closing = self._open(expr)
-        return opening, [head + (self.flat(item) if isinstance(item, Expr) else item) for head, item in items], closing
+        return (
+            opening,
+            [head + (self.flat(item) if isinstance(item, Expr) else item) for head, item in items],
+            closing,
+        )
 
     def _open(self, expr: Expr) -> tuple[str, list[tuple[str, Expr | str]], str]:
         kind, value, parts = expr.kind, expr.value, expr.parts
@@ -131,7 +137,13 @@ class Printer:
         if kind == "super":
             return "super().__init__(", self._constructor(expr), ")"
         if kind in ("lit", "series") and isinstance(value, (tuple, list)):
-            return self._open(Expr("tuple" if isinstance(value, tuple) else "list", None, tuple(Expr("lit", v) for v in value)))
+            return self._open(
+                Expr(
+                    "tuple" if isinstance(value, tuple) else "list",
+                    None,
+                    tuple(Expr("lit", v) for v in value),
+                )
+            )
         if kind in ("tuple", "list"):
             opening, closing = ("(", ")") if kind == "tuple" else ("[", "]")
             return opening, [("", part) for part in parts], closing
@@ -160,10 +172,16 @@ class Printer:
         shown: list[tuple[str, Expr | str]] = []
         ordered = True
         for name, part in zip(expr.names, expr.parts, strict=True):
-            if part.kind in ("lit", "count", "series") and name in defaults and same(defaults[name], part.value):
+            if (
+                part.kind in ("lit", "count", "series")
+                and name in defaults
+                and same(defaults[name], part.value)
+            ):
                 ordered = False
                 continue
-            plain = ordered and (name in _POSITIONAL or (not expr.value.startswith("nn.") and name not in defaults))
+            plain = ordered and (
+                name in _POSITIONAL or (not expr.value.startswith("nn.") and name not in defaults)
+            )
             ordered = ordered and plain
             shown.append(("" if plain or not name else f"{name}=", part))
         return shown
@@ -201,6 +219,9 @@ class Printer:
 
     def _conditional(self, head: str, expr: Expr, tail: str, indent: int) -> list[str]:
         pad, inner = " " * indent, indent + 4
+        whole = f"{' ' * inner}{self.flat(expr)}"
+        if len(whole) <= WIDTH:
+            return [f"{pad}{head}(", whole, f"{pad}){tail}"]
         yes = self.lines("", expr.parts[0], "", inner)
         no = self.lines("else ", expr.parts[1], "", inner)
         return [f"{pad}{head}(", *yes, f"{' ' * inner}if {expr.value}", *no, f"{pad}){tail}"]

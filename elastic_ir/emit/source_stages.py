@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from elastic_ir.emit.source_expr import IDENTITY, Expr, lit, walk
-from elastic_ir.emit.source_merge import Joined, Mismatch, join
+from elastic_ir.emit.source_merge import Joined, Mismatch, Sized, join
 from elastic_ir.emit.source_print import same
 from elastic_ir.emit.source_tree import Body, Part, Path, Tree
 from elastic_ir.errors import StructureError
@@ -28,15 +28,17 @@ def stages_of(tree: Tree) -> Plan:
         above = {path[:-1] for path in paths}
         if len(above) != 1 or not stage.blocks:
             continue
-        entry = [child.path.rpartition(".")[2] for child in stage.entry.children] if stage.entry is not None else []
+        entry = (
+            [child.path.rpartition(".")[2] for child in stage.entry.children]
+            if stage.entry is not None
+            else []
+        )
         blocks = [[child.path.rpartition(".")[2] for child in block.children] for block in stage.blocks]
         plan.setdefault(above.pop(), []).append((entry, blocks))
     return plan
 
 
-def items_of(
-    part: Part, plan: Plan, make: Callable[[Part], Expr], sized: Callable[[str, str], bool]
-) -> list[tuple[str, Expr]]:
+def items_of(part: Part, plan: Plan, make: Callable[[Part], Expr], sized: Sized) -> list[tuple[str, Expr]]:
     """A container's children as named expressions; a stage is one ``stage`` expression under its first child's name."""
     starts: dict[str, tuple[list[str], list[list[str]]]] = {}
     if part.kind == "sequential" or part.loop:
@@ -63,11 +65,15 @@ def items_of(
 
 
 def _stage(
-    part: Part, entry: list[str], blocks: list[list[str]], make: Callable[[Part], Expr], sized: Callable[[str, str], bool]
+    part: Part,
+    entry: list[str],
+    blocks: list[list[str]],
+    make: Callable[[Part], Expr],
+    sized: Sized,
 ) -> Expr | None:
     made = [tuple(make(part.children[name]) for name in block) for block in blocks]
     try:
-        joined = join(made, [name for name in blocks[0]], sized)
+        joined = join(made, list(blocks[0]), sized)
     except (Mismatch, IndexError):
         return None
     if joined.presence or len({len(block) for block in made}) != 1:
@@ -175,7 +181,10 @@ def _offer(kinds: list[list[Part]]) -> None:
             assert a is not None and b is not None
             if (a.statements, a.returns) == (b.statements, b.returns) or len(a.inputs) != len(b.inputs):
                 continue
-            if not 0 < len(b.statements) - len(a.statements) <= 3 or less[0].weights.keys() != more[0].weights.keys():
+            if (
+                not 0 < len(b.statements) - len(a.statements) <= 3
+                or less[0].weights.keys() != more[0].weights.keys()
+            ):
                 continue
             removed = _explain(b, list(range(len(b.statements))), a, set(less[0].children))
             if removed is not None:
@@ -189,7 +198,12 @@ def _explain(b: Body, places: list[int], a: Body, children: set[str]) -> list[in
     for index, (results, expr) in enumerate(b.statements):
         if len(results) != 1:
             continue
-        layer = expr.kind == "self" and len(expr.value) == 1 and len(expr.parts) == 1 and expr.parts[0].kind == "local"
+        layer = (
+            expr.kind == "self"
+            and len(expr.value) == 1
+            and len(expr.parts) == 1
+            and expr.parts[0].kind == "local"
+        )
         addition = expr.kind == "binary" and expr.value == "+" and all(p.kind == "local" for p in expr.parts)
         if not (layer or addition) or (layer and expr.value[0] in children):
             continue
@@ -219,7 +233,9 @@ def _share(less: list[Part], more: list[Part], b: Body, removed: list[int]) -> N
                     name = expr.value[0]
                     part.children[name] = Part((*part.path, name), kind="identity", make=IDENTITY)
             order = [n for n in more[0].children if n in part.children]
-            part.children = {n: part.children[n] for n in [*order, *(n for n in part.children if n not in order)]}
+            part.children = {
+                n: part.children[n] for n in [*order, *(n for n in part.children if n not in order)]
+            }
 
 
 def _kept_operand(body: Body, index: int, removed: list[int]) -> Expr:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from elastic_ir.emit.source_expr import Expr, literal, lit, raw
+from elastic_ir.emit.source_expr import Expr, lit, literal, raw
 from elastic_ir.errors import EmitError
 from elastic_ir.tensors import ShapeOnly
 from elastic_ir.torch_bridge import to_torch
@@ -17,7 +17,9 @@ def value_of(weight: Weight) -> Expr:
     """An expression that makes a buffer's tensor, exactly; EmitError where its numbers show no rule and are many."""
     data = weight.storage.data
     if isinstance(data, ShapeOnly):
-        raise EmitError(f"the buffer {weight.name!r} is in no state dict and has no values on the meta device")
+        raise EmitError(
+            f"the buffer {weight.name!r} is in no state dict and has no values on the meta device"
+        )
     tensor = to_torch(data)
     dtype = Expr("raw", str(tensor.dtype))
     if not tensor.numel():
@@ -27,8 +29,8 @@ def value_of(weight: Weight) -> Expr:
             return expr
     if tensor.numel() > LIMIT:
         raise EmitError(
-            f"the buffer {weight.name!r} ({tensor.numel():,} numbers) is in no state dict, and its numbers show no rule "
-            "by which source could make them; register it as a persistent buffer"
+            f"the buffer {weight.name!r} ({tensor.numel():,} numbers) is in no state dict, and its numbers show no "
+            "rule by which source could make them; register it as a persistent buffer"
         )
     return _make("torch.tensor", [literal(tensor.tolist())], dtype, tensor.dtype)
 
@@ -58,13 +60,20 @@ def _rules(tensor: torch.Tensor, dtype: Expr) -> list[tuple[torch.Tensor, Expr]]
     if tensor.dim() >= 1 and not kind.is_complex and kind != torch.bool:
         count = tensor.shape[-1]
         counting = torch.arange(count, dtype=kind).expand(tensor.shape)
-        base = _make("torch.arange", [lit(count)], Expr("raw", str(kind)), torch.int64 if kind == torch.int64 else kind)
+        base = _make(
+            "torch.arange", [lit(count)], Expr("raw", str(kind)), torch.int64 if kind == torch.int64 else kind
+        )
         if kind == torch.int64:
             base = Expr("call", "torch.arange", (lit(count),), ("",))
         elif kind == torch.float32:
             base = Expr("call", "torch.arange", (lit(count), dtype), ("", "dtype"))
         if tensor.dim() > 1:
-            base = Expr("method", "repeat", (base, *(lit(n) for n in tensor.shape[:-1]), lit(1)), ("",) * (tensor.dim() + 1))
+            base = Expr(
+                "method",
+                "repeat",
+                (base, *(lit(n) for n in tensor.shape[:-1]), lit(1)),
+                ("",) * (tensor.dim() + 1),
+            )
         found.append((counting.contiguous(), base))
     if tensor.dim() >= 2 and tensor.shape[-1] == tensor.shape[-2]:
         side = tensor.shape[-1]

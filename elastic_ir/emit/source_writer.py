@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from elastic_ir.emit.source_calls import identifier
-from elastic_ir.emit.source_classes import Builder, Definition, Entry, snake, without_empty
+from elastic_ir.emit.source_classes import Builder, Definition, Entry, without_empty
+from elastic_ir.emit.source_containers import listed, printable, stage_items
 from elastic_ir.emit.source_expr import Expr, change, lit, raw, walk
 from elastic_ir.emit.source_forward import Forward
 from elastic_ir.emit.source_layers import defaults
 from elastic_ir.emit.source_merge import MISSING, Hole, Parameter
 from elastic_ir.emit.source_print import Printer, attribute, number
+from elastic_ir.emit.source_read import read_tree
 from elastic_ir.emit.source_sizes import following_sizes
 from elastic_ir.emit.source_stages import offer_identities, roll_loops, stages_of
-from elastic_ir.emit.source_tree import Part, Tree, read_tree
+from elastic_ir.emit.source_tree import Part, Tree
 from elastic_ir.errors import EmitError
 from elastic_ir.graph import Graph, Value
 
@@ -58,7 +60,8 @@ def write_source(graph: Graph, weights: str, notes: Sequence[str] = ()) -> str:
     name = _root_name(graph, builder.names)
     definition = _network(name, root, entries, tree)
     texts: dict[str, dict[str, Any]] = {
-        d.name: {p.name: p.default for p in d.parameters if p.default is not MISSING} for d in builder.definitions
+        d.name: {p.name: p.default for p in d.parameters if p.default is not MISSING}
+        for d in builder.definitions
     }
     writer = _Writer(tree, texts)
     blocks = [writer.definition(each) for each in builder.definitions]
@@ -78,7 +81,10 @@ def _head(graph: Graph, network: Definition, weights: str, notes: Sequence[str],
     lines += [f"    model = {network.name}()", f"    model.load_state_dict(torch.load({number(weights)}))"]
     counts = [p.name for p in network.parameters if p.hole.forced == "count"]
     if counts:
-        lines += ["", f"Other values of ``{counts[0]}`` give the deeper and shallower networks of the family."]
+        lines += [
+            "",
+            f"Other values of ``{counts[0]}`` give the deeper and shallower networks of the family.",
+        ]
     for note in notes:
         lines += ["", *_wrapped(note)]
     lines += ['"""', "", "from __future__ import annotations", ""]
@@ -126,10 +132,14 @@ def _check_names(tree: Tree) -> None:
                 continue
             identifier(name, "the attribute")
             if name in reserved:
-                raise EmitError(f"the attribute {name!r} is one of torch.nn.Module's own, so it cannot be written")
+                raise EmitError(
+                    f"the attribute {name!r} is one of torch.nn.Module's own, so it cannot be written"
+                )
         if part.kind == "class" and any(name.isdigit() for name in part.children) and part.base is None:
             where = ".".join(part.path) or "the network"
-            raise EmitError(f"{where} runs its numbered children in a way of its own, which cannot be written as source")
+            raise EmitError(
+                f"{where} runs its numbered children in a way of its own, which cannot be written as source"
+            )
     for node in tree.inputs:
         identifier(node.op if node.op != "input" else node.name, "the input")
 
@@ -166,7 +176,12 @@ def _network(name: str, root: Part, entries: list[Entry], tree: Tree) -> Definit
         size = head.parts[head.names.index("out_features")].value
         found.insert(bool(counts), Parameter("num_classes", [size], Hole("", "", []), default=size))
         index = head.names.index("out_features")
-        fresh = Expr(head.kind, head.value, (*head.parts[:index], raw("num_classes"), *head.parts[index + 1 :]), head.names)
+        fresh = Expr(
+            head.kind,
+            head.value,
+            (*head.parts[:index], raw("num_classes"), *head.parts[index + 1 :]),
+            head.names,
+        )
         entry.expr = fresh if entry.expr == head else _replace_last(entry.expr, head, fresh)
     body = root.body
     assert body is not None
@@ -182,7 +197,9 @@ def _classes(entries: list[Entry], root: Part) -> tuple[Entry, Expr] | None:
         return None
     last = entries[-1]
     layers = [node for node in walk(last.expr) if node.kind == "new" and node.value.startswith("nn.")]
-    weighted = [node for node in layers if node.value in ("nn.Linear", "nn.Conv2d", "nn.LayerNorm", "nn.BatchNorm2d")]
+    weighted = [
+        node for node in layers if node.value in ("nn.Linear", "nn.Conv2d", "nn.LayerNorm", "nn.BatchNorm2d")
+    ]
     if not weighted or weighted[-1].value != "nn.Linear" or any(n.kind == "stage" for n in walk(last.expr)):
         return None
     plain = last.expr == weighted[-1] or (last.expr.kind == "container" and weighted[-1] in last.expr.parts)
@@ -212,7 +229,9 @@ def _dtype_lines(tree: Tree) -> list[str]:
     if kinds <= {"float32"}:
         return []
     if len(kinds) > 1:
-        raise EmitError(f"the weights have different floating dtypes ({', '.join(sorted(kinds))}); cast the network to one")
+        raise EmitError(
+            f"the weights have different floating dtypes ({', '.join(sorted(kinds))}); cast the network to one"
+        )
     return [f"self.to(torch.{kinds.pop()})"]
 
 
@@ -228,7 +247,13 @@ class _Writer:
         """A class or a function as text."""
         if made.kind == "function":
             return self._function(made)
-        base = "nn.Sequential" if made.kind == "sequence" else made.base.value if made.base is not None else "nn.Module"
+        base = (
+            "nn.Sequential"
+            if made.kind == "sequence"
+            else made.base.value
+            if made.base is not None
+            else "nn.Module"
+        )
         lines = [f"class {made.name}({base}):"]
         lines += signature("    def __init__(", ["self"], ") -> None:", made.parameters)
         if not made.entries or made.entries[0].kind not in ("base", "sequence"):
@@ -243,7 +268,7 @@ class _Writer:
     def _function(self, made: Definition) -> str:
         lines = signature(f"def {made.name}(", [], ") -> list[nn.Module]:", made.parameters)
         items = stage_items(made.entries[0].expr)
-        lines += self.printer.lines("return ", _list(items), "", 4)
+        lines += self.printer.lines("return ", listed(items), "", 4)
         return "\n".join(lines)
 
     def _entry(self, entry: Entry) -> list[str]:
@@ -265,7 +290,9 @@ class _Writer:
         body = part.body
         inputs = self._inputs(part)
         types = {index: _type(key) for index, key in enumerate(body.values)}
-        forward = Forward([(i, n) for i, (n, _) in enumerate(inputs)], made.statements, made.returns, types.get)
+        forward = Forward(
+            [(i, n) for i, (n, _) in enumerate(inputs)], made.statements, made.returns, types.get
+        )
         head = ["self", *(f"{name}: {kind}" for name, kind in inputs)]
         lines = signature("    def forward(", head, f") -> {_returned(made.returns, body.values)}:")
         return lines + forward.lines(8)
@@ -315,7 +342,9 @@ def _returned(expr: Expr, values: Sequence[Any]) -> str:
     if expr.kind == "local":
         key = values[expr.value]
         if isinstance(key, Value) and key.type is None and not key.is_tensor:
-            return "tuple[Tensor, ...]" if key.node.kind != "function" or "getattr" not in key.node.op else "int"
+            return (
+                "tuple[Tensor, ...]" if key.node.kind != "function" or "getattr" not in key.node.op else "int"
+            )
         return "Tensor"
     if expr.kind in ("tuple", "list"):
         kinds = {_returned(part, values) for part in expr.parts}
@@ -345,112 +374,3 @@ def signature(head: str, names: Sequence[str], tail: str, parameters: Sequence[P
         printed = Printer().lines(f"{text} = ", lit(shown), ",", indent + 4) if shown is not None else []
         lines += printed or [f"{pad}    {text},"]
     return [*lines, pad + tail]
-
-
-# -- containers and stages ---------------------------------------------------------------------------------------------
-
-
-def printable(expr: Expr) -> Expr:
-    """Containers and stages as calls, lists and comprehensions."""
-
-    def shown(node: Expr) -> Expr | None:
-        return _container(node) if node.kind == "container" else None
-
-    return change(expr, shown)
-
-
-def _container(node: Expr) -> Expr:
-    if node.names:
-        return _named(node)
-    items: list[Expr] = []
-    for part in node.parts:
-        items += stage_items(part) if part.kind == "stage" else [printable(part)]
-    if node.value == "nn.ModuleList":
-        return Expr("call", node.value, (_list(items),), ("",))
-    return Expr("call", node.value, tuple(items), ("",) * len(items))
-
-
-def _list(items: list[Expr]) -> Expr:
-    """A list; of nothing but one unpacked list, that list."""
-    if len(items) == 1 and items[0].kind == "star" and items[0].parts[0].kind in ("comprehension", "new"):
-        return items[0].parts[0]
-    return Expr("list", None, tuple(items))
-
-
-def _named(node: Expr) -> Expr:
-    """Children with names of their own, in an OrderedDict or a ModuleDict."""
-    names: list[str] = []
-    parts: list[Expr] = []
-    stars: list[Expr] = []
-    for name, part in zip(node.names, node.parts, strict=True):
-        if part.kind != "stage":
-            names.append(name)
-            parts.append(printable(part))
-            continue
-        found = re.fullmatch(r"(.*?)(\d+)", name)
-        if found is None or len(part.parts[0].parts) > 1 or len(part.parts[2].parts) > 1:
-            raise EmitError(f"the stage that starts at {name!r} is not numbered, so it cannot be written as a loop")
-        prefix, base = found[1], int(found[2])
-        entry = len(part.parts[0].parts)
-        if entry:
-            names.append(name)
-            parts.append(printable(part.parts[0].parts[0]))
-        first = base + entry
-        count = _flat_count(part.parts[1], base)
-        clause = f"for i in range({first}, {count})" if first else f"for i in range({count})"
-        inner = _stepped(printable(part.parts[2].parts[0]), f"i - {first}" if first else "i")
-        pair = Expr("pair", f'f"{prefix}{{i}}"', (inner,))
-        stars.append(Expr("comprehension", ("{}", (clause,)), (pair,)))
-        names.append("**")
-        parts.append(Expr("star", "**", (stars[-1],)))
-    if parts and len(parts) == 1 and stars:
-        table = stars[0]
-    else:
-        table = Expr("dict", None, tuple(parts), tuple(names))
-    if node.value == "nn.ModuleDict":
-        return Expr("call", node.value, (table,), ("",))
-    return Expr("call", node.value, (Expr("call", "OrderedDict", (table,), ("",)),), ("",))
-
-
-def _flat_count(count: Expr, more: int) -> str:
-    text = Printer().flat(count)
-    if not more:
-        return text
-    return str(int(text) + more) if text.isdigit() else f"{text} + {more}"
-
-
-def stage_items(stage: Expr) -> list[Expr]:
-    """A stage as items of a list: its entry, and its blocks in a comprehension."""
-    entry, count, blocks = stage.parts
-    items = [printable(part) for part in entry.parts]
-    text = Printer().flat(count)
-    inner = [printable(part) for part in blocks.parts]
-    stepped = [_stepped(part, "i") for part in inner]
-    variable = "_" if stepped == inner else "i"
-    if items:
-        text = str(int(text) - 1) if text.isdigit() else f"{text} - 1"
-    clauses: list[Any] = [f"for {variable} in range({text})"]
-    if len(stepped) > 1:
-        clauses.append(("for layer in ", Expr("tuple", None, tuple(stepped))))
-        made = raw("layer")
-    else:
-        made = stepped[0]
-    return [*items, Expr("star", "*", (Expr("comprehension", ("[]", tuple(clauses)), (made,)),))]
-
-
-def _stepped(expr: Expr, index: str) -> Expr:
-    def step(node: Expr) -> Expr | None:
-        if node.kind == "cycle":
-            return Expr("index", None, (Expr("tuple", None, node.parts), raw(f"{_grouped(index)} % {len(node.parts)}")))
-        if node.kind == "each":
-            return Expr("index", None, (node.parts[0], raw(index)))
-        return None
-
-    return change(expr, step)
-
-
-def _grouped(text: str) -> str:
-    return text if text.isidentifier() else f"({text})"
-
-
-__all__ = ["snake", "write_source"]
