@@ -5,6 +5,7 @@ It is worked from the innermost modules outwards, so that a block's constructor 
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -301,7 +302,8 @@ class Builder:
         return name or "Block"
 
     def _fresh(self, name: str, parts: list[Part]) -> str:
-        name = name if name.isidentifier() and name.isascii() else "Block"
+        usable = name.isidentifier() and name.isascii() and not keyword.iskeyword(name)
+        name = name if usable else "Block"
         if not name[:1].isupper():
             name = name[:1].upper() + name[1:]
         options = [name]

@@ -24,7 +24,10 @@ def save_source(graph: Graph, path: str | os.PathLike[str], *, check: bool = Tru
     buffers whose numbers show no rule, names that are no identifiers, ONNX graphs, bare state dicts.
     """
     path = Path(path)
-    text: str = source_of(graph, weights or path.with_suffix(".pt").name, check=check)
+    file = weights or path.with_suffix(".pt").name
+    if not re.fullmatch(r"[\w.+() -]+", file):
+        file = "model.pt"  # whatever the name holds, it may not end the docstring
+    text = source_of(graph, file, check=check)
     with atomic_output(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path

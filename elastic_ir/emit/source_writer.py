@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -113,7 +114,7 @@ def _wrapped(text: str) -> list[str]:
 
 def _root_name(graph: Graph, taken: set[str]) -> str:
     name = re.sub(r"\W+", "", graph.name, flags=re.ASCII)
-    name = name if name.isidentifier() else "Network"
+    name = name if name.isidentifier() and not keyword.iskeyword(name) else "Network"
     name = name[:1].upper() + name[1:] if not name[:1].isupper() else name
     while name in taken or name in ("Sequential", "Module"):
         name = f"{name}Network" if not name.endswith("Network") else f"{name}_"
@@ -128,7 +129,7 @@ def _check_names(tree: Tree) -> None:
     for part in tree.parts.values():
         sequence = part.kind in ("sequential", "list", "dict")
         for name in (*part.children, *part.weights):
-            if name.isdigit() or (sequence and re.fullmatch(r"[A-Za-z0-9_\-]+", name)):
+            if (name.isdigit() and name.isascii()) or (sequence and re.fullmatch(r"[A-Za-z0-9_\-]+", name)):
                 continue
             identifier(name, "the attribute")
             if name in reserved:

@@ -257,6 +257,14 @@ def test_what_a_file_may_not_say(change: str, message: str) -> None:
         source_of(hostile(change), check=False)
 
 
+def test_a_file_s_name_cannot_end_the_docstring(tmp_path: Path) -> None:
+    graph = hostile("")
+    graph.name = "None"
+    (path,) = eir.save(graph, tmp_path / 'a"""; print(1); """.py', check=False)
+    text = path.read_text()
+    assert 'torch.load("model.pt")' in text and network_of(text) == "Network" and "print" not in text
+
+
 def test_strings_stay_strings(capsys: pytest.CaptureFixture[str]) -> None:
     text = source_of(hostile("attribute"), check=False)
     ast.parse(text)
