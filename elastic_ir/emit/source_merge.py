@@ -54,6 +54,8 @@ class Parameter:
     def annotation(self) -> str:
         known = [value for value in self.values if value is not MISSING]
         kinds = {type(value) for value in known}
+        if self.hole.forced == "series":
+            return "Sequence[float]" if isinstance(known[0][0], float) else "Sequence[int]"
         if kinds == {tuple}:
             inner = {type(item) for value in known for item in value}
             return f"tuple[{inner.pop().__name__ if len(inner) == 1 else 'float'}, ...]"

@@ -186,13 +186,19 @@ def _offer(kinds: list[list[Part]]) -> None:
                 or less[0].weights.keys() != more[0].weights.keys()
             ):
                 continue
-            removed = _explain(b, list(range(len(b.statements))), a, set(less[0].children))
+            places, keys = list(range(len(b.statements))), list(range(len(b.values)))
+            removed = _explain(b, places, keys, a, set(less[0].children))
             if removed is not None:
                 _share(less, more, b, removed)
 
 
-def _explain(b: Body, places: list[int], a: Body, children: set[str]) -> list[int] | None:
-    """Which statements of ``b`` may be left out to give ``a``; None where that is not how they differ."""
+def _explain(
+    b: Body, places: list[int], keys: list[int], a: Body, children: set[str]
+) -> list[tuple[int, int]] | None:
+    """Which statements of ``b`` may be left out to give ``a``, and which value stands for each of their results.
+
+    None where that is not how they differ. ``places`` and ``keys`` are the statements' and the values' first numbers.
+    """
     if len(b.statements) == len(a.statements):
         return [] if (b.statements, b.returns) == (a.statements, a.returns) else None
     for index, (results, expr) in enumerate(b.statements):
@@ -210,24 +216,24 @@ def _explain(b: Body, places: list[int], a: Body, children: set[str]) -> list[in
         for operand in reversed(expr.parts):
             statements, returns = _without(b, index, operand.value)
             rest = Body(b.inputs, statements, returns, b.values)
-            found = _explain(rest, [*places[:index], *places[index + 1 :]], a, children)
+            left = [*keys[: results[0]], *keys[results[0] + 1 :]]
+            found = _explain(rest, [*places[:index], *places[index + 1 :]], left, a, children)
             if found is not None:
-                return [places[index], *found]
+                return [(places[index], keys[operand.value]), *found]
     return None
 
 
-def _share(less: list[Part], more: list[Part], b: Body, removed: list[int]) -> None:
+def _share(less: list[Part], more: list[Part], b: Body, removed: list[tuple[int, int]]) -> None:
     """Give both kinds the longer forward, with identities and flags where the shorter one has less."""
     for parts, has in ((less, False), (more, True)):
         lines = list(b.statements)
-        for index in removed:
+        for index, operand in removed:
             results, expr = lines[index]
             if expr.kind == "binary":
-                kept = _kept_operand(b, index, removed)
-                lines[index] = (results, Expr("guard", None, (lit(has), expr, kept)))
+                lines[index] = (results, Expr("guard", None, (lit(has), expr, Expr("local", operand))))
         for part in parts:
             part.body = Body(part.body.inputs if part.body else (), tuple(lines), b.returns, b.values)
-            for index in removed:
+            for index, _ in removed:
                 expr = b.statements[index][1]
                 if expr.kind == "self" and not has:
                     name = expr.value[0]
@@ -236,13 +242,6 @@ def _share(less: list[Part], more: list[Part], b: Body, removed: list[int]) -> N
             part.children = {
                 n: part.children[n] for n in [*order, *(n for n in part.children if n not in order)]
             }
-
-
-def _kept_operand(body: Body, index: int, removed: list[int]) -> Expr:
-    """What stands for an addition that is not made: the branch, not what is carried around it."""
-    inputs = {Expr("local", number) for number in range(len(body.inputs))}
-    parts = body.statements[index][1].parts
-    return next((part for part in reversed(parts) if part not in inputs), parts[-1])
 
 
 def _without(body: Body, index: int, operand: int) -> tuple[Any, Any]:

@@ -92,6 +92,8 @@ def _head(graph: Graph, network: Definition, weights: str, notes: Sequence[str],
     standard = []
     if "OrderedDict(" in text:
         standard.append("from collections import OrderedDict")
+    if "Sequence[" in text:
+        standard.append("from collections.abc import Sequence")
     if re.search(r"\bmath\.", text):
         standard.insert(0, "import math")
     if standard:
@@ -153,10 +155,19 @@ def _network(name: str, root: Part, entries: list[Entry], tree: Tree) -> Definit
     counts = [node for entry in entries for node in walk(entry.expr) if node.kind == "count"]
     found: list[Parameter] = []
     place = iter(range(len(counts)))
+    listed_rates = [node for entry in entries for node in walk(entry.expr) if node.kind == "series"]
+    even = _even_rates(listed_rates, counts)
+    slices = iter(range(len(listed_rates)))
 
     def named(node: Expr) -> Expr | None:
         if node.kind == "count":
             return raw(f"depths[{next(place)}]") if len(counts) > 1 else raw("depth")
+        if node.kind == "series" and even is not None:
+            return raw(
+                f"rates[sum(depths[:{(at := next(slices))}]) : sum(depths[:{at + 1}])]"
+                if len(counts) > 1
+                else "rates"
+            )
         if node.kind == "series":
             known = next((p for p in found if p.values == [node.value] and p.hole.forced == "series"), None)
             if known is None:
@@ -171,6 +182,11 @@ def _network(name: str, root: Part, entries: list[Entry], tree: Tree) -> Definit
         label = "depths" if len(counts) > 1 else "depth"
         found.append(Parameter(label, [value], Hole("", "", [], "count"), default=value))
     entries = [Entry(entry.name, entry.kind, change(entry.expr, named)) for entry in entries]
+    if even is not None:
+        found.append(Parameter("drop_rate", [even], Hole("", "", []), default=even))
+        total = "sum(depths)" if len(counts) > 1 else "depth"
+        text = f"rates = [drop_rate * i / max({total} - 1, 1) for i in range({total})]"
+        entries.insert(0, Entry("", "code", raw(text)))
     classes = _classes(entries, root)
     if classes is not None:
         entry, head = classes
@@ -190,6 +206,22 @@ def _network(name: str, root: Part, entries: list[Entry], tree: Tree) -> Definit
     entries, exprs = without_empty(entries, [expr for _, expr in body.statements])
     statements = [(results, expr) for (results, _), expr in zip(body.statements, exprs, strict=True)]
     return Definition(name, kind, found, entries, root, statements, body.returns)
+
+
+def _even_rates(series: list[Expr], counts: list[Expr]) -> float | None:
+    """The last of the blocks' rates where they rise evenly from 0 over all stages (Huang et al. 2016, section 3)."""
+    values = [float(value) for node in series for value in node.value if isinstance(value, float)]
+    lengths = [len(node.value) for node in series]
+    if (
+        len(values) < 3
+        or lengths != [node.value for node in counts]
+        or len(values) != sum(lengths)
+        or values[0] != 0
+    ):
+        return None
+    step = values[-1] / (len(values) - 1)
+    even = all(abs(value - index * step) <= 1e-6 * values[-1] for index, value in enumerate(values))
+    return values[-1] if even and step > 0 else None
 
 
 def _classes(entries: list[Entry], root: Part) -> tuple[Entry, Expr] | None:
@@ -274,6 +306,8 @@ class _Writer:
 
     def _entry(self, entry: Entry) -> list[str]:
         expr = printable(entry.expr)
+        if entry.kind == "code":
+            return [f"        {entry.expr.value}"]
         if entry.kind == "base":
             return self.printer.lines("", Expr("super", expr.value, expr.parts, expr.names), "", 8)
         if entry.kind == "sequence":

@@ -103,6 +103,25 @@ def test_what_is_shared_is_written_once() -> None:
     assert "class BatchNormAct2d(nn.BatchNorm2d)" in text and "nn.Identity() if" not in text
 
 
+def test_rates_that_rise_evenly_follow_the_depths() -> None:
+    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+
+    def build(last: int) -> nn.Module:
+        settings = [CNBlockConfig(8, 16, 2), CNBlockConfig(16, None, last)]
+        model: nn.Module = ConvNeXt(settings, stochastic_depth_prob=0.3, num_classes=3).eval()
+        return model
+
+    graph = eir.trace(build(3), input_shape=((1, 3, 32, 32),))
+    text = source_of(graph)
+    assert "drop_rate: float = 0.3" in text
+    made, native = made_by(text, depths=(2, 6)), build(6)
+    assert list(made.state_dict()) == list(native.state_dict())
+    rates = [block.rate for block in made.modules() if type(block).__name__ == "StochasticDepth"]
+    assert rates == pytest.approx(
+        [block.p for block in native.modules() if type(block).__name__ == "StochasticDepth"]
+    )
+
+
 def test_both_modes_of_a_norm_that_was_traced_as_a_function() -> None:
     model = mobilenet()
     graph = eir.trace(model, input_shape=((1, 3, 64, 64),))
