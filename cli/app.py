@@ -20,7 +20,7 @@ COMMANDS = {
     "stretch": "Make a network deeper by cloning its units.",
     "squeeze": "Make a network shallower by deleting units.",
     "apply": "Run a pipeline of passes.",
-    "export": "Write a network as ONNX, dense or sparse.",
+    "export": "Write a network as ONNX or as Python source.",
     "diff": "Compare two networks: stages, names, tensors.",
     "passes": "List the passes and their options.",
     "lottery": "Find winning tickets and compare them in studies.",

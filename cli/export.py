@@ -1,4 +1,4 @@
-"""``elastic-ir export``: a network as an ONNX model, dense or sparse, or as any other file that can be written."""
+"""``elastic-ir export``: a network as an ONNX model, as Python source, or as any other file that can be written."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from elastic_ir.cli.options import SOURCE, Reading, source_options
 
 if TYPE_CHECKING:
     from elastic_ir.emit.onnx_save import OnnxReport
+    from elastic_ir.graph import Graph
 
 EPILOG = """\
 \b
@@ -22,6 +23,8 @@ Examples:
   elastic-ir export timm:convnext_tiny -o convnext.onnx --opset 18
   elastic-ir export weights.safetensors --arch torchvision:resnet50 -o resnet50.onnx
   elastic-ir export model.onnx -o smaller.onnx --sparse
+  elastic-ir export model.pt -o resnet56.py
+  elastic-ir export timm:vit_tiny_patch16_224 -o vit.py --weights
 
 Sparse initializers save space on disk only: onnxruntime makes them dense when it loads them. Where a runtime refuses
 them (TensorRT and OpenVINO read none), export without --sparse.
@@ -33,7 +36,7 @@ them (TensorRT and OpenVINO read none), export without --sparse.
 @click.option(
     "-o", "--out", type=click.Path(), metavar="OUT",
     help="The file to write. Without it, the source's name with .onnx. Another extension (.pt, .safetensors, .ticket) "
-    "writes that kind of file.",
+    "writes that kind of file; .py a definition in plain PyTorch.",
 )  # fmt: skip
 @click.option(
     "--sparse", is_flag=True,
@@ -52,15 +55,21 @@ them (TensorRT and OpenVINO read none), export without --sparse.
     help="Fold batch norms into the convolutions before them. Names and structure change, so that the result cannot be "
     "stretched again; pruned weights stay zero.",
 )  # fmt: skip
-@click.option("--no-check", is_flag=True, help="Do not run the result in onnxruntime against PyTorch.")
+@click.option(
+    "--weights",
+    is_flag=True,
+    help="Beside a .py file, write the state dict that it loads, as .pt of the same name.",
+)
+@click.option("--no-check", is_flag=True, help="Do not run the result against PyTorch.")
 @source_options
 def export(
-    source: str, out: str | None, sparse: bool, opset: int | None, static: bool, fold_batchnorm: bool, no_check: bool,
-    reading: Reading,
+    source: str, out: str | None, sparse: bool, opset: int | None, static: bool, fold_batchnorm: bool, weights: bool,
+    no_check: bool, reading: Reading,
 ) -> None:  # fmt: skip
     """Write SOURCE as an ONNX model: initializers named as the state dict, pruned weights exactly zero.
 
-    The result is checked by ONNX's checker and run in onnxruntime against PyTorch.
+    The result is checked by ONNX's checker and run in onnxruntime against PyTorch. With -o NET.py, SOURCE is written
+    as readable Python instead: a module that loads the state dict strictly and gives the same outputs.
     """
     from elastic_ir import api
     from elastic_ir.cli import output
@@ -68,10 +77,17 @@ def export(
     path = Path(out) if out is not None else output.beside(source, ".onnx")
     if path.suffix.lower() != ".onnx" and (sparse or opset or static or fold_batchnorm):
         raise click.UsageError("--sparse, --opset, --static and --fold-batchnorm are for .onnx files")
+    if weights and path.suffix.lower() != ".py":
+        raise click.UsageError("--weights is for .py files; all others hold their weights")
     inputs = {"the source": source, "the --arch": reading.arch, "the --mask": reading.mask}
     output.refuse_overwriting(path, inputs)
+    if weights:
+        output.refuse_overwriting(path.with_suffix(".pt"), inputs)
     with tables.status(f"reading {source}"):
         graph = reading.load(source)
+    if path.suffix.lower() == ".py":
+        _export_source(graph, source, path, weights, not no_check)
+        return
     if path.suffix.lower() != ".onnx":
         with tables.status(f"writing {path}"):
             written = api.save(graph, path, check=not no_check)
@@ -87,6 +103,26 @@ def export(
             fold_batchnorm=fold_batchnorm,
         )  # fmt: skip
     tables.show_facts(_facts(report, static))
+
+
+def _export_source(graph: Graph, source: str, path: Path, weights: bool, check: bool) -> None:
+    """Write Python source, and the weights beside it if wanted; say how to load them."""
+    from elastic_ir import api
+    from elastic_ir.cli import output
+    from elastic_ir.emit.source_file import save_source
+
+    beside = path.with_suffix(".pt")
+    ours = Path(source).suffix.lower() in (".pt", ".pth") and not weights
+    with tables.status(f"writing {path}"):
+        written = [save_source(graph, path, check=check, weights=Path(source).name if ours else beside.name)]
+        if weights:
+            written += api.save(graph, beside, check=check)
+    facts = [("wrote", f"{each} ({tables.file_size(output.size_of(each))})") for each in written]
+    if check:
+        facts.insert(0, ("checked", "strict load, and equal outputs"))
+    if not weights and not ours:
+        facts.append(("weights", f"not written; --weights writes {beside.name} beside it"))
+    tables.show_facts(facts)
 
 
 def _facts(report: OnnxReport, static: bool) -> list[tuple[str, str]]:

@@ -125,7 +125,7 @@ def with_weights(graph: Graph, trained: torch.nn.Module | Mapping[str, torch.Ten
 
 
 def save(graph: Graph | torch.nn.Module, path: str | os.PathLike[str], *, check: bool = True) -> list[Path]:
-    """Write a graph, or a module as it is traced, to ``.pt``, ``.safetensors``, ``.onnx``, ``.ticket`` or a folder.
+    """Write a graph, or a module as it is traced: ``.pt``, ``.safetensors``, ``.onnx``, ``.ticket``, ``.py``, a folder.
 
     See :func:`elastic_ir.emit.files.save`; for ONNX with options, :func:`elastic_ir.emit.onnx_save.save_onnx`.
     """

@@ -16,10 +16,12 @@ from torch import fx, nn
 
 from elastic_ir.frontends.fx import _argument
 from elastic_ir.frontends.shapes import Inputs
-from elastic_ir.graph import Graph, Node, TensorType, Value, WeightRef
+from elastic_ir.graph import Graph, Literal, Node, TensorType, Value, WeightRef
 from elastic_ir.naming import name_nodes
 from elastic_ir.torch_bridge import dtype_name
 from elastic_ir.weights import Weight
+
+_CONSTANT_LIMIT = 256  #: numbers of a constant tensor that are kept with the graph
 
 
 def read_export(model: nn.Module, inputs: Inputs, weights: dict[str, Weight]) -> Graph:
@@ -40,7 +42,8 @@ def read_export(model: nn.Module, inputs: Inputs, weights: dict[str, Weight]) ->
                 continue
             node = Node(source.name, "input", kind="input")
             if source.name in signature.inputs_to_lifted_tensor_constants:
-                node = Node(source.name, "constant", kind="constant")
+                constant = program.constants.get(signature.inputs_to_lifted_tensor_constants[source.name])
+                node = Node(source.name, "constant", _literal(constant), kind="constant")
         elif source.op == "output":
             node = Node("output", "output", tuple(_argument(a, values) for a in source.args), kind="output")
         else:
@@ -54,6 +57,17 @@ def read_export(model: nn.Module, inputs: Inputs, weights: dict[str, Weight]) ->
         values[source] = node.output
     name_nodes(graph)
     return graph
+
+
+def _literal(constant: Any) -> tuple[Literal, ...]:
+    """A small constant tensor as an argument; nothing for what is too large to be part of the program."""
+    if not isinstance(constant, torch.Tensor) or constant.is_meta or constant.numel() > _CONSTANT_LIMIT:
+        return ()
+    return (
+        Literal(
+            dtype_name(constant.dtype), tuple(constant.shape), tuple(constant.detach().flatten().tolist())
+        ),
+    )
 
 
 def _call(source: fx.Node, values: dict[fx.Node, Value]) -> Node:

@@ -34,8 +34,10 @@ def save(graph: Graph, path: str | os.PathLike[str], *, check: bool = True) -> l
     imported unless the graph came from a live module. ``.onnx``: see
     :func:`elastic_ir.emit.onnx_save.save_onnx`. ``.ticket``: graph, bit-packed masks and only the surviving
     values; what is stored under a mask (``state_dict(masked=False)``) is **not** kept. No extension: a folder by the
-    model's own ``save_pretrained``. ``check`` runs the module once and sees that every unit executes; names and
-    shapes are always checked. Raises EmitError and OutputError; what stood at the target then still stands there.
+    model's own ``save_pretrained``. ``.py``: a readable definition of the network without its weights, see
+    :func:`elastic_ir.emit.source_file.save_source`. ``check`` runs the module once and sees that every unit executes;
+    names and shapes are always checked. Raises EmitError and OutputError; what stood at the target then still stands
+    there.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -49,10 +51,15 @@ def save(graph: Graph, path: str | os.PathLike[str], *, check: bool = True) -> l
         from elastic_ir.emit.onnx_save import save_onnx
 
         return list(save_onnx(graph, path, check=check).paths)
+    if suffix == ".py":
+        from elastic_ir.emit.source_file import save_source
+
+        return [save_source(graph, path, check=check)]
     if suffix == "":
         return [_save_folder(graph, path, check)]
     raise OutputError(
-        f"{path.name}: the extension {suffix} cannot be written; use .pt, .safetensors, .onnx, .ticket or a folder name"
+        f"{path.name}: the extension {suffix} cannot be written; use .pt, .safetensors, .onnx, .ticket, .py or a "
+        "folder name"
     )
 
 
