@@ -546,6 +546,7 @@ def test_passes() -> None:
     assert set(names[2:]) == {
         *("rescale-residual", "identity-blocks", "stack", "depth-upscale"),
         *("compact", "fold-batchnorm", "nm-project"),
+        *("fold-constants", "remove-identities", "cse", "dce"),
     }
     assert good("passes", "squeeze").startswith("squeeze: Delete")
 
