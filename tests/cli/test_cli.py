@@ -548,6 +548,7 @@ def test_passes() -> None:
         *("net2deeper", "net2wider", "morph", "drop-by-similarity"),
         *("compact", "fold-batchnorm", "nm-project"),
         *("ghost-skips", "ghost-softness", "remove-ghosts", "layerwise-rescale"),
+        *("fold-constants", "remove-identities", "cse", "dce"),
     }
     assert good("passes", "squeeze").startswith("squeeze: Delete")
 

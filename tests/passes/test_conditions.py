@@ -169,7 +169,8 @@ def test_on_the_meta_device_blocks_are_seen_and_no_numbers() -> None:
     assert after.metadata["verified"] == [{"pass": "stretch", "blocks": 9}]
 
 
-def test_on_the_command_line(tmp_path: Path) -> None:
+def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("elastic_ir.passes._loaded", {})
     eir.save(eir.trace(resnet(), (IMAGES,)), tmp_path / "net.pt")
     (tmp_path / "double.py").write_text(
         "import dataclasses\nfrom elastic_ir.passes import Pass\n"
