@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from elastic_ir.emit.output import atomic_output
 from elastic_ir.errors import MaskError
 from elastic_ir.tickets import enforce
+from elastic_ir.training.schedules import Schedule
 
 
 def network_of(module: nn.Module, names: Mapping[str, Any]) -> nn.Module:
@@ -77,6 +78,25 @@ class SaveRewindPoint(pl.Callback):
         if trainer.is_global_zero:
             part = getattr(pl_module, self.network, pl_module)
             save_state(part.state_dict(), self.path)
+
+
+class FollowSchedule(pl.Callback):
+    """Sets the factors of ghosts (:mod:`elastic_ir.training.schedules`) before every step, the last ones at the end.
+
+    A training that goes on from step ``start`` of ``steps`` begins the schedule there.
+    """
+
+    def __init__(self, schedule: Schedule, start: int, steps: int, network: str = "network") -> None:
+        self.schedule, self.start, self.steps, self.network = schedule, start, steps, network
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        progress = trainer.global_step / max(self.steps - self.start, 1)
+        self.schedule.apply(getattr(pl_module, self.network, pl_module), min(progress, 1.0))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.schedule.apply(getattr(pl_module, self.network, pl_module), 1.0)
 
 
 def save_state(state: Mapping[str, Tensor], path: Path) -> None:

@@ -21,6 +21,7 @@ from elastic_ir.errors import PlanError
 from elastic_ir.training.callbacks import KeepMasks
 from elastic_ir.training.data import Data, Split
 from elastic_ir.training.loader import batches_of
+from elastic_ir.training.losses import SoftLabels
 from elastic_ir.training.settings import Training
 from elastic_ir.training.task import Loss, Task
 
@@ -39,7 +40,8 @@ class Engine:
 
 def fit(
     network: nn.Module, data: Data, training: Training, *, order: int = 0, start: int = 0, stop: int | None = None,
-    masks: Mapping[str, Any] | None = None, loss: Loss | None = None, callbacks: Sequence[pl.Callback] = (),
+    masks: Mapping[str, Any] | None = None, loss: Loss | SoftLabels | None = None,
+    callbacks: Sequence[pl.Callback] = (),
     engine: Engine | None = None,
 ) -> float:  # fmt: skip
     """Train a network in place from step ``start`` to ``stop`` and return the seconds that the steps took.

@@ -6,8 +6,7 @@ ticket paper (section 4): its transformations, and what they are compared with a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from elastic_ir.training.data import Data
 from elastic_ir.training.flops import (
     ForwardCost,
     dpf_step,
-    fixed_step,
     forward_cost,
     grasp_cost,
     rigl_step,
@@ -31,38 +29,24 @@ from elastic_ir.training.flops import (
 from elastic_ir.training.jobs import SPARSITY
 from elastic_ir.training.loader import BatchStream
 from elastic_ir.training.settings import Training
+from elastic_ir.training.start import Start
 from elastic_ir.training.task import Loss
 
 
-@dataclass
-class Start:
-    """What is trained from the rewind point on, and under which masks."""
-
-    network: nn.Module
-    masks: dict[str, Tensor]
-    loss: Loss | None = None
-    callbacks: Sequence[Any] = ()
-    masks_at_end: Callable[[], dict[str, Tensor]] | None = None  #: where training changes them
-    finish: Callable[[nn.Module], nn.Module] | None = None  #: what is done to the network when it is trained
-    scoring: float = 0.0  #: floating-point operations that finding the masks took
-    #: operations of one sample's step, of its forward cost and the masks; by default those of masks that do not move
-    step_cost: Callable[[ForwardCost, dict[str, Tensor]], float] | None = None
-
-    def final_masks(self) -> dict[str, Tensor]:
-        return self.masks if self.masks_at_end is None else self.masks_at_end()
-
-    def flops(self, data: Data, samples: int) -> float:
-        """Operations of the training, and of finding the masks where that was done here."""
-        cost = forward_cost(self.network, torch.zeros(1, *data.shape))
-        masks = self.final_masks()
-        each = fixed_step(cost.sparse(masks)) if self.step_cost is None else self.step_cost(cost, masks)
-        return self.scoring + each * samples
-
-    def finished(self) -> nn.Module:
-        return self.network if self.finish is None else self.finish(self.network)
-
-
 def starting_point(
+    network: nn.Module, data: Data, training: Training, options: Mapping[str, Any], needs: Mapping[str, Path], *,
+    loss: Loss | None,
+) -> Start:  # fmt: skip
+    """The start of a method's training, with the tweaks that ``options["tweaks"]`` names; see :func:`of_method`."""
+    start = of_method(network, data, training, options, needs, loss=loss)
+    if options.get("tweaks"):
+        from elastic_ir.training.tweaks import tweaked
+
+        start = tweaked(start, options["tweaks"], data, training, options, needs)
+    return start
+
+
+def of_method(
     network: nn.Module, data: Data, training: Training, options: Mapping[str, Any], needs: Mapping[str, Path], *,
     loss: Loss | None,
 ) -> Start:  # fmt: skip

@@ -19,6 +19,8 @@ from elastic_ir.training.settings import Pruning, Training, read
 METHODS = (
     "imp", "dense", "transform", "hybrid", "magnitude", "random", "reinit", "snip", "grasp", "synflow", "rigl", "dpf",
 )  # fmt: skip
+#: What may be done to a ticket so that it trains better; see :mod:`elastic_ir.training.tweaks`.
+TWEAKS = ("ghost-skips", "ghost-softness", "layerwise-rescale", "label-smoothing", "soft-labels")
 _FROM_SOURCE = ("transform", "hybrid")
 _UNDER_TICKETS = (
     "imp",
@@ -41,6 +43,7 @@ class Entry:
     options: dict[str, Any] = field(
         default_factory=dict
     )  #: what the method takes (order, replicate, drop, ...)
+    tweaks: tuple[str, ...] = ()  #: names of :data:`TWEAKS`, applied together
     connect: bool = False  #: train it twice in different orders, and measure the barrier between the two
 
     def name(self, source: str = "") -> str:
@@ -157,6 +160,11 @@ def _check(study: Study, where: str) -> None:
             raise PlanError(
                 f"{where}: compare[{number}]: there is no method {entry.method!r}; the methods are {', '.join(METHODS)}"
             )
+        for name in entry.tweaks:
+            if name not in TWEAKS:
+                raise PlanError(
+                    f"{where}: compare[{number}]: there is no tweak {name!r}; the tweaks are {', '.join(TWEAKS)}"
+                )
         for name in (*entry.targets, *entry.sources):
             if name not in study.networks:
                 raise PlanError(
@@ -227,6 +235,10 @@ class Planner:
         """The job that trains a method's ticket at the sparsity of a level."""
         options: dict[str, Any] = {**self._base(network, seed), "method": entry.method}
         needs = {"rewind": self.rewind(network, seed)}
+        if entry.tweaks:
+            options["tweaks"] = list(entry.tweaks)
+        if "soft-labels" in entry.tweaks:
+            needs["teacher"] = self.train(Entry("dense"), network, "", seed, 0, order=seed)
         if entry.options:
             options["options"] = dict(entry.options)
         if self.study.pruning.leave_out:
@@ -268,7 +280,8 @@ def runs(study: Study) -> Iterator[Run]:
 def _of_entry(plan: Planner, entry: Entry, network: str, source: str, seed: int) -> Iterator[Run]:
     label = entry.name(source)
     pruning = plan.study.pruning
-    if entry.method == "dense" or (entry.method == "imp" and not entry.connect and not entry.sparsities):
+    plain = not entry.connect and not entry.sparsities and not entry.tweaks
+    if entry.method == "dense" or (entry.method == "imp" and plain):
         numbers = range(1 if entry.method == "dense" else pruning.levels + 1)
         for number in numbers:
             job = plan.level(network, seed, number)
@@ -279,7 +292,7 @@ def _of_entry(plan: Planner, entry: Entry, network: str, source: str, seed: int)
         wanted = round(pruning.sparsity_at(number), 4)
         if entry.connect:
             job = plan.connect(entry, network, source, seed, number)
-        elif entry.method == "imp":
+        elif entry.method == "imp" and not entry.tweaks:
             job = plan.level(network, seed, number)
         else:
             job = plan.train(entry, network, source, seed, number)

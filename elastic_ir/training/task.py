@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from elastic_ir.errors import PlanError
 from elastic_ir.training.data import Data
 from elastic_ir.training.loader import BatchStream
+from elastic_ir.training.losses import SoftLabels
 from elastic_ir.training.settings import Training
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -30,13 +31,13 @@ class Task(pl.LightningModule):
     run_network: Any  #: the network, compiled or not
 
     def __init__(
-        self, network: nn.Module, data: Data, training: Training, *, loss: Loss | None = None, order: int = 0,
-        start: int = 0, stop: int | None = None,
+        self, network: nn.Module, data: Data, training: Training, *, loss: Loss | SoftLabels | None = None,
+        order: int = 0, start: int = 0, stop: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.network = network
         self.data, self.settings, self.order = data, training, order
-        self.loss = loss or nn.CrossEntropyLoss(label_smoothing=training.label_smoothing)
+        self.loss: Loss | SoftLabels = loss or nn.CrossEntropyLoss(label_smoothing=training.label_smoothing)
         self.start, self.stop = start, training.steps if stop is None else stop
         # not as a submodule: its state dict would list every weight twice
         run: Any = torch.compile(network) if training.compile else network
@@ -47,7 +48,12 @@ class Task(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         images, labels = batch
-        loss = self.loss(self.run_network(images), labels)
+        output = self.run_network(images)
+        loss = (
+            self.loss(images, output, labels)
+            if isinstance(self.loss, SoftLabels)
+            else self.loss(output, labels)
+        )
         if self.trainer.loggers:
             self.log("loss", loss)
         return loss

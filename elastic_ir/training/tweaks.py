@@ -1,0 +1,91 @@
+"""Tweaks: a method's start changed so that its ticket trains better, by name, alone or together.
+
+Jaiswal et al. 2022, *Training Your Sparse Neural Network Better with Any Mask*: ghosts that fade while it trains,
+layers re-scaled for the first step, softer labels. Masks stay; what is measured in the end has no ghosts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import elastic_ir as eir
+from elastic_ir.errors import PlanError
+from elastic_ir.graph import Graph
+from elastic_ir.training.callbacks import FollowSchedule
+from elastic_ir.training.data import Data
+from elastic_ir.training.gradinit import find_scales
+from elastic_ir.training.loader import BatchStream
+from elastic_ir.training.losses import SoftLabels
+from elastic_ir.training.schedules import schedule_of
+from elastic_ir.training.settings import Training
+from elastic_ir.training.start import Start
+from elastic_ir.training.study import TWEAKS
+
+_GHOSTS = ("ghost-skips", "ghost-softness")
+_SMOOTHING = 0.1
+_SCORED = 16  # batches on which scales are found
+
+
+def tweaked(
+    start: Start, names: Sequence[str], data: Data, training: Training, options: Mapping[str, Any],
+    needs: Mapping[str, Path],
+) -> Start:  # fmt: skip
+    """A start with these tweaks; ``soft-labels`` needs the folder ``needs["teacher"]`` of the trained dense network.
+
+    Raises PlanError for an unknown tweak, and for two that both choose the loss's labels.
+    """
+    for name in names:
+        if name not in TWEAKS:
+            raise PlanError(f"there is no tweak {name!r}; the tweaks are {', '.join(TWEAKS)}")
+    if start.callbacks:
+        raise PlanError(
+            "tweaks are for tickets whose masks stay as they are, not for dynamic sparse training"
+        )
+    if "soft-labels" in names and "label-smoothing" in names:
+        raise PlanError("soft-labels and label-smoothing both say what the labels are; give one of them")
+    if "label-smoothing" in names:
+        start.loss = nn.CrossEntropyLoss(label_smoothing=_SMOOTHING)
+    if "soft-labels" in names:
+        start.loss = SoftLabels(_teacher(options, needs))
+    ghosts = [name for name in _GHOSTS if name in names]
+    if not ghosts and "layerwise-rescale" not in names:
+        return start
+    example = torch.zeros(1, *data.shape)
+    graph = eir.trace(start.network.eval(), (example,), masks=start.masks or None)
+    if "layerwise-rescale" in names:
+        graph = _rescaled(graph, data, training, options)
+    if not ghosts:
+        start.network = graph.to_module(masked=False)
+        return start
+    from elastic_ir.passes import Pipeline, RemoveGhosts
+
+    graph = Pipeline.parse(",".join(ghosts)).run(graph)
+    start.network = graph.to_module(masked=False)
+    start.callbacks = [FollowSchedule(schedule_of(graph), options["rewind"], training.steps)]
+    haunted = graph
+
+    def finish(module: nn.Module) -> nn.Module:
+        return RemoveGhosts().run(eir.with_weights(haunted, module)).to_module()
+
+    start.finish = finish
+    return start
+
+
+def _rescaled(graph: Graph, data: Data, training: Training, options: Mapping[str, Any]) -> Graph:
+    from elastic_ir.passes import LayerwiseRescale
+
+    stream = BatchStream(data, min(training.batch_size, 64), seed=options["seed"] + 20_011, stop=_SCORED)
+    return LayerwiseRescale(scales=find_scales(graph, list(stream))).run(graph)
+
+
+def _teacher(options: Mapping[str, Any], needs: Mapping[str, Path]) -> nn.Module:
+    from elastic_ir.training.kinds import build
+
+    teacher = build(options)
+    teacher.load_state_dict(torch.load(needs["teacher"] / "trained.pt", weights_only=True))
+    return teacher

@@ -1,0 +1,112 @@
+"""Tweaks in studies: each changes the training, and what is measured is the network without ghosts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import elastic_ir as eir
+from elastic_ir.errors import PlanError
+from elastic_ir.passes import GhostSkips
+from elastic_ir.tickets import magnitude_masks
+from elastic_ir.training import schedule_of
+from elastic_ir.training.callbacks import FollowSchedule
+from elastic_ir.training.data import load_data
+from elastic_ir.training.executors import Here
+from elastic_ir.training.fit import fit
+from elastic_ir.training.run import run
+from elastic_ir.training.settings import Training
+from elastic_ir.training.start import Start
+from elastic_ir.training.store import Store
+from elastic_ir.training.study import TWEAKS, read_study, runs
+from elastic_ir.training.tweaks import tweaked
+from elastic_ir.zoo import CifarResNet, cifar_resnet
+
+DATA = load_data("digits", channels=3)
+TRAINING = Training(steps=6, batch_size=64)
+OPTIONS = {"rewind": 0, "seed": 0}
+
+
+def start() -> Start:
+    torch.manual_seed(0)
+    network = cifar_resnet(14, width=4)
+    return Start(network, magnitude_masks(network, 0.8))
+
+
+@pytest.mark.parametrize("names", [["ghost-skips"], ["ghost-softness"], ["ghost-skips", "ghost-softness"]])
+def test_ghosts_are_gone_when_the_ticket_is_measured(names: list[str]) -> None:
+    point = tweaked(start(), names, DATA, TRAINING, OPTIONS, {})
+    fit(point.network, DATA, TRAINING, masks=point.masks, callbacks=point.callbacks)
+    final = point.finished()
+    assert isinstance(final, CifarResNet) and list(final.state_dict()) == list(start().network.state_dict())
+    assert DATA.test.images is not None
+    images = DATA.test.images[:50]
+    assert torch.equal(final.eval()(images), point.network.eval()(images))
+    plain = start()
+    fit(plain.network, DATA, TRAINING, masks=plain.masks)
+    assert not torch.equal(final.get_parameter("fc.weight"), plain.network.get_parameter("fc.weight"))
+    for name, mask in plain.masks.items():
+        assert torch.equal(final.get_parameter(name) == 0, ~mask), name
+
+
+def test_scales_change_weights_and_no_mask() -> None:
+    point, plain = tweaked(start(), ["layerwise-rescale"], DATA, TRAINING, OPTIONS, {}), start()
+    name = "layer1.0.conv1.weight"
+    ratio = (point.network.get_parameter(name) / plain.network.get_parameter(name)).detach()
+    assert float(ratio.std()) < 1e-5 and abs(float(ratio.mean()) - 1) > 1e-3
+    assert all(torch.equal(point.masks[key], plain.masks[key]) for key in plain.masks)
+
+
+def test_a_schedule_that_begins_at_the_rewind_point_ends_with_the_training() -> None:
+    torch.manual_seed(0)
+    graph = GhostSkips(decay="linear", share=1.0).run(
+        eir.trace(cifar_resnet(14, width=4), (torch.zeros(1, 3, 8, 8),))
+    )
+    module, schedule = graph.to_module(), schedule_of(graph)
+    name = schedule.fadings[0].buffers[0]
+    seen: list[float] = []
+
+    class Watch(FollowSchedule):
+        def on_train_batch_start(self, *args: Any) -> None:
+            super().on_train_batch_start(*args)
+            seen.append(float(module.get_buffer(name)))
+
+    fit(module, DATA, TRAINING, start=2, callbacks=[Watch(schedule, 2, TRAINING.steps)])
+    assert seen == pytest.approx([1.0, 0.75, 0.5, 0.25]) and float(module.get_buffer(name)) == 0.0
+
+
+def test_labels() -> None:
+    smoothed = tweaked(start(), ["label-smoothing"], DATA, TRAINING, OPTIONS, {})
+    assert isinstance(smoothed.loss, nn.CrossEntropyLoss) and smoothed.loss.label_smoothing == 0.1
+    with pytest.raises(PlanError, match="soft-labels and label-smoothing both say what the labels are"):
+        tweaked(start(), ["label-smoothing", "soft-labels"], DATA, TRAINING, OPTIONS, {})
+    with pytest.raises(PlanError, match="there is no tweak 'luck'; the tweaks are ghost-skips"):
+        tweaked(start(), ["luck"], DATA, TRAINING, OPTIONS, {})
+
+
+def test_a_study_of_tweaks(tmp_path: Path) -> None:
+    network = {"factory": "elastic_ir.zoo:cifar_resnet", "depth": 14, "width": 4}
+    entries = [{"method": "imp", "label": name, "tweaks": [name]} for name in TWEAKS]
+    text = {
+        "data": {"name": "digits", "channels": 3}, "networks": {"resnet14": network}, "sparsities": [0.5],
+        "training": {"steps": 5, "batch_size": 64}, "pruning": {"share": 0.5}, "seeds": [0], "compare": entries,
+    }  # fmt: skip
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(text, sort_keys=False))
+    found, store = read_study(path), Store(tmp_path / "store")
+    ended = run([item.job for item in runs(found)], store, Here(str(store.folder)))
+    assert not ended.failed and not ended.skipped
+    teachers = {item.job.needs["teacher"].key for item in runs(found) if "teacher" in item.job.needs}
+    assert len(teachers) == 1 and ended.total == 1 + 2 + 1 + len(TWEAKS)
+    results = [store.result(item.job.key) for item in runs(found)]
+    assert len({str(result["accuracy"]) for result in results}) > 1
+    assert all(result["sparsity"] == pytest.approx(0.5, abs=0.01) for result in results)
+    text["compare"] = [{"method": "imp", "tweaks": ["luck"]}]
+    path.write_text(yaml.safe_dump(text))
+    with pytest.raises(PlanError, match=r"compare\[0\]: there is no tweak 'luck'"):
+        read_study(path)
