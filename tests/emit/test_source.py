@@ -37,7 +37,14 @@ def tidy(text: str) -> None:
         (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name) or ""
         for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom | ast.Import)
     }  # fmt: skip
-    assert imported <= {"__future__", "collections", "math", "torch", "torch.nn.functional"}
+    assert imported <= {
+        "__future__",
+        "collections",
+        "collections.abc",
+        "math",
+        "torch",
+        "torch.nn.functional",
+    }
     ruff = shutil.which("ruff")
     if ruff is None:
         pytest.skip("ruff is not installed")
