@@ -86,6 +86,7 @@ def apply(
             raise click.UsageError(f"--print-after {name}: the pipeline has no such pass")
     path = Path(out) if out is not None else _beside(source)
     inputs = {"the source": source, "the --arch": reading.arch, "the --mask": reading.mask}
+    output.refuse_source(path)
     output.refuse_overwriting(path, inputs)
     with tables.status(f"reading {source}"):
         before = reading.load(source)

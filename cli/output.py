@@ -75,6 +75,15 @@ def refuse_overwriting(out: Path, inputs: dict[str, str | None]) -> None:
         raise OutputError(f"{where}, which would be written over; choose another name with -o OUT")
 
 
+def refuse_source(out: Path) -> None:
+    """OutputError where a changed network would be written as source alone, and its weights be lost."""
+    if out.suffix.lower() == ".py":
+        kept = out.with_suffix(".pt")
+        raise OutputError(
+            f"{out} would hold no weights; write {kept}, then 'elastic-ir export {kept} -o {out}' writes the source"
+        )
+
+
 def _same(path: Path, other: str | Path) -> bool:
     return path.exists() and os.path.samefile(path, other)
 

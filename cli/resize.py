@@ -169,6 +169,7 @@ def _resize(command: str, source: str, wanted: Wanted, reading: Reading, how: di
         "the --like": wanted.like,
     }
     if wanted.out is not None:
+        output.refuse_source(Path(wanted.out))
         output.refuse_overwriting(Path(wanted.out), inputs)  # before minutes go into reading it
     with tables.status(f"reading {source}"):
         before = reading.load(source)

@@ -114,7 +114,7 @@ def _is_pure(expr: Expr) -> bool:
 
 def _small(expr: Expr, last: bool = False) -> bool:
     calls = sum(1 for node in walk(expr) if node.kind in _CALLS and not _is_pure(node))
-    text = Printer(local=lambda _: "xxx", parameter=lambda n: f"self.{n}").flat(expr)
+    text = Printer(local=lambda _: "xxxxx", parameter=lambda n: f"self.{n}").flat(expr)
     return calls <= _FOLD_CALLS and len(text) <= _FOLD_WIDTH
 
 

@@ -7,6 +7,8 @@ into the forward around it, and the path only holds what lies below it.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -203,7 +205,7 @@ def settle(tree: Tree, part: Part) -> None:
         part.body = tree.body(part, 0, len(tree.statements))
     if part.body is not None:
         named = part.sequence or all(name.isdigit() for name in part.children)
-        named = named or any(not name.isidentifier() for name in part.children)
+        named = named or _is_series(part.children) or any(not name.isidentifier() for name in part.children)
         if part.children and named and _is_chain(part):
             part.kind = "sequential"
             return
@@ -217,6 +219,19 @@ def settle(tree: Tree, part: Part) -> None:
             part.kind = "dict"
         elif not part.children and part.weights:
             part.kind = "parameters"
+
+
+def _is_series(names: Iterable[str]) -> bool:
+    """Whether names are one word with numbers that count up: RegNet's ``b1``, ``b2``, ``b3``."""
+    found = [re.fullmatch(r"([a-z]|block|layer)_?(\d+)", name) for name in names]
+    numbers = [int(match[2]) for match in found if match is not None]
+    one = len({match[1] for match in found if match is not None}) == 1
+    return (
+        bool(found)
+        and None not in found
+        and one
+        and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    )
 
 
 def _is_chain(part: Part) -> bool:

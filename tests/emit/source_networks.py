@@ -187,3 +187,28 @@ class CifarResNet(nn.Module):
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
 '''
+
+
+class Odd(nn.Module):
+    """A block that runs twice, a list given more than one value, weights used from outside, results in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice = Rated(0.0)
+        self.pairs = nn.ModuleList([nn.Bilinear(8, 8, 8) for _ in range(3)])
+        self.owner = nn.Module()
+        self.owner.gamma = nn.Parameter(torch.randn(8))
+        self.owner.register_buffer("shift", torch.randn(8))
+        self.shared = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        first = self.twice(x)
+        y = self.twice(torch.relu(first))
+        for pair in self.pairs:
+            y = pair(y, first)
+        y += self.owner.gamma * 2
+        z = self.shared(y) - self.shared(first[:, : y.shape[1]])
+        q, k = z.chunk(2, dim=1)
+        z = torch.cat([k, q], 1).clone()
+        w = z.add_(self.owner.shift)
+        return w + z, {"first": first, "y's": y}

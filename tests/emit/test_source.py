@@ -17,7 +17,7 @@ from elastic_ir.emit.source_file import network_of, source_of
 from elastic_ir.graph import Graph, Node
 from elastic_ir.zoo import cifar_resnet, cifar_vgg
 from tests.emit.nets import image, network, ticket
-from tests.emit.source_networks import GOLDEN, Bert, TiedHead, WithBuffers, ascending
+from tests.emit.source_networks import GOLDEN, Bert, Odd, TiedHead, WithBuffers, ascending
 
 
 def emitted(graph: Graph, **arguments: object) -> nn.Module:
@@ -37,7 +37,14 @@ def tidy(text: str) -> None:
         (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name) or ""
         for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom | ast.Import)
     }  # fmt: skip
-    assert imported <= {"__future__", "collections", "math", "torch", "torch.nn.functional"}
+    assert imported <= {
+        "__future__",
+        "collections",
+        "collections.abc",
+        "math",
+        "torch",
+        "torch.nn.functional",
+    }
     ruff = shutil.which("ruff")
     if ruff is None:
         pytest.skip("ruff is not installed")
@@ -177,6 +184,20 @@ def test_ties_and_buffers() -> None:
     )
     assert "table" not in made.state_dict() and "kept" in made.state_dict()
     same_function(graph, made, torch.randn(2, 6))
+
+
+@pytest.mark.parametrize("frontend", ["fx", "export"])
+def test_what_is_no_plain_chain(frontend: str) -> None:
+    torch.manual_seed(0)
+    model, x = Odd().eval(), torch.randn(4, 8)
+    graph = eir.trace(model, (x,), frontend=frontend)
+    made = emitted(graph)
+    made.load_state_dict(graph.state_dict(), strict=True)
+    wanted, table = model(x)
+    found = made.eval()(x)
+    torch.testing.assert_close(found[0], wanted)
+    others = list(found[1].values()) if frontend == "fx" else list(found[1:])
+    torch.testing.assert_close(others, list(table.values()))
 
 
 def test_large_buffers_without_a_rule_are_refused(tmp_path: Path) -> None:

@@ -157,6 +157,12 @@ def test_the_command_line(tmp_path: Path) -> None:
         elastic_ir, ["export", str(tmp_path / "net.pt"), "-o", str(tmp_path / "a.onnx"), "--weights"]
     )
     assert ran.exit_code == 2 and "--weights is for .py files" in ran.output
+    for command in (["stretch", "--to-depth", "20"], ["apply", "--passes", "fold-batchnorm"]):
+        ran = CliRunner().invoke(
+            elastic_ir, [*command, str(tmp_path / "net.pt"), "-o", str(tmp_path / "deep.py")]
+        )
+        assert ran.exit_code == 1 and "deep.py would hold no weights; write" in ran.output
+    assert not (tmp_path / "deep.py").exists()
 
 
 def test_bert_of_transformers() -> None:
