@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from elastic_ir.errors import EmitError
 from elastic_ir.graph import Argument, Graph, Literal, Node, Symbol, TensorType, Value, WeightRef
+from elastic_ir.onnx_record import write_record
 from elastic_ir.onnx_source import (
     BODY,
     DTYPES,
@@ -98,8 +99,13 @@ class _Builder:
         self.new.node.extend(body)
         self._initializers(needed)
         self._inputs_and_types()
+        write_record(self.model, self.graph, self._lineage())
         used = {mark_of(tensor) for tensor in tensors_of(self.model)}
         return self.model, {mark: data for mark, data in self.tensors.items() if mark in used}
+
+    def _lineage(self) -> dict[str, str]:
+        known = self.source.initializer_of
+        return {name: known.get(weight.origin, weight.origin) for name, (_, weight) in self.holders.items()}
 
     # -- names -----------------------------------------------------------------------------------------------------
 

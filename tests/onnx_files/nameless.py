@@ -23,10 +23,10 @@ def nameless(model: onnx.ModelProto) -> onnx.ModelProto:
         return numbers.setdefault(name, str(len(numbers)))
 
     def rename(graph: onnx.GraphProto) -> None:
-        entries = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
-        for entry in (*entries, *(sparse.values for sparse in graph.sparse_initializer)):
+        for entry in (*graph.input, *graph.output, *graph.value_info):
             entry.name, entry.doc_string = number(entry.name), ""
-            del entry.metadata_props[:]
+        for tensor in (*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)):
+            tensor.name, tensor.doc_string = number(tensor.name), ""
         for node in graph.node:
             node.input[:] = map(number, node.input)
             node.output[:] = map(number, node.output)

@@ -32,12 +32,16 @@ SPEECH: dict[str, Any] = {
 
 
 def swin(*depths: int) -> nn.Module:
-    return SwinTransformer([4, 4], 24, list(depths), [1, 2, 4][: len(depths)], [4, 4], num_classes=10)
+    made: nn.Module = SwinTransformer(
+        [4, 4], 24, list(depths), [1, 2, 4][: len(depths)], [4, 4], num_classes=10
+    )
+    return made
 
 
 def convnext() -> nn.Module:
     blocks = [CNBlockConfig(12, 24, 2), CNBlockConfig(24, 48, 3), CNBlockConfig(48, None, 2)]
-    return ConvNeXt(blocks, num_classes=10)
+    made: nn.Module = ConvNeXt(blocks, num_classes=10)
+    return made
 
 
 def clip() -> nn.Module:
@@ -120,7 +124,7 @@ def test_nameless_is_as_named(way: str, name: str, tmp_path: Path) -> None:
     assert found.depth == named.depth
     assert len(found.structure.head) == len(named.structure.head)
 
-    counts = [len(stage) + (stage.period if stage.blocks else 0) for stage in named.stages]
+    counts = [len(stage) + ((stage.period or 1) if stage.blocks else 0) for stage in named.stages]
     (left,) = eir.save(eir.stretch(named, to_stages=counts), tmp_path / "left.onnx")
     deeper = eir.stretch(found, to_stages=counts)
     (right,) = eir.save(deeper, tmp_path / "right.onnx")
@@ -158,7 +162,8 @@ def test_several_trunks_have_a_container_each(tmp_path: Path) -> None:
                 x = block(x)
             for block in self.right:
                 y = block(y)
-            return x.mean((2, 3)) @ y.mean((2, 3))[:, :8].T
+            found: torch.Tensor = x.mean((2, 3)) @ y.mean((2, 3))[:, :8].T
+            return found
 
     inputs = (torch.randn(1, 8, 8, 8), torch.randn(1, 12, 8, 8))
     path = export_older(Towers(), inputs, tmp_path / "towers.onnx")
@@ -182,7 +187,8 @@ class Residual(nn.Module):
         y = self.filter(self.expand(x).relu()).relu()
         if self.reduce is not None:
             y = y * self.restore(self.reduce(y.mean((2, 3), keepdim=True)).relu()).sigmoid()
-        return x + self.project(y)
+        result: torch.Tensor = x + self.project(y)
+        return result
 
 
 def test_kernels_that_differ_in_extent_do_not_part_a_stage(tmp_path: Path) -> None:
