@@ -20,6 +20,7 @@ from elastic_ir.frontends.onnx_types import infer_types
 from elastic_ir.graph import Argument, Graph, Node, Symbol, Value, WeightRef
 from elastic_ir.naming import name_nodes, rename_references
 from elastic_ir.onnx_limits import check_limits
+from elastic_ir.onnx_record import read_record
 from elastic_ir.onnx_source import BODY, Constant, OnnxSource, captured, operator, plain_attributes
 from elastic_ir.weights import Storage, Weight
 
@@ -95,6 +96,7 @@ class _Reader:
         self.graph = Graph(self.proto.name or opened.path.stem)
         self.graph.origin = self.source
         self.graph.metadata["frontend"] = "onnx"
+        self.graph.metadata.update(read_record(opened.model, self.file))
         self.values: dict[str, Value] = {}
         self._uses = count_uses(self.proto)
         self.source.constants = ConstantReader(opened, self._uses, LAYERS).read()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from elastic_ir.errors import SourceError
+from elastic_ir.frontends.onnx_reckoner import reckon_types
 from elastic_ir.graph import TensorType
 from elastic_ir.onnx_limits import Guard
 from elastic_ir.onnx_source import DTYPES
@@ -52,6 +53,7 @@ def infer_types(
         if entry.type.HasField("tensor_type") and kind.HasField("shape") and kind.elem_type in DTYPES:
             shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in kind.shape.dim)
             types[entry.name] = TensorType(shape, DTYPES[kind.elem_type])
+    types |= reckon_types(model, types)
     inputs = [entry for entry in best.input if entry.name not in constants]
     return types, [types[entry.name].shape if entry.name in types else () for entry in inputs]
 

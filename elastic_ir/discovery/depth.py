@@ -66,6 +66,25 @@ def path_lengths(graph: Graph) -> dict[Value, int]:
     return lengths
 
 
+def only_gates(graph: Graph, end: Node) -> set[Node]:
+    """The nodes on the way to ``end`` that reach it through the gates of products alone; no path counts them."""
+    order = {node: index for index, node in enumerate(graph)}
+
+    def behind(scaled_only: bool) -> set[Node]:
+        seen, stack = {end}, [end]
+        while stack:
+            node = stack.pop()
+            operands = node.operands()
+            if scaled_only and node.op in _PRODUCTS and len(operands) == 2:
+                operands = [_scaled(operands[0], operands[1], order)]
+            fresh = {value.node for value in operands} - seen
+            seen |= fresh
+            stack.extend(fresh)
+        return seen
+
+    return behind(False) - behind(True)
+
+
 def longest_path(graph: Graph, lengths: dict[Value, int] | None = None) -> int:
     """The depth of a graph that has nodes: weight layers on the longest path to its output."""
     found = path_lengths(graph) if lengths is None else lengths
@@ -84,9 +103,10 @@ def _scaled(left: Value, right: Value, order: dict[Node, int]) -> Value:
 
 
 def _size(value: Value) -> int:
+    """How many elements a value has; open extents, which are -1, count as 1."""
     size = 1
     for extent in value.type.shape if value.type is not None else ():
-        size *= extent
+        size *= abs(extent)
     return size
 
 

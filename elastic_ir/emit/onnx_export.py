@@ -22,6 +22,7 @@ from torch import nn
 
 from elastic_ir.errors import EmitError
 from elastic_ir.graph import Graph
+from elastic_ir.onnx_record import write_record
 from elastic_ir.onnx_source import DTYPES, MARK
 from elastic_ir.serialise import InlineData
 from elastic_ir.tensors import TensorData
@@ -285,4 +286,6 @@ def _to_proto(model: onnx_ir.Model, graph: Graph) -> tuple[onnx.ModelProto, dict
     proto.graph.initializer.extend([*kept, *rest])
     proto.graph.name = graph.name
     proto.producer_name, proto.producer_version = "elastic-ir", version("elastic-ir")
+    written = {tensor.name for tensor in proto.graph.initializer}
+    write_record(proto, graph, {n: origin for n, origin in graph.lineage().items() if n in written})
     return proto, tensors

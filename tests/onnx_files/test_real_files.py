@@ -17,9 +17,9 @@ from tests.onnx_files.real import PATHS, SHAPES, feeds, run
 FOUND: dict[str, tuple[list[int], int]] = {
     "opennsfw": ([3, 4, 6, 3], 50),
     "minilm": ([3], 12),
-    "ocr-det": ([4, 2, 4], 35),
-    "ocr-rec": ([4, 2, 2, 2], 43),
-    "ocr-cls": ([4, 1, 2, 3], 36),
+    "ocr-det": ([1, 1, 1, 1, 1, 4, 1, 4], 35),
+    "ocr-rec": ([1, 2, 2, 5, 2, 2], 43),
+    "ocr-cls": ([1, 2, 5, 3], 36),
     "light-resnet50": ([3, 4, 6, 3], 50),
     "light-vgg19": ([2, 2, 4, 4, 4], 19),
     "light-shufflenet": ([4, 8, 4], 50),
