@@ -206,9 +206,9 @@ class Odd(nn.Module):
         y = self.twice(torch.relu(first))
         for pair in self.pairs:
             y = pair(y, first)
-        y += self.owner.get_parameter("gamma") * 2
+        y += self.owner.gamma * 2  # type: ignore[operator]
         z = self.shared(y) - self.shared(first[:, : y.shape[1]])
         q, k = z.chunk(2, dim=1)
         z = torch.cat([k, q], 1).clone()
-        w = z.add_(self.owner.get_buffer("shift"))
+        w = z.add_(self.owner.shift)  # type: ignore[arg-type]
         return w + z, {"first": first, "y's": y}
