@@ -19,7 +19,7 @@ from elastic_ir.graph import Node, Value, WeightRef
 _BINARY = {
     "add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**", "matmul": "@", "eq": "==", "ne": "!=", "lt": "<",
     "le": "<=", "gt": ">", "ge": ">=", "bitwise_and": "&", "bitwise_or": "|", "__and__": "&", "__or__": "|",
-    "logical_and": "&", "remainder": "%", "floor_divide": "//", "add_": "+", "mul_": "*", "div_": "/", "sub_": "-",
+    "remainder": "%", "floor_divide": "//", "add_": "+", "mul_": "*", "div_": "/", "sub_": "-",
 }  # fmt: skip
 _DROPPED = {"device", "pin_memory", "layout"}
 #: Arguments in the order of torch.nn.functional's own, by their places among ATen's.

@@ -112,7 +112,7 @@ def _hints(tree: Tree) -> None:
         part.plain_sequential = type(module) is nn.Sequential
         part.sequence = isinstance(module, nn.Sequential)
         if not part.plain_sequential:
-            part.hint = type(module).__name__.lstrip("_")
+            part.hint = type(module).__name__.lstrip("_") if type(module) is not nn.Module else ""
 
 
 def _borrowed(tree: Tree) -> None:

@@ -229,6 +229,12 @@ def _classes(entries: list[Entry], root: Part) -> tuple[Entry, Expr] | None:
     if not entries:
         return None
     last = entries[-1]
+    lines = root.body.statements if root.body is not None else ()
+    called = [node.value[:1] for _, expr in lines for node in walk(expr) if node.kind == "self"]
+    if root.kind != "sequential" and (
+        not called or called[-1] != (last.name,) or called.count((last.name,)) > 1
+    ):
+        return None
     layers = [node for node in walk(last.expr) if node.kind == "new" and node.value.startswith("nn.")]
     weighted = [
         node for node in layers if node.value in ("nn.Linear", "nn.Conv2d", "nn.LayerNorm", "nn.BatchNorm2d")

@@ -189,6 +189,17 @@ class CifarResNet(nn.Module):
 '''
 
 
+class Weights(nn.Module):
+    """Nothing but weights."""
+
+    shift: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.randn(8))
+        self.register_buffer("shift", torch.randn(8))
+
+
 class Odd(nn.Module):
     """A block that runs twice, a list given more than one value, weights used from outside, results in place."""
 
@@ -196,9 +207,7 @@ class Odd(nn.Module):
         super().__init__()
         self.twice = Rated(0.0)
         self.pairs = nn.ModuleList([nn.Bilinear(8, 8, 8) for _ in range(3)])
-        self.owner = nn.Module()
-        self.owner.gamma = nn.Parameter(torch.randn(8))
-        self.owner.register_buffer("shift", torch.randn(8))
+        self.owner = Weights()
         self.shared = nn.Linear(8, 8)
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
