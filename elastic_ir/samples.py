@@ -36,9 +36,9 @@ class Samples:
 
     @staticmethod
     def traced(graph: Graph, name: str) -> Samples:
-        """The example inputs that a user traced a network with; PlanError where they are only guessed."""
+        """The example inputs that a user traced a network with; PlanError where they are guessed or noise."""
         inputs = getattr(graph.origin, "inputs", None)
-        if inputs is None or inputs.guessed:
+        if inputs is None or inputs.guessed or inputs.noise:
             raise PlanError(
                 f"{name} measures the network on inputs, and none were given: pass data=FILE (.npy, .npz or "
                 ".safetensors, samples along the first axis), or trace with example inputs of the kind it is used on"

@@ -17,7 +17,8 @@ class Inputs:
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    guessed: bool = False
+    guessed: bool = False  #: whether even their shapes are a guess
+    noise: bool = False  #: whether the shapes are known and the values are made up
 
     def to(self, device: torch.device | str) -> Inputs:
         """The same inputs on a device."""
@@ -26,7 +27,10 @@ class Inputs:
             return item.to(device) if isinstance(item, torch.Tensor) else item
 
         return Inputs(
-            tuple(move(a) for a in self.args), {k: move(v) for k, v in self.kwargs.items()}, self.guessed
+            tuple(move(a) for a in self.args),
+            {k: move(v) for k, v in self.kwargs.items()},
+            self.guessed,
+            self.noise,
         )
 
 
@@ -48,7 +52,7 @@ def from_shapes(model: nn.Module, shapes: Sequence[Sequence[int]]) -> Inputs:
     """Inputs of the shapes that a user gave; token ids where the network opens with an embedding."""
     first = _first_layer(model)
     make = _tokens if isinstance(first, nn.Embedding) else _noise
-    return Inputs(tuple(make(model, tuple(shape)) for shape in shapes))
+    return Inputs(tuple(make(model, tuple(shape)) for shape in shapes), noise=True)
 
 
 def guesses(model: nn.Module) -> Iterator[Inputs]:

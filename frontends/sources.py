@@ -259,7 +259,9 @@ def _live(data: Any, graph: Graph, trust: Sequence[str]) -> Any:
         return torch.randn(item[0], generator=torch.Generator().manual_seed(0)).to(dtype)
 
     given = data["inputs"]
-    inputs = Inputs(tuple(one(a) for a in given["args"]), {k: one(v) for k, v in given["kwargs"].items()})
+    inputs = Inputs(
+        tuple(one(a) for a in given["args"]), {k: one(v) for k, v in given["kwargs"].items()}, noise=True
+    )
     return LiveSource(module, inputs, from_file=True)
 
 

@@ -215,9 +215,9 @@ class Odd(nn.Module):
         y = self.twice(torch.relu(first))
         for pair in self.pairs:
             y = pair(y, first)
-        y += self.owner.gamma * 2  # type: ignore[operator]
+        y += self.owner.gamma * 2
         z = self.shared(y) - self.shared(first[:, : y.shape[1]])
         q, k = z.chunk(2, dim=1)
         z = torch.cat([k, q], 1).clone()
-        w = z.add_(self.owner.shift)  # type: ignore[arg-type]
+        w = z.add_(self.owner.shift)
         return w + z, {"first": first, "y's": y}

@@ -139,13 +139,20 @@ def test_files(tmp_path: Path) -> None:
             DropBySimilarity(count=1, data=str(tmp_path / name)).run(graph)
 
 
-def test_what_is_refused() -> None:
+def test_what_is_refused(tmp_path: Path) -> None:
     graph = resnet()
-    guessed = eir.trace(cifar_resnet(20))
-    with pytest.raises(
-        PlanError, match="measures the network on inputs, and none were given: pass data=FILE"
+    path = tmp_path / "net.pt"
+    # the file knows the shapes, and no values
+    eir.save(eir.trace(cifar_resnet(20), torch.zeros(1, 3, 32, 32)), path)
+    for guessed in (
+        eir.trace(cifar_resnet(20)),
+        eir.trace(cifar_resnet(20), input_shape=[(1, 3, 32, 32)]),
+        eir.load(path),
     ):
-        DropBySimilarity(count=1).run(guessed)
+        with pytest.raises(
+            PlanError, match="measures the network on inputs, and none were given: pass data=FILE"
+        ):
+            DropBySimilarity(count=1).run(guessed)
     assert DropBySimilarity(count=1).run(graph).metadata["drop-by-similarity"]["samples"] == 1
     for options, message in (
         ({}, "say how many units go by count, or what stays by to_depth, to_stages or to_units"),
