@@ -1,0 +1,133 @@
+"""What the laboratory costs on top of the trainings that it runs: ``python -m benchmarks.lottery``.
+
+Four ratios, each against something measured in the same run:
+
+- a level of iterative magnitude pruning against its training alone (limit 1.02): rewinding, pruning, the ticket's file;
+  the measurement of its accuracy is shown apart, for it is no part of the search;
+- a ticket's training step against the dense one (limit 1.03);
+- the scheduling of a job that has nothing to do (limit 50 ms);
+- a study of single-threaded jobs in two processes against one (at least 1.8 times as fast).
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from elastic_ir.tickets import magnitude_masks
+from elastic_ir.training.data import Data, Split, load_data
+from elastic_ir.training.executors import Here, Processes
+from elastic_ir.training.fit import accuracy, fit
+from elastic_ir.training.imp import find_tickets
+from elastic_ir.training.jobs import Job
+from elastic_ir.training.run import run
+from elastic_ir.training.settings import Pruning, Training
+from elastic_ir.training.store import Store
+from elastic_ir.zoo import cifar_resnet
+
+STEPS = 150
+LEVELS = 3
+
+
+def images(count: int = 12_800) -> Data:
+    """Noise of the size of Fashion-MNIST: what is measured does not depend on what is learnt."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(count, 3, 28, 28, generator=generator)
+    split = Split(x, torch.arange(count) % 10)
+    return Data(
+        "noise", split, Split(x[:1000], split.labels[:1000] if split.labels is not None else None), 10
+    )
+
+
+def network() -> nn.Module:
+    """The network that the levels train."""
+    torch.manual_seed(0)
+    return cifar_resnet(20, width=8)
+
+
+def level_overhead(data: Data) -> tuple[float, float]:
+    """Seconds of whole levels, without measuring accuracy, against seconds of their training; and one measurement."""
+    training = Training(steps=STEPS, lr=0.01)
+    fit(network(), data, Training(steps=5))  # what happens once in a process
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.perf_counter()
+        levels = find_tickets(network(), data, training, Pruning(LEVELS, rewind=0), Path(folder))
+        whole = time.perf_counter() - begun
+    begun = time.perf_counter()
+    accuracy(network(), data.test)
+    measured = time.perf_counter() - begun
+    trained = sum(level.seconds for level in levels)
+    return (whole - measured * len(levels)) / trained, measured / (trained / len(levels))
+
+
+def step_ratio(data: Data) -> float:
+    """A ticket's training against a dense one, in turns; the median of pairs."""
+    training = Training(steps=30, lr=0.01)
+    masks = magnitude_masks(network(), 0.9)
+    ratios = []
+    for _ in range(5):
+        dense, sparse = (fit(network(), data, training, masks=given) for given in ({}, masks))
+        ratios.append(sparse / dense)
+    return statistics.median(ratios)
+
+
+def _jobs(count: int, steps: int) -> list[Job]:
+    options = {
+        "network": {"factory": "elastic_ir.zoo:cifar_resnet", "depth": 14, "width": 4},
+        "data": {"name": "digits", "channels": 3}, "training": {"steps": max(steps, 1), "batch_size": 256},
+        "rewind": steps,
+    }  # fmt: skip
+    return [Job("rewind", {**options, "seed": seed}) for seed in range(count)]
+
+
+def scheduling() -> float:
+    """Seconds of a job that trains for no step, beside what the same work takes as a plain call."""
+    load_data("digits", 3)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder)
+        run(_jobs(1, 0), store, Here(folder))  # imports, and the data
+        begun = time.perf_counter()
+        run(_jobs(41, 0), store, Here(folder))
+        return (time.perf_counter() - begun) / 40
+
+
+def two_processes() -> float:
+    """How many times as fast a study is in two processes; their start is left out by a first job in each."""
+    seconds = []
+    for count in (1, 2):
+        with tempfile.TemporaryDirectory() as folder:
+            executor = Processes(folder, count, threads=1)
+            for job in _jobs(20, 2)[-count:]:
+                executor.submit(job.spec())
+            for _ in range(count):
+                executor.wait()
+            begun = time.perf_counter()
+            run(_jobs(8, 60), Store(folder), executor)
+            seconds.append(time.perf_counter() - begun)
+    return seconds[0] / seconds[1]
+
+
+def main() -> int:
+    """Print each ratio with its limit, and say by the exit code whether all are held."""
+    torch.set_num_threads(1)
+    data = images()
+    overhead, measuring = level_overhead(data)
+    rows = [
+        ("a level against its training", overhead, 1.02, overhead <= 1.02),
+        ("a ticket's training against dense", step := step_ratio(data), 1.03, step <= 1.03),
+        ("scheduling of an empty job, ms", empty := 1000 * scheduling(), 50.0, empty <= 50),
+        ("two processes against one, at least", faster := two_processes(), 1.8, faster >= 1.8),
+    ]
+    for name, found, limit, held in rows:
+        print(f"{name:<38}{found:8.3f}   limit {limit:g}: {'held' if held else 'MISSED'}")
+    print(f"(measuring accuracy on 1,000 images takes {measuring:.3f} of a training of {STEPS} steps)")
+    return 0 if all(held for *_, held in rows) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
