@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 #: Entry of ``external_data`` by which a tensor that was cut out is known, as "NUMBER:FIELD" with the field that held
 #: its bytes; no file of others has it.
 MARK = "elastic-ir"
+SAID = ":in"  #: ends the mark of a tensor whose message says that its bytes are in it (``data_location``)
 SCOPES = "pkg.torch.onnx.name_scopes"  #: the key of a node's metadata in what torch exports
 _LONGEST = 1 << 14  #: characters of that entry
 #: The keyword of a node's operands that only its bodies read.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from elastic_ir.errors import SourceError
 from elastic_ir.frontends.safetensors_file import FileTensor, stamp_of
-from elastic_ir.onnx_source import DTYPES, MARK, mark_of, tensors_of
+from elastic_ir.onnx_source import DTYPES, MARK, SAID, mark_of, tensors_of
 from elastic_ir.protobuf import BYTES, Field, WireError, fields
 from elastic_ir.protobuf import field as wire_field
 from elastic_ir.serialise import InlineData
@@ -230,11 +230,14 @@ class _Stripper:
         """A tensor; where it is large, without its bytes (raw, or floats and doubles packed as raw ones are)."""
         if at.end - at.start < LARGE:
             return bytes(self.view[at.start : at.end])
-        bulky = list(islice((f for f in self._fields(at.start, at.end) if f.number in (4, 9, 10)), 2))
+        noted = list(islice((f for f in self._fields(at.start, at.end) if f.number in (4, 9, 10, 14)), 3))
+        bulky = [item for item in noted if item.number != 14]
         if len(bulky) != 1 or bulky[0].wire != BYTES or bulky[0].end - bulky[0].start < LARGE:
             return bytes(self.view[at.start : at.end])
         place = bulky[0]
         mark = f"{len(self.opened.tensors)}:{place.number}"
+        if len(noted) > len(bulky):  # it says that its bytes are in it, which none has to
+            mark += SAID
         size = place.end - place.start
         self.opened.tensors[mark] = FileTensor(self.opened.path, place.start, (size,), "uint8", self.stamp)
         entry = wire_field(1, MARK.encode()) + wire_field(2, mark.encode())

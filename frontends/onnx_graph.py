@@ -25,7 +25,7 @@ from elastic_ir.onnx_source import BODY, Constant, OnnxSource, captured, operato
 from elastic_ir.weights import Storage, Weight
 
 if TYPE_CHECKING:
-    pass
+    import onnx
 
 _LONGEST = 600  #: characters of a message; a damaged file's names have thousands
 OLDEST_OPSET = 7  #: of the default domain; what onnxruntime still promises to run
@@ -273,9 +273,10 @@ class _Reader:
                 name = maker.input[0]
             return None
 
+        functions = {(item.domain, item.name): item for item in self.opened.model.functions}
         found = set()
         for node in self.proto.node:
-            for place in LAYERS.get(operator(node), ()):
+            for place in _layer_operands(node, functions):
                 if place < len(node.input):
                     name = root(node.input[place])
                     if name is not None:
@@ -311,6 +312,26 @@ class _Reader:
                 taken.add(new)
                 by[node.scope] = new
         return {name: by for name, by in names.items() if by}
+
+
+def _layer_operands(
+    node: onnx.NodeProto, functions: dict[tuple[str, str], onnx.FunctionProto]
+) -> tuple[int, ...]:
+    """Which operands of a node may be a layer's weight; of a call those that the function hands to a layer."""
+    called = functions.get((node.domain, node.op_type))
+    if called is None:
+        return LAYERS.get(operator(node), ())
+    handed = {
+        name: name for name in called.input
+    }  # through what hands a weight on, to the function's operand
+    read = set()
+    for item in called.node:  # no deeper: limits on calls within calls are checked before
+        if item.op_type in _CARRIERS and item.input and item.input[0] in handed:
+            handed.update((name, handed[item.input[0]]) for name in item.output)
+        for place in _layer_operands(item, functions):
+            if place < len(item.input) and item.input[place] in handed:
+                read.add(handed[item.input[place]])
+    return tuple(place for place, name in enumerate(called.input) if name in read)
 
 
 def _akin(parent: str, scope: str) -> bool:

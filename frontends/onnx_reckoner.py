@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from elastic_ir.frontends.onnx_extra_shapes import DOMAIN, KEPT, LIKE, own_types, result_dtype
 from elastic_ir.graph import TensorType
 from elastic_ir.onnx_limits import shape_operand
 from elastic_ir.onnx_source import DTYPES, bodies, mark_of
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 _LIMIT = 1024  #: elements of a result that is computed
 _RANK = 64  #: extents of a shape
+_SIMPLE = "SimplifiedLayerNormalization"  #: onnxruntime has it in the default domain
+_TURNED = ("transBatchA", "transBatchB")  #: what changes the shape beyond what onnx's operator does
 
 
 def reckon_types(model: onnx.ModelProto, types: Mapping[str, TensorType]) -> dict[str, TensorType]:
@@ -96,7 +99,10 @@ class _Reckoner:
                     dtype = "int64" if "int" in attribute.name else "float32"
                     self._note(node.output[0], np.array(value, dtype))
             return
-        for name, kind in self._inferred(node, domain).items():
+        found = (
+            self._own(node) if domain == DOMAIN or node.op_type == _SIMPLE else self._inferred(node, domain)
+        )
+        for name, kind in found.items():
             if name and _known(kind):
                 self.types[name] = kind
         for name in node.output:
@@ -108,6 +114,31 @@ class _Reckoner:
     def _note(self, name: str, numbers: Numbers) -> None:
         self.numbers[name] = numbers
         self.types[name] = TensorType(numbers.shape, str(numbers.dtype))
+
+    def _own(self, node: onnx.NodeProto) -> dict[str, TensorType]:
+        """The types of an operator that onnx has no rule for."""
+        operands = [self.types.get(name) for name in node.input]
+        attributes = self._attributes(node)
+        like = LIKE.get(node.op_type)
+        if like is None:
+            return dict(zip(node.output, own_types(node.op_type, operands, attributes), strict=False))
+        kind, places = like
+        if any(attributes.get(name) for name in _TURNED) or max(places) >= len(node.input):
+            return {}
+        twin = self.onnx.NodeProto(op_type=kind, input=[node.input[place] for place in places])
+        twin.output.append(node.output[0])
+        twin.attribute.extend(item for item in node.attribute if item.name in KEPT.get(kind, ()))
+        dtype = self.types[node.input[0]].dtype if node.input[0] in self.types else ""
+        before = {name: self.types.get(name) for name in twin.input}
+        for name, known in before.items():  # onnx's operator wants one dtype throughout
+            if known is not None:
+                self.types[name] = TensorType(known.shape, "float32")
+        found = self._inferred(twin, "")
+        self.types.update({name: known for name, known in before.items() if known is not None})
+        return {
+            name: TensorType(made.shape, result_dtype(node.op_type, operands, dtype))
+            for name, made in found.items()
+        }
 
     def _inferred(self, node: onnx.NodeProto, domain: str) -> dict[str, TensorType]:
         """The types that the operator's own rule gives; none where an operand's is not known."""

@@ -18,7 +18,7 @@ _PRODUCTS = {"operator.mul", "operator.imul", "torch.mul", "method.mul", "method
 _SIZES = {"onnx.Shape", "onnx.Size"}
 
 #: Operations that contract with a weight; others on a weight alone (standardising it) only change it.
-_CONTRACTS = re.compile(r"conv|linear|mm|matmul|einsum|attention", re.IGNORECASE)
+_CONTRACTS = re.compile(r"conv|(?<!quantize)linear|mm|matmul|einsum|attention", re.IGNORECASE)
 
 #: Names of tables that are looked up: without a graph only their name tells them from a linear layer.
 _LOOKUPS = re.compile(r"emb|wte|wpe|token|pos")

@@ -20,6 +20,12 @@ class GraphReader:
         self.order = {node: index for index, node in enumerate(graph)}
         self.users = graph.users()
         self.prunable = {name for name, weight in graph.weights.items() if weight.prunable}
+        self.live: set[Node] = (
+            set()
+        )  #: what depends on an input; weights made ready may stand anywhere before
+        for node in graph:
+            if node.kind == "input" or any(value.node in self.live for value in node.operands()):
+                self.live.add(node)
 
     def groups(self, container: Container, parts: list[Part]) -> list[Group]:
         """The groups of a container with links, shapes and signatures filled in; [] if nothing chains."""
@@ -32,7 +38,7 @@ class GraphReader:
         if not groups:
             return []
         self._absorb(container, groups)
-        starts = [self.order[group.nodes[0]] for group in groups]
+        starts = [self.position(group) for group in groups]
         if starts != sorted(starts):
             return []  # the children do not run in the order of their numbers
         self._link(groups)
@@ -52,7 +58,7 @@ class GraphReader:
 
     def position(self, group: Group) -> int:
         """Where the group runs, to order stages."""
-        return self.order[group.nodes[0]]
+        return self.order[next((node for node in group.nodes if node in self.live), group.nodes[0])]
 
     def between(self, left: Group, right: Group) -> list[Node]:
         """The nodes that run after one group and before another."""

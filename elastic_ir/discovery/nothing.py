@@ -6,8 +6,9 @@ import itertools
 
 from elastic_ir.discovery.from_graph import GraphReader
 from elastic_ir.discovery.from_names import NameReader, in_channels
-from elastic_ir.discovery.parts import Part, containers
+from elastic_ir.discovery.parts import Group, Part, containers
 from elastic_ir.graph import Graph, Symbol
+from elastic_ir.structure import Container
 
 
 def why_nothing(tree: Part, reader: GraphReader | NameReader, listed: dict[str, list[str]]) -> str:
@@ -15,9 +16,15 @@ def why_nothing(tree: Part, reader: GraphReader | NameReader, listed: dict[str, 
     again = _applied_again(reader.graph)
     if again is not None:
         return again
+    made = _made_for_one_machine(reader.graph)
+    if made is not None:
+        return made
     for part in tree.walk():
         for container, parts in containers(part, listed):
             groups = reader.groups(container, parts)
+            tapped = _tapped(container, groups, reader.graph)
+            if tapped is not None:
+                return tapped
             widths = [
                 next((in_channels(s) for n, s in group.weights.items() if len(s) > 1 and "." in n), 0)
                 for group in groups
@@ -31,6 +38,37 @@ def why_nothing(tree: Part, reader: GraphReader | NameReader, listed: dict[str, 
                 )
     plain = "no two blocks in a row have equal operations and weight shapes, so there is nothing to clone or delete"
     return plain + _about_bodies(reader.graph)
+
+
+def _made_for_one_machine(graph: Graph) -> str | None:
+    """What onnxruntime's optimiser did to an ONNX file so that blocks cannot be parted any more."""
+    if any(node.op.startswith("onnx.com.microsoft.nchwc.") for node in graph):
+        return (
+            "onnxruntime's optimiser has put its layers into a layout of one machine (com.microsoft.nchwc); optimise "
+            "it no further than the level 'extended', or change the file from before and optimise what comes out"
+        )
+    for node in graph:
+        if node.op == "operator.getitem" and node.args[1] == 3:
+            fused = node.operands()[0].node.op
+            if "Skip" in fused and "LayerNormalization" in fused:
+                return (
+                    "an optimiser has fused each block's last sum with the next one's norm "
+                    f"({fused.removeprefix('onnx.')} of two results), so that no block ends before the next begins; "
+                    "change the file from before and optimise what comes out"
+                )
+    return None
+
+
+def _tapped(container: Container, groups: list[Group], graph: Graph) -> str | None:
+    """Blocks that would repeat, but each of whose results is a result of the network as well."""
+    results = next((node.operands() for node in graph if node.kind == "output"), [])
+    taps = [group for group in groups if group.preserving and group.output in results]
+    if len(taps) < 2 or len({group.signature for group in taps}) == len(taps):
+        return None
+    return (
+        f"{len(taps)} blocks of {container.label!r} hand their results to outputs of the network as well, so none can "
+        "be cloned or deleted; export the network without these outputs (hidden states)"
+    )
 
 
 def _about_bodies(graph: Graph) -> str:

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import networkx as nx
 
 from elastic_ir.discovery.depth import only_gates, path_lengths
-from elastic_ir.graph import Graph, Node, Value, WeightRef
+from elastic_ir.graph import Graph, Node, Value
 
 _STARTS = 6  #: ways to begin a trunk that are tried
 _LARGEST = 12  #: layers on a path through a block; in more, other blocks hide
@@ -137,16 +137,23 @@ def _sources(
     segment that they reach without a layer between.
     """
     made: dict[Node, tuple[Node, ...]] = {}
+    fed: set[Value] = set()  # what comes from an input of the network
     for node in graph:
         kind = node.output.type
+        if node.kind == "input" or any(value in fed for value in node.operands()):
+            fed.add(node.output)
         if node in done or node.op in _NO_FLOW or node.kind == "output":
             continue
         operands = tuple(dict.fromkeys(value.node for value in node.operands() if value.node in made))
         operands = tuple(item for item in operands if item not in flow)
         if node in flow:
             made[node] = operands
-        elif kind is None or "float" in kind.dtype:
-            table = node.op == "onnx.Gather" and isinstance(node.args[0], WeightRef) and bool(node.operands())
+        elif kind is None or "float" in kind.dtype or (operands and _quantises(node)):
+            given = [value for value in node.operands() if value in fed]
+            whole = all(value.type is None or "float" not in value.type.dtype for value in given)
+            held = any(graph.weights[name].is_parameter for name in node.weight_names())
+            held |= len(given) < len(node.operands()) or _quantises(node)
+            table = bool(given) and whole and held
             if operands or table or (node.kind == "input" and kind is not None):
                 made[node] = operands
     reaches: dict[Node, int] = {}
@@ -156,6 +163,11 @@ def _sources(
             for item in made[node]:
                 reaches[item] = max(reach, reaches.get(item, 0))
     return made, reaches
+
+
+def _quantises(node: Node) -> bool:
+    made = node.operands()[0].node if node.op == "operator.getitem" else node
+    return "quantize" in made.op.lower()
 
 
 def _dominators(flow: dict[Node, tuple[Node, ...]]) -> dict[Node, Node | None]:

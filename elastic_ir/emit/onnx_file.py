@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from elastic_ir.errors import EmitError
-from elastic_ir.onnx_source import MARK
+from elastic_ir.onnx_source import MARK, SAID
 from elastic_ir.protobuf import BYTES, Field, field, fields, head
 from elastic_ir.tensors import TensorData, nbytes
 
@@ -74,7 +74,8 @@ def size_of(model: onnx.ModelProto, tensors: Mapping[str, TensorData]) -> int:
 def _filled(model: onnx.ModelProto, tensors: Mapping[str, TensorData]) -> Pieces:
     def put(tensor: memoryview, at: Field, mark: str) -> Pieces:
         data = tensors[mark]
-        return [head(int(mark.partition(":")[2]), nbytes(data)), data]
+        said = bytes((14 << 3, 0)) if mark.endswith(SAID) else b""
+        return [said + head(int(mark.split(":")[1]), nbytes(data)), data]
 
     return _Filler(model.SerializeToString(), put).pieces()
 

@@ -27,7 +27,8 @@ class Names:
         self.values: dict[Value, str] = {}
         #: a value's name in the source -> its names here, and the values that they are
         self.copies: dict[str, dict[str, Value | None]] = {}
-        self.taken = self._source_names()
+        self.known = frozenset(self._source_names())  #: of all values and weights of the source
+        self.taken = {*self.known, *(entry.name for entry in self.old.value_info)}
         self.weights: dict[int, str] = {}  #: by the storage's identity
         self.holders: dict[str, tuple[Constant, Weight]] = {}  #: constants by the names they have here
         self.literals: dict[str, Literal] = {}

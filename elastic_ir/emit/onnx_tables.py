@@ -125,7 +125,8 @@ class Tables:
                 twin.CopyFrom(entry)
                 twin.name = name
                 self._update_shape(twin, self.source.types.get(entry.name), value)
-            if entry.name not in self.names.copies and entry.name in emitted | names:
+            of_nothing = entry.name not in self.names.known  # left behind by who made the file
+            if of_nothing or (entry.name not in self.names.copies and entry.name in emitted | names):
                 twin = self.new.value_info.add()
                 twin.CopyFrom(entry)
                 self._update_weight(twin, entry.name)
