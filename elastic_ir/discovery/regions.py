@@ -30,7 +30,7 @@ def scope_regions(graph: Graph) -> bool:
         if not found:
             break
         steps, nodes = max(found, key=lambda item: _covered(item[0]))  # the first of equals
-        if len(steps) < 2 or (trunk and not _covered(steps)):
+        if sum(bool(step.layers) for step in steps) < 2 or (trunk and not _covered(steps)):
             break
         done |= nodes
         box = CONTAINER if not containers else f"{CONTAINER}_{_letters(containers)}"

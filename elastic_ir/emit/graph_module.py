@@ -258,7 +258,7 @@ def _mount(root: nn.Module, path: str, leaf: nn.Module) -> None:
 def _ensure(root: nn.Module, weight: Weight) -> None:
     """Register a weight at its path, so that the module tree has the order of the state dict."""
     parent, role = _parent(root, weight.name)
-    if role in parent._parameters or role in parent._buffers or hasattr(parent, role):
+    if role in parent._parameters or role in parent._buffers:
         return
     empty = torch.empty(weight.shape, dtype=getattr(torch, weight.dtype), device="meta")
     if weight.is_parameter:
