@@ -9,7 +9,7 @@ inserting before any node costs constant time. Only :mod:`elastic_ir.rewriter` e
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
@@ -141,31 +141,35 @@ class Node:
     def operands(self) -> list[Value]:
         """The values it reads, in order, with repetitions."""
         found: list[Value] = []
-        map_argument(self.args, lambda leaf: _collect(leaf, found))
-        map_argument(self.kwargs, lambda leaf: _collect(leaf, found))
+        _gather(self.args, Value, found)
+        if self.kwargs:
+            _gather(self.kwargs.values(), Value, found)
         return found
 
     def weight_names(self) -> list[str]:
         """The names of all weights it uses, by role first, then as arguments."""
-        found = list(self.weights.values())
-
-        def take(leaf: Argument) -> Argument:
-            if isinstance(leaf, WeightRef):
-                found.append(leaf.name)
-            return leaf
-
-        map_argument(self.args, take)
-        map_argument(self.kwargs, take)
-        return found
+        references: list[WeightRef] = []
+        _gather(self.args, WeightRef, references)
+        if self.kwargs:
+            _gather(self.kwargs.values(), WeightRef, references)
+        names = list(self.weights.values())
+        return names + [reference.name for reference in references] if references else names
 
     def __repr__(self) -> str:
         return f"<{self.op} %{self.name}>"
 
 
-def _collect(leaf: Argument, found: list[Value]) -> Argument:
-    if isinstance(leaf, Value):
-        found.append(leaf)
-    return leaf
+def _gather(items: Iterable[Any], kind: type[Any], found: list[Any]) -> None:
+    """The leaves of one kind among arguments, in order; every pass asks this of every node, so nothing is built."""
+    for item in items:
+        if isinstance(item, kind):
+            found.append(item)
+        elif isinstance(item, (tuple, list)):
+            _gather(item, kind, found)
+        elif isinstance(item, dict):
+            _gather(item.values(), kind, found)
+        elif isinstance(item, slice):
+            _gather((item.start, item.stop, item.step), kind, found)
 
 
 def map_argument(argument: Any, change: Callable[[Argument], Argument]) -> Any:
