@@ -59,17 +59,31 @@ class Store:
             target = self.path(spec["key"])
             if target.exists() and not self.has(spec["key"]):  # a copy that was cut short
                 shutil.rmtree(target)
-            with contextlib.suppress(OSError):  # another process was faster, with the same result
+            try:
                 place.rename(target)
+            except OSError:
+                if not self.has(spec["key"]):  # else another process was faster, with the same result
+                    raise
         finally:
             shutil.rmtree(place, ignore_errors=True)
+
+    def working(self) -> dict[str, float]:
+        """Jobs with a workspace, and for how many seconds; one whose process was killed is among them for a while."""
+        found: dict[str, float] = {}
+        for place in self.folder.glob(".*-*.*") if self.folder.is_dir() else ():
+            with contextlib.suppress(OSError):
+                found[place.name[1:].rpartition(".")[0]] = time.time() - (place / "job.json").stat().st_mtime
+        return found
 
     def write_result(self, place: Path, result: Mapping[str, Any]) -> None:
         """The last thing that a job writes into its workspace."""
         (place / RESULT).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
 
-    def sweep(self, older_than: float = 24 * 3600.0) -> int:
-        """Delete workspaces that killed processes have left and nobody touched for so many seconds; how many went."""
+    def sweep(self, older_than: float = 7 * 24 * 3600.0) -> int:
+        """Delete workspaces that killed processes have left and nobody touched for so many seconds; how many went.
+
+        A job writes into its own at its end only, so that a long training's looks as if nobody worked in it.
+        """
         gone = 0
         for place in self.folder.glob(".*-*.*") if self.folder.is_dir() else ():
             with contextlib.suppress(OSError):

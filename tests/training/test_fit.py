@@ -57,6 +57,37 @@ def test_pruned_weights_stay_zero_through_a_training() -> None:
         assert torch.equal(weight == 0, ~mask), name
 
 
+class TwoOutputs(nn.Module):
+    """A network with an auxiliary output, and a norm that is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.frozen = perceptron(), nn.BatchNorm2d(1).eval()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        out = self.net(self.frozen(x))
+        return out, 2 * out
+
+
+def test_measuring_leaves_a_network_as_it_was_and_takes_the_first_output() -> None:
+    network = TwoOutputs()
+    plain = accuracy(network.net.eval(), DATA.test)
+    network.net.train()
+    assert accuracy(network, DATA.test, engine=Engine("cpu")) == plain
+    assert network.net.training and not network.frozen.training
+
+
+@pytest.mark.slow
+def test_a_compiled_training_is_the_plain_one_but_for_rounding() -> None:
+    networks = [perceptron(), perceptron()]
+    masks = magnitude_masks(networks[0], 0.5)
+    for network, compiled in zip(networks, (False, True), strict=True):
+        fit(network, DATA, Training(steps=6, batch_size=64, compile=compiled), masks=masks)
+    for name, tensor in networks[0].state_dict().items():
+        torch.testing.assert_close(tensor, networks[1].state_dict()[name], atol=1e-4, rtol=1e-3, msg=name)
+    assert all((networks[1].get_parameter(name)[~mask] == 0).all() for name, mask in masks.items())
+
+
 class Theirs(pl.LightningModule):
     """A Lightning module as somebody else writes it."""
 
