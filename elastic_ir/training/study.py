@@ -31,6 +31,8 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "rigl": ("distribution", "interval", "drop_fraction", "end"),
     "dpf": ("interval", "initial", "start", "end"),
 }
+#: What a transformation does unless told; said or not, the job is the same.
+_USUAL = {"order": "append", "drop": "tail", "permute_copies": False}
 _DATA: dict[str, type] = {"name": str, "channels": int, "limit": int}
 _MEASURES = ("accuracy", "barrier")
 _UNDER_TICKETS = (
@@ -98,6 +100,12 @@ class Study:
     loss: str = ""
     title: str = ""
     dense_at_least: float = 0.0  #: accuracy that the dense network must reach, or claims stay undecided
+
+    @property
+    def wanted(self) -> list[float]:
+        """The sparsities as levels meet them, which is how runs name them."""
+        pruning = self.pruning
+        return sorted({round(pruning.sparsity_at(pruning.level_for(s)), 4) for s in self.sparsities})
 
 
 @dataclass(frozen=True)
@@ -340,8 +348,9 @@ class Planner:
             options["tweaks"] = list(entry.tweaks)
         if "soft-labels" in entry.tweaks:
             needs["teacher"] = self.train(Entry("dense"), network, "", seed, 0, order=seed)
-        if entry.options:
-            options["options"] = dict(entry.options)
+        chosen = {key: value for key, value in entry.options.items() if _USUAL.get(key) != value}
+        if chosen:
+            options["options"] = chosen
         if self.study.pruning.leave_out:
             options["leave_out"] = list(self.study.pruning.leave_out)
         if entry.method in _FROM_SOURCE:

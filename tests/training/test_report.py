@@ -182,8 +182,9 @@ def test_report_on_the_command_line_writes_tables_and_plots(tmp_path: Path) -> N
     told = CliRunner().invoke(elastic_ir, [*arguments, str(tmp_path / "out")])
     assert told.exit_code == 0, told.output
     names = {path.name for path in (tmp_path / "out").iterdir()}
+    stems = ("two", "two-methods", "three", "three-methods", "connectivity")
     assert names == {"tiny.md", "tiny-results.csv", "tiny-layers.csv"} | {
-        f"tiny-{stem}.{form}" for stem in ("two", "three", "connectivity") for form in ("png", "svg")
+        f"tiny-{stem}.{form}" for stem in stems for form in ("png", "svg")
     }
     assert "![tiny-two.png](tiny-two.png)" in (tmp_path / "out" / "tiny.md").read_text()
     first = (tmp_path / "out" / "tiny-two.svg").read_bytes()
