@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import secrets
 import shutil
 import time
@@ -51,7 +52,7 @@ class Store:
     def workspace(self, spec: Mapping[str, Any]) -> Iterator[Path]:
         """A folder to work in, which becomes the job's when the block ends well and has written a result."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        place = self.folder / f".{spec['key']}.{secrets.token_hex(4)}"
+        place = self.folder / f".{spec['key']}.{platform.node()}.{os.getpid()}.{secrets.token_hex(4)}"
         place.mkdir()
         try:
             (place / "job.json").write_text(json.dumps(spec, indent=1) + "\n", "utf-8")
@@ -68,11 +69,15 @@ class Store:
             shutil.rmtree(place, ignore_errors=True)
 
     def working(self) -> dict[str, float]:
-        """Jobs with a workspace, and for how many seconds; one whose process was killed is among them for a while."""
+        """Jobs that are worked on, and for how many seconds; of other machines also those whose process was killed."""
         found: dict[str, float] = {}
         for place in self.folder.glob(".*-*.*") if self.folder.is_dir() else ():
+            key, _, worker = place.name[1:].partition(".")
+            host, _, process = worker.rpartition(".")[0].rpartition(".")
+            if host == platform.node() and process.isdigit() and not _alive(int(process)):
+                continue
             with contextlib.suppress(OSError):
-                found[place.name[1:].rpartition(".")[0]] = time.time() - (place / "job.json").stat().st_mtime
+                found[key] = time.time() - (place / "job.json").stat().st_mtime
         return found
 
     def write_result(self, place: Path, result: Mapping[str, Any]) -> None:
@@ -91,3 +96,14 @@ class Store:
                     shutil.rmtree(place)
                     gone += 1
         return gone
+
+
+def _alive(process: int) -> bool:
+    """Whether this machine has a process of that id."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # there is one, of somebody else
+        return True
+    return True

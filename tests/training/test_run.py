@@ -342,6 +342,40 @@ def test_a_factory_that_fails_is_told(network: dict[str, Any], message: str) -> 
         build({"network": network, "seed": 0})
 
 
+def test_what_is_at_work_is_known_by_its_process(tmp_path: Path) -> None:
+    store, job = Store(tmp_path), network_job(tmp_path)
+    with store.workspace(job.spec()) as place:
+        assert set(store.working()) == {job.key} and 0 <= store.working()[job.key] < 60
+        dead = subprocess.Popen([sys.executable, "-c", ""])
+        dead.wait()
+        place.rename(str(place).replace(f".{os.getpid()}.", f".{dead.pid}."))
+        assert store.working() == {}
+        Path(str(place).replace(f".{os.getpid()}.", f".{dead.pid}.")).rename(place)
+        store.write_result(place, {})
+    assert store.working() == {} and store.has(job.key)
+
+
+def test_a_ray_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SourceError, match=r"Ray is not installed \(pip install 'elastic-ir\[ray\]'\)"):
+        RayCluster(str(tmp_path), "auto")
+
+    class Unreachable:
+        @staticmethod
+        def is_initialized() -> bool:
+            return False
+
+        @staticmethod
+        def init(**_: Any) -> None:
+            raise RuntimeError("no such address")
+
+    monkeypatch.setitem(sys.modules, "ray", Unreachable)
+    with pytest.raises(
+        SourceError, match=r"no Ray cluster at '1\.2\.3\.4:5' \(RuntimeError: no such address\)"
+    ):
+        RayCluster(str(tmp_path), "1.2.3.4:5")
+
+
 def test_time_left_follows_from_what_jobs_took() -> None:
     now = Progress(10, slots=2)
     assert now.time_left is None
