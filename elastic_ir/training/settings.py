@@ -10,6 +10,8 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from elastic_ir.errors import PlanError
 
 _T = TypeVar("_T")
+#: Tickets are compared by weights and scores of 32 bits; the others of Lightning would leave networks in fewer.
+_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,10 @@ class Training:
             )
         if self.warmup < 0 or self.workers < 0:
             raise PlanError(f"warmup and workers are no negative numbers: {self.warmup}, {self.workers}")
+        if self.precision not in _PRECISIONS:
+            raise PlanError(
+                f"precision is {', '.join(_PRECISIONS)}, not {self.precision!r}; weights stay in 32 bits"
+            )
         if self.schedule not in ("cosine", "step", "constant"):
             raise PlanError(f"schedule is cosine, step or constant, not {self.schedule!r}")
 
