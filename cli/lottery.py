@@ -12,8 +12,9 @@ from elastic_ir.cli.app import COMMANDS
 from elastic_ir.errors import SourceError
 
 if TYPE_CHECKING:
+    from elastic_ir.training.jobs import Job
     from elastic_ir.training.run import Progress
-    from elastic_ir.training.study import Study
+    from elastic_ir.training.study import Run, Study
 
 
 EPILOG = """\
@@ -22,6 +23,7 @@ Examples:
   elastic-ir lottery find elastic_ir.zoo:cifar_resnet20 --channels 3 --steps 300 --levels 5 -o tickets
   elastic-ir lottery run study.yaml --jobs 4
   elastic-ir lottery run study.yaml --ray auto --store /shared/store
+  elastic-ir lottery status study.yaml
   elastic-ir lottery report study.yaml -o results
 """
 
@@ -52,8 +54,15 @@ STORE = click.option(
 )  # fmt: skip
 
 
+STUDIES = click.argument("studies", type=click.Path(), nargs=-1, required=True, metavar="STUDY...")
+LOG = click.option(
+    "--log", type=click.Choice(("csv", "tensorboard")),
+    help="Log loss and rate of each training by Lightning's logger, beside its results.",
+)  # fmt: skip
+
+
 @lottery.command("run")
-@click.argument("study", type=click.Path())
+@STUDIES
 @STORE
 @click.option(
     "--jobs",
@@ -69,12 +78,19 @@ STORE = click.option(
 @click.option(
     "--ray", metavar="auto|ADDRESS", help="Run the jobs on a Ray cluster instead; it has to see the store."
 )
+@LOG
 @click.option("--dry-run", is_flag=True, help="Show what there is to do, and do nothing.")
-def run_(study: str, store: str, jobs: int, threads: int | None, ray: str | None, dry_run: bool) -> None:
-    """Do all jobs of STUDY that are not done yet."""
+def run_(
+    studies: tuple[str, ...], store: str, jobs: int, threads: int | None, ray: str | None, log: str | None,
+    dry_run: bool,
+) -> None:  # fmt: skip
+    """Do all jobs of each STUDY that are not done yet, those of the first one first.
+
+    Numbers are shown as they are found. Stop it whenever you like: only jobs that run are lost.
+    """
     from elastic_ir.training.study import read_study
 
-    found = read_study(study)
+    found = [read_study(study) for study in studies]
     if dry_run:
         _show_plan(found, store)
         return
@@ -88,20 +104,46 @@ def run_(study: str, store: str, jobs: int, threads: int | None, ray: str | None
     place.sweep()
     executor: Executor
     if ray is not None:
-        executor = RayCluster(store, ray, threads or 1)
+        executor = RayCluster(store, ray, threads or 1, log or "")
     elif jobs > 1:
-        executor = Processes(store, jobs, threads or 1)
+        executor = Processes(store, jobs, threads or 1, log or "")
     else:
-        executor = Here(store, threads or 0)
+        executor = Here(store, threads or 0, log or "")
+    wanted = [item for study in found for item in runs(study)]
+    readers: dict[str, list[Run]] = {}
+    for item in wanted:
+        readers.setdefault(item.job.key, []).append(item)
+
+    def tell(job: Job, result: dict[str, Any]) -> None:
+        what = "barrier" if "barrier" in result else "accuracy"
+        for item in readers.get(job.key, ()):
+            click.echo(f"{_placed(item)}: {what} {100 * result[what]:.2f} %")
+
     with tables.progress("jobs") as bar:
-        ended = run([item.job for item in runs(found)], place, executor, lambda now: bar(*_told(now)))
+        ended = run([item.job for item in wanted], place, executor, lambda now: bar(*_told(now)), tell)
     facts = [("jobs done", f"{ended.done} of {ended.total}")]
-    facts += [("failed", f"{key}: {why}") for key, why in ended.failed.items()]
+    facts += _failures(ended.failed, readers)
     if ended.skipped:
         facts.append(("skipped", f"{len(ended.skipped)} jobs that need a failed one"))
     tables.show_facts(facts)
     if ended.failed:
         raise SystemExit(1)
+
+
+def _placed(item: Run) -> str:
+    return f"{item.network}, {item.label}, {100 * item.sparsity:.1f} %, seed {item.seed}"
+
+
+def _failures(failed: dict[str, str], readers: dict[str, list[Run]]) -> list[tuple[str, str]]:
+    """What went wrong, each once, with the first of the jobs that it befell."""
+    by_reason: dict[str, list[str]] = {}
+    for key, why in failed.items():
+        name = f"{key} ({_placed(readers[key][0])})" if key in readers else key
+        by_reason.setdefault(why, []).append(name)
+    return [
+        ("failed", f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {why}")
+        for why, names in by_reason.items()
+    ]
 
 
 def _told(now: Progress) -> tuple[int, int, str]:
@@ -110,16 +152,16 @@ def _told(now: Progress) -> tuple[int, int, str]:
     if now.failed:
         words += f", {len(now.failed)} failed"
     if left is not None:
-        words += f", about {int(left // 3600)}:{int(left % 3600 // 60):02}:{int(left % 60):02} to go"
+        words += f", about {_clock(left)} to go"
     return now.done, now.total, words
 
 
-def _show_plan(study: Study, store: str) -> None:
+def _show_plan(studies: list[Study], store: str) -> None:
     from elastic_ir.training.jobs import in_order
     from elastic_ir.training.store import Store
     from elastic_ir.training.study import runs
 
-    numbers = list(runs(study))
+    numbers = [item for study in studies for item in runs(study)]
     jobs = in_order(item.job for item in numbers)
     place = Store(store)
     counts: dict[str, list[int]] = {}
@@ -135,20 +177,77 @@ def _show_plan(study: Study, store: str) -> None:
     tables.show_facts([("numbers", str(len(numbers))), ("dry run", f"{len(jobs)} jobs, nothing was done")])
 
 
+@lottery.command("status")
+@STUDIES
+@STORE
+def status_(studies: tuple[str, ...], store: str) -> None:
+    """Show how far each STUDY is, and what works on it now."""
+    from elastic_ir.training.jobs import in_order
+    from elastic_ir.training.store import Store
+    from elastic_ir.training.study import read_study, runs
+
+    place = Store(store)
+    working = place.working()
+    table = tables.Table(("study", "numbers", "jobs", "done", "training so far", "left, about"))
+    busy: list[tuple[str, str]] = []
+    for path in studies:
+        study = read_study(path)
+        numbers = [item.job for item in runs(study)]
+        jobs = in_order(numbers)
+        took: dict[str, list[float]] = {}
+        left: dict[str, int] = {}
+        for job in jobs:
+            if place.has(job.key):
+                took.setdefault(job.kind, []).append(float(place.result(job.key)["seconds"]))
+            else:
+                left[job.kind] = left.get(job.kind, 0) + 1
+                if job.key in working:
+                    busy.append(("at work", f"{job.key} of {study.name}, for {_clock(working[job.key])}"))
+        known = [seconds for times in took.values() for seconds in times]
+        typical = sum(known) / len(known) if known else None
+        rest = None if typical is None else sum(
+            count * (sum(took[kind]) / len(took[kind]) if kind in took else typical) for kind, count in left.items()
+        )  # fmt: skip
+        found = sum(place.has(job.key) for job in {job.key: job for job in numbers}.values())
+        table.rows.append(
+            (study.name, f"{found} of {len({job.key for job in numbers})}", str(len(jobs)),
+             str(len(jobs) - sum(left.values())), _clock(sum(known)), "unknown" if rest is None else _clock(rest))
+        )  # fmt: skip
+    tables.show_table(table)
+    if busy:
+        click.echo()
+        tables.show_facts(busy)
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds // 3600)}:{int(seconds % 3600 // 60):02}:{int(seconds % 60):02}"
+
+
 @lottery.command("report")
-@click.argument("study", type=click.Path())
+@STUDIES
 @STORE
 @click.option(
     "-o",
     "--out",
     type=click.Path(file_okay=False),
     metavar="DIR",
-    help="Where report.md and the plots go; the study's folder without it.",
+    help="Where tables and plots go; the study's own folder without it.",
 )
 @click.option("--no-plots", is_flag=True, help="Tables only.")
-def report_(study: str, store: str, out: str | None, no_plots: bool) -> None:
-    """Write the tables, plots and answered claims of STUDY, of what is there."""
+def report_(studies: tuple[str, ...], store: str, out: str | None, no_plots: bool) -> None:
+    """Write the tables, plots and answered claims of each STUDY, of what is there.
+
+    STUDY.md is for reading; STUDY-results.csv and STUDY-layers.csv have the numbers behind it, one run a row.
+    """
+    for number, study in enumerate(studies):
+        if number:
+            click.echo()
+        _report(study, store, out, no_plots)
+
+
+def _report(study: str, store: str, out: str | None, no_plots: bool) -> None:
     from elastic_ir.emit.output import atomic_output
+    from elastic_ir.training.numbers import write_numbers
     from elastic_ir.training.report import answers, collect, markdown
     from elastic_ir.training.store import Store
     from elastic_ir.training.study import read_study
@@ -161,6 +260,7 @@ def report_(study: str, store: str, out: str | None, no_plots: bool) -> None:
         from elastic_ir.training.plots import draw
 
         plots = draw(found, folder)
+    tabled = write_numbers(found, folder, Path(study).stem)
     path = folder / f"{Path(study).stem}.md"
     with atomic_output(path) as temporary:
         temporary.write_text(markdown(found, plots), "utf-8")
@@ -169,7 +269,9 @@ def report_(study: str, store: str, out: str | None, no_plots: bool) -> None:
         ("claim", f"{item.claim.text} ({item.network}, {100 * item.sparsity:.0f} %): {item.verdict}")
         for item in answers(found)
     ]
-    tables.show_facts([*facts, ("wrote", str(path)), *(("wrote", str(folder / name)) for name in plots)])
+    tables.show_facts(
+        [*facts, ("wrote", str(path)), *(("wrote", str(folder / name)) for name in [*tabled, *plots])]
+    )
 
 
 @lottery.command("find")
@@ -217,6 +319,15 @@ def report_(study: str, store: str, out: str | None, no_plots: bool) -> None:
     "--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images in a batch."
 )
 @click.option("--lr", type=float, default=0.1, show_default=True, help="The peak learning rate.")
+@click.option("--compile", "compiled", is_flag=True, help="Train with torch.compile.")
+@click.option(
+    "--precision",
+    default="32-true",
+    show_default=True,
+    metavar="P",
+    help="As Lightning names it: bf16-mixed, ...",
+)
+@LOG
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Of the initialization and the order of the data."
 )
@@ -230,7 +341,8 @@ def report_(study: str, store: str, out: str | None, no_plots: bool) -> None:
 )
 def find_(
     factory: str, data: str, channels: int, steps: int, rewind: int, levels: int, share: float,
-    leave_out: tuple[str, ...], batch_size: int, lr: float, seed: int, out: str,
+    leave_out: tuple[str, ...], batch_size: int, lr: float, compiled: bool, precision: str, log: str | None, seed: int,
+    out: str,
 ) -> None:  # fmt: skip
     """Search for tickets by iterative magnitude pruning; each level's is a .pt file that all commands take."""
     _need_extra()
@@ -241,8 +353,10 @@ def find_(
 
     network = build({"network": {"factory": factory}, "seed": seed})
     found = find_tickets(
-        network, load_data(data, channels), Training(steps=steps, batch_size=batch_size, lr=lr),
+        network, load_data(data, channels),
+        Training(steps=steps, batch_size=batch_size, lr=lr, compile=compiled, precision=precision),
         Pruning(levels, rewind, share, leave_out), Path(out), seed=seed,
+        log=log or "",
         report=lambda level: click.echo(
             f"level {level.number:2}: sparsity {100 * level.sparsity:5.1f} %, "
             f"accuracy {100 * level.accuracy:.2f} %, {level.path}"

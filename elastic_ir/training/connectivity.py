@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from elastic_ir.training.data import Data
-from elastic_ir.training.fit import accuracy
+from elastic_ir.training.fit import Engine, accuracy
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ def between(one: Mapping[str, Tensor], two: Mapping[str, Tensor], share: float) 
 
 
 def barrier(
-    network: nn.Module, one: Mapping[str, Tensor], two: Mapping[str, Tensor], data: Data, *, points: int = 11
-) -> Line:
+    network: nn.Module, one: Mapping[str, Tensor], two: Mapping[str, Tensor], data: Data, *, points: int = 11,
+    engine: Engine | None = None,
+) -> Line:  # fmt: skip
     """The accuracies on the test split along the line between two state dicts; the network ends as the second.
 
     Statistics of batch norms lie on the line too, as in Frankle's code: they are part of the state.
@@ -49,5 +50,5 @@ def barrier(
     found = []
     for share in shares:
         network.load_state_dict(between(one, two, share))
-        found.append(accuracy(network, data.test))
+        found.append(accuracy(network, data.test, engine=engine))
     return Line(shares, found)

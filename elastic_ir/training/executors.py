@@ -10,6 +10,7 @@ import concurrent.futures
 import logging
 import multiprocessing
 import os
+import threading
 from collections.abc import Mapping
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -49,8 +50,8 @@ class Here:
 
     slots = 1
 
-    def __init__(self, folder: str, threads: int = 0) -> None:
-        self.folder, self.threads = folder, threads
+    def __init__(self, folder: str, threads: int = 0, log: str = "") -> None:
+        self.folder, self.threads, self.log = folder, threads, log
         self._waiting: list[Mapping[str, Any]] = []
 
     def submit(self, spec: Mapping[str, Any]) -> None:
@@ -61,7 +62,7 @@ class Here:
 
         spec = self._waiting.pop(0)
         try:
-            return [Ended(spec["key"], execute(spec, self.folder, self.threads))]
+            return [Ended(spec["key"], execute(spec, self.folder, self.threads, self.log))]
         except Exception as error:  # one job's failure is no reason to lose the others
             return [Ended(spec["key"], None, _told(error))]
 
@@ -72,19 +73,28 @@ class Here:
 def _prepare(threads: int) -> None:
     """What a worker process does first; torch's threads have to be few before it starts any."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _work(spec: Mapping[str, Any], folder: str, threads: int) -> dict[str, Any]:
+def _end_with_parent() -> None:
+    """A worker whose study was killed would wait for its next job for ever, and hold its memory."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(spec: Mapping[str, Any], folder: str, threads: int, log: str) -> dict[str, Any]:
     from elastic_ir.training.kinds import execute
 
-    return execute(spec, folder, threads)
+    return execute(spec, folder, threads, log)
 
 
 class Processes:
     """In so many processes of this machine, each with ``threads`` threads."""
 
-    def __init__(self, folder: str, count: int, threads: int = 1) -> None:
-        self.folder, self.slots, self.threads = folder, count, threads
+    def __init__(self, folder: str, count: int, threads: int = 1, log: str = "") -> None:
+        self.folder, self.slots, self.threads, self.log = folder, count, threads, log
         self._pool = self._made()
         self._running: dict[concurrent.futures.Future[dict[str, Any]], Mapping[str, Any]] = {}
         self._tries: dict[str, int] = {}
@@ -95,7 +105,7 @@ class Processes:
         )
 
     def submit(self, spec: Mapping[str, Any]) -> None:
-        self._running[self._pool.submit(_work, spec, self.folder, self.threads)] = spec
+        self._running[self._pool.submit(_work, spec, self.folder, self.threads, self.log)] = spec
 
     def wait(self) -> list[Ended]:
         done, _ = concurrent.futures.wait(self._running, return_when=concurrent.futures.FIRST_COMPLETED)
@@ -133,25 +143,27 @@ class RayCluster:
     Its workers see the store under the same path. Raises SourceError where Ray is not installed or not reached.
     """
 
-    def __init__(self, folder: str, address: str, threads: int = 1) -> None:
+    def __init__(self, folder: str, address: str, threads: int = 1, log: str = "") -> None:
         try:
             import ray
         except ImportError as error:
             raise SourceError("Ray is not installed (pip install 'elastic-ir[ray]')") from error
         self._ray: Any = ray
-        self.folder, self.threads = os.path.abspath(folder), threads
+        self.folder, self.threads, self.log = os.path.abspath(folder), threads, log
         if not ray.is_initialized():
             try:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-            except (ConnectionError, ValueError) as error:
-                raise SourceError(f"no Ray cluster at {address!r}: {_told(error)}") from error
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise SourceError(
+                    f"no Ray cluster at {address!r} ({_told(error)}); start one with: ray start --head"
+                ) from error
         self.slots = max(int(self._ray.cluster_resources().get("CPU", 1)) // threads, 1)
         # a worker that dies is Ray's to replace, and what it did runs again
         self._remote = ray.remote(num_cpus=threads, max_retries=_TRIES, retry_exceptions=False)(_work)
         self._running: dict[Any, Mapping[str, Any]] = {}
 
     def submit(self, spec: Mapping[str, Any]) -> None:
-        self._running[self._remote.remote(dict(spec), self.folder, self.threads)] = spec
+        self._running[self._remote.remote(dict(spec), self.folder, self.threads, self.log)] = spec
 
     def wait(self) -> list[Ended]:
         done, _ = self._ray.wait(list(self._running), num_returns=1)

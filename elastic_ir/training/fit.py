@@ -11,13 +11,14 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from elastic_ir.errors import PlanError
+from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.training.callbacks import KeepMasks
 from elastic_ir.training.data import Data, Split
 from elastic_ir.training.loader import batches_of
@@ -36,6 +37,23 @@ class Engine:
     nodes: int = 1
     logger: Any = None  #: a Lightning logger, or None
     progress: bool = False
+
+
+def logger_in(kind: str, folder: Path, name: str = "log") -> Any:
+    """Lightning's logger of that kind ("csv" or "tensorboard"), which writes below ``folder/name``.
+
+    Raises PlanError for another kind, SourceError where TensorBoard's writer is not installed.
+    """
+    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+    if kind == "csv":
+        return CSVLogger(folder, name=None, version=name)
+    if kind != "tensorboard":
+        raise PlanError(f"logs are csv or tensorboard, not {kind!r}")
+    try:
+        return TensorBoardLogger(folder, name=None, version=name)
+    except ModuleNotFoundError as error:
+        raise SourceError("these logs need TensorBoard: pip install tensorboard") from error
 
 
 def fit(
@@ -67,6 +85,7 @@ def fit(
             accelerator=engine.accelerator, devices=engine.devices, strategy=engine.strategy, num_nodes=engine.nodes,
             precision=training.precision, max_epochs=1, max_steps=stop - start, logger=engine.logger or False,  # type: ignore[arg-type]
             callbacks=[*kept, *callbacks], enable_checkpointing=False, enable_model_summary=False,
+            log_every_n_steps=max(1, min(50, (stop - start) // 50)),
             enable_progress_bar=engine.progress, use_distributed_sampler=False, num_sanity_val_steps=0,
         )  # fmt: skip
         begun = time.perf_counter()
@@ -98,28 +117,48 @@ def _quiet() -> Iterator[None]:
 
 
 @torch.no_grad()
-def accuracy(network: nn.Module, split: Split, *, batch_size: int = 500) -> float:
-    """The share of images whose largest output is their label's, in evaluation mode; the mode is put back."""
-    was, device = network.training, next(network.parameters()).device
-    network.eval()
-    right = 0
-    for images, labels in batches_of(split, batch_size, device):
-        right += int((_scores(network(images)).argmax(1) == labels).sum())
-    network.train(was)
+def accuracy(
+    network: nn.Module, split: Split, *, batch_size: int = 500, engine: Engine | None = None
+) -> float:
+    """The share of images whose largest output is their label's, in evaluation mode and full precision.
+
+    Lightning leaves a trained network on the CPU; it is measured where ``engine`` trains it, and comes back as it was.
+    """
+    with _measured(network, engine) as device:
+        right = 0
+        for images, labels in batches_of(split, batch_size, device):
+            right += int((_scores(network(images)).argmax(1) == labels).sum())
     return right / len(split)
 
 
 @torch.no_grad()
-def mean_loss(network: nn.Module, split: Split, loss: Loss, *, batch_size: int = 500) -> float:
-    """The loss over a split in evaluation mode."""
-    was, device = network.training, next(network.parameters()).device
-    network.eval()
-    total = sum(
-        float(loss(_scores(network(images)), labels)) * len(labels)
-        for images, labels in batches_of(split, batch_size, device)
-    )
-    network.train(was)
+def mean_loss(
+    network: nn.Module, split: Split, loss: Loss, *, batch_size: int = 500, engine: Engine | None = None
+) -> float:
+    """The loss over a split in evaluation mode, where ``engine`` trains."""
+    with _measured(network, engine) as device:
+        total = sum(
+            float(loss(_scores(network(images)), labels)) * len(labels)
+            for images, labels in batches_of(split, batch_size, device)
+        )
     return total / len(split)
+
+
+@contextmanager
+def _measured(network: nn.Module, engine: Engine | None) -> Iterator[torch.device]:
+    """The network in evaluation on the engine's device; every part has its own mode again behind it."""
+    modes = {part: part.training for part in network.modules()}
+    home = next(network.parameters()).device
+    wanted = (engine or Engine()).accelerator
+    faster = home.type == "cpu" and wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    device = torch.device("cuda", torch.cuda.current_device()) if faster else home
+    try:
+        network.eval().to(device)
+        yield device
+    finally:
+        network.to(home)
+        for part, mode in modes.items():
+            part.training = mode
 
 
 def _scores(output: Any) -> Tensor:

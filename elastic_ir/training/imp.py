@@ -7,9 +7,10 @@ interrupted goes on behind its last finished level.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.tickets import magnitude_masks, sparsity
 from elastic_ir.training.callbacks import save_state
 from elastic_ir.training.data import Data
-from elastic_ir.training.fit import Engine, accuracy, fit
+from elastic_ir.training.fit import Engine, accuracy, fit, logger_in
 from elastic_ir.training.settings import Pruning, Training
 from elastic_ir.training.task import Loss
 
@@ -40,18 +41,21 @@ class Level:
 def find_tickets(
     network: nn.Module, data: Data, training: Training, pruning: Pruning, folder: Path, *, seed: int = 0,
     loss: Loss | None = None, engine: Engine | None = None, report: Callable[[Level], None] | None = None,
+    log: str = "",
 ) -> list[Level]:  # fmt: skip
     """Levels 0 to ``pruning.levels`` of a freshly initialized network, found or read from what is in ``folder``.
 
     Level 0 is the dense network; level k trains the ticket that k prunings have left. The network given is the
-    initialization; it is not changed. Raises PlanError where the folder holds another search.
+    initialization; it is not changed. ``log`` is "csv" or "tensorboard": each training logs into a folder of its own,
+    ``logs/NAME``. Raises PlanError where the folder holds another search.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, training, pruning, seed)
+    _claim(folder, network, data, training, pruning, seed)
     network = _copy(network)
     start = folder / "rewind.pt"
     if not start.is_file():
-        fit(network, data, training, order=seed, stop=pruning.rewind, loss=loss, engine=engine)
+        logged = _logging(engine, log, folder, "rewind")
+        fit(network, data, training, order=seed, stop=pruning.rewind, loss=loss, engine=logged)
         save_state(network.state_dict(), start)
     rewound = torch.load(start, weights_only=True)
     masks: dict[str, Tensor] = {}
@@ -69,9 +73,9 @@ def find_tickets(
                 order=seed,
                 start=pruning.rewind,
                 loss=loss,
-                engine=engine,
+                engine=_logging(engine, log, folder, path.stem),
             )
-            score = accuracy(network, data.test)
+            score = accuracy(network, data.test, engine=engine)
             found = {"number": number, "sparsity": sparsity(masks), "accuracy": score, "seconds": seconds}
             save_ticket(network, rewound, masks, data, path)
             following = next_masks(network, masks, pruning, number + 1)
@@ -137,15 +141,37 @@ def save_ticket(
     eir.save(graph, path, check=False)
 
 
+def _logging(engine: Engine | None, log: str, folder: Path, name: str) -> Engine | None:
+    if not log:
+        return engine
+    return replace(engine or Engine(), logger=logger_in(log, folder / "logs", name))
+
+
 def _copy(network: nn.Module) -> nn.Module:
     import copy
 
     return copy.deepcopy(network)
 
 
-def _claim(folder: Path, training: Training, pruning: Pruning, seed: int) -> None:
+def _print_of(tensors: Iterable[Tensor | None]) -> str:
+    """Twelve digits that stand for the values of tensors."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        if tensor is not None:
+            found.update(str((tensor.dtype, tuple(tensor.shape))).encode())
+            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()[:12]
+
+
+def _claim(
+    folder: Path, network: nn.Module, data: Data, training: Training, pruning: Pruning, seed: int
+) -> None:
     """Note in the folder whose search it holds; more levels of the same search are welcome."""
-    mine: dict[str, Any] = {"training": asdict(training), "pruning": asdict(pruning), "seed": seed}
+    mine: dict[str, Any] = {
+        "network": f"{type(network).__name__} {_print_of(network.state_dict().values())}",
+        "data": f"{data.name} {len(data.train)} {_print_of([data.train.labels])}",
+        "training": asdict(training), "pruning": asdict(pruning), "seed": seed,
+    }  # fmt: skip
     del mine["pruning"]["levels"]
     mine = json.loads(json.dumps(mine))
     path = folder / "search.json"

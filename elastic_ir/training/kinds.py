@@ -1,7 +1,7 @@
 """The kinds of jobs: what each does with its options, the folders of what it needs, and a folder to write into.
 
-Each is a function (options, needs, place) -> result; the result is plain data. Everything random is seeded by the
-options, so a job's outcome follows from its key, but for the rounding of another machine.
+Each is a function (options, needs, place, engine) -> result; the result is plain data. Everything random is seeded
+by the options, so a job's outcome follows from its key, but for the rounding of another machine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from elastic_ir.tickets import sparsity
 from elastic_ir.training.callbacks import save_state
 from elastic_ir.training.connectivity import barrier
 from elastic_ir.training.data import Data, load_data
-from elastic_ir.training.fit import accuracy, fit
+from elastic_ir.training.fit import Engine, accuracy, fit, logger_in
 from elastic_ir.training.flops import fixed_step, forward_cost
 from elastic_ir.training.imp import next_masks, save_ticket, train_ticket
 from elastic_ir.training.methods import starting_point
@@ -33,15 +33,19 @@ Options = Mapping[str, Any]
 Folders = Mapping[str, Path]
 
 
-def execute(spec: Mapping[str, Any], folder: str, threads: int = 0) -> dict[str, Any]:
-    """Do a job of a store, unless it is done, and return its result; for any process that sees the store."""
+def execute(spec: Mapping[str, Any], folder: str, threads: int = 0, log: str = "") -> dict[str, Any]:
+    """Do a job of a store, unless it is done, and return its result; for any process that sees the store.
+
+    ``log`` is "csv" or "tensorboard": Lightning's logger then writes into the job's folder, below ``log``.
+    """
     if threads:
         torch.set_num_threads(threads)
     store = Store(folder)
     if not store.has(spec["key"]):
         with store.workspace(spec) as place:
             needs = {role: store.path(key) for role, key in spec["needs"].items()}
-            result = KINDS[spec["kind"]](spec["options"], needs, place)
+            engine = Engine(logger=logger_in(log, place)) if log else Engine()
+            result = KINDS[spec["kind"]](spec["options"], needs, place, engine)
             store.write_result(place, result)
     return store.result(spec["key"])
 
@@ -52,11 +56,19 @@ def build(options: Options) -> nn.Module:
     module, _, name = network.pop("factory").partition(":")
     try:
         factory = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise PlanError(f"the network's factory {module}:{name} cannot be found: {error}") from error
     with torch.random.fork_rng():
         torch.manual_seed(options["seed"])
-        made: nn.Module = factory(**network)
+        try:
+            made = factory(**network)
+        except TypeError as error:
+            given = ", ".join(f"{key}={value!r}" for key, value in network.items()) or "nothing"
+            raise PlanError(f"the network's factory {module}:{name} fails with {given}: {error}") from error
+    if not isinstance(made, nn.Module):
+        raise PlanError(
+            f"the network's factory {module}:{name} gives a {type(made).__name__}, no torch module"
+        )
     return made
 
 
@@ -76,7 +88,10 @@ def _loss(options: Options) -> Loss | None:
     if not name:
         return None
     module, _, function = name.partition(":")
-    found: Any = getattr(importlib.import_module(module), function)
+    try:
+        found: Any = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise PlanError(f"the loss {name} cannot be found: {error}") from error
     made: Loss = (
         found() if isinstance(found, type) else found
     )  # a class such as torch.nn:MSELoss, or a function
@@ -87,7 +102,7 @@ def _training(options: Options) -> Training:
     return read(Training, options["training"], "training")
 
 
-def rewind(options: Options, needs: Folders, place: Path) -> dict[str, Any]:
+def rewind(options: Options, needs: Folders, place: Path, engine: Engine) -> dict[str, Any]:
     """From initialization to the rewind point."""
     network = build(options)
     seconds = fit(
@@ -97,6 +112,7 @@ def rewind(options: Options, needs: Folders, place: Path) -> dict[str, Any]:
         order=options["seed"],
         stop=options["rewind"],
         loss=_loss(options),
+        engine=engine,
     )
     save_state(network.state_dict(), place / "state.pt")
     cost = forward_cost(network, torch.zeros(1, *data_of(options).shape))
@@ -112,7 +128,7 @@ def _masks(folder: Path | None, file: str = "next.pt") -> dict[str, Tensor]:
     return {name: mask.bool() for name, mask in torch.load(folder / file, weights_only=True).items()}
 
 
-def level(options: Options, needs: Folders, place: Path) -> dict[str, Any]:
+def level(options: Options, needs: Folders, place: Path, engine: Engine) -> dict[str, Any]:
     """One level of iterative magnitude pruning: train the ticket, measure it, prune what it has learnt."""
     network, data, training = build(options), data_of(options), _training(options)
     pruning = Pruning(options["number"] + 1, options["rewind"], options["share"], tuple(options["leave_out"]))
@@ -127,8 +143,9 @@ def level(options: Options, needs: Folders, place: Path) -> dict[str, Any]:
         order=options["seed"],
         start=pruning.rewind,
         loss=_loss(options),
+        engine=engine,
     )
-    score = accuracy(network, data.test)
+    score = accuracy(network, data.test, engine=engine)
     save_ticket(network, rewound, masks, data, place / "ticket.pt")
     following = next_masks(network, masks, pruning, options["number"] + 1)
     save_state({name: mask.to(torch.uint8) for name, mask in following.items()}, place / "next.pt")
@@ -137,29 +154,29 @@ def level(options: Options, needs: Folders, place: Path) -> dict[str, Any]:
     return {"accuracy": score, "seconds": seconds, "flops": flops, **_sparsities(masks)}
 
 
-def train(options: Options, needs: Folders, place: Path) -> dict[str, Any]:
+def train(options: Options, needs: Folders, place: Path, engine: Engine) -> dict[str, Any]:
     """A ticket made by some method, trained from the rewind point to the end."""
     network, data, training = build(options), data_of(options), _training(options)
     network.load_state_dict(torch.load(needs["rewind"] / "state.pt", weights_only=True))
     point = starting_point(network, data, training, options, needs, loss=_loss(options))
     seconds = fit(
         point.network, data, training, order=options.get("order", options["seed"]), start=options["rewind"],
-        masks=point.masks, loss=point.loss, callbacks=point.callbacks,
+        masks=point.masks, loss=point.loss, callbacks=point.callbacks, engine=engine,
     )  # fmt: skip
     masks = point.final_masks()
     trained = point.finished()
-    score = accuracy(trained, data.test)
+    score = accuracy(trained, data.test, engine=engine)
     if options.get("keep"):
         save_state(trained.state_dict(), place / "trained.pt")
     flops = point.flops(data, (training.steps - options["rewind"]) * training.batch_size)
     return {"accuracy": score, "seconds": seconds, "flops": flops, **_sparsities(masks)}
 
 
-def connect(options: Options, needs: Folders, place: Path) -> dict[str, Any]:
+def connect(options: Options, needs: Folders, place: Path, engine: Engine) -> dict[str, Any]:
     """The error along the line between two trainings of one ticket."""
     network, data = build(options), data_of(options)
     ends = [torch.load(needs[role] / "trained.pt", weights_only=True) for role in ("one", "two")]
-    found = barrier(network, ends[0], ends[1], data, points=options["points"])
+    found = barrier(network, ends[0], ends[1], data, points=options["points"], engine=engine)
     return {"shares": found.shares, "accuracies": found.accuracies, "accuracy": min(found.accuracies),
             "barrier": found.height, "sparsity": json.loads((needs["one"] / "result.json").read_text())["sparsity"],
             "seconds": 0.0, "flops": 0.0}  # fmt: skip
@@ -171,7 +188,7 @@ def _sparsities(masks: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"sparsity": sparsity(masks), "layers": layers}
 
 
-KINDS: dict[str, Callable[[Options, Folders, Path], dict[str, Any]]] = {
+KINDS: dict[str, Callable[[Options, Folders, Path, Engine], dict[str, Any]]] = {
     "rewind": rewind,
     "level": level,
     "train": train,

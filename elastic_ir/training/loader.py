@@ -58,7 +58,7 @@ class BatchStream:
     def _streamed(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Large sets, read by torch's loader in the same order; how an image is augmented is the dataset's affair."""
         loader: Any = torch.utils.data.DataLoader(
-            self.data.train.dataset, batch_sampler=[chosen.tolist() for chosen in self.indices()],
+            self.data.train.dataset, batch_sampler=_Steps(self),
             num_workers=self.workers, pin_memory=self.device.type == "cuda",
         )  # fmt: skip
         for images, labels in loader:
@@ -80,6 +80,22 @@ class BatchStream:
                 images, _generator(self.seed, 2, step * self.world + self.rank), self.data.flips
             )
         return self._laid_out(images)
+
+
+class _Steps(torch.utils.data.Sampler[list[int]]):
+    """The indices of each step as torch's loader wants them, made as they are asked for.
+
+    Those of a whole training on a large set would fill gigabytes as Python's integers.
+    """
+
+    def __init__(self, stream: BatchStream) -> None:
+        self.stream = stream
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (chosen.tolist() for chosen in self.stream.indices())
+
+    def __len__(self) -> int:
+        return len(self.stream)
 
 
 def _generator(seed: int, purpose: int, number: int) -> torch.Generator:

@@ -67,6 +67,11 @@ class SoftLabels:
 
     def soft(self, inputs: Tensor) -> Tensor:
         """The teacher's logits; all its modules keep their modes, and its norms their statistics."""
+        weight = next(self.teacher.parameters(), None)
+        if (
+            weight is not None and weight.device != inputs.device
+        ):  # no trainer moves what is no part of its module
+            self.teacher.to(inputs.device)
         modes = {part: part.training for part in self.teacher.modules()}
         self.teacher.eval()
         try:

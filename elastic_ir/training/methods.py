@@ -60,7 +60,7 @@ def of_method(
     if method in ("transform", "hybrid"):
         graph = transformed(_source(data, options, needs), network, data, options)
         if method == "transform":
-            return _from_graph(graph, network, options)
+            return _from_graph(graph, network, options, loss)
         return _hybrid(graph, network, data, training, options, loss)
     folder = needs.get("ticket") or needs.get(SPARSITY)
     reference = masks_in(folder / "ticket.pt") if folder is not None else {}
@@ -105,12 +105,12 @@ def transformed(source: Graph, target: nn.Module, data: Data, options: Mapping[s
     return eir.squeeze(source, to_stages=counts, drop=given.get("drop", "tail"))
 
 
-def _from_graph(graph: Graph, network: nn.Module, options: Mapping[str, Any]) -> Start:
+def _from_graph(graph: Graph, network: nn.Module, options: Mapping[str, Any], loss: Loss | None) -> Start:
     network.load_state_dict(graph.state_dict(masked=False))
     masks = {name: mask.bool() for name, mask in graph.masks().items()}
     if options.get("options", {}).get("permute_copies"):
         masks = permuted(masks, copies_in(graph), options["seed"])
-    return Start(network, masks)
+    return Start(network, masks, loss)
 
 
 def copies_in(graph: Graph) -> set[str]:
@@ -150,7 +150,10 @@ def _hybrid(
     options: Mapping[str, Any],
     loss: Loss | None,
 ) -> Start:
-    """The source's masks for the blocks that it has, SNIP's for the extra ones, at the transform's sparsity (4.1)."""
+    """The source's masks for the blocks that it has, SNIP's for the extra ones, at the transform's sparsity (4.1).
+
+    A source that is deeper has all blocks; its hybrid is the transformed ticket.
+    """
     from elastic_ir.tickets import sparsity
     from elastic_ir.training.baselines import prune
 
@@ -158,9 +161,12 @@ def _hybrid(
     extra = copies_in(graph)
     kept = {name: mask for name, mask in masks.items() if name not in extra}
     network.load_state_dict(graph.state_dict(masked=False))
+    if len(kept) == len(masks):
+        return Start(network, masks, loss)
     found = prune(
         "hybrid", network, sparsity(masks), reference=kept, seed=options["seed"],
         batches=_batches(data, training, options, 8), loss=loss or nn.CrossEntropyLoss(),
+        leave_out=options.get("leave_out", ()),
     )  # fmt: skip
     return Start(network, found, loss)
 
@@ -220,8 +226,13 @@ def _dynamic(
 
     def step_cost(cost: ForwardCost, found: dict[str, Tensor]) -> float:
         sparse = cost.sparse(found)
-        if method == "rigl":
+        if isinstance(callback, RigLCallback):
             return rigl_step(sparse, cost.dense, given.get("interval", 100))
-        return dpf_step(sparse, cost.dense)
+        assert callback.method is not None
+        # DPF prunes little by little: on its way the last masks' saving is made in part only
+        made = callback.method
+        steps = range(made.total_steps)
+        share = sum(made.sparsity_at(step) for step in steps) / (len(steps) * made.sparsity)
+        return dpf_step(cost.dense - share * (cost.dense - sparse), cost.dense)
 
     return Start(network, {}, loss, [callback], masks, step_cost=step_cost)

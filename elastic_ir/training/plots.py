@@ -1,15 +1,22 @@
-"""Plots of a study: accuracy over sparsity for each network, and the lines between trainings, as PNG and SVG."""
+"""Plots of a study, as PNG and SVG: accuracy over sparsity for each network, its methods side by side, and the lines
+between trainings.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 from elastic_ir.errors import SourceError
-from elastic_ir.training.report import Findings
+from elastic_ir.training.report import Cell, Findings, half_width
+
+Curves = dict[str, list[tuple[float, Cell]]]  # by label: cells by sparsity
 
 _FORMATS = ("png", "svg")
+_TICKETS = ("imp", "dense", "transform")
+_MARKERS = "osD^v<>pP*XhH"
 
 
 def draw(found: Findings, folder: Path) -> list[str]:
@@ -20,7 +27,7 @@ def draw(found: Findings, folder: Path) -> list[str]:
         raise SourceError("plots need matplotlib (pip install 'elastic-ir[train]')") from error
     mpl.use("Agg")
     mpl.rcParams["svg.hashsalt"] = found.study.name  # equal numbers give equal files
-    names = [name for network in found.study.networks if (name := _curves(found, network, folder))]
+    names = [name for network in found.study.networks for name in _curves(found, network, folder)]
     line = _lines(found, folder)
     return [*names, line] if line else names
 
@@ -40,28 +47,65 @@ def _save(figure: Any, folder: Path, stem: str) -> str:
     return f"{stem}.png"
 
 
-def _curves(found: Findings, network: str, folder: Path) -> str:
-    figure, axes = _axes()
-    drawn = 0
+def _curves(found: Findings, network: str, folder: Path) -> list[str]:
+    curves: Curves = {}
     for label in found.labels(network):
         curve = [(s, cell) for s, cell in found.curve(network, label) if not cell.barriers]
-        if not curve:
-            continue
-        drawn += 1
-        errors = [cell.error if math.isfinite(cell.error) else 0.0 for _, cell in curve]
-        # Transformed tickets and the target's own as the paper draws them, solid; what they are compared with, dashed.
-        ours = any(run in label for run in ("imp", "transform", "from", "IMP", "ETT"))
+        if curve:
+            curves[label] = curve
+    if not curves:
+        return []
+    figure, axes = _axes()
+    from matplotlib import colormaps
+
+    palette = colormaps["tab10" if len(curves) <= 10 else "tab20"]
+    style = {
+        label: {
+            "color": palette(place % palette.N), "marker": _MARKERS[place % len(_MARKERS)],
+            "markersize": 4, "capsize": 2,
+        }
+        for place, label in enumerate(curves)
+    }  # fmt: skip
+    for label, curve in curves.items():
+        # As the paper draws them: tickets, transformed or the target's own, solid, what they are compared with dashed.
         axes.errorbar(
-            [100 * s for s, _ in curve], [cell.mean for _, cell in curve], yerr=errors, label=label, capsize=2,
-            marker="o", markersize=3, linewidth=1.4, linestyle="-" if ours else "--",
+            [100 * s for s, _ in curve], [cell.mean for _, cell in curve], yerr=[_bar(cell.error) for _, cell in curve],
+            label=label, linewidth=1.4, linestyle="-" if found.methods.get(label) in _TICKETS else "--", **style[label],
         )  # fmt: skip
-    if not drawn:
-        return ""
     axes.set(
         xlabel="sparsity, %", ylabel="test accuracy, %", title=f"{network} on {found.study.data['name']}"
     )
-    axes.legend(fontsize=7)
-    return _save(figure, folder, f"{found.study.name}-{network}".replace(" ", "-"))
+    axes.legend(fontsize=7, handlelength=3.5)
+    name = _save(figure, folder, _stem(found, network))
+    shared = [s for s in found.study.wanted if sum(any(at == s for at, _ in c) for c in curves.values()) > 1]
+    return [name, _methods(found, network, folder, curves, shared, style)] if shared else [name]
+
+
+def _methods(
+    found: Findings, network: str, folder: Path, curves: Curves, shared: list[float], style: dict[str, Any]
+) -> str:
+    """All methods below each other at each sparsity that the study is about, where curves would hide one another."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 + 3.2 * len(shared), 1.2 + 0.25 * len(curves)), layout="constrained")
+    panels = figure.subplots(1, len(shared), sharey=True, squeeze=False)[0]
+    for panel, sparsity in zip(panels, shared, strict=True):
+        for place, (label, curve) in enumerate(curves.items()):
+            for at, cell in curve:
+                if at == sparsity:
+                    panel.errorbar(
+                        [cell.mean], [place], xerr=[_bar(cell.error)], linestyle="", **style[label]
+                    )
+        panel.set(xlabel="test accuracy, %", title=f"{network}, {100 * sparsity:.1f} % sparse")
+        panel.set_yticks(range(len(curves)), list(curves), fontsize=8)
+        panel.grid(alpha=0.3)
+    panels[0].invert_yaxis()
+    return _save(figure, folder, _stem(found, f"{network}-methods"))
+
+
+def _bar(error: float) -> float:
+    """The length of an error bar; none for a single seed."""
+    return error if math.isfinite(error) else 0.0
 
 
 def _lines(found: Findings, folder: Path) -> str:
@@ -69,11 +113,21 @@ def _lines(found: Findings, folder: Path) -> str:
     if not measured:
         return ""
     figure, axes = _axes()
-    for (network, label, sparsity), cell in measured.items():
+    for place, ((network, label, sparsity), cell) in enumerate(measured.items()):
         points = len(cell.lines[0])
-        means = [sum(line[i] for line in cell.lines) / len(cell.lines) for i in range(points)]
-        axes.plot([i / (points - 1) for i in range(points)], means, marker="o", markersize=3,
-                  label=f"{network}, {label}, {100 * sparsity:.0f} %")  # fmt: skip
+        columns = [[line[i] for line in cell.lines] for i in range(points)]
+        errors = [_bar(half_width(column)) for column in columns]
+        axes.errorbar(
+            [i / (points - 1) for i in range(points)], [sum(column) / len(column) for column in columns], yerr=errors,
+            capsize=2, marker=_MARKERS[place % len(_MARKERS)], markersize=4,
+            linestyle="-" if found.methods.get(label) in _TICKETS else "--",
+            label=f"{network}, {label}, {100 * sparsity:.0f} %",
+        )  # fmt: skip
     axes.set(xlabel="share of the way between two trainings", ylabel="test accuracy, %")
-    axes.legend(fontsize=7)
-    return _save(figure, folder, f"{found.study.name}-connectivity".replace(" ", "-"))
+    axes.legend(fontsize=7, handlelength=3.5)
+    return _save(figure, folder, _stem(found, "connectivity"))
+
+
+def _stem(found: Findings, part: str) -> str:
+    """A file name of the study's and the part's, which are free text."""
+    return re.sub(r"[^\w.-]+", "-", f"{found.study.name}-{part}")

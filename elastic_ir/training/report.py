@@ -9,7 +9,9 @@ from typing import Any
 
 from elastic_ir.training.jobs import SPARSITY, in_order
 from elastic_ir.training.store import Store
-from elastic_ir.training.study import Claim, Study, runs
+from elastic_ir.training.study import Claim, Run, Study, runs
+
+_TICKETS = ("ticket", "source")  #: roles of jobs that hold a ticket and train it, too
 
 
 @dataclass
@@ -24,6 +26,12 @@ class Cell:
     flops: list[float] = field(default_factory=list)  #: of each training
     flops_needed: list[float] = field(default_factory=list)  #: of all jobs that led to it, itself included
 
+    def values(self, measure: str) -> list[float]:
+        """What a claim compares: accuracies of trainings, or barriers between two; in points."""
+        if measure == "barrier":
+            return self.barriers
+        return [] if self.barriers else self.accuracies
+
     @property
     def mean(self) -> float:
         return sum(self.accuracies) / len(self.accuracies)
@@ -34,6 +42,14 @@ class Cell:
         return half_width(self.accuracies)
 
 
+@dataclass(frozen=True)
+class Row:
+    """One number of one seed, and the result of the job that found it."""
+
+    run: Run
+    result: dict[str, Any]
+
+
 @dataclass
 class Findings:
     """Everything found so far: by network, label and wanted sparsity."""
@@ -42,6 +58,9 @@ class Findings:
     cells: dict[tuple[str, str, float], Cell]
     missing: int  #: numbers that are not there yet
     total: int
+    asked: set[tuple[str, str, float]] = field(default_factory=set)  #: the cells that the study wants
+    methods: dict[str, str] = field(default_factory=dict)  #: by label
+    rows: list[Row] = field(default_factory=list)  #: the numbers themselves
 
     def labels(self, network: str) -> list[str]:
         return list(dict.fromkeys(label for at, label, _ in self.cells if at == network))
@@ -68,16 +87,28 @@ def half_width(values: Sequence[float], level: float = 0.95) -> float:
 def collect(study: Study, store: Store) -> Findings:
     """What a store has of a study's numbers."""
     cells: dict[tuple[str, str, float], Cell] = {}
-    missing = total = 0
+    found = Findings(study, cells, 0, 0)
     for run in runs(study):
-        total += 1
+        found.total += 1
+        found.asked.add((run.network, run.label, run.sparsity))
+        found.methods[run.label] = run.method
         if not store.has(run.job.key):
-            missing += 1
+            found.missing += 1
             continue
         cell = cells.setdefault((run.network, run.label, run.sparsity), Cell())
-        _enter(cell, store.result(run.job.key))
-        cell.flops_needed.append(sum(store.result(job.key)["flops"] for job in in_order([run.job], SPARSITY)))
-    return Findings(study, cells, missing, total)
+        result = store.result(run.job.key)
+        found.rows.append(Row(run, result))
+        _enter(cell, result)
+        # a ticket's masks are there before its own training, which finding it did not take
+        unneeded = {run.job.needs[role].key for role in _TICKETS if role in run.job.needs}
+        cell.flops_needed.append(
+            sum(
+                store.result(job.key)["flops"]
+                for job in in_order([run.job], SPARSITY)
+                if job.key not in unneeded
+            )
+        )
+    return found
 
 
 def _enter(cell: Cell, result: dict[str, Any]) -> None:
@@ -107,18 +138,28 @@ def answers(found: Findings) -> list[Answer]:
     """Every claim on each network and sparsity that it names (on all without), as far as both methods have been run."""
     given = []
     for claim in found.study.claims:
-        wanted = [round(s, 4) for s in claim.sparsities]
+        pruning = found.study.pruning
+        wanted = {round(pruning.sparsity_at(pruning.level_for(s)), 4) for s in claim.sparsities}
         for network in claim.targets or found.study.networks:
-            better, than = (dict(found.curve(network, label)) for label in (claim.better, claim.than))
-            for sparsity in sorted(better.keys() & than.keys()):
-                if not wanted or any(abs(sparsity - s) < 0.03 for s in wanted):
+            better, than = (
+                {s: cell for s, cell in found.curve(network, label) if cell.values(claim.measure)}
+                for label in (claim.better, claim.than)
+            )
+            for sparsity in sorted(wanted or better.keys() & than.keys()):
+                if sparsity in better and sparsity in than:
                     given.append(_answer(found, claim, network, sparsity, better[sparsity], than[sparsity]))
+                elif {(network, name, sparsity) for name in (claim.better, claim.than)} <= found.asked:
+                    given.append(
+                        Answer(claim, network, sparsity, "undecided", math.nan, math.nan, "not run yet")
+                    )
     return given
 
 
 def _answer(found: Findings, claim: Claim, network: str, sparsity: float, one: Cell, two: Cell) -> Answer:
-    difference = one.mean - two.mean
-    error = welch(one.accuracies, two.accuracies)
+    better, than = one.values(claim.measure), two.values(claim.measure)
+    difference = sum(better) / len(better) - sum(than) / len(than)
+    error = welch(better, than)
+    gain = -difference if claim.measure == "barrier" else difference  # a low barrier is the better one
     verdict, why = "undecided", ""
     dense = [cell for (at, _, s), cell in found.cells.items() if at == network and s == 0.0]
     needed = 100 * found.study.dense_at_least
@@ -126,13 +167,13 @@ def _answer(found: Findings, claim: Claim, network: str, sparsity: float, one: C
         best = f"{max(cell.mean for cell in dense):.1f} %" if dense else "not trained"
         why = f"the dense network reaches {best}, not {needed:.0f} %: train longer"
     elif not math.isfinite(error):
-        why = "one seed: run more"
-    elif abs(difference - claim.margin) <= error:
-        seeds = len(one.accuracies)
-        more = math.ceil(seeds * (error / max(abs(difference - claim.margin), 0.01)) ** 2)
+        why = "one seed: run three or more"
+    elif abs(gain - claim.margin) <= error:
+        seeds = min(len(better), len(than))
+        more = math.ceil(seeds * (error / max(abs(gain - claim.margin), 0.01)) ** 2)
         why = f"the interval holds the margin; about {min(more, 9999)} seeds would decide"
     else:
-        verdict = "yes" if difference > claim.margin else "no"
+        verdict = "yes" if gain > claim.margin else "no"
     return Answer(claim, network, sparsity, verdict, difference, error, why)
 
 
@@ -174,17 +215,26 @@ def markdown(found: Findings, plots: Iterable[str] = ()) -> str:
         lines += [
             "## Claims",
             "",
-            "| claim | network | sparsity | difference | answer |",
-            "|---|---|--:|--:|---|",
+            "A claim holds where the difference (for barriers: how much lower) is above the margin, in points, by "
+            "more than its error.",
+            "",
+            "| claim | network | sparsity | difference | margin | answer |",
+            "|---|---|--:|--:|--:|---|",
         ]
         for item in given:
             verdict = item.verdict + (f": {item.why}" if item.why else "")
             lines.append(
-                f"| {item.claim.text} | {item.network} | {100 * item.sparsity:.1f} % | "
-                f"{item.difference:+.2f} ± {item.error:.2f} | {verdict} |"
+                f"| {item.claim.text} | {item.network} | {100 * item.sparsity:.1f} % | {_difference(item)} | "
+                f"{item.claim.margin:+g} | {verdict} |"
             )
         lines.append("")
     return "\n".join(lines)
+
+
+def _difference(item: Answer) -> str:
+    if math.isnan(item.difference):
+        return ""
+    return f"{item.difference:+.2f}" + (f" ± {item.error:.2f}" if math.isfinite(item.error) else "")
 
 
 def _table(found: Findings, network: str) -> list[str]:

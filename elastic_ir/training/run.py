@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from elastic_ir.training.executors import Executor
 from elastic_ir.training.jobs import Job, in_order
@@ -39,9 +40,13 @@ class Progress:
 
 
 def run(
-    wanted: Iterable[Job], store: Store, executor: Executor, report: Callable[[Progress], None] | None = None
-) -> Progress:
-    """Do all jobs that are wanted and what they need; a job that fails takes only those with it that need it."""
+    wanted: Iterable[Job], store: Store, executor: Executor, report: Callable[[Progress], None] | None = None,
+    ended_well: Callable[[Job, dict[str, Any]], None] | None = None,
+) -> Progress:  # fmt: skip
+    """Do all jobs that are wanted and what they need; a job that fails takes only those with it that need it.
+
+    ``report`` is told of the progress, ``ended_well`` of each job that was finished here, with its result.
+    """
     jobs = in_order(wanted)
     by_key = {job.key: job for job in jobs}
     finished = {job.key for job in jobs if store.has(job.key)}
@@ -84,6 +89,8 @@ def run(
                     give_up(ended.key)
                     continue
                 progress.done += 1
+                if ended_well is not None:
+                    ended_well(by_key[ended.key], ended.result)
                 progress.seconds.setdefault(kind, []).append(took)
                 for reader in readers.get(ended.key, ()):
                     waiting[reader].discard(ended.key)

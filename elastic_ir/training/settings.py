@@ -10,6 +10,8 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from elastic_ir.errors import PlanError
 
 _T = TypeVar("_T")
+#: Tickets are compared by weights and scores of 32 bits; the others of Lightning would leave networks in fewer.
+_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +32,18 @@ class Training:
     precision: str = "32-true"  #: as Lightning names it: "32-true", "bf16-mixed", "16-mixed"
     compile: bool = False  #: compile the network with torch.compile
     channels_last: bool = True
+    workers: int = 0  #: processes that read images, where the set is too large for memory
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:
             raise PlanError(
                 f"a training needs at least one step and one image a batch, not {self.steps}, {self.batch_size}"
+            )
+        if self.warmup < 0 or self.workers < 0:
+            raise PlanError(f"warmup and workers are no negative numbers: {self.warmup}, {self.workers}")
+        if self.precision not in _PRECISIONS:
+            raise PlanError(
+                f"precision is {', '.join(_PRECISIONS)}, not {self.precision!r}; weights stay in 32 bits"
             )
         if self.schedule not in ("cosine", "step", "constant"):
             raise PlanError(f"schedule is cosine, step or constant, not {self.schedule!r}")
@@ -73,7 +82,13 @@ class Pruning:
         return 1.0 - (1.0 - self.share) ** level
 
     def level_for(self, sparsity: float) -> int:
-        """The first level whose ticket is at least so sparse, to within half a percent of the weights."""
+        """The first level whose ticket is at least so sparse, to within half a percent of the weights.
+
+        PlanError for a sparsity that is no share below 1.
+        """
+        if not 0 <= sparsity < 1:
+            hint = f"; write {sparsity / 100:g} for {sparsity:g} %" if 1 < sparsity < 100 else ""
+            raise PlanError(f"a sparsity is a share from 0 to below 1, not {sparsity:g}{hint}")
         return next(k for k in range(1_000) if self.sparsity_at(k) >= sparsity - 0.005)
 
 

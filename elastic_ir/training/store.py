@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import secrets
 import shutil
 import time
@@ -51,7 +52,7 @@ class Store:
     def workspace(self, spec: Mapping[str, Any]) -> Iterator[Path]:
         """A folder to work in, which becomes the job's when the block ends well and has written a result."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        place = self.folder / f".{spec['key']}.{secrets.token_hex(4)}"
+        place = self.folder / f".{spec['key']}.{platform.node()}.{os.getpid()}.{secrets.token_hex(4)}"
         place.mkdir()
         try:
             (place / "job.json").write_text(json.dumps(spec, indent=1) + "\n", "utf-8")
@@ -59,17 +60,35 @@ class Store:
             target = self.path(spec["key"])
             if target.exists() and not self.has(spec["key"]):  # a copy that was cut short
                 shutil.rmtree(target)
-            with contextlib.suppress(OSError):  # another process was faster, with the same result
+            try:
                 place.rename(target)
+            except OSError:
+                if not self.has(spec["key"]):  # else another process was faster, with the same result
+                    raise
         finally:
             shutil.rmtree(place, ignore_errors=True)
+
+    def working(self) -> dict[str, float]:
+        """Jobs that are worked on, and for how many seconds; of other machines also those whose process was killed."""
+        found: dict[str, float] = {}
+        for place in self.folder.glob(".*-*.*") if self.folder.is_dir() else ():
+            key, _, worker = place.name[1:].partition(".")
+            host, _, process = worker.rpartition(".")[0].rpartition(".")
+            if host == platform.node() and process.isdigit() and not _alive(int(process)):
+                continue
+            with contextlib.suppress(OSError):
+                found[key] = time.time() - (place / "job.json").stat().st_mtime
+        return found
 
     def write_result(self, place: Path, result: Mapping[str, Any]) -> None:
         """The last thing that a job writes into its workspace."""
         (place / RESULT).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
 
-    def sweep(self, older_than: float = 24 * 3600.0) -> int:
-        """Delete workspaces that killed processes have left and nobody touched for so many seconds; how many went."""
+    def sweep(self, older_than: float = 7 * 24 * 3600.0) -> int:
+        """Delete workspaces that killed processes have left and nobody touched for so many seconds; how many went.
+
+        A job writes into its own at its end only, so that a long training's looks as if nobody worked in it.
+        """
         gone = 0
         for place in self.folder.glob(".*-*.*") if self.folder.is_dir() else ():
             with contextlib.suppress(OSError):
@@ -77,3 +96,14 @@ class Store:
                     shutil.rmtree(place)
                     gone += 1
         return gone
+
+
+def _alive(process: int) -> bool:
+    """Whether this machine has a process of that id."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # there is one, of somebody else
+        return True
+    return True

@@ -22,6 +22,19 @@ METHODS = (
 #: What may be done to a ticket so that it trains better; see :mod:`elastic_ir.training.tweaks`.
 TWEAKS = ("ghost-skips", "ghost-softness", "layerwise-rescale", "label-smoothing", "soft-labels")
 _FROM_SOURCE = ("transform", "hybrid")
+_WITHOUT_MASKS = ("imp", "dense", "transform")  # what there is at sparsity 0, too
+_DYNAMIC = ("rigl", "dpf")
+#: The options of each method; those of RigL and DPF are their callbacks' (:mod:`.dynamic_callbacks`).
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    "transform": ("order", "replicate", "drop", "permute_copies"),
+    "hybrid": ("order", "replicate", "drop"),
+    "rigl": ("distribution", "interval", "drop_fraction", "end"),
+    "dpf": ("interval", "initial", "start", "end"),
+}
+#: What a transformation does unless told; said or not, the job is the same.
+_USUAL = {"order": "append", "drop": "tail", "permute_copies": False}
+_DATA: dict[str, type] = {"name": str, "channels": int, "limit": int}
+_MEASURES = ("accuracy", "barrier")
 _UNDER_TICKETS = (
     "imp",
     "random",
@@ -47,9 +60,12 @@ class Entry:
     connect: bool = False  #: train it twice in different orders, and measure the barrier between the two
 
     def name(self, source: str = "") -> str:
-        label = self.label or (
-            f"{self.method} from {{source}}" if self.method in _FROM_SOURCE else self.method
-        )
+        """The label, or one that says all in which the entry differs from its method alone."""
+        label = self.label
+        if not label:
+            label = f"{self.method} from {{source}}" if self.method in _FROM_SOURCE else self.method
+            parts = [f"{key} {value}" for key, value in self.options.items()] + list(self.tweaks)
+            label = ", ".join([label, *parts, *(["line"] if self.connect else [])])
         return label.replace("{source}", source)
 
 
@@ -62,7 +78,10 @@ class Claim:
     than: str
     targets: tuple[str, ...] = ()
     sparsities: tuple[float, ...] = ()
-    margin: float = 0.0  #: in points of accuracy; negative: "at most so much worse"
+    margin: float = 0.0  #: in points; negative: "at most so much worse"
+    measure: str = (
+        "accuracy"  #: or "barrier", where both were trained twice (``connect``): the lower one is better
+    )
 
 
 @dataclass(frozen=True)
@@ -81,6 +100,12 @@ class Study:
     loss: str = ""
     title: str = ""
     dense_at_least: float = 0.0  #: accuracy that the dense network must reach, or claims stay undecided
+
+    @property
+    def wanted(self) -> list[float]:
+        """The sparsities as levels meet them, which is how runs name them."""
+        pruning = self.pruning
+        return sorted({round(pruning.sparsity_at(pruning.level_for(s)), 4) for s in self.sparsities})
 
 
 @dataclass(frozen=True)
@@ -132,8 +157,8 @@ def _study(found: Mapping[str, Any], where: str) -> Study:
     study = Study(
         name=str(found.get("name") or Path(where).stem), title=str(found.get("title", "")), data=data,
         networks=part("networks", dict), training=read(Training, part("training", dict), f"{where}: training"),
-        pruning=_pruning(found, where), sparsities=tuple(map(float, part("sparsities", list))),
-        seeds=tuple(map(int, part("seeds", list))), loss=str(found.get("loss", "")),
+        pruning=_pruning(found, where), sparsities=_numbers(part("sparsities", list), f"{where}: sparsities"),
+        seeds=_whole(part("seeds", list), f"{where}: seeds"), loss=str(found.get("loss", "")),
         entries=tuple(
             read(Entry, item, f"{where}: compare[{index}]") for index, item in enumerate(part("compare", list))
         ),
@@ -146,15 +171,43 @@ def _study(found: Mapping[str, Any], where: str) -> Study:
     return study
 
 
+def _numbers(items: list[Any], where: str) -> tuple[float, ...]:
+    for item in items:
+        if not isinstance(item, (int, float)) or isinstance(item, bool):
+            raise PlanError(f"{where}: {item!r} is no number")
+    return tuple(map(float, items))
+
+
+def _whole(items: list[Any], where: str) -> tuple[int, ...]:
+    for item in items:
+        if type(item) is not int or item < 0:
+            raise PlanError(f"{where}: {item!r} is no whole number from 0 on")
+    return tuple(items)
+
+
 def _pruning(found: Mapping[str, Any], where: str) -> Pruning:
     """The levels follow from the highest sparsity wanted."""
-    given = dict(found.get("pruning") or {})
-    wanted = max([float(item) for item in found.get("sparsities") or [0.0]])
+    given = found.get("pruning") or {}
+    if not isinstance(given, Mapping):
+        raise PlanError(f"{where}: pruning is a mapping, not {given!r}")
+    wanted = max(_numbers(list(found.get("sparsities") or [0.0]), f"{where}: sparsities"))
     made = read(Pruning, {"levels": 0, **given}, f"{where}: pruning")
     return read(Pruning, {"levels": made.level_for(wanted), **given}, f"{where}: pruning")
 
 
 def _check(study: Study, where: str) -> None:
+    for name, value in study.data.items():
+        if name not in _DATA:
+            raise PlanError(f"{where}: data: there is no entry {name!r}; the entries are {', '.join(_DATA)}")
+        if type(value) is not _DATA[name]:
+            raise PlanError(f"{where}: data.{name}: expected {_DATA[name].__name__}, not {value!r}")
+    if "name" not in study.data:
+        raise PlanError(f"{where}: data.name is missing")
+    if study.pruning.rewind >= study.training.steps:
+        raise PlanError(
+            f"{where}: pruning.rewind: a training of {study.training.steps} steps cannot be rewound to step "
+            f"{study.pruning.rewind}"
+        )
     for number, entry in enumerate(study.entries):
         if entry.method not in METHODS:
             raise PlanError(
@@ -165,6 +218,7 @@ def _check(study: Study, where: str) -> None:
                 raise PlanError(
                     f"{where}: compare[{number}]: there is no tweak {name!r}; the tweaks are {', '.join(TWEAKS)}"
                 )
+        _check_entry(study, entry, f"{where}: compare[{number}]")
         for name in (*entry.targets, *entry.sources):
             if name not in study.networks:
                 raise PlanError(
@@ -175,14 +229,69 @@ def _check(study: Study, where: str) -> None:
             raise PlanError(
                 f"{where}: networks.{name}: give factory: package.module:function, and its arguments"
             )
-    labels = {run.label for run in runs(study)}
+    labels = _labels(study, where)
     for number, claim in enumerate(study.claims):
+        if claim.measure not in _MEASURES:
+            raise PlanError(
+                f"{where}: claims[{number}]: measure is {' or '.join(_MEASURES)}, not {claim.measure!r}"
+            )
+        for name in claim.targets:
+            if name not in study.networks:
+                raise PlanError(f"{where}: claims[{number}]: there is no network {name!r} among the networks")
         for label in (claim.better, claim.than):
             if label not in labels:
                 raise PlanError(
                     f"{where}: claims[{number}]: nothing is labelled {label!r}; "
                     f"the labels are {', '.join(sorted(labels))}"
                 )
+            if (labels[label] == "connect") != (claim.measure == "barrier"):
+                needs = "was trained twice" if claim.measure == "barrier" else "was not"
+                raise PlanError(
+                    f"{where}: claims[{number}]: {claim.measure} compares what {needs} (connect), "
+                    f"which {label!r} contradicts"
+                )
+
+
+def _check_entry(study: Study, entry: Entry, where: str) -> None:
+    """What can be known of an entry before anything is trained."""
+    allowed = _OPTIONS.get(entry.method, ())
+    for name in entry.options:
+        if name not in allowed:
+            has = f"its options are {', '.join(allowed)}" if allowed else "it has none"
+            raise PlanError(f"{where}: {entry.method} has no option {name!r}; {has}")
+    for sparsity in entry.sparsities or study.sparsities:
+        if study.pruning.level_for(sparsity) == 0 and entry.method not in _WITHOUT_MASKS:
+            raise PlanError(
+                f"{where}: {entry.method} has nothing to prune at a sparsity of {sparsity:g}, less than half a level"
+            )
+    if entry.tweaks and entry.method in _DYNAMIC:
+        raise PlanError(
+            f"{where}: tweaks are for tickets whose masks stay as they are, not for {entry.method}"
+        )
+    if {"soft-labels", "label-smoothing"} <= set(entry.tweaks):
+        raise PlanError(
+            f"{where}: soft-labels and label-smoothing both say what the labels are; give one of them"
+        )
+    if study.loss and (chosen := {"soft-labels", "label-smoothing"} & set(entry.tweaks)):
+        raise PlanError(f"{where}: {chosen.pop()} would take the place of the study's own loss {study.loss}")
+
+
+def _labels(study: Study, where: str) -> dict[str, str]:
+    """The labels of a study with the kinds of their jobs.
+
+    PlanError where one stands for two different things, whose numbers would be mixed.
+    """
+    found: dict[tuple[str, str, float, int], str] = {}
+    kinds: dict[str, str] = {}
+    for run in runs(study):
+        place = (run.network, run.label, run.sparsity, run.seed)
+        kinds[run.label] = run.job.kind
+        if found.setdefault(place, run.job.key) != run.job.key:
+            raise PlanError(
+                f"{where}: two entries of compare are called {run.label!r} on {run.network} at "
+                f"{100 * run.sparsity:.1f} %; give one another label"
+            )
+    return kinds
 
 
 def _changed(training: Training) -> dict[str, Any]:
@@ -239,8 +348,9 @@ class Planner:
             options["tweaks"] = list(entry.tweaks)
         if "soft-labels" in entry.tweaks:
             needs["teacher"] = self.train(Entry("dense"), network, "", seed, 0, order=seed)
-        if entry.options:
-            options["options"] = dict(entry.options)
+        chosen = {key: value for key, value in entry.options.items() if _USUAL.get(key) != value}
+        if chosen:
+            options["options"] = chosen
         if self.study.pruning.leave_out:
             options["leave_out"] = list(self.study.pruning.leave_out)
         if entry.method in _FROM_SOURCE:
@@ -265,7 +375,16 @@ class Planner:
 
 
 def runs(study: Study) -> Iterator[Run]:
-    """Every number that a study asks for, in the order of its file."""
+    """Every number that a study asks for, each once, in the order of its file."""
+    seen = set()
+    for run in _all_runs(study):
+        place = (run.network, run.label, run.sparsity, run.seed, run.job.key)
+        if place not in seen:
+            seen.add(place)
+            yield run
+
+
+def _all_runs(study: Study) -> Iterator[Run]:
     plan = Planner(study)
     for entry in study.entries:
         for network in entry.targets or study.networks:

@@ -56,6 +56,7 @@ class Task(pl.LightningModule):
         )
         if self.trainer.loggers:
             self.log("loss", loss)
+            self.log("rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 
     def train_dataloader(self) -> BatchStream:
@@ -67,7 +68,7 @@ class Task(pl.LightningModule):
         return BatchStream(
             self.data, self.settings.batch_size, seed=self.order, start=self.start, stop=self.stop,
             augment=self.settings.augment, channels_last=self.settings.channels_last, device=self.device,
-            rank=self.trainer.global_rank, world=world,
+            rank=self.trainer.global_rank, world=world, workers=self.settings.workers,
         )  # fmt: skip
 
     def configure_optimizers(self) -> Any:

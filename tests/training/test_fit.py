@@ -57,6 +57,46 @@ def test_pruned_weights_stay_zero_through_a_training() -> None:
         assert torch.equal(weight == 0, ~mask), name
 
 
+class TwoOutputs(nn.Module):
+    """A network with an auxiliary output, and a norm that is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.frozen = perceptron(), nn.BatchNorm2d(1).eval()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        out = self.net(self.frozen(x))
+        return out, 2 * out
+
+
+def test_measuring_leaves_a_network_as_it_was_and_takes_the_first_output() -> None:
+    network = TwoOutputs()
+    plain = accuracy(network.net.eval(), DATA.test)
+    network.net.train()
+    assert accuracy(network, DATA.test, engine=Engine("cpu")) == plain
+    assert network.net.training and not network.frozen.training
+
+
+def test_mixed_precision_leaves_weights_in_32_bits_and_masks_at_zero() -> None:
+    network = perceptron()
+    masks = magnitude_masks(network, 0.5)
+    fit(network, DATA, Training(steps=40, batch_size=64, precision="bf16-mixed"), masks=masks)
+    assert {tensor.dtype for tensor in network.state_dict().values()} == {torch.float32}
+    assert accuracy(network, DATA.test) > 0.7
+    assert all(torch.equal(network.get_parameter(name) == 0, ~mask) for name, mask in masks.items())
+
+
+@pytest.mark.slow
+def test_a_compiled_training_is_the_plain_one_but_for_rounding() -> None:
+    networks = [perceptron(), perceptron()]
+    masks = magnitude_masks(networks[0], 0.5)
+    for network, compiled in zip(networks, (False, True), strict=True):
+        fit(network, DATA, Training(steps=6, batch_size=64, compile=compiled), masks=masks)
+    for name, tensor in networks[0].state_dict().items():
+        torch.testing.assert_close(tensor, networks[1].state_dict()[name], atol=1e-4, rtol=1e-3, msg=name)
+    assert all((networks[1].get_parameter(name)[~mask] == 0).all() for name, mask in masks.items())
+
+
 class Theirs(pl.LightningModule):
     """A Lightning module as somebody else writes it."""
 
@@ -129,6 +169,10 @@ def test_rates_of_a_training() -> None:
 def test_settings_are_checked() -> None:
     with pytest.raises(PlanError, match="schedule is cosine, step or constant, not 'linear'"):
         Training(steps=1, schedule="linear")
+    with pytest.raises(PlanError, match=r"precision is 32-true, bf16-mixed, 16-mixed, not 'bf16-true'"):
+        Training(steps=1, precision="bf16-true")
+    with pytest.raises(PlanError, match="no negative numbers: -1, 0"):
+        Training(steps=1, warmup=-1)
     with pytest.raises(PlanError, match="at least one step"):
         Training(steps=0)
     with pytest.raises(PlanError, match=r"between 0 and 1, not 1\.0"):

@@ -14,6 +14,7 @@ from elastic_ir.cli.app import elastic_ir as program
 from elastic_ir.errors import PlanError
 from elastic_ir.tickets import sparsity
 from elastic_ir.training import imp
+from elastic_ir.training.data import load_data
 from elastic_ir.training.imp import Level, find_tickets, next_masks
 from elastic_ir.training.settings import Pruning, Training
 from tests.training.nets import QUICK, TWO_LEVELS, digits, perceptron
@@ -84,6 +85,11 @@ def test_another_search_in_the_same_folder_is_refused(tmp_path: Path) -> None:
         search(tmp_path, Pruning(levels=0, rewind=6))
     with pytest.raises(PlanError, match="holds a search with another training"):
         find_tickets(perceptron(), DATA, Training(steps=41), Pruning(levels=0, rewind=5), tmp_path)
+    with pytest.raises(PlanError, match="holds a search with another network"):
+        find_tickets(perceptron(seed=1), DATA, QUICK, Pruning(levels=0, rewind=5), tmp_path)
+    fewer = load_data("digits", limit=100)
+    with pytest.raises(PlanError, match="holds a search with another data"):
+        find_tickets(perceptron(), fewer, QUICK, Pruning(levels=0, rewind=5), tmp_path)
 
 
 def test_rewinding_to_step_0_gives_the_initialization(tmp_path: Path) -> None:
@@ -99,10 +105,11 @@ def test_find_on_the_command_line(tmp_path: Path) -> None:
     told = CliRunner().invoke(
         program,
         ["lottery", "find", "tests.training.nets:Perceptron", "--steps", "30", "--rewind", "3", "--levels", "1",
-         "--share", "0.5", "-o", str(out)],
+         "--share", "0.5", "--log", "csv", "-o", str(out)],
     )  # fmt: skip
     assert told.exit_code == 0, told.output
     assert "level  0: sparsity   0.0 %" in told.output and "level  1: sparsity  50.0 %" in told.output
     assert "best ticket:" in told.output
+    assert {path.name for path in (out / "logs").iterdir()} == {"rewind", "level00", "level01"}
     assert json.loads((out / "level01.json").read_text())["sparsity"] == pytest.approx(0.5, abs=1e-3)
     assert eir.stretch(eir.load(out / "level01.pt"), to_units=4).sparsity() > 0.4

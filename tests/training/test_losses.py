@@ -67,3 +67,10 @@ def test_what_makes_no_sense() -> None:
         SoftLabels(nn.Identity(), weight=1.5)
     with pytest.raises(PlanError, match=r"the teacher gives \[6, 3\] logits, the network \[6, 4\]"):
         distillation_loss(logits(0), logits(1)[:, :3], LABELS)
+
+
+def test_the_teacher_goes_where_the_images_are() -> None:
+    """No trainer moves it, since it is no part of the module that is trained."""
+    loss = SoftLabels(nn.Linear(4, 3))
+    assert loss.soft(torch.zeros(2, 4)).device.type == "cpu"
+    assert loss.soft(torch.zeros(2, 4, device="meta")).device.type == "meta"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import json
 import math
 from pathlib import Path
@@ -19,7 +20,8 @@ from elastic_ir.cli.app import elastic_ir
 from elastic_ir.training.connectivity import Line, barrier, between
 from elastic_ir.training.fit import fit
 from elastic_ir.training.jobs import in_order
-from elastic_ir.training.report import Findings, answers, collect, half_width, markdown, welch
+from elastic_ir.training.numbers import write_numbers
+from elastic_ir.training.report import Cell, Findings, answers, collect, half_width, markdown, welch
 from elastic_ir.training.settings import Training
 from elastic_ir.training.store import Store
 from elastic_ir.training.study import read_study, runs
@@ -47,6 +49,7 @@ STUDY: dict[str, Any] = {
 
 def findings(folder: Path, scores: dict[str, list[float]], **changes: Any) -> Findings:
     """What a report finds where the jobs of each label had these accuracies, one for each seed."""
+    folder.mkdir(exist_ok=True)
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))
     study, store = read_study(path), Store(folder / "store")
@@ -90,7 +93,7 @@ def test_intervals_are_those_of_student_and_welch() -> None:
             "undecided",
             "the dense network reaches 95.0 %, not 96 %",
         ),
-        ([0.90, 0.901, 0.902], {"seeds": [0]}, "undecided", "one seed: run more"),
+        ([0.90, 0.901, 0.902], {"seeds": [0]}, "undecided", "one seed: run three or more"),
     ],
 )
 def test_a_claim_is_answered_only_where_the_numbers_allow_it(
@@ -123,9 +126,54 @@ def test_the_report_as_markdown(tmp_path: Path) -> None:
     assert "| two | line | 50.0 % | 10.00 ± 0.00 |" in text
     assert "| two | random | 50.0 % | 51.00 % |" in text and "| two | imp | 50.0 % | 50.00 % |" not in text
     assert "| two | imp | 50.0 % | 0.500 | 1.50 |" in text
-    assert "| own tickets beat random ones | two | 50.0 % | +10.00 ± 0.23 | yes |" in text
+    assert "| own tickets beat random ones | two | 50.0 % | +10.00 ± 0.23 | +0 | yes |" in text
+    # the ticket whose masks are permuted has been pruned for it, but not trained
+    assert "| two | random | 50.0 % | 0.500 | 1.50 |" in text
     partial = markdown(findings(tmp_path, {}, seeds=[0, 1, 2, 3]))
     assert "**Not finished: 7 of 28 numbers are missing.**" in partial
+
+
+def test_a_claim_at_a_sparsity_is_about_its_level_alone_and_told_where_it_was_not_run(tmp_path: Path) -> None:
+    changes = {
+        "pruning": {"share": 0.1}, "sparsities": [0.27, 0.34],  # levels 3 and 4: 27.1 and 34.4 %
+        "compare": [{"method": "imp"}, {"method": "random"}],
+        "claims": [{**STUDY["claims"][0], "sparsities": [0.34], "targets": "two"}],
+    }  # fmt: skip
+    scores = {"dense": [0.95] * 3, "imp": [0.90, 0.901, 0.902], "random": [0.80, 0.802, 0.801]}
+    (given,) = answers(findings(tmp_path, scores, **changes))
+    assert (given.sparsity, given.verdict) == (0.3439, "yes")
+    (missing,) = answers(findings(tmp_path / "new", {}, **changes))
+    assert (missing.verdict, missing.why) == ("undecided", "not run yet")
+    assert "undecided: not run yet" in markdown(findings(tmp_path / "new", {}, **changes))
+
+
+def test_a_claim_about_barriers_wants_the_lower_one(tmp_path: Path) -> None:
+    lines = [{"method": method, "connect": True, "targets": "two"} for method in ("imp", "random")]
+    claim = {
+        "text": "tickets are stable",
+        "better": "imp, line",
+        "than": "random, line",
+        "measure": "barrier",
+    }
+    found = findings(tmp_path, {}, compare=lines, claims=[claim])
+    for label, barriers in (("imp, line", [1.0, 1.1, 1.2]), ("random, line", [5.0, 5.2, 5.1])):
+        found.cells["two", label, 0.5] = Cell([80.0] * 3, barriers=barriers)
+    (given,) = answers(found)
+    assert given.verdict == "yes" and given.difference == pytest.approx(-4.0)
+
+
+def test_the_numbers_as_csv(tmp_path: Path) -> None:
+    found = findings(tmp_path, {"dense": [0.95] * 3, "imp": [0.9, 0.8, 0.7], "line": [0.8] * 3})
+    found.rows[0].result["layers"] = {"stem.weight": 0.25}
+    assert write_numbers(found, tmp_path, "tiny") == ["tiny-results.csv", "tiny-layers.csv"]
+    with (tmp_path / "tiny-results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == found.total - found.missing == 15
+    own = [row for row in rows if (row["network"], row["label"], row["sparsity"]) == ("two", "imp", "0.5")]
+    assert [(row["seed"], float(row["accuracy"])) for row in own] == [("0", 0.9), ("1", 0.8), ("2", 0.7)]
+    assert [row["barrier"] for row in rows if row["label"] == "line"] == ["0.1"] * 3
+    lines = (tmp_path / "tiny-layers.csv").read_text().splitlines()
+    assert len(lines) == 2 and ",stem.weight,0.25," in lines[1]
 
 
 def test_report_on_the_command_line_writes_tables_and_plots(tmp_path: Path) -> None:
@@ -134,8 +182,9 @@ def test_report_on_the_command_line_writes_tables_and_plots(tmp_path: Path) -> N
     told = CliRunner().invoke(elastic_ir, [*arguments, str(tmp_path / "out")])
     assert told.exit_code == 0, told.output
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"tiny.md"} | {
-        f"tiny-{stem}.{form}" for stem in ("two", "three", "connectivity") for form in ("png", "svg")
+    stems = ("two", "two-methods", "three", "three-methods", "connectivity")
+    assert names == {"tiny.md", "tiny-results.csv", "tiny-layers.csv"} | {
+        f"tiny-{stem}.{form}" for stem in stems for form in ("png", "svg")
     }
     assert "![tiny-two.png](tiny-two.png)" in (tmp_path / "out" / "tiny.md").read_text()
     first = (tmp_path / "out" / "tiny-two.svg").read_bytes()
@@ -156,6 +205,10 @@ def test_run_on_the_command_line(tmp_path: Path) -> None:
     assert not (tmp_path / "store").exists()
     told = CliRunner().invoke(elastic_ir, arguments)
     assert told.exit_code == 0, told.output
+    for network in ("two", "three"):  # numbers as they come; these two share their jobs
+        assert f"{network}, imp, 50.0 %, seed 0: accuracy " in told.output
+    status = CliRunner().invoke(elastic_ir, ["lottery", "status", *arguments[2:]])
+    assert status.exit_code == 0 and "tiny   2 of 2   3     3 " in status.output, status.output
     assert "jobs done:  3 of 3" in told.output and "jobs: 3 of 3 done, 0 running, 0 left" in told.output
     path.write_text(yaml.safe_dump({**STUDY, **changes, "data": "mnist"}))
     failed = CliRunner().invoke(elastic_ir, arguments)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +18,7 @@ import yaml
 from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.training.executors import Ended, Here, Processes, RayCluster
 from elastic_ir.training.jobs import Job, in_order
+from elastic_ir.training.kinds import build
 from elastic_ir.training.run import Progress, run
 from elastic_ir.training.store import Store
 from elastic_ir.training.study import Study, read_study, runs
@@ -102,11 +105,71 @@ def test_a_setting_at_its_default_changes_no_key(tmp_path: Path) -> None:
         ({"sparsity": 1}, "there is no entry 'sparsity'"),
         ({"seeds": None}, "seeds is missing"),
         ({"networks": []}, "networks is a mapping"),
+        ({"seeds": ["a"]}, "seeds: 'a' is no whole number"),
+        ({"sparsities": [90]}, r"a share from 0 to below 1, not 90; write 0\.9 for 90 %"),
+        ({"sparsities": ["high"]}, "sparsities: 'high' is no number"),
+        ({"pruning": 3}, "pruning is a mapping, not 3"),
+        ({"pruning": {"rewind": 12}}, "a training of 12 steps cannot be rewound to step 12"),
+        (
+            {"data": {"name": "digits", "chanels": 3}},
+            "data: there is no entry 'chanels'; the entries are name,",
+        ),
+        ({"data": {"channels": 3}}, r"data\.name is missing"),
+        ({"data": {"name": "digits", "channels": "3"}}, r"data\.channels: expected int, not '3'"),
+        (
+            {"compare": [{"method": "transform", "options": {"oder": "interpolate"}}]},
+            r"compare\[0\]: transform has no option 'oder'; its options are order, replicate, drop",
+        ),
+        (
+            {"compare": [{"method": "snip", "options": {"batches": 3}}]},
+            "snip has no option 'batches'; it has none",
+        ),
+        (
+            {"compare": [{"method": "snip", "sparsities": [0.0]}]},
+            "snip has nothing to prune at a sparsity of 0",
+        ),
+        ({"compare": [{"method": "rigl", "tweaks": ["ghost-skips"]}]}, "not for rigl"),
+        ({"compare": [{"method": "imp", "tweaks": ["soft-labels", "label-smoothing"]}]}, "give one of them"),
+        (
+            {"loss": "torch.nn:MSELoss", "compare": [{"method": "imp", "tweaks": ["label-smoothing"]}]},
+            "label-smoothing would take the place of the study's own loss torch.nn:MSELoss",
+        ),
+        (
+            {"compare": [{"method": "imp"}, {"method": "random", "label": "imp"}]},
+            r"two entries of compare are called 'imp' on two at 50\.0 %; give one another label",
+        ),
+        (
+            {"claims": [{"text": "x", "better": "imp", "than": "imp", "targets": "four"}]},
+            r"claims\[0\]: there is no network 'four'",
+        ),
+        (
+            {"claims": [{"text": "x", "better": "imp", "than": "imp", "measure": "barrier"}]},
+            r"claims\[0\]: barrier compares what was trained twice \(connect\), which 'imp' contradicts",
+        ),
     ],
 )
 def test_what_is_wrong_in_a_study_is_told(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(PlanError, match=message):
         study(tmp_path, **changes)
+
+
+def test_entries_without_a_label_have_one_that_tells_them_apart(tmp_path: Path) -> None:
+    found = study(tmp_path, compare=[
+        {"method": "imp"}, {"method": "imp", "connect": True}, {"method": "imp", "tweaks": "ghost-skips"},
+        {"method": "transform", "sources": "two", "options": {"order": "interpolate"}},
+    ])  # fmt: skip
+    assert {run.label for run in runs(found)} == {
+        "imp", "imp, line", "imp, ghost-skips", "transform from two, order interpolate"
+    }  # fmt: skip
+
+
+def test_a_number_that_is_asked_for_twice_counts_once(tmp_path: Path) -> None:
+    """A second time would make the interval of the mean narrower than the seeds have made it."""
+    once = list(runs(study(tmp_path, compare=[{"method": "random"}])))
+    twice = list(
+        runs(study(tmp_path, compare=[{"method": "random"}] * 2, sparsities=[0.5, 0.499], seeds=[0, 0]))
+    )
+    assert [(run.label, run.job.key) for run in twice] == [(run.label, run.job.key) for run in once]
 
 
 def test_a_file_that_is_no_study(tmp_path: Path) -> None:
@@ -211,6 +274,106 @@ def test_a_worker_that_dies_is_replaced_and_its_job_done_again(tmp_path: Path) -
     store = Store(tmp_path / "store")
     ended = run([job], store, Processes(str(store.folder), 1))
     assert (tmp_path / "mark").exists() and ended.done == 1 and not ended.failed and store.has(job.key)
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_study_that_was_killed(tmp_path: Path) -> None:
+    """Waiting for their next job, they would hold their memory for ever."""
+    code = (
+        "import sys, time\n"
+        "from elastic_ir.training.executors import Processes\n"
+        "if __name__ == '__main__':\n"
+        "    pool = Processes(sys.argv[1], 1)\n"
+        "    import os\n"
+        "    print(pool._pool.submit(os.getpid).result(), flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    (tmp_path / "killed.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "killed.py"), str(tmp_path)], stdout=subprocess.PIPE, env=environment
+    ) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        assert Path(f"/proc/{worker}").exists()
+        parent.kill()
+    for _ in range(100):
+        if not Path(f"/proc/{worker}").exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"the worker {worker} lives on")
+
+
+@pytest.mark.parametrize("kind", ["csv", "tensorboard"])
+def test_trainings_log_into_the_folder_of_their_job(tmp_path: Path, kind: str) -> None:
+    if kind == "tensorboard":
+        pytest.importorskip("tensorboard")
+    job = network_job(tmp_path)
+    store = Store(tmp_path)
+    run([job], store, Here(str(tmp_path), log=kind))
+    names = [path.name for path in (store.path(job.key) / "log").iterdir()]
+    if kind == "csv":
+        lines = (store.path(job.key) / "log" / "metrics.csv").read_text().splitlines()
+        assert set(lines[0].split(",")) == {"epoch", "loss", "rate", "step"} and len(lines) == 3
+    else:
+        assert any(name.startswith("events.out.tfevents") for name in names)
+
+
+def test_a_store_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("a file")
+    ended = run([network_job(tmp_path)], Store(tmp_path / "store"), Here(str(tmp_path / "store")))
+    assert "FileExistsError" in next(iter(ended.failed.values()))
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (
+            {"factory": "tests.training.nets:Perceptron", "blokcs": 2},
+            r"fails with blokcs=2: .*unexpected keyword",
+        ),
+        ({"factory": "tests.training.nets:absent"}, r"cannot be found: .*absent"),
+        ({"factory": ":absent"}, r"cannot be found"),
+        ({"factory": "tests.training.nets:nothing"}, r"gives a int, no torch module"),
+    ],
+)
+def test_a_factory_that_fails_is_told(network: dict[str, Any], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        build({"network": network, "seed": 0})
+
+
+def test_what_is_at_work_is_known_by_its_process(tmp_path: Path) -> None:
+    store, job = Store(tmp_path), network_job(tmp_path)
+    with store.workspace(job.spec()) as place:
+        assert set(store.working()) == {job.key} and 0 <= store.working()[job.key] < 60
+        dead = subprocess.Popen([sys.executable, "-c", ""])
+        dead.wait()
+        place.rename(str(place).replace(f".{os.getpid()}.", f".{dead.pid}."))
+        assert store.working() == {}
+        Path(str(place).replace(f".{os.getpid()}.", f".{dead.pid}.")).rename(place)
+        store.write_result(place, {})
+    assert store.working() == {} and store.has(job.key)
+
+
+def test_a_ray_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SourceError, match=r"Ray is not installed \(pip install 'elastic-ir\[ray\]'\)"):
+        RayCluster(str(tmp_path), "auto")
+
+    class Unreachable:
+        @staticmethod
+        def is_initialized() -> bool:
+            return False
+
+        @staticmethod
+        def init(**_: Any) -> None:
+            raise RuntimeError("no such address")
+
+    monkeypatch.setitem(sys.modules, "ray", Unreachable)
+    with pytest.raises(
+        SourceError, match=r"no Ray cluster at '1\.2\.3\.4:5' \(RuntimeError: no such address\)"
+    ):
+        RayCluster(str(tmp_path), "1.2.3.4:5")
 
 
 def test_time_left_follows_from_what_jobs_took() -> None:

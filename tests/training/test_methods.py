@@ -1,0 +1,87 @@
+"""Where each method's training starts: the weights and masks of the rewind point, and the user's own loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import elastic_ir as eir
+from elastic_ir.tickets import magnitude_masks, sparsity
+from elastic_ir.training.callbacks import save_state
+from elastic_ir.training.imp import save_ticket
+from elastic_ir.training.methods import copies_in, of_method, transformed
+from elastic_ir.training.settings import Training
+from elastic_ir.training.start import Start
+from tests.training.nets import digits, perceptron
+
+DATA = digits()
+TRAINING = Training(steps=8, batch_size=32)
+
+
+def their_loss(output: Tensor, labels: Tensor) -> Tensor:
+    """Somebody's own loss."""
+    return nn.functional.multi_margin_loss(output, labels)
+
+
+def start(
+    folder: Path, method: str, *, source: int = 2, target: int = 3, leave_out: tuple[str, ...] = (), **options: Any
+) -> Start:  # fmt: skip
+    """The start of a method on a perceptron of so many blocks, with a ticket of another one as its source."""
+    donor, own = perceptron(1, source), perceptron(2, target)
+    for name, network in (("source", donor), ("ticket", own)):
+        (folder / name).mkdir(exist_ok=True)
+        save_state(network.state_dict(), folder / name / "state.pt")
+        masks = magnitude_masks(network, 0.6, leave_out)
+        save_ticket(network, network.state_dict(), masks, DATA, folder / name / "ticket.pt")
+    needs = {"source": folder / "source", "source_rewind": folder / "source", "ticket": folder / "ticket"}
+    given = {
+        "method": method, "seed": 0, "rewind": 2, "options": options, "leave_out": list(leave_out),
+        "source": {"factory": "tests.training.nets:Perceptron", "blocks": source},
+        "network": {"factory": "tests.training.nets:Perceptron", "blocks": target},
+    }  # fmt: skip
+    return of_method(own, DATA, TRAINING, given, needs, loss=their_loss)
+
+
+@pytest.mark.parametrize(
+    "method", ["imp", "dense", "transform", "hybrid", "magnitude", "random", "reinit", "snip", "rigl", "dpf"]
+)
+def test_every_method_trains_by_the_loss_that_the_study_names(tmp_path: Path, method: str) -> None:
+    assert start(tmp_path, method).loss is their_loss
+
+
+def test_a_transformed_ticket_has_the_weights_and_masks_of_its_source(tmp_path: Path) -> None:
+    found = start(tmp_path, "transform")
+    donor = perceptron(1, 2)
+    masks = magnitude_masks(donor, 0.6)
+    state = found.network.state_dict()
+    for mine, theirs in (("stem", "stem"), ("blocks.1.fc1", "blocks.1.fc1"), ("head", "head")):
+        assert torch.equal(state[f"{mine}.weight"], donor.get_parameter(f"{theirs}.weight"))
+        assert torch.equal(found.masks[f"{mine}.weight"], masks[f"{theirs}.weight"])
+    assert len(found.masks) == len(masks) + 2
+
+
+def test_permuted_copies_keep_their_sparsity_and_leave_the_others_alone(tmp_path: Path) -> None:
+    plain, mixed = (start(tmp_path, "transform", permute_copies=choice).masks for choice in (False, True))
+    different = {name for name, mask in plain.items() if not torch.equal(mask, mixed[name])}
+    graph = transformed(
+        eir.trace(perceptron(1, 2), (torch.zeros(1, *DATA.shape),)), perceptron(2, 3), DATA, {}
+    )
+    assert different == {name for name in copies_in(graph) if name in plain} and len(different) == 2
+    assert all(plain[name].sum() == mixed[name].sum() for name in different)
+
+
+def test_a_hybrid_leaves_out_what_the_search_left_out(tmp_path: Path) -> None:
+    found = start(tmp_path, "hybrid", leave_out=("head",))
+    plain = start(tmp_path, "transform", leave_out=("head",))
+    assert "head.weight" not in found.masks and set(found.masks) == set(plain.masks)
+    assert sparsity(found.masks) == pytest.approx(sparsity(plain.masks), abs=1e-4)
+
+
+def test_the_hybrid_of_a_deeper_source_has_no_extra_blocks(tmp_path: Path) -> None:
+    hybrid, plain = (start(tmp_path, method, source=3, target=2) for method in ("hybrid", "transform"))
+    assert set(hybrid.masks) == set(plain.masks)
+    assert all(torch.equal(mask, plain.masks[name]) for name, mask in hybrid.masks.items())
