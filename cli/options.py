@@ -102,7 +102,15 @@ class Reading:
     unit: int | None = None
     trust: tuple[str, ...] = ()
 
-    def load(self, source: str) -> Graph:
+    def by_headers(self, source: str) -> bool:
+        """Whether a source is a folder of safetensors, and no option asks to have its network traced."""
+        from pathlib import Path
+
+        from elastic_ir.frontends.checkpoint import is_checkpoint
+
+        return self.arch is None and not self.input_shape and not self.trust and is_checkpoint(Path(source))
+
+    def load(self, source: str, headers_only: bool = False) -> Graph:
         """Read the source of a command, with all the options."""
         from elastic_ir import api
 
@@ -114,6 +122,7 @@ class Reading:
             mask_from_zeros=self.mask_from_zeros,
             input_shape=self.input_shape or None,
             unit=self.unit,
+            headers_only=headers_only,
         )
 
     def load_reference(self, reference: str, source: Graph) -> Graph:
