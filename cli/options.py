@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -89,6 +90,24 @@ class Notation(Kind):
         except ElasticError as error:
             self.fail(str(error), param, ctx)
         return value
+
+
+class Size(Kind):
+    """``5GB``, ``500MB`` or ``2GiB`` as bytes."""
+
+    name = "size"
+    _UNITS: ClassVar = {
+        "": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30,
+    }  # fmt: skip
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Click's hook: the bytes, or a usage error."""
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B|)\s*", str(value), re.IGNORECASE)
+        unit = match[2].upper() if match else "?"
+        size = float(match[1]) * self._UNITS[unit] if match and unit in self._UNITS else 0
+        if size < 1:
+            self.fail(f"{value!r} is no size; write for example 5GB, 500MB or 2GiB", param, ctx)
+        return int(size)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ COUNT = re.compile(
 #: Names of lists that hold a number of blocks for each stage.
 DEPTHS = re.compile(r"depth|layer|block")
 #: Names of lists that say which blocks are of some kind: ``moe_layers``, ``full_attention_block_indices``.
-CHOSEN = re.compile(r".*(layers?|blocks?)(_?(ids?|idx|index|indexes|indices))?")
+CHOSEN = re.compile(r".*(layers?|blocks?)(_?(ids?|idxs?|index|indexes|indices))?")
 #: Names of lists with an entry for each layer, whatever their length.
 _PER_LAYER = re.compile(r"layer|block|attention|mlp")
 _LONG = 12  #: a list as long as a stack of so many layers is one of its layers, whatever its name
