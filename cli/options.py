@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -91,6 +92,24 @@ class Notation(Kind):
         return value
 
 
+class Size(Kind):
+    """``5GB``, ``500MB`` or ``2GiB`` as bytes."""
+
+    name = "size"
+    _UNITS: ClassVar = {
+        "": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30,
+    }  # fmt: skip
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Click's hook: the bytes, or a usage error."""
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B|)\s*", str(value), re.IGNORECASE)
+        unit = match[2].upper() if match else "?"
+        size = float(match[1]) * self._UNITS[unit] if match and unit in self._UNITS else 0
+        if size < 1:
+            self.fail(f"{value!r} is no size; write for example 5GB, 500MB or 2GiB", param, ctx)
+        return int(size)
+
+
 @dataclass(frozen=True)
 class Reading:
     """How sources are read: the common options, as given."""
@@ -102,7 +121,15 @@ class Reading:
     unit: int | None = None
     trust: tuple[str, ...] = ()
 
-    def load(self, source: str) -> Graph:
+    def by_headers(self, source: str) -> bool:
+        """Whether a source is a folder of safetensors, and no option asks to have its network traced."""
+        from pathlib import Path
+
+        from elastic_ir.frontends.checkpoint import is_checkpoint
+
+        return self.arch is None and not self.input_shape and not self.trust and is_checkpoint(Path(source))
+
+    def load(self, source: str, headers_only: bool = False) -> Graph:
         """Read the source of a command, with all the options."""
         from elastic_ir import api
 
@@ -114,6 +141,7 @@ class Reading:
             mask_from_zeros=self.mask_from_zeros,
             input_shape=self.input_shape or None,
             unit=self.unit,
+            headers_only=headers_only,
         )
 
     def load_reference(self, reference: str, source: Graph) -> Graph:

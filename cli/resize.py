@@ -12,7 +12,7 @@ import click
 
 from elastic_ir.cli import tables
 from elastic_ir.cli.app import COMMANDS
-from elastic_ir.cli.options import SOURCE, Function, Indices, Notation, Reading, source_options
+from elastic_ir.cli.options import SOURCE, Function, Indices, Notation, Reading, Size, source_options
 
 if TYPE_CHECKING:
     from elastic_ir.graph import Graph
@@ -24,9 +24,12 @@ Examples:
   elastic-ir stretch resnet50.safetensors --to-stages 3,4,23,3 -o resnet101.safetensors
   elastic-ir stretch weights.pt --arch torchvision:resnet50 --like torchvision:resnet101
   elastic-ir stretch llama-folder --to-units 48 --order interpolate
+  elastic-ir stretch llama-folder --plan 0-15,6-21 -o deeper-llama --shard-size 2GB
 
 A stage of blocks 0 1 2, of which 0 is the entry, becomes 0 1 2 1 2 by "append" and 0 1 1 2 2 by "interpolate".
-The result loads strictly into the deeper network as its own library builds it. See what a network has first, with
+The result loads strictly into the deeper network as its own library builds it. A folder of safetensors is streamed to
+another folder, its config.json brought up to date, unless --to-depth, --like, --arch, --input-shape or an OUT with
+an extension asks for its network. See what a network has first, with
 "elastic-ir inspect".
 """
 SQUEEZE_EPILOG = """\
@@ -41,6 +44,10 @@ deleted.
 """
 
 
+#: What an OUT ends with that is a file; any other is a folder, whatever dots its name has.
+FILES = (".pt", ".pth", ".safetensors", ".onnx", ".ticket", ".py")
+
+
 @dataclass(frozen=True)
 class Wanted:
     """The target as it was said, and where the result goes."""
@@ -53,6 +60,8 @@ class Wanted:
     out: str | None
     no_check: bool
     dry_run: bool
+    shard_size: int | None
+    durable: bool
 
     def check(self, otherwise: bool = False) -> None:
         """A usage error unless the target is said in one way; ``otherwise`` says that none is needed."""
@@ -65,6 +74,20 @@ class Wanted:
             raise click.UsageError(f"{' and '.join(given)} say the target twice; give one of them")
         if not given and not otherwise:
             raise click.UsageError(f"say how deep the result shall be, with one of {', '.join(ways)}")
+
+    def streams(self, source: str, reading: Reading) -> bool:
+        """Whether a folder is streamed to a folder; a usage error for options that only streams have."""
+        streamed = (
+            reading.by_headers(source)
+            and self.to_depth is None
+            and self.like is None
+            and (self.out is None or Path(self.out).suffix.lower() not in FILES)
+        )
+        given = {"--shard-size": self.shard_size is not None, "--durable": self.durable}
+        for name, used in given.items():
+            if used and not streamed:
+                raise click.UsageError(f"{name} is for folders of safetensors that are written as folders")
+        return streamed
 
 
 TARGET_OPTIONS = (
@@ -103,6 +126,15 @@ OUTPUT_OPTIONS = (
         help="Do not run the result once to see that every unit of the plan executes.",
     ),
     click.option("--dry-run", is_flag=True, help="Show what would change, and write nothing."),
+    click.option(
+        "--shard-size", type=Size(), metavar="SIZE",
+        help="The most bytes of tensors in one file of a folder that is streamed: 5GB, as transformers has it, or "
+        "500MB, 2GiB.",
+    ),
+    click.option(
+        "--durable", is_flag=True,
+        help="Have a streamed folder on the disk (fsync) before it gets its name, against power cuts.",
+    ),
 )  # fmt: skip
 
 
@@ -168,11 +200,12 @@ def _resize(command: str, source: str, wanted: Wanted, reading: Reading, how: di
         "the --mask": reading.mask,
         "the --like": wanted.like,
     }
+    streamed = wanted.streams(source, reading)
     if wanted.out is not None:
         output.refuse_source(Path(wanted.out))
         output.refuse_overwriting(Path(wanted.out), inputs)  # before minutes go into reading it
     with tables.status(f"reading {source}"):
-        before = reading.load(source)
+        before = reading.load(source, headers_only=streamed)
     like = None
     if wanted.like is not None:
         with tables.status(f"reading {wanted.like}"):
@@ -190,6 +223,9 @@ def _resize(command: str, source: str, wanted: Wanted, reading: Reading, how: di
     _show_change(before, after)
     out = Path(wanted.out) if wanted.out is not None else output.default_output(source, before, after)
     output.refuse_overwriting(out, inputs)
+    if streamed:
+        _stream(after, out, wanted)
+        return
     if wanted.dry_run:
         tables.show_facts([("dry run", f"would write {out}")])
         return
@@ -200,6 +236,34 @@ def _resize(command: str, source: str, wanted: Wanted, reading: Reading, how: di
         told = "; ".join(f"{name} {how}" for name, how in sorted(constants.items()))
         tables.show_facts([("constants", told)])
     tables.show_facts([("wrote", f"{path} ({tables.file_size(output.size_of(path))})") for path in written])
+
+
+def _stream(graph: Graph, out: Path, wanted: Wanted) -> None:
+    """Write a folder that was read by its headers, or say what would be written."""
+    from elastic_ir.cli import output
+    from elastic_ir.emit.checkpoint import SHARD_SIZE, check_room, plan_checkpoint, save_checkpoint
+    from elastic_ir.emit.folder import refuse_taken
+
+    shard_size = wanted.shard_size or SHARD_SIZE
+    refuse_taken(out)
+    plan = plan_checkpoint(graph, shard_size)
+    if plan.notes:
+        tables.show_facts(
+            [("kept", f"config.json: {', '.join(plan.notes)}; see whether they fit the new depth")]
+        )
+    if wanted.dry_run:
+        check_room(plan, out)
+        table = tables.Table(("file", "size"), numeric=("size",))
+        table.rows += [(name, tables.file_size(size)) for name, size in plan.files.items()]
+        click.echo()
+        tables.show_table(table)
+        click.echo()
+        total = tables.file_size(sum(plan.files.values()))
+        tables.show_facts([("dry run", f"would write {out} ({total})")])
+        return
+    with tables.transfer(f"writing {out}") as tell:
+        written = save_checkpoint(graph, out, shard_size=shard_size, durable=wanted.durable, tell=tell)
+    tables.show_facts([("wrote", f"{written} ({tables.file_size(output.size_of(written))})")])
 
 
 def _show_change(before: Graph, after: Graph) -> None:

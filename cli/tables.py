@@ -109,6 +109,23 @@ def status(what: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def transfer(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A function that shows bytes done of bytes in all, with rate and time left; None where no terminal looks."""
+    if not (on_terminal() and sys.stderr.isatty()):
+        yield None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import TransferSpeedColumn as Rate
+
+    columns = (TextColumn(escape(what)), BarColumn(), DownloadColumn(), Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("")
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
 # -- numbers and names as text ------------------------------------------------------------------------------------
 
 

@@ -18,11 +18,10 @@ from elastic_ir.errors import (
 )
 from elastic_ir.graph import Graph
 from elastic_ir.structure import Block, Stage, Unit
+from elastic_ir.version import __version__
 
 if TYPE_CHECKING:
     from elastic_ir.api import load, save, squeeze, stretch, trace, with_weights
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Block", "ElasticError", "EmitError", "Graph", "MaskError", "OutputError", "PlanError", "SourceError", "Stage",

@@ -37,11 +37,20 @@ def load(
     mask_from_zeros: bool = False,
     input_shape: Sequence[Sequence[int]] | None = None,
     unit: int | None = None,
+    headers_only: bool = False,
 ) -> Graph:
     """Read any source that the command line takes; see :func:`elastic_ir.frontends.sources.load`."""
     from elastic_ir.frontends.sources import load as read
 
-    graph = read(source, arch, masks, trust=trust, mask_from_zeros=mask_from_zeros, input_shape=input_shape)
+    graph = read(
+        source,
+        arch,
+        masks,
+        trust=trust,
+        mask_from_zeros=mask_from_zeros,
+        input_shape=input_shape,
+        headers_only=headers_only,
+    )
     return graph.with_unit(unit) if unit is not None else graph
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import EmitError
-from elastic_ir.tensors import ITEM_SIZES, Mask, ShapeOnly, TensorData
+from elastic_ir.tensors import Mask, ShapeOnly, TensorData, item_size, size_of
 
 if TYPE_CHECKING:
     import torch
@@ -136,7 +136,7 @@ def _raw(data: TensorData) -> Any:
     import numpy as np
 
     whole = bytearray(b"".join(data.chunks()))
-    return np.frombuffer(whole, np.uint8).reshape(*data.shape, ITEM_SIZES[data.dtype])
+    return np.frombuffer(whole, np.uint8).reshape(*data.shape, item_size(data.dtype))
 
 
 def with_values(recipe: TensorData, *parts: TensorData | None) -> TensorData:
@@ -164,9 +164,7 @@ class Zeros(Recipe):
     dtype: str
 
     def chunks(self) -> Iterator[memoryview]:
-        import math
-
-        yield memoryview(bytes(math.prod(self.shape) * ITEM_SIZES[self.dtype]))
+        yield memoryview(bytes(size_of(self.shape, self.dtype)))
 
 
 def _double(data: TensorData) -> torch.Tensor:

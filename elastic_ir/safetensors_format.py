@@ -25,6 +25,15 @@ DTYPES: dict[str, str] = {
     "complex64": "C64",
 }
 
+#: Dtypes of less than a byte an element, which nothing here computes with: their bytes are carried as they are.
+PACKED: dict[str, str] = {
+    "float4_e2m1fn": "F4",
+    "float6_e2m3fn": "F6_E2M3",
+    "float6_e3m2fn": "F6_E3M2",
+    "int4": "I4",
+    "uint4": "U4",
+}
+
 #: The safetensors library reads no file whose header is longer.
 MAX_HEADER = 100_000_000
 

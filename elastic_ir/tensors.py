@@ -7,7 +7,7 @@ to one bit for each weight, so that any number of clones may share it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -43,6 +43,15 @@ ITEM_SIZES: dict[str, int] = {
     "complex128": 16,
 }
 
+#: Bits of one element, where several share a byte; nobody computes with them, so they have no :data:`ITEM_SIZES`.
+PACKED_BITS: dict[str, int] = {
+    "float4_e2m1fn": 4,
+    "float6_e2m3fn": 6,
+    "float6_e3m2fn": 6,
+    "int4": 4,
+    "uint4": 4,
+}
+
 
 @runtime_checkable
 class TensorData(Protocol):
@@ -53,7 +62,7 @@ class TensorData(Protocol):
 
     @property
     def dtype(self) -> str:
-        """A key of :data:`ITEM_SIZES`, e.g. ``"float32"``."""
+        """A key of :data:`ITEM_SIZES`, e.g. ``"float32"``, or of :data:`PACKED_BITS`."""
         ...
 
     def chunks(self) -> Iterator[memoryview]:
@@ -63,7 +72,23 @@ class TensorData(Protocol):
 
 def nbytes(data: TensorData) -> int:
     """The size of a tensor in bytes, from its shape and dtype alone."""
-    return prod(data.shape) * ITEM_SIZES[data.dtype]
+    return size_of(data.shape, data.dtype)
+
+
+def size_of(shape: Sequence[int], dtype: str) -> int:
+    """Bytes of a tensor; elements of less than a byte fill the last one up."""
+    if dtype in PACKED_BITS:
+        return -(-prod(shape) * PACKED_BITS[dtype] // 8)
+    return prod(shape) * ITEM_SIZES[dtype]
+
+
+def item_size(dtype: str) -> int:
+    """Bytes of one element; EmitError where several share a byte, which can be carried and not computed with."""
+    if dtype not in ITEM_SIZES:
+        raise EmitError(
+            f"tensors of {dtype} can only be copied as they are; leave them without masks and recipes"
+        )
+    return ITEM_SIZES[dtype]
 
 
 @dataclass(frozen=True)
@@ -121,7 +146,7 @@ class MaskedData:
     def chunks(self) -> Iterator[memoryview]:
         import numpy as np
 
-        item = ITEM_SIZES[self.dtype]
+        item = item_size(self.dtype)
         keep = self.mask.array().reshape(-1)
         done = 0
         for chunk in self.data.chunks():

@@ -8,7 +8,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from elastic_ir.errors import EmitError
-from elastic_ir.tensors import ITEM_SIZES, Mask, MaskedData, TensorData
+from elastic_ir.tensors import Mask, MaskedData, TensorData, item_size
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,7 @@ def to_torch(data: TensorData) -> torch.Tensor:
         return tensor
     if isinstance(data, TorchData):
         return data.tensor.detach().clone(memory_format=torch.preserve_format)
-    buffer = bytearray(prod(data.shape) * ITEM_SIZES[data.dtype])
+    buffer = bytearray(prod(data.shape) * item_size(data.dtype))
     done = 0
     for chunk in data.chunks():
         buffer[done : done + len(chunk)] = chunk

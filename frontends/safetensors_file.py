@@ -8,18 +8,18 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from elastic_ir.errors import SourceError
-from elastic_ir.safetensors_format import DTYPES, MAX_HEADER, METADATA
-from elastic_ir.tensors import ITEM_SIZES
+from elastic_ir.safetensors_format import DTYPES, MAX_HEADER, METADATA, PACKED
+from elastic_ir.tensors import nbytes, size_of
 
 CHUNK = 1 << 24  #: bytes read at once; a multiple of every element's size
+BUFFER = 1 << 18  #: bytes that go through this process at once where the system cannot copy; more is slower
 #: What copying within the system fails with where it cannot be done: other file systems, old kernels, odd files.
 _NOT_SO = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
-_NAMES = {theirs: ours for ours, theirs in DTYPES.items()}
+_NAMES = {theirs: ours for ours, theirs in (*DTYPES.items(), *PACKED.items())}
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class FileTensor:
 
     def chunks(self) -> Iterator[memoryview]:
         """The bytes in pieces of at most 16 MiB; SourceError if the file was replaced, cut short, or is gone."""
-        left = prod(self.shape) * ITEM_SIZES[self.dtype]
+        left = nbytes(self)
         with self._open() as file:
             file.seek(self.offset)
             while left:
@@ -49,7 +49,7 @@ class FileTensor:
 
         Raises SourceError as :meth:`chunks` does, and OSError where the target cannot be written.
         """
-        left = prod(self.shape) * ITEM_SIZES[self.dtype]
+        left = nbytes(self)
         target.flush()
         with self._open() as file:
             at = self.offset
@@ -65,11 +65,12 @@ class FileTensor:
                 at, left = at + done, left - done
             file.seek(at)
             while left:
-                piece = file.read(min(left, CHUNK))
-                if len(piece) < min(left, CHUNK):
+                piece = file.read(min(left, BUFFER))
+                if len(piece) < min(left, BUFFER):
                     raise self._cut_short()
                 target.write(piece)
                 left -= len(piece)
+            self._check_stamp(file)  # what was copied is what was there when the copying began
 
     def _cut_short(self) -> SourceError:
         return SourceError(f"{self.path} was cut short while it was being read")
@@ -83,9 +84,12 @@ class FileTensor:
                 f"{self.path} could not be read: {(error.strerror or str(error)).lower()}"
             ) from error
         with file:
-            if self.stamp not in (None, stamp_of(os.fstat(file.fileno()))):
-                raise SourceError(f"{self.path} was changed after it was read; read it again")
+            self._check_stamp(file)
             yield file
+
+    def _check_stamp(self, file: BinaryIO) -> None:
+        if self.stamp not in (None, stamp_of(os.fstat(file.fileno()))):
+            raise SourceError(f"{self.path} was changed after it was read; read it again")
 
 
 def stamp_of(status: os.stat_result) -> tuple[int, int, int]:
@@ -170,7 +174,7 @@ def _entry(name: str, item: Any, path: Path) -> tuple[tuple[int, ...], str, int,
         )
     if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
         raise SourceError(f"{where} has a shape or offsets that are no counts: {shape!r}, {offsets!r}")
-    needed = prod(shape) * ITEM_SIZES[_NAMES[dtype]]
+    needed = size_of(shape, _NAMES[dtype])
     if offsets[1] - offsets[0] != needed:
         raise SourceError(f"{where} has offsets {offsets}, but {dtype} of shape {shape} takes {needed} bytes")
     return tuple(shape), _NAMES[dtype], offsets[0], offsets[1]

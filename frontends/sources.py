@@ -31,12 +31,15 @@ def load(
     trust: Sequence[str] = (),
     mask_from_zeros: bool = False,
     input_shape: Shapes = None,
+    headers_only: bool = False,
 ) -> Graph:
     """Read a source: a ``.pt``, ``.pth``, ``.safetensors`` or ``.ticket`` file, a Hugging Face folder, or a name.
 
     Names are ``timm:NAME``, ``torchvision:NAME`` and ``package.module:factory``. ``arch`` says what a bare state dict
     belongs to (a source, a module or a graph); ``masks`` is a mask file or a mapping of names to 0/1 tensors;
-    ``mask_from_zeros`` takes exact zeros in prunable weights as pruned. Raises SourceError, MaskError, TraceError.
+    ``mask_from_zeros`` takes exact zeros in prunable weights as pruned. ``headers_only`` reads a folder of safetensors
+    by its headers, without torch and without its network: names and shapes tell the structure, and :func:`save` streams
+    the tensors from folder to folder. Raises SourceError, MaskError, TraceError.
     """
     text = os.fspath(source)
     if is_name(text):
@@ -44,7 +47,7 @@ def load(
     else:
         path = Path(text)
         if path.is_dir():
-            graph = _read_folder(path, input_shape)
+            graph = _read_headers(path) if headers_only else _read_folder(path, input_shape)
         elif path.suffix.lower() == ".safetensors":
             graph = _read_safetensors(path, arch, trust, input_shape)
         elif path.suffix.lower() == EXTENSION:
@@ -322,6 +325,16 @@ def _packed_masks(records: Mapping[str, bytes]) -> dict[str, Mask]:
         size = -(-mask.size // 8)
         masks[name] = Mask(mask.shape, bits[item["offset"] : item["offset"] + size], mask.dtype)
     return masks
+
+
+def _read_headers(path: Path) -> Graph:
+    from elastic_ir.frontends.checkpoint import load_checkpoint, masks_beside
+
+    graph = load_checkpoint(path)
+    sidecar = masks_beside(path)
+    if sidecar is not None:
+        attach(graph, _mask_mapping(sidecar))
+    return graph
 
 
 def _read_folder(path: Path, input_shape: Shapes) -> Graph:

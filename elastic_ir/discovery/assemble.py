@@ -78,7 +78,7 @@ def find_candidates(part: Part, reader: Reader, listed: dict[str, list[str]]) ->
         return strong[:1]
     inner = [c for child in part.children.values() for c in find_candidates(child, reader, listed)]
     for candidate in own:
-        if not _overridden(candidate, inner):
+        if not _overridden(candidate, inner) and not _outweighed(candidate, inner, reader):
             candidate.inner = inner
             return [candidate]
     return inner
@@ -109,6 +109,24 @@ def _overridden(outer: Candidate, inner: list[Candidate]) -> bool:
             if any(candidate.container.path.startswith(part.path) for part in group.parts)
         )
         for candidate in inner
+    )
+
+
+def _outweighed(series: Candidate, inner: list[Candidate], reader: Reader) -> bool:
+    """Whether layers numbered among other children are but the stem of a repeated container that stands beside them.
+
+    Of names alone, where no data flow tells it: Whisper's encoder has ``conv1`` and ``conv2`` beside ``layers``.
+    """
+    own = tuple(f"{part.path}." for group in series.groups for part in group.parts)
+    return (
+        reader.form == "names"
+        and not series.container.native
+        and any(
+            candidate.strong
+            and candidate.weights > 2 * series.weights
+            and not f"{candidate.container.path}.".startswith(own)
+            for candidate in inner
+        )
     )
 
 

@@ -6,19 +6,14 @@ layers is a count.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
+from elastic_ir.config_depth import COUNT, DEPTHS, is_index_list
 from elastic_ir.emit.constants import source_index
 from elastic_ir.structure import Container
-
-#: Whole names only: a count of experts, heads or channels may equal the number of blocks by chance.
-_COUNT = re.compile(
-    r"((n|num|number_of|total)_?)?((hidden|encoder|decoder|transformer)_)?(layers?|blocks?)|(num_|encoder_|decoder_)?depth"
-)
 
 
 def update_counts(target: nn.Module, container: Container) -> None:
@@ -50,7 +45,7 @@ def update_stage_counts(target: nn.Module, containers: list[Container]) -> None:
                 continue
             done.add(id(holder))
             for name, value in list(vars(holder).items()):
-                if isinstance(value, (list, tuple)) and list(value) == old and _DEPTHS.search(name):
+                if isinstance(value, (list, tuple)) and list(value) == old and DEPTHS.search(name):
                     setattr(holder, name, type(value)(new))
 
 
@@ -68,34 +63,15 @@ def _holders(target: nn.Module, path: str) -> Iterator[Any]:
         path = path.rpartition(".")[0]
 
 
-_DEPTHS = re.compile(r"depth|layer|block")
-
-#: Names of lists that say which blocks are of some kind: ``moe_layers``, ``full_attention_block_indices``.
-_CHOSEN = re.compile(r".*(layers?|blocks?)(_?(ids?|idx|index|indexes|indices))?")
-
-
-def _is_index_list(name: str, value: Any, count: int) -> bool:
-    """Whether it lists block numbers: integers that rise, and all below the number of blocks."""
-    if not isinstance(value, (list, tuple)) or not value or not _CHOSEN.fullmatch(name):
-        return False
-    numbers = [item for item in value if type(item) is int]
-    return (
-        len(numbers) == len(value)
-        and numbers == sorted(set(numbers))
-        and numbers[0] >= 0
-        and numbers[-1] < count
-    )
-
-
 def _update(holder: Any, path: str, old: int, new: int, order: list[int]) -> None:
     """Set the counts and re-index the lists of one holder; ``path`` tells stacks apart where it is shared."""
     values = vars(holder)
     counts = [
         name
         for name, value in values.items()
-        if type(value) is int and value == old and _COUNT.fullmatch(name)
+        if type(value) is int and value == old and COUNT.fullmatch(name)
     ]
-    chosen = [name for name, value in values.items() if _is_index_list(name, value, old)]
+    chosen = [name for name, value in values.items() if is_index_list(name, value, old)]
     for name in chosen:
         members = set(values[name])
         kept = [place for place, source in enumerate(order) if source in members]

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from elastic_ir.checkpoint_source import MASKS, CheckpointSource
+from elastic_ir.emit.checkpoint import save_checkpoint
+from elastic_ir.emit.folder import atomic_folder
 from elastic_ir.emit.output import atomic_output, flush
 from elastic_ir.emit.safetensors_file import write_safetensors
 from elastic_ir.emit.ticket_file import ticket_shapes, write_ticket
@@ -23,6 +24,8 @@ from elastic_ir.serialise import InlineData, graph_to_data
 from elastic_ir.tensors import Mask, ShapeOnly, TensorData
 from elastic_ir.ticket_format import EXTENSION
 
+#: The extensions of files; any other name is a folder's, where the source was one.
+SUFFIXES = (".pt", ".pth", ".safetensors", EXTENSION, ".onnx", ".py")
 RECORDS = "elastic_ir/"  #: the folder of our records in a .pt's zip
 
 
@@ -34,13 +37,17 @@ def save(graph: Graph, path: str | os.PathLike[str], *, check: bool = True) -> l
     imported unless the graph came from a live module. ``.onnx``: see
     :func:`elastic_ir.emit.onnx_save.save_onnx`. ``.ticket``: graph, bit-packed masks and only the surviving
     values; what is stored under a mask (``state_dict(masked=False)``) is **not** kept. No extension: a folder by the
-    model's own ``save_pretrained``. ``.py``: a readable definition of the network without its weights, see
-    :func:`elastic_ir.emit.source_file.save_source`. ``check`` runs the module once and sees that every unit executes;
-    names and shapes are always checked. Raises EmitError and OutputError; what stood at the target then still stands
-    there.
+    model's own ``save_pretrained``, or of a graph read by headers alone as
+    :func:`elastic_ir.emit.checkpoint.save_checkpoint` streams it. ``.py``: a readable definition of the network
+    without its weights, see :func:`elastic_ir.emit.source_file.save_source`. ``check`` runs the module once and sees
+    that every unit executes; names and shapes are always checked. Raises EmitError and OutputError; what stood at the
+    target then still stands there.
     """
     path = Path(path)
     suffix = path.suffix.lower()
+    # Llama-3.1-8B is a folder's name
+    if isinstance(graph.origin, CheckpointSource) and suffix not in SUFFIXES:
+        return [save_checkpoint(graph, path)]
     if suffix in (".pt", ".pth"):
         return [_save_pt(graph, path, check)]
     if suffix == ".safetensors":
@@ -65,8 +72,8 @@ def save(graph: Graph, path: str | os.PathLike[str], *, check: bool = True) -> l
 
 def _checked_module(graph: Graph, check: bool) -> Any:
     """The emitted module, run once if wanted; None where the graph has no network."""
-    if isinstance(graph.origin, OnnxSource):
-        return None  # its nodes are ONNX's; a state dict needs no module
+    if isinstance(graph.origin, OnnxSource | CheckpointSource):
+        return None  # its nodes are ONNX's, or it has none; a state dict needs no module
     if graph.origin is None and not (len(graph) and graph.metadata.get("frontend") == "fx"):
         return None
     from elastic_ir.emit.check import check_runs
@@ -225,22 +232,9 @@ def _save_folder(graph: Graph, path: Path, check: bool) -> Path:
         raise OutputError(
             f"{path}: a folder is written for transformers models; give a name with .pt or .safetensors"
         )
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise OutputError(f"{path} exists already and is no empty folder")
-    if not path.parent.is_dir():
-        raise OutputError(f"the folder {path.parent} does not exist")
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
+    with atomic_folder(path) as temporary:
         module.save_pretrained(temporary)
         if _masks(graph):
             masks = {name: _mask_data(mask) for name, mask in _masks(graph).items()}
-            write_safetensors(temporary / "model.masks.safetensors", masks, {"format": "pt"})
-        temporary.chmod(0o755)
-        if path.exists():
-            path.rmdir()
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: could not be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            write_safetensors(temporary / MASKS, masks, {"format": "pt"})
     return path

@@ -11,18 +11,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from elastic_ir.errors import EmitError
-from elastic_ir.safetensors_format import DTYPES, MAX_HEADER, METADATA
+from elastic_ir.safetensors_format import DTYPES, MAX_HEADER, METADATA, PACKED
 from elastic_ir.tensors import ITEM_SIZES, TensorData, nbytes
+
+_NAMES = {**DTYPES, **PACKED}
 
 
 def write_safetensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, TensorData], metadata: Mapping[str, str] | None = None
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, TensorData],
+    metadata: Mapping[str, str] | None = None,
+    tell: Callable[[int], None] | None = None,
 ) -> None:
     """Write tensors and text metadata; wrap it in :func:`elastic_ir.emit.output.atomic_output`.
+
+    ``tell`` is called after each tensor with the bytes it took.
 
     Raises EmitError where the format has no such dtype or name, where the header is beyond what readers accept, or
     where a tensor yields another number of bytes than its shape says. OSError is left to the caller.
@@ -33,11 +40,18 @@ def write_safetensors(
         file.write(len(header).to_bytes(8, "little"))
         file.write(header)
         for name in layout:
-            written = 0
-            for chunk in tensors[name].chunks():
-                written += chunk.nbytes
-                file.write(chunk)
             expected = nbytes(tensors[name])
+            copy = getattr(tensors[name], "copy_into", None)
+            if copy is not None:  # it lies in a file as it is, and need not pass through this process
+                copy(file)
+                written = expected
+            else:
+                written = 0
+                for chunk in tensors[name].chunks():
+                    written += chunk.nbytes
+                    file.write(chunk)
+            if tell is not None:
+                tell(expected)
             if written != expected:
                 raise EmitError(
                     f"the tensor {name!r} gave {written} bytes where its shape and dtype need {expected}"
@@ -50,7 +64,7 @@ def _header(
     begins: dict[str, int] = {}
     end = 0
     for name in layout:
-        if tensors[name].dtype not in DTYPES:
+        if tensors[name].dtype not in _NAMES:
             dtype = tensors[name].dtype
             raise EmitError(f"the tensor {name!r} is {dtype}, which .safetensors cannot hold; write a .pt")
         begins[name] = end
@@ -60,7 +74,7 @@ def _header(
     fields: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
     for name, data in tensors.items():
         offsets = [begins[name], begins[name] + nbytes(data)]
-        fields[name] = {"dtype": DTYPES[data.dtype], "shape": list(data.shape), "data_offsets": offsets}
+        fields[name] = {"dtype": _NAMES[data.dtype], "shape": list(data.shape), "data_offsets": offsets}
     text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER:

@@ -185,7 +185,7 @@ def entry(begin: int, end: int, dtype: Any = "U8", shape: Any = None) -> dict[st
             "is damaged: the bytes of 'b' and 'a' overlap in the header's offsets",
         ),
         ({"a": entry(0, 4), "b": entry(5, 6)}, 6, "is damaged: 1 bytes before 'b' belong to no tensor"),
-        ({"a": entry(0, 1, "F4")}, 1, "the tensor 'a' has the dtype 'F4', which ElasticIR does not know"),
+        ({"a": entry(0, 1, "F5")}, 1, "the tensor 'a' has the dtype 'F5', which ElasticIR does not know"),
         ({"a": entry(0, 1, ["F4"])}, 1, "the tensor 'a' has the dtype ['F4'], which ElasticIR does not know"),
         ({"a": entry(0, 4, "F32", [2])}, 4, "has offsets [0, 4], but F32 of shape [2] takes 8 bytes"),
         ({"a": entry(0, 4, "F32", [-1])}, 4, "has a shape or offsets that are no counts: [-1], [0, 4]"),

@@ -1,0 +1,27 @@
+"""What emission needs again of a checkpoint folder that was read by its headers alone. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+#: The configuration beside the weights.
+CONFIG = "config.json"
+#: One file of weights, and the index where they lie in several.
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+#: Masks, and what was done to a checkpoint, as ElasticIR writes them.
+MASKS, RECORD = "model.masks.safetensors", "elastic_ir.json"
+
+
+@dataclass(eq=False)
+class CheckpointSource:
+    """A folder, its configuration as data, and the files that its tensors lie in."""
+
+    folder: Path
+    root: Path  #: outside of it no link may lead
+    config: dict[str, Any]
+    shards: tuple[Path, ...]
+    metadata: dict[str, str] = field(
+        default_factory=dict
+    )  #: of the shards, the first one's where they differ

@@ -1,0 +1,308 @@
+"""A checkpoint's ``config.json`` in step with its depth: counts, per-layer lists, paths of layers in texts.
+
+Entries are found by evidence, never by a table of architectures: a number that equals the number of blocks and whose
+name speaks of layers is a count, a list as long as the stack is a list of its layers. Where one entry would have to
+say two things, or none speaks of a stack that changed, the change is refused. No torch here.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from elastic_ir.errors import PlanError, SourceError
+from elastic_ir.structure import Container
+
+#: Whole names only: a count of experts, heads or channels may equal the number of blocks by chance.
+COUNT = re.compile(
+    r"((n|num|number_of|total)_?)?((hidden|encoder|decoder|transformer)_)?(layers?|blocks?)|(num_|encoder_|decoder_)?depth"
+)
+#: Names of lists that hold a number of blocks for each stage.
+DEPTHS = re.compile(r"depth|layer|block")
+#: Names of lists that say which blocks are of some kind: ``moe_layers``, ``full_attention_block_indices``.
+CHOSEN = re.compile(r".*(layers?|blocks?)(_?(ids?|idxs?|index|indexes|indices))?")
+#: Names of lists with an entry for each layer, whatever their length.
+_PER_LAYER = re.compile(r"layer|block|attention|mlp")
+_LONG = 12  #: a list as long as a stack of so many layers is one of its layers, whatever its name
+_TOKENS = re.compile(r"token|language|label|bucket|stage")
+#: Numbers that may speak of layers by their place; they are kept, and told.
+_BY_PLACE = re.compile(
+    r".*(layer|block)s?(_|$).*|.*(pattern|interval|_freq|frequency|sparse_step|first_k\w*|_every(_n)?|period|offset)"
+)
+_SIDES = (("decoder", "encoder"), ("encoder", "decoder"))
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A container's blocks before and after: for each target block the number of its source block."""
+
+    path: str
+    prefix: str
+    base: int
+    before: int
+    order: tuple[int, ...]
+
+    @staticmethod
+    def of(container: Container) -> Stack:
+        """The stack that a container has become; only edits make it another than the source's."""
+        head = len(container.path) + 1 if container.path else 0
+        lead = head + len(container.prefix)
+        order = tuple(int(child.origin[lead:]) - container.base for child in container.children)
+        return Stack(container.path, container.prefix, container.base, container.source_count, order)
+
+    @property
+    def changed(self) -> bool:
+        return self.order != tuple(range(self.before))
+
+    @property
+    def label(self) -> str:
+        return ".".join(part for part in (self.path, self.prefix.rstrip("_.")) if part) or "network"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a configuration: the table that holds it, and its name."""
+
+    holder: tuple[str, ...]
+    name: str
+
+    def __str__(self) -> str:
+        return ".".join((*self.holder, self.name))
+
+
+def check_depth(config: dict[str, Any], stacks: Sequence[Stack], names: Iterable[str], where: str) -> None:
+    """SourceError where the configuration counts other numbers of layers than the weights hold."""
+    reader = _Reader(config, stacks, names)
+    if reader.depth_lists():
+        return
+    claimed = {entry for stack in stacks for entry, value in reader.counts(stack) if value == stack.before}
+    for stack in stacks:
+        counts = reader.counts(stack)
+        if counts and not any(entry in claimed for entry, _ in counts):
+            said = ", ".join(f"{entry} = {value}" for entry, value in counts)
+            raise SourceError(
+                f"{where} says {said}, but the weights hold {stack.before} layers at {stack.label}; "
+                "one of the two belongs to another model"
+            )
+
+
+def reindexed(
+    config: dict[str, Any], stacks: Sequence[Stack], names: Iterable[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """The configuration of the changed stacks, and what a reader should know about entries that were kept.
+
+    Raises PlanError where a stack changes its length and no entry counts it, or where one entry counts two stacks
+    that end with different lengths.
+    """
+    reader = _Reader(config, stacks, names)
+    claims: dict[Entry, tuple[Stack, Any]] = {}
+    counted: set[Stack] = set()
+
+    def claim(stack: Stack, entry: Entry, value: Any) -> None:
+        other = claims.setdefault(entry, (stack, value))
+        if other[1] != value:
+            raise PlanError(
+                f"config.json's {entry} speaks of both {other[0].label} and {stack.label}, which would become "
+                "different; change them alike, or give config.json an entry for each"
+            )
+
+    for entry in reader.depth_lists():
+        claim(stacks[0], entry, [len(stack.order) for stack in stacks])
+        counted.update(stacks)
+    for stack in stacks:
+        if stack in counted:
+            continue
+        for entry, value in reader.counts(stack):
+            if value == stack.before:
+                claim(stack, entry, len(stack.order))
+                counted.add(stack)
+        for entry, change in reader.lists(stack):
+            claim(stack, entry, change)
+        if len(stack.order) != stack.before and stack not in counted:
+            raise PlanError(
+                f"config.json has no entry that counts the {stack.before} layers at {stack.label}, so it cannot "
+                "say the new depth; add one, num_hidden_layers for example"
+            )
+    made = copy.deepcopy(config)
+    for entry, (_, value) in claims.items():
+        reader.table(entry.holder, made)[entry.name] = value
+    made = _renamed(made, [stack for stack in stacks if stack.changed])
+    return made, reader.kept(claims)
+
+
+class _Reader:
+    """The tables of one configuration, and which stack may look where."""
+
+    def __init__(self, config: dict[str, Any], stacks: Sequence[Stack], names: Iterable[str]) -> None:
+        self.config = config
+        self.stacks = stacks
+        words = {part for name in names for part in name.split(".") if not part.isdigit()}
+        self.holders = [(), *_tables(config)]
+        #: tables that speak of one part of the network, by the word that its weights' names share with them
+        self.owners: dict[tuple[str, ...], str] = {}
+        for path in self.holders:
+            for key in path:
+                stem = key.removesuffix("_config")
+                if any(stem in word for word in words):
+                    self.owners[path] = stem
+
+    def table(self, path: tuple[str, ...], config: dict[str, Any] | None = None) -> dict[str, Any]:
+        found: dict[str, Any] = self.config if config is None else config
+        for key in path:
+            found = found[key]
+        return found
+
+    def _mine(self, stack: Stack) -> list[tuple[str, ...]]:
+        """The tables that may speak of a stack: those of its part, else those of no part."""
+        own = [path for path, stem in self.owners.items() if stem in stack.path]
+        return own or [path for path in self.holders if path not in self.owners]
+
+    def _entries(self, stack: Stack, fits: Callable[[str, Any], bool]) -> list[tuple[Entry, Any]]:
+        """Entries of a stack's tables; of an encoder's and a decoder's in one table only its own side's.
+
+        An entry of no side follows the encoder where each side has its own, as transformers has it.
+        """
+        found: list[tuple[Entry, Any]] = []
+        for path in self._mine(stack):
+            table = self.table(path)
+            names = [name for name, value in table.items() if fits(name, value)]
+            for side, other in _SIDES:
+                if side in stack.path and other not in stack.path:
+                    names = [name for name in names if other not in name]
+                    own = [name for name in names if side in name]
+                    if own and side == "decoder":
+                        names = own
+            found += [(Entry(path, name), table[name]) for name in names]
+        return found
+
+    def counts(self, stack: Stack) -> list[tuple[Entry, int]]:
+        """All entries that by their names count the stack's blocks, whatever they say."""
+        return self._entries(stack, lambda name, value: type(value) is int and bool(COUNT.fullmatch(name)))
+
+    def lists(self, stack: Stack) -> list[tuple[Entry, Any]]:
+        """Per-layer lists with what they become: chosen numbers, one entry a layer, runs of patterns."""
+        found: list[tuple[Entry, Any]] = []
+        for entry, value in self._entries(stack, lambda name, value: isinstance(value, list)):
+            if is_index_list(entry.name, value, stack.before):
+                members = set(value)
+                found.append((entry, [at for at, source in enumerate(stack.order) if source in members]))
+            elif _layer_list(entry.name, value, stack.before):
+                found.append((entry, [value[source] for source in stack.order]))
+            elif (whole := _runs(entry.name, value)) is not None and len(whole) == stack.before:
+                found.append((entry, _as_runs([whole[source] for source in stack.order])))
+        return found
+
+    def depth_lists(self) -> list[Entry]:
+        """Lists of all stacks' depths (Swin's and ConvNeXt's ``depths``), told by name and values."""
+        before = [stack.before for stack in self.stacks]
+        return [
+            Entry(path, name)
+            for path in self.holders
+            for name, value in self.table(path).items()
+            if len(before) > 1 and value == before and isinstance(value, list) and DEPTHS.search(name)
+        ]
+
+    def kept(self, claims: Iterable[Entry]) -> list[str]:
+        """Entries that may speak of layers by their numbers, and were left as they are."""
+        done, said = set(claims), []
+        if not any(stack.changed for stack in self.stacks):
+            return []
+        for path in self.holders:
+            for name, value in self.table(path).items():
+                entry = Entry(path, name)
+                if (
+                    entry not in done
+                    and type(value) is int
+                    and value > 0
+                    and _BY_PLACE.fullmatch(name)
+                    and not COUNT.fullmatch(name)
+                ):
+                    said.append(f"{entry} = {value}")
+        return said
+
+
+def _tables(config: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The configurations inside a configuration."""
+    for key, value in config.items():
+        speaks = key.endswith("config") and key != "quantization_config"
+        if isinstance(value, dict) and (speaks or key in ("encoder", "decoder")):
+            yield (*path, key)
+            yield from _tables(value, (*path, key))
+
+
+def is_index_list(name: str, value: Any, count: int) -> bool:
+    """Whether it lists block numbers: integers that rise, and all below the number of blocks."""
+    if not isinstance(value, (list, tuple)) or not value or not CHOSEN.fullmatch(name):
+        return False
+    numbers = [item for item in value if type(item) is int]
+    return (
+        len(numbers) == len(value)
+        and numbers == sorted(set(numbers))
+        and numbers[0] >= 0
+        and numbers[-1] < count
+    )
+
+
+def _layer_list(name: str, value: list[Any], count: int) -> bool:
+    if len(value) != count or count < 2 or name.startswith("_"):
+        return False
+    return bool(_PER_LAYER.search(name)) or (count >= _LONG and not _TOKENS.search(name))
+
+
+def _runs(name: str, value: list[Any]) -> list[Any] | None:
+    """``[[["global", "local"], 12]]`` written out (GPT-Neo's ``attention_types``); None where it is no such list."""
+    if not value or not _PER_LAYER.search(name):
+        return None
+    whole: list[Any] = []
+    for item in value:
+        if not (
+            isinstance(item, list) and len(item) == 2 and isinstance(item[0], list) and type(item[1]) is int
+        ):
+            return None
+        whole += item[0] * item[1]
+    return whole
+
+
+def _as_runs(whole: list[Any]) -> list[Any]:
+    """The shortest pattern that repeats to the whole, and how often it does."""
+    count = len(whole)
+    size = next(n for n in range(1, count + 1) if count % n == 0 and whole[:n] * (count // n) == whole)
+    return [[whole[:size], count // size]]
+
+
+def _renamed(config: Any, stacks: Sequence[Stack]) -> Any:
+    """Texts and keys that hold a layer's path (``modules_to_not_convert``), once for each of its places."""
+    for stack in stacks:
+        head = re.escape(f"{stack.path}." if stack.path else "") + re.escape(stack.prefix)
+        pattern = re.compile(rf"(?<![\w.]){head}(\d+)(?=\.|$)")
+        places: dict[int, list[int]] = {}
+        for at, source in enumerate(stack.order):
+            places.setdefault(source, []).append(at)
+
+        def texts(text: str, pattern: re.Pattern[str] = pattern, stack: Stack = stack,
+                  places: dict[int, list[int]] = places) -> list[str]:  # fmt: skip
+            match = pattern.search(text)
+            number = int(match[1]) - stack.base if match else -1
+            if match is None or not 0 <= number < stack.before:
+                return [text]
+            return [
+                f"{text[: match.start(1)]}{at + stack.base}{text[match.end(1) :]}"
+                for at in places.get(number, [])
+            ]
+
+        config = _mapped(config, texts)
+    return config
+
+
+def _mapped(item: Any, texts: Callable[[str], list[str]]) -> Any:
+    if isinstance(item, dict):
+        return {name: _mapped(value, texts) for key, value in item.items() for name in texts(key)}
+    if isinstance(item, list):
+        made: list[Any] = []
+        for part in item:
+            made += texts(part) if isinstance(part, str) else [_mapped(part, texts)]
+        return made
+    return item

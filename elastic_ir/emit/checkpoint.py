@@ -1,0 +1,196 @@
+"""Writing checkpoint folders as streams: shards and index, configuration, side files, and a record. No torch here.
+
+A tensor is copied from its range in the source's file to its range in the target's, by the system where it can, so
+memory does not depend on the size of the model. Everything is decided before the first byte is written: the names,
+the shards, the configuration, and whether the disk has room.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from elastic_ir.checkpoint_source import CONFIG, INDEX, MASKS, RECORD, WEIGHTS, CheckpointSource
+from elastic_ir.config_depth import Stack, reindexed
+from elastic_ir.emit.folder import atomic_folder, refuse_taken
+from elastic_ir.emit.model_card import CARD, card, runs
+from elastic_ir.emit.safetensors_file import write_safetensors
+from elastic_ir.emit.side_files import SideFile, copy_side_file, side_files
+from elastic_ir.errors import EmitError, OutputError, StructureError
+from elastic_ir.graph import Graph
+from elastic_ir.serialise import InlineData
+from elastic_ir.tensors import Mask, TensorData, nbytes
+from elastic_ir.version import __version__
+
+SHARD_SIZE = 5_000_000_000  #: bytes of tensors in a file; transformers' default
+_ROOM = 16 << 20  #: bytes that headers, index and folders may take beside the tensors
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be written: the shards with their tensors, the texts, the files that are copied along."""
+
+    source: CheckpointSource
+    shards: dict[str, dict[str, TensorData]]
+    masks: dict[str, Mask]
+    texts: dict[str, str]
+    side: list[SideFile]
+    notes: list[str]  #: what a reader should know about the configuration
+
+    @property
+    def total(self) -> int:
+        """Bytes of all tensors."""
+        return sum(nbytes(data) for shard in self.shards.values() for data in shard.values())
+
+    @property
+    def files(self) -> dict[str, int]:
+        """The files with their bytes; of shards the tensors alone."""
+        sizes = {name: sum(map(nbytes, tensors.values())) for name, tensors in self.shards.items()}
+        if self.masks:
+            sizes[MASKS] = sum(mask.size for mask in self.masks.values())
+        sizes |= {name: len(text.encode()) for name, text in self.texts.items()}
+        return sizes | {file.name: file.size for file in self.side}
+
+
+def plan_checkpoint(graph: Graph, shard_size: int = SHARD_SIZE) -> Plan:
+    """Decide on everything that :func:`save_checkpoint` writes; nothing is written.
+
+    ``shard_size`` is in bytes of tensors; a larger tensor gets a shard of its own. Raises EmitError for a graph that
+    was not read from a folder by its headers, PlanError where config.json cannot say the new depth.
+    """
+    source = graph.origin
+    if not isinstance(source, CheckpointSource):
+        raise EmitError(f"{graph.name} was not read from a checkpoint folder by its headers")
+    try:
+        stacks = [Stack.of(container) for container in graph.structure.containers]
+    except StructureError:
+        stacks = []  # nothing repeats, so nothing was changed
+    side = side_files(source)  # first, since it sees that no text read here is a link out of the folder
+    origins = [weight.origin for weight in graph.weights.values()]
+    config, notes = reindexed(source.config, stacks, origins)
+    tensors = {name: graph.weights[name].storage.emitted() for name in sorted(graph.weights, key=_natural)}
+    shards = _sharded(tensors, shard_size)
+    texts = {CONFIG: json.dumps(config, indent=2, ensure_ascii=False) + "\n"}
+    if list(shards) != [WEIGHTS]:
+        texts[INDEX] = _index_text(shards)
+    record = _record(graph, stacks)
+    texts[RECORD] = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    texts[CARD] = card(source.folder / CARD, record["history"][-1], stacks)
+    masks = {name: weight.mask for name, weight in graph.weights.items() if weight.mask is not None}
+    return Plan(source, shards, masks, texts, side, notes)
+
+
+def save_checkpoint(
+    graph: Graph,
+    path: Path,
+    *,
+    shard_size: int = SHARD_SIZE,
+    durable: bool = False,
+    tell: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write a graph that was read by headers as a folder, and return its path.
+
+    ``durable`` has it on the disk before it gets its name; ``tell`` is told bytes done and bytes in all. Raises
+    OutputError where the target is taken or the disk is too small, SourceError where a source file changed since its
+    header was read. Whatever goes wrong, ``path`` is as it was.
+    """
+    refuse_taken(path)
+    plan = plan_checkpoint(graph, shard_size)
+    check_room(plan, path)
+    total, done = plan.total, 0
+
+    def count(size: int) -> None:
+        nonlocal done
+        done += size
+        if tell is not None:
+            tell(done, total)
+
+    metadata = {"format": "pt", **plan.source.metadata}
+    with atomic_folder(path, durable) as folder:
+        for name, tensors in plan.shards.items():
+            write_safetensors(folder / name, tensors, metadata, count)
+            _check_size(folder / name, tensors)
+        if plan.masks:
+            bits = {n: InlineData(m.shape, "bool", m.array().tobytes()) for n, m in plan.masks.items()}
+            write_safetensors(folder / MASKS, dict[str, TensorData](bits), {"format": "pt"})
+        for file in plan.side:
+            copy_side_file(file, folder / file.name)
+        for name, text in plan.texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    return path
+
+
+def check_room(plan: Plan, path: Path) -> None:
+    """OutputError where the file system of a target has less room than the plan needs."""
+    needed = sum(plan.files.values()) + _ROOM
+    status = os.statvfs(path.parent)
+    free = status.f_bavail * status.f_frsize
+    if free < needed:
+        raise OutputError(
+            f"{path} needs {needed / 1e9:.2f} GB and {path.parent} has {free / 1e9:.2f} GB free; make room or "
+            "write elsewhere with -o OUT"
+        )
+
+
+def _natural(name: str) -> list[tuple[bool, int | str]]:
+    """A name's parts with numbers as numbers: layers in their order, as the native network lists them."""
+    parts = re.split(r"(\d+)", name)
+    return [(part.isdigit(), int(part) if part.isdigit() else part) for part in parts]
+
+
+def _sharded(tensors: dict[str, TensorData], limit: int) -> dict[str, dict[str, TensorData]]:
+    """The tensors in files, in order, each file as full as the limit allows; one file has the plain name."""
+    groups: list[dict[str, TensorData]] = [{}]
+    held = 0
+    for name, data in tensors.items():
+        size = nbytes(data)
+        if groups[-1] and held + size > limit:
+            groups.append({})
+            held = 0
+        groups[-1][name] = data
+        held += size
+    if len(groups) == 1:
+        return {WEIGHTS: groups[0]}
+    count = len(groups)
+    return {f"model-{i:05}-of-{count:05}.safetensors": group for i, group in enumerate(groups, start=1)}
+
+
+def _index_text(shards: dict[str, dict[str, TensorData]]) -> str:
+    total = sum(nbytes(data) for shard in shards.values() for data in shard.values())
+    places = {name: file for file, shard in shards.items() for name in shard}
+    return (
+        json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}, indent=2)
+        + "\n"
+    )
+
+
+def _record(graph: Graph, stacks: list[Stack]) -> dict[str, Any]:
+    """What was done, for programs: for each stack the source layers in order; what was done before is kept."""
+    source: CheckpointSource = graph.origin
+    history: list[Any] = []
+    try:
+        found = json.loads((source.folder / RECORD).read_text(encoding="utf-8"))
+        history = found["history"] if isinstance(found["history"], list) else []
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # none, or none of ours
+    step = {
+        "elastic_ir": __version__,
+        "source": source.folder.resolve().name,
+        "plan": {stack.label: runs(stack.order) for stack in stacks},
+    }
+    return {"version": 1, "history": [*history, step]}
+
+
+def _check_size(path: Path, tensors: dict[str, TensorData]) -> None:
+    """EmitError where a shard does not end where its header says: a source that was cut while it was copied."""
+    with path.open("rb") as file:
+        header = 8 + int.from_bytes(file.read(8), "little")
+        size = os.fstat(file.fileno()).st_size
+    expected = header + sum(map(nbytes, tensors.values()))
+    if size != expected:
+        raise EmitError(f"{path.name} came out with {size} bytes and not {expected}")

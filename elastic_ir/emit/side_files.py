@@ -1,0 +1,59 @@
+"""The files beside a checkpoint's weights that go with a copy: tokenizer, generation settings, chat template, code."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from elastic_ir.checkpoint_source import CONFIG, RECORD, CheckpointSource
+from elastic_ir.emit.model_card import CARD
+from elastic_ir.errors import SourceError
+
+#: Weights in any form, and their indices: of the source's depth, and so not the copy's.
+_WEIGHTS = re.compile(
+    r".*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|onnx|onnx_data|gguf|ggml|tflite|ot|mlmodel|npz|zip|tar|gz)"
+    r"|.*\.index\.json",
+    re.IGNORECASE,
+)
+_OURS = {CONFIG, RECORD, CARD}
+
+
+@dataclass(frozen=True)
+class SideFile:
+    """One file to copy, under its name in the folder."""
+
+    name: str
+    path: Path
+    size: int
+
+
+def side_files(source: CheckpointSource) -> list[SideFile]:
+    """All files that hold no weights, those of folders inside included; hidden ones stay behind.
+
+    Raises SourceError for a link out of the folder.
+    """
+    found = []
+    for path in sorted(source.folder.rglob("*")):
+        name = path.relative_to(source.folder)
+        if _WEIGHTS.fullmatch(path.name) or not path.is_file() or any(p.startswith(".") for p in name.parts):
+            continue
+        if not path.resolve().is_relative_to(source.root):
+            raise SourceError(
+                f"{path} is a symbolic link out of the folder, to {path.resolve()}; put the file itself there"
+            )
+        if name.as_posix() in _OURS:  # written anew
+            continue
+        found.append(SideFile(name.as_posix(), path, path.stat().st_size))
+    return found
+
+
+def copy_side_file(file: SideFile, target: Path) -> None:
+    """Copy a file's bytes; SourceError where it cannot be read."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with file.path.open("rb") as source, target.open("wb") as copy:
+            shutil.copyfileobj(source, copy)
+    except FileNotFoundError as error:
+        raise SourceError(f"{file.path} is gone since the folder was read") from error

@@ -1,0 +1,146 @@
+"""Hugging Face checkpoint folders by their headers alone: one or many safetensors shards and an index. No torch here.
+
+What is wrong with a folder is found before a byte of a tensor is read: every header is parsed and held against the
+others, the index and the configuration.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from elastic_ir.checkpoint_source import CONFIG, INDEX, MASKS, WEIGHTS, CheckpointSource
+from elastic_ir.config_depth import Stack, check_depth
+from elastic_ir.errors import SourceError, StructureError
+from elastic_ir.frontends.safetensors_file import FileTensor, read_safetensors
+from elastic_ir.frontends.statedict import graph_of_tensors
+from elastic_ir.graph import Graph
+from elastic_ir.tensors import TensorData
+
+#: What ElasticIR writes into the metadata of its own single files; it would not fit another network.
+_OURS = "elastic_ir."
+_LIMIT = 256 << 20  #: bytes of an index or a configuration that are worth reading
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder holds safetensors weights under the names that transformers gives them."""
+    return path.is_dir() and ((path / WEIGHTS).is_file() or (path / INDEX).is_file())
+
+
+def load_checkpoint(folder: Path) -> Graph:
+    """A folder's tensors as a graph without nodes, found from names and shapes.
+
+    Raises SourceError, one line: no configuration, a shard missing, truncated or damaged, an index that does not say
+    what the shards hold, a name in two shards, a link out of the folder, or a configuration that counts other
+    numbers of layers than the weights hold.
+    """
+    root = _root(folder)
+    config = read_json(folder / CONFIG, root) if (folder / CONFIG).exists() else None
+    if config is None:
+        raise SourceError(f"{folder} has no config.json, so it is no Hugging Face model folder")
+    tensors, shards, metadata = _tensors(folder, root)
+    graph = graph_of_tensors(folder.resolve().name, tensors)
+    graph.origin = CheckpointSource(folder, root, config, shards, metadata)
+    try:
+        stacks = [Stack.of(container) for container in graph.structure.containers]
+    except StructureError:
+        stacks = []  # nothing repeats, which whoever changes the depth will be told
+    check_depth(config, stacks, tensors, str(folder / CONFIG))
+    return graph
+
+
+def masks_beside(folder: Path) -> Path | None:
+    """The masks that ElasticIR wrote beside the weights, if any."""
+    path = folder / MASKS
+    return inside(path, _root(folder)) if path.exists() else None
+
+
+def _root(folder: Path) -> Path:
+    """The folder that links may lead to: the checkpoint's own, in a hub cache the repository's.
+
+    A cache holds ``snapshots/REVISION/FILE`` as links to ``blobs/HASH`` beside them.
+    """
+    whole = folder.resolve()
+    return whole.parent.parent if whole.parent.name == "snapshots" else whole
+
+
+def inside(path: Path, root: Path) -> Path:
+    """The path itself; SourceError where it is a link that leads out of the folder."""
+    if not path.resolve().is_relative_to(root):
+        raise SourceError(
+            f"{path} is a symbolic link out of the folder, to {path.resolve()}; put the file itself there"
+        )
+    return path
+
+
+def read_json(path: Path, root: Path) -> dict[str, Any]:
+    """A table from a JSON file; SourceError where it is something else."""
+    try:
+        with inside(path, root).open("rb") as file:
+            text = file.read(_LIMIT + 1)
+        if len(text) > _LIMIT:
+            raise SourceError(f"{path} has more than {_LIMIT >> 20} MiB, which no such file needs")
+        found = json.loads(text)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from error
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{path} is damaged: it is not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise SourceError(f"{path} is damaged: it holds no table")
+    return found
+
+
+def _tensors(folder: Path, root: Path) -> tuple[dict[str, TensorData], tuple[Path, ...], dict[str, str]]:
+    """All tensors by name, the files that they lie in, and those files' metadata."""
+    if (folder / WEIGHTS).exists():  # what transformers takes where both are there
+        places, files = None, [WEIGHTS]
+    else:
+        places = _index(folder / INDEX, root)
+        files = sorted(set(places.values()))
+        _refuse_missing(folder, files)
+    found: dict[str, FileTensor] = {}
+    metadata: dict[str, str] = {}
+    for file in files:
+        path = inside(folder / file, root)
+        tensors, texts = read_safetensors(path)
+        metadata = {**{k: v for k, v in texts.items() if not k.startswith(_OURS)}, **metadata}
+        for name, data in tensors.items():
+            if name in found:
+                raise SourceError(
+                    f"{folder}: the tensor {name!r} lies in both {found[name].path.name} and {file}"
+                )
+            if places is not None and places.get(name) != file:
+                said = f"as in {places[name]}" if name in places else "not at all"
+                raise SourceError(f"{path} holds the tensor {name!r}, which {INDEX} names {said}")
+            found[name] = data
+    absent = [name for name in places or () if name not in found]
+    if places is not None and absent:
+        more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
+        raise SourceError(
+            f"{folder / INDEX} names the tensor {absent[0]!r}, which {places[absent[0]]} does not hold{more}"
+        )
+    # by name, as single files come: discovery then goes by the numbers in the names, however the shards are cut
+    return {name: found[name] for name in sorted(found)}, tuple(folder / file for file in files), metadata
+
+
+def _index(path: Path, root: Path) -> Mapping[str, str]:
+    places = read_json(path, root).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        raise SourceError(f"{path} is damaged: its weight_map is no table of tensors and files")
+    if not places:
+        raise SourceError(f"{path} names no tensor")
+    for file in places.values():
+        if file != Path(file).name or file in ("", ".", "..") or "\\" in file or "\0" in file:
+            raise SourceError(f"{path} names the file {file!r}; shards lie in the index's own folder")
+    return places
+
+
+def _refuse_missing(folder: Path, files: list[str]) -> None:
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise SourceError(
+            f"{folder} is not complete: {missing[0]}{more} of {len(files)} shards missing; fetch it again"
+        )

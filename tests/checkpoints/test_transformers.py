@@ -1,0 +1,103 @@
+"""Streamed folders of transformers' families: loaded by from_pretrained, equal to what tracing and stretching makes."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import elastic_ir as eir
+from elastic_ir.errors import StructureError
+from tests.transformers.families import FAMILIES, make
+
+#: Entries that the module's own configuration does not keep in step, and that its constructor makes anew.
+STREAMED: dict[str, dict[str, dict[str, Any]]] = {
+    "gpt_neo": {
+        "append": {"attention_types": [[["global", "local", "global", "local", "global"], 1]]},
+        "squeeze": {"attention_types": [[["global", "local", "global"], 1]]},
+    },
+    "swin": {"append": {"num_layers": 2}, "squeeze": {"num_layers": 2}},
+}
+
+
+@cache
+def module(name: str) -> Any:
+    return make(name)
+
+
+@cache
+def traced(name: str) -> eir.Graph:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return eir.trace(module(name))
+
+
+def resized(graph: eir.Graph, way: str) -> eir.Graph:
+    """One unit more or less in every stage; the last stage two, so that stacks side by side end apart."""
+    steps = [(stage.period or 1) * (1 + (index > 0)) for index, stage in enumerate(graph.stages)]
+    if way == "squeeze":
+        halves = [
+            max(len(stage) - step, 1 if step == 1 or not stage.period or stage.period == 1 else stage.period)
+            for stage, step in zip(graph.stages, steps, strict=True)
+        ]
+        return eir.squeeze(graph, to_stages=halves)
+    sizes = [len(stage) + step for stage, step in zip(graph.stages, steps, strict=True)]
+    return eir.stretch(graph, to_stages=sizes, order=way)
+
+
+def by_name(graph: eir.Graph) -> list[int]:
+    """The stages in the order of their names: names alone do not show whether encoder or decoder runs first."""
+    return sorted(range(len(graph.stages)), key=lambda index: graph.stages[index].name)
+
+
+@pytest.mark.parametrize("way", ["append", "squeeze"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_from_pretrained_loads_what_tracing_makes(name: str, way: str, tmp_path: Path) -> None:
+    module(name).save_pretrained(tmp_path / "source")
+    graph = eir.load(tmp_path / "source", headers_only=True)
+    if any(stage.period is None for stage in graph.stages):
+        with pytest.raises(StructureError, match="names alone do not show how many blocks make a unit"):
+            resized(graph, way)
+        graph = graph.with_unit(2)
+    after = resized(graph, way)
+    eir.save(after, tmp_path / "target")
+    loaded, report = type(module(name)).from_pretrained(tmp_path / "target", output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    plans = [after.metadata["plan"][index] for index in by_name(graph)]
+    twin = eir.stretch(traced(name), plan=_in_order(traced(name), plans))
+    expected = twin.to_module()
+    assert {n: t.shape for n, t in loaded.state_dict().items()} == {
+        n: t.shape for n, t in expected.state_dict().items()
+    }
+    assert all(torch.equal(t, expected.state_dict()[n]) for n, t in loaded.state_dict().items())
+    inputs = twin.origin.inputs
+    with torch.no_grad():
+        outputs = [m.eval()(*inputs.args, **inputs.kwargs)[0] for m in (loaded, expected)]
+    torch.testing.assert_close(*outputs)  # as the loaded tensors are aligned, the last bit may differ
+    ours, theirs = said(loaded.config), said(expected.config)
+    for key, value in STREAMED.get(name, {}).get(way, {}).items():
+        assert ours.pop(key) == value
+        theirs.pop(key)
+    assert ours == theirs
+
+
+def said(config: Any) -> Any:
+    """What a configuration says of the network; not where it came from, nor the type its numbers are kept in."""
+    data = config if isinstance(config, dict) else config.to_dict()
+    away = ("_name_or_path", "architectures", "dtype", "transformers_version")
+    return {
+        key: said(value) if isinstance(value, dict) else value
+        for key, value in data.items()
+        if key not in away
+    }
+
+
+def _in_order(graph: eir.Graph, plans: list[list[int]]) -> list[list[int]]:
+    ordered: list[list[int]] = [[] for _ in plans]
+    for index, plan in zip(by_name(graph), plans, strict=True):
+        ordered[index] = plan
+    return ordered
