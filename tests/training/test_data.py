@@ -118,3 +118,5 @@ def test_a_set_too_large_for_memory_is_read_in_the_same_order() -> None:
     ):
         assert torch.equal(x, u) and torch.equal(y, v)
     assert sum(len(y) for _, y in batches_of(streamed.train, 500, "cpu")) == 1437
+    endless = BatchStream(streamed, 128, seed=0, stop=10**9)  # no list of all its steps is made
+    assert torch.equal(next(iter(endless))[1], next(iter(BatchStream(data, 128, seed=0, stop=1)))[1])

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 import elastic_ir as eir
 from elastic_ir.tickets import magnitude_masks, sparsity
 from elastic_ir.training.callbacks import save_state
+from elastic_ir.training.fit import fit
+from elastic_ir.training.flops import dpf_step, forward_cost
 from elastic_ir.training.imp import save_ticket
 from elastic_ir.training.methods import copies_in, of_method, transformed
 from elastic_ir.training.settings import Training
@@ -85,3 +87,11 @@ def test_the_hybrid_of_a_deeper_source_has_no_extra_blocks(tmp_path: Path) -> No
     hybrid, plain = (start(tmp_path, method, source=3, target=2) for method in ("hybrid", "transform"))
     assert set(hybrid.masks) == set(plain.masks)
     assert all(torch.equal(mask, plain.masks[name]) for name, mask in hybrid.masks.items())
+
+
+def test_dpf_costs_more_while_it_is_still_pruning(tmp_path: Path) -> None:
+    found = start(tmp_path, "dpf")
+    fit(found.network, DATA, TRAINING, callbacks=found.callbacks)
+    cost = forward_cost(found.network, torch.zeros(1, *DATA.shape))
+    pruned = dpf_step(cost.sparse(found.final_masks()), cost.dense)
+    assert 1.02 * pruned < found.flops(DATA, 10) / 10 < 3 * cost.dense

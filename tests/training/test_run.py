@@ -202,6 +202,21 @@ def test_a_study_runs_and_nothing_is_done_twice(tmp_path: Path) -> None:
     assert (again.done, again.total) == (8, 8)
 
 
+def test_what_a_search_leaves_out_no_method_prunes(tmp_path: Path) -> None:
+    methods = ["imp", "magnitude", "random", "snip", "synflow", "rigl", "dpf"]
+    compare = [
+        *({"method": method, "targets": "two"} for method in methods),
+        *({"method": method, "targets": "three", "sources": "two"} for method in ("transform", "hybrid")),
+    ]
+    pruning = {"rewind": 2, "share": 0.5, "leave_out": "head"}
+    found, store = study(tmp_path, compare=compare, pruning=pruning), Store(tmp_path / "store")
+    ended = run(jobs_of(found), store, Here(str(store.folder)))
+    assert not ended.failed
+    for item in runs(found):
+        layers = store.result(item.job.key)["layers"]
+        assert "head.weight" not in layers and (item.sparsity == 0 or "stem.weight" in layers), item.label
+
+
 def test_a_study_that_was_killed_goes_on(tmp_path: Path) -> None:
     found, store = study(tmp_path), Store(tmp_path / "store")
 
