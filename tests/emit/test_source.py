@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
-import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,11 +45,13 @@ def tidy(text: str) -> None:
         "torch",
         "torch.nn.functional",
     }
-    ruff = shutil.which("ruff")
-    if ruff is None:
-        pytest.skip("ruff is not installed")
     for command in (["format", "--line-length", "100", "--diff"], ["check"]):
-        ran = subprocess.run([ruff, *command, "--isolated", "-"], input=text, capture_output=True, text=True)
+        ran = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "--isolated", "-"],
+            input=text,
+            capture_output=True,
+            text=True,
+        )
         assert ran.returncode == 0, ran.stdout + ran.stderr
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def test_families(name: str) -> None:
     check(graph, text, images)
     deeper = eir.stretch(graph, **target)
     check(deeper, text, images, **arguments)
-    ran = subprocess.run(["ruff", "format", "--isolated", "--line-length", "100", "--check", "-"],
+    ran = subprocess.run([sys.executable, "-m", "ruff", "format", "--isolated", "--line-length", "100", "--check", "-"],
                          input=text, capture_output=True, text=True)  # fmt: skip
     assert ran.returncode == 0
 
