@@ -243,6 +243,37 @@ def test_interrupted(source: Path, tmp_path: Path) -> None:
     assert leftovers(tmp_path) == [] and not (tmp_path / "out").exists()
 
 
+def test_two_runs_on_one_target(source: Path, tmp_path: Path) -> None:
+    """The one that ends first has it; the other one says so and takes nothing away."""
+    graph = eir.load(source, headers_only=True)
+    deeper = eir.stretch(graph, to_units=6)
+
+    def meanwhile(done: int, total: int) -> None:
+        if not (tmp_path / "out").exists():
+            save_checkpoint(deeper, tmp_path / "out")
+
+    with pytest.raises(OutputError, match="out could not be written: directory not empty"):
+        save_checkpoint(graph, tmp_path / "out", tell=meanwhile)
+    assert same(tmp_path / "out", llama(), [0, 1, 2, 3, 0, 1])
+    assert leftovers(tmp_path) == []
+
+
+def test_killed_midway(source: Path, tmp_path: Path) -> None:
+    code = (
+        "import os, signal; from pathlib import Path; import elastic_ir as eir\n"
+        "from elastic_ir.emit.checkpoint import save_checkpoint\n"
+        "def die(done, total):\n"
+        "    if done > total / 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"graph = eir.load({str(source)!r}, headers_only=True)\n"
+        f"save_checkpoint(graph, Path({str(tmp_path / 'out')!r}), tell=die)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == -9
+    assert not (tmp_path / "out").exists()
+    assert run("stretch", source, "--to-units", 6, "-o", tmp_path / "out").exit_code == 0
+    assert same(tmp_path / "out", llama(), [0, 1, 2, 3, 0, 1])
+
+
 def test_a_system_that_cannot_copy(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "copy_file_range")
     monkeypatch.setattr(safetensors_file, "BUFFER", 100)

@@ -1,0 +1,179 @@
+"""A random Llama stretched from 22 to 32 layers as a folder of shards, against copying what comes out with ``cp``.
+
+Limits, for half a billion parameters and more, below which start-up is most of it: 1.3 times ``cp -r`` of the result
+(neither synced), and with ``--durable`` against ``cp -r`` and ``sync``. For all: a peak of 120 MB resident, the same
+within 20 % for a model of a tenth of the size, and a second for that model where it has under 50 MB. Each run is a
+process of its own, start and imports included, and begins with nothing left to write back. mergekit is a peer where
+``mergekit-yaml`` is installed. Linux only.
+Run: ``python -m benchmarks.checkpoint`` (100 million parameters), ``--parameters 1.1e9`` for the size of TinyLlama.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+LIMIT = 1.3
+PEAK = 120  # MB
+LARGE = 5e8  # parameters
+LAYERS, TARGET = 22, 32
+PLAN = "0-15,6-21"
+SHARD = 1_000_000_000
+
+
+def make(folder: Path, parameters: float) -> None:
+    """A Llama of about so many parameters in bfloat16, of random bytes, written shard by shard without torch."""
+    # TinyLlama's proportions: 2048 wide, 5632 in the MLP, 4 of 32 heads for keys and values, 32000 tokens
+    width = max(64, round(2048 * (parameters / 1.1e9) ** 0.5 / 64) * 64)
+    inner, narrow, tokens = width * 11 // 4, width // 8, 32000 * width // 2048
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (tokens, width)}
+    for layer in range(LAYERS):
+        path = f"model.layers.{layer}"
+        shapes |= {
+            f"{path}.self_attn.q_proj.weight": (width, width), f"{path}.self_attn.k_proj.weight": (narrow, width),
+            f"{path}.self_attn.v_proj.weight": (narrow, width), f"{path}.self_attn.o_proj.weight": (width, width),
+            f"{path}.mlp.gate_proj.weight": (inner, width), f"{path}.mlp.up_proj.weight": (inner, width),
+            f"{path}.mlp.down_proj.weight": (width, inner), f"{path}.input_layernorm.weight": (width,),
+            f"{path}.post_attention_layernorm.weight": (width,),
+        }  # fmt: skip
+    shapes |= {"model.norm.weight": (width,), "lm_head.weight": (tokens, width)}
+    folder.mkdir()
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": width, "vocab_size": tokens,
+        "intermediate_size": inner, "num_hidden_layers": LAYERS, "num_attention_heads": width // 64,
+        "num_key_value_heads": max(1, narrow // 64), "head_dim": 64, "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    shards: list[list[str]] = [[]]
+    held = 0
+    for name, shape in shapes.items():
+        size = 2 * shape[0] * (shape[1] if len(shape) > 1 else 1)
+        if shards[-1] and held + size > SHARD:
+            shards.append([])
+            held = 0
+        shards[-1].append(name)
+        held += size
+    places = {}
+    for number, names in enumerate(shards, start=1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        header, end = {}, 0
+        for name in names:
+            size = 2 * shapes[name][0] * (shapes[name][1] if len(shapes[name]) > 1 else 1)
+            header[name] = {"dtype": "BF16", "shape": shapes[name], "data_offsets": [end, end + size]}
+            end += size
+            places[name] = file
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with (folder / file).open("wb") as target:
+            target.write(len(text).to_bytes(8, "little") + text)
+            for at in range(0, end, 1 << 20):
+                target.write(os.urandom(min(1 << 20, end - at)))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+
+
+def run(command: Sequence[str]) -> tuple[float, float]:
+    """Seconds from start to finish of a process, and its peak of resident memory in MB."""
+    if command[0] != "sync":
+        os.sync()
+    start = time.perf_counter()
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    seconds = time.perf_counter() - start
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise SystemExit(f"{' '.join(command)} failed with {child.returncode}")
+    return seconds, usage.ru_maxrss / 1024
+
+
+def stretch(source: Path, target: Path, *options: str) -> tuple[float, float]:
+    """One stretch by the command line into a folder that is not there yet."""
+    shutil.rmtree(target, ignore_errors=True)
+    arguments = ["stretch", str(source), "--plan", PLAN, "-o", str(target), *options]
+    return run([sys.executable, "-m", "elastic_ir.cli", *arguments])
+
+
+def copy(source: Path, target: Path, durable: bool = False) -> float:
+    """``cp -r`` of a folder, into one that is not there yet; ``durable`` has it on the disk."""
+    shutil.rmtree(target, ignore_errors=True)
+    seconds = run(["cp", "-r", str(source), str(target)])[0]
+    return seconds + (run(["sync", *map(str, target.iterdir())])[0] if durable else 0.0)
+
+
+def mergekit(source: Path, target: Path) -> tuple[float, float] | None:
+    """The same layers by mergekit's passthrough; None where it is not installed."""
+    program = shutil.which("mergekit-yaml")
+    if program is None:
+        return None
+    shutil.rmtree(target, ignore_errors=True)
+    slices = [{"sources": [{"model": str(source), "layer_range": part}]} for part in ([0, 16], [6, 22])]
+    recipe = target.with_suffix(".yaml")
+    recipe.write_text(json.dumps({"slices": slices, "merge_method": "passthrough", "dtype": "bfloat16"}))
+    return run([program, str(recipe), str(target), "--no-copy-tokenizer"])
+
+
+def main() -> int:
+    """Print the ratios and the peaks; 1 where a limit is passed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--parameters", type=float, default=1e8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="where the models are made; a temporary folder otherwise")
+    options = parser.parse_args()
+    plain: list[float] = []
+    durable: list[float] = []
+    peaks: list[float] = []
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        source, target, twin, small = (Path(name) / part for part in ("source", "target", "copy", "small"))
+        make(small, options.parameters / 10)
+        begun = [stretch(small, target) for _ in range(options.rounds)]
+        small_seconds, small_peak = (statistics.median(part) for part in zip(*begun, strict=True))
+        small_size = sum(file.stat().st_size for file in target.iterdir()) / 1e6
+        make(source, options.parameters)
+        stretch(source, target)
+        size = sum(file.stat().st_size for file in target.iterdir())
+        copies = []
+        for _ in range(options.rounds):
+            shutil.rmtree(twin, ignore_errors=True)
+            seconds, peak = stretch(source, target)
+            peaks.append(peak)
+            copies.append(copy(target, twin))
+            plain.append(seconds / copies[-1])
+        for _ in range(options.rounds):
+            shutil.rmtree(twin, ignore_errors=True)
+            seconds, _ = stretch(source, target, "--durable")
+            durable.append(seconds / copy(target, twin, durable=True))
+        shutil.rmtree(twin, ignore_errors=True)
+        inspected = run([sys.executable, "-m", "elastic_ir.cli", "inspect", str(source)])[0]
+        other = mergekit(source, twin)
+    ratio, synced, peak = statistics.median(plain), statistics.median(durable), statistics.median(peaks)
+    print(f"{LAYERS} to {TARGET} layers, {size / 1e6:.0f} MB out; cp takes {statistics.median(copies):.2f} s")
+    limit = f"limit {LIMIT}" if options.parameters >= LARGE else "no limit at this size"
+    print(f"stretch: {ratio:.2f} times cp ({limit}); {' '.join(f'{one:.2f}' for one in plain)}")
+    print(
+        f"stretch --durable: {synced:.2f} times cp and sync ({limit}); {' '.join(f'{x:.2f}' for x in durable)}"
+    )
+    print(
+        f"peak: {peak:.0f} MB (limit {PEAK}), {peak / small_peak:.2f} times that of a tenth of the model (limit 1.2)"
+    )
+    print(f"start to finish of {small_size:.0f} MB: {small_seconds:.2f} s (limit 1 below 50 MB)")
+    print(f"inspect: {inspected:.2f} s (limit 1)")
+    if other is None:
+        print("mergekit: not installed")
+    else:
+        ours = ratio * statistics.median(copies)
+        print(f"mergekit: {other[0] / ours:.1f} times the time, {other[1] / peak:.0f} times the memory")
+    slow = options.parameters >= LARGE and max(ratio, synced) > LIMIT
+    late = small_size < 50 and small_seconds > 1
+    return int(slow or late or peak > PEAK or peak > 1.2 * small_peak or inspected > 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
