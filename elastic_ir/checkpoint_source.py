@@ -25,3 +25,5 @@ class CheckpointSource:
     metadata: dict[str, str] = field(
         default_factory=dict
     )  #: of the shards, the first one's where they differ
+    #: for each stack, by its label, what each layer holds: its kind, as a number
+    kinds: dict[str, tuple[int, ...]] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,12 +90,16 @@ def check_depth(config: dict[str, Any], stacks: Sequence[Stack], names: Iterable
 
 
 def reindexed(
-    config: dict[str, Any], stacks: Sequence[Stack], names: Iterable[str]
+    config: dict[str, Any],
+    stacks: Sequence[Stack],
+    names: Iterable[str],
+    kinds: Mapping[str, Sequence[int]] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """The configuration of the changed stacks, and what a reader should know about entries that were kept.
 
-    Raises PlanError where a stack changes its length and no entry counts it, or where one entry counts two stacks
-    that end with different lengths.
+    ``kinds`` has for each stack, by its label, a number for what each source layer holds. Raises PlanError where a
+    stack changes its length and no entry counts it, where one entry counts two stacks that end with different lengths,
+    or where layers of several kinds would stand where a rule by numbers does not put them.
     """
     reader = _Reader(config, stacks, names)
     claims: dict[Entry, tuple[Stack, Any]] = {}
@@ -119,8 +123,13 @@ def reindexed(
             if value == stack.before:
                 claim(stack, entry, len(stack.order))
                 counted.add(stack)
+        held = (kinds or {}).get(stack.label, ())
+        explained = False
         for entry, change in reader.lists(stack):
             claim(stack, entry, change)
+            explained |= _tells(reader.table(entry.holder)[entry.name], held)
+        if stack.changed and not explained:
+            _check_kinds(stack, held)
         if len(stack.order) != stack.before and stack not in counted:
             raise PlanError(
                 f"config.json has no entry that counts the {stack.before} layers at {stack.label}, so it cannot "
@@ -131,6 +140,37 @@ def reindexed(
         reader.table(entry.holder, made)[entry.name] = value
     made = _renamed(made, [stack for stack in stacks if stack.changed])
     return made, reader.kept(claims)
+
+
+def _tells(listed: list[Any], kinds: Sequence[int]) -> bool:
+    """Whether a list of layers, or of the numbers of some, says another thing wherever they are of another kind."""
+    said = listed if len(listed) == len(kinds) else [at in listed for at in range(len(kinds))]
+    return len({repr(one) for one in said}) == len(
+        {(repr(one), k) for one, k in zip(said, kinds, strict=True)}
+    )
+
+
+def _check_kinds(stack: Stack, kinds: Sequence[int]) -> None:
+    """PlanError where a layer would stand where the network builds one of another kind.
+
+    Without a list of its layers a configuration says by numbers which layer is of which kind: the first ones are
+    others (``first_k_dense_replace``, T5's block 0), or every n-th is (``attn_layer_period``). Whichever the source
+    obeys, the target has to obey.
+    """
+    if len(set(kinds)) < 2:
+        return
+    made = [kinds[source] for source in stack.order]
+    period = next(n for n in range(1, len(kinds) + 1) if all(k == kinds[i % n] for i, k in enumerate(kinds)))
+    led = [kinds[at] if at < len(kinds) else kinds[-1] for at in range(len(made))]
+    turned = [kinds[at % period] for at in range(len(made))]
+    rules = [led] if 2 * period > len(kinds) else [turned]
+    if made not in rules:
+        at = next(i for i, (one, other) in enumerate(zip(made, rules[0], strict=True)) if one != other)
+        raise PlanError(
+            f"{stack.label}: layer {at} of the target, a copy of layer {stack.order[at]}, holds other weights than the "
+            "network builds there, as config.json tells kinds of layers by their numbers; keep the kinds in their "
+            "places with --plan"
+        )
 
 
 class _Reader:

@@ -48,7 +48,21 @@ def load_checkpoint(folder: Path) -> Graph:
     except StructureError:
         stacks = []  # nothing repeats, which whoever changes the depth will be told
     check_depth(config, stacks, tensors, str(folder / CONFIG))
+    graph.origin.kinds = {stack.label: _kinds(stack, tensors) for stack in stacks}
     return graph
+
+
+def _kinds(stack: Stack, tensors: Mapping[str, TensorData]) -> tuple[int, ...]:
+    """For each layer of a stack a number that layers with the same names and shapes share."""
+    head = f"{stack.path}." if stack.path else ""
+    held: list[list[tuple[str, tuple[int, ...]]]] = [[] for _ in range(stack.before)]
+    for name, data in tensors.items():
+        if name.startswith(head + stack.prefix):
+            number, _, rest = name[len(head + stack.prefix) :].partition(".")
+            if number.isdigit() and 0 <= int(number) - stack.base < stack.before:
+                held[int(number) - stack.base].append((rest, data.shape))
+    seen: dict[tuple[tuple[str, tuple[int, ...]], ...], int] = {}
+    return tuple(seen.setdefault(tuple(sorted(layer)), len(seen)) for layer in held)
 
 
 def masks_beside(folder: Path) -> Path | None:

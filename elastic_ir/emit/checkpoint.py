@@ -72,7 +72,7 @@ def plan_checkpoint(graph: Graph, shard_size: int = SHARD_SIZE) -> Plan:
         stacks = []  # nothing repeats, so nothing was changed
     side = side_files(source)  # first, since it sees that no text read here is a link out of the folder
     origins = [weight.origin for weight in graph.weights.values()]
-    config, notes = reindexed(source.config, stacks, origins)
+    config, notes = reindexed(source.config, stacks, origins, source.kinds)
     tensors = {name: graph.weights[name].storage.emitted() for name in sorted(graph.weights, key=_natural)}
     shards = _sharded(tensors, shard_size)
     texts = {CONFIG: json.dumps(config, indent=2, ensure_ascii=False) + "\n"}

@@ -144,3 +144,33 @@ def test_counts_of_another_model() -> None:
     check_depth({"num_hidden_layers": 4}, [front, LAYERS], NAMES, "config.json")  # speaks of the other stack
     with pytest.raises(SourceError, match="says num_hidden_layers = 6, but the weights hold 4 layers"):
         check_depth({"num_hidden_layers": 6}, [LAYERS], NAMES, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "order", "fits"),
+    [
+        ([0, 1, 1, 1], (0, 1, 2, 3, 1, 2), True),  # the first is another
+        ([0, 1, 1, 1], (0, 1, 2, 3, 0), False),
+        ([0, 1, 1, 1], (1, 2, 3), False),
+        ([0, 1, 0, 1], (0, 1, 2, 3, 0, 1), True),  # every second is
+        ([0, 1, 0, 1], (0, 1, 2, 3, 1), False),
+        ([0, 0, 0, 0], (3, 0), True),
+    ],
+)
+def test_kinds_that_numbers_tell(kinds: list[int], order: tuple[int, ...], fits: bool) -> None:
+    stack = Stack("model.layers", "", 0, 4, order)
+    config = {"num_hidden_layers": 4, "first_k_dense_replace": 1}
+    if fits:
+        assert reindexed(config, [stack], NAMES, {"model.layers": kinds})[0]["num_hidden_layers"] == len(
+            order
+        )
+    else:
+        with pytest.raises(PlanError, match="holds other weights than the network builds there"):
+            reindexed(config, [stack], NAMES, {"model.layers": kinds})
+        alike = config | {"layer_types": ["a", "a", "a", "a"]}
+        with pytest.raises(PlanError, match="holds other weights"):
+            reindexed(alike, [stack], NAMES, {"model.layers": kinds})
+        listed = config | {"layer_types": [str(kind) for kind in kinds]}  # says itself which is which
+        assert reindexed(listed, [stack], NAMES, {"model.layers": kinds})[0]["num_hidden_layers"] == len(
+            order
+        )
