@@ -17,7 +17,6 @@ from elastic_ir.effects import Memory, effect_of, plain_kind
 from elastic_ir.evaluate import Evaluated, can_run_torch, literal_result, plain_result
 from elastic_ir.extents import Extents
 from elastic_ir.graph import Graph, Literal, Node, Symbol, Value, WeightRef
-from elastic_ir.onnx_numbers import whole_numbers
 from elastic_ir.onnx_source import BODY, OnnxSource
 from elastic_ir.passes.base import Pass
 from elastic_ir.recipes import with_values
@@ -174,6 +173,8 @@ class _Folder:
 
     def _gather(self, node: Node, sizes: Partial) -> Literal | None:
         places = node.args[1]
+        from elastic_ir.onnx_numbers import whole_numbers
+
         wanted = whole_numbers(places)
         if wanted is None or not isinstance(places, Literal):
             return None
