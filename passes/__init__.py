@@ -3,37 +3,41 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import importlib.util
 import os
 import sys
 import traceback
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from elastic_ir import patterns
 from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.passes.base import Pass
-from elastic_ir.passes.compact import Compact
-from elastic_ir.passes.cse import CommonSubexpressions
-from elastic_ir.passes.dce import DeadCode
-from elastic_ir.passes.drop_by_similarity import DropBySimilarity
-from elastic_ir.passes.fold_batchnorm import FoldBatchNorm
-from elastic_ir.passes.fold_constants import FoldConstants
-from elastic_ir.passes.ghost_skips import GhostSkips
-from elastic_ir.passes.ghost_softness import GhostSoftness
-from elastic_ir.passes.identity_blocks import IdentityBlocks
-from elastic_ir.passes.layerwise_rescale import LayerwiseRescale
-from elastic_ir.passes.morph import Morph
-from elastic_ir.passes.net2deeper import Net2Deeper
-from elastic_ir.passes.net2wider import Net2Wider
-from elastic_ir.passes.nm_project import NMProject
 from elastic_ir.passes.pipeline import Pipeline
-from elastic_ir.passes.remove_ghosts import RemoveGhosts
-from elastic_ir.passes.remove_identities import RemoveIdentities
-from elastic_ir.passes.rescale_residual import RescaleResidual
-from elastic_ir.passes.squeeze import Squeeze
-from elastic_ir.passes.stack import DepthUpscale, Stack
-from elastic_ir.passes.stretch import Stretch
+
+if TYPE_CHECKING:
+    from elastic_ir import patterns
+    from elastic_ir.passes.compact import Compact
+    from elastic_ir.passes.cse import CommonSubexpressions
+    from elastic_ir.passes.dce import DeadCode
+    from elastic_ir.passes.drop_by_similarity import DropBySimilarity
+    from elastic_ir.passes.fold_batchnorm import FoldBatchNorm
+    from elastic_ir.passes.fold_constants import FoldConstants
+    from elastic_ir.passes.ghost_skips import GhostSkips
+    from elastic_ir.passes.ghost_softness import GhostSoftness
+    from elastic_ir.passes.identity_blocks import IdentityBlocks
+    from elastic_ir.passes.layerwise_rescale import LayerwiseRescale
+    from elastic_ir.passes.morph import Morph
+    from elastic_ir.passes.net2deeper import Net2Deeper
+    from elastic_ir.passes.net2wider import Net2Wider
+    from elastic_ir.passes.nm_project import NMProject
+    from elastic_ir.passes.remove_ghosts import RemoveGhosts
+    from elastic_ir.passes.remove_identities import RemoveIdentities
+    from elastic_ir.passes.rescale_residual import RescaleResidual
+    from elastic_ir.passes.squeeze import Squeeze
+    from elastic_ir.passes.stack import DepthUpscale, Stack
+    from elastic_ir.passes.stretch import Stretch
 
 __all__ = [
     "CommonSubexpressions",
@@ -66,30 +70,52 @@ __all__ = [
 ]
 
 
-_OWN: tuple[type[Pass], ...] = (
-    Stretch,
-    Squeeze,
-    RescaleResidual,
-    IdentityBlocks,
-    Stack,
-    DepthUpscale,
-    Net2Deeper,
-    Net2Wider,
-    Morph,
-    DropBySimilarity,
-    Compact,
-    FoldBatchNorm,
-    NMProject,
-    FoldConstants,
-    RemoveIdentities,
-    CommonSubexpressions,
-    DeadCode,
-    GhostSkips,
-    GhostSoftness,
-    RemoveGhosts,
-    LayerwiseRescale,
-)
+#: Our own passes: the name of each, its file here, and its class. They are imported when they are asked for, since most
+#: commands want one of them.
+_OWN: dict[str, tuple[str, str]] = {
+    "stretch": ("stretch", "Stretch"),
+    "squeeze": ("squeeze", "Squeeze"),
+    "rescale-residual": ("rescale_residual", "RescaleResidual"),
+    "identity-blocks": ("identity_blocks", "IdentityBlocks"),
+    "stack": ("stack", "Stack"),
+    "depth-upscale": ("stack", "DepthUpscale"),
+    "net2deeper": ("net2deeper", "Net2Deeper"),
+    "net2wider": ("net2wider", "Net2Wider"),
+    "morph": ("morph", "Morph"),
+    "drop-by-similarity": ("drop_by_similarity", "DropBySimilarity"),
+    "compact": ("compact", "Compact"),
+    "fold-batchnorm": ("fold_batchnorm", "FoldBatchNorm"),
+    "nm-project": ("nm_project", "NMProject"),
+    "fold-constants": ("fold_constants", "FoldConstants"),
+    "remove-identities": ("remove_identities", "RemoveIdentities"),
+    "cse": ("cse", "CommonSubexpressions"),
+    "dce": ("dce", "DeadCode"),
+    "ghost-skips": ("ghost_skips", "GhostSkips"),
+    "ghost-softness": ("ghost_softness", "GhostSoftness"),
+    "remove-ghosts": ("remove_ghosts", "RemoveGhosts"),
+    "layerwise-rescale": ("layerwise_rescale", "LayerwiseRescale"),
+}
+_FILES = {kind: file for file, kind in _OWN.values()}
 _loaded: dict[str, type[Pass]] = {}  # from files that a user named; see load_passes
+
+
+def __getattr__(name: str) -> Any:
+    """A class of ours by its name, imported now."""
+    if name == "patterns":
+        return importlib.import_module("elastic_ir.patterns")
+    if name in _FILES:
+        return getattr(importlib.import_module(f"elastic_ir.passes.{_FILES[name]}"), name)
+    raise AttributeError(f"module 'elastic_ir.passes' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def _own(name: str) -> type[Pass]:
+    file, kind = _OWN[name]
+    found: type[Pass] = getattr(importlib.import_module(f"elastic_ir.passes.{file}"), kind)
+    return found
 
 
 def registered() -> dict[str, type[Pass]]:
@@ -97,7 +123,7 @@ def registered() -> dict[str, type[Pass]]:
 
     PlanError where two passes claim one name, or where an entry point is no pass.
     """
-    found: dict[str, type[Pass]] = {kind.name: kind for kind in _OWN}
+    found: dict[str, type[Pass]] = {name: _own(name) for name in _OWN}
     for entry in entry_points(group="elastic_ir.passes"):
         try:
             kind = entry.load()

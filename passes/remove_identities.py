@@ -12,7 +12,6 @@ from typing import ClassVar
 from elastic_ir.effects import DROPOUTS, Memory, effect_of, plain_kind, written
 from elastic_ir.extents import Extents
 from elastic_ir.graph import Graph, Node, Value, WeightRef
-from elastic_ir.onnx_numbers import whole_numbers
 from elastic_ir.passes.base import Pass
 from elastic_ir.rewriter import Rewriter
 
@@ -148,6 +147,8 @@ class _Finder:
         if kind == "flatten":
             return rank == 2 and node.attributes.get("axis", 1) == 1
         if node.kind == "onnx":
+            from elastic_ir.onnx_numbers import whole_numbers
+
             sizes: list[object] = list(whole_numbers(node.args[1] if len(node.args) > 1 else None) or ())
             copies = not node.attributes.get("allowzero", 0)
         else:
@@ -167,6 +168,8 @@ class _Finder:
 
     def _pads_nothing(self, node: Node) -> bool:
         if node.kind == "onnx":
+            from elastic_ir.onnx_numbers import whole_numbers
+
             amounts = whole_numbers(node.args[1] if len(node.args) > 1 else node.attributes.get("pads"))
             return amounts is not None and not any(amounts)
         given = node.args[1] if len(node.args) > 1 else node.kwargs.get("pad")
