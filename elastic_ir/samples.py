@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.graph import Graph
+from elastic_ir.safetensors_memory import tensors_of_file
 
 if TYPE_CHECKING:
     import torch
@@ -111,9 +112,7 @@ def _read(path: Path) -> Samples:
             with np.load(path, allow_pickle=False) as arrays:
                 return Samples.of({name: arrays[name] for name in arrays.files})
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return Samples((), load_file(path))
+            return Samples((), tensors_of_file(path))
     except PlanError:
         raise
     except Exception as error:  # the readers raise anything on damaged files

@@ -5,20 +5,17 @@ The file holds ``inputs``, [examples, ...], and ``labels``, class numbers [examp
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import SourceError
-from elastic_ir.safetensors_format import DTYPES, MAX_HEADER, METADATA
+from elastic_ir.safetensors_memory import tensors_of_file
 
 if TYPE_CHECKING:
     import torch
 
 _NAMES = ("inputs", "labels")
-_NUMPY = {name: name for name in DTYPES if name not in ("bfloat16",) and not name.startswith("float8")}
 
 
 def read_batches(path: str, batch: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -71,22 +68,5 @@ def _npz(file: Path) -> Mapping[str, Any]:
 
 
 def _safetensors(file: Path) -> Mapping[str, Any]:
-    """The arrays of a file: eight bytes of length, a header in JSON, then the bytes that it points into."""
-    import numpy as np
-
-    dtypes = {DTYPES[name]: np.dtype(kind) for name, kind in _NUMPY.items()}
-    raw = file.read_bytes()
-    size = int.from_bytes(raw[:8], "little")
-    if len(raw) < 8 or size > min(MAX_HEADER, len(raw) - 8):
-        raise ValueError("its header is cut short")
-    arrays = {}
-    for name, entry in json.loads(raw[8 : 8 + size]).items():
-        if name == METADATA:
-            continue
-        start, end = entry["data_offsets"]
-        dtype, shape = dtypes[entry["dtype"]], [int(extent) for extent in entry["shape"]]
-        if not 0 <= start <= end <= len(raw) - 8 - size or math.prod(shape) * dtype.itemsize != end - start:
-            raise ValueError(f"{name!r} lies outside of it")
-        body = raw[8 + size + start : 8 + size + end]
-        arrays[str(name)] = np.frombuffer(body, dtype.newbyteorder("<")).reshape(shape)
-    return arrays
+    """The arrays of a file; TypeError for a dtype that numpy has not."""
+    return {name: tensor.numpy() for name, tensor in tensors_of_file(file).items()}
