@@ -74,11 +74,7 @@ class Pass(ABC):
 
     def _need_layers(self, graph: Graph) -> None:
         """PlanError where a pass that changes single layers does not see them, or cannot have them written."""
-        if not len(graph):
-            raise PlanError(
-                f"{graph.name} was read without its network, and {self.name} has to see what reads what; "
-                "pass --arch SOURCE (arch=...)"
-            )
+        need_network(graph, self.name)
         if graph.metadata.get("frontend") == "export":
             raise PlanError(
                 f"{graph.name} was traced by torch.export, and is written as a module of its own class, whose layers "
@@ -119,6 +115,15 @@ class Pass(ABC):
     def help(cls) -> str:
         """The first line of the class's docstring."""
         return (cls.__doc__ or "").strip().splitlines()[0]
+
+
+def need_network(graph: Graph, name: str) -> None:
+    """PlanError where a graph is weights alone, for the pass of that name, which has to see the nodes."""
+    if not len(graph):
+        raise PlanError(
+            f"{graph.name} was read without its network, and {name} has to see what reads what; "
+            "pass --arch SOURCE (arch=...)"
+        )
 
 
 def reasons(skipped: Mapping[str, str]) -> str:

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from elastic_ir.errors import PlanError
 from elastic_ir.graph import Graph, Node
 from elastic_ir.onnx_layers import is_onnx
+from elastic_ir.passes.base import need_network
 from elastic_ir.structure import Block
 
 
@@ -45,11 +46,7 @@ def blocks_of(graph: Graph) -> dict[Node, Block]:
 
 def need_modules(graph: Graph, name: str) -> None:
     """PlanError unless the graph's layers are modules that can be added to and resized."""
-    if not len(graph):
-        raise PlanError(
-            f"{graph.name} was read without its network, and {name} has to see what reads what; "
-            "pass --arch SOURCE (arch=...)"
-        )
+    need_network(graph, name)
     if graph.metadata.get("frontend") == "export":
         raise PlanError(
             f"{graph.name} was traced by torch.export, and is written as a module of its own class, to which {name} "
