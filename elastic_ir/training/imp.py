@@ -64,25 +64,11 @@ def find_tickets(
         path = folder / f"level{number:02}.pt"
         result = folder / f"level{number:02}.json"
         if not result.is_file():
-            seconds = train_ticket(
-                network,
-                rewound,
-                masks,
-                data,
-                training,
-                order=seed,
-                start=pruning.rewind,
-                loss=loss,
-                engine=_logging(engine, log, folder, path.stem),
-            )
-            score = accuracy(network, data.test, engine=engine)
+            seconds, score = train_level(
+                network, rewound, masks, data, training, pruning, number, order=seed, ticket=path,
+                following=folder / f"next{number:02}.pt", loss=loss, engine=_logging(engine, log, folder, path.stem),
+            )  # fmt: skip
             found = {"number": number, "sparsity": sparsity(masks), "accuracy": score, "seconds": seconds}
-            save_ticket(network, rewound, masks, data, path)
-            following = next_masks(network, masks, pruning, number + 1)
-            save_state(
-                {name: mask.to(torch.uint8) for name, mask in following.items()},
-                folder / f"next{number:02}.pt",
-            )
             with atomic_output(result) as temporary:
                 temporary.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
         level = Level(**json.loads(result.read_text("utf-8")), path=path)
@@ -93,6 +79,25 @@ def find_tickets(
         if report is not None:
             report(level)
     return levels
+
+
+def train_level(
+    network: nn.Module, rewound: dict[str, Tensor], masks: dict[str, Tensor], data: Data, training: Training,
+    pruning: Pruning, number: int, *, order: int, ticket: Path, following: Path, loss: Loss | None = None,
+    engine: Engine | None = None,
+) -> tuple[float, float]:  # fmt: skip
+    """Train the ticket of a level, measure it, and prune what it has learnt: seconds of training, and accuracy.
+
+    Writes the ticket that was trained, and the masks that follow.
+    """
+    seconds = train_ticket(
+        network, rewound, masks, data, training, order=order, start=pruning.rewind, loss=loss, engine=engine
+    )
+    score = accuracy(network, data.test, engine=engine)
+    save_ticket(network, rewound, masks, data, ticket)
+    pruned = next_masks(network, masks, pruning, number + 1)
+    save_state({name: mask.to(torch.uint8) for name, mask in pruned.items()}, following)
+    return seconds, score
 
 
 def train_ticket(

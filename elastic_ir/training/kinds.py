@@ -23,7 +23,7 @@ from elastic_ir.training.connectivity import barrier
 from elastic_ir.training.data import Data, load_data
 from elastic_ir.training.fit import Engine, accuracy, fit, logger_in
 from elastic_ir.training.flops import fixed_step, forward_cost
-from elastic_ir.training.imp import next_masks, save_ticket, train_ticket
+from elastic_ir.training.imp import train_level
 from elastic_ir.training.methods import starting_point
 from elastic_ir.training.settings import Pruning, Training, read
 from elastic_ir.training.store import Store
@@ -134,21 +134,10 @@ def level(options: Options, needs: Folders, place: Path, engine: Engine) -> dict
     pruning = Pruning(options["number"] + 1, options["rewind"], options["share"], tuple(options["leave_out"]))
     rewound = torch.load(needs["rewind"] / "state.pt", weights_only=True)
     masks = _masks(needs.get("level"))
-    seconds = train_ticket(
-        network,
-        rewound,
-        masks,
-        data,
-        training,
-        order=options["seed"],
-        start=pruning.rewind,
-        loss=_loss(options),
-        engine=engine,
-    )
-    score = accuracy(network, data.test, engine=engine)
-    save_ticket(network, rewound, masks, data, place / "ticket.pt")
-    following = next_masks(network, masks, pruning, options["number"] + 1)
-    save_state({name: mask.to(torch.uint8) for name, mask in following.items()}, place / "next.pt")
+    seconds, score = train_level(
+        network, rewound, masks, data, training, pruning, options["number"], order=options["seed"],
+        ticket=place / "ticket.pt", following=place / "next.pt", loss=_loss(options), engine=engine,
+    )  # fmt: skip
     cost = forward_cost(network, torch.zeros(1, *data.shape))
     flops = fixed_step(cost.sparse(masks)) * (training.steps - pruning.rewind) * training.batch_size
     return {"accuracy": score, "seconds": seconds, "flops": flops, **_sparsities(masks)}
