@@ -13,8 +13,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from elastic_ir.checkpoint_record import Origin, Step, read_record, record_text
 from elastic_ir.checkpoint_source import CONFIG, INDEX, MASKS, RECORD, WEIGHTS, CheckpointSource
 from elastic_ir.config_depth import Stack, reindexed
 from elastic_ir.emit.folder import atomic_folder, refuse_taken
@@ -78,9 +78,9 @@ def plan_checkpoint(graph: Graph, shard_size: int = SHARD_SIZE) -> Plan:
     texts = {CONFIG: json.dumps(config, indent=2, ensure_ascii=False) + "\n"}
     if list(shards) != [WEIGHTS]:
         texts[INDEX] = _index_text(shards)
-    record = _record(graph, stacks)
-    texts[RECORD] = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    texts[CARD] = card(source.folder / CARD, record["history"][-1], stacks)
+    steps = _steps(graph, stacks)
+    texts[RECORD] = record_text(steps)
+    texts[CARD] = card(source.folder / CARD, steps[-1], stacks)
     masks = {name: weight.mask for name, weight in graph.weights.items() if weight.mask is not None}
     return Plan(source, shards, masks, texts, side, notes)
 
@@ -169,21 +169,13 @@ def _index_text(shards: dict[str, dict[str, TensorData]]) -> str:
     )
 
 
-def _record(graph: Graph, stacks: list[Stack]) -> dict[str, Any]:
-    """What was done, for programs: for each stack the source layers in order; what was done before is kept."""
+def _steps(graph: Graph, stacks: list[Stack]) -> list[Step]:
+    """What was done before, and what is done now."""
     source: CheckpointSource = graph.origin
-    history: list[Any] = []
-    try:
-        found = json.loads((source.folder / RECORD).read_text(encoding="utf-8"))
-        history = found["history"] if isinstance(found["history"], list) else []
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # none, or none of ours
-    step = {
-        "elastic_ir": __version__,
-        "source": source.folder.resolve().name,
-        "plan": {stack.label: runs(stack.order) for stack in stacks},
-    }
-    return {"version": 1, "history": [*history, step]}
+    lineage = {name: Origin(weight.origin) for name, weight in graph.weights.items()}
+    plan = {stack.label: runs(stack.order) for stack in stacks}
+    step = Step(__version__, (source.folder.resolve().name,), plan, lineage)
+    return [*read_record(source.folder), step]
 
 
 def _check_size(path: Path, tensors: dict[str, TensorData]) -> None:

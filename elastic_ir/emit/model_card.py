@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from elastic_ir.checkpoint_record import Step
 from elastic_ir.config_depth import Stack
 
 CARD = "README.md"
 _LIMIT = 4 << 20  #: bytes of a card that are kept
 
 
-def card(path: Path, step: Mapping[str, Any], stacks: Sequence[Stack]) -> str:
+def card(path: Path, step: Step, stacks: Sequence[Stack]) -> str:
     """The source's card, if there is one, with a section on what was done: source, plan and lineage.
 
     The text before is kept as it is, its metadata included; earlier sections of ours stay, so that the card tells the
@@ -25,7 +25,7 @@ def card(path: Path, step: Mapping[str, Any], stacks: Sequence[Stack]) -> str:
     lines = [
         "## Depth changed by ElasticIR",
         "",
-        f"Made from `{step['source']}` by ElasticIR {step['elastic_ir']}. Every tensor is a copy of one of the "
+        f"Made from `{step.sources[0]}` by ElasticIR {step.version}. Every tensor is a copy of one of the "
         "source's; what lies outside the layers below is as it was.",
         "",
         "| layers | before | after | plan (source layers in order) |",

@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from safetensors.numpy import load_file
 
 import elastic_ir as eir
+from elastic_ir.checkpoint_record import Origin, read_record
 from elastic_ir.checkpoint_source import CheckpointSource
 from elastic_ir.cli.app import elastic_ir
 from elastic_ir.emit.checkpoint import save_checkpoint
@@ -108,10 +109,11 @@ def test_there_and_back(source: Path, tmp_path: Path) -> None:
     run("stretch", source, "--to-units", 7, "-o", tmp_path / "deep")
     run("squeeze", tmp_path / "deep", "--to-units", 4, "-o", tmp_path / "back")
     assert same(tmp_path / "back", llama(), [0, 1, 2, 3])
-    history = json.loads((tmp_path / "back" / "elastic_ir.json").read_text())["history"]
-    assert [(step["source"], step["plan"]) for step in history] == [
-        ("source", {"model.layers": "0-3,0-2"}), ("deep", {"model.layers": "0-3"})
-    ]  # fmt: skip
+    first, second = read_record(tmp_path / "back")
+    assert (first.sources, first.plan) == (("source",), {"model.layers": "0-3,0-2"})
+    assert (second.sources, second.plan) == (("deep",), {"model.layers": "0-3"})
+    assert first.origin("model.layers.4.mlp.up_proj.weight") == Origin("model.layers.0.mlp.up_proj.weight")
+    assert not second.lineage
     card = (tmp_path / "back" / "README.md").read_text()
     assert card.count("## Depth changed by ElasticIR") == 2
     assert "| `model.layers` | 4 | 7 | 0-3,0-2 |" in card
