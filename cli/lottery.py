@@ -88,7 +88,7 @@ def run_(
 
     Numbers are shown as they are found. Stop it whenever you like: only jobs that run are lost.
     """
-    from elastic_ir.training.study import read_study
+    from elastic_ir.training.study_file import read_study
 
     found = [read_study(study) for study in studies]
     if dry_run:
@@ -184,7 +184,8 @@ def status_(studies: tuple[str, ...], store: str) -> None:
     """Show how far each STUDY is, and what works on it now."""
     from elastic_ir.training.jobs import in_order
     from elastic_ir.training.store import Store
-    from elastic_ir.training.study import read_study, runs
+    from elastic_ir.training.study import runs
+    from elastic_ir.training.study_file import read_study
 
     place = Store(store)
     working = place.working()
@@ -250,7 +251,7 @@ def _report(study: str, store: str, out: str | None, no_plots: bool) -> None:
     from elastic_ir.training.numbers import write_numbers
     from elastic_ir.training.report import answers, collect, markdown
     from elastic_ir.training.store import Store
-    from elastic_ir.training.study import read_study
+    from elastic_ir.training.study_file import read_study
 
     found = collect(read_study(study), Store(store))
     folder = Path(out) if out is not None else Path(study).resolve().parent

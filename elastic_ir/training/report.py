@@ -22,7 +22,6 @@ class Cell:
     reached: list[float] = field(default_factory=list)  #: the sparsities of the tickets
     barriers: list[float] = field(default_factory=list)  #: where connectivity was measured
     lines: list[list[float]] = field(default_factory=list)  #: accuracies along the line
-    seconds: float = 0.0  #: of training, all seeds together
     flops: list[float] = field(default_factory=list)  #: of each training
     flops_needed: list[float] = field(default_factory=list)  #: of all jobs that led to it, itself included
 
@@ -61,6 +60,9 @@ class Findings:
     asked: set[tuple[str, str, float]] = field(default_factory=set)  #: the cells that the study wants
     methods: dict[str, str] = field(default_factory=dict)  #: by label
     rows: list[Row] = field(default_factory=list)  #: the numbers themselves
+    seconds: dict[str, float] = field(
+        default_factory=dict
+    )  #: of training, by job, those that led there included
 
     def labels(self, network: str) -> list[str]:
         return list(dict.fromkeys(label for at, label, _ in self.cells if at == network))
@@ -99,6 +101,8 @@ def collect(study: Study, store: Store) -> Findings:
         result = store.result(run.job.key)
         found.rows.append(Row(run, result))
         _enter(cell, result)
+        led = in_order([run.job])
+        found.seconds |= {job.key: store.result(job.key)["seconds"] for job in led if store.has(job.key)}
         # a ticket's masks are there before its own training, which finding it did not take
         unneeded = {run.job.needs[role].key for role in _TICKETS if role in run.job.needs}
         cell.flops_needed.append(
@@ -114,7 +118,6 @@ def collect(study: Study, store: Store) -> Findings:
 def _enter(cell: Cell, result: dict[str, Any]) -> None:
     cell.accuracies.append(100 * result["accuracy"])
     cell.reached.append(result["sparsity"])
-    cell.seconds += result["seconds"]
     cell.flops.append(result["flops"])
     if "barrier" in result:
         cell.barriers.append(100 * result["barrier"])
@@ -203,7 +206,8 @@ def markdown(found: Findings, plots: Iterable[str] = ()) -> str:
     lines += [
         f"Data: {study.data['name']}. Training: {settings.steps} steps of {settings.batch_size} images, peak rate "
         f"{settings.lr:g}, {settings.schedule}; rewound to step {study.pruning.rewind}. Seeds: {len(study.seeds)}. "
-        "Accuracy in percent, mean and 95 % confidence interval over the seeds (Student's t).", "",
+        "Accuracy in percent, mean and 95 % confidence interval over the seeds (Student's t). Budget: "
+        f"{len(found.seconds)} jobs, {sum(found.seconds.values()) / 3600:.1f} hours of training in all.", "",
     ]  # fmt: skip
     for plot in plots:
         lines += [f"![{plot}]({plot})", ""]

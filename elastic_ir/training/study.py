@@ -1,19 +1,17 @@
 """A study: one YAML file that says which networks, data, methods, sparsities and seeds are compared.
 
-It is read into settings, and those into runs: each run is one number of one seed, with the job that finds it.
+What the file says (:mod:`elastic_ir.training.study_file` reads it), and the runs that it asks for: each run is one
+number of one seed, with the job that finds it.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
-from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.training.jobs import SPARSITY, Job
-from elastic_ir.training.settings import Pruning, Training, read
+from elastic_ir.training.settings import Pruning, Training
 
 #: What a study can compare, and whether each needs the target's own ticket for its sparsity.
 METHODS = (
@@ -22,19 +20,10 @@ METHODS = (
 #: What may be done to a ticket so that it trains better; see :mod:`elastic_ir.training.tweaks`.
 TWEAKS = ("ghost-skips", "ghost-softness", "layerwise-rescale", "label-smoothing", "soft-labels")
 _FROM_SOURCE = ("transform", "hybrid")
-_WITHOUT_MASKS = ("imp", "dense", "transform")  # what there is at sparsity 0, too
-_DYNAMIC = ("rigl", "dpf")
-#: The options of each method; those of RigL and DPF are their callbacks' (:mod:`.dynamic_callbacks`).
-_OPTIONS: dict[str, tuple[str, ...]] = {
-    "transform": ("order", "replicate", "drop", "permute_copies"),
-    "hybrid": ("order", "replicate", "drop"),
-    "rigl": ("distribution", "interval", "drop_fraction", "end"),
-    "dpf": ("interval", "initial", "start", "end"),
-}
+WITHOUT_MASKS = ("imp", "dense", "transform")  # what there is at sparsity 0, too
+DYNAMIC = ("rigl", "dpf")
 #: What a transformation does unless told; said or not, the job is the same.
 _USUAL = {"order": "append", "drop": "tail", "permute_copies": False}
-_DATA: dict[str, type] = {"name": str, "channels": int, "limit": int}
-_MEASURES = ("accuracy", "barrier")
 _UNDER_TICKETS = (
     "imp",
     "random",
@@ -118,180 +107,6 @@ class Run:
     sparsity: float  #: as wanted; what was reached is in the job's result
     seed: int
     job: Job
-
-
-def read_study(path: str | os.PathLike[str]) -> Study:
-    """A study from its YAML file; SourceError where it cannot be read, PlanError for what is wrong in it."""
-    try:
-        import yaml
-    except ImportError as error:
-        raise SourceError("studies are YAML files: pip install PyYAML") from error
-    try:
-        found = yaml.safe_load(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise SourceError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SourceError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(found, Mapping):
-        raise PlanError(f"{path}: a study is a mapping with name, data, networks, training, pruning, ...")
-    return _study(found, str(path))
-
-
-def _study(found: Mapping[str, Any], where: str) -> Study:
-    def part(name: str, kind: type, default: Any = None) -> Any:
-        value = found.get(name, default)
-        if value is None:
-            raise PlanError(f"{where}: {name} is missing")
-        if not isinstance(value, kind):
-            raise PlanError(f"{where}: {name} is a {'mapping' if kind is dict else 'list'}, not {value!r}")
-        return value
-
-    known = {"name", "title", "data", "networks", "training", "pruning", "sparsities", "seeds", "compare", "claims",
-             "loss", "dense_at_least"}  # fmt: skip
-    for name in found:
-        if name not in known:
-            raise PlanError(
-                f"{where}: there is no entry {name!r}; the entries are {', '.join(sorted(known))}"
-            )
-    data = {"name": found["data"]} if isinstance(found.get("data"), str) else part("data", dict)
-    study = Study(
-        name=str(found.get("name") or Path(where).stem), title=str(found.get("title", "")), data=data,
-        networks=part("networks", dict), training=read(Training, part("training", dict), f"{where}: training"),
-        pruning=_pruning(found, where), sparsities=_numbers(part("sparsities", list), f"{where}: sparsities"),
-        seeds=_whole(part("seeds", list), f"{where}: seeds"), loss=str(found.get("loss", "")),
-        entries=tuple(
-            read(Entry, item, f"{where}: compare[{index}]") for index, item in enumerate(part("compare", list))
-        ),
-        claims=tuple(
-            read(Claim, item, f"{where}: claims[{index}]") for index, item in enumerate(part("claims", list, []))
-        ),
-        dense_at_least=float(found.get("dense_at_least", 0.0)),
-    )  # fmt: skip
-    _check(study, where)
-    return study
-
-
-def _numbers(items: list[Any], where: str) -> tuple[float, ...]:
-    for item in items:
-        if not isinstance(item, (int, float)) or isinstance(item, bool):
-            raise PlanError(f"{where}: {item!r} is no number")
-    return tuple(map(float, items))
-
-
-def _whole(items: list[Any], where: str) -> tuple[int, ...]:
-    for item in items:
-        if type(item) is not int or item < 0:
-            raise PlanError(f"{where}: {item!r} is no whole number from 0 on")
-    return tuple(items)
-
-
-def _pruning(found: Mapping[str, Any], where: str) -> Pruning:
-    """The levels follow from the highest sparsity wanted."""
-    given = found.get("pruning") or {}
-    if not isinstance(given, Mapping):
-        raise PlanError(f"{where}: pruning is a mapping, not {given!r}")
-    wanted = max(_numbers(list(found.get("sparsities") or [0.0]), f"{where}: sparsities"))
-    made = read(Pruning, {"levels": 0, **given}, f"{where}: pruning")
-    return read(Pruning, {"levels": made.level_for(wanted), **given}, f"{where}: pruning")
-
-
-def _check(study: Study, where: str) -> None:
-    for name, value in study.data.items():
-        if name not in _DATA:
-            raise PlanError(f"{where}: data: there is no entry {name!r}; the entries are {', '.join(_DATA)}")
-        if type(value) is not _DATA[name]:
-            raise PlanError(f"{where}: data.{name}: expected {_DATA[name].__name__}, not {value!r}")
-    if "name" not in study.data:
-        raise PlanError(f"{where}: data.name is missing")
-    if study.pruning.rewind >= study.training.steps:
-        raise PlanError(
-            f"{where}: pruning.rewind: a training of {study.training.steps} steps cannot be rewound to step "
-            f"{study.pruning.rewind}"
-        )
-    for number, entry in enumerate(study.entries):
-        if entry.method not in METHODS:
-            raise PlanError(
-                f"{where}: compare[{number}]: there is no method {entry.method!r}; the methods are {', '.join(METHODS)}"
-            )
-        for name in entry.tweaks:
-            if name not in TWEAKS:
-                raise PlanError(
-                    f"{where}: compare[{number}]: there is no tweak {name!r}; the tweaks are {', '.join(TWEAKS)}"
-                )
-        _check_entry(study, entry, f"{where}: compare[{number}]")
-        for name in (*entry.targets, *entry.sources):
-            if name not in study.networks:
-                raise PlanError(
-                    f"{where}: compare[{number}]: there is no network {name!r} among the networks"
-                )
-    for name, network in study.networks.items():
-        if not isinstance(network, Mapping) or ":" not in str(network.get("factory", "")):
-            raise PlanError(
-                f"{where}: networks.{name}: give factory: package.module:function, and its arguments"
-            )
-    labels = _labels(study, where)
-    for number, claim in enumerate(study.claims):
-        if claim.measure not in _MEASURES:
-            raise PlanError(
-                f"{where}: claims[{number}]: measure is {' or '.join(_MEASURES)}, not {claim.measure!r}"
-            )
-        for name in claim.targets:
-            if name not in study.networks:
-                raise PlanError(f"{where}: claims[{number}]: there is no network {name!r} among the networks")
-        for label in (claim.better, claim.than):
-            if label not in labels:
-                raise PlanError(
-                    f"{where}: claims[{number}]: nothing is labelled {label!r}; "
-                    f"the labels are {', '.join(sorted(labels))}"
-                )
-            if (labels[label] == "connect") != (claim.measure == "barrier"):
-                needs = "was trained twice" if claim.measure == "barrier" else "was not"
-                raise PlanError(
-                    f"{where}: claims[{number}]: {claim.measure} compares what {needs} (connect), "
-                    f"which {label!r} contradicts"
-                )
-
-
-def _check_entry(study: Study, entry: Entry, where: str) -> None:
-    """What can be known of an entry before anything is trained."""
-    allowed = _OPTIONS.get(entry.method, ())
-    for name in entry.options:
-        if name not in allowed:
-            has = f"its options are {', '.join(allowed)}" if allowed else "it has none"
-            raise PlanError(f"{where}: {entry.method} has no option {name!r}; {has}")
-    for sparsity in entry.sparsities or study.sparsities:
-        if study.pruning.level_for(sparsity) == 0 and entry.method not in _WITHOUT_MASKS:
-            raise PlanError(
-                f"{where}: {entry.method} has nothing to prune at a sparsity of {sparsity:g}, less than half a level"
-            )
-    if entry.tweaks and entry.method in _DYNAMIC:
-        raise PlanError(
-            f"{where}: tweaks are for tickets whose masks stay as they are, not for {entry.method}"
-        )
-    if {"soft-labels", "label-smoothing"} <= set(entry.tweaks):
-        raise PlanError(
-            f"{where}: soft-labels and label-smoothing both say what the labels are; give one of them"
-        )
-    if study.loss and (chosen := {"soft-labels", "label-smoothing"} & set(entry.tweaks)):
-        raise PlanError(f"{where}: {chosen.pop()} would take the place of the study's own loss {study.loss}")
-
-
-def _labels(study: Study, where: str) -> dict[str, str]:
-    """The labels of a study with the kinds of their jobs.
-
-    PlanError where one stands for two different things, whose numbers would be mixed.
-    """
-    found: dict[tuple[str, str, float, int], str] = {}
-    kinds: dict[str, str] = {}
-    for run in runs(study):
-        place = (run.network, run.label, run.sparsity, run.seed)
-        kinds[run.label] = run.job.kind
-        if found.setdefault(place, run.job.key) != run.job.key:
-            raise PlanError(
-                f"{where}: two entries of compare are called {run.label!r} on {run.network} at "
-                f"{100 * run.sparsity:.1f} %; give one another label"
-            )
-    return kinds
 
 
 def _changed(training: Training) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from elastic_ir.training.numbers import write_numbers
 from elastic_ir.training.report import Cell, Findings, answers, collect, half_width, markdown, welch
 from elastic_ir.training.settings import Training
 from elastic_ir.training.store import Store
-from elastic_ir.training.study import read_study, runs
+from elastic_ir.training.study import runs
+from elastic_ir.training.study_file import read_study
 from tests.training.nets import digits, perceptron
 
 STUDY: dict[str, Any] = {
@@ -119,7 +120,11 @@ def test_the_report_as_markdown(tmp_path: Path) -> None:
         "random": [0.80, 0.802, 0.801],
         "line": [0.8] * 3,
     }
-    text = markdown(findings(tmp_path, scores))
+    found = findings(tmp_path, scores)
+    text = markdown(found)
+    folders = [path.name for path in (tmp_path / "store").iterdir()]  # rewind points too, and each job once
+    assert sorted(found.seconds) == sorted(folders)
+    assert f" Budget: {len(found.seconds)} jobs, 0.0 hours of training in all." in text
     assert text.startswith("# Tiny\n") and "Not finished" not in text
     assert "| method | 0.0 % | 50.0 % |" in text
     assert "| imp | 95.00 ± 0.00 | 90.10 ± 0.25 |" in text and "| random |  | 80.10 ± 0.25 |" in text

@@ -21,7 +21,8 @@ from elastic_ir.training.jobs import Job, in_order
 from elastic_ir.training.kinds import build
 from elastic_ir.training.run import Progress, run
 from elastic_ir.training.store import Store
-from elastic_ir.training.study import Study, read_study, runs
+from elastic_ir.training.study import Study, runs
+from elastic_ir.training.study_file import read_study
 
 NETWORKS = {
     "two": {"factory": "tests.training.nets:Perceptron", "blocks": 2},

@@ -17,7 +17,8 @@ from elastic_ir.training.methods import transformed
 from elastic_ir.training.report import answers, collect, markdown
 from elastic_ir.training.run import run
 from elastic_ir.training.store import Store
-from elastic_ir.training.study import Study, read_study, runs
+from elastic_ir.training.study import Study, runs
+from elastic_ir.training.study_file import read_study
 
 FOLDER = Path(__file__).parents[2] / "studies"
 ABLATIONS = ("study-b", "study-c", "study-d")

@@ -23,7 +23,8 @@ from elastic_ir.training.run import run
 from elastic_ir.training.settings import Training
 from elastic_ir.training.start import Start
 from elastic_ir.training.store import Store
-from elastic_ir.training.study import TWEAKS, read_study, runs
+from elastic_ir.training.study import TWEAKS, runs
+from elastic_ir.training.study_file import read_study
 from elastic_ir.training.tweaks import tweaked
 from elastic_ir.zoo import CifarResNet, cifar_resnet
 
