@@ -339,7 +339,9 @@ def _renamed(config: Any, stacks: Sequence[Stack]) -> Any:
 
 def _mapped(item: Any, texts: Callable[[str], list[str]]) -> Any:
     if isinstance(item, dict):
-        return {name: _mapped(value, texts) for key, value in item.items() for name in texts(key)}
+        # a configuration in memory may have numbers for keys, its file has none
+        renamed = ((key, texts(key) if isinstance(key, str) else [key]) for key in item)
+        return {name: _mapped(item[key], texts) for key, names in renamed for name in names}
     if isinstance(item, list):
         made: list[Any] = []
         for part in item:

@@ -1,26 +1,55 @@
 """Configurations: the counts and per-layer lists that a network keeps about its own depth.
 
 They are told by evidence, never by a class: an integer that equals the number of blocks and whose name speaks of
-layers is a count.
+layers is a count. A configuration that is written beside checkpoints follows by the rules for its file; what modules
+keep for themselves, one by one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 from torch import nn
 
-from elastic_ir.config_depth import COUNT, DEPTHS, is_index_list
+from elastic_ir.config_depth import COUNT, DEPTHS, Stack, is_index_list, reindexed
 from elastic_ir.emit.constants import source_index
+from elastic_ir.errors import PlanError
 from elastic_ir.structure import Container
 
 
-def update_counts(target: nn.Module, container: Container) -> None:
-    """Bring the counts and per-layer lists of the modules around a container up to date."""
+def update_configuration(target: nn.Module, containers: Sequence[Container]) -> set[int]:
+    """Have the network's own configuration say its new depth, as its file beside a checkpoint would say it.
+
+    Returns the ids of the objects that need no other care: none where there is no configuration that tells its content
+    (``to_dict``), or where the rules for files cannot say the new depth.
+    """
+    config: Any = getattr(target, "config", None)
+    if not callable(getattr(config, "to_dict", None)):
+        return set()
+    told = config.to_dict()
+    try:
+        made, _ = reindexed(told, [Stack.of(container) for container in containers], target.state_dict())
+    except PlanError:
+        return set()
+    return set(_take_over(config, told, made))
+
+
+def _take_over(config: Any, told: dict[str, Any], made: dict[str, Any]) -> Iterator[int]:
+    yield id(config)
+    for name, value in made.items():
+        held = getattr(config, name, None)
+        if isinstance(value, dict) and hasattr(held, "__dict__"):  # a configuration inside
+            yield from _take_over(held, told[name], value)
+        elif value != told.get(name):
+            setattr(config, name, tuple(value) if isinstance(held, tuple) else value)
+
+
+def update_counts(target: nn.Module, container: Container, done: Set[int] = frozenset()) -> None:
+    """Bring the counts and per-layer lists of the modules around a container up to date; not those of some ids."""
     old, new = container.source_count, len(container.children)
     order = [source_index(container, child.origin) - container.base for child in container.children]
-    done: set[int] = set()
+    done = set(done)
     common = {id(target), *(id(getattr(target, name, None)) for name in ("config", "cfg"))}
     for holder in _holders(target, container.path):
         if id(holder) not in done:
@@ -29,7 +58,9 @@ def update_counts(target: nn.Module, container: Container) -> None:
             _update(holder, container.path if id(holder) in common else "", old, new, order)
 
 
-def update_stage_counts(target: nn.Module, containers: list[Container]) -> None:
+def update_stage_counts(
+    target: nn.Module, containers: Sequence[Container], done: Set[int] = frozenset()
+) -> None:
     """Lists of all stages' depths (Swin's and ConvNeXt's ``depths``), told by name and values: one for each container.
 
     Values alone do not tell: a stage may have as many heads as blocks.
@@ -38,7 +69,7 @@ def update_stage_counts(target: nn.Module, containers: list[Container]) -> None:
     new = [len(container.children) for container in containers]
     if len(old) < 2:
         return
-    done: set[int] = set()
+    done = set(done)
     for container in containers:
         for holder in _holders(target, container.path):
             if id(holder) in done:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from elastic_ir.emit.configuration import update_counts, update_stage_counts
+from elastic_ir.emit.configuration import update_configuration, update_counts, update_stage_counts
 from elastic_ir.emit.constants import renumber_indices
 from elastic_ir.emit.layers import conform_layers
 from elastic_ir.emit.reference import adopt
@@ -150,6 +150,9 @@ def _refill(graph: Graph, live: nn.Module, touched: list[Container]) -> nn.Modul
         for value in vars(module).values():
             if not isinstance(value, (*_PLAIN, dict, list, tuple, set)) and id(value) in memo:
                 shared[id(value)] = memo[id(value)]
+    # a network in which nothing repeats has no structure to ask for
+    containers = graph.structure.containers if touched else ()
+    told = update_configuration(target, containers) if touched else set()
     for container in touched:
         source, place = live.get_submodule(container.path), target.get_submodule(container.path)
         head = f"{container.path}." if container.path else ""
@@ -166,9 +169,8 @@ def _refill(graph: Graph, live: nn.Module, touched: list[Container]) -> nn.Modul
         place._modules.clear()
         place._modules.update(children)
         renumber_indices(source, place, container)
-        update_counts(target, container)
-    if touched:  # a network in which nothing repeats has no structure to ask for
-        update_stage_counts(target, graph.structure.containers)
+        update_counts(target, container, told)
+    update_stage_counts(target, containers, told)
     if touched and graph.reference is None:
         # blocks that add nothing yet leave the variances as they were
         kept = graph.metadata.get("keep_constants")
