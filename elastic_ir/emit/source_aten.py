@@ -6,6 +6,7 @@ again); sizes that follow the input are found by exporting a second time (:mod:`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -90,6 +91,8 @@ def call_of_aten(node: Node, given: tuple[Any, ...], later: Callable[[Value], bo
         if name == "pad" and args[1].kind == "list" and all(part == lit(0) for part in args[1].parts):
             return args[0]
         return function_call(f"F.{text}", (), dict(zip(order, args, strict=False)) | options)
+    if name == "numpy_T" and _rank(node) <= 2:
+        return _method("t", args, options)  # of more axes T is on its way out of torch
     special = _special(name, overload, args, options)
     if special is not None:
         return special
@@ -102,7 +105,7 @@ def call_of_aten(node: Node, given: tuple[Any, ...], later: Callable[[Value], bo
         whole = Expr("slice", None, (lit(None),) * 3)
         taken = tuple(whole if part == lit(None) else part for part in args[1].parts)
         return Expr("index", None, (args[0], taken[0] if len(taken) == 1 else Expr("tuple", None, taken)))
-    if args and isinstance(node.args[0], (Value, WeightRef)) and callable(getattr(torch.Tensor, name, None)):
+    if args and isinstance(node.args[0], (Value, WeightRef)) and _is_method(name, overload):
         return _method(name, args, options)
     if hasattr(torch._C._VariableFunctions, name):
         text = f"torch.{name}"
@@ -111,6 +114,19 @@ def call_of_aten(node: Node, given: tuple[Any, ...], later: Callable[[Value], bo
     else:
         raise Unwritable(f"the network runs {node.op}, which has no counterpart among torch's functions")
     return Expr("call", text, (*args, *options.values()), ("",) * len(args) + tuple(options))
+
+
+def _rank(node: Node) -> float:
+    """The number of axes of what a node gives; infinite where it is not known."""
+    return len(node.output.type.shape) if node.output.type is not None else math.inf
+
+
+def _is_method(name: str, overload: str) -> bool:
+    """Whether a method of tensors takes the arguments in their order: ``where`` puts the condition before ``self``."""
+    if not callable(getattr(torch.Tensor, name, None)):
+        return False
+    operation = getattr(getattr(torch.ops.aten, name, None), overload, None)
+    return operation is None or operation._schema.arguments[0].name == "self"
 
 
 def _method(name: str, args: list[Expr], options: dict[str, Expr]) -> Expr:

@@ -186,3 +186,13 @@ def test_bert_of_transformers() -> None:
     made = made_by(text, depth=4)
     made.load_state_dict(deeper.state_dict(), strict=True)
     torch.testing.assert_close(made.eval()(tokens)[0], deeper.to_module().eval()(tokens)[0])
+
+
+@pytest.mark.parametrize(("name", "line"), [("t5", "torch.where("), ("falcon", ".t()")])
+def test_operations_that_are_no_plain_methods(name: str, line: str) -> None:
+    from tests.transformers.families import make
+
+    graph = eir.trace(make(name))
+    text = source_of(graph)  # which runs it, and compares its outputs with the graph's
+    assert line in text
+    assert list(made_by(text).state_dict()) == list(graph.state_dict())
