@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from elastic_ir.errors import PlanError
 from elastic_ir.zoo.resnet import Names, check_names, initialize
 
-#: Channels of the five stages, and by the network's number how many convolutions each stage has
+#: Channels of the five stages in widths of the first, and by the network's number how many convolutions each stage has
 #: (Simonyan & Zisserman 2015, table 1, configurations B, D and E).
-CHANNELS = (64, 128, 256, 512, 512)
+WIDTHS = (1, 2, 4, 8, 8)
 COUNTS: dict[int, tuple[int, ...]] = {
     13: (2, 2, 2, 2, 2),
     16: (2, 2, 3, 3, 3),
@@ -26,14 +26,17 @@ COUNTS: dict[int, tuple[int, ...]] = {
 class CifarVGG(nn.Module):
     """A CIFAR VGG with torchvision's names: a flat ``features`` of convolutions, norms, activations and pools.
 
-    The linear head is ``classifier`` and reads the pooled 512 channels directly.
+    The linear head is ``classifier`` and reads the pooled channels of the last stage directly.
     """
 
-    def __init__(self, counts: tuple[int, ...], num_classes: int = 10, batch_norm: bool = True) -> None:
+    def __init__(
+        self, counts: tuple[int, ...], num_classes: int = 10, batch_norm: bool = True, width: int = 64
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels_in = 3
-        for channels, count in zip(CHANNELS, counts, strict=True):
+        for widths, count in zip(WIDTHS, counts, strict=True):
+            channels = widths * width
             for _ in range(count):
                 layers.append(nn.Conv2d(channels_in, channels, kernel_size=3, padding=1))
                 if batch_norm:
@@ -68,11 +71,12 @@ class OpenLTHVGG(nn.Module):
     No pool follows the last stage; an average over what is left takes its place.
     """
 
-    def __init__(self, counts: tuple[int, ...], num_classes: int = 10) -> None:
+    def __init__(self, counts: tuple[int, ...], num_classes: int = 10, width: int = 64) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels_in = 3
-        for channels, count in zip(CHANNELS, counts, strict=True):
+        for widths, count in zip(WIDTHS, counts, strict=True):
+            channels = widths * width
             if layers:
                 layers.append(nn.MaxPool2d(kernel_size=2, stride=2))
             for _ in range(count):
@@ -88,9 +92,12 @@ class OpenLTHVGG(nn.Module):
 
 
 def cifar_vgg(
-    depth: int, num_classes: int = 10, batch_norm: bool = True, names: Names = "torchvision"
+    depth: int, num_classes: int = 10, batch_norm: bool = True, names: Names = "torchvision", width: int = 64
 ) -> nn.Module:
     """CIFAR VGG-13, -16 or -19 (``depth`` is the number in the name), freshly initialized.
+
+    ``width`` is the number of channels of the first stage; open_lth's names need images of 16 pixels or more,
+    torchvision's of 32.
 
     >>> sum(isinstance(module, nn.Conv2d) for module in cifar_vgg(16).modules())
     13
@@ -102,10 +109,10 @@ def cifar_vgg(
             f"there is no CIFAR VGG-{depth}; the family is VGG-13, 16 and 19, and the nearest is {nearest}"
         )
     if names == "torchvision":
-        return CifarVGG(COUNTS[depth], num_classes, batch_norm)
+        return CifarVGG(COUNTS[depth], num_classes, batch_norm, width)
     if not batch_norm:
         raise PlanError("open_lth's VGGs always have batch norm; give names='torchvision' for one without")
-    return OpenLTHVGG(COUNTS[depth], num_classes)
+    return OpenLTHVGG(COUNTS[depth], num_classes, width)
 
 
 def cifar_vgg13(num_classes: int = 10, batch_norm: bool = True, names: Names = "torchvision") -> nn.Module:

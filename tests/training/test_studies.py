@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -48,23 +49,26 @@ def test_said_or_not_what_a_transformation_usually_does_is_one_job() -> None:
     )  # append and drop the last, three seeds each
 
 
-@pytest.mark.parametrize("name", [*ABLATIONS, "study-a", "vgg"])
+@pytest.mark.parametrize("name", [*ABLATIONS, "study-a", "study-vgg", "vgg"])
 def test_the_transformations_of_a_study_are_those_of_its_networks(name: str) -> None:
     found = study(name)
     size = 32 if name == "vgg" else 28
     results = {}
     for entry in found.entries:
-        for source in entry.sources if entry.method == "transform" else ():
-            donor, target = (
-                build({"network": found.networks[key], "seed": 0}) for key in (source, entry.targets[0])
-            )
+        if entry.method != "transform":
+            continue
+        for source, goal in product(entry.sources or found.networks, entry.targets or found.networks):
+            if source == goal:
+                continue
+            donor, target = (build({"network": found.networks[key], "seed": 0}) for key in (source, goal))
             graph = eir.trace(donor.eval(), (torch.zeros(1, 3, size, size),))
             data = type("Data", (), {"shape": (3, size, size)})()
             made = transformed(graph, target, data, {"options": entry.options})
             target.load_state_dict(made.state_dict())
-            results[entry.label] = tuple(made.lineage().items())
+            results[f"{entry.label} {source} {goal}"] = tuple(made.lineage().items())
+    assert results
     if name == "study-b":
-        results.pop("interpolate 1 2, random copies")  # which differs by its masks
+        results.pop("interpolate 1 2, random copies resnet20 resnet32")  # which differs by its masks
         assert len(set(results.values())) == len(results) == 9
 
 

@@ -108,6 +108,15 @@ def test_open_lth_resnet_names() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("names", ["torchvision", "open_lth"])
+def test_a_narrow_vgg(names: zoo.Names) -> None:
+    model = zoo.cifar_vgg(16, names=names, width=8)
+    channels = [layer.out_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    assert channels == [8, 8, 16, 16, 32, 32, 32, *[64] * 6]
+    size = 32 if names == "torchvision" else 28
+    assert model.eval()(torch.zeros(2, 3, size, size)).shape == (2, 10)
+
+
 def test_usual_vgg_names() -> None:
     state = zoo.cifar_vgg(13).state_dict()
     convolutions = [name for name, tensor in state.items() if tensor.dim() == 4]
