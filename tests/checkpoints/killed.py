@@ -1,0 +1,22 @@
+"""A run of the command in a process of its own, for tests that kill it."""
+
+from __future__ import annotations
+
+import sys
+from multiprocessing.connection import Connection
+
+from elastic_ir.cli import resize
+from elastic_ir.cli.app import elastic_ir
+from elastic_ir.emit import checkpoint, partial
+from elastic_ir.frontends import checkpoint as reading
+
+
+#: Imported before a run begins, so that most of it is writing.
+EARLY = (resize, checkpoint, partial, reading)
+
+
+def command(begun: Connection, arguments: list[str]) -> None:
+    """Say that it begins, and run."""
+    sys.stdout = sys.stderr = open("/dev/null", "w")  # noqa: SIM115  until the process ends
+    begun.send(None)
+    elastic_ir(arguments)
