@@ -29,8 +29,8 @@ Examples:
 A stage of blocks 0 1 2, of which 0 is the entry, becomes 0 1 2 1 2 by "append" and 0 1 1 2 2 by "interpolate".
 The result loads strictly into the deeper network as its own library builds it. A folder of safetensors is streamed to
 another folder, its config.json brought up to date, unless --to-depth, --like, --arch, --input-shape or an OUT with
-an extension asks for its network. See what a network has first, with
-"elastic-ir inspect".
+an extension asks for its network; --resume goes on with a stopped run of that kind. See what a network has first,
+with "elastic-ir inspect".
 """
 SQUEEZE_EPILOG = """\
 \b
