@@ -53,7 +53,7 @@ class _Describer:
         if item is None or isinstance(item, str | int | float | bool):
             return item
         if isinstance(item, Path):
-            return item.name  # a source that was moved is the same; what it holds is in the stamp
+            return item.name  # however it is reached, now or after a move; what it holds is in the stamp
         if isinstance(item, bytes | bytearray | memoryview):
             return hashlib.sha256(item).hexdigest()
         if isinstance(item, tuple | list):
@@ -73,7 +73,7 @@ class _Describer:
         for part in dataclasses.fields(item):
             value = getattr(item, part.name)
             if part.name == "stamp":
-                self.stamps.add((str(getattr(item, "path", "")), value))
+                self.stamps.add((Path(getattr(item, "path", "")).name, value))
             else:
                 parts.append(self.of(value))
         return parts

@@ -21,7 +21,7 @@ from elastic_ir.emit.checkpoint import plan_checkpoint
 from elastic_ir.errors import MaskError, SourceError
 from elastic_ir.frontends.masks import read_masks
 from elastic_ir.tensors import Mask, MaskedData
-from tests.checkpoints.folders import config, llama, write
+from tests.checkpoints.folders import State, config, llama, write
 
 MASKS = "model.masks.safetensors"
 NAME, TWIN = "model.layers.1.mlp.up_proj.weight", "model.layers.4.mlp.up_proj.weight"
@@ -98,7 +98,9 @@ def test_the_dtype_that_the_owner_gave(source: Path, tmp_path: Path, masks: dict
 def test_they_are_read_when_they_are_used(tmp_path: Path) -> None:
     """Reading takes no memory of the masks' size, and writing that of one of them."""
     layers, width = 12, 1024
-    state = {f"model.layers.{i}.proj.weight": np.zeros((width, width), np.float16) for i in range(layers)}
+    state: State = {
+        f"model.layers.{i}.proj.weight": np.zeros((width, width), np.float16) for i in range(layers)
+    }
     folder = write(tmp_path / "source", state, config(layers))
     save_file({name: np.zeros((width, width), bool) for name in state}, folder / MASKS)
     graph = eir.load(folder, headers_only=True)

@@ -100,6 +100,14 @@ def test_resume_goes_on(source: Path, tmp_path: Path, stopped: Path, whole: dict
     assert 1000 < told[0][0] < told[0][1] == told[-1][0]  # it begins with what was there
 
 
+def test_resume_from_another_folder(
+    source: Path, tmp_path: Path, stopped: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(source)
+    assert run("stretch", ".", *PLAN, "-o", "../out", "--resume").exit_code == 0
+    assert same(tmp_path / "out", whole)
+
+
 def test_resume_of_nothing_is_a_run(source: Path, tmp_path: Path, whole: dict[str, bytes]) -> None:
     assert run("stretch", source, *PLAN, "-o", tmp_path / "out", "--resume").exit_code == 0
     assert same(tmp_path / "out", whole)
