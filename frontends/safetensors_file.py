@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from elastic_ir.checkpoint_source import stamp_of
-from elastic_ir.errors import SourceError
+from elastic_ir.errors import SourceChangedError, SourceError
 from elastic_ir.safetensors_format import DTYPES, MAX_HEADER, METADATA, PACKED
 from elastic_ir.tensors import nbytes, size_of
 
@@ -75,7 +75,7 @@ class FileTensor:
             self._check_stamp(file)  # what was copied is what was there when the copying began
 
     def _cut_short(self) -> SourceError:
-        return SourceError(f"{self.path} was cut short while it was being read")
+        return SourceChangedError(f"{self.path} was cut short while it was being read")
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[BinaryIO]:
@@ -91,7 +91,7 @@ class FileTensor:
 
     def _check_stamp(self, file: BinaryIO) -> None:
         if self.stamp not in (None, stamp_of(os.fstat(file.fileno()))):
-            raise SourceError(f"{self.path} was changed after it was read; read it again")
+            raise SourceChangedError(f"{self.path} was changed after it was read; read it again")
 
 
 def read_safetensors(

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir.emit.folder import refuse_taken, sync
-from elastic_ir.errors import ElasticError, OutputError
+from elastic_ir.errors import ElasticError, OutputError, SourceChangedError, SourceError
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -221,8 +221,9 @@ def _made(work: Work, journal: Journal, handle: int, going_on: bool) -> Iterator
         work.remove()
     except BaseException as error:
         work.stop()
-        useless = isinstance(error, ElasticError) and not isinstance(error, OutputError)
-        kept = 0 if useless else work.files()
+        # a source that cannot be read may be there again; one that has changed, or a fault of ours, is beyond that
+        again = isinstance(error, OutputError | SourceError) and not isinstance(error, SourceChangedError)
+        kept = work.files() if again or not isinstance(error, ElasticError) else 0
         if kept:
             _remove(work.begun)
         else:
@@ -230,6 +231,8 @@ def _made(work: Work, journal: Journal, handle: int, going_on: bool) -> Iterator
         if isinstance(error, OSError):
             left = KEPT.format(kept) if kept else "nothing of it is left"
             raise OutputError(f"{path} could not be written: {_reason(error)}; {left}") from error
+        if isinstance(error, SourceError) and kept:
+            raise SourceError(f"{error}; {KEPT.format(kept)}") from error
         raise
     finally:
         work.stop()

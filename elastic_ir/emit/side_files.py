@@ -10,7 +10,7 @@ from pathlib import Path
 
 from elastic_ir.checkpoint_source import CONFIG, RECORD, CheckpointSource, stamp_of
 from elastic_ir.emit.model_card import CARD
-from elastic_ir.errors import SourceError
+from elastic_ir.errors import SourceChangedError, SourceError
 
 #: Weights in any form, and their indices: of the source's depth, and so not the copy's.
 _WEIGHTS = re.compile(
@@ -59,6 +59,6 @@ def copy_side_file(file: SideFile, target: Path) -> None:
         with file.path.open("rb") as source, target.open("wb") as copy:
             shutil.copyfileobj(source, copy)
             if stamp_of(os.fstat(source.fileno())) != file.stamp:
-                raise SourceError(f"{file.path} was changed after it was read; read it again")
+                raise SourceChangedError(f"{file.path} was changed after it was read; read it again")
     except FileNotFoundError as error:
-        raise SourceError(f"{file.path} is gone since the folder was read") from error
+        raise SourceChangedError(f"{file.path} is gone since the folder was read") from error

@@ -442,6 +442,26 @@ def test_a_source_that_changes_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
+def test_a_source_that_cannot_be_read_for_a_while(
+    source: Path, tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    """A share that went away and came back has not changed."""
+    graph = eir.stretch(eir.load(source, headers_only=True), plan=[[0, 1, 2, 3, 1]])
+    shard = source / "model-00003-of-00003.safetensors"
+
+    def lose(done: int, total: int) -> None:
+        if done > total / 2 and shard.exists():
+            shard.rename(tmp_path / "away")
+
+    with pytest.raises(
+        SourceError, match=r"00003.safetensors could not be read: .*; what is finished of it is kept"
+    ):
+        save_checkpoint(graph, tmp_path / "out", shard_size=700, tell=lose)
+    (tmp_path / "away").rename(shard)
+    assert run("stretch", source, *PLAN, "-o", tmp_path / "out", "--resume").exit_code == 0
+    assert same(tmp_path / "out", whole)
+
+
 # -- kill -9 -----------------------------------------------------------------------------------------------------------
 
 
