@@ -253,9 +253,9 @@ def _stream(graph: Graph, out: Path, wanted: Wanted) -> None:
     from elastic_ir.emit.partial import KEPT, held_by, kept_files, leftover
 
     shard_size = wanted.shard_size or SHARD_SIZE
-    if wanted.dry_run or not wanted.resume:
-        refuse_taken(out)
     left = leftover(out)
+    if wanted.dry_run or not (wanted.resume or left):
+        refuse_taken(out)
     plan = plan_checkpoint(graph, shard_size)
     if plan.notes:
         tables.show_facts(

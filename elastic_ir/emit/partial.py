@@ -153,9 +153,11 @@ def resumable_folder(
             refuse_taken(path)
             going_on = resume and not empty and _trusted(work, mine, found)
             room(held_by(work.folder))
-        except ElasticError:
+        except ElasticError as error:
             if empty:
                 work.remove()
+            elif path.exists():  # a hidden folder would be forgotten
+                raise OutputError(f"{error}; {work.folder} holds unfinished work on it") from error
             raise
         yield from _made(work, mine, handle, going_on)
 
@@ -213,9 +215,8 @@ def _made(work: Work, journal: Journal, handle: int, going_on: bool) -> Iterator
             for part in (*work.whole.rglob("*"), work.whole):
                 sync(part)
         _write(handle, replace(journal, ending=True))
-        os.rename(
-            work.whole, path
-        )  # an empty folder gives way; one that another has filled meanwhile does not
+        # an empty folder gives way; one that another has filled meanwhile does not
+        os.rename(work.whole, path)
         if journal.durable:
             sync(path.parent)
         work.remove()

@@ -380,7 +380,10 @@ def test_a_target_that_appears_meanwhile(
         save_checkpoint(graph, out, shard_size=700, tell=appear)
     assert tree(out) == {"a": b"another's"}
     done = run("stretch", source, *PLAN, "-o", out, "--resume")
-    assert done.output.endswith("out exists already and is no empty folder\n")
+    assert done.output.endswith(
+        f"out exists already and is no empty folder; {tmp_path / '.out.partial'} holds unfinished work on it\n"
+    )
+    assert run("stretch", source, *PLAN, "-o", out).output == done.output
     out.rename(tmp_path / "away")
     monkeypatch.setattr(checkpoint, "write_safetensors", None)  # nothing is left to be written
     assert run("stretch", source, *PLAN, "-o", out, "--resume").exit_code == 0
