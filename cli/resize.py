@@ -29,8 +29,8 @@ Examples:
 A stage of blocks 0 1 2, of which 0 is the entry, becomes 0 1 2 1 2 by "append" and 0 1 1 2 2 by "interpolate".
 The result loads strictly into the deeper network as its own library builds it. A folder of safetensors is streamed to
 another folder, its config.json brought up to date, unless --to-depth, --like, --arch, --input-shape or an OUT with
-an extension asks for its network. See what a network has first, with
-"elastic-ir inspect".
+an extension asks for its network; --resume goes on with a stopped run of that kind. See what a network has first,
+with "elastic-ir inspect".
 """
 SQUEEZE_EPILOG = """\
 \b
@@ -62,6 +62,7 @@ class Wanted:
     dry_run: bool
     shard_size: int | None
     durable: bool
+    resume: bool
 
     def check(self, otherwise: bool = False) -> None:
         """A usage error unless the target is said in one way; ``otherwise`` says that none is needed."""
@@ -83,7 +84,9 @@ class Wanted:
             and self.like is None
             and (self.out is None or Path(self.out).suffix.lower() not in FILES)
         )
-        given = {"--shard-size": self.shard_size is not None, "--durable": self.durable}
+        given = {
+            "--shard-size": self.shard_size is not None, "--durable": self.durable, "--resume": self.resume,
+        }  # fmt: skip
         for name, used in given.items():
             if used and not streamed:
                 raise click.UsageError(f"{name} is for folders of safetensors that are written as folders")
@@ -134,6 +137,10 @@ OUTPUT_OPTIONS = (
     click.option(
         "--durable", is_flag=True,
         help="Have a streamed folder on the disk (fsync) before it gets its name, against power cuts.",
+    ),
+    click.option(
+        "--resume", is_flag=True,
+        help="Go on with the streamed folder that an interrupted run of the same command has begun, if there is one.",
     ),
 )  # fmt: skip
 
@@ -243,27 +250,57 @@ def _stream(graph: Graph, out: Path, wanted: Wanted) -> None:
     from elastic_ir.cli import output
     from elastic_ir.emit.checkpoint import SHARD_SIZE, check_room, plan_checkpoint, save_checkpoint
     from elastic_ir.emit.folder import refuse_taken
+    from elastic_ir.emit.partial import KEPT, held_by, kept_files, leftover
 
     shard_size = wanted.shard_size or SHARD_SIZE
-    refuse_taken(out)
+    left = leftover(out)
+    if wanted.dry_run or not (wanted.resume or left):
+        refuse_taken(out)
     plan = plan_checkpoint(graph, shard_size)
     if plan.notes:
         tables.show_facts(
             [("kept", f"config.json: {', '.join(plan.notes)}; see whether they fit the new depth")]
         )
     if wanted.dry_run:
-        check_room(plan, out)
+        check_room(plan, out, held_by(left) if left else 0)
+        click.echo()
+        tables.show_table(_lineage(graph))
         table = tables.Table(("file", "size"), numeric=("size",))
         table.rows += [(name, tables.file_size(size)) for name, size in plan.files.items()]
         click.echo()
         tables.show_table(table)
         click.echo()
         total = tables.file_size(sum(plan.files.values()))
+        if left is not None:
+            way = "--resume goes on with it" if wanted.resume else "without --resume it is removed"
+            tables.show_facts([("begun", f"{left} holds {kept_files(left)} finished files; {way}")])
         tables.show_facts([("dry run", f"would write {out} ({total})")])
         return
-    with tables.transfer(f"writing {out}") as tell:
-        written = save_checkpoint(graph, out, shard_size=shard_size, durable=wanted.durable, tell=tell)
+    try:
+        with tables.transfer(f"writing {out}") as tell:
+            written = save_checkpoint(
+                graph, out, shard_size=shard_size, durable=wanted.durable, resume=wanted.resume, tell=tell
+            )
+    except KeyboardInterrupt:
+        stopped = leftover(out)
+        if stopped is not None:
+            click.echo(f"{out}: {KEPT.format(kept_files(stopped))}", err=True)
+        raise
+    if left is not None and not wanted.resume:
+        tables.show_facts([("removed", f"{left}, which an earlier run had left")])
     tables.show_facts([("wrote", f"{written} ({tables.file_size(output.size_of(written))})")])
+
+
+def _lineage(graph: Graph) -> tables.Table:
+    """Which layers of the result come from which of the source."""
+    from elastic_ir.config_depth import Stack
+    from elastic_ir.emit.model_card import moves
+
+    table = tables.Table(("layers", "target", "source"))
+    for container in graph.structure.containers:
+        stack = Stack.of(container)
+        table.rows += [(stack.label, target, source) for target, source in moves(stack.order)]
+    return table
 
 
 def _show_change(before: Graph, after: Graph) -> None:

@@ -123,7 +123,17 @@ def transfer(what: str) -> Iterator[Callable[[int, int], None] | None]:
     columns = (TextColumn(escape(what)), BarColumn(), DownloadColumn(), Rate(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("")
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        begun = False
+
+        def show(done: int, total: int) -> None:
+            nonlocal begun
+            if begun:
+                bar.update(task, completed=done, total=total)
+            else:  # what was there at the start took no time, and would spoil the rate
+                bar.reset(task, completed=done, total=total)
+            begun = True
+
+        yield show
 
 
 # -- numbers and names as text ------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from elastic_ir.errors import (
     MaskError,
     OutputError,
     PlanError,
+    SourceChangedError,
     SourceError,
     StructureError,
     TraceError,
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
     from elastic_ir.api import load, save, squeeze, stretch, trace, with_weights
 
 __all__ = [
-    "Block", "ElasticError", "EmitError", "Graph", "MaskError", "OutputError", "PlanError", "SourceError", "Stage",
-    "StructureError", "TraceError", "Unit", "UntrustedError", "VerifyError", "__version__", "load", "save",
-    "squeeze", "stretch", "trace", "with_weights",
+    "Block", "ElasticError", "EmitError", "Graph", "MaskError", "OutputError", "PlanError", "SourceChangedError",
+    "SourceError", "Stage", "StructureError", "TraceError", "Unit", "UntrustedError", "VerifyError", "__version__",
+    "load", "save", "squeeze", "stretch", "trace", "with_weights",
 ]  # fmt: skip
 
 _LAZY = ("load", "save", "squeeze", "stretch", "trace", "with_weights")

@@ -7,6 +7,7 @@ sources; a tensor that has the same name and the same bytes in the first source 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,7 +94,7 @@ def read_record(folder: Path) -> list[Step]:
     path = folder / RECORD
     try:
         with path.open("rb") as file:
-            text = file.read(_LIMIT + 1)
+            text = file.read(min(_LIMIT, os.fstat(file.fileno()).st_size) + 1)
     except FileNotFoundError:
         return []
     except OSError as error:

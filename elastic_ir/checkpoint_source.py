@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,3 +28,8 @@ class CheckpointSource:
     )  #: of the shards, the first one's where they differ
     #: for each stack, by its label, what each layer holds: its kind, as a number
     kinds: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+def stamp_of(status: os.stat_result) -> tuple[int, int, int]:
+    """What changes when a file is written anew or replaced by another: its inode, size and time of change."""
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -14,6 +14,10 @@ class SourceError(ElasticError):
     """A source cannot be read: missing, truncated, of an unknown form, or not trusted."""
 
 
+class SourceChangedError(SourceError):
+    """A source is another than it was when it was looked at; what was made of it so far fits nothing."""
+
+
 class UntrustedError(SourceError):
     """A pickle names something outside the allow-list; nothing of it was run."""
 

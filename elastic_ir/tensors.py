@@ -146,14 +146,17 @@ class MaskedData:
     def chunks(self) -> Iterator[memoryview]:
         import numpy as np
 
+        from elastic_ir.ticket_format import ones_between
+
         item = item_size(self.dtype)
-        keep = self.mask.array().reshape(-1)
+        bits = self.mask.bits  # unpacked with each chunk: as bytes they may be more than the tensor itself
         done = 0
         for chunk in self.data.chunks():
             elements = np.frombuffer(chunk, np.uint8).reshape(-1, item)
             step = len(elements)
+            keep = ones_between(bits, done, step)
             # np.where writes true zeros; a product would leave -0.0, and NaN where the weight is not finite
-            yield np.where(keep[done : done + step, None], elements, np.uint8(0)).reshape(-1).data
+            yield np.where(keep[:, None], elements, np.uint8(0)).reshape(-1).data
             done += step
 
 

@@ -7,6 +7,7 @@ others, the index and the configuration.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,8 @@ def read_json(path: Path, root: Path) -> dict[str, Any]:
     """A table from a JSON file; SourceError where it is something else."""
     try:
         with inside(path, root).open("rb") as file:
-            text = file.read(_LIMIT + 1)
+            # the size is asked for first: a read takes memory for as much as it may return
+            text = file.read(min(_LIMIT, os.fstat(file.fileno()).st_size) + 1)
         if len(text) > _LIMIT:
             raise SourceError(f"{path} has more than {_LIMIT >> 20} MiB, which no such file needs")
         found = json.loads(text)

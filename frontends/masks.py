@@ -5,12 +5,15 @@ Torch is imported only where a file or a value needs it: masks in ``.safetensors
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from elastic_ir.errors import MaskError, SourceError
+from elastic_ir.mask_format import INDEX, SUFFIX, VERSION, StoredMask, packed_size
 from elastic_ir.tensors import ITEM_SIZES, Mask, TensorData
 from elastic_ir.ticket_format import EXTENSION
 from elastic_ir.weights import Weight
@@ -47,7 +50,9 @@ def read_masks(path: str | os.PathLike[str], trust: tuple[str, ...] = ()) -> dic
     elif path.suffix.lower() == ".safetensors":
         from elastic_ir.frontends.safetensors_file import read_safetensors
 
-        found = read_safetensors(path)[0]
+        found, metadata = read_safetensors(path)
+        if INDEX in metadata:
+            return _packed(path, found, metadata[INDEX])
     else:
         from elastic_ir.frontends.torch_file import read_torch_file, state_dict_of
 
@@ -68,6 +73,45 @@ def read_masks(path: str | os.PathLike[str], trust: tuple[str, ...] = ()) -> dic
         if weight in masks:
             raise MaskError(f"{path.name} holds two masks for {weight!r}")
         masks[weight] = as_mask(value, weight)
+    return masks
+
+
+def _packed(path: Path, stored: Mapping[str, TensorData], index: str) -> dict[str, Mask]:
+    """The masks of a packed file, unread; SourceError where its index and its tensors do not fit."""
+    try:
+        data = json.loads(index)
+        if type(data["version"]) is not int or not isinstance(data["masks"], dict):
+            raise ValueError("no version, or no table of masks")
+        entries: dict[str, Any] = data["masks"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SourceError(f"{path} is damaged: its index of masks cannot be read ({error})") from error
+    if data["version"] > VERSION:
+        raise SourceError(
+            f"{path} has version {data['version']} of packed masks; this ElasticIR reads version {VERSION}"
+        )
+    masks: dict[str, Mask] = {}
+    for name, entry in entries.items():
+        shape, dtype = (entry.get("shape"), entry.get("mask")) if isinstance(entry, dict) else (None, None)
+        if (
+            not isinstance(shape, list)
+            or not all(type(extent) is int and extent >= 0 for extent in shape)
+            or not isinstance(dtype, str)
+            or dtype not in ITEM_SIZES
+        ):
+            raise SourceError(
+                f"{path} is damaged: the index entry of {name!r} has no shape, or no dtype of a mask"
+            )
+        bits = stored.get(name + SUFFIX)
+        if bits is None or bits.dtype != "uint8" or bits.shape != (packed_size(prod(shape)),):
+            raise SourceError(
+                f"{path} is damaged: the mask of {name!r} is missing, or not of {prod(shape)} bits"
+            )
+        masks[name] = StoredMask(name, bits, tuple(shape), dtype)
+    unknown = [name for name in stored if name.removesuffix(SUFFIX) not in entries]
+    if unknown:
+        raise SourceError(
+            f"{path} is damaged: it holds {unknown[0]!r}, which its index of masks does not name"
+        )
     return masks
 
 

@@ -16,8 +16,9 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from elastic_ir.checkpoint_source import stamp_of
 from elastic_ir.errors import SourceError
-from elastic_ir.frontends.safetensors_file import FileTensor, stamp_of
+from elastic_ir.frontends.safetensors_file import FileTensor
 from elastic_ir.onnx_source import DTYPES, MARK, SAID, mark_of, tensors_of
 from elastic_ir.protobuf import BYTES, Field, WireError, fields
 from elastic_ir.protobuf import field as wire_field

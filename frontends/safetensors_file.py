@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from elastic_ir.errors import SourceError
+from elastic_ir.checkpoint_source import stamp_of
+from elastic_ir.errors import SourceChangedError, SourceError
 from elastic_ir.safetensors_format import DTYPES, MAX_HEADER, METADATA, PACKED
 from elastic_ir.tensors import nbytes, size_of
 
@@ -43,6 +44,7 @@ class FileTensor:
                     raise self._cut_short()
                 left -= len(piece)
                 yield memoryview(piece)
+            self._check_stamp(file)  # what was read is what was there when the reading began
 
     def copy_into(self, target: BinaryIO) -> None:
         """Append the bytes to an open file without their passing through this process, where the system can do that.
@@ -73,7 +75,7 @@ class FileTensor:
             self._check_stamp(file)  # what was copied is what was there when the copying began
 
     def _cut_short(self) -> SourceError:
-        return SourceError(f"{self.path} was cut short while it was being read")
+        return SourceChangedError(f"{self.path} was cut short while it was being read")
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[BinaryIO]:
@@ -89,12 +91,7 @@ class FileTensor:
 
     def _check_stamp(self, file: BinaryIO) -> None:
         if self.stamp not in (None, stamp_of(os.fstat(file.fileno()))):
-            raise SourceError(f"{self.path} was changed after it was read; read it again")
-
-
-def stamp_of(status: os.stat_result) -> tuple[int, int, int]:
-    """What changes when a file is written anew or replaced by another."""
-    return status.st_ino, status.st_size, status.st_mtime_ns
+            raise SourceChangedError(f"{self.path} was changed after it was read; read it again")
 
 
 def read_safetensors(

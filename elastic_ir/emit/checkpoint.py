@@ -17,13 +17,16 @@ from pathlib import Path
 from elastic_ir.checkpoint_record import Origin, Step, read_record, record_text
 from elastic_ir.checkpoint_source import CONFIG, INDEX, MASKS, RECORD, WEIGHTS, CheckpointSource
 from elastic_ir.config_depth import Stack, reindexed
-from elastic_ir.emit.folder import atomic_folder, refuse_taken
+from elastic_ir.emit.folder import refuse_taken
+from elastic_ir.emit.mask_file import packed_masks
 from elastic_ir.emit.model_card import CARD, card, runs
-from elastic_ir.emit.safetensors_file import write_safetensors
+from elastic_ir.emit.partial import Journal, partial_folder, resumable_folder
+from elastic_ir.emit.plan_digest import digests
+from elastic_ir.emit.safetensors_file import safetensors_head, write_safetensors
 from elastic_ir.emit.side_files import SideFile, copy_side_file, side_files
 from elastic_ir.errors import EmitError, OutputError, StructureError
 from elastic_ir.graph import Graph
-from elastic_ir.serialise import InlineData
+from elastic_ir.mask_format import packed_size
 from elastic_ir.tensors import Mask, TensorData, nbytes
 from elastic_ir.version import __version__
 
@@ -52,9 +55,22 @@ class Plan:
         """The files with their bytes; of shards the tensors alone."""
         sizes = {name: sum(map(nbytes, tensors.values())) for name, tensors in self.shards.items()}
         if self.masks:
-            sizes[MASKS] = sum(mask.size for mask in self.masks.values())
+            sizes[MASKS] = sum(packed_size(mask.size) for mask in self.masks.values())
         sizes |= {name: len(text.encode()) for name, text in self.texts.items()}
         return sizes | {file.name: file.size for file in self.side}
+
+    @property
+    def streams(self) -> dict[str, tuple[dict[str, TensorData], dict[str, str]]]:
+        """The shards and the file of masks, each with its tensors and its metadata."""
+        metadata = {"format": "pt", **self.source.metadata}
+        files = {name: (tensors, metadata) for name, tensors in self.shards.items()}
+        return files | ({MASKS: packed_masks(self.masks)} if self.masks else {})
+
+    @property
+    def journal(self) -> Journal:
+        """What tells this plan and its source from others, for a run that goes on with what another has begun."""
+        files = {name: tensors for name, (tensors, _) in self.streams.items()}
+        return Journal(__version__, *digests(files, self.texts))
 
 
 def plan_checkpoint(graph: Graph, shard_size: int = SHARD_SIZE) -> Plan:
@@ -91,17 +107,20 @@ def save_checkpoint(
     *,
     shard_size: int = SHARD_SIZE,
     durable: bool = False,
+    resume: bool = False,
     tell: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write a graph that was read by headers as a folder, and return its path.
 
-    ``durable`` has it on the disk before it gets its name; ``tell`` is told bytes done and bytes in all. Raises
-    OutputError where the target is taken or the disk is too small, SourceError where a source file changed since its
-    header was read. Whatever goes wrong, ``path`` is as it was.
+    ``durable`` has it on the disk before it gets its name; ``resume`` goes on with what a run of the same plan has
+    left, see :mod:`elastic_ir.emit.partial`; ``tell`` is told bytes done and bytes in all, at the start what was there.
+    Raises OutputError where the target is taken, another run is at it, the disk is too small, or what lies there is of
+    another plan; SourceError where a source file changed since its header was read. Whatever goes wrong, ``path`` is
+    as it was.
     """
-    refuse_taken(path)
+    if not partial_folder(path).is_dir():
+        refuse_taken(path)
     plan = plan_checkpoint(graph, shard_size)
-    check_room(plan, path)
     total, done = plan.total, 0
 
     def count(size: int) -> None:
@@ -110,24 +129,34 @@ def save_checkpoint(
         if tell is not None:
             tell(done, total)
 
-    metadata = {"format": "pt", **plan.source.metadata}
-    with atomic_folder(path, durable) as folder:
-        for name, tensors in plan.shards.items():
-            write_safetensors(folder / name, tensors, metadata, count)
-            _check_size(folder / name, tensors)
-        if plan.masks:
-            bits = {n: InlineData(m.shape, "bool", m.array().tobytes()) for n, m in plan.masks.items()}
-            write_safetensors(folder / MASKS, dict[str, TensorData](bits), {"format": "pt"})
+    def room(held: int) -> None:
+        check_room(plan, path, held)
+
+    streams = plan.streams
+    with resumable_folder(path, plan.journal, resume=resume, durable=durable, room=room) as work:
+        if work.complete:
+            return path
+        kept = {name for name, stream in streams.items() if _is_whole(work.whole / name, *stream)}
+        work.keep(kept)
+        count(sum(nbytes(data) for name in kept for data in plan.shards.get(name, {}).values()))
+        for name, (tensors, metadata) in streams.items():
+            if name not in kept:
+                write_safetensors(
+                    work.begun / name, tensors, metadata, count if name in plan.shards else None
+                )
+                _check_size(work.begun / name, tensors)
+                work.finish(name)
+        work.settle()
         for file in plan.side:
-            copy_side_file(file, folder / file.name)
+            copy_side_file(file, work.whole / file.name)
         for name, text in plan.texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
+            (work.whole / name).write_text(text, encoding="utf-8")
     return path
 
 
-def check_room(plan: Plan, path: Path) -> None:
-    """OutputError where the file system of a target has less room than the plan needs."""
-    needed = sum(plan.files.values()) + _ROOM
+def check_room(plan: Plan, path: Path, held: int = 0) -> None:
+    """OutputError where a file system has less room than the plan needs; ``held`` is what earlier work gives back."""
+    needed = sum(plan.files.values()) + _ROOM - held
     status = os.statvfs(path.parent)
     free = status.f_bavail * status.f_frsize
     if free < needed:
@@ -186,3 +215,14 @@ def _check_size(path: Path, tensors: dict[str, TensorData]) -> None:
     expected = header + sum(map(nbytes, tensors.values()))
     if size != expected:
         raise EmitError(f"{path.name} came out with {size} bytes and not {expected}")
+
+
+def _is_whole(path: Path, tensors: dict[str, TensorData], metadata: dict[str, str]) -> bool:
+    """Whether a file that an earlier run has finished is what the plan has there, by its header and its size."""
+    head = safetensors_head(tensors, metadata)
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            return size == len(head) + sum(map(nbytes, tensors.values())) and file.read(len(head)) == head
+    except FileNotFoundError:
+        return False

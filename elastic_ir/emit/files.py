@@ -14,6 +14,7 @@ from typing import Any
 from elastic_ir.checkpoint_source import MASKS, CheckpointSource
 from elastic_ir.emit.checkpoint import save_checkpoint
 from elastic_ir.emit.folder import atomic_folder
+from elastic_ir.emit.mask_file import packed_masks
 from elastic_ir.emit.output import atomic_output, flush
 from elastic_ir.emit.safetensors_file import write_safetensors
 from elastic_ir.emit.ticket_file import ticket_shapes, write_ticket
@@ -235,6 +236,5 @@ def _save_folder(graph: Graph, path: Path, check: bool) -> Path:
     with atomic_folder(path) as temporary:
         module.save_pretrained(temporary)
         if _masks(graph):
-            masks = {name: _mask_data(mask) for name, mask in _masks(graph).items()}
-            write_safetensors(temporary / MASKS, masks, {"format": "pt"})
+            write_safetensors(temporary / MASKS, *packed_masks(_masks(graph)))
     return path

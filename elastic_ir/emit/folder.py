@@ -30,12 +30,12 @@ def atomic_folder(path: Path, durable: bool = False) -> Iterator[Path]:
         temporary.chmod(0o777 & ~_umask())
         if durable:
             for part in (*temporary.rglob("*"), temporary):
-                _sync(part)
+                sync(part)
         if path.exists():
             path.rmdir()  # it is empty; where another run has filled it meanwhile, this fails and nothing is lost
         temporary.rename(path)
         if durable:
-            _sync(path.parent)
+            sync(path.parent)
     except OSError as error:
         raise OutputError(
             f"{path} could not be written: {(error.strerror or str(error)).lower()}; nothing of it is left"
@@ -59,7 +59,8 @@ def _umask() -> int:
     return mask
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file's or a folder's content on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

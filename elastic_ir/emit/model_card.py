@@ -40,6 +40,17 @@ def card(path: Path, step: Step, stacks: Sequence[Stack]) -> str:
     return before + "\n".join(lines) + "\n"
 
 
+def moves(order: Sequence[int]) -> list[tuple[str, str]]:
+    """Runs of target layers and the runs of source layers that they come from: ``("16-31", "6-21")``."""
+    found: list[tuple[str, str]] = []
+    start = 0
+    for place in range(1, len(order) + 1):
+        if place == len(order) or order[place] != order[place - 1] + 1:
+            found.append((runs(range(start, place)), runs(order[start:place])))
+            start = place
+    return found
+
+
 def runs(order: Sequence[int]) -> str:
     """Layer numbers as ``--plan`` takes them, two or more in a row as a range: ``0-15,6-21``."""
     parts: list[str] = []

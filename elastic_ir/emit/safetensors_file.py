@@ -34,11 +34,9 @@ def write_safetensors(
     Raises EmitError where the format has no such dtype or name, where the header is beyond what readers accept, or
     where a tensor yields another number of bytes than its shape says. OSError is left to the caller.
     """
-    layout = sorted(tensors, key=lambda name: -ITEM_SIZES.get(tensors[name].dtype, 0))
-    header = _header(tensors, layout, metadata)
+    layout, head = _layout(tensors), safetensors_head(tensors, metadata)
     with open(path, "wb") as file:
-        file.write(len(header).to_bytes(8, "little"))
-        file.write(header)
+        file.write(head)
         for name in layout:
             expected = nbytes(tensors[name])
             copy = getattr(tensors[name], "copy_into", None)
@@ -56,6 +54,16 @@ def write_safetensors(
                 raise EmitError(
                     f"the tensor {name!r} gave {written} bytes where its shape and dtype need {expected}"
                 )
+
+
+def safetensors_head(tensors: Mapping[str, TensorData], metadata: Mapping[str, str] | None) -> bytes:
+    """All that stands in a file before the tensors' bytes: the header's length, and the header."""
+    header = _header(tensors, _layout(tensors), metadata)
+    return len(header).to_bytes(8, "little") + header
+
+
+def _layout(tensors: Mapping[str, TensorData]) -> list[str]:
+    return sorted(tensors, key=lambda name: -ITEM_SIZES.get(tensors[name].dtype, 0))
 
 
 def _header(

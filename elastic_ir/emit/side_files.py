@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from elastic_ir.checkpoint_source import CONFIG, RECORD, CheckpointSource
+from elastic_ir.checkpoint_source import CONFIG, RECORD, CheckpointSource, stamp_of
 from elastic_ir.emit.model_card import CARD
-from elastic_ir.errors import SourceError
+from elastic_ir.errors import SourceChangedError, SourceError
 
 #: Weights in any form, and their indices: of the source's depth, and so not the copy's.
 _WEIGHTS = re.compile(
@@ -27,6 +28,7 @@ class SideFile:
     name: str
     path: Path
     size: int
+    stamp: tuple[int, int, int]
 
 
 def side_files(source: CheckpointSource) -> list[SideFile]:
@@ -45,15 +47,18 @@ def side_files(source: CheckpointSource) -> list[SideFile]:
             )
         if name.as_posix() in _OURS:  # written anew
             continue
-        found.append(SideFile(name.as_posix(), path, path.stat().st_size))
+        status = path.stat()
+        found.append(SideFile(name.as_posix(), path, status.st_size, stamp_of(status)))
     return found
 
 
 def copy_side_file(file: SideFile, target: Path) -> None:
-    """Copy a file's bytes; SourceError where it cannot be read."""
+    """Copy a file's bytes; SourceError where it is gone, or was changed since the folder was read."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with file.path.open("rb") as source, target.open("wb") as copy:
             shutil.copyfileobj(source, copy)
+            if stamp_of(os.fstat(source.fileno())) != file.stamp:
+                raise SourceChangedError(f"{file.path} was changed after it was read; read it again")
     except FileNotFoundError as error:
-        raise SourceError(f"{file.path} is gone since the folder was read") from error
+        raise SourceChangedError(f"{file.path} is gone since the folder was read") from error

@@ -34,6 +34,7 @@ METHODS: dict[str, tuple[str, ...]] = {
 ERRORS = (
     "ElasticError",
     "SourceError",
+    "SourceChangedError",
     "UntrustedError",
     "TraceError",
     "StructureError",

@@ -189,9 +189,42 @@ def test_a_header_of_100_gigabytes(tmp_path: Path) -> None:
     assert "ask for a header of 107374182400 bytes" in said(folder)
 
 
+def test_a_file_of_100_gigabytes_that_is_all_header(tmp_path: Path) -> None:
+    """The file is as long as it says, with holes: nothing of it is read."""
+    folder = write(tmp_path / "source", llama(), config(4))
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write((100 << 30).to_bytes(8, "little"))
+        file.truncate(8 + (100 << 30))
+    assert "ask for a header of 107374182400 bytes" in said(folder)
+
+
+def test_a_name_that_stands_twice_in_a_header(sharded: Path) -> None:
+    entry = b'"a.weight":{"dtype":"F16","shape":[2],"data_offsets":[0,4]}'
+    text = b"{" + entry + b"," + entry + b"}"
+    (sharded / SECOND).write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    assert said(sharded) == f"{sharded / SECOND} is damaged: a name stands twice in its header"
+
+
+def test_a_name_that_stands_twice_in_the_index(sharded: Path) -> None:
+    """JSON keeps the last one; the shards say whether that is right."""
+    places = json.loads((sharded / INDEX).read_text())["weight_map"]
+    name = next(name for name, file in places.items() if file == SECOND)
+    other = "model-00001-of-00003.safetensors"
+    entries = [f'"{n}": "{f}"' for n, f in places.items()] + [f'"{name}": "{other}"']
+    (sharded / INDEX).write_text('{"weight_map": {' + ", ".join(entries) + "}}")
+    assert said(sharded) == f"{sharded / SECOND} holds the tensor {name!r}, which {INDEX} names as in {other}"
+
+
 @pytest.mark.parametrize(
     ("offsets", "message"),
-    [([[0, 4], [2, 6]], "overlap"), ([[0, 4], [4, 8]], "truncated"), ([[0, 4], [4, 900]], "takes 4 bytes")],
+    [
+        ([[0, 4], [2, 6]], "overlap"),
+        ([[0, 4], [0, 4]], "overlap"),
+        ([[0, 4], [4, 8]], "truncated"),
+        ([[0, 4], [4, 900]], "takes 4 bytes"),
+        ([[0, 4], [-4, 0]], "offsets that are no counts"),
+        ([[0, 4], [1 << 62, (1 << 62) + 4]], "belong to no tensor"),
+    ],
 )
 def test_offsets_that_cannot_be(tmp_path: Path, offsets: list[list[int]], message: str) -> None:
     folder = write(tmp_path / "source", llama(), config(4))

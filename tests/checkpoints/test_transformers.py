@@ -72,6 +72,22 @@ def test_from_pretrained_loads_what_tracing_makes(name: str, way: str, tmp_path:
     assert said(loaded.config) == said(expected.config)
 
 
+def test_masks_go_into_a_folder_and_come_back(tmp_path: Path) -> None:
+    """By the model's own save_pretrained and as a stream: the same bits, and both ways read them."""
+    dice = torch.Generator().manual_seed(0)
+    name, weight = next((n, w) for n, w in traced("llama").weights.items() if w.prunable)
+    mask = torch.rand(weight.shape, generator=dice) < 0.5
+    graph = eir.trace(module("llama"), masks={name: mask})
+    eir.save(graph, tmp_path / "written")
+    for headers_only in (True, False):
+        read = eir.load(tmp_path / "written", headers_only=headers_only)
+        assert read.masks().keys() == {name} and torch.equal(read.masks()[name].bool(), mask)
+        assert not read.state_dict()[name][~mask].any()
+    eir.save(eir.load(tmp_path / "written", headers_only=True), tmp_path / "streamed")
+    files = [(tmp_path / folder / "model.masks.safetensors") for folder in ("written", "streamed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 def said(config: Any) -> Any:
     """What a configuration says of the network; not where it came from, nor the type its numbers are kept in."""
     data = config if isinstance(config, dict) else config.to_dict()

@@ -1,0 +1,34 @@
+"""A run of the command in a process of its own, for tests that kill it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from multiprocessing.connection import Connection
+from typing import Any
+
+from elastic_ir.cli import resize
+from elastic_ir.cli.app import elastic_ir
+from elastic_ir.emit import checkpoint, partial
+from elastic_ir.frontends import checkpoint as reading
+
+#: Imported before a run begins, so that most of it is writing.
+EARLY = (resize, checkpoint, partial, reading)
+
+
+def command(begun: Connection, arguments: list[str]) -> None:
+    """Say that it begins, run, and say when the first file is begun."""
+    write = checkpoint.__dict__["write_safetensors"]
+
+    def telling(*arguments: Any) -> None:
+        if not told:
+            told.append(True)
+            with contextlib.suppress(OSError):  # nobody may wait for it
+                begun.send(None)
+        write(*arguments)
+
+    told: list[bool] = []
+    checkpoint.__dict__["write_safetensors"] = telling
+    sys.stdout = sys.stderr = open("/dev/null", "w")  # noqa: SIM115  until the process ends
+    begun.send(None)
+    elastic_ir(arguments)
