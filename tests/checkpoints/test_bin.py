@@ -161,7 +161,8 @@ def test_from_pretrained_loads_it(tmp_path: Path, tied: bool) -> None:
 
     torch.manual_seed(0)
     settings = t.GPT2Config(n_embd=32, n_layer=3, n_head=4, vocab_size=50, n_positions=64)
-    model = t.GPT2LMHeadModel(settings).eval()
+    make: Any = t.GPT2LMHeadModel
+    model = make(settings).eval()
     source = tmp_path / "source"
     model.config.save_pretrained(source)
     tensors = model.state_dict()
@@ -169,7 +170,7 @@ def test_from_pretrained_loads_it(tmp_path: Path, tied: bool) -> None:
         del tensors["lm_head.weight"]
     torch.save(tensors, source / BIN)
     eir.save(eir.stretch(eir.load(source, headers_only=True), plan="0-2,1"), tmp_path / "out")
-    loaded, report = t.GPT2LMHeadModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    loaded, report = make.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert loaded.lm_head.weight is loaded.transformer.wte.weight
     expected = eir.stretch(eir.trace(model), plan="0-2,1").to_module()
@@ -298,6 +299,9 @@ def changed(path: Path, edit: Callable[[dict[str, bytes]], None], **how: Any) ->
 def test_damage_inside_the_zip(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
 
+    def wider(text: bytes) -> bytes:
+        return text.replace(b"K\x02K\x03\x86", b"K\x02K\x04\x86")
+
     def after(edit: Callable[[dict[str, bytes]], Any], **how: Any) -> str:
         torch.save({"x": torch.arange(6.0).reshape(2, 3)}, path)
         changed(path, edit, **how)
@@ -307,7 +311,6 @@ def test_damage_inside_the_zip(tmp_path: Path) -> None:
     assert "'x' needs 24 bytes of a storage, which has 20" in after(
         lambda records: records.update({"a/data/0": bytes(20)})
     )
-    wider = lambda text: text.replace(b"K\x02K\x03\x86", b"K\x02K\x04\x86")  # noqa: E731
     assert "'x' needs 28 bytes of a storage, which has 24" in after(
         lambda records: records.update({"a/data.pkl": wider(records["a/data.pkl"])})
     )
