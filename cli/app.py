@@ -21,6 +21,7 @@ COMMANDS = {
     "squeeze": "Make a network shallower by deleting units.",
     "apply": "Run a pipeline of passes.",
     "export": "Write a network as ONNX or as Python source.",
+    "verify": "Hold a checkpoint folder against its origins.",
     "diff": "Compare two networks: stages, names, tensors.",
     "passes": "List the passes and their options.",
     "lottery": "Find winning tickets and compare them in studies.",

@@ -122,7 +122,7 @@ class Reading:
     trust: tuple[str, ...] = ()
 
     def by_headers(self, source: str) -> bool:
-        """Whether a source is a folder of safetensors, and no option asks to have its network traced."""
+        """Whether a source is a checkpoint folder, and no option asks to have its network traced."""
         from pathlib import Path
 
         from elastic_ir.frontends.checkpoint import is_checkpoint

@@ -1,9 +1,9 @@
-"""The public face: six functions that put the rooms together; each imports what it needs when it is called."""
+"""The public face: functions that put the rooms together; each imports what it needs when it is called."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,8 @@ from elastic_ir.graph import Graph
 
 if TYPE_CHECKING:
     import torch
+
+    from elastic_ir.frontends.checkpoint_verify import Verified
 
 
 def trace(
@@ -141,3 +143,17 @@ def save(graph: Graph | torch.nn.Module, path: str | os.PathLike[str], *, check:
     from elastic_ir.emit.files import save as write
 
     return write(graph if isinstance(graph, Graph) else trace(graph), path, check=check)
+
+
+def verify_checkpoint(
+    folder: str | os.PathLike[str],
+    against: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    *,
+    hashes: bool = False,
+    tell: Callable[[int, int], None] | None = None,
+) -> Verified:
+    """Hold a checkpoint folder against its sources; see :mod:`elastic_ir.frontends.checkpoint_verify`."""
+    from elastic_ir.frontends.checkpoint_verify import verify_checkpoint as verify
+
+    given = [against] if isinstance(against, str | os.PathLike) else against
+    return verify(Path(folder), [Path(path) for path in given], hashes=hashes, tell=tell)

@@ -11,6 +11,8 @@ from typing import Any
 CONFIG = "config.json"
 #: One file of weights, and the index where they lie in several.
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+#: The same as ``torch.save`` writes them; read where there are no safetensors, and never written.
+BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 #: Masks, and what was done to a checkpoint, as ElasticIR writes them.
 MASKS, RECORD = "model.masks.safetensors", "elastic_ir.json"
 

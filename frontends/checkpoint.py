@@ -1,4 +1,6 @@
-"""Hugging Face checkpoint folders by their headers alone: one or many safetensors shards and an index. No torch here.
+"""Hugging Face checkpoint folders by their headers alone: one or many shards and an index. No torch here.
+
+The shards are safetensors, or else files of ``torch.save``, whose pickles are read as data.
 
 What is wrong with a folder is found before a byte of a tensor is read: every header is parsed and held against the
 others, the index and the configuration.
@@ -9,25 +11,30 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from elastic_ir.checkpoint_source import CONFIG, INDEX, MASKS, WEIGHTS, CheckpointSource
+from elastic_ir.checkpoint_source import BIN, BIN_INDEX, CONFIG, INDEX, MASKS, WEIGHTS, CheckpointSource
 from elastic_ir.config_depth import Stack, check_depth
 from elastic_ir.errors import SourceError, StructureError
-from elastic_ir.frontends.safetensors_file import FileTensor, read_safetensors
+from elastic_ir.frontends.bin_file import read_bin
+from elastic_ir.frontends.safetensors_file import read_safetensors
 from elastic_ir.frontends.statedict import graph_of_tensors
 from elastic_ir.graph import Graph
-from elastic_ir.tensors import TensorData
+from elastic_ir.tensors import TensorData, nbytes
+from elastic_ir.weights import Storage
 
 #: What ElasticIR writes into the metadata of its own single files; it would not fit another network.
 _OURS = "elastic_ir."
+#: The names of one file of weights and of an index, in the order in which transformers looks for them.
+_FORMS = ((WEIGHTS, None), (None, INDEX), (BIN, None), (None, BIN_INDEX))
 _LIMIT = 256 << 20  #: bytes of an index or a configuration that are worth reading
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a folder holds safetensors weights under the names that transformers gives them."""
-    return path.is_dir() and ((path / WEIGHTS).is_file() or (path / INDEX).is_file())
+    """Whether a folder holds weights under the names that transformers gives them."""
+    return path.is_dir() and any((path / str(file or index)).is_file() for file, index in _FORMS)
 
 
 def load_checkpoint(folder: Path) -> Graph:
@@ -43,6 +50,7 @@ def load_checkpoint(folder: Path) -> Graph:
         raise SourceError(f"{folder} has no config.json, so it is no Hugging Face model folder")
     tensors, shards, metadata = _tensors(folder, root)
     graph = graph_of_tensors(folder.resolve().name, tensors)
+    _tie(graph)
     graph.origin = CheckpointSource(folder, root, config, shards, metadata)
     try:
         stacks = [Stack.of(container) for container in graph.structure.containers]
@@ -51,6 +59,15 @@ def load_checkpoint(folder: Path) -> Graph:
     check_depth(config, stacks, tensors, str(folder / CONFIG))
     graph.origin.kinds = {stack.label: _kinds(stack, tensors) for stack in stacks}
     return graph
+
+
+def _tie(graph: Graph) -> None:
+    """Names of one range of bytes are tied, as ``torch.save`` keeps them; in safetensors there are none."""
+    seen: dict[TensorData, Storage] = {}
+    for name, weight in graph.weights.items():
+        if nbytes(weight.storage.data):
+            storage = seen.setdefault(weight.storage.data, weight.storage)
+            graph.weights[name] = replace(weight, storage=storage)
 
 
 def _kinds(stack: Stack, tensors: Mapping[str, TensorData]) -> tuple[int, ...]:
@@ -110,35 +127,43 @@ def read_json(path: Path, root: Path) -> dict[str, Any]:
 
 def _tensors(folder: Path, root: Path) -> tuple[dict[str, TensorData], tuple[Path, ...], dict[str, str]]:
     """All tensors by name, the files that they lie in, and those files' metadata."""
-    if (folder / WEIGHTS).exists():  # what transformers takes where both are there
-        places, files = None, [WEIGHTS]
-    else:
-        places = _index(folder / INDEX, root)
+    there = (form for form in _FORMS if (folder / str(form[0] or form[1])).exists())
+    whole, index = next(there, (None, INDEX))
+    places: Mapping[str, str] | None = None
+    files = [whole] if whole else []
+    if index is not None:
+        places = _index(folder / index, root)
         files = sorted(set(places.values()))
         _refuse_missing(folder, files)
-    found: dict[str, FileTensor] = {}
+    found: dict[str, TensorData] = {}
+    held: dict[str, str] = {}
     metadata: dict[str, str] = {}
     for file in files:
         path = inside(folder / file, root)
-        tensors, texts = read_safetensors(path)
+        tensors, texts = _read(path)
         metadata = {**{k: v for k, v in texts.items() if not k.startswith(_OURS)}, **metadata}
         for name, data in tensors.items():
             if name in found:
-                raise SourceError(
-                    f"{folder}: the tensor {name!r} lies in both {found[name].path.name} and {file}"
-                )
+                raise SourceError(f"{folder}: the tensor {name!r} lies in both {held[name]} and {file}")
             if places is not None and places.get(name) != file:
                 said = f"as in {places[name]}" if name in places else "not at all"
-                raise SourceError(f"{path} holds the tensor {name!r}, which {INDEX} names {said}")
-            found[name] = data
+                raise SourceError(f"{path} holds the tensor {name!r}, which {index} names {said}")
+            found[name], held[name] = data, file
     absent = [name for name in places or () if name not in found]
     if places is not None and absent:
         more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
         raise SourceError(
-            f"{folder / INDEX} names the tensor {absent[0]!r}, which {places[absent[0]]} does not hold{more}"
+            f"{folder / str(index)} names the tensor {absent[0]!r}, which {places[absent[0]]} does not hold{more}"
         )
     # by name, as single files come: discovery then goes by the numbers in the names, however the shards are cut
     return {name: found[name] for name in sorted(found)}, tuple(folder / file for file in files), metadata
+
+
+def _read(path: Path) -> tuple[Mapping[str, TensorData], dict[str, str]]:
+    """A shard's tensors and metadata, by the form that its name tells."""
+    if path.suffix.lower() != ".safetensors":
+        return read_bin(path), {}
+    return read_safetensors(path)
 
 
 def _index(path: Path, root: Path) -> Mapping[str, str]:

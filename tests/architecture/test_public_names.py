@@ -21,6 +21,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "stretch": ("graph", "to_depth", "to_stages", "to_units", "like", "plan", "order", "replicate"),
     "squeeze": ("graph", "to_depth", "to_stages", "to_units", "like", "plan", "drop"),
     "save": ("graph", "path"),
+    "verify_checkpoint": ("folder", "against"),
 }
 DEFAULTS = {("stretch", "order"): "append", ("stretch", "replicate"): None, ("squeeze", "drop"): "tail"}
 PROPERTIES = ("stages", "depth")
@@ -44,7 +45,7 @@ ERRORS = (
     "EmitError",
     "OutputError",
 )
-COMMANDS = ("inspect", "stretch", "squeeze", "diff", "passes")
+COMMANDS = ("inspect", "stretch", "squeeze", "verify", "diff", "passes")
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

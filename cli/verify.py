@@ -1,0 +1,112 @@
+"""``verify``: a checkpoint folder held against the one that it was made from, tensor by tensor; nothing is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from elastic_ir.cli import tables
+from elastic_ir.cli.app import COMMANDS
+from elastic_ir.cli.options import DEBUG_OPTION, SOURCE
+
+if TYPE_CHECKING:
+    from elastic_ir.frontends.checkpoint_verify import Verified
+
+EPILOG = """\
+\b
+Examples:
+  elastic-ir verify llama-32
+  elastic-ir verify llama-32 --against models/llama
+  elastic-ir verify merged --against first --against second --hashes
+
+The record in DIR (elastic_ir.json) says of each tensor which source it is of and what was done to it. Both are read to
+the last byte and compared. Without --against, folders of the sources' names beside DIR are taken; where there are none,
+copies of one layer are held against each other, and the output says that the origins were not checked. A DIR without a
+record is compared by names. The exit status is 1 where anything differs.
+"""
+_SHOWN = 10  #: differences that are shown one by one
+
+
+@click.command("verify", short_help=COMMANDS["verify"], epilog=EPILOG)
+@click.argument("folder", type=SOURCE, metavar="DIR")
+@click.option(
+    "--against", type=SOURCE, multiple=True, metavar="SOURCE",
+    help="The folder that DIR was made from; of several sources give each once, in the record's order.",
+)  # fmt: skip
+@click.option("--hashes", is_flag=True, help="Show the SHA-256 of every tensor's bytes.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object, for programs.")
+@DEBUG_OPTION
+@click.pass_context
+def verify(ctx: click.Context, folder: str, against: tuple[str, ...], hashes: bool, as_json: bool) -> None:
+    """Hold every tensor of the checkpoint folder DIR against its origin, byte by byte.
+
+    DIR is what stretch or squeeze has written. Nothing is changed, and no network is built.
+    """
+    from elastic_ir import api
+
+    with tables.transfer(f"reading {folder}") as tell:
+        found = api.verify_checkpoint(folder, against, hashes=hashes, tell=tell)
+    if as_json:
+        click.echo(json.dumps(as_data(found), indent=2))
+    else:
+        _show(found, given=bool(against))
+    if found.differences:
+        count = len({difference.tensor for difference in found.differences})
+        click.echo(
+            f"error: {count} of {found.tensors} tensors of {folder} are not as they should be", err=True
+        )
+        ctx.exit(1)
+
+
+def _show(found: Verified, given: bool) -> None:
+    for name, (own, _) in found.hashes.items():
+        click.echo(f"{own}  {name}")
+    for difference in found.differences[:_SHOWN]:
+        origin = f" ({difference.origin})" if difference.origin else ""
+        click.echo(f"{difference.tensor} {difference.what}{origin}")
+    if len(found.differences) > _SHOWN:
+        click.echo(f"and {len(found.differences) - _SHOWN} more")
+    size = tables.file_size(found.nbytes)
+    facts = [("folder", f"{found.folder} ({tables.number(found.tensors)} tensors, {size})")]
+    if found.sources:
+        names = ", ".join(str(path) for path in found.sources)
+        facts.append(("against", names if given else f"{names} (found beside it)"))
+    facts.append(("compared", f"{tables.number(found.compared)} tensors, byte by byte"))
+    if found.how == "names":
+        facts.append(
+            ("note", "no record (elastic_ir.json) says where the tensors come from: compared by names")
+        )
+    if found.how == "copies":
+        facts.append(
+            (
+                "origins",
+                f"not checked, as {' and '.join(found.wanted)} is not beside it: only copies of one layer were held "
+                "against each other; give --against SOURCE",
+            )
+        )
+    equal = "equal" if found.sources else "equal, as far as could be checked"
+    facts.append(("result", "differs" if found.differences else equal))
+    tables.show_facts(facts)
+
+
+def as_data(found: Verified) -> dict[str, Any]:
+    """All that is shown, as plain data (docs/checkpoints.md)."""
+    return {
+        "folder": str(found.folder),
+        "against": [str(Path(path)) for path in found.sources],
+        "recorded_sources": list(found.wanted),
+        "how": found.how,
+        "origins_checked": bool(found.sources),
+        "tensors": found.tensors,
+        "bytes": found.nbytes,
+        "compared": found.compared,
+        "equal": not found.differences,
+        "differences": [
+            {"tensor": one.tensor, "origin": one.origin or None, "what": one.what}
+            for one in found.differences
+        ],
+        "sha256": {name: {"is": own, "should_be": theirs} for name, (own, theirs) in found.hashes.items()},
+    }
