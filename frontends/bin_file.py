@@ -17,8 +17,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from elastic_ir.checkpoint_source import stamp_of
 from elastic_ir.errors import SourceError
-from elastic_ir.frontends.safetensors_file import FileTensor, stamp_of
+from elastic_ir.frontends.safetensors_file import FileTensor
 from elastic_ir.frontends.state_pickle import StorageReference, StoredTensor, read_state_pickle
 from elastic_ir.frontends.strided import Strided
 from elastic_ir.tensors import ITEM_SIZES, TensorData
