@@ -21,15 +21,15 @@ from elastic_ir.structure import Block, Stage, Unit
 from elastic_ir.version import __version__
 
 if TYPE_CHECKING:
-    from elastic_ir.api import load, save, squeeze, stretch, trace, with_weights
+    from elastic_ir.api import load, merge, save, squeeze, stretch, trace, with_weights
 
 __all__ = [
     "Block", "ElasticError", "EmitError", "Graph", "MaskError", "OutputError", "PlanError", "SourceError", "Stage",
-    "StructureError", "TraceError", "Unit", "UntrustedError", "VerifyError", "__version__", "load", "save",
-    "squeeze", "stretch", "trace", "with_weights",
+    "StructureError", "TraceError", "Unit", "UntrustedError", "VerifyError", "__version__", "load", "merge",
+    "save", "squeeze", "stretch", "trace", "with_weights",
 ]  # fmt: skip
 
-_LAZY = ("load", "save", "squeeze", "stretch", "trace", "with_weights")
+_LAZY = ("load", "merge", "save", "squeeze", "stretch", "trace", "with_weights")
 
 
 def __getattr__(name: str) -> Any:

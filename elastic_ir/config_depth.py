@@ -32,6 +32,8 @@ _TOKENS = re.compile(r"token|language|label|bucket|stage")
 _BY_PLACE = re.compile(
     r".*(layer|block)s?(_|$).*|.*(pattern|interval|_freq|frequency|sparse_step|first_k\w*|_every(_n)?|period|offset)"
 )
+#: The configurations of further sources, by name, where there is none.
+NO_OTHERS: Mapping[str, dict[str, Any]] = {}
 _SIDES = (("decoder", "encoder"), ("encoder", "decoder"))
 
 
@@ -44,6 +46,8 @@ class Stack:
     base: int
     before: int
     order: tuple[int, ...]
+    #: for each target block the number of another source, and of its block there, where its tensors are of one
+    taken: tuple[tuple[int, int] | None, ...] = ()
 
     @staticmethod
     def of(container: Container) -> Stack:
@@ -51,11 +55,23 @@ class Stack:
         head = len(container.path) + 1 if container.path else 0
         lead = head + len(container.prefix)
         order = tuple(int(child.origin[lead:]) - container.base for child in container.children)
-        return Stack(container.path, container.prefix, container.base, container.source_count, order)
+        taken = tuple(
+            (child.taken[0], int(child.taken[1][lead:]) - container.base) if child.taken is not None else None
+            for child in container.children
+        )
+        count = container.source_count
+        return Stack(container.path, container.prefix, container.base, count, order, taken)
 
     @property
     def changed(self) -> bool:
-        return self.order != tuple(range(self.before))
+        return self.order != tuple(range(self.before)) or any(self.taken)
+
+    def places(self) -> list[tuple[int, int]]:
+        """For each target block the number of its source, and of its block there."""
+        return [
+            taken or (0, source)
+            for source, taken in zip(self.order, self.taken or (None,) * len(self.order), strict=True)
+        ]
 
     @property
     def label(self) -> str:
@@ -94,14 +110,16 @@ def reindexed(
     stacks: Sequence[Stack],
     names: Iterable[str],
     kinds: Mapping[str, Sequence[int]] | None = None,
+    others: Mapping[str, dict[str, Any]] = NO_OTHERS,
 ) -> tuple[dict[str, Any], list[str]]:
     """The configuration of the changed stacks, and what a reader should know about entries that were kept.
 
-    ``kinds`` has for each stack, by its label, a number for what each source layer holds. Raises PlanError where a
+    ``kinds`` has for each stack, by its label, a number for what each source layer holds; ``others`` are the
+    configurations of further sources, whose layers bring their own entries of lists. Raises PlanError where a
     stack changes its length and no entry counts it, where one entry counts two stacks that end with different lengths,
     or where layers of several kinds would stand where a rule by numbers does not put them.
     """
-    reader = _Reader(config, stacks, names)
+    reader = _Reader(config, stacks, names, others)
     claims: dict[Entry, tuple[Stack, Any]] = {}
     counted: set[Stack] = set()
 
@@ -176,8 +194,11 @@ def _check_kinds(stack: Stack, kinds: Sequence[int]) -> None:
 class _Reader:
     """The tables of one configuration, and which stack may look where."""
 
-    def __init__(self, config: dict[str, Any], stacks: Sequence[Stack], names: Iterable[str]) -> None:
+    def __init__(
+        self, config: dict[str, Any], stacks: Sequence[Stack], names: Iterable[str], others: Mapping[str, dict[str, Any]] = NO_OTHERS
+    ) -> None:
         self.config = config
+        self.others = others
         self.stacks = stacks
         words = {part for name in names for part in name.split(".") if not part.isdigit()}
         self.holders = [(), *_tables(config)]
@@ -227,12 +248,39 @@ class _Reader:
         found: list[tuple[Entry, Any]] = []
         for entry, value in self._entries(stack, lambda name, value: isinstance(value, list)):
             if is_index_list(entry.name, value, stack.before):
-                members = set(value)
-                found.append((entry, [at for at, source in enumerate(stack.order) if source in members]))
+                chosen = self._by_source(entry, value, stack)
+                found.append((entry, [at for at, (layer, own) in enumerate(chosen) if layer in own]))
             elif _layer_list(entry.name, value, stack.before):
-                found.append((entry, [value[source] for source in stack.order]))
+                found.append((entry, [own[layer] for layer, own in self._by_source(entry, value, stack)]))
             elif (whole := _runs(entry.name, value)) is not None and len(whole) == stack.before:
-                found.append((entry, _as_runs([whole[source] for source in stack.order])))
+                runs = self._by_source(entry, whole, stack, lambda listed: _runs(entry.name, listed))
+                found.append((entry, _as_runs([own[layer] for layer, own in runs])))
+        return found
+
+    def _by_source(
+        self,
+        entry: Entry,
+        value: list[Any],
+        stack: Stack,
+        read: Callable[[list[Any]], list[Any] | None] = lambda listed: listed,
+    ) -> list[tuple[int, list[Any]]]:
+        """For each target layer its number in its source, and that source's list; PlanError where it has none."""
+        found = []
+        names = list(self.others)
+        for source, layer in stack.places():
+            own: Any = value
+            if source:
+                own = self.others[names[source - 1]]
+                for key in (*entry.holder, entry.name):
+                    own = own.get(key) if isinstance(own, dict) else None
+                own = read(own) if isinstance(own, list) else None
+                by_number = is_index_list(entry.name, value, stack.before)
+                if own is None or (not by_number and layer >= len(own)):
+                    raise PlanError(
+                        f"config.json's {entry} says something of each layer, and that of {names[source - 1]!r} says "
+                        f"nothing of layer {layer}; give it such a list"
+                    )
+            found.append((layer, own))
         return found
 
     def depth_lists(self) -> list[Entry]:

@@ -318,6 +318,11 @@ class Scaled(Recipe):
         return carried(self.data, moment)
 
 
+def factor_of(data: TensorData) -> float | None:
+    """What a lazy tensor multiplies its source by: 0 where it is zeros, None where it multiplies nothing."""
+    return 0.0 if isinstance(data, Zeros) else data.factor if isinstance(data, Scaled) else None
+
+
 def carried(data: TensorData, moment: torch.Tensor) -> torch.Tensor | None:
     """An optimizer's moment of the source tensor, changed as the tensor was; None where it does not fit.
 

@@ -24,6 +24,8 @@ class Child:
 
     path: str
     origin: str
+    #: the number of the source that its tensors are of, and its path there, where that is not the first source
+    taken: tuple[int, str] | None = None
 
 
 @dataclass(eq=False)
