@@ -20,7 +20,9 @@ class Named(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
     name = "source"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
         """Click's hook: name and source, or a usage error."""
         from elastic_ir.plan import SOURCE_NAME
 
@@ -43,7 +45,12 @@ class Copies:
 
     def given(self) -> list[str]:
         """The options that are used."""
-        said = {"--with": self.sources, "--scale": self.scale, "--zero": self.zero, "--identity": self.identity}
+        said = {
+            "--with": self.sources,
+            "--scale": self.scale,
+            "--zero": self.zero,
+            "--identity": self.identity,
+        }
         return [name for name, value in said.items() if value]
 
     def refuse(self, why: str) -> None:

@@ -162,7 +162,7 @@ def run_of(paths: Sequence[str]) -> str:
 
 
 def indices_text(indices: Sequence[int | str]) -> str:
-    """Indices as ``--plan`` takes them, three or more in a row as a range: ``0-4,3,4``, ``b/0-2`` of another network."""
+    """Indices as ``--plan`` takes them, three or more in a row as a range: ``0-4,3,4``, ``b/0-2``."""
     parts: list[str] = []
     places = [_placed(index) for index in indices]
     start = 0

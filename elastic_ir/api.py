@@ -91,10 +91,10 @@ def stretch(
     ``like`` (a graph, module or source whose counts to match) and ``plan`` says how deep. ``unit`` overrides how many
     blocks are cloned together.
 
-    ``others`` are networks whose layers the plan names: ``plan="0-15,b/6-21", others={"b": graph}``, where names, shapes
-    and dtypes agree. ``scale`` multiplies tensors of the copies, by the names of modules or tensors inside a block
-    (``{"o_proj": 0.5}``), ``zero`` sets such tensors to zero; ``zero="auto"`` those that close the residual branches, so
-    that each copy starts as the identity. Raises PlanError.
+    ``others`` are networks whose layers the plan names: ``plan="0-15,b/6-21", others={"b": graph}``, where names,
+    shapes and dtypes agree. ``scale`` multiplies tensors of the copies, by the names of modules or tensors inside a
+    block (``{"o_proj": 0.5}``), ``zero`` sets such tensors to zero; ``zero="auto"`` those that close the residual
+    branches, so that each copy starts as the identity. Raises PlanError.
 
     >>> from elastic_ir.zoo import cifar_resnet
     >>> deeper = stretch(trace(cifar_resnet(20)), to_depth=32)
@@ -139,12 +139,12 @@ def squeeze(
 
 
 def merge(recipe: str | os.PathLike[str]) -> Graph:
-    """What a mergekit recipe of slices describes, by the passthrough method; see :mod:`elastic_ir.passes.slices`.
+    """What a mergekit recipe of slices describes, by the passthrough method; see :mod:`elastic_ir.passes.slices_file`.
 
     Its models are local folders, read by their headers; :func:`save` streams the result to a folder. Raises PlanError,
     with the line, for what would need more than copying and scaling.
     """
-    from elastic_ir.passes.slices import read_slices
+    from elastic_ir.passes.slices_file import read_slices
 
     slices = read_slices(recipe)
     return slices.merged([load(folder, headers_only=True) for folder in slices.models])

@@ -89,7 +89,9 @@ def _light_values(block: Block, inside: set[Node]) -> set[Value]:
         streams = [value for value in node.operands() if value in light]
         kind = kind_of(node)
         cast = kind in _CASTS and bool(streams) and streams[0].type == node.output.type
-        same = kind in _SAME | _SHAPES or cast or (kind in _RELUS and any(v is not block.input for v in streams))
+        same = (
+            kind in _SAME | _SHAPES or cast or (kind in _RELUS and any(v is not block.input for v in streams))
+        )
         if len(streams) == 1 and not node.weight_names() and (node.op in _SUMS or same):
             light.add(node.output)
     return light

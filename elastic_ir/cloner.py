@@ -49,7 +49,13 @@ def copy_graph(graph: Graph) -> Graph:
     for name, weight in graph.weights.items():
         storage = storages.setdefault(id(weight.storage), weight.storage.clone())
         twin.weights[name] = type(weight)(
-            name, storage, weight.origin, weight.is_parameter, weight.persistent, weight.prunable, weight.source
+            name,
+            storage,
+            weight.origin,
+            weight.is_parameter,
+            weight.persistent,
+            weight.prunable,
+            weight.source,
         )
     if graph._structure is not None:
         twin._structure = copy_structure(graph._structure, values, nodes)

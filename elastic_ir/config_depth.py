@@ -195,7 +195,11 @@ class _Reader:
     """The tables of one configuration, and which stack may look where."""
 
     def __init__(
-        self, config: dict[str, Any], stacks: Sequence[Stack], names: Iterable[str], others: Mapping[str, dict[str, Any]] = NO_OTHERS
+        self,
+        config: dict[str, Any],
+        stacks: Sequence[Stack],
+        names: Iterable[str],
+        others: Mapping[str, dict[str, Any]] = NO_OTHERS,
     ) -> None:
         self.config = config
         self.others = others
@@ -253,16 +257,12 @@ class _Reader:
             elif _layer_list(entry.name, value, stack.before):
                 found.append((entry, [own[layer] for layer, own in self._by_source(entry, value, stack)]))
             elif (whole := _runs(entry.name, value)) is not None and len(whole) == stack.before:
-                runs = self._by_source(entry, whole, stack, lambda listed: _runs(entry.name, listed))
+                runs = self._by_source(entry, whole, stack, runs=True)
                 found.append((entry, _as_runs([own[layer] for layer, own in runs])))
         return found
 
     def _by_source(
-        self,
-        entry: Entry,
-        value: list[Any],
-        stack: Stack,
-        read: Callable[[list[Any]], list[Any] | None] = lambda listed: listed,
+        self, entry: Entry, value: list[Any], stack: Stack, runs: bool = False
     ) -> list[tuple[int, list[Any]]]:
         """For each target layer its number in its source, and that source's list; PlanError where it has none."""
         found = []
@@ -273,7 +273,10 @@ class _Reader:
                 own = self.others[names[source - 1]]
                 for key in (*entry.holder, entry.name):
                     own = own.get(key) if isinstance(own, dict) else None
-                own = read(own) if isinstance(own, list) else None
+                if not isinstance(own, list):
+                    own = None
+                elif runs:
+                    own = _runs(entry.name, own)
                 by_number = is_index_list(entry.name, value, stack.before)
                 if own is None or (not by_number and layer >= len(own)):
                     raise PlanError(

@@ -1,8 +1,8 @@
 """Where the configurations of two checkpoints say different things of a layer: told, since shapes do not show it.
 
-A layer of another model runs under the first one's configuration. Which entries matter to a layer is not looked up in a
-table: what speaks of the vocabulary, the tokens, the depth or of where the checkpoint came from is left out, and all else
-that differs is told. No torch here.
+A layer of another model runs under the first one's configuration. Which entries matter to a layer is not looked up in
+a table: what speaks of the vocabulary, the tokens, the depth or of where the checkpoint came from is left out, and all
+else that differs is told. No torch here.
 """
 
 from __future__ import annotations

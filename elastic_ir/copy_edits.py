@@ -28,7 +28,8 @@ class CopyEdits:
     """Factors by the names of modules or tensors inside a block, and what is zero.
 
     ``zero`` is a list of such names, ``"auto"``, or for each stage the tensors' names inside its blocks. A name is one
-    or several whole parts of a path: ``o_proj``, ``mlp.down_proj``, ``o_proj.weight``. The first factor that fits counts.
+    or several whole parts of a path: ``o_proj``, ``mlp.down_proj``, ``o_proj.weight``. The first factor that fits
+    counts.
     """
 
     scale: Mapping[str, float] = field(default_factory=dict)
@@ -110,7 +111,9 @@ def set_scaled(rewriter: Rewriter, weight: Weight, factor: float) -> None:
     if isinstance(data, Scaled | Zeros):
         raise PlanError(f"{weight.name} was scaled before; write the network, and start from what is written")
     if data.dtype not in FLOATS:
-        raise PlanError(f"{weight.name} is {data.dtype}, which cannot be scaled; its layer is quantised or packed")
+        raise PlanError(
+            f"{weight.name} is {data.dtype}, which cannot be scaled; its layer is quantised or packed"
+        )
     rewriter.set_data(weight.name, with_values(Scaled(data, factor), data))
 
 
@@ -148,7 +151,9 @@ def parse_names(text: str) -> tuple[str, ...]:
     names = tuple(part.strip() for part in text.split(","))
     for name in names:
         if not re.fullmatch(r"\w+(\.\w+)*", name):
-            raise PlanError(f"{name!r} in {text!r} is no name inside a block; write for example o_proj,down_proj")
+            raise PlanError(
+                f"{name!r} in {text!r} is no name inside a block; write for example o_proj,down_proj"
+            )
     return names
 
 

@@ -40,7 +40,9 @@ class Layers:
     @property
     def sources(self) -> list[str]:
         """The names of the networks that layers are taken from, in the order of the plan."""
-        return list(dict.fromkeys(layer.source for stage in self.taken for layer in stage if layer is not None))
+        return list(
+            dict.fromkeys(layer.source for stage in self.taken for layer in stage if layer is not None)
+        )
 
 
 def plan_layers(graph: Graph, given: Any, others: Mapping[str, Graph]) -> Layers:
@@ -80,7 +82,9 @@ def take_layers(rewriter: Rewriter, graph: Graph, layers: Layers, others: Mappin
     names = list(graph.metadata.setdefault("sources", [graph.name]))
     for name in layers.sources:
         if name in names[1:]:
-            raise PlanError(f"{graph.name} has layers of a {name!r} already; call the other network another name")
+            raise PlanError(
+                f"{graph.name} has layers of a {name!r} already; call the other network another name"
+            )
     number = {name: len(names) + at for at, name in enumerate(layers.sources)}
     for stage, taken in zip(graph.stages, layers.taken, strict=True):
         for block, layer in zip(stage.all_blocks, taken, strict=True):
@@ -101,7 +105,9 @@ def _check_other(graph: Graph, other: Graph, name: str) -> None:
     """PlanError where another network was read in another way, or changed before."""
     for one, whose in ((graph, graph.name), (other, name)):
         if one.metadata.get("frontend") == "onnx":
-            raise PlanError(f"{whose} is an ONNX graph, whose weights stay in one file; take layers of checkpoints")
+            raise PlanError(
+                f"{whose} is an ONNX graph, whose weights stay in one file; take layers of checkpoints"
+            )
     if bool(len(graph)) != bool(len(other)) or (
         isinstance(graph.origin, CheckpointSource) != isinstance(other.origin, CheckpointSource)
     ):
@@ -117,7 +123,9 @@ def _check_other(graph: Graph, other: Graph, name: str) -> None:
     except StructureError as error:
         raise PlanError(f"{name}: {error}") from error
     if edited:
-        raise PlanError(f"{name} was changed after it was read; write it, and take the layers of what is written")
+        raise PlanError(
+            f"{name} was changed after it was read; write it, and take the layers of what is written"
+        )
 
 
 class _Likes:
@@ -162,7 +170,9 @@ class _Likes:
             raise PlanError(f"{layer}: of {layer.source} {error}") from error
         mine, theirs = self.stage.container, stage.container
         if (mine.path, mine.prefix, mine.base) != (theirs.path, theirs.prefix, theirs.base):
-            raise PlanError(f"{layer}: its layers are numbered in another way than those of {self.graph.name}")
+            raise PlanError(
+                f"{layer}: its layers are numbered in another way than those of {self.graph.name}"
+            )
         if layer.source not in self.held:
             self.held[layer.source] = _weights(other, stage)
         if not layer.index < len(stage):
@@ -204,7 +214,9 @@ def _difference(
                 return f"{names[0]} has no {rest} in its layer, as {names[1]} has with {weight.name}"
             if twin.shape != weight.shape:
                 shapes = list(weight.shape), list(twin.shape)
-                return f"{weight.name} is {shapes[0]} in {names[1]}, and {twin.name} {shapes[1]} in {names[0]}"
+                return (
+                    f"{weight.name} is {shapes[0]} in {names[1]}, and {twin.name} {shapes[1]} in {names[0]}"
+                )
             if twin.dtype != weight.dtype:
                 return (
                     f"{weight.name} is {weight.dtype} in {names[1]}, and {twin.name} {twin.dtype} in {names[0]}; "

@@ -218,7 +218,9 @@ def parse_plan(text: str) -> list[StageNotation] | dict[str, StageNotation]:
     for head, equals, rest in parts:
         name = head.strip()
         if not equals or not name:
-            raise PlanError(f"{head.strip()!r} in {text!r} names no stage; name all of them, NAME=0-3, or none")
+            raise PlanError(
+                f"{head.strip()!r} in {text!r} names no stage; name all of them, NAME=0-3, or none"
+            )
         if name in named:
             raise PlanError(f"the stage {name!r} is planned twice in {text!r}")
         named[name] = _parse_stage(rest)

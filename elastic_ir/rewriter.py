@@ -194,10 +194,14 @@ class Rewriter(LayerEdits, Renumbering):
         """
         weight, taken = self.graph.weights[name], other.weights.get(theirs)
         if taken is None or (taken.shape, taken.dtype) != (weight.shape, weight.dtype):
-            raise VerifyError(f"the weight {name!r} cannot become {other.name}'s {theirs!r}, which is another")
+            raise VerifyError(
+                f"the weight {name!r} cannot become {other.name}'s {theirs!r}, which is another"
+            )
         tied = self._names_of[id(weight.storage)].difference(own or (), (name,))
         if tied:
-            raise VerifyError(f"the weight {name!r} is tied with {min(tied)!r}, and cannot be taken by itself")
+            raise VerifyError(
+                f"the weight {name!r} is tied with {min(tied)!r}, and cannot be taken by itself"
+            )
         weight.storage.data, weight.storage.mask = taken.storage.data, taken.storage.mask
         self.graph.weights[name] = replace(weight, origin=theirs, source=source)
 

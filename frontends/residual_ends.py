@@ -1,4 +1,4 @@
-"""What closes the residual branches of a checkpoint's layers: found in its network, built on the meta device and traced.
+"""What closes the residual branches of a checkpoint's layers: found in its network, traced on the meta device.
 
 Names alone do not show which layer's output is added to the stream. The network does: transformers builds it from the
 configuration with as few layers as show every kind of them, and no weight is allocated or read.
@@ -34,7 +34,15 @@ def residual_ends(graph: Graph) -> dict[str, tuple[str, ...]]:
         _refuse(graph, "names alone do not show what closes its residual branches")
     try:
         traced = _traced(source, graph)
-    except (ElasticError, ImportError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (
+        ElasticError,
+        ImportError,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         _refuse(graph, f"its network could not be built and traced ({reason})")
     return {stage.name: _ends_of(stage, graph, traced) for stage in graph.stages}
@@ -82,7 +90,9 @@ def _network(config: dict[str, Any]) -> nn.Module:
     known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
     if kind is None or config.get("model_type") not in known:
         raise PlanError(f"transformers has no {names[0] or 'architecture that config.json names'}")
-    made = known[config["model_type"]].from_dict({k: v for k, v in config.items() if k != "quantization_config"})
+    made = known[config["model_type"]].from_dict(
+        {k: v for k, v in config.items() if k != "quantization_config"}
+    )
     module: nn.Module = kind(made)
     return module
 

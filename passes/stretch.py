@@ -62,5 +62,7 @@ class Stretch(Pass):
         Target(self.to_depth, self.to_stages, self.to_units, self.like, self.plan).check()
         assert self.like is not None
         if self.others or self.scale or self.zero:
-            raise PlanError("after a reference nothing is scaled, zero or of other networks; say the target by a plan")
+            raise PlanError(
+                "after a reference nothing is scaled, zero or of other networks; say the target by a plan"
+            )
         return resize_like(graph, self.like, "stretch", self.order, replicate=self.replicate)
