@@ -67,7 +67,9 @@ def copy_structure(structure: Structure, values: dict[Value, Value], nodes: dict
     children: dict[Child, Child] = {}
     containers: dict[Container, Container] = {}
     for old in structure.containers:
-        new = Container(old.path, old.prefix, old.base, source_count=old.source_count, native=old.native)
+        new = Container(
+            old.path, old.prefix, old.base, source_count=old.source_count, tail=old.tail, native=old.native
+        )
         for child in old.children:
             children[child] = Child(child.path, child.origin, child.taken)
             new.children.append(children[child])

@@ -13,8 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from elastic_ir.config_texts import renamed
 from elastic_ir.errors import PlanError, SourceError
-from elastic_ir.structure import Container
+from elastic_ir.stacks import Stack
+
+__all__ = ["COUNT", "Entry", "Stack", "check_depth", "counted", "is_index_list", "reindexed"]
 
 #: Whole names only: a count of experts, heads or channels may equal the number of blocks by chance.
 COUNT = re.compile(
@@ -35,47 +38,6 @@ _BY_PLACE = re.compile(
 #: The configurations of further sources, by name, where there is none.
 NO_OTHERS: Mapping[str, dict[str, Any]] = {}
 _SIDES = (("decoder", "encoder"), ("encoder", "decoder"))
-
-
-@dataclass(frozen=True)
-class Stack:
-    """A container's blocks before and after: for each target block the number of its source block."""
-
-    path: str
-    prefix: str
-    base: int
-    before: int
-    order: tuple[int, ...]
-    #: for each target block the number of another source, and of its block there, where its tensors are of one
-    taken: tuple[tuple[int, int] | None, ...] = ()
-
-    @staticmethod
-    def of(container: Container) -> Stack:
-        """The stack that a container has become; only edits make it another than the source's."""
-        head = len(container.path) + 1 if container.path else 0
-        lead = head + len(container.prefix)
-        order = tuple(int(child.origin[lead:]) - container.base for child in container.children)
-        taken = tuple(
-            (child.taken[0], int(child.taken[1][lead:]) - container.base) if child.taken is not None else None
-            for child in container.children
-        )
-        count = container.source_count
-        return Stack(container.path, container.prefix, container.base, count, order, taken)
-
-    @property
-    def changed(self) -> bool:
-        return self.order != tuple(range(self.before)) or any(self.taken)
-
-    def places(self) -> list[tuple[int, int]]:
-        """For each target block the number of its source, and of its block there."""
-        return [
-            taken or (0, source)
-            for source, taken in zip(self.order, self.taken or (None,) * len(self.order), strict=True)
-        ]
-
-    @property
-    def label(self) -> str:
-        return ".".join(part for part in (self.path, self.prefix.rstrip("_.")) if part) or "network"
 
 
 @dataclass(frozen=True)
@@ -103,6 +65,12 @@ def check_depth(config: dict[str, Any], stacks: Sequence[Stack], names: Iterable
                 f"{where} says {said}, but the weights hold {stack.before} layers at {stack.label}; "
                 "one of the two belongs to another model"
             )
+
+
+def counted(config: dict[str, Any], stacks: Sequence[Stack], names: Iterable[str]) -> dict[str, set[int]]:
+    """What a configuration says that each stack counts, by the stacks' labels."""
+    reader = _Reader(config, stacks, names)
+    return {stack.label: {value for _, value in reader.counts(stack)} for stack in stacks}
 
 
 def reindexed(
@@ -156,7 +124,7 @@ def reindexed(
     made = copy.deepcopy(config)
     for entry, (_, value) in claims.items():
         reader.table(entry.holder, made)[entry.name] = value
-    made = _renamed(made, [stack for stack in stacks if stack.changed])
+    made = renamed(made, [stack for stack in stacks if stack.changed])
     return made, reader.kept(claims)
 
 
@@ -362,38 +330,3 @@ def _as_runs(whole: list[Any]) -> list[Any]:
     count = len(whole)
     size = next(n for n in range(1, count + 1) if count % n == 0 and whole[:n] * (count // n) == whole)
     return [[whole[:size], count // size]]
-
-
-def _renamed(config: Any, stacks: Sequence[Stack]) -> Any:
-    """Texts and keys that hold a layer's path (``modules_to_not_convert``), once for each of its places."""
-    for stack in stacks:
-        head = re.escape(f"{stack.path}." if stack.path else "") + re.escape(stack.prefix)
-        pattern = re.compile(rf"(?<![\w.]){head}(\d+)(?=\.|$)")
-        places: dict[int, list[int]] = {}
-        for at, source in enumerate(stack.order):
-            places.setdefault(source, []).append(at)
-
-        def texts(text: str, pattern: re.Pattern[str] = pattern, stack: Stack = stack,
-                  places: dict[int, list[int]] = places) -> list[str]:  # fmt: skip
-            match = pattern.search(text)
-            number = int(match[1]) - stack.base if match else -1
-            if match is None or not 0 <= number < stack.before:
-                return [text]
-            return [
-                f"{text[: match.start(1)]}{at + stack.base}{text[match.end(1) :]}"
-                for at in places.get(number, [])
-            ]
-
-        config = _mapped(config, texts)
-    return config
-
-
-def _mapped(item: Any, texts: Callable[[str], list[str]]) -> Any:
-    if isinstance(item, dict):
-        return {name: _mapped(value, texts) for key, value in item.items() for name in texts(key)}
-    if isinstance(item, list):
-        made: list[Any] = []
-        for part in item:
-            made += texts(part) if isinstance(part, str) else [_mapped(part, texts)]
-        return made
-    return item

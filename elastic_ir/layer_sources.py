@@ -116,7 +116,9 @@ def _check_other(graph: Graph, other: Graph, name: str) -> None:
         )
     try:
         edited = any(
-            child.path != child.origin or child.taken is not None or len(box.children) != box.source_count
+            child.path != child.origin
+            or child.taken is not None
+            or len(box.children) != box.source_count + box.tail
             for box in other.structure.containers
             for child in box.children
         )

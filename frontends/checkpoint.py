@@ -16,6 +16,7 @@ from elastic_ir.config_depth import Stack, check_depth
 from elastic_ir.errors import SourceError, StructureError
 from elastic_ir.frontends.safetensors_file import FileTensor, read_safetensors
 from elastic_ir.frontends.statedict import graph_of_tensors
+from elastic_ir.frontends.uncounted_layers import set_tail_apart
 from elastic_ir.graph import Graph
 from elastic_ir.tensors import TensorData
 
@@ -43,6 +44,7 @@ def load_checkpoint(folder: Path) -> Graph:
     tensors, shards, metadata = _tensors(folder, root)
     graph = graph_of_tensors(folder.resolve().name, tensors)
     graph.origin = CheckpointSource(folder, root, config, shards, metadata)
+    set_tail_apart(graph, config)
     try:
         stacks = [Stack.of(container) for container in graph.structure.containers]
     except StructureError:
