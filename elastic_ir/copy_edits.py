@@ -109,7 +109,9 @@ def set_scaled(rewriter: Rewriter, weight: Weight, factor: float) -> None:
     """Multiply a weight, unread, as torch would; PlanError where that is not possible to the bit."""
     data = weight.storage.data
     if isinstance(data, Scaled | Zeros):
-        raise PlanError(f"{weight.origin} was scaled before; write the network, and start from what is written")
+        raise PlanError(
+            f"{weight.origin} was scaled before; write the network, and start from what is written"
+        )
     if data.dtype not in FLOATS:
         raise PlanError(
             f"{weight.origin} is {data.dtype}, which cannot be scaled; its layer is quantised or packed"
@@ -120,7 +122,9 @@ def set_scaled(rewriter: Rewriter, weight: Weight, factor: float) -> None:
 def set_zero(rewriter: Rewriter, weight: Weight) -> None:
     """Set a weight to zero; PlanError where its zeros would mean something else."""
     if not weight.dtype.startswith(("float8", *FLOATS)):
-        raise PlanError(f"{weight.origin} is {weight.dtype}, whose zeros may be no zeros; its layer is packed")
+        raise PlanError(
+            f"{weight.origin} is {weight.dtype}, whose zeros may be no zeros; its layer is packed"
+        )
     rewriter.set_data(weight.name, Zeros(weight.shape, weight.dtype))
 
 

@@ -38,7 +38,7 @@ def test_copies_are_scaled_and_originals_are_not(source: Path, tmp_path: Path) -
             if at > 3 and "o_proj" in name:
                 wanted = (wanted.astype(np.float32) * np.float32(0.1)).astype(np.float16)
             elif at > 3 and "down_proj" in name:
-                wanted = wanted * np.float16(3)
+                wanted = wanted.astype(np.float16) * np.float16(3)
             assert made[name.replace(f"layers.{layer}.", f"layers.{at}.")].tobytes() == wanted.tobytes()
     (step,) = read_record(out)
     name = "model.layers.{}.self_attn.o_proj.weight"
@@ -79,7 +79,7 @@ def test_masks_stay(source: Path, tmp_path: Path) -> None:
     run("stretch", source, "--plan", "0-3,1", "--scale", "o_proj=0.5", "-o", tmp_path / "out")
     made = load_file(tmp_path / "out" / "model.safetensors")
     twin = name.replace(".1.", ".4.")
-    assert (made[twin] == np.where(mask, llama()[name] * np.float16(0.5), 0)).all()
+    assert (made[twin] == np.where(mask, llama()[name].astype(np.float16) * np.float16(0.5), 0)).all()
     assert (load_file(tmp_path / "out" / "model.masks.safetensors")[twin] == mask).all()
 
 
