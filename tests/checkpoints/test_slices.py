@@ -150,7 +150,7 @@ def test_what_a_recipe_says_is_not_said_twice(models: Path) -> None:
         ("merge_method: passthrough", "merge_method: slerp",
          "line 4: the merge method 'slerp' computes new weights; only passthrough is read"),
         ("merge_method: passthrough\n", "", "line 1: the merge_method is missing"),
-        ("dtype: bfloat16", "dtype: float16", "line 5: lm_head.weight of one is bfloat16, and is not converted to float16"),
+        ("dtype: bfloat16", "dtype: float16", "line 5: lm_head.weight of one is bfloat16, and is not converted"),
         ("dtype: bfloat16", "tokenizer_source: union", "line 5: 'tokenizer_source' is not read here"),
         ("dtype: bfloat16", "base_model: two", "line 5: the base model two is not the first slice's"),
         ("dtype: bfloat16", "parameters: {weight: 1}", "line 5: 'weight' is not read here; the parameters of"),
@@ -280,7 +280,10 @@ def test_against_mergekit(family: str, dtype: str, tmp_path: Path) -> None:
             command, cwd=tmp_path, capture_output=True, text=True, check=False,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
+        # the tensors are whole before config.json is made, whose lists of layers mergekit leaves at the old depth, so
+        # that its transformers may refuse to write it (Qwen2)
+        assert done.returncode == 0 or "layer_types" in done.stderr, done.stderr[-2000:]
+        assert list(theirs.glob("*.safetensors")), done.stderr[-2000:]
         eir.save(eir.merge(recipe), ours)
         head = "transformer."  # which GPT-2 may be saved with and without
         state, wanted = (

@@ -17,8 +17,20 @@ from tests.transformers.families import KV, SMALL, VISION
 TEXT: dict[str, Any] = {**KV, "vocab_size": 60, "num_hidden_layers": 4}
 TOWER: dict[str, Any] = {**VISION, "num_hidden_layers": 3}
 ROTARY: dict[str, Any] = {"type": "mrope", "mrope_section": [1, 1, 2]}
-VISUAL: dict[str, Any] = {"depth": 3, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "mlp_ratio": 2, "patch_size": 8}
-TOKENS: dict[str, Any] = {"image_token_id": 58, "video_token_id": 57, "vision_start_token_id": 56, "vision_end_token_id": 55}
+VISUAL: dict[str, Any] = {
+    "depth": 3,
+    "embed_dim": 32,
+    "hidden_size": 32,
+    "num_heads": 4,
+    "mlp_ratio": 2,
+    "patch_size": 8,
+}
+TOKENS: dict[str, Any] = {
+    "image_token_id": 58,
+    "video_token_id": 57,
+    "vision_start_token_id": 56,
+    "vision_end_token_id": 55,
+}
 
 MODELS: dict[str, Callable[[], Any]] = {
     "clip": lambda: t.CLIPModel(
@@ -27,7 +39,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "llava": lambda: t.LlavaForConditionalGeneration(
         t.LlavaConfig(
             vision_config=t.CLIPVisionConfig(**TOWER), text_config=t.LlamaConfig(**{**TEXT, "hidden_size": 64}),
-            image_token_id=59,
+            image_token_index=59,
         )
     ),
     "qwen2_vl": lambda: t.Qwen2VLForConditionalGeneration(
@@ -68,7 +80,7 @@ def test_one_of_several_stacks(name: str, stage: str, way: str, tmp_path: Path) 
     assert set(STAGES[name]) <= set(counts)
     wanted = {**counts, stage: counts[stage] + 1}
     last = counts[stage] - 1
-    given = {"to_stages": f"{stage}={last + 2}", "plan": f"{stage}=0-{last},{last}"}
+    given: dict[str, Any] = {"to_stages": f"{stage}={last + 2}", "plan": f"{stage}=0-{last},{last}"}
     deeper = eir.stretch(graph, **{way: given[way]})
     assert {one.name: len(one) for one in deeper.stages} == wanted
     eir.save(deeper, tmp_path / "out")
@@ -88,7 +100,7 @@ def test_plans_of_several_stages_by_name(tmp_path: Path) -> None:
         StructureError, match=r"there is no stage 'tower'; the stages are 'text_model\.encoder\.layers', "
     ):
         eir.stretch(graph, plan="tower=0,1")
-    with pytest.raises(PlanError, match="'0,1' in 'a=0,1|0,1' names no stage; name all of them"):
+    with pytest.raises(PlanError, match=r"'0,1' in 'a=0,1\|0,1' names no stage; name all of them"):
         eir.stretch(graph, plan="a=0,1|0,1")
     with pytest.raises(PlanError, match="the stage 'a' is planned twice"):
         eir.stretch(graph, plan="a=0,1|a=0")
