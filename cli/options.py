@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable
@@ -120,6 +121,12 @@ class Reading:
     input_shape: tuple[tuple[int, ...], ...] = ()
     unit: int | None = None
     trust: tuple[str, ...] = ()
+
+    def refuse(self, why: str) -> None:
+        """A usage error where any of the options is given."""
+        for name, value in dataclasses.asdict(self).items():
+            if value:
+                raise click.UsageError(f"{why}; leave out --{name.replace('_', '-')}")
 
     def by_headers(self, source: str) -> bool:
         """Whether a source is a checkpoint folder, and no option asks to have its network traced."""

@@ -12,6 +12,7 @@ import click
 
 from elastic_ir.cli import tables
 from elastic_ir.cli.app import COMMANDS
+from elastic_ir.cli.copies import Copies, copy_options, is_recipe
 from elastic_ir.cli.options import SOURCE, Function, Indices, Notation, Reading, Size, source_options
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ Examples:
   elastic-ir stretch weights.pt --arch torchvision:resnet50 --like torchvision:resnet101
   elastic-ir stretch llama-folder --to-units 48 --order interpolate
   elastic-ir stretch llama-folder --plan 0-15,6-21 -o deeper-llama --shard-size 2GB
+  elastic-ir stretch llama --plan 0-15,b/6-21 --with b=tuned-llama -o mixed-llama
+  elastic-ir stretch llama --to-units 40 --order interpolate --identity -o llama-pro
+  elastic-ir stretch slices.yaml -o merged
 
 A stage of blocks 0 1 2, of which 0 is the entry, becomes 0 1 2 1 2 by "append" and 0 1 1 2 2 by "interpolate".
 The result loads strictly into the deeper network as its own library builds it. A folder of safetensors is streamed to
@@ -76,6 +80,16 @@ class Wanted:
         if not given and not otherwise:
             raise click.UsageError(f"say how deep the result shall be, with one of {', '.join(ways)}")
 
+    def refuse_target(self, why: str) -> None:
+        """A usage error where a target is said."""
+        given = {
+            "--to-depth": self.to_depth, "--to-stages": self.to_stages, "--to-units": self.to_units,
+            "--plan": self.plan, "--like": self.like,
+        }  # fmt: skip
+        for way, value in given.items():
+            if value is not None:
+                raise click.UsageError(f"{why}; leave out {way}")
+
     def streams(self, source: str, reading: Reading) -> bool:
         """Whether a folder is streamed to a folder; a usage error for options that only streams have."""
         streamed = (
@@ -110,8 +124,10 @@ TARGET_OPTIONS = (
     ),
     click.option(
         "--plan", type=Notation("plan", "elastic_ir.plan:parse_plan"), metavar="PLAN",
-        help='The source blocks of each stage in target order, stages joined by "|": "0-2,1,2|0,1". The '
-        'notation source:targets of the lottery-ticket paper, "0:0;1:1,2", is taken too. Quote it in a shell.',
+        help='The source blocks of each stage in target order, stages joined by "|": "0-2,1,2|0,1"; or by name, '
+        '"encoder.block=0-3,3", which leaves the others as they are. "b/6-21" are blocks of the network that --with '
+        'names. The notation source:targets of the lottery-ticket paper, "0:0;1:1,2", is taken too. Quote it in a '
+        "shell.",
     ),
     click.option(
         "--like", type=SOURCE, metavar="SOURCE",
@@ -169,14 +185,22 @@ def _wanted_options(command: Function) -> Function:
     "--replicate", type=Indices(), metavar="1,2",
     help="Clone only these blocks of each stage, counted from 0; the others occur once.",
 )  # fmt: skip
+@copy_options
 @source_options
-def stretch(source: str, wanted: Wanted, order: str, replicate: list[int] | None, reading: Reading) -> None:
+def stretch(
+    source: str, wanted: Wanted, order: str, replicate: list[int] | None, copies: Copies, reading: Reading
+) -> None:
     """Make SOURCE deeper by cloning its free units, with their weights, buffers and masks.
 
-    Say how deep by exactly one of --to-depth, --to-stages, --to-units, --plan and --like.
+    Say how deep by exactly one of --to-depth, --to-stages, --to-units, --plan and --like. SOURCE may be a mergekit
+    recipe of slices (a .yaml), which says all of it.
     """
+    if is_recipe(source):
+        copies.refuse("a recipe of slices says what is scaled and which models it takes")
+        _of_recipe(source, wanted, reading)
+        return
     wanted.check()
-    _resize("stretch", source, wanted, reading, {"order": order, "replicate": replicate})
+    _resize("stretch", source, wanted, reading, {"order": order, "replicate": replicate}, copies)
 
 
 @click.command("squeeze", short_help=COMMANDS["squeeze"], epilog=SQUEEZE_EPILOG)
@@ -193,11 +217,38 @@ def squeeze(source: str, wanted: Wanted, drop: str | list[int], reading: Reading
 
     Say how deep by one of --to-depth, --to-stages, --to-units, --plan and --like, or name the blocks by --drop.
     """
+    if is_recipe(source):
+        _of_recipe(source, wanted, reading)
+        return
     wanted.check(otherwise=not isinstance(drop, str))
     _resize("squeeze", source, wanted, reading, {"drop": drop})
 
 
-def _resize(command: str, source: str, wanted: Wanted, reading: Reading, how: dict[str, Any]) -> None:
+def _of_recipe(source: str, wanted: Wanted, reading: Reading) -> None:
+    """Write what a mergekit recipe of slices describes."""
+    from elastic_ir import api
+    from elastic_ir.cli import output
+
+    wanted.refuse_target("a recipe of slices says the target")
+    reading.refuse("a recipe of slices takes folders as they are")
+    if wanted.out is None:
+        raise click.UsageError("say where the result goes, by -o OUT")
+    with tables.status(f"reading {source}"):
+        after = api.merge(source)
+    _show_change(None, after)
+    out = Path(wanted.out)
+    output.refuse_overwriting(out, {"the recipe": source})
+    _stream(after, out, wanted)
+
+
+def _resize(
+    command: str,
+    source: str,
+    wanted: Wanted,
+    reading: Reading,
+    how: dict[str, Any],
+    copies: Copies = Copies(),  # noqa: B008 - frozen
+) -> None:
     from elastic_ir import api
     from elastic_ir.cli import output
 
@@ -213,6 +264,7 @@ def _resize(command: str, source: str, wanted: Wanted, reading: Reading, how: di
         output.refuse_overwriting(Path(wanted.out), inputs)  # before minutes go into reading it
     with tables.status(f"reading {source}"):
         before = reading.load(source, headers_only=streamed)
+    how |= copies.read(reading, streamed)
     like = None
     if wanted.like is not None:
         with tables.status(f"reading {wanted.like}"):
@@ -258,8 +310,10 @@ def _stream(graph: Graph, out: Path, wanted: Wanted) -> None:
         refuse_taken(out)
     plan = plan_checkpoint(graph, shard_size)
     if plan.notes:
+        tables.show_facts([("note", text) for text in plan.notes])
+    if plan.kept:
         tables.show_facts(
-            [("kept", f"config.json: {', '.join(plan.notes)}; see whether they fit the new depth")]
+            [("kept", f"config.json: {', '.join(plan.kept)}; see whether they fit the new depth")]
         )
     if wanted.dry_run:
         check_room(plan, out, held_by(left) if left else 0)
@@ -296,16 +350,17 @@ def _lineage(graph: Graph) -> tables.Table:
     from elastic_ir.config_depth import Stack
     from elastic_ir.emit.model_card import moves
 
+    names = graph.metadata.get("sources", ())
     table = tables.Table(("layers", "target", "source"))
     for container in graph.structure.containers:
         stack = Stack.of(container)
-        table.rows += [(stack.label, target, source) for target, source in moves(stack.order)]
+        table.rows += [(stack.label, target, source) for target, source in moves(stack, names)]
     return table
 
 
-def _show_change(before: Graph, after: Graph) -> None:
+def _show_change(before: Graph | None, after: Graph) -> None:
     """The table of stages, and depth, parameters and sparsity, each before and after."""
-    plan: Sequence[Sequence[int]] = after.metadata["plan"]
+    plan: Sequence[Sequence[int | str]] = after.metadata["plan"]
     table = tables.Table(("stage", "entry", "blocks", "plan", "shape"), optional=("entry", "shape"))
     # the target's stages, because a reference may show some that the source alone does not
     counts: Sequence[int] = after.metadata["source_blocks"]
@@ -321,10 +376,11 @@ def _show_change(before: Graph, after: Graph) -> None:
         )
     tables.show_table(table)
     click.echo()
-    structures = [tables.structure_of(graph)[0] for graph in (before, after)]
+    graphs = (before or after, after)
+    structures = [tables.structure_of(graph)[0] for graph in graphs]
     depths = [tables.number(found.depth if found is not None else None) for found in structures]
-    sizes = [tables.number(graph.parameter_count()) for graph in (before, after)]
-    shares = [tables.percent(graph.sparsity()) for graph in (before, after)]
+    sizes = [tables.number(graph.parameter_count()) for graph in graphs]
+    shares = [tables.percent(graph.sparsity()) for graph in graphs]
     tables.show_facts(
         [
             ("depth", tables.change(*depths)),

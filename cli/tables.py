@@ -171,17 +171,25 @@ def run_of(paths: Sequence[str]) -> str:
     return ", ".join(paths) or ABSENT
 
 
-def indices_text(indices: Sequence[int]) -> str:
-    """Indices as ``--plan`` takes them, three or more in a row as a range: ``0-4,3,4``."""
+def indices_text(indices: Sequence[int | str]) -> str:
+    """Indices as ``--plan`` takes them, three or more in a row as a range: ``0-4,3,4``, ``b/0-2``."""
     parts: list[str] = []
+    places = [_placed(index) for index in indices]
     start = 0
-    for place in range(1, len(indices) + 1):
-        if place < len(indices) and indices[place] == indices[place - 1] + 1:
+    for place in range(1, len(places) + 1):
+        name, last = places[place - 1]
+        if place < len(places) and places[place] == (name, last + 1):
             continue
-        run = indices[start:place]
-        parts.append(f"{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(map(str, run)))
+        run = [f"{name}{number}" for _, number in places[start:place]]
+        parts.append(f"{run[0]}-{last}" if len(run) > 2 else ",".join(run))
         start = place
     return ",".join(parts)
+
+
+def _placed(index: int | str) -> tuple[str, int]:
+    """``b/6`` as what names the network, and the number."""
+    head, slash, number = str(index).rpartition("/")
+    return head + slash, int(number)
 
 
 def change(before: str, after: str) -> str:

@@ -22,15 +22,15 @@ from elastic_ir.structure import Block, Stage, Unit
 from elastic_ir.version import __version__
 
 if TYPE_CHECKING:
-    from elastic_ir.api import load, save, squeeze, stretch, trace, verify_checkpoint, with_weights
+    from elastic_ir.api import load, merge, save, squeeze, stretch, trace, verify_checkpoint, with_weights
 
 __all__ = [
     "Block", "ElasticError", "EmitError", "Graph", "MaskError", "OutputError", "PlanError", "SourceChangedError",
     "SourceError", "Stage", "StructureError", "TraceError", "Unit", "UntrustedError", "VerifyError", "__version__",
-    "load", "save", "squeeze", "stretch", "trace", "verify_checkpoint", "with_weights",
+    "load", "merge", "save", "squeeze", "stretch", "trace", "verify_checkpoint", "with_weights",
 ]  # fmt: skip
 
-_LAZY = ("load", "save", "squeeze", "stretch", "trace", "verify_checkpoint", "with_weights")
+_LAZY = ("load", "merge", "save", "squeeze", "stretch", "trace", "verify_checkpoint", "with_weights")
 
 
 def __getattr__(name: str) -> Any:

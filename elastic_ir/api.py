@@ -83,12 +83,20 @@ def stretch(
     order: str = "append",
     replicate: Sequence[int] | None = None,
     unit: int | None = None,
+    others: Mapping[str, Graph] | None = None,
+    scale: Mapping[str, float] | str | None = None,
+    zero: Sequence[str] | Mapping[str, Sequence[str]] | str | None = None,
 ) -> Graph:
     """A deeper graph: repeatable units cloned with their weights and masks. The graph given stays as it was.
 
     Exactly one of ``to_depth`` (weight layers), ``to_stages`` (blocks for each stage, or by name), ``to_units``,
     ``like`` (a graph, module or source whose counts to match) and ``plan`` says how deep. ``unit`` overrides how many
-    blocks are cloned together. Raises PlanError.
+    blocks are cloned together.
+
+    ``others`` are networks whose layers the plan names: ``plan="0-15,b/6-21", others={"b": graph}``, where names,
+    shapes and dtypes agree. ``scale`` multiplies tensors of the copies, by the names of modules or tensors inside a
+    block (``{"o_proj": 0.5}``), ``zero`` sets such tensors to zero; ``zero="auto"`` those that close the residual
+    branches, so that each copy starts as the identity. Raises PlanError.
 
     >>> from elastic_ir.zoo import cifar_resnet
     >>> deeper = stretch(trace(cifar_resnet(20)), to_depth=32)
@@ -98,7 +106,11 @@ def stretch(
     from elastic_ir.passes import Stretch
 
     reference = _reference(like, graph)
-    return Stretch(to_depth, to_stages, to_units, reference, plan, order, replicate).run(
+    if zero == "auto" and not len(graph):
+        from elastic_ir.frontends.residual_ends import residual_ends
+
+        zero = residual_ends(graph)
+    return Stretch(to_depth, to_stages, to_units, reference, plan, order, replicate, others, scale, zero).run(
         _in_units(graph, unit)
     )
 
@@ -126,6 +138,18 @@ def squeeze(
 
     reference = _reference(like, graph)
     return Squeeze(to_depth, to_stages, to_units, reference, plan, drop).run(_in_units(graph, unit))
+
+
+def merge(recipe: str | os.PathLike[str]) -> Graph:
+    """What a mergekit recipe of slices describes, by the passthrough method; see :mod:`elastic_ir.passes.slices_file`.
+
+    Its models are local folders, read by their headers; :func:`save` streams the result to a folder. Raises PlanError,
+    with the line, for what would need more than copying and scaling.
+    """
+    from elastic_ir.passes.slices_file import read_slices
+
+    slices = read_slices(recipe)
+    return slices.merged([load(folder, headers_only=True) for folder in slices.models])
 
 
 def with_weights(graph: Graph, trained: torch.nn.Module | Mapping[str, torch.Tensor]) -> Graph:

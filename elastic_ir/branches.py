@@ -22,7 +22,11 @@ _SAME = {
     "clone", "dropout_", "feature_dropout", "alias", "_assert",
 }  # fmt: skip
 _PRODUCTS = {"mul", "mul_", "imul"}
-_CASTS = {"to", "_to_copy", "float", "half"}
+_CASTS = {"to", "_to_copy", "float", "half", "type_as"}
+#: What keeps the elements and their order; as a block ends in the shape it begins with, they undo one another.
+_SHAPES = {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze"}
+#: What a norm divides by, made of the very tensor that it divides.
+_NORMS = {"rsqrt", "sqrt", "reciprocal", "norm", "linalg_vector_norm"}
 _RELUS = {"relu", "relu_"}
 #: What hands on zeros as zeros and a multiple as that multiple: it rearranges, or multiplies by something else.
 _LINEAR = _SAME | {
@@ -69,10 +73,10 @@ def branches_of(block: Block, graph: Graph) -> tuple[list[Branch], str]:
             others = [item for item in node.operands() if item is not operands[0]]
             if len(others) != 1:
                 return [], f"%{node.name} adds no branch"
-            branch = _last_layer(others[0], node, inside, flowing, graph)
-            if isinstance(branch, str):
-                return [], branch
-            found.append(branch)
+            branches = _last_layers(others[0], node, inside, flowing, graph)
+            if isinstance(branches, str):
+                return [], branches
+            found += branches
         value = operands[0]
     return (found, "") if found else ([], "nothing is added to its input")
 
@@ -85,10 +89,31 @@ def _light_values(block: Block, inside: set[Node]) -> set[Value]:
         streams = [value for value in node.operands() if value in light]
         kind = kind_of(node)
         cast = kind in _CASTS and bool(streams) and streams[0].type == node.output.type
-        same = kind in _SAME or cast or (kind in _RELUS and any(v is not block.input for v in streams))
+        same = (
+            kind in _SAME | _SHAPES or cast or (kind in _RELUS and any(v is not block.input for v in streams))
+        )
         if len(streams) == 1 and not node.weight_names() and (node.op in _SUMS or same):
             light.add(node.output)
     return light
+
+
+def _last_layers(
+    value: Value, join: Node, inside: set[Node], flowing: set[Value], graph: Graph
+) -> list[Branch] | str:
+    """The layers whose outputs are added: of branches side by side (attention beside an MLP) each one's."""
+    node = value.node
+    while node in inside and kind_of(node) in _SAME and len(node.operands()) == 1:
+        node = node.operands()[0].node
+    if node not in inside or node.op not in _SUMS or node.weight_names():
+        branch = _last_layer(value, join, inside, flowing, graph)
+        return branch if isinstance(branch, str) else [branch]
+    found: list[Branch] = []
+    for operand in node.operands():
+        branches = _last_layers(operand, join, inside, flowing, graph)
+        if isinstance(branches, str):
+            return branches
+        found += branches
+    return found
 
 
 def _last_layer(
@@ -110,9 +135,11 @@ def _last_layer(
             return f"the weight of %{node.name} is itself computed (by {computed[-1].node.op})"
         if weights:
             return Branch(join, node, weights)
+        if any(kind_of(item.node) in _NORMS for item in node.operands()):
+            return f"what %{join.name} adds goes through a norm (by {node.op}), whose own scale is no plain weight"
         # a part of several results (an attention's) comes from what is no tensor
         operands = [item for item in node.operands() if item.is_tensor or kind == "getitem"]
-        if kind not in _LINEAR or not operands:
+        if kind not in _LINEAR | _CASTS or not operands:
             return f"what %{join.name} adds comes from {node.op}, which is no linear layer or norm"
         value = operands[0]
     return f"what %{join.name} adds is computed too far away"

@@ -26,7 +26,7 @@ class Origin:
 
     name: str
     source: int = 0  #: the number of the source
-    scale: float | None = None  #: None where it is a copy, byte for byte; 0 where it is zeros
+    scale: float | None = None  #: None where it is a copy, byte for byte; 0 where it is zeros, of either sign
 
     def data(self) -> str | dict[str, Any]:
         """As the file has it: the bare name where nothing else is to be said."""

@@ -30,6 +30,8 @@ class CheckpointSource:
     )  #: of the shards, the first one's where they differ
     #: for each stack, by its label, what each layer holds: its kind, as a number
     kinds: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    #: the further folders that layers come from, in the order of their numbers from 1 on
+    others: tuple[CheckpointSource, ...] = ()
 
 
 def stamp_of(status: os.stat_result) -> tuple[int, int, int]:

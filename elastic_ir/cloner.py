@@ -49,7 +49,13 @@ def copy_graph(graph: Graph) -> Graph:
     for name, weight in graph.weights.items():
         storage = storages.setdefault(id(weight.storage), weight.storage.clone())
         twin.weights[name] = type(weight)(
-            name, storage, weight.origin, weight.is_parameter, weight.persistent, weight.prunable
+            name,
+            storage,
+            weight.origin,
+            weight.is_parameter,
+            weight.persistent,
+            weight.prunable,
+            weight.source,
         )
     if graph._structure is not None:
         twin._structure = copy_structure(graph._structure, values, nodes)
@@ -61,9 +67,11 @@ def copy_structure(structure: Structure, values: dict[Value, Value], nodes: dict
     children: dict[Child, Child] = {}
     containers: dict[Container, Container] = {}
     for old in structure.containers:
-        new = Container(old.path, old.prefix, old.base, source_count=old.source_count, native=old.native)
+        new = Container(
+            old.path, old.prefix, old.base, source_count=old.source_count, tail=old.tail, native=old.native
+        )
         for child in old.children:
-            children[child] = Child(child.path, child.origin)
+            children[child] = Child(child.path, child.origin, child.taken)
             new.children.append(children[child])
         containers[old] = new
 

@@ -13,8 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from elastic_ir.config_texts import renamed
 from elastic_ir.errors import PlanError, SourceError
-from elastic_ir.structure import Container
+from elastic_ir.stacks import Stack
+
+__all__ = ["COUNT", "Entry", "Stack", "check_depth", "counted", "is_index_list", "reindexed"]
 
 #: Whole names only: a count of experts, heads or channels may equal the number of blocks by chance.
 COUNT = re.compile(
@@ -32,34 +35,9 @@ _TOKENS = re.compile(r"token|language|label|bucket|stage")
 _BY_PLACE = re.compile(
     r".*(layer|block)s?(_|$).*|.*(pattern|interval|_freq|frequency|sparse_step|first_k\w*|_every(_n)?|period|offset)"
 )
+#: The configurations of further sources, by name, where there is none.
+NO_OTHERS: Mapping[str, dict[str, Any]] = {}
 _SIDES = (("decoder", "encoder"), ("encoder", "decoder"))
-
-
-@dataclass(frozen=True)
-class Stack:
-    """A container's blocks before and after: for each target block the number of its source block."""
-
-    path: str
-    prefix: str
-    base: int
-    before: int
-    order: tuple[int, ...]
-
-    @staticmethod
-    def of(container: Container) -> Stack:
-        """The stack that a container has become; only edits make it another than the source's."""
-        head = len(container.path) + 1 if container.path else 0
-        lead = head + len(container.prefix)
-        order = tuple(int(child.origin[lead:]) - container.base for child in container.children)
-        return Stack(container.path, container.prefix, container.base, container.source_count, order)
-
-    @property
-    def changed(self) -> bool:
-        return self.order != tuple(range(self.before))
-
-    @property
-    def label(self) -> str:
-        return ".".join(part for part in (self.path, self.prefix.rstrip("_.")) if part) or "network"
 
 
 @dataclass(frozen=True)
@@ -89,19 +67,27 @@ def check_depth(config: dict[str, Any], stacks: Sequence[Stack], names: Iterable
             )
 
 
+def counted(config: dict[str, Any], stacks: Sequence[Stack], names: Iterable[str]) -> dict[str, set[int]]:
+    """What a configuration says that each stack counts, by the stacks' labels."""
+    reader = _Reader(config, stacks, names)
+    return {stack.label: {value for _, value in reader.counts(stack)} for stack in stacks}
+
+
 def reindexed(
     config: dict[str, Any],
     stacks: Sequence[Stack],
     names: Iterable[str],
     kinds: Mapping[str, Sequence[int]] | None = None,
+    others: Mapping[str, dict[str, Any]] = NO_OTHERS,
 ) -> tuple[dict[str, Any], list[str]]:
     """The configuration of the changed stacks, and what a reader should know about entries that were kept.
 
-    ``kinds`` has for each stack, by its label, a number for what each source layer holds. Raises PlanError where a
+    ``kinds`` has for each stack, by its label, a number for what each source layer holds; ``others`` are the
+    configurations of further sources, whose layers bring their own entries of lists. Raises PlanError where a
     stack changes its length and no entry counts it, where one entry counts two stacks that end with different lengths,
     or where layers of several kinds would stand where a rule by numbers does not put them.
     """
-    reader = _Reader(config, stacks, names)
+    reader = _Reader(config, stacks, names, others)
     claims: dict[Entry, tuple[Stack, Any]] = {}
     counted: set[Stack] = set()
 
@@ -138,7 +124,7 @@ def reindexed(
     made = copy.deepcopy(config)
     for entry, (_, value) in claims.items():
         reader.table(entry.holder, made)[entry.name] = value
-    made = _renamed(made, [stack for stack in stacks if stack.changed])
+    made = renamed(made, [stack for stack in stacks if stack.changed])
     return made, reader.kept(claims)
 
 
@@ -176,8 +162,15 @@ def _check_kinds(stack: Stack, kinds: Sequence[int]) -> None:
 class _Reader:
     """The tables of one configuration, and which stack may look where."""
 
-    def __init__(self, config: dict[str, Any], stacks: Sequence[Stack], names: Iterable[str]) -> None:
+    def __init__(
+        self,
+        config: dict[str, Any],
+        stacks: Sequence[Stack],
+        names: Iterable[str],
+        others: Mapping[str, dict[str, Any]] = NO_OTHERS,
+    ) -> None:
         self.config = config
+        self.others = others
         self.stacks = stacks
         words = {part for name in names for part in name.split(".") if not part.isdigit()}
         self.holders = [(), *_tables(config)]
@@ -227,12 +220,38 @@ class _Reader:
         found: list[tuple[Entry, Any]] = []
         for entry, value in self._entries(stack, lambda name, value: isinstance(value, list)):
             if is_index_list(entry.name, value, stack.before):
-                members = set(value)
-                found.append((entry, [at for at, source in enumerate(stack.order) if source in members]))
+                chosen = self._by_source(entry, value, stack)
+                found.append((entry, [at for at, (layer, own) in enumerate(chosen) if layer in own]))
             elif _layer_list(entry.name, value, stack.before):
-                found.append((entry, [value[source] for source in stack.order]))
+                found.append((entry, [own[layer] for layer, own in self._by_source(entry, value, stack)]))
             elif (whole := _runs(entry.name, value)) is not None and len(whole) == stack.before:
-                found.append((entry, _as_runs([whole[source] for source in stack.order])))
+                runs = self._by_source(entry, whole, stack, runs=True)
+                found.append((entry, _as_runs([own[layer] for layer, own in runs])))
+        return found
+
+    def _by_source(
+        self, entry: Entry, value: list[Any], stack: Stack, runs: bool = False
+    ) -> list[tuple[int, list[Any]]]:
+        """For each target layer its number in its source, and that source's list; PlanError where it has none."""
+        found = []
+        names = list(self.others)
+        for source, layer in stack.places():
+            own: Any = value
+            if source:
+                own = self.others[names[source - 1]]
+                for key in (*entry.holder, entry.name):
+                    own = own.get(key) if isinstance(own, dict) else None
+                if not isinstance(own, list):
+                    own = None
+                elif runs:
+                    own = _runs(entry.name, own)
+                by_number = is_index_list(entry.name, value, stack.before)
+                if own is None or (not by_number and layer >= len(own)):
+                    raise PlanError(
+                        f"config.json's {entry} says something of each layer, and that of {names[source - 1]!r} says "
+                        f"nothing of layer {layer}; give it such a list"
+                    )
+            found.append((layer, own))
         return found
 
     def depth_lists(self) -> list[Entry]:
@@ -311,40 +330,3 @@ def _as_runs(whole: list[Any]) -> list[Any]:
     count = len(whole)
     size = next(n for n in range(1, count + 1) if count % n == 0 and whole[:n] * (count // n) == whole)
     return [[whole[:size], count // size]]
-
-
-def _renamed(config: Any, stacks: Sequence[Stack]) -> Any:
-    """Texts and keys that hold a layer's path (``modules_to_not_convert``), once for each of its places."""
-    for stack in stacks:
-        head = re.escape(f"{stack.path}." if stack.path else "") + re.escape(stack.prefix)
-        pattern = re.compile(rf"(?<![\w.]){head}(\d+)(?=\.|$)")
-        places: dict[int, list[int]] = {}
-        for at, source in enumerate(stack.order):
-            places.setdefault(source, []).append(at)
-
-        def texts(text: str, pattern: re.Pattern[str] = pattern, stack: Stack = stack,
-                  places: dict[int, list[int]] = places) -> list[str]:  # fmt: skip
-            match = pattern.search(text)
-            number = int(match[1]) - stack.base if match else -1
-            if match is None or not 0 <= number < stack.before:
-                return [text]
-            return [
-                f"{text[: match.start(1)]}{at + stack.base}{text[match.end(1) :]}"
-                for at in places.get(number, [])
-            ]
-
-        config = _mapped(config, texts)
-    return config
-
-
-def _mapped(item: Any, texts: Callable[[str], list[str]]) -> Any:
-    if isinstance(item, dict):
-        # a configuration in memory may have numbers for keys, its file has none
-        renamed = ((key, texts(key) if isinstance(key, str) else [key]) for key in item)
-        return {name: _mapped(item[key], texts) for key, names in renamed for name in names}
-    if isinstance(item, list):
-        made: list[Any] = []
-        for part in item:
-            made += texts(part) if isinstance(part, str) else [_mapped(part, texts)]
-        return made
-    return item

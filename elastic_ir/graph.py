@@ -298,8 +298,16 @@ class Graph:
     # -- weights ---------------------------------------------------------------------------------------------------
 
     def lineage(self) -> dict[str, str]:
-        """For each name in the state dict the name in the source whose tensor it holds."""
-        return {name: weight.origin for name, weight in self.weights.items() if weight.persistent}
+        """For each name in the state dict the name in the source whose tensor it holds.
+
+        A tensor of another source than the first has that source's name before its own: ``b/layers.3.weight``.
+        """
+        sources = self.metadata.get("sources", ())
+        return {
+            name: f"{sources[weight.source]}/{weight.origin}" if weight.source else weight.origin
+            for name, weight in self.weights.items()
+            if weight.persistent
+        }
 
     def sparsity(self) -> float:
         """The share of zeros that the masks make in all prunable weights (0.9 = 90 % pruned)."""

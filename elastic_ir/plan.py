@@ -20,7 +20,25 @@ Plan: TypeAlias = tuple[StagePlan, ...]
 ORDERS = ("append", "interpolate")
 DROPS = ("tail", "even")
 
+#: What a network that layers are taken from may be called.
+SOURCE_NAME = re.compile(r"[A-Za-z_][\w.-]*")
+
 _SINGLE = " (unit=1, on the command line --unit 1, allows single blocks)"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A block of another network in a plan, written ``b/6``: that network's name, and the block's number there."""
+
+    source: str
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.source}/{self.index}"
+
+
+#: One stage of a plan as it is written: source blocks in target order, or the paper's map from source to targets.
+StageNotation: TypeAlias = "list[int | Layer] | dict[int, list[int]]"
 
 
 @dataclass(frozen=True)
@@ -186,12 +204,48 @@ def _units_named(stage: StageShape, blocks: Sequence[int]) -> list[int]:
 # -- the notations of a plan --------------------------------------------------------------------------------------
 
 
-def parse_plan(text: str) -> list[list[int] | dict[int, list[int]]]:
+def parse_plan(text: str) -> list[StageNotation] | dict[str, StageNotation]:
     """Read ``0,1,1|0,1`` (a list per stage; ranges ``0-3`` allowed) or the paper's ``0:0;1:1,2`` (source: targets).
 
-    Returns for each stage a list, or a map from source to target indices. Raises PlanError.
+    ``b/6-21`` are blocks of another network. With names, ``encoder.block=0-3|decoder.block=0,1``, the stages that are
+    not named stay as they are. Returns for each stage a list, or a map from source to target indices, in a table by
+    stage where they are named. Raises PlanError.
     """
-    return [_parse_mapping(part) if ":" in part else parse_indices(part) for part in text.split("|")]
+    parts = [part.partition("=") for part in text.split("|")]
+    if not any(equals for _, equals, _ in parts):
+        return [_parse_stage(part) for part, _, _ in parts]
+    named: dict[str, StageNotation] = {}
+    for head, equals, rest in parts:
+        name = head.strip()
+        if not equals or not name:
+            raise PlanError(
+                f"{head.strip()!r} in {text!r} names no stage; name all of them, NAME=0-3, or none"
+            )
+        if name in named:
+            raise PlanError(f"the stage {name!r} is planned twice in {text!r}")
+        named[name] = _parse_stage(rest)
+    return named
+
+
+def _parse_stage(text: str) -> StageNotation:
+    return _parse_mapping(text) if ":" in text else parse_layers(text)
+
+
+def parse_layers(text: str) -> list[int | Layer]:
+    """``0-2,b/1,b/4-5`` as numbers, and those of other networks as :class:`Layer`."""
+    found: list[int | Layer] = []
+    if "/" not in text:
+        return [*parse_indices(text)]
+    for item in text.split(","):
+        head, slash, numbers = item.rpartition("/")
+        name = head.strip()
+        if not slash:
+            found += parse_indices(item)
+        elif SOURCE_NAME.fullmatch(name):
+            found += [Layer(name, index) for index in parse_indices(numbers)]
+        else:
+            raise PlanError(f"{item.strip()!r}: {name!r} is no name of a network; write for example b/6-21")
+    return found
 
 
 def parse_indices(text: str) -> list[int]:

@@ -71,8 +71,8 @@ def format_weight(weight: Weight) -> str:
         text += " buffer"
     if weight.mask is not None:
         text += f" mask({weight.mask.zeros} of {weight.mask.size} pruned)"
-    if weight.origin != weight.name:
-        text += f" from @{weight.origin}"
+    if weight.origin != weight.name or weight.source:
+        text += f" from @{weight.origin}" + (f" of source {weight.source}" if weight.source else "")
     return text
 
 

@@ -2,7 +2,8 @@
 
 Slices of channels (:class:`Selected`, :class:`Taken`), biases that take over what a constant channel contributed
 (:class:`Shifted`), the two halves of a folded batch norm (:class:`ScaledRows`, :class:`NormBias`), and multiples
-(:class:`Scaled`). Arithmetic is done in double precision and rounded once, to the dtype of what is replaced.
+(:class:`Scaled`). Arithmetic is done in double precision and rounded once, to the dtype of what is replaced; a multiple
+is what torch computes, since checkpoints that others scaled are to come out the same.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import EmitError
+from elastic_ir.float_arithmetic import FLOATS, multiplied
 from elastic_ir.tensors import Mask, ShapeOnly, TensorData, item_size, size_of
 
 if TYPE_CHECKING:
     import torch
+
+_PIECE = 1 << 20  #: bytes of zeros at a time; a multiple of every element's size
 
 #: For each run of rows (one for each group of a grouped convolution) the columns that stay.
 Columns = tuple[tuple[int, ...], ...]
@@ -158,13 +162,17 @@ def select_mask(mask: Mask, rows: tuple[int, ...] | None, columns: Columns | Non
 
 @dataclass(frozen=True)
 class Zeros(Recipe):
-    """A tensor of zeros, for a bias that a layer did not have."""
+    """A tensor of zeros: a bias that a layer did not have, the last layer of a copy that computes nothing yet."""
 
     shape: tuple[int, ...]
     dtype: str
 
     def chunks(self) -> Iterator[memoryview]:
-        yield memoryview(bytes(size_of(self.shape, self.dtype)))
+        left = size_of(self.shape, self.dtype)
+        piece = memoryview(bytes(min(left, _PIECE)))
+        while left:
+            yield piece[: min(left, _PIECE)]
+            left -= min(left, _PIECE)
 
 
 def _double(data: TensorData) -> torch.Tensor:
@@ -285,7 +293,7 @@ class NormBias(Recipe):
 
 @dataclass(frozen=True)
 class Scaled(Recipe):
-    """A tensor times a number."""
+    """A tensor times a number, to the bit as torch computes it; one chunk of it is in memory, and no torch."""
 
     data: TensorData
     factor: float
@@ -299,11 +307,20 @@ class Scaled(Recipe):
         return self.data.dtype
 
     def chunks(self) -> Iterator[memoryview]:
-        yield from _written(_double(self.data) * self.factor, self.dtype)
+        if self.dtype not in FLOATS:  # eight bits, which torch does not multiply either
+            yield from _written(_double(self.data) * self.factor, self.dtype)
+            return
+        for chunk in self.data.chunks():
+            yield multiplied(chunk, self.dtype, self.factor)
 
     def carried(self, moment: torch.Tensor) -> torch.Tensor | None:
         """The moment as it is: the gradient of a smaller step is smaller by what the weight is."""
         return carried(self.data, moment)
+
+
+def factor_of(data: TensorData) -> float | None:
+    """What a lazy tensor multiplies its source by: 0 where it is zeros, None where it multiplies nothing."""
+    return 0.0 if isinstance(data, Zeros) else data.factor if isinstance(data, Scaled) else None
 
 
 def carried(data: TensorData, moment: torch.Tensor) -> torch.Tensor | None:

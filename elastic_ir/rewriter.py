@@ -173,6 +173,38 @@ class Rewriter(LayerEdits, Renumbering):
             raise VerifyError(f"the new tensor of {name!r} has shape {data.shape}, its weight {weight.shape}")
         weight.storage.data = data
 
+    def take_over(self, block: Block, other: Graph, twin: Block, source: int) -> None:
+        """Give a block the tensors and masks of its like in another network, the source of that number.
+
+        Names stay; lineage tells where each tensor is from. VerifyError where the two differ in names, shapes or
+        dtypes, or where a weight is tied with one outside of the block.
+        """
+        own = {name for child in block.children for name in self._weights_of.get(child.path, ())}
+        for mine, theirs in zip(block.children, twin.children, strict=True):
+            mine.taken = source, theirs.path
+            for name in self._weights_of.get(mine.path, ()):
+                self.take_weight(name, other, theirs.path + name[len(mine.path) :], source, own)
+
+    def take_weight(
+        self, name: str, other: Graph, theirs: str, source: int, own: Iterable[str] | None = None
+    ) -> None:
+        """Give a weight the tensor and mask of another network's, the source of that number.
+
+        VerifyError where shapes or dtypes differ, or where it is tied with a weight that is not among ``own``.
+        """
+        weight, taken = self.graph.weights[name], other.weights.get(theirs)
+        if taken is None or (taken.shape, taken.dtype) != (weight.shape, weight.dtype):
+            raise VerifyError(
+                f"the weight {name!r} cannot become {other.name}'s {theirs!r}, which is another"
+            )
+        tied = self._names_of[id(weight.storage)].difference(own or (), (name,))
+        if tied:
+            raise VerifyError(
+                f"the weight {name!r} is tied with {min(tied)!r}, and cannot be taken by itself"
+            )
+        weight.storage.data, weight.storage.mask = taken.storage.data, taken.storage.mask
+        self.graph.weights[name] = replace(weight, origin=theirs, source=source)
+
     def drop_weights(self, names: Iterable[str]) -> None:
         """Take out weights that no node uses; VerifyError where one does."""
         doomed = set(names)
@@ -208,7 +240,7 @@ class Rewriter(LayerEdits, Renumbering):
         for child in block.children:
             self._fresh += 1
             head = f"{container.path}." if container.path else ""
-            twin = Child(f"{head}~{self._fresh}", child.origin)
+            twin = Child(f"{head}~{self._fresh}", child.origin, child.taken)
             children.append(twin)
             self._paths[twin.path] = twin
             renames[child.path] = twin.path

@@ -24,6 +24,8 @@ class Child:
 
     path: str
     origin: str
+    #: the number of the source that its tensors are of, and its path there, where that is not the first source
+    taken: tuple[int, str] | None = None
 
 
 @dataclass(eq=False)
@@ -34,7 +36,10 @@ class Container:
     prefix: str
     base: int
     children: list[Child] = field(default_factory=list)
-    source_count: int = 0  #: how many children it had in the source
+    source_count: int = 0  #: how many children it had in the source, the tail left out
+    tail: int = (
+        0  #: children at its end that are no blocks of a stage: they stay the last ones, and are never cloned
+    )
     native: bool = True  #: False where other children stand beside them: its forward names them one by one
 
     def child_path(self, index: int) -> str:

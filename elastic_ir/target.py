@@ -11,7 +11,9 @@ from elastic_ir.depths import counts_for_depth
 from elastic_ir.errors import PlanError
 from elastic_ir.graph import Graph
 from elastic_ir.plan import (
+    Layer,
     Plan,
+    StagePlan,
     StageShape,
     check_drop,
     check_plan,
@@ -151,24 +153,39 @@ def parse_stages(text: str) -> list[int] | dict[str, int]:
 
 def explicit_plan(graph: Graph, given: Any) -> Plan:
     """A plan in any of its notations, checked against the graph's stages."""
+    whole: list[StagePlan] = []
+    for stage, part in zip(graph.stages, planned_layers(graph, given), strict=True):
+        foreign = next((item for item in part if isinstance(item, Layer)), None)
+        if foreign is not None:
+            raise PlanError(
+                f"the plan takes {foreign}; say which network {foreign.source!r} is, by --with {foreign.source}=SOURCE "
+                "(others=...)"
+            )
+        whole.append(check_plan(StageShape.of(stage), [item for item in part if isinstance(item, int)]))
+    return tuple(whole)
+
+
+def planned_layers(graph: Graph, given: Any) -> list[list[int | Layer]]:
+    """A plan in any of its notations as a list of source blocks for each stage; nothing but their number is checked."""
     stages = [StageShape.of(stage) for stage in graph.stages]
-    parts: list[Any]
     if isinstance(given, str):
-        parts = list(parse_plan(given))
-        if len(parts) == 1 and isinstance(parts[0], dict):
-            parts = parts * len(stages)  # without "|" the paper's mapping applies to every stage
-    elif isinstance(given, Mapping):
+        given = parse_plan(given)
+        if isinstance(given, list) and len(given) == 1 and isinstance(given[0], dict):
+            given = given * len(stages)  # without "|" the paper's mapping applies to every stage
+    parts: list[Any]
+    if isinstance(given, Mapping):
         for name in given:
             graph.structure.stage(name)
         parts = [given.get(stage.name, range(stage.blocks)) for stage in stages]
     else:
-        parts = [given] if given and all(isinstance(item, int) for item in given) else list(given)
+        parts = [given] if given and all(isinstance(item, int | Layer) for item in given) else list(given)
     if len(parts) != len(stages):
         raise PlanError(
             f"the plan has {len(parts)} lists, the network {len(stages)} stages "
-            f"({', '.join(stage.name for stage in stages)}); separate the stages with '|'"
+            f"({', '.join(stage.name for stage in stages)}); separate the stages with '|', or name those that "
+            f"change: {stages[-1].name}=..."
         )
-    return tuple(
-        check_plan(stage, plan_of_mapping(part, stage.name) if isinstance(part, dict) else list(part))
+    return [
+        list(plan_of_mapping(part, stage.name) if isinstance(part, dict) else part)
         for stage, part in zip(stages, parts, strict=True)
-    )
+    ]

@@ -34,10 +34,11 @@ class Weight:
 
     name: str
     storage: Storage = field(compare=False)
-    origin: str  #: its name in the source network
+    origin: str  #: its name in its source network
     is_parameter: bool = True
     persistent: bool = True  #: False for buffers that a state dict leaves out
     prunable: bool = False  #: the weight of a convolution or linear layer
+    source: int = 0  #: the number of the source that it is of, in the graph's ``metadata["sources"]``
 
     @property
     def shape(self) -> tuple[int, ...]:

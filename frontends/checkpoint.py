@@ -21,6 +21,7 @@ from elastic_ir.errors import SourceError, StructureError
 from elastic_ir.frontends.bin_file import read_bin
 from elastic_ir.frontends.safetensors_file import read_safetensors
 from elastic_ir.frontends.statedict import graph_of_tensors
+from elastic_ir.frontends.uncounted_layers import set_tail_apart
 from elastic_ir.graph import Graph
 from elastic_ir.tensors import TensorData, nbytes
 from elastic_ir.weights import Storage
@@ -52,6 +53,7 @@ def load_checkpoint(folder: Path) -> Graph:
     graph = graph_of_tensors(folder.resolve().name, tensors)
     _tie(graph)
     graph.origin = CheckpointSource(folder, root, config, shards, metadata)
+    set_tail_apart(graph, config)
     try:
         stacks = [Stack.of(container) for container in graph.structure.containers]
     except StructureError:

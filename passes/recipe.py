@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from elastic_ir.errors import PlanError, SourceError
+from elastic_ir.errors import PlanError
 from elastic_ir.passes.base import Pass
 from elastic_ir.passes.pipeline import Pipeline
 from elastic_ir.passes.spec import PassSpec, make_pass
+from elastic_ir.passes.yaml_nodes import Nodes, compose, is_node
 
 if TYPE_CHECKING:
     from yaml.nodes import Node
@@ -31,36 +32,15 @@ def read_recipe(path: str | os.PathLike[str]) -> Pipeline:
 
     Raises SourceError where the file cannot be read or is no YAML, PlanError (with the line) for what it says.
     """
-    try:
-        import yaml
-    except ImportError as error:
-        raise SourceError("recipes need PyYAML; pip install 'elastic-ir[recipes]'") from error
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise SourceError(f"{path} could not be read: {reason.lower()}") from error
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark is not None else ""
-        raise SourceError(f"{path.name}{where}: no YAML ({getattr(error, 'problem', error)})") from error
-    return _Recipe(path.name).pipeline(root)
+    root = compose(path)
+    return _Recipe(Path(path).name).pipeline(root)
 
 
-class _Recipe:
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def fail(self, node: Node, what: str) -> NoReturn:
-        raise PlanError(f"{self.name} line {node.start_mark.line + 1}: {what}")
-
+class _Recipe(Nodes):
     def pipeline(self, root: Any) -> Pipeline:
         if root is None:
             raise PlanError(f"{self.name} is empty; a recipe says version: {VERSION} and passes")
-        found = self._mapping(root, "a recipe")
+        found = self.mapping(root, "a recipe")
         for key, (at, _) in found.items():
             if key not in _KEYS:
                 self.fail(at, f"{key!r} is no key of a recipe; its keys are {', '.join(sorted(_KEYS))}")
@@ -72,7 +52,7 @@ class _Recipe:
         if "passes" not in found:
             self.fail(root, "the passes are missing")
         listed = found["passes"][1]
-        if not _is(listed, "sequence") or not listed.value:
+        if not is_node(listed, "sequence") or not listed.value:
             self.fail(listed, "passes is a list, each item a name or a name with options")
         return Pipeline(self._pass(item) for item in listed.value)
 
@@ -81,15 +61,15 @@ class _Recipe:
 
         options: dict[str, str | bool] = {}
         places: dict[str, Node] = {}
-        if _is(item, "scalar"):
+        if is_node(item, "scalar"):
             name = str(item.value)
         else:
-            found = self._mapping(item, "a pass")
+            found = self.mapping(item, "a pass")
             if len(found) != 1:
                 self.fail(item, "a pass is one name, with its options below it; indent the options further")
             ((name, (_, body)),) = found.items()
-            if not (_is(body, "scalar") and body.value == ""):
-                for key, (at, value) in self._mapping(body, f"the options of {name}").items():
+            if not (is_node(body, "scalar") and body.value == ""):
+                for key, (at, value) in self.mapping(body, f"the options of {name}").items():
                     options[key] = self._text(value)
                     places[key] = at
         try:
@@ -101,30 +81,13 @@ class _Recipe:
 
     def _text(self, value: Any) -> str | bool:
         """An option's value as it would be written in a pipeline's text."""
-        if _is(value, "sequence"):
+        if is_node(value, "sequence"):
             parts = [self._text(part) for part in value.value]
-            nested = any(_is(part, "sequence") for part in value.value)
+            nested = any(is_node(part, "sequence") for part in value.value)
             return ("|" if nested else ",").join(str(part) for part in parts)
-        if _is(value, "mapping"):
-            found = self._mapping(value, "a value")
+        if is_node(value, "mapping"):
+            found = self.mapping(value, "a value")
             return ",".join(f"{key}={self._text(part)}" for key, (_, part) in found.items())
         if value.tag.endswith(":bool") and value.value.lower() in ("true", "yes", "on"):
             return True
         return "none" if value.tag.endswith(":null") else str(value.value)
-
-    def _mapping(self, node: Any, what: str) -> dict[str, tuple[Any, Any]]:
-        """A mapping's values by key, each with the node of its key."""
-        if not _is(node, "mapping"):
-            self.fail(node, f"{what} is a mapping of names to values")
-        found: dict[str, tuple[Any, Any]] = {}
-        for key, value in node.value:
-            if not _is(key, "scalar"):
-                self.fail(key, "a key is a name")
-            if key.value in found:
-                self.fail(key, f"{key.value!r} stands there twice")
-            found[str(key.value)] = (key, value)
-        return found
-
-
-def _is(node: Any, kind: str) -> bool:
-    return getattr(node, "id", None) == kind

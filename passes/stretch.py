@@ -6,7 +6,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from elastic_ir.copy_edits import CopyEdits
+from elastic_ir.errors import PlanError
 from elastic_ir.graph import Graph
+from elastic_ir.layer_sources import plan_layers, take_layers
 from elastic_ir.passes.base import Pass
 from elastic_ir.passes.like import resize_like
 from elastic_ir.resequence import resequence
@@ -29,11 +32,23 @@ class Stretch(Pass):
         "append"  #: "append": the copies follow as a group; "interpolate": each right after its source
     )
     replicate: Sequence[int] | None = None  #: block indices that alone are copied
+    others: Mapping[str, Graph] | None = None  #: networks that the plan takes layers from, by name
+    scale: Any = None  #: factors of the copies' tensors by name: a mapping, or "o_proj=0.5,down_proj=0.5"
+    zero: Any = None  #: names of the copies' tensors that start at zero, or "auto" for identity blocks
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
         target = Target(self.to_depth, self.to_stages, self.to_units, self.like, self.plan)
+        edits = CopyEdits.of(self.scale, self.zero)
+        if self.others:
+            target.check()
+            layers = plan_layers(graph, self.plan, self.others)
+            resequence(rewriter, graph, layers.plan)
+            take_layers(rewriter, graph, layers, self.others)
+            edits.apply(rewriter, graph, layers.sequence)
+            return
         plan = stretch_plan(graph, target, self.order, self.replicate)
         resequence(rewriter, graph, plan)
+        edits.apply(rewriter, graph, plan)
 
     def run(self, graph: Graph) -> Graph:
         """The rewritten and verified copy of a graph; the graph given stays as it was."""
@@ -46,4 +61,8 @@ class Stretch(Pass):
     def _after_reference(self, graph: Graph) -> Graph:
         Target(self.to_depth, self.to_stages, self.to_units, self.like, self.plan).check()
         assert self.like is not None
+        if self.others or self.scale or self.zero:
+            raise PlanError(
+                "after a reference nothing is scaled, zero or of other networks; say the target by a plan"
+            )
         return resize_like(graph, self.like, "stretch", self.order, replicate=self.replicate)

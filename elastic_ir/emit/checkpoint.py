@@ -17,9 +17,10 @@ from pathlib import Path
 from elastic_ir.checkpoint_record import Origin, Step, read_record, record_text
 from elastic_ir.checkpoint_source import CONFIG, INDEX, MASKS, RECORD, WEIGHTS, CheckpointSource
 from elastic_ir.config_depth import Stack, reindexed
+from elastic_ir.config_differences import differences
 from elastic_ir.emit.folder import refuse_taken
 from elastic_ir.emit.mask_file import packed_masks
-from elastic_ir.emit.model_card import CARD, card, runs
+from elastic_ir.emit.model_card import CARD, card, plan_text
 from elastic_ir.emit.partial import Journal, partial_folder, resumable_folder
 from elastic_ir.emit.plan_digest import digests
 from elastic_ir.emit.safetensors_file import safetensors_head, write_safetensors
@@ -27,6 +28,7 @@ from elastic_ir.emit.side_files import SideFile, copy_side_file, side_files
 from elastic_ir.errors import EmitError, OutputError, StructureError
 from elastic_ir.graph import Graph
 from elastic_ir.mask_format import packed_size
+from elastic_ir.recipes import factor_of
 from elastic_ir.tensors import Mask, TensorData, nbytes
 from elastic_ir.version import __version__
 
@@ -43,7 +45,8 @@ class Plan:
     masks: dict[str, Mask]
     texts: dict[str, str]
     side: list[SideFile]
-    notes: list[str]  #: what a reader should know about the configuration
+    kept: list[str]  #: entries of the configuration that may speak of layers by their place
+    notes: list[str]  #: what the configurations of further sources say otherwise
 
     @property
     def total(self) -> int:
@@ -88,7 +91,9 @@ def plan_checkpoint(graph: Graph, shard_size: int = SHARD_SIZE) -> Plan:
         stacks = []  # nothing repeats, so nothing was changed
     side = side_files(source)  # first, since it sees that no text read here is a link out of the folder
     origins = [weight.origin for weight in graph.weights.values()]
-    config, notes = reindexed(source.config, stacks, origins, source.kinds)
+    names = graph.metadata.get("sources", ())
+    configs = {name: one.config for name, one in zip(names[1:], source.others, strict=True)}
+    config, kept = reindexed(source.config, stacks, origins, source.kinds, configs)
     tensors = {name: graph.weights[name].storage.emitted() for name in sorted(graph.weights, key=_natural)}
     shards = _sharded(tensors, shard_size)
     texts = {CONFIG: json.dumps(config, indent=2, ensure_ascii=False) + "\n"}
@@ -96,9 +101,10 @@ def plan_checkpoint(graph: Graph, shard_size: int = SHARD_SIZE) -> Plan:
         texts[INDEX] = _index_text(shards)
     steps = _steps(graph, stacks)
     texts[RECORD] = record_text(steps)
-    texts[CARD] = card(source.folder / CARD, steps[-1], stacks)
+    texts[CARD] = card(source.folder / CARD, steps[-1], stacks, names)
     masks = {name: weight.mask for name, weight in graph.weights.items() if weight.mask is not None}
-    return Plan(source, shards, masks, texts, side, notes)
+    notes = [told for name, other in configs.items() for told in differences(source.config, other, name)]
+    return Plan(source, shards, masks, texts, side, kept, notes)
 
 
 def save_checkpoint(
@@ -201,9 +207,14 @@ def _index_text(shards: dict[str, dict[str, TensorData]]) -> str:
 def _steps(graph: Graph, stacks: list[Stack]) -> list[Step]:
     """What was done before, and what is done now."""
     source: CheckpointSource = graph.origin
-    lineage = {name: Origin(weight.origin) for name, weight in graph.weights.items()}
-    plan = {stack.label: runs(stack.order) for stack in stacks}
-    step = Step(__version__, (source.folder.resolve().name,), plan, lineage)
+    lineage = {
+        name: Origin(weight.origin, weight.source, factor_of(weight.storage.data))
+        for name, weight in graph.weights.items()
+    }
+    names = graph.metadata.get("sources", ())
+    plan = {stack.label: plan_text(stack, names) for stack in stacks}
+    folders = tuple(one.folder.resolve().name for one in (source, *source.others))
+    step = Step(__version__, folders, plan, lineage)
     return [*read_record(source.folder), step]
 
 

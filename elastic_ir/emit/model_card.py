@@ -12,43 +12,79 @@ CARD = "README.md"
 _LIMIT = 4 << 20  #: bytes of a card that are kept
 
 
-def card(path: Path, step: Step, stacks: Sequence[Stack]) -> str:
-    """The source's card, if there is one, with a section on what was done: source, plan and lineage.
+def card(path: Path, step: Step, stacks: Sequence[Stack], names: Sequence[str] = ()) -> str:
+    """The source's card, if there is one, with a section on what was done: sources, plan and lineage.
 
-    The text before is kept as it is, its metadata included; earlier sections of ours stay, so that the card tells the
-    whole descent.
+    ``names`` are what the sources are called in plans, the first one's included. The text before is kept as it is, its
+    metadata included; earlier sections of ours stay, so that the card tells the whole descent.
     """
     before = ""
     if path.is_file():
         with path.open("rb") as file:
             before = file.read(_LIMIT).decode("utf-8", "replace").rstrip() + "\n\n"
+    made = f"Made from `{step.sources[0]}`"
+    more = [f"`{folder}` (`{name}`)" for folder, name in zip(step.sources[1:], names[1:], strict=True)]
+    if more:
+        made += f" and layers of {', '.join(more)}"
+    changed = [origin.scale for origin in step.lineage.values() if origin.scale is not None]
+    copied = "Every tensor is a copy of one of the " + ("sources'" if more else "source's")
+    if changed:
+        zeros = changed.count(0)
+        told = [f"zeros ({zeros})"] if zeros else []
+        told += [f"multiples ({len(changed) - zeros})"] if len(changed) > zeros else []
+        copied += f", but for {' and '.join(told)}"
     lines = [
         "## Depth changed by ElasticIR",
         "",
-        f"Made from `{step.sources[0]}` by ElasticIR {step.version}. Every tensor is a copy of one of the "
-        "source's; what lies outside the layers below is as it was.",
+        f"{made} by ElasticIR {step.version}. {copied}; what lies outside the layers below is as it was"
+        + (" in the first." if more else "."),
         "",
         "| layers | before | after | plan (source layers in order) |",
         "|---|---|---|---|",
     ]
     for stack in stacks:
-        lines.append(f"| `{stack.label}` | {stack.before} | {len(stack.order)} | {runs(stack.order)} |")
+        plan = step.plan[stack.label]
+        lines.append(f"| `{stack.label}` | {stack.before} | {len(stack.order)} | {plan} |")
     lines += ["", "Layer by layer, target from source, where the number changed:", ""]
     for stack in stacks:
-        moved = [f"{at} from {source}" for at, source in enumerate(stack.order) if at != source]
+        moved = [
+            f"{at} from {_label(source, names)}{layer}"
+            for at, (source, layer) in enumerate(stack.places())
+            if (source, layer) != (0, at)
+        ]
         lines.append(f"- `{stack.label}`: {', '.join(moved) or 'none'}")
     return before + "\n".join(lines) + "\n"
 
 
-def moves(order: Sequence[int]) -> list[tuple[str, str]]:
+def moves(stack: Stack, names: Sequence[str] = ()) -> list[tuple[str, str]]:
     """Runs of target layers and the runs of source layers that they come from: ``("16-31", "6-21")``."""
+    places = stack.places()
     found: list[tuple[str, str]] = []
     start = 0
-    for place in range(1, len(order) + 1):
-        if place == len(order) or order[place] != order[place - 1] + 1:
-            found.append((runs(range(start, place)), runs(order[start:place])))
-            start = place
+    for at in range(1, len(places) + 1):
+        if at == len(places) or places[at] != (places[at - 1][0], places[at - 1][1] + 1):
+            source = _label(places[start][0], names) + runs([layer for _, layer in places[start:at]])
+            found.append((runs(range(start, at)), source))
+            start = at
     return found
+
+
+def plan_text(stack: Stack, names: Sequence[str] = ()) -> str:
+    """A stack's layers as ``--plan`` takes them: ``0-15,b/6-21``; ``names`` are the sources', the first one's too."""
+    places = stack.places()
+    parts: list[str] = []
+    start = 0
+    for at in range(1, len(places) + 1):
+        if at == len(places) or places[at][0] != places[start][0]:
+            numbers = [layer for _, layer in places[start:at]]
+            head = _label(places[start][0], names)
+            parts += [head + part for part in runs(numbers).split(",")]
+            start = at
+    return ",".join(parts)
+
+
+def _label(source: int, names: Sequence[str]) -> str:
+    return f"{names[source]}/" if source else ""
 
 
 def runs(order: Sequence[int]) -> str:

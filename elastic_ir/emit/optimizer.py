@@ -44,6 +44,10 @@ def remap_optimizer_state(graph: Graph, state: Mapping[str, Any], names: Sequenc
         weight = graph.weights[name]
         if weight.is_parameter and id(weight.storage) not in seen:
             seen.add(id(weight.storage))
+            if weight.source:
+                raise EmitError(
+                    f"{name} is of another network, whose optimizer's state is not at hand; start the optimizer anew"
+                )
             source_of[name] = held.get(ties.get(weight.origin, weight.origin), weight.origin)
             sources.setdefault(source_of[name], []).append(name)
     known = {weight.origin for weight in graph.weights.values()} | set(graph.metadata.get("source_names", ()))

@@ -1,0 +1,63 @@
+"""YAML files read node by node, so that every complaint names its line.
+
+PyYAML's safe composer makes no objects.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from elastic_ir.errors import PlanError, SourceError
+
+if TYPE_CHECKING:
+    from yaml.nodes import Node
+
+
+def compose(path: str | os.PathLike[str]) -> Any:
+    """The root node of a file, None where it is empty; SourceError where it cannot be read or is no YAML."""
+    try:
+        import yaml
+    except ImportError as error:
+        raise SourceError("recipes need PyYAML; pip install 'elastic-ir[recipes]'") from error
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise SourceError(f"{path} could not be read: {reason.lower()}") from error
+    try:
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark is not None else ""
+        raise SourceError(f"{path.name}{where}: no YAML ({getattr(error, 'problem', error)})") from error
+
+
+class Nodes:
+    """What a reader of one file asks of its nodes; each question raises PlanError with the line."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def fail(self, node: Node, what: str) -> NoReturn:
+        raise PlanError(f"{self.name} line {node.start_mark.line + 1}: {what}")
+
+    def mapping(self, node: Any, what: str) -> dict[str, tuple[Any, Any]]:
+        """A mapping's values by key, each with the node of its key."""
+        if not is_node(node, "mapping"):
+            self.fail(node, f"{what} is a mapping of names to values")
+        found: dict[str, tuple[Any, Any]] = {}
+        for key, value in node.value:
+            if not is_node(key, "scalar"):
+                self.fail(key, "a key is a name")
+            if key.value in found:
+                self.fail(key, f"{key.value!r} stands there twice")
+            found[str(key.value)] = (key, value)
+        return found
+
+
+def is_node(node: Any, kind: str) -> bool:
+    """Whether a node is a "scalar", a "sequence" or a "mapping"."""
+    return getattr(node, "id", None) == kind
