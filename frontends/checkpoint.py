@@ -157,8 +157,10 @@ def _tensors(folder: Path, root: Path) -> tuple[dict[str, TensorData], tuple[Pat
         raise SourceError(
             f"{folder / str(index)} names the tensor {absent[0]!r}, which {places[absent[0]]} does not hold{more}"
         )
-    # by name, as single files come: discovery then goes by the numbers in the names, however the shards are cut
-    return {name: found[name] for name in sorted(found)}, tuple(folder / file for file in files), metadata
+    # safetensors by name, as single files come: discovery then goes by the numbers in the names, however the shards are
+    # cut; torch.save keeps the order in which the network has its layers, which tells more
+    order = list(found) if whole == BIN or index == BIN_INDEX else sorted(found)
+    return {name: found[name] for name in order}, tuple(folder / file for file in files), metadata
 
 
 def _read(path: Path) -> tuple[Mapping[str, TensorData], dict[str, str]]:

@@ -70,6 +70,9 @@ class _Folder:
         str, dict[int, dict[str, str]]
     ]  #: by the stack's label and the layer's number: end of name, name
     outside: set[str]  #: what lies in no layer
+    tails: dict[
+        str, list[int]
+    ]  #: by the stack's label: layers behind those that are counted, which stay there
 
     @staticmethod
     def of(path: Path, graph: Graph, labels: Sequence[str]) -> _Folder:
@@ -78,7 +81,11 @@ class _Folder:
         layers = {label: _layers(graph, label) for label in labels}
         held = {n for stack in layers.values() for layer in stack.values() for n in layer.values()}
         masks = read_masks(sidecar) if sidecar is not None else None
-        return _Folder(path.resolve().name, tensors, masks, layers, tensors.keys() - held)
+        tails = {
+            label: [stack.before + extra for extra in range(stack.tail)]
+            for label, stack in _stacks(graph).items()
+        }
+        return _Folder(path.resolve().name, tensors, masks, layers, tensors.keys() - held, tails)
 
 
 def verify_checkpoint(
@@ -147,6 +154,14 @@ def _sources(folder: Path, step: Step | None, against: list[Path]) -> tuple[Path
 # -- names ---------------------------------------------------------------------------------------------------------
 
 
+def _stacks(graph: Graph) -> dict[str, Stack]:
+    """What repeats, by its label."""
+    try:
+        return {stack.label: stack for stack in map(Stack.of, graph.structure.containers)}
+    except StructureError:
+        return {}  # one layer is left, and nothing repeats
+
+
 def _layers(graph: Graph, label: str) -> dict[int, dict[str, str]]:
     """The tensors of a stack's layers by number, counted from 0; the label is a path, as in the record."""
     head = "" if label == "network" else re.escape(label) + "[._]?"
@@ -156,11 +171,8 @@ def _layers(graph: Graph, label: str) -> dict[int, dict[str, str]]:
         match = pattern.fullmatch(name)
         if match:
             found.setdefault(int(match[1]), {})[match[2] or ""] = name
-    try:
-        bases = {stack.label: stack.base for stack in map(Stack.of, graph.structure.containers)}
-    except StructureError:
-        bases = {}  # one layer is left, and nothing repeats
-    base = bases.get(label, min(found, default=0))
+    stack = _stacks(graph).get(label)
+    base = stack.base if stack is not None else min(found, default=0)
     return {number - base: layer for number, layer in found.items()}
 
 
@@ -192,6 +204,8 @@ def _off_plan(
 ) -> Iterator[Difference]:
     """The same for the layers of one stack."""
     stack = target.layers[label]
+    # the first source's last layers that nothing counts; without it they are only known to be there
+    numbers = numbers + (origins[0] if origins else target).tails.get(label, [])
     for number in sorted(stack.keys() - set(range(len(numbers)))):
         for name in stack[number].values():
             yield Difference(

@@ -14,9 +14,13 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def looks_prunable(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a name and shape speak of a convolution or linear layer: a ``weight`` of rank 2 to 5, no lookup."""
+    """Whether a name and shape speak of a convolution or linear layer: a ``weight`` of rank 2 to 5, no lookup.
+
+    What is looked up is a table of two axes; the convolution of a patch embedding has more.
+    """
     role = name.rpartition(".")[2]
-    return role.endswith("weight") and 2 <= len(shape) <= 5 and not _LOOKUP.search(name.lower())
+    looked_up = len(shape) == 2 and _LOOKUP.search(name.lower())
+    return role.endswith("weight") and 2 <= len(shape) <= 5 and not looked_up
 
 
 def graph_of_tensors(name: str, tensors: Mapping[str, TensorData]) -> Graph:

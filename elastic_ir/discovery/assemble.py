@@ -42,6 +42,17 @@ class Candidate:
         return forms.most_common(1)[0][0]
 
     @property
+    def kernels(self) -> set[tuple[int, ...]]:
+        """The extents of its free blocks' kernels, where names are all there is; a bare linear layer has none."""
+        return {
+            shape[2:]
+            for group in self.groups
+            if group.free and not group.nodes
+            for shape in group.weights.values()
+            if len(shape) > 2
+        }
+
+    @property
     def kinds(self) -> set[str]:
         return {group.kind for group in self.groups if group.free}
 
@@ -138,8 +149,7 @@ def choose(found: list[Candidate]) -> list[Candidate]:
         forks = {c.groups[0].input for c in strong if c.trunk}
         strong = [c for c in strong if c.trunk or c.groups[0].input in forks]
     if strong:
-        forms = [c.form for c in strong]
-        weak = [c for c in found if not c.strong and any(kin(c.form, form) for form in forms)]
+        weak = [c for c in found if not c.strong and any(_akin(c, other) for other in strong)]
     else:
         counts = Counter(g.kind for c in found for g in c.groups if g.free)
         weak = [c for c in found if any(counts[kind] > 1 for kind in c.kinds)]
@@ -152,6 +162,17 @@ def choose(found: list[Candidate]) -> list[Candidate]:
         i for c in unwanted for i in c.inner if i.strong and i.trunk and any(i.form == f for f in forms)
     }
     return [c for outer in found for c in (outer, *outer.inner) if c in kept or c in passed]
+
+
+def _akin(single: Candidate, other: Candidate) -> bool:
+    """Whether a single block is of the kind of others: of their form and, a bare layer by names, of their kernel.
+
+    Such a layer has no names inside to tell it by, and convolutions of 7 by 7 that make VGG's head are no blocks.
+    """
+    bare = all(":" in part for part in single.form)
+    kernels = single.kernels, other.kernels
+    unlike = bare and all(kernels) and kernels[0].isdisjoint(kernels[1])
+    return kin(single.form, other.form) and not unlike
 
 
 def draft_stages(candidate: Candidate) -> list[Draft]:

@@ -56,7 +56,9 @@ class NameReader:
             group.form = form_of(group)
             group.linked = index > 0 and not group.boundary
             group.signature = hashlib.sha256(repr(sorted(group.weights.items())).encode()).hexdigest()
-            group.kind = hashlib.sha256(repr(sorted(group.weights)).encode()).hexdigest()
+            # names and the extents of kernels: a convolution of 11 by 11 is of another kind than one of 3 by 3
+            kernels = sorted((name, shape[2:]) for name, shape in group.weights.items())
+            group.kind = hashlib.sha256(repr(kernels).encode()).hexdigest()
             groups.append(group)
         for index, group in enumerate(groups):
             # equal neighbours chain, so what goes in is what comes out; else the channels of its layers tell
@@ -69,6 +71,8 @@ class NameReader:
     def channels(self, group: Group) -> tuple[int, int] | None:
         """Channels into its first layer and out of its last, in the order of the state dict."""
         layers = [self.graph.weights[n].shape for p in group.parts for n in p.weights if n in self.prunable]
+        # one channel in and one out is a filter along the channels, which makes a gate (ECA)
+        layers = [shape for shape in layers if shape[:2] != (1, 1)] or layers
         if not layers:
             return None
         return in_channels(layers[0]), layers[-1][0]

@@ -14,6 +14,7 @@ from elastic_ir.checkpoint_record import Origin, read_record
 from elastic_ir.cli.app import elastic_ir
 from elastic_ir.copy_edits import parse_names, parse_scale
 from elastic_ir.errors import PlanError
+from elastic_ir.frontends.masks import read_masks
 from elastic_ir.zoo import cifar_resnet
 from tests.checkpoints.folders import config, llama, write
 
@@ -45,6 +46,7 @@ def test_copies_are_scaled_and_originals_are_not(source: Path, tmp_path: Path) -
     assert step.origin(name.format(6)) == Origin(name.format(1), 0, 0.1)
     assert step.origin(name.format(1)) == Origin(name.format(1))
     assert "one of the source's, but for multiples (6);" in (out / "README.md").read_text()
+    assert not eir.verify_checkpoint(out).differences
 
 
 def test_zeros_are_not_read(source: Path, tmp_path: Path) -> None:
@@ -56,6 +58,7 @@ def test_zeros_are_not_read(source: Path, tmp_path: Path) -> None:
     assert all(made[name].tobytes() == bytes(made[name].nbytes) for name in zero)
     (step,) = read_record(tmp_path / "out")
     assert {step.origin(name).scale for name in zero} == {0.0}
+    assert not eir.verify_checkpoint(tmp_path / "out").differences
 
 
 def test_one_copy_after_every_second_layer(source: Path, tmp_path: Path) -> None:
@@ -80,7 +83,8 @@ def test_masks_stay(source: Path, tmp_path: Path) -> None:
     made = load_file(tmp_path / "out" / "model.safetensors")
     twin = name.replace(".1.", ".4.")
     assert (made[twin] == np.where(mask, llama()[name].astype(np.float16) * np.float16(0.5), 0)).all()
-    assert (load_file(tmp_path / "out" / "model.masks.safetensors")[twin] == mask).all()
+    assert (read_masks(tmp_path / "out" / "model.masks.safetensors")[twin].array() == mask).all()
+    assert not eir.verify_checkpoint(tmp_path / "out").differences
 
 
 def test_what_is_refused(source: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from elastic_ir.checkpoint_record import Origin, read_record
 from elastic_ir.cli.app import elastic_ir
 from elastic_ir.config_differences import differences
 from elastic_ir.errors import EmitError, PlanError
+from elastic_ir.frontends.masks import read_masks
 from elastic_ir.zoo import cifar_resnet
 from tests.checkpoints.folders import State, config, llama, write
 
@@ -66,6 +67,7 @@ def test_layers_of_two_folders(folders: tuple[Path, Path], tmp_path: Path) -> No
     name = "mlp.up_proj.weight"
     assert step.origin(f"model.layers.4.{name}") == Origin(f"model.layers.3.{name}", 1)
     assert step.origin(f"model.layers.7.{name}") == Origin(f"model.layers.3.{name}", 0)
+    assert run("verify", out).output.endswith("result:     equal\n")
     card = (out / "README.md").read_text()
     assert "Made from `one` and layers of `other` (`b`) by ElasticIR" in card
     assert "- `model.layers`: 3 from b/2, 4 from b/3, 5 from b/4, 6 from b/5, 7 from 3, 8 from b/2" in card
@@ -107,9 +109,11 @@ def test_masks_come_with_the_layers(folders: tuple[Path, Path], tmp_path: Path) 
         "stretch", folders[0], "--with", f"b={folders[1]}", "--plan", "0-3,b/0-1", "-o", tmp_path / "out"
     )
     assert done.exit_code == 0, done.output
-    kept = load_file(tmp_path / "out" / "model.masks.safetensors")
+    kept = read_masks(tmp_path / "out" / "model.masks.safetensors")
     assert set(kept) == {name.format(1), name.format(5)}
-    assert (kept[name.format(1)] == masks[0]).all() and (kept[name.format(5)] == masks[1]).all()
+    for at, mask in zip((1, 5), masks, strict=True):
+        assert (kept[name.format(at)].array() == mask).all()
+    assert run("verify", tmp_path / "out").exit_code == 0
 
 
 @pytest.mark.parametrize(

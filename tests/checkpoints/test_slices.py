@@ -99,6 +99,7 @@ def test_two_models_in_a_row(models: Path) -> None:
     (step,) = read_record(models / "out")
     assert step.sources == ("one", "two") and step.plan == {"model.layers": "0-2,two/2-5"}
     assert step.origin("lm_head.weight") == Origin("lm_head.weight", 1)
+    assert not eir.verify_checkpoint(models / "out").differences
 
 
 def test_factors_by_filter_along_the_slice_and_by_level(models: Path) -> None:
@@ -125,6 +126,7 @@ def test_factors_by_filter_along_the_slice_and_by_level(models: Path) -> None:
     (step,) = read_record(models / "out")
     assert step.origin("model.layers.2.mlp.up_proj.weight") == Origin("model.layers.2.mlp.up_proj.weight", 1)
     assert step.origin("model.layers.2.mlp.gate_proj.weight").scale == 0.3
+    assert not eir.verify_checkpoint(models / "out").differences
 
 
 def test_one_whole_model_and_the_other_command(models: Path) -> None:

@@ -55,6 +55,9 @@ def test_the_extra_layer_stays_last(tmp_path: Path, dense: int, plan: str, order
         "model.layers.6 is not counted by config.json: it stays the last layer"
     )
     eir.save(eir.stretch(graph, plan=plan), tmp_path / "out")
+    for against in ([], [source]):
+        found = eir.verify_checkpoint(tmp_path / "out", against)
+        assert found.sources == (source,) and not found.differences
     state, made = deepseek(6, dense), load_file(tmp_path / "out" / "model.safetensors")
     expected = {name: array for name, array in state.items() if "layers" not in name}
     for at, layer in enumerate([*order, 6]):
