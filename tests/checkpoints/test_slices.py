@@ -259,11 +259,6 @@ def test_against_mergekit(family: str, dtype: str, tmp_path: Path) -> None:
             for parameter in model.parameters():
                 parameter.normal_()
         model.to(getattr(torch, dtype)).save_pretrained(tmp_path / name)
-        told = json.loads((tmp_path / name / "config.json").read_text())
-        told.pop(
-            "layer_types", None
-        )  # mergekit does not bring it up to date, and transformers then refuses it
-        (tmp_path / name / "config.json").write_text(json.dumps(told))
     parts = {
         "o_proj": "attn.c_proj",
         "down_proj": "mlp.c_proj",
