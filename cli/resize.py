@@ -376,7 +376,7 @@ def _show_change(before: Graph | None, after: Graph) -> None:
         )
     tables.show_table(table)
     click.echo()
-    graphs = (before or after, after)
+    graphs = (after if before is None else before, after)  # an empty graph is false
     structures = [tables.structure_of(graph)[0] for graph in graphs]
     depths = [tables.number(found.depth if found is not None else None) for found in structures]
     sizes = [tables.number(graph.parameter_count()) for graph in graphs]

@@ -269,6 +269,8 @@ def test_against_mergekit(family: str, dtype: str, tmp_path: Path) -> None:
     for number, text in enumerate((TWO.replace("bfloat16", dtype), SCALED)):
         for part, other in parts.items() if family == "gpt2" else ():
             text = text.replace(f"filter: {part}", f"filter: {other}")
+        for name in ("one", "two"):  # whole paths, as mergekit asks the hub about others
+            text = text.replace(f"model: {name}", f"model: {tmp_path / name}")
         recipe = tmp_path / f"merge{number}.yaml"
         recipe.write_text(text)
         theirs, ours = tmp_path / f"theirs{number}", tmp_path / f"ours{number}"
