@@ -103,7 +103,7 @@ class Wanted:
         }  # fmt: skip
         for name, used in given.items():
             if used and not streamed:
-                raise click.UsageError(f"{name} is for folders of safetensors that are written as folders")
+                raise click.UsageError(f"{name} is for checkpoint folders that are written as folders")
         return streamed
 
 

@@ -252,7 +252,7 @@ def test_what_only_streams_have(tmp_path: Path, source: Path) -> None:
     for option in (("--durable",), ("--resume",), ("--shard-size", "1GB")):
         done = run("stretch", source / "model-00001-of-00003.safetensors", "--to-units", 6, *option)
         assert done.exit_code == 2
-        assert f"{option[0]} is for folders of safetensors that are written as folders" in done.output
+        assert f"{option[0]} is for checkpoint folders that are written as folders" in done.output
     done = run("stretch", source, "--to-units", 6, "--shard-size", "many")
     assert "'many' is no size; write for example 5GB, 500MB or 2GiB" in done.output
     with pytest.raises(EmitError, match="was not read from a checkpoint folder by its headers"):
