@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from elastic_ir.cli import tables
-from elastic_ir.cli.options import Function, Notation, Reading
+from elastic_ir.cli.options import Function, Notation, Reading, gathered
 
 if TYPE_CHECKING:
     from elastic_ir.graph import Graph
@@ -104,16 +103,7 @@ OPTIONS = (
 
 def copy_options(command: Function) -> Function:
     """Add the options; the command gets them as one argument, ``copies``."""
-
-    @functools.wraps(command)
-    def gathered(**given: Any) -> Any:
-        taken = {name: given.pop(name) for name in Copies.__dataclass_fields__}
-        return command(copies=Copies(**taken), **given)
-
-    decorated: Function = gathered
-    for option in reversed(OPTIONS):
-        decorated = option(decorated)
-    return decorated
+    return gathered("copies", Copies, OPTIONS)(command)
 
 
 def is_recipe(source: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -204,21 +204,30 @@ DEBUG_OPTION = click.option(
 )  # fmt: skip
 
 
-def reading_options(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
-    """Add source options and ``--debug``; the command gets them as one argument, ``reading``."""
+def gathered(
+    name: str, kind: type[Any], options: Sequence[Callable[[Function], Function]]
+) -> Callable[[Function], Function]:
+    """Add options that a command gets as one argument of that name: an object of a dataclass of them."""
 
     def decorate(command: Function) -> Function:
         @functools.wraps(command)
-        def gathered(**given: Any) -> Any:
-            taken = {name: given.pop(name) for name in Reading.__dataclass_fields__ if name in given}
-            return command(reading=Reading(**taken), **given)
+        def called(**given: Any) -> Any:
+            taken = {
+                field.name: given.pop(field.name) for field in dataclasses.fields(kind) if field.name in given
+            }
+            return command(**{name: kind(**taken)}, **given)
 
-        decorated: Function = DEBUG_OPTION(gathered)
+        decorated: Function = called
         for option in reversed(options):
             decorated = option(decorated)
         return decorated
 
     return decorate
+
+
+def reading_options(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    """Add source options and ``--debug``; the command gets them as one argument, ``reading``."""
+    return gathered("reading", Reading, (*options, DEBUG_OPTION))
 
 
 source_options = reading_options(ARCH, MASK, MASK_FROM_ZEROS, INPUT_SHAPE, UNIT, TRUST)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import click
 from elastic_ir.cli import tables
 from elastic_ir.cli.app import COMMANDS
 from elastic_ir.cli.copies import Copies, copy_options, is_recipe
-from elastic_ir.cli.options import SOURCE, Function, Indices, Notation, Reading, Size, source_options
+from elastic_ir.cli.options import SOURCE, Indices, Notation, Reading, Size, gathered, source_options
 
 if TYPE_CHECKING:
     from elastic_ir.graph import Graph
@@ -161,16 +160,7 @@ OUTPUT_OPTIONS = (
 )  # fmt: skip
 
 
-def _wanted_options(command: Function) -> Function:
-    @functools.wraps(command)
-    def gathered(**given: Any) -> Any:
-        taken = {name: given.pop(name) for name in Wanted.__dataclass_fields__}
-        return command(wanted=Wanted(**taken), **given)
-
-    decorated: Function = gathered
-    for option in reversed((*TARGET_OPTIONS, *OUTPUT_OPTIONS)):
-        decorated = option(decorated)
-    return decorated
+_wanted_options = gathered("wanted", Wanted, (*TARGET_OPTIONS, *OUTPUT_OPTIONS))
 
 
 @click.command("stretch", short_help=COMMANDS["stretch"], epilog=STRETCH_EPILOG)

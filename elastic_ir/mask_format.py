@@ -6,8 +6,10 @@ and in the metadata an index of shapes. Files of plain zeros and ones under the 
 
 from __future__ import annotations
 
+from typing import Any
+
 from elastic_ir.errors import SourceError
-from elastic_ir.tensors import Mask, TensorData
+from elastic_ir.tensors import ITEM_SIZES, Mask, TensorData
 
 #: The version that is written, and the newest that is read.
 VERSION = 1
@@ -22,6 +24,19 @@ SUFFIX = ":mask"
 def packed_size(size: int) -> int:
     """Bytes of a mask of so many weights: a bit for each, the last byte filled up."""
     return -(-size // 8)
+
+
+def mask_entry(entry: Any) -> tuple[tuple[int, ...], str]:
+    """Shape and dtype that an index gives a mask; ValueError for an entry that has none."""
+    shape, dtype = (entry.get("shape"), entry.get("mask")) if isinstance(entry, dict) else (None, None)
+    if (
+        not isinstance(shape, list)
+        or not all(type(extent) is int and extent >= 0 for extent in shape)
+        or not isinstance(dtype, str)
+        or dtype not in ITEM_SIZES
+    ):
+        raise ValueError("no shape, or no dtype of a mask")
+    return tuple(shape), dtype
 
 
 class StoredMask(Mask):

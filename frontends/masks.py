@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from elastic_ir.errors import MaskError, SourceError
-from elastic_ir.mask_format import INDEX, SUFFIX, VERSION, StoredMask, packed_size
+from elastic_ir.mask_format import INDEX, SUFFIX, VERSION, StoredMask, mask_entry, packed_size
 from elastic_ir.tensors import ITEM_SIZES, Mask, TensorData
 from elastic_ir.ticket_format import EXTENSION
 from elastic_ir.weights import Weight
@@ -91,22 +91,16 @@ def _packed(path: Path, stored: Mapping[str, TensorData], index: str) -> dict[st
         )
     masks: dict[str, Mask] = {}
     for name, entry in entries.items():
-        shape, dtype = (entry.get("shape"), entry.get("mask")) if isinstance(entry, dict) else (None, None)
-        if (
-            not isinstance(shape, list)
-            or not all(type(extent) is int and extent >= 0 for extent in shape)
-            or not isinstance(dtype, str)
-            or dtype not in ITEM_SIZES
-        ):
-            raise SourceError(
-                f"{path} is damaged: the index entry of {name!r} has no shape, or no dtype of a mask"
-            )
+        try:
+            shape, dtype = mask_entry(entry)
+        except ValueError as error:
+            raise SourceError(f"{path} is damaged: the index entry of {name!r} has {error}") from error
         bits = stored.get(name + SUFFIX)
         if bits is None or bits.dtype != "uint8" or bits.shape != (packed_size(prod(shape)),):
             raise SourceError(
                 f"{path} is damaged: the mask of {name!r} is missing, or not of {prod(shape)} bits"
             )
-        masks[name] = StoredMask(name, bits, tuple(shape), dtype)
+        masks[name] = StoredMask(name, bits, shape, dtype)
     unknown = [name for name in stored if name.removesuffix(SUFFIX) not in entries]
     if unknown:
         raise SourceError(

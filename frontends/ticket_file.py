@@ -16,6 +16,7 @@ from typing import Any
 
 from elastic_ir.errors import SourceError
 from elastic_ir.frontends.safetensors_file import FileTensor, read_safetensors
+from elastic_ir.mask_format import mask_entry
 from elastic_ir.tensors import ITEM_SIZES, Mask, TensorData
 from elastic_ir.ticket_format import (
     EXTENSION,
@@ -156,16 +157,10 @@ def _masked(
 ) -> tuple[TensorData, PackedMask]:
     """A masked weight and its mask; SourceError where its parts and its index entry do not fit."""
     where = f"{path} is damaged: "
-    shape, dtype = (entry.get("shape"), entry.get("mask")) if isinstance(entry, dict) else (None, None)
-    if (
-        not isinstance(shape, list)
-        or not all(type(extent) is int and extent >= 0 for extent in shape)
-        or not isinstance(dtype, str)
-        or dtype not in ITEM_SIZES
-    ):
-        raise SourceError(
-            f"{where}the index entry of {name!r} has no shape, or no dtype of a mask: {str(entry)[:80]}"
-        )
+    try:
+        shape, dtype = mask_entry(entry)
+    except ValueError as error:
+        raise SourceError(f"{where}the index entry of {name!r} has {error}: {str(entry)[:80]}") from error
     bits, kept, whole = (stored.get(key) for key in (name + MASK, name + KEPT, name))
     if bits is None:
         raise SourceError(f"{where}the mask of {name!r} is missing")
@@ -183,11 +178,11 @@ def _masked(
             f"{where}the mask of {name!r} is {bits.dtype} {list(bits.shape)}, "
             f"shape {shape} needs {-(-size // 8)} bytes of uint8"
         )
-    if whole is not None and whole.shape != tuple(shape):
+    if whole is not None and whole.shape != shape:
         raise SourceError(f"{where}{name!r} has the shape {list(whole.shape)}, its index entry {shape}")
     if kept is not None and len(kept.shape) != 1:
         raise SourceError(f"{where}the values of {name!r} have {len(kept.shape)} dimensions, not one")
-    mask = PackedMask(name, bits, tuple(shape), dtype, prod(values.shape))
+    mask = PackedMask(name, bits, shape, dtype, prod(values.shape))
     return (PackedData(mask, values) if whole is None else whole), mask
 
 
