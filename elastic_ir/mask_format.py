@@ -26,7 +26,7 @@ def packed_size(size: int) -> int:
     return -(-size // 8)
 
 
-def mask_entry(entry: Any) -> tuple[tuple[int, ...], str]:
+def mask_entry(entry: Any) -> tuple[list[int], str]:
     """Shape and dtype that an index gives a mask; ValueError for an entry that has none."""
     shape, dtype = (entry.get("shape"), entry.get("mask")) if isinstance(entry, dict) else (None, None)
     if (
@@ -36,7 +36,7 @@ def mask_entry(entry: Any) -> tuple[tuple[int, ...], str]:
         or dtype not in ITEM_SIZES
     ):
         raise ValueError("no shape, or no dtype of a mask")
-    return tuple(shape), dtype
+    return shape, dtype
 
 
 class StoredMask(Mask):

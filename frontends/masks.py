@@ -100,7 +100,7 @@ def _packed(path: Path, stored: Mapping[str, TensorData], index: str) -> dict[st
             raise SourceError(
                 f"{path} is damaged: the mask of {name!r} is missing, or not of {prod(shape)} bits"
             )
-        masks[name] = StoredMask(name, bits, shape, dtype)
+        masks[name] = StoredMask(name, bits, tuple(shape), dtype)
     unknown = [name for name in stored if name.removesuffix(SUFFIX) not in entries]
     if unknown:
         raise SourceError(

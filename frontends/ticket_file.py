@@ -178,11 +178,11 @@ def _masked(
             f"{where}the mask of {name!r} is {bits.dtype} {list(bits.shape)}, "
             f"shape {shape} needs {-(-size // 8)} bytes of uint8"
         )
-    if whole is not None and whole.shape != shape:
+    if whole is not None and whole.shape != tuple(shape):
         raise SourceError(f"{where}{name!r} has the shape {list(whole.shape)}, its index entry {shape}")
     if kept is not None and len(kept.shape) != 1:
         raise SourceError(f"{where}the values of {name!r} have {len(kept.shape)} dimensions, not one")
-    mask = PackedMask(name, bits, shape, dtype, prod(values.shape))
+    mask = PackedMask(name, bits, tuple(shape), dtype, prod(values.shape))
     return (PackedData(mask, values) if whole is None else whole), mask
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -16,18 +17,16 @@ from elastic_ir.frontends import checkpoint as reading
 EARLY = (resize, checkpoint, partial, reading)
 
 
-def command(begun: Connection, arguments: list[str]) -> None:
-    """Say that it begins, run, and say when the first file is begun."""
+def command(begun: Connection, arguments: list[str], pause: float) -> None:
+    """Say that it begins, run, and say so whenever a file is begun; ``pause`` in seconds is made before each."""
     write = checkpoint.__dict__["write_safetensors"]
 
     def telling(*arguments: Any) -> None:
-        if not told:
-            told.append(True)
-            with contextlib.suppress(OSError):  # nobody may wait for it
-                begun.send(None)
+        with contextlib.suppress(OSError):  # nobody may wait for it
+            begun.send(None)
+        time.sleep(pause)
         write(*arguments)
 
-    told: list[bool] = []
     checkpoint.__dict__["write_safetensors"] = telling
     sys.stdout = sys.stderr = open("/dev/null", "w")  # noqa: SIM115  until the process ends
     begun.send(None)

@@ -487,19 +487,19 @@ def test_killed_at_random_moments(tmp_path: Path, moments: int, durable: bool) -
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.checkpoints.killed"])
 
-    def start(target: Path, writing: bool) -> multiprocessing.process.BaseProcess:
-        """A run that has just begun, or has just begun to write."""
+    def start(target: Path, files: int, pause: float = 0.0) -> multiprocessing.process.BaseProcess:
+        """A run that has just begun, or has just begun so many files."""
         here, there = context.Pipe()
-        process = context.Process(target=killed.command, args=(there, [*options, "-o", str(target)]))
+        process = context.Process(target=killed.command, args=(there, [*options, "-o", str(target)], pause))
         process.start()
         there.close()
-        for _ in range(1 + writing):
+        for _ in range(1 + files):
             here.recv()
         return process
 
     seconds: list[float] = []
-    for writing in (False, True, False, True):  # the first one also starts the server
-        process = start(tmp_path / "undisturbed", writing)
+    for files in (0, 1, 0, 1):  # the first one also starts the server
+        process = start(tmp_path / "undisturbed", files)
         begun = time.perf_counter()
         process.join()
         seconds.append(time.perf_counter() - begun)
@@ -512,9 +512,13 @@ def test_killed_at_random_moments(tmp_path: Path, moments: int, durable: bool) -
     dice = random.Random(moments)
     partly = 0
     for moment in range(moments):
-        writing = moment % 2 == 1  # every other kill while files are written
-        process = start(out, writing)
-        time.sleep(dice.uniform(0, seconds[2 + writing]))
+        if moment % 4 == 1:  # in the middle of the files, however fast or busy the machine is
+            process = start(out, dice.randint(2, len(whole) // 2), pause=0.002)
+            time.sleep(dice.uniform(0, 0.004))
+        else:
+            files = moment % 2  # every other kill while files are written
+            process = start(out, files)
+            time.sleep(dice.uniform(0, seconds[2 + files]))
         process.kill()
         process.join()
         assert not out.exists() or tree(out) == whole
@@ -526,4 +530,4 @@ def test_killed_at_random_moments(tmp_path: Path, moments: int, durable: bool) -
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
         subprocess.run(["rm", "-r", str(out)], check=True)
     assert tree(source) == before and {path: path.stat() for path in source.iterdir()} == stamps
-    assert partly >= moments / 5  # or nothing was tested
+    assert partly >= moments // 5  # or nothing was tested
