@@ -78,9 +78,11 @@ class Step:
         try:
             sources = tuple(str(name) for name in data["sources"])
             lineage = {str(name): Origin.of(origin) for name, origin in data["lineage"].items()}
-            step = Step(str(data["elastic_ir"]), sources, dict(data["plan"]), lineage)
+            step = Step(str(data["elastic_ir"]), sources, dict(data["plan"].items()), lineage)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError("it is no step of a record") from error
+        if not all(isinstance(text, str) for text in step.plan.values()):
+            raise ValueError("its plan is no table of texts")
         if not sources or any(origin.source >= len(sources) for origin in lineage.values()):
             raise ValueError("its lineage speaks of a source that it does not name")
         return step

@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,6 +28,7 @@ from elastic_ir.tensors import ITEM_SIZES, TensorData
 _PICKLE = 256 << 20  #: bytes of a pickle that are worth reading
 _LOCAL = struct.Struct("<4s5H3I2H")  #: the header before a record of a zip
 _MAGIC = 0x1950A86A20F9469CFC6C  #: what the older form begins with, as a pickled number
+_REPEATED = 1 << 24  #: elements that a view may have more of than its storage, by steps of no length
 _AGAIN = "load it with torch and save it again"
 
 
@@ -95,6 +97,10 @@ def _data(
         )
     if tensor.contiguous:
         return FileTensor(path, place.offset + begin, tensor.shape, tensor.dtype, stamp)
+    if prod(tensor.shape) > max(_REPEATED, tensor.span):
+        raise SourceError(
+            f"{path}: {name!r} repeats {tensor.span} numbers to {prod(tensor.shape)}; {_AGAIN}, without expand"
+        )
     flat = FileTensor(path, place.offset + begin, (tensor.span,), tensor.dtype, stamp)
     return Strided(flat, tensor.shape, tensor.stride)
 

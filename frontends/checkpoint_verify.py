@@ -7,10 +7,10 @@ depend on the size of the model. Only what a recipe multiplied is computed again
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 from elastic_ir.checkpoint_record import Origin, Step, read_record
@@ -23,6 +23,7 @@ from elastic_ir.graph import Graph
 from elastic_ir.recipes import Scaled
 from elastic_ir.tensors import ITEM_SIZES, Mask, MaskedData, TensorData, nbytes
 
+_LAYERS = 100_000  #: more than any network has
 #: A layer or a run of them in a plan, with the name of another source before it or not: ``3``, ``0-15``, ``b/6-21``.
 _RUN = re.compile(r"(?:[^/,]+/)?(\d+)(?:-(\d+))?")
 _PIECE = 1 << 18  #: bytes that are compared at once; more would leave the processor's cache
@@ -142,8 +143,14 @@ def _sources(folder: Path, step: Step | None, against: list[Path]) -> tuple[Path
         return tuple(against)
     if against and len(against) != len(step.sources):
         raise SourceError(
-            f"{folder} was made from {len(step.sources)} sources ({', '.join(step.sources)}) and not from "
+            f"{folder} was made from {', '.join(step.sources)} (sources: {len(step.sources)}), and --against gives "
             f"{len(against)}; give each once, in that order"
+        )
+    twice = next((name for name in step.sources if step.sources.count(name) > 1), None)
+    if not against and twice is not None:
+        raise SourceError(
+            f"{folder} was made from two folders that are called {twice!r}; say which is which, by --against SOURCE "
+            f"for each of {', '.join(step.sources)}"
         )
     beside = [folder.resolve().parent / name for name in step.sources]
     if not against and all(is_checkpoint(path) and path != folder.resolve() for path in beside):
@@ -183,6 +190,8 @@ def _planned(text: str, folder: str) -> list[int]:
         match = _RUN.fullmatch(part.strip())
         if not match:
             raise SourceError(f"{RECORD} of {folder} is damaged: {text!r} is no plan")
+        if len(numbers) + int(match[2] or match[1]) - int(match[1]) >= _LAYERS:
+            raise SourceError(f"{RECORD} of {folder} is damaged: {text!r} has more layers than any network")
         numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
     return numbers
 
@@ -204,6 +213,10 @@ def _off_plan(
 ) -> Iterator[Difference]:
     """The same for the layers of one stack."""
     stack = target.layers[label]
+    if numbers and not stack:
+        raise SourceError(
+            f"{RECORD} of {target.name} is damaged: there are no layers at {label!r}, which its plan is of"
+        )
     # the first source's last layers that nothing counts; without it they are only known to be there
     numbers = numbers + (origins[0] if origins else target).tails.get(label, [])
     for number in sorted(stack.keys() - set(range(len(numbers)))):
@@ -249,7 +262,7 @@ def _compare(
     hashes: bool,
     tell: Callable[[int, int], None] | None,
 ) -> None:
-    copies: dict[tuple[Origin, bytes], str] = {}
+    copies: dict[tuple[Origin, bytes], str] = {}  #: by the origin and a digest of the mask
     done = 0
     for name, data in target.tensors.items():
         origin, mask = step.origin(name), (target.masks or {}).get(name)
@@ -259,7 +272,7 @@ def _compare(
         elif origins:
             expected = _of_source(origins[origin.source], origin, data, target, name)
         else:
-            other = copies.setdefault((origin, mask.bits if mask is not None else b""), name)
+            other = copies.setdefault((origin, sha256(mask.bits).digest() if mask is not None else b""), name)
             expected = _held_against(target.tensors[other], data, mask, f"{target.name}:{other}")
             if other == name and mask is None and not zeros:
                 expected = _Expected(data if hashes else None, "")
@@ -311,7 +324,7 @@ def _streamed(
     data: TensorData, expected: TensorData, zeros: bool, hashes: bool
 ) -> tuple[int | None, str, str]:
     """The first byte that differs, if any, and the hashes of both; ``zeros`` of either sign are what is expected."""
-    own = hashlib.sha256() if hashes else None
+    own = sha256() if hashes else None
     theirs = None
     first: int | None = None
     at = 0

@@ -187,7 +187,7 @@ class _Reader(pickle._Unpickler):
             or not plain
             or len(shape) != len(stride)
             or any(rest[1:2])
-            or any(rest[3:])
+            or any(rest[3:] if name.endswith("_v3") else rest[2:])  # a negative or conjugate view
         ):
             raise self.refuse("makes a tensor in an unusual way")
         return StoredTensor(storage, dtype, offset, shape, stride)

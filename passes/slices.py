@@ -85,16 +85,16 @@ class Slices:
                             f"{where}: {weight.name} of {graph.name} is {weight.dtype}, and is not converted to "
                             f"{dtype}; convert the model first, or leave the dtype out"
                         )
-        return _Merge(self, tuple(graphs), tuple(_labels(self.models))).run(graphs[0])
+        return _Merge(self, tuple(graphs), tuple(_labels(self.models, graphs[0].name))).run(graphs[0])
 
 
-def _labels(models: Sequence[Path]) -> list[str]:
+def _labels(models: Sequence[Path], first: str) -> list[str]:
     """A name for each model in plans: its folder's, as far as it may stand there and no two are equal."""
-    names: list[str] = []
-    for at, path in enumerate(models):
+    names = [first]
+    for at, path in enumerate(models[1:], start=2):
         name = re.sub(r"[^\w.-]", "-", path.resolve().name)
-        if not re.match(r"[A-Za-z_]", name) or name in names:
-            name = f"model-{at + 1}"
+        while not re.match(r"[A-Za-z_]", name) or name in names:
+            name, at = f"model-{at}", at + 1
         names.append(name)
     return names
 
@@ -190,7 +190,7 @@ class _Merge(Pass):
                 )
             item = ends[behind]
             if item.model:
-                number = sources.index(self.labels[item.model])
+                number = 1 + sources[1:].index(self.labels[item.model])
                 rewriter.take_weight(name, self.graphs[item.model], name, number)
             _scale(rewriter, graph, name, item.factor(name, 0))
 

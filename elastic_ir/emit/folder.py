@@ -46,7 +46,13 @@ def atomic_folder(path: Path, durable: bool = False) -> Iterator[Path]:
 
 def refuse_taken(path: Path) -> None:
     """OutputError where a folder cannot be made at ``path``: something is there, or its parent is not."""
-    if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
+    if path.is_symlink():
+        raise OutputError(f"{path} is a symbolic link; name the folder that it leads to, or another")
+    if path.resolve() == Path.cwd():
+        raise OutputError(
+            f"{path} is the folder that this runs in, which a new one would take away; name another"
+        )
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise OutputError(f"{path} exists already and is no empty folder")
     if not path.parent.is_dir():
         raise OutputError(f"the folder {path.parent} does not exist")

@@ -405,3 +405,18 @@ def test_random_damage_is_one_line(tmp_path: Path) -> None:
             told.append(str(error))
     assert 100 < len(told) < 600
     assert not [text for text in told if "\n" in text]
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_view_with_a_sign_of_its_own_is_refused(tmp_path: Path, legacy: bool) -> None:
+    tensors = state()
+    tensors["model.norm.weight"] = torch._neg_view(tensors["model.norm.weight"])
+    folder = write(tmp_path / "source", tensors, _use_new_zipfile_serialization=not legacy)
+    assert "makes a tensor in an unusual way" in said(folder / BIN, UntrustedError)
+
+
+def test_a_view_that_repeats_without_end_is_refused(tmp_path: Path) -> None:
+    tensors = state()
+    tensors["model.extra"] = torch.zeros(1).expand(1, 1 << 40)
+    folder = write(tmp_path / "source", tensors)
+    assert "'model.extra' repeats 1 numbers to 1099511627776" in said(folder / BIN)

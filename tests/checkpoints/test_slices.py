@@ -294,3 +294,28 @@ def test_against_mergekit(family: str, dtype: str, tmp_path: Path) -> None:
             for folder in (ours, theirs)
         )  # fmt: skip
         assert state == wanted
+
+
+def test_models_whose_folders_are_called_alike(tmp_path: Path) -> None:
+    """Names in plans are made until no two are equal, the first model's folder's included."""
+    states = [state(4, seed) for seed in range(3)]
+    for place, held in zip(("p/model-2", "q/model-2", "r/model-3"), states, strict=True):
+        folder = tmp_path / place
+        folder.mkdir(parents=True)
+        save_file(held, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(config(4)))
+    rows = [
+        f"  - sources: [{{model: {place}, layer_range: [1, 3]}}]"
+        for place in ("p/model-2", "q/model-2", "r/model-3")
+    ]
+    (tmp_path / "merge.yaml").write_text("\n".join(["slices:", *rows, "merge_method: passthrough"]))
+    eir.save(eir.merge(tmp_path / "merge.yaml"), tmp_path / "out")
+    wanted = {n: states[0][n] for n in states[0] if "embed" in n}
+    wanted |= {n: states[2][n] for n in ("model.norm.weight", "lm_head.weight")}
+    for at in range(6):
+        wanted |= layers_of(states[at // 2], 1 + at % 2, at)
+    assert as_bytes(load_file(tmp_path / "out" / "model.safetensors")) == as_bytes(wanted)
+    folders = [tmp_path / place for place in ("p/model-2", "q/model-2", "r/model-3")]
+    assert not eir.verify_checkpoint(tmp_path / "out", folders).differences
+    with pytest.raises(eir.SourceError, match="made from two folders that are called 'model-2'"):
+        eir.verify_checkpoint(tmp_path / "out")

@@ -266,3 +266,13 @@ def test_a_configuration_without_a_count(tmp_path: Path) -> None:
         PlanError, match=r"config.json has no entry that counts the 4 layers at model\.layers"
     ):
         eir.save(eir.stretch(graph, to_units=5), tmp_path / "out")
+
+
+def test_targets_that_cannot_be_made(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    done = run("stretch", source, "--to-units", 6, "-o", tmp_path / "link")
+    assert "link is a symbolic link; name the folder that it leads to, or another" in done.output
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    done = run("stretch", source, "--to-units", 6, "-o", ".")
+    assert ". is the folder that this runs in" in done.output and (tmp_path / "here").is_dir()

@@ -279,7 +279,7 @@ def test_several_sources(source: Path, out: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError) as error:
         eir.verify_checkpoint(out, source)
     assert str(error.value) == (
-        f"{out} was made from 2 sources (source, other) and not from 1; give each once, in that order"
+        f"{out} was made from source, other (sources: 2), and --against gives 1; give each once, in that order"
     )
     edit(out, lambda state: state[UP.format(4)].reshape(-1).__setitem__(0, 9))
     assert told(eir.verify_checkpoint(out)) == [
@@ -427,3 +427,17 @@ def test_large_tensors_in_pieces(tmp_path: Path) -> None:
     )
     ((name, _, what),) = told(eir.verify_checkpoint(tmp_path / "out"))
     assert (name, what) == ("model.layers.1.proj.weight", "differs, first at byte 18000001 of 18874368")
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ({"model.layers": "0-5000000000"}, "has more layers than any network"),
+        ({"model.layers": 5}, "its plan is no table of texts"),
+        ({"other": "0-3"}, "there are no layers at 'other', which its plan is of"),
+    ],
+)
+def test_a_plan_that_cannot_be(out: Path, plan: Any, message: str) -> None:
+    other_record(out, lambda step: step.__setitem__("plan", plan))
+    with pytest.raises(SourceError, match=message):
+        eir.verify_checkpoint(out)
