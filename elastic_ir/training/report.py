@@ -148,7 +148,11 @@ def answers(found: Findings) -> list[Answer]:
                 {s: cell for s, cell in found.curve(network, label) if cell.values(claim.measure)}
                 for label in (claim.better, claim.than)
             )
-            for sparsity in sorted(wanted or better.keys() & than.keys()):
+            both = (
+                {s for at, label, s in found.asked if (at, label) == (network, one)}
+                for one in (claim.better, claim.than)
+            )
+            for sparsity in sorted(wanted or set.intersection(*both)):
                 if sparsity in better and sparsity in than:
                     given.append(_answer(found, claim, network, sparsity, better[sparsity], than[sparsity]))
                 elif {(network, name, sparsity) for name in (claim.better, claim.than)} <= found.asked:

@@ -138,6 +138,12 @@ def test_the_report_as_markdown(tmp_path: Path) -> None:
     assert "**Not finished: 7 of 28 numbers are missing.**" in partial
 
 
+def test_a_claim_at_any_sparsity_is_told_where_it_was_not_run(tmp_path: Path) -> None:
+    claims = [{"text": "all", "better": "imp", "than": "random", "targets": ["two"]}]
+    (given,) = answers(findings(tmp_path, {}, claims=claims))
+    assert (given.sparsity, given.verdict, given.why) == (0.5, "undecided", "not run yet")
+
+
 def test_a_claim_at_a_sparsity_is_about_its_level_alone_and_told_where_it_was_not_run(tmp_path: Path) -> None:
     changes = {
         "pruning": {"share": 0.1}, "sparsities": [0.27, 0.34],  # levels 3 and 4: 27.1 and 34.4 %
