@@ -67,27 +67,28 @@ class Wanted:
     durable: bool
     resume: bool
 
-    def check(self, otherwise: bool = False) -> None:
-        """A usage error unless the target is said in one way; ``otherwise`` says that none is needed."""
-        ways = {
+    def _ways(self) -> dict[str, object]:
+        """The options that say the target, with what each was given."""
+        return {
             "--to-depth": self.to_depth, "--to-stages": self.to_stages, "--to-units": self.to_units,
             "--plan": self.plan, "--like": self.like,
         }  # fmt: skip
-        given = [way for way, value in ways.items() if value is not None]
+
+    def _given(self) -> list[str]:
+        return [way for way, value in self._ways().items() if value is not None]
+
+    def check(self, otherwise: bool = False) -> None:
+        """A usage error unless the target is said in one way; ``otherwise`` says that none is needed."""
+        given = self._given()
         if len(given) > 1:
             raise click.UsageError(f"{' and '.join(given)} say the target twice; give one of them")
         if not given and not otherwise:
-            raise click.UsageError(f"say how deep the result shall be, with one of {', '.join(ways)}")
+            raise click.UsageError(f"say how deep the result shall be, with one of {', '.join(self._ways())}")
 
     def refuse_target(self, why: str) -> None:
         """A usage error where a target is said."""
-        given = {
-            "--to-depth": self.to_depth, "--to-stages": self.to_stages, "--to-units": self.to_units,
-            "--plan": self.plan, "--like": self.like,
-        }  # fmt: skip
-        for way, value in given.items():
-            if value is not None:
-                raise click.UsageError(f"{why}; leave out {way}")
+        for way in self._given():
+            raise click.UsageError(f"{why}; leave out {way}")
 
     def streams(self, source: str, reading: Reading) -> bool:
         """Whether a folder is streamed to a folder; a usage error for options that only streams have."""

@@ -13,12 +13,11 @@ from elastic_ir.errors import OutputError
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path, durable: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``, which gets the name ``path`` when the block ends well.
 
-    After any exception, KeyboardInterrupt included, it is gone. ``durable`` has all of it on the disk before the name
-    says so. Raises OutputError, one line: the target holds something already, its parent is missing, or it cannot be
-    written.
+    After any exception, KeyboardInterrupt included, it is gone. Raises OutputError, one line: the target holds
+    something already, its parent is missing, or it cannot be written.
     """
     refuse_taken(path)
     try:
@@ -28,14 +27,9 @@ def atomic_folder(path: Path, durable: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
-        if durable:
-            for part in (*temporary.rglob("*"), temporary):
-                sync(part)
         if path.exists():
             path.rmdir()  # it is empty; where another run has filled it meanwhile, this fails and nothing is lost
         temporary.rename(path)
-        if durable:
-            sync(path.parent)
     except OSError as error:
         raise OutputError(
             f"{path} could not be written: {(error.strerror or str(error)).lower()}; nothing of it is left"
