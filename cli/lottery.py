@@ -183,6 +183,7 @@ def _show_plan(studies: list[Study], store: str) -> None:
 def status_(studies: tuple[str, ...], store: str) -> None:
     """Show how far each STUDY is, and what works on it now."""
     from elastic_ir.training.jobs import in_order
+    from elastic_ir.training.run import time_of
     from elastic_ir.training.store import Store
     from elastic_ir.training.study import runs
     from elastic_ir.training.study_file import read_study
@@ -204,15 +205,12 @@ def status_(studies: tuple[str, ...], store: str) -> None:
                 left[job.kind] = left.get(job.kind, 0) + 1
                 if job.key in working:
                     busy.append(("at work", f"{job.key} of {study.name}, for {_clock(working[job.key])}"))
-        known = [seconds for times in took.values() for seconds in times]
-        typical = sum(known) / len(known) if known else None
-        rest = None if typical is None else sum(
-            count * (sum(took[kind]) / len(took[kind]) if kind in took else typical) for kind, count in left.items()
-        )  # fmt: skip
+        rest = time_of(left, took)
         found = sum(place.has(job.key) for job in {job.key: job for job in numbers}.values())
         table.rows.append(
             (study.name, f"{found} of {len({job.key for job in numbers})}", str(len(jobs)),
-             str(len(jobs) - sum(left.values())), _clock(sum(known)), "unknown" if rest is None else _clock(rest))
+             str(len(jobs) - sum(left.values())), _clock(sum(map(sum, took.values()))),
+             "unknown" if rest is None else _clock(rest))
         )  # fmt: skip
     tables.show_table(table)
     if busy:

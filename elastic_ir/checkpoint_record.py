@@ -7,7 +7,6 @@ sources; a tensor that has the same name and the same bytes in the first source 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import Any
 
 from elastic_ir.checkpoint_source import RECORD
 from elastic_ir.errors import SourceError
+from elastic_ir.json_file import read_json
 
 VERSION = 1
-_LIMIT = 256 << 20  #: bytes of a record that are worth reading
 
 
 @dataclass(frozen=True)
@@ -95,22 +94,17 @@ def read_record(folder: Path) -> list[Step]:
     """
     path = folder / RECORD
     try:
-        with path.open("rb") as file:
-            text = file.read(min(_LIMIT, os.fstat(file.fileno()).st_size) + 1)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise SourceError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from error
-    try:
-        if len(text) > _LIMIT:
-            raise ValueError(f"it has more than {_LIMIT >> 20} MiB")
-        found = json.loads(text)
+        found = read_json(path)
         if isinstance(found, dict) and isinstance(found.get("version"), int) and found["version"] > VERSION:
             raise SourceError(f"{path} was written by a later ElasticIR (version {found['version']})")
         if not isinstance(found, dict) or not isinstance(found.get("history"), list):
             raise ValueError("it holds no history")
         return [Step.of(step) for step in found["history"]]
-    except (ValueError, RecursionError) as error:
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from error
+    except ValueError as error:
         raise SourceError(
             f"{path} is damaged: {error}; without it the folder is read as one of its own"
         ) from error

@@ -8,8 +8,6 @@ others, the index and the configuration.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +21,7 @@ from elastic_ir.frontends.safetensors_file import read_safetensors
 from elastic_ir.frontends.statedict import graph_of_tensors
 from elastic_ir.frontends.uncounted_layers import set_tail_apart
 from elastic_ir.graph import Graph
+from elastic_ir.json_file import read_json
 from elastic_ir.tensors import TensorData, nbytes
 from elastic_ir.weights import Storage
 
@@ -30,7 +29,6 @@ from elastic_ir.weights import Storage
 _OURS = "elastic_ir."
 #: The names of one file of weights and of an index, in the order in which transformers looks for them.
 _FORMS = ((WEIGHTS, None), (None, INDEX), (BIN, None), (None, BIN_INDEX))
-_LIMIT = 256 << 20  #: bytes of an index or a configuration that are worth reading
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -46,7 +44,7 @@ def load_checkpoint(folder: Path) -> Graph:
     numbers of layers than the weights hold.
     """
     root = _root(folder)
-    config = read_json(folder / CONFIG, root) if (folder / CONFIG).exists() else None
+    config = read_table(folder / CONFIG, root) if (folder / CONFIG).exists() else None
     if config is None:
         raise SourceError(f"{folder} has no config.json, so it is no Hugging Face model folder")
     tensors, shards, metadata = _tensors(folder, root)
@@ -109,19 +107,14 @@ def inside(path: Path, root: Path) -> Path:
     return path
 
 
-def read_json(path: Path, root: Path) -> dict[str, Any]:
+def read_table(path: Path, root: Path) -> dict[str, Any]:
     """A table from a JSON file; SourceError where it is something else."""
     try:
-        with inside(path, root).open("rb") as file:
-            # the size is asked for first: a read takes memory for as much as it may return
-            text = file.read(min(_LIMIT, os.fstat(file.fileno()).st_size) + 1)
-        if len(text) > _LIMIT:
-            raise SourceError(f"{path} has more than {_LIMIT >> 20} MiB, which no such file needs")
-        found = json.loads(text)
+        found = read_json(inside(path, root))
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from error
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"{path} is damaged: it is not JSON ({error})") from error
+    except ValueError as error:
+        raise SourceError(f"{path} is damaged: {error}") from error
     if not isinstance(found, dict):
         raise SourceError(f"{path} is damaged: it holds no table")
     return found
@@ -171,7 +164,7 @@ def _read(path: Path) -> tuple[Mapping[str, TensorData], dict[str, str]]:
 
 
 def _index(path: Path, root: Path) -> Mapping[str, str]:
-    places = read_json(path, root).get("weight_map")
+    places = read_table(path, root).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
         raise SourceError(f"{path} is damaged: its weight_map is no table of tensors and files")
     if not places:

@@ -195,6 +195,7 @@ def partial_folder(path: Path) -> Path:
 def _made(work: Work, journal: Journal, handle: int, going_on: bool) -> Iterator[Work]:
     """The block's part, the end, and what is left when either stops."""
     path = work.target
+    named = False
     try:
         _remove(work.begun)
         if going_on and journal.durable:
@@ -217,11 +218,19 @@ def _made(work: Work, journal: Journal, handle: int, going_on: bool) -> Iterator
         _write(handle, replace(journal, ending=True))
         # an empty folder gives way; one that another has filled meanwhile does not
         os.rename(work.whole, path)
+        named = True
         if journal.durable:
             sync(path.parent)
         work.remove()
     except BaseException as error:
         work.stop()
+        if named:
+            work.remove()
+            if isinstance(error, OSError):
+                raise OutputError(
+                    f"{path} is written and whole, but that its name is on the disk is not sure: {_reason(error)}"
+                ) from error
+            raise
         # a source that cannot be read may be there again; one that has changed, or a fault of ours, is beyond that
         again = isinstance(error, OutputError | SourceError) and not isinstance(error, SourceChangedError)
         kept = work.files() if again or not isinstance(error, ElasticError) else 0

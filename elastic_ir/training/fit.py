@@ -53,7 +53,7 @@ def logger_in(kind: str, folder: Path, name: str = "log") -> Any:
     try:
         return TensorBoardLogger(folder, name=None, version=name)
     except ModuleNotFoundError as error:
-        raise SourceError("these logs need TensorBoard: pip install tensorboard") from error
+        raise SourceError("these logs need TensorBoard: pip install 'elastic-ir[tensorboard]'") from error
 
 
 def fit(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,15 +28,17 @@ class Progress:
     @property
     def time_left(self) -> float | None:
         """Seconds until all is done, by the mean of what each kind has taken; None before anything is known."""
-        known = [mean for times in self.seconds.values() if (mean := sum(times) / len(times)) > 0]
-        if not known:
-            return None
-        typical = sum(known) / len(known)
-        total = sum(
-            count * (sum(times) / len(times) if (times := self.seconds.get(kind)) else typical)
-            for kind, count in self.left.items()
-        )
-        return total / self.slots
+        total = time_of(self.left, self.seconds)
+        return None if total is None else total / self.slots
+
+
+def time_of(left: Mapping[str, int], seconds: Mapping[str, list[float]]) -> float | None:
+    """Seconds that jobs take one after the other, each the mean of its kind, or of all kinds; None if none is known."""
+    means = {kind: mean for kind, times in seconds.items() if (mean := sum(times) / len(times)) > 0}
+    if not means:
+        return None
+    typical = sum(means.values()) / len(means)
+    return sum(count * means.get(kind, typical) for kind, count in left.items())
 
 
 def run(

@@ -236,6 +236,25 @@ def test_durable_syncs_a_file_before_its_mark(
     assert same(tmp_path / "out", whole)
 
 
+def test_a_failing_sync_of_the_name_is_told_as_what_it_is(
+    source: Path, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(path: Path) -> None:
+        if path == tmp_path and (tmp_path / "out").exists():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(path)
+
+    monkeypatch.setattr(partial, "sync", failing)
+    done = run("stretch", source, *PLAN, "-o", tmp_path / "out", "--durable")
+    assert done.exit_code == 1
+    assert (
+        "out is written and whole, but that its name is on the disk is not sure: input/output error"
+        in done.output
+    )
+    assert same(tmp_path / "out", whole)
+    assert list(tmp_path.glob(".*")) == []
+
+
 def test_durable_after_a_run_without(
     source: Path,
     tmp_path: Path,

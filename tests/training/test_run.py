@@ -17,6 +17,7 @@ import yaml
 
 from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.training.executors import Ended, Here, Processes, RayCluster
+from elastic_ir.training.fit import logger_in
 from elastic_ir.training.jobs import Job, in_order
 from elastic_ir.training.kinds import build
 from elastic_ir.training.run import Progress, run
@@ -322,8 +323,6 @@ def test_workers_end_with_the_study_that_was_killed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["csv", "tensorboard"])
 def test_trainings_log_into_the_folder_of_their_job(tmp_path: Path, kind: str) -> None:
-    if kind == "tensorboard":
-        pytest.importorskip("tensorboard")
     job = network_job(tmp_path)
     store = Store(tmp_path)
     run([job], store, Here(str(tmp_path), log=kind))
@@ -333,6 +332,15 @@ def test_trainings_log_into_the_folder_of_their_job(tmp_path: Path, kind: str) -
         assert set(lines[0].split(",")) == {"epoch", "loss", "rate", "step"} and len(lines) == 3
     else:
         assert any(name.startswith("events.out.tfevents") for name in names)
+
+
+def test_a_missing_tensorboard_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning.fabric.loggers import tensorboard
+
+    monkeypatch.setattr(tensorboard, "_TENSORBOARD_AVAILABLE", False)
+    monkeypatch.setattr(tensorboard, "_TENSORBOARDX_AVAILABLE", False)
+    with pytest.raises(SourceError, match=r"pip install 'elastic-ir\[tensorboard\]'"):
+        logger_in("tensorboard", tmp_path)
 
 
 def test_a_store_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
