@@ -12,7 +12,7 @@ from elastic_ir.cli.app import COMMANDS
 from elastic_ir.errors import SourceError
 
 if TYPE_CHECKING:
-    from elastic_ir.training.jobs import Job
+    from elastic_ir.training.jobs import Job, Sort
     from elastic_ir.training.run import Progress
     from elastic_ir.training.study import Run, Study
 
@@ -196,13 +196,13 @@ def status_(studies: tuple[str, ...], store: str) -> None:
         study = read_study(path)
         numbers = [item.job for item in runs(study)]
         jobs = in_order(numbers)
-        took: dict[str, list[float]] = {}
-        left: dict[str, int] = {}
+        took: dict[Sort, list[float]] = {}
+        left: dict[Sort, int] = {}
         for job in jobs:
             if place.has(job.key):
-                took.setdefault(job.kind, []).append(float(place.result(job.key)["seconds"]))
+                took.setdefault(job.sort, []).append(float(place.result(job.key)["seconds"]))
             else:
-                left[job.kind] = left.get(job.kind, 0) + 1
+                left[job.sort] = left.get(job.sort, 0) + 1
                 if job.key in working:
                     busy.append(("at work", f"{job.key} of {study.name}, for {_clock(working[job.key])}"))
         rest = time_of(left, took)

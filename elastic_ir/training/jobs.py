@@ -15,6 +15,8 @@ from typing import Any
 
 #: The role of a ticket of which only the sparsity is used: its cost is not the reader's.
 SPARSITY = "sparsity"
+#: A job's kind and the network that it works on.
+Sort = tuple[str, str]
 #: Part of every key. It changes when the same options come to mean another computation.
 VERSION = 1
 
@@ -37,6 +39,12 @@ class Job:
         }
         text = json.dumps([self.kind, content], sort_keys=True, separators=(",", ":"))
         return f"{self.kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+    @cached_property
+    def sort(self) -> Sort:
+        """What jobs that take about the same time have in common: their kind, and the network that they work on."""
+        network = self.options.get("network")
+        return self.kind, "" if network is None else json.dumps(network, sort_keys=True)
 
     def spec(self) -> dict[str, Any]:
         """The job as plain data, for another process: its needs by their keys."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from elastic_ir.training.executors import Executor
-from elastic_ir.training.jobs import Job, in_order
+from elastic_ir.training.jobs import Job, Sort, in_order
 from elastic_ir.training.store import Store
 
 
@@ -21,24 +21,40 @@ class Progress:
     running: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)  #: by key, what went wrong
     skipped: list[str] = field(default_factory=list)  #: they need one that failed
-    seconds: dict[str, list[float]] = field(default_factory=dict)  #: by kind, of the jobs finished here
-    left: dict[str, int] = field(default_factory=dict)  #: by kind, jobs neither finished nor given up
+    seconds: dict[Sort, list[float]] = field(default_factory=dict)  #: of the jobs finished here
+    before: dict[Sort, list[float]] = field(default_factory=dict)  #: of those that were finished already
+    left: dict[Sort, int] = field(default_factory=dict)  #: jobs neither finished nor given up
     slots: int = 1
 
     @property
     def time_left(self) -> float | None:
-        """Seconds until all is done, by the mean of what each kind has taken; None before anything is known."""
-        total = time_of(self.left, self.seconds)
+        """Seconds until all is done, by what such jobs have taken, here if any were; None before anything is known."""
+        total = time_of(self.left, self.before | self.seconds)
         return None if total is None else total / self.slots
 
 
-def time_of(left: Mapping[str, int], seconds: Mapping[str, list[float]]) -> float | None:
-    """Seconds that jobs take one after the other, each the mean of its kind, or of all kinds; None if none is known."""
-    means = {kind: mean for kind, times in seconds.items() if (mean := sum(times) / len(times)) > 0}
+def time_of(left: Mapping[Sort, int], seconds: Mapping[Sort, list[float]]) -> float | None:
+    """Seconds that jobs take one after the other, each the mean of its sort; None where nothing is known.
+
+    A sort that was never seen counts as its kind does on other networks, a kind that was never seen as all do.
+    """
+    means = {sort: mean for sort, times in seconds.items() if (mean := sum(times) / len(times)) > 0}
     if not means:
         return None
-    typical = sum(means.values()) / len(means)
-    return sum(count * means.get(kind, typical) for kind, count in left.items())
+    typical = _mean(means.values())
+
+    def guess(sort: Sort) -> float:
+        return (
+            means.get(sort) or _mean(mean for (kind, _), mean in means.items() if kind == sort[0]) or typical
+        )
+
+    return sum(count * guess(sort) for sort, count in left.items())
+
+
+def _mean(values: Iterable[float]) -> float:
+    """The mean, 0 of nothing."""
+    found = list(values)
+    return sum(found) / len(found) if found else 0.0
 
 
 def run(
@@ -53,12 +69,15 @@ def run(
     by_key = {job.key: job for job in jobs}
     finished = {job.key for job in jobs if store.has(job.key)}
     progress = Progress(len(jobs), len(finished), slots=executor.slots)
+    for job in jobs:
+        if job.key in finished:
+            progress.before.setdefault(job.sort, []).append(float(store.result(job.key)["seconds"]))
     waiting = {
         job.key: {n.key for n in job.needs.values()} - finished for job in jobs if job.key not in finished
     }
     readers: dict[str, list[str]] = {}
     for key, needs in waiting.items():
-        progress.left[by_key[key].kind] = progress.left.get(by_key[key].kind, 0) + 1
+        progress.left[by_key[key].sort] = progress.left.get(by_key[key].sort, 0) + 1
         for needed in needs:
             readers.setdefault(needed, []).append(key)
     ready = [key for key, needs in waiting.items() if not needs]
@@ -70,7 +89,7 @@ def run(
             if reader not in lost:
                 lost.add(reader)
                 progress.skipped.append(reader)
-                progress.left[by_key[reader].kind] -= 1
+                progress.left[by_key[reader].sort] -= 1
                 give_up(reader)
 
     try:
@@ -83,8 +102,8 @@ def run(
             if report is not None:
                 report(progress)
             for ended in executor.wait():
-                kind = by_key[ended.key].kind
-                progress.left[kind] -= 1
+                sort = by_key[ended.key].sort
+                progress.left[sort] -= 1
                 took = time.perf_counter() - begun.pop(ended.key)
                 if ended.result is None:
                     progress.failed[ended.key] = ended.error
@@ -93,7 +112,7 @@ def run(
                 progress.done += 1
                 if ended_well is not None:
                     ended_well(by_key[ended.key], ended.result)
-                progress.seconds.setdefault(kind, []).append(took)
+                progress.seconds.setdefault(sort, []).append(took)
                 for reader in readers.get(ended.key, ()):
                     waiting[reader].discard(ended.key)
                     if not waiting[reader] and reader not in lost:
