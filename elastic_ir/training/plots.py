@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from elastic_ir.errors import SourceError
-from elastic_ir.training.report import Cell, Findings, half_width
+from elastic_ir.training.intervals import half_width
+from elastic_ir.training.report import Cell, Findings
 
 Curves = dict[str, list[tuple[float, Cell]]]  # by label: cells by sparsity
 

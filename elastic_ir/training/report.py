@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from elastic_ir.training.intervals import MOST, half_width, seeds_needed, welch
 from elastic_ir.training.jobs import SPARSITY, in_order
 from elastic_ir.training.store import Store
 from elastic_ir.training.study import Claim, Run, Study, runs
@@ -72,18 +73,6 @@ class Findings:
         return sorted(
             (s, cell) for (at, name, s), cell in self.cells.items() if (at, name) == (network, label)
         )
-
-
-def half_width(values: Sequence[float], level: float = 0.95) -> float:
-    """Half the width of the confidence interval of a mean, by Student's t; infinite for one value."""
-    count = len(values)
-    if count < 2:
-        return math.inf
-    from scipy.stats import t
-
-    mean = sum(values) / count
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
-    return float(t.ppf((1 + level) / 2, count - 1)) * deviation / math.sqrt(count)
 
 
 def collect(study: Study, store: Store) -> Findings:
@@ -176,28 +165,15 @@ def _answer(found: Findings, claim: Claim, network: str, sparsity: float, one: C
     elif not math.isfinite(error):
         why = "one seed: run three or more"
     elif abs(gain - claim.margin) <= error:
-        seeds = min(len(better), len(than))
-        more = math.ceil(seeds * (error / max(abs(gain - claim.margin), 0.01)) ** 2)
-        why = f"the interval holds the margin; about {min(more, 9999)} seeds would decide"
+        why = f"the interval holds the margin; {_seeds(better, than, abs(gain - claim.margin))} would decide"
     else:
         verdict = "yes" if gain > claim.margin else "no"
     return Answer(claim, network, sparsity, verdict, difference, error, why)
 
 
-def welch(one: Sequence[float], two: Sequence[float], level: float = 0.95) -> float:
-    """Half the width of the confidence interval of a difference of means (Welch 1947, unequal variances)."""
-    if min(len(one), len(two)) < 2:
-        return math.inf
-    from scipy.stats import t
-
-    parts = []
-    for values in (one, two):
-        mean = sum(values) / len(values)
-        parts.append(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
-    if sum(parts) == 0:
-        return 0.0
-    freedom = sum(parts) ** 2 / sum(p**2 / (len(v) - 1) for p, v in zip(parts, (one, two), strict=True))
-    return float(t.ppf((1 + level) / 2, freedom)) * math.sqrt(sum(parts))
+def _seeds(one: Sequence[float], two: Sequence[float], distance: float) -> str:
+    needed = seeds_needed(one, two, distance)
+    return f"more than {MOST} seeds" if needed == MOST else f"about {needed} seeds"
 
 
 def markdown(found: Findings, plots: Iterable[str] = ()) -> str:

@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -19,9 +20,10 @@ from torch import nn
 from elastic_ir.cli.app import elastic_ir
 from elastic_ir.training.connectivity import Line, barrier, between
 from elastic_ir.training.fit import fit
+from elastic_ir.training.intervals import MOST, half_width, seeds_needed, welch
 from elastic_ir.training.jobs import in_order
 from elastic_ir.training.numbers import write_numbers
-from elastic_ir.training.report import Cell, Findings, answers, collect, half_width, markdown, welch
+from elastic_ir.training.report import Cell, Findings, answers, collect, markdown
 from elastic_ir.training.settings import Training
 from elastic_ir.training.store import Store
 from elastic_ir.training.study import runs
@@ -80,6 +82,20 @@ def test_intervals_are_those_of_student_and_welch() -> None:
     expected = stats.ttest_ind(one, two, equal_var=False).confidence_interval(0.95)
     assert welch(one, two) == pytest.approx((expected.high - expected.low) / 2)
     assert half_width([90.0]) == math.inf == welch([90.0], two) and welch([1.0, 1.0], [2.0, 2.0]) == 0
+
+
+def test_the_seeds_that_would_decide_are_the_fewest_that_do() -> None:
+    one, two = [90.0, 91.0, 92.0], [89.0, 91.5, 90.3]  # these spreads, at every number of seeds
+
+    def at(count: int) -> float:
+        parts = [1.0 / count, float(np.var(two, ddof=1)) / count]
+        freedom = sum(parts) ** 2 / sum(part**2 / (count - 1) for part in parts)
+        return float(stats.t.ppf(0.975, freedom)) * math.sqrt(sum(parts))
+
+    for distance in (0.3, 0.7, 2.0):
+        needed = seeds_needed(one, two, distance)
+        assert at(needed) < distance <= at(needed - 1)
+    assert seeds_needed(one, two, 1e-9) == MOST and seeds_needed([1.0, 1.0], [2.0, 2.0], 0.5) == 2
 
 
 @pytest.mark.parametrize(
