@@ -193,6 +193,15 @@ def synflow_cost(f_dense: float, iterations: int = 100) -> float:
     return 3 * f_dense * iterations
 
 
+def gradinit_cost(f_sparse: float, samples: int) -> float:
+    """GradInit's search for scales, for the samples that its steps' batches have in all; an upper bound.
+
+    Each step takes a gradient that can be differentiated (3) and the derivative of its norm (6); those that look ahead
+    instead take a second gradient (3). Which ones do depends on the data.
+    """
+    return 9 * f_sparse * samples
+
+
 def imp_cost(f_sparse: Sequence[float], samples: float, rewound: float = 0) -> float:
     """Iterative magnitude pruning: one training for each level before the masks that are wanted.
 

@@ -148,7 +148,11 @@ def _step(gradient: Tensor, length: float, settings: GradInit) -> Tensor:
 def _descend(
     goal: Tensor, scales: dict[str, Tensor], optimizer: torch.optim.Optimizer, settings: GradInit
 ) -> None:
-    grads = torch.autograd.grad(goal, list(scales.values()), allow_unused=True)
+    try:
+        grads = torch.autograd.grad(goal, list(scales.values()), allow_unused=True)
+    except RuntimeError as error:  # some operators have no second derivative
+        told = str(error).strip().splitlines()[0]
+        raise PlanError(f"the search for scales differentiates the loss twice: {told}") from error
     for scale, grad in zip(scales.values(), grads, strict=True):
         scale.grad = torch.zeros_like(scale) if grad is None else grad.clamp(-settings.clip, settings.clip)
     optimizer.step()

@@ -158,7 +158,13 @@ def train(options: Options, needs: Folders, place: Path, engine: Engine) -> dict
     if options.get("keep"):
         save_state(trained.state_dict(), place / "trained.pt")
     flops = point.flops(data, (training.steps - options["rewind"]) * training.batch_size)
-    return {"accuracy": score, "seconds": seconds, "flops": flops, **_sparsities(masks)}
+    return {
+        "accuracy": score,
+        "seconds": seconds,
+        "flops": flops,
+        "scoring": point.scoring,
+        **_sparsities(masks),
+    }
 
 
 def connect(options: Options, needs: Folders, place: Path, engine: Engine) -> dict[str, Any]:

@@ -32,6 +32,9 @@ from elastic_ir.training.settings import Training
 from elastic_ir.training.start import Start
 from elastic_ir.training.task import Loss
 
+_OTHER = 100_003  # added to a seed, for weights that are initialized anew
+_SCORED = 8  # batches on which scores of weights are found
+
 
 def starting_point(
     network: nn.Module, data: Data, training: Training, options: Mapping[str, Any], needs: Mapping[str, Path], *,
@@ -106,9 +109,20 @@ def transformed(source: Graph, target: nn.Module, data: Data, options: Mapping[s
 
 
 def _from_graph(graph: Graph, network: nn.Module, options: Mapping[str, Any], loss: Loss | None) -> Start:
-    network.load_state_dict(graph.state_dict(masked=False))
+    """The transformed ticket, or what section 4.1 compares it with: random masks for the copies or for all weights,
+    and the weights of another initialization.
+    """
+    from elastic_ir.training.kinds import build
+
+    given = options.get("options", {})
+    if given.get("new_weights"):
+        network.load_state_dict(build({**options, "seed": options["seed"] + _OTHER}).state_dict())
+    else:
+        network.load_state_dict(graph.state_dict(masked=False))
     masks = {name: mask.bool() for name, mask in graph.masks().items()}
-    if options.get("options", {}).get("permute_copies"):
+    if given.get("permute_masks"):
+        masks = permuted(masks, set(masks), options["seed"])
+    elif given.get("permute_copies"):
         masks = permuted(masks, copies_in(graph), options["seed"])
     return Start(network, masks, loss)
 
@@ -165,10 +179,13 @@ def _hybrid(
         return Start(network, masks, loss)
     found = prune(
         "hybrid", network, sparsity(masks), reference=kept, seed=options["seed"],
-        batches=_batches(data, training, options, 8), loss=loss or nn.CrossEntropyLoss(),
+        batches=_batches(data, training, options, _SCORED), loss=loss or nn.CrossEntropyLoss(),
         leave_out=options.get("leave_out", ()),
     )  # fmt: skip
-    return Start(network, found, loss)
+    scoring = snip_cost(
+        forward_cost(network, torch.zeros(1, *data.shape)).dense, _SCORED * training.batch_size
+    )
+    return Start(network, found, loss, scoring=scoring)
 
 
 def _baseline(
@@ -180,16 +197,15 @@ def _baseline(
     from elastic_ir.training.kinds import build
 
     wanted = sparsity(reference) if reference else options["sparsity"]
-    scored = 8
     found = prune(
         method, network, None if method in ("random", "reinit") else wanted,
         reference=reference if method in ("random", "reinit") else None,
-        seed=options["seed"], batches=_batches(data, training, options, scored), loss=loss or nn.CrossEntropyLoss(),
+        seed=options["seed"], batches=_batches(data, training, options, _SCORED), loss=loss or nn.CrossEntropyLoss(),
         leave_out=options.get("leave_out", ()), input_shape=data.shape,
-        factory=lambda: build({**options, "seed": options["seed"] + 100_003}),
+        factory=lambda: build({**options, "seed": options["seed"] + _OTHER}),
     )  # fmt: skip
     dense = forward_cost(network, torch.zeros(1, *data.shape)).dense
-    samples = scored * training.batch_size
+    samples = _SCORED * training.batch_size
     costs = {
         "snip": snip_cost(dense, samples),
         "grasp": grasp_cost(dense, samples),

@@ -10,7 +10,7 @@ from typing import Any
 from elastic_ir.training.intervals import MOST, half_width, seeds_needed, welch
 from elastic_ir.training.jobs import SPARSITY, in_order
 from elastic_ir.training.store import Store
-from elastic_ir.training.study import Claim, Run, Study, runs
+from elastic_ir.training.study import FROM_SOURCE, Claim, Run, Study, runs
 
 _TICKETS = ("ticket", "source")  #: roles of jobs that hold a ticket and train it, too
 
@@ -23,7 +23,7 @@ class Cell:
     reached: list[float] = field(default_factory=list)  #: the sparsities of the tickets
     barriers: list[float] = field(default_factory=list)  #: where connectivity was measured
     lines: list[list[float]] = field(default_factory=list)  #: accuracies along the line
-    flops: list[float] = field(default_factory=list)  #: of each training
+    flops: list[float] = field(default_factory=list)  #: of each training, without what was scored for it
     flops_needed: list[float] = field(default_factory=list)  #: of all jobs that led to it, itself included
 
     def values(self, measure: str) -> list[float]:
@@ -60,6 +60,7 @@ class Findings:
     total: int
     asked: set[tuple[str, str, float]] = field(default_factory=set)  #: the cells that the study wants
     methods: dict[str, str] = field(default_factory=dict)  #: by label
+    dense: dict[str, Cell] = field(default_factory=dict)  #: the dense training of each network
     rows: list[Row] = field(default_factory=list)  #: the numbers themselves
     seconds: dict[str, float] = field(
         default_factory=dict
@@ -92,8 +93,13 @@ def collect(study: Study, store: Store) -> Findings:
         _enter(cell, result)
         led = in_order([run.job])
         found.seconds |= {job.key: store.result(job.key)["seconds"] for job in led if store.has(job.key)}
-        # a ticket's masks are there before its own training, which finding it did not take
-        unneeded = {run.job.needs[role].key for role in _TICKETS if role in run.job.needs}
+        # a ticket's masks are there before its own training, which finding it did not take; and what comes from
+        # another network has the weights of that one's rewind point, not of the target's
+        roles = (*_TICKETS, "rewind") if run.method in FROM_SOURCE else _TICKETS
+        needs = {role: job.key for role, job in run.job.needs.items()}
+        unneeded = {needs[role] for role in roles if role in needs} - {needs.get("source_rewind")}
+        if run.own and run.sparsity == 0:
+            found.dense.setdefault(run.network, cell)
         cell.flops_needed.append(
             sum(
                 store.result(job.key)["flops"]
@@ -107,7 +113,7 @@ def collect(study: Study, store: Store) -> Findings:
 def _enter(cell: Cell, result: dict[str, Any]) -> None:
     cell.accuracies.append(100 * result["accuracy"])
     cell.reached.append(result["sparsity"])
-    cell.flops.append(result["flops"])
+    cell.flops.append(result["flops"] - result.get("scoring", 0.0))
     if "barrier" in result:
         cell.barriers.append(100 * result["barrier"])
         cell.lines.append([100 * value for value in result["accuracies"]])
@@ -157,11 +163,12 @@ def _answer(found: Findings, claim: Claim, network: str, sparsity: float, one: C
     error = welch(better, than)
     gain = -difference if claim.measure == "barrier" else difference  # a low barrier is the better one
     verdict, why = "undecided", ""
-    dense = [cell for (at, _, s), cell in found.cells.items() if at == network and s == 0.0]
+    dense = found.dense.get(network)
     needed = 100 * found.study.dense_at_least
-    if needed and (not dense or max(cell.mean for cell in dense) < needed):
-        best = f"{max(cell.mean for cell in dense):.1f} %" if dense else "not trained"
-        why = f"the dense network reaches {best}, not {needed:.0f} %: train longer"
+    if needed and dense is None:
+        why = "the dense network was not trained: add imp or dense to compare"
+    elif needed and dense is not None and dense.mean < needed:
+        why = f"the dense network reaches {dense.mean:.1f} %, not {needed:.0f} %: train longer"
     elif not math.isfinite(error):
         why = "one seed: run three or more"
     elif abs(gain - claim.margin) <= error:
@@ -276,9 +283,7 @@ def _cost(found: Findings) -> list[str]:
     """Training FLOPs as section 4.5 of the paper counts them, in dense trainings of the same network."""
     lines = []
     for network in found.study.networks:
-        dense = next(
-            (c for (at, _, s), c in found.cells.items() if at == network and s == 0 and c.flops), None
-        )
+        dense = found.dense.get(network)
         for (at, label, sparsity), cell in found.cells.items():
             if at != network or sparsity == 0 or cell.barriers or dense is None:
                 continue

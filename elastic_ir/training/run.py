@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -80,7 +81,10 @@ def run(
         progress.left[by_key[key].sort] = progress.left.get(by_key[key].sort, 0) + 1
         for needed in needs:
             readers.setdefault(needed, []).append(key)
-    ready = [key for key, needs in waiting.items() if not needs]
+    # the first of what can be done: a job that waited stands before those of later studies
+    place = {key: number for number, key in enumerate(waiting)}
+    ready = [place[key] for key, needs in waiting.items() if not needs]  # ascending, so a heap
+    keys = list(waiting)
     begun: dict[str, float] = {}
     lost: set[str] = set()
 
@@ -95,7 +99,7 @@ def run(
     try:
         while ready or begun:
             while ready and len(begun) < executor.slots:
-                key = ready.pop(0)
+                key = keys[heapq.heappop(ready)]
                 begun[key] = time.perf_counter()
                 executor.submit(by_key[key].spec())
             progress.running = list(begun)
@@ -116,7 +120,7 @@ def run(
                 for reader in readers.get(ended.key, ()):
                     waiting[reader].discard(ended.key)
                     if not waiting[reader] and reader not in lost:
-                        ready.append(reader)
+                        heapq.heappush(ready, place[reader])
     finally:
         executor.close()
     progress.running = []

@@ -25,7 +25,10 @@ class Start:
     callbacks: Sequence[Any] = ()
     masks_at_end: Callable[[], dict[str, Tensor]] | None = None  #: where training changes them
     finish: Callable[[nn.Module], nn.Module] | None = None  #: what is done to the network when it is trained
-    scoring: float = 0.0  #: floating-point operations that finding the masks took
+    scoring: float = (
+        0.0  #: floating-point operations that finding the masks (and scales) took, before the training
+    )
+    beside: float = 0.0  #: operations for each sample of the training beside the network's own: a teacher's
     #: operations of one sample's step, of its forward cost and the masks; by default those of masks that do not move
     step_cost: Callable[[ForwardCost, dict[str, Tensor]], float] | None = None
 
@@ -33,11 +36,11 @@ class Start:
         return self.masks if self.masks_at_end is None else self.masks_at_end()
 
     def flops(self, data: Data, samples: int) -> float:
-        """Operations of the training, and of finding the masks where that was done here."""
+        """Operations of the training, and of what was scored for it beforehand."""
         cost = forward_cost(self.network, torch.zeros(1, *data.shape))
         masks = self.final_masks()
         each = fixed_step(cost.sparse(masks)) if self.step_cost is None else self.step_cost(cost, masks)
-        return self.scoring + each * samples
+        return self.scoring + (each + self.beside) * samples
 
     def finished(self) -> nn.Module:
         return self.network if self.finish is None else self.finish(self.network)

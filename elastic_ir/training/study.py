@@ -19,11 +19,17 @@ METHODS = (
 )  # fmt: skip
 #: What may be done to a ticket so that it trains better; see :mod:`elastic_ir.training.tweaks`.
 TWEAKS = ("ghost-skips", "ghost-softness", "layerwise-rescale", "label-smoothing", "soft-labels")
-_FROM_SOURCE = ("transform", "hybrid")
+FROM_SOURCE = ("transform", "hybrid")
 WITHOUT_MASKS = ("imp", "dense", "transform")  # what there is at sparsity 0, too
 DYNAMIC = ("rigl", "dpf")
 #: What a transformation does unless told; said or not, the job is the same.
-_USUAL = {"order": "append", "drop": "tail", "permute_copies": False}
+_USUAL = {
+    "order": "append",
+    "drop": "tail",
+    "permute_copies": False,
+    "permute_masks": False,
+    "new_weights": False,
+}
 _UNDER_TICKETS = (
     "imp",
     "random",
@@ -52,7 +58,7 @@ class Entry:
         """The label, or one that says all in which the entry differs from its method alone."""
         label = self.label
         if not label:
-            label = f"{self.method} from {{source}}" if self.method in _FROM_SOURCE else self.method
+            label = f"{self.method} from {{source}}" if self.method in FROM_SOURCE else self.method
             parts = [f"{key} {value}" for key, value in self.options.items()] + list(self.tweaks)
             label = ", ".join([label, *parts, *(["line"] if self.connect else [])])
         return label.replace("{source}", source)
@@ -107,6 +113,7 @@ class Run:
     sparsity: float  #: as wanted; what was reached is in the job's result
     seed: int
     job: Job
+    own: bool = False  #: whether it is the network's own training, at sparsity 0 the dense one
 
 
 def _changed(training: Training) -> dict[str, Any]:
@@ -168,7 +175,7 @@ class Planner:
             options["options"] = chosen
         if self.study.pruning.leave_out:
             options["leave_out"] = list(self.study.pruning.leave_out)
-        if entry.method in _FROM_SOURCE:
+        if entry.method in FROM_SOURCE:
             options["source"] = dict(self.study.networks[source])
             needs["source"] = self.level(source, seed, number)
             needs["source_rewind"] = self.rewind(source, seed)
@@ -203,7 +210,7 @@ def _all_runs(study: Study) -> Iterator[Run]:
     plan = Planner(study)
     for entry in study.entries:
         for network in entry.targets or study.networks:
-            sources = entry.sources or tuple(study.networks) if entry.method in _FROM_SOURCE else ("",)
+            sources = entry.sources or tuple(study.networks) if entry.method in FROM_SOURCE else ("",)
             for source in sources:
                 if source == network:
                     continue
@@ -215,19 +222,20 @@ def _of_entry(plan: Planner, entry: Entry, network: str, source: str, seed: int)
     label = entry.name(source)
     pruning = plan.study.pruning
     plain = not entry.connect and not entry.sparsities and not entry.tweaks
-    if entry.method == "dense" or (entry.method == "imp" and plain):
+    if plain and entry.method in ("imp", "dense"):
         numbers = range(1 if entry.method == "dense" else pruning.levels + 1)
         for number in numbers:
             job = plan.level(network, seed, number)
-            yield Run(network, label, entry.method, round(pruning.sparsity_at(number), 4), seed, job)
+            yield Run(network, label, entry.method, round(pruning.sparsity_at(number), 4), seed, job, plain)
         return
-    for sparsity in entry.sparsities or plan.study.sparsities:
+    for sparsity in (0.0,) if entry.method == "dense" else entry.sparsities or plan.study.sparsities:
         number = pruning.level_for(sparsity)
         wanted = round(pruning.sparsity_at(number), 4)
         if entry.connect:
             job = plan.connect(entry, network, source, seed, number)
-        elif entry.method == "imp" and not entry.tweaks:
+        elif entry.method in ("imp", "dense") and not entry.tweaks:
             job = plan.level(network, seed, number)
         else:
             job = plan.train(entry, network, source, seed, number)
-        yield Run(network, label, entry.method, wanted, seed, job)
+        untouched = entry.method in ("imp", "dense") and not entry.connect and not entry.tweaks
+        yield Run(network, label, entry.method, wanted, seed, job, untouched)

@@ -13,7 +13,7 @@ from elastic_ir.training.study import DYNAMIC, METHODS, TWEAKS, WITHOUT_MASKS, C
 
 #: The options of each method; those of RigL and DPF are their callbacks' (:mod:`.dynamic_callbacks`).
 _OPTIONS: dict[str, tuple[str, ...]] = {
-    "transform": ("order", "replicate", "drop", "permute_copies"),
+    "transform": ("order", "replicate", "drop", "permute_copies", "permute_masks", "new_weights"),
     "hybrid": ("order", "replicate", "drop"),
     "rigl": ("distribution", "interval", "drop_fraction", "end"),
     "dpf": ("interval", "initial", "start", "end"),
@@ -166,6 +166,8 @@ def _check_entry(study: Study, entry: Entry, where: str) -> None:
             raise PlanError(
                 f"{where}: {entry.method} has nothing to prune at a sparsity of {sparsity:g}, less than half a level"
             )
+    if entry.method == "dense" and any(entry.sparsities):
+        raise PlanError(f"{where}: the dense network has a sparsity of 0, not {max(entry.sparsities):g}")
     if entry.tweaks and entry.method in DYNAMIC:
         raise PlanError(
             f"{where}: tweaks are for tickets whose masks stay as they are, not for {entry.method}"

@@ -18,7 +18,8 @@ from elastic_ir.errors import PlanError
 from elastic_ir.graph import Graph
 from elastic_ir.training.callbacks import FollowSchedule
 from elastic_ir.training.data import Data
-from elastic_ir.training.gradinit import find_scales
+from elastic_ir.training.flops import forward_cost, gradinit_cost
+from elastic_ir.training.gradinit import GradInit, find_scales
 from elastic_ir.training.loader import BatchStream
 from elastic_ir.training.losses import SoftLabels
 from elastic_ir.training.schedules import schedule_of
@@ -51,14 +52,16 @@ def tweaked(
     if "label-smoothing" in names:
         start.loss = nn.CrossEntropyLoss(label_smoothing=_SMOOTHING)
     if "soft-labels" in names:
-        start.loss = SoftLabels(_teacher(options, needs))
+        teacher = _teacher(options, needs)
+        start.loss = SoftLabels(teacher)
+        start.beside += forward_cost(teacher, torch.zeros(1, *data.shape)).dense
     ghosts = [name for name in _GHOSTS if name in names]
     if not ghosts and "layerwise-rescale" not in names:
         return start
     example = torch.zeros(1, *data.shape)
     graph = eir.trace(start.network.eval(), (example,), masks=start.masks or None)
     if "layerwise-rescale" in names:
-        graph = _rescaled(graph, data, training, options)
+        graph = _rescaled(start, graph, data, training, options)
     if not ghosts:
         start.network = graph.to_module(masked=False)
         return start
@@ -76,11 +79,20 @@ def tweaked(
     return start
 
 
-def _rescaled(graph: Graph, data: Data, training: Training, options: Mapping[str, Any]) -> Graph:
+def _rescaled(
+    start: Start, graph: Graph, data: Data, training: Training, options: Mapping[str, Any]
+) -> Graph:
+    """The graph with its layers scaled by what GradInit finds under the training's own loss."""
     from elastic_ir.passes import LayerwiseRescale
 
-    stream = BatchStream(data, min(training.batch_size, 64), seed=options["seed"] + 20_011, stop=_SCORED)
-    return LayerwiseRescale(scales=find_scales(graph, list(stream))).run(graph)
+    size, settings = min(training.batch_size, 64), GradInit()
+    stream = BatchStream(data, size, seed=options["seed"] + 20_011, stop=_SCORED)
+    # soft labels need the images, which this search does not pass on: it goes by the labels themselves
+    own = None if isinstance(start.loss, SoftLabels) else start.loss
+    loss = own or nn.CrossEntropyLoss(label_smoothing=training.label_smoothing)
+    cost = forward_cost(start.network, torch.zeros(1, *data.shape)).sparse(start.masks)
+    start.scoring += gradinit_cost(cost, settings.steps * 2 * size)  # two batches a step
+    return LayerwiseRescale(scales=find_scales(graph, list(stream), loss, settings)).run(graph)
 
 
 def _teacher(options: Mapping[str, Any], needs: Mapping[str, Path]) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import elastic_ir as eir
 from elastic_ir.tickets import magnitude_masks, sparsity
 from elastic_ir.training.callbacks import save_state
 from elastic_ir.training.fit import fit
-from elastic_ir.training.flops import dpf_step, forward_cost
+from elastic_ir.training.flops import dpf_step, forward_cost, snip_cost
 from elastic_ir.training.imp import save_ticket
 from elastic_ir.training.methods import copies_in, of_method, transformed
 from elastic_ir.training.settings import Training
@@ -76,11 +77,39 @@ def test_permuted_copies_keep_their_sparsity_and_leave_the_others_alone(tmp_path
     assert all(plain[name].sum() == mixed[name].sum() for name in different)
 
 
+def test_what_a_transformed_ticket_is_compared_with(tmp_path: Path) -> None:
+    """Section 4.1: its masks over other weights, its weights under random masks, and neither."""
+    plain = start(tmp_path, "transform")
+    new = start(tmp_path, "transform", new_weights=True)
+    mixed = start(tmp_path, "transform", permute_masks=True)
+    neither = start(tmp_path, "transform", new_weights=True, permute_masks=True)
+    weights = {name for name in plain.masks if plain.network.get_parameter(name).std() > 0}
+    for name in weights:
+        own = plain.network.get_parameter(name)
+        assert torch.equal(mixed.network.get_parameter(name), own)
+        assert not torch.equal(new.network.get_parameter(name), own)
+        assert torch.equal(new.network.get_parameter(name), neither.network.get_parameter(name))
+        assert torch.equal(new.masks[name], plain.masks[name])
+        assert not torch.equal(mixed.masks[name], plain.masks[name])
+        assert mixed.masks[name].sum() == plain.masks[name].sum() and torch.equal(
+            mixed.masks[name], neither.masks[name]
+        )
+    copies = [new.network.get_parameter(f"blocks.{number}.fc1.weight") for number in range(3)]
+    assert not any(torch.equal(one, other) for one, other in combinations(copies, 2))
+
+
 def test_a_hybrid_leaves_out_what_the_search_left_out(tmp_path: Path) -> None:
     found = start(tmp_path, "hybrid", leave_out=("head",))
     plain = start(tmp_path, "transform", leave_out=("head",))
     assert "head.weight" not in found.masks and set(found.masks) == set(plain.masks)
     assert sparsity(found.masks) == pytest.approx(sparsity(plain.masks), abs=1e-4)
+
+
+@pytest.mark.parametrize(("method", "counted"), [("hybrid", True), ("snip", True), ("transform", False)])
+def test_scores_are_counted_where_weights_are_scored(tmp_path: Path, method: str, counted: bool) -> None:
+    found = start(tmp_path, method)
+    dense = forward_cost(found.network, torch.zeros(1, *DATA.shape)).dense
+    assert found.scoring == (snip_cost(dense, 8 * TRAINING.batch_size) if counted else 0)
 
 
 def test_the_hybrid_of_a_deeper_source_has_no_extra_blocks(tmp_path: Path) -> None:

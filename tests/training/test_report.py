@@ -6,6 +6,7 @@ import copy
 import csv
 import json
 import math
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,40 @@ def test_the_report_as_markdown(tmp_path: Path) -> None:
     assert "| two | random | 50.0 % | 0.500 | 1.50 |" in text
     partial = markdown(findings(tmp_path, {}, seeds=[0, 1, 2, 3]))
     assert "**Not finished: 7 of 28 numbers are missing.**" in partial
+
+
+def test_costs_are_in_dense_trainings_in_whatever_order_methods_stand(tmp_path: Path) -> None:
+    entries = [
+        {"method": "imp"},
+        {"method": "transform", "label": "ETT from {source}", "sparsities": [0.0, 0.5]},
+        {"method": "imp", "label": "line", "connect": True, "sparsities": [0.0], "targets": "two"},
+        {"method": "dense", "label": "smooth", "tweaks": ["label-smoothing"]},
+    ]
+    networks = {
+        name: {"factory": "tests.training.nets:Perceptron", "blocks": blocks}
+        for name, blocks in (("two", 2), ("three", 3))
+    }
+    scores = {"dense": [0.95] * 3, "imp": [0.9] * 3, "line": [0.8] * 3, "ETT from two": [0.9] * 3}
+    changes: dict[str, Any] = {"networks": networks, "claims": [], "seeds": [0]}
+    tables = set()
+    for number, compare in enumerate(permutations(entries)):
+        found = findings(tmp_path / str(number), scores, compare=compare, **changes)
+        assert set(found.dense) == {"two", "three"}
+        lines = markdown(found).split("## Training FLOPs")[1].splitlines()
+        tables.add(tuple(sorted(line for line in lines if "| imp |" in line or "ETT" in line)))
+    assert len(tables) == 1
+    # the source's rewind point, its dense level, and the training: nothing of the target's own rewind point
+    assert "| three | ETT from two | 50.0 % | 0.500 | 1.50 |" in next(iter(tables))
+
+
+def test_scoring_is_no_part_of_the_training(tmp_path: Path) -> None:
+    found = findings(tmp_path, {"dense": [0.95] * 3, "imp": [0.9] * 3, "random": [0.8] * 3})
+    store = Store(tmp_path / "store")
+    for item in runs(found.study):
+        if item.label == "random":
+            result = {**store.result(item.job.key), "scoring": 1.0}
+            (store.path(item.job.key) / "result.json").write_text(json.dumps(result))
+    assert "| two | random | 50.0 % | 0.333 | 1.50 |" in markdown(collect(found.study, store))
 
 
 def test_a_claim_at_any_sparsity_is_told_where_it_was_not_run(tmp_path: Path) -> None:

@@ -81,6 +81,21 @@ def test_a_study_becomes_runs_that_share_their_jobs(tmp_path: Path) -> None:
     assert {job.key for job in jobs_of(other)} < {job.key for job in jobs_of(found)}
 
 
+def test_the_dense_network_too_may_have_tweaks_and_two_trainings(tmp_path: Path) -> None:
+    compare = [
+        {"method": "dense"},
+        {"method": "dense", "tweaks": ["label-smoothing"]},
+        {"method": "dense", "connect": True},
+    ]
+    found = [item for item in runs(study(tmp_path, compare=compare)) if item.network == "two"]
+    assert [(item.label, item.job.kind, item.sparsity, item.own) for item in found] == [
+        ("dense", "level", 0.0, True),
+        ("dense, label-smoothing", "train", 0.0, False),
+        ("dense, line", "connect", 0.0, False),
+    ]
+    assert found[1].job.options["tweaks"] == ["label-smoothing"]
+
+
 def test_a_setting_at_its_default_changes_no_key(tmp_path: Path) -> None:
     plain = study(tmp_path)
     said = study(tmp_path, training={**STUDY["training"], "momentum": 0.9})
@@ -97,6 +112,10 @@ def test_a_setting_at_its_default_changes_no_key(tmp_path: Path) -> None:
             r"compare\[0\]: there is no method 'magic'; the methods are imp, dense",
         ),
         ({"compare": [{"method": "imp", "targets": ["four"]}]}, r"compare\[0\]: there is no network 'four'"),
+        (
+            {"compare": [{"method": "dense", "sparsities": [0.5]}]},
+            r"compare\[0\]: the dense network has a sparsity of 0, not 0\.5",
+        ),
         ({"compare": [{"methods": "imp"}]}, r"compare\[0\]: there is no entry 'methods'"),
         ({"networks": {"two": {"blocks": 2}}}, r"networks\.two: give factory: package\.module:function"),
         (
@@ -399,6 +418,20 @@ def test_a_ray_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch, tmp_pa
         SourceError, match=r"no Ray cluster at '1\.2\.3\.4:5' \(RuntimeError: no such address\)"
     ):
         RayCluster(str(tmp_path), "1.2.3.4:5")
+
+
+def test_what_can_be_done_is_done_in_the_order_of_the_studies(tmp_path: Path) -> None:
+    """A job that waits for another one does not fall behind those of a later study."""
+    first, second = (study(tmp_path, seeds=[seed], compare=[{"method": "imp"}]) for seed in (0, 1))
+    order: list[str] = []
+    wanted = [*jobs_of(first), *jobs_of(second)]
+    run(
+        wanted,
+        Store(tmp_path / "store"),
+        Here(str(tmp_path / "store")),
+        ended_well=lambda job, _: order.append(job.key),
+    )
+    assert order == [job.key for job in in_order(wanted)]
 
 
 def test_time_left_follows_from_what_jobs_took() -> None:

@@ -14,11 +14,13 @@ import elastic_ir as eir
 from elastic_ir.errors import PlanError
 from elastic_ir.passes import GhostSkips
 from elastic_ir.tickets import magnitude_masks
-from elastic_ir.training import schedule_of
+from elastic_ir.training import schedule_of, tweaks
 from elastic_ir.training.callbacks import FollowSchedule
 from elastic_ir.training.data import load_data
 from elastic_ir.training.executors import Here
 from elastic_ir.training.fit import fit
+from elastic_ir.training.flops import forward_cost, gradinit_cost
+from elastic_ir.training.loader import BatchStream
 from elastic_ir.training.run import run
 from elastic_ir.training.settings import Training
 from elastic_ir.training.start import Start
@@ -61,6 +63,49 @@ def test_scales_change_weights_and_no_mask() -> None:
     ratio = (point.network.get_parameter(name) / plain.network.get_parameter(name)).detach()
     assert float(ratio.std()) < 1e-5 and abs(float(ratio.mean()) - 1) > 1e-3
     assert all(torch.equal(point.masks[key], plain.masks[key]) for key in plain.masks)
+
+
+def test_the_search_for_scales_is_counted_and_goes_by_the_loss_of_the_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from elastic_ir.training.gradinit import GradInit, find_scales
+
+    short = GradInit(steps=3)
+    monkeypatch.setattr(tweaks, "GradInit", lambda: short)
+    plain = start()
+    graph = eir.trace(plain.network.eval(), (torch.zeros(1, *DATA.shape),), masks=plain.masks)
+    batches = list(BatchStream(DATA, 32, seed=0, stop=4))
+    with FlopCounterMode(display=False) as counter:
+        find_scales(graph, batches, settings=short)
+    point = tweaked(start(), ["layerwise-rescale"], DATA, TRAINING, OPTIONS, {})
+    cost = forward_cost(plain.network, torch.zeros(1, *DATA.shape))
+    bound = gradinit_cost(cost.dense, 3 * 2 * 32)
+    assert 0.5 * bound < counter.get_total_flops() <= bound  # no mask makes torch's own count smaller
+    assert point.scoring == pytest.approx(gradinit_cost(cost.sparse(plain.masks), 3 * 2 * 64))
+    assert point.flops(DATA, 0) == point.scoring > 0
+
+    theirs = start()
+    theirs.loss = nn.CrossEntropyLoss(label_smoothing=0.4)
+    theirs = tweaked(theirs, ["layerwise-rescale"], DATA, TRAINING, OPTIONS, {})
+    name = "layer1.0.conv1.weight"
+    assert not torch.equal(theirs.network.get_parameter(name), point.network.get_parameter(name))
+    theirs.loss = nn.MultiMarginLoss()
+    with pytest.raises(PlanError, match=r"differentiates the loss twice: .*multi_margin_loss_backward"):
+        tweaked(theirs, ["layerwise-rescale"], DATA, TRAINING, OPTIONS, {})
+
+
+def test_a_teacher_costs_its_forward_pass(tmp_path: Path) -> None:
+    network = {"factory": "elastic_ir.zoo:cifar_resnet", "depth": 20, "width": 4}
+    torch.save(cifar_resnet(20, width=4).state_dict(), tmp_path / "trained.pt")
+    taught = tweaked(
+        start(), ["soft-labels"], DATA, TRAINING, {**OPTIONS, "network": network}, {"teacher": tmp_path}
+    )
+    teacher = forward_cost(cifar_resnet(20, width=4), torch.zeros(1, *DATA.shape)).dense
+    assert (
+        taught.flops(DATA, 7) - start().flops(DATA, 7) == pytest.approx(7 * teacher) and taught.scoring == 0
+    )
 
 
 def test_a_schedule_that_begins_at_the_rewind_point_ends_with_the_training() -> None:
