@@ -121,6 +121,8 @@ def _check(study: Study, where: str) -> None:
             raise PlanError(f"{where}: data: there is no entry {name!r}; the entries are {', '.join(_DATA)}")
         if type(value) is not _DATA[name]:
             raise PlanError(f"{where}: data.{name}: expected {_DATA[name].__name__}, not {value!r}")
+        if isinstance(value, int) and value < 0:
+            raise PlanError(f"{where}: data.{name}: {value} is no whole number from 0 on")
     if "name" not in study.data:
         raise PlanError(f"{where}: data.name is missing")
     if study.pruning.rewind >= study.training.steps:
@@ -181,8 +183,8 @@ def _check_answerable(study: Study, claim: Claim, asked: set[tuple[str, str, flo
     Of networks that it does not name, one has to answer it.
     """
     ran: dict[tuple[str, str], set[float]] = {}
-    for network, label, sparsity in asked:
-        ran.setdefault((network, label), set()).add(sparsity)
+    for network, label, met in asked:
+        ran.setdefault((network, label), set()).add(met)
 
     def places(label: str, networks: Iterable[str]) -> str:
         found = [
@@ -228,8 +230,8 @@ def _check_entry(study: Study, entry: Entry, where: str) -> None:
         raise PlanError(f"{where}: {error}") from error
     if entry.connect and entry.method in DYNAMIC:
         raise PlanError(
-            f"{where}: connect measures the line between two trainings of one ticket; the masks of {entry.method} move, "
-            "so that its two ends would have different ones"
+            f"{where}: connect measures the line between two trainings of one ticket; the masks of {entry.method} "
+            "move, so that its two ends would have different ones"
         )
     if entry.tweaks and entry.method in DYNAMIC:
         raise PlanError(

@@ -88,6 +88,7 @@ def test_values_that_methods_take_are_taken(tmp_path: Path) -> None:
         ({"dense_at_least": -0.1}, r"dense_at_least: an accuracy is a share from 0 to 1, not -0\.1$"),
         ({"dense_at_least": float("nan")}, "dense_at_least: an accuracy is a share from 0 to 1, not nan"),
         ({"dense_at_least": "high"}, "dense_at_least: 'high' is no number"),
+        ({"data": {"name": "digits", "limit": -5}}, r"data\.limit: -5 is no whole number from 0 on"),
         ({"seeds": []}, "seeds: none is given; at least one is wanted"),
         ({"seeds": [0, 1, 0]}, "seeds: 0 is given twice"),
         ({"sparsities": []}, "sparsities: none is given"),
