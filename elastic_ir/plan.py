@@ -76,8 +76,7 @@ def grow(
 
     ``replicate`` limits the copying to the blocks of those indices; the others occur once. Raises PlanError.
     """
-    if order not in ORDERS:
-        raise PlanError(f"order is append or interpolate, not {order!r}")
+    check_order(order)
     if blocks == stage.blocks:
         return tuple(range(blocks))
     wanted = _units_wanted(stage, blocks)
@@ -109,6 +108,12 @@ def shrink(stage: StageShape, blocks: int, drop: str | Sequence[int] = "tail") -
         return stage.expand(range(wanted))
     step, extra = divmod(count, wanted)
     return stage.expand([index * step + min(index, extra) for index in range(wanted)])
+
+
+def check_order(order: str) -> None:
+    """PlanError unless ``order`` is a known word."""
+    if order not in ORDERS:
+        raise PlanError(f"order is append or interpolate, not {order!r}")
 
 
 def check_drop(drop: str | Sequence[int]) -> None:

@@ -70,8 +70,11 @@ def load_data(name: str, channels: int = 0, limit: int = 0) -> Data:
     (images, labels).
 
     ``channels=3`` repeats grey images for networks that take colours; ``limit`` keeps the first images of the training
-    split. Raises SourceError.
+    split, and of ``images:FOLDER``, whose images lie class by class, as many at even distances. Raises SourceError, for
+    colours that would have to become grey, too.
     """
+    if channels < 0 or limit < 0:
+        raise SourceError(f"channels and limit of data are no negative numbers: {channels}, {limit}")
     kind, _, rest = name.partition(":")
     if kind == "digits":
         data = _digits()
@@ -82,7 +85,7 @@ def load_data(name: str, channels: int = 0, limit: int = 0) -> Data:
     elif kind in ("cifar10", "cifar100"):
         data = _cifar(kind, rest)
     elif kind == "images":
-        data = _folders(Path(rest))
+        data = _folders(Path(rest), limit)
     elif rest:
         data = _from_function(name)
     else:
@@ -94,17 +97,41 @@ def load_data(name: str, channels: int = 0, limit: int = 0) -> Data:
 
 
 def _shaped(data: Data, channels: int, limit: int) -> Data:
+    repeated = 0  # how often grey images are to be repeated
+    if channels and (has := data.shape[0]) != channels:
+        if has != 1:
+            raise SourceError(
+                f"the images of {data.name} have {has} channels; only grey ones can be made into {channels}"
+            )
+        repeated = channels
+
     def one(split: Split, most: int) -> Split:
-        images, labels = split.images, split.labels
+        images, labels, dataset = split.images, split.labels, split.dataset
         if images is None or labels is None:
-            return split
+            if most and most < len(dataset):
+                dataset = torch.utils.data.Subset(dataset, range(most))
+            return Split(None, None, _Repeated(dataset, repeated) if repeated else dataset)
         if most:
             images, labels = images[:most], labels[:most]
-        if channels and images.shape[1] == 1 and channels != 1:
-            images = images.expand(-1, channels, -1, -1)
+        if repeated:
+            images = images.expand(-1, repeated, -1, -1)
         return Split(images.contiguous(), labels)
 
     return Data(data.name, one(data.train, limit), one(data.test, 0), data.classes, data.flips)
+
+
+class _Repeated(torch.utils.data.Dataset[tuple[Tensor, Any]]):
+    """A dataset of grey images with their one channel repeated; of this file, so that other processes can read it."""
+
+    def __init__(self, dataset: Any, channels: int) -> None:
+        self.dataset, self.channels = dataset, channels
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        image, label = self.dataset[index]
+        return torch.as_tensor(image).expand(self.channels, -1, -1), label
 
 
 def _normalised(name: str, parts: dict[str, tuple[Any, Any]], *, flips: bool) -> Data:
@@ -190,7 +217,7 @@ def _cifar(kind: str, folder: str) -> Data:
     return _normalised(kind, parts, flips=True)
 
 
-def _folders(folder: Path) -> Data:
+def _folders(folder: Path, limit: int = 0) -> Data:
     _torchvision()
     from torchvision import transforms
 
@@ -212,9 +239,20 @@ def _folders(folder: Path) -> Data:
     for key, way in ways.items():
         if not (folder / key).is_dir():
             raise SourceError(f"{folder} has no folder {key!r}; images lie in train/CLASS/ and val/CLASS/")
-        found[key] = _torchvision().ImageFolder(os.fspath(folder / key), way)
-    train, test = (Split(None, None, found[key]) for key in ("train", "val"))
-    return Data(f"images:{folder}", train, test, len(found["train"].classes), flips=True)
+        try:
+            found[key] = _torchvision().ImageFolder(os.fspath(folder / key), way)
+        except FileNotFoundError as error:
+            raise SourceError(f"{folder / key} holds no images of classes: {error}") from error
+    classes = found["train"].classes
+    if classes != found["val"].classes:  # labels are places in this list
+        differ = sorted(set(classes) ^ set(found["val"].classes))
+        raise SourceError(f"{folder}: train and val have other classes; only one of them has {differ[0]!r}")
+    train, test = found["train"], found["val"]
+    if limit and limit < len(train):
+        train = torch.utils.data.Subset(train, [place * len(train) // limit for place in range(limit)])
+    return Data(
+        f"images:{folder}", Split(None, None, train), Split(None, None, test), len(classes), flips=True
+    )
 
 
 def _from_function(name: str) -> Data:

@@ -1,7 +1,7 @@
 """How a total sparsity is spread over layers before anything is trained: uniform, Erdos-Renyi, Erdos-Renyi-Kernel.
 
-They say how many weights a layer keeps; which ones is left to chance (:func:`random_masks`). The layers' counts add up
-to the total exactly.
+They say how many weights a layer keeps; which ones is left to chance (:func:`random_masks`; :func:`rigl_masks` as RigL
+has it). The layers' counts add up to the total exactly.
 """
 
 from __future__ import annotations
@@ -37,7 +37,11 @@ DISTRIBUTIONS: dict[str, Callable[[Sequence[int]], float]] = {
 
 
 def densities(
-    shapes: Mapping[str, Sequence[int]], sparsity: float, distribution: str = "erk"
+    shapes: Mapping[str, Sequence[int]],
+    sparsity: float,
+    distribution: str = "erk",
+    *,
+    dense: Collection[str] | str = (),
 ) -> dict[str, float]:
     """The share of weights that each layer keeps, between 0 and 1, for weights of the given shapes.
 
@@ -49,8 +53,11 @@ def densities(
     the layer of the largest share dense and starts again until all fit. A grouped convolution counts the inputs of a
     group, as its weight's shape does.
 
-    Raises MaskError: an unknown distribution, a sparsity outside 0 to 1, nothing to spread over, or a shape without
-    inputs.
+    ``dense`` names weights that keep all (or modules, with all below them); the others give what these take, so that
+    the total is the same.
+
+    Raises MaskError: an unknown distribution, a sparsity outside 0 to 1, nothing to spread over, a shape without
+    inputs, a name in ``dense`` that is not there, or a sparsity that is out of reach beside the dense ones.
     """
     if distribution not in DISTRIBUTIONS:
         raise MaskError(f"there is no distribution {distribution!r}; there are {', '.join(DISTRIBUTIONS)}")
@@ -65,27 +72,47 @@ def densities(
     share = {name: DISTRIBUTIONS[distribution](shape) for name, shape in shapes.items()}
     total = sum(sizes.values())
     kept = total - pruned_count(total, sparsity)
-    dense: set[str] = set()
+    full = _named(shapes, dense)
+    if (most := sum(sizes[name] for name in full)) > kept:
+        raise MaskError(
+            f"a sparsity of {sparsity:g} leaves {kept:,} of {total:,} weights, fewer than the {most:,} of "
+            f"{', '.join(sorted(full))}, to be kept dense"
+        )
     while True:
-        free = [name for name in shapes if name not in dense]
+        free = [name for name in shapes if name not in full]
         if not free:
             return dict.fromkeys(shapes, 1.0)
-        left = kept - sum(sizes[name] for name in dense)
+        left = kept - sum(sizes[name] for name in full)
         scale = left / sum(share[name] * sizes[name] for name in free)
         largest = max(share[name] for name in free)
         if scale * largest <= 1:
-            return {name: 1.0 if name in dense else scale * share[name] for name in shapes}
-        dense |= {name for name in free if share[name] == largest}
+            return {name: 1.0 if name in full else scale * share[name] for name in shapes}
+        full |= {name for name in free if share[name] == largest}
+
+
+def _named(shapes: Mapping[str, Sequence[int]], dense: Collection[str] | str) -> set[str]:
+    """The weights that names stand for: their own, or those of modules above them."""
+    found: set[str] = set()
+    for item in [dense] if isinstance(dense, str) else dense:
+        below = {name for name in shapes if name == item or name.startswith(f"{item}.")}
+        if not below:
+            raise MaskError(f"{item!r}, to be kept dense, is no prunable weight and no module that holds one")
+        found |= below
+    return found
 
 
 def kept_counts(
-    shapes: Mapping[str, Sequence[int]], sparsity: float, distribution: str = "erk"
+    shapes: Mapping[str, Sequence[int]],
+    sparsity: float,
+    distribution: str = "erk",
+    *,
+    dense: Collection[str] | str = (),
 ) -> dict[str, int]:
     """How many weights each layer keeps: :func:`densities` in whole numbers that add up to the total exactly.
 
     Largest remainders are rounded up, ties in favour of earlier layers.
     """
-    shares = densities(shapes, sparsity, distribution)
+    shares = densities(shapes, sparsity, distribution, dense=dense)
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     total = sum(sizes.values())
     exact = {name: shares[name] * sizes[name] for name in shapes}
@@ -105,8 +132,11 @@ def random_masks(
     *,
     seed: int = 0,
     leave_out: Collection[str] | str = (),
+    dense: Collection[str] | str = (),
 ) -> dict[str, Tensor]:
     """Boolean masks drawn at random within each layer; ``source`` and ``leave_out`` as for ``magnitude_masks``.
+
+    Layers named in ``dense`` have masks of ones and count in the total, unlike those that are left out.
 
     >>> masks = random_masks(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 4)), 0.75, "uniform")
     >>> {name: int(mask.sum()) for name, mask in masks.items()}
@@ -114,7 +144,7 @@ def random_masks(
     """
     weights = prunable_weights(source, leave_out)
     counts = kept_counts(
-        {name: tuple(weight.shape) for name, weight in weights.items()}, sparsity, distribution
+        {name: tuple(weight.shape) for name, weight in weights.items()}, sparsity, distribution, dense=dense
     )
     dice = torch.Generator().manual_seed(seed)
     masks = {}
@@ -123,3 +153,25 @@ def random_masks(
         mask[torch.randperm(weight.numel(), generator=dice)[: counts[name]]] = True
         masks[name] = mask.reshape(weight.shape).to(weight.device)
     return masks
+
+
+def rigl_masks(
+    source: nn.Module | Mapping[str, Tensor],
+    sparsity: float,
+    distribution: str = "erk",
+    *,
+    seed: int = 0,
+    leave_out: Collection[str] | str = (),
+) -> dict[str, Tensor]:
+    """The random masks that RigL starts from: under ``uniform`` the network's first layer stays dense.
+
+    Evci et al. 2020, section 3: sparsifying it costs much accuracy and saves next to nothing. The other layers are all
+    a little sparser for it, so that the total is met, where the paper lets it fall short. First is what the network
+    registers first; where that is left out, nothing else takes its place. The arguments are those of
+    :func:`random_masks`.
+
+    Raises MaskError, for a sparsity that is out of reach beside the first layer, too.
+    """
+    first = next(iter(prunable_weights(source)))
+    kept = [first] if distribution == "uniform" and first in prunable_weights(source, leave_out) else []
+    return random_masks(source, sparsity, distribution, seed=seed, leave_out=leave_out, dense=kept)

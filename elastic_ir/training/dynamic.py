@@ -42,7 +42,7 @@ class RigL:
     """Rigged lottery (Evci et al. 2020, algorithm 1): drop small weights, grow where the gradient is large.
 
     The module trains under ``masks`` (see :func:`~elastic_ir.tickets.enforce`;
-    :func:`~elastic_ir.training.distributions.random_masks` draws them). At every ``interval``-th step before
+    :func:`~elastic_ir.training.distributions.rigl_masks` draws them). At every ``interval``-th step before
     ``end * total_steps`` each layer drops the fraction :meth:`drop_fraction` of its alive weights, those of smallest
     magnitude, and grows as many of its dead ones, those of largest gradient; weights that were just dropped may
     return. Grown weights start at zero with no momentum. Such a step changes masks *instead of* weights: gradients are
@@ -65,8 +65,7 @@ class RigL:
         drop_fraction: float = 0.3,
         end: float = 0.75,
     ) -> None:
-        _check_steps(total_steps, interval)
-        _check_shares(drop_fraction=drop_fraction, end=end)
+        check_rigl(total_steps, interval=interval, drop_fraction=drop_fraction, end=end)
         self.total_steps = total_steps
         self.interval = interval
         self.initial_drop_fraction = drop_fraction
@@ -201,12 +200,7 @@ class DPF:
         end: float = 0.5,
         leave_out: Collection[str] | str = (),
     ) -> None:
-        _check_steps(total_steps, interval)
-        _check_shares(sparsity=sparsity, initial=initial, start=start, end=end)
-        if end < start:
-            raise MaskError(f"the ramp ends at {end}, before it starts at {start}")
-        if initial > sparsity:
-            raise MaskError(f"the initial sparsity {initial} is above the final one, {sparsity}")
+        check_dpf(sparsity, total_steps, interval=interval, initial=initial, start=start, end=end)
         self.sparsity = sparsity
         self.total_steps = total_steps
         self.interval = interval
@@ -364,6 +358,27 @@ def _gradient(weight: MaskedWeight) -> Tensor:
     if gradient is None:
         raise MaskError(f"{weight.name!r} has no gradient to grow by; call before_step() after backward")
     return gradient
+
+
+def check_rigl(
+    total_steps: int, *, interval: int = 100, drop_fraction: float = 0.3, end: float = 0.75
+) -> None:
+    """MaskError where options of :class:`RigL` are out of range; for who wants to know before there is a network."""
+    _check_steps(total_steps, interval)
+    _check_shares(drop_fraction=drop_fraction, end=end)
+
+
+def check_dpf(
+    sparsity: float, total_steps: int, *,
+    interval: int = 16, initial: float = 0.0, start: float = 0.0, end: float = 0.5,
+) -> None:  # fmt: skip
+    """MaskError where options of :class:`DPF` are out of range; for who wants to know before there is a network."""
+    _check_steps(total_steps, interval)
+    _check_shares(sparsity=sparsity, initial=initial, start=start, end=end)
+    if end < start:
+        raise MaskError(f"the ramp ends at {end}, before it starts at {start}")
+    if initial > sparsity:
+        raise MaskError(f"the initial sparsity {initial} is above the final one, {sparsity}")
 
 
 def _check_steps(total_steps: int, interval: int) -> None:

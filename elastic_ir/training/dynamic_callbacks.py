@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from elastic_ir.errors import MaskError
-from elastic_ir.training.distributions import random_masks
+from elastic_ir.training.distributions import rigl_masks
 from elastic_ir.training.dynamic import DPF, RigL
 
 
@@ -73,8 +73,10 @@ class _DynamicCallback(pl.Callback):
 class RigLCallback(_DynamicCallback):
     """:class:`~elastic_ir.training.dynamic.RigL` in a Trainer, from given masks or from random ones.
 
-    Give ``masks``, or a ``sparsity`` with a ``distribution`` and a ``seed`` for random masks. Names are those of the
-    LightningModule's submodule ``network`` (``""``: of the LightningModule itself). The other options are RigL's.
+    Give ``masks``, or a ``sparsity`` with a ``distribution`` and a ``seed`` for random masks
+    (:func:`~elastic_ir.training.distributions.rigl_masks`: under ``uniform`` the first layer stays dense). Names are
+    those of the LightningModule's submodule ``network`` (``""``: of the LightningModule itself). The other options are
+    RigL's.
     """
 
     method: RigL | None = None
@@ -104,7 +106,7 @@ class RigLCallback(_DynamicCallback):
         masks = self._masks if self._state is None else self._state["masks"]
         if masks is None:
             assert self._sparsity is not None
-            masks = random_masks(
+            masks = rigl_masks(
                 module, self._sparsity, self._distribution, seed=self._seed, leave_out=self._leave_out
             )
         return RigL(module, optimizer, masks, total_steps, **self._options)

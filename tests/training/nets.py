@@ -78,6 +78,23 @@ def pair() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     return (images[:15], labels[:15]), (images[15:], labels[15:])
 
 
+class Large(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Ten grey images of which each is all its own number."""
+
+    classes = ("even", "odd")
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.full((1, 4, 4), float(index)), index % 2
+
+
+def large() -> tuple[Large, Large]:
+    """Data as a user's function gives them: two datasets."""
+    return Large(), Large()
+
+
 def nothing() -> int:
     """No data at all."""
     return 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import pickle
 import struct
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from elastic_ir.errors import SourceError
+from elastic_ir.training import data as data_module
 from elastic_ir.training.data import Data, Split, load_data, read_idx
 from elastic_ir.training.loader import BatchStream, augmented, batches_of
 from tests.training.nets import digits
@@ -120,3 +122,118 @@ def test_a_set_too_large_for_memory_is_read_in_the_same_order() -> None:
     assert sum(len(y) for _, y in batches_of(streamed.train, 500, "cpu")) == 1437
     endless = BatchStream(streamed, 128, seed=0, stop=10**9)  # no list of all its steps is made
     assert torch.equal(next(iter(endless))[1], next(iter(BatchStream(data, 128, seed=0, stop=1)))[1])
+
+
+@pytest.fixture
+def streamed(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a set that is read item by item, as if it were too large for memory."""
+    monkeypatch.setattr(data_module, "_IN_MEMORY", 100)
+    return "tests.training.nets:large"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_limit_and_channels_hold_for_a_set_that_is_read_item_by_item(streamed: str, workers: int) -> None:
+    data = load_data(streamed, channels=3, limit=4)
+    assert data.train.images is None and data.shape == (3, 4, 4) and data.classes == 2
+    assert (len(data.train), len(data.test)) == (4, 10)
+    ((images, labels),) = BatchStream(data, 4, seed=0, stop=1, workers=workers)
+    assert images.shape == (4, 3, 4, 4) and sorted(images[:, 2, 3, 3].tolist()) == [0, 1, 2, 3]
+    assert torch.equal(labels, images[:, 0, 0, 0].long() % 2)
+    assert [images.shape for images, _ in batches_of(data.test, 10, "cpu")] == [(10, 3, 4, 4)]
+    plain = load_data(streamed, limit=100)
+    assert plain.shape == (1, 4, 4) and len(plain.train) == 10
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_colours_are_not_silently_left_as_they_are(tmp_path: Path, channels: int) -> None:
+    with pytest.raises(SourceError, match=rf"have 3 channels; only grey ones can be made into {channels}"):
+        load_data(f"images:{picture_folder(tmp_path)}", channels=channels)
+    with pytest.raises(SourceError, match="no negative numbers: 0, -1"):
+        load_data("digits", limit=-1)
+
+
+COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
+
+
+def picture_folder(folder: Path, train: int = 4, val: int = 2) -> Path:
+    """PNGs of one colour each: ``train`` and ``val`` of each class."""
+    image = pytest.importorskip("PIL.Image")
+    for key, count in (("train", train), ("val", val)):
+        for name, colour in COLOURS.items():
+            (folder / key / name).mkdir(parents=True)
+            for number in range(count):
+                image.new("RGB", (40, 30), colour).save(folder / key / name / f"{number}.png")
+    return folder
+
+
+def test_a_folder_of_images(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    data = load_data(f"images:{picture_folder(tmp_path)}", channels=3)
+    assert data.shape == (3, 224, 224) and data.classes == 3 and data.flips
+    assert (len(data.train), len(data.test)) == (12, 6)
+    for found in (batches_of(data.test, 6, "cpu"), BatchStream(data, 12, seed=0, stop=1)):
+        ((images, labels),) = found
+        assert images.shape[1:] == (3, 224, 224)
+        assert torch.bincount(labels).tolist() == [len(images) // 3] * 3
+        brightest = images.mean((2, 3)).argmax(1)  # channels are red, green, blue, and classes by name
+        assert torch.equal(brightest, 2 - labels)
+    few = load_data(f"images:{tmp_path}", limit=6)
+    assert (len(few.train), len(few.test)) == (6, 6) and few.classes == 3
+    assert [few.train.dataset[index][1] for index in range(6)] == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+    ]  # not of the first class alone
+
+
+def test_a_folder_of_images_that_is_none_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    with pytest.raises(
+        SourceError, match=r"has no folder 'train'; images lie in train/CLASS/ and val/CLASS/"
+    ):
+        load_data(f"images:{tmp_path}")
+    for file in (picture_folder(tmp_path) / "val" / "green").iterdir():
+        file.unlink()
+    with pytest.raises(
+        SourceError, match="val holds no images of classes: Found no valid file for the classes green"
+    ):
+        load_data(f"images:{tmp_path}")
+    (tmp_path / "val" / "green").rmdir()
+    with pytest.raises(SourceError, match="train and val have other classes; only one of them has 'green'"):
+        load_data(f"images:{tmp_path}")
+
+
+def test_cifar_as_torchvision_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five pickled batches and one for the test: rows of 1,024 red, then green, then blue values."""
+    cifar = pytest.importorskip("torchvision.datasets").CIFAR10
+    with pytest.raises(SourceError, match="has no cifar10"):
+        load_data(f"cifar10:{tmp_path}")
+    place = tmp_path / cifar.base_folder
+    place.mkdir()
+    generator = np.random.default_rng(0)
+    rows = {}
+    for number, name in enumerate([*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]):
+        rows[name] = generator.integers(0, 256, (10, 3072), np.uint8)
+        batch = {"data": rows[name], "labels": [(number + k) % 10 for k in range(10)]}
+        (place / name).write_bytes(pickle.dumps(batch))
+    (place / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {k}" for k in range(10)]}))
+    for key in ("train_list", "test_list"):  # the checksums are those of the real files
+        monkeypatch.setattr(cifar, key, [[name, None] for name, _ in getattr(cifar, key)])
+    monkeypatch.setattr(cifar, "meta", {**cifar.meta, "md5": None})
+    data = load_data(f"cifar10:{tmp_path}", channels=3)
+    assert data.shape == (3, 32, 32) and data.classes == 10 and data.flips
+    assert (len(data.train), len(data.test)) == (50, 10)
+    assert data.train.images is not None and data.train.labels is not None
+    assert data.test.images is not None and data.test.labels is not None
+    assert data.train.labels[:12].tolist() == [*range(10), 1, 2]
+    assert data.test.labels.tolist() == [5, 6, 7, 8, 9, 0, 1, 2, 3, 4]
+    pixels = (
+        np.concatenate([rows[f"data_batch_{k}"] for k in range(1, 6)]).reshape(-1, 3, 32, 32).astype(float)
+    )
+    mean, deviation = (made((0, 2, 3), keepdims=True) for made in (pixels.mean, pixels.std))
+    test = (rows["test_batch"].reshape(-1, 3, 32, 32) - mean) / deviation  # by the training split's numbers
+    np.testing.assert_allclose(data.test.images, test, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(data.train.images, (pixels - mean) / deviation, rtol=1e-3, atol=1e-3)

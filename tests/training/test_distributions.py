@@ -9,7 +9,7 @@ import torch
 
 from elastic_ir.errors import MaskError
 from elastic_ir.tickets import magnitude_masks
-from elastic_ir.training.distributions import DISTRIBUTIONS, densities, kept_counts, random_masks
+from elastic_ir.training.distributions import DISTRIBUTIONS, densities, kept_counts, random_masks, rigl_masks
 from elastic_ir.zoo import cifar_resnet
 
 SHAPES = {
@@ -69,6 +69,42 @@ def test_layers_become_dense_one_after_the_other() -> None:
     assert len(dense) >= 2
     assert min(share[name] for name in dense) > max(share[name] for name in sparse)
     assert len({round(found[name] / share[name], 6) for name in sparse}) == 1
+
+
+def test_layers_that_are_named_stay_dense_and_the_others_give() -> None:
+    """By hand: 300 of 1,000 weights stay, 100 of them in the first; the others share 200 among 900."""
+    shapes = {"first": (10, 10), "b.one": (40, 10), "b.two": (5, 10, 10)}
+    found = densities(shapes, 0.7, "uniform", dense="first")
+    assert found == pytest.approx({"first": 1, "b.one": 2 / 9, "b.two": 2 / 9})
+    assert kept_counts(shapes, 0.7, "uniform", dense=["first"]) == {"first": 100, "b.one": 89, "b.two": 111}
+    assert densities(shapes, 0.1, "erk", dense="b") == pytest.approx({"first": 0, "b.one": 1, "b.two": 1})
+    with pytest.raises(
+        MaskError,
+        match=r"sparsity of 0\.2 leaves 800 of 1,000 weights, fewer than the 900 of b\.one, b\.two, to be",
+    ):
+        densities(shapes, 0.2, "uniform", dense="b")
+    with pytest.raises(MaskError, match="'c', to be kept dense, is no prunable weight"):
+        kept_counts(shapes, 0.2, dense=["c"])
+
+
+def test_rigl_keeps_the_first_layer_dense_under_uniform_only() -> None:
+    model = cifar_resnet(8, width=4)
+    masks = rigl_masks(model, 0.9, "uniform", seed=3)
+    total = sum(mask.numel() for mask in masks.values())
+    assert sum(int(mask.sum()) for mask in masks.values()) == total - round(0.9 * total)
+    shares = {name: float(mask.float().mean()) for name, mask in masks.items()}
+    assert shares.pop("conv1.weight") == 1
+    rest = total - masks["conv1.weight"].numel()
+    expected = (total - round(0.9 * total) - masks["conv1.weight"].numel()) / rest
+    assert all(abs(share - expected) * masks[name].numel() <= 1 for name, share in shares.items())
+    erk = rigl_masks(model, 0.9, seed=3)
+    assert all(torch.equal(mask, erk[name]) for name, mask in random_masks(model, 0.9, seed=3).items())
+    without = rigl_masks(
+        model, 0.9, "uniform", leave_out="conv1"
+    )  # dense already; the next one is not the first
+    assert max(float(mask.float().mean()) for mask in without.values()) < 0.12
+    with pytest.raises(MaskError, match=r"fewer than the 108 of conv1\.weight, to be kept dense"):
+        rigl_masks(model, 0.999, "uniform")
 
 
 def test_masks_have_the_counts_and_follow_the_seed() -> None:

@@ -147,3 +147,13 @@ def test_without_a_network_names_are_the_module_s(tmp_path: Path) -> None:
     head = module.net[7]
     assert isinstance(head, nn.Linear)
     assert head.weight.count_nonzero() <= masks["net.7.weight"].sum()
+
+
+def test_rigl_starts_and_ends_with_a_dense_first_layer_under_uniform(tmp_path: Path) -> None:
+    module = Digits()
+    callback = RigLCallback(sparsity=0.5, distribution="uniform", network="net", interval=2)
+    trainer(callback, tmp_path, max_epochs=1).fit(module, loader())
+    assert callback.method is not None and len(callback.method.history) > 1
+    first, *others = callback.method.masks.values()
+    assert first.all() and all(not mask.all() for mask in others)
+    assert sparsity(callback.method.masks) == pytest.approx(0.5, abs=1e-3)

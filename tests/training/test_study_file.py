@@ -1,0 +1,175 @@
+"""What is wrong in a study is told when its file is read, not after the search has been paid for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from elastic_ir.errors import PlanError
+from elastic_ir.training.study import Study
+from elastic_ir.training.study_file import read_study
+
+STUDY: dict[str, Any] = {
+    "name": "tiny",
+    "data": "digits",
+    "networks": {name: {"factory": "tests.training.nets:Perceptron"} for name in ("two", "three")},
+    "training": {"steps": 12},
+    "pruning": {"rewind": 2, "share": 0.5},
+    "sparsities": [0.5],
+    "seeds": [0],
+    "compare": [{"method": "imp"}],
+}
+
+
+def study(folder: Path, **changes: Any) -> Study:
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))
+    return read_study(path)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("transform", {"order": "zzz"}, "order is append or interpolate, not 'zzz'"),
+        ("hybrid", {"order": ["append"]}, r"order is append or interpolate, not \['append'\]"),
+        ("transform", {"drop": "nonsense"}, "drop is tail, even or a list of blocks, not 'nonsense'"),
+        ("transform", {"drop": [1, "2"]}, r"drop is a list of blocks such as \[1, 2\], .* not \[1, '2'\]"),
+        ("hybrid", {"drop": []}, r"drop is a list of blocks .* not \[\]"),
+        ("transform", {"replicate": 1}, r"replicate is a list of blocks such as \[1, 2\], .* not 1"),
+        ("transform", {"replicate": [-1]}, r"replicate is a list of blocks .* not \[-1\]"),
+        ("transform", {"replicate": [True]}, r"replicate is a list of blocks .* not \[True\]"),
+        ("transform", {"permute_copies": "yes"}, "permute_copies is true or false, not 'yes'"),
+        ("hybrid", {"permute_copies": True}, "hybrid has no option 'permute_copies'; its options are order,"),
+        (
+            "rigl",
+            {"distribution": "foo"},
+            "there is no distribution 'foo'; there are uniform, erdos-renyi, erk",
+        ),
+        ("rigl", {"distribution": ["erk"]}, r"there is no distribution \['erk'\]"),
+        ("rigl", {"interval": "x"}, "interval is a whole number of steps, not 'x'"),
+        ("rigl", {"interval": True}, "interval is a whole number of steps, not True"),
+        ("rigl", {"interval": 0}, "rigl: interval is 0; it must be at least 1"),
+        ("rigl", {"drop_fraction": 30}, "rigl: drop_fraction is 30, not between 0 and 1"),
+        ("rigl", {"end": float("nan")}, "rigl: end is nan, not between 0 and 1"),
+        ("rigl", {"end": None}, "end is a number from 0 to 1, not None"),
+        ("dpf", {"interval": 2.5}, r"interval is a whole number of steps, not 2\.5"),
+        ("dpf", {"start": 0.8}, r"dpf: the ramp ends at 0\.5, before it starts at 0\.8"),
+        ("dpf", {"initial": 0.7}, r"dpf: the initial sparsity 0\.7 is above the final one, 0\.5"),
+    ],
+)
+def test_values_of_options_are_looked_at(
+    tmp_path: Path, method: str, options: dict[str, Any], message: str
+) -> None:
+    compare = [{"method": "imp"}, {"method": method, "options": options}]
+    with pytest.raises(PlanError, match=rf"study\.yaml: compare\[1\]: {message}") as caught:
+        study(tmp_path, compare=compare)
+    assert "\n" not in str(caught.value)
+
+
+def test_values_that_methods_take_are_taken(tmp_path: Path) -> None:
+    entries = [
+        ("transform", {"order": "interpolate", "replicate": [1], "permute_copies": True}),
+        ("transform", {"drop": [1, 2]}),
+        ("hybrid", {"drop": "even"}),
+        ("rigl", {"distribution": "uniform", "interval": 3, "drop_fraction": 1, "end": 0.5}),
+        ("dpf", {"interval": 4, "initial": 0.2, "start": 0.1, "end": 1.0}),
+    ]
+    found = study(tmp_path, compare=[{"method": method, "options": options} for method, options in entries])
+    assert [(entry.method, entry.options) for entry in found.entries] == entries
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dense_at_least": 88}, r"dense_at_least: an accuracy is a share from 0 to 1, not 88; write 0\.88 for 88 %"),
+        ({"dense_at_least": -0.1}, r"dense_at_least: an accuracy is a share from 0 to 1, not -0\.1$"),
+        ({"dense_at_least": float("nan")}, "dense_at_least: an accuracy is a share from 0 to 1, not nan"),
+        ({"dense_at_least": "high"}, "dense_at_least: 'high' is no number"),
+        ({"data": {"name": "digits", "limit": -5}}, r"data\.limit: -5 is no whole number from 0 on"),
+        ({"seeds": []}, "seeds: none is given; at least one is wanted"),
+        ({"seeds": [0, 1, 0]}, "seeds: 0 is given twice"),
+        ({"sparsities": []}, "sparsities: none is given"),
+        ({"sparsities": [-0.1, 0.5]}, r"sparsities: a sparsity is a share from 0 to below 1, not -0\.1"),
+        ({"sparsities": [0.5, 1.0]}, "sparsities: a sparsity is a share from 0 to below 1, not 1"),
+        ({"sparsities": [float("nan")]}, "sparsities: a sparsity is a share from 0 to below 1, not nan"),
+        (
+            {"compare": [{"method": "imp", "sparsities": [50]}]},
+            r"compare\[0\]: sparsities: a sparsity .* not 50; write 0\.5 for 50 %",
+        ),
+    ],
+)  # fmt: skip
+def test_shares_and_seeds_are_looked_at(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(PlanError, match=rf"study\.yaml: {message}"):
+        study(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("method", ["rigl", "dpf"])
+def test_a_line_has_one_ticket_at_its_ends(tmp_path: Path, method: str) -> None:
+    message = rf"compare\[0\]: connect measures the line .* the masks of {method} move"
+    with pytest.raises(PlanError, match=message):
+        study(tmp_path, compare=[{"method": method, "connect": True}])
+
+
+#: "random" is run on one network at one of two sparsities, "snip" on the other at both.
+PARTLY = {
+    "sparsities": [0.5, 0.75],
+    "compare": [
+        {"method": "imp"},
+        {"method": "random", "targets": "two", "sparsities": 0.5},
+        {"method": "snip", "targets": "three"},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        (
+            {"than": "random", "targets": "two", "sparsities": [0.5, 0.75]},
+            r"on two at 75\.0 %: 'imp' is run at 0\.0, 50\.0, 75\.0 % on two, 'random' is run at 50\.0 % on two",
+        ),
+        (
+            {"than": "random", "targets": "two", "sparsities": 0.875},  # neither
+            r"on two at 87\.5 %: 'imp' is run at",
+        ),
+        (
+            {"than": "random", "targets": ["two", "three"]},
+            r"on three: 'imp' is run at 0\.0, 50\.0, 75\.0 % on three, 'random' is not run$",
+        ),
+        ({"than": "random", "sparsities": 0.75}, r"on any network at 75\.0 %: 'imp' is run .* two and at .* three"),
+        (
+            {"better": "snip", "than": "random"},
+            r"on any network: 'snip' is run at 50\.0, 75\.0 % on three, 'random' is run at 50\.0 % on two",
+        ),
+    ],
+)  # fmt: skip
+def test_a_claim_that_no_run_can_answer_is_refused(
+    tmp_path: Path, claim: dict[str, Any], message: str
+) -> None:
+    good = {"text": "x", "better": "imp", "than": "snip"}
+    with pytest.raises(PlanError, match=rf"claims\[1\]: no runs answer it {message}"):
+        study(tmp_path, **PARTLY, claims=[good, {"text": "x", "better": "imp", **claim}])
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"than": "random"},  # on two alone, as nothing is named
+        {"than": "random", "targets": "two", "sparsities": 0.499},  # the level that meets it
+        {"than": "snip", "sparsities": [0.5, 0.75]},
+    ],
+)
+def test_networks_that_a_claim_does_not_name_may_have_one_side_only(
+    tmp_path: Path, claim: dict[str, Any]
+) -> None:
+    found = study(tmp_path, **PARTLY, claims=[{"text": "x", "better": "imp", **claim}])
+    assert len(found.claims) == 1
+
+
+def test_a_claim_s_sparsity_is_a_share(tmp_path: Path) -> None:
+    claim = {"text": "x", "better": "imp", "than": "imp", "sparsities": 90}
+    with pytest.raises(PlanError, match=r"claims\[0\]: sparsities: .* not 90; write 0\.9 for 90 %"):
+        study(tmp_path, claims=[claim])
