@@ -89,6 +89,6 @@ def _distribution(name: str, value: Any) -> None:
 
 _VALUES: dict[str, Callable[[str, Any], None]] = {
     "order": _order, "replicate": _blocks, "drop": _drop, "permute_copies": _flag, "permute_masks": _flag,
-    "new_weights": _flag, "distribution": _distribution, "interval": _whole, "drop_fraction": _number, "initial": _number,
-    "start": _number, "end": _number,
+    "new_weights": _flag, "distribution": _distribution, "interval": _whole, "drop_fraction": _number,
+    "initial": _number, "start": _number, "end": _number,
 }  # fmt: skip
