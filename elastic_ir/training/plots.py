@@ -69,8 +69,9 @@ def _curves(found: Findings, network: str, folder: Path) -> list[str]:
     }  # fmt: skip
     for label, curve in curves.items():
         # As the paper draws them: tickets, transformed or the target's own, solid, what they are compared with dashed.
+        means = [cell.mean for _, cell in curve]
         axes.errorbar(
-            [100 * s for s, _ in curve], [cell.mean for _, cell in curve], yerr=[_bar(cell.error) for _, cell in curve],
+            [100 * s for s, _ in curve], means, yerr=_bars(means, [cell.error for _, cell in curve]),
             label=label, linewidth=1.4, linestyle="-" if found.methods.get(label) in _TICKETS else "--", **style[label],
         )  # fmt: skip
     axes.set(
@@ -95,7 +96,11 @@ def _methods(
             for at, cell in curve:
                 if at == sparsity:
                     panel.errorbar(
-                        [cell.mean], [place], xerr=[_bar(cell.error)], linestyle="", **style[label]
+                        [cell.mean],
+                        [place],
+                        xerr=_bars([cell.mean], [cell.error]),
+                        linestyle="",
+                        **style[label],
                     )
         panel.set(xlabel="test accuracy, %", title=f"{network}, {100 * sparsity:.1f} % sparse")
         panel.set_yticks(range(len(curves)), list(curves), fontsize=8)
@@ -104,9 +109,13 @@ def _methods(
     return _save(figure, folder, _stem(found, f"{network}-methods"))
 
 
-def _bar(error: float) -> float:
-    """The length of an error bar; none for a single seed."""
-    return error if math.isfinite(error) else 0.0
+def _bars(means: list[float], errors: list[float]) -> list[list[float]]:
+    """How far error bars go down and up: none for a single seed, and nowhere below 0 or above 100 %."""
+    known = [error if math.isfinite(error) else 0.0 for error in errors]
+    return [
+        [min(error, mean) for mean, error in zip(means, known, strict=True)],
+        [min(error, 100 - mean) for mean, error in zip(means, known, strict=True)],
+    ]
 
 
 def _lines(found: Findings, folder: Path) -> str:
@@ -117,9 +126,13 @@ def _lines(found: Findings, folder: Path) -> str:
     for place, ((network, label, sparsity), cell) in enumerate(measured.items()):
         points = len(cell.lines[0])
         columns = [[line[i] for line in cell.lines] for i in range(points)]
-        errors = [_bar(half_width(column)) for column in columns]
+        shares = [i / (points - 1) for i in range(points)]
+        means = [sum(column) / len(column) for column in columns]
+        color = f"C{place % 10}"
+        for line in cell.lines:  # each seed's own, since barriers differ by more than their interval tells
+            axes.plot(shares, line, color=color, linewidth=0.6, alpha=0.5)
         axes.errorbar(
-            [i / (points - 1) for i in range(points)], [sum(column) / len(column) for column in columns], yerr=errors,
+            shares, means, yerr=_bars(means, [half_width(column) for column in columns]), color=color,
             capsize=2, marker=_MARKERS[place % len(_MARKERS)], markersize=4,
             linestyle="-" if found.methods.get(label) in _TICKETS else "--",
             label=f"{network}, {label}, {100 * sparsity:.0f} %",
