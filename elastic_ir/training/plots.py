@@ -133,7 +133,7 @@ def _lines(found: Findings, folder: Path) -> str:
             axes.plot(shares, line, color=color, linewidth=0.6, alpha=0.5)
         axes.errorbar(
             shares, means, yerr=_bars(means, [half_width(column) for column in columns]), color=color,
-            capsize=2, marker=_MARKERS[place % len(_MARKERS)], markersize=4,
+            capsize=2, elinewidth=0.7, marker=_MARKERS[place % len(_MARKERS)], markersize=4,
             linestyle="-" if found.methods.get(label) in _TICKETS else "--",
             label=f"{network}, {label}, {100 * sparsity:.0f} %",
         )  # fmt: skip
