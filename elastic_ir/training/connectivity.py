@@ -44,7 +44,8 @@ def barrier(
 ) -> Line:  # fmt: skip
     """The accuracies on the test split along the line between two state dicts; the network ends as the second.
 
-    Statistics of batch norms lie on the line too, as in Frankle's code: they are part of the state.
+    Statistics of batch norms lie on the line too: they are part of the state, which the elastic ticket paper's code
+    (Chen et al. 2021; VITA-Group/ElasticLTH, lottery/branch/change_depth_linear_connect.py) mixes whole but for masks.
     """
     shares = [index / (points - 1) for index in range(points)]
     found = []

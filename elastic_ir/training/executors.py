@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor as Pool
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -63,7 +64,9 @@ class Here:
         spec = self._waiting.pop(0)
         try:
             return [Ended(spec["key"], execute(spec, self.folder, self.threads, self.log))]
-        except Exception as error:  # one job's failure is no reason to lose the others
+        except (
+            Exception
+        ) as error:  # one job's failure is no reason to lose the others; a SIGTERM is for them all
             return [Ended(spec["key"], None, _told(error))]
 
     def close(self) -> None:
@@ -91,50 +94,66 @@ def _work(spec: Mapping[str, Any], folder: str, threads: int, log: str) -> dict[
 
 
 class Processes:
-    """In so many processes of this machine, each with ``threads`` threads."""
+    """In so many processes of this machine, each with ``threads`` threads.
+
+    Each is a pool of its own. A pool of several is broken as a whole by one worker that dies: nobody could say whose
+    job killed it, and what ran in the others would be lost with it.
+    """
 
     def __init__(self, folder: str, count: int, threads: int = 1, log: str = "") -> None:
         self.folder, self.slots, self.threads, self.log = folder, count, threads, log
-        self._pool = self._made()
-        self._running: dict[concurrent.futures.Future[dict[str, Any]], Mapping[str, Any]] = {}
-        self._tries: dict[str, int] = {}
+        self._idle: list[Pool] = []
+        self._running: dict[concurrent.futures.Future[dict[str, Any]], tuple[Pool, Mapping[str, Any]]] = {}
+        self._waiting: list[Mapping[str, Any]] = []
+        self._deaths: dict[str, int] = {}  #: by key, how many workers died at a job
 
-    def _made(self) -> concurrent.futures.ProcessPoolExecutor:
-        return concurrent.futures.ProcessPoolExecutor(
-            self.slots, multiprocessing.get_context("spawn"), _prepare, (self.threads,)
-        )
+    def _made(self) -> Pool:
+        return Pool(1, multiprocessing.get_context("spawn"), _prepare, (self.threads,))
 
     def submit(self, spec: Mapping[str, Any]) -> None:
-        self._running[self._pool.submit(_work, spec, self.folder, self.threads, self.log)] = spec
+        self._waiting.append(spec)
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self._waiting and len(self._running) < self.slots:
+            pool, spec = self._idle.pop() if self._idle else self._made(), self._waiting.pop(0)
+            try:
+                future = pool.submit(_work, spec, self.folder, self.threads, self.log)
+            except BrokenProcessPool:  # its worker was killed while it had nothing to do
+                pool.shutdown(wait=False)
+                pool = self._made()
+                future = pool.submit(_work, spec, self.folder, self.threads, self.log)
+            self._running[future] = pool, spec
 
     def wait(self) -> list[Ended]:
         done, _ = concurrent.futures.wait(self._running, return_when=concurrent.futures.FIRST_COMPLETED)
         ended: list[Ended] = []
-        broken: list[Mapping[str, Any]] = []
         for future in done:
-            spec = self._running.pop(future)
+            pool, spec = self._running.pop(future)
+            key = spec["key"]
             try:
-                ended.append(Ended(spec["key"], future.result()))
-            except BrokenProcessPool as error:
-                broken.append(spec)
-                told = _told(error)
-            except Exception as error:  # the job's own failure
-                ended.append(Ended(spec["key"], None, _told(error)))
-        if broken:  # a worker was killed, and the pool with it: what ran in it runs again
-            broken += self._running.values()
-            self._running.clear()
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = self._made()
-            for spec in broken:
-                self._tries[spec["key"]] = self._tries.get(spec["key"], 0) + 1
-                if self._tries[spec["key"]] < _TRIES:
-                    self.submit(spec)
+                ended.append(Ended(key, future.result()))
+            except (
+                BrokenProcessPool,
+                SystemExit,
+            ) as error:  # killed, or told to end (SIGTERM) while it trained
+                pool.shutdown(wait=False)
+                self._deaths[key] = self._deaths.get(key, 0) + 1
+                if self._deaths[key] < _TRIES:
+                    self._waiting.append(spec)
                 else:
-                    ended.append(Ended(spec["key"], None, f"its worker died {_TRIES} times ({told})"))
+                    ended.append(Ended(key, None, f"its worker died {_TRIES} times ({_told(error)})"))
+                continue
+            except Exception as error:  # the job's own failure
+                ended.append(Ended(key, None, _told(error)))
+            self._idle.append(pool)
+        self._hand_out()
         return ended
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._waiting.clear()
+        for pool in (*self._idle, *(pool for pool, _ in self._running.values())):
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 class RayCluster:
@@ -158,7 +177,7 @@ class RayCluster:
                     f"no Ray cluster at {address!r} ({_told(error)}); start one with: ray start --head"
                 ) from error
         self.slots = max(int(self._ray.cluster_resources().get("CPU", 1)) // threads, 1)
-        # a worker that dies is Ray's to replace, and what it did runs again
+        # a worker that dies, of a SystemExit as well, is Ray's to replace, and what it did runs again
         self._remote = ray.remote(num_cpus=threads, max_retries=_TRIES, retry_exceptions=False)(_work)
         self._running: dict[Any, Mapping[str, Any]] = {}
 

@@ -6,6 +6,7 @@ Lightning runs the loop (devices, precision, processes); this file gives it the 
 from __future__ import annotations
 
 import logging
+import signal
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
 from elastic_ir.errors import PlanError, SourceError
@@ -66,7 +68,8 @@ def fit(
 
     ``order`` seeds the order of the data, and what is random in the network (dropout). ``masks`` maps parameter names
     to 0/1 tensors; pruned weights stay zero. The generators of the caller are left as they were. Raises PlanError for a
-    range of steps that the training does not have.
+    range of steps that the training does not have, KeyboardInterrupt at Ctrl-C, and at a SIGTERM SystemExit with the
+    status that a shell gives it, 143.
     """
     stop = training.steps if stop is None else stop
     if not 0 <= start <= stop <= training.steps:
@@ -89,7 +92,14 @@ def fit(
             enable_progress_bar=engine.progress, use_distributed_sampler=False, num_sanity_val_steps=0,
         )  # fmt: skip
         begun = time.perf_counter()
-        trainer.fit(task)
+        try:
+            trainer.fit(task)
+        except SystemExit as error:  # Lightning's end at Ctrl-C, and at a SIGTERM, there with status 0
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            if isinstance(error, SIGTERMException):
+                raise SystemExit(128 + signal.SIGTERM) from error
+            raise
         seconds = time.perf_counter() - begun
     if trainer.interrupted:
         raise KeyboardInterrupt

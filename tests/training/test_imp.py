@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import random
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from click.testing import CliRunner
+from torch import Tensor, nn
 
 import elastic_ir as eir
 from elastic_ir.cli.app import elastic_ir as program
-from elastic_ir.errors import PlanError
+from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.tickets import sparsity
 from elastic_ir.training import imp
-from elastic_ir.training.data import load_data
+from elastic_ir.training.data import Split, load_data
 from elastic_ir.training.imp import Level, find_tickets, next_masks
 from elastic_ir.training.settings import Pruning, Training
 from tests.training.nets import QUICK, TWO_LEVELS, digits, perceptron
 
 DATA = digits()
+SHORT = Training(steps=4, batch_size=64)
 
 
 def search(folder: Path, pruning: Pruning = TWO_LEVELS) -> list[Level]:
@@ -92,6 +101,124 @@ def test_another_search_in_the_same_folder_is_refused(tmp_path: Path) -> None:
         find_tickets(perceptron(), fewer, QUICK, Pruning(levels=0, rewind=5), tmp_path)
 
 
+class Weighed:
+    """A loss that is an object, with a setting."""
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+
+    def __call__(self, output: Tensor, labels: Tensor) -> Tensor:
+        return self.weight * F.cross_entropy(output, labels)
+
+
+class Margin(nn.MultiMarginLoss):
+    """A loss that is a module, and says its settings in its repr no more than torch's do."""
+
+
+def halved(output: Tensor, labels: Tensor, share: float = 0.5) -> Tensor:
+    return share * F.cross_entropy(output, labels)
+
+
+LOSSES: list[Any] = [
+    None, halved, partial(halved, share=0.1), partial(halved, share=0.2), Weighed(1.0), Weighed(2.0),
+    Margin(margin=1.0), Margin(margin=2.0), nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.1),
+    nn.CrossEntropyLoss(weight=torch.ones(10)), nn.CrossEntropyLoss(weight=torch.arange(10.0)),
+]  # fmt: skip
+
+
+def test_a_search_with_another_loss_is_refused(tmp_path: Path) -> None:
+    told = [imp._told_loss(loss) for loss in LOSSES]
+    assert len(set(told)) == len(LOSSES), told
+    assert told == [imp._told_loss(copy.deepcopy(loss)) for loss in LOSSES]  # and each is known again
+    assert not any(" at 0x" in one or "\n" in one for one in told)
+    none = Pruning(levels=0, rewind=0)
+    find_tickets(perceptron(), DATA, SHORT, none, tmp_path, loss=Weighed(1.0))
+    with pytest.raises(
+        PlanError, match=r"another loss \(tests\.training\.test_imp\.Weighed weight=1\.0\); give another"
+    ):
+        find_tickets(perceptron(), DATA, SHORT, none, tmp_path, loss=Weighed(2.0))
+    with pytest.raises(PlanError, match="holds a search with another loss"):
+        find_tickets(perceptron(), DATA, SHORT, none, tmp_path)
+    assert len(find_tickets(perceptron(), DATA, SHORT, none, tmp_path, loss=Weighed(1.0))) == 1
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_search_with_other_images_is_refused(tmp_path: Path, part: str) -> None:
+    """One pixel of one image is enough; the labels are the same."""
+    none = Pruning(levels=0, rewind=0)
+    find_tickets(perceptron(), DATA, SHORT, none, tmp_path)
+    split: Split = getattr(DATA, part)
+    assert split.images is not None
+    images = split.images.clone()
+    images[7, 0, 3, 3] += 1
+    changed: dict[str, Any] = {part: Split(images, split.labels)}
+    with pytest.raises(PlanError, match="holds a search with another set of images"):
+        find_tickets(perceptron(), replace(DATA, **changed), SHORT, none, tmp_path)
+    assert len(find_tickets(perceptron(), DATA, SHORT, none, tmp_path)) == 1
+
+
+class Streamed(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Images that are augmented by torch's, Python's and numpy's dice, or by dice of its own."""
+
+    def __init__(self, kind: str, count: int = 40, own: bool = False) -> None:
+        self.kind, self.count, self.seen = kind, count, 0
+        self.own = torch.Generator().manual_seed(torch.seed()) if own else None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        self.seen += 1
+        moved = torch.rand((), generator=self.own).item() + random.random() + np.random.rand()
+        return torch.full((1, 8, 8), ord(self.kind) + place + moved), place % 10
+
+
+def test_streamed_images_are_known_by_a_few(tmp_path: Path) -> None:
+    def stream(kind: str, **options: Any) -> Split:
+        return Split(None, None, Streamed(kind, **options))
+
+    same = stream("a")
+    draws = []
+    for look in (False, True):
+        torch.manual_seed(3)
+        random.seed(3)
+        np.random.seed(3)
+        told = imp._print_of_images(stream("a")) if look else ""
+        draws.append((told, torch.rand(()).item(), random.random(), np.random.rand()))
+    assert draws[0][1:] == draws[1][1:]  # the caller's dice are left as they were
+    assert imp._print_of_images(same) == draws[1][0]
+    assert same.dataset.seen == 10  # two looks at five of them
+    assert imp._print_of_images(same) != imp._print_of_images(stream("b"))
+    own = imp._print_of_images(stream("a", own=True))
+    assert own == imp._print_of_images(stream("a", own=True)) != imp._print_of_images(same)
+    claim = (tmp_path, perceptron(), replace(DATA, train=same), QUICK, TWO_LEVELS, 0, None)
+    imp._claim(*claim)
+    imp._claim(*claim)
+    fewer = replace(DATA, train=stream("a", count=39))
+    with pytest.raises(PlanError, match="holds a search with another data"):
+        imp._claim(tmp_path, perceptron(), fewer, QUICK, TWO_LEVELS, 0, None)
+    other = replace(DATA, train=stream("b"))
+    with pytest.raises(PlanError, match="holds a search with another set of images"):
+        imp._claim(tmp_path, perceptron(), other, QUICK, TWO_LEVELS, 0, None)
+
+
+def test_a_folder_of_an_earlier_search_is_told(tmp_path: Path) -> None:
+    """Searches once noted neither images nor loss; whether they are this one's, nobody can say."""
+    claim = (tmp_path, perceptron(), DATA, QUICK, TWO_LEVELS, 0, None)
+    imp._claim(*claim)
+    noted = json.loads((tmp_path / "search.json").read_text())
+    del noted["set of images"], noted["loss"]
+    (tmp_path / "search.json").write_text(json.dumps(noted))
+    with pytest.raises(
+        PlanError,
+        match="holds an earlier search, which does not say its set of images and loss; give another",
+    ):
+        imp._claim(*claim)
+    (tmp_path / "search.json").write_text("[1]")
+    with pytest.raises(SourceError, match=r"search\.json is damaged: it holds no mapping"):
+        imp._claim(*claim)
+
+
 def test_rewinding_to_step_0_gives_the_initialization(tmp_path: Path) -> None:
     levels = search(tmp_path, Pruning(levels=1, rewind=0, share=0.5))
     graph = eir.load(levels[1].path)
@@ -109,7 +236,13 @@ def test_find_on_the_command_line(tmp_path: Path) -> None:
     )  # fmt: skip
     assert told.exit_code == 0, told.output
     assert "level  0: sparsity   0.0 %" in told.output and "level  1: sparsity  50.0 %" in told.output
-    assert "best ticket:" in told.output
+    last = told.output.splitlines()[-2:]
+    dense = json.loads((out / "level00.json").read_text())["accuracy"]
+    assert [line.split(maxsplit=1) for line in last] == [
+        ["tickets:", f"{out / 'levelNN.pt'}, NN from 00 (dense) to 01"],
+        ["dense:", f"accuracy {100 * dense:.2f} %"],
+    ]
+    assert "best" not in told.output  # it would be chosen by what the test data say
     assert {path.name for path in (out / "logs").iterdir()} == {"rewind", "level00", "level01"}
     assert json.loads((out / "level01.json").read_text())["sparsity"] == pytest.approx(0.5, abs=1e-3)
     assert eir.stretch(eir.load(out / "level01.pt"), to_units=4).sparsity() > 0.4

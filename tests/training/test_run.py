@@ -320,7 +320,7 @@ def test_workers_end_with_the_study_that_was_killed(tmp_path: Path) -> None:
         "if __name__ == '__main__':\n"
         "    pool = Processes(sys.argv[1], 1)\n"
         "    import os\n"
-        "    print(pool._pool.submit(os.getpid).result(), flush=True)\n"
+        "    print(pool._made().submit(os.getpid).result(), flush=True)\n"
         "    time.sleep(60)\n"
     )
     (tmp_path / "killed.py").write_text(code)

@@ -1,0 +1,152 @@
+"""Executors when workers die: killed while idle, killed at work, told to end; only the job at fault is given up."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elastic_ir.training import executors
+from elastic_ir.training.executors import Ended, Here, Processes, RayCluster
+from elastic_ir.training.fit import fit
+from elastic_ir.training.jobs import Job
+from elastic_ir.training.run import run
+from elastic_ir.training.settings import Training
+from elastic_ir.training.store import Store
+from tests.training import deaths
+from tests.training.nets import Signalled, digits
+
+
+@pytest.fixture
+def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Processes]]:
+    """Makes Processes whose workers do what tests.training.deaths does; they are closed at the end."""
+    monkeypatch.setattr(executors, "_work", deaths.work)
+    made: list[Processes] = []
+
+    def make(count: int) -> Processes:
+        made.append(Processes(str(tmp_path), count))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def rest(executor: Processes, count: int) -> dict[str, Ended]:
+    """So many ended jobs by key."""
+    found: dict[str, Ended] = {}
+    while len(found) < count:
+        found |= {ended.key: ended for ended in executor.wait()}
+    return found
+
+
+def until(true: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if true():
+            return
+        time.sleep(0.02)
+    raise AssertionError("waited in vain")
+
+
+def test_a_worker_that_is_killed_between_two_jobs_is_replaced(processes: Callable[[int], Processes]) -> None:
+    executor = processes(1)
+    executor.submit({"key": "one"})
+    first = rest(executor, 1)["one"].result
+    assert first is not None
+    os.kill(first["process"], signal.SIGKILL)
+    until(lambda: not multiprocessing.active_children())
+    time.sleep(0.2)  # the pool, too, has seen that its worker is gone
+    executor.submit({"key": "two"})
+    second = rest(executor, 1)["two"]
+    assert second.result is not None and second.result["process"] != first["process"], second.error
+
+
+def test_a_worker_that_died_at_work_is_no_reason_to_refuse_the_next_job(
+    processes: Callable[[int], Processes], tmp_path: Path
+) -> None:
+    executor = processes(2)
+    executor.submit({"key": "fatal", "die": 1})
+    until((tmp_path / "deaths").exists)
+    until(lambda: not multiprocessing.active_children())
+    time.sleep(0.2)
+    executor.submit({"key": "next"})
+    ended = rest(executor, 2)
+    assert [ended[key].error for key in ("fatal", "next")] == ["", ""]
+    assert ended["fatal"].result is not None and ended["fatal"].result["begun"] == 2
+
+
+def test_a_job_that_always_kills_its_worker_takes_no_neighbour_with_it(
+    processes: Callable[[int], Processes],
+) -> None:
+    """The neighbour is at work while the worker beside it dies three times, and is not even begun again."""
+    executor = processes(2)
+    executor.submit({"key": "healthy", "await": 3})
+    executor.submit({"key": "fatal", "die": 99})
+    ended = rest(executor, 2)
+    assert ended["fatal"].error.startswith("its worker died 3 times (BrokenProcessPool: ")
+    assert ended["healthy"].result is not None and ended["healthy"].result["begun"] == 1
+
+
+def test_a_worker_that_leaves_is_one_that_died(processes: Callable[[int], Processes]) -> None:
+    executor = processes(1)
+    executor.submit({"key": "once", "leave": 1})
+    executor.submit({"key": "ever", "leave": 99})
+    executor.submit({"key": "wrong", "fail": "by itself"})
+    ended = rest(executor, 3)
+    assert ended["once"].result is not None and ended["once"].result["begun"] == 2
+    assert ended["ever"].error == "its worker died 3 times (SystemExit: 143)"
+    assert ended["wrong"].error == "ValueError: by itself"
+
+
+def signalled(folder: Path, number: int) -> Job:
+    network = {
+        "factory": "tests.training.nets:Signalled",
+        "mark": str(folder / "mark"),
+        "number": int(number),
+    }
+    options: dict[str, Any] = {"network": network, "data": {"name": "digits"}, "seed": 0, "rewind": 2}
+    return Job("rewind", {**options, "training": {"steps": 4}})
+
+
+@pytest.mark.slow
+def test_a_training_that_is_told_to_end_runs_again_in_another_process(tmp_path: Path) -> None:
+    job, store = signalled(tmp_path, signal.SIGTERM), Store(tmp_path / "store")
+    ended = run([job], store, Processes(str(store.folder), 1))
+    assert (tmp_path / "mark").exists() and not ended.failed and store.has(job.key)
+
+
+def test_a_study_in_this_process_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    job, store = signalled(tmp_path, signal.SIGTERM), Store(tmp_path / "store")
+    with pytest.raises(SystemExit) as ended:
+        run([job], store, Here(str(store.folder)))
+    assert ended.value.code == 143  # Lightning's own says 0
+    assert not store.has(job.key) and list(store.folder.iterdir()) == []
+    assert run([job], store, Here(str(store.folder))).done == 1
+
+
+def test_a_training_that_is_interrupted_says_so(tmp_path: Path) -> None:
+    """Lightning makes a SystemExit of it, which a study would take for a worker that died."""
+    network = Signalled(str(tmp_path / "mark"), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        fit(network, digits(), Training(steps=4))
+
+
+@pytest.mark.slow
+def test_ray_does_a_training_again_that_was_told_to_end(tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    ray.init(
+        num_cpus=1, include_dashboard=False, log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ["PYTHONPATH"]])}},
+    )  # fmt: skip
+    try:
+        job, store = signalled(tmp_path, signal.SIGTERM), Store(tmp_path / "store")
+        ended = run([job], store, RayCluster(str(store.folder), "auto"))
+    finally:
+        ray.shutdown()
+    assert (tmp_path / "mark").exists() and not ended.failed and store.has(job.key)
