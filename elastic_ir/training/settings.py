@@ -84,12 +84,17 @@ class Pruning:
     def level_for(self, sparsity: float) -> int:
         """The first level whose ticket is at least so sparse, to within half a percent of the weights.
 
-        PlanError for a sparsity that is no share below 1.
+        PlanError for a sparsity that is no share below 1, or that the share pruned reaches in no 1,000 levels.
         """
         if not 0 <= sparsity < 1:
             hint = f"; write {sparsity / 100:g} for {sparsity:g} %" if 1 < sparsity < 100 else ""
             raise PlanError(f"a sparsity is a share from 0 to below 1, not {sparsity:g}{hint}")
-        return next(k for k in range(1_000) if self.sparsity_at(k) >= sparsity - 0.005)
+        level = next((k for k in range(1_000) if self.sparsity_at(k) >= sparsity - 0.005), None)
+        if level is None:
+            raise PlanError(
+                f"pruning a share of {self.share:g} a level does not reach {sparsity:g} in 1,000 levels"
+            )
+        return level
 
 
 def read(kind: type[_T], data: Mapping[str, Any], where: str) -> _T:

@@ -128,6 +128,10 @@ def test_a_setting_at_its_default_changes_no_key(tmp_path: Path) -> None:
         ({"networks": []}, "networks is a mapping"),
         ({"seeds": ["a"]}, "seeds: 'a' is no whole number"),
         ({"sparsities": [90]}, r"a share from 0 to below 1, not 90; write 0\.9 for 90 %"),
+        (
+            {"pruning": {"share": 1e-5}},
+            r"pruning a share of 1e-05 a level does not reach 0\.5 in 1,000 levels",
+        ),
         ({"sparsities": ["high"]}, "sparsities: 'high' is no number"),
         ({"pruning": 3}, "pruning is a mapping, not 3"),
         ({"pruning": {"rewind": 12}}, "a training of 12 steps cannot be rewound to step 12"),
