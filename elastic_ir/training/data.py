@@ -30,7 +30,7 @@ _FILES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
     """Images (count, channels, height, width) and labels in memory, or a dataset that is read item by item."""
 

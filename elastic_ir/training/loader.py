@@ -6,6 +6,7 @@ of steps; where several processes share it, each takes its part of every batch.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,7 +30,6 @@ class BatchStream:
         self.rank, self.world, self.workers = rank, world, workers
         self.device = torch.device(device)
         self.channels_last = channels_last
-        self._split: Split | None = None
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -49,7 +49,7 @@ class BatchStream:
         if self.data.train.images is None:
             yield from self._streamed()
             return
-        split = self._on_device()
+        split = on_device(self.data.train, self.device, self.channels_last)
         assert split.images is not None and split.labels is not None
         for step, chosen in enumerate(self.indices(), self.start):
             at = chosen.to(self.device)
@@ -64,13 +64,6 @@ class BatchStream:
         for images, labels in loader:
             yield self._laid_out(images.to(self.device, non_blocking=True)), labels.to(self.device)
 
-    def _on_device(self) -> Split:
-        if self._split is None:
-            split = self.data.train
-            assert split.images is not None and split.labels is not None
-            self._split = Split(self._laid_out(split.images.to(self.device)), split.labels.to(self.device))
-        return self._split
-
     def _laid_out(self, images: Tensor) -> Tensor:
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
@@ -80,6 +73,28 @@ class BatchStream:
                 images, _generator(self.seed, 2, step * self.world + self.rank), self.data.flips
             )
         return self._laid_out(images)
+
+
+#: What lies on a device, by the split that it is a copy of: one for all trainings, and gone with its data.
+_COPIES: weakref.WeakKeyDictionary[Split, dict[tuple[str, bool, int], Split]] = weakref.WeakKeyDictionary()
+
+
+def on_device(split: Split, device: torch.device, channels_last: bool) -> Split:
+    """A split in memory as a training reads it, copied once however many trainings there are.
+
+    A copy of each training's own would stay until Python looks for cycles, which a trainer and its loader are part of.
+    """
+    assert split.images is not None and split.labels is not None
+    copies = _COPIES.setdefault(split, {})
+    # what was written to in the meantime is copied anew
+    place = (str(device), channels_last, 0 if split.images.is_inference() else split.images._version)
+    if place not in copies:
+        copies.clear()
+        images = split.images.to(device)
+        if channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        copies[place] = Split(images, split.labels.to(device))
+    return copies[place]
 
 
 class _Steps(torch.utils.data.Sampler[list[int]]):

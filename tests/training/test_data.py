@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import pickle
 import struct
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,32 @@ import torch
 from elastic_ir.errors import SourceError
 from elastic_ir.training import data as data_module
 from elastic_ir.training.data import Data, Split, load_data, read_idx
-from elastic_ir.training.loader import BatchStream, augmented, batches_of
+from elastic_ir.training.loader import BatchStream, augmented, batches_of, on_device
 from tests.training.nets import digits
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
     raw = b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
     path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+
+
+def test_a_split_lies_on_a_device_once_for_all_trainings() -> None:
+    images = torch.randn(6, 3, 4, 4)
+    split = Split(images, torch.arange(6))
+    cpu = torch.device("cpu")
+    one, two = (on_device(split, cpu, channels_last=True) for _ in range(2))
+    assert (
+        one is two and one.images is not None and one.images.is_contiguous(memory_format=torch.channels_last)
+    )
+    assert torch.equal(one.images, images)
+    plain = on_device(split, cpu, channels_last=False)
+    assert plain.images is images
+    images.mul_(2)  # somebody changes the data between two trainings
+    changed = on_device(split, cpu, channels_last=True)
+    assert changed.images is not None and torch.equal(changed.images, images)
+    gone = weakref.ref(one.images)
+    del one, two, plain, changed, split
+    assert gone() is None
 
 
 def test_digits_are_normalised_and_split_the_same_every_time() -> None:
