@@ -7,16 +7,12 @@ interrupted goes on behind its last finished level.
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
-import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,12 +20,11 @@ from elastic_ir.emit.output import atomic_output
 from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.tickets import magnitude_masks, sparsity
 from elastic_ir.training.callbacks import save_state
-from elastic_ir.training.data import Data, Split
+from elastic_ir.training.data import Data
+from elastic_ir.training.fingerprints import of_images, of_loss, of_tensors
 from elastic_ir.training.fit import Engine, accuracy, fit, logger_in
 from elastic_ir.training.settings import Pruning, Training
 from elastic_ir.training.task import Loss
-
-_PLAIN = (bool, int, float, str)
 
 
 @dataclass(frozen=True)
@@ -164,92 +159,17 @@ def _copy(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network)
 
 
-def _print_of(tensors: Iterable[Tensor | None]) -> str:
-    """Twelve digits that stand for the values of tensors."""
-    found = hashlib.sha256()
-    for tensor in tensors:
-        if tensor is not None:
-            found.update(str((tensor.dtype, tuple(tensor.shape))).encode())
-            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()[:12]
-
-
-def _print_of_images(split: Split) -> str:
-    """Digits that stand for the images of a split: for all in memory, else for five, with their labels."""
-    if split.images is not None:
-        return _print_of([split.images])
-    count = len(split.dataset)
-    places = sorted({count * part // 4 for part in range(4)} | {count - 1}) if count else []
-    return _print_of(tensor for place in places for tensor in _sample(split.dataset, place))
-
-
-def _sample(dataset: Any, place: int) -> list[Tensor]:
-    """An item of a dataset, augmented as with fixed seeds; of one that is random even so its shape alone."""
-    drawn = []
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            for _ in range(2):
-                torch.default_generator.manual_seed(0)
-                random.seed(0)
-                np.random.seed(0)
-                image, label = dataset[place]
-                drawn.append((torch.as_tensor(image), torch.as_tensor(label)))
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-    (image, label), (again, _) = drawn
-    same = torch.equal(image, again)
-    return [image if same else torch.tensor(image.shape), label]
-
-
-def _told_loss(loss: Any) -> str:
-    """What tells a loss from others: its qualified name; of an object that of its class, and how it is set up."""
-    if loss is None:
-        return "cross-entropy"
-    if isinstance(loss, functools.partial):
-        given = [_told_value(value) for value in loss.args]
-        given += [f"{name}={_told_value(value)}" for name, value in sorted(loss.keywords.items())]
-        return " ".join([_told_loss(loss.func), *given])
-    named = loss if hasattr(loss, "__qualname__") else type(loss)
-    told = [f"{named.__module__}.{named.__qualname__}"]
-    if isinstance(loss, nn.Module):  # most losses of torch leave their settings out of their repr
-        told += [" ".join(repr(loss).split())]
-        for part in loss.modules():
-            told += _settings(part)
-        state = loss.state_dict().values()
-        told += [_print_of(state)] if state else []
-    elif named is not loss:
-        told += _settings(loss)
-    return " ".join(told)
-
-
-def _settings(thing: object) -> list[str]:
-    """The plain attributes of an object and its tensors, but for private ones and a module's mode."""
-    return [
-        f"{name}={_told_value(value)}"
-        for name, value in sorted(getattr(thing, "__dict__", {}).items())
-        if isinstance(value, (*_PLAIN, Tensor)) and not name.startswith("_") and name != "training"
-    ]
-
-
-def _told_value(value: object) -> str:
-    if isinstance(value, Tensor):
-        return _print_of([value])
-    return repr(value) if isinstance(value, _PLAIN) else _told_loss(value)
-
-
 def _claim(
     folder: Path, network: nn.Module, data: Data, training: Training, pruning: Pruning, seed: int,
     loss: Loss | None,
 ) -> None:  # fmt: skip
     """Note in the folder whose search it holds; more levels of the same search are welcome."""
     mine: dict[str, Any] = {
-        "network": f"{type(network).__name__} {_print_of(network.state_dict().values())}",
-        "data": f"{data.name} {len(data.train)} {_print_of([data.train.labels])}",
-        "set of images": f"{len(data.train)} {_print_of_images(data.train)}, "
-        f"{len(data.test)} {_print_of_images(data.test)} {_print_of([data.test.labels])}",
-        "training": asdict(training), "pruning": asdict(pruning), "loss": _told_loss(loss), "seed": seed,
+        "network": f"{type(network).__name__} {of_tensors(network.state_dict().values())}",
+        "data": f"{data.name} {len(data.train)} {of_tensors([data.train.labels])}",
+        "set of images": f"{len(data.train)} {of_images(data.train)}, "
+        f"{len(data.test)} {of_images(data.test)} {of_tensors([data.test.labels])}",
+        "training": asdict(training), "pruning": asdict(pruning), "loss": of_loss(loss), "seed": seed,
     }  # fmt: skip
     del mine["pruning"]["levels"]
     mine = json.loads(json.dumps(mine))

@@ -21,7 +21,7 @@ import elastic_ir as eir
 from elastic_ir.cli.app import elastic_ir as program
 from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.tickets import sparsity
-from elastic_ir.training import imp
+from elastic_ir.training import fingerprints, imp
 from elastic_ir.training.data import Split, load_data
 from elastic_ir.training.imp import Level, find_tickets, next_masks
 from elastic_ir.training.settings import Pruning, Training
@@ -127,9 +127,9 @@ LOSSES: list[Any] = [
 
 
 def test_a_search_with_another_loss_is_refused(tmp_path: Path) -> None:
-    told = [imp._told_loss(loss) for loss in LOSSES]
+    told = [fingerprints.of_loss(loss) for loss in LOSSES]
     assert len(set(told)) == len(LOSSES), told
-    assert told == [imp._told_loss(copy.deepcopy(loss)) for loss in LOSSES]  # and each is known again
+    assert told == [fingerprints.of_loss(copy.deepcopy(loss)) for loss in LOSSES]  # and each is known again
     assert not any(" at 0x" in one or "\n" in one for one in told)
     none = Pruning(levels=0, rewind=0)
     find_tickets(perceptron(), DATA, SHORT, none, tmp_path, loss=Weighed(1.0))
@@ -183,14 +183,14 @@ def test_streamed_images_are_known_by_a_few(tmp_path: Path) -> None:
         torch.manual_seed(3)
         random.seed(3)
         np.random.seed(3)
-        told = imp._print_of_images(stream("a")) if look else ""
+        told = fingerprints.of_images(stream("a")) if look else ""
         draws.append((told, torch.rand(()).item(), random.random(), np.random.rand()))
     assert draws[0][1:] == draws[1][1:]  # the caller's dice are left as they were
-    assert imp._print_of_images(same) == draws[1][0]
+    assert fingerprints.of_images(same) == draws[1][0]
     assert same.dataset.seen == 10  # two looks at five of them
-    assert imp._print_of_images(same) != imp._print_of_images(stream("b"))
-    own = imp._print_of_images(stream("a", own=True))
-    assert own == imp._print_of_images(stream("a", own=True)) != imp._print_of_images(same)
+    assert fingerprints.of_images(same) != fingerprints.of_images(stream("b"))
+    own = fingerprints.of_images(stream("a", own=True))
+    assert own == fingerprints.of_images(stream("a", own=True)) != fingerprints.of_images(same)
     claim = (tmp_path, perceptron(), replace(DATA, train=same), QUICK, TWO_LEVELS, 0, None)
     imp._claim(*claim)
     imp._claim(*claim)
