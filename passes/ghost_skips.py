@@ -1,10 +1,10 @@
-"""Ghost skips: identity skips around single layers while a sparse network is young, fading to nothing.
+"""Ghost skips: skips around single layers while a sparse network is young, fading to nothing.
 
 Pruning cuts paths of the gradient; a skip around each convolution and its norm, in front of the activation, gives it
 others, and is gone once it has helped (Jaiswal et al. 2022, *Training Your Sparse Neural Network Better with Any
 Mask*, "ghost skip connections"). The authors' code puts its skip at the same place, as a learned 1x1 convolution with
-a norm. Here it is the identity, which adds no weight to the state dict; so a layer that changes its input's shape gets
-none.
+a norm. Here it is the layer's input, normed but without weights, which adds nothing to the state dict; so a layer that
+changes its input's shape gets none. Without a norm skips add up: each block of a residual network would double its input.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from elastic_ir.passes.base import Pass
 from elastic_ir.rewriter import Rewriter
 
 KIND = "skip"
+#: Each sample by its own mean and deviation, without weights and statistics.
+_NORM = "torch.nn.functional.group_norm"
 _CONVOLUTIONS = ("nn.Conv1d", "nn.Conv2d", "nn.Conv3d")
 
 
 @dataclasses.dataclass(frozen=True)
 class GhostSkips(Pass):
-    """Identity skips around layers that keep their shape, for the early training; remove-ghosts takes them out."""
+    """Skips around layers that keep their shape, for the early training; remove-ghosts takes them out."""
 
     name: ClassVar[str] = "ghost-skips"
     needs_structure: ClassVar[bool] = False
@@ -52,7 +54,8 @@ class GhostSkips(Pass):
             assert isinstance(given, Value)
             factor = writer.factor(layer, "ghost_skip", self.start)
             # read where the layer reads it: what changes tensors in place may run before the norm has
-            skip = writer.call("operator.mul", given, factor, kind=KIND, like=given, behind=layer)
+            normed = writer.call(_NORM, given, 1, kind=KIND, like=given, behind=layer)
+            skip = writer.call("operator.mul", normed.output, factor, kind=KIND, like=given, behind=normed)
             writer.call(
                 "operator.add", end.output, skip.output, kind=KIND, like=end.output,
                 behind=skip if end is layer else end, beside=end, joins=True,

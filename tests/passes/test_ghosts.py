@@ -254,8 +254,23 @@ def test_skips_around_layers() -> None:
     x = torch.randn(2, 3, 5, 5)
     haunted = GhostSkips(start=0.5).run(eir.trace(model, (x,)))
     assert schedule_of(haunted).at(0) == {"0.ghost_skip": 0.5, "3.ghost_skip": 0.5}
-    y = (model[1](model[0](x)) + 0.5 * x).relu()
-    torch.testing.assert_close(haunted.to_module().eval()(x), model[4](model[3](y) + 0.5 * y))
+
+    def normed(x: torch.Tensor) -> torch.Tensor:
+        flat = x.flatten(1)
+        return ((x.flatten(1) - flat.mean(1, True)) / (flat.var(1, correction=0, keepdim=True) + 1e-5).sqrt()).view_as(x)
+
+    y = (model[1](model[0](x)) + 0.5 * normed(x)).relu()
+    torch.testing.assert_close(haunted.to_module().eval()(x), model[4](model[3](y) + 0.5 * normed(y)))
+
+
+def test_skips_do_not_add_up_in_a_residual_network() -> None:
+    """Each block would double its input: 30 skips would make the last features thousands of times as large."""
+    torch.manual_seed(0)
+    model = cifar_resnet(32, width=8).train()
+    graph = eir.trace(model.eval(), (torch.zeros(1, 3, 16, 16),))
+    x = torch.randn(8, 3, 16, 16)
+    plain, haunted = (g.to_module().train()(x).std() for g in (graph, GhostSkips().run(graph)))
+    assert haunted < 4 * plain
 
 
 def test_summaries() -> None:
