@@ -4,7 +4,8 @@ Pruning cuts paths of the gradient; a skip around each convolution and its norm,
 others, and is gone once it has helped (Jaiswal et al. 2022, *Training Your Sparse Neural Network Better with Any
 Mask*, "ghost skip connections"). The authors' code puts its skip at the same place, as a learned 1x1 convolution with
 a norm. Here it is the layer's input, normed but without weights, which adds nothing to the state dict; so a layer that
-changes its input's shape gets none. Without a norm skips add up: each block of a residual network would double its input.
+changes its input's shape gets none. Without a norm skips add up: each block of a residual network would double what
+it is given.
 """
 
 from __future__ import annotations

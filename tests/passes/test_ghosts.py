@@ -238,7 +238,7 @@ def test_activations_in_place(inplace: str) -> None:
     haunted = Pipeline([GhostSoftness(), GhostSkips(linear=True)]).run(graph)
     module = haunted.to_module()
     y = model.fc(x)
-    z = y + x
+    z = y + nn.functional.group_norm(x, 1)
     torch.testing.assert_close(module(x), z * torch.sigmoid(z))
     module(x).sum().backward()  # nothing that the gradient needs was overwritten
     back = RemoveGhosts().run(haunted)
@@ -257,7 +257,9 @@ def test_skips_around_layers() -> None:
 
     def normed(x: torch.Tensor) -> torch.Tensor:
         flat = x.flatten(1)
-        return ((x.flatten(1) - flat.mean(1, True)) / (flat.var(1, correction=0, keepdim=True) + 1e-5).sqrt()).view_as(x)
+        return (
+            (x.flatten(1) - flat.mean(1, True)) / (flat.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+        ).view_as(x)
 
     y = (model[1](model[0](x)) + 0.5 * normed(x)).relu()
     torch.testing.assert_close(haunted.to_module().eval()(x), model[4](model[3](y) + 0.5 * normed(y)))
