@@ -10,6 +10,7 @@ none.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from elastic_ir.branches import kind_of
@@ -29,6 +30,7 @@ class GhostSkips(Pass):
 
     name: ClassVar[str] = "ghost-skips"
     needs_structure: ClassVar[bool] = False
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {"decay": ("linear", "cosine", "step")}
 
     start: float = 1.0  #: the skips' factor when training begins; it ends at 0
     decay: str = "cosine"  #: linear, cosine, or step (all at once)
