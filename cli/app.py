@@ -89,15 +89,16 @@ class Program(click.Group):
 
 
 def describe(error: Exception) -> str:
-    """What a user is told: our own messages as they are, the system's with the file in front."""
-    from elastic_ir.errors import ElasticError
+    """What a user is told: our own messages as they are, the system's with the file in front, and the pass noted."""
+    from elastic_ir.errors import ElasticError, noted_pass
 
+    head = noted_pass(error)
     if isinstance(error, ElasticError):
-        return str(error)
+        return f"{head}{error}"
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        return f"{head}{error.filename}: {error.strerror}" if error.filename else f"{head}{error.strerror}"
     said = " ".join(str(error).split()) or "no message"
-    return f"unexpected {type(error).__name__}: {said} (run again with --debug for the traceback)"
+    return f"{head}unexpected {type(error).__name__}: {said} (run again with --debug for the traceback)"
 
 
 @click.group(cls=Program, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})

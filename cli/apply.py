@@ -26,6 +26,11 @@ Examples:
 
 A pass is its name and, in braces, its options as KEY=VALUE, apart by blanks; passes are apart by commas. What passes
 there are, and their options, "elastic-ir passes" lists.
+
+\b
+A recipe is the same as YAML, "version: 1" and below "passes:" a list (docs/passes.md, Recipes):
+  version: 1
+  passes: [{stretch: {to-depth: 56, order: interpolate}}, compact]
 """
 
 
@@ -124,8 +129,10 @@ def apply(
 def _pipeline(text: str | None, recipe: str | None, files: tuple[str, ...]) -> Pipeline:
     from elastic_ir.passes import Pipeline, load_passes
 
-    if (text is None) == (recipe is None):
+    if text is None and recipe is None:
         raise click.UsageError("say what to run by --passes or by --recipe")
+    if text is not None and recipe is not None:
+        raise click.UsageError("--passes and --recipe: both are given; give one")
     for path in files:
         load_passes(path)
     if text is not None:

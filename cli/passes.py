@@ -33,9 +33,11 @@ def _complete_pass(_ctx: click.Context, _param: click.Parameter, incomplete: str
 def passes(name: str | None, load_pass: tuple[str, ...], names: bool) -> None:
     """List the passes, the rewrites that a network can go through, or only the one called NAME.
 
-    Below each pass stand its options, with the type and the default of each.
+    Below each pass stand its options, with what can be typed for each and its default. Options that only Python can
+    give, such as a graph, are left out.
     """
     from elastic_ir.passes import find_pass, load_passes, registered
+    from elastic_ir.passes.option_table import option_table
 
     for path in load_pass:
         load_passes(path)
@@ -47,6 +49,7 @@ def passes(name: str | None, load_pass: tuple[str, ...], names: bool) -> None:
         if place:
             click.echo()
         click.echo(f"{click.style(title, bold=True)}: {kind.help()}")
-        options = kind.options()
+        options = [(*row[:3], row[3] or tables.ABSENT) for row in option_table(kind)]
         if options:
-            tables.show_table(tables.Table(("option", "type", "default"), [*options]))
+            columns = ("option", "type", "default", "meaning")
+            tables.show_table(tables.Table(columns, [*options], optional=("meaning",)))

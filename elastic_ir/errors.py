@@ -5,6 +5,15 @@ The command line prints ``str(error)`` after ``error:`` and exits with 1, so eve
 
 from __future__ import annotations
 
+#: How the note begins that a pipeline puts on an exception that is none of ours: it says in which pass that was.
+PASS_NOTE = "in pass "
+
+
+def noted_pass(error: BaseException) -> str:
+    """``pass 'NAME': `` where an exception has the note of a pass, else nothing."""
+    notes = [note for note in getattr(error, "__notes__", ()) if str(note).startswith(PASS_NOTE)]
+    return f"{notes[-1].removeprefix('in ')}: " if notes else ""
+
 
 class ElasticError(Exception):
     """Base of all errors that a user can cause; ``str()`` is one plain line (or a short list)."""

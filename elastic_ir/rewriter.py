@@ -8,10 +8,11 @@ in the number of nodes however many blocks it clones. (One rewriter with listene
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from dataclasses import replace
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from elastic_ir.cloner import copy_node
 from elastic_ir.discovery.depth import longest_path, path_lengths
@@ -22,7 +23,7 @@ from elastic_ir.naming import name_nodes, rename_path
 from elastic_ir.renumbering import Renumbering
 from elastic_ir.structure import Block, Child, Container, Stage, Structure, Unit
 from elastic_ir.tensors import Mask, TensorData
-from elastic_ir.weights import Storage
+from elastic_ir.weights import Storage, Weight
 
 
 class Listener(Protocol):
@@ -159,19 +160,37 @@ class Rewriter(LayerEdits, Renumbering):
             end = name.find(".", end + 1)
         return name if name in self._paths else None
 
-    def set_mask(self, name: str, mask: Mask | None) -> None:
-        """Give a weight another mask; its shape must be the weight's."""
-        weight = self.graph.weights[name]
-        if mask is not None and mask.shape != weight.shape:
-            raise VerifyError(f"the mask of {name!r} has shape {mask.shape}, its weight {weight.shape}")
-        weight.storage.mask = mask
+    def set_mask(self, name: str, mask: Any) -> None:
+        """Give a weight another mask of its shape, or none.
+
+        ``mask`` is a :class:`Mask`, a numpy array or torch tensor of zeros and ones, or None. Raises VerifyError for an
+        unknown name or another shape, MaskError for what is no mask.
+        """
+        weight = self._weight(name)
+        made = None if mask is None else Mask.of(mask, name)
+        if made is not None and made.shape != weight.shape:
+            raise VerifyError(f"the mask of {name!r} has shape {made.shape}, its weight {weight.shape}")
+        weight.storage.mask = made
 
     def set_data(self, name: str, data: TensorData) -> None:
-        """Give a weight another lazy tensor of the same shape."""
-        weight = self.graph.weights[name]
+        """Give a weight another lazy tensor of the same shape; VerifyError for an unknown name or what does not fit."""
+        weight = self._weight(name)
+        if not hasattr(data, "chunks"):
+            raise VerifyError(
+                f"the new tensor of {name!r} is of type {type(data).__name__}, not lazy; give a recipe of "
+                "elastic_ir.recipes, or elastic_ir.torch_bridge.TorchData(tensor)"
+            )
         if data.shape != weight.shape:
             raise VerifyError(f"the new tensor of {name!r} has shape {data.shape}, its weight {weight.shape}")
         weight.storage.data = data
+
+    def _weight(self, name: str) -> Weight:
+        weight = self.graph.weights.get(name)
+        if weight is not None:
+            return weight
+        near = difflib.get_close_matches(str(name), self.graph.weights, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise VerifyError(f"{self.graph.name} has no weight {name!r}{hint}")
 
     def take_over(self, block: Block, other: Graph, twin: Block, source: int) -> None:
         """Give a block the tensors and masks of its like in another network, the source of that number.

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from elastic_ir.errors import EmitError, MaskError
 
@@ -110,6 +110,24 @@ class Mask:
             raise MaskError(f"the mask of {name!r} holds the value {bad}; a mask holds only 0 and 1")
         bits = np.packbits(ones.reshape(-1)).tobytes()
         return Mask(tuple(array.shape), bits, dtype or str(array.dtype))
+
+    @staticmethod
+    def of(given: Any, name: str = "mask") -> Mask:
+        """A mask as it is, or packed from a numpy array or torch tensor of zeros and ones; MaskError for all else."""
+        if isinstance(given, Mask):
+            return given
+        if hasattr(given, "detach") and hasattr(given, "shape"):  # whoever has such a tensor has torch
+            from elastic_ir.torch_bridge import mask_from_torch
+
+            return mask_from_torch(given, name)
+        import numpy as np
+
+        if isinstance(given, np.ndarray):
+            return Mask.from_array(given, name)
+        raise MaskError(
+            f"the mask of {name!r} is of type {type(given).__name__}; "
+            "give Mask.from_array(array), or an array of zeros and ones"
+        )
 
     def array(self) -> NDArray[np.bool_]:
         """The mask unpacked, as a boolean array of its shape."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from elastic_ir.errors import ElasticError, PlanError, StructureError, VerifyError
@@ -26,6 +26,8 @@ class Pass(ABC):
     needs_structure: ClassVar[bool] = True
     #: Whether the network computes in evaluation what it did before; ``verify_each`` then compares the outputs.
     preserves_function: ClassVar[bool] = False
+    #: The words that a text option is one of, by the name of its field; ``elastic-ir passes`` lists them.
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {}
 
     @abstractmethod
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
@@ -99,17 +101,10 @@ class Pass(ABC):
 
     @classmethod
     def options(cls) -> list[tuple[str, str, str]]:
-        """Name, type and default of each option, for ``elastic-ir passes``."""
-        found = []
-        for field in dataclasses.fields(cls):
-            kind = (
-                field.type
-                if isinstance(field.type, str)
-                else getattr(field.type, "__name__", str(field.type))
-            )
-            default = "" if field.default is dataclasses.MISSING else repr(field.default)
-            found.append((field.name.replace("_", "-"), kind, default))
-        return found
+        """Name, what can be typed, and default of each option that text can give, as ``elastic-ir passes`` has them."""
+        from elastic_ir.passes.option_table import option_table
+
+        return [row[:3] for row in option_table(cls)]
 
     @classmethod
     def help(cls) -> str:

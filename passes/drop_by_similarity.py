@@ -27,9 +27,11 @@ class DropBySimilarity(Pass):
     name: ClassVar[str] = "drop-by-similarity"
 
     count: int | None = None  #: how many units go, from whatever stages
-    to_depth: int | None = None
-    to_stages: Sequence[int] | Mapping[str, int] | str | None = None
-    to_units: int | None = None
+    to_depth: int | None = None  #: the network's depth, as its name counts it (ResNet-56)
+    to_stages: Sequence[int] | Mapping[str, int] | str | None = (
+        None  #: blocks of every stage, or of those named
+    )
+    to_units: int | None = None  #: units of a network of one stage
     #: A file of inputs (.npy, .npz, .safetensors), samples along the first axis; in Python also tensors. Without it the
     #: example inputs that the network was traced with.
     data: Any = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from elastic_ir.cloner import copy_node
@@ -33,6 +33,7 @@ class FoldConstants(Pass):
     name: ClassVar[str] = "fold-constants"
     needs_structure: ClassVar[bool] = False
     preserves_function: ClassVar[bool] = True
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {"open": ("all", "batch", "none")}
 
     open: str = "all"  #: which extents of a traced network's inputs may change: all, batch (the first), none
     weights: bool = False  #: also what is computed of weights alone, which then no longer trains as it did

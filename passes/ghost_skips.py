@@ -11,6 +11,7 @@ it is given.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from elastic_ir.branches import kind_of
@@ -32,6 +33,7 @@ class GhostSkips(Pass):
 
     name: ClassVar[str] = "ghost-skips"
     needs_structure: ClassVar[bool] = False
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {"decay": ("linear", "cosine", "step")}
 
     start: float = 1.0  #: the skips' factor when training begins; it ends at 0
     decay: str = "cosine"  #: linear, cosine, or step (all at once)

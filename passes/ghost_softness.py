@@ -11,6 +11,7 @@ in every dtype. A ReLU6's soft form is capped at 6 as well.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from elastic_ir.branches import kind_of
@@ -33,6 +34,10 @@ class GhostSoftness(Pass):
 
     name: ClassVar[str] = "ghost-softness"
     needs_structure: ClassVar[bool] = False
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {
+        "kind": tuple(_KINDS),
+        "decay": ("linear", "cosine", "step", "geometric"),
+    }
 
     kind: str = "pswish"  #: pswish (its temperature moves towards ReLU), swish or mish (they fade into ReLU)
     keep: bool = False  #: replace ReLU for good, by swish or mish; a ReLU6 loses its cap

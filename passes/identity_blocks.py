@@ -29,10 +29,13 @@ class IdentityBlocks(Pass):
 
     name: ClassVar[str] = "identity-blocks"
     preserves_function: ClassVar[bool] = True
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {"order": ("append", "interpolate")}
 
-    to_depth: int | None = None
-    to_stages: Sequence[int] | Mapping[str, int] | str | None = None
-    to_units: int | None = None
+    to_depth: int | None = None  #: the network's depth, as its name counts it (ResNet-56)
+    to_stages: Sequence[int] | Mapping[str, int] | str | None = (
+        None  #: blocks of every stage, or of those named
+    )
+    to_units: int | None = None  #: units of a network of one stage
     order: str = "interpolate"  #: where the copies stand: each behind its source, or as a group ("append")
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:

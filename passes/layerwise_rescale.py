@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from elastic_ir.errors import PlanError
@@ -25,11 +25,12 @@ class LayerwiseRescale(Pass):
 
     name: ClassVar[str] = "layerwise-rescale"
     needs_structure: ClassVar[bool] = False
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {"optimizer": ("sgd", "adam")}
 
     data: str | None = None  #: a .npz or .safetensors file with inputs and labels (class numbers)
     scales: Mapping[str, float] | None = None  #: from Python, in place of data: what find_scales gave
     batch: int = 64  #: examples in a batch; each step of the search takes three batches
-    steps: int = 180
+    steps: int = 180  #: of the search for the scales
     lr: float = 0.01  #: of the scales
     eta: float = 0.1  #: the learning rate of the first step that is looked ahead
     gamma: float = 1.0  #: the bound of the gradient's norm

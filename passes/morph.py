@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import ClassVar
 
@@ -32,6 +32,7 @@ class Morph(Pass):
 
     name: ClassVar[str] = "morph"
     needs_structure: ClassVar[bool] = False
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {"mode": ("depth", "kernel")}
 
     mode: str = "depth"  #: "depth": two convolutions for one; "kernel": zeros around the kernel
     kernel: int | None = None  #: size of the first kernel (depth, 1 by default), or of the new one (kernel)

@@ -33,8 +33,8 @@ class NMProject(Pass):
     name: ClassVar[str] = "nm-project"
     needs_structure: ClassVar[bool] = False
 
-    n: int = 2
-    m: int = 4
+    n: int = 2  #: weights kept of each group
+    m: int = 4  #: weights of a group, neighbours along the input
     skip: Sequence[str] | str = ()  #: names of weights or layers to leave alone; * stands for anything
     rows: int = 8  #: outputs must be a multiple of this; 1 takes all
     columns: int = 16  #: inputs must be a multiple of this, and of M; 1 asks for a multiple of M only

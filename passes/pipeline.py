@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from elastic_ir.errors import ElasticError, VerifyError
+from elastic_ir.errors import PASS_NOTE, ElasticError, VerifyError
 from elastic_ir.graph import Graph
 from elastic_ir.passes.base import Pass
 from elastic_ir.passes.spec import PassSpec, make_pass, parse_pipeline
@@ -48,7 +49,8 @@ class Pipeline:
     def run(self, graph: Graph, observer: Observer | None = None, *, verify_each: bool = False) -> Graph:
         """The graph after all passes; the one given stays as it was.
 
-        Each pass is verified before the next begins, and an error names the pass. The record of what ran is kept in
+        Each pass is verified before the next begins, and an error names the pass: those of ElasticIR begin with
+        "pass 'NAME': " (or "before pass", "after pass"), any other has it as a note. The record of what ran is kept in
         ``graph.metadata["pipeline"]`` and written with the graph.
 
         ``verify_each`` also emits and runs the network after each pass, on the example inputs: it has to run every
@@ -61,7 +63,8 @@ class Pipeline:
         runs = _Runs(graph) if verify_each else None
         for place, item in enumerate(self.passes):
             start = time.perf_counter()
-            target = item.run(target) if place == 0 else item.run_on(target)
+            with _named(item.name):
+                target = item.run(target) if place == 0 else item.run_on(target)
             if runs is not None:
                 target.metadata["verified"] = runs.after(item, target)
             record.append(str(describe(item)))
@@ -69,6 +72,30 @@ class Pipeline:
             if observer is not None:
                 observer(item, target, time.perf_counter() - start)
         return target if self.passes else graph.copy()
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Let what a pass raises name it: errors of ours in their text, with their class; a note on all others.
+
+    The command line puts such a note in front of what it says; see :func:`elastic_ir.errors.noted_pass`.
+    """
+    try:
+        yield
+    except Exception as error:
+        told = str(error)
+        if isinstance(error, ElasticError):
+            if told.startswith((f"before pass {name!r}: ", f"after pass {name!r}: ")):
+                raise
+            named = f"pass {name!r}: {told}"
+            again: Exception | None = None
+            with contextlib.suppress(TypeError):  # an error of somebody's, whose constructor takes more
+                again = type(error)(named)
+            if again is not None and str(again) == named:
+                vars(again).update(vars(error))
+                raise again from error
+        error.add_note(f"{PASS_NOTE}{name!r}")
+        raise
 
 
 class _Runs:

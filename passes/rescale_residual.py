@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from elastic_ir.branches import branches_of
@@ -25,6 +26,7 @@ class RescaleResidual(Pass):
     """Let each of k copies of a residual block take 1/k of its step; run it after stretch."""
 
     name: ClassVar[str] = "rescale-residual"
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {"factor": ("euler", "NUMBER")}
 
     factor: str = (
         "euler"  #: "euler" is 1/k for a block that occurs k times; or a number for every copied block

@@ -16,6 +16,7 @@ from typing import Any
 
 from elastic_ir.errors import PlanError
 from elastic_ir.passes.base import Pass
+from elastic_ir.passes.option_table import kinds_of, typed
 from elastic_ir.plan import parse_indices
 
 _TOKEN = re.compile(
@@ -120,9 +121,14 @@ def make_pass(spec: PassSpec, kind: type[Pass]) -> Pass:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             known = ", ".join(fields) or "none"
             raise PlanError(f"the pass {spec.name} has no option {key!r}; its options are {known}{hint}")
-        values[fields[name].name] = _convert(
-            given, hints[fields[name].name], f"{spec.name}: the option {name}"
-        )
+        field, what = fields[name].name, f"{spec.name}: the option {name}"
+        joined = _joined(given, fields)
+        if joined and field in kind.choices:  # a text of one word: the pass would name it all as a wrong one
+            raise PlanError(f"{what} cannot be {given!r}{joined}")
+        try:
+            values[field] = _convert(given, hints[field], what)
+        except PlanError as error:
+            raise PlanError(f"{error}{joined}") from error
     missing = [
         name
         for name, field in fields.items()
@@ -138,13 +144,19 @@ def make_pass(spec: PassSpec, kind: type[Pass]) -> Pass:
         raise PlanError(f"{spec.name}: {error}") from error
 
 
+def _joined(given: str | bool, fields: Mapping[str, object]) -> str:
+    """A hint for ``23,order=interpolate``, where a comma stands before the next option; else nothing."""
+    found = re.search(r",\s*([A-Za-z][\w-]*)=", str(given))
+    if found is None or found[1].replace("_", "-") not in fields:
+        return ""
+    return f"; options stand apart by blanks, so write a blank before {found[1]}="
+
+
 def _convert(given: str | bool, hint: Any, what: str) -> Any:
     """An option's text as its declared type, the first of a union that it fits."""
-    kinds = (
-        typing.get_args(hint)
-        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-        else (hint,)
-    )
+    kinds = kinds_of(hint)
+    if typed(hint) is None:
+        raise PlanError(f"{what} is given from Python only, not as text")
     if given is True:
         if bool in kinds:
             return True

@@ -19,12 +19,15 @@ class Squeeze(Pass):
     """Delete repeatable units with their weights and masks, to reach a depth, counts or a plan."""
 
     name: ClassVar[str] = "squeeze"
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {"drop": ("tail", "even")}
 
-    to_depth: int | None = None
-    to_stages: Sequence[int] | Mapping[str, int] | str | None = None
-    to_units: int | None = None
+    to_depth: int | None = None  #: the network's depth, as its name counts it (ResNet-56)
+    to_stages: Sequence[int] | Mapping[str, int] | str | None = (
+        None  #: blocks of every stage, or of those named
+    )
+    to_units: int | None = None  #: units of a network of one stage
     like: Graph | None = None
-    plan: Any = None
+    plan: Any = None  #: each stage's blocks by their source, 0,1,1|0,1, or sources and targets, 0:0;1:1,2
     drop: str | Sequence[int] = "tail"  #: "tail", "even", or the block indices to drop in every stage
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:

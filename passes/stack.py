@@ -23,7 +23,7 @@ class Stack(Pass):
 
     name: ClassVar[str] = "stack"
 
-    times: int = 2
+    times: int = 2  #: how often the units stand there then
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
         if self.times < 2:

@@ -22,12 +22,15 @@ class Stretch(Pass):
     """Clone repeatable units with their weights and masks, to reach a depth, counts or a plan."""
 
     name: ClassVar[str] = "stretch"
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {"order": ("append", "interpolate")}
 
-    to_depth: int | None = None
-    to_stages: Sequence[int] | Mapping[str, int] | str | None = None
-    to_units: int | None = None
+    to_depth: int | None = None  #: the network's depth, as its name counts it (ResNet-56)
+    to_stages: Sequence[int] | Mapping[str, int] | str | None = (
+        None  #: blocks of every stage, or of those named
+    )
+    to_units: int | None = None  #: units of a network of one stage
     like: Graph | None = None
-    plan: Any = None
+    plan: Any = None  #: each stage's blocks by their source, 0,1,1|0,1, or sources and targets, 0:0;1:1,2
     order: str = (
         "append"  #: "append": the copies follow as a group; "interpolate": each right after its source
     )

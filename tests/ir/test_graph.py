@@ -236,6 +236,6 @@ def test_the_verifier_runs_after_every_pass_and_names_it() -> None:
 def test_passes_are_found_by_name() -> None:
     assert set(registered()) >= {"stretch", "squeeze"}
     assert find_pass("stretch").help().startswith("Clone repeatable units")
-    assert ("to-depth", "int | None", "None") in find_pass("squeeze").options()
+    assert ("to-depth", "whole number", "none") in find_pass("squeeze").options()
     with pytest.raises(eir.PlanError, match="there is no pass 'shrink'; the passes are"):
         find_pass("shrink")

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
 import torch
 from torch import nn
 
 import elastic_ir as eir
+from elastic_ir.errors import MaskError, VerifyError
+from elastic_ir.rewriter import Rewriter
+from elastic_ir.tensors import Mask
+from elastic_ir.torch_bridge import TorchData
 
 EXAMPLE = torch.ones(2, 4)
 
@@ -85,3 +91,56 @@ def test_buffers_follow_their_block() -> None:
     assert [state[f"blocks.{n}.norm.running_mean"][0].item() for n in range(4)] == [2, 1, 2, 2]
     assert [state[f"blocks.{n}.norm.num_batches_tracked"].item() for n in range(4)] == [8, 7, 8, 8]
     assert len({state[f"blocks.{n}.norm.running_mean"].data_ptr() for n in range(4)}) == 4
+
+
+def test_masks_come_as_masks_arrays_and_tensors() -> None:
+    graph = eir.trace(Tied(2), (EXAMPLE,))
+    keep = torch.eye(4)
+    given = (keep, keep.bool(), keep.bfloat16(), keep.numpy().astype(bool), Mask.from_array(keep.numpy()))
+    with Rewriter(graph) as rewriter:
+        for mask in given:
+            rewriter.set_mask("head.weight", None)
+            assert graph.weights["head.weight"].mask is None
+            rewriter.set_mask("blocks.0.fc.weight", mask)
+            found = graph.weights["blocks.0.fc.weight"].mask
+            assert found is not None and np.array_equal(found.array(), np.eye(4, dtype=bool))
+            rewriter.set_mask("blocks.0.fc.weight", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "mask", "error", "message"),
+    [
+        ("blocks.0.fc.weight", torch.ones(3, 4), VerifyError, r"has shape \(3, 4\), its weight \(4, 4\)"),
+        (
+            "blocks.0.fc.weight",
+            torch.full((4, 4), 2.0),
+            MaskError,
+            "holds the value 2.0; a mask holds only 0 and 1",
+        ),
+        ("blocks.0.fc.weight", [[1, 0]], MaskError, "is of type list; give Mask.from_array"),
+        (
+            "blocks.0.fc.wieght",
+            torch.ones(4, 4),
+            VerifyError,
+            "^Tied has no weight 'blocks.0.fc.wieght'; did you mean",
+        ),
+        ("nope", torch.ones(4, 4), VerifyError, "^Tied has no weight 'nope'$"),
+    ],
+)
+def test_what_is_no_mask_is_said(name: str, mask: object, error: type[Exception], message: str) -> None:
+    rewriter = Rewriter(eir.trace(Tied(2), (EXAMPLE,)))
+    with pytest.raises(error, match=message):
+        rewriter.set_mask(name, mask)
+
+
+def test_data_is_lazy_and_of_a_weight_that_is_there() -> None:
+    graph = eir.trace(Tied(2), (EXAMPLE,))
+    rewriter = Rewriter(graph)
+    with pytest.raises(
+        VerifyError, match=r"'head.bias' is of type Tensor, not lazy; give a recipe of .*TorchData"
+    ):
+        rewriter.set_data("head.bias", torch.ones(2))  # type: ignore[arg-type]
+    with pytest.raises(VerifyError, match=r"^Tied has no weight 'head.bais'; did you mean 'head.bias'"):
+        rewriter.set_data("head.bais", TorchData(torch.ones(2)))
+    rewriter.set_data("head.bias", TorchData(torch.ones(2)))
+    assert torch.equal(graph.to_module().get_parameter("head.bias"), torch.ones(2))

@@ -46,11 +46,13 @@ def test_the_commands_run(tmp_path: Path) -> None:
     np.savez(tmp_path / "digits.npz", inputs=x.numpy(), labels=y.numpy())
     eir.save(eir.trace(cifar_resnet(20, width=4), (x[:2],)), tmp_path / "model.pt")
     np.save(tmp_path / "inputs.npy", x.numpy())
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
+    (tmp_path / "recipe.yaml").write_text(recipe)
     commands = re.findall(r"^\$ elastic-ir (apply .*)$", PAGE, flags=re.MULTILINE)
     assert len(commands) >= 3
     for command in commands:
         words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', command)]
-        words = [str(tmp_path / word) if word.endswith((".pt", ".onnx")) else word for word in words]
+        words = [str(tmp_path / word) if word.endswith((".pt", ".onnx", ".yaml")) else word for word in words]
         words = [
             word.replace("data=digits.npz", f"data='{tmp_path / 'digits.npz'}' steps=2").replace(
                 "data=inputs.npy", f"data='{tmp_path / 'inputs.npy'}'"
@@ -63,6 +65,8 @@ def test_the_commands_run(tmp_path: Path) -> None:
     names = [item.name for item in plain.graph.node] + [item.name for item in plain.graph.initializer]
     assert not any("ghost" in name for name in names)
     assert torch.load(tmp_path / "young.pt", weights_only=True).keys() == model.state_dict().keys()
+    made = eir.load(tmp_path / "young-32.pt").metadata["pipeline"]  # what the recipe was, as text
+    assert f"`{','.join(made)}`" in PAGE
 
 
 def test_passes_that_it_names_are_there() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -14,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import elastic_ir as eir
+from elastic_ir.cli.app import describe as describe_error
 from elastic_ir.cli.app import elastic_ir
-from elastic_ir.errors import PlanError
+from elastic_ir.errors import MaskError, PlanError, VerifyError
 from elastic_ir.graph import Graph
 from elastic_ir.passes import Pass, Pipeline, Squeeze, Stretch
 from elastic_ir.passes.spec import PassSpec, make_pass, parse_pipeline
@@ -106,6 +108,17 @@ def test_text_round_trips(specs: list[PassSpec]) -> None:
         ("stretch{to-dept=3}", "the pass stretch has no option 'to-dept'; its options are to-depth, "),
         ("stretch{to-depth=x}", "stretch: the option to-depth is int, not 'x'"),
         ("stretch{to-depth}", "stretch: the option to-depth needs a value"),
+        (
+            "stretch{to-depth=23,order=interpolate}",
+            "stretch: the option to-depth is int, not '23,order=interpolate'; options stand apart by blanks, so write "
+            "a blank before order=",
+        ),
+        (
+            "stretch{order=interpolate,to_depth=23}",
+            "stretch: the option order cannot be 'interpolate,to_depth=23'; options stand apart by blanks, so write "
+            "a blank before to_depth=",
+        ),
+        ("stretch{like=model.pt}", "stretch: the option like is given from Python only, not as text"),
     ],
 )
 def test_what_is_wrong_is_said(text: str, message: str) -> None:
@@ -197,6 +210,44 @@ def test_costs_before_and_after(tmp_path: Path) -> None:
     assert lines["sparsity"].split() == ["21.2", "%", "->", "0.0", "%"]
 
 
+class Odd(PlanError):
+    """An error whose constructor takes more than a text."""
+
+    def __init__(self, text: str, place: int) -> None:
+        super().__init__(text)
+        self.place = place
+
+
+@dataclasses.dataclass(frozen=True)
+class Failing(Pass):
+    """A pass that raises what it is given."""
+
+    name: ClassVar[str] = "failing"
+
+    error: Exception = dataclasses.field(default_factory=lambda: PlanError("no"))
+
+    def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
+        raise self.error
+
+
+def test_what_a_pass_raises_names_it() -> None:
+    graph = eir.trace(cifar_resnet(14, width=2))
+    for first in (MaskError("of 'a': no mask"), VerifyError("no weight")):
+        with pytest.raises(type(first)) as caught:
+            Pipeline([Stretch(to_depth=20), Failing(first)]).run(graph)
+        assert str(caught.value) == f"pass 'failing': {first}" and caught.value.__cause__ is first
+    with pytest.raises(PlanError, match=r"^pass 'squeeze': ") as refused:
+        Pipeline([Stretch(to_depth=20), Squeeze(to_depth=26)]).run(graph)
+    assert str(refused.value).count("squeeze': ") == 1
+    for other in (Odd("at odds", 3), KeyError("nope"), OSError(2, "No such file", "a.npz")):
+        with pytest.raises(type(other)) as kept:
+            Pipeline([Failing(other)]).run(graph)
+        assert kept.value is other
+        assert describe_error(other).startswith("pass 'failing': ")
+        assert describe_error(other).count("failing") == 1
+    assert describe_error(KeyError("x")).startswith("unexpected KeyError: ")
+
+
 MINE = """
 import dataclasses
 from typing import ClassVar
@@ -251,6 +302,26 @@ def test_a_pass_of_a_file(own: Path) -> None:
     assert "units" in listed
 
 
+def test_an_unexpected_error_names_the_pass_and_keeps_its_traceback(own: Path) -> None:
+    (own / "mine.py").write_text(
+        MINE.replace("for stage in graph.stages:", "for stage in graph.weights['nope']:")
+    )
+    command = [
+        "apply",
+        own / "m.pt",
+        "--load-pass",
+        own / "mine.py",
+        "--passes",
+        "stretch{to-depth=26},drop-last",
+    ]
+    told = run(*command)
+    assert told.startswith("1: error: pass 'drop-last': unexpected KeyError: 'nope' (run again with --debug")
+    result = CliRunner().invoke(elastic_ir, [*map(str, command), "--debug"])
+    assert isinstance(result.exception, KeyError) and result.exc_info is not None
+    text = "".join(traceback.format_exception(result.exception))
+    assert "mine.py" in text and "in pass 'drop-last'" in text
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -288,6 +359,16 @@ def test_a_recipe_is_its_pipeline(own: Path) -> None:
     run("apply", own / "m.pt", "--passes", text, "-o", own / "two.pt")
     assert ",".join(eir.load(own / "one.pt").metadata["pipeline"]) == text
     assert str(eir.load(own / "one.pt")) == str(eir.load(own / "two.pt"))
+
+
+def test_one_of_text_and_recipe(own: Path) -> None:
+    (own / "r.yaml").write_text(RECIPE)
+    both = run("apply", own / "m.pt", "--recipe", own / "r.yaml", "--passes", "compact")
+    assert both.startswith("2: ") and "--passes and --recipe: both are given; give one" in both
+    assert "say what to run by --passes or by --recipe" in run("apply", own / "m.pt")
+    told = run("apply", "--help").split("A recipe is", 1)[1]
+    (own / "help.yaml").write_text("\n".join(told.splitlines()[1:3]))  # the example of the help is one
+    assert "sparsity:" in run("apply", own / "m.pt", "--recipe", own / "help.yaml", "--dry-run")
 
 
 @pytest.mark.parametrize(
