@@ -76,7 +76,8 @@ def trace(
     ``frontend`` is ``"fx"``, ``"export"`` or ``"auto"`` (fx, then export). A module of torch that holds layers and
     that none of these can trace into is one node; ``metadata["sealed_note"]`` says so. Without example
     inputs, shapes are guessed from the model's published configuration or its first layer.
-    ``torch.nn.utils.prune`` masks are taken from the module; ``masks`` maps weight names to 0/1 tensors of the weight's shape.
+    ``torch.nn.utils.prune`` masks are taken from the module; ``masks`` maps weight names
+    to 0/1 tensors of the weight's shape.
 
     Raises TraceError (with what each way said), MaskError, or ``ValueError`` for an unknown front end.
     """
