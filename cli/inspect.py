@@ -148,8 +148,9 @@ def unit_layers(stage: Stage) -> int | None:
 
 
 def notes_of(graph: Graph, note: str) -> str:
-    """What a reader should know: of the structure's limits, and of a class that could not be rebuilt."""
-    return "; ".join(filter(None, (note, graph.metadata.get("class_note"))))
+    """What a reader should know: of the structure's limits, of what was not traced into, of a class not rebuilt."""
+    more = (graph.metadata.get(key) for key in ("sealed_note", "class_note"))
+    return "; ".join(filter(None, (note, *more)))
 
 
 def as_data(graph: Graph, source: str, rows: list[Row]) -> dict[str, Any]:

@@ -20,8 +20,12 @@ from elastic_ir.torch_bridge import TorchData, dtype_name
 from elastic_ir.weights import Storage, Weight
 
 
-def read_fx(model: nn.Module, inputs: Inputs, weights: dict[str, Weight]) -> Graph:
-    """A module as a graph; raises whatever torch.fx raises where it cannot trace."""
+def read_fx(model: nn.Module, inputs: Inputs, weights: dict[str, Weight], *, sealed: bool = False) -> Graph:
+    """A module as a graph; raises whatever torch.fx raises where it cannot trace.
+
+    Modules of torch are one node each, but for those that hold layers (:func:`holds_layers`); ``sealed`` takes these as
+    one node too.
+    """
     bound = set(inputs.kwargs)
     signature = inspect.signature(model.forward)
     concrete = {
@@ -31,7 +35,7 @@ def read_fx(model: nn.Module, inputs: Inputs, weights: dict[str, Weight]) -> Gra
         and name not in bound
         and index >= len(inputs.args)
     }
-    traced = fx.Tracer().trace(model, concrete_args=concrete or None)
+    traced = (fx.Tracer() if sealed else _Opening()).trace(model, concrete_args=concrete or None)
     results = _run_fake(fx.GraphModule(model, traced), inputs)
     graph = Graph(type(model).__name__)
     graph.weights = dict(weights)
@@ -59,6 +63,36 @@ def read_fx(model: nn.Module, inputs: Inputs, weights: dict[str, Weight]) -> Gra
         values[source] = node.output
     name_nodes(graph)
     return graph
+
+
+def read_sealed(model: nn.Module, inputs: Inputs, weights: dict[str, Weight]) -> Graph:
+    """As :func:`read_fx`, with every module of torch one node, whatever it holds."""
+    return read_fx(model, inputs, weights, sealed=True)
+
+
+def is_torchs(module: nn.Module) -> bool:
+    """Whether torch.fx takes a module as one of torch's own, which it does not trace into."""
+    return fx.Tracer().is_leaf_module(module, "")
+
+
+def holds_layers(module: nn.Module) -> bool:
+    """Whether a module of torch is a network rather than a layer: more than one module inside has parameters.
+
+    So are torch's transformers and their layers; an attention with its output projection is one layer. What
+    parametrizes a weight (weight norm, low rank) is part of the layer.
+    """
+    weighted = 0
+    for path, part in module.named_modules():
+        if path and "parametrizations" not in path.split("."):
+            weighted += any(True for _ in part.parameters(recurse=False))
+    return weighted > 1
+
+
+class _Opening(fx.Tracer):
+    """Traces into torch's own modules where they hold layers, which the usual tracer takes as one call."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return super().is_leaf_module(m, module_qualified_name) and not holds_layers(m)
 
 
 def _run_fake(module: fx.GraphModule, inputs: Inputs) -> dict[fx.Node, Any]:

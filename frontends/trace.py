@@ -1,4 +1,8 @@
-"""From a live module to a graph: symbolic tracing first, ``torch.export`` where that fails."""
+"""From a live module to a graph: symbolic tracing first, ``torch.export`` where that fails.
+
+Symbolic tracing goes into torch's own modules that hold layers, its transformers; most of their forwards ask for
+values, and torch.export reads them. Where that fails too, such a module is taken as one node, and a note says so.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from torch import nn
 
 from elastic_ir.errors import TraceError
 from elastic_ir.frontends.export import read_export
-from elastic_ir.frontends.fx import read_fx
+from elastic_ir.frontends.fx import holds_layers, is_torchs, read_fx, read_sealed
 from elastic_ir.frontends.shapes import Inputs, from_shapes, guesses
 from elastic_ir.frontends.undisturbed import undisturbed
 from elastic_ir.frontends.weights import attach_masks, weight_table
@@ -35,6 +39,7 @@ class LiveSource:
 
 
 READERS = {"fx": read_fx, "export": read_export}
+_SEALED = "sealed"  #: the last resort, where a module of torch that holds layers cannot be traced into
 
 
 def _ties(weights: Mapping[str, Weight]) -> dict[str, str]:
@@ -45,6 +50,16 @@ def _ties(weights: Mapping[str, Weight]) -> dict[str, str]:
         for name, weight in weights.items()
         if (earliest := first.setdefault(id(weight.storage), name)) != name
     }
+
+
+def _note_sealed(graph: Graph, model: nn.Module, frontend: str) -> None:
+    """Say which networks are one node each in a graph."""
+    sealed = {node.scope: node.op for node in graph if node.kind == "module"}
+    told = [f"{path} ({op})" for path, op in sealed.items() if holds_layers(model.get_submodule(path))]
+    if told:
+        by = "torch.fx cannot" if frontend == "fx" else "neither torch.fx nor torch.export can"
+        more = f" and {len(told) - 1} more" if len(told) > 1 else ""
+        graph.metadata["sealed_note"] = f"{told[0]}{more}: {by} trace into it, so it counts as one layer"
 
 
 def trace(
@@ -58,9 +73,11 @@ def trace(
 ) -> Graph:
     """Read a module into a :class:`~elastic_ir.graph.Graph`; its weights are referred to, not copied.
 
-    ``frontend`` is ``"fx"``, ``"export"`` or ``"auto"`` (fx, then export). Without example inputs, shapes are
-    guessed from the model's published configuration or its first layer. ``torch.nn.utils.prune`` masks are taken
-    from the module; ``masks`` maps weight names to 0/1 tensors of the weight's shape.
+    ``frontend`` is ``"fx"``, ``"export"`` or ``"auto"`` (fx, then export). A module of torch that holds layers and
+    that none of these can trace into is one node; ``metadata["sealed_note"]`` says so. Without example
+    inputs, shapes are guessed from the model's published configuration or its first layer.
+    ``torch.nn.utils.prune`` masks are taken from the module; ``masks`` maps weight names
+    to 0/1 tensors of the weight's shape.
 
     Raises TraceError (with what each way said), MaskError, or ``ValueError`` for an unknown front end.
     """
@@ -80,12 +97,17 @@ def trace(
     else:
         candidates = list(guesses(model))
     problems: dict[str, str] = {}
-    for name in READERS if frontend == "auto" else (frontend,):
+    readers = dict(READERS) if frontend == "auto" else {frontend: READERS[frontend]}
+    if "fx" in readers and any(is_torchs(part) and holds_layers(part) for part in model.modules()):
+        readers[_SEALED] = read_sealed
+    for name, reader in readers.items():
         for inputs in candidates:
             try:
                 with undisturbed(model):
-                    graph = READERS[name](model, inputs, weights)
+                    graph = reader(model, inputs, weights)
             except Exception as error:  # any tracer may raise anything; what it said is reported below
+                if name == _SEALED:  # fx has told its reason
+                    continue
                 problems[name] = (
                     f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
                     if str(error).strip()
@@ -93,6 +115,8 @@ def trace(
                 )
                 continue
             graph.origin = LiveSource(model, inputs)
+            if name == _SEALED:
+                _note_sealed(graph, model, frontend)
             graph.metadata["modules"] = {
                 path: list(module._modules) for path, module in model.named_modules()
             }
