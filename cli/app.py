@@ -29,6 +29,7 @@ COMMANDS = {
 MODULES = {"stretch": "resize", "squeeze": "resize"}
 
 DEBUG = "elastic_ir.debug"  #: key in ``Context.meta``, set where ``--debug`` was given
+GO_ON = "elastic_ir.go_on"  #: key in ``Context.meta``, set where the same command goes on with what was interrupted
 
 EPILOG = """\
 \b
@@ -79,7 +80,8 @@ class Program(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise  # click's own way of ending: usage errors (2), --help (0)
         except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
+            hint = "; run the same command to go on" if ctx.meta.get(GO_ON) else ""
+            click.echo(f"interrupted{hint}", err=True)
             ctx.exit(130)
         except Exception as error:
             if ctx.meta.get(DEBUG) or getattr(error, "errno", None) == errno.EPIPE:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from elastic_ir.cli import tables
-from elastic_ir.cli.app import COMMANDS
+from elastic_ir.cli.app import COMMANDS, GO_ON
+from elastic_ir.cli.options import DEBUG_OPTION
 from elastic_ir.errors import SourceError
 
 if TYPE_CHECKING:
     from elastic_ir.training.jobs import Job, Sort
     from elastic_ir.training.run import Progress
+    from elastic_ir.training.store import Store
     from elastic_ir.training.study import Run, Study
 
 
@@ -80,6 +82,7 @@ LOG = click.option(
 )
 @LOG
 @click.option("--dry-run", is_flag=True, help="Show what there is to do, and do nothing.")
+@DEBUG_OPTION
 def run_(
     studies: tuple[str, ...], store: str, jobs: int, threads: int | None, ray: str | None, log: str | None,
     dry_run: bool,
@@ -91,10 +94,12 @@ def run_(
     from elastic_ir.training.study_file import read_study
 
     found = [read_study(study) for study in studies]
+    _check_names(found, store)
     if dry_run:
         _show_plan(found, store)
         return
     _need_extra()
+    click.get_current_context().meta[GO_ON] = True
     from elastic_ir.training.executors import Executor, Here, Processes, RayCluster
     from elastic_ir.training.run import run
     from elastic_ir.training.store import Store
@@ -156,6 +161,31 @@ def _told(now: Progress) -> tuple[int, int, str]:
     return now.done, now.total, words
 
 
+def _check_names(studies: list[Study], store: str) -> None:
+    """Refuse studies with a name that stands for nothing before any job is done; finished ones need none of them."""
+    from elastic_ir.training.store import Store
+    from elastic_ir.training.study import runs
+
+    place = Store(store)
+    unfinished = [study for study in studies if not all(place.has(item.job.key) for item in runs(study))]
+    if unfinished:
+        from elastic_ir.training.named import check_names
+
+        for study in unfinished:
+            check_names(study)
+
+
+def _store_of(folder: str) -> Store:
+    """A store to read; SourceError where there is none."""
+    from elastic_ir.training.store import Store
+
+    if not Path(folder).is_dir():
+        raise SourceError(
+            f"there is no store {folder}: nothing was run with it; give --store DIR as lottery run had it"
+        )
+    return Store(folder)
+
+
 def _show_plan(studies: list[Study], store: str) -> None:
     from elastic_ir.training.jobs import in_order
     from elastic_ir.training.store import Store
@@ -180,15 +210,15 @@ def _show_plan(studies: list[Study], store: str) -> None:
 @lottery.command("status")
 @STUDIES
 @STORE
+@DEBUG_OPTION
 def status_(studies: tuple[str, ...], store: str) -> None:
     """Show how far each STUDY is, and what works on it now."""
     from elastic_ir.training.jobs import in_order
     from elastic_ir.training.run import time_of
-    from elastic_ir.training.store import Store
     from elastic_ir.training.study import runs
     from elastic_ir.training.study_file import read_study
 
-    place = Store(store)
+    place = _store_of(store)
     working = place.working()
     table = tables.Table(("study", "numbers", "jobs", "done", "training so far", "left, about"))
     busy: list[tuple[str, str]] = []
@@ -233,6 +263,7 @@ def _clock(seconds: float) -> str:
     help="Where tables and plots go; the study's own folder without it.",
 )
 @click.option("--no-plots", is_flag=True, help="Tables only.")
+@DEBUG_OPTION
 def report_(studies: tuple[str, ...], store: str, out: str | None, no_plots: bool) -> None:
     """Write the tables, plots and answered claims of each STUDY, of what is there.
 
@@ -248,10 +279,9 @@ def _report(study: str, store: str, out: str | None, no_plots: bool) -> None:
     from elastic_ir.emit.output import atomic_output
     from elastic_ir.training.numbers import write_numbers
     from elastic_ir.training.report import answers, collect, markdown
-    from elastic_ir.training.store import Store
     from elastic_ir.training.study_file import read_study
 
-    found = collect(read_study(study), Store(store))
+    found = collect(read_study(study), _store_of(store))
     folder = Path(out) if out is not None else Path(study).resolve().parent
     folder.mkdir(parents=True, exist_ok=True)
     plots: list[str] = []
@@ -274,7 +304,7 @@ def _report(study: str, store: str, out: str | None, no_plots: bool) -> None:
 
 
 @lottery.command("find")
-@click.argument("factory", metavar="PACKAGE.MODULE:FACTORY")
+@click.argument("factory", metavar="NETWORK")
 @click.option(
     "--data",
     default="digits",
@@ -338,16 +368,21 @@ def _report(study: str, store: str, out: str | None, no_plots: bool) -> None:
     metavar="DIR",
     help="A folder for the tickets; a search that was stopped goes on there.",
 )
+@DEBUG_OPTION
 def find_(
     factory: str, data: str, channels: int, steps: int, rewind: int, levels: int, share: float,
     leave_out: tuple[str, ...], batch_size: int, lr: float, compiled: bool, precision: str, log: str | None, seed: int,
     out: str,
 ) -> None:  # fmt: skip
-    """Search for tickets by iterative magnitude pruning; each level's is a .pt file that all commands take."""
+    """Search for tickets of NETWORK by iterative magnitude pruning; each level's is a .pt file that all commands take.
+
+    NETWORK is PACKAGE.MODULE:FACTORY, timm:NAME or torchvision:NAME.
+    """
     _need_extra()
+    click.get_current_context().meta[GO_ON] = True
     from elastic_ir.training.data import load_data
     from elastic_ir.training.imp import find_tickets
-    from elastic_ir.training.kinds import build
+    from elastic_ir.training.named import build
     from elastic_ir.training.settings import Pruning, Training
 
     network = build({"network": {"factory": factory}, "seed": seed})

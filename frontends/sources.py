@@ -73,21 +73,21 @@ def is_name(text: str) -> bool:
     return bool(colon and head and tail) and "/" not in head and "\\" not in head and not Path(text).exists()
 
 
-def build(text: str) -> nn.Module:
-    """The module that a name stands for; SourceError says what is missing."""
+def build(text: str, **arguments: Any) -> nn.Module:
+    """The module that a name stands for, made with these arguments; SourceError says what is missing."""
     from torch import nn
 
     package, _, name = text.partition(":")
     if package == "timm":
         timm = _import("timm", "pip install 'elastic-ir[timm]'")
         try:
-            made = timm.create_model(name, pretrained=False)
+            made = timm.create_model(name, **{"pretrained": False, **arguments})
         except RuntimeError as error:
             raise SourceError(f"timm has no model {name!r} ({error})") from error
     elif package == "torchvision":
         models = _import("torchvision.models", "pip install 'elastic-ir[torchvision]'")
         try:
-            made = models.get_model(name, weights=None)
+            made = models.get_model(name, **{"weights": None, **arguments})
         except ValueError as error:
             raise SourceError(f"torchvision has no model {name!r}") from error
     else:
@@ -95,7 +95,7 @@ def build(text: str) -> nn.Module:
         factory = getattr(module, name, None)
         if factory is None or not callable(factory):
             raise SourceError(f"{package} has no factory {name!r}")
-        made = factory()
+        made = factory(**arguments)
     if not isinstance(made, nn.Module):
         raise SourceError(f"{text} makes a {type(made).__name__}, no torch.nn.Module")
     return made

@@ -1,36 +1,41 @@
 """Training: finding tickets and comparing them (extra ``[train]``), and what any trainer of a ticket can use.
 
 Schedules, losses and scales of layers are offered here and need no trainer; the engine's files (``fit``, ``imp``,
-``study``, ...) are imported by name. This one imports no torch until a function is called or a loss is asked for.
+``study``, ...) are imported by name, but for what a search in Python takes. This one imports no torch until a function
+is called or what needs it is asked for.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir.training.schedules import Fading, Schedule, schedule_of
 
 if TYPE_CHECKING:
+    from elastic_ir.training.data import Data, Split, load_data
     from elastic_ir.training.gradinit import GradInit, find_scales
+    from elastic_ir.training.imp import find_tickets
     from elastic_ir.training.losses import SoftLabels, distillation_loss, smoothed_cross_entropy
+    from elastic_ir.training.settings import Pruning, Training
 
 __all__ = [
-    "Fading", "GradInit", "Schedule", "SoftLabels", "distillation_loss", "find_scales", "schedule_of",
-    "smoothed_cross_entropy",
+    "Data", "Fading", "GradInit", "Pruning", "Schedule", "SoftLabels", "Split", "Training", "distillation_loss",
+    "find_scales", "find_tickets", "load_data", "schedule_of", "smoothed_cross_entropy",
 ]  # fmt: skip
 
-_LOSSES = ("SoftLabels", "distillation_loss", "smoothed_cross_entropy")
-_SCALES = ("GradInit", "find_scales")
+#: Name -> the file of this folder that has it.
+_LATER = {
+    **dict.fromkeys(("SoftLabels", "distillation_loss", "smoothed_cross_entropy"), "losses"),
+    **dict.fromkeys(("GradInit", "find_scales"), "gradinit"),
+    **dict.fromkeys(("Data", "Split", "load_data"), "data"),
+    **dict.fromkeys(("Pruning", "Training"), "settings"),
+    "find_tickets": "imp",
+}
 
 
 def __getattr__(name: str) -> Any:
     """What needs torch is imported when it is first used."""
-    if name in _LOSSES:
-        from elastic_ir.training import losses
-
-        return getattr(losses, name)
-    if name in _SCALES:
-        from elastic_ir.training import gradinit
-
-        return getattr(gradinit, name)
+    if name in _LATER:
+        return getattr(importlib.import_module(f"elastic_ir.training.{_LATER[name]}"), name)
     raise AttributeError(f"module 'elastic_ir.training' has no attribute {name!r}")

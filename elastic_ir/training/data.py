@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elastic_ir.errors import SourceError
+from elastic_ir.errors import ElasticError, SourceError
 
 #: Where Debian's package dataset-fashion-mnist puts its four files.
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 _IN_MEMORY = 4 << 30  # bytes of float32 images that are held in memory
+_KINDS = ("digits", "fashion-mnist", "idx", "cifar10", "cifar100", "images")
 _FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -75,6 +76,7 @@ def load_data(name: str, channels: int = 0, limit: int = 0) -> Data:
     """
     if channels < 0 or limit < 0:
         raise SourceError(f"channels and limit of data are no negative numbers: {channels}, {limit}")
+    check_name(name)
     kind, _, rest = name.partition(":")
     if kind == "digits":
         data = _digits()
@@ -86,17 +88,54 @@ def load_data(name: str, channels: int = 0, limit: int = 0) -> Data:
         data = _cifar(kind, rest)
     elif kind == "images":
         data = _folders(Path(rest), limit)
-    elif rest:
-        data = _from_function(name)
     else:
+        data = _from_function(name)
+    check_splits(data)
+    return _shaped(data, channels, limit)
+
+
+def check_name(name: str) -> None:
+    """Whether data of that name can be asked for; a function is looked up, nothing is loaded. Raises SourceError."""
+    kind, _, rest = name.partition(":")
+    if kind in _KINDS:
+        return
+    if not rest:
         raise SourceError(
             f"there is no data {name!r}; give digits, fashion-mnist, idx:FOLDER, cifar10:FOLDER, cifar100:FOLDER, "
             "images:FOLDER or package.module:function"
         )
-    return _shaped(data, channels, limit)
+    _function(name)
+
+
+def check_splits(data: Data) -> None:
+    """Whether the images and labels of both splits fit each other; SourceError says both shapes."""
+    for split, role in ((data.train, "training"), (data.test, "test")):
+        if not len(split):
+            raise SourceError(f"{data.name} has no {role} images")
+        if split.images is None or split.labels is None:
+            continue
+        images, labels = ("x".join(map(str, part.shape)) for part in (split.images, split.labels))
+        if split.labels.ndim == 0 or len(split.images) != len(split.labels):
+            raise SourceError(
+                f"the {role} images of {data.name} are {images} and its labels {labels or 'a single number'}; "
+                "every image needs one label"
+            )
+        if split.images.ndim < 2:
+            raise SourceError(
+                f"the {role} images of {data.name} are {images}; wanted are count x channels x height x width"
+            )
+    one, two = data.train.images, data.test.images
+    if one is not None and two is not None and one.shape[1:] != two.shape[1:]:
+        shapes = ("x".join(map(str, part.shape[1:])) for part in (one, two))
+        raise SourceError(f"an image of {data.name} is {' for training and '.join(shapes)} for the test")
 
 
 def _shaped(data: Data, channels: int, limit: int) -> Data:
+    if channels and len(data.shape) != 3:
+        raise SourceError(
+            f"an image of {data.name} is {'x'.join(map(str, data.shape))}, without an axis of channels; "
+            f"only grey images, 1 x height x width (images[:, None]), can be made into {channels}"
+        )
     repeated = 0  # how often grey images are to be repeated
     if channels and (has := data.shape[0]) != channels:
         if has != 1:
@@ -255,15 +294,26 @@ def _folders(folder: Path, limit: int = 0) -> Data:
     )
 
 
-def _from_function(name: str) -> Data:
+def _function(name: str) -> Any:
     module, _, function = name.partition(":")
     try:
-        made = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as error:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
         raise SourceError(f"{name} cannot be found: {error}") from error
+
+
+def _from_function(name: str) -> Data:
+    function = _function(name)
+    try:
+        made = function()
+    except ElasticError:
+        raise
+    except Exception as error:  # of the user's own code, whatever it is
+        said = " ".join(str(error).split()) or "no message"
+        raise SourceError(f"{name} fails: {type(error).__name__}: {said}") from error
     try:
         train, test = (_split(part) for part in made)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
         raise SourceError(
             f"{name} returns a pair (train, test), each a Dataset or a pair (images, labels): {error}"
         ) from error

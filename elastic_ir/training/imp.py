@@ -8,6 +8,7 @@ interrupted goes on behind its last finished level.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from elastic_ir.emit.output import atomic_output
 from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.tickets import magnitude_masks, sparsity
 from elastic_ir.training.callbacks import save_state
+from elastic_ir.training.checks import check_search
 from elastic_ir.training.data import Data
 from elastic_ir.training.fingerprints import of_images, of_loss, of_tensors
 from elastic_ir.training.fit import Engine, accuracy, fit, logger_in
@@ -39,24 +41,29 @@ class Level:
 
 
 def find_tickets(
-    network: nn.Module, data: Data, training: Training, pruning: Pruning, folder: Path, *, seed: int = 0,
-    loss: Loss | None = None, engine: Engine | None = None, report: Callable[[Level], None] | None = None,
-    log: str = "",
+    network: nn.Module, data: Data, training: Training, pruning: Pruning,
+    folder: str | os.PathLike[str], *, seed: int = 0, loss: Loss | None = None,
+    engine: Engine | None = None, report: Callable[[Level], None] | None = None, log: str = "",
 ) -> list[Level]:  # fmt: skip
     """Levels 0 to ``pruning.levels`` of a freshly initialized network, found or read from what is in ``folder``.
 
     Level 0 is the dense network; level k trains the ticket that k prunings have left. The network given is the
     initialization; it is not changed. ``log`` is "csv" or "tensorboard": each training logs into a folder of its own,
     ``logs/NAME``. Raises PlanError where the folder holds another search: of another network, with other images,
-    another loss or other settings, or one that does not say all of these.
+    another loss or other settings, or one that does not say all of these; a search that has finished no level yet
+    gives way. What does not fit is told before anything is written: PlanError for a network and data or a rewind step
+    and a training, SourceError for images and labels, MaskError for a name to leave out that is not there.
     """
+    folder = Path(folder)
+    check_search(network, data, training, pruning, loss)
     folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, network, data, training, pruning, seed, loss)
+    mine = _claim(folder, network, data, training, pruning, seed, loss)
     network = _copy(network)
     start = folder / "rewind.pt"
     if not start.is_file():
         logged = _logging(engine, log, folder, "rewind")
         fit(network, data, training, order=seed, stop=pruning.rewind, loss=loss, engine=logged)
+        _hold(folder, mine)
         save_state(network.state_dict(), start)
     rewound = torch.load(start, weights_only=True)
     masks: dict[str, Tensor] = {}
@@ -69,6 +76,7 @@ def find_tickets(
                 network, rewound, masks, data, training, pruning, number, order=seed, ticket=path,
                 following=folder / f"next{number:02}.pt", loss=loss, engine=_logging(engine, log, folder, path.stem),
             )  # fmt: skip
+            _hold(folder, mine)
             found = {"number": number, "sparsity": sparsity(masks), "accuracy": score, "seconds": seconds}
             with atomic_output(result) as temporary:
                 temporary.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
@@ -162,8 +170,11 @@ def _copy(network: nn.Module) -> nn.Module:
 def _claim(
     folder: Path, network: nn.Module, data: Data, training: Training, pruning: Pruning, seed: int,
     loss: Loss | None,
-) -> None:  # fmt: skip
-    """Note in the folder whose search it holds; more levels of the same search are welcome."""
+) -> dict[str, Any]:  # fmt: skip
+    """Note in the folder whose search it holds, and return the note; more levels of the same search are welcome.
+
+    One that has finished no level is worth less than a command that was corrected: it is taken out.
+    """
     mine: dict[str, Any] = {
         "network": f"{type(network).__name__} {of_tensors(network.state_dict().values())}",
         "data": f"{data.name} {len(data.train)} {of_tensors([data.train.labels])}",
@@ -174,24 +185,61 @@ def _claim(
     del mine["pruning"]["levels"]
     mine = json.loads(json.dumps(mine))
     path = folder / "search.json"
+    begun = (folder / "level00.json").is_file()
     if path.is_file():
         try:
-            found = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise SourceError(f"{path} is damaged: {error}") from error
-        if not isinstance(found, dict):
-            raise SourceError(f"{path} is damaged: it holds no mapping")
-        for part, entries in mine.items():
-            if part in found and entries != found[part]:
-                raise PlanError(
-                    f"{folder} holds a search with another {part} ({found[part]}); give another folder"
-                )
-        missing = [part for part in mine if part not in found]
-        if missing:
-            raise PlanError(
-                f"{folder} holds an earlier search, which does not say its {' and '.join(missing)}; "
-                "give another folder"
-            )
-        return
+            _compare(folder, mine, _noted(path))
+        except (PlanError, SourceError):
+            if begun:
+                raise
+            for name in ("rewind.pt", "level00.pt", "next00.pt"):
+                (folder / name).unlink(missing_ok=True)
+        else:
+            return mine
     with atomic_output(path) as temporary:
         temporary.write_text(json.dumps(mine, indent=1) + "\n", "utf-8")
+    return mine
+
+
+def _noted(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise SourceError(f"{path} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise SourceError(f"{path} is damaged: it holds no mapping")
+    return found
+
+
+def _compare(folder: Path, mine: dict[str, Any], found: dict[str, Any]) -> None:
+    """PlanError that says in what a search differs from the one that its folder holds."""
+    other = [
+        f"another {part} ({_difference(entries, found[part])})"
+        for part, entries in mine.items()
+        if part in found and entries != found[part]
+    ]
+    if other:
+        raise PlanError(f"{folder} holds a search with {' and '.join(other)}; give another folder")
+    missing = [part for part in mine if part not in found]
+    if missing:
+        raise PlanError(
+            f"{folder} holds an earlier search, which does not say its {' and '.join(missing)}; "
+            "give another folder"
+        )
+
+
+def _difference(now: Any, before: Any) -> str:
+    """``steps was 60, now 50``: of mappings only what differs."""
+    if not isinstance(now, dict) or not isinstance(before, dict):
+        return f"was {before}, now {now}"
+    return ", ".join(
+        f"{name} was {before.get(name, 'not noted')}, now {now.get(name, 'not known')}"
+        for name in [*now, *(name for name in before if name not in now)]
+        if name not in now or name not in before or now[name] != before[name]
+    )
+
+
+def _hold(folder: Path, mine: dict[str, Any]) -> None:
+    """PlanError where another search has taken the folder while this one trained."""
+    if _noted(folder / "search.json") != mine:
+        raise PlanError(f"{folder} was taken by another search meanwhile; give each a folder of its own")

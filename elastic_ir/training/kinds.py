@@ -6,7 +6,6 @@ by the options, so a job's outcome follows from its key, but for the rounding of
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -14,20 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from elastic_ir.errors import PlanError
 from elastic_ir.tickets import sparsity
 from elastic_ir.training.callbacks import save_state
+from elastic_ir.training.checks import check_fit
 from elastic_ir.training.connectivity import barrier
 from elastic_ir.training.data import Data, load_data
 from elastic_ir.training.fit import Engine, accuracy, fit, logger_in
 from elastic_ir.training.flops import fixed_step, forward_cost
 from elastic_ir.training.imp import train_level
 from elastic_ir.training.methods import starting_point
+from elastic_ir.training.named import build, loss_of
 from elastic_ir.training.settings import Pruning, Training, read
 from elastic_ir.training.store import Store
-from elastic_ir.training.task import Loss
 
 Options = Mapping[str, Any]
 Folders = Mapping[str, Path]
@@ -50,28 +49,6 @@ def execute(spec: Mapping[str, Any], folder: str, threads: int = 0, log: str = "
     return store.result(spec["key"])
 
 
-def build(options: Options) -> nn.Module:
-    """A study's network, initialized by its seed; the caller's generators are left as they were."""
-    network = dict(options["network"])
-    module, _, name = network.pop("factory").partition(":")
-    try:
-        factory = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise PlanError(f"the network's factory {module}:{name} cannot be found: {error}") from error
-    with torch.random.fork_rng():
-        torch.manual_seed(options["seed"])
-        try:
-            made = factory(**network)
-        except TypeError as error:
-            given = ", ".join(f"{key}={value!r}" for key, value in network.items()) or "nothing"
-            raise PlanError(f"the network's factory {module}:{name} fails with {given}: {error}") from error
-    if not isinstance(made, nn.Module):
-        raise PlanError(
-            f"the network's factory {module}:{name} gives a {type(made).__name__}, no torch module"
-        )
-    return made
-
-
 @lru_cache(maxsize=2)
 def _data(name: str, channels: int, limit: int) -> Data:
     return load_data(name, channels, limit)
@@ -83,43 +60,20 @@ def data_of(options: Options) -> Data:
     return _data(entry["name"], entry.get("channels", 0), entry.get("limit", 0))
 
 
-def _loss(options: Options) -> Loss | None:
-    name = options.get("loss")
-    if not name:
-        return None
-    module, _, function = name.partition(":")
-    try:
-        found: Any = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise PlanError(f"the loss {name} cannot be found: {error}") from error
-    made: Loss = (
-        found() if isinstance(found, type) else found
-    )  # a class such as torch.nn:MSELoss, or a function
-    return made
-
-
 def _training(options: Options) -> Training:
     return read(Training, options["training"], "training")
 
 
 def rewind(options: Options, needs: Folders, place: Path, engine: Engine) -> dict[str, Any]:
     """From initialization to the rewind point."""
-    network = build(options)
+    network, data, training, loss = build(options), data_of(options), _training(options), loss_of(options)
+    check_fit(network, data, training, loss)  # all other jobs of the network need this one
     seconds = fit(
-        network,
-        data_of(options),
-        _training(options),
-        order=options["seed"],
-        stop=options["rewind"],
-        loss=_loss(options),
-        engine=engine,
+        network, data, training, order=options["seed"], stop=options["rewind"], loss=loss, engine=engine
     )
     save_state(network.state_dict(), place / "state.pt")
-    cost = forward_cost(network, torch.zeros(1, *data_of(options).shape))
-    return {
-        "seconds": seconds,
-        "flops": fixed_step(cost.dense) * options["rewind"] * _training(options).batch_size,
-    }
+    cost = forward_cost(network, torch.zeros(1, *data.shape))
+    return {"seconds": seconds, "flops": fixed_step(cost.dense) * options["rewind"] * training.batch_size}
 
 
 def _masks(folder: Path | None, file: str = "next.pt") -> dict[str, Tensor]:
@@ -136,7 +90,7 @@ def level(options: Options, needs: Folders, place: Path, engine: Engine) -> dict
     masks = _masks(needs.get("level"))
     seconds, score = train_level(
         network, rewound, masks, data, training, pruning, options["number"], order=options["seed"],
-        ticket=place / "ticket.pt", following=place / "next.pt", loss=_loss(options), engine=engine,
+        ticket=place / "ticket.pt", following=place / "next.pt", loss=loss_of(options), engine=engine,
     )  # fmt: skip
     cost = forward_cost(network, torch.zeros(1, *data.shape))
     flops = fixed_step(cost.sparse(masks)) * (training.steps - pruning.rewind) * training.batch_size
@@ -147,7 +101,7 @@ def train(options: Options, needs: Folders, place: Path, engine: Engine) -> dict
     """A ticket made by some method, trained from the rewind point to the end."""
     network, data, training = build(options), data_of(options), _training(options)
     network.load_state_dict(torch.load(needs["rewind"] / "state.pt", weights_only=True))
-    point = starting_point(network, data, training, options, needs, loss=_loss(options))
+    point = starting_point(network, data, training, options, needs, loss=loss_of(options))
     seconds = fit(
         point.network, data, training, order=options.get("order", options["seed"]), start=options["rewind"],
         masks=point.masks, loss=point.loss, callbacks=point.callbacks, engine=engine,

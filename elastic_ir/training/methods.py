@@ -81,7 +81,7 @@ def _source(data: Data, options: Mapping[str, Any], needs: Mapping[str, Path]) -
 
     A ticket's file has zeros where it is pruned, and masks that are permuted want to know what was there.
     """
-    from elastic_ir.training.kinds import build
+    from elastic_ir.training.named import build
 
     network = build({"network": options["source"], "seed": options["seed"]})
     network.load_state_dict(torch.load(needs["source_rewind"] / "state.pt", weights_only=True))
@@ -112,7 +112,7 @@ def _from_graph(graph: Graph, network: nn.Module, options: Mapping[str, Any], lo
     """The transformed ticket, or what section 4.1 compares it with: random masks for the copies or for all weights,
     and the weights of another initialization.
     """
-    from elastic_ir.training.kinds import build
+    from elastic_ir.training.named import build
 
     given = options.get("options", {})
     if given.get("new_weights"):
@@ -194,7 +194,7 @@ def _baseline(
 ) -> Start:  # fmt: skip
     from elastic_ir.tickets import sparsity
     from elastic_ir.training.baselines import prune
-    from elastic_ir.training.kinds import build
+    from elastic_ir.training.named import build
 
     wanted = sparsity(reference) if reference else options["sparsity"]
     found = prune(

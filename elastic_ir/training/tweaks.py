@@ -96,7 +96,7 @@ def _rescaled(
 
 
 def _teacher(options: Mapping[str, Any], needs: Mapping[str, Path]) -> nn.Module:
-    from elastic_ir.training.kinds import build
+    from elastic_ir.training.named import build
 
     teacher = build(options)
     teacher.load_state_dict(torch.load(needs["teacher"] / "trained.pt", weights_only=True))

@@ -115,3 +115,13 @@ def large() -> tuple[Large, Large]:
 def nothing() -> int:
     """No data at all."""
     return 3
+
+
+def failing() -> object:
+    """Data that fail for a reason of their own."""
+    return (3).absent  # type: ignore[attr-defined]
+
+
+def uneven() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Fewer labels than images."""
+    return (torch.zeros(6, 1, 8, 8), torch.zeros(5)), (torch.zeros(2, 1, 8, 8), torch.zeros(2))

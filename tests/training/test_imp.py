@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from torch import Tensor, nn
 
 import elastic_ir as eir
@@ -90,9 +91,9 @@ def test_a_search_that_was_stopped_goes_on_behind_its_last_level(
 
 def test_another_search_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     search(tmp_path, Pruning(levels=0, rewind=5))
-    with pytest.raises(PlanError, match="holds a search with another pruning"):
+    with pytest.raises(PlanError, match=r"with another pruning \(rewind was 5, now 6\); give another"):
         search(tmp_path, Pruning(levels=0, rewind=6))
-    with pytest.raises(PlanError, match="holds a search with another training"):
+    with pytest.raises(PlanError, match=r"with another training \(steps was 40, now 41.*\); give"):
         find_tickets(perceptron(), DATA, Training(steps=41), Pruning(levels=0, rewind=5), tmp_path)
     with pytest.raises(PlanError, match="holds a search with another network"):
         find_tickets(perceptron(seed=1), DATA, QUICK, Pruning(levels=0, rewind=5), tmp_path)
@@ -134,7 +135,8 @@ def test_a_search_with_another_loss_is_refused(tmp_path: Path) -> None:
     none = Pruning(levels=0, rewind=0)
     find_tickets(perceptron(), DATA, SHORT, none, tmp_path, loss=Weighed(1.0))
     with pytest.raises(
-        PlanError, match=r"another loss \(tests\.training\.test_imp\.Weighed weight=1\.0\); give another"
+        PlanError,
+        match=r"another loss \(was tests\.training\.test_imp\.Weighed weight=1\.0, now .* weight=2\.0\); give another",
     ):
         find_tickets(perceptron(), DATA, SHORT, none, tmp_path, loss=Weighed(2.0))
     with pytest.raises(PlanError, match="holds a search with another loss"):
@@ -152,7 +154,7 @@ def test_a_search_with_other_images_is_refused(tmp_path: Path, part: str) -> Non
     images = split.images.clone()
     images[7, 0, 3, 3] += 1
     changed: dict[str, Any] = {part: Split(images, split.labels)}
-    with pytest.raises(PlanError, match="holds a search with another set of images"):
+    with pytest.raises(PlanError, match=r"holds a search with another (data .* and another )?set of images"):
         find_tickets(perceptron(), replace(DATA, **changed), SHORT, none, tmp_path)
     assert len(find_tickets(perceptron(), DATA, SHORT, none, tmp_path)) == 1
 
@@ -193,6 +195,7 @@ def test_streamed_images_are_known_by_a_few(tmp_path: Path) -> None:
     assert own == fingerprints.of_images(stream("a", own=True)) != fingerprints.of_images(same)
     claim = (tmp_path, perceptron(), replace(DATA, train=same), QUICK, TWO_LEVELS, 0, None)
     imp._claim(*claim)
+    (tmp_path / "level00.json").write_text("{}")
     imp._claim(*claim)
     fewer = replace(DATA, train=stream("a", count=39))
     with pytest.raises(PlanError, match="holds a search with another data"):
@@ -206,6 +209,7 @@ def test_a_folder_of_an_earlier_search_is_told(tmp_path: Path) -> None:
     """Searches once noted neither images nor loss; whether they are this one's, nobody can say."""
     claim = (tmp_path, perceptron(), DATA, QUICK, TWO_LEVELS, 0, None)
     imp._claim(*claim)
+    (tmp_path / "level00.json").write_text("{}")
     noted = json.loads((tmp_path / "search.json").read_text())
     del noted["set of images"], noted["loss"]
     (tmp_path / "search.json").write_text(json.dumps(noted))
@@ -217,6 +221,85 @@ def test_a_folder_of_an_earlier_search_is_told(tmp_path: Path) -> None:
     (tmp_path / "search.json").write_text("[1]")
     with pytest.raises(SourceError, match=r"search\.json is damaged: it holds no mapping"):
         imp._claim(*claim)
+    (tmp_path / "level00.json").unlink()  # without a level there is nothing to lose
+    imp._claim(*claim)
+    assert "loss" in json.loads((tmp_path / "search.json").read_text())
+
+
+def find(*arguments: object, factory: str = "tests.training.nets:Perceptron", steps: int = 6) -> Result:
+    fixed = ["lottery", "find", factory, "--steps", str(steps), "--levels", "0", "--batch-size", "32"]
+    return CliRunner().invoke(program, [*fixed, *map(str, arguments)])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--rewind", "70"], "a training of 6 steps cannot be rewound to step 70"),
+        (["--leave-out", "hedd"], "'hedd', to be left out, is no prunable weight"),
+        (["--data", "tests.training.nets:pair"], "stem has a weight of 16x64 and got 2x16; "),
+    ],
+)
+def test_a_search_that_is_refused_leaves_its_folder_alone(
+    tmp_path: Path, wrong: list[str], message: str
+) -> None:
+    out = tmp_path / "tickets"
+    refused = find("-o", out, *wrong)
+    assert refused.exit_code == 1 and message in refused.output, refused.output
+    assert refused.output.count("\n") == 1 and not out.exists()
+
+
+def test_a_search_without_a_finished_level_gives_way(tmp_path: Path) -> None:
+    """What it has left is not taken for the new one's."""
+    none = Pruning(levels=0, rewind=1)
+    find_tickets(perceptron(), DATA, SHORT, none, tmp_path / "clean")
+    find_tickets(perceptron(), DATA, replace(SHORT, lr=0.01), none, tmp_path / "used")
+    (tmp_path / "used" / "level00.json").unlink()
+    find_tickets(perceptron(), DATA, SHORT, none, str(tmp_path / "used"))  # a folder may be text
+    one, two = (torch.load(tmp_path / name / "rewind.pt") for name in ("clean", "used"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_search_whose_folder_was_taken_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def take(*_: object, **__: object) -> tuple[float, float]:
+        (tmp_path / "search.json").write_text("{}")
+        return 0.0, 0.0
+
+    monkeypatch.setattr(imp, "train_level", take)
+    with pytest.raises(PlanError, match="was taken by another search meanwhile"):
+        find_tickets(perceptron(), DATA, SHORT, Pruning(levels=0), tmp_path)
+    assert not (tmp_path / "level00.json").exists()
+
+
+def test_the_search_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "lottery.md").read_text("utf-8")
+    (script,) = [
+        code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "find_tickets" in code
+    ]
+    monkeypatch.chdir(tmp_path)
+    exec(script, {})
+    graph = eir.load(tmp_path / "tickets" / "level02.pt")
+    assert graph.sparsity() == pytest.approx(0.36, abs=1e-3)
+
+
+def test_debug_and_interrupts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = RuntimeError("by chance")
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(imp, "train_level", fail)
+    assert "run again with --debug" in find("-o", tmp_path).output
+    assert find("-o", tmp_path, "--debug").exception is error
+    for command in ("run", "status", "report"):
+        study = [command, str(tmp_path / "absent.yaml"), "--debug", "--store", str(tmp_path)]
+        assert isinstance(CliRunner().invoke(program, ["lottery", *study]).exception, SourceError)
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(imp, "train_level", interrupt)
+    stopped = find("-o", tmp_path)
+    assert stopped.exit_code == 130 and stopped.stderr == "interrupted; run the same command to go on\n"
 
 
 def test_rewinding_to_step_0_gives_the_initialization(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import copy
 import csv
 import json
 import math
+import re
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -273,9 +274,43 @@ def test_run_on_the_command_line(tmp_path: Path) -> None:
     assert status.exit_code == 0 and "tiny   2 of 2   3     3 " in status.output, status.output
     assert "jobs done:  3 of 3" in told.output and "jobs: 3 of 3 done, 0 running, 0 left" in told.output
     path.write_text(yaml.safe_dump({**STUDY, **changes, "data": "mnist"}))
-    failed = CliRunner().invoke(elastic_ir, arguments)
-    assert failed.exit_code == 1 and "SourceError: there is no data 'mnist'" in failed.output
+    for more in ([], ["--dry-run"]):
+        failed = CliRunner().invoke(elastic_ir, [*arguments, *more])
+        assert failed.exit_code == 1 and "error: tiny: data: there is no data 'mnist'" in failed.output
+    path.write_text(yaml.safe_dump({**STUDY, **changes, "data": "tests.training.nets:failing"}))
+    failed = CliRunner().invoke(elastic_ir, arguments)  # known, and only a job finds out that it fails
+    assert failed.exit_code == 1 and "nets:failing fails: AttributeError: 'int' object" in failed.output
     assert "skipped:    2 jobs that need a failed one" in failed.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"networks": {"two": {"factory": "tests.training.nets:absent"}}}, "networks.two: .* cannot be found"),
+        ({"networks": {"two": {"factory": "tests.training.nets:Doomed"}}}, "networks.two: fails: ValueError: no such"),
+        ({"data": "tests.training.nets:absent"}, "data: tests.training.nets:absent cannot be found"),
+        ({"loss": "torch.nn:Absent"}, "loss: the loss torch.nn:Absent cannot be found"),
+    ],
+)  # fmt: skip
+def test_a_name_that_stands_for_nothing_is_told_before_any_job(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**STUDY, "compare": [{"method": "imp"}], "claims": [], **changes}))
+    for more in ([], ["--dry-run"]):
+        arguments = ["lottery", "run", str(path), "--store", str(tmp_path / "store"), *more]
+        told = CliRunner().invoke(elastic_ir, arguments)
+        assert told.exit_code == 1 and re.search(f"error: tiny: {message}", told.output), told.output
+        assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("command", ["status", "report"])
+def test_a_store_that_is_not_there_is_told(tmp_path: Path, command: str) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(STUDY))
+    arguments = ["lottery", command, str(tmp_path / "tiny.yaml"), "--store", str(tmp_path / "typo")]
+    told = CliRunner().invoke(elastic_ir, arguments)
+    assert told.exit_code == 1 and f"error: there is no store {tmp_path / 'typo'}: " in told.output
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
 
 
 def test_the_line_between_two_networks() -> None:

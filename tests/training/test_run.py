@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.training.executors import Ended, Here, Processes, RayCluster
 from elastic_ir.training.fit import logger_in
 from elastic_ir.training.jobs import Job, in_order
-from elastic_ir.training.kinds import build
+from elastic_ir.training.named import build
 from elastic_ir.training.run import Progress, run
 from elastic_ir.training.store import Store
 from elastic_ir.training.study import Study, runs
@@ -380,12 +381,26 @@ def test_a_store_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
         ),
         ({"factory": "tests.training.nets:absent"}, r"cannot be found: .*absent"),
         ({"factory": ":absent"}, r"cannot be found"),
+        ({"factory": "tests.training.nets:perceptrons"}, r"cannot be found"),
+        ({"factory": "tests.training.nets:Block"}, r"nets:Block fails without arguments: .*width"),
+        ({"factory": "resnet20"}, r"'resnet20' names no network; give PACKAGE\.MODULE:FACTORY, timm:NAME or"),
         ({"factory": "tests.training.nets:nothing"}, r"gives a int, no torch module"),
     ],
 )
 def test_a_factory_that_fails_is_told(network: dict[str, Any], message: str) -> None:
     with pytest.raises(PlanError, match=message):
         build({"network": network, "seed": 0})
+
+
+def test_a_network_of_timm_takes_its_arguments_and_seed() -> None:
+    pytest.importorskip("timm")
+    network = {"factory": "timm:test_resnet", "num_classes": 7}
+    one, two, other = (build({"network": network, "seed": seed}) for seed in (0, 0, 1))
+    states = [made.state_dict()["conv1.0.weight"] for made in (one, two, other)]
+    assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
+    assert one.get_parameter("fc.weight").shape[0] == 7
+    with pytest.raises(SourceError, match="timm has no model 'absent'"):
+        build({"network": {"factory": "timm:absent"}, "seed": 0})
 
 
 def test_what_is_at_work_is_known_by_its_process(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import yaml
 import elastic_ir as eir
 from elastic_ir.training.executors import Here
 from elastic_ir.training.jobs import in_order
-from elastic_ir.training.kinds import build
 from elastic_ir.training.methods import transformed
+from elastic_ir.training.named import build
 from elastic_ir.training.report import answers, collect, markdown
 from elastic_ir.training.run import run
 from elastic_ir.training.store import Store

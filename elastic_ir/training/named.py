@@ -1,0 +1,98 @@
+"""What a study names: its networks and its loss, found by name, and what a name that is wrong has to be told.
+
+No Lightning is imported here, so that a study can be looked at where nothing is trained.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from elastic_ir.errors import ElasticError, PlanError
+from elastic_ir.training.data import check_name
+
+if TYPE_CHECKING:
+    from elastic_ir.training.study import Study
+    from elastic_ir.training.task import Loss
+
+_COLLECTIONS = ("timm", "torchvision")
+
+
+def build(options: Mapping[str, Any]) -> nn.Module:
+    """A study's network, initialized by its seed; the caller's generators are left as they were.
+
+    ``options["network"]`` has its ``factory`` (``package.module:factory``, ``timm:NAME`` or ``torchvision:NAME``) and
+    the arguments of that. Raises PlanError, and SourceError for a collection that has no such network.
+    """
+    network = dict(options["network"])
+    module, colon, name = network.pop("factory").partition(":")
+    if not colon:
+        raise PlanError(
+            f"{module!r} names no network; give PACKAGE.MODULE:FACTORY, timm:NAME or torchvision:NAME"
+        )
+    if module in _COLLECTIONS:
+        from elastic_ir.frontends.sources import build as factory_of
+
+        def factory(**arguments: Any) -> Any:
+            return factory_of(f"{module}:{name}", **arguments)
+    else:
+        try:
+            factory = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise PlanError(f"the network's factory {module}:{name} cannot be found: {error}") from error
+    with torch.random.fork_rng():
+        torch.manual_seed(options["seed"])
+        try:
+            made = factory(**network)
+        except TypeError as error:
+            given = ", ".join(f"{key}={value!r}" for key, value in network.items())
+            how = f"with {given}" if given else "without arguments"
+            raise PlanError(f"the network's factory {module}:{name} fails {how}: {error}") from error
+    if not isinstance(made, nn.Module):
+        raise PlanError(
+            f"the network's factory {module}:{name} gives a {type(made).__name__}, no torch module"
+        )
+    return made
+
+
+def loss_of(options: Mapping[str, Any]) -> Loss | None:
+    """A study's loss: a function, or an object of the class that is named; None where it names none."""
+    name = options.get("loss")
+    if not name:
+        return None
+    module, _, function = name.partition(":")
+    try:
+        found: Any = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise PlanError(f"the loss {name} cannot be found: {error}") from error
+    made: Loss = (
+        found() if isinstance(found, type) else found
+    )  # a class such as torch.nn:MSELoss, or a function
+    return made
+
+
+def check_names(study: Study) -> None:
+    """Whether what a study names is there: each network is built once, no data are loaded.
+
+    Raises PlanError that says the study and the entry.
+    """
+    base = {"seed": study.seeds[0], "loss": study.loss}
+    tries: list[tuple[str, Any]] = [
+        ("data", lambda: check_name(study.data["name"])),
+        ("loss", lambda: loss_of(base)),
+        *(
+            (f"networks.{name}", lambda network=network: build({**base, "network": network}))
+            for name, network in study.networks.items()
+        ),
+    ]
+    for where, look in tries:
+        try:
+            look()
+        except ElasticError as error:
+            raise PlanError(f"{study.name}: {where}: {error}") from error
+        except Exception as error:
+            raise PlanError(f"{study.name}: {where}: fails: {type(error).__name__}: {error}") from error
