@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elastic_ir.errors import SourceError
+from elastic_ir import user_functions
+from elastic_ir.errors import ElasticError, SourceError
 
 #: Where Debian's package dataset-fashion-mnist puts its four files.
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -256,11 +257,16 @@ def _folders(folder: Path, limit: int = 0) -> Data:
 
 
 def _from_function(name: str) -> Data:
-    module, _, function = name.partition(":")
     try:
-        made = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as error:
+        function = user_functions.find(name)
+    except (ImportError, AttributeError, ValueError) as error:
         raise SourceError(f"{name} cannot be found: {error}") from error
+    try:
+        made = user_functions.call(function)
+    except ElasticError:
+        raise
+    except Exception as error:  # a user's function may raise anything
+        raise SourceError(user_functions.failure(name, error, what="the data's function")) from error
     try:
         train, test = (_split(part) for part in made)
     except (TypeError, ValueError) as error:

@@ -6,7 +6,6 @@ by the options, so a job's outcome follows from its key, but for the rounding of
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -16,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elastic_ir.errors import PlanError
+from elastic_ir import user_functions
+from elastic_ir.errors import ElasticError, PlanError
 from elastic_ir.tickets import sparsity
 from elastic_ir.training.callbacks import save_state
 from elastic_ir.training.connectivity import barrier
@@ -53,22 +53,21 @@ def execute(spec: Mapping[str, Any], folder: str, threads: int = 0, log: str = "
 def build(options: Options) -> nn.Module:
     """A study's network, initialized by its seed; the caller's generators are left as they were."""
     network = dict(options["network"])
-    module, _, name = network.pop("factory").partition(":")
+    name = network.pop("factory")
     try:
-        factory = getattr(importlib.import_module(module), name)
+        factory = user_functions.find(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise PlanError(f"the network's factory {module}:{name} cannot be found: {error}") from error
+        raise PlanError(f"the network's factory {name} cannot be found: {error}") from error
     with torch.random.fork_rng():
         torch.manual_seed(options["seed"])
         try:
-            made = factory(**network)
-        except TypeError as error:
-            given = ", ".join(f"{key}={value!r}" for key, value in network.items()) or "nothing"
-            raise PlanError(f"the network's factory {module}:{name} fails with {given}: {error}") from error
+            made = user_functions.call(factory, network)
+        except ElasticError:
+            raise
+        except Exception as error:  # a user's function may raise anything
+            raise PlanError(user_functions.failure(name, error, network)) from error
     if not isinstance(made, nn.Module):
-        raise PlanError(
-            f"the network's factory {module}:{name} gives a {type(made).__name__}, no torch module"
-        )
+        raise PlanError(f"the network's factory {name} gives a {type(made).__name__}, no torch module")
     return made
 
 
@@ -87,9 +86,8 @@ def _loss(options: Options) -> Loss | None:
     name = options.get("loss")
     if not name:
         return None
-    module, _, function = name.partition(":")
     try:
-        found: Any = getattr(importlib.import_module(module), function)
+        found: Any = user_functions.find(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise PlanError(f"the loss {name} cannot be found: {error}") from error
     made: Loss = (
