@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import re
 from typing import Any
 
 import click
@@ -86,7 +87,10 @@ class Program(click.Group):
         except Exception as error:
             if ctx.meta.get(DEBUG) or getattr(error, "errno", None) == errno.EPIPE:
                 raise  # click itself ends quietly where a reader such as `head` has gone
-            click.echo(f"error: {describe(error)}", err=True)
+            said = describe(error)
+            if ctx.invoked_subcommand in MODULES:  # elsewhere they are options of a pass
+                said = re.sub(r"(?<![\w.'\"-])to_(depth|stages|units)(?![\w.'\"])", r"--to-\1", said)
+            click.echo(f"error: {said}", err=True)
             ctx.exit(1)
 
 

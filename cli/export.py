@@ -9,7 +9,7 @@ import click
 
 from elastic_ir.cli import tables
 from elastic_ir.cli.app import COMMANDS
-from elastic_ir.cli.options import SOURCE, Reading, source_options
+from elastic_ir.cli.options import SOURCE, Reading, note_fresh_weights, source_options
 
 if TYPE_CHECKING:
     from elastic_ir.emit.onnx_save import OnnxReport
@@ -85,6 +85,8 @@ def export(
         output.refuse_overwriting(path.with_suffix(".pt"), inputs)
     with tables.status(f"reading {source}"):
         graph = reading.load(source)
+    if weights or path.suffix.lower() != ".py":  # Python source alone holds none
+        note_fresh_weights(source)
     if path.suffix.lower() == ".py":
         _export_source(graph, source, path, weights, not no_check)
         return

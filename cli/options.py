@@ -162,6 +162,16 @@ class Reading:
         return Reading(input_shape=self.input_shape, trust=self.trust).load(source)
 
 
+def note_fresh_weights(source: str) -> None:
+    """Say it where a network's name in a library is the source of what is written: only its form is trained."""
+    from elastic_ir.cli import tables
+    from elastic_ir.frontends.sources import is_name
+
+    if is_name(source) and source.partition(":")[0] in ("timm", "torchvision"):
+        text = f"{source} has fresh weights; for trained ones give their file, with --arch {source}"
+        tables.show_facts([("note", text)])
+
+
 def _note_debug(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if value:
         ctx.meta[DEBUG] = True

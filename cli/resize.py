@@ -12,7 +12,16 @@ import click
 from elastic_ir.cli import tables
 from elastic_ir.cli.app import COMMANDS
 from elastic_ir.cli.copies import Copies, copy_options, is_recipe
-from elastic_ir.cli.options import SOURCE, Indices, Notation, Reading, Size, gathered, source_options
+from elastic_ir.cli.options import (
+    SOURCE,
+    Indices,
+    Notation,
+    Reading,
+    Size,
+    gathered,
+    note_fresh_weights,
+    source_options,
+)
 
 if TYPE_CHECKING:
     from elastic_ir.graph import Graph
@@ -255,6 +264,7 @@ def _resize(
         output.refuse_overwriting(Path(wanted.out), inputs)  # before minutes go into reading it
     with tables.status(f"reading {source}"):
         before = reading.load(source, headers_only=streamed)
+    note_fresh_weights(source)
     how |= copies.read(reading, streamed)
     like = None
     if wanted.like is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from elastic_ir.errors import OutputError, PlanError
 from elastic_ir.graph import Graph
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def _reference(like: Any, graph: Graph) -> Graph | None:
 
 def _in_units(graph: Graph, unit: int | None) -> Graph:
     """The graph itself, or a copy of it with another unit: what a caller gave stays as it was."""
+    if not isinstance(graph, Graph):
+        raise PlanError(f"give a graph, of trace(module) or load(source), not a {type(graph).__name__}")
     if unit is None:
         return graph
     graph.structure  # noqa: B018 - discovered once, and copied along
@@ -105,13 +108,14 @@ def stretch(
     """
     from elastic_ir.passes import Stretch
 
+    whole = _in_units(graph, unit)
     reference = _reference(like, graph)
     if zero == "auto" and not len(graph):
         from elastic_ir.frontends.residual_ends import residual_ends
 
         zero = residual_ends(graph)
     return Stretch(to_depth, to_stages, to_units, reference, plan, order, replicate, others, scale, zero).run(
-        _in_units(graph, unit)
+        whole
     )
 
 
@@ -136,8 +140,8 @@ def squeeze(
     """
     from elastic_ir.passes import Squeeze
 
-    reference = _reference(like, graph)
-    return Squeeze(to_depth, to_stages, to_units, reference, plan, drop).run(_in_units(graph, unit))
+    whole = _in_units(graph, unit)
+    return Squeeze(to_depth, to_stages, to_units, _reference(like, graph), plan, drop).run(whole)
 
 
 def merge(recipe: str | os.PathLike[str]) -> Graph:
@@ -164,6 +168,9 @@ def save(graph: Graph | torch.nn.Module, path: str | os.PathLike[str], *, check:
 
     See :func:`elastic_ir.emit.files.save`; for ONNX with options, :func:`elastic_ir.emit.onnx_save.save_onnx`.
     """
+    if isinstance(graph, str | os.PathLike) or not isinstance(path, str | os.PathLike):
+        given = f"({type(graph).__name__}, {type(path).__name__})"
+        raise OutputError(f"save takes a graph or a module, and then the path, not {given}")
     from elastic_ir.emit.files import save as write
 
     return write(graph if isinstance(graph, Graph) else trace(graph), path, check=check)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import numbers
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,6 @@ from elastic_ir.plan import (
     check_plan,
     drop_exactly,
     grow,
-    parse_indices,
     parse_plan,
     plan_of_mapping,
     shrink,
@@ -36,6 +36,19 @@ class Target:
     like: Graph | None = None
     plan: Any = None
 
+    def __post_init__(self) -> None:
+        counts = self.to_stages
+        given: list[tuple[str, Any]] = [("to_depth", self.to_depth), ("to_units", self.to_units)]
+        if isinstance(counts, Mapping):
+            given += [(f"to_stages[{name!r}]", count) for name, count in counts.items()]
+        elif counts is not None and not isinstance(counts, str):
+            if not isinstance(counts, Iterable):
+                raise PlanError(f"to_stages is a count of blocks for each stage, not {counts!r}")
+            given += [("a count in to_stages", count) for count in counts]
+        for name, value in given:
+            if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
+                raise PlanError(f"{name} is a whole number, not {value!r}")
+
     def check(self) -> None:
         """PlanError unless exactly one way is used."""
         names = ("to_depth", "to_stages", "to_units", "like", "plan")
@@ -43,6 +56,16 @@ class Target:
         if len(given) != 1:
             said = ", ".join(given) or "none"
             raise PlanError(f"say the target in one way, by one of {', '.join(names)} (given: {said})")
+
+
+_SHALLOWER = (
+    "{} is shallower than the source ({}): that is a squeeze, use 'squeeze' for it, "
+    "or --plan to deepen some stages and shorten others"
+)
+_DEEPER = (
+    "{} is deeper than the source ({}): that is a stretch, use 'stretch' for it, "
+    "or --plan to deepen some stages and shorten others"
+)
 
 
 def stretch_plan(graph: Graph, target: Target, order: str, replicate: Sequence[int] | None) -> Plan:
@@ -53,13 +76,13 @@ def stretch_plan(graph: Graph, target: Target, order: str, replicate: Sequence[i
     target.check()
     if target.plan is not None:
         return explicit_plan(graph, target.plan)
+    depth = graph.structure.depth
+    if target.to_depth is not None and depth is not None and target.to_depth < depth:
+        raise PlanError(_SHALLOWER.format(f"depth {target.to_depth}", f"depth {depth}"))
     counts = target_counts(graph, target)
     shorter = [s.name for s, count in zip(graph.stages, counts, strict=True) if count < len(s)]
     if shorter:
-        raise PlanError(
-            f"{_wanted(target, counts)} is shallower than the source ({_now(graph)}): that is a squeeze, "
-            "use 'squeeze' for it, or --plan to deepen some stages and shorten others"
-        )
+        raise PlanError(_SHALLOWER.format(_wanted(target, counts), _now(graph)))
     return tuple(
         grow(StageShape.of(stage), count, order, replicate)
         for stage, count in zip(graph.stages, counts, strict=True)
@@ -74,13 +97,13 @@ def squeeze_plan(graph: Graph, target: Target, drop: str | Sequence[int]) -> Pla
     target.check()
     if target.plan is not None:
         return explicit_plan(graph, target.plan)
+    depth = graph.structure.depth
+    if target.to_depth is not None and depth is not None and target.to_depth > depth:
+        raise PlanError(_DEEPER.format(f"depth {target.to_depth}", f"depth {depth}"))
     counts = target_counts(graph, target)
     longer = [s.name for s, count in zip(graph.stages, counts, strict=True) if count > len(s)]
     if longer:
-        raise PlanError(
-            f"{_wanted(target, counts)} is deeper than the source ({_now(graph)}): that is a stretch, "
-            "use 'stretch' for it, or --plan to deepen some stages and shorten others"
-        )
+        raise PlanError(_DEEPER.format(_wanted(target, counts), _now(graph)))
     return tuple(
         shrink(StageShape.of(stage), count, drop) if count < len(stage) else tuple(range(count))
         for stage, count in zip(graph.stages, counts, strict=True)
@@ -129,7 +152,8 @@ def _counts_of_stages(graph: Graph, wanted: Sequence[int] | Mapping[str, int] | 
     if len(counts) != len(graph.stages):
         names = ", ".join(f"{stage.name}={len(stage)}" for stage in graph.stages)
         raise PlanError(
-            f"{len(counts)} counts are given, the network has {len(graph.stages)} stages: {names}"
+            f"{_number(counts, 'count')} {'is' if len(counts) == 1 else 'are'} given, "
+            f"the network has {_number(graph.stages, 'stage')}: {names}"
         )
     for stage, count in zip(graph.stages, counts, strict=True):
         if count < 1:
@@ -138,10 +162,21 @@ def _counts_of_stages(graph: Graph, wanted: Sequence[int] | Mapping[str, int] | 
     return counts
 
 
+def _number(things: Sequence[Any], what: str) -> str:
+    return f"{len(things)} {what}" if len(things) == 1 else f"{len(things)} {what}s"
+
+
 def parse_stages(text: str) -> list[int] | dict[str, int]:
     """``3,4,6,3``, or by name ``encoder.block=8,decoder.block=4``; PlanError names what is neither."""
     if "=" not in text:
-        return parse_indices(text)
+        items = [item.strip() for item in text.split(",")]
+        for number in items:
+            if not number.isdecimal():
+                raise PlanError(
+                    f"{number!r} in {text!r} is no count of blocks; write one for each stage, for example 3,4,23,3, "
+                    "or name those that change: encoder.block=8"
+                )
+        return [int(number) for number in items]
     counts: dict[str, int] = {}
     for item in text.split(","):
         match = re.fullmatch(r"\s*([^=\s]+)\s*=\s*(\d+)\s*", item)
@@ -181,7 +216,7 @@ def planned_layers(graph: Graph, given: Any) -> list[list[int | Layer]]:
         parts = [given] if given and all(isinstance(item, int | Layer) for item in given) else list(given)
     if len(parts) != len(stages):
         raise PlanError(
-            f"the plan has {len(parts)} lists, the network {len(stages)} stages "
+            f"the plan has {_number(parts, 'list')}, the network {_number(stages, 'stage')} "
             f"({', '.join(stage.name for stage in stages)}); separate the stages with '|', or name those that "
             f"change: {stages[-1].name}=..."
         )

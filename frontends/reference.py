@@ -47,7 +47,7 @@ def _on_meta(make: Callable[[], nn.Module]) -> nn.Module:
     try:
         with torch.device("meta"):
             return make()
-    except (RuntimeError, NotImplementedError):  # a constructor that reads values (a rate from a tensor)
+    except (RuntimeError, SourceError):  # a constructor that reads values (a rate from a tensor)
         return make()
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from elastic_ir import user_functions
 from elastic_ir.errors import ElasticError, MaskError, SourceError
 from elastic_ir.frontends.statedict import graph_of_tensors
 from elastic_ir.graph import Graph
@@ -41,11 +42,18 @@ def load(
     by its headers, without torch and without its network: names and shapes tell the structure, and :func:`save` streams
     the tensors from folder to folder. Raises SourceError, MaskError, TraceError.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise SourceError(
+            f"load reads a file, a folder or a name, not a {type(source).__name__}; for a module use trace(module)"
+        )
     text = os.fspath(source)
     if is_name(text):
         graph = _trace(build(text), input_shape)
     else:
         path = Path(text)
+        hint = user_functions.written_as_file(text)
+        if hint is not None and not path.exists():
+            raise SourceError(f"{text} does not exist; a factory is named by its module, here {hint}")
         if path.is_dir():
             graph = _read_headers(path) if headers_only else _read_folder(path, input_shape)
         elif path.suffix.lower() == ".safetensors":
@@ -74,7 +82,10 @@ def is_name(text: str) -> bool:
 
 
 def build(text: str, **arguments: Any) -> nn.Module:
-    """The module that a name stands for, made with these arguments; SourceError says what is missing."""
+    """The module that a name stands for, made with these arguments; SourceError says what is missing, or how it failed.
+
+    A factory is looked for in the working folder too, see :mod:`elastic_ir.user_functions`.
+    """
     from torch import nn
 
     package, _, name = text.partition(":")
@@ -91,11 +102,23 @@ def build(text: str, **arguments: Any) -> nn.Module:
         except ValueError as error:
             raise SourceError(f"torchvision has no model {name!r}") from error
     else:
-        module = _import(package, "install it, or put its folder on PYTHONPATH")
-        factory = getattr(module, name, None)
-        if factory is None or not callable(factory):
+        try:
+            factory = user_functions.find(text)
+        except (ImportError, ValueError) as error:
+            said = f"{package} cannot be imported ({error})"
+            if isinstance(error, ModuleNotFoundError):
+                said += "; install it, or put its folder on PYTHONPATH"
+            raise SourceError(said) from error
+        except AttributeError:
+            factory = None
+        if not callable(factory):
             raise SourceError(f"{package} has no factory {name!r}")
-        made = factory(**arguments)
+        try:
+            made = user_functions.call(factory, arguments)
+        except ElasticError:
+            raise
+        except Exception as error:  # a user's function may raise anything
+            raise SourceError(user_functions.failure(text, error, arguments)) from error
     if not isinstance(made, nn.Module):
         raise SourceError(f"{text} makes a {type(made).__name__}, no torch.nn.Module")
     return made

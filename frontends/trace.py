@@ -81,6 +81,10 @@ def trace(
 
     Raises TraceError (with what each way said), MaskError, or ``ValueError`` for an unknown front end.
     """
+    if not isinstance(model, nn.Module):
+        raise TraceError(
+            f"trace reads a torch.nn.Module, not a {type(model).__name__}; for a file or a name use load"
+        )
     if frontend not in ("auto", *READERS):
         raise ValueError(f"frontend is 'auto', {', '.join(map(repr, READERS))}, not {frontend!r}")
     from elastic_ir.frontends.pruned import absorb_pruning
@@ -97,6 +101,7 @@ def trace(
     else:
         candidates = list(guesses(model))
     problems: dict[str, str] = {}
+    values: dict[str, bool] = {}  # by front end, whether it met control flow on a tensor's values
     readers = dict(READERS) if frontend == "auto" else {frontend: READERS[frontend]}
     if "fx" in readers and any(is_torchs(part) and holds_layers(part) for part in model.modules()):
         readers[_SEALED] = read_sealed
@@ -108,11 +113,11 @@ def trace(
             except Exception as error:  # any tracer may raise anything; what it said is reported below
                 if name == _SEALED:  # fx has told its reason
                     continue
-                problems[name] = (
-                    f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
-                    if str(error).strip()
-                    else type(error).__name__
-                )
+                # a branch on values stops every input, and says more than that a guessed shape does not fit
+                branches = _reads_values(error)
+                if branches or not values.get(name):
+                    values[name] = branches
+                    problems[name] = _first_line(error)
                 continue
             graph.origin = LiveSource(model, inputs)
             if name == _SEALED:
@@ -124,9 +129,30 @@ def trace(
             graph.metadata["ties"] = _ties(weights)
             return graph
     tried = "; ".join(f"torch.{name}: {text}" for name, text in problems.items())
-    shapes = (
-        ""
-        if candidates and not candidates[0].guessed
-        else " Pass example_inputs (--input-shape 1,3,224,224)."
-    )
-    raise TraceError(f"{type(model).__name__} could not be traced ({tried}).{shapes}")
+    advice = ""
+    if values.get("export"):
+        advice = (
+            " Its forward branches on the values of tensors, which no example input changes; "
+            "its state dict can be given instead (a file of model.state_dict(), without an architecture)."
+        )
+    elif not candidates or candidates[0].guessed:
+        advice = " Pass example_inputs (--input-shape 1,3,224,224)."
+    raise TraceError(f"{type(model).__name__} could not be traced ({tried}).{advice}")
+
+
+#: What torch.export raises, or has under what it raises, where a tensor's value or a size made of values is asked for.
+_OF_VALUES = {"GuardOnDataDependentSymNode", "DataDependentOutputException", "DynamicOutputShapeException"}
+
+
+def _reads_values(error: BaseException | None) -> bool:
+    """Whether tracing ended at what depends on a tensor's values."""
+    while error is not None:
+        if type(error).__name__ in _OF_VALUES:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _first_line(error: Exception) -> str:
+    said = str(error).strip()
+    return f"{type(error).__name__}: {said.splitlines()[0][:200]}" if said else type(error).__name__

@@ -6,6 +6,8 @@ with them later. What torch.export and torch.fx warn of concerns programs to be 
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import sysconfig
@@ -23,19 +25,25 @@ _LIBRARY = sysconfig.get_path("stdlib")  # torch warns from inside context manag
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Put back whatever attributes the modules had, and pass on only warnings that are not torch's own."""
+    """Put back whatever attributes the modules had, and pass on only warnings that are not torch's own.
+
+    What is written to standard error meanwhile is dropped: torch.export prints the program it had come to there.
+    """
     before = [(module, _state(module)) for module in model.modules()]
     # a norm in training counts its batches while it is traced, in place; nothing larger is touched
     numbers = [b for b in model.buffers() if not (b.ndim or b.is_meta or b.is_inference())]
     counts = [(b, b._version, b.clone()) for b in numbers]
-    loggers = [
-        logging.getLogger(name) for name in ("torch.export", "torch.fx", "torch._export", "torch._dynamo")
-    ]
+    # each of torch's loggers may have a level of its own; what is made meanwhile asks its parents
+    names = ["torch", *(name for name in logging.root.manager.loggerDict if name.startswith("torch."))]
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings(record=True) as heard:
+        with (
+            warnings.catch_warnings(record=True) as heard,
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("always")  # a filter that makes errors of warnings is for what is passed on
             yield
     finally:

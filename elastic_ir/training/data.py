@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elastic_ir import user_functions
 from elastic_ir.errors import ElasticError, SourceError
 
 #: Where Debian's package dataset-fashion-mnist puts its four files.
@@ -295,9 +296,8 @@ def _folders(folder: Path, limit: int = 0) -> Data:
 
 
 def _function(name: str) -> Any:
-    module, _, function = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), function)
+        return user_functions.find(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise SourceError(f"{name} cannot be found: {error}") from error
 
@@ -305,12 +305,11 @@ def _function(name: str) -> Any:
 def _from_function(name: str) -> Data:
     function = _function(name)
     try:
-        made = function()
+        made = user_functions.call(function)
     except ElasticError:
         raise
-    except Exception as error:  # of the user's own code, whatever it is
-        said = " ".join(str(error).split()) or "no message"
-        raise SourceError(f"{name} fails: {type(error).__name__}: {said}") from error
+    except Exception as error:  # a user's function may raise anything
+        raise SourceError(user_functions.failure(name, error, what="the data's function")) from error
     try:
         train, test = (_split(part) for part in made)
     except (TypeError, ValueError, RuntimeError, IndexError) as error:

@@ -5,13 +5,14 @@ No Lightning is imported here, so that a study can be looked at where nothing is
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from elastic_ir import user_functions
 from elastic_ir.errors import ElasticError, PlanError
 from elastic_ir.training.data import check_name
 
@@ -34,28 +35,27 @@ def build(options: Mapping[str, Any]) -> nn.Module:
         raise PlanError(
             f"{module!r} names no network; give PACKAGE.MODULE:FACTORY, timm:NAME or torchvision:NAME"
         )
+    whole = f"{module}:{name}"
+    factory: Callable[..., Any]
     if module in _COLLECTIONS:
-        from elastic_ir.frontends.sources import build as factory_of
+        from elastic_ir.frontends import sources
 
-        def factory(**arguments: Any) -> Any:
-            return factory_of(f"{module}:{name}", **arguments)
+        factory = functools.partial(sources.build, whole)
     else:
         try:
-            factory = getattr(importlib.import_module(module), name)
+            factory = user_functions.find(whole)
         except (ImportError, AttributeError, ValueError) as error:
-            raise PlanError(f"the network's factory {module}:{name} cannot be found: {error}") from error
+            raise PlanError(f"the network's factory {whole} cannot be found: {error}") from error
     with torch.random.fork_rng():
         torch.manual_seed(options["seed"])
         try:
-            made = factory(**network)
-        except TypeError as error:
-            given = ", ".join(f"{key}={value!r}" for key, value in network.items())
-            how = f"with {given}" if given else "without arguments"
-            raise PlanError(f"the network's factory {module}:{name} fails {how}: {error}") from error
+            made = user_functions.call(factory, network)
+        except ElasticError:
+            raise
+        except Exception as error:  # a user's function may raise anything
+            raise PlanError(user_functions.failure(whole, error, network)) from error
     if not isinstance(made, nn.Module):
-        raise PlanError(
-            f"the network's factory {module}:{name} gives a {type(made).__name__}, no torch module"
-        )
+        raise PlanError(f"the network's factory {whole} gives a {type(made).__name__}, no torch module")
     return made
 
 
@@ -64,9 +64,8 @@ def loss_of(options: Mapping[str, Any]) -> Loss | None:
     name = options.get("loss")
     if not name:
         return None
-    module, _, function = name.partition(":")
     try:
-        found: Any = getattr(importlib.import_module(module), function)
+        found: Any = user_functions.find(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise PlanError(f"the loss {name} cannot be found: {error}") from error
     made: Loss = (

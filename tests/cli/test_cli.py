@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from elastic_ir import api
 from elastic_ir.cli.app import COMMANDS, elastic_ir
-from elastic_ir.errors import OutputError
+from elastic_ir.errors import OutputError, SourceError
 
 ROOT = Path(__file__).parents[2]
 
@@ -569,6 +569,37 @@ def test_on_a_terminal(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = good("stretch", "model.safetensors", "--to-depth", "20", "--dry-run")
     assert re.search(r"layer1 +layer1\.0 +2 -> 3 +0,1,1", out)
     assert "─" in out
+
+
+def test_fresh_weights_of_a_librarys_name_are_told_where_they_are_written(here: Path) -> None:
+    name = "timm:resnet18.a1_in1k"
+    note = f"note:       {name} has fresh weights; for trained ones give their file, with --arch {name}\n"
+    assert note in good("stretch", name, "--to-stages", "layer3=3", "--dry-run")
+    assert note in good("squeeze", name, "--to-stages", "layer3=1", "--dry-run")
+    assert note in good("apply", name, "--passes", "fold-batchnorm", "--dry-run")
+    assert note in good("export", name, "-o", "net.pt", "--no-check")
+    assert "fresh weights" not in good("export", name, "-o", "net.py", "--no-check")  # holds no weights
+    assert "fresh weights" not in good("inspect", name)
+    told = good("stretch", "net.pt", "--arch", name, "--to-stages", "layer3=3", "--dry-run")
+    assert "fresh weights" not in told
+
+
+def test_messages_of_the_command_line_speak_of_its_options(here: Path) -> None:
+    told = bad("stretch", "model.safetensors", "--to-units", "4")
+    assert "--to-units is for networks of one stage" in told and "use --to-stages" in told
+    assert "to_" not in told
+    result = run("stretch", "model.safetensors", "--to-stages", "x")
+    assert result.exit_code == 2
+    assert "'x' in 'x' is no count of blocks; write one for each stage" in " ".join(result.output.split())
+
+
+def test_a_factory_that_fails_shows_its_traceback_only_with_debug(here: Path) -> None:
+    (here / "failing_net.py").write_text("def make():\n    return {}['x']\n")
+    line = "the network's factory failing_net:make fails without arguments: KeyError: 'x'"
+    assert bad("stretch", "failing_net:make", "--to-depth", "8").strip() == f"error: {line}"
+    result = run("inspect", "failing_net:make", "--debug")
+    assert isinstance(result.exception, SourceError)
+    assert isinstance(result.exception.__cause__, KeyError)
 
 
 # -- rendering ------------------------------------------------------------------------------------------------------

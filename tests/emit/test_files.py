@@ -45,6 +45,15 @@ def test_reading_and_writing_changes_nothing(tmp_path: Path, name: str) -> None:
     assert graph.lineage() == {name: name for name in model.state_dict()}
 
 
+def test_arguments_of_save_that_changed_places(tmp_path: Path) -> None:
+    with pytest.raises(
+        OutputError, match=r"save takes a graph or a module, and then the path, not \(str, Graph\)"
+    ):
+        eir.save("x.pt", ticket())  # type: ignore[arg-type]
+    with pytest.raises(OutputError, match=r"and then the path, not \(Graph, int\)"):
+        eir.save(ticket(), 3)  # type: ignore[arg-type]
+
+
 def test_a_pt_is_a_plain_state_dict_for_everyone_else(tmp_path: Path) -> None:
     deeper = eir.stretch(ticket(), to_depth=20)
     assert eir.save(deeper, tmp_path / "out.pt") == [tmp_path / "out.pt"]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.nn.utils import prune
 
 import elastic_ir as eir
 from elastic_ir.emit.zip_records import append_zip_records
-from elastic_ir.errors import ElasticError, MaskError, SourceError, UntrustedError
+from elastic_ir.errors import ElasticError, MaskError, SourceError, TraceError, UntrustedError
 from elastic_ir.frontends.sources import build, is_name
 from elastic_ir.functions import resolve_function
 from elastic_ir.zoo import CifarResNet, cifar_resnet
@@ -449,6 +450,98 @@ def test_names_that_lead_nowhere() -> None:
     assert (
         said("collections:OrderedDict") == "collections:OrderedDict makes a OrderedDict, no torch.nn.Module"
     )
+
+
+@pytest.fixture
+def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working folder, not on the path, with a module of factories; its module is forgotten afterwards."""
+    (tmp_path / "factories_here.py").write_text(
+        "from elastic_ir.zoo import cifar_resnet\n"
+        "def net():\n    import beside_factories\n    return cifar_resnet(beside_factories.DEPTH)\n"
+        "def broken():\n    return {}['x']\n"
+        "def sized(depth):\n    return cifar_resnet(depth)\n"
+        "def absent():\n    import no_such_package\n"
+    )
+    (tmp_path / "beside_factories.py").write_text("DEPTH = 14\n")
+    (tmp_path / "broken_here.py").write_text("{}['y']\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(tmp_path))])
+    yield tmp_path
+    for name in ("factories_here", "beside_factories"):
+        sys.modules.pop(name, None)
+
+
+def test_a_factory_of_the_working_folder(nets: Path) -> None:
+    before = list(sys.path)
+    assert eir.load("factories_here:net").depth == 14  # what it imports itself is found there too
+    assert sys.path == before
+    assert said("factories_here.py:net") == (
+        "factories_here.py cannot be imported (a module is named without its extension; write factories_here:net)"
+    )
+    assert "here some.folder.nets:net" in said("./some/folder/nets.py:net")
+
+
+def test_a_factory_that_fails_is_told_in_one_line(nets: Path) -> None:
+    start = "the network's factory factories_here:"
+    assert said("factories_here:broken") == f"{start}broken fails without arguments: KeyError: 'x'"
+    assert said("factories_here:sized").startswith(
+        f"{start}sized fails without arguments: TypeError: sized()"
+    )
+    assert "absent fails without arguments: ModuleNotFoundError" in said("factories_here:absent")
+    assert said("broken_here:net") == "broken_here cannot be imported (KeyError: 'y')"
+    with pytest.raises(
+        SourceError, match="fails without arguments: KeyError"
+    ):  # as a reference, tried on meta
+        eir.stretch(eir.trace(cifar_resnet(8)), like="factories_here:broken")
+
+
+def test_what_is_no_source() -> None:
+    with pytest.raises(
+        SourceError, match=r"load reads a file, a folder or a name, not a CifarResNet; .*trace"
+    ):
+        eir.load(cifar_resnet(8))  # type: ignore[arg-type]
+    with pytest.raises(TraceError, match=r"trace reads a torch\.nn\.Module, not a str; .*use load"):
+        eir.trace("x")  # type: ignore[arg-type]
+
+
+class Branching(nn.Module):
+    """It branches on a value, which no tracer follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, 4] as it comes or doubled."""
+        y: Tensor = self.layer(x)
+        return y * 2 if y.sum() > 0 else y
+
+
+@pytest.mark.parametrize("shape", [None, [(1, 4)]])
+def test_control_flow_on_values_is_told_quietly(
+    capfd: pytest.CaptureFixture[str], shape: list[tuple[int, int]] | None
+) -> None:
+    with pytest.raises(
+        TraceError, match=r"branches on the values of tensors.*state dict can be given"
+    ) as caught:
+        eir.trace(Branching(), input_shape=shape)
+    assert "input-shape" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_torchs_own_loggers_are_silent_while_tracing(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before = log.level, logging.getLogger("torch").level
+
+    class Told(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            log.error("failed while attempting to run meta")
+            raise ValueError("no")
+
+    with pytest.raises(TraceError, match=r"Pass example_inputs \(--input-shape"):
+        eir.trace(Told(4, 4))
+    assert not caplog.records
+    assert (log.level, logging.getLogger("torch").level) == before
 
 
 # -- masks of sources --------------------------------------------------------------------------------------------------

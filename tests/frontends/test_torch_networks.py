@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -19,11 +21,11 @@ class Stacked(nn.Module):
         self.embed = nn.Linear(WIDTH, WIDTH)
         self.kind = kind
         decoder = "decoder" in kind
-        layer = nn.TransformerDecoderLayer if decoder else nn.TransformerEncoderLayer
+        layer: Any = nn.TransformerDecoderLayer if decoder else nn.TransformerEncoderLayer
         if kind.endswith("layers"):
             self.body: nn.Module = nn.ModuleList(layer(WIDTH, 2, 32, batch_first=True) for _ in range(count))
         else:
-            stack = nn.TransformerDecoder if decoder else nn.TransformerEncoder
+            stack: Any = nn.TransformerDecoder if decoder else nn.TransformerEncoder
             self.body = stack(layer(WIDTH, 2, 32, batch_first=True), count)
         self.head = nn.Linear(WIDTH, 2)
 
@@ -32,7 +34,8 @@ class Stacked(nn.Module):
         parts = self.body if isinstance(self.body, nn.ModuleList) else [self.body]
         for part in parts:
             x = part(x, memory) if "decoder" in self.kind else part(x)
-        return self.head(x.mean(1))
+        out: torch.Tensor = self.head(x.mean(1))
+        return out
 
 
 KINDS = {"encoder": 4, "encoder layers": 4, "decoder": 6, "decoder layers": 6}  #: weight layers in a block
@@ -66,7 +69,8 @@ def test_an_attention_stays_one_layer_and_what_is_parametrized_too() -> None:
             self.head = nn.Linear(WIDTH, 2)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.head(self.attention(x, x, x)[0])
+            out: torch.Tensor = self.head(self.attention(x, x, x)[0])
+            return out
 
     graph = eir.trace(Attending(), torch.randn(1, 5, WIDTH))
     assert graph.metadata["frontend"] == "fx"

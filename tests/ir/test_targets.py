@@ -79,7 +79,16 @@ def test_counts_by_name_and_by_example() -> None:
         ({"plan": [[0, 1, 2], [0, 1], [0, 1], [0, 1]]}, "stage 'layer1' has no block 2"),
         ({"plan": [[1], [0, 1], [0, 1], [0, 1]]}, "drops block 0, its entry"),
         ({"plan": "0,1|0,1"}, "the plan has 2 lists, the network 4 stages"),
-        ({"to_stages": "layer1:3"}, "is no block index"),
+        ({"to_depth": 15}, r"depth 15 is shallower than the source \(depth 18\): that is a squeeze"),
+        ({"to_depth": "23"}, "to_depth is a whole number, not '23'"),
+        ({"to_units": 2.5}, "to_units is a whole number, not 2.5"),
+        ({"to_stages": [3, "4", 6, 3]}, "a count in to_stages is a whole number, not '4'"),
+        ({"to_stages": {"layer1": "3"}}, r"to_stages\['layer1'\] is a whole number, not '3'"),
+        ({"to_stages": 3}, "to_stages is a count of blocks for each stage, not 3"),
+        ({"to_stages": [3]}, "1 count is given, the network has 4 stages"),
+        ({"plan": "0,1"}, "the plan has 1 list, the network 4 stages"),
+        ({"to_stages": "layer1:3"}, "'layer1:3' in 'layer1:3' is no count of blocks"),
+        ({"to_stages": "3-6"}, "'3-6' in '3-6' is no count of blocks; write one for each stage"),
         ({"to_stages": "layer1=x,layer2=3"}, "is no count of a stage"),
     ],
 )
@@ -92,6 +101,14 @@ def test_squeezes_that_are_refused() -> None:
     graph = traced("resnet18")
     with pytest.raises(eir.PlanError, match="that is a stretch, use 'stretch'"):
         eir.squeeze(graph, to_depth=34)
+    with pytest.raises(
+        eir.PlanError, match=r"depth 33 is deeper than the source \(depth 18\): that is a stretch"
+    ):
+        eir.squeeze(graph, to_depth=33)
+    with pytest.raises(
+        eir.PlanError, match="give a graph, of trace\\(module\\) or load\\(source\\), not a str"
+    ):
+        eir.squeeze("model.pt", to_depth=5)  # type: ignore[arg-type]
     with pytest.raises(eir.PlanError, match="not possible"):
         eir.squeeze(graph, to_depth=5)
     with pytest.raises(eir.PlanError, match="drop is tail, even or a list of blocks, not 'head'"):

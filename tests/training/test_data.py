@@ -85,6 +85,10 @@ def test_data_of_a_users_function() -> None:
         load_data("tests.training.nets:nothing")
     with pytest.raises(SourceError, match=r"tests\.training\.nets:absent cannot be found"):
         load_data("tests.training.nets:absent")
+    with pytest.raises(
+        SourceError, match="the data's function operator:neg fails without arguments: TypeError"
+    ):
+        load_data("operator:neg")
 
 
 def test_unknown_data_lists_what_there_is() -> None:

@@ -377,7 +377,11 @@ def test_a_store_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
     [
         (
             {"factory": "tests.training.nets:Perceptron", "blokcs": 2},
-            r"fails with blokcs=2: .*unexpected keyword",
+            r"fails with blokcs=2: TypeError: .*unexpected keyword",
+        ),
+        (
+            {"factory": "operator:neg"},
+            r"the network's factory operator:neg fails without arguments: TypeError: ",
         ),
         ({"factory": "tests.training.nets:absent"}, r"cannot be found: .*absent"),
         ({"factory": ":absent"}, r"cannot be found"),

@@ -1,0 +1,85 @@
+"""Functions that a user names, ``package.module:function``: found from the working folder too, and told of alike.
+
+The folder is on the path only while such a function is imported or called, and only because its name was given: a
+program that an installed script starts does not have it there, ``python -m`` does. (Flask and uvicorn find an
+application so.) Nothing that a file says is looked up here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def working_folder_on_path() -> Iterator[None]:
+    """The working folder first on the path, as for ``python -m``; off it again at the end."""
+    folder = os.getcwd()
+    if folder in sys.path or "" in sys.path:
+        yield
+        return
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()  # a module that was written a moment ago
+    try:
+        yield
+    finally:
+        if folder in sys.path:  # the module may have changed the path itself
+            sys.path.remove(folder)
+
+
+def find(name: str) -> Any:
+    """What ``package.module:function`` stands for.
+
+    Raises ImportError, also where the module itself fails, AttributeError for a name that it has not, and ValueError
+    for one without a module.
+    """
+    module, _, function = name.partition(":")
+    hint = written_as_file(name)
+    with working_folder_on_path():
+        try:
+            found = importlib.import_module(module)
+        except ImportError as error:
+            if hint is None:
+                raise
+            raise ImportError(f"a module is named without its extension; write {hint}") from error
+        except ValueError:
+            raise
+        except Exception as error:  # a module of the user's may raise anything
+            raise ImportError(f"{type(error).__name__}: {one_line(error)}") from error
+    return getattr(found, function)
+
+
+def call(function: Any, arguments: Mapping[str, Any] | None = None) -> Any:
+    """The function's result, with the working folder on the path for what it imports itself."""
+    with working_folder_on_path():
+        return function(**(arguments or {}))
+
+
+def failure(
+    name: str,
+    error: Exception,
+    arguments: Mapping[str, Any] | None = None,
+    what: str = "the network's factory",
+) -> str:
+    """How it is told that a function, such as a network's factory, fails."""
+    given = ", ".join(f"{key}={value!r}" for key, value in (arguments or {}).items())
+    how = f"with {given}" if given else "without arguments"
+    return f"{what} {name} fails {how}: {type(error).__name__}: {one_line(error)}"
+
+
+def written_as_file(name: str) -> str | None:
+    """``toy:net`` for ``toy.py:net`` and ``nets.toy:net`` for ``nets/toy.py:net``; None for what is no such slip."""
+    module, colon, function = name.partition(":")
+    if not (colon and function.isidentifier() and module.endswith(".py")):
+        return None
+    parts = [part for part in module.removesuffix(".py").replace("\\", "/").split("/") if part != "."]
+    return f"{'.'.join(parts)}:{function}" if all(part.isidentifier() for part in parts) else None
+
+
+def one_line(error: Exception) -> str:
+    """An error's message on one line."""
+    return " ".join(str(error).split()) or "no message"
