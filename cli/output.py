@@ -57,7 +57,10 @@ def beside(source: str, extension: str) -> Path:
 
 
 def refuse_overwriting(out: Path, inputs: dict[str, str | None]) -> None:
-    """OutputError where writing ``out`` would replace one of the sources; the keys say what they are."""
+    """OutputError where writing ``out`` would replace one of the sources; the keys say what they are.
+
+    Python source that somebody else wrote counts as one: a network's own module may be the file.
+    """
     from elastic_ir.emit.files import mask_file
 
     masks = mask_file(out) if out.suffix.lower() == ".safetensors" else None
@@ -73,6 +76,16 @@ def refuse_overwriting(out: Path, inputs: dict[str, str | None]) -> None:
         else:
             continue
         raise OutputError(f"{where}, which would be written over; choose another name with -o OUT")
+    if out.suffix.lower() == ".py" and out.is_file() and not _written_by_us(out):
+        raise OutputError(f"{out} holds source that ElasticIR did not write; choose another name with -o OUT")
+
+
+def _written_by_us(path: Path) -> bool:
+    """Whether Python source begins as the emitter's does."""
+    from elastic_ir.emit.source_writer import SIGNATURE
+
+    with path.open("rb") as file:
+        return SIGNATURE.encode() in file.readline(10_000)
 
 
 def refuse_source(out: Path) -> None:

@@ -71,6 +71,8 @@ def _verify_structure(graph: Graph) -> None:
     for stage in graph.structure.stages:
         place = {child: index for index, child in enumerate(stage.container.children)}
         last = -1
+        if not stage.all_blocks:
+            raise VerifyError(f"nothing is left of stage {stage.name!r}; one of its blocks has to stay")
         for block in stage.all_blocks:
             for child in block.children:
                 if child not in place:

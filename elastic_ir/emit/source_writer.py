@@ -22,6 +22,9 @@ from elastic_ir.emit.source_tree import Part, Tree
 from elastic_ir.errors import EmitError
 from elastic_ir.graph import Graph, Value
 
+#: What the first line of every file says, by which a file is known for one of ours.
+SIGNATURE = "in plain PyTorch, written by ElasticIR."
+
 _STOCHASTIC_DEPTH = '''
 def stochastic_depth(x: Tensor, p: float, mode: str, training: bool) -> Tensor:
     """Drop the residual branch of whole samples ("row") or of the batch (Huang et al. 2016)."""
@@ -77,7 +80,7 @@ def write_source(graph: Graph, weights: str, notes: Sequence[str] = ()) -> str:
 def _head(graph: Graph, network: Definition, weights: str, notes: Sequence[str], text: str) -> str:
     depth = graph._structure.depth if graph._structure is not None else None
     what = f"{network.name}, depth {depth}" if depth is not None else network.name
-    lines = [f'"""{what}: a definition in plain PyTorch, written by ElasticIR.', ""]
+    lines = [f'"""{what}: a definition {SIGNATURE}', ""]
     lines += ["Load its weights, a state dict, with", ""]
     lines += [f"    model = {network.name}()", f"    model.load_state_dict(torch.load({number(weights)}))"]
     counts = [p.name for p in network.parameters if p.hole.forced == "count"]

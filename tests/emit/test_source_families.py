@@ -152,6 +152,11 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert "strict load, and equal outputs" in ran.output
     made = made_by(out.read_text())
     made.load_state_dict(torch.load(tmp_path / "net.pt"), strict=True)
+    mine = tmp_path / "mine.py"
+    mine.write_text('"""Somebody\'s own."""\n')
+    refused = CliRunner().invoke(elastic_ir, ["export", str(tmp_path / "net.pt"), "-o", str(mine)])
+    assert refused.exit_code == 1 and "mine.py holds source that ElasticIR did not write" in refused.output
+    assert mine.read_text() == '"""Somebody\'s own."""\n'
     ran = CliRunner().invoke(elastic_ir, ["export", str(tmp_path / "net.pt"), "-o", str(out)])
     assert ran.exit_code == 0 and 'torch.load("net.pt")' in out.read_text()
     ran = CliRunner().invoke(

@@ -30,6 +30,15 @@ def test_a_block_s_child_must_lie_in_its_container() -> None:
         verify(graph)
 
 
+def test_something_is_left_of_a_stage() -> None:
+    graph = small()
+    graph.stages[0].blocks.clear()
+    with pytest.raises(
+        VerifyError, match=r"after pass 'rash': nothing is left of stage '0'; one of its blocks"
+    ):
+        verify(graph, after="rash")
+
+
 def test_a_block_holds_no_erased_node() -> None:
     graph = small()
     stray = Node("stray", "torch.relu")

@@ -82,7 +82,9 @@ def test_outputs_that_are_no_scores() -> None:
 
 
 def test_data_of_a_function_that_fails_are_told_as_that() -> None:
-    with pytest.raises(SourceError, match="nets:failing fails: AttributeError: 'int' object has no"):
+    with pytest.raises(
+        SourceError, match="nets:failing fails without arguments: AttributeError: 'int' object has no"
+    ):
         load_data("tests.training.nets:failing")
     with pytest.raises(SourceError, match=r"images of .*nets:uneven are 6x1x8x8 and its labels 5"):
         load_data("tests.training.nets:uneven")
