@@ -279,7 +279,10 @@ def test_run_on_the_command_line(tmp_path: Path) -> None:
         assert failed.exit_code == 1 and "error: tiny: data: there is no data 'mnist'" in failed.output
     path.write_text(yaml.safe_dump({**STUDY, **changes, "data": "tests.training.nets:failing"}))
     failed = CliRunner().invoke(elastic_ir, arguments)  # known, and only a job finds out that it fails
-    assert failed.exit_code == 1 and "nets:failing fails: AttributeError: 'int' object" in failed.output
+    assert (
+        failed.exit_code == 1
+        and "nets:failing fails without arguments: AttributeError: 'int' object" in failed.output
+    )
     assert "skipped:    2 jobs that need a failed one" in failed.output
 
 
@@ -287,7 +290,7 @@ def test_run_on_the_command_line(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"networks": {"two": {"factory": "tests.training.nets:absent"}}}, "networks.two: .* cannot be found"),
-        ({"networks": {"two": {"factory": "tests.training.nets:Doomed"}}}, "networks.two: fails: ValueError: no such"),
+        ({"networks": {"two": {"factory": "tests.training.nets:Doomed"}}}, "networks.two: .*nets:Doomed fails without arguments: ValueError: no such"),
         ({"data": "tests.training.nets:absent"}, "data: tests.training.nets:absent cannot be found"),
         ({"loss": "torch.nn:Absent"}, "loss: the loss torch.nn:Absent cannot be found"),
     ],
