@@ -290,7 +290,7 @@ def test_run_on_the_command_line(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"networks": {"two": {"factory": "tests.training.nets:absent"}}}, "networks.two: .* cannot be found"),
-        ({"networks": {"two": {"factory": "tests.training.nets:Doomed"}}}, "networks.two: .* arguments: ValueError: no such"),
+        ({"networks": {"two": {"factory": "tests.training.nets:Doomed"}}}, "networks.two: .* ValueError: no such"),
         ({"data": "tests.training.nets:absent"}, "data: tests.training.nets:absent cannot be found"),
         ({"loss": "torch.nn:Absent"}, "loss: the loss torch.nn:Absent cannot be found"),
     ],
