@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from elastic_ir.errors import ElasticError
+
 
 @contextmanager
 def working_folder_on_path() -> Iterator[None]:
@@ -53,22 +55,23 @@ def find(name: str) -> Any:
     return getattr(found, function)
 
 
-def call(function: Any, arguments: Mapping[str, Any] | None = None) -> Any:
-    """The function's result, with the working folder on the path for what it imports itself."""
-    with working_folder_on_path():
-        return function(**(arguments or {}))
-
-
-def failure(
-    name: str,
-    error: Exception,
-    arguments: Mapping[str, Any] | None = None,
+def call(
+    function: Any, name: str, raises: type[ElasticError], arguments: Mapping[str, Any] | None = None,
     what: str = "the network's factory",
-) -> str:
-    """How it is told that a function, such as a network's factory, fails."""
-    given = ", ".join(f"{key}={value!r}" for key, value in (arguments or {}).items())
-    how = f"with {given}" if given else "without arguments"
-    return f"{what} {name} fails {how}: {type(error).__name__}: {one_line(error)}"
+) -> Any:  # fmt: skip
+    """The function's result, with the working folder on the path for what it imports itself.
+
+    Errors of ElasticIR pass; any other is told in one line, as an error of the kind ``raises``.
+    """
+    try:
+        with working_folder_on_path():
+            return function(**(arguments or {}))
+    except ElasticError:
+        raise
+    except Exception as error:  # a user's function may raise anything
+        given = ", ".join(f"{key}={value!r}" for key, value in (arguments or {}).items())
+        how = f"with {given}" if given else "without arguments"
+        raise raises(f"{what} {name} fails {how}: {type(error).__name__}: {one_line(error)}") from error
 
 
 def written_as_file(name: str) -> str | None:

@@ -113,12 +113,7 @@ def build(text: str, **arguments: Any) -> nn.Module:
             factory = None
         if not callable(factory):
             raise SourceError(f"{package} has no factory {name!r}")
-        try:
-            made = user_functions.call(factory, arguments)
-        except ElasticError:
-            raise
-        except Exception as error:  # a user's function may raise anything
-            raise SourceError(user_functions.failure(text, error, arguments)) from error
+        made = user_functions.call(factory, text, SourceError, arguments)
     if not isinstance(made, nn.Module):
         raise SourceError(f"{text} makes a {type(made).__name__}, no torch.nn.Module")
     return made

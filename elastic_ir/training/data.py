@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from elastic_ir import user_functions
-from elastic_ir.errors import ElasticError, SourceError
+from elastic_ir.errors import SourceError
 
 #: Where Debian's package dataset-fashion-mnist puts its four files.
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -304,12 +304,7 @@ def _function(name: str) -> Any:
 
 def _from_function(name: str) -> Data:
     function = _function(name)
-    try:
-        made = user_functions.call(function)
-    except ElasticError:
-        raise
-    except Exception as error:  # a user's function may raise anything
-        raise SourceError(user_functions.failure(name, error, what="the data's function")) from error
+    made = user_functions.call(function, name, SourceError, what="the data's function")
     try:
         train, test = (_split(part) for part in made)
     except (TypeError, ValueError, RuntimeError, IndexError) as error:

@@ -48,12 +48,7 @@ def build(options: Mapping[str, Any]) -> nn.Module:
             raise PlanError(f"the network's factory {whole} cannot be found: {error}") from error
     with torch.random.fork_rng():
         torch.manual_seed(options["seed"])
-        try:
-            made = user_functions.call(factory, network)
-        except ElasticError:
-            raise
-        except Exception as error:  # a user's function may raise anything
-            raise PlanError(user_functions.failure(whole, error, network)) from error
+        made = user_functions.call(factory, whole, PlanError, network)
     if not isinstance(made, nn.Module):
         raise PlanError(f"the network's factory {whole} gives a {type(made).__name__}, no torch module")
     return made
