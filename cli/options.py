@@ -14,6 +14,7 @@ from click.shell_completion import CompletionItem
 
 from elastic_ir.cli.app import DEBUG
 from elastic_ir.errors import ElasticError
+from elastic_ir.numbering import number_of
 
 if TYPE_CHECKING:
     from elastic_ir.graph import Graph
@@ -40,7 +41,7 @@ class Shape(Kind):
         if isinstance(value, tuple):
             return value
         parts = [part.strip() for part in str(value).split(",")]
-        if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        if not all(number_of(part) for part in parts):
             self.fail(
                 f"{value!r} is no shape; write the extents with commas, for example 1,3,224,224", param, ctx
             )

@@ -68,7 +68,13 @@ def copy_structure(structure: Structure, values: dict[Value, Value], nodes: dict
     containers: dict[Container, Container] = {}
     for old in structure.containers:
         new = Container(
-            old.path, old.prefix, old.base, source_count=old.source_count, tail=old.tail, native=old.native
+            old.path,
+            old.prefix,
+            old.base,
+            source_count=old.source_count,
+            tail=old.tail,
+            native=old.native,
+            width=old.width,
         )
         for child in old.children:
             children[child] = Child(child.path, child.origin, child.taken)

@@ -15,6 +15,7 @@ from typing import Any
 
 from elastic_ir.config_texts import renamed
 from elastic_ir.errors import PlanError, SourceError
+from elastic_ir.numbering import number_of
 from elastic_ir.stacks import Stack
 
 __all__ = ["COUNT", "Entry", "Stack", "check_depth", "counted", "is_index_list", "reindexed"]
@@ -172,7 +173,7 @@ class _Reader:
         self.config = config
         self.others = others
         self.stacks = stacks
-        words = {part for name in names for part in name.split(".") if not part.isdigit()}
+        words = {part for name in names for part in name.split(".") if number_of(part) is None}
         self.holders = [(), *_tables(config)]
         #: tables that speak of one part of the network, by the word that its weights' names share with them
         self.owners: dict[tuple[str, ...], str] = {}

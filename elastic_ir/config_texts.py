@@ -12,8 +12,7 @@ from elastic_ir.stacks import Stack
 def renamed(config: Any, stacks: Sequence[Stack]) -> Any:
     """Texts and keys that hold a layer's path (``modules_to_not_convert``), once for each of its places."""
     for stack in stacks:
-        head = re.escape(f"{stack.path}." if stack.path else "") + re.escape(stack.prefix)
-        pattern = re.compile(rf"(?<![\w.]){head}(\d+)(?=\.|$)")
+        pattern = re.compile(rf"(?<![\w.]){re.escape(stack.series.head)}([0-9]+)(?=\.|$)")
         places: dict[int, list[int]] = {}
         for at, source in enumerate(stack.order):
             places.setdefault(source, []).append(at)
@@ -23,12 +22,12 @@ def renamed(config: Any, stacks: Sequence[Stack]) -> Any:
         def texts(text: str, pattern: re.Pattern[str] = pattern, stack: Stack = stack,
                   places: dict[int, list[int]] = places) -> list[str]:  # fmt: skip
             match = pattern.search(text)
-            number = int(match[1]) - stack.base if match else -1
-            if match is None or not 0 <= number < stack.before + stack.tail:
+            number = stack.series.number(match[0]) if match else None
+            if match is None or number is None or not 0 <= number - stack.base < stack.before + stack.tail:
                 return [text]
             return [
-                f"{text[: match.start(1)]}{at + stack.base}{text[match.end(1) :]}"
-                for at in places.get(number, [])
+                f"{text[: match.start()]}{stack.series.name(at + stack.base)}{text[match.end() :]}"
+                for at in places.get(number - stack.base, [])
             ]
 
         config = _mapped(config, texts)

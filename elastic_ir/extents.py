@@ -10,6 +10,7 @@ from __future__ import annotations
 from elastic_ir.effects import FRESH, plain_kind
 from elastic_ir.errors import PlanError
 from elastic_ir.graph import Graph, Node, Value
+from elastic_ir.numbering import number_of
 from elastic_ir.onnx_source import DTYPES, OnnxSource
 
 #: For each axis of a value whether its extent is fixed.
@@ -172,7 +173,8 @@ def _name_in_file(node: Node, source: OnnxSource) -> str | None:
     if node.kind == "input":
         return node.origin
     index, _, place = node.origin.partition(":")
-    if not index.isdigit():
+    at, result = number_of(index), number_of(place or "0")
+    if at is None or result is None or at >= len(source.model.graph.node):
         return None
-    outputs = source.model.graph.node[int(index)].output
-    return outputs[int(place or 0)] if int(place or 0) < len(outputs) else None
+    outputs = source.model.graph.node[at].output
+    return outputs[result] if result < len(outputs) else None

@@ -171,7 +171,7 @@ class _Likes:
         except StructureError as error:
             raise PlanError(f"{layer}: of {layer.source} {error}") from error
         mine, theirs = self.stage.container, stage.container
-        if (mine.path, mine.prefix, mine.base) != (theirs.path, theirs.prefix, theirs.base):
+        if (mine.series, mine.base) != (theirs.series, theirs.base):
             raise PlanError(
                 f"{layer}: its layers are numbered in another way than those of {self.graph.name}"
             )

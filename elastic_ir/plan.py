@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from elastic_ir.errors import PlanError
+from elastic_ir.numbering import DIGITS, number_of
 from elastic_ir.structure import Stage
 
 StagePlan: TypeAlias = tuple[int, ...]
@@ -257,7 +258,7 @@ def parse_indices(text: str) -> list[int]:
     """``0,1,4-6`` as ``[0, 1, 4, 5, 6]``; PlanError names what is no number."""
     found: list[int] = []
     for item in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", item)
+        match = re.fullmatch(rf"\s*({DIGITS})\s*(?:-\s*({DIGITS})\s*)?", item)
         if match is None:
             raise PlanError(
                 f"{item.strip()!r} in {text!r} is no block index; write for example 0,1,1 or 0-3,2-5, "
@@ -277,13 +278,14 @@ def _parse_mapping(text: str) -> dict[int, list[int]]:
         if not item.strip():
             continue
         source, colon, targets = item.partition(":")
-        if not colon or not source.strip().isdigit():
+        number = number_of(source.strip())
+        if not colon or number is None:
             raise PlanError(
                 f"{item.strip()!r} in {text!r} is no mapping; write source:targets, for example 1:1,2"
             )
-        if int(source) in mapping:
-            raise PlanError(f"block {int(source)} is mapped twice in {text!r}")
-        mapping[int(source)] = parse_indices(targets)
+        if number in mapping:
+            raise PlanError(f"block {number} is mapped twice in {text!r}")
+        mapping[number] = parse_indices(targets)
     return mapping
 
 

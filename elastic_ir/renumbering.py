@@ -9,6 +9,7 @@ from __future__ import annotations
 from elastic_ir.errors import VerifyError
 from elastic_ir.graph import Argument, Graph, WeightRef, map_argument
 from elastic_ir.naming import head_in, rename_path
+from elastic_ir.numbering import Series
 from elastic_ir.structure import Container
 from elastic_ir.weights import Weight
 
@@ -97,8 +98,7 @@ class Renumbering:
         deleted = {
             f"{box.path}.{name}" if box.path else name
             for box in self._touched
-            for name in listed.get(box.path, ())
-            if name.startswith(box.prefix) and name[len(box.prefix) :].isdigit()
+            for name in _members(box, listed)
         }
         for path, names in listed.items():
             head = head_in(path, heads | deleted)
@@ -111,9 +111,7 @@ class Renumbering:
             names = [renames[child.path][lead:] for child in container.children]
             if not container.native:  # other children stand beside the series; it keeps its place among them
                 old = listed.get(container.path, [])
-                members = [
-                    n for n in old if n.startswith(container.prefix) and n[len(container.prefix) :].isdigit()
-                ]
+                members = _members(container, listed)
                 at = old.index(members[0])
                 others = [n for n in old if n not in members]
                 names = [*others[:at], *names, *others[at:]]
@@ -130,3 +128,9 @@ class Renumbering:
                 stage.transition = rename_path(stage.transition, moved)
         structure.stem = tuple(rename_path(path, moved) for path in structure.stem)
         structure.head = tuple(rename_path(path, moved) for path in structure.head)
+
+
+def _members(container: Container, listed: dict[str, list[str]]) -> list[str]:
+    """The registered children of a container that are of its series, by their names in it."""
+    series = Series("", container.prefix, container.width)
+    return [name for name in listed.get(container.path, ()) if series.number(name) is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from elastic_ir.numbering import Series
 from elastic_ir.structure import Container
 
 
@@ -19,20 +20,26 @@ class Stack:
     #: for each target block the number of another source, and of its block there, where its tensors are of one
     taken: tuple[tuple[int, int] | None, ...] = ()
     tail: int = 0  #: layers behind the last, which no number counts and which stay there
+    width: int = 1  #: digits of the numbers where they are padded with zeros
 
     @staticmethod
     def of(container: Container) -> Stack:
         """The stack that a container has become; only edits make it another than the source's."""
-        head = len(container.path) + 1 if container.path else 0
-        lead = head + len(container.prefix)
         children = container.children[: len(container.children) - container.tail]
-        order = tuple(int(child.origin[lead:]) - container.base for child in children)
+        order = tuple(container.source_index(child.origin) for child in children)
         taken = tuple(
-            (child.taken[0], int(child.taken[1][lead:]) - container.base) if child.taken is not None else None
+            (child.taken[0], container.source_index(child.taken[1])) if child.taken is not None else None
             for child in children
         )
         base, count = container.base, container.source_count
-        return Stack(container.path, container.prefix, base, count, order, taken, container.tail)
+        return Stack(
+            container.path, container.prefix, base, count, order, taken, container.tail, container.width
+        )
+
+    @property
+    def series(self) -> Series:
+        """How its layers are named."""
+        return Series(self.path, self.prefix, self.width)
 
     @property
     def changed(self) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from elastic_ir.errors import StructureError
+from elastic_ir.numbering import Series
 
 if TYPE_CHECKING:
     from elastic_ir.graph import Node, Value
@@ -30,7 +31,7 @@ class Child:
 
 @dataclass(eq=False)
 class Container:
-    """A module whose numbered children run in order; children are ``path + "." + prefix + number``."""
+    """A module whose numbered children run in order; children are named as its :attr:`series` says."""
 
     path: str
     prefix: str
@@ -41,11 +42,23 @@ class Container:
         0  #: children at its end that are no blocks of a stage: they stay the last ones, and are never cloned
     )
     native: bool = True  #: False where other children stand beside them: its forward names them one by one
+    width: int = 1  #: digits of the numbers where they are padded with zeros
 
     def child_path(self, index: int) -> str:
         """The path of the child at a position, as the natively built network names it."""
-        head = f"{self.path}." if self.path else ""
-        return f"{head}{self.prefix}{self.base + index}"
+        return self.series.name(self.base + index)
+
+    @property
+    def series(self) -> Series:
+        """How its children are named."""
+        return Series(self.path, self.prefix, self.width)
+
+    def source_index(self, origin: str) -> int:
+        """The position that a child of the source had, from its path there."""
+        number = self.series.number(origin)
+        if number is None:
+            raise StructureError(f"{origin!r} is no numbered child of {self.label!r}")
+        return number - self.base
 
     @property
     def label(self) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from elastic_ir.depths import counts_for_depth
 from elastic_ir.errors import PlanError
 from elastic_ir.graph import Graph
+from elastic_ir.numbering import DIGITS, number_of
 from elastic_ir.plan import (
     Layer,
     Plan,
@@ -171,7 +172,7 @@ def parse_stages(text: str) -> list[int] | dict[str, int]:
     if "=" not in text:
         items = [item.strip() for item in text.split(",")]
         for number in items:
-            if not number.isdecimal():
+            if number_of(number) is None:
                 raise PlanError(
                     f"{number!r} in {text!r} is no count of blocks; write one for each stage, for example 3,4,23,3, "
                     "or name those that change: encoder.block=8"
@@ -179,7 +180,7 @@ def parse_stages(text: str) -> list[int] | dict[str, int]:
         return [int(number) for number in items]
     counts: dict[str, int] = {}
     for item in text.split(","):
-        match = re.fullmatch(r"\s*([^=\s]+)\s*=\s*(\d+)\s*", item)
+        match = re.fullmatch(rf"\s*([^=\s]+)\s*=\s*({DIGITS})\s*", item)
         if match is None:
             raise PlanError(f"{item.strip()!r} is no count of a stage; write for example encoder.block=8")
         counts[match[1]] = int(match[2])

@@ -72,13 +72,12 @@ def _tie(graph: Graph) -> None:
 
 def _kinds(stack: Stack, tensors: Mapping[str, TensorData]) -> tuple[int, ...]:
     """For each layer of a stack a number that layers with the same names and shapes share."""
-    head = f"{stack.path}." if stack.path else ""
     held: list[list[tuple[str, tuple[int, ...]]]] = [[] for _ in range(stack.before)]
     for name, data in tensors.items():
-        if name.startswith(head + stack.prefix):
-            number, _, rest = name[len(head + stack.prefix) :].partition(".")
-            if number.isdigit() and 0 <= int(number) - stack.base < stack.before:
-                held[int(number) - stack.base].append((rest, data.shape))
+        number = stack.series.number(name)
+        if number is not None and 0 <= number - stack.base < stack.before:
+            rest = name[len(stack.series.name(number)) + 1 :]
+            held[number - stack.base].append((rest, data.shape))
     seen: dict[tuple[tuple[str, tuple[int, ...]], ...], int] = {}
     return tuple(seen.setdefault(tuple(sorted(layer)), len(seen)) for layer in held)
 

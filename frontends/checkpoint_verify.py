@@ -20,12 +20,13 @@ from elastic_ir.errors import SourceError, StructureError
 from elastic_ir.frontends.checkpoint import inside, is_checkpoint, load_checkpoint, masks_beside
 from elastic_ir.frontends.masks import read_masks
 from elastic_ir.graph import Graph
+from elastic_ir.numbering import DIGITS
 from elastic_ir.recipes import Scaled
 from elastic_ir.tensors import ITEM_SIZES, Mask, MaskedData, TensorData, nbytes
 
 _LAYERS = 100_000  #: more than any network has
 #: A layer or a run of them in a plan, with the name of another source before it or not: ``3``, ``0-15``, ``b/6-21``.
-_RUN = re.compile(r"(?:[^/,]+/)?(\d+)(?:-(\d+))?")
+_RUN = re.compile(rf"(?:[^/,]+/)?({DIGITS})(?:-({DIGITS}))?")
 _PIECE = 1 << 18  #: bytes that are compared at once; more would leave the processor's cache
 
 
@@ -172,7 +173,7 @@ def _stacks(graph: Graph) -> dict[str, Stack]:
 def _layers(graph: Graph, label: str) -> dict[int, dict[str, str]]:
     """The tensors of a stack's layers by number, counted from 0; the label is a path, as in the record."""
     head = "" if label == "network" else re.escape(label) + "[._]?"
-    pattern = re.compile(rf"{head}(\d+)(?:\.(.+))?")
+    pattern = re.compile(rf"{head}({DIGITS})(?:\.(.+))?")
     found: dict[int, dict[str, str]] = {}
     for name in graph.weights:
         match = pattern.fullmatch(name)

@@ -7,6 +7,7 @@ configuration with as few layers as show every kind of them, and no weight is al
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from elastic_ir.branches import branches_of
@@ -75,7 +76,7 @@ def _shallow(source: CheckpointSource, graph: Graph) -> dict[str, Any]:
         whole = Stack.of(container)
         kinds = source.kinds.get(whole.label, ())
         count = min(whole.before, max(_LEAST, *(kinds.index(kind) + 1 for kind in set(kinds)), 0))
-        stacks.append(Stack(whole.path, whole.prefix, whole.base, whole.before, tuple(range(count))))
+        stacks.append(replace(whole, order=tuple(range(count)), taken=(), tail=0))
     try:
         return reindexed(source.config, stacks, [weight.origin for weight in graph.weights.values()])[0]
     except PlanError:

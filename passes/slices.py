@@ -196,12 +196,12 @@ class _Merge(Pass):
 
     def _same_outside(self, graph: Graph, other: Graph, inside: set[str], item: Slice) -> None:
         """PlanError where the model of the last slice has other tensors behind its layers."""
-        paths = tuple(stage.container.child_path(0).rstrip("0123456789") for stage in other.stages)
+        series = [stage.container.series for stage in other.stages]
         mine = {name: graph.weights[name] for name in graph.weights if name not in inside}
         theirs = {
             name: weight
             for name, weight in other.weights.items()
-            if not any(name.startswith(path) and name[len(path) : len(path) + 1].isdigit() for path in paths)
+            if all(one.number(name) is None for one in series)
         }
         for name in sorted({*mine, *theirs}):
             if stands_behind(name) is False:

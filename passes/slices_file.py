@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic_ir.errors import PlanError
+from elastic_ir.numbering import number_of
 from elastic_ir.passes.slices import Scale, Slice, Slices
 from elastic_ir.passes.yaml_nodes import Nodes, compose, is_node
 
@@ -143,7 +144,7 @@ class _Reader(Nodes):
 
     def _range(self, node: Any) -> tuple[int, int]:
         numbers = [item.value for item in node.value] if is_node(node, "sequence") else []
-        if len(numbers) != 2 or not all(isinstance(n, str) and n.isdecimal() for n in numbers):
+        if len(numbers) != 2 or not all(isinstance(n, str) and number_of(n) is not None for n in numbers):
             self.fail(
                 node, "a layer_range is two numbers, the first layer and the one behind the last: [0, 24]"
             )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import re
 
 from elastic_ir.discovery.parts import Group, Part, form_of, relative_weights
 from elastic_ir.graph import Graph, Node
+from elastic_ir.numbering import natural_key
 from elastic_ir.structure import Child, Container
 
 
@@ -24,11 +24,7 @@ class NameReader:
         #: safetensors files come sorted by name (within a dtype); then numbers tell more of the order than letters
         self.sorted = layers == sorted(layers)
         if self.sorted:
-            names.sort(
-                key=lambda name: [
-                    (part.isdigit(), int(part) if part.isdigit() else part) for part in _parts(name)
-                ]
-            )
+            names.sort(key=lambda name: [natural_key(part) for part in name.split(".")])
         self.order = {name: index for index, name in enumerate(names)}
 
     def groups(self, container: Container, parts: list[Part]) -> list[Group]:
@@ -86,11 +82,6 @@ class NameReader:
 
     def between(self, left: Group, right: Group) -> list[Node]:
         return []
-
-
-def _parts(name: str) -> list[str]:
-    """A name cut at dots and around numbers, so that ``layer10`` sorts behind ``layer2``."""
-    return [part for part in re.split(r"(\d+)|\.", name) if part]
 
 
 def in_channels(shape: tuple[int, ...]) -> int:

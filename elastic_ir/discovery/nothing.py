@@ -8,6 +8,7 @@ from elastic_ir.discovery.from_graph import GraphReader
 from elastic_ir.discovery.from_names import NameReader, in_channels
 from elastic_ir.discovery.parts import Group, Part, containers
 from elastic_ir.graph import Graph, Symbol
+from elastic_ir.numbering import is_index, split_number, width_of
 from elastic_ir.structure import Container
 
 
@@ -20,6 +21,9 @@ def why_nothing(tree: Part, reader: GraphReader | NameReader, listed: dict[str, 
     if made is not None:
         return made
     for part in tree.walk():
+        mixed = _numbered_twice(part)
+        if mixed is not None:
+            return mixed
         for container, parts in containers(part, listed):
             groups = reader.groups(container, parts)
             tapped = _tapped(container, groups, reader.graph)
@@ -38,6 +42,24 @@ def why_nothing(tree: Part, reader: GraphReader | NameReader, listed: dict[str, 
                 )
     plain = "no two blocks in a row have equal operations and weight shapes, so there is nothing to clone or delete"
     return plain + _about_bodies(reader.graph)
+
+
+def _numbered_twice(part: Part) -> str | None:
+    """A list whose numbers are padded here and not there, so that no rule names another member of it."""
+    series: dict[str, list[str]] = {}
+    for name in part.children:
+        prefix, number = split_number(name) or (name, "")
+        if number:
+            series.setdefault(prefix, []).append(number)
+    for prefix, numbers in series.items():
+        if width_of(numbers) is None:
+            padded = next(number for number in numbers if not is_index(number))
+            other = next(number for number in numbers if width_of((padded, number)) is None)
+            return (
+                f"the children of {part.path or 'the network'!r} are numbered in two ways ({prefix}{padded} and "
+                f"{prefix}{other}), so it does not show how another one would be named; rename them to one way"
+            )
+    return None
 
 
 def _made_for_one_machine(graph: Graph) -> str | None:

@@ -7,14 +7,12 @@ activations that belong to it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from elastic_ir.graph import Graph, Node, Value
+from elastic_ir.numbering import number_of, split_number, width_of
 from elastic_ir.structure import Child, Container
-
-_NUMBERED = re.compile(r"^(.*?)(\d+)$")
 
 
 @dataclass(eq=False)
@@ -94,16 +92,16 @@ def containers(part: Part, listed: dict[str, list[str]]) -> Iterator[tuple[Conta
     ``listed`` has, for each module path, the names of its registered children where a front end knows them.
     """
     names = listed.get(part.path) or list(part.children)
-    numbered = [_NUMBERED.match(name) for name in names]
+    numbered = [split_number(name) for name in names]
     own = [w for w in part.weights if w.count(".") == (part.path.count(".") + 1 if part.path else 0)]
-    prefixes = {match.group(1) for match in numbered if match}
+    prefixes = {found[0] for found in numbered if found}
     if names and all(numbered) and len(prefixes) == 1 and not own:
         yield from _container(part, prefixes.pop(), names, native=True)
         return
-    for prefix in dict.fromkeys(match.group(1) for match in numbered if match):
+    for prefix in dict.fromkeys(found[0] for found in numbered if found):
         if not prefix:
             continue
-        series = [name for name in part.children if name.startswith(prefix) and name[len(prefix) :].isdigit()]
+        series = [name for name in part.children if _numbered_by(prefix, name)]
         order = list(part.children)
         at = [order.index(name) for name in series]
         if len(series) > 1 and at == list(range(at[0], at[0] + len(at))):
@@ -113,19 +111,17 @@ def containers(part: Part, listed: dict[str, list[str]]) -> Iterator[tuple[Conta
 def _container(
     part: Part, prefix: str, names: list[str], native: bool
 ) -> Iterator[tuple[Container, list[Part]]]:
-    present = {
-        int(name[len(prefix) :]): child
-        for name, child in part.children.items()
-        if name.startswith(prefix) and name[len(prefix) :].isdigit()
-    }
-    if not present:
+    members = [name for name in part.children if _numbered_by(prefix, name)]
+    width = width_of(name[len(prefix) :] for name in (*members, *names))
+    if not members or width is None:  # 1 beside 01: no rule tells how another one would be named
         return
+    present = {int(name[len(prefix) :]): part.children[name] for name in members}
     # registered children count even where they ran nothing and hold nothing (an Identity at the end)
     indices = sorted({int(name[len(prefix) :]) for name in names})
     base = 0 if not prefix or 0 in present else min(indices)
     if prefix and base > 1:
         return
-    container = Container(part.path, prefix, base, native=native)
+    container = Container(part.path, prefix, base, native=native, width=width)
     parts = []
     for offset in range(max(indices) - base + 1):
         path = container.child_path(offset)
@@ -136,6 +132,10 @@ def _container(
     if firsts and len({id(n) for n in firsts}) != len(firsts):
         return
     yield container, parts
+
+
+def _numbered_by(prefix: str, name: str) -> bool:
+    return name.startswith(prefix) and number_of(name[len(prefix) :]) is not None
 
 
 def relative_weights(parts: list[Part], graph: Graph) -> dict[str, tuple[int, ...]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from elastic_ir.emit.side_files import SideFile, copy_side_file, side_files
 from elastic_ir.errors import EmitError, OutputError, StructureError
 from elastic_ir.graph import Graph
 from elastic_ir.mask_format import packed_size
+from elastic_ir.numbering import natural_key
 from elastic_ir.recipes import factor_of
 from elastic_ir.tensors import Mask, TensorData, nbytes
 from elastic_ir.version import __version__
@@ -94,7 +94,7 @@ def plan_checkpoint(graph: Graph, shard_size: int = SHARD_SIZE) -> Plan:
     names = graph.metadata.get("sources", ())
     configs = {name: one.config for name, one in zip(names[1:], source.others, strict=True)}
     config, kept = reindexed(source.config, stacks, origins, source.kinds, configs)
-    tensors = {name: graph.weights[name].storage.emitted() for name in sorted(graph.weights, key=_natural)}
+    tensors = {name: graph.weights[name].storage.emitted() for name in sorted(graph.weights, key=natural_key)}
     shards = _sharded(tensors, shard_size)
     texts = {CONFIG: json.dumps(config, indent=2, ensure_ascii=False) + "\n"}
     if list(shards) != [WEIGHTS]:
@@ -170,12 +170,6 @@ def check_room(plan: Plan, path: Path, held: int = 0) -> None:
             f"{path} needs {needed / 1e9:.2f} GB and {path.parent} has {free / 1e9:.2f} GB free; make room or "
             "write elsewhere with -o OUT"
         )
-
-
-def _natural(name: str) -> list[tuple[bool, int | str]]:
-    """A name's parts with numbers as numbers: layers in their order, as the native network lists them."""
-    parts = re.split(r"(\d+)", name)
-    return [(part.isdigit(), int(part) if part.isdigit() else part) for part in parts]
 
 
 def _sharded(tensors: dict[str, TensorData], limit: int) -> dict[str, dict[str, TensorData]]:

@@ -13,7 +13,6 @@ from typing import Any
 from torch import nn
 
 from elastic_ir.config_depth import COUNT, DEPTHS, Stack, is_index_list, reindexed
-from elastic_ir.emit.constants import source_index
 from elastic_ir.errors import PlanError
 from elastic_ir.structure import Container
 
@@ -48,7 +47,7 @@ def _take_over(config: Any, told: dict[str, Any], made: dict[str, Any]) -> Itera
 def update_counts(target: nn.Module, container: Container, done: Set[int] = frozenset()) -> None:
     """Bring the counts and per-layer lists of the modules around a container up to date; not those of some ids."""
     old, new = container.source_count, len(container.children)
-    order = [source_index(container, child.origin) - container.base for child in container.children]
+    order = [container.source_index(child.origin) for child in container.children]
     done = set(done)
     common = {id(target), *(id(getattr(target, name, None)) for name in ("config", "cfg"))}
     for holder in _holders(target, container.path):

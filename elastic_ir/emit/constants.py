@@ -15,12 +15,6 @@ from elastic_ir.structure import Container
 _INDEX = re.compile(r"(idx|index|layer|block|_id$|^i$)")
 
 
-def source_index(container: Container, origin: str) -> int:
-    """The number that a child had in the source's container."""
-    head = len(container.path) + 1 if container.path else 0
-    return int(origin[head + len(container.prefix) :])
-
-
 def renumber_indices(source: nn.Module, place: nn.Module, container: Container) -> None:
     """Set integers that number the blocks (an attention's ``layer_idx``) to the target's numbers."""
     numbered = [

@@ -92,9 +92,7 @@ def _same_weights(graph: Graph, live: nn.Module, touched: list[Container]) -> bo
 
 def _in_series(name: str, container: Container) -> bool:
     """Whether a weight lies in one of a container's numbered children, of those that are gone too."""
-    head = f"{container.path}." if container.path else ""
-    step = name[len(head) :].partition(".")[0] if name.startswith(head) else ""
-    return step.startswith(container.prefix) and step[len(container.prefix) :].isdigit()
+    return container.series.number(name) is not None
 
 
 def _finish(module: nn.Module, graph: Graph, masked: bool) -> nn.Module:
@@ -122,7 +120,7 @@ def _iterates(container: Container, live: nn.Module) -> bool:
         return True
     probe = copy.copy(module)
     probe._modules = dict(module._modules)
-    extra = f"{container.prefix}{container.base + container.source_count}"
+    extra = container.child_path(container.source_count).rpartition(".")[2]
     probe._modules[extra] = nn.Identity()
     try:
         traced = fx.Tracer().trace(probe)

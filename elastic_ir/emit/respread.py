@@ -140,10 +140,8 @@ def _source_slots(live: nn.Module, structure: Structure) -> list[_Slot] | None:
     for index, stage in enumerate(structure.stages):
         container = stage.container
         firsts = [other.all_blocks[0] for other in structure.stages if other.container is container]
-        starts = sorted(
-            {_number(block, container.path, container.prefix) - container.base for block in firsts}
-        )
-        start = _number(stage.all_blocks[0], container.path, container.prefix) - container.base
+        starts = sorted({container.source_index(block.origin) for block in firsts})
+        start = container.source_index(stage.all_blocks[0].origin)
         end = min((other for other in starts if other > start), default=container.source_count)
         for offset in range(start, end):
             part = _part(live, container.child_path(offset))
@@ -151,8 +149,3 @@ def _source_slots(live: nn.Module, structure: Structure) -> list[_Slot] | None:
                 return None
             slots.append(_Slot(part, Place(index, stage.entry is not None and offset == start)))
     return slots
-
-
-def _number(block: Block, path: str, prefix: str) -> int:
-    head = len(path) + 1 if path else 0
-    return int(block.origin[head + len(prefix) :])

@@ -27,6 +27,7 @@ from elastic_ir.emit.source_merge import (
 from elastic_ir.emit.source_stages import Plan, items_of
 from elastic_ir.emit.source_tree import Part, Tree
 from elastic_ir.emit.source_values import value_of
+from elastic_ir.numbering import is_index
 
 
 @dataclass
@@ -290,9 +291,9 @@ class Builder:
     def _base_name(self, part: Part) -> str:
         if part.hint:
             return part.hint
-        steps = [step for step in part.path if not step.isdigit()]
+        steps = [step for step in part.path if not is_index(step)]
         name = camel(re.sub(r"\d+$", "", steps[-1])) if steps else "Block"
-        if part.path[-1].isdigit():
+        if is_index(part.path[-1]):
             name = name[:-1] if name.endswith("s") and len(name) > 3 else name
             name = (
                 "Block"
@@ -359,7 +360,7 @@ def _drops_nothing(expr: Expr) -> bool:
 
 def container(name: str, items: list[tuple[str, Expr]], children: list[str]) -> Expr:
     """A container's constructor; its children's names are kept where they are not just numbers."""
-    named = not all(child.isdigit() for child in children)
+    named = not all(is_index(child) for child in children)
     return Expr(
         "container", name, tuple(expr for _, expr in items), tuple(key for key, _ in items) if named else ()
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from elastic_ir.emit.source_expr import Expr, change, raw
 from elastic_ir.emit.source_print import Printer
 from elastic_ir.errors import EmitError
+from elastic_ir.numbering import is_index, split_number
 
 
 def printable(expr: Expr) -> Expr:
@@ -47,12 +47,13 @@ def _named(node: Expr) -> Expr:
             names.append(name)
             parts.append(printable(part))
             continue
-        found = re.fullmatch(r"(.*?)(\d+)", name)
+        found = split_number(name)
         if found is None or len(part.parts[0].parts) > 1 or len(part.parts[2].parts) > 1:
             raise EmitError(
                 f"the stage that starts at {name!r} is not numbered, so it cannot be written as a loop"
             )
-        prefix, base = found[1], int(found[2])
+        prefix, base = found[0], int(found[1])
+        padding = "" if is_index(found[1]) else f":0{len(found[1])}"
         entry = len(part.parts[0].parts)
         if entry:
             names.append(name)
@@ -61,7 +62,7 @@ def _named(node: Expr) -> Expr:
         count = _flat_count(part.parts[1], base)
         clause = f"for i in range({first}, {count})" if first else f"for i in range({count})"
         inner = _stepped(printable(part.parts[2].parts[0]), f"i - {first}" if first else "i")
-        pair = Expr("pair", f'f"{prefix}{{i}}"', (inner,))
+        pair = Expr("pair", f'f"{prefix}{{i{padding}}}"', (inner,))
         stars.append(Expr("comprehension", ("{}", (clause,)), (pair,)))
         names.append("**")
         parts.append(Expr("star", "**", (stars[-1],)))

@@ -12,6 +12,7 @@ from typing import Any
 
 from elastic_ir.emit.source_expr import Expr, change, locals_of, walk
 from elastic_ir.emit.source_print import Printer, attribute
+from elastic_ir.numbering import is_index
 
 _CALLS = ("call", "self", "method")
 _FOLD_WIDTH = 84
@@ -272,7 +273,7 @@ class Forward:
     def _hint(self, expr: Expr) -> str:
         while expr.kind in ("method", "index"):
             expr = expr.parts[0]
-        if expr.kind == "self" and expr.value and not expr.value[-1].isdigit():
+        if expr.kind == "self" and expr.value and not is_index(expr.value[-1]):
             name = str(expr.value[-1])
             known = {
                 "query": "query",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from elastic_ir.emit.source_expr import Expr
+from elastic_ir.numbering import is_index
 
 WIDTH = 100
 _BINDING = {
@@ -239,7 +240,7 @@ def _joinable(expr: Expr) -> bool:
 
 def attribute(path: Sequence[str]) -> str:
     """A path below ``self``: ``self.layers[0].weight``."""
-    return "self" + "".join(f"[{step}]" if step.isdigit() else f".{step}" for step in path)
+    return "self" + "".join(f"[{step}]" if is_index(step) else f".{step}" for step in path)
 
 
 def same(left: Any, right: Any) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 from elastic_ir.emit.source_calls import convert
 from elastic_ir.emit.source_expr import IDENTITY, Expr, change, walk
 from elastic_ir.graph import Graph, Node, Value
+from elastic_ir.numbering import is_index
 from elastic_ir.weights import Weight
 
 Path = tuple[str, ...]
@@ -204,16 +205,16 @@ def settle(tree: Tree, part: Part) -> None:
     else:
         part.body = tree.body(part, 0, len(tree.statements))
     if part.body is not None:
-        named = part.sequence or all(name.isdigit() for name in part.children)
+        named = part.sequence or all(is_index(name) for name in part.children)
         named = named or _is_series(part.children) or any(not name.isidentifier() for name in part.children)
         if part.children and named and _is_chain(part):
             part.kind = "sequential"
             return
-        numeric = part.children and all(name.isdigit() for name in part.children)
+        numeric = part.children and all(is_index(name) for name in part.children)
         if part.path and numeric and not part.weights:
             part.inlined, part.body = True, None  # a list, which the forward around it runs through
     if part.inlined:
-        if part.children and all(name.isdigit() for name in part.children) and not part.weights:
+        if part.children and all(is_index(name) for name in part.children) and not part.weights:
             part.kind = "list"
         elif part.children and not part.weights:
             part.kind = "dict"
@@ -252,7 +253,7 @@ def _is_chain(part: Part) -> bool:
     idle = [name for name in part.children if name not in ran]
     if any(part.children[name].weights or part.children[name].children for name in idle):
         return False
-    if all(name.isdigit() for name in part.children):
+    if all(is_index(name) for name in part.children):
         if [int(name) for name in ran] != sorted(int(name) for name in ran):
             return False
         for number in range(
@@ -261,7 +262,7 @@ def _is_chain(part: Part) -> bool:
             if str(number) not in ran:
                 part.children[str(number)] = Part((*part.path, str(number)), kind="identity", make=IDENTITY)
     part.children = {name: part.children[name] for name in
-                     (sorted(part.children, key=int) if ran[0].isdigit() else ran)}  # fmt: skip
+                     (sorted(part.children, key=int) if is_index(ran[0]) else ran)}  # fmt: skip
     return True
 
 

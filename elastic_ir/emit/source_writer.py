@@ -21,6 +21,7 @@ from elastic_ir.emit.source_stages import offer_identities, roll_loops, stages_o
 from elastic_ir.emit.source_tree import Part, Tree
 from elastic_ir.errors import EmitError
 from elastic_ir.graph import Graph, Value
+from elastic_ir.numbering import is_index
 
 #: What the first line of every file says, by which a file is known for one of ours.
 SIGNATURE = "in plain PyTorch, written by ElasticIR."
@@ -134,14 +135,14 @@ def _check_names(tree: Tree) -> None:
     for part in tree.parts.values():
         sequence = part.kind in ("sequential", "list", "dict")
         for name in (*part.children, *part.weights):
-            if (name.isdigit() and name.isascii()) or (sequence and re.fullmatch(r"[A-Za-z0-9_\-]+", name)):
+            if is_index(name) or (sequence and re.fullmatch(r"[A-Za-z0-9_\-]+", name)):
                 continue
             identifier(name, "the attribute")
             if name in reserved:
                 raise EmitError(
                     f"the attribute {name!r} is one of torch.nn.Module's own, so it cannot be written"
                 )
-        if part.kind == "class" and any(name.isdigit() for name in part.children) and part.base is None:
+        if part.kind == "class" and any(is_index(name) for name in part.children) and part.base is None:
             where = ".".join(part.path) or "the network"
             raise EmitError(
                 f"{where} runs its numbered children in a way of its own, which cannot be written as source"

@@ -1,0 +1,77 @@
+"""Running numbers in names (``layers.0``, ``block01``, ``h.007``): read and written here, and nowhere else.
+
+Only the ASCII digits are numbers: ``str.isdigit`` holds for superscripts and for the digits of other scripts too, which
+``int`` refuses or takes for another name's number. Some networks pad with zeros, and then all of a series' numbers have
+at least as many digits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+#: Digits of a number that may count layers; a longer one is a word (a hash, a date), and ``int`` has a limit too.
+LONGEST = 18
+DIGITS = f"[0-9]{{1,{LONGEST}}}"  #: a regular expression of what is taken for a number
+_NUMBERED = re.compile(rf"(.*?)({DIGITS})", re.DOTALL)
+_PARTS = re.compile(f"({DIGITS})")
+
+
+def number_of(text: str) -> int | None:
+    """The number that a text is, zero-padded or not; None for anything else."""
+    return int(text) if re.fullmatch(DIGITS, text) else None
+
+
+def is_index(text: str) -> bool:
+    """Whether a text is a list's index as Python writes it: digits without padding."""
+    return re.fullmatch(DIGITS, text) is not None and (text == "0" or text[0] != "0")
+
+
+def split_number(name: str) -> tuple[str, str] | None:
+    """``block01`` as ``("block", "01")``; None where a name does not end in a number."""
+    match = _NUMBERED.fullmatch(name)
+    return (match[1], match[2]) if match else None
+
+
+def width_of(numbers: Iterable[str]) -> int | None:
+    """The digits to which a series pads its numbers: 1 without padding; None where ``1`` stands beside ``01``."""
+    texts = set(numbers)
+    width = max((len(text) for text in texts if text[0] == "0"), default=1)
+    return width if all(text == f"{int(text):0{width}}" for text in texts) else None
+
+
+def natural_key(name: str) -> list[tuple[bool, int | str]]:
+    """A sort key by which ``layer10`` stands behind ``layer2``."""
+    return [
+        (number is not None, part if number is None else number)
+        for part in _PARTS.split(name)
+        for number in [number_of(part)]
+    ]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Names that are numbered through: ``path + "." + prefix + number``, the number padded to ``width`` digits."""
+
+    path: str
+    prefix: str
+    width: int = 1
+
+    @property
+    def head(self) -> str:
+        """What stands before the number."""
+        return f"{self.path}.{self.prefix}" if self.path else self.prefix
+
+    def name(self, number: int) -> str:
+        """The path of the child with that number."""
+        return f"{self.head}{number:0{self.width}}"
+
+    def number(self, path: str) -> int | None:
+        """The number of the child that a path names or lies in; None for a path outside the series."""
+        head = self.head
+        if not path.startswith(head):
+            return None
+        text = path[len(head) :].partition(".")[0]
+        number = number_of(text)
+        return number if number is not None and text == f"{number:0{self.width}}" else None
