@@ -75,6 +75,7 @@ class Wanted:
     shard_size: int | None
     durable: bool
     resume: bool
+    keep_beside: tuple[str, ...]
 
     def _ways(self) -> dict[str, object]:
         """The options that say the target, with what each was given."""
@@ -141,6 +142,11 @@ TARGET_OPTIONS = (
     click.option(
         "--like", type=SOURCE, metavar="SOURCE",
         help="Another network of the family; the result gets as many blocks in each stage as it has.",
+    ),
+    click.option(
+        "--keep-beside", multiple=True, metavar="NAME",
+        help="A list, a tensor or, in a folder, an entry of config.json that stays as it is though something beside it "
+        "changes its count; a change that is refused for it names it. May be given several times.",
     ),
 )  # fmt: skip
 OUTPUT_OPTIONS = (
@@ -234,7 +240,7 @@ def _of_recipe(source: str, wanted: Wanted, reading: Reading) -> None:
     if wanted.out is None:
         raise click.UsageError("say where the result goes, by -o OUT")
     with tables.status(f"reading {source}"):
-        after = api.merge(source)
+        after = api.merge(source, keep_beside=wanted.keep_beside)
     _show_change(None, after)
     out = Path(wanted.out)
     output.refuse_overwriting(out, {"the recipe": source})
@@ -278,6 +284,7 @@ def _resize(
             to_units=wanted.to_units,
             plan=wanted.plan,
             like=like,
+            keep_beside=wanted.keep_beside,
             **how,
         )
     _show_change(before, after)

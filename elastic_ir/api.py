@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import OutputError, PlanError
 from elastic_ir.graph import Graph
+from elastic_ir.keep_beside import listed_names
 
 if TYPE_CHECKING:
     import torch
@@ -89,6 +90,7 @@ def stretch(
     others: Mapping[str, Graph] | None = None,
     scale: Mapping[str, float] | str | None = None,
     zero: Sequence[str] | Mapping[str, Sequence[str]] | str | None = None,
+    keep_beside: Sequence[str] | str | None = None,
 ) -> Graph:
     """A deeper graph: repeatable units cloned with their weights and masks. The graph given stays as it was.
 
@@ -100,6 +102,9 @@ def stretch(
     shapes and dtypes agree. ``scale`` multiplies tensors of the copies, by the names of modules or tensors inside a
     block (``{"o_proj": 0.5}``), ``zero`` sets such tensors to zero; ``zero="auto"`` those that close the residual
     branches, so that each copy starts as the identity. Raises PlanError.
+
+    ``keep_beside`` names what stays as it is though something beside it changes its count, where a change is refused
+    for it: numbered lists, tensors and, in checkpoint folders, entries of the configuration.
 
     >>> from elastic_ir.zoo import cifar_resnet
     >>> deeper = stretch(trace(cifar_resnet(20)), to_depth=32)
@@ -114,9 +119,10 @@ def stretch(
         from elastic_ir.frontends.residual_ends import residual_ends
 
         zero = residual_ends(graph)
-    return Stretch(to_depth, to_stages, to_units, reference, plan, order, replicate, others, scale, zero).run(
-        whole
-    )
+    kept = listed_names(keep_beside)
+    return Stretch(
+        to_depth, to_stages, to_units, reference, plan, order, replicate, others, scale, zero, kept
+    ).run(whole)
 
 
 def squeeze(
@@ -129,10 +135,12 @@ def squeeze(
     plan: Any = None,
     drop: str | Sequence[int] = "tail",
     unit: int | None = None,
+    keep_beside: Sequence[str] | str | None = None,
 ) -> Graph:
     """A shallower graph: repeatable units deleted; ``drop`` is "tail", "even" or block indices. Raises PlanError.
 
     ``unit`` overrides how many blocks are deleted together: ``unit=1`` lets one block of Swin's pairs go.
+    ``keep_beside`` is as for :func:`stretch`.
 
     >>> from elastic_ir.zoo import cifar_resnet
     >>> squeeze(trace(cifar_resnet(32)), to_depth=20).depth
@@ -141,19 +149,21 @@ def squeeze(
     from elastic_ir.passes import Squeeze
 
     whole = _in_units(graph, unit)
-    return Squeeze(to_depth, to_stages, to_units, _reference(like, graph), plan, drop).run(whole)
+    kept = listed_names(keep_beside)
+    return Squeeze(to_depth, to_stages, to_units, _reference(like, graph), plan, drop, kept).run(whole)
 
 
-def merge(recipe: str | os.PathLike[str]) -> Graph:
+def merge(recipe: str | os.PathLike[str], *, keep_beside: Sequence[str] | str | None = None) -> Graph:
     """What a mergekit recipe of slices describes, by the passthrough method; see :mod:`elastic_ir.passes.slices_file`.
 
     Its models are local folders, read by their headers; :func:`save` streams the result to a folder. Raises PlanError,
-    with the line, for what would need more than copying and scaling.
+    with the line, for what would need more than copying and scaling. ``keep_beside`` is as for :func:`stretch`.
     """
     from elastic_ir.passes.slices_file import read_slices
 
     slices = read_slices(recipe)
-    return slices.merged([load(folder, headers_only=True) for folder in slices.models])
+    models = [load(folder, headers_only=True) for folder in slices.models]
+    return slices.merged(models, listed_names(keep_beside))
 
 
 def with_weights(graph: Graph, trained: torch.nn.Module | Mapping[str, torch.Tensor]) -> Graph:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from elastic_ir.graph import Graph
+from elastic_ir.keep_beside import note_kept
 from elastic_ir.plan import Plan
 from elastic_ir.rewriter import Rewriter
 from elastic_ir.structure import Block
 
 
-def resequence(rewriter: Rewriter, graph: Graph, plan: Plan) -> None:
+def resequence(
+    rewriter: Rewriter, graph: Graph, plan: Plan, keep_beside: str | Iterable[str] | None = None
+) -> None:
     """Bring every stage into its planned sequence.
 
     An original stays in place at its first use if that keeps the order; every other place gets a clone, and
     originals that stay unused are deleted. Which is which does not show in the result: clones equal their source. The
-    plan, and how many blocks each stage had, are noted in the graph's metadata.
+    plan, and how many blocks each stage had, are noted in the graph's metadata, and so is what ``keep_beside`` says
+    stays as it is. Raises PlanError for a name of it that fits nothing.
     """
+    note_kept(graph, keep_beside)
     graph.metadata["plan"] = [list(stage) for stage in plan]
     graph.metadata["source_blocks"] = [len(stage) for stage in graph.stages]
     for stage, wanted in zip(graph.stages, plan, strict=True):

@@ -36,6 +36,9 @@ class DropBySimilarity(Pass):
     #: example inputs that the network was traced with.
     data: Any = None
     batch: int = 16  #: samples run at a time
+    keep_beside: Sequence[str] | None = (
+        None  #: lists, tensors or entries of a configuration beside a stage that stay as they are
+    )
 
     def __post_init__(self) -> None:
         if self.data is not None and not isinstance(self.data, (str, Samples)):
@@ -60,7 +63,7 @@ class DropBySimilarity(Pass):
         kept = (
             [i for i, block in enumerate(stage.all_blocks) if block not in gone] for stage in graph.stages
         )
-        resequence(rewriter, graph, tuple(map(tuple, kept)))
+        resequence(rewriter, graph, tuple(map(tuple, kept)), self.keep_beside)
 
     def summary(self, graph: Graph) -> str | None:
         """Each unit's influence, and which went."""

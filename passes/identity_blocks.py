@@ -37,12 +37,15 @@ class IdentityBlocks(Pass):
     )
     to_units: int | None = None  #: units of a network of one stage
     order: str = "interpolate"  #: where the copies stand: each behind its source, or as a group ("append")
+    keep_beside: Sequence[str] | None = (
+        None  #: lists, tensors or entries of a configuration beside a stage that stay as they are
+    )
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
         target = Target(self.to_depth, self.to_stages, self.to_units)
         plan = stretch_plan(graph, target, self.order, None)
         sources = {block for stage in graph.stages for block in stage.all_blocks}
-        resequence(rewriter, graph, plan)
+        resequence(rewriter, graph, plan, self.keep_beside)
         made = [block for stage in graph.stages for block in stage.blocks if block not in sources]
         for block in made:
             _empty(block, graph, rewriter)

@@ -19,7 +19,7 @@ from elastic_ir.verifier import verify
 
 def resize_like(
     graph: Graph, reference: Graph, direction: str, order: str = "append", drop: str | Sequence[int] = "tail",
-    replicate: Sequence[int] | None = None,
+    replicate: Sequence[int] | None = None, keep_beside: Sequence[str] | None = None,
 ) -> Graph:  # fmt: skip
     """A copy of a graph with the reference's names, shapes and position constants, and the graph's own tensors.
 
@@ -38,7 +38,7 @@ def resize_like(
             plan = match_plan(target, target.structure, reference, theirs, order, drop, replicate)
             _check_direction(target.structure, theirs, direction)
             with Rewriter(target) as rewriter:
-                resequence(rewriter, target, plan)
+                resequence(rewriter, target, plan, keep_beside)
             _conform(target, reference, theirs)
             verify(target, after=direction)
         except (PlanError, StructureError, VerifyError) as error:

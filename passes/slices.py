@@ -75,8 +75,11 @@ class Slices:
     modules: Mapping[str, tuple[Slice, ...]]
     dtypes: tuple[tuple[str, str], ...] = ()  #: dtypes that are asked for, and where
 
-    def merged(self, graphs: Sequence[Graph]) -> Graph:
-        """The network that the recipe describes, of its models as they were read, in their order. Raises PlanError."""
+    def merged(self, graphs: Sequence[Graph], keep_beside: Sequence[str] | None = None) -> Graph:
+        """The network that the recipe describes, of its models as they were read, in their order. Raises PlanError.
+
+        ``keep_beside`` names what stays as it is beside the layers, as for stretch.
+        """
         for dtype, where in self.dtypes:
             for graph in graphs:
                 for weight in graph.weights.values():
@@ -85,7 +88,8 @@ class Slices:
                             f"{where}: {weight.name} of {graph.name} is {weight.dtype}, and is not converted to "
                             f"{dtype}; convert the model first, or leave the dtype out"
                         )
-        return _Merge(self, tuple(graphs), tuple(_labels(self.models, graphs[0].name))).run(graphs[0])
+        labels = tuple(_labels(self.models, graphs[0].name))
+        return _Merge(self, tuple(graphs), labels, keep_beside).run(graphs[0])
 
 
 def _labels(models: Sequence[Path], first: str) -> list[str]:
@@ -108,6 +112,7 @@ class _Merge(Pass):
     slices: Slices
     graphs: tuple[Graph, ...]
     labels: tuple[str, ...] = field(default=())
+    keep_beside: Sequence[str] | None = None
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
         stages = [(stage, self._of_stage(stage, graph)) for stage in graph.stages]
@@ -126,7 +131,7 @@ class _Merge(Pass):
             name: one for name, one in zip(self.labels[1:], self.graphs[1:], strict=True) if name in used
         }
         layers = plan_layers(graph, plan, others)
-        resequence(rewriter, graph, layers.plan)
+        resequence(rewriter, graph, layers.plan, self.keep_beside)
         take_layers(rewriter, graph, layers, others)
         inside: set[str] = set()
         for stage, along in zip(graph.stages, places, strict=True):

@@ -29,11 +29,14 @@ class Squeeze(Pass):
     like: Graph | None = None
     plan: Any = None  #: each stage's blocks by their source, 0,1,1|0,1, or sources and targets, 0:0;1:1,2
     drop: str | Sequence[int] = "tail"  #: "tail", "even", or the block indices to drop in every stage
+    keep_beside: Sequence[str] | None = (
+        None  #: lists, tensors or entries of a configuration beside a stage that stay as they are
+    )
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
         target = Target(self.to_depth, self.to_stages, self.to_units, self.like, self.plan)
         plan = squeeze_plan(graph, target, self.drop)
-        resequence(rewriter, graph, plan)
+        resequence(rewriter, graph, plan, self.keep_beside)
 
     def run(self, graph: Graph) -> Graph:
         """The rewritten and verified copy of a graph; the graph given stays as it was."""
@@ -46,4 +49,4 @@ class Squeeze(Pass):
     def _after_reference(self, graph: Graph) -> Graph:
         Target(self.to_depth, self.to_stages, self.to_units, self.like, self.plan).check()
         assert self.like is not None
-        return resize_like(graph, self.like, "squeeze", drop=self.drop)
+        return resize_like(graph, self.like, "squeeze", drop=self.drop, keep_beside=self.keep_beside)

@@ -7,6 +7,7 @@ Gong et al. 2019, *Efficient Training of BERT by Progressively Stacking*, sectio
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar
 
 from elastic_ir.errors import PlanError
@@ -24,11 +25,15 @@ class Stack(Pass):
     name: ClassVar[str] = "stack"
 
     times: int = 2  #: how often the units stand there then
+    keep_beside: Sequence[str] | None = (
+        None  #: lists, tensors or entries of a configuration beside a stage that stay as they are
+    )
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
         if self.times < 2:
             raise PlanError(f"times={self.times} stacks nothing; give 2 or more")
-        resequence(rewriter, graph, tuple(_repeated(stage, self.times, 0) for stage in graph.stages))
+        plan = tuple(_repeated(stage, self.times, 0) for stage in graph.stages)
+        resequence(rewriter, graph, plan, self.keep_beside)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +44,9 @@ class DepthUpscale(Pass):
 
     drop: int | None = (
         None  #: units left out on either side; a quarter of a stage's units by default (8 of 32)
+    )
+    keep_beside: Sequence[str] | None = (
+        None  #: lists, tensors or entries of a configuration beside a stage that stay as they are
     )
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
@@ -51,7 +59,7 @@ class DepthUpscale(Pass):
                     f"drop={drop} leaves nothing of stage {stage.name!r}, which has {units} free units"
                 )
             plan.append(_repeated(stage, 2, drop) if units else tuple(range(len(stage))))
-        resequence(rewriter, graph, tuple(plan))
+        resequence(rewriter, graph, tuple(plan), self.keep_beside)
 
 
 def _repeated(stage: Stage, times: int, drop: int) -> tuple[int, ...]:

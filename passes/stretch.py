@@ -38,6 +38,9 @@ class Stretch(Pass):
     others: Mapping[str, Graph] | None = None  #: networks that the plan takes layers from, by name
     scale: Any = None  #: factors of the copies' tensors by name: a mapping, or "o_proj=0.5,down_proj=0.5"
     zero: Any = None  #: names of the copies' tensors that start at zero, or "auto" for identity blocks
+    keep_beside: Sequence[str] | None = (
+        None  #: lists, tensors or entries of a configuration beside a stage that stay as they are
+    )
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
         target = Target(self.to_depth, self.to_stages, self.to_units, self.like, self.plan)
@@ -45,12 +48,12 @@ class Stretch(Pass):
         if self.others:
             target.check()
             layers = plan_layers(graph, self.plan, self.others)
-            resequence(rewriter, graph, layers.plan)
+            resequence(rewriter, graph, layers.plan, self.keep_beside)
             take_layers(rewriter, graph, layers, self.others)
             edits.apply(rewriter, graph, layers.sequence)
             return
         plan = stretch_plan(graph, target, self.order, self.replicate)
-        resequence(rewriter, graph, plan)
+        resequence(rewriter, graph, plan, self.keep_beside)
         edits.apply(rewriter, graph, plan)
 
     def run(self, graph: Graph) -> Graph:
@@ -68,4 +71,6 @@ class Stretch(Pass):
             raise PlanError(
                 "after a reference nothing is scaled, zero or of other networks; say the target by a plan"
             )
-        return resize_like(graph, self.like, "stretch", self.order, replicate=self.replicate)
+        return resize_like(
+            graph, self.like, "stretch", self.order, replicate=self.replicate, keep_beside=self.keep_beside
+        )
