@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from elastic_ir.numbering import split_number
 
 
-
 @dataclass(eq=False)
 class NumberedList:
     """What stands under one path and prefix with numbers: for each number the weights of that slot."""
