@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import (
+    BlockedError,
     ElasticError,
     EmitError,
     MaskError,
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
     from elastic_ir.api import load, merge, save, squeeze, stretch, trace, verify_checkpoint, with_weights
 
 __all__ = [
-    "Block", "ElasticError", "EmitError", "Graph", "MaskError", "OutputError", "PlanError", "SourceChangedError",
-    "SourceError", "Stage", "StructureError", "TraceError", "Unit", "UntrustedError", "VerifyError", "__version__",
-    "load", "merge", "save", "squeeze", "stretch", "trace", "verify_checkpoint", "with_weights",
+    "Block", "BlockedError", "ElasticError", "EmitError", "Graph", "MaskError", "OutputError", "PlanError",
+    "SourceChangedError", "SourceError", "Stage", "StructureError", "TraceError", "Unit", "UntrustedError",
+    "VerifyError", "__version__", "load", "merge", "save", "squeeze", "stretch", "trace", "verify_checkpoint",
+    "with_weights",
 ]  # fmt: skip
 
 _LAZY = ("load", "merge", "save", "squeeze", "stretch", "trace", "verify_checkpoint", "with_weights")

@@ -31,6 +31,10 @@ class UntrustedError(SourceError):
     """A pickle names something outside the allow-list; nothing of it was run."""
 
 
+class BlockedError(SourceError, PermissionError):
+    """Code of a library, given values from a file, tried to read, to run or to reach something (see ``guard``)."""
+
+
 class TraceError(ElasticError):
     """A network could not be traced into a graph (the message says which ways were tried)."""
 

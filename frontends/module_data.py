@@ -1,10 +1,12 @@
-"""Building a module again from its description, without calling its constructor or unpickling anything."""
+"""Building a module again from its description, without unpickling anything.
+
+No constructor is called, but of models and configurations of transformers, by :mod:`elastic_ir.registered`.
+"""
 
 from __future__ import annotations
 
 import enum
 import functools
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +14,9 @@ import torch
 from torch import nn
 
 from elastic_ir.errors import EmitError, SourceError
-from elastic_ir.frontends.pickle_names import find, is_pure, resolve_class
+from elastic_ir.frontends.pickle_names import find, is_pure, resolve_class, within
 from elastic_ir.functions import resolve_function, resolve_symbol
+from elastic_ir.registered import configuration, is_config, network
 
 
 def rebuild_module(
@@ -61,13 +64,7 @@ def rebuild_module(
 def _from_config(data: Mapping[str, Any], trust: Sequence[str]) -> nn.Module:
     """A transformers model made on the meta device from its configuration; its tensors come at emission."""
     kind = resolve_class(data["pretrained"].replace(":", "."), trust)
-    config = _config(data, trust)
-    from transformers import PreTrainedModel
-
-    if not issubclass(kind, PreTrainedModel):
-        raise SourceError(f"{data['pretrained']} is no model class of transformers")
-    with torch.device("meta"):
-        module = kind(config)
+    module = network(kind, _config(data, trust), "the description", vouched=within(kind.__module__, trust))
     module.train(bool(data["training"]))
     return module
 
@@ -102,19 +99,10 @@ def _tensor(name: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
 def _config(item: Mapping[str, Any], trust: Sequence[str]) -> Any:
     """A configuration object of transformers, from its own dictionary form."""
     module, _, name = item["config"].partition(":")
-    if module.partition(".")[0] not in ("transformers", *trust):
-        raise SourceError(
-            f"the configuration class {item['config']} is not trusted; pass --trust to allow its package"
-        )
-    try:
-        kind = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise SourceError(f"the configuration class {item['config']} cannot be imported ({error})") from error
-    from transformers import PretrainedConfig
-
-    if not (isinstance(kind, type) and issubclass(kind, PretrainedConfig)):
+    kind = find(module, name, trust, "the description")
+    if not is_config(kind) and not within(kind.__module__, trust):
         raise SourceError(f"{item['config']} is no configuration class")
-    return kind.from_dict(item["data"])
+    return configuration(kind, item["data"], "the description")
 
 
 def _value(item: Any, objects: list[Any], trust: Sequence[str]) -> Any:

@@ -61,14 +61,14 @@ FUNCTIONS = {
 _TORCH_VALUES = (torch.dtype, torch.layout, torch.memory_format, torch.qscheme)
 
 
-def _within(module: str, packages: Sequence[str]) -> bool:
+def within(module: str, packages: Sequence[str]) -> bool:
     return any(module == package or module.startswith(package + ".") for package in packages)
 
 
 def is_pure(item: Any, trust: Sequence[str]) -> bool:
     """Whether calling it with any arguments is harmless (or vouched for)."""
     if isinstance(item, type):
-        return _within(item.__module__, (*PURE_PACKAGES, *trust))
+        return within(item.__module__, (*PURE_PACKAGES, *trust))
     return any(item is known for known in map(_function, FUNCTIONS) if known is not None)
 
 
@@ -84,11 +84,11 @@ def class_allowed(cls: type, trust: Sequence[str] = ()) -> bool:
     """
     if not isinstance(cls, type) or issubclass(cls, (torch.fx.GraphModule, torch.jit.ScriptModule)):
         return False
-    if f"{cls.__module__}.{cls.__qualname__}" in PLAIN_CLASSES or _within(cls.__module__, trust):
+    if f"{cls.__module__}.{cls.__qualname__}" in PLAIN_CLASSES or within(cls.__module__, trust):
         return True
-    if _within(cls.__module__, ("elastic_ir.tickets",)):
+    if within(cls.__module__, ("elastic_ir.tickets",)):
         return True
-    return _within(cls.__module__, PACKAGES) and (
+    return within(cls.__module__, PACKAGES) and (
         issubclass(cls, (nn.Module, enum.Enum)) or _is_configuration(cls)
     )
 
@@ -117,7 +117,7 @@ def find(module: str, qualname: str, trust: Sequence[str], where: str) -> Any:
         return value
     if full == "argparse.Namespace":
         return argparse.Namespace
-    if not _within(module, (*PACKAGES, *trust)):
+    if not within(module, (*PACKAGES, *trust)):
         raise untrusted(module, qualname, where)
     found: Any = _import(module, qualname, where)
     for step, role in enumerate(qualname.split(".")):
@@ -160,7 +160,7 @@ def untrusted(module: str, qualname: str, where: str) -> UntrustedError:
     said = f"{where}: it names {module}.{qualname}, which a pickle may not hold; nothing of it was run. "
     if top != "__main__" and (top in sys.stdlib_module_names or top in ("torch", "numpy")):
         return UntrustedError(said + "A saved network has no need of it: save a state dict instead")
-    if _within(module, PACKAGES):
+    if within(module, PACKAGES):
         return UntrustedError(
             said + f"Only modules, enums and configurations of {top} are rebuilt; save a state dict"
         )
@@ -191,7 +191,7 @@ def resolve_class(
         # Classes may be nested: the module is the longest part of the name that imports.
         for cut in range(len(parts) - 1, 0, -1):
             module, qualname = ".".join(parts[:cut]), ".".join(parts[cut:])
-            if not _within(module, (*PACKAGES, *trust)):
+            if not within(module, (*PACKAGES, *trust)):
                 module, qualname = ".".join(parts[:-1]), parts[-1]
                 break
             if module in sys.modules or _exists(module):

@@ -37,6 +37,7 @@ ERRORS = (
     "SourceError",
     "SourceChangedError",
     "UntrustedError",
+    "BlockedError",
     "TraceError",
     "StructureError",
     "PlanError",
