@@ -9,7 +9,7 @@ import click
 
 from elastic_ir.cli import tables
 from elastic_ir.cli.app import COMMANDS
-from elastic_ir.cli.options import LOAD_PASS, SOURCE, Reading, note_fresh_weights, source_options
+from elastic_ir.cli.options import LOAD_PASS, SOURCE, Reading, note_source, source_options
 
 if TYPE_CHECKING:
     from elastic_ir.graph import Graph
@@ -95,7 +95,7 @@ def apply(
     output.refuse_overwriting(path, inputs)
     with tables.status(f"reading {source}"):
         before = reading.load(source)
-    note_fresh_weights(source)
+    note_source(source, before)
     times: list[tuple[str, str]] = []
     notes: list[tuple[str, str]] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,16 @@ import click
 
 from elastic_ir.cli import tables
 from elastic_ir.cli.app import COMMANDS
-from elastic_ir.cli.options import INPUT_SHAPE, MASK_FROM_ZEROS, SOURCE, TRUST, UNIT, Reading, reading_options
+from elastic_ir.cli.options import (
+    INPUT_SHAPE,
+    KEY,
+    MASK_FROM_ZEROS,
+    SOURCE,
+    TRUST,
+    UNIT,
+    Reading,
+    reading_options,
+)
 
 if TYPE_CHECKING:
     from elastic_ir.graph import Graph
@@ -21,6 +31,7 @@ Examples:
   elastic-ir diff model.pt model-depth56.pt
   elastic-ir diff before.safetensors after.safetensors --json
   elastic-ir diff model.pt model-depth56.pt | head -9
+  elastic-ir diff checkpoint.pt checkpoint.pt --key model --key-b ema
 
 Tensors count as equal if their bytes are, after masks have been applied. The exit code is 0 whether the networks
 differ or not; programs read "same" in the output of --json.
@@ -33,11 +44,12 @@ SHOWN = 10  #: names of a kind that the text form lists; --json has all
 @click.argument("a", type=SOURCE)
 @click.argument("b", type=SOURCE)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object, for programs.")
-@reading_options(MASK_FROM_ZEROS, INPUT_SHAPE, UNIT, TRUST)
-def diff(a: str, b: str, as_json: bool, reading: Reading) -> None:
+@click.option("--key-b", metavar="NAME", help="As --key, which is about A, for B.")
+@reading_options(MASK_FROM_ZEROS, INPUT_SHAPE, UNIT, TRUST, KEY)
+def diff(a: str, b: str, as_json: bool, key_b: str | None, reading: Reading) -> None:
     """Compare the networks A and B: stages, depth, parameters and sparsity, then names, shapes, values and masks."""
     with tables.status(f"reading {a} and {b}"):
-        left, right = reading.load(a), reading.load(b)
+        left, right = reading.load(a), dataclasses.replace(reading, key=key_b).load(b)
     with tables.status("comparing tensors"):
         found = compare(left, right)
     if as_json:

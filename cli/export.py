@@ -9,7 +9,7 @@ import click
 
 from elastic_ir.cli import tables
 from elastic_ir.cli.app import COMMANDS
-from elastic_ir.cli.options import SOURCE, Reading, note_fresh_weights, source_options
+from elastic_ir.cli.options import SOURCE, Reading, note_source, source_options
 
 if TYPE_CHECKING:
     from elastic_ir.emit.onnx_save import OnnxReport
@@ -86,7 +86,7 @@ def export(
     with tables.status(f"reading {source}"):
         graph = reading.load(source)
     if weights or path.suffix.lower() != ".py":  # Python source alone holds none
-        note_fresh_weights(source)
+        note_source(source, graph)
     if path.suffix.lower() == ".py":
         _export_source(graph, source, path, weights, not no_check)
         return

@@ -9,7 +9,7 @@ import click
 
 from elastic_ir.cli import tables
 from elastic_ir.cli.app import COMMANDS
-from elastic_ir.cli.options import SOURCE, Reading, source_options
+from elastic_ir.cli.options import SOURCE, Reading, left_behind, source_options
 
 if TYPE_CHECKING:
     from elastic_ir.graph import Graph
@@ -58,6 +58,8 @@ def inspect(source: str, as_json: bool, reading: Reading) -> None:
     facts.append(("sparsity", tables.percent(graph.sparsity())))
     if structure is not None and notes_of(graph, structure.note):
         facts.append(("note", notes_of(graph, structure.note)))
+    if left_behind(graph):
+        facts.append(("note", left_behind(graph)))
     tables.show_facts(facts)
     if structure is not None:
         click.echo()
@@ -168,6 +170,7 @@ def as_data(graph: Graph, source: str, rows: list[Row]) -> dict[str, Any]:
         "stem": list(structure.stem) if structure is not None else [],
         "head": list(structure.head) if structure is not None else [],
         "note": notes_of(graph, structure.note if structure is not None else sentence),
+        "left_behind": list(graph.metadata.get("left_behind") or ()),
         "stages": [stage_data(row, row.stage, depth) for row in rows if row.stage is not None],
         "rows": [
             {"kind": row.kind, "name": row.name, "modules": list(row.modules), **row_data(row, depth)}

@@ -24,6 +24,7 @@ else:
     Kind = click.ParamType  # generic only in late versions of click
 
 Function = Callable[..., Any]
+_SHOWN = 8  #: keys of a checkpoint that are named
 
 #: Any form of source; the shell completes it as a file. Whether it exists is found out by the reader of its form.
 SOURCE = click.Path(readable=False)
@@ -122,6 +123,7 @@ class Reading:
     input_shape: tuple[tuple[int, ...], ...] = ()
     unit: int | None = None
     trust: tuple[str, ...] = ()
+    key: str | None = None
 
     def refuse(self, why: str) -> None:
         """A usage error where any of the options is given."""
@@ -150,6 +152,7 @@ class Reading:
             input_shape=self.input_shape or None,
             unit=self.unit,
             headers_only=headers_only,
+            key=self.key,
         )
 
     def load_reference(self, reference: str, source: Graph) -> Graph:
@@ -163,14 +166,23 @@ class Reading:
         return Reading(input_shape=self.input_shape, trust=self.trust).load(source)
 
 
-def note_fresh_weights(source: str) -> None:
-    """Say it where a network's name in a library is the source of what is written: only its form is trained."""
+def note_source(source: str, graph: Graph) -> None:
+    """Say what a reader of a source should know: fresh weights, of which only the form is trained, or what was left."""
     from elastic_ir.cli import tables
     from elastic_ir.frontends.sources import is_name
 
     if is_name(source) and source.partition(":")[0] in ("timm", "torchvision"):
         text = f"{source} has fresh weights; for trained ones give their file, with --arch {source}"
         tables.show_facts([("note", text)])
+    if left_behind(graph):
+        tables.show_facts([("note", left_behind(graph))])
+
+
+def left_behind(graph: Graph) -> str:
+    """What a checkpoint holds beside the weights, which is not carried on: ``left behind: optimizer, epoch``."""
+    keys = graph.metadata.get("left_behind") or ()
+    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return f"left behind: {', '.join(keys[:_SHOWN])}{more}" if keys else ""
 
 
 def _note_debug(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
@@ -204,6 +216,11 @@ UNIT = click.option(
 TRUST = click.option(
     "--trust", multiple=True, metavar="PACKAGE",
     help="Allow a pickled model to name the classes of this package. May be given several times.",
+)  # fmt: skip
+KEY = click.option(
+    "--key", metavar="NAME",
+    help="Which state dict of a checkpoint is meant where it holds several: ema, or with dots where it is nested, "
+    "state.model.",
 )  # fmt: skip
 LOAD_PASS = click.option(
     "--load-pass", multiple=True, type=click.Path(), metavar="FILE",
@@ -241,4 +258,4 @@ def reading_options(*options: Callable[[Function], Function]) -> Callable[[Funct
     return gathered("reading", Reading, (*options, DEBUG_OPTION))
 
 
-source_options = reading_options(ARCH, MASK, MASK_FROM_ZEROS, INPUT_SHAPE, UNIT, TRUST)
+source_options = reading_options(ARCH, MASK, MASK_FROM_ZEROS, INPUT_SHAPE, UNIT, TRUST, KEY)

@@ -19,7 +19,7 @@ from elastic_ir.cli.options import (
     Reading,
     Size,
     gathered,
-    note_fresh_weights,
+    note_source,
     source_options,
 )
 
@@ -270,7 +270,7 @@ def _resize(
         output.refuse_overwriting(Path(wanted.out), inputs)  # before minutes go into reading it
     with tables.status(f"reading {source}"):
         before = reading.load(source, headers_only=streamed)
-    note_fresh_weights(source)
+    note_source(source, before)
     how |= copies.read(reading, streamed)
     like = None
     if wanted.like is not None:

@@ -42,6 +42,7 @@ def load(
     input_shape: Sequence[Sequence[int]] | None = None,
     unit: int | None = None,
     headers_only: bool = False,
+    key: str | None = None,
 ) -> Graph:
     """Read any source that the command line takes; see :func:`elastic_ir.frontends.sources.load`."""
     from elastic_ir.frontends.sources import load as read
@@ -54,6 +55,7 @@ def load(
         mask_from_zeros=mask_from_zeros,
         input_shape=input_shape,
         headers_only=headers_only,
+        key=key,
     )
     return graph.with_unit(unit) if unit is not None else graph
 

@@ -3,16 +3,13 @@
 ``torch.save`` writes a zip whose records are not compressed, one for each storage, so that every tensor is a range of
 the file's bytes; before torch 1.6 it wrote three small pickles, the state dict's, and behind them the storages one
 after another (`torch/serialization.py`, ``_save`` and ``_legacy_save``). Either way only names, shapes and places are
-read; the checksums that a zip keeps of its records are not reckoned anew.
+read; of the checksums that a zip keeps of its records, those of tensors are not reckoned anew here.
 """
 
 from __future__ import annotations
 
 import os
-import struct
-import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from io import BytesIO
 from math import prod
 from pathlib import Path
@@ -23,21 +20,11 @@ from elastic_ir.errors import SourceError
 from elastic_ir.frontends.safetensors_file import FileTensor
 from elastic_ir.frontends.state_pickle import StorageReference, StoredTensor, read_state_pickle
 from elastic_ir.frontends.strided import Strided
+from elastic_ir.frontends.torch_zip import AGAIN, Place, content, places_of
+from elastic_ir.limits import REPEATED, open_plain
 from elastic_ir.tensors import ITEM_SIZES, TensorData
 
-_PICKLE = 256 << 20  #: bytes of a pickle that are worth reading
-_LOCAL = struct.Struct("<4s5H3I2H")  #: the header before a record of a zip
 _MAGIC = 0x1950A86A20F9469CFC6C  #: what the older form begins with, as a pickled number
-_REPEATED = 1 << 24  #: elements that a view may have more of than its storage, by steps of no length
-_AGAIN = "load it with torch and save it again"
-
-
-@dataclass(frozen=True)
-class _Place:
-    """The bytes of a storage."""
-
-    offset: int
-    size: int
 
 
 def read_bin(path: Path) -> dict[str, TensorData]:
@@ -48,12 +35,12 @@ def read_bin(path: Path) -> dict[str, TensorData]:
     big-endian, compressed, a storage that is missing or too small, or something else than a state dict.
     """
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             status = os.fstat(file.fileno())
             head = file.read(64)
             file.seek(0)
             if head.startswith(b"PK"):
-                found, places = _read_zip(file, path, status.st_size)
+                found, places = _read_zip(file, path)
             elif head.startswith(b"\x80"):
                 found, places = _read_legacy(file, path, status.st_size)
             else:
@@ -68,7 +55,7 @@ def read_bin(path: Path) -> dict[str, TensorData]:
     odd = odd if odd is not None else next((key for key in found if type(key) is not str), None)
     if odd is not None:
         kind = "tensor" if type(found[odd]) is StoredTensor else type(found[odd]).__name__
-        raise SourceError(f"{path} is no bare state dict: under {odd!r} it holds a {kind}; {_AGAIN} as one")
+        raise SourceError(f"{path} is no bare state dict: under {odd!r} it holds a {kind}; {AGAIN} as one")
     stamp = stamp_of(status)
     return {name: _data(name, tensor, places, path, stamp) for name, tensor in found.items()}
 
@@ -82,7 +69,7 @@ def _no_form(path: Path, head: bytes) -> str:
 
 
 def _data(
-    name: str, tensor: StoredTensor, places: Mapping[str, _Place], path: Path, stamp: tuple[int, int, int]
+    name: str, tensor: StoredTensor, places: Mapping[str, Place], path: Path, stamp: tuple[int, int, int]
 ) -> TensorData:
     """The tensor as a range of the file, or as what is picked out of one."""
     place = places.get(tensor.storage.key)
@@ -97,9 +84,9 @@ def _data(
         )
     if tensor.contiguous:
         return FileTensor(path, place.offset + begin, tensor.shape, tensor.dtype, stamp)
-    if prod(tensor.shape) > max(_REPEATED, tensor.span):
+    if prod(tensor.shape) > max(REPEATED, tensor.span):
         raise SourceError(
-            f"{path}: {name!r} repeats {tensor.span} numbers to {prod(tensor.shape)}; {_AGAIN}, without expand"
+            f"{path}: {name!r} repeats {tensor.span} numbers to {prod(tensor.shape)}; {AGAIN}, without expand"
         )
     flat = FileTensor(path, place.offset + begin, (tensor.span,), tensor.dtype, stamp)
     return Strided(flat, tensor.shape, tensor.stride)
@@ -108,85 +95,39 @@ def _data(
 # -- since torch 1.6 -----------------------------------------------------------------------------------------------
 
 
-def _read_zip(file: BinaryIO, path: Path, size: int) -> tuple[Any, dict[str, _Place]]:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            listed = archive.infolist()
-            end = archive.start_dir
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
-        raise SourceError(
-            f"{path} is truncated or damaged: the zip's directory at its end is missing"
-        ) from error
-    records: dict[str, zipfile.ZipInfo] = {}
-    for item in listed:
-        name = item.filename.partition("/")[2]
-        if name in records:  # which of the two is meant cannot be known
-            raise SourceError(f"{path} is damaged: the record {name!r} stands twice in it")
-        records[name] = item
-    if "constants.pkl" in records:
-        raise SourceError(f"{path} is a TorchScript archive, which holds code; save the state dict alone")
-    if "data.pkl" not in records:
-        raise SourceError(f"{path} is a zip file, but none of torch.save: it has no record data.pkl")
-    read = {
-        name: _record(file, records[name], end, path) for name in ("data.pkl", "byteorder") if name in records
+def _read_zip(file: BinaryIO, path: Path) -> tuple[Any, dict[str, Place]]:
+    where = str(path)
+    records = places_of(file, where)
+    order = content(file, records["byteorder"], "byteorder", where) if "byteorder" in records else b"little"
+    if order.strip() != b"little":
+        raise SourceError(f"{path} was written on a big-endian machine ({order[:16]!r}); {AGAIN} on this one")
+    found = read_state_pickle(BytesIO(content(file, records["data.pkl"], "data.pkl", where)), where)
+    return found, {
+        name.removeprefix("data/"): place for name, place in records.items() if name.startswith("data/")
     }
-    order = _content(file, read["byteorder"], path).strip() if "byteorder" in read else b"little"
-    if order != b"little":
-        raise SourceError(
-            f"{path} was written on a big-endian machine ({order[:16]!r}); {_AGAIN} on this one"
-        )
-    found = read_state_pickle(BytesIO(_content(file, read["data.pkl"], path)), str(path))
-    places = {
-        name.removeprefix("data/"): _record(file, item, end, path)
-        for name, item in records.items()
-        if name.startswith("data/")
-    }
-    return found, places
-
-
-def _record(file: BinaryIO, item: zipfile.ZipInfo, end: int, path: Path) -> _Place:
-    """Where a record's bytes lie, by the header before them; SourceError where they are not as they stand."""
-    if item.compress_type != zipfile.ZIP_STORED or item.flag_bits & 1 or item.compress_size != item.file_size:
-        raise SourceError(f"{path}: the record {item.filename!r} is compressed or encrypted; {_AGAIN}")
-    file.seek(item.header_offset)
-    head = file.read(_LOCAL.size)
-    if len(head) < _LOCAL.size or not head.startswith(b"PK\3\4"):
-        raise SourceError(f"{path} is damaged: the record {item.filename!r} is not where its directory says")
-    *_, name, extra = _LOCAL.unpack(head)
-    begin = item.header_offset + _LOCAL.size + name + extra
-    if begin + item.file_size > end:
-        raise SourceError(f"{path} is damaged: the record {item.filename!r} ends behind the file's data")
-    return _Place(begin, item.file_size)
-
-
-def _content(file: BinaryIO, place: _Place, path: Path) -> bytes:
-    if place.size > _PICKLE:
-        raise SourceError(f"{path} has a pickle of {place.size} bytes, which no state dict needs")
-    file.seek(place.offset)
-    return file.read(place.size)
 
 
 # -- before --------------------------------------------------------------------------------------------------------
 
 
-def _read_legacy(file: BinaryIO, path: Path, size: int) -> tuple[Any, dict[str, _Place]]:
+def _read_legacy(file: BinaryIO, path: Path, size: int) -> tuple[Any, dict[str, Place]]:
     where = str(path)
     if read_state_pickle(file, where) != _MAGIC:
-        raise SourceError(f"{path} is a pickle, but none of torch.save; {_AGAIN}")
+        raise SourceError(f"{path} is a pickle, but none of torch.save; {AGAIN}")
     version, system = read_state_pickle(file, where), read_state_pickle(file, where)
     if version != 1001 or not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise SourceError(f"{path} is of an unknown version of torch.save, or big-endian; {_AGAIN}")
+        raise SourceError(f"{path} is of an unknown version of torch.save, or big-endian; {AGAIN}")
     found = read_state_pickle(file, where)
     keys = read_state_pickle(file, where)
     widths: dict[str, int] = {}
     for storage in _storages(found):  # the first tensor's dtype is what the storage was counted in
         widths.setdefault(storage.key, ITEM_SIZES[storage.dtype or "uint8"])
-    places: dict[str, _Place] = {}
+    places: dict[str, Place] = {}
     for key in keys if isinstance(keys, list) else ():
         count = file.read(8)
         if len(count) < 8 or key not in widths:
             raise SourceError(f"{path} is truncated or damaged: the storage {key!r} is missing")
-        places[key] = _Place(file.tell(), int.from_bytes(count, "little") * widths[key])
+        places[key] = Place(file.tell(), int.from_bytes(count, "little") * widths[key])
         if places[key].offset + places[key].size > size:
             raise SourceError(
                 f"{path} is truncated: a storage should end at byte {places[key].offset + places[key].size}, the file "

@@ -54,15 +54,14 @@ def read_masks(path: str | os.PathLike[str], trust: tuple[str, ...] = ()) -> dic
         if INDEX in metadata:
             return _packed(path, found, metadata[INDEX])
     else:
-        from elastic_ir.frontends.torch_file import read_torch_file, state_dict_of
+        from elastic_ir.frontends.state_dicts import masks_in, state_dict_of
+        from elastic_ir.frontends.torch_file import read_torch_file
 
         content = read_torch_file(path, trust)
-        if isinstance(content, Mapping) and isinstance(content.get("masks"), Mapping):
-            content = content["masks"]
         try:
-            found = state_dict_of(content)
+            found = masks_in(content, path.name) or state_dict_of(content, path.name)
         except SourceError as error:
-            raise MaskError(f"{path.name}: {error}") from error
+            raise MaskError(str(error)) from error
     if not found:
         raise MaskError(
             f"{path.name} holds no masks; a mask file maps names of weights to tensors of zeros and ones"

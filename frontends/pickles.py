@@ -8,6 +8,8 @@ of objects are small, tensors lie outside the pickle):
 - REDUCE calls only *makers*: tensor rebuilding, containers and numbers, each with its arguments checked. A maker is
   not callable by anybody else, so it does no harm where a pickle keeps it as an attribute.
 - NEWOBJ makes an empty instance of an allowed class by ``object.__new__``; no constructor runs.
+- What is made takes memory for what the pickle holds: no list of a range, no tensor of more bytes than its storage
+  has, and no storage of more bytes than the file has for it.
 - Classes that a network's own code could call later on are handed out only where their constructors are pure
   (:data:`elastic_ir.frontends.pickle_names.PURE_PACKAGES`); any other class is an inert token.
 """
@@ -21,16 +23,19 @@ import pathlib
 import pickle
 import types
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from elastic_ir.errors import UntrustedError
+from elastic_ir.errors import SourceError, UntrustedError
 from elastic_ir.frontends.pickle_names import find, is_pure
+from elastic_ir.frontends.state_pickle import Steps
+from elastic_ir.limits import PICKLE_STEPS, REPEATED
 
 _RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg", "torch.tensor": "torch._tensor"}
 _DICTS = (dict, OrderedDict, defaultdict, Counter)
@@ -83,6 +88,56 @@ def handed_out(found: Any, trust: Sequence[str]) -> Any:
     if not isinstance(found, type) or issubclass(found, enum.Enum) or is_pure(found, trust):
         return found
     return Token(found)
+
+
+def _key(item: Any, depth: int = 4) -> Any:
+    """The item itself if it may be a key or in a set: hashing what is nested without end never comes back."""
+    if isinstance(item, tuple | frozenset):
+        if depth == 0:
+            raise Refused
+        for part in item:
+            _key(part, depth - 1)
+    return item
+
+
+def _held(kind: type, keys: bool = False) -> Callable[..., Any]:
+    """A builtin container of what another one holds already: a number or a range would ask for more than is there."""
+
+    def make(*args: Any) -> Any:
+        if len(args) > 1 or not all(
+            type(arg) in (list, tuple, set, frozenset, str, bytes, *_DICTS) for arg in args
+        ):
+            raise Refused
+        if keys:
+            for item in args[0] if args else ():
+                _key(item[0] if issubclass(kind, dict) and type(args[0]) in (list, tuple) else item)
+        return kind(*args)
+
+    return make
+
+
+def _range(*args: Any) -> range:
+    made = range(*args)
+    if max(map(abs, args)) > PICKLE_STEPS:
+        raise Refused
+    return made
+
+
+def _tensor(name: str) -> Callable[..., Any]:
+    """A tensor over a storage that has its numbers; a view may repeat them (``expand``), but not without end."""
+    rebuild: Callable[..., Any] = getattr(torch._utils, name)
+
+    def make(storage: Any, offset: Any, size: Any, *rest: Any) -> Any:
+        if not isinstance(storage, torch.storage.TypedStorage | torch.UntypedStorage):
+            raise Refused
+        numbers = prod(size)
+        if numbers > max(REPEATED, len(storage)):
+            raise SourceError(
+                f"it holds a tensor of {numbers} numbers over a storage of {len(storage)}; save it without expand"
+            )
+        return rebuild(storage, offset, size, *rest)
+
+    return make
 
 
 def _default(factory: Any = None, *rest: Any) -> Any:
@@ -164,7 +219,7 @@ def _makers() -> dict[str, Maker]:
         "collections.defaultdict": _default,
         "_codecs.encode": _encode,
         "types.SimpleNamespace": types.SimpleNamespace,
-        "torch.Size": torch.Size,
+        "torch.Size": _held(torch.Size),
         "torch.device": torch.device,
         "torch.serialization._get_layout": torch.serialization._get_layout,
         "torch._utils._rebuild_parameter_with_state": _parameter_with_state,
@@ -180,18 +235,25 @@ def _makers() -> dict[str, Maker]:
             table[f"{module}.{posix}"] = _path(pathlib.PurePosixPath)
         for windows in ("WindowsPath", "PureWindowsPath"):
             table[f"{module}.{windows}"] = _path(pathlib.PureWindowsPath)
+    for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3"):
+        table[f"torch._utils.{name}"] = _tensor(name)
     for name in (
-        "tensor", "tensor_v2", "tensor_v3", "qtensor", "sparse_tensor", "parameter", "meta_tensor_no_storage",
+        "qtensor", "sparse_tensor", "parameter", "meta_tensor_no_storage",
         "device_tensor_from_cpu_tensor",
     ):  # fmt: skip
         function = getattr(torch._utils, f"_rebuild_{name}", None)
         if function is not None:
             table[f"torch._utils._rebuild_{name}"] = function
     makers = {name: Maker(name, make) for name, make in table.items()}
-    for kind in (set, frozenset, bytearray, complex, slice, range, list, dict, tuple, int, float, bool, str):
+    kind: Any
+    for kind in (complex, slice, int, float, bool, str):
         makers[f"builtins.{kind.__name__}"] = Maker(kind.__name__, kind, kind)
-    makers["collections.OrderedDict"] = Maker("OrderedDict", OrderedDict, OrderedDict)
-    makers["collections.Counter"] = Maker("Counter", Counter, Counter)
+    for kind in (set, frozenset, bytearray, list, dict, tuple):
+        keys = kind in (set, frozenset, dict)
+        makers[f"builtins.{kind.__name__}"] = Maker(kind.__name__, _held(kind, keys), kind)
+    makers["builtins.range"] = Maker("range", _range, range)
+    for kind in (OrderedDict, Counter):
+        makers[f"collections.{kind.__name__}"] = Maker(kind.__name__, _held(kind, keys=True), kind)
     return makers
 
 
@@ -205,10 +267,11 @@ _VALUES: dict[str, Any] = {
 
 
 class RestrictedUnpickler(pickle._Unpickler):
-    """See the module; subclassed with ``trust`` and ``where`` by :func:`restricted_pickle`."""
+    """See the module; subclassed with ``trust``, ``where`` and ``sizes`` by :func:`restricted_pickle`."""
 
     trust: ClassVar[tuple[str, ...]] = ()
     where: ClassVar[str] = "the file"
+    sizes: ClassVar[Mapping[str, int] | int] = 0
     stack: list[Any]
     append: Callable[[Any], None]  # onto the stack
     pop_mark: Callable[[], list[Any]]
@@ -216,6 +279,7 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     def __init__(self, file: Any, **options: Any) -> None:
         super().__init__(file, **options)
+        self.dispatch = Steps(type(self).dispatch, self.where)  # type: ignore[misc]  # of this run
         self.made: dict[int, Any] = {}  #: instances that NEWOBJ made, by identity
         self.makers = _makers()
         self.makers["functools.partial"] = Maker("functools.partial", _partial(self.trust))
@@ -242,7 +306,7 @@ class RestrictedUnpickler(pickle._Unpickler):
         name = getattr(function, "name", None) if isinstance(function, Maker) else None
         if isinstance(function, type) and issubclass(function, enum.Enum):
             if type(args) is not tuple or len(args) != 1:
-                raise self.refuse(f"calls the enum {function.__qualname__} with {args!r}")
+                raise self.refuse(f"calls the enum {function.__qualname__} with {str(args)[:80]}")
             self.stack[-1] = function(args[0])
         elif name is None or type(args) is not tuple:
             cls = function.cls if isinstance(function, Token) else function
@@ -251,6 +315,8 @@ class RestrictedUnpickler(pickle._Unpickler):
         else:
             try:
                 self.stack[-1] = function.make(*args)
+            except SourceError as error:
+                raise error if self.where in str(error) else SourceError(f"{self.where}: {error}") from None
             except Refused:
                 raise self.refuse(f"calls {name} with other arguments than saved networks do") from None
 
@@ -310,18 +376,27 @@ class RestrictedUnpickler(pickle._Unpickler):
     def load_setitem(self) -> None:
         self._onto(self.stack[-3], _DICTS)
         value, key = self.stack.pop(), self.stack.pop()
-        self.stack[-1][key] = value
+        self.stack[-1][self._key(key)] = value
 
     def load_setitems(self) -> None:
         items = self.pop_mark()
         self._onto(self.stack[-1], _DICTS)
         for key, value in zip(items[::2], items[1::2], strict=True):
-            self.stack[-1][key] = value  # not update(), which adds up in a Counter
+            self.stack[-1][self._key(key)] = value  # not update(), which adds up in a Counter
 
     def load_additems(self) -> None:
         items = self.pop_mark()
         self._onto(self.stack[-1], (set,))
-        self.stack[-1].update(items)
+        self.stack[-1].update(map(self._key, items))
+
+    def _key(self, item: Any) -> Any:
+        try:
+            return _key(item)
+        except Refused:
+            raise self.refuse("has deeply nested keys") from None
+
+    def load_frozenset(self) -> None:
+        self.append(frozenset(map(self._key, self.pop_mark())))
 
     def load_binpersid(self) -> None:
         reference = self.stack.pop()
@@ -329,7 +404,27 @@ class RestrictedUnpickler(pickle._Unpickler):
             # Old files keep a class's source beside it; torch would compare it, and may write a patch file.
             self.append(reference[1])
         else:
+            self._check_storage(reference)
             self.append(self.persistent_load(reference))
+
+    def _check_storage(self, reference: Any) -> None:
+        """SourceError where a storage would have more bytes than the file has for it."""
+        if not (type(reference) is tuple and len(reference) in (5, 6) and reference[0] == "storage"):
+            raise self.refuse("refers to something that is no storage")
+        kind, key, count = reference[1], reference[2], reference[4]
+        if type(key) is not str or type(count) is not int or count < 0:
+            raise self.refuse("refers to a storage in an unusual way")
+        dtype = torch.uint8 if kind is torch.UntypedStorage else getattr(kind, "dtype", None)
+        if not isinstance(dtype, torch.dtype):
+            raise self.refuse("refers to a storage in an unusual way")
+        there = self.sizes if isinstance(self.sizes, int) else self.sizes.get(f"data/{key}")
+        if there is None:
+            raise SourceError(f"{self.where} is damaged: the storage {key!r} is missing")
+        if count * dtype.itemsize > there:
+            raise SourceError(
+                f"{self.where} is damaged: the storage {key!r} needs {count * dtype.itemsize} bytes, and the file "
+                f"has {there} for it"
+            )
 
     def load_denied(self) -> None:
         raise self.refuse("uses an instruction that torch.save does not write")
@@ -353,6 +448,7 @@ for _opcode, _method in (
     (pickle.SETITEM, RestrictedUnpickler.load_setitem),
     (pickle.SETITEMS, RestrictedUnpickler.load_setitems),
     (pickle.ADDITEMS, RestrictedUnpickler.load_additems),
+    (pickle.FROZENSET, RestrictedUnpickler.load_frozenset),
     (pickle.BINPERSID, RestrictedUnpickler.load_binpersid),
     *(
         (opcode, RestrictedUnpickler.load_denied)
@@ -365,14 +461,18 @@ for _opcode, _method in (
     RestrictedUnpickler.dispatch[_opcode[0]] = _method
 
 
-def restricted_pickle(trust: Sequence[str], where: str) -> Any:
-    """What ``torch.load(pickle_module=...)`` wants: a module-like object with this unpickler."""
+def restricted_pickle(trust: Sequence[str], where: str, sizes: Mapping[str, int] | int) -> Any:
+    """What ``torch.load(pickle_module=...)`` wants: a module-like object with this unpickler.
+
+    ``sizes`` has the bytes of each record of the file's zip by name, or is those of the whole file.
+    """
 
     class Unpickler(RestrictedUnpickler):
         pass
 
     Unpickler.trust = tuple(trust)
     Unpickler.where = where
+    Unpickler.sizes = sizes
 
     def load(file: Any, **options: Any) -> Any:
         return Unpickler(file, **options).load()

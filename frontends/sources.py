@@ -13,6 +13,7 @@ from elastic_ir import user_functions
 from elastic_ir.errors import ElasticError, MaskError, SourceError
 from elastic_ir.frontends.statedict import graph_of_tensors
 from elastic_ir.graph import Graph
+from elastic_ir.limits import refuse_special
 from elastic_ir.serialise import graph_from_data
 from elastic_ir.tensors import Mask, TensorData
 from elastic_ir.ticket_format import EXTENSION
@@ -20,6 +21,9 @@ from elastic_ir.ticket_format import EXTENSION
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+#: The forms of files that hold one network, and not what a training keeps beside it.
+_PLAIN_FORMS = (".safetensors", EXTENSION, ".onnx")
 
 Shapes = Sequence[Sequence[int]] | None
 
@@ -33,6 +37,7 @@ def load(
     mask_from_zeros: bool = False,
     input_shape: Shapes = None,
     headers_only: bool = False,
+    key: str | None = None,
 ) -> Graph:
     """Read a source: a ``.pt``, ``.pth``, ``.safetensors`` or ``.ticket`` file, a Hugging Face folder, or a name.
 
@@ -40,17 +45,25 @@ def load(
     belongs to (a source, a module or a graph); ``masks`` is a mask file or a mapping of names to 0/1 tensors;
     ``mask_from_zeros`` takes exact zeros in prunable weights as pruned. ``headers_only`` reads a folder of safetensors
     by its headers, without torch and without its network: names and shapes tell the structure, and :func:`save` streams
-    the tensors from folder to folder. Raises SourceError, MaskError, TraceError.
+    the tensors from folder to folder. ``key`` says which of several state dicts of a ``.pt`` is meant, with dots where
+    it is nested; what is left behind is noted in ``graph.metadata["left_behind"]``. Raises SourceError, MaskError,
+    TraceError.
     """
     if not isinstance(source, str | os.PathLike):
         raise SourceError(
             f"load reads a file, a folder or a name, not a {type(source).__name__}; for a module use trace(module)"
         )
     text = os.fspath(source)
+    path = Path(text)
+    if not is_name(text):
+        refuse_special(path)
+    if key is not None and (is_name(text) or path.is_dir() or path.suffix.lower() in _PLAIN_FORMS):
+        raise SourceError(
+            f"{text} holds one network, and key={key!r} chooses among several of a .pt; leave it out"
+        )
     if is_name(text):
         graph = _trace(build(text), input_shape)
     else:
-        path = Path(text)
         hint = user_functions.written_as_file(text)
         if hint is not None and not path.exists():
             raise SourceError(f"{text} does not exist; a factory is named by its module, here {hint}")
@@ -67,7 +80,7 @@ def load(
         elif path.suffix.lower() == ".pt2":
             raise SourceError(f"{path.name}: reading {path.suffix} files is not part of this version")
         else:
-            graph = _read_torch(path, arch, trust, input_shape)
+            graph = _read_torch(path, arch, trust, input_shape, key)
     if masks is not None:
         attach(graph, _mask_mapping(masks))
     if mask_from_zeros:
@@ -162,9 +175,38 @@ def _same(one: TensorData, other: TensorData) -> bool:
     return b"".join(one.chunks()) == b"".join(other.chunks())
 
 
+def _prefix(tensors: Mapping[str, TensorData], wanted: Mapping[str, tuple[int, ...]], source: str) -> str:
+    """What stands before every name of an architecture in a file ("model."); SourceError where two prefixes fit."""
+    if not wanted or wanted.keys() <= tensors.keys():
+        return ""
+    some = max(wanted, key=len)
+    heads = [name.removesuffix(some) for name in tensors if name.endswith(f".{some}")]
+    fit = [
+        head
+        for head in heads
+        if all(head + n in tensors and tensors[head + n].shape == shape for n, shape in wanted.items())
+    ]
+    if len(fit) > 1:
+        raise SourceError(
+            f"{source} has the architecture's names under several prefixes ({', '.join(fit[:3])}); save the tensors of "
+            "the one that is meant to a file of its own"
+        )
+    return fit[0] if fit else ""
+
+
 def _over(graph: Graph, tensors: Mapping[str, TensorData], source: str) -> Graph:
-    """A traced architecture over a file's tensors; SourceError lists the first names that do not fit."""
+    """A traced architecture over a file's tensors; SourceError lists the first names that do not fit.
+
+    One prefix before all of its names in the file is taken off, and noted in the metadata.
+    """
     wanted = {name: weight for name, weight in graph.weights.items() if weight.persistent}
+    prefix = _prefix(tensors, {name: weight.shape for name, weight in wanted.items()}, source)
+    if prefix:
+        outside = [name for name in tensors if not name.startswith(prefix)]
+        counters = {name for name in outside if not tensors[name].shape}  # SWA's n_averaged
+        tensors = {name.removeprefix(prefix): data for name, data in tensors.items() if name not in counters}
+        graph.metadata["prefix"] = prefix
+        graph.metadata["left_behind"] = sorted(counters)
     tied: dict[int, str] = {}
     apart = [
         f"{first} and {name} are one tied weight there, but differ in the file"
@@ -286,22 +328,32 @@ def _live(data: Any, graph: Graph, trust: Sequence[str]) -> Any:
     return LiveSource(module, inputs, from_file=True)
 
 
-def _read_torch(path: Path, arch: Any, trust: Sequence[str], input_shape: Shapes) -> Graph:
+def _read_torch(path: Path, arch: Any, trust: Sequence[str], input_shape: Shapes, key: str | None) -> Graph:
     from torch import nn
 
-    from elastic_ir.frontends.masks import masks_from_state
-    from elastic_ir.frontends.torch_file import read_torch_file, read_zip_records, state_dict_of
+    from elastic_ir.frontends.masks import as_mask, masks_from_state
+    from elastic_ir.frontends.state_dicts import Chosen, check_tensors, choose
+    from elastic_ir.frontends.torch_file import read_torch_file, read_zip_records
     from elastic_ir.torch_bridge import TorchData
 
     found = read_torch_file(path, trust)
-    if isinstance(found, nn.Module):
-        return _trace(found, input_shape)
-    records = read_zip_records(path)
+    records = {} if isinstance(found, nn.Module) else read_zip_records(path)
     ours = "elastic_ir/graph.json" in records and isinstance(found, dict)
-    state = found if ours else state_dict_of(found)  # in our own files every name is meant as it stands
-    if state is None:
-        raise SourceError(f"{path.name} holds a {type(found).__name__} and no state dict")
-    state, pruned = masks_from_state(state)
+    if ours and key is not None:
+        raise SourceError(f"{path.name} holds one network, which ElasticIR wrote; leave out the key {key!r}")
+    # in our own files every name is meant as it stands
+    chosen = Chosen(found, {}) if ours else choose(found, path.name, key)
+    if chosen is None:
+        under = "" if key is None else f" under {key!r}"
+        raise SourceError(f"{path.name} holds a {type(found).__name__} and no state dict{under}")
+    given = {name.removesuffix("_mask"): as_mask(mask, name) for name, mask in chosen.masks.items()}
+    if isinstance(chosen.held, nn.Module):
+        check_tensors(chosen.held.state_dict(), path.name)
+        graph = _trace(chosen.held, input_shape)
+        graph.metadata["left_behind"] = list(chosen.left)
+        attach(graph, given)
+        return graph
+    state, pruned = masks_from_state(check_tensors(chosen.held, path.name))
     tensors: dict[str, TensorData] = {name: TorchData(tensor) for name, tensor in state.items()}
     if arch is not None:
         graph = _over(_trace(_architecture(arch, trust), input_shape), tensors, path.name)
@@ -314,8 +366,10 @@ def _read_torch(path: Path, arch: Any, trust: Sequence[str], input_shape: Shapes
     else:
         graph = graph_of_tensors(path.stem, tensors)
         _tie(graph, state)
+    graph.metadata["left_behind"] = [*chosen.left, *graph.metadata.get("left_behind", ())]
     attach(graph, _packed_masks(records))
     attach(graph, pruned)
+    attach(graph, given)
     return graph
 
 
@@ -384,7 +438,10 @@ def _mask_mapping(masks: Any) -> Mapping[str, Any]:
 
 
 def attach(graph: Graph, masks: Mapping[str, Any]) -> None:
-    """Attach masks by weight name; MaskError names what does not fit."""
+    """Attach masks by weight name, or by what the file calls the weights; MaskError names what does not fit."""
+    prefix = graph.metadata.get("prefix", "")
+    if prefix and all(name.startswith(prefix) for name in masks):
+        masks = {name.removeprefix(prefix): mask for name, mask in masks.items()}
     if masks and all(isinstance(mask, Mask) for mask in masks.values()):
         from elastic_ir.frontends.masks import attach_packed
 

@@ -9,11 +9,12 @@ name, and every instruction that ``torch.save`` does not write for a state dict,
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, ClassVar
 
 from elastic_ir.errors import SourceError, UntrustedError
+from elastic_ir.limits import PICKLE_STEPS
 from elastic_ir.tensors import ITEM_SIZES
 
 #: The dtype of each storage class that torch names in a pickle; an untyped one leaves it to the tensor.
@@ -99,6 +100,23 @@ def read_state_pickle(file: BinaryIO, where: str) -> Any:
         raise SourceError(f"{where} is damaged: its pickle cannot be read ({said[0][:120]})") from error
 
 
+class Steps(dict[int, Callable[[Any], None]]):
+    """An unpickler's table of instructions, which hands out only so many: each may take a hundred bytes."""
+
+    def __init__(self, table: Mapping[int, Callable[[Any], None]], where: str) -> None:
+        super().__init__(table)
+        self.where = where
+        self.left = PICKLE_STEPS
+
+    def __getitem__(self, code: int) -> Callable[[Any], None]:
+        self.left -= 1
+        if self.left < 0:
+            raise SourceError(
+                f"{self.where} has a pickle of more than {PICKLE_STEPS:,} instructions, which no state dict needs"
+            )
+        return super().__getitem__(code)
+
+
 class _Reader(pickle._Unpickler):
     """See the module."""
 
@@ -109,6 +127,7 @@ class _Reader(pickle._Unpickler):
 
     def __init__(self, file: BinaryIO, where: str) -> None:
         super().__init__(file)
+        self.dispatch = Steps(type(self).dispatch, where)  # type: ignore[misc]  # of this run
         self.where = where
 
     def find_class(self, module: str, name: str) -> Any:

@@ -16,11 +16,7 @@ from torch.nn.utils import prune
 
 from elastic_ir.emit.zip_records import append_zip_records
 from elastic_ir.errors import EmitError, SourceError
-from elastic_ir.frontends.torch_file import (
-    read_torch_file,
-    read_zip_records,
-    state_dict_of,
-)
+from elastic_ir.frontends.torch_file import read_torch_file, read_zip_records
 from elastic_ir.zoo import cifar_resnet
 
 
@@ -161,31 +157,6 @@ def test_programs_are_named(tmp_path: Path) -> None:
 # -- helpers -----------------------------------------------------------------------------------------------------------
 
 
-def test_state_dict_of_finds_the_one_that_is_meant() -> None:
-    state = {"a": torch.zeros(1), "b": torch.ones(1)}
-    wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
-    compiled = {f"_orig_mod.{name}": tensor for name, tensor in wrapped.items()}
-    for found in (
-        state, wrapped, compiled, {"state_dict": wrapped, "epoch": 3}, {"model": state, "optimizer": {"state": {}}},
-        {"model": state, "ema": state}, {"student": state, "epoch": 1},
-    ):  # fmt: skip
-        assert state_dict_of(found) == state
-    assert state_dict_of({**state, "module.c": state["a"]}) is not None
-    others: tuple[object, ...] = (
-        nn.Linear(1, 1),
-        {},
-        [],
-        None,
-        {"a": 1},
-        {**state, "epoch": 3},
-        {1: state["a"]},
-    )
-    for nothing in others:
-        assert state_dict_of(nothing) is None
-    with pytest.raises(SourceError, match=r"several state dicts \(state_dict, net\)"):
-        state_dict_of({"state_dict": state, "net": wrapped})
-
-
 def test_extra_records_lie_beside_what_torch_reads(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     state = {"a": torch.randn(100), "b": torch.arange(7)}
@@ -213,5 +184,7 @@ def test_damaged_extra_records(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1)}, path)
     append_zip_records(path, {"elastic_ir/graph.json": b"unmistakable"})
     path.write_bytes(path.read_bytes().replace(b"unmistakable", b"unmistakeble"))
-    with pytest.raises(SourceError, match=r"a\.pt is damaged in the records that ElasticIR wrote"):
+    with pytest.raises(
+        SourceError, match=r"a\.pt is damaged: the record 'elastic_ir/graph\.json' is not what"
+    ):
         read_zip_records(path)
