@@ -218,8 +218,8 @@ def test_inspect(here: Path) -> None:
 def test_inspect_as_json(here: Path) -> None:
     found = json.loads(good("inspect", "model.safetensors", "--json"))
     assert list(found) == [
-        "name", "source", "form", "frontend", "depth", "parameters", "sparsity", "stem", "head", "note", "stages",
-        "rows",
+        "name", "source", "form", "frontend", "depth", "parameters", "sparsity", "stem", "head", "note",
+        "left_behind", "stages", "rows",
     ]  # fmt: skip
     assert (found["source"], found["form"], found["depth"]) == ("model.safetensors", "names", 14)
     assert found["frontend"] is None
