@@ -65,7 +65,7 @@ def resolve_function(name: str, trusted: bool = False) -> Callable[..., Any]:
 
     owner, _, last = name.rpartition(".")
     found: Any = None
-    if last in _IMPURE:
+    if last in _IMPURE or last.startswith("__"):  # torch.__setattr__ would change torch itself
         found = None
     elif owner == "operator" and last in _OPERATORS:
         found = getattr(operator, last)
@@ -92,6 +92,6 @@ def resolve_function(name: str, trusted: bool = False) -> Callable[..., Any]:
                     f"the network calls {name}, and {owner} cannot be imported ({error})"
                 ) from error
         found = getattr(sys.modules.get(owner), last, None)
-    if found is None or not callable(found):
+    if found is None or not callable(found) or (isinstance(found, type) and not trusted):
         raise EmitError(f"the network calls {name}, which is not among the functions that a file may name")
     return found  # type: ignore[no-any-return]

@@ -18,6 +18,9 @@ from elastic_ir.guard import guarded
 if TYPE_CHECKING:
     import torch
 
+#: Tensors keep the dtype that they have; the name is the older of the two that transformers takes.
+_AUTO = {"torch_dtype": "auto"}
+
 
 def model_class(config: Mapping[str, Any], where: str) -> Any:
     """The model class of transformers that a ``config.json`` names: of its ``architectures``, for its ``model_type``.
@@ -102,8 +105,10 @@ def configuration(kind: Any, data: Mapping[str, Any], where: str) -> Any:
     return _made(lambda: kind.from_dict(plain_values(data, where)), where, "its configuration")
 
 
-def network(kind: Any, config: Any, where: str, vouched: bool = False) -> torch.nn.Module:
-    """A network of a model class on the meta device; its tensors have no values.
+def network(
+    kind: Any, config: Any, where: str, vouched: bool = False, device: str = "meta"
+) -> torch.nn.Module:
+    """A network of a model class; on the meta device, where it is made unless told otherwise, without values.
 
     ``vouched`` is a class that the user trusts, of another package. Raises SourceError where the class is none of
     transformers', or cannot be made of the configuration.
@@ -114,11 +119,34 @@ def network(kind: Any, config: Any, where: str, vouched: bool = False) -> torch.
         raise SourceError(f"{where}: {getattr(kind, '__name__', kind)} is no model class of transformers")
 
     def make() -> Any:
-        with torch.device("meta"):
+        with torch.device(device):
             return kind(config)
 
     made: torch.nn.Module = _made(make, where, f"the class {kind.__name__}")
     return made
+
+
+def filled(kind: Any, config: Any, state: dict[str, torch.Tensor], where: str) -> torch.nn.Module:
+    """A network of a model class with a checkpoint's tensors, which transformers renames where it has new names.
+
+    Raises SourceError as :func:`network` does, and where the network has weights that the checkpoint lacks.
+    """
+    network(kind, config, where)  # refused here, before memory is taken
+    made, report = _made(
+        lambda: kind.from_pretrained(
+            None, config=config, state_dict=state, output_loading_info=True, **_AUTO
+        ),
+        where,
+        f"the class {kind.__name__}",
+    )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise SourceError(
+            f"{where} names the class {kind.__name__}, which has {len(missing)} tensors that the folder lacks: "
+            f"{', '.join(missing[:3])}"
+        )
+    module: torch.nn.Module = made
+    return module
 
 
 def _made(make: Callable[[], Any], where: str, what: str) -> Any:

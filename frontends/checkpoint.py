@@ -43,10 +43,7 @@ def load_checkpoint(folder: Path) -> Graph:
     what the shards hold, a name in two shards, a link out of the folder, or a configuration that counts other
     numbers of layers than the weights hold.
     """
-    root = _root(folder)
-    config = read_table(folder / CONFIG, root) if (folder / CONFIG).exists() else None
-    if config is None:
-        raise SourceError(f"{folder} has no config.json, so it is no Hugging Face model folder")
+    root, config = _root(folder), read_configuration(folder)
     tensors, shards, metadata = _tensors(folder, root)
     graph = graph_of_tensors(folder.resolve().name, tensors)
     _tie(graph)
@@ -59,6 +56,13 @@ def load_checkpoint(folder: Path) -> Graph:
     check_depth(config, stacks, tensors, str(folder / CONFIG))
     graph.origin.kinds = {stack.label: _kinds(stack, tensors) for stack in stacks}
     return graph
+
+
+def read_configuration(folder: Path) -> dict[str, Any]:
+    """What a folder's ``config.json`` says; SourceError where there is none, or it is no table."""
+    if not (folder / CONFIG).exists():
+        raise SourceError(f"{folder} has no config.json, so it is no Hugging Face model folder")
+    return read_table(folder / CONFIG, _root(folder))
 
 
 def _tie(graph: Graph) -> None:

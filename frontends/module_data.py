@@ -38,7 +38,7 @@ def rebuild_module(
         if "same" in item:
             part = parts[item["same"]]
         else:
-            kind = resolve_class(item["class"].replace(":", "."), trust)
+            kind = resolve_class(item["class"], trust)
             part = kind.__new__(kind)
             nn.Module.__init__(part)
             for name, value in item["attributes"].items():
@@ -63,7 +63,7 @@ def rebuild_module(
 
 def _from_config(data: Mapping[str, Any], trust: Sequence[str]) -> nn.Module:
     """A transformers model made on the meta device from its configuration; its tensors come at emission."""
-    kind = resolve_class(data["pretrained"].replace(":", "."), trust)
+    kind = resolve_class(data["pretrained"], trust)
     module = network(kind, _config(data, trust), "the description", vouched=within(kind.__module__, trust))
     module.train(bool(data["training"]))
     return module
@@ -124,7 +124,7 @@ def _value(item: Any, objects: list[Any], trust: Sequence[str]) -> Any:
     if kind == "object":
         return objects[content]
     if kind == "class":
-        found = resolve_class(content.replace(":", "."), trust)
+        found = resolve_class(content, trust)
         if not is_pure(found, trust):  # the network's own code may call it
             raise SourceError(f"the class {content} is no layer; pass --trust to allow its package")
         return found

@@ -19,9 +19,17 @@ from torch import nn
 
 from elastic_ir.errors import SourceError, UntrustedError
 
-#: Packages whose classes are allowed. Of torch only ``torch.nn``: elsewhere it has modules that hold source code
+#: Packages that define networks: their modules may be imported for a name, and their classes rebuilt. Not the whole of
+#: a distribution: elsewhere it holds programs, which run when they are imported, and modules that hold source code
 #: (``torch.fx``, ``torch.jit``) or construct anything on request (``torch.distributed``).
-PACKAGES = ("torch.nn", "torchvision", "timm", "transformers", "elastic_ir")
+PACKAGES = (
+    "torch.nn", "torchvision.models", "torchvision.ops", "timm.models", "timm.layers", "transformers.models",
+    "transformers.activations", "transformers.configuration_utils", "transformers.generation.configuration_utils",
+    "transformers.modeling_layers", "transformers.modeling_utils", "transformers.pytorch_utils", "elastic_ir.tickets",
+    "elastic_ir.zoo",
+)  # fmt: skip
+#: In ``transformers.models`` programs that convert checkpoints, and tokenizers, lie beside these.
+_DEFINE = ("modeling_", "configuration_")
 
 #: Where constructors touch nothing but tensors. Only these may be *called* later on by the network's own code, so
 #: only these are handed out as classes; the others serve for making empty instances.
@@ -63,6 +71,25 @@ _TORCH_VALUES = (torch.dtype, torch.layout, torch.memory_format, torch.qscheme)
 
 def within(module: str, packages: Sequence[str]) -> bool:
     return any(module == package or module.startswith(package + ".") for package in packages)
+
+
+def defines(module: str, trust: Sequence[str] = ()) -> bool:
+    """Whether a module may be imported for a name in a file: of the packages that define networks, or trusted.
+
+    ``__main__`` of a package is a program, trusted or not.
+    """
+    parts = module.split(".")
+    if not all(part.isidentifier() for part in parts) or any(map(_is_special, parts[1:])):
+        return False
+    if within(module, trust):
+        return True
+    if parts[:2] == ["transformers", "models"] and not parts[-1].startswith(_DEFINE):
+        return False
+    return within(module, PACKAGES)
+
+
+def _is_special(part: str) -> bool:
+    return part.startswith("__") and part.endswith("__")
 
 
 def is_pure(item: Any, trust: Sequence[str]) -> bool:
@@ -117,7 +144,7 @@ def find(module: str, qualname: str, trust: Sequence[str], where: str) -> Any:
         return value
     if full == "argparse.Namespace":
         return argparse.Namespace
-    if not within(module, (*PACKAGES, *trust)):
+    if not defines(module, trust) or any(map(_is_special, qualname.split("."))):
         raise untrusted(module, qualname, where)
     found: Any = _import(module, qualname, where)
     for step, role in enumerate(qualname.split(".")):
@@ -160,7 +187,7 @@ def untrusted(module: str, qualname: str, where: str) -> UntrustedError:
     said = f"{where}: it names {module}.{qualname}, which a pickle may not hold; nothing of it was run. "
     if top != "__main__" and (top in sys.stdlib_module_names or top in ("torch", "numpy")):
         return UntrustedError(said + "A saved network has no need of it: save a state dict instead")
-    if within(module, PACKAGES):
+    if top in {package.partition(".")[0] for package in PACKAGES}:
         return UntrustedError(
             said + f"Only modules, enums and configurations of {top} are rebuilt; save a state dict"
         )
@@ -189,13 +216,12 @@ def resolve_class(
         if len(parts) < 2 or not all(part.isidentifier() for part in parts if part != "<locals>"):
             raise SourceError(f"{where}: {qualified_name!r} is no name of a class in a module")
         # Classes may be nested: the module is the longest part of the name that imports.
-        for cut in range(len(parts) - 1, 0, -1):
-            module, qualname = ".".join(parts[:cut]), ".".join(parts[cut:])
-            if not within(module, (*PACKAGES, *trust)):
-                module, qualname = ".".join(parts[:-1]), parts[-1]
-                break
-            if module in sys.modules or _exists(module):
-                break
+        cuts = (".".join(parts[:cut]) for cut in range(len(parts) - 1, 0, -1))
+        module = next(
+            (name for name in cuts if defines(name, trust) and (name in sys.modules or _exists(name))),
+            ".".join(parts[:-1]),
+        )
+        qualname = qualified_name.removeprefix(module + ".")
     found = find(module, qualname, trust, where)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise SourceError(f"{where}: {qualified_name} is no torch.nn.Module")

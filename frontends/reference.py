@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,7 +36,7 @@ def load_reference(reference: Any, source: Graph, **options: Any) -> Graph:
         return _traced(_on_meta(make), source, make)
     if (Path(text) / "config.json").is_file():
         make = functools.partial(_of_configuration, Path(text))
-        return _traced(_on_meta(make), source, make)
+        return _traced(_of_configuration(Path(text), "meta"), source, make)
     return load(text, **options)
 
 
@@ -51,16 +50,13 @@ def _on_meta(make: Callable[[], nn.Module]) -> nn.Module:
         return make()
 
 
-def _of_configuration(folder: Path) -> nn.Module:
-    import transformers
+def _of_configuration(folder: Path, device: str = "cpu") -> nn.Module:
+    from elastic_ir.frontends.checkpoint import read_configuration
+    from elastic_ir.registered import configuration, model_class, network
 
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    names = json.loads((folder / "config.json").read_text()).get("architectures") or []
-    kind = getattr(transformers, names[0], None) if names else None
-    if kind is None:
-        raise SourceError(f"{folder}/config.json names no architecture that transformers has ({names})")
-    module: nn.Module = kind(config)
-    return module
+    config, where = read_configuration(folder), f"{folder}/config.json"
+    kind = model_class(config, where)
+    return network(kind, configuration(kind.config_class, config, where), where, device=device)
 
 
 def _traced(module: nn.Module, source: Graph, rebuild: Callable[[], nn.Module] | None) -> Graph:

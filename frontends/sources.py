@@ -410,15 +410,16 @@ def _read_headers(path: Path) -> Graph:
 
 
 def _read_folder(path: Path, input_shape: Shapes) -> Graph:
-    if not (path / "config.json").exists():
-        raise SourceError(f"{path} has no config.json, so it is no Hugging Face model folder")
-    transformers = _import("transformers", "pip install 'elastic-ir[transformers]'")
-    config = json.loads((path / "config.json").read_text())
-    names = config.get("architectures") or []
-    kind = getattr(transformers, names[0], None) if names else None
-    if kind is None:
-        raise SourceError(f"{path}/config.json names no architecture that transformers has ({names})")
-    model = kind.from_pretrained(path, dtype="auto", local_files_only=True)
+    from elastic_ir.frontends.checkpoint import load_checkpoint
+    from elastic_ir.registered import configuration, filled, model_class
+    from elastic_ir.torch_bridge import to_torch
+
+    read, where = load_checkpoint(path), f"{path}/config.json"
+    config = read.origin.config
+    kind = model_class(config, where)
+    made = configuration(kind.config_class, config, where)
+    state = {name: to_torch(weight.storage.data) for name, weight in read.weights.items()}
+    model = filled(kind, made, state, where)
     graph = _trace(model, input_shape)
     sidecar = path / "model.masks.safetensors"
     if sidecar.exists():

@@ -15,6 +15,7 @@ from torch import nn
 from elastic_ir.errors import EmitError
 from elastic_ir.functions import resolve_symbol
 from elastic_ir.graph import Graph, Node, Symbol
+from elastic_ir.guard import guarded
 
 #: Attributes that are nothing but sizes; the tensors that have them are assigned afterwards.
 _SIZES = ("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features")
@@ -84,5 +85,5 @@ def build_layer(node: Node) -> nn.Module:
         for key, value in node.attributes.items()
         if key in accepted
     }
-    with torch.device("meta"):
+    with guarded(f"node %{node.name}: {node.op}"), torch.device("meta"):
         return kind(**options)
