@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -53,7 +54,7 @@ def diff(a: str, b: str, as_json: bool, key_b: str | None, reading: Reading) -> 
         found = compare(left, right)
     if as_json:
         found["a"], found["b"] = {"source": a, **found["a"]}, {"source": b, **found["b"]}
-        tables.say_json(found)
+        click.echo(json.dumps(found, indent=2))
         return
     _show(found, a, b)
 
@@ -123,9 +124,9 @@ def _show(found: dict[str, Any], a: str, b: str) -> None:
         blocks = [tables.number(side["stages"].get(name), tables.ABSENT) for side in (left, right)]
         table.rows.append((f"stage {name}", *blocks))
     tables.show_table(table)
-    tables.say()
+    click.echo()
     if found["same"]:
-        tables.say(f"the same {found['equal_tensors']:,} tensors, byte for byte")
+        click.echo(f"the same {found['equal_tensors']:,} tensors, byte for byte")
         return
     _show_names(f"only in {a}", found["only_in_a"])
     _show_names(f"only in {b}", found["only_in_b"])
@@ -133,7 +134,7 @@ def _show(found: dict[str, Any], a: str, b: str) -> None:
     _show_names("of another shape or type", reshaped)
     _show_names("of other values", found["tensors_differ"])
     _show_names("with another mask", found["masks_differ"])
-    tables.say(f"{found['equal_tensors']:,} tensors are equal")
+    click.echo(f"{found['equal_tensors']:,} tensors are equal")
 
 
 def _type(form: dict[str, Any]) -> str:
@@ -143,8 +144,8 @@ def _type(form: dict[str, Any]) -> str:
 def _show_names(title: str, names: list[str]) -> None:
     if not names:
         return
-    tables.say(f"{len(names):,} {title}:")
+    click.echo(f"{len(names):,} {title}:")
     for name in names[:SHOWN]:
-        tables.say(f"  {name}")
+        click.echo(f"  {name}")
     if len(names) > SHOWN:
-        tables.say(f"  and {len(names) - SHOWN:,} more (--json lists all)")
+        click.echo(f"  and {len(names) - SHOWN:,} more (--json lists all)")

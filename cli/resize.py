@@ -24,6 +24,7 @@ from elastic_ir.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from elastic_ir.emit.native_check import Compared
     from elastic_ir.graph import Graph
 
 STRETCH_EPILOG = """\
@@ -157,7 +158,8 @@ OUTPUT_OPTIONS = (
     ),
     click.option(
         "--no-check", is_flag=True,
-        help="Do not run the result once to see that every unit of the plan executes.",
+        help="Do not run the result once to see that every unit of the plan executes, nor compare a streamed folder "
+        "with the network that its config.json names.",
     ),
     click.option("--dry-run", is_flag=True, help="Show what would change, and write nothing."),
     click.option(
@@ -325,32 +327,45 @@ def _stream(graph: Graph, out: Path, wanted: Wanted) -> None:
         )
     if wanted.dry_run:
         check_room(plan, out, held_by(left) if left else 0)
-        tables.say()
+        click.echo()
         tables.show_table(_lineage(graph))
         table = tables.Table(("file", "size"), numeric=("size",))
         table.rows += [(name, tables.file_size(size)) for name, size in plan.files.items()]
-        tables.say()
+        click.echo()
         tables.show_table(table)
-        tables.say()
+        click.echo()
         total = tables.file_size(sum(plan.files.values()))
         if left is not None:
             way = "--resume goes on with it" if wanted.resume else "without --resume it is removed"
             tables.show_facts([("begun", f"{left} holds {kept_files(left)} finished files; {way}")])
         tables.show_facts([("dry run", f"would write {out} ({total})")])
         return
+    found: list[Compared] = []
     try:
         with tables.transfer(f"writing {out}") as tell:
             written = save_checkpoint(
-                graph, out, shard_size=shard_size, durable=wanted.durable, resume=wanted.resume, tell=tell
+                graph,
+                out,
+                shard_size=shard_size,
+                durable=wanted.durable,
+                resume=wanted.resume,
+                check=not wanted.no_check,
+                tell=tell,
+                tell_compared=found.append,
             )
     except KeyboardInterrupt:
         stopped = leftover(out)
         if stopped is not None:
-            tables.say(f"{out}: {KEPT.format(kept_files(stopped))}", err=True)
+            click.echo(f"{out}: {KEPT.format(kept_files(stopped))}", err=True)
         raise
     if left is not None and not wanted.resume:
         tables.show_facts([("removed", f"{left}, which an earlier run had left")])
-    tables.show_facts([("wrote", f"{written} ({tables.file_size(output.size_of(written))})")])
+    tables.show_facts(
+        [
+            *(("compared", str(one)) for one in found),
+            ("wrote", f"{written} ({tables.file_size(output.size_of(written))})"),
+        ]
+    )
 
 
 def _lineage(graph: Graph) -> tables.Table:
@@ -383,7 +398,7 @@ def _show_change(before: Graph | None, after: Graph) -> None:
             )
         )
     tables.show_table(table)
-    tables.say()
+    click.echo()
     graphs = (after if before is None else before, after)  # an empty graph is false
     structures = [tables.structure_of(graph)[0] for graph in graphs]
     depths = [tables.number(found.depth if found is not None else None) for found in structures]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,12 +50,12 @@ def verify(ctx: click.Context, folder: str, against: tuple[str, ...], hashes: bo
     with tables.transfer(f"reading {folder}") as tell:
         found = api.verify_checkpoint(folder, against, hashes=hashes, tell=tell)
     if as_json:
-        tables.say_json(as_data(found))
+        click.echo(json.dumps(as_data(found), indent=2))
     else:
         _show(found, given=bool(against))
     if found.differences:
         count = len({difference.tensor for difference in found.differences})
-        tables.say(
+        click.echo(
             f"error: {count} of {found.tensors} tensors of {folder} are not as they should be", err=True
         )
         ctx.exit(1)
@@ -62,12 +63,12 @@ def verify(ctx: click.Context, folder: str, against: tuple[str, ...], hashes: bo
 
 def _show(found: Verified, given: bool) -> None:
     for name, (own, _) in found.hashes.items():
-        tables.say(f"{own}  {name}")
+        click.echo(f"{own}  {name}")
     for difference in found.differences[:_SHOWN]:
         origin = f" ({difference.origin})" if difference.origin else ""
-        tables.say(f"{difference.tensor} {difference.what}{origin}")
+        click.echo(f"{difference.tensor} {difference.what}{origin}")
     if len(found.differences) > _SHOWN:
-        tables.say(f"and {len(found.differences) - _SHOWN} more")
+        click.echo(f"and {len(found.differences) - _SHOWN} more")
     size = tables.file_size(found.nbytes)
     facts = [("folder", f"{found.folder} ({tables.number(found.tensors)} tensors, {size})")]
     if found.sources:

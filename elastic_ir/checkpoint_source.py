@@ -28,6 +28,7 @@ class CheckpointSource:
     metadata: dict[str, str] = field(
         default_factory=dict
     )  #: of the shards, the first one's where they differ
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  #: of all its tensors
     #: for each stack, by its label, what each layer holds: its kind, as a number
     kinds: dict[str, tuple[int, ...]] = field(default_factory=dict)
     #: the further folders that layers come from, in the order of their numbers from 1 on

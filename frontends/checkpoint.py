@@ -47,7 +47,8 @@ def load_checkpoint(folder: Path) -> Graph:
     tensors, shards, metadata = _tensors(folder, root)
     graph = graph_of_tensors(folder.resolve().name, tensors)
     _tie(graph)
-    graph.origin = CheckpointSource(folder, root, config, shards, metadata)
+    shapes = {name: data.shape for name, data in tensors.items()}
+    graph.origin = CheckpointSource(folder, root, config, shards, metadata, shapes)
     set_tail_apart(graph, config)
     try:
         stacks = [Stack.of(container) for container in graph.structure.containers]

@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from elastic_ir.checkpoint_record import Origin, Step, read_record, record_text
 from elastic_ir.checkpoint_source import CONFIG, INDEX, MASKS, RECORD, WEIGHTS, CheckpointSource
@@ -20,6 +22,7 @@ from elastic_ir.config_differences import differences
 from elastic_ir.emit.folder import refuse_taken
 from elastic_ir.emit.mask_file import packed_masks
 from elastic_ir.emit.model_card import CARD, card, plan_text
+from elastic_ir.emit.native_check import NOT_WANTED, Compared, Comparison, comparison
 from elastic_ir.emit.partial import Journal, partial_folder, resumable_folder
 from elastic_ir.emit.plan_digest import digests
 from elastic_ir.emit.safetensors_file import safetensors_head, write_safetensors
@@ -45,6 +48,8 @@ class Plan:
     masks: dict[str, Mask]
     texts: dict[str, str]
     side: list[SideFile]
+    config: dict[str, Any]  #: the configuration as it will be
+    stacks: list[Stack]
     kept: list[str]  #: entries of the configuration that may speak of layers by their place
     notes: list[str]  #: what the configurations of further sources say otherwise
 
@@ -68,6 +73,11 @@ class Plan:
         metadata = {"format": "pt", **self.source.metadata}
         files = {name: (tensors, metadata) for name, tensors in self.shards.items()}
         return files | ({MASKS: packed_masks(self.masks)} if self.masks else {})
+
+    def comparison(self) -> AbstractContextManager[Comparison]:
+        """Begin to ask transformers whether its network takes what will be written."""
+        shapes = {name: data.shape for shard in self.shards.values() for name, data in shard.items()}
+        return comparison((self.source.config, self.source.shapes), (self.config, shapes), self.stacks)
 
     @property
     def journal(self) -> Journal:
@@ -104,7 +114,7 @@ def plan_checkpoint(graph: Graph, shard_size: int = SHARD_SIZE) -> Plan:
     texts[CARD] = card(source.folder / CARD, steps[-1], stacks, names)
     masks = {name: weight.mask for name, weight in graph.weights.items() if weight.mask is not None}
     notes = [told for name, other in configs.items() for told in differences(source.config, other, name)]
-    return Plan(source, shards, masks, texts, side, kept, notes)
+    return Plan(source, shards, masks, texts, side, config, stacks, kept, notes)
 
 
 def save_checkpoint(
@@ -114,15 +124,19 @@ def save_checkpoint(
     shard_size: int = SHARD_SIZE,
     durable: bool = False,
     resume: bool = False,
+    check: bool = True,
     tell: Callable[[int, int], None] | None = None,
+    tell_compared: Callable[[Compared], None] | None = None,
 ) -> Path:
     """Write a graph that was read by headers as a folder, and return its path.
 
     ``durable`` has it on the disk before it gets its name; ``resume`` goes on with what a run of the same plan has
     left, see :mod:`elastic_ir.emit.partial`; ``tell`` is told bytes done and bytes in all, at the start what was there.
+    ``check`` has names and shapes compared with the class that the new config.json names, where transformers can build
+    it, meanwhile in a process of its own; ``tell_compared`` is told what came of it.
     Raises OutputError where the target is taken, another run is at it, the disk is too small, or what lies there is of
-    another plan; SourceError where a source file changed since its header was read. Whatever goes wrong, ``path`` is
-    as it was.
+    another plan; SourceError where a source file changed since its header was read; EmitError where the network would
+    not take what would be written. Whatever goes wrong, ``path`` is as it was.
     """
     if not partial_folder(path).is_dir():
         refuse_taken(path)
@@ -139,7 +153,10 @@ def save_checkpoint(
         check_room(plan, path, held)
 
     streams = plan.streams
-    with resumable_folder(path, plan.journal, resume=resume, durable=durable, room=room) as work:
+    with (
+        resumable_folder(path, plan.journal, resume=resume, durable=durable, room=room) as work,
+        plan.comparison() if check else nullcontext() as compared,
+    ):
         if work.complete:
             return path
         kept = {name for name, stream in streams.items() if _is_whole(work.whole / name, *stream)}
@@ -157,6 +174,9 @@ def save_checkpoint(
             copy_side_file(file, work.whole / file.name)
         for name, text in plan.texts.items():
             (work.whole / name).write_text(text, encoding="utf-8")
+        found = compared.result() if compared is not None else NOT_WANTED
+        if tell_compared is not None:
+            tell_compared(found)
     return path
 
 

@@ -41,14 +41,15 @@ def save(graph: Graph, path: str | os.PathLike[str], *, check: bool = True) -> l
     model's own ``save_pretrained``, or of a graph read by headers alone as
     :func:`elastic_ir.emit.checkpoint.save_checkpoint` streams it. ``.py``: a readable definition of the network
     without its weights, see :func:`elastic_ir.emit.source_file.save_source`. ``check`` runs the module once and sees
-    that every unit executes; names and shapes are always checked. Raises EmitError and OutputError; what stood at the
+    that every unit executes, or of a streamed folder compares names and shapes with the class that its config.json
+    names; that what was planned is written is always checked. Raises EmitError and OutputError; what stood at the
     target then still stands there.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     # Llama-3.1-8B is a folder's name
     if isinstance(graph.origin, CheckpointSource) and suffix not in SUFFIXES:
-        return [save_checkpoint(graph, path)]
+        return [save_checkpoint(graph, path, check=check)]
     if suffix in (".pt", ".pth"):
         return [_save_pt(graph, path, check)]
     if suffix == ".safetensors":

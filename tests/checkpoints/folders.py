@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
+
+from elastic_ir.cli.app import elastic_ir
 
 State = dict[str, NDArray[np.generic]]
 
@@ -57,3 +60,9 @@ def write(folder: Path, state: State, configuration: Mapping[str, Any], shards: 
     index = {"metadata": {"total_size": sum(a.nbytes for a in state.values())}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
+
+
+def run(*arguments: object) -> Result:
+    """A command; what it writes is not compared with a network, for which a process would import torch."""
+    given = [str(argument) for argument in arguments]
+    return CliRunner().invoke(elastic_ir, given + ["--no-check"] * (given[0] in ("stretch", "squeeze")))

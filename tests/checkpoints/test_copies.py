@@ -6,21 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from safetensors.numpy import load_file, save_file
 
 import elastic_ir as eir
 from elastic_ir.checkpoint_record import Origin, read_record
-from elastic_ir.cli.app import elastic_ir
 from elastic_ir.copy_edits import parse_names, parse_scale
 from elastic_ir.errors import PlanError
 from elastic_ir.frontends.masks import read_masks
 from elastic_ir.zoo import cifar_resnet
-from tests.checkpoints.folders import config, llama, write
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(elastic_ir, [str(argument) for argument in arguments])
+from tests.checkpoints.folders import config, llama, run, write
 
 
 @pytest.fixture

@@ -11,13 +11,11 @@ from typing import Any
 import pytest
 import torch
 import transformers as t
-from click.testing import CliRunner
 
 import elastic_ir as eir
 from elastic_ir.checkpoint_record import read_record
-from elastic_ir.cli.app import elastic_ir
 from elastic_ir.errors import PlanError
-from tests.checkpoints.folders import config, llama, write
+from tests.checkpoints.folders import config, llama, run, write
 from tests.transformers.families import IDS, KV, SMALL
 
 GPT2: dict[str, Any] = {"n_embd": 32, "n_layer": 4, "n_head": 4, "vocab_size": 50, "n_positions": 64}
@@ -61,9 +59,7 @@ def test_outputs_are_the_source_s(name: str, tmp_path: Path) -> None:
     model = made(name)
     model.save_pretrained(tmp_path / "source")
     options = ("--to-units", "6", "--order", "interpolate", "--replicate", "1,3", "--identity")
-    done = CliRunner().invoke(
-        elastic_ir, ["stretch", str(tmp_path / "source"), *options, "-o", str(tmp_path / "out")]
-    )
+    done = run("stretch", tmp_path / "source", *options, "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output
     deeper = type(model).from_pretrained(tmp_path / "out").eval()
     tokens = torch.randint(3, 50, (2, 7))

@@ -55,7 +55,7 @@ def test_from_pretrained_loads_what_tracing_makes(name: str, way: str, tmp_path:
             resized(graph, way)
         graph = graph.with_unit(2)
     after = resized(graph, way)
-    eir.save(after, tmp_path / "target")
+    eir.save(after, tmp_path / "target", check=False)
     loaded, report = type(module(name)).from_pretrained(tmp_path / "target", output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     plans = [after.metadata["plan"][index] for index in by_name(graph)]
@@ -78,12 +78,12 @@ def test_masks_go_into_a_folder_and_come_back(tmp_path: Path) -> None:
     name, weight = next((n, w) for n, w in traced("llama").weights.items() if w.prunable)
     mask = torch.rand(weight.shape, generator=dice) < 0.5
     graph = eir.trace(module("llama"), masks={name: mask})
-    eir.save(graph, tmp_path / "written")
+    eir.save(graph, tmp_path / "written", check=False)
     for headers_only in (True, False):
         read = eir.load(tmp_path / "written", headers_only=headers_only)
         assert read.masks().keys() == {name} and torch.equal(read.masks()[name].bool(), mask)
         assert not read.state_dict()[name][~mask].any()
-    eir.save(eir.load(tmp_path / "written", headers_only=True), tmp_path / "streamed")
+    eir.save(eir.load(tmp_path / "written", headers_only=True), tmp_path / "streamed", check=False)
     files = [(tmp_path / folder / "model.masks.safetensors") for folder in ("written", "streamed")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
