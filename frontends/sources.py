@@ -55,6 +55,7 @@ def load(
         )
     text = os.fspath(source)
     path = Path(text)
+    beside = masks is None  # masks that are given replace those that lie beside the weights
     if not is_name(text):
         refuse_special(path)
     if key is not None and (is_name(text) or path.is_dir() or path.suffix.lower() in _PLAIN_FORMS):
@@ -68,9 +69,9 @@ def load(
         if hint is not None and not path.exists():
             raise SourceError(f"{text} does not exist; a factory is named by its module, here {hint}")
         if path.is_dir():
-            graph = _read_headers(path) if headers_only else _read_folder(path, input_shape)
+            graph = _read_headers(path, beside) if headers_only else _read_folder(path, input_shape, beside)
         elif path.suffix.lower() == ".safetensors":
-            graph = _read_safetensors(path, arch, trust, input_shape)
+            graph = _read_safetensors(path, arch, trust, input_shape, beside)
         elif path.suffix.lower() == EXTENSION:
             graph = _read_ticket(path, arch, trust, input_shape)
         elif path.suffix.lower() == ".onnx":
@@ -237,7 +238,9 @@ def _over(graph: Graph, tensors: Mapping[str, TensorData], source: str) -> Graph
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-def _read_safetensors(path: Path, arch: Any, trust: Sequence[str], input_shape: Shapes) -> Graph:
+def _read_safetensors(
+    path: Path, arch: Any, trust: Sequence[str], input_shape: Shapes, beside: bool
+) -> Graph:
     from elastic_ir.frontends.masks import masks_from_state
     from elastic_ir.frontends.safetensors_file import read_safetensors
 
@@ -249,8 +252,8 @@ def _read_safetensors(path: Path, arch: Any, trust: Sequence[str], input_shape: 
     else:
         graph = _described(metadata.get("elastic_ir.graph"), named, trust, path)
     attach(graph, pruned)
-    if sidecar.exists():
-        attach(graph, _mask_mapping(sidecar))
+    if sidecar.exists() and beside:
+        attach(graph, _masks_beside(sidecar, [path]))
     return graph
 
 
@@ -399,18 +402,18 @@ def _packed_masks(records: Mapping[str, bytes]) -> dict[str, Mask]:
     return masks
 
 
-def _read_headers(path: Path) -> Graph:
+def _read_headers(path: Path, beside: bool) -> Graph:
     from elastic_ir.frontends.checkpoint import load_checkpoint, masks_beside
 
     graph = load_checkpoint(path)
     sidecar = masks_beside(path)
-    if sidecar is not None:
-        attach(graph, _mask_mapping(sidecar))
+    if sidecar is not None and beside:
+        attach(graph, _masks_beside(sidecar, graph.origin.shards))
     return graph
 
 
-def _read_folder(path: Path, input_shape: Shapes) -> Graph:
-    from elastic_ir.frontends.checkpoint import load_checkpoint
+def _read_folder(path: Path, input_shape: Shapes, beside: bool) -> Graph:
+    from elastic_ir.frontends.checkpoint import load_checkpoint, masks_beside
     from elastic_ir.registered import configuration, filled, model_class
     from elastic_ir.torch_bridge import to_torch
 
@@ -421,9 +424,9 @@ def _read_folder(path: Path, input_shape: Shapes) -> Graph:
     state = {name: to_torch(weight.storage.data) for name, weight in read.weights.items()}
     model = filled(kind, made, state, where)
     graph = _trace(model, input_shape)
-    sidecar = path / "model.masks.safetensors"
-    if sidecar.exists():
-        attach(graph, _mask_mapping(sidecar))
+    sidecar = masks_beside(path)
+    if sidecar is not None and beside:
+        attach(graph, _masks_beside(sidecar, read.origin.shards))
     return graph
 
 
@@ -436,6 +439,17 @@ def _mask_mapping(masks: Any) -> Mapping[str, Any]:
     from elastic_ir.frontends.masks import read_masks
 
     return read_masks(Path(os.fspath(masks)))
+
+
+def _masks_beside(sidecar: Path, files: Sequence[Path]) -> dict[str, Mask]:
+    """The masks beside weights; MaskError where they are of other weights."""
+    from elastic_ir.frontends.masks import read_masks
+    from elastic_ir.frontends.safetensors_file import read_safetensors
+    from elastic_ir.mask_tie import check_tie
+
+    found = read_masks(sidecar)
+    check_tie(sidecar, read_safetensors(sidecar)[1], found, files)
+    return found
 
 
 def attach(graph: Graph, masks: Mapping[str, Any]) -> None:

@@ -30,6 +30,7 @@ from elastic_ir.emit.side_files import SideFile, copy_side_file, side_files
 from elastic_ir.errors import EmitError, OutputError, StructureError
 from elastic_ir.graph import Graph
 from elastic_ir.mask_format import packed_size
+from elastic_ir.mask_tie import TIE, tie_of
 from elastic_ir.numbering import natural_key
 from elastic_ir.recipes import factor_of
 from elastic_ir.tensors import Mask, TensorData, nbytes
@@ -159,11 +160,15 @@ def save_checkpoint(
     ):
         if work.complete:
             return path
-        kept = {name for name, stream in streams.items() if _is_whole(work.whole / name, *stream)}
+        # the masks say which weights they belong to, as these came out, and so are written last, and always
+        kept = {name for name in plan.shards if _is_whole(work.whole / name, *streams[name])}
         work.keep(kept)
         count(sum(nbytes(data) for name in kept for data in plan.shards.get(name, {}).values()))
         for name, (tensors, metadata) in streams.items():
             if name not in kept:
+                if name == MASKS:
+                    work.settle()
+                    metadata = {**metadata, TIE: tie_of(work.whole / shard for shard in plan.shards)}
                 write_safetensors(
                     work.begun / name, tensors, metadata, count if name in plan.shards else None
                 )

@@ -20,6 +20,7 @@ from elastic_ir.emit.safetensors_file import write_safetensors
 from elastic_ir.emit.ticket_file import ticket_shapes, write_ticket
 from elastic_ir.errors import EmitError, OutputError
 from elastic_ir.graph import Graph
+from elastic_ir.mask_tie import TIE, tie_of
 from elastic_ir.onnx_source import OnnxSource
 from elastic_ir.serialise import InlineData, graph_to_data
 from elastic_ir.tensors import Mask, ShapeOnly, TensorData
@@ -197,9 +198,8 @@ def _save_safetensors(graph: Graph, path: Path, check: bool) -> list[Path]:
         if found:  # before the file itself gets its name: whoever sees the file finds its masks
             flush(temporary)  # what a full disk can stop is stopped before the masks are replaced
             with atomic_output(mask_file(path)) as sidecar:
-                write_safetensors(
-                    sidecar, {n: _mask_data(mask) for n, mask in found.items()}, {"format": "pt"}
-                )
+                tie = {"format": "pt", TIE: tie_of([temporary])}
+                write_safetensors(sidecar, {n: _mask_data(mask) for n, mask in found.items()}, tie)
             written.append(mask_file(path))
     if not found and mask_file(path).exists():
         mask_file(path).unlink()  # of an earlier file of this name, whose masks these weights do not have
@@ -237,5 +237,7 @@ def _save_folder(graph: Graph, path: Path, check: bool) -> Path:
     with atomic_folder(path) as temporary:
         module.save_pretrained(temporary)
         if _masks(graph):
-            write_safetensors(temporary / MASKS, *packed_masks(_masks(graph)))
+            tensors, metadata = packed_masks(_masks(graph))
+            tie = tie_of(sorted(temporary.glob("*.safetensors")))
+            write_safetensors(temporary / MASKS, tensors, {**metadata, TIE: tie})
     return path
