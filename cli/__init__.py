@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 
 def main() -> None:
     """What the ``elastic-ir`` program runs."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a name that the terminal's encoding lacks is shown as an escape
+            stream.reconfigure(errors="backslashreplace")
     # "app" and not "main": importing a module of that name would put it in this function's place.
     from elastic_ir.cli.app import elastic_ir
 

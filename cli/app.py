@@ -78,11 +78,17 @@ class Program(click.Group):
         """Run the command; what goes wrong becomes one line and an exit code, unless ``--debug`` was given."""
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise  # click's own way of ending: usage errors (2), --help (0)
+        except click.ClickException as error:
+            from elastic_ir.printable import printable
+
+            # what was typed may be the name of a file; click means nobody else to change it
+            error.message = printable(error.message)  # type: ignore[misc]
+            raise  # a usage error (2)
+        except (click.exceptions.Exit, click.Abort):
+            raise  # click's own way of ending: --help (0)
         except KeyboardInterrupt:
             hint = "; run the same command to go on" if ctx.meta.get(GO_ON) else ""
-            click.echo(f"interrupted{hint}", err=True)
+            _say(f"interrupted{hint}")
             ctx.exit(130)
         except Exception as error:
             if ctx.meta.get(DEBUG) or getattr(error, "errno", None) == errno.EPIPE:
@@ -90,8 +96,14 @@ class Program(click.Group):
             said = describe(error)
             if ctx.invoked_subcommand in MODULES:  # elsewhere they are options of a pass
                 said = re.sub(r"(?<![\w.'\"-])to_(depth|stages|units)(?![\w.'\"])", r"--to-\1", said)
-            click.echo(f"error: {said}", err=True)
+            _say(f"error: {said}")
             ctx.exit(1)
+
+
+def _say(line: str) -> None:
+    from elastic_ir.printable import printable
+
+    click.echo(printable(line), err=True)
 
 
 def describe(error: Exception) -> str:

@@ -107,13 +107,13 @@ def apply(
         if verify_each:
             notes.append(("verified", f"{item.name}: {_told(graph.metadata['verified'][-1])}"))
         if print_after_all or item.name in print_after:
-            click.echo(f"after {item.name}:")
-            click.echo(str(graph))
+            tables.say(f"after {item.name}:")
+            tables.say(*str(graph).split("\n"))
 
     after = pipeline.run(before, observe, verify_each=verify_each)
     if time_passes:
         tables.show_table(tables.Table(("pass", "time"), list(times)))
-        click.echo()
+        tables.say()
     _show_change(before, after)
     if notes:
         tables.show_facts(notes)
@@ -191,7 +191,7 @@ def _show_change(before: Graph, after: Graph) -> None:
                 (name, tables.change(counts[0].get(name, tables.ABSENT), counts[1].get(name, tables.ABSENT)))
             )
         tables.show_table(table)
-        click.echo()
+        tables.say()
     depths = [tables.number(structure.depth if structure is not None else None) for structure in found]
     tables.show_facts(
         [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -54,7 +53,7 @@ def diff(a: str, b: str, as_json: bool, key_b: str | None, reading: Reading) -> 
         found = compare(left, right)
     if as_json:
         found["a"], found["b"] = {"source": a, **found["a"]}, {"source": b, **found["b"]}
-        click.echo(json.dumps(found, indent=2))
+        tables.say_json(found)
         return
     _show(found, a, b)
 
@@ -124,9 +123,9 @@ def _show(found: dict[str, Any], a: str, b: str) -> None:
         blocks = [tables.number(side["stages"].get(name), tables.ABSENT) for side in (left, right)]
         table.rows.append((f"stage {name}", *blocks))
     tables.show_table(table)
-    click.echo()
+    tables.say()
     if found["same"]:
-        click.echo(f"the same {found['equal_tensors']:,} tensors, byte for byte")
+        tables.say(f"the same {found['equal_tensors']:,} tensors, byte for byte")
         return
     _show_names(f"only in {a}", found["only_in_a"])
     _show_names(f"only in {b}", found["only_in_b"])
@@ -134,7 +133,7 @@ def _show(found: dict[str, Any], a: str, b: str) -> None:
     _show_names("of another shape or type", reshaped)
     _show_names("of other values", found["tensors_differ"])
     _show_names("with another mask", found["masks_differ"])
-    click.echo(f"{found['equal_tensors']:,} tensors are equal")
+    tables.say(f"{found['equal_tensors']:,} tensors are equal")
 
 
 def _type(form: dict[str, Any]) -> str:
@@ -144,8 +143,8 @@ def _type(form: dict[str, Any]) -> str:
 def _show_names(title: str, names: list[str]) -> None:
     if not names:
         return
-    click.echo(f"{len(names):,} {title}:")
+    tables.say(f"{len(names):,} {title}:")
     for name in names[:SHOWN]:
-        click.echo(f"  {name}")
+        tables.say(f"  {name}")
     if len(names) > SHOWN:
-        click.echo(f"  and {len(names) - SHOWN:,} more (--json lists all)")
+        tables.say(f"  and {len(names) - SHOWN:,} more (--json lists all)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -46,7 +45,7 @@ def inspect(source: str, as_json: bool, reading: Reading) -> None:
         structure, sentence = tables.structure_of(graph)
         rows = rows_of(graph) if structure is not None else []
     if as_json:
-        click.echo(json.dumps(as_data(graph, source, rows), indent=2))
+        tables.say_json(as_data(graph, source, rows))
         return
     facts = [("network", graph.name), ("source", source)]
     if structure is None:
@@ -62,7 +61,7 @@ def inspect(source: str, as_json: bool, reading: Reading) -> None:
         facts.append(("note", left_behind(graph)))
     tables.show_facts(facts)
     if structure is not None:
-        click.echo()
+        tables.say()
         tables.show_table(stage_table(graph, rows))
 
 

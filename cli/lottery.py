@@ -122,7 +122,7 @@ def run_(
     def tell(job: Job, result: dict[str, Any]) -> None:
         what = "barrier" if "barrier" in result else "accuracy"
         for item in readers.get(job.key, ()):
-            click.echo(f"{_placed(item)}: {what} {100 * result[what]:.2f} %")
+            tables.say(f"{_placed(item)}: {what} {100 * result[what]:.2f} %")
 
     with tables.progress("jobs") as bar:
         ended = run([item.job for item in wanted], place, executor, lambda now: bar(*_told(now)), tell)
@@ -203,7 +203,7 @@ def _show_plan(studies: list[Study], store: str) -> None:
     for kind, (count, done) in counts.items():
         table.rows.append((kind, str(count), str(done)))
     tables.show_table(table)
-    click.echo()
+    tables.say()
     tables.show_facts([("numbers", str(len(numbers))), ("dry run", f"{len(jobs)} jobs, nothing was done")])
 
 
@@ -244,7 +244,7 @@ def status_(studies: tuple[str, ...], store: str) -> None:
         )  # fmt: skip
     tables.show_table(table)
     if busy:
-        click.echo()
+        tables.say()
         tables.show_facts(busy)
 
 
@@ -271,7 +271,7 @@ def report_(studies: tuple[str, ...], store: str, out: str | None, no_plots: boo
     """
     for number, study in enumerate(studies):
         if number:
-            click.echo()
+            tables.say()
         _report(study, store, out, no_plots)
 
 
@@ -391,7 +391,7 @@ def find_(
         Training(steps=steps, batch_size=batch_size, lr=lr, compile=compiled, precision=precision),
         Pruning(levels, rewind, share, leave_out), Path(out), seed=seed,
         log=log or "",
-        report=lambda level: click.echo(
+        report=lambda level: tables.say(
             f"level {level.number:2}: sparsity {100 * level.sparsity:5.1f} %, "
             f"accuracy {100 * level.accuracy:.2f} %, {level.path}"
         ),

@@ -44,11 +44,11 @@ def passes(name: str | None, load_pass: tuple[str, ...], names: bool) -> None:
     found = {name: find_pass(name)} if name is not None else registered()
     for place, (title, kind) in enumerate(found.items()):
         if names:
-            click.echo(title)
+            tables.say(title)
             continue
         if place:
-            click.echo()
-        click.echo(f"{click.style(title, bold=True)}: {kind.help()}")
+            tables.say()
+        tables.say(f": {kind.help()}", bold=title)
         options = [(*row[:3], row[3] or tables.ABSENT) for row in option_table(kind)]
         if options:
             columns = ("option", "type", "default", "meaning")

@@ -327,13 +327,13 @@ def _stream(graph: Graph, out: Path, wanted: Wanted) -> None:
         )
     if wanted.dry_run:
         check_room(plan, out, held_by(left) if left else 0)
-        click.echo()
+        tables.say()
         tables.show_table(_lineage(graph))
         table = tables.Table(("file", "size"), numeric=("size",))
         table.rows += [(name, tables.file_size(size)) for name, size in plan.files.items()]
-        click.echo()
+        tables.say()
         tables.show_table(table)
-        click.echo()
+        tables.say()
         total = tables.file_size(sum(plan.files.values()))
         if left is not None:
             way = "--resume goes on with it" if wanted.resume else "without --resume it is removed"
@@ -356,7 +356,7 @@ def _stream(graph: Graph, out: Path, wanted: Wanted) -> None:
     except KeyboardInterrupt:
         stopped = leftover(out)
         if stopped is not None:
-            click.echo(f"{out}: {KEPT.format(kept_files(stopped))}", err=True)
+            tables.say(f"{out}: {KEPT.format(kept_files(stopped))}", err=True)
         raise
     if left is not None and not wanted.resume:
         tables.show_facts([("removed", f"{left}, which an earlier run had left")])
@@ -398,7 +398,7 @@ def _show_change(before: Graph | None, after: Graph) -> None:
             )
         )
     tables.show_table(table)
-    click.echo()
+    tables.say()
     graphs = (after if before is None else before, after)  # an empty graph is false
     structures = [tables.structure_of(graph)[0] for graph in graphs]
     depths = [tables.number(found.depth if found is not None else None) for found in structures]

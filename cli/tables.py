@@ -6,15 +6,17 @@ The plain form is stable: scripts read it and golden tests compare it. Rich is i
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from elastic_ir.errors import StructureError
+from elastic_ir.printable import printable
 
 if TYPE_CHECKING:
     from elastic_ir.graph import Graph
@@ -46,6 +48,18 @@ class Table:
         ]
 
 
+def say(*lines: str, bold: str = "", err: bool = False) -> None:
+    """Print lines, an empty one where none is given; no name in them reaches a terminal as anything but text."""
+    for line in lines or ("",):
+        head = click.style(printable(bold), bold=True) if bold else ""
+        click.echo(f"{head}{printable(line)}".rstrip(), err=err)  # echo strips styles where none are wanted
+
+
+def say_json(data: Any) -> None:
+    """Print data as JSON, which escapes what is no plain character."""
+    click.echo(json.dumps(data, indent=2).replace("\x7f", "\\u007f"))
+
+
 def on_terminal() -> bool:
     """Whether a person looks at standard output."""
     return sys.stdout.isatty()
@@ -54,12 +68,13 @@ def on_terminal() -> bool:
 def show_table(table: Table) -> None:
     """Print a table."""
     columns, rows = table.shown()
+    columns, rows = [*map(printable, columns)], [[*map(printable, row)] for row in rows]
     right = [name in table.numeric for name in columns]
     if on_terminal():
         _show_rich(columns, rows, right)
     else:
         for line in aligned([columns, *rows], right):
-            click.echo(line)
+            say(line)
 
 
 def _show_rich(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool]) -> None:
@@ -80,10 +95,7 @@ def show_facts(facts: Sequence[tuple[str, str]]) -> None:
     """Print names and what is known under them, one a line."""
     width = max(LABEL_WIDTH, *(len(name) + 2 for name, _ in facts))
     for name, value in facts:
-        label = f"{name}:".ljust(width)
-        click.echo(
-            f"{click.style(label, bold=True)}{value}".rstrip()
-        )  # echo strips styles where none are wanted
+        say(value, bold=f"{name}:".ljust(width))
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Sequence[bool] = ()) -> list[str]:
@@ -105,7 +117,7 @@ def status(what: str) -> Iterator[None]:
     from rich.console import Console
     from rich.markup import escape
 
-    with Console(stderr=True).status(escape(what)):
+    with Console(stderr=True).status(escape(printable(what))):
         yield
 
 
@@ -120,7 +132,13 @@ def transfer(what: str) -> Iterator[Callable[[int, int], None] | None]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.progress import TransferSpeedColumn as Rate
 
-    columns = (TextColumn(escape(what)), BarColumn(), DownloadColumn(), Rate(), TimeRemainingColumn())
+    columns = (
+        TextColumn(escape(printable(what))),
+        BarColumn(),
+        DownloadColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("")
         begun = False
@@ -217,7 +235,7 @@ def progress(noun: str) -> Iterator[Callable[[int, int, str], None]]:
             nonlocal shown
             if time.monotonic() - shown >= _EVERY or done == total:
                 shown = time.monotonic()
-                click.echo(f"{noun}: {done} of {total} done, {words}", err=True)
+                say(f"{noun}: {done} of {total} done, {words}", err=True)
 
         yield line
         return
@@ -227,9 +245,11 @@ def progress(noun: str) -> Iterator[Callable[[int, int, str], None]]:
         TextColumn(noun),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         TimeElapsedColumn(),
     )
     with Progress(*columns) as bar:
         task = bar.add_task("")
-        yield lambda done, total, words: bar.update(task, completed=done, total=total, description=words)
+        yield lambda done, total, words: bar.update(
+            task, completed=done, total=total, description=printable(words)
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,12 +49,12 @@ def verify(ctx: click.Context, folder: str, against: tuple[str, ...], hashes: bo
     with tables.transfer(f"reading {folder}") as tell:
         found = api.verify_checkpoint(folder, against, hashes=hashes, tell=tell)
     if as_json:
-        click.echo(json.dumps(as_data(found), indent=2))
+        tables.say_json(as_data(found))
     else:
         _show(found, given=bool(against))
     if found.differences:
         count = len({difference.tensor for difference in found.differences})
-        click.echo(
+        tables.say(
             f"error: {count} of {found.tensors} tensors of {folder} are not as they should be", err=True
         )
         ctx.exit(1)
@@ -63,12 +62,12 @@ def verify(ctx: click.Context, folder: str, against: tuple[str, ...], hashes: bo
 
 def _show(found: Verified, given: bool) -> None:
     for name, (own, _) in found.hashes.items():
-        click.echo(f"{own}  {name}")
+        tables.say(f"{own}  {name}")
     for difference in found.differences[:_SHOWN]:
         origin = f" ({difference.origin})" if difference.origin else ""
-        click.echo(f"{difference.tensor} {difference.what}{origin}")
+        tables.say(f"{difference.tensor} {difference.what}{origin}")
     if len(found.differences) > _SHOWN:
-        click.echo(f"and {len(found.differences) - _SHOWN} more")
+        tables.say(f"and {len(found.differences) - _SHOWN} more")
     size = tables.file_size(found.nbytes)
     facts = [("folder", f"{found.folder} ({tables.number(found.tensors)} tensors, {size})")]
     if found.sources:

@@ -5,6 +5,8 @@ The command line prints ``str(error)`` after ``error:`` and exits with 1, so eve
 
 from __future__ import annotations
 
+from elastic_ir.printable import printable
+
 #: How the note begins that a pipeline puts on an exception that is none of ours: it says in which pass that was.
 PASS_NOTE = "in pass "
 
@@ -16,7 +18,10 @@ def noted_pass(error: BaseException) -> str:
 
 
 class ElasticError(Exception):
-    """Base of all errors that a user can cause; ``str()`` is one plain line (or a short list)."""
+    """Base of all errors that a user can cause; ``str()`` is one plain line, whatever names from a file stand in it."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
 
 
 class SourceError(ElasticError):

@@ -6,6 +6,7 @@ from typing import Any
 
 from elastic_ir.errors import StructureError
 from elastic_ir.graph import Graph, Literal, Node, Symbol, TensorType, Value, WeightRef
+from elastic_ir.printable import printable
 from elastic_ir.structure import Stage
 from elastic_ir.weights import Weight
 
@@ -106,4 +107,4 @@ def format_graph(graph: Graph) -> str:
     if len(graph):
         lines.append("nodes")
         lines += [f"  {format_node(node)}" for node in graph]
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(printable, lines)) + "\n"

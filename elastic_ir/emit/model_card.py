@@ -7,6 +7,7 @@ from pathlib import Path
 
 from elastic_ir.checkpoint_record import Step
 from elastic_ir.config_depth import Stack
+from elastic_ir.printable import printable
 
 CARD = "README.md"
 _LIMIT = 4 << 20  #: bytes of a card that are kept
@@ -22,8 +23,10 @@ def card(path: Path, step: Step, stacks: Sequence[Stack], names: Sequence[str] =
     if path.is_file():
         with path.open("rb") as file:
             before = file.read(_LIMIT).decode("utf-8", "replace").rstrip() + "\n\n"
-    made = f"Made from `{step.sources[0]}`"
-    more = [f"`{folder}` (`{name}`)" for folder, name in zip(step.sources[1:], names[1:], strict=True)]
+    made = f"Made from {_code(step.sources[0])}"
+    more = [
+        f"{_code(folder)} ({_code(name)})" for folder, name in zip(step.sources[1:], names[1:], strict=True)
+    ]
     if more:
         made += f" and layers of {', '.join(more)}"
     changed = [origin.scale for origin in step.lineage.values() if origin.scale is not None]
@@ -44,7 +47,8 @@ def card(path: Path, step: Step, stacks: Sequence[Stack], names: Sequence[str] =
     ]
     for stack in stacks:
         plan = step.plan[stack.label]
-        lines.append(f"| `{stack.label}` | {stack.before} | {len(stack.order)} | {plan} |")
+        label = _code(stack.label).replace("|", "\\|")
+        lines.append(f"| {label} | {stack.before} | {len(stack.order)} | {printable(plan)} |")
     lines += ["", "Layer by layer, target from source, where the number changed:", ""]
     for stack in stacks:
         moved = [
@@ -52,8 +56,13 @@ def card(path: Path, step: Step, stacks: Sequence[Stack], names: Sequence[str] =
             for at, (source, layer) in enumerate(stack.places())
             if (source, layer) != (0, at)
         ]
-        lines.append(f"- `{stack.label}`: {', '.join(moved) or 'none'}")
+        lines.append(f"- {_code(stack.label)}: {printable(', '.join(moved)) or 'none'}")
     return before + "\n".join(lines) + "\n"
+
+
+def _code(name: str) -> str:
+    """A name as code, which no page takes for markup."""
+    return f"`{printable(name).replace('`', '&#96;')}`"
 
 
 def moves(stack: Stack, names: Sequence[str] = ()) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from elastic_ir.printable import printable
 from elastic_ir.training.intervals import MOST, half_width, seeds_needed, welch
 from elastic_ir.training.jobs import SPARSITY, in_order
 from elastic_ir.training.store import Store
@@ -219,7 +220,7 @@ def markdown(found: Findings, plots: Iterable[str] = ()) -> str:
                 f"{item.claim.margin:+g} | {verdict} |"
             )
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _difference(item: Answer) -> str:

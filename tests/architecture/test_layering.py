@@ -7,6 +7,7 @@ start Python prove the same of what is imported in the end.
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -226,3 +227,12 @@ def test_a_bare_checkpoint_is_stretched_without_torch(tmp_path: Path) -> None:
         str(target),
     )
     cifar_resnet(20, width=4).load_state_dict(load_file(target))
+
+
+def test_commands_print_by_one_function_that_shows_names_as_text() -> None:
+    """Names from files may hold escape sequences; ``tables.say`` and its kin, and errors, make them harmless."""
+    allowed = {"tables.py", "app.py"}
+    found = [
+        p.name for p in sorted((ROOT / "cli").glob("*.py")) if re.search(r"\b(?:echo|print)\(", p.read_text())
+    ]
+    assert set(found) <= allowed
