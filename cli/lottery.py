@@ -78,7 +78,10 @@ LOG = click.option(
     "--threads", type=click.IntRange(1), metavar="N", help="Threads of each job; 1 where several run at once."
 )
 @click.option(
-    "--ray", metavar="auto|ADDRESS", help="Run the jobs on a Ray cluster instead; it has to see the store."
+    "--ray",
+    metavar="auto|local|ADDRESS",
+    help="Run the jobs on a Ray cluster instead; it has to see the store. local starts one of this machine, which "
+    "nobody else reaches.",
 )
 @LOG
 @click.option("--dry-run", is_flag=True, help="Show what there is to do, and do nothing.")

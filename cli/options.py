@@ -113,6 +113,24 @@ class Size(Kind):
         return int(size)
 
 
+class Package(Kind):
+    """A Python package's name, of which classes may be rebuilt; a line on the standard error says what that admits."""
+
+    name = "package"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Click's hook: the name, or a usage error."""
+        text = str(value)
+        if not all(part.isidentifier() for part in text.split(".")):
+            self.fail(f"{text!r} is no package's name; write it as it is imported", param, ctx)
+        click.echo(
+            f"trusted: {text}: its code is imported, and files may name any class that it defines (not what it "
+            "imports from elsewhere, and no function)",
+            err=True,
+        )
+        return text
+
+
 @dataclass(frozen=True)
 class Reading:
     """How sources are read: the common options, as given."""
@@ -214,8 +232,9 @@ UNIT = click.option(
     "was found. 1 lets one block of a pair go, as in Swin.",
 )  # fmt: skip
 TRUST = click.option(
-    "--trust", multiple=True, metavar="PACKAGE",
-    help="Allow a pickled model to name the classes of this package. May be given several times.",
+    "--trust", multiple=True, type=Package(), metavar="PACKAGE",
+    help="Import this package, and let files name the classes that it defines: their code runs. It covers no other "
+    "package, and no function. May be given several times.",
 )  # fmt: skip
 KEY = click.option(
     "--key", metavar="NAME",

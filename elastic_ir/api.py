@@ -51,7 +51,7 @@ def load(
         source,
         arch,
         masks,
-        trust=trust,
+        trust=(trust,) if isinstance(trust, str) else trust,  # a word would count as its letters
         mask_from_zeros=mask_from_zeros,
         input_shape=input_shape,
         headers_only=headers_only,

@@ -42,7 +42,6 @@ _WEIGHTS = re.compile(
     r"\.(pt|pth|pkl|pickle|bin|ckpt|safetensors|npz?|h5|hdf5|msgpack|onnx|pb|gguf|tar|gz|zip|joblib|so|py|pyc)\s*$",
     re.I,
 )
-_HUB_ID = re.compile(r"^\s*[\w.-]+/[\w.-]+(@.*)?\s*$")
 
 
 def plain_values(config: Mapping[str, Any], where: str = "the configuration") -> dict[str, Any]:
@@ -91,6 +90,6 @@ def _leads_out(key: str, text: str) -> str | None:
         return "a URL"
     if len(text) > 1 and (_PATH.search(text) or _WEIGHTS.search(text)):
         return "a path"
-    if _NAMED_ELSEWHERE.search(key) and _HUB_ID.search(text):
+    if _NAMED_ELSEWHERE.search(key) and "/" in text:
         return "a name on a hub"
     return None

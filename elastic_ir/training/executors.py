@@ -156,13 +156,23 @@ class Processes:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-class RayCluster:
-    """On a Ray cluster: ``auto`` is the one that this machine belongs to, else its address.
+#: Ray's own switch for machines whose firewall would ask: off, a cluster of one machine listens on loopback alone.
+_WIDE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
-    Its workers see the store under the same path. Raises SourceError where Ray is not installed or not reached.
+
+class RayCluster:
+    """On a Ray cluster: ``auto`` is the one that this machine belongs to, ``local`` a new one, else its address.
+
+    Whoever reaches a Ray cluster may run code on it. A ``local`` one, of this machine alone, therefore listens on the
+    loopback address, without a dashboard, unless ``RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=1`` says otherwise. Its workers
+    see the store under the same path. Raises SourceError where Ray is not installed or not reached, or would listen
+    wider.
     """
 
     def __init__(self, folder: str, address: str, threads: int = 1, log: str = "") -> None:
+        local = address == "local"
+        if local:
+            os.environ.setdefault(_WIDE, "0")  # read when Ray is imported, here and in what it starts
         try:
             import ray
         except ImportError as error:
@@ -170,12 +180,20 @@ class RayCluster:
         self._ray: Any = ray
         self.folder, self.threads, self.log = os.path.abspath(folder), threads, log
         if not ray.is_initialized():
+            options: dict[str, Any] = {"include_dashboard": False} if local else {}
             try:
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise SourceError(
-                    f"no Ray cluster at {address!r} ({_told(error)}); start one with: ray start --head"
+                    f"no Ray cluster at {address!r} ({_told(error)}); start one with: "
+                    f"{_WIDE}=0 ray start --head --include-dashboard=false, or give local"
                 ) from error
+            here = str(self._ray.util.get_node_ip_address())
+            if local and os.environ[_WIDE] == "0" and here not in ("127.0.0.1", "::1"):
+                ray.shutdown()
+                raise SourceError(
+                    f"Ray would listen on {here}, as it was imported before; set {_WIDE}=0 before Python starts"
+                )
         self.slots = max(int(self._ray.cluster_resources().get("CPU", 1)) // threads, 1)
         # a worker that dies, of a SystemExit as well, is Ray's to replace, and what it did runs again
         self._remote = ray.remote(num_cpus=threads, max_retries=_TRIES, retry_exceptions=False)(_work)

@@ -30,6 +30,7 @@ from elastic_ir.errors import SourceError
         ({"anything": " http://host"}, "a URL (anything"),
         ({"backbone": "microsoft/resnet-50"}, "a name on a hub (backbone"),
         ({"text_config": {"_attn_implementation": "somebody/kernel@main"}}, "a name on a hub"),
+        ({"_attn_implementation_internal": "somebody/kernel:forward"}, "a name on a hub"),
         ({"anything": "/etc/passwd"}, "a path (anything"),
         ({"anything": "~/x"}, "a path (anything"),
         ({"anything": "../x"}, "a path (anything"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import traceback
 from collections.abc import Sequence
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import ClassVar
 
@@ -338,6 +340,21 @@ def test_a_file_without_a_good_pass(own: Path, content: str, message: str) -> No
     (own / "bad.py").write_text(content)
     told = run("passes", "--load-pass", own / "bad.py")
     assert told.startswith("1: error: ") and message in told and told.count("\n") == 1
+
+
+def test_an_installed_plug_in_does_not_take_the_name_of_a_built_in_pass(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (own / "plug_in.py").write_text(MINE.replace("drop-last", "squeeze"))
+    monkeypatch.syspath_prepend(own)
+    point = EntryPoint("harmless", "plug_in:DropLast", "elastic_ir.passes")
+    monkeypatch.setattr("elastic_ir.passes.entry_points", lambda group: [point])
+    told = run("apply", own / "m.pt", "--passes", "squeeze{to_depth=14}", "-o", own / "o.pt")
+    sys.modules.pop("plug_in")
+    assert (
+        told == "1: error: two passes are named 'squeeze': elastic_ir.passes.squeeze and plug_in:DropLast\n"
+    )
+    assert not (own / "o.pt").exists()
 
 
 RECIPE = """\

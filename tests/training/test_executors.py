@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -150,3 +152,47 @@ def test_ray_does_a_training_again_that_was_told_to_end(tmp_path: Path) -> None:
     finally:
         ray.shutdown()
     assert (tmp_path / "mark").exists() and not ended.failed and store.has(job.key)
+
+
+LISTENING = """
+import os, sys
+from pathlib import Path
+from elastic_ir.training.executors import RayCluster
+
+cluster = RayCluster(sys.argv[1], "local")
+waiting = {}
+for table in ("tcp", "tcp6"):
+    for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[3] == "0A":
+            waiting[f"socket:[{fields[9]}]"] = fields[1].partition(":")[0]
+ours, grown = {os.getpid()}, True
+parents = {}
+for folder in Path("/proc").glob("[0-9]*"):
+    parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+while grown:
+    grown = {child for child, parent in parents.items() if parent in ours} - ours
+    ours |= grown
+for process in ours:
+    for handle in Path(f"/proc/{process}/fd").iterdir():
+        try:
+            print(waiting[os.readlink(handle)])
+        except (KeyError, OSError):
+            pass
+"""
+
+
+@pytest.mark.slow
+def test_a_local_ray_cluster_listens_on_loopback_alone(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    told = subprocess.run(
+        [sys.executable, "-c", LISTENING, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    addresses = set(told.stdout.split())
+    assert addresses, "a cluster listens"
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    assert addresses <= loopback
