@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,11 +93,13 @@ def run_(
 ) -> None:  # fmt: skip
     """Do all jobs of each STUDY that are not done yet, those of the first one first.
 
-    Numbers are shown as they are found. Stop it whenever you like: only jobs that run are lost.
+    Several such commands may share a store: each job is done by one of them. Numbers are shown as they are found.
+    Stop it whenever you like: only jobs that run are lost.
     """
     from elastic_ir.training.study_file import read_study
 
     found = [read_study(study) for study in studies]
+    _show_notes(found)
     _check_names(found, store)
     if dry_run:
         _show_plan(found, store)
@@ -123,9 +126,8 @@ def run_(
         readers.setdefault(item.job.key, []).append(item)
 
     def tell(job: Job, result: dict[str, Any]) -> None:
-        what = "barrier" if "barrier" in result else "accuracy"
         for item in readers.get(job.key, ()):
-            tables.say(f"{_placed(item)}: {what} {100 * result[what]:.2f} %")
+            tables.say(f"{_placed(item)}: {_number(result)}")
 
     with tables.progress("jobs") as bar:
         ended = run([item.job for item in wanted], place, executor, lambda now: bar(*_told(now)), tell)
@@ -136,6 +138,19 @@ def run_(
     tables.show_facts(facts)
     if ended.failed:
         raise SystemExit(1)
+
+
+def _number(result: dict[str, Any]) -> str:
+    """What a job found: a share in percent, or a loss (of no classes) in its own unit."""
+    what = next(name for name in ("barrier", "loss", "accuracy") if name in result)
+    return f"{what} {result[what]:.4g}" if "loss" in result else f"{what} {100 * result[what]:.2f} %"
+
+
+def _show_notes(studies: Iterable[Study]) -> None:
+    """What is to be known of studies before their numbers are read."""
+    for study in studies:
+        for note in study.notes:
+            tables.say(f"note: {study.name}: {note}", err=True)
 
 
 def _placed(item: Run) -> str:
@@ -157,6 +172,8 @@ def _failures(failed: dict[str, str], readers: dict[str, list[Run]]) -> list[tup
 def _told(now: Progress) -> tuple[int, int, str]:
     left = now.time_left
     words = f"{len(now.running)} running, {now.total - now.done - len(now.running)} left"
+    if now.elsewhere:
+        words += f", {len(now.elsewhere)} of them done by another command now"
     if now.failed:
         words += f", {len(now.failed)} failed"
     if left is not None:
@@ -227,6 +244,7 @@ def status_(studies: tuple[str, ...], store: str) -> None:
     busy: list[tuple[str, str]] = []
     for path in studies:
         study = read_study(path)
+        _show_notes([study])
         numbers = [item.job for item in runs(study)]
         jobs = in_order(numbers)
         took: dict[Sort, list[float]] = {}
@@ -285,6 +303,7 @@ def _report(study: str, store: str, out: str | None, no_plots: bool) -> None:
     from elastic_ir.training.study_file import read_study
 
     found = collect(read_study(study), _store_of(store))
+    _show_notes([found.study])
     folder = Path(out) if out is not None else Path(study).resolve().parent
     folder.mkdir(parents=True, exist_ok=True)
     plots: list[str] = []
@@ -359,6 +378,14 @@ def _report(study: str, store: str, out: str | None, no_plots: bool) -> None:
     metavar="P",
     help="As Lightning names it: bf16-mixed, ...",
 )
+@click.option(
+    "--loss", default="", metavar="NAME", help="package.module:function or class; cross-entropy without it."
+)
+@click.option(
+    "--no-channels-last",
+    is_flag=True,
+    help="Leave the layout in memory as it is; for inputs that are no images.",
+)
 @LOG
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Of the initialization and the order of the data."
@@ -374,8 +401,8 @@ def _report(study: str, store: str, out: str | None, no_plots: bool) -> None:
 @DEBUG_OPTION
 def find_(
     factory: str, data: str, channels: int, steps: int, rewind: int, levels: int, share: float,
-    leave_out: tuple[str, ...], batch_size: int, lr: float, compiled: bool, precision: str, log: str | None, seed: int,
-    out: str,
+    leave_out: tuple[str, ...], batch_size: int, lr: float, compiled: bool, precision: str, loss: str,
+    no_channels_last: bool, log: str | None, seed: int, out: str,
 ) -> None:  # fmt: skip
     """Search for tickets of NETWORK by iterative magnitude pruning; each level's is a .pt file that all commands take.
 
@@ -385,24 +412,26 @@ def find_(
     click.get_current_context().meta[GO_ON] = True
     from elastic_ir.training.data import load_data
     from elastic_ir.training.imp import find_tickets
-    from elastic_ir.training.named import build
+    from elastic_ir.training.named import build, loss_of
     from elastic_ir.training.settings import Pruning, Training
 
     network = build({"network": {"factory": factory}, "seed": seed})
     found = find_tickets(
         network, load_data(data, channels),
-        Training(steps=steps, batch_size=batch_size, lr=lr, compile=compiled, precision=precision),
-        Pruning(levels, rewind, share, leave_out), Path(out), seed=seed,
+        Training(steps=steps, batch_size=batch_size, lr=lr, compile=compiled, precision=precision,
+                 channels_last=not no_channels_last),
+        Pruning(levels, rewind, share, leave_out), Path(out), seed=seed, loss=loss_of({"loss": loss}),
         log=log or "",
+        waiting=lambda who: tables.say(f"{who} is at the same search; waiting for what it finds", err=True),
         report=lambda level: tables.say(
             f"level {level.number:2}: sparsity {100 * level.sparsity:5.1f} %, "
-            f"accuracy {100 * level.accuracy:.2f} %, {level.path}"
+            f"{level.measured}, {level.path}"
         ),
     )  # fmt: skip
     # no level is called the best: it would be chosen by the test data
     tables.show_facts(
         [
             ("tickets", f"{Path(out) / 'levelNN.pt'}, NN from 00 (dense) to {found[-1].number:02}"),
-            ("dense", f"accuracy {100 * found[0].accuracy:.2f} %"),
+            ("dense", str(found[0].measured)),
         ]
     )

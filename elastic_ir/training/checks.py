@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 from elastic_ir.errors import PlanError
 from elastic_ir.tickets.magnitude import prunable_weights
-from elastic_ir.training.data import Data, check_splits
+from elastic_ir.training.data import Data, check_splits, weights_dtype
+from elastic_ir.training.loader import batches_of
+from elastic_ir.training.losses import ClassEntropy, first_of
 from elastic_ir.training.settings import Pruning, Training
 from elastic_ir.training.task import Loss
 
@@ -38,32 +41,85 @@ def check_search(
 def check_fit(network: nn.Module, data: Data, training: Training, loss: Loss | None) -> None:
     """Whether a copy of the network takes a batch of the images, and its outputs are as many as the labels ask for.
 
-    A loss of the user's own is not called: what labels mean to it is its affair. Raises SourceError where images and
-    labels do not fit each other, PlanError where the network does not fit them.
+    What labels mean to a loss of the user's own is its affair; PlanError only where torch would compare each output
+    with the target of every other item. Raises SourceError where images and labels do not fit each other, PlanError
+    where the network does not fit them.
     """
     check_splits(data)
     shape = data.shape
-    if len(shape) != 3 and (training.channels_last or training.augment):
+    if training.augment and not data.augmented and (told := _not_augmented(data)):
+        raise PlanError(f"augment moves and mirrors images, and {told}; set augment: false")
+    # rows of numbers, tokens and volumes have no such layout and are left alone; pictures may lack an axis
+    flat = len(shape) == 2 and data.first.is_floating_point()
+    if (flat and training.channels_last) or (len(shape) != 3 and training.augment):
         what = "channels_last: false" if not training.augment else "channels_last: false and augment: false"
         like = f"1x{_told(shape)}" if len(shape) == 2 else "channels x height x width"
         raise PlanError(
             f"an image of {data.name} is {_told(shape)}, without an axis of channels; make each {like} "
             f"(images[:, None] for grey ones), or set {what}"
         )
-    outputs = _forward(network, data)
-    if not isinstance(outputs, Tensor) or outputs.ndim < 2:
+    inputs, targets = _two(network, data)
+    given = _forward(network, data, inputs)
+    try:
+        outputs: Any = first_of(given)
+    except (KeyError, IndexError, TypeError):
+        outputs = given
+    if not isinstance(outputs, Tensor) or (outputs.ndim < 2 and loss is None):
         what = _told(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise PlanError(
             f"{type(network).__name__} gives {what} for a batch of {data.name}; wanted is a tensor, "
             "batch x classes"
         )
     if loss is None:
-        _check_labels(type(network).__name__, data, outputs)
+        _check_labels(type(network).__name__, data, outputs, targets)
+    else:
+        _check_loss(type(network).__name__, data, given, outputs, targets, loss)
 
 
-def _check_labels(name: str, data: Data, outputs: Tensor) -> None:
-    count = outputs.shape[1]
-    for split, role in ((data.train, "training"), (data.test, "test")):
+def _two(network: nn.Module, data: Data) -> tuple[Tensor, Tensor]:
+    """The first two items of the training split (one, where it has no more), as the network and a loss take them."""
+    return next(iter(batches_of(data.train, 2, "cpu", weights_dtype(network))))
+
+
+def _not_augmented(data: Data) -> str:
+    """Why the images of some data cannot be moved and mirrored; nothing where they can."""
+    _, target = next(iter(batches_of(data.train, 1, "cpu")))
+    if target.ndim > 2 and target.shape[-2:] == data.shape[-2:]:
+        return (
+            f"the targets of {data.name} are {_told(target.shape[1:])} each, which would stay where they are"
+        )
+    if len(data.shape) == 3 and not data.first.is_floating_point() and data.first.dtype != torch.uint8:
+        return f"the inputs of {data.name} are {_dtype(data.first)}, which are no images"
+    return ""
+
+
+def _check_loss(name: str, data: Data, given: Any, outputs: Tensor, targets: Tensor, loss: Loss) -> None:
+    """PlanError where a loss would spread outputs and targets of other shapes over each other, as torch warns then."""
+    with warnings.catch_warnings(record=True) as told, torch.random.fork_rng():
+        warnings.simplefilter("always")
+        try:
+            copy.deepcopy(loss)(given, targets.to(outputs.device))
+        except Exception:  # of its own; a training that needs it says so
+            return
+    if any("different to the input size" in str(one.message) for one in told):
+        kind = type(loss).__name__ if isinstance(loss, nn.Module) else getattr(loss, "__name__", "the loss")
+        raise PlanError(
+            f"the outputs of {name} for a batch of two of {data.name} are {_told(outputs.shape)}, its targets "
+            f"{_told(targets.shape)}: {kind} would compare every output with every target; give them one shape "
+            "(targets[:, None], or squeeze the output)"
+        )
+
+
+def _check_labels(name: str, data: Data, outputs: Tensor, targets: Tensor) -> None:
+    """Whether cross-entropy takes the targets: numbers of classes that there are outputs for, or shares of each."""
+    count, shares = outputs.shape[1], targets.is_floating_point()
+    if shares and not (targets.shape == outputs.shape and count > 1 and _sum_to_one(data, targets)):
+        raise PlanError(
+            f"the targets of {data.name} are {_dtype(targets)}, {_told(targets.shape)} for a batch of two, which are "
+            f"neither numbers of classes nor shares of them that add up to 1, one for each of the outputs of {name} "
+            f"({_told(outputs.shape)}); name a loss that takes them (loss: torch.nn:MSELoss), or give classes as int64"
+        )
+    for split, role in () if shares else ((data.train, "training"), (data.test, "test")):
         low, high = 0, data.classes - 1
         if split.labels is not None:
             labels = split.labels[split.labels != _IGNORED]
@@ -75,22 +131,23 @@ def _check_labels(name: str, data: Data, outputs: Tensor) -> None:
                 f"the {role} labels of {data.name} go from {low} to {high}, and {name} has {count} outputs, for "
                 f"labels 0 to {count - 1}; give it as many as there are classes, and count those from 0"
             )
-    if data.train.labels is None:
-        return
-    labels = data.train.labels[: len(outputs)].to(outputs.device)
     try:
-        nn.functional.cross_entropy(outputs, labels)
+        ClassEntropy()(outputs, targets.to(outputs.device))
     except (RuntimeError, ValueError, IndexError) as error:
         raise PlanError(
             f"the outputs of {name} for a batch of {data.name} are {_told(outputs.shape)}, its labels "
-            f"{_told(labels.shape)} ({_line(error)}); wanted are batch x classes and batch"
+            f"{_told(targets.shape)} ({_line(error)}); wanted are batch x classes and batch"
         ) from error
 
 
-def _forward(network: nn.Module, data: Data) -> Any:
+def _sum_to_one(data: Data, few: Tensor) -> bool:
+    """Whether targets are shares of classes; of a dataset that is read, the first few."""
+    targets = few if data.train.labels is None else data.train.labels
+    return bool((targets >= 0).all()) and bool(((targets.sum(1) - 1).abs() < 1e-3).all())
+
+
+def _forward(network: nn.Module, data: Data, batch: Tensor) -> Any:
     """What a copy of the network gives for two images, in evaluation; the caller's dice are left as they were."""
-    images = data.train.images
-    batch = torch.zeros(2, *data.shape) if images is None else images[:2]
     first = next(network.parameters(), None)
     tried = copy.deepcopy(network).eval()
     seen: list[
@@ -105,24 +162,31 @@ def _forward(network: nn.Module, data: Data) -> Any:
         try:
             output = tried(batch if first is None else batch.to(first.device))
         except Exception as error:
-            raise PlanError(
-                _refusal(type(network).__name__, data, tuple(batch.shape), seen, error)
-            ) from error
-    return output if isinstance(output, Tensor) or not isinstance(output, (tuple, list)) else output[0]
+            raise PlanError(_refusal(type(network).__name__, data, batch, seen, error)) from error
+    return output
 
 
 def _refusal(
-    name: str, data: Data, batch: tuple[int, ...], seen: list[tuple[str, nn.Module, tuple[int, ...]]],
-    error: Exception,
+    name: str, data: Data, images: Tensor, seen: list[tuple[str, nn.Module, tuple[int, ...]]], error: Exception,
 ) -> str:  # fmt: skip
     """One line on a forward pass that failed: the images' shape, and the layer's where one can be named."""
-    said = f"{name} cannot take the images of {data.name}, {_told(batch)} as a batch of two: "
+    batch, floats = tuple(images.shape), images.is_floating_point()
+    of = "" if images.dtype == torch.float32 else f" of {_dtype(images)}"
+    said = f"{name} cannot take the images of {data.name}, {_told(batch)}{of} as a batch of two: "
     hint = ""
     if seen:
         place, layer, shape = seen[-1]
         weight = getattr(layer, "weight", None)
         if isinstance(weight, Tensor):
             said += f"{place or 'it'} has a weight of {_told(weight.shape)} and got {_told(shape)}; "
+            lookup = isinstance(layer, (nn.Embedding, nn.EmbeddingBag))
+            if (
+                len(seen) == 1 and lookup == floats
+            ):  # the inputs' own kind, not that of something made of them
+                what = (
+                    "token ids, int64" if lookup else f"{_dtype(weight)}, as images.float() / 255 gives them"
+                )
+                return f"{said}{place or 'it'} takes {what}; the data's function has to return that"
         wanted = getattr(layer, "in_channels", None)
         if isinstance(wanted, int) and len(seen) == 1 and len(batch) == 4 and batch[1] == 1 < wanted:
             return (
@@ -141,6 +205,10 @@ def _shape_of(given: tuple[Any, ...]) -> tuple[int, ...]:
 
 def _told(shape: Any) -> str:
     return "x".join(map(str, shape)) or "a single number"
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _line(error: Exception) -> str:

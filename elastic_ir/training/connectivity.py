@@ -7,25 +7,32 @@ error on the line less the mean error of its ends; two trainings of a stable tic
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from elastic_ir.training.data import Data
-from elastic_ir.training.fit import Engine, accuracy
+from elastic_ir.training.fit import Engine, measured
+from elastic_ir.training.task import Loss
 
 
 @dataclass(frozen=True)
 class Line:
-    """Accuracies at shares of the way from one network to the other; the ends are the first and the last."""
+    """Accuracies at shares of the way from one network to the other; the ends are the first and the last.
+
+    Where targets are no classes, ``losses`` are there in their place.
+    """
 
     shares: list[float]
     accuracies: list[float]
+    losses: list[float] = field(default_factory=list)
 
     @property
     def height(self) -> float:
         """The error barrier: 0 where no point of the line is worse than the mean of the ends."""
+        if self.losses:
+            return max(0.0, max(self.losses) - (self.losses[0] + self.losses[-1]) / 2)
         ends = (self.accuracies[0] + self.accuracies[-1]) / 2
         return max(0.0, ends - min(self.accuracies))
 
@@ -40,16 +47,20 @@ def between(one: Mapping[str, Tensor], two: Mapping[str, Tensor], share: float) 
 
 def barrier(
     network: nn.Module, one: Mapping[str, Tensor], two: Mapping[str, Tensor], data: Data, *, points: int = 11,
-    engine: Engine | None = None,
+    engine: Engine | None = None, loss: Loss | None = None,
 ) -> Line:  # fmt: skip
     """The accuracies on the test split along the line between two state dicts; the network ends as the second.
 
-    Statistics of batch norms lie on the line too: they are part of the state, which the elastic ticket paper's code
-    (Chen et al. 2021; VITA-Group/ElasticLTH, lottery/branch/change_depth_linear_connect.py) mixes whole but for masks.
+    Where targets are no classes, it is the losses. Statistics of batch norms lie on the line too: they are part of the
+    state, which the elastic ticket paper's code (Chen et al. 2021; VITA-Group/ElasticLTH,
+    lottery/branch/change_depth_linear_connect.py) mixes whole but for masks.
     """
     shares = [index / (points - 1) for index in range(points)]
     found = []
     for share in shares:
         network.load_state_dict(between(one, two, share))
-        found.append(accuracy(network, data.test, engine=engine))
-    return Line(shares, found)
+        found.append(measured(network, data.test, loss, engine=engine))
+    accuracies, losses = (
+        [point.value for point in found if point.measure == measure] for measure in ("accuracy", "loss")
+    )
+    return Line(shares, accuracies, losses)

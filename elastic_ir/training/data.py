@@ -1,7 +1,8 @@
-"""Data: labelled images for the laboratory, by name, from a folder, or from a function of the user's.
+"""Data: inputs and targets for the laboratory, by name, from a folder, or from a function of the user's.
 
-Small sets are held in memory whole, as normalised tensors: a small network would starve behind a loader that decodes
-one image at a time. Larger ones (folders of images) are read by torch's loader.
+What is the same at every reading (our own sets, tensors that a function returns) is held in memory whole: a small
+network would starve behind a loader that decodes one image at a time. Everything else is read anew each epoch by
+torch's loader, for a Dataset may augment what it reads. Inputs and targets keep their dtype.
 """
 
 from __future__ import annotations
@@ -11,21 +12,24 @@ import importlib
 import os
 import struct
 from collections.abc import Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import Subset, TensorDataset
 
 from elastic_ir import user_functions
 from elastic_ir.errors import SourceError
+from elastic_ir.training import dice
+from elastic_ir.training.settings import DATA_KINDS
 
 #: Where Debian's package dataset-fashion-mnist puts its four files.
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
-_IN_MEMORY = 4 << 30  # bytes of float32 images that are held in memory
-_KINDS = ("digits", "fashion-mnist", "idx", "cifar10", "cifar100", "images")
+_IN_MEMORY = 4 << 30  # bytes of a list of items that are stacked in memory
 _FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -34,11 +38,14 @@ _FILES = {
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images (count, channels, height, width) and labels in memory, or a dataset that is read item by item."""
+    """Inputs (count x ..., images as channels x height x width) and targets in memory, or a dataset that is read.
+
+    A dataset is read item by item, anew each epoch, since it may augment what it reads or be too large for memory.
+    """
 
     images: Tensor | None
     labels: Tensor | None
-    dataset: Any = None  #: a torch Dataset of (image, label), where it is too large for memory
+    dataset: Any = None  #: a torch Dataset of (input, target)
 
     def __len__(self) -> int:
         return len(self.images) if self.images is not None else len(self.dataset)
@@ -51,15 +58,61 @@ class Data:
     name: str
     train: Split
     test: Split
-    classes: int
+    classes: int  #: 0 where it is not known, or the targets are no classes
     flips: bool = False  #: whether a mirrored image is still one of its class
+    augmented: bool = False  #: whether its training split augments what is read, so that nobody else has to
+
+    @cached_property
+    def first(self) -> Tensor:
+        """The first input of the training split."""
+        return _first(self.train)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one image: channels, height, width."""
-        images = self.train.images
-        first = images[0] if images is not None else self.train.dataset[0][0]
-        return tuple(first.shape)
+        """Shape of one input; of an image channels, height, width."""
+        return tuple(self.first.shape)
+
+    def example(self, network: nn.Module) -> Tensor:
+        """A batch of one input, zeros, as the network takes it."""
+        return torch.zeros(1, *self.shape, dtype=taken(self.first, weights_dtype(network)).dtype)
+
+
+def _first(split: Split) -> Tensor:
+    return read_item(split.dataset, 0)[0] if split.images is None else split.images[0]
+
+
+def weights_dtype(network: nn.Module) -> torch.dtype:
+    """The dtype of a network's weights, in which it takes floats."""
+    floats = (weight.dtype for weight in network.parameters() if weight.is_floating_point())
+    return next(floats, torch.get_default_dtype())
+
+
+def taken(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Floats in the dtype of a network's weights; whole numbers (token ids, classes, bytes) as they are."""
+    return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
+
+
+def read_item(dataset: Any, index: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """An item of a dataset as (input, target), with what is random in it decided by the seed.
+
+    The dice that the dataset shares with others are left as they were. TypeError for an item that is no such pair.
+    """
+    with dice.fixed(seed):
+        item = dataset[index]
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        many = f" of {len(item)}" if isinstance(item, (tuple, list)) else ""
+        raise TypeError(f"item {index} is a {type(item).__name__}{many}; wanted is a pair (input, target)")
+    return _tensor(item[0], f"the input of item {index}"), _tensor(item[1], f"the target of item {index}")
+
+
+def _tensor(value: Any, what: str) -> Tensor:
+    """A tensor of the same dtype; TypeError for what is not one tensor, array or number."""
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{what} is a {type(value).__name__}; wanted is one tensor, array or number"
+        ) from error
 
 
 def load_data(name: str, channels: int = 0, limit: int = 0) -> Data:
@@ -69,11 +122,12 @@ def load_data(name: str, channels: int = 0, limit: int = 0) -> Data:
     package dataset-fashion-mnist), ``idx:FOLDER`` (four files as MNIST has them, gzipped or not), ``cifar10:FOLDER``,
     ``cifar100:FOLDER`` and ``images:FOLDER`` (``train/`` and ``val/`` with a folder for each class) through
     torchvision, or ``package.module:function``, which returns a pair (train, test), each a torch Dataset or a pair
-    (images, labels).
+    (inputs, targets). Their dtypes stay; a Dataset is read anew each epoch, unless it is a TensorDataset or a list,
+    which gives the same items every time.
 
     ``channels=3`` repeats grey images for networks that take colours; ``limit`` keeps the first images of the training
-    split, and of ``images:FOLDER``, whose images lie class by class, as many at even distances. Raises SourceError, for
-    colours that would have to become grey, too.
+    split, or, where they lie class by class or sorted, as many at even distances (of a Dataset that is read, its
+    attribute ``targets`` tells). Raises SourceError, for colours that would have to become grey, too.
     """
     if channels < 0 or limit < 0:
         raise SourceError(f"channels and limit of data are no negative numbers: {channels}, {limit}")
@@ -88,7 +142,7 @@ def load_data(name: str, channels: int = 0, limit: int = 0) -> Data:
     elif kind in ("cifar10", "cifar100"):
         data = _cifar(kind, rest)
     elif kind == "images":
-        data = _folders(Path(rest), limit)
+        data = _folders(Path(rest))
     else:
         data = _from_function(name)
     check_splits(data)
@@ -98,7 +152,7 @@ def load_data(name: str, channels: int = 0, limit: int = 0) -> Data:
 def check_name(name: str) -> None:
     """Whether data of that name can be asked for; a function is looked up, nothing is loaded. Raises SourceError."""
     kind, _, rest = name.partition(":")
-    if kind in _KINDS:
+    if kind in DATA_KINDS:
         return
     if not rest:
         raise SourceError(
@@ -125,10 +179,12 @@ def check_splits(data: Data) -> None:
             raise SourceError(
                 f"the {role} images of {data.name} are {images}; wanted are count x channels x height x width"
             )
-    one, two = data.train.images, data.test.images
-    if one is not None and two is not None and one.shape[1:] != two.shape[1:]:
-        shapes = ("x".join(map(str, part.shape[1:])) for part in (one, two))
-        raise SourceError(f"an image of {data.name} is {' for training and '.join(shapes)} for the test")
+    one, two = data.first, _first(data.test)
+    if (one.shape, one.dtype) != (two.shape, two.dtype):
+        kinds = (f"{'x'.join(map(str, part.shape))} of {str(part.dtype)[6:]}" for part in (one, two))
+        if one.dtype == two.dtype:
+            kinds = ("x".join(map(str, part.shape)) for part in (one, two))
+        raise SourceError(f"an image of {data.name} is {' for training and '.join(kinds)} for the test")
 
 
 def _shaped(data: Data, channels: int, limit: int) -> Data:
@@ -149,15 +205,36 @@ def _shaped(data: Data, channels: int, limit: int) -> Data:
         images, labels, dataset = split.images, split.labels, split.dataset
         if images is None or labels is None:
             if most and most < len(dataset):
-                dataset = torch.utils.data.Subset(dataset, range(most))
+                dataset = Subset(dataset, _places(getattr(dataset, "targets", None), len(dataset), most))
             return Split(None, None, _Repeated(dataset, repeated) if repeated else dataset)
-        if most:
-            images, labels = images[:most], labels[:most]
+        if most and most < len(images):
+            places = _places(labels, len(labels), most)
+            images, labels = images[places], labels[places]
         if repeated:
             images = images.expand(-1, repeated, -1, -1)
         return Split(images.contiguous(), labels)
 
-    return Data(data.name, one(data.train, limit), one(data.test, 0), data.classes, data.flips)
+    return replace(data, train=one(data.train, limit), test=one(data.test, 0))
+
+
+def _places(targets: Any, count: int, most: int) -> list[int]:
+    """Which of ``count`` items are kept: the first ones, unless the targets lie class by class or sorted.
+
+    The first ones would then be of one class, or the smallest.
+    """
+    try:
+        values = torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError):  # none are known
+        return list(range(most))
+    if values.shape != (count,):
+        return list(range(most))
+    steps = values[1:].ne(values[:-1]).count_nonzero()
+    kinds = len(torch.unique_consecutive(values.sort().values))
+    together = 1 < kinds < count and int(steps) == kinds - 1
+    ordered = torch.equal(values.sort().values, values) or torch.equal(
+        values.sort(descending=True).values, values
+    )
+    return [place * count // most for place in range(most)] if together or ordered else list(range(most))
 
 
 class _Repeated(torch.utils.data.Dataset[tuple[Tensor, Any]]):
@@ -257,7 +334,7 @@ def _cifar(kind: str, folder: str) -> Data:
     return _normalised(kind, parts, flips=True)
 
 
-def _folders(folder: Path, limit: int = 0) -> Data:
+def _folders(folder: Path) -> Data:
     _torchvision()
     from torchvision import transforms
 
@@ -287,12 +364,8 @@ def _folders(folder: Path, limit: int = 0) -> Data:
     if classes != found["val"].classes:  # labels are places in this list
         differ = sorted(set(classes) ^ set(found["val"].classes))
         raise SourceError(f"{folder}: train and val have other classes; only one of them has {differ[0]!r}")
-    train, test = found["train"], found["val"]
-    if limit and limit < len(train):
-        train = torch.utils.data.Subset(train, [place * len(train) // limit for place in range(limit)])
-    return Data(
-        f"images:{folder}", Split(None, None, train), Split(None, None, test), len(classes), flips=True
-    )
+    train, test = (Split(None, None, found[key]) for key in ("train", "val"))
+    return Data(f"images:{folder}", train, test, len(classes), flips=True, augmented=True)
 
 
 def _function(name: str) -> Any:
@@ -307,23 +380,33 @@ def _from_function(name: str) -> Data:
     made = user_functions.call(function, name, SourceError, what="the data's function")
     try:
         train, test = (_split(part) for part in made)
-    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+    except Exception as error:  # a Dataset of the user's may raise anything
+        said = user_functions.one_line(error)
         raise SourceError(
-            f"{name} returns a pair (train, test), each a Dataset or a pair (images, labels): {error}"
+            f"{name} returns a pair (train, test), each a Dataset or a pair (images, labels): "
+            f"{said if isinstance(error, (TypeError, ValueError)) else f'{type(error).__name__}: {said}'}"
         ) from error
     labels = train.labels
-    classes = int(labels.max()) + 1 if labels is not None else len(getattr(train.dataset, "classes", ())) or 1
+    if labels is None:
+        classes = len(getattr(train.dataset, "classes", ()))
+    else:
+        classes = 0 if labels.is_floating_point() or not labels.numel() else int(labels.max()) + 1
     return Data(name, train, test, classes)
 
 
 def _split(part: Any) -> Split:
+    if type(part) is Subset and type(part.dataset) is TensorDataset:  # as random_split makes them
+        part = [tensor[list(part.indices)] for tensor in part.dataset.tensors]
+    elif type(part) is TensorDataset:
+        part = part.tensors
     if isinstance(part, (tuple, list)) and len(part) == 2:
-        return Split(torch.as_tensor(part[0]).float(), torch.as_tensor(part[1]).long())
+        return Split(_tensor(part[0], "the inputs"), _tensor(part[1], "the targets"))
     if not isinstance(part, Sized):
         raise TypeError(f"{type(part).__name__} has no length")
-    first = torch.as_tensor(part[0][0])  # type: ignore[index]
-    if first.numel() * 4 * len(part) > _IN_MEMORY:
+    if not len(part):
         return Split(None, None, part)
-    items = [part[index] for index in range(len(part))]  # type: ignore[index]
-    images = torch.stack([torch.as_tensor(image).float() for image, _ in items])
-    return Split(images, torch.tensor([int(label) for _, label in items]))
+    first, _ = read_item(part, 0)
+    if type(part) not in (tuple, list) or first.nbytes * len(part) > _IN_MEMORY:
+        return Split(None, None, part)
+    images, labels = zip(*(read_item(part, index) for index in range(len(part))), strict=True)
+    return Split(torch.stack(images), torch.stack(labels))

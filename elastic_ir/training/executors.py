@@ -24,7 +24,7 @@ _TRIES = 3
 
 @dataclass(frozen=True)
 class Ended:
-    """A job that ended: its result, or what went wrong in one line."""
+    """A job that ended: its result, or what went wrong in one line; neither where another process is at it."""
 
     key: str
     result: dict[str, Any] | None
@@ -37,7 +37,9 @@ class Executor(Protocol):
     slots: int
 
     def submit(self, spec: Mapping[str, Any]) -> None: ...
-    def wait(self) -> list[Ended]: ...
+    def wait(self, seconds: float | None = None) -> list[Ended]:
+        """What has ended since; without ``seconds`` at least one job, else what does in that time."""
+
     def close(self) -> None: ...
 
 
@@ -58,7 +60,7 @@ class Here:
     def submit(self, spec: Mapping[str, Any]) -> None:
         self._waiting.append(spec)
 
-    def wait(self) -> list[Ended]:
+    def wait(self, seconds: float | None = None) -> list[Ended]:
         from elastic_ir.training.kinds import execute
 
         spec = self._waiting.pop(0)
@@ -87,7 +89,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(spec: Mapping[str, Any], folder: str, threads: int, log: str) -> dict[str, Any]:
+def _work(spec: Mapping[str, Any], folder: str, threads: int, log: str) -> dict[str, Any] | None:
     from elastic_ir.training.kinds import execute
 
     return execute(spec, folder, threads, log)
@@ -103,7 +105,9 @@ class Processes:
     def __init__(self, folder: str, count: int, threads: int = 1, log: str = "") -> None:
         self.folder, self.slots, self.threads, self.log = folder, count, threads, log
         self._idle: list[Pool] = []
-        self._running: dict[concurrent.futures.Future[dict[str, Any]], tuple[Pool, Mapping[str, Any]]] = {}
+        self._running: dict[
+            concurrent.futures.Future[dict[str, Any] | None], tuple[Pool, Mapping[str, Any]]
+        ] = {}
         self._waiting: list[Mapping[str, Any]] = []
         self._deaths: dict[str, int] = {}  #: by key, how many workers died at a job
 
@@ -125,8 +129,8 @@ class Processes:
                 future = pool.submit(_work, spec, self.folder, self.threads, self.log)
             self._running[future] = pool, spec
 
-    def wait(self) -> list[Ended]:
-        done, _ = concurrent.futures.wait(self._running, return_when=concurrent.futures.FIRST_COMPLETED)
+    def wait(self, seconds: float | None = None) -> list[Ended]:
+        done, _ = concurrent.futures.wait(self._running, seconds, concurrent.futures.FIRST_COMPLETED)
         ended: list[Ended] = []
         for future in done:
             pool, spec = self._running.pop(future)
@@ -202,8 +206,8 @@ class RayCluster:
     def submit(self, spec: Mapping[str, Any]) -> None:
         self._running[self._remote.remote(dict(spec), self.folder, self.threads, self.log)] = spec
 
-    def wait(self) -> list[Ended]:
-        done, _ = self._ray.wait(list(self._running), num_returns=1)
+    def wait(self, seconds: float | None = None) -> list[Ended]:
+        done, _ = self._ray.wait(list(self._running), num_returns=1, timeout=seconds)
         ended = []
         for reference in done:
             spec = self._running.pop(reference)

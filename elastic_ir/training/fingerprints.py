@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import random
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from elastic_ir.training.data import Split
+from elastic_ir.training.data import Split, read_item
 
 _PLAIN = (bool, int, float, str)
 
@@ -38,20 +36,7 @@ def of_images(split: Split) -> str:
 
 def _sample(dataset: Any, place: int) -> list[Tensor]:
     """An item of a dataset, augmented as with fixed seeds; of one that is random even so its shape alone."""
-    drawn = []
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            for _ in range(2):
-                torch.default_generator.manual_seed(0)
-                random.seed(0)
-                np.random.seed(0)
-                image, label = dataset[place]
-                drawn.append((torch.as_tensor(image), torch.as_tensor(label)))
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-    (image, label), (again, _) = drawn
+    (image, label), (again, _) = (read_item(dataset, place) for _ in range(2))
     same = torch.equal(image, again)
     return [image if same else torch.tensor(image.shape), label]
 

@@ -1,4 +1,4 @@
-"""Fitting: one training from any step to any step, and the accuracy of what it made.
+"""Fitting: one training from any step to any step, and how well it did: the accuracy, or the loss of no classes.
 
 Lightning runs the loop (devices, precision, processes); this file gives it the stream of steps and nothing to guess.
 """
@@ -6,6 +6,7 @@ Lightning runs the loop (devices, precision, processes); this file gives it the 
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import time
 import warnings
@@ -22,11 +23,14 @@ from torch import Tensor, nn
 
 from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.training.callbacks import KeepMasks
-from elastic_ir.training.data import Data, Split
+from elastic_ir.training.data import Data, Split, weights_dtype
 from elastic_ir.training.loader import batches_of
-from elastic_ir.training.losses import SoftLabels
+from elastic_ir.training.losses import ClassEntropy, SoftLabels, first_of
 from elastic_ir.training.settings import Training
 from elastic_ir.training.task import Loss, Task
+
+_IGNORED = -100  # the label that torch's cross-entropy passes over
+_DIVERGED = "the training diverged; a smaller lr or a warmup may help"
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,8 @@ def fit(
 
     ``order`` seeds the order of the data, and what is random in the network (dropout). ``masks`` maps parameter names
     to 0/1 tensors; pruned weights stay zero. The generators of the caller are left as they were. Raises PlanError for a
-    range of steps that the training does not have, KeyboardInterrupt at Ctrl-C, and at a SIGTERM SystemExit with the
-    status that a shell gives it, 143.
+    range of steps that the training does not have, and for one that diverged, whose weights are no result;
+    KeyboardInterrupt at Ctrl-C, and at a SIGTERM SystemExit with the status that a shell gives it, 143.
     """
     stop = training.steps if stop is None else stop
     if not 0 <= start <= stop <= training.steps:
@@ -77,7 +81,7 @@ def fit(
     if start == stop:
         return 0.0
     engine = engine or Engine()
-    if training.channels_last:
+    if training.channels_last and len(data.shape) == 3:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     task = Task(network, data, training, loss=loss, order=order, start=start, stop=stop)
     kept = [KeepMasks(masks)] if masks else []
@@ -103,6 +107,12 @@ def fit(
         seconds = time.perf_counter() - begun
     if trainer.interrupted:
         raise KeyboardInterrupt
+    for name, weight in network.named_parameters():
+        if weight.requires_grad and not bool(weight.isfinite().all()):
+            raise PlanError(
+                f"the training of {type(network).__name__} diverged: after step {stop} {name} is not finite; "
+                "a smaller lr or a warmup may help"
+            )
     return seconds
 
 
@@ -126,31 +136,96 @@ def _quiet() -> Iterator[None]:
                 log.setLevel(level)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """How well a network does on a split: by its accuracy, or by its loss, where targets are no classes."""
+
+    measure: str  #: "accuracy", a share of 1, or "loss", the lower the better
+    value: float
+
+    def __str__(self) -> str:
+        return (
+            f"accuracy {100 * self.value:.2f} %" if self.measure == "accuracy" else f"loss {self.value:.4g}"
+        )
+
+
+@torch.no_grad()
+def measured(
+    network: nn.Module, split: Split, loss: Loss | None = None, *, batch_size: int = 500, engine: Engine | None = None
+) -> Measured:  # fmt: skip
+    """The accuracy on a split, where its targets are classes that the network tells apart, else the loss.
+
+    They are where whole numbers [batch, ...] from 0 to below the number of classes stand beside outputs
+    [batch, classes, ...] of two classes or more; looked at are the first few. Without ``loss`` it is cross-entropy.
+    Raises PlanError where the outputs are not a number, or the loss is not finite.
+    """
+    loss = loss or ClassEntropy()
+    ignored = getattr(loss, "ignore_index", _IGNORED)
+    with _measured(network, engine) as device:
+        inputs, targets = next(iter(batches_of(split, 2, device, weights_dtype(network))))
+        if split.labels is not None:
+            few = torch.cat([targets.cpu().reshape(-1), split.labels[:batch_size].cpu().reshape(-1)])
+        else:
+            few = targets.reshape(-1)
+        classes = are_classes(first_of(network(inputs)), targets, few, ignored)
+    if classes:
+        found = accuracy(network, split, batch_size=batch_size, engine=engine, ignored=ignored)
+        return Measured("accuracy", found)
+    return Measured("loss", mean_loss(network, split, loss, batch_size=batch_size, engine=engine))
+
+
+def are_classes(outputs: Tensor, targets: Tensor, values: Tensor, ignored: int = _IGNORED) -> bool:
+    """Whether targets of these shapes and values are numbers of the classes that outputs tell apart."""
+    if targets.is_floating_point() or outputs.ndim != targets.ndim + 1 or outputs.shape[1] < 2:
+        return False
+    if (outputs.shape[0], *outputs.shape[2:]) != tuple(targets.shape):
+        return False
+    values = values[values != ignored]
+    return not len(values) or bool((values >= 0).all() & (values < outputs.shape[1]).all())
+
+
 @torch.no_grad()
 def accuracy(
-    network: nn.Module, split: Split, *, batch_size: int = 500, engine: Engine | None = None
-) -> float:
-    """The share of images whose largest output is their label's, in evaluation mode and full precision.
+    network: nn.Module, split: Split, *, batch_size: int = 500, engine: Engine | None = None,
+    ignored: int = _IGNORED,
+) -> float:  # fmt: skip
+    """The share of labels that are a network's largest output, in evaluation mode and full precision.
 
-    Lightning leaves a trained network on the CPU; it is measured where ``engine`` trains it, and comes back as it was.
+    Every label counts, of a mask that of each pixel, but for ``ignored``. Lightning leaves a trained network on the
+    CPU; it is measured where ``engine`` trains it, and comes back as it was. Raises PlanError for targets that are no
+    class numbers, and for outputs that are not a number.
     """
+    right = counted = 0
     with _measured(network, engine) as device:
-        right = 0
-        for images, labels in batches_of(split, batch_size, device):
-            right += int((_scores(network(images)).argmax(1) == labels).sum())
-    return right / len(split)
+        for images, labels in batches_of(split, batch_size, device, weights_dtype(network)):
+            outputs = first_of(network(images))
+            if labels.is_floating_point():
+                raise PlanError(
+                    f"an accuracy is of class numbers, and the targets are {str(labels.dtype)[6:]}; measure the loss"
+                )
+            if outputs.isnan().any():
+                raise PlanError(f"the outputs of {type(network).__name__} are not a number: {_DIVERGED}")
+            counts = labels != ignored
+            right += int(((outputs.argmax(1) == labels) & counts).sum())
+            counted += int(counts.sum())
+    return right / max(counted, 1)
 
 
 @torch.no_grad()
 def mean_loss(
     network: nn.Module, split: Split, loss: Loss, *, batch_size: int = 500, engine: Engine | None = None
 ) -> float:
-    """The loss over a split in evaluation mode, where ``engine`` trains."""
+    """The loss over a split in evaluation mode, where ``engine`` trains: the mean of its batches by their sizes.
+
+    The loss is given what the network gives, as in training. PlanError where it is not finite.
+    """
     with _measured(network, engine) as device:
         total = sum(
-            float(loss(_scores(network(images)), labels)) * len(labels)
-            for images, labels in batches_of(split, batch_size, device)
+            float(loss(network(images), labels)) * len(labels)
+            for images, labels in batches_of(split, batch_size, device, weights_dtype(network))
         )
+    if not math.isfinite(total):
+        raise PlanError(f"the loss of {type(network).__name__} is {total}: {_DIVERGED}")
     return total / len(split)
 
 
@@ -169,8 +244,3 @@ def _measured(network: nn.Module, engine: Engine | None) -> Iterator[torch.devic
         network.to(home)
         for part, mode in modes.items():
             part.training = mode
-
-
-def _scores(output: Any) -> Tensor:
-    scores: Tensor = output if isinstance(output, Tensor) else output[0]
-    return scores

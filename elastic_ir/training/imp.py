@@ -7,9 +7,12 @@ interrupted goes on behind its last finished level.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +27,12 @@ from elastic_ir.training.callbacks import save_state
 from elastic_ir.training.checks import check_search
 from elastic_ir.training.data import Data
 from elastic_ir.training.fingerprints import of_images, of_loss, of_tensors
-from elastic_ir.training.fit import Engine, accuracy, fit, logger_in
+from elastic_ir.training.fit import Engine, Measured, fit, logger_in, measured
+from elastic_ir.training.locks import LOOK, locked, owner, waited_for
 from elastic_ir.training.settings import Pruning, Training
 from elastic_ir.training.task import Loss
+
+_LOCK = ".search.lock"
 
 
 @dataclass(frozen=True)
@@ -35,24 +41,34 @@ class Level:
 
     number: int
     sparsity: float
-    accuracy: float
+    accuracy: float  #: on the test data; not a number where the targets are no classes, so that the loss is measured
     seconds: float  #: of training
     path: Path  #: ``.pt``: the weights at the rewind point with the masks of this level
+    loss: float | None = None  #: on the test data, where the targets are no classes
+
+    @property
+    def measured(self) -> Measured:
+        return Measured("accuracy", self.accuracy) if self.loss is None else Measured("loss", self.loss)
 
 
 def find_tickets(
     network: nn.Module, data: Data, training: Training, pruning: Pruning,
     folder: str | os.PathLike[str], *, seed: int = 0, loss: Loss | None = None,
     engine: Engine | None = None, report: Callable[[Level], None] | None = None, log: str = "",
+    waiting: Callable[[str], None] | None = None,
 ) -> list[Level]:  # fmt: skip
     """Levels 0 to ``pruning.levels`` of a freshly initialized network, found or read from what is in ``folder``.
 
     Level 0 is the dense network; level k trains the ticket that k prunings have left. The network given is the
     initialization; it is not changed. ``log`` is "csv" or "tensorboard": each training logs into a folder of its own,
-    ``logs/NAME``. Raises PlanError where the folder holds another search: of another network, with other images,
-    another loss or other settings, or one that does not say all of these; a search that has finished no level yet
-    gives way. What does not fit is told before anything is written: PlanError for a network and data or a rewind step
-    and a training, SourceError for images and labels, MaskError for a name to leave out that is not there.
+    ``logs/NAME``. Where another process does the same search in the folder, its levels are waited for, and gone on
+    with if it ends; ``waiting`` is told who that is.
+
+    Raises PlanError where the folder holds another search: of another network, with other images, another loss or
+    other settings, or one that does not say all of these; a search that has finished no level yet gives way, unless a
+    process is at it. Raises PlanError also for a training that diverged. What does not fit is told before anything is
+    written: PlanError for a network and data or a rewind step and a training, SourceError for images and labels,
+    MaskError for a name to leave out that is not there.
     """
     folder = Path(folder)
     check_search(network, data, training, pruning, loss)
@@ -60,27 +76,30 @@ def find_tickets(
     mine = _claim(folder, network, data, training, pruning, seed, loss)
     network = _copy(network)
     start = folder / "rewind.pt"
-    if not start.is_file():
-        logged = _logging(engine, log, folder, "rewind")
-        fit(network, data, training, order=seed, stop=pruning.rewind, loss=loss, engine=logged)
-        _hold(folder, mine)
-        save_state(network.state_dict(), start)
+    with _to_do(folder, start, waiting) as wanted:
+        if wanted:
+            logged = _logging(engine, log, folder, "rewind")
+            fit(network, data, training, order=seed, stop=pruning.rewind, loss=loss, engine=logged)
+            _hold(folder, mine)
+            save_state(network.state_dict(), start)
     rewound = torch.load(start, weights_only=True)
     masks: dict[str, Tensor] = {}
     levels: list[Level] = []
     for number in range(pruning.levels + 1):
         path = folder / f"level{number:02}.pt"
         result = folder / f"level{number:02}.json"
-        if not result.is_file():
-            seconds, score = train_level(
-                network, rewound, masks, data, training, pruning, number, order=seed, ticket=path,
-                following=folder / f"next{number:02}.pt", loss=loss, engine=_logging(engine, log, folder, path.stem),
-            )  # fmt: skip
-            _hold(folder, mine)
-            found = {"number": number, "sparsity": sparsity(masks), "accuracy": score, "seconds": seconds}
-            with atomic_output(result) as temporary:
-                temporary.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-        level = Level(**json.loads(result.read_text("utf-8")), path=path)
+        with _to_do(folder, result, waiting) as wanted:
+            if wanted:
+                logged = _logging(engine, log, folder, path.stem)
+                seconds, score = train_level(
+                    network, rewound, masks, data, training, pruning, number, order=seed, ticket=path,
+                    following=folder / f"next{number:02}.pt", loss=loss, engine=logged,
+                )  # fmt: skip
+                _hold(folder, mine)
+                found = {"number": number, "sparsity": sparsity(masks), score.measure: score.value}
+                with atomic_output(result) as temporary:
+                    temporary.write_text(json.dumps({**found, "seconds": seconds}, indent=1) + "\n", "utf-8")
+        level = Level(**{"accuracy": math.nan, **json.loads(result.read_text("utf-8"))}, path=path)
         masks = {
             n: m.bool() for n, m in torch.load(folder / f"next{number:02}.pt", weights_only=True).items()
         }
@@ -90,19 +109,29 @@ def find_tickets(
     return levels
 
 
+@contextlib.contextmanager
+def _to_do(folder: Path, made: Path, waiting: Callable[[str], None] | None) -> Iterator[bool]:
+    """Whether a file of a search has to be made; where another process makes it, it is waited for."""
+    if made.is_file():
+        yield False
+        return
+    with waited_for(folder / _LOCK, waiting):
+        yield not made.is_file()
+
+
 def train_level(
     network: nn.Module, rewound: dict[str, Tensor], masks: dict[str, Tensor], data: Data, training: Training,
     pruning: Pruning, number: int, *, order: int, ticket: Path, following: Path, loss: Loss | None = None,
     engine: Engine | None = None,
-) -> tuple[float, float]:  # fmt: skip
-    """Train the ticket of a level, measure it, and prune what it has learnt: seconds of training, and accuracy.
+) -> tuple[float, Measured]:  # fmt: skip
+    """Train the ticket of a level, measure it, and prune what it has learnt: seconds of training, and how it did.
 
     Writes the ticket that was trained, and the masks that follow.
     """
     seconds = train_ticket(
         network, rewound, masks, data, training, order=order, start=pruning.rewind, loss=loss, engine=engine
     )
-    score = accuracy(network, data.test, engine=engine)
+    score = measured(network, data.test, loss, engine=engine)
     save_ticket(network, rewound, masks, data, ticket)
     pruned = next_masks(network, masks, pruning, number + 1)
     save_state({name: mask.to(torch.uint8) for name, mask in pruned.items()}, following)
@@ -151,7 +180,7 @@ def save_ticket(
     ticket = _copy(network)
     ticket.load_state_dict(rewound)
     ticket = ticket.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-    graph = eir.trace(ticket, (torch.zeros(1, *data.shape),), masks=masks or None)
+    graph = eir.trace(ticket, (data.example(ticket),), masks=masks or None)
     eir.save(graph, path, check=False)
 
 
@@ -185,20 +214,26 @@ def _claim(
     del mine["pruning"]["levels"]
     mine = json.loads(json.dumps(mine))
     path = folder / "search.json"
-    begun = (folder / "level00.json").is_file()
-    if path.is_file():
-        try:
-            _compare(folder, mine, _noted(path))
-        except (PlanError, SourceError):
-            if begun:
-                raise
-            for name in ("rewind.pt", "level00.pt", "next00.pt"):
-                (folder / name).unlink(missing_ok=True)
-        else:
-            return mine
-    with atomic_output(path) as temporary:
-        temporary.write_text(json.dumps(mine, indent=1) + "\n", "utf-8")
-    return mine
+    while True:
+        with locked(folder / _LOCK) as free:
+            begun = (folder / "level00.json").is_file()
+            if path.is_file():
+                try:
+                    _compare(folder, mine, _noted(path))
+                except (PlanError, SourceError) as error:
+                    if begun:
+                        raise
+                    if not free:
+                        raise PlanError(f"{error} ({owner(folder / _LOCK)} is at it)") from error
+                    for name in ("rewind.pt", "level00.pt", "next00.pt"):
+                        (folder / name).unlink(missing_ok=True)
+                else:
+                    return mine
+            if free:
+                with atomic_output(path) as temporary:
+                    temporary.write_text(json.dumps(mine, indent=1) + "\n", "utf-8")
+                return mine
+        time.sleep(LOOK)
 
 
 def _noted(path: Path) -> dict[str, Any]:

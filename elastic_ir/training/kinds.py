@@ -20,7 +20,7 @@ from elastic_ir.training.callbacks import save_state
 from elastic_ir.training.checks import check_fit
 from elastic_ir.training.connectivity import barrier
 from elastic_ir.training.data import Data, load_data
-from elastic_ir.training.fit import Engine, accuracy, fit, logger_in
+from elastic_ir.training.fit import Engine, fit, logger_in, measured
 from elastic_ir.training.flops import fixed_step, forward_cost
 from elastic_ir.training.imp import train_level
 from elastic_ir.training.methods import starting_point
@@ -32,21 +32,30 @@ Options = Mapping[str, Any]
 Folders = Mapping[str, Path]
 
 
-def execute(spec: Mapping[str, Any], folder: str, threads: int = 0, log: str = "") -> dict[str, Any]:
+def execute(spec: Mapping[str, Any], folder: str, threads: int = 0, log: str = "") -> dict[str, Any] | None:
     """Do a job of a store, unless it is done, and return its result; for any process that sees the store.
 
+    None where another process is at it: its result will be there, or the job will be free again.
     ``log`` is "csv" or "tensorboard": Lightning's logger then writes into the job's folder, below ``log``.
     """
     if threads:
         torch.set_num_threads(threads)
     store = Store(folder)
     if not store.has(spec["key"]):
-        with store.workspace(spec) as place:
-            needs = {role: store.path(key) for role, key in spec["needs"].items()}
-            engine = Engine(logger=logger_in(log, place)) if log else Engine()
-            result = KINDS[spec["kind"]](spec["options"], needs, place, engine)
-            store.write_result(place, result)
+        with store.locked(spec["key"]) as mine:
+            if not mine:
+                return None
+            if not store.has(spec["key"]):  # else it was finished between the two looks
+                _do(spec, store, log)
     return store.result(spec["key"])
+
+
+def _do(spec: Mapping[str, Any], store: Store, log: str) -> None:
+    with store.workspace(spec) as place:
+        needs = {role: store.path(key) for role, key in spec["needs"].items()}
+        engine = Engine(logger=logger_in(log, place)) if log else Engine()
+        result = KINDS[spec["kind"]](spec["options"], needs, place, engine)
+        store.write_result(place, result)
 
 
 @lru_cache(maxsize=2)
@@ -72,7 +81,7 @@ def rewind(options: Options, needs: Folders, place: Path, engine: Engine) -> dic
         network, data, training, order=options["seed"], stop=options["rewind"], loss=loss, engine=engine
     )
     save_state(network.state_dict(), place / "state.pt")
-    cost = forward_cost(network, torch.zeros(1, *data.shape))
+    cost = forward_cost(network, data.example(network))
     return {"seconds": seconds, "flops": fixed_step(cost.dense) * options["rewind"] * training.batch_size}
 
 
@@ -92,9 +101,9 @@ def level(options: Options, needs: Folders, place: Path, engine: Engine) -> dict
         network, rewound, masks, data, training, pruning, options["number"], order=options["seed"],
         ticket=place / "ticket.pt", following=place / "next.pt", loss=loss_of(options), engine=engine,
     )  # fmt: skip
-    cost = forward_cost(network, torch.zeros(1, *data.shape))
+    cost = forward_cost(network, data.example(network))
     flops = fixed_step(cost.sparse(masks)) * (training.steps - pruning.rewind) * training.batch_size
-    return {"accuracy": score, "seconds": seconds, "flops": flops, **_sparsities(masks)}
+    return {score.measure: score.value, "seconds": seconds, "flops": flops, **_sparsities(masks)}
 
 
 def train(options: Options, needs: Folders, place: Path, engine: Engine) -> dict[str, Any]:
@@ -108,12 +117,12 @@ def train(options: Options, needs: Folders, place: Path, engine: Engine) -> dict
     )  # fmt: skip
     masks = point.final_masks()
     trained = point.finished()
-    score = accuracy(trained, data.test, engine=engine)
+    score = measured(trained, data.test, loss_of(options), engine=engine)
     if options.get("keep"):
         save_state(trained.state_dict(), place / "trained.pt")
     flops = point.flops(data, (training.steps - options["rewind"]) * training.batch_size)
     return {
-        "accuracy": score,
+        score.measure: score.value,
         "seconds": seconds,
         "flops": flops,
         "scoring": point.scoring,
@@ -125,9 +134,16 @@ def connect(options: Options, needs: Folders, place: Path, engine: Engine) -> di
     """The error along the line between two trainings of one ticket."""
     network, data = build(options), data_of(options)
     ends = [torch.load(needs[role] / "trained.pt", weights_only=True) for role in ("one", "two")]
-    found = barrier(network, ends[0], ends[1], data, points=options["points"], engine=engine)
-    return {"shares": found.shares, "accuracies": found.accuracies, "accuracy": min(found.accuracies),
-            "barrier": found.height, "sparsity": json.loads((needs["one"] / "result.json").read_text())["sparsity"],
+    found = barrier(
+        network, ends[0], ends[1], data, points=options["points"], engine=engine, loss=loss_of(options)
+    )
+    reached = json.loads((needs["one"] / "result.json").read_text())["sparsity"]
+    line: dict[str, Any] = (
+        {"losses": found.losses, "loss": max(found.losses)}
+        if found.losses
+        else {"accuracies": found.accuracies, "accuracy": min(found.accuracies)}
+    )
+    return {"shares": found.shares, **line, "barrier": found.height, "sparsity": reached,
             "seconds": 0.0, "flops": 0.0}  # fmt: skip
 
 

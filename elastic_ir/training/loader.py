@@ -1,7 +1,8 @@
 """The loader: batches whose order and augmentation depend on the seed and the step alone.
 
 Training can therefore begin at any step (a rewound ticket) and see what it would have seen. A training is one stream
-of steps; where several processes share it, each takes its part of every batch.
+of steps; where several processes share it, each takes its part of every batch. A dataset that is read item by item is
+read anew each epoch, every item with dice of its own, so that it does not matter which process reads it.
 """
 
 from __future__ import annotations
@@ -10,25 +11,28 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from elastic_ir.training.data import Data, Split
+from elastic_ir.training import dice
+from elastic_ir.training.data import Data, Split, read_item, taken
 
 
 class BatchStream:
-    """The batches of the steps ``start`` to ``stop``, as (images, labels) on a device; an iterable with a length."""
+    """The batches of the steps ``start`` to ``stop``, as (images, labels) on a device; an iterable with a length.
+
+    ``dtype`` is that of the network's weights: floats are given in it, whole numbers as they are.
+    """
 
     def __init__(
         self, data: Data, batch_size: int, *, seed: int, start: int = 0, stop: int, augment: bool = False,
         channels_last: bool = False, device: torch.device | str = "cpu", rank: int = 0, world: int = 1,
-        workers: int = 0,
+        workers: int = 0, dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         self.data, self.batch_size, self.seed = data, min(batch_size, len(data.train)), seed
         self.start, self.stop, self.augment = start, stop, augment
         self.rank, self.world, self.workers = rank, world, workers
-        self.device = torch.device(device)
+        self.device, self.dtype = torch.device(device), dtype
         self.channels_last = channels_last
 
     def __len__(self) -> int:
@@ -41,7 +45,7 @@ class BatchStream:
         for step in range(self.start, self.stop):
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
-                order = torch.randperm(len(self.data.train), generator=_generator(self.seed, 1, epoch))
+                order = torch.randperm(len(self.data.train), generator=dice.generator(self.seed, 1, epoch))
             at = (step % per_epoch) * self.batch_size
             yield order[at : at + self.batch_size][self.rank :: self.world]
 
@@ -49,37 +53,46 @@ class BatchStream:
         if self.data.train.images is None:
             yield from self._streamed()
             return
-        split = on_device(self.data.train, self.device, self.channels_last)
+        split = on_device(self.data.train, self.device, self.channels_last, self.dtype)
         assert split.images is not None and split.labels is not None
         for step, chosen in enumerate(self.indices(), self.start):
             at = chosen.to(self.device)
             yield self._finished(split.images[at], step), split.labels[at]
 
     def _streamed(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Large sets, read by torch's loader in the same order; how an image is augmented is the dataset's affair."""
+        """Datasets, read by torch's loader in the same order; what they augment themselves stays as it is."""
         loader: Any = torch.utils.data.DataLoader(
-            self.data.train.dataset, batch_sampler=_Steps(self),
-            num_workers=self.workers, pin_memory=self.device.type == "cuda",
+            _Read(self.data.train.dataset, self.seed), batch_sampler=_Steps(self),
+            num_workers=self.workers, pin_memory=self.device.type == "cuda", generator=dice.generator(self.seed, 4),
         )  # fmt: skip
-        for images, labels in loader:
-            yield self._laid_out(images.to(self.device, non_blocking=True)), labels.to(self.device)
-
-    def _laid_out(self, images: Tensor) -> Tensor:
-        return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
+        for step, (images, labels) in enumerate(loader, self.start):
+            images, labels = (
+                taken(part.to(self.device, non_blocking=True), self.dtype) for part in (images, labels)
+            )
+            yield self._finished(images, step), labels
 
     def _finished(self, images: Tensor, step: int) -> Tensor:
-        if self.augment:
+        if self.augment and not self.data.augmented:
             images = augmented(
-                images, _generator(self.seed, 2, step * self.world + self.rank), self.data.flips
+                images, dice.generator(self.seed, 2, step * self.world + self.rank), self.data.flips
             )
-        return self._laid_out(images)
+        return _laid_out(images, self.channels_last)
+
+
+def _laid_out(images: Tensor, channels_last: bool) -> Tensor:
+    """Images with their channels last in memory; of what is no batch of images that means nothing."""
+    if not channels_last or images.ndim != 4:
+        return images
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 #: What lies on a device, by the split that it is a copy of: one for all trainings, and gone with its data.
-_COPIES: weakref.WeakKeyDictionary[Split, dict[tuple[str, bool, int], Split]] = weakref.WeakKeyDictionary()
+_COPIES: weakref.WeakKeyDictionary[Split, dict[tuple[Any, ...], Split]] = weakref.WeakKeyDictionary()
 
 
-def on_device(split: Split, device: torch.device, channels_last: bool) -> Split:
+def on_device(
+    split: Split, device: torch.device, channels_last: bool, dtype: torch.dtype | None = None
+) -> Split:
     """A split in memory as a training reads it, copied once however many trainings there are.
 
     A copy of each training's own would stay until Python looks for cycles, which a trainer and its loader are part of.
@@ -87,18 +100,28 @@ def on_device(split: Split, device: torch.device, channels_last: bool) -> Split:
     assert split.images is not None and split.labels is not None
     copies = _COPIES.setdefault(split, {})
     # what was written to in the meantime is copied anew
-    place = (str(device), channels_last, 0 if split.images.is_inference() else split.images._version)
+    parts = (split.images, split.labels)
+    versions = (0 if part.is_inference() else part._version for part in parts)
+    place = (str(device), channels_last, dtype, *versions)
     if place not in copies:
         copies.clear()
-        images = split.images.to(device)
-        if channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        copies[place] = Split(images, split.labels.to(device))
+        images, labels = (taken(part.to(device), dtype) for part in parts)
+        copies[place] = Split(_laid_out(images, channels_last), labels)
     return copies[place]
 
 
-class _Steps(torch.utils.data.Sampler[list[int]]):
-    """The indices of each step as torch's loader wants them, made as they are asked for.
+class _Read(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+    """A dataset's items by step and index, random augmentation decided by these two and a seed, in any process."""
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        return read_item(self.dataset, place[1], dice.hashed(self.seed, 3, *place))
+
+
+class _Steps(torch.utils.data.Sampler[list[tuple[int, int]]]):
+    """The step and index of each item of a batch as torch's loader wants them, made as they are asked for.
 
     Those of a whole training on a large set would fill gigabytes as Python's integers.
     """
@@ -106,20 +129,12 @@ class _Steps(torch.utils.data.Sampler[list[int]]):
     def __init__(self, stream: BatchStream) -> None:
         self.stream = stream
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return (chosen.tolist() for chosen in self.stream.indices())
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step, chosen in enumerate(self.stream.indices(), self.stream.start):
+            yield [(step, index) for index in chosen.tolist()]
 
     def __len__(self) -> int:
         return len(self.stream)
-
-
-def _generator(seed: int, purpose: int, number: int) -> torch.Generator:
-    """A random stream of its own for each seed, purpose and epoch or step.
-
-    They are hashed, since torch's generator looks at the low half of its seed only.
-    """
-    (hashed,) = np.random.SeedSequence([seed, purpose, number]).generate_state(1)
-    return torch.Generator().manual_seed(int(hashed))
 
 
 def augmented(images: Tensor, generator: torch.Generator, flips: bool) -> Tensor:
@@ -137,14 +152,19 @@ def augmented(images: Tensor, generator: torch.Generator, flips: bool) -> Tensor
     return padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def batches_of(split: Split, batch_size: int, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
-    """A split in order, the last batch being what is left."""
+def batches_of(
+    split: Split, batch_size: int, device: torch.device | str, dtype: torch.dtype | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """A split in order, the last batch being what is left; what a dataset draws is the same every time."""
+    batches: Any
     if split.images is None or split.labels is None:
-        loader: Any = torch.utils.data.DataLoader(split.dataset, batch_size=batch_size)
-        for images, labels in loader:
-            yield images.to(device), labels.to(device)
-        return
-    for images, labels in zip(
-        torch.split(split.images, batch_size), torch.split(split.labels, batch_size), strict=True
-    ):
-        yield images.to(device), labels.to(device)
+        places = [(0, index) for index in range(len(split))]
+        batches = torch.utils.data.DataLoader(
+            _Read(split.dataset, 0), batch_size, sampler=places, generator=dice.generator(0)
+        )
+    else:
+        batches = zip(
+            torch.split(split.images, batch_size), torch.split(split.labels, batch_size), strict=True
+        )
+    for images, labels in batches:
+        yield taken(images.to(device), dtype), taken(labels.to(device), dtype)

@@ -8,10 +8,29 @@ Network*, section 2; for tickets Jaiswal et al. 2021, *Good Students Play Big Lo
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from elastic_ir.errors import PlanError
+
+
+class ClassEntropy(nn.CrossEntropyLoss):
+    """Cross-entropy of class numbers, which torch takes as int64 alone, in any whole dtype; or of their shares.
+
+    Of a network with several outputs the first one counts.
+    """
+
+    def forward(self, input: Any, target: Tensor) -> Tensor:
+        classes = target if target.is_floating_point() else target.long()
+        return super().forward(first_of(input), classes)
+
+
+def first_of(output: Any) -> Tensor:
+    """A network's output, the first of several."""
+    found: Tensor = output if isinstance(output, Tensor) else output[0]
+    return found
 
 
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:
@@ -21,7 +40,8 @@ def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.
     not from 0 to below 1.
     """
     _check(smoothing=smoothing)
-    return nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+    loss: Tensor = ClassEntropy(label_smoothing=smoothing)(logits, labels)
+    return loss
 
 
 def distillation_loss(
@@ -59,10 +79,15 @@ class SoftLabels:
         self.teacher = teacher
         self.temperature, self.weight, self.smoothing = temperature, weight, smoothing
 
-    def __call__(self, inputs: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, inputs: Tensor, logits: Any, labels: Tensor) -> Tensor:
         soft = self.soft(inputs)
         return distillation_loss(
-            logits, soft, labels, temperature=self.temperature, weight=self.weight, smoothing=self.smoothing
+            first_of(logits),
+            soft,
+            labels,
+            temperature=self.temperature,
+            weight=self.weight,
+            smoothing=self.smoothing,
         )
 
     def soft(self, inputs: Tensor) -> Tensor:
@@ -76,7 +101,7 @@ class SoftLabels:
         self.teacher.eval()
         try:
             with torch.no_grad():
-                out: Tensor = self.teacher(inputs)
+                out = first_of(self.teacher(inputs))
         finally:
             for part, mode in modes.items():
                 part.training = mode

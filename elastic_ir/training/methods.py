@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import elastic_ir as eir
 from elastic_ir.errors import PlanError
 from elastic_ir.graph import Graph
-from elastic_ir.training.data import Data
+from elastic_ir.training.data import Data, weights_dtype
 from elastic_ir.training.flops import (
     ForwardCost,
     dpf_step,
@@ -28,6 +28,7 @@ from elastic_ir.training.flops import (
 )
 from elastic_ir.training.jobs import SPARSITY
 from elastic_ir.training.loader import BatchStream
+from elastic_ir.training.losses import ClassEntropy
 from elastic_ir.training.settings import Training
 from elastic_ir.training.start import Start
 from elastic_ir.training.task import Loss
@@ -86,7 +87,7 @@ def _source(data: Data, options: Mapping[str, Any], needs: Mapping[str, Path]) -
     network = build({"network": options["source"], "seed": options["seed"]})
     network.load_state_dict(torch.load(needs["source_rewind"] / "state.pt", weights_only=True))
     masks = masks_in(needs["source"] / "ticket.pt")
-    return eir.trace(network.eval(), (torch.zeros(1, *data.shape),), masks=masks)
+    return eir.trace(network.eval(), (data.example(network),), masks=masks)
 
 
 def masks_in(path: Path) -> dict[str, Tensor]:
@@ -96,7 +97,7 @@ def masks_in(path: Path) -> dict[str, Tensor]:
 
 def transformed(source: Graph, target: nn.Module, data: Data, options: Mapping[str, Any]) -> Graph:
     """A source's ticket brought to the depth of a target network by the transformation that the options describe."""
-    like = eir.trace(target.cpu().eval(), (torch.zeros(1, *data.shape),))
+    like = eir.trace(target.cpu().eval(), (data.example(target),))
     counts = [len(stage) for stage in like.stages]
     if len(counts) != len(source.stages):
         raise PlanError(f"the source has {len(source.stages)} stages and the target {len(counts)}")
@@ -150,10 +151,11 @@ def permuted(masks: Mapping[str, Tensor], chosen: set[str], seed: int) -> dict[s
 
 
 def _batches(
-    data: Data, training: Training, options: Mapping[str, Any], count: int
+    network: nn.Module, data: Data, training: Training, options: Mapping[str, Any]
 ) -> list[tuple[Tensor, Tensor]]:
     """Batches for scores that need data, with an order of their own."""
-    return list(BatchStream(data, training.batch_size, seed=options["seed"] + 10_007, stop=count))
+    seed, dtype = options["seed"] + 10_007, weights_dtype(network)
+    return list(BatchStream(data, training.batch_size, seed=seed, stop=_SCORED, dtype=dtype))
 
 
 def _hybrid(
@@ -179,12 +181,10 @@ def _hybrid(
         return Start(network, masks, loss)
     found = prune(
         "hybrid", network, sparsity(masks), reference=kept, seed=options["seed"],
-        batches=_batches(data, training, options, _SCORED), loss=loss or nn.CrossEntropyLoss(),
+        batches=_batches(network, data, training, options), loss=loss or ClassEntropy(),
         leave_out=options.get("leave_out", ()),
     )  # fmt: skip
-    scoring = snip_cost(
-        forward_cost(network, torch.zeros(1, *data.shape)).dense, _SCORED * training.batch_size
-    )
+    scoring = snip_cost(forward_cost(network, data.example(network)).dense, _SCORED * training.batch_size)
     return Start(network, found, loss, scoring=scoring)
 
 
@@ -196,15 +196,20 @@ def _baseline(
     from elastic_ir.training.baselines import prune
     from elastic_ir.training.named import build
 
+    if method == "synflow" and not data.first.is_floating_point():
+        raise PlanError(
+            f"synflow scores a network by sending ones through it as floats; the inputs of {data.name} are whole "
+            f"numbers ({str(data.first.dtype)[6:]}), so that it cannot be compared here"
+        )
     wanted = sparsity(reference) if reference else options["sparsity"]
     found = prune(
         method, network, None if method in ("random", "reinit") else wanted,
         reference=reference if method in ("random", "reinit") else None,
-        seed=options["seed"], batches=_batches(data, training, options, _SCORED), loss=loss or nn.CrossEntropyLoss(),
+        seed=options["seed"], batches=_batches(network, data, training, options), loss=loss or ClassEntropy(),
         leave_out=options.get("leave_out", ()), input_shape=data.shape,
         factory=lambda: build({**options, "seed": options["seed"] + _OTHER}),
     )  # fmt: skip
-    dense = forward_cost(network, torch.zeros(1, *data.shape)).dense
+    dense = forward_cost(network, data.example(network)).dense
     samples = _SCORED * training.batch_size
     costs = {
         "snip": snip_cost(dense, samples),

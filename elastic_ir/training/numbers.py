@@ -16,6 +16,7 @@ RESULTS = (
     "reached",
     "seed",
     "accuracy",
+    "loss",
     "barrier",
     "flops",
     "seconds",
@@ -28,14 +29,16 @@ def write_numbers(found: Findings, folder: Path, stem: str) -> list[str]:
     """Write ``STEM-results.csv`` and ``STEM-layers.csv`` and return their names.
 
     Sparsities and accuracies are shares of 1; ``sparsity`` is the one that was wanted, ``reached`` the ticket's own, in
-    total or of the layer. Where a line between two trainings was measured, ``accuracy`` is the lowest on it.
+    total or of the layer. Where a line between two trainings was measured, ``accuracy`` is the lowest on it, and
+    ``loss``, which stands in its place where targets are no classes, the highest.
     """
     results, layers = [], []
     for row in found.rows:
         run, result = row.run, row.result
         head = (run.network, run.label, run.method, run.sparsity)
         results.append(
-            (*head, result["sparsity"], run.seed, result["accuracy"], result.get("barrier", ""), result["flops"],
+            (*head, result["sparsity"], run.seed, result.get("accuracy", ""), result.get("loss", ""),
+             result.get("barrier", ""), result["flops"],
              round(result["seconds"], 3), run.job.key)
         )  # fmt: skip
         layers += [

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,15 @@ def _curves(found: Findings, network: str, folder: Path) -> list[str]:
     for label, curve in curves.items():
         # As the paper draws them: tickets, transformed or the target's own, solid, what they are compared with dashed.
         means = [cell.mean for _, cell in curve]
+        bars = _bars(means, [cell.error for _, cell in curve], curve[0][1])
         axes.errorbar(
-            [100 * s for s, _ in curve], means, yerr=_bars(means, [cell.error for _, cell in curve]),
+            [100 * s for s, _ in curve], means, yerr=bars,
             label=label, linewidth=1.4, linestyle="-" if found.methods.get(label) in _TICKETS else "--", **style[label],
         )  # fmt: skip
     axes.set(
-        xlabel="sparsity, %", ylabel="test accuracy, %", title=f"{network} on {found.study.data['name']}"
+        xlabel="sparsity, %",
+        ylabel=_scale(cell for curve in curves.values() for _, cell in curve),
+        title=f"{network} on {found.study.data['name']}",
     )
     axes.legend(fontsize=7, handlelength=3.5)
     name = _save(figure, folder, _stem(found, network))
@@ -98,23 +102,29 @@ def _methods(
                     panel.errorbar(
                         [cell.mean],
                         [place],
-                        xerr=_bars([cell.mean], [cell.error]),
+                        xerr=_bars([cell.mean], [cell.error], cell),
                         linestyle="",
                         **style[label],
                     )
-        panel.set(xlabel="test accuracy, %", title=f"{network}, {100 * sparsity:.1f} % sparse")
+        cells = (cell for curve in curves.values() for _, cell in curve)
+        panel.set(xlabel=_scale(cells), title=f"{network}, {100 * sparsity:.1f} % sparse")
         panel.set_yticks(range(len(curves)), list(curves), fontsize=8)
         panel.grid(alpha=0.3)
     panels[0].invert_yaxis()
     return _save(figure, folder, _stem(found, f"{network}-methods"))
 
 
-def _bars(means: list[float], errors: list[float]) -> list[list[float]]:
-    """How far error bars go down and up: none for a single seed, and nowhere below 0 or above 100 %."""
+def _scale(cells: Iterable[Cell]) -> str:
+    return "test loss" if all(cell.measure == "loss" for cell in cells) else "test accuracy, %"
+
+
+def _bars(means: list[float], errors: list[float], cell: Cell) -> list[list[float]]:
+    """How far error bars go down and up: none for a single seed, and no accuracy below 0 or above 100 %."""
     known = [error if math.isfinite(error) else 0.0 for error in errors]
+    least, most = (0.0, 100.0) if cell.measure == "accuracy" else (-math.inf, math.inf)
     return [
-        [min(error, mean) for mean, error in zip(means, known, strict=True)],
-        [min(error, 100 - mean) for mean, error in zip(means, known, strict=True)],
+        [min(error, mean - least) for mean, error in zip(means, known, strict=True)],
+        [min(error, most - mean) for mean, error in zip(means, known, strict=True)],
     ]
 
 
@@ -132,12 +142,12 @@ def _lines(found: Findings, folder: Path) -> str:
         for line in cell.lines:  # each seed's own, since barriers differ by more than their interval tells
             axes.plot(shares, line, color=color, linewidth=0.6, alpha=0.5)
         axes.errorbar(
-            shares, means, yerr=_bars(means, [half_width(column) for column in columns]), color=color,
-            capsize=2, elinewidth=0.7, marker=_MARKERS[place % len(_MARKERS)], markersize=4,
+            shares, means, yerr=_bars(means, [half_width(column) for column in columns], cell),
+            color=color, capsize=2, elinewidth=0.7, marker=_MARKERS[place % len(_MARKERS)], markersize=4,
             linestyle="-" if found.methods.get(label) in _TICKETS else "--",
             label=f"{network}, {label}, {100 * sparsity:.0f} %",
         )  # fmt: skip
-    axes.set(xlabel="share of the way between two trainings", ylabel="test accuracy, %")
+    axes.set(xlabel="share of the way between two trainings", ylabel=_scale(measured.values()))
     axes.legend(fontsize=7, handlelength=3.5)
     return _save(figure, folder, _stem(found, "connectivity"))
 

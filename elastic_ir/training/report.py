@@ -20,27 +20,39 @@ _TICKETS = ("ticket", "source")  #: roles of jobs that hold a ticket and train i
 class Cell:
     """What the seeds found for one method on one network at one sparsity."""
 
-    accuracies: list[float] = field(default_factory=list)
+    accuracies: list[float] = field(default_factory=list)  #: in percent
     reached: list[float] = field(default_factory=list)  #: the sparsities of the tickets
     barriers: list[float] = field(default_factory=list)  #: where connectivity was measured
     lines: list[list[float]] = field(default_factory=list)  #: accuracies along the line
     flops: list[float] = field(default_factory=list)  #: of each training, without what was scored for it
     flops_needed: list[float] = field(default_factory=list)  #: of all jobs that led to it, itself included
+    losses: list[float] = field(
+        default_factory=list
+    )  #: in the place of accuracies, where targets are no classes
+
+    @property
+    def measure(self) -> str:
+        return "loss" if self.losses else "accuracy"
+
+    @property
+    def scores(self) -> list[float]:
+        """What was measured: accuracies, the higher the better, or losses, the lower."""
+        return self.losses or self.accuracies
 
     def values(self, measure: str) -> list[float]:
-        """What a claim compares: accuracies of trainings, or barriers between two; in points."""
+        """What a claim compares: scores of trainings, or barriers between two; none of another measure than asked."""
         if measure == "barrier":
             return self.barriers
-        return [] if self.barriers else self.accuracies
+        return [] if self.barriers or measure not in ("", self.measure) else self.scores
 
     @property
     def mean(self) -> float:
-        return sum(self.accuracies) / len(self.accuracies)
+        return sum(self.scores) / len(self.scores)
 
     @property
     def error(self) -> float:
         """Half the width of the 95 % confidence interval of the mean (Student's t); infinite for one seed."""
-        return half_width(self.accuracies)
+        return half_width(self.scores)
 
 
 @dataclass(frozen=True)
@@ -112,12 +124,17 @@ def collect(study: Study, store: Store) -> Findings:
 
 
 def _enter(cell: Cell, result: dict[str, Any]) -> None:
-    cell.accuracies.append(100 * result["accuracy"])
+    unit = 1 if "loss" in result else 100
+    if "loss" in result:
+        cell.losses.append(result["loss"])
+    else:
+        cell.accuracies.append(100 * result["accuracy"])
     cell.reached.append(result["sparsity"])
     cell.flops.append(result["flops"] - result.get("scoring", 0.0))
     if "barrier" in result:
-        cell.barriers.append(100 * result["barrier"])
-        cell.lines.append([100 * value for value in result["accuracies"]])
+        cell.barriers.append(unit * result["barrier"])
+        line = result["losses"] if "loss" in result else result["accuracies"]
+        cell.lines.append([unit * value for value in line])
 
 
 @dataclass(frozen=True)
@@ -128,9 +145,10 @@ class Answer:
     network: str
     sparsity: float
     verdict: str
-    difference: float  #: better less than, in points
+    difference: float  #: better less than, in points; of losses in their own unit
     error: float  #: half the width of the 95 % interval of the difference
     why: str
+    losses: bool = False  #: whether losses were compared, or barriers of them
 
 
 def answers(found: Findings) -> list[Answer]:
@@ -152,22 +170,33 @@ def answers(found: Findings) -> list[Answer]:
                 if sparsity in better and sparsity in than:
                     given.append(_answer(found, claim, network, sparsity, better[sparsity], than[sparsity]))
                 elif {(network, name, sparsity) for name in (claim.better, claim.than)} <= found.asked:
-                    given.append(
-                        Answer(claim, network, sparsity, "undecided", math.nan, math.nan, "not run yet")
-                    )
+                    why = _unmeasured(found, claim, network, sparsity)
+                    given.append(Answer(claim, network, sparsity, "undecided", math.nan, math.nan, why))
     return given
+
+
+def _unmeasured(found: Findings, claim: Claim, network: str, sparsity: float) -> str:
+    """Why a claim's sides cannot be compared: one is missing, or both were measured by something else."""
+    cells = [found.cells.get((network, label, sparsity)) for label in (claim.better, claim.than)]
+    for cell in cells:
+        if cell is not None and claim.measure not in ("", "barrier", cell.measure):
+            return f"the {cell.measure} was measured, not the {claim.measure}"
+    return "not run yet"
 
 
 def _answer(found: Findings, claim: Claim, network: str, sparsity: float, one: Cell, two: Cell) -> Answer:
     better, than = one.values(claim.measure), two.values(claim.measure)
     difference = sum(better) / len(better) - sum(than) / len(than)
     error = welch(better, than)
-    gain = -difference if claim.measure == "barrier" else difference  # a low barrier is the better one
+    # a low barrier is the better one, and so is a low loss
+    gain = -difference if claim.measure == "barrier" or one.measure == "loss" else difference
     verdict, why = "undecided", ""
     dense = found.dense.get(network)
     needed = 100 * found.study.dense_at_least
     if needed and dense is None:
         why = "the dense network was not trained: add imp or dense to compare"
+    elif needed and dense is not None and dense.measure != "accuracy":
+        why = "dense_at_least is an accuracy, and the dense network is measured by its loss"
     elif needed and dense is not None and dense.mean < needed:
         why = f"the dense network reaches {dense.mean:.1f} %, not {needed:.0f} %: train longer"
     elif not math.isfinite(error):
@@ -176,7 +205,7 @@ def _answer(found: Findings, claim: Claim, network: str, sparsity: float, one: C
         why = f"the interval holds the margin; {_seeds(better, than, abs(gain - claim.margin))} would decide"
     else:
         verdict = "yes" if gain > claim.margin else "no"
-    return Answer(claim, network, sparsity, verdict, difference, error, why)
+    return Answer(claim, network, sparsity, verdict, difference, error, why, one.measure == "loss")
 
 
 def _seeds(one: Sequence[float], two: Sequence[float], distance: float) -> str:
@@ -194,9 +223,11 @@ def markdown(found: Findings, plots: Iterable[str] = ()) -> str:
     lines += [
         f"Data: {study.data['name']}. Training: {settings.steps} steps of {settings.batch_size} images, peak rate "
         f"{settings.lr:g}, {settings.schedule}; rewound to step {study.pruning.rewind}. Seeds: {len(study.seeds)}. "
-        "Accuracy in percent, mean and 95 % confidence interval over the seeds (Student's t). Budget: "
+        f"{_scales(found)}, mean and 95 % confidence interval over the seeds (Student's t). Budget: "
         f"{len(found.seconds)} jobs, {sum(found.seconds.values()) / 3600:.1f} hours of training in all.", "",
     ]  # fmt: skip
+    for note in study.notes:
+        lines += [f"**{note[0].upper()}{note[1:]}.**", ""]
     for plot in plots:
         lines += [f"![{plot}]({plot})", ""]
     for network in study.networks:
@@ -207,8 +238,8 @@ def markdown(found: Findings, plots: Iterable[str] = ()) -> str:
         lines += [
             "## Claims",
             "",
-            "A claim holds where the difference (for barriers: how much lower) is above the margin, in points, by "
-            "more than its error.",
+            "A claim holds where the difference (for barriers and losses: how much lower) is above the margin, in "
+            "points (of losses in their own unit), by more than its error.",
             "",
             "| claim | network | sparsity | difference | margin | answer |",
             "|---|---|--:|--:|--:|---|",
@@ -226,7 +257,20 @@ def markdown(found: Findings, plots: Iterable[str] = ()) -> str:
 def _difference(item: Answer) -> str:
     if math.isnan(item.difference):
         return ""
-    return f"{item.difference:+.2f}" + (f" ± {item.error:.2f}" if math.isfinite(item.error) else "")
+    digits = ".4g" if item.losses else ".2f"
+    spread = f" ± {item.error:{digits}}" if math.isfinite(item.error) else ""
+    return f"{item.difference:+{digits}}{spread}"
+
+
+def _scales(found: Findings) -> str:
+    """What the numbers of the tables are; a study whose networks are measured differently says both."""
+    said = []
+    measures = {cell.measure for cell in found.cells.values()}
+    if measures != {"loss"}:
+        said.append("Accuracy in percent")
+    if "loss" in measures:
+        said.append("Loss on the test data (the targets are no classes; the lower the better)")
+    return " and ".join(said)
 
 
 def _table(found: Findings, network: str) -> list[str]:
@@ -234,7 +278,12 @@ def _table(found: Findings, network: str) -> list[str]:
     columns = sorted({sparsity for _, _, sparsity in plain})
     if not plain:
         return []
-    lines = [f"## {network}", "", "| method | " + " | ".join(f"{100 * s:.1f} %" for s in columns) + " |"]
+    losses = all(cell.measure == "loss" for cell in plain.values())
+    lines = [
+        f"## {network}{' (loss)' if losses else ''}",
+        "",
+        "| method | " + " | ".join(f"{100 * s:.1f} %" for s in columns) + " |",
+    ]
     lines.append("|---" * 1 + "|--:" * len(columns) + "|")
     for label in dict.fromkeys(name for _, name, _ in plain):
         row = [plain.get((network, label, sparsity)) for sparsity in columns]
@@ -245,25 +294,28 @@ def _table(found: Findings, network: str) -> list[str]:
 def _cell(cell: Cell | None) -> str:
     if cell is None:
         return ""
-    spread = f" ± {cell.error:.2f}" if math.isfinite(cell.error) else " (1 seed)"
-    return f"{cell.mean:.2f}{spread}"
+    digits = ".2f" if cell.measure == "accuracy" else ".4g"
+    spread = f" ± {cell.error:{digits}}" if math.isfinite(cell.error) else " (1 seed)"
+    return f"{cell.mean:{digits}}{spread}"
 
 
 def _connectivity(found: Findings) -> list[str]:
     measured = {key: cell for key, cell in found.cells.items() if cell.barriers}
     if not measured:
         return []
+    losses = all(cell.losses for cell in measured.values())
+    digits = ".4g" if losses else ".2f"
     lines = [
         "## Linear mode connectivity",
         "",
-        "| network | ticket | sparsity | barrier, points |",
+        f"| network | ticket | sparsity | barrier, {'of the loss' if losses else 'points'} |",
         "|---|---|--:|--:|",
     ]
     for (network, label, sparsity), cell in measured.items():
         mean = sum(cell.barriers) / len(cell.barriers)
         error = half_width(cell.barriers)
-        spread = f" ± {error:.2f}" if math.isfinite(error) else " (1 seed)"
-        lines.append(f"| {network} | {label} | {100 * sparsity:.1f} % | {mean:.2f}{spread} |")
+        spread = f" ± {error:{digits}}" if math.isfinite(error) else " (1 seed)"
+        lines.append(f"| {network} | {label} | {100 * sparsity:.1f} % | {mean:{digits}}{spread} |")
     return [*lines, ""]
 
 

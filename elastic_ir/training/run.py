@@ -1,4 +1,7 @@
-"""Running: jobs handed to an executor as soon as what they need is there, and none that is done already."""
+"""Running: jobs handed to an executor as soon as what they need is there, and none that is done already.
+
+A job that another command is at is set aside; its result is taken when it is there, and the job when it is free again.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 
 from elastic_ir.training.executors import Executor
 from elastic_ir.training.jobs import Job, Sort, in_order
+from elastic_ir.training.locks import LOOK
 from elastic_ir.training.store import Store
 
 
@@ -26,6 +30,7 @@ class Progress:
     before: dict[Sort, list[float]] = field(default_factory=dict)  #: of those that were finished already
     left: dict[Sort, int] = field(default_factory=dict)  #: jobs neither finished nor given up
     slots: int = 1
+    elsewhere: list[str] = field(default_factory=list)  #: jobs that other commands on the store are at
 
     @property
     def time_left(self) -> float | None:
@@ -64,7 +69,8 @@ def run(
 ) -> Progress:  # fmt: skip
     """Do all jobs that are wanted and what they need; a job that fails takes only those with it that need it.
 
-    ``report`` is told of the progress, ``ended_well`` of each job that was finished here, with its result.
+    ``report`` is told of the progress, ``ended_well`` of each job that was finished meanwhile, with its result, be it
+    here or by another command on the same store.
     """
     jobs = in_order(wanted)
     by_key = {job.key: job for job in jobs}
@@ -96,31 +102,57 @@ def run(
                 progress.left[by_key[reader].sort] -= 1
                 give_up(reader)
 
+    def finish(key: str, result: dict[str, Any]) -> None:
+        progress.done += 1
+        progress.left[by_key[key].sort] -= 1
+        if ended_well is not None:
+            ended_well(by_key[key], result)
+        for reader in readers.get(key, ()):
+            waiting[reader].discard(key)
+            if not waiting[reader] and reader not in lost:
+                heapq.heappush(ready, place[reader])
+
+    elsewhere = progress.elsewhere
+
+    def look() -> None:
+        """Take what other commands have finished, and what they have left."""
+        for key in [*elsewhere]:
+            if store.has(key):
+                elsewhere.remove(key)
+                finish(key, store.result(key))
+            elif not store.busy(key):
+                elsewhere.remove(key)
+                heapq.heappush(ready, place[key])
+
     try:
-        while ready or begun:
+        while ready or begun or elsewhere:
+            look()
             while ready and len(begun) < executor.slots:
                 key = keys[heapq.heappop(ready)]
+                if store.has(key):  # by another command, since this one looked
+                    finish(key, store.result(key))
+                    continue
                 begun[key] = time.perf_counter()
                 executor.submit(by_key[key].spec())
             progress.running = list(begun)
             if report is not None:
                 report(progress)
-            for ended in executor.wait():
+            if not begun:
+                if elsewhere:
+                    time.sleep(LOOK)
+                continue
+            for ended in executor.wait(LOOK) if elsewhere else executor.wait():
                 sort = by_key[ended.key].sort
-                progress.left[sort] -= 1
                 took = time.perf_counter() - begun.pop(ended.key)
-                if ended.result is None:
+                if ended.result is not None:
+                    progress.seconds.setdefault(sort, []).append(took)
+                    finish(ended.key, ended.result)
+                elif ended.error:
+                    progress.left[sort] -= 1
                     progress.failed[ended.key] = ended.error
                     give_up(ended.key)
-                    continue
-                progress.done += 1
-                if ended_well is not None:
-                    ended_well(by_key[ended.key], ended.result)
-                progress.seconds.setdefault(sort, []).append(took)
-                for reader in readers.get(ended.key, ()):
-                    waiting[reader].discard(ended.key)
-                    if not waiting[reader] and reader not in lost:
-                        heapq.heappush(ready, place[reader])
+                else:
+                    elsewhere.append(ended.key)
     finally:
         executor.close()
     progress.running = []

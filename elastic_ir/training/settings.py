@@ -11,6 +11,9 @@ from elastic_ir.errors import PlanError
 
 _T = TypeVar("_T")
 #: Tickets are compared by weights and scores of 32 bits; the others of Lightning would leave networks in fewer.
+#: Data that are found by these names; others are of a function of the user's.
+DATA_KINDS = ("digits", "fashion-mnist", "idx", "cifar10", "cifar100", "images")
+_NEAR = 0.005  # how near a level's sparsity has to be to one that is wanted
 _PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
@@ -89,12 +92,29 @@ class Pruning:
         if not 0 <= sparsity < 1:
             hint = f"; write {sparsity / 100:g} for {sparsity:g} %" if 1 < sparsity < 100 else ""
             raise PlanError(f"a sparsity is a share from 0 to below 1, not {sparsity:g}{hint}")
-        level = next((k for k in range(1_000) if self.sparsity_at(k) >= sparsity - 0.005), None)
+        level = next((k for k in range(1_000) if self.sparsity_at(k) >= sparsity - _NEAR), None)
         if level is None:
             raise PlanError(
                 f"pruning a share of {self.share:g} a level does not reach {sparsity:g} in 1,000 levels"
             )
         return level
+
+    def miss(self, sparsity: float) -> str:
+        """One line on a sparsity that the level taken for it misses by more than half a percent; nothing for others.
+
+        It names the levels on both sides, and the share nearest to this one that would meet it.
+        """
+        level = self.level_for(sparsity)
+        if abs(self.sparsity_at(level) - sparsity) <= _NEAR + 1e-9:
+            return ""
+        levels = (level - 1, level)
+        around = " and ".join(f"{100 * self.sparsity_at(k):.1f} % at level {k}" for k in levels)
+        shares = (1 - (1 - sparsity) ** (1 / k) for k in levels if k)
+        share = min(shares, key=lambda one: abs(one - self.share))
+        return (
+            f"a sparsity of {100 * sparsity:g} % is met by no level: pruning a share of {self.share:g} gives {around}, "
+            f"which is taken; share: {share:.4g} would meet it"
+        )
 
 
 def read(kind: type[_T], data: Mapping[str, Any], where: str) -> _T:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from elastic_ir.training.data import Data
@@ -37,7 +36,7 @@ class Start:
 
     def flops(self, data: Data, samples: int) -> float:
         """Operations of the training, and of what was scored for it beforehand."""
-        cost = forward_cost(self.network, torch.zeros(1, *data.shape))
+        cost = forward_cost(self.network, data.example(self.network))
         masks = self.final_masks()
         each = fixed_step(cost.sparse(masks)) if self.step_cost is None else self.step_cost(cost, masks)
         return self.scoring + (each + self.beside) * samples

@@ -1,7 +1,8 @@
 """The store: finished jobs in a folder, one folder each, there whole or not at all.
 
 What is done is known by looking: a job is done if its folder has a ``result.json``. Several processes and machines may
-share a store on a common file system; two that do the same job at once waste time and nothing else.
+share a store on a common file system; each job has a lock (:mod:`elastic_ir.training.locks`), so that one does it.
+Where files cannot be locked, two that do the same job at once waste time and nothing else.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic_ir.errors import SourceError
+from elastic_ir.training.locks import locked
 
 RESULT = "result.json"
 
@@ -49,6 +51,23 @@ class Store:
         return found
 
     @contextlib.contextmanager
+    def locked(self, key: str) -> Iterator[bool]:
+        """Whether a job is this process's to do while the block runs; it is not where another one is at it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self._lock(key)) as mine:
+            yield mine
+
+    def busy(self, key: str) -> bool:
+        """Whether another process is at a job."""
+        if not self._lock(key).exists():
+            return False
+        with self.locked(key) as mine:
+            return not mine
+
+    def _lock(self, key: str) -> Path:
+        return self.folder / f".{key}.lock"
+
+    @contextlib.contextmanager
     def workspace(self, spec: Mapping[str, Any]) -> Iterator[Path]:
         """A folder to work in, which becomes the job's when the block ends well and has written a result."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -73,8 +92,7 @@ class Store:
         found: dict[str, float] = {}
         for place in self.folder.glob(".*-*.*") if self.folder.is_dir() else ():
             key, _, worker = place.name[1:].partition(".")
-            host, _, process = worker.rpartition(".")[0].rpartition(".")
-            if host == platform.node() and process.isdigit() and not _alive(int(process)):
+            if _left(worker):
                 continue
             with contextlib.suppress(OSError):
                 found[key] = time.time() - (place / "job.json").stat().st_mtime
@@ -85,17 +103,29 @@ class Store:
         (place / RESULT).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
 
     def sweep(self, older_than: float = 7 * 24 * 3600.0) -> int:
-        """Delete workspaces that killed processes have left and nobody touched for so many seconds; how many went.
+        """Delete what killed processes have left: workspaces and locks; how many workspaces went.
 
-        A job writes into its own at its end only, so that a long training's looks as if nobody worked in it.
+        Of this machine's those whose process is gone and whose job nobody is at, of others' those that nobody touched
+        for so many seconds: a job writes into its own at its end only, so that a long training's looks abandoned.
         """
         gone = 0
         for place in self.folder.glob(".*-*.*") if self.folder.is_dir() else ():
+            key, _, worker = place.name[1:].partition(".")
             with contextlib.suppress(OSError):
-                if place.is_dir() and time.time() - place.stat().st_mtime > older_than:
+                if worker == "lock":
+                    self.busy(key)  # a lock that nobody has goes with the look at it
+                elif place.is_dir() and (
+                    time.time() - place.stat().st_mtime > older_than or (_left(worker) and not self.busy(key))
+                ):
                     shutil.rmtree(place)
                     gone += 1
         return gone
+
+
+def _left(worker: str) -> bool:
+    """Whether a workspace was a process's of this machine that is gone."""
+    host, _, process = worker.rpartition(".")[0].rpartition(".")
+    return host == platform.node() and process.isdigit() and not _alive(int(process))
 
 
 def _alive(process: int) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from elastic_ir.training.jobs import SPARSITY, Job
-from elastic_ir.training.settings import Pruning, Training
+from elastic_ir.training.settings import DATA_KINDS, Pruning, Training
 
 #: What a study can compare, and whether each needs the target's own ticket for its sparsity.
 METHODS = (
@@ -74,9 +74,9 @@ class Claim:
     targets: tuple[str, ...] = ()
     sparsities: tuple[float, ...] = ()
     margin: float = 0.0  #: in points; negative: "at most so much worse"
-    measure: str = (
-        "accuracy"  #: or "barrier", where both were trained twice (``connect``): the lower one is better
-    )
+    #: "accuracy", "loss" or, where both were trained twice (``connect``), "barrier", of which the lower one is better;
+    #: without it what trainings are measured by
+    measure: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,16 @@ class Study:
     loss: str = ""
     title: str = ""
     dense_at_least: float = 0.0  #: accuracy that the dense network must reach, or claims stay undecided
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What its reader should know: sparsities that no level meets, and what would meet them."""
+        asked = dict.fromkeys(self.sparsities)
+        for entry in self.entries:
+            asked |= dict.fromkeys(entry.sparsities)
+        for claim in self.claims:
+            asked |= dict.fromkeys(claim.sparsities)
+        return tuple(note for sparsity in asked if (note := self.pruning.miss(sparsity)))
 
     @property
     def wanted(self) -> list[float]:
@@ -138,6 +148,9 @@ class Planner:
             "network": dict(study.networks[network]), "data": study.data, "training": _changed(study.training),
             "rewind": study.pruning.rewind, "seed": seed,
         }  # fmt: skip
+        if study.data["name"].partition(":")[0] not in DATA_KINDS:
+            # as it gives them; once its targets became whole numbers, its inputs floats, and a Dataset was read once
+            base["data"] = {**study.data, "as_given": True}
         if study.loss:
             base["loss"] = study.loss
         return base
@@ -192,7 +205,8 @@ class Planner:
             role: self.train(entry, network, source, seed, number, order=seed * 1000 + place)
             for place, role in enumerate(("one", "two"), 1)
         }
-        options = {key: self._base(network, seed)[key] for key in ("network", "data", "seed")}
+        base = self._base(network, seed)
+        options = {key: base[key] for key in base if key in ("network", "data", "seed", "loss")}
         return Job("connect", {**options, "points": 11}, ends)
 
 

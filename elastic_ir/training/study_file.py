@@ -13,7 +13,7 @@ from elastic_ir.training.settings import Pruning, Training, read
 from elastic_ir.training.study import DYNAMIC, METHODS, TWEAKS, WITHOUT_MASKS, Claim, Entry, Study, runs
 
 _DATA: dict[str, type] = {"name": str, "channels": int, "limit": int}
-_MEASURES = ("accuracy", "barrier")
+_MEASURES = ("accuracy", "loss", "barrier")
 
 
 def read_study(path: str | os.PathLike[str]) -> Study:
@@ -160,8 +160,8 @@ def _check(study: Study, where: str) -> None:
 
 def _check_claim(study: Study, claim: Claim, labels: Mapping[str, str], where: str) -> None:
     """Whether what a claim names is there, and can be compared."""
-    if claim.measure not in _MEASURES:
-        raise PlanError(f"{where}: measure is {' or '.join(_MEASURES)}, not {claim.measure!r}")
+    if claim.measure not in ("", *_MEASURES):
+        raise PlanError(f"{where}: measure is {', '.join(_MEASURES)}, not {claim.measure!r}")
     for name in claim.targets:
         if name not in study.networks:
             raise PlanError(f"{where}: there is no network {name!r} among the networks")
@@ -173,7 +173,7 @@ def _check_claim(study: Study, claim: Claim, labels: Mapping[str, str], where: s
         if (labels[label] == "connect") != (claim.measure == "barrier"):
             needs = "was trained twice" if claim.measure == "barrier" else "was not"
             raise PlanError(
-                f"{where}: {claim.measure} compares what {needs} (connect), which {label!r} contradicts"
+                f"{where}: {claim.measure or 'accuracy'} compares what {needs} (connect), which {label!r} contradicts"
             )
 
 

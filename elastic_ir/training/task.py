@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from elastic_ir.errors import PlanError
-from elastic_ir.training.data import Data
+from elastic_ir.training.data import Data, weights_dtype
 from elastic_ir.training.loader import BatchStream
-from elastic_ir.training.losses import SoftLabels
+from elastic_ir.training.losses import ClassEntropy, SoftLabels
 from elastic_ir.training.settings import Training
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -37,7 +37,7 @@ class Task(pl.LightningModule):
         super().__init__()
         self.network = network
         self.data, self.settings, self.order = data, training, order
-        self.loss: Loss | SoftLabels = loss or nn.CrossEntropyLoss(label_smoothing=training.label_smoothing)
+        self.loss: Loss | SoftLabels = loss or ClassEntropy(label_smoothing=training.label_smoothing)
         self.start, self.stop = start, training.steps if stop is None else stop
         # not as a submodule: its state dict would list every weight twice
         run: Any = torch.compile(network) if training.compile else network
@@ -69,6 +69,7 @@ class Task(pl.LightningModule):
             self.data, self.settings.batch_size, seed=self.order, start=self.start, stop=self.stop,
             augment=self.settings.augment, channels_last=self.settings.channels_last, device=self.device,
             rank=self.trainer.global_rank, world=world, workers=self.settings.workers,
+            dtype=weights_dtype(self.network),
         )  # fmt: skip
 
     def configure_optimizers(self) -> Any:

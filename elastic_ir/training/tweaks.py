@@ -17,11 +17,11 @@ import elastic_ir as eir
 from elastic_ir.errors import PlanError
 from elastic_ir.graph import Graph
 from elastic_ir.training.callbacks import FollowSchedule
-from elastic_ir.training.data import Data
+from elastic_ir.training.data import Data, weights_dtype
 from elastic_ir.training.flops import forward_cost, gradinit_cost
 from elastic_ir.training.gradinit import GradInit, find_scales
 from elastic_ir.training.loader import BatchStream
-from elastic_ir.training.losses import SoftLabels
+from elastic_ir.training.losses import ClassEntropy, SoftLabels
 from elastic_ir.training.schedules import schedule_of
 from elastic_ir.training.settings import Training
 from elastic_ir.training.start import Start
@@ -50,15 +50,15 @@ def tweaked(
     if "soft-labels" in names and "label-smoothing" in names:
         raise PlanError("soft-labels and label-smoothing both say what the labels are; give one of them")
     if "label-smoothing" in names:
-        start.loss = nn.CrossEntropyLoss(label_smoothing=_SMOOTHING)
+        start.loss = ClassEntropy(label_smoothing=_SMOOTHING)
     if "soft-labels" in names:
         teacher = _teacher(options, needs)
         start.loss = SoftLabels(teacher)
-        start.beside += forward_cost(teacher, torch.zeros(1, *data.shape)).dense
+        start.beside += forward_cost(teacher, data.example(teacher)).dense
     ghosts = [name for name in _GHOSTS if name in names]
     if not ghosts and "layerwise-rescale" not in names:
         return start
-    example = torch.zeros(1, *data.shape)
+    example = data.example(start.network)
     graph = eir.trace(start.network.eval(), (example,), masks=start.masks or None)
     if "layerwise-rescale" in names:
         graph = _rescaled(start, graph, data, training, options)
@@ -86,11 +86,12 @@ def _rescaled(
     from elastic_ir.passes import LayerwiseRescale
 
     size, settings = min(training.batch_size, 64), GradInit()
-    stream = BatchStream(data, size, seed=options["seed"] + 20_011, stop=_SCORED)
+    dtype = weights_dtype(start.network)
+    stream = BatchStream(data, size, seed=options["seed"] + 20_011, stop=_SCORED, dtype=dtype)
     # soft labels need the images, which this search does not pass on: it goes by the labels themselves
     own = None if isinstance(start.loss, SoftLabels) else start.loss
-    loss = own or nn.CrossEntropyLoss(label_smoothing=training.label_smoothing)
-    cost = forward_cost(start.network, torch.zeros(1, *data.shape)).sparse(start.masks)
+    loss = own or ClassEntropy(label_smoothing=training.label_smoothing)
+    cost = forward_cost(start.network, data.example(start.network)).sparse(start.masks)
     start.scoring += gradinit_cost(cost, settings.steps * 2 * size)  # two batches a step
     return LayerwiseRescale(scales=find_scales(graph, list(stream), loss, settings)).run(graph)
 

@@ -247,11 +247,11 @@ def test_a_study_that_was_killed_goes_on(tmp_path: Path) -> None:
     class Killed(Here):
         count = 0
 
-        def wait(self) -> list[Ended]:
+        def wait(self, seconds: float | None = None) -> list[Ended]:
             self.count += 1
             if self.count == 4:
                 raise KeyboardInterrupt
-            return super().wait()
+            return super().wait(seconds)
 
     with pytest.raises(KeyboardInterrupt):
         run(jobs_of(found), store, Killed(str(store.folder)))

@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from elastic_ir.cli.app import elastic_ir as program
 from elastic_ir.errors import PlanError
+from elastic_ir.training.report import collect, markdown
+from elastic_ir.training.store import Store
 from elastic_ir.training.study import Study
 from elastic_ir.training.study_file import read_study
 
@@ -111,6 +115,35 @@ def test_a_line_has_one_ticket_at_its_ends(tmp_path: Path, method: str) -> None:
     message = rf"compare\[0\]: connect measures the line .* the masks of {method} move"
     with pytest.raises(PlanError, match=message):
         study(tmp_path, compare=[{"method": method, "connect": True}])
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "share", "message"),
+    [
+        (0.8, 0.2, r"a sparsity of 80 % is met by no level: pruning a share of 0.2 gives 79.0 % at level 7 and 83.2 % "
+                   "at level 8, which is taken; share: 0.2054 would meet it"),
+        (0.1, 0.5, r"a sparsity of 10 % is met by no level: pruning a share of 0.5 gives 0.0 % at level 0 and 50.0 % "
+                   "at level 1, which is taken; share: 0.1 would meet it"),
+    ],
+)  # fmt: skip
+def test_a_sparsity_that_no_level_meets_is_told(
+    tmp_path: Path, sparsity: float, share: float, message: str
+) -> None:
+    changes: dict[str, Any] = {"sparsities": [sparsity, share], "pruning": {"share": share}}
+    found = study(tmp_path, **changes)
+    assert found.notes == (message,)
+    assert f"**A{message[1:]}.**" in markdown(collect(found, Store(tmp_path / "store")))
+    (tmp_path / "store").mkdir()
+    for command in (["run", "--dry-run"], ["status"], ["report", "--no-plots"]):
+        said = CliRunner().invoke(
+            program, ["lottery", *command, str(tmp_path / "study.yaml"), "--store", str(tmp_path / "store")]
+        )
+        assert said.exit_code == 0 and said.stderr == f"note: tiny: {message}\n", said.output
+    better = float(message.partition("share: ")[2].partition(" ")[0])
+    assert study(tmp_path, sparsities=[sparsity], pruning={"share": better}).notes == ()
+    assert study(tmp_path, **{**changes, "sparsities": [share]}).notes == ()
+    entry = {"method": "imp", "label": "own", "connect": True, "sparsities": [sparsity]}
+    assert study(tmp_path, **{**changes, "sparsities": [share], "compare": [entry]}).notes == (message,)
 
 
 #: "random" is run on one network at one of two sparsities, "snip" on the other at both.

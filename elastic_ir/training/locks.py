@@ -1,0 +1,91 @@
+"""Locks: a file that one process of those that share a folder has at a time, so that none does another's work twice.
+
+The kernel gives a lock back when its process ends, however that ends; no lock is ever stale. On a network file system
+the server does (NFS 4, Lustre with ``flock``, CephFS), for a machine that is gone after its lease. Where files cannot
+be locked at all, everybody gets the lock: work may then be done twice, as without locks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+LOOK = 0.5  #: seconds between two looks at what another process has
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Whether the lock at ``path`` is this process's while the block runs; it is not where another one has it.
+
+    The file says who has it, and goes with the lock. Nobody waits here.
+    """
+    handle = _taken(path)
+    try:
+        yield handle is not None
+    finally:
+        if handle is not None and handle >= 0:
+            with contextlib.suppress(OSError):
+                path.unlink()  # before it is given back, so that nobody can have got this file
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def waited_for(path: Path, told: Callable[[str], None] | None = None) -> Iterator[None]:
+    """The lock at ``path`` while the block runs, waited for where another process has it; ``told`` once who that is."""
+    while True:
+        with locked(path) as mine:
+            if mine:
+                yield
+                return
+        if told is not None:
+            told(owner(path))
+            told = None
+        time.sleep(LOOK)
+
+
+def owner(path: Path) -> str:
+    """Who has a lock, for a message: ``process 123 on host``."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if found := path.read_text("utf-8").strip():
+            return found
+    return "another process"
+
+
+def _taken(path: Path) -> int | None:
+    """The open file of a lock that was got, -1 where files cannot be locked, None where another process has it."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return -1
+    while True:
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError:
+            if not path.exists():
+                raise
+            handle = os.open(path, os.O_RDONLY)  # of another user, who shares the folder
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        except OSError:
+            os.close(handle)
+            return -1
+        if _names(path, handle):
+            with contextlib.suppress(OSError):
+                os.ftruncate(handle, 0)
+                os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
+            return handle
+        os.close(handle)  # the one who had it has taken its file away meanwhile
+
+
+def _names(path: Path, handle: int) -> bool:
+    """Whether a path is still that of an open file."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.stat(path), os.fstat(handle))
+    return False
