@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from elastic_ir.errors import EmitError
+from elastic_ir.example_inputs import map_tensors
 from elastic_ir.graph import Graph
 from elastic_ir.onnx_source import OnnxSource
 
@@ -83,9 +84,7 @@ def _flops(graph: Graph) -> int | None:
     counter = FlopCounterMode(display=False)
 
     def fake(item: object) -> object:
-        if not isinstance(item, torch.Tensor):
-            return item
-        return item.to("meta") if on_meta else mode.from_tensor(item)
+        return map_tensors(item, lambda tensor: tensor.to("meta") if on_meta else mode.from_tensor(tensor))
 
     positional = _examples(graph) if inputs is None else inputs.args
     if positional is None:

@@ -32,6 +32,15 @@ _OPERATORS = {
     "gt", "ge", "and_", "or_", "xor", "not_", "iadd", "isub", "imul", "itruediv", "abs", "pos", "invert",
 }  # fmt: skip
 
+#: What an export runs only to check what it assumed; nothing comes of them.
+CHECKS = {
+    "aten._assert_tensor_metadata.default",
+    "aten._assert_scalar.default",
+    "aten.sym_constrain_range.default",
+}
+#: ATen's operations that compute and have no function of their name in torch.
+_ATEN = {"_unsafe_view", "alias", "lift_fresh", "lift_fresh_copy", "slice", "sym_numel", "sym_size"}
+
 
 def resolve_symbol(name: str) -> Any:
     """``torch.float32`` and the like; EmitError for anything that is no such constant."""
@@ -71,6 +80,8 @@ def resolve_function(name: str, trusted: bool = False) -> Callable[..., Any]:
         found = getattr(operator, last)
     elif name in ("getattr", "builtins.getattr"):
         return getattr  # which attributes, the caller checks
+    elif name.startswith("aten."):
+        found = _aten_operation(name)
     elif owner == "math":
         found = getattr(math, last, None)
     elif (owner in ("torch", "torch.functional") and last in (*torch.functional.__all__, "_assert")) or (
@@ -95,3 +106,16 @@ def resolve_function(name: str, trusted: bool = False) -> Callable[..., Any]:
     if found is None or not callable(found) or (isinstance(found, type) and not trusted):
         raise EmitError(f"the network calls {name}, which is not among the functions that a file may name")
     return found  # type: ignore[no-any-return]
+
+
+def _aten_operation(name: str) -> Callable[..., Any] | None:
+    """An operation of a torch.export, ``aten.add.Tensor``: those that are functions or methods of tensors as well."""
+    import torch
+
+    _, base, overload = name.split(".") if name.count(".") == 2 else ("", "", "")
+    homes = (torch._C._VariableFunctions, torch._C._nn)
+    known = base in _ATEN or method_allowed(base) or any(hasattr(home, base) for home in homes)
+    if not base.isidentifier() or base in (*_IMPURE, *_IMPURE_METHODS) or not known:
+        return None
+    found = getattr(getattr(torch.ops.aten, base, None), overload, None)
+    return found if isinstance(found, torch._ops.OpOverload) else None

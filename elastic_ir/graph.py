@@ -218,6 +218,11 @@ class Graph:
         """The nodes in the order they run."""
         return tuple(self)
 
+    @property
+    def is_program(self) -> bool:
+        """Whether its nodes are operations of PyTorch, from which a module can be built without the network's class."""
+        return self._count > 0 and self.metadata.get("frontend") in ("fx", "export")
+
     def _link(self, node: Node, after: Node) -> None:
         following = after._next
         assert following is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import PlanError, SourceError
+from elastic_ir.example_inputs import map_tensors, tensors_in
 from elastic_ir.graph import Graph
 from elastic_ir.safetensors_memory import tensors_of_file
 
@@ -54,25 +56,20 @@ class Samples:
         return int(counts.pop())
 
     def _tensors(self) -> list[torch.Tensor]:
-        import torch
-
-        return [item for item in (*self.args, *self.kwargs.values()) if isinstance(item, torch.Tensor)]
+        return tensors_in((self.args, dict(self.kwargs)))
 
     def batches(self, size: int, like: torch.Tensor | None) -> Iterator[Samples]:
         """Parts of so many samples, on the device and with the floating dtype of a parameter."""
-        import torch
 
-        def cut(item: Any, begin: int) -> Any:
-            if not isinstance(item, torch.Tensor):
-                return item
+        def cut(item: torch.Tensor, begin: int) -> torch.Tensor:
             part = item[begin : begin + size] if item.ndim else item
             if like is None:
                 return part
             return part.to(like.device, like.dtype if part.is_floating_point() else part.dtype)
 
         for begin in range(0, len(self), size):
-            args = tuple(cut(item, begin) for item in self.args)
-            yield Samples(args, {name: cut(item, begin) for name, item in self.kwargs.items()})
+            whole = (self.args, dict(self.kwargs))
+            yield Samples(*map_tensors(whole, functools.partial(cut, begin=begin)))
 
     def ordered(self, names: list[str]) -> Samples:
         """By name where the names are a network's inputs, in the order that they came in where none is.

@@ -6,6 +6,8 @@ and never what is emitted. It works on the meta device without allocating weight
 
 from __future__ import annotations
 
+import inspect
+import operator
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.export.graph_signature import InputKind
+from torch.utils import _pytree
 
 from elastic_ir.frontends.fx import _argument
 from elastic_ir.frontends.shapes import Inputs
@@ -34,7 +38,14 @@ def read_export(model: nn.Module, inputs: Inputs, weights: dict[str, Weight]) ->
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     values: dict[fx.Node, Any] = {}
+    given = _given(program, model, inputs)
+    for node, leaf in given:
+        if leaf is not None:
+            values[leaf] = node.output
+        graph.append(node)
     for source in program.graph.nodes:
+        if source in values:
+            continue
         if source.op == "placeholder":
             name = names.get(source.name)
             if name is not None and name in graph.weights:
@@ -45,18 +56,100 @@ def read_export(model: nn.Module, inputs: Inputs, weights: dict[str, Weight]) ->
                 constant = program.constants.get(signature.inputs_to_lifted_tensor_constants[source.name])
                 node = Node(source.name, "constant", _literal(constant), kind="constant")
         elif source.op == "output":
-            node = Node("output", "output", tuple(_argument(a, values) for a in source.args), kind="output")
+            node = Node("output", "output", (_result(program, source, values),), kind="output")
         else:
             node = _call(source, values)
-        result = source.meta.get("val")
-        if isinstance(result, torch.Tensor):
-            node.output.type = TensorType(tuple(int(n) for n in result.shape), dtype_name(result.dtype))
-        else:
-            node.output.is_tensor = False
+        _set_type(node, source)
         graph.append(node)
         values[source] = node.output
     name_nodes(graph)
     return graph
+
+
+def _set_type(node: Node, source: fx.Node) -> None:
+    result = source.meta.get("val")
+    if isinstance(result, torch.Tensor):
+        node.output.type = TensorType(tuple(int(n) for n in result.shape), dtype_name(result.dtype))
+    else:
+        node.output.is_tensor = False
+
+
+def _given(program: Any, model: nn.Module, inputs: Inputs) -> list[tuple[Node, fx.Node | None]]:
+    """The network's arguments as its forward has them, and what is taken out of those that are nests of tensors.
+
+    An export flattens them; each node here comes with the export's placeholder that it stands for. Nothing where an
+    argument is a nest of anything but tuples, lists and dictionaries.
+    """
+    own = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT}
+    flat = [source for source in program.graph.nodes if source.op == "placeholder" and source.name in own]
+    if len(flat) != program.call_spec.in_spec.num_leaves:
+        return []
+    args, kwargs = _pytree.tree_unflatten(flat, program.call_spec.in_spec)
+    if all(isinstance(item, fx.Node) for item in (*args, *kwargs.values())):
+        return []  # their placeholders have their names
+    named = dict(zip(_positional(model, len(args)), args, strict=True)) | kwargs
+    made: list[tuple[Node, fx.Node | None]] = []
+    inner: list[tuple[Node, fx.Node | None]] = []
+    for name, item in named.items():
+        node = Node(name, "input", kind="input")
+        if isinstance(item, fx.Node):
+            _set_type(node, item)
+            made.append((node, item))
+            continue
+        node.output.is_tensor = False
+        made.append((node, None))
+        if not _taken_out(item, node, inner):
+            return []
+    return made + inner
+
+
+def _positional(model: nn.Module, count: int) -> list[str]:
+    """Names for positional arguments: those of the forward."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [name for name, p in inspect.signature(model.forward).parameters.items() if p.kind in kinds][
+        :count
+    ]
+    return names + [f"args_{place}" for place in range(len(names), count)]
+
+
+def _taken_out(item: Any, owner: Node, made: list[tuple[Node, fx.Node | None]]) -> bool:
+    """Whether a nest is one of tuples, lists and dictionaries; a node for each thing in it is put behind ``made``."""
+    if type(item) not in (tuple, list, dict):
+        return False
+    for key, part in item.items() if isinstance(item, dict) else enumerate(item):
+        if type(key) not in (str, int):
+            return False
+        node = Node(f"{owner.name}_{key}", "operator.getitem", (owner.output, key), kind="function")
+        leaf = isinstance(part, fx.Node)
+        if leaf:
+            _set_type(node, part)
+        else:
+            node.output.is_tensor = False
+        made.append((node, part if leaf else None))
+        if not leaf and not _taken_out(part, node, made):
+            return False
+    return True
+
+
+def _result(program: Any, source: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    """What the network returns: as its forward nests it, or flat where that is a class's instance."""
+    flat = [_argument(item, values) for item in source.args[0]]  # type: ignore[union-attr]  # an export's is a tuple
+    made: Any = None
+    spec = program.call_spec.out_spec
+    if len(flat) == spec.num_leaves and _is_plain(spec):
+        made = _pytree.tree_unflatten(flat, spec)
+    elif flat:
+        made = flat[0] if len(flat) == 1 else tuple(flat)
+    return made
+
+
+def _is_plain(spec: Any) -> bool:
+    """Whether a nest is one of tuples, lists and dictionaries by strings."""
+    if spec.is_leaf():
+        return True
+    keys = spec.context if spec.type is dict else []
+    plain = spec.type in (tuple, list, dict) and all(type(key) is str for key in keys)
+    return plain and all(map(_is_plain, spec.children()))
 
 
 def _literal(constant: Any) -> tuple[Literal, ...]:
@@ -82,7 +175,8 @@ def _call(source: fx.Node, values: dict[fx.Node, Value]) -> Node:
     scope = re.sub(r"@\d+", "", scope)
     args = tuple(argument(item) for item in source.args)
     kwargs = {key: argument(item) for key, item in source.kwargs.items()}
-    return Node(source.name, str(source.target), args, kwargs, kind="function", scope=scope)
+    name = "operator.getitem" if source.target is operator.getitem else str(source.target)
+    return Node(source.name, name, args, kwargs, kind="function", scope=scope)
 
 
 @contextmanager

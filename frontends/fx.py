@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.node import _get_qualified_name
 
+from elastic_ir.example_inputs import map_tensors
 from elastic_ir.frontends.shapes import Inputs, device_of
 from elastic_ir.graph import Graph, Node, Symbol, TensorType, Value, WeightRef
 from elastic_ir.naming import name_nodes
@@ -108,7 +109,7 @@ def _run_fake(module: fx.GraphModule, inputs: Inputs) -> dict[fx.Node, Any]:
     mode = None if on_meta else FakeTensorMode(allow_non_fake_inputs=True)
 
     def fake(item: Any) -> Any:
-        return mode.from_tensor(item) if mode is not None and isinstance(item, torch.Tensor) else item
+        return map_tensors(item, mode.from_tensor) if mode is not None else item
 
     names = [n.target for n in module.graph.nodes if n.op == "placeholder"]
     given = [fake(item) for item in inputs.args]

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from elastic_ir.example_inputs import map_tensors
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -22,16 +24,8 @@ class Inputs:
 
     def to(self, device: torch.device | str) -> Inputs:
         """The same inputs on a device."""
-
-        def move(item: Any) -> Any:
-            return item.to(device) if isinstance(item, torch.Tensor) else item
-
-        return Inputs(
-            tuple(move(a) for a in self.args),
-            {k: move(v) for k, v in self.kwargs.items()},
-            self.guessed,
-            self.noise,
-        )
+        args, kwargs = map_tensors((self.args, dict(self.kwargs)), lambda tensor: tensor.to(device))
+        return Inputs(args, kwargs, self.guessed, self.noise)
 
 
 IMAGE_SIZES = (224, 32, 256, 28, 64, 96, 128, 384, 8)

@@ -286,49 +286,13 @@ def _graph_of_file(data: Any, tensors: Mapping[str, TensorData], trust: Sequence
     """The graph that we wrote: in its class where that can be imported, else over its nodes."""
     graph = graph_from_data(data, tensors)
     graph.metadata["file"] = path.name
-    if "module" in data and "opaque" not in data["module"]:
-        # Where it cannot be rebuilt, it is emitted as a GraphModule.
-        try:
-            graph.origin = _live(data, graph, trust)
-        except ElasticError as error:
-            graph.metadata["class_note"] = str(error)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            note = f"the module's description is damaged ({type(error).__name__}: {error})"
+    if "module" in data:
+        from elastic_ir.frontends.described import origin_of_file
+
+        graph.origin, note = origin_of_file(data, graph, trust)
+        if note:  # it is emitted as a GraphModule
             graph.metadata["class_note"] = note
     return graph
-
-
-def _live(data: Any, graph: Graph, trust: Sequence[str]) -> Any:
-    import torch
-
-    from elastic_ir.frontends.module_data import rebuild_module
-    from elastic_ir.frontends.shapes import Inputs
-    from elastic_ir.frontends.trace import LiveSource
-
-    with torch.device("meta"):
-        made: dict[int, torch.Tensor] = {}
-        tensors = {
-            name: made.setdefault(
-                id(weight.storage),
-                torch.empty(weight.shape, dtype=getattr(torch, weight.dtype), device="meta"),
-            )
-            for name, weight in graph.weights.items()
-        }
-    module = rebuild_module(data["module"], tensors, trust)
-
-    def one(item: Any) -> Any:
-        if item is None:
-            return None
-        dtype = getattr(torch, item[1])
-        if not dtype.is_floating_point:
-            return torch.ones(item[0], dtype=dtype)
-        return torch.randn(item[0], generator=torch.Generator().manual_seed(0)).to(dtype)
-
-    given = data["inputs"]
-    inputs = Inputs(
-        tuple(one(a) for a in given["args"]), {k: one(v) for k, v in given["kwargs"].items()}, noise=True
-    )
-    return LiveSource(module, inputs, from_file=True)
 
 
 def _read_torch(path: Path, arch: Any, trust: Sequence[str], input_shape: Shapes, key: str | None) -> Graph:

@@ -27,14 +27,21 @@ from elastic_ir.weights import Weight
 class LiveSource:
     """What emission needs again: the live module (never changed) and inputs that it runs on."""
 
-    module: nn.Module
-    inputs: Inputs
+    module: nn.Module | None  #: None where it comes from a file, and its class may not be built
+    inputs: Inputs | None
     from_file: bool = False  #: the graph's nodes come from a file, so the names in them are not trusted
     #: makes the same network with values where this one, a reference, was read on the meta device
     rebuild: Callable[[], nn.Module] | None = None
+    described: nn.Module | None = (
+        None  #: in place of the module, what the file says of it: a tree of stand-ins
+    )
+    #: What a file's description of the class has not been held against: "wiring", or "exact" for constants in calls too
+    unproven: str = ""
 
     def retrace(self, module: nn.Module, frontend: str) -> Graph:
         """Another module of the kind as a graph, read in the same way on the same inputs."""
+        if self.inputs is None:
+            raise TraceError(f"{type(module).__name__} has no example inputs to be traced on")
         return trace(module, self.inputs.args, self.inputs.kwargs, frontend=frontend)
 
 

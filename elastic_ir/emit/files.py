@@ -19,6 +19,8 @@ from elastic_ir.emit.output import atomic_output, flush
 from elastic_ir.emit.safetensors_file import write_safetensors
 from elastic_ir.emit.ticket_file import ticket_shapes, write_ticket
 from elastic_ir.errors import EmitError, OutputError
+from elastic_ir.example_inputs import describe_input
+from elastic_ir.ghosts import without_ghosts
 from elastic_ir.graph import Graph
 from elastic_ir.mask_tie import TIE, tie_of
 from elastic_ir.onnx_source import OnnxSource
@@ -77,7 +79,7 @@ def _checked_module(graph: Graph, check: bool) -> Any:
     """The emitted module, run once if wanted; None where the graph has no network."""
     if isinstance(graph.origin, OnnxSource | CheckpointSource):
         return None  # its nodes are ONNX's, or it has none; a state dict needs no module
-    if graph.origin is None and not (len(graph) and graph.metadata.get("frontend") == "fx"):
+    if graph.origin is None and not graph.is_program:
         return None
     from elastic_ir.emit.check import check_runs
     from elastic_ir.emit.module import to_module
@@ -91,28 +93,28 @@ def _checked_module(graph: Graph, check: bool) -> Any:
 def _data(graph: Graph, module: Any) -> dict[str, Any]:
     data = graph_to_data(graph)
     if module is not None and graph.origin is not None:
-        from elastic_ir.emit.module_data import describe_module
-
-        data["module"] = describe_module(_as_class(graph, module))
-        data["inputs"] = _describe_inputs(graph.origin.inputs)
+        data["module"] = _description(graph, module)
+        inputs = getattr(graph.origin, "inputs", None)
+        if inputs is not None:
+            data["inputs"] = {
+                "args": describe_input(inputs.args),
+                "kwargs": describe_input(dict(inputs.kwargs)),
+                "guessed": inputs.guessed,
+                "noise": inputs.noise,
+            }
     return data
 
 
-def _as_class(graph: Graph, module: Any) -> Any:
-    """The module, or where ghosts make it a GraphModule what it is without them: a reader gets the class back."""
-    from elastic_ir.ghosts import without_ghosts
+def _description(graph: Graph, module: Any) -> dict[str, Any]:
+    """The module that is emitted, without ghosts: a reader gets the class back, also where it is not at hand now."""
+    from elastic_ir.emit.module import as_described
+    from elastic_ir.emit.module_data import describe_module
 
     plain = without_ghosts(graph)
-    return module if plain is graph else plain.to_module()
-
-
-def _describe_inputs(inputs: Any) -> dict[str, Any]:
-    """Shapes and dtypes of the example inputs, so that a graph read back can be run again."""
-
-    def one(item: Any) -> Any:
-        return [list(item.shape), str(item.dtype).removeprefix("torch.")] if hasattr(item, "shape") else None
-
-    return {"args": [one(a) for a in inputs.args], "kwargs": {k: one(v) for k, v in inputs.kwargs.items()}}
+    described, unproven = as_described(plain)
+    if described is not None:
+        return {**describe_module(described), **({"unproven": unproven} if unproven else {})}
+    return describe_module(module if plain is graph else plain.to_module())
 
 
 def _mask_records(graph: Graph) -> dict[str, bytes]:

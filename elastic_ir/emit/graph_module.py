@@ -15,8 +15,8 @@ from torch import fx, nn
 
 from elastic_ir.emit.layers import build_layer
 from elastic_ir.errors import EmitError
-from elastic_ir.functions import method_allowed, resolve_function, resolve_symbol
-from elastic_ir.graph import FRESH, Graph, Node, Symbol, Value, WeightRef
+from elastic_ir.functions import CHECKS, method_allowed, resolve_function, resolve_symbol
+from elastic_ir.graph import FRESH, Graph, Literal, Node, Symbol, Value, WeightRef
 from elastic_ir.weights import Weight
 
 _ATTRIBUTES = {
@@ -35,7 +35,13 @@ _ATTRIBUTES = {
 }
 
 
-_NORM_ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+#: Batch norms as calls, by operation: their arguments in order.
+_NORM_ARGUMENTS = {
+    "torch.nn.functional.batch_norm": (
+        "input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+    "aten.batch_norm.default": (
+        "input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps"),
+}  # fmt: skip
 _QUOTES = frozenset('"\\\r\n')  #: what would end a name's string in the source text that fx writes
 
 
@@ -52,6 +58,8 @@ def build_graph_module(graph: Graph, live: nn.Module | None) -> fx.GraphModule:
         _ensure(root, weight)
     built: set[str] = set()
     for node in graph:
+        if node.op in CHECKS:
+            continue
         norm = _norm(node, graph)
         if norm is not None:
             path, layer = norm
@@ -80,7 +88,7 @@ def build_graph_module(graph: Graph, live: nn.Module | None) -> fx.GraphModule:
     for weight in graph.weights.values():
         if weight.persistent and weight.name not in held:
             _ensure(module, weight)
-    _restore_flags(module, graph, live)
+    _restore_flags(module, graph, live if live is not None else getattr(graph.origin, "described", None))
     return module
 
 
@@ -100,13 +108,16 @@ def _check_texts(graph: Graph) -> None:
                 raise EmitError(f"node %{node.name} has the name {name!r}, which is none in Python")
 
 
-#: torch.fx bakes the mode it saw into these; as modules they follow the module's mode again.
+#: Tracing bakes the mode it saw into these; as modules they follow the module's mode again.
 _DROPOUTS = {
     "torch.nn.functional.dropout": nn.Dropout,
     "torch.nn.functional.dropout1d": nn.Dropout1d,
     "torch.nn.functional.dropout2d": nn.Dropout2d,
     "torch.nn.functional.dropout3d": nn.Dropout3d,
     "torch.nn.functional.alpha_dropout": nn.AlphaDropout,
+    "aten.dropout.default": nn.Dropout,
+    "aten.feature_dropout.default": nn.Dropout2d,
+    "aten.alpha_dropout.default": nn.AlphaDropout,
 }
 
 
@@ -129,9 +140,9 @@ def _norm(node: Node, graph: Graph) -> tuple[str, nn.Module] | None:
     The call has the mode in it that was traced, and leaves the count of batches alone; a module follows the mode.
     None where the statistics are no module's, or something is not as ``nn.BatchNorm2d`` has it.
     """
-    if node.op != "torch.nn.functional.batch_norm":
+    if node.op not in _NORM_ARGUMENTS:
         return None
-    given = {**dict(zip(_NORM_ARGUMENTS, node.args, strict=False)), **node.kwargs}
+    given = {**dict(zip(_NORM_ARGUMENTS[node.op], node.args, strict=False)), **node.kwargs}
     mean, value = given.get("running_mean"), given.get("input")
     if not isinstance(mean, WeightRef) or not isinstance(value, Value) or value.type is None:
         return None
@@ -148,31 +159,33 @@ def _norm(node: Node, graph: Graph) -> tuple[str, nn.Module] | None:
     return path, kind(features, eps=eps, momentum=momentum, device="meta")
 
 
-def _restore_flags(module: fx.GraphModule, graph: Graph, live: nn.Module | None) -> None:
-    """Modes as the source has them (a frozen norm stays frozen), and which buffers a state dict leaves out."""
+def _restore_flags(module: fx.GraphModule, graph: Graph, source: nn.Module | None) -> None:
+    """What the source has set: modes (a frozen norm stays frozen), what is trained, what a state dict leaves out."""
     for path, part in module.named_modules():
-        source = live
-        if live is not None and path:
-            try:
-                source = live.get_submodule(_origin_path(path, graph))
-            except AttributeError:  # a container that the source does not have under this name
-                source = live
-        part.training = source.training if source is not None else True
+        twin = _part(source, _origin_path(path, graph)) if source is not None else None
+        twin = source if twin is None else twin  # a container that the source does not have under this name
+        part.training = twin.training if twin is not None else True
     for name, weight in graph.weights.items():
-        if not weight.persistent:  # fx copies such buffers as persistent ones
-            owner, _, role = name.rpartition(".")
-            holder = module.get_submodule(owner) if not owner or _has(module, owner) else None
-            if holder is not None and role in holder._buffers:
-                holder._non_persistent_buffers_set.add(role)
+        owner, _, role = name.rpartition(".")
+        holder = _part(module, owner)
+        if holder is None:
+            continue
+        if not weight.persistent and role in holder._buffers:  # fx copies such buffers as persistent ones
+            holder._non_persistent_buffers_set.add(role)
+        origin, _, part_role = weight.origin.rpartition(".")
+        twin = _part(source, origin) if source is not None else None
+        told = twin._parameters.get(part_role) if twin is not None else None
+        own = holder._parameters.get(role)
+        if told is not None and own is not None and own.requires_grad != told.requires_grad:
+            own.requires_grad_(told.requires_grad)
 
 
-def _has(module: nn.Module, path: str) -> bool:
-    """Whether a module has a submodule of that path."""
+def _part(root: nn.Module, path: str) -> nn.Module | None:
+    """The submodule of that path, if there is one."""
     try:
-        module.get_submodule(path)
+        return root.get_submodule(path)
     except AttributeError:
-        return False
-    return True
+        return None
 
 
 def _emit(node: Node, made: fx.Graph, values: dict[Value, fx.Node], trusted: bool, root: nn.Module) -> Any:
@@ -183,6 +196,8 @@ def _emit(node: Node, made: fx.Graph, values: dict[Value, fx.Node], trusted: boo
             return made.get_attr(item.name)
         if isinstance(item, Symbol):
             return resolve_symbol(item.name)
+        if isinstance(item, Literal):
+            return made.get_attr(_literal(node, item, root))
         if isinstance(item, tuple):
             return tuple(argument(part) for part in item)
         if isinstance(item, list):
@@ -204,7 +219,7 @@ def _emit(node: Node, made: fx.Graph, values: dict[Value, fx.Node], trusted: boo
     if node.kind == "method":
         return made.call_method(node.op.removeprefix("method."), args, kwargs)
     if node.kind == "constant":
-        return args[0]  # a plain value stands for itself
+        return args[0] if args else _missing(node)  # a plain value stands for itself
     if node.op in _DROPOUTS:
         return _dropout(node, args, kwargs, made, root)
     function = resolve_function(node.op, trusted)
@@ -213,6 +228,18 @@ def _emit(node: Node, made: fx.Graph, values: dict[Value, fx.Node], trusted: boo
             f"node %{node.name} reads the attribute {args[1:]!r}, which is no plain tensor attribute"
         )
     return made.call_function(function, args, kwargs)
+
+
+def _literal(node: Node, literal: Literal, root: nn.Module) -> str:
+    """The name of a buffer outside the state dict that holds a constant tensor of the program."""
+    name = f"_constant_{node.name}"
+    tensor = torch.tensor(literal.values, dtype=getattr(torch, literal.dtype)).reshape(literal.shape)
+    root.register_buffer(name, tensor, persistent=False)
+    return name
+
+
+def _missing(node: Node) -> None:
+    raise EmitError(f"node %{node.name} is a constant tensor that is too large to be kept with the graph")
 
 
 def _leaf(node: Node, live: nn.Module | None, origins: dict[str, str], graph: Graph) -> nn.Module:

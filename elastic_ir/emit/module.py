@@ -24,6 +24,7 @@ from elastic_ir.emit.wiring import follows_plan, has_long_skips
 from elastic_ir.errors import EmitError
 from elastic_ir.graph import Graph
 from elastic_ir.naming import head_in
+from elastic_ir.stand_ins import MARK
 from elastic_ir.structure import Container
 from elastic_ir.tensors import ShapeOnly
 from elastic_ir.torch_bridge import to_torch
@@ -42,34 +43,75 @@ def to_module(graph: Graph, masked: bool = True) -> nn.Module:
         from elastic_ir.emit.onnx_module import build_onnx_module
 
         return _finish(build_onnx_module(graph), graph, masked)
-    structure = graph._structure
-    touched = [c for c in structure.containers if _changed(c)] if structure is not None else []
-    rewired = bool(graph.metadata.get("rewired"))
-    if live is not None and all(container.native and _iterates(container, live) for container in touched):
-        why = "gets a skip from one of the units of {}, and would take it from another one now"
-        if not rewired or _same_weights(graph, live, touched):
-            module = _finish(_refill(graph, live, touched), graph, masked)
-            skips = bool(touched) and len(graph) > 0 and has_long_skips(graph, touched)
-            if not (rewired or skips) or follows_plan(module, graph, exact=rewired):
+    why = ""
+    if live is not None:
+        module, unproven, why = _in_its_class(graph, live)
+        if module is not None:
+            module = _finish(module, graph, masked)
+            if not unproven or follows_plan(module, graph, exact=unproven == "exact"):
                 return module
-    else:
-        why = "names the units of {} one by one"
-    if rewired:
-        why = "computes something else than the graph does, which a pass has rewired"
-    if len(graph) and graph.metadata.get("frontend") == "fx":
+    if graph.is_program:
         from elastic_ir.emit.graph_module import build_graph_module
 
         return _finish(build_graph_module(graph, live), graph, masked)
     if live is not None:
-        names = ", ".join(repr(container.label) for container in touched)
         raise EmitError(
-            f"{graph.name}.forward {why.format(names)}; torch.fx, which could write a forward that follows the plan, "
+            f"{graph.name}.forward {why}; torch.fx, which could write a forward that follows the plan, "
             "cannot trace it; put the units into a Sequential or ModuleList, and take skips where a stage ends"
         )
     raise EmitError(
         f"{graph.name} was read without its network, so there is no module to emit; pass --arch SOURCE "
         "(arch=...), or write a state dict (.pt, .safetensors)"
     )
+
+
+def as_described(graph: Graph) -> tuple[nn.Module | None, str]:
+    """What a file is to say of the module of a graph whose class is not at hand, as a tree without values.
+
+    It is what would be emitted, had the class been built; the second result says what remains to be proven of it by
+    whoever builds it. None where it would be a GraphModule.
+    """
+    described = getattr(graph.origin, "described", None)
+    if described is None:
+        return None, ""
+    module, unproven, _ = _in_its_class(graph, described)
+    if module is None:
+        return None, ""
+    before: str = graph.origin.unproven
+    changed = "wiring" if any(map(_changed, _containers(graph))) else ""
+    return _finish(module, graph, masked=False, values=False), max(
+        before, unproven, changed, key=_PROOFS.index
+    )
+
+
+_PROOFS = ("", "wiring", "exact")  #: what may remain to be proven of a class, the most last
+
+
+def _containers(graph: Graph) -> list[Container]:
+    """The containers of a structure that was asked for; a network in which nothing repeats has none."""
+    return graph._structure.containers if graph._structure is not None else []
+
+
+def _in_its_class(graph: Graph, source: nn.Module) -> tuple[nn.Module | None, str, str]:
+    """The source's class with re-filled containers, or None; what is to be proven of it; why its forward cannot follow.
+
+    ``source`` is the live module, or the stand-ins for it.
+    """
+    touched = [container for container in _containers(graph) if _changed(container)]
+    names = ", ".join(repr(container.label) for container in touched)
+    rewired = bool(graph.metadata.get("rewired"))
+    follows = all(container.native and _iterates(container, source) for container in touched)
+    why = f"names the units of {names} one by one"
+    if follows:
+        why = f"gets a skip from one of the units of {names}, and would take it from another one now"
+    if rewired:
+        why = "computes something else than the graph does, which a pass has rewired"
+    if not follows or (rewired and not _same_weights(graph, source, touched)):
+        return None, "", why
+    skips = bool(touched) and len(graph) > 0 and has_long_skips(graph, touched)
+    unproven = "exact" if rewired else "wiring" if skips else ""
+    unproven = max(unproven, getattr(graph.origin, "unproven", ""), key=_PROOFS.index)
+    return _refill(graph, source, touched), unproven, why
 
 
 def _same_weights(graph: Graph, live: nn.Module, touched: list[Container]) -> bool:
@@ -95,8 +137,8 @@ def _in_series(name: str, container: Container) -> bool:
     return container.series.number(name) is not None
 
 
-def _finish(module: nn.Module, graph: Graph, masked: bool) -> nn.Module:
-    """A module with tensors of its own, its names and shapes checked."""
+def _finish(module: nn.Module, graph: Graph, masked: bool, *, values: bool = True) -> nn.Module:
+    """A module with tensors of its own (without ``values`` on the meta device), its names and shapes checked."""
     if graph.reference is not None:
         changes = adopt(module, graph, graph.structure.containers)
         graph.metadata["constants"] = dict.fromkeys(changes, "as the reference has it")
@@ -104,7 +146,7 @@ def _finish(module: nn.Module, graph: Graph, masked: bool) -> nn.Module:
         conform_layers(module, graph)
     if isinstance(module, fx.GraphModule):
         _order(module, graph)
-    _assign(module, graph, masked)
+    _assign(module, graph, masked, values)
     check_names(module, graph)
     return module
 
@@ -116,8 +158,8 @@ def _iterates(container: Container, live: nn.Module) -> bool:
     with its last child twice, traced, must run both.
     """
     module = live.get_submodule(container.path)
-    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
-        return True
+    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) or MARK in vars(module):
+        return True  # of a stand-in it is to be proven by whoever builds the class
     probe = copy.copy(module)
     probe._modules = dict(module._modules)
     extra = container.child_path(container.source_count).rpartition(".")[2]
@@ -193,7 +235,7 @@ def _order(module: fx.GraphModule, graph: Graph) -> None:
             table.update(values)
 
 
-def _assign(module: nn.Module, graph: Graph, masked: bool) -> None:
+def _assign(module: nn.Module, graph: Graph, masked: bool, values: bool) -> None:
     """Give every parameter and buffer a tensor of its own; tied names get the same one."""
     done: dict[tuple[int, bool], torch.Tensor] = {}
     for path, part in module.named_modules(remove_duplicate=False):
@@ -206,7 +248,7 @@ def _assign(module: nn.Module, graph: Graph, masked: bool) -> None:
                 is_parameter = table is part._parameters
                 key = (id(weight.storage), is_parameter)
                 if key not in done:
-                    if isinstance(weight.storage.data, ShapeOnly):
+                    if not values or isinstance(weight.storage.data, ShapeOnly):
                         tensor = torch.empty(weight.shape, dtype=old.dtype, device="meta")
                     else:
                         tensor = to_torch(weight.storage.emitted(masked))

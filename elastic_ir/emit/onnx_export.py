@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree
 
 from elastic_ir.errors import EmitError
+from elastic_ir.example_inputs import map_tensors, tensors_in
 from elastic_ir.graph import Graph
 from elastic_ir.onnx_record import write_record
 from elastic_ir.onnx_source import DTYPES, MARK
@@ -68,7 +70,7 @@ def export_module(
     batch = _batch(args, kwargs)
     program = None
     if dynamic and batch is not None:
-        wide = [_widened(item, batch) for item in args], {k: _widened(v, batch) for k, v in kwargs.items()}
+        wide: Any = map_tensors((args, kwargs), lambda tensor: _widened(tensor, batch))
         shapes = _dynamic_shapes(wide[0], wide[1], batch)
         with contextlib.suppress(EmitError):
             program = _export(module, tuple(wide[0]), wide[1], opset, shapes)
@@ -81,7 +83,7 @@ def export_module(
     proto, tensors = _to_proto(model, graph)
     with torch.no_grad():
         expected = [tensor.numpy() for tensor in _tensors(module(*args, **kwargs))]
-    given = list(_tensors((*args, *kwargs.values())))
+    given = [tensor.detach() for tensor in tensors_in((args, kwargs))]
     names = [entry.name for entry in proto.graph.input]
     dtype = next((str(t.dtype).removeprefix("torch.") for t in module.parameters()), "float32")
     feeds = {name: _array(tensor) for name, tensor in zip(names, given, strict=False)}
@@ -106,13 +108,13 @@ def _tensors(item: Any) -> Iterator[torch.Tensor]:
 
 def _batch(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
     """The extent of the first axis, where all inputs have the same."""
-    found = {t.shape[0] for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor) and t.ndim}
+    found = {tensor.shape[0] for tensor in tensors_in((args, kwargs)) if tensor.ndim}
     return found.pop() if len(found) == 1 else None
 
 
-def _widened(item: Any, batch: int) -> Any:
+def _widened(item: torch.Tensor, batch: int) -> torch.Tensor:
     """An input with a batch of two or more: torch.export takes an extent of 1 for a constant."""
-    if not isinstance(item, torch.Tensor) or not item.ndim or batch > 1:
+    if not item.ndim or batch > 1:
         return item
     if item.is_floating_point():
         generator = torch.Generator().manual_seed(1)
@@ -126,7 +128,7 @@ def _dynamic_shapes(args: Sequence[Any], kwargs: Mapping[str, Any], batch: int) 
     def one(item: Any) -> Any:
         return {0: open_batch} if isinstance(item, torch.Tensor) and item.ndim else None
 
-    return {"args": tuple(one(item) for item in args), "kwargs": {k: one(v) for k, v in kwargs.items()}}
+    return {"args": _pytree.tree_map(one, tuple(args)), "kwargs": _pytree.tree_map(one, dict(kwargs))}
 
 
 def _export(

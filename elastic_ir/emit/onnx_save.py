@@ -114,12 +114,13 @@ def _refuse_changes(source: OnnxSource, path: Path, opset: int | None, *, fold_b
 
 
 def _export(graph: Graph, *, check: bool, opset: int | None, dynamic: bool, fold_batchnorm: bool) -> Exported:
-    if graph.origin is None and not (len(graph) and graph.metadata.get("frontend") == "fx"):
+    from elastic_ir.emit.check import check_runs
+    from elastic_ir.emit.module import to_module
+
+    if graph.origin is None and not graph.is_program:
         raise EmitError(
             f"{graph.name} is a state dict without a network; say with --arch SOURCE what it belongs to"
         )
-    from elastic_ir.emit.check import check_runs
-    from elastic_ir.emit.module import to_module
     from elastic_ir.emit.onnx_export import export_module
 
     module = to_module(graph)

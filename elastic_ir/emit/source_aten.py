@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from elastic_ir.emit.source_calls import Unwritable, convert, function_call, identifier
 from elastic_ir.emit.source_expr import Expr, lit
+from elastic_ir.functions import CHECKS
 from elastic_ir.graph import Node, Value, WeightRef
 
 _BINARY = {
@@ -55,16 +56,11 @@ _FUNCTIONS = {
     "normalize": ("normalize", ("input",)),
     "pixel_shuffle": ("pixel_shuffle", ("input", "upscale_factor")),
 }  # fmt: skip
-_EMPTY = {
-    "aten._assert_tensor_metadata.default",
-    "aten._assert_scalar.default",
-    "aten.sym_constrain_range.default",
-}
 
 
 def is_nothing(node: Node) -> bool:
     """Whether a node only checks what an export assumed."""
-    return node.op in _EMPTY
+    return node.op in CHECKS
 
 
 def call_of_aten(node: Node, given: tuple[Any, ...], later: Callable[[Value], bool]) -> Expr:

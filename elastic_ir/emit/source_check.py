@@ -10,6 +10,7 @@ from torch import nn
 
 from elastic_ir.emit.module import to_module
 from elastic_ir.errors import EmitError
+from elastic_ir.example_inputs import map_tensors
 from elastic_ir.graph import Graph
 from elastic_ir.tensors import ShapeOnly
 
@@ -73,7 +74,7 @@ def check_source(text: str, name: str, graph: Graph) -> None:
 
 
 def _copied(item: Any) -> Any:
-    return item.clone() if isinstance(item, torch.Tensor) else item
+    return map_tensors(item, torch.Tensor.clone)
 
 
 def _close(mine: torch.Tensor, other: torch.Tensor) -> bool:

@@ -154,20 +154,8 @@ class Tree:
             returns = parts[0] if len(parts) == 1 else Expr("tuple", None, parts)
         else:
             assert self.output is not None
-            returns = change(convert(self._result()), own)
+            returns = change(convert(self.output.args[0]), own)
         return Body(tuple(inputs), statements, returns, tuple(numbers))
-
-    def _result(self) -> Any:
-        """What the network returns; an export wraps a single result in a tuple."""
-        assert self.output is not None
-        result = self.output.args[0]
-        if (
-            self.graph.metadata.get("frontend") == "export"
-            and isinstance(result, (tuple, list))
-            and len(result) == 1
-        ):
-            return result[0]
-        return result
 
     def _called(self, part: Part, scope: Path) -> Part | None:
         """The nearest part below ``part`` on the way to a scope that is called as a module."""
