@@ -23,7 +23,7 @@ from elastic_ir.example_inputs import read_tensor
 from elastic_ir.frontends.pickle_names import find, is_pure, resolve_class, within
 from elastic_ir.functions import resolve_function, resolve_symbol
 from elastic_ir.registered import configuration, is_config, network
-from elastic_ir.stand_ins import Configuration, Instance, Unread, stand_in
+from elastic_ir.stand_ins import TOLD, Configuration, Instance, Unread, stand_in
 
 _INTERNAL = frozenset(vars(nn.Module()))  #: what every module has, hooks among it
 
@@ -48,8 +48,7 @@ def stand_in_module(data: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
     Layers of the known packages are themselves in it. Raises SourceError where the description is damaged.
     """
     made = _Reader(data, (), stand_ins=True).module(tensors)
-    if "pretrained" in data:
-        vars(made)["_pretrained"] = True
+    vars(made)[TOLD] = {"pretrained": "pretrained" in data, "script": str(data.get("script", ""))}
     return made
 
 
@@ -192,7 +191,9 @@ class _Reader:
             try:
                 kind = find(module, qualname, self.trust, "the description")
                 if not (within(kind.__module__, self.trust) or kind is argparse.Namespace):
-                    raise SourceError(f"the description: {name} is no class whose objects are their attributes")
+                    raise SourceError(
+                        f"the description: {name} is no class whose objects are their attributes"
+                    )
                 made = object.__new__(kind)
             except (SourceError, TypeError) as error:
                 if not self.stand_ins:

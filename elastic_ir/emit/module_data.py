@@ -20,12 +20,11 @@ import torch
 from torch import fx, nn
 
 from elastic_ir.example_inputs import describe_tensor
-from elastic_ir.stand_ins import MARK, Configuration, Instance, Unread, class_of
+from elastic_ir.stand_ins import MARK, TOLD, Configuration, Instance, Unread, class_of
 
-_INTERNAL = set(vars(nn.Module())) | {MARK}
+_INTERNAL = set(vars(nn.Module())) | {MARK, TOLD}
 #: What a GraphModule keeps about its graph, which is described apart.
 GRAPH_MODULE = "torch.fx.graph_module:GraphModule"
-_PRETRAINED = "_pretrained"  #: of a stand-in for a transformers model that is made from its configuration
 _TENSOR_BYTES = 1 << 16  #: of a plain tensor among a module's attributes
 
 
@@ -56,11 +55,11 @@ def describe_module(module: nn.Module) -> dict[str, Any]:
             }
         )
     made: dict[str, Any] = {"parts": parts, "objects": describer.objects}
-    script = _script() if any(str(part.get("class")).startswith("__main__:") for part in parts) else ""
-    if script:
-        made["script"] = script
+    told: dict[str, Any] | None = vars(module).get(TOLD)
+    if any(str(part.get("class")).startswith("__main__:") for part in parts):
+        made["script"] = _script() if told is None else told["script"]
     config: Any = getattr(module, "config", None)
-    pretrained = hasattr(module, "save_pretrained") or vars(module).get(_PRETRAINED, False)
+    pretrained = hasattr(module, "save_pretrained") or bool(told and told["pretrained"])
     if describer.opaque and pretrained and hasattr(config, "to_dict"):
         # a transformers model is made again from its configuration, as from_pretrained does it
         made |= {

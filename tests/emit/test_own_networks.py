@@ -1,0 +1,297 @@
+"""Networks of one's own, the whole way: their class is in no trusted package, and nothing is lost without it."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import types
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+import elastic_ir as eir
+from elastic_ir.emit.module_data import describe_module
+from elastic_ir.frontends.torch_file import read_zip_records
+from elastic_ir.graph import Graph
+from elastic_ir.passes import Pipeline
+from tests.emit.nets import same_tensors
+from tests.emit.own_networks import OWN, ResNet, ViT, own
+from tests.frontends.test_sources import change_graph
+
+TRUST = ["tests"]
+_QUICK = ("resnet", "vit", "gpt", "nested")  #: the kinds, without the rest of the networks
+
+
+def parameters(names: Iterable[str], quick: Iterable[str]) -> list[Any]:
+    """All names; those that take long, or show what another one shows, are for the slow tests."""
+    return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in names]
+
+
+NETWORKS = pytest.mark.parametrize("name", parameters(OWN, _QUICK))
+
+
+def traced(name: str, *, training: bool = False) -> Graph:
+    model, args, kwargs = own(name, training=training)
+    return eir.trace(model, args, kwargs)
+
+
+def one_deeper(graph: Graph) -> Graph:
+    return eir.stretch(graph, to_stages=[len(stage) + 1 for stage in graph.stages])
+
+
+def run(module: nn.Module, name: str) -> list[Tensor]:
+    _, args, kwargs = own(name)
+    with torch.no_grad():
+        leaves = _pytree.tree_leaves(module.eval()(*args, **kwargs))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def record(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(read_zip_records(path)["elastic_ir/graph.json"])
+    return found
+
+
+def through(graph: Graph, path: Path, trust: list[str]) -> Graph:
+    """The graph, written and read again."""
+    eir.save(graph, path)
+    return eir.load(path, trust=trust)
+
+
+CHAINS: dict[str, list[Callable[[Graph], Graph]]] = {
+    "stretched": [one_deeper],
+    "stretched twice": [one_deeper, one_deeper],
+    "interpolated": [
+        lambda graph: eir.stretch(graph, to_stages=[len(s) + 2 for s in graph.stages], order="interpolate")
+    ],
+    "and back": [one_deeper, lambda graph: eir.squeeze(graph, to_stages=[len(s) - 1 for s in graph.stages])],
+    "squeezed": [lambda graph: eir.squeeze(graph, to_stages=[len(s) - 1 for s in graph.stages], drop="even")],
+}  # fmt: skip
+
+
+@NETWORKS
+@pytest.mark.parametrize("chain", parameters(CHAINS, ("and back",)))
+def test_trusted_later_is_as_good_as_trusted_from_the_start(tmp_path: Path, name: str, chain: str) -> None:
+    """What is said of the module is the same to the letter: class, attributes, counts, flags, in a chain of files."""
+    eir.save(traced(name), tmp_path / "own.pt")
+    with_class, without = (eir.load(tmp_path / "own.pt", trust=trust) for trust in (TRUST, []))
+    assert with_class.origin.module is not None
+    assert without.origin.module is None
+    for step in CHAINS[chain]:
+        with_class = through(step(with_class), tmp_path / "with.pt", TRUST)
+        without = through(step(without), tmp_path / "without.pt", [])
+        wanted, found = record(tmp_path / "with.pt"), record(tmp_path / "without.pt")
+        found["module"].pop("unproven", None)
+        assert found == wanted
+    later = eir.load(tmp_path / "without.pt", trust=TRUST)
+    assert "class_note" not in later.metadata
+    made, wanted = later.to_module(), with_class.to_module()
+    assert type(made) is type(wanted)
+    assert type(made).__module__ == "tests.emit.own_networks"
+    assert describe_module(made) == describe_module(wanted)
+    same_tensors(dict(made.state_dict()), dict(wanted.state_dict()))
+    assert all(map(torch.equal, run(made, name), run(wanted, name)))
+    assert later.masks().keys() == with_class.masks().keys()
+
+
+@NETWORKS
+@pytest.mark.parametrize("training", [False, True])
+def test_a_module_without_the_class_computes_the_same_and_trains(
+    tmp_path: Path, name: str, training: bool
+) -> None:
+    graph = through(one_deeper(traced(name, training=training)), tmp_path / "own.pt", [])
+    with_class = eir.load(tmp_path / "own.pt", trust=TRUST).to_module()
+    module = graph.to_module()
+    assert isinstance(module, torch.fx.GraphModule)
+    assert module.training is training
+    frozen = {n for n, p in with_class.named_parameters() if not p.requires_grad}
+    assert {n for n, p in module.named_parameters() if not p.requires_grad} == frozen
+    for ours, theirs in zip(run(module, name), run(with_class, name), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+    _, args, kwargs = own(name)
+    module.train()
+    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.01)
+    before = {n: t.clone() for n, t in module.state_dict().items()}
+    for _ in range(2):
+        optimizer.zero_grad()
+        module(*args, **kwargs).square().mean().backward()
+        optimizer.step()
+    changed = {n for n, t in module.state_dict().items() if not torch.equal(t, before[n])}
+    assert changed & {n for n, _ in module.named_parameters()}
+    assert {n for n in changed if n.endswith("running_mean")} == {
+        n for n in before if n.endswith("running_mean")
+    }
+
+
+@pytest.mark.parametrize("name", parameters(OWN, ("nested", "pruned")))
+@pytest.mark.parametrize("target", ["a.onnx", "a.py", "a.ticket", "a.safetensors"])
+def test_other_files_without_the_class(tmp_path: Path, name: str, target: str) -> None:
+    graph = one_deeper(through(traced(name), tmp_path / "own.pt", []))
+    eir.save(graph, tmp_path / target)  # checked: run in onnxruntime, or as source, against the module
+    if target in ("a.ticket", "a.safetensors"):
+        later = eir.load(tmp_path / target, trust=TRUST)
+        assert type(later.to_module()).__module__ == "tests.emit.own_networks"
+        same_tensors(later.state_dict(), graph.state_dict())
+
+
+def test_example_inputs_come_back(tmp_path: Path) -> None:
+    for name in OWN:
+        _, args, kwargs = own(name)
+        inputs = through(traced(name), tmp_path / "own.pt", []).origin.inputs
+        found, spec = _pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
+        wanted, wanted_spec = _pytree.tree_flatten((args, kwargs))
+        assert spec == wanted_spec
+        for one, other in zip(found, wanted, strict=True):
+            if not isinstance(other, Tensor):
+                assert (type(one), one) == (type(other), other)
+                continue
+            assert (one.shape, one.dtype) == (other.shape, other.dtype)
+            if not other.is_floating_point():
+                assert torch.equal(one, other)
+
+
+class Steps(nn.Module):
+    """Reads its blocks by number: a deeper one takes another skip than the plan says."""
+
+    def __init__(self, depth: int = 4) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(depth))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = x
+        for place, block in enumerate(self.blocks):
+            x = block(x)
+            if place == 1:
+                kept = x
+        y: Tensor = self.head(x + kept)
+        return y
+
+
+class Counts(Steps):
+    """Runs as many blocks as it had when it was made: a deeper one would never run the rest."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for place in range(4):
+            x = self.blocks[place](x)
+        y: Tensor = self.head(x)
+        return y
+
+
+@pytest.mark.parametrize("kind", [Steps, Counts])
+def test_a_class_that_does_not_follow_the_plan_is_not_taken_up(tmp_path: Path, kind: type[nn.Module]) -> None:
+    """Its description was changed without it; whoever trusts it later gets what the graph computes, not the class."""
+    x = torch.randn(2, 4)
+    eir.save(eir.trace(kind(), x), tmp_path / "own.pt")
+    deep = one_deeper(eir.load(tmp_path / "own.pt"))
+    eir.save(deep, tmp_path / "deep.pt")
+    later = eir.load(tmp_path / "deep.pt", trust=TRUST)
+    assert isinstance(later.origin.module, kind)
+    module = later.to_module()
+    assert isinstance(module, torch.fx.GraphModule)
+    assert torch.equal(module(x), deep.to_module()(x))
+
+
+def test_passes_without_the_class(tmp_path: Path) -> None:
+    graph = through(traced("pruned"), tmp_path / "own.pt", [])
+    small = Pipeline.parse("compact,fold-batchnorm").run(graph)
+    later = through(small, tmp_path / "small.pt", TRUST)
+    assert type(later.to_module()).__name__ == "VGG"
+    for ours, theirs in zip(run(later.to_module(), "pruned"), run(graph.to_module(), "pruned"), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+class Holder(nn.Module):
+    """What cannot be told as plain data stands among its attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stream = io.StringIO()
+        self.rows = [nn.Linear(1, 1)]
+        self.blocks = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+        self.blocks[0].requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.blocks(x)
+        return y
+
+
+def test_what_cannot_be_described_costs_the_class_and_nothing_else(tmp_path: Path) -> None:
+    model = Holder().eval()
+    eir.save(eir.trace(model, torch.randn(2, 4)), tmp_path / "own.pt")
+    for trust in ([], TRUST):
+        graph = eir.load(tmp_path / "own.pt", trust=trust)
+        assert "stream holds a StringIO" in graph.metadata["class_note"]
+        module = through(eir.stretch(graph, to_units=5), tmp_path / "deep.pt", trust).to_module()
+        assert not module.training
+        frozen = [name for name, p in module.named_parameters() if not p.requires_grad]
+        assert frozen[:2] == ["blocks.0.weight", "blocks.0.bias"]
+        assert eir.load(tmp_path / "deep.pt").origin.inputs.args[0].shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data["inputs"].update(args={"tuple": [{"tensor": [[1 << 40], "float32"]}]}),
+        lambda data: data["inputs"].update(args={"tuple": [{"tensor": [[4], "bool", "AAAA"]}]}),
+        lambda data: data["inputs"].update(args={"tuple": [{"tensor": [[4], "no_dtype"]}]}),
+        lambda data: data["inputs"].update(args={"tuple": [{"call": []}]}),
+        lambda data: data["inputs"].update(args=5),
+        lambda data: data["module"]["parts"][0].update(attributes={"_forward_hooks": {"dict": []}}),
+        lambda data: data["module"]["parts"].pop(1),
+        lambda data: data["module"].update(parts=3),
+    ],
+)
+def test_a_damaged_record_is_told(tmp_path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """The graph is read all the same; what is wrong is a note."""
+    eir.save(traced("resnet"), tmp_path / "own.pt")
+    graph = eir.load(change_graph(tmp_path / "own.pt", change), trust=TRUST)
+    assert graph.metadata["class_note"]
+    assert "\n" not in graph.metadata["class_note"]
+    same_tensors(
+        through(one_deeper(graph), tmp_path / "deep.pt", []).state_dict(), one_deeper(graph).state_dict()
+    )
+
+
+def test_drop_rates_and_indices_of_the_new_layers(tmp_path: Path) -> None:
+    """What depends on a layer's place, as the class made it, is set without the class."""
+    graph = through(one_deeper(through(traced("vit"), tmp_path / "own.pt", [])), tmp_path / "deep.pt", TRUST)
+    module = graph.to_module()
+    assert isinstance(module, ViT)
+    assert [block.layer_idx for block in module.blocks] == [0, 1, 2, 3, 4]
+    rates = torch.tensor([block.drop_path.rate for block in module.blocks])
+    assert torch.allclose(rates, torch.linspace(0, 0.2, 5))
+    assert module.depth == 5
+
+
+def test_a_class_of_the_script_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``python net.py`` saves a class of ``__main__``, which others import as ``net``."""
+    main = types.ModuleType("__main__")
+    main.__file__ = str(tmp_path / "net_of_mine.py")
+    source = "from tests.emit.own_networks import ResNet\nclass Net(ResNet):\n    pass\n"
+    Path(main.__file__).write_text(source)
+    exec(source, vars(main))
+    model = vars(main)["Net"]().eval()
+    assert isinstance(model, ResNet)
+    x = torch.randn(1, 3, 8, 8)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "__main__", main)
+        eir.save(eir.trace(model, x), tmp_path / "own.pt")
+    read = eir.load(tmp_path / "own.pt")
+    assert "--trust net_of_mine" in read.metadata["class_note"]
+    monkeypatch.syspath_prepend(tmp_path)
+    later = eir.load(through_file(read, tmp_path / "deep.pt"), trust=["net_of_mine", "tests"])
+    assert "class_note" not in later.metadata, later.metadata["class_note"]
+    module = later.to_module()
+    assert (type(module).__module__, type(module).__name__) == ("net_of_mine", "Net")
+    monkeypatch.delitem(sys.modules, "net_of_mine")
+
+
+def through_file(graph: Graph, path: Path) -> Path:
+    eir.save(one_deeper(graph), path)
+    return path
