@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-MARK = (
-    "_stands_for"  #: the attribute of a stand-in module that holds its class's name, ``package.module:Class``
-)
+#: The attribute of a stand-in module that holds its class's name, ``package.module:Class``.
+MARK = "_stands_for"
+#: The attribute of a root that holds what else its file said: by which name the script that defines ``__main__``'s
+#: classes is imported, and whether the network is made of a configuration, as transformers does it.
+TOLD = "_told"
 
 
 @dataclass(frozen=True)

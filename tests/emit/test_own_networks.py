@@ -21,7 +21,7 @@ from elastic_ir.frontends.torch_file import read_zip_records
 from elastic_ir.graph import Graph
 from elastic_ir.passes import Pipeline
 from tests.emit.nets import same_tensors
-from tests.emit.own_networks import OWN, ResNet, ViT, own
+from tests.emit.own_networks import OWN, DropPath, ResNet, ViT, own
 from tests.frontends.test_sources import change_graph
 
 TRUST = ["tests"]
@@ -90,12 +90,12 @@ def test_trusted_later_is_as_good_as_trusted_from_the_start(tmp_path: Path, name
         assert found == wanted
     later = eir.load(tmp_path / "without.pt", trust=TRUST)
     assert "class_note" not in later.metadata
-    made, wanted = later.to_module(), with_class.to_module()
-    assert type(made) is type(wanted)
+    made, native = later.to_module(), with_class.to_module()
+    assert type(made) is type(native)
     assert type(made).__module__ == "tests.emit.own_networks"
-    assert describe_module(made) == describe_module(wanted)
-    same_tensors(dict(made.state_dict()), dict(wanted.state_dict()))
-    assert all(map(torch.equal, run(made, name), run(wanted, name)))
+    assert describe_module(made) == describe_module(native)
+    same_tensors(dict(made.state_dict()), dict(native.state_dict()))
+    assert all(map(torch.equal, run(made, name), run(native, name)))
     assert later.masks().keys() == with_class.masks().keys()
 
 
@@ -264,7 +264,7 @@ def test_drop_rates_and_indices_of_the_new_layers(tmp_path: Path) -> None:
     module = graph.to_module()
     assert isinstance(module, ViT)
     assert [block.layer_idx for block in module.blocks] == [0, 1, 2, 3, 4]
-    rates = torch.tensor([block.drop_path.rate for block in module.blocks])
+    rates = torch.tensor([part.rate for part in module.modules() if isinstance(part, DropPath)])
     assert torch.allclose(rates, torch.linspace(0, 0.2, 5))
     assert module.depth == 5
 
