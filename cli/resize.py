@@ -325,6 +325,8 @@ def _stream(graph: Graph, out: Path, wanted: Wanted) -> None:
         tables.show_facts(
             [("kept", f"config.json: {', '.join(plan.kept)}; see whether they fit the new depth")]
         )
+    if plan.kept_beside:
+        tables.show_facts([("kept", f"{', '.join(plan.kept_beside)}, as --keep-beside says")])
     if wanted.dry_run:
         check_room(plan, out, held_by(left) if left else 0)
         tables.say()

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from elastic_ir.config_texts import renamed
 from elastic_ir.errors import PlanError, SourceError
+from elastic_ir.keep_beside import is_kept
 from elastic_ir.numbering import number_of
 from elastic_ir.stacks import Stack
 
@@ -27,7 +27,9 @@ COUNT = re.compile(
 #: Names of lists that hold a number of blocks for each stage.
 DEPTHS = re.compile(r"depth|layer|block")
 #: Names of lists that say which blocks are of some kind: ``moe_layers``, ``full_attention_block_indices``.
-CHOSEN = re.compile(r".*(layers?|blocks?)(_?(ids?|idxs?|index|indexes|indices))?")
+CHOSEN = re.compile(r".*(layers?|blocks?)(_?(ids?|idxs?|index|indexes|indices)|_to_\w+)?")
+#: Names of numbers that may choose one layer, in place of a list.
+_ONE = re.compile(r"(layers?|blocks?)_to_\w+")
 #: Names of lists with an entry for each layer, whatever their length.
 _PER_LAYER = re.compile(r"layer|block|attention|mlp")
 _LONG = 12  #: a list as long as a stack of so many layers is one of its layers, whatever its name
@@ -125,8 +127,42 @@ def reindexed(
     made = copy.deepcopy(config)
     for entry, (_, value) in claims.items():
         reader.table(entry.holder, made)[entry.name] = value
-    made = renamed(made, [stack for stack in stacks if stack.changed])
     return made, reader.kept(claims)
+
+
+def beside_reindexed(
+    document: dict[str, Any],
+    file: str,
+    stacks: Sequence[Stack],
+    names: Iterable[str],
+    keep: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Another file's table (``params.json``, ``adapter_config.json``): its counts and lists of layers, if it has any.
+
+    ``keep`` are names of what stays as it is. Raises PlanError where an entry speaks of several stacks that become
+    different, or chooses one layer that has several places then, or none.
+    """
+    reader = _Reader(document, stacks, names)
+    made = copy.deepcopy(document)
+    claims: dict[Entry, Any] = {}
+    for stack in stacks:
+        said = [(entry, len(stack.order)) for entry, value in reader.counts(stack) if value == stack.before]
+        for entry, value in [*said, *reader.lists(stack), *reader.chosen(stack)]:
+            if is_kept(keep, file, f"{file}.{entry}"):
+                continue
+            if claims.setdefault(entry, value) != value:
+                raise PlanError(
+                    f"{file}'s {entry} speaks of several stacks, which would become different; change them alike, or "
+                    f"--keep-beside {file}.{entry} (keep_beside=) keeps it as it is"
+                )
+    for entry, value in claims.items():
+        if value is None:
+            raise PlanError(
+                f"{file}'s {entry} chooses one layer, which has several places in the result or none; write it anew in "
+                f"the source, or --keep-beside {file}.{entry} (keep_beside=) keeps it as it is"
+            )
+        reader.table(entry.holder, made)[entry.name] = value
+    return made
 
 
 def _tells(listed: list[Any], kinds: Sequence[int]) -> bool:
@@ -228,6 +264,15 @@ class _Reader:
             elif (whole := _runs(entry.name, value)) is not None and len(whole) == stack.before:
                 runs = self._by_source(entry, whole, stack, runs=True)
                 found.append((entry, _as_runs([own[layer] for layer, own in runs])))
+        return found
+
+    def chosen(self, stack: Stack) -> list[tuple[Entry, int | None]]:
+        """Numbers that choose one layer (``layers_to_transform``), with what they become; None where it is not one."""
+        found: list[tuple[Entry, int | None]] = []
+        for entry, value in self._entries(stack, lambda name, value: bool(_ONE.fullmatch(name))):
+            if type(value) is int and 0 <= value < stack.before:
+                places = [at for at, source in enumerate(stack.order) if source == value]
+                found.append((entry, places[0] if len(places) == 1 else None))
         return found
 
     def _by_source(

@@ -26,9 +26,11 @@ from elastic_ir.emit.native_check import NOT_WANTED, Compared, Comparison, compa
 from elastic_ir.emit.partial import Journal, partial_folder, resumable_folder
 from elastic_ir.emit.plan_digest import digests
 from elastic_ir.emit.safetensors_file import safetensors_head, write_safetensors
-from elastic_ir.emit.side_files import SideFile, copy_side_file, side_files
+from elastic_ir.emit.side_files import SideFile, copy_side_file, followed_files, json_text, side_files
 from elastic_ir.errors import EmitError, OutputError, StructureError
 from elastic_ir.graph import Graph
+from elastic_ir.keep_beside import KEEP_BESIDE
+from elastic_ir.layer_entries import followed
 from elastic_ir.mask_format import packed_size
 from elastic_ir.mask_tie import TIE, tie_of
 from elastic_ir.numbering import natural_key
@@ -52,6 +54,9 @@ class Plan:
     config: dict[str, Any]  #: the configuration as it will be
     stacks: list[Stack]
     kept: list[str]  #: entries of the configuration that may speak of layers by their place
+    kept_beside: list[
+        str
+    ]  #: entries and files that would have changed, and were kept because the user said so
     notes: list[str]  #: what the configurations of further sources say otherwise
 
     @property
@@ -105,9 +110,14 @@ def plan_checkpoint(graph: Graph, shard_size: int = SHARD_SIZE) -> Plan:
     names = graph.metadata.get("sources", ())
     configs = {name: one.config for name, one in zip(names[1:], source.others, strict=True)}
     config, kept = reindexed(source.config, stacks, origins, source.kinds, configs)
+    keep = graph.metadata.get(KEEP_BESIDE, ())
+    follow = followed(config, CONFIG, stacks, source.shapes, keep)
+    config = follow.document
+    beside = followed_files(side, stacks, source.shapes, keep)
     tensors = {name: graph.weights[name].storage.emitted() for name in sorted(graph.weights, key=natural_key)}
     shards = _sharded(tensors, shard_size)
-    texts = {CONFIG: json.dumps(config, indent=2, ensure_ascii=False) + "\n"}
+    texts = {CONFIG: json_text(config), **beside.texts}
+    side = [file for file in side if file.name not in texts]
     if list(shards) != [WEIGHTS]:
         texts[INDEX] = _index_text(shards)
     steps = _steps(graph, stacks)
@@ -115,7 +125,7 @@ def plan_checkpoint(graph: Graph, shard_size: int = SHARD_SIZE) -> Plan:
     texts[CARD] = card(source.folder / CARD, steps[-1], stacks, names)
     masks = {name: weight.mask for name, weight in graph.weights.items() if weight.mask is not None}
     notes = [told for name, other in configs.items() for told in differences(source.config, other, name)]
-    return Plan(source, shards, masks, texts, side, config, stacks, kept, notes)
+    return Plan(source, shards, masks, texts, side, config, stacks, kept, [*follow.kept, *beside.kept], notes)
 
 
 def save_checkpoint(

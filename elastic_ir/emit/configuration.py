@@ -8,12 +8,15 @@ keep for themselves, one by one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Set
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
 
+from elastic_ir.checkpoint_source import CONFIG
 from elastic_ir.config_depth import COUNT, DEPTHS, Stack, is_index_list, reindexed
 from elastic_ir.errors import PlanError
+from elastic_ir.layer_entries import followed
 from elastic_ir.structure import Container
 
 
@@ -27,10 +30,13 @@ def update_configuration(target: nn.Module, containers: Sequence[Container]) -> 
     if not callable(getattr(config, "to_dict", None)):
         return set()
     told = config.to_dict()
+    stacks, names = [Stack.of(container) for container in containers], list(target.state_dict())
     try:
-        made, _ = reindexed(told, [Stack.of(container) for container in containers], target.state_dict())
+        made, _ = reindexed(told, stacks, names)
     except PlanError:
         return set()
+    with suppress(PlanError):  # what is refused in a file stays as it is
+        made = followed(made, CONFIG, stacks, names).document
     return set(_take_over(config, told, made))
 
 

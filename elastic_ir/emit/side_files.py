@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from elastic_ir.checkpoint_source import CONFIG, RECORD, CheckpointSource, stamp_of
+from elastic_ir.config_depth import beside_reindexed
 from elastic_ir.emit.model_card import CARD
 from elastic_ir.errors import SourceChangedError, SourceError
+from elastic_ir.json_file import read_json
+from elastic_ir.layer_entries import followed
+from elastic_ir.stacks import Stack
 
 #: Weights in any form, and their indices: of the source's depth, and so not the copy's.
 _WEIGHTS = re.compile(
@@ -19,6 +26,11 @@ _WEIGHTS = re.compile(
     re.IGNORECASE,
 )
 _OURS = {CONFIG, RECORD, CARD}
+#: Files about texts and images, full of numbers that are no layers'.
+_NO_LAYERS = re.compile(
+    r"token|vocab|merges|template|processor|dictionary|lexicon|sentence|label", re.IGNORECASE
+)
+_SMALL = 4 << 20  #: bytes; a file of settings has fewer
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,48 @@ def side_files(source: CheckpointSource) -> list[SideFile]:
         status = path.stat()
         found.append(SideFile(name.as_posix(), path, status.st_size, stamp_of(status)))
     return found
+
+
+@dataclass
+class FollowedFiles:
+    """The texts of files beside the weights that speak of layers, and what was kept because the user said so."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+    kept: list[str] = field(default_factory=list)
+
+
+def followed_files(
+    side: Iterable[SideFile], stacks: Sequence[Stack], names: Iterable[str], keep: Sequence[str] = ()
+) -> FollowedFiles:
+    """JSON files that speak of layers (``generation_config.json``, ``quantize_config.json``), in step with the depth.
+
+    A file that says nothing of them, or cannot be read, goes along as it is. Raises PlanError, with file and entry, for
+    what speaks of layers and cannot be followed.
+    """
+    found = FollowedFiles()
+    names = list(names)
+    if not any(stack.changed for stack in stacks):
+        return found
+    for file in side:
+        if not file.name.endswith(".json") or _NO_LAYERS.search(file.name) or file.size > _SMALL:
+            continue
+        try:
+            document = read_json(file.path)
+        except (OSError, ValueError):
+            continue
+        made: Any = document
+        if isinstance(document, dict):
+            made = beside_reindexed(document, file.name, stacks, names, keep)
+        follow = followed(made, file.name, stacks, names, keep)
+        found.kept += follow.kept
+        if follow.document != document:
+            found.texts[file.name] = json_text(follow.document)
+    return found
+
+
+def json_text(document: Any) -> str:
+    """A file's text, as transformers lays it out but in the order that it had."""
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def copy_side_file(file: SideFile, target: Path) -> None:

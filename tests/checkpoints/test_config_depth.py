@@ -8,6 +8,7 @@ import pytest
 
 from elastic_ir.config_depth import Stack, check_depth, reindexed
 from elastic_ir.errors import PlanError, SourceError
+from elastic_ir.layer_entries import followed
 
 LAYERS = Stack("model.layers", "", 0, 4, (0, 1, 2, 3, 1, 2))
 ENCODER = Stack("model.encoder.layers", "", 0, 3, (0, 1, 2, 1))
@@ -18,6 +19,7 @@ NAMES = ["model.layers.0.weight", "lm_head.weight"]
 def changed(config: dict[str, Any], *stacks: Stack, names: list[str] = NAMES) -> dict[str, Any]:
     """The entries that are another after the change."""
     made, _ = reindexed(config, stacks, names)
+    made = followed(made, "config.json", stacks, names).document
     assert list(made) == list(config)
     return {key: value for key, value in made.items() if value != config[key]}
 
