@@ -7,6 +7,7 @@ from (``_name_or_path``) is left out; anything else that leads out of the file i
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -57,6 +58,12 @@ def plain_values(config: Mapping[str, Any], where: str = "the configuration") ->
 
 
 def _mapping(config: Mapping[str, Any], where: str, path: str, table: str = "") -> list[tuple[Any, Any]]:
+    backbone = config.get("backbone")
+    if isinstance(backbone, str) and (config.get("use_timm_backbone") is False or os.path.exists(backbone)):
+        # a name of timm's otherwise; this one would be looked for as a folder, then on a hub
+        raise SourceError(
+            f"{where} takes a backbone from elsewhere ({f'{path}.backbone'.lstrip('.')}: {backbone[:100]!r})"
+        )
     return [
         (key, _plain(value, where, f"{path}.{key}".lstrip("."), table or str(key)))
         for key, value in config.items()

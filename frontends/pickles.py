@@ -35,6 +35,7 @@ from torch import nn
 from elastic_ir.errors import SourceError, UntrustedError
 from elastic_ir.frontends.pickle_names import find, is_pure
 from elastic_ir.frontends.state_pickle import Steps
+from elastic_ir.guard import guarded
 from elastic_ir.limits import PICKLE_STEPS, REPEATED
 
 _RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg", "torch.tensor": "torch._tensor"}
@@ -343,9 +344,8 @@ class RestrictedUnpickler(pickle._Unpickler):
         elif not known or type(state) is not dict or not all(type(key) is str for key in state):
             raise self.refuse(f"sets the state of a {type(made).__name__} in an unusual way")
         elif isinstance(made, nn.Module) or type(made).__name__ == "_WrappedHook":
-            type(made).__setstate__(
-                made, state
-            )  # of an allowed class: it copies, and fills in what older ones lack
+            with guarded(f"{self.where}: the class {type(made).__name__}"):
+                type(made).__setstate__(made, state)  # it copies, and fills in what older ones lack
         else:
             made.__dict__.update(state)
 
