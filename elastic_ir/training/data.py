@@ -24,7 +24,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from elastic_ir import user_functions
 from elastic_ir.errors import SourceError
-from elastic_ir.training import dice
+from elastic_ir.training.items import as_tensor, read_item, read_items, taken, weights_dtype
 from elastic_ir.training.settings import DATA_KINDS
 
 #: Where Debian's package dataset-fashion-mnist puts its four files.
@@ -58,7 +58,7 @@ class Data:
     name: str
     train: Split
     test: Split
-    classes: int  #: 0 where it is not known, or the targets are no classes
+    classes: int = 0  #: 0 where it is not known, or the targets are no classes
     flips: bool = False  #: whether a mirrored image is still one of its class
     augmented: bool = False  #: whether its training split augments what is read, so that nobody else has to
 
@@ -79,40 +79,6 @@ class Data:
 
 def _first(split: Split) -> Tensor:
     return read_item(split.dataset, 0)[0] if split.images is None else split.images[0]
-
-
-def weights_dtype(network: nn.Module) -> torch.dtype:
-    """The dtype of a network's weights, in which it takes floats."""
-    floats = (weight.dtype for weight in network.parameters() if weight.is_floating_point())
-    return next(floats, torch.get_default_dtype())
-
-
-def taken(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Floats in the dtype of a network's weights; whole numbers (token ids, classes, bytes) as they are."""
-    return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
-
-
-def read_item(dataset: Any, index: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """An item of a dataset as (input, target), with what is random in it decided by the seed.
-
-    The dice that the dataset shares with others are left as they were. TypeError for an item that is no such pair.
-    """
-    with dice.fixed(seed):
-        item = dataset[index]
-    if not isinstance(item, (tuple, list)) or len(item) != 2:
-        many = f" of {len(item)}" if isinstance(item, (tuple, list)) else ""
-        raise TypeError(f"item {index} is a {type(item).__name__}{many}; wanted is a pair (input, target)")
-    return _tensor(item[0], f"the input of item {index}"), _tensor(item[1], f"the target of item {index}")
-
-
-def _tensor(value: Any, what: str) -> Tensor:
-    """A tensor of the same dtype; TypeError for what is not one tensor, array or number."""
-    try:
-        return torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"{what} is a {type(value).__name__}; wanted is one tensor, array or number"
-        ) from error
 
 
 def load_data(name: str, channels: int = 0, limit: int = 0) -> Data:
@@ -179,7 +145,10 @@ def check_splits(data: Data) -> None:
             raise SourceError(
                 f"the {role} images of {data.name} are {images}; wanted are count x channels x height x width"
             )
-    one, two = data.first, _first(data.test)
+    try:
+        one, two = data.first, _first(data.test)
+    except TypeError as error:
+        raise SourceError(f"{data.name} cannot be read: {error}") from error
     if (one.shape, one.dtype) != (two.shape, two.dtype):
         kinds = (f"{'x'.join(map(str, part.shape))} of {str(part.dtype)[6:]}" for part in (one, two))
         if one.dtype == two.dtype:
@@ -400,7 +369,7 @@ def _split(part: Any) -> Split:
     elif type(part) is TensorDataset:
         part = part.tensors
     if isinstance(part, (tuple, list)) and len(part) == 2:
-        return Split(_tensor(part[0], "the inputs"), _tensor(part[1], "the targets"))
+        return Split(as_tensor(part[0], "the array of inputs"), as_tensor(part[1], "the array of targets"))
     if not isinstance(part, Sized):
         raise TypeError(f"{type(part).__name__} has no length")
     if not len(part):
@@ -408,5 +377,5 @@ def _split(part: Any) -> Split:
     first, _ = read_item(part, 0)
     if type(part) not in (tuple, list) or first.nbytes * len(part) > _IN_MEMORY:
         return Split(None, None, part)
-    images, labels = zip(*(read_item(part, index) for index in range(len(part))), strict=True)
+    images, labels = zip(*read_items(part, ((index, 0) for index in range(len(part)))), strict=True)
     return Split(torch.stack(images), torch.stack(labels))

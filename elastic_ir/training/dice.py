@@ -22,15 +22,19 @@ def generator(*numbers: int) -> torch.Generator:
 
 
 @contextmanager
-def fixed(seed: int) -> Iterator[None]:
-    """The dice that all share (torch's on the CPU, Python's, NumPy's) begun at a seed, and then put back."""
+def kept() -> Iterator[None]:
+    """The dice that all share (torch's on the CPU, Python's, NumPy's) put back behind the block as they were."""
     states = torch.default_generator.get_state(), random.getstate(), np.random.get_state()
-    torch.default_generator.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed)
     try:
         yield
     finally:
         torch.default_generator.set_state(states[0])
         random.setstate(states[1])
         np.random.set_state(states[2])
+
+
+def begin(seed: int) -> None:
+    """The dice that all share begun at a seed of 32 bits."""
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)

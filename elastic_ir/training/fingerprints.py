@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elastic_ir.training.data import Split, read_item
+from elastic_ir.training.data import Split
+from elastic_ir.training.items import read_item
 
 _PLAIN = (bool, int, float, str)
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from elastic_ir.training import dice
-from elastic_ir.training.data import Data, Split, read_item, taken
+from elastic_ir.training.data import Data, Split
+from elastic_ir.training.items import read_items, taken
 
 
 class BatchStream:
@@ -116,8 +117,12 @@ class _Read(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        return read_item(self.dataset, place[1], dice.hashed(self.seed, 3, *place))
+    def __getitems__(self, places: list[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
+        """A batch as torch's loader asks for it."""
+        # one step's seeds differ by their items' numbers, spread over 32 bits (Knuth's multiplier)
+        begun = {step: dice.hashed(self.seed, 3, step) for step in {step for step, _ in places}}
+        seeds = ((index, (begun[step] + 2654435761 * index) % 2**32) for step, index in places)
+        return read_items(self.dataset, seeds)
 
 
 class _Steps(torch.utils.data.Sampler[list[tuple[int, int]]]):

@@ -8,6 +8,7 @@ be locked at all, everybody gets the lock: work may then be done twice, as witho
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import platform
 import time
@@ -64,9 +65,11 @@ def _taken(path: Path) -> int | None:
     while True:
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except PermissionError:
-            if not path.exists():
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
+            if not path.exists():
+                return -1  # in a folder that is only read; what has to write says so
             handle = os.open(path, os.O_RDONLY)  # of another user, who shares the folder
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import elastic_ir as eir
 from elastic_ir.errors import PlanError
 from elastic_ir.graph import Graph
-from elastic_ir.training.data import Data, weights_dtype
+from elastic_ir.training.data import Data
 from elastic_ir.training.flops import (
     ForwardCost,
     dpf_step,
@@ -26,6 +26,7 @@ from elastic_ir.training.flops import (
     snip_cost,
     synflow_cost,
 )
+from elastic_ir.training.items import weights_dtype
 from elastic_ir.training.jobs import SPARSITY
 from elastic_ir.training.loader import BatchStream
 from elastic_ir.training.losses import ClassEntropy

@@ -17,9 +17,10 @@ import elastic_ir as eir
 from elastic_ir.errors import PlanError
 from elastic_ir.graph import Graph
 from elastic_ir.training.callbacks import FollowSchedule
-from elastic_ir.training.data import Data, weights_dtype
+from elastic_ir.training.data import Data
 from elastic_ir.training.flops import forward_cost, gradinit_cost
 from elastic_ir.training.gradinit import GradInit, find_scales
+from elastic_ir.training.items import weights_dtype
 from elastic_ir.training.loader import BatchStream
 from elastic_ir.training.losses import ClassEntropy, SoftLabels
 from elastic_ir.training.schedules import schedule_of

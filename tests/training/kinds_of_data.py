@@ -130,6 +130,12 @@ def two_inputs() -> object:
     return items, items
 
 
+def two_arrays() -> object:
+    """Two arrays of inputs, which would make one of twice the size."""
+    part = (np.zeros((4, 8)), np.zeros((4, 8))), np.zeros(4)
+    return part, part
+
+
 def ordered() -> object:
     """Rows class by class, the classes in no order."""
     return split(torch.arange(80.0)[:, None], torch.tensor([2, 0, 3, 1]).repeat_interleave(20))

@@ -144,6 +144,7 @@ def test_what_would_be_trained_wrong_is_refused(
         ("named", r"item 0 is a dict; wanted is a pair \(input, target\)"),
         ("boxes", r"the target of item 0 is a dict; wanted is one tensor, array or number"),
         ("two_inputs", r"the input of item 0 is a tuple; wanted is one tensor"),
+        ("two_arrays", r"the array of inputs is a tuple; wanted is one tensor"),
     ],
 )
 def test_items_that_are_no_pairs_of_tensors_are_told(name: str, message: str) -> None:
