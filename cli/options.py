@@ -123,7 +123,9 @@ class Package(Kind):
         text = str(value)
         if not all(part.isidentifier() for part in text.split(".")):
             self.fail(f"{text!r} is no package's name; write it as it is imported", param, ctx)
-        click.echo(
+        from elastic_ir.cli import tables
+
+        tables.say(
             f"trusted: {text}: its code is imported, and files may name any class that it defines (not what it "
             "imports from elsewhere, and no function)",
             err=True,

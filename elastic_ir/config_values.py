@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from elastic_ir.errors import SourceError
+from elastic_ir.limits import BLOCKS
 
 #: Notes that say where a model came from, or name code beside it. Nothing of a network's structure is in them.
 NOTES = frozenset(
@@ -35,6 +36,8 @@ _PLACES = re.compile(
 )
 #: Entries that take a model's or a kernel's name on the hub, where another name would be a known one.
 _NAMED_ELSEWHERE = re.compile(r"backbone|architecture|implementation|kernel|tower|(^|_)(name|id|model)$")
+#: Entries that count what a constructor makes one by one.
+_COUNTS = re.compile(r"(^|_)n?(layers?|blocks?|depths?|stages?|codebooks?|quantizers?)(_num|_count)?$")
 _SCHEME = re.compile(
     r"^\s*([a-z][a-z0-9+.-]*://|(file|https?|ftp|s3|gs|hf|data|hf[-_]hub|local[-_]dir):)", re.I
 )
@@ -78,6 +81,8 @@ def _plain(value: Any, where: str, path: str, key: str) -> Any:
         return [_plain(part, where, path, key) for part in value]
     if key in _SWITCHES:
         return False
+    if isinstance(value, int) and value > BLOCKS and _COUNTS.search(key):
+        raise SourceError(f"{where} asks for {value} of {path}; no network has more than {BLOCKS}")
     if key == "pretrained" and value:
         raise SourceError(f"{where} asks for other weights than the file's ({path}: {value!r})")
     if isinstance(value, str) and (what := _leads_out(key.lower(), value)):

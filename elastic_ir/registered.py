@@ -8,7 +8,9 @@ with a model (``auto_map``) is never looked at. torch and transformers are impor
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir.config_values import plain_values
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 #: Tensors keep the dtype that they have; the name is the older of the two that transformers takes.
 _AUTO = {"torch_dtype": "auto"}
+#: Modules and parameters of a network: at most in all, and by how many tensors a checkpoint has. Most have one module
+#: for each tensor or two; parts that a checkpoint leaves out, and lists of small ones, are allowed for.
+_PARTS, _SOME_PARTS, _PARTS_EACH = 200_000, 5_000, 20
 
 
 def model_class(config: Mapping[str, Any], where: str) -> Any:
@@ -106,24 +111,58 @@ def configuration(kind: Any, data: Mapping[str, Any], where: str) -> Any:
 
 
 def network(
-    kind: Any, config: Any, where: str, vouched: bool = False, device: str = "meta"
+    kind: Any,
+    config: Any,
+    where: str,
+    vouched: bool = False,
+    device: str = "meta",
+    tensors: int | None = None,
 ) -> torch.nn.Module:
     """A network of a model class; on the meta device, where it is made unless told otherwise, without values.
 
-    ``vouched`` is a class that the user trusts, of another package. Raises SourceError where the class is none of
-    transformers', or cannot be made of the configuration.
+    ``vouched`` is a class that the user trusts, of another package. ``tensors`` is how many the source holds, which
+    bounds how large a network may come of it. Raises SourceError where the class is none of transformers', cannot be
+    made of the configuration, or has many more parts than the source has tensors.
     """
     import torch
 
     if not (vouched or is_model(kind)):
         raise SourceError(f"{where}: {getattr(kind, '__name__', kind)} is no model class of transformers")
 
+    most = _PARTS if tensors is None else min(_PARTS, _SOME_PARTS + _PARTS_EACH * tensors)
+
     def make() -> Any:
-        with torch.device(device):
+        with _at_most(most, where), torch.device(device):
             return kind(config)
 
     made: torch.nn.Module = _made(make, where, f"the class {kind.__name__}")
     return made
+
+
+@contextmanager
+def _at_most(parts: int, where: str) -> Iterator[None]:
+    """SourceError, from within, once a constructor has registered more modules and parameters than that."""
+    from torch.nn.modules import module
+
+    thread, made = threading.get_ident(), 0
+
+    def count(*_: Any) -> None:
+        nonlocal made
+        made += threading.get_ident() == thread
+        if made > parts:
+            raise SourceError(
+                f"{where} asks for a network of more than {parts} parts, many more than there are tensors"
+            )
+
+    hooks = [
+        module.register_module_module_registration_hook(count),
+        module.register_module_parameter_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def filled(kind: Any, config: Any, state: dict[str, torch.Tensor], where: str) -> torch.nn.Module:
@@ -131,7 +170,7 @@ def filled(kind: Any, config: Any, state: dict[str, torch.Tensor], where: str) -
 
     Raises SourceError as :func:`network` does, and where the network has weights that the checkpoint lacks.
     """
-    network(kind, config, where)  # refused here, before memory is taken
+    network(kind, config, where, tensors=len(state))  # refused here, before memory is taken
     made, report = _made(
         lambda: kind.from_pretrained(
             None, config=config, state_dict=state, output_loading_info=True, **_AUTO

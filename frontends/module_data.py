@@ -36,7 +36,7 @@ def rebuild_module(
     Raises SourceError where a class cannot be imported or is not trusted, or where the description was impossible.
     """
     if "pretrained" in data:
-        return _from_config(data, trust)
+        return _from_config(data, trust, len(tensors))
     if "opaque" in data:
         raise SourceError(f"the module could not be described when it was written: {data['opaque']}")
     return _Reader(data, trust, stand_ins=False).module(tensors)
@@ -204,10 +204,11 @@ class _Reader:
         return made
 
 
-def _from_config(data: Mapping[str, Any], trust: Sequence[str]) -> nn.Module:
+def _from_config(data: Mapping[str, Any], trust: Sequence[str], tensors: int) -> nn.Module:
     """A transformers model made on the meta device from its configuration; its tensors come at emission."""
     kind = resolve_class(data["pretrained"], trust)
-    module = network(kind, _config(data, trust), "the description", vouched=within(kind.__module__, trust))
+    vouched = within(kind.__module__, trust)
+    module = network(kind, _config(data, trust), "the description", vouched, tensors=tensors)
     module.train(bool(data["training"]))
     return module
 

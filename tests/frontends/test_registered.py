@@ -76,6 +76,17 @@ def test_what_the_class_does_not_take_is_told_in_a_line() -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_network_far_larger_than_its_checkpoint_is_not_made() -> None:
+    """Its layers are counted while they are made, whatever entry asks for them."""
+    config = {**TINY["BertModel"], "architectures": ["BertModel"], "num_hidden_layers": 9_999}
+    kind = model_class(config, "config.json")
+    made = configuration(kind.config_class, config, "config.json")
+    with pytest.raises(SourceError, match=r"config\.json asks for a network of more than 5400 parts"):
+        network(kind, made, "config.json", tensors=20)
+    small = network(kind, kind.config_class(**TINY["BertModel"]), "config.json", tensors=20)
+    assert len(small.state_dict()) > 20, "and not afterwards"
+
+
 @pytest.mark.parametrize(
     "extra",
     [

@@ -36,6 +36,8 @@ from elastic_ir.errors import SourceError
         ({"backbone": "."}, "takes a backbone from elsewhere (backbone: '.')"),
         ({"text_config": {"_attn_implementation": "somebody/kernel@main"}}, "a name on a hub"),
         ({"_attn_implementation_internal": "somebody/kernel:forward"}, "a name on a hub"),
+        ({"num_hidden_layers": 10**9}, "asks for 1000000000 of num_hidden_layers; no network has more than"),
+        ({"text_config": {"depths": [2, 10**7]}}, "asks for 10000000 of text_config.depths"),
         ({"anything": "/etc/passwd"}, "a path (anything"),
         ({"anything": "~/x"}, "a path (anything"),
         ({"anything": "../x"}, "a path (anything"),
