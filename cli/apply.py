@@ -9,7 +9,7 @@ import click
 
 from elastic_ir.cli import tables
 from elastic_ir.cli.app import COMMANDS
-from elastic_ir.cli.options import LOAD_PASS, SOURCE, Reading, note_source, source_options
+from elastic_ir.cli.options import LOAD_PASS, MAX_BLOCKS, SOURCE, Reading, note_source, source_options
 
 if TYPE_CHECKING:
     from elastic_ir.graph import Graph
@@ -44,6 +44,7 @@ A recipe is the same as YAML, "version: 1" and below "passes:" a list (docs/pass
     "--recipe", type=click.Path(), metavar="FILE", help="A YAML file with the passes, in place of --passes."
 )
 @LOAD_PASS
+@MAX_BLOCKS
 @click.option(
     "-o", "--out", type=click.Path(), metavar="OUT",
     help="The file to write (.pt, .safetensors, .onnx or .ticket) or the folder. Without it, the source's name with "

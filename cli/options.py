@@ -210,6 +210,12 @@ def _note_debug(ctx: click.Context, _param: click.Parameter, value: bool) -> Non
         ctx.meta[DEBUG] = True
 
 
+def _allow_blocks(ctx: click.Context, _param: click.Parameter, value: int | None) -> None:
+    from elastic_ir.limits import allowing_blocks
+
+    ctx.find_root().with_resource(allowing_blocks(value))  # a usage error leaves its own context open
+
+
 ARCH = click.option(
     "--arch", type=SOURCE, metavar="SOURCE",
     help="The network that a bare state dict belongs to, for example timm:resnet50. Without it the structure is "
@@ -242,6 +248,11 @@ KEY = click.option(
     "--key", metavar="NAME",
     help="Which state dict of a checkpoint is meant where it holds several: ema, or with dots where it is nested, "
     "state.model.",
+)  # fmt: skip
+MAX_BLOCKS = click.option(
+    "--max-blocks", type=click.IntRange(min=1), metavar="N", expose_value=False, is_eager=True, callback=_allow_blocks,
+    help="The most blocks of all stages together that the result may have, 10000 by default: a plan with a slip in it "
+    "is refused before it fills the memory.",
 )  # fmt: skip
 LOAD_PASS = click.option(
     "--load-pass", multiple=True, type=click.Path(), metavar="FILE",

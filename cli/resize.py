@@ -13,6 +13,7 @@ from elastic_ir.cli import tables
 from elastic_ir.cli.app import COMMANDS
 from elastic_ir.cli.copies import Copies, copy_options, is_recipe
 from elastic_ir.cli.options import (
+    MAX_BLOCKS,
     SOURCE,
     Indices,
     Notation,
@@ -178,7 +179,7 @@ OUTPUT_OPTIONS = (
 )  # fmt: skip
 
 
-_wanted_options = gathered("wanted", Wanted, (*TARGET_OPTIONS, *OUTPUT_OPTIONS))
+_wanted_options = gathered("wanted", Wanted, (*TARGET_OPTIONS, *OUTPUT_OPTIONS, MAX_BLOCKS))
 
 
 @click.command("stretch", short_help=COMMANDS["stretch"], epilog=STRETCH_EPILOG)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from elastic_ir.errors import OutputError, PlanError
 from elastic_ir.graph import Graph
 from elastic_ir.keep_beside import listed_names
+from elastic_ir.limits import allowing_blocks
 
 if TYPE_CHECKING:
     import torch
@@ -93,6 +94,7 @@ def stretch(
     scale: Mapping[str, float] | str | None = None,
     zero: Sequence[str] | Mapping[str, Sequence[str]] | str | None = None,
     keep_beside: Sequence[str] | str | None = None,
+    max_blocks: int | None = None,
 ) -> Graph:
     """A deeper graph: repeatable units cloned with their weights and masks. The graph given stays as it was.
 
@@ -106,7 +108,8 @@ def stretch(
     branches, so that each copy starts as the identity. Raises PlanError.
 
     ``keep_beside`` names what stays as it is though something beside it changes its count, where a change is refused
-    for it: numbered lists, tensors and, in checkpoint folders, entries of the configuration.
+    for it: numbered lists, tensors and, in checkpoint folders, entries of the configuration. ``max_blocks`` allows more
+    blocks of all stages together than 10,000.
 
     >>> from elastic_ir.zoo import cifar_resnet
     >>> deeper = stretch(trace(cifar_resnet(20)), to_depth=32)
@@ -122,9 +125,10 @@ def stretch(
 
         zero = residual_ends(graph)
     kept = listed_names(keep_beside)
-    return Stretch(
-        to_depth, to_stages, to_units, reference, plan, order, replicate, others, scale, zero, kept
-    ).run(whole)
+    with allowing_blocks(max_blocks):
+        return Stretch(
+            to_depth, to_stages, to_units, reference, plan, order, replicate, others, scale, zero, kept
+        ).run(whole)
 
 
 def squeeze(
@@ -138,11 +142,12 @@ def squeeze(
     drop: str | Sequence[int] = "tail",
     unit: int | None = None,
     keep_beside: Sequence[str] | str | None = None,
+    max_blocks: int | None = None,
 ) -> Graph:
     """A shallower graph: repeatable units deleted; ``drop`` is "tail", "even" or block indices. Raises PlanError.
 
     ``unit`` overrides how many blocks are deleted together: ``unit=1`` lets one block of Swin's pairs go.
-    ``keep_beside`` is as for :func:`stretch`.
+    ``keep_beside`` and ``max_blocks`` are as for :func:`stretch`.
 
     >>> from elastic_ir.zoo import cifar_resnet
     >>> squeeze(trace(cifar_resnet(32)), to_depth=20).depth
@@ -152,7 +157,8 @@ def squeeze(
 
     whole = _in_units(graph, unit)
     kept = listed_names(keep_beside)
-    return Squeeze(to_depth, to_stages, to_units, _reference(like, graph), plan, drop, kept).run(whole)
+    with allowing_blocks(max_blocks):
+        return Squeeze(to_depth, to_stages, to_units, _reference(like, graph), plan, drop, kept).run(whole)
 
 
 def merge(recipe: str | os.PathLike[str], *, keep_beside: Sequence[str] | str | None = None) -> Graph:

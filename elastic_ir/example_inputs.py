@@ -15,13 +15,13 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import SourceError
+from elastic_ir.limits import INPUT_NUMBERS
 
 if TYPE_CHECKING:
     import torch
 
 KEPT_FLOATS = 64  #: elements of a floating tensor whose values are kept
 KEPT_BYTES = 1 << 24  #: of any tensor whose values are kept
-LIMIT = 1 << 28  #: elements of one example tensor that a file may ask for
 
 
 def map_tensors(item: Any, change: Callable[[torch.Tensor], Any]) -> Any:
@@ -76,10 +76,10 @@ def describe_tensor(tensor: torch.Tensor, *, whole: bool = False) -> list[Any]:
 
 def read_input(told: Any) -> tuple[Any, bool]:
     """The input that was described, and whether any of its values are made up. Raises SourceError."""
-    made_up = False
+    made_up, numbers = False, 0
 
     def one(item: Any) -> Any:
-        nonlocal made_up
+        nonlocal made_up, numbers
         if isinstance(item, list):
             return [one(part) for part in item]
         if not isinstance(item, dict):
@@ -88,6 +88,9 @@ def read_input(told: Any) -> tuple[Any, bool]:
         if kind == "tensor":
             tensor, whole = read_tensor(content)
             made_up = made_up or not whole
+            numbers += tensor.numel()
+            if numbers > INPUT_NUMBERS:
+                raise SourceError("its example inputs are together too large for examples")
             return tensor
         if kind == "float":
             return float(content)
@@ -113,7 +116,7 @@ def read_tensor(told: Any) -> tuple[torch.Tensor, bool]:
     shape, dtype = [int(extent) for extent in told[0]], getattr(torch, str(told[1]), None)
     if not isinstance(dtype, torch.dtype) or min(shape, default=0) < 0:
         raise SourceError(f"its example inputs name a tensor of {told[:2]}, which does not exist")
-    if math.prod(shape) > LIMIT:
+    if math.prod(shape) > INPUT_NUMBERS:
         raise SourceError(
             f"its example inputs name a tensor of shape {shape}, which is too large for an example"
         )

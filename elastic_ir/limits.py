@@ -19,26 +19,29 @@ from elastic_ir.errors import ElasticError, PlanError, SourceError
 
 #: Bytes of a pickle, or of a record that ElasticIR wrote, that are read into memory.
 RECORD_BYTES = 256 << 20
-#: Instructions of a pickle: some thirty for each tensor, each of which may take a hundred bytes of memory.
-PICKLE_STEPS = 3_000_000
-#: Bytes of a JSON or YAML file, or of the header of a ``.safetensors`` file.
-JSON_BYTES = 256 << 20
+#: Instructions of a pickle, of which a tensor has some thirty and each may take a hundred bytes of memory; and so many
+#: bytes of the file give it one more.
+PICKLE_STEPS = 800_000
+BYTES_A_STEP = 200
+#: Bytes of a JSON file; the header of a ``.safetensors`` file has the format's own limit.
+JSON_BYTES = 128 << 20
 #: Entries of JSON (lists, tables and what they hold): each takes a hundred bytes and more as a Python object.
 JSON_ENTRIES = 2_000_000
+#: Bytes of a YAML file, which is read at some hundred thousand a second, and the brackets in it.
+YAML_BYTES = 256 << 10
+YAML_BRACKETS = 10_000
 #: Numbers that a tensor may have more of than its storage, by steps of no length (``expand``).
 REPEATED = 1 << 24
 #: Parts of a name (``a.b.c`` has three), and its letters: a tree is built of them.
 NAME_PARTS = 100
-NAME_LENGTH = 2_000
+NAME_LENGTH = 10_000
 #: Levels of dictionaries in which a state dict is looked for.
 STATE_LEVELS = 5
 #: Children that a list of layers may lack among those that it has (a pruned one, an empty place).
 GAPS = 1_000
 #: Blocks of all stages together in what is made; a caller may ask for more.
 BLOCKS = 10_000
-#: Layers, experts and the like that a configuration may ask a library to build.
-CONFIGURED = 10_000
-#: Numbers in an example input that is made anew from its shape.
+#: Numbers in the example inputs that a file describes, some of which are made anew from their shapes.
 INPUT_NUMBERS = 1 << 25
 
 _blocks: ContextVar[int] = ContextVar("max_blocks", default=BLOCKS)
@@ -73,6 +76,16 @@ def check_names(names: Iterable[str], where: str) -> None:
                 f"{where}: the name {name[:40]!r}... has {name.count('.') + 1} parts and {len(name)} letters; up to "
                 f"{NAME_PARTS} and {NAME_LENGTH} are read"
             )
+
+
+def yaml_text(file: BinaryIO, where: str) -> str:
+    """The text of a YAML file; SourceError where it is larger or of more brackets than any that a person writes."""
+    raw = file.read(YAML_BYTES + 1)
+    if len(raw) > YAML_BYTES:
+        raise SourceError(f"{where} has more than {YAML_BYTES >> 10} KiB, which no such file needs")
+    if sum(raw.count(mark) for mark in (b"[", b"{")) > YAML_BRACKETS:
+        raise SourceError(f"{where} has more than {YAML_BRACKETS:,} brackets, which no such file needs")
+    return raw.decode("utf-8")
 
 
 def refuse_special(path: Path, kind: type[ElasticError] = SourceError) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from elastic_ir.errors import PlanError
+from elastic_ir.limits import check_blocks
 from elastic_ir.numbering import DIGITS, number_of
 from elastic_ir.structure import Stage
 
@@ -78,6 +79,7 @@ def grow(
     ``replicate`` limits the copying to the blocks of those indices; the others occur once. Raises PlanError.
     """
     check_order(order)
+    check_blocks(blocks, stage.blocks)
     if blocks == stage.blocks:
         return tuple(range(blocks))
     wanted = _units_wanted(stage, blocks)
@@ -268,6 +270,7 @@ def parse_indices(text: str) -> list[int]:
         last = int(match[2]) if match[2] else first
         if last < first:
             raise PlanError(f"the range {item.strip()!r} runs backwards")
+        check_blocks(len(found) + last - first + 1)
         found += range(first, last + 1)
     return found
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from elastic_ir.graph import Graph
 from elastic_ir.keep_beside import note_kept
+from elastic_ir.limits import check_blocks
 from elastic_ir.plan import Plan
 from elastic_ir.rewriter import Rewriter
 from elastic_ir.structure import Block
@@ -21,6 +22,7 @@ def resequence(
     plan, and how many blocks each stage had, are noted in the graph's metadata, and so is what ``keep_beside`` says
     stays as it is. Raises PlanError for a name of it that fits nothing.
     """
+    check_blocks(sum(map(len, plan)), sum(map(len, graph.stages)))
     note_kept(graph, keep_beside)
     graph.metadata["plan"] = [list(stage) for stage in plan]
     graph.metadata["source_blocks"] = [len(stage) for stage in graph.stages]

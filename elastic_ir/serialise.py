@@ -14,6 +14,7 @@ from typing import Any
 
 from elastic_ir.errors import SourceError
 from elastic_ir.graph import Graph, Literal, Node, Symbol, TensorType, Value, WeightRef
+from elastic_ir.limits import check_names
 from elastic_ir.tensors import TensorData, nbytes
 from elastic_ir.weights import Storage, Weight
 
@@ -86,6 +87,7 @@ def graph_from_data(data: Mapping[str, Any], tensors: Mapping[str, TensorData]) 
 
 def _from_data(data: Mapping[str, Any], tensors: Mapping[str, TensorData]) -> Graph:
     graph = Graph(data["name"])
+    check_names((item[0] for item in data["weights"]), "the graph in this file")
     graph.metadata.update(data["metadata"])
     storages: dict[int, Storage] = {}
     for name, _origin, is_parameter, persistent, prunable, tie in data["weights"]:

@@ -40,7 +40,7 @@ def read_bin(path: Path) -> dict[str, TensorData]:
             head = file.read(64)
             file.seek(0)
             if head.startswith(b"PK"):
-                found, places = _read_zip(file, path)
+                found, places = _read_zip(file, path, status.st_size)
             elif head.startswith(b"\x80"):
                 found, places = _read_legacy(file, path, status.st_size)
             else:
@@ -95,13 +95,13 @@ def _data(
 # -- since torch 1.6 -----------------------------------------------------------------------------------------------
 
 
-def _read_zip(file: BinaryIO, path: Path) -> tuple[Any, dict[str, Place]]:
+def _read_zip(file: BinaryIO, path: Path, size: int) -> tuple[Any, dict[str, Place]]:
     where = str(path)
     records = places_of(file, where)
     order = content(file, records["byteorder"], "byteorder", where) if "byteorder" in records else b"little"
     if order.strip() != b"little":
         raise SourceError(f"{path} was written on a big-endian machine ({order[:16]!r}); {AGAIN} on this one")
-    found = read_state_pickle(BytesIO(content(file, records["data.pkl"], "data.pkl", where)), where)
+    found = read_state_pickle(BytesIO(content(file, records["data.pkl"], "data.pkl", where)), where, size)
     return found, {
         name.removeprefix("data/"): place for name, place in records.items() if name.startswith("data/")
     }
@@ -117,8 +117,8 @@ def _read_legacy(file: BinaryIO, path: Path, size: int) -> tuple[Any, dict[str, 
     version, system = read_state_pickle(file, where), read_state_pickle(file, where)
     if version != 1001 or not isinstance(system, dict) or system.get("little_endian") is not True:
         raise SourceError(f"{path} is of an unknown version of torch.save, or big-endian; {AGAIN}")
-    found = read_state_pickle(file, where)
-    keys = read_state_pickle(file, where)
+    found = read_state_pickle(file, where, size)
+    keys = read_state_pickle(file, where, size)
     widths: dict[str, int] = {}
     for storage in _storages(found):  # the first tensor's dtype is what the storage was counted in
         widths.setdefault(storage.key, ITEM_SIZES[storage.dtype or "uint8"])

@@ -5,7 +5,6 @@ Torch is imported only where a file or a value needs it: masks in ``.safetensors
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from math import prod
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from elastic_ir.errors import MaskError, SourceError
+from elastic_ir.json_file import parse_json
 from elastic_ir.mask_format import INDEX, SUFFIX, VERSION, StoredMask, mask_entry, packed_size
 from elastic_ir.tensors import ITEM_SIZES, Mask, TensorData
 from elastic_ir.ticket_format import EXTENSION
@@ -78,7 +78,7 @@ def read_masks(path: str | os.PathLike[str], trust: tuple[str, ...] = ()) -> dic
 def _packed(path: Path, stored: Mapping[str, TensorData], index: str) -> dict[str, Mask]:
     """The masks of a packed file, unread; SourceError where its index and its tensors do not fit."""
     try:
-        data = json.loads(index)
+        data = parse_json(index)
         if type(data["version"]) is not int or not isinstance(data["masks"], dict):
             raise ValueError("no version, or no table of masks")
         entries: dict[str, Any] = data["masks"]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from elastic_ir.checkpoint_source import stamp_of
 from elastic_ir.errors import SourceError
 from elastic_ir.frontends.safetensors_file import FileTensor
+from elastic_ir.limits import open_plain
 from elastic_ir.onnx_source import DTYPES, MARK, SAID, mark_of, tensors_of
 from elastic_ir.protobuf import BYTES, Field, WireError, fields
 from elastic_ir.protobuf import field as wire_field
@@ -124,7 +125,7 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
 
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             status = os.fstat(file.fileno())
             if status.st_size == 0:
                 raise SourceError(f"{path} is empty")

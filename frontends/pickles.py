@@ -34,7 +34,7 @@ from torch import nn
 
 from elastic_ir.errors import SourceError, UntrustedError
 from elastic_ir.frontends.pickle_names import find, is_pure
-from elastic_ir.frontends.state_pickle import Steps
+from elastic_ir.frontends.state_pickle import Steps, without_collection
 from elastic_ir.guard import guarded
 from elastic_ir.limits import PICKLE_STEPS, REPEATED
 
@@ -280,11 +280,17 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     def __init__(self, file: Any, **options: Any) -> None:
         super().__init__(file, **options)
-        self.dispatch = Steps(type(self).dispatch, self.where)  # type: ignore[misc]  # of this run
+        size = self.sizes if isinstance(self.sizes, int) else sum(self.sizes.values())
+        self.dispatch = Steps(type(self).dispatch, self.where, size)  # type: ignore[misc]  # of this run
         self.made: dict[int, Any] = {}  #: instances that NEWOBJ made, by identity
         self.makers = _makers()
         self.makers["functools.partial"] = Maker("functools.partial", _partial(self.trust))
         self.makers["builtins.getattr"] = Maker("getattr", _attribute(self.trust, self.where))
+
+    def load(self) -> Any:
+        """As Python's own, in one go."""
+        with without_collection():
+            return super().load()
 
     def find_class(self, module: str, name: str) -> Any:
         """The only way from a name to an object."""

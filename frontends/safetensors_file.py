@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from typing import Any, BinaryIO
 
 from elastic_ir.checkpoint_source import stamp_of
 from elastic_ir.errors import SourceChangedError, SourceError
+from elastic_ir.json_file import parse_json
+from elastic_ir.limits import open_plain
 from elastic_ir.safetensors_format import DTYPES, MAX_HEADER, METADATA, PACKED
 from elastic_ir.tensors import nbytes, size_of
 
@@ -104,7 +105,7 @@ def read_safetensors(
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             status = os.fstat(file.fileno())
             size = status.st_size
             length = int.from_bytes(file.read(8), "little")
@@ -150,8 +151,8 @@ def _parse(text: bytes, path: Path, form: str) -> dict[str, Any]:
         return table
 
     try:
-        header = json.loads(text, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
+        header = parse_json(text, unique)
+    except ValueError as error:
         raise SourceError(
             f"{path} is no {form} file, or damaged: its header is not JSON ({error})"
         ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from elastic_ir import user_functions
 from elastic_ir.errors import ElasticError, MaskError, SourceError
 from elastic_ir.frontends.statedict import graph_of_tensors
 from elastic_ir.graph import Graph
+from elastic_ir.json_file import parse_json
 from elastic_ir.limits import refuse_special
 from elastic_ir.serialise import graph_from_data
 from elastic_ir.tensors import Mask, TensorData
@@ -276,7 +276,7 @@ def _described(
     if text is None:
         return graph_of_tensors(path.stem, tensors)
     try:
-        data = json.loads(text)
+        data = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{path.name}: the graph in its metadata is damaged ({error})") from error
     return _graph_of_file(data, tensors, trust, path)
@@ -326,7 +326,7 @@ def _read_torch(path: Path, arch: Any, trust: Sequence[str], input_shape: Shapes
         graph = _over(_trace(_architecture(arch, trust), input_shape), tensors, path.name)
     elif "elastic_ir/graph.json" in records:
         try:
-            data = json.loads(records["elastic_ir/graph.json"])
+            data = parse_json(records["elastic_ir/graph.json"])
         except ValueError as error:
             raise SourceError(f"{path.name}: the graph in it is damaged ({error})") from error
         graph = _graph_of_file(data, tensors, trust, path)
@@ -359,7 +359,7 @@ def _packed_masks(records: Mapping[str, bytes]) -> dict[str, Mask]:
         return {}
     bits = records["elastic_ir/masks.bin"]
     masks = {}
-    for name, item in json.loads(records["elastic_ir/masks.json"]).items():
+    for name, item in parse_json(records["elastic_ir/masks.json"]).items():
         mask = Mask(tuple(item["shape"]), b"", item["dtype"])
         size = -(-mask.size // 8)
         masks[name] = Mask(mask.shape, bits[item["offset"] : item["offset"] + size], mask.dtype)

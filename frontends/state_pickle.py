@@ -8,13 +8,15 @@ name, and every instruction that ``torch.save`` does not write for a state dict,
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, ClassVar
 
 from elastic_ir.errors import SourceError, UntrustedError
-from elastic_ir.limits import PICKLE_STEPS
+from elastic_ir.limits import BYTES_A_STEP, PICKLE_STEPS
 from elastic_ir.tensors import ITEM_SIZES
 
 #: The dtype of each storage class that torch names in a pickle; an untyped one leaves it to the tensor.
@@ -86,13 +88,15 @@ class StoredTensor:
         return True
 
 
-def read_state_pickle(file: BinaryIO, where: str) -> Any:
+def read_state_pickle(file: BinaryIO, where: str, size: int = 0) -> Any:
     """What a pickle of plain data and tensors holds, from where the file stands to behind the pickle.
 
-    Raises UntrustedError, one line, for a pickle that names or does anything else, SourceError for a damaged one.
+    ``size`` is the whole file's: a large one may have a longer pickle. Raises UntrustedError, one line, for a pickle
+    that names or does anything else, SourceError for a damaged one.
     """
     try:
-        return _Reader(file, where).load()
+        with without_collection():
+            return _Reader(file, where, size).load()
     except SourceError:
         raise
     except Exception as error:  # on damaged bytes Python's unpickler raises nearly anything
@@ -103,18 +107,30 @@ def read_state_pickle(file: BinaryIO, where: str) -> Any:
 class Steps(dict[int, Callable[[Any], None]]):
     """An unpickler's table of instructions, which hands out only so many: each may take a hundred bytes."""
 
-    def __init__(self, table: Mapping[int, Callable[[Any], None]], where: str) -> None:
+    def __init__(self, table: Mapping[int, Callable[[Any], None]], where: str, size: int) -> None:
         super().__init__(table)
         self.where = where
-        self.left = PICKLE_STEPS
+        self.allowed = self.left = PICKLE_STEPS + size // BYTES_A_STEP
 
     def __getitem__(self, code: int) -> Callable[[Any], None]:
         self.left -= 1
         if self.left < 0:
             raise SourceError(
-                f"{self.where} has a pickle of more than {PICKLE_STEPS:,} instructions, which no state dict needs"
+                f"{self.where} has a pickle of more than {self.allowed:,} instructions, which no state dict needs"
             )
         return super().__getitem__(code)
+
+
+@contextlib.contextmanager
+def without_collection() -> Iterator[None]:
+    """Without the search for cycles, which looks again and again at all that a pickle has made so far."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class _Reader(pickle._Unpickler):
@@ -125,9 +141,9 @@ class _Reader(pickle._Unpickler):
     pop_mark: Callable[[], list[Any]]
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {}
 
-    def __init__(self, file: BinaryIO, where: str) -> None:
+    def __init__(self, file: BinaryIO, where: str, size: int) -> None:
         super().__init__(file)
-        self.dispatch = Steps(type(self).dispatch, where)  # type: ignore[misc]  # of this run
+        self.dispatch = Steps(type(self).dispatch, where, size)  # type: ignore[misc]  # of this run
         self.where = where
 
     def find_class(self, module: str, name: str) -> Any:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 from elastic_ir.graph import Graph
+from elastic_ir.limits import check_names
 from elastic_ir.tensors import TensorData
 from elastic_ir.weights import Storage, Weight
 
@@ -25,6 +26,7 @@ def looks_prunable(name: str, shape: tuple[int, ...]) -> bool:
 
 def graph_of_tensors(name: str, tensors: Mapping[str, TensorData]) -> Graph:
     """A graph over named tensors, in their order; tied names cannot be seen and count as separate."""
+    check_names(tensors, name)
     graph = Graph(name)
     graph.metadata["frontend"] = "names"
     for key, data in tensors.items():

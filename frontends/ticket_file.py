@@ -6,7 +6,6 @@ that size, and what is expanded at once is bounded.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from elastic_ir.errors import SourceError
 from elastic_ir.frontends.safetensors_file import FileTensor, read_safetensors
+from elastic_ir.json_file import parse_json
 from elastic_ir.mask_format import mask_entry
 from elastic_ir.tensors import ITEM_SIZES, Mask, TensorData
 from elastic_ir.ticket_format import (
@@ -138,7 +138,7 @@ def _index(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     if INDEX not in metadata:
         raise SourceError(f"{path} is no ticket file: its metadata has no {INDEX!r}")
     try:
-        data = json.loads(metadata[INDEX])
+        data = parse_json(metadata[INDEX])
         version = data["version"]
         if type(version) is int and version > VERSION:
             raise SourceError(

@@ -25,6 +25,7 @@ from elastic_ir.copy_edits import set_scaled
 from elastic_ir.errors import PlanError
 from elastic_ir.graph import Graph
 from elastic_ir.layer_sources import plan_layers, take_layers
+from elastic_ir.limits import check_blocks
 from elastic_ir.outside import stands_behind
 from elastic_ir.passes.base import Pass
 from elastic_ir.plan import Layer
@@ -123,6 +124,7 @@ class _Merge(Pass):
             places.append([])
             for item in slices:
                 numbers = self._numbers(item, stage)
+                check_blocks(len(plan[-1]) + len(numbers))
                 plan[-1] += [Layer(self.labels[item.model], n) if item.model else n for n in numbers]
                 count = len(numbers)
                 places[-1] += [(item, at / (count - 1) if count > 1 else 1) for at in range(count)]

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from elastic_ir.errors import PlanError
 from elastic_ir.graph import Graph
+from elastic_ir.limits import check_blocks
 from elastic_ir.passes.base import Pass
 from elastic_ir.resequence import resequence
 from elastic_ir.rewriter import Rewriter
@@ -32,6 +33,7 @@ class Stack(Pass):
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
         if self.times < 2:
             raise PlanError(f"times={self.times} stacks nothing; give 2 or more")
+        check_blocks(self.times * sum(len(stage.blocks) for stage in graph.stages))
         plan = tuple(_repeated(stage, self.times, 0) for stage in graph.stages)
         resequence(rewriter, graph, plan, self.keep_beside)
 

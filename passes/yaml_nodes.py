@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from elastic_ir.errors import PlanError, SourceError
+from elastic_ir.limits import open_plain, yaml_text
 
 if TYPE_CHECKING:
     from yaml.nodes import Node
@@ -23,12 +24,15 @@ def compose(path: str | os.PathLike[str]) -> Any:
         raise SourceError("recipes need PyYAML; pip install 'elastic-ir[recipes]'") from error
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_plain(path) as file:
+            text = yaml_text(file, path.name)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise SourceError(f"{path} could not be read: {reason.lower()}") from error
     try:
         return yaml.compose(text, Loader=yaml.SafeLoader)
+    except RecursionError as error:
+        raise SourceError(f"{path.name} is nested too deeply") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark is not None else ""

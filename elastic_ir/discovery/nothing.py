@@ -8,6 +8,7 @@ from elastic_ir.discovery.from_graph import GraphReader
 from elastic_ir.discovery.from_names import NameReader, in_channels
 from elastic_ir.discovery.parts import Group, Part, containers
 from elastic_ir.graph import Graph, Symbol
+from elastic_ir.limits import GAPS
 from elastic_ir.numbering import is_index, split_number, width_of
 from elastic_ir.structure import Container
 
@@ -45,7 +46,7 @@ def why_nothing(tree: Part, reader: GraphReader | NameReader, listed: dict[str, 
 
 
 def _numbered_twice(part: Part) -> str | None:
-    """A list whose numbers are padded here and not there, so that no rule names another member of it."""
+    """A list whose numbers are padded here and not there, so that no rule names another one, or far apart."""
     series: dict[str, list[str]] = {}
     for name in part.children:
         prefix, number = split_number(name) or (name, "")
@@ -58,6 +59,12 @@ def _numbered_twice(part: Part) -> str | None:
             return (
                 f"the children of {part.path or 'the network'!r} are numbered in two ways ({prefix}{padded} and "
                 f"{prefix}{other}), so it does not show how another one would be named; rename them to one way"
+            )
+        first, last = (min(map(int, numbers)), max(map(int, numbers))) if numbers else (0, 0)
+        if last - first >= len(numbers) + GAPS:
+            return (
+                f"the children of {part.path or 'the network'!r} are numbered from {first} to {last}, and only "
+                f"{len(numbers)} are there, so they are no list of layers"
             )
     return None
 

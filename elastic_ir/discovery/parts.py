@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from elastic_ir.graph import Graph, Node, Value
+from elastic_ir.limits import GAPS
 from elastic_ir.numbering import number_of, split_number, width_of
 from elastic_ir.structure import Child, Container
 
@@ -120,6 +121,8 @@ def _container(
     indices = sorted({int(name[len(prefix) :]) for name in names})
     base = 0 if not prefix or 0 in present else min(indices)
     if prefix and base > 1:
+        return
+    if indices[-1] - base >= len(indices) + GAPS:  # what is made below follows the number, not what is there
         return
     container = Container(part.path, prefix, base, native=native, width=width)
     parts = []

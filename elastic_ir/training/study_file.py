@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic_ir.errors import PlanError, SourceError
+from elastic_ir.limits import open_plain, yaml_text
 from elastic_ir.training.options import check_options
 from elastic_ir.training.settings import Pruning, Training, read
 from elastic_ir.training.study import DYNAMIC, METHODS, TWEAKS, WITHOUT_MASKS, Claim, Entry, Study, runs
@@ -23,10 +24,11 @@ def read_study(path: str | os.PathLike[str]) -> Study:
     except ImportError as error:
         raise SourceError("studies are YAML files: pip install PyYAML") from error
     try:
-        found = yaml.safe_load(Path(path).read_text("utf-8"))
+        with open_plain(Path(path)) as file:
+            found = yaml.safe_load(yaml_text(file, str(path)))
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise SourceError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(found, Mapping):
         raise PlanError(f"{path}: a study is a mapping with name, data, networks, training, pruning, ...")
