@@ -20,6 +20,8 @@ MARK = "_stands_for"
 #: The attribute of a root that holds what else its file said: by which name the script that defines ``__main__``'s
 #: classes is imported, and whether the network is made of a configuration, as transformers does it.
 TOLD = "_told"
+#: The class of what was a GraphModule when it was written.
+GRAPH_MODULE = "torch.fx.graph_module:GraphModule"
 
 
 @dataclass(frozen=True)

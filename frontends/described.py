@@ -6,17 +6,20 @@ inputs come back, so that a network whose class is not at hand can be run, measu
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 
-from elastic_ir.errors import ElasticError, SourceError
+from elastic_ir.errors import ElasticError, SourceError, UntrustedError
 from elastic_ir.example_inputs import read_input
 from elastic_ir.frontends.module_data import rebuild_module, stand_in_module
+from elastic_ir.frontends.pickle_names import defines
 from elastic_ir.frontends.shapes import Inputs
 from elastic_ir.frontends.trace import LiveSource
 from elastic_ir.graph import Graph
+from elastic_ir.stand_ins import GRAPH_MODULE
 
 _T = TypeVar("_T")
 #: What reading damaged data may raise.
@@ -27,41 +30,58 @@ def origin_of_file(
     data: Mapping[str, Any], graph: Graph, trust: Sequence[str]
 ) -> tuple[LiveSource | None, str]:
     """The source of a graph that was read from a file, and why its class was not built, if it was not."""
+    told = data["module"]
+    if not isinstance(told, Mapping):
+        return None, "the module's description is damaged: it is no record"
     notes: list[str] = []
 
     def tried(what: str, read: Callable[[], _T]) -> _T | None:
         try:
             return read()
         except ElasticError as error:
-            notes.append(str(error))
+            notes.append(_own_package(told, trust) if isinstance(error, UntrustedError) else "")
+            notes[-1] = notes[-1] or str(error)
         except _DAMAGE as error:
             notes.append(f"the {what} is damaged ({type(error).__name__}: {error})")
         return None
 
-    told, tensors = data["module"], _placeholders(graph)
+    tensors = _placeholders(graph)
     module = described = None
-    if not _is_graph_module(told):
+    if (
+        _class_name(told) != GRAPH_MODULE
+    ):  # of one that was a GraphModule when it was written, nothing is missed
         module = tried("module's description", lambda: rebuild_module(told, tensors, trust))
-    if module is None and isinstance(told, Mapping) and "parts" in told:
-        before = len(notes)
+    if module is None and "parts" in told:
+        first = len(notes)
         described = tried("module's description", lambda: stand_in_module(told, tensors))
-        del notes[max(before, 1) :]  # the first reason is the one to be told
+        del notes[max(first, 1) :]  # why the class is not built is told, and no more
     inputs = tried("record of the example inputs", lambda: read_inputs(data.get("inputs")))
+    note = "; ".join(dict.fromkeys(notes))
     if module is None and described is None and inputs is None:
-        return None, "; ".join(notes)
-    unproven = str(told.get("unproven", ""))
-    return LiveSource(module, inputs, from_file=True, described=described, unproven=unproven), "; ".join(
-        notes
-    )
+        return None, note
+    unproven = "exact" if told.get("unproven") == "exact" else "wiring" if told.get("unproven") else ""
+    return LiveSource(module, inputs, from_file=True, described=described, unproven=unproven), note
 
 
-def _is_graph_module(told: Any) -> bool:
-    """Whether it was a GraphModule that was written, so that no class is missed."""
-    parts = told.get("parts") if isinstance(told, Mapping) else None
+def _class_name(told: Mapping[str, Any]) -> str:
+    """The class that a description names for the whole network; "" where that is damaged."""
+    parts = told.get("parts")
+    first = parts[0] if isinstance(parts, list) and parts else None
+    return str(first.get("class", "")) if isinstance(first, Mapping) else ""
+
+
+def _own_package(told: Mapping[str, Any], trust: Sequence[str]) -> str:
+    """What to do where the network's own class is in a package that is not trusted; "" where it is in another."""
+    module, _, name = _class_name(told).partition(":")
+    if module == "__main__":
+        module = str(told.get("script") or module)
+    top = module.partition(".")[0]
+    if not name or defines(module, trust) or top in sys.stdlib_module_names or top in ("torch", "numpy"):
+        return ""
     return (
-        isinstance(parts, list)
-        and bool(parts)
-        and parts[0].get("class") == "torch.fx.graph_module:GraphModule"
+        f"its class {module}.{name} is in no trusted package, so none of its code was run: the network is emitted as a "
+        f'GraphModule, and what the file says of the class is kept; pass --trust {top} (in Python: trust=["{top}"]) '
+        f"where {top} can be imported, to have it in its class"
     )
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from elastic_ir.errors import SourceError, UntrustedError
+from elastic_ir.user_functions import working_folder_on_path
 
 #: Packages that define networks: their modules may be imported for a name, and their classes rebuilt. Not the whole of
 #: a distribution: elsewhere it holds programs, which run when they are imported, and modules that hold source code
@@ -146,7 +147,7 @@ def find(module: str, qualname: str, trust: Sequence[str], where: str) -> Any:
         return argparse.Namespace
     if not defines(module, trust) or any(map(_is_special, qualname.split("."))):
         raise untrusted(module, qualname, where)
-    found: Any = _import(module, qualname, where)
+    found: Any = _import(module, qualname, where, vouched=within(module, trust))
     for step, role in enumerate(qualname.split(".")):
         if step and not (isinstance(found, type) and class_allowed(found, trust)):
             raise untrusted(module, qualname, where)
@@ -168,15 +169,23 @@ def find(module: str, qualname: str, trust: Sequence[str], where: str) -> Any:
     return found
 
 
-def _import(module: str, qualname: str, where: str) -> Any:
+def _import(module: str, qualname: str, where: str, *, vouched: bool) -> Any:
+    """A module of an allowed package; one that the user has named is found in the working folder, too."""
     if module in sys.modules:
         return sys.modules[module]
+    top = module.partition(".")[0]
     try:
-        return importlib.import_module(module)
+        try:
+            return importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if not vouched or error.name != top:
+                raise
+        with working_folder_on_path():
+            return importlib.import_module(module)
     except Exception as error:  # whatever a package raises while it is imported
-        top = module.partition(".")[0]
+        remedy = f"install {top}" + (f", or run where {top} lies" if vouched else "")
         raise SourceError(
-            f"{where}: the class {qualname} of {module} cannot be imported here ({error}): install {top}, or save a "
+            f"{where}: the class {qualname} of {module} cannot be imported here ({error}): {remedy}, or save a "
             "state dict (torch.save(model.state_dict(), NAME))"
         ) from error
 
@@ -191,9 +200,9 @@ def untrusted(module: str, qualname: str, where: str) -> UntrustedError:
         return UntrustedError(
             said + f"Only modules, enums and configurations of {top} are rebuilt; save a state dict"
         )
-    if top not in sys.modules and not _exists(
-        top
-    ):  # found or not, a top-level package is not imported by this
+    with working_folder_on_path():  # found or not, a top-level package is not imported by this
+        there = top in sys.modules or _exists(top)
+    if not there:
         said += f"The package {top} is not installed here either. "
     return UntrustedError(
         said

@@ -115,7 +115,11 @@ def trace(
     for name, reader in readers.items():
         for inputs in candidates:
             try:
-                with undisturbed(model):
+                with undisturbed(model):  # which puts the modes back
+                    for (
+                        part
+                    ) in model.modules():  # draws of training (stochastic depth) would stay in the graph
+                        part.training = False
                     graph = reader(model, inputs, weights)
             except Exception as error:  # any tracer may raise anything; what it said is reported below
                 if name == _SEALED:  # fx has told its reason

@@ -50,7 +50,8 @@ def to_module(graph: Graph, masked: bool = True) -> nn.Module:
             module = _finish(module, graph, masked)
             if not unproven or follows_plan(module, graph, exact=unproven == "exact"):
                 return module
-    if graph.is_program:
+    # an export fixes the sizes of its inputs: better than nothing where the class is not at hand
+    if graph.is_program and (live is None or graph.origin.from_file or graph.metadata["frontend"] == "fx"):
         from elastic_ir.emit.graph_module import build_graph_module
 
         return _finish(build_graph_module(graph, live), graph, masked)

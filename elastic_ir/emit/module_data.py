@@ -20,11 +20,9 @@ import torch
 from torch import fx, nn
 
 from elastic_ir.example_inputs import describe_tensor
-from elastic_ir.stand_ins import MARK, TOLD, Configuration, Instance, Unread, class_of
+from elastic_ir.stand_ins import GRAPH_MODULE, MARK, TOLD, Configuration, Instance, Unread, class_of
 
 _INTERNAL = set(vars(nn.Module())) | {MARK, TOLD}
-#: What a GraphModule keeps about its graph, which is described apart.
-GRAPH_MODULE = "torch.fx.graph_module:GraphModule"
 _TENSOR_BYTES = 1 << 16  #: of a plain tensor among a module's attributes
 
 

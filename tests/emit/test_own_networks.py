@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import sys
@@ -13,10 +14,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils import _pytree
 
 import elastic_ir as eir
 from elastic_ir.emit.module_data import describe_module
+from elastic_ir.errors import UntrustedError
 from elastic_ir.frontends.torch_file import read_zip_records
 from elastic_ir.graph import Graph
 from elastic_ir.passes import Pipeline
@@ -267,6 +270,60 @@ def test_drop_rates_and_indices_of_the_new_layers(tmp_path: Path) -> None:
     rates = torch.tensor([part.rate for part in module.modules() if isinstance(part, DropPath)])
     assert torch.allclose(rates, torch.linspace(0, 0.2, 5))
     assert module.depth == 5
+
+
+class Noisy(nn.Module):
+    """Draws noise in training, which torch.fx would record as it met it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            x = x + torch.randn_like(x)
+        y: Tensor = functional.dropout(self.blocks(x), 0.5, self.training)
+        return y
+
+
+@pytest.mark.parametrize("frontend", ["fx", "export"])
+def test_no_draw_of_training_stays(tmp_path: Path, frontend: str) -> None:
+    model, x = Noisy(), torch.randn(64, 4)
+    eir.save(eir.trace(model, x, frontend=frontend), tmp_path / "own.pt")
+    assert model.training
+    module = eir.load(tmp_path / "own.pt").to_module()
+    assert module.training
+    assert (module(x) == 0).float().mean() > (model.blocks(x) == 0).float().mean()  # the dropout is in it
+    assert torch.equal(module.eval()(x), model.eval()(x))
+
+
+def test_trust_finds_a_package_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``--arch net:make`` does; another name than the trusted one is not looked for there."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "net_at_work.py").write_text(
+        "from tests.emit.own_networks import ResNet\nclass Net(ResNet):\n    pass\n"
+    )
+    monkeypatch.chdir(home)
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(home)
+        made = importlib.import_module("net_at_work").Net().eval()
+    eir.save(eir.trace(made, torch.randn(1, 3, 8, 8)), tmp_path / "own.pt")
+    torch.save(made, tmp_path / "pickled.pt")
+    monkeypatch.delitem(sys.modules, "net_at_work")
+    note = eir.load(tmp_path / "own.pt").metadata["class_note"]
+    assert "net_at_work.Net is in no trusted package" in note
+    assert "--trust net_at_work" in note
+    with pytest.raises(UntrustedError, match="--trust net_at_work"):
+        eir.load(tmp_path / "pickled.pt")
+    assert "net_at_work" not in sys.modules
+    for name in ("own.pt", "pickled.pt"):
+        found = eir.load(tmp_path / name, trust=["net_at_work", *TRUST]).to_module()
+        assert type(found).__module__ == "net_at_work"
+        monkeypatch.delitem(sys.modules, "net_at_work")
+    monkeypatch.chdir(tmp_path)
+    gone = eir.load(tmp_path / "own.pt", trust=["net_at_work", *TRUST])
+    assert "run where net_at_work lies" in gone.metadata["class_note"]
 
 
 def test_a_class_of_the_script_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
