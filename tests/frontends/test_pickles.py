@@ -233,7 +233,7 @@ def test_a_trusted_package_that_is_not_installed(foreign: Path) -> None:
         read_torch_file(foreign, ["foreign_nets"])
     assert str(caught.value) == (
         "a.pt: the class Net of foreign_nets cannot be imported here (No module named 'foreign_nets'): install "
-        "foreign_nets, or save a state dict (torch.save(model.state_dict(), NAME))"
+        "foreign_nets, or run where foreign_nets lies, or save a state dict (torch.save(model.state_dict(), NAME))"
     )
 
 
