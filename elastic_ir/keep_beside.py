@@ -1,6 +1,6 @@
 """What a user says stays as it is though something beside it changes its count (``--keep-beside NAME``).
 
-A name fits a numbered list, a tensor or the module that holds it, and in a checkpoint folder an entry of its
+A name fits a numbered list, a tensor, a module that holds some, and in a checkpoint folder an entry of its
 configuration, a file beside it, or an entry of such a file: by the whole dotted name or by the last parts of it
 (``norms`` fits ``encoder.norms``, ``alignment_heads`` fits ``generation_config.json.alignment_heads``). The names are
 kept in the graph's metadata, where emission finds them. No torch here.
@@ -72,9 +72,10 @@ def note_kept(graph: Graph, given: str | Iterable[str] | None) -> tuple[str, ...
 
 def _check_names(graph: Graph, names: Sequence[str]) -> None:
     lists = [found.label for found in numbered_lists(graph.weights)]
+    modules = {name[:at] for name in graph.weights for at, sign in enumerate(name) if sign == "."}
     entries = list(_entries(graph.origin)) if isinstance(graph.origin, CheckpointSource) else []
     for name in names:
-        if is_kept([name], *lists, *entries) or any(tensor_is_kept([name], one) for one in graph.weights):
+        if is_kept([name], *lists, *entries, *graph.weights, *modules):
             continue
         outer = [label for label in lists if not any(part.isdigit() for part in label.split("."))]
         kinds = {"lists": outer, "entries": entries, "tensors": list(graph.weights)}

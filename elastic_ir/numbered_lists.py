@@ -21,9 +21,20 @@ class NumberedList:
         """Its name for a reader: ``encoder.convs``, or ``block.norm`` for ``block.norm1`` and ``block.norm2``."""
         return ".".join(part for part in (self.path, self.prefix.rstrip("_.")) if part) or "network"
 
+    @property
+    def span(self) -> int:
+        """How many members it has, those before the last that hold no weights counted too."""
+        numbers = list(self.slots)
+        return numbers[-1] + 1 - (min(numbers[0], 1) if self.prefix else 0)
 
-def numbered_lists(names: Iterable[str]) -> list[NumberedList]:
-    """All lists of two slots or more, in the order in which their first weights stand."""
+    @property
+    def contiguous(self) -> bool:
+        """Whether every member holds weights, from the first to the last; a row with activations has gaps."""
+        return self.span == len(self.slots)
+
+
+def numbered_lists(names: Iterable[str], least: int = 2) -> list[NumberedList]:
+    """All lists of so many slots or more, in the order in which their first weights stand."""
     found: dict[tuple[str, str], NumberedList] = {}
     for name in names:
         parts = name.split(".")
@@ -33,7 +44,7 @@ def numbered_lists(names: Iterable[str]) -> list[NumberedList]:
                 continue
             key = ".".join(parts[:at]), split[0]
             found.setdefault(key, NumberedList(*key)).slots.setdefault(int(split[1]), []).append(name)
-    lists = [one for one in found.values() if len(one.slots) > 1]
+    lists = [one for one in found.values() if len(one.slots) >= least]
     for one in lists:
         one.slots = dict(sorted(one.slots.items()))
     return lists

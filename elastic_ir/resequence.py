@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
 
 from elastic_ir.graph import Graph
 from elastic_ir.keep_beside import note_kept
+from elastic_ir.left_behind import refuse_left_behind
 from elastic_ir.limits import check_blocks
 from elastic_ir.plan import Plan
 from elastic_ir.rewriter import Rewriter
@@ -13,17 +14,28 @@ from elastic_ir.structure import Block
 
 
 def resequence(
-    rewriter: Rewriter, graph: Graph, plan: Plan, keep_beside: str | Iterable[str] | None = None
+    rewriter: Rewriter,
+    graph: Graph,
+    plan: Plan,
+    keep_beside: str | Iterable[str] | None = None,
+    *,
+    written: Sequence[Sequence[Hashable]] | None = None,
+    shown: bool = False,
 ) -> None:
     """Bring every stage into its planned sequence.
 
     An original stays in place at its first use if that keeps the order; every other place gets a clone, and
     originals that stay unused are deleted. Which is which does not show in the result: clones equal their source. The
     plan, and how many blocks each stage had, are noted in the graph's metadata, and so is what ``keep_beside`` says
-    stays as it is. Raises PlanError for a name of it that fits nothing.
+    stays as it is. ``written`` is the plan with layers of other networks, where it has some; ``shown`` says that
+    another network shows what changes together.
+
+    Raises PlanError for a name that fits nothing, and where what lies beside a stage would be left behind.
     """
     check_blocks(sum(map(len, plan)), sum(map(len, graph.stages)))
-    note_kept(graph, keep_beside)
+    stays = note_kept(graph, keep_beside)
+    if not shown:
+        refuse_left_behind(graph, plan if written is None else written, stays)
     graph.metadata["plan"] = [list(stage) for stage in plan]
     graph.metadata["source_blocks"] = [len(stage) for stage in graph.stages]
     for stage, wanted in zip(graph.stages, plan, strict=True):

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from elastic_ir.depths import counts_for_depth
-from elastic_ir.errors import PlanError
+from elastic_ir.errors import PlanError, StructureError
 from elastic_ir.graph import Graph
+from elastic_ir.left_behind import about_inner_list
 from elastic_ir.numbering import DIGITS, number_of
 from elastic_ir.plan import (
     Layer,
@@ -25,6 +26,7 @@ from elastic_ir.plan import (
     plan_of_mapping,
     shrink,
 )
+from elastic_ir.structure import Stage
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def _counts_of_stages(graph: Graph, wanted: Sequence[int] | Mapping[str, int] | 
         wanted = parse_stages(wanted)
     if isinstance(wanted, Mapping):
         for name in wanted:
-            graph.structure.stage(name)
+            known_stage(graph, name)
         counts = tuple(wanted.get(stage.name, len(stage)) for stage in graph.stages)
     else:
         counts = tuple(wanted)
@@ -161,6 +163,14 @@ def _counts_of_stages(graph: Graph, wanted: Sequence[int] | Mapping[str, int] | 
             what = "its entry" if stage.entry is not None else "one block"
             raise PlanError(f"stage {stage.name!r} cannot have {count} blocks: at least {what} has to stay")
     return counts
+
+
+def known_stage(graph: Graph, name: str) -> Stage:
+    """The stage of that name; StructureError lists those there are, or says that it is a list inside a block."""
+    try:
+        return graph.structure.stage(name)
+    except StructureError as error:
+        raise StructureError(f"{error}{about_inner_list(graph, name)}") from error
 
 
 def _number(things: Sequence[Any], what: str) -> str:
@@ -211,7 +221,7 @@ def planned_layers(graph: Graph, given: Any) -> list[list[int | Layer]]:
     parts: list[Any]
     if isinstance(given, Mapping):
         for name in given:
-            graph.structure.stage(name)
+            known_stage(graph, name)
         parts = [given.get(stage.name, range(stage.blocks)) for stage in stages]
     else:
         parts = [given] if given and all(isinstance(item, int | Layer) for item in given) else list(given)

@@ -38,7 +38,7 @@ def resize_like(
             plan = match_plan(target, target.structure, reference, theirs, order, drop, replicate)
             _check_direction(target.structure, theirs, direction)
             with Rewriter(target) as rewriter:
-                resequence(rewriter, target, plan, keep_beside)
+                resequence(rewriter, target, plan, keep_beside, shown=True)
             _conform(target, reference, theirs)
             verify(target, after=direction)
         except (PlanError, StructureError, VerifyError) as error:

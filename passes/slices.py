@@ -133,7 +133,7 @@ class _Merge(Pass):
             name: one for name, one in zip(self.labels[1:], self.graphs[1:], strict=True) if name in used
         }
         layers = plan_layers(graph, plan, others)
-        resequence(rewriter, graph, layers.plan, self.keep_beside)
+        resequence(rewriter, graph, layers.plan, self.keep_beside, written=layers.sequence)
         take_layers(rewriter, graph, layers, others)
         inside: set[str] = set()
         for stage, along in zip(graph.stages, places, strict=True):

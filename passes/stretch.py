@@ -48,7 +48,7 @@ class Stretch(Pass):
         if self.others:
             target.check()
             layers = plan_layers(graph, self.plan, self.others)
-            resequence(rewriter, graph, layers.plan, self.keep_beside)
+            resequence(rewriter, graph, layers.plan, self.keep_beside, written=layers.sequence)
             take_layers(rewriter, graph, layers, self.others)
             edits.apply(rewriter, graph, layers.sequence)
             return
