@@ -37,7 +37,9 @@ _PLACES = re.compile(
 #: Entries that take a model's or a kernel's name on the hub, where another name would be a known one.
 _NAMED_ELSEWHERE = re.compile(r"backbone|architecture|implementation|kernel|tower|(^|_)(name|id|model)$")
 #: Entries that count what a constructor makes one by one.
-_COUNTS = re.compile(r"(^|_)n?(layers?|blocks?|depths?|stages?|codebooks?|quantizers?)(_num|_count)?$")
+_COUNTS = re.compile(
+    r"(^|_)n?(layers?|blocks?|depths?|stages?|experts?|codebooks?|quantizers?)(_num|_count)?$"
+)
 _SCHEME = re.compile(
     r"^\s*([a-z][a-z0-9+.-]*://|(file|https?|ftp|s3|gs|hf|data|hf[-_]hub|local[-_]dir):)", re.I
 )

@@ -238,6 +238,19 @@ def a_configuration_of_a_billion_layers(folder: Path) -> Words:
     return ["inspect", str(model(folder, num_hidden_layers=10**9)), "--input-shape", "1,4"]
 
 
+@hostile("num_hidden_layers")
+def a_reference_of_a_billion_layers(folder: Path) -> Words:
+    (model(folder, num_hidden_layers=10**9) / "model.safetensors").unlink()
+    return ["stretch", plain(folder), "--like", str(folder / "m")]
+
+
+@hostile("num_experts")
+def a_reference_of_a_billion_experts(folder: Path) -> Words:
+    entries = {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 10**9}
+    (model(folder, **entries) / "model.safetensors").unlink()
+    return ["stretch", plain(folder), "--like", str(folder / "m")]
+
+
 @hostile("")
 def a_configuration_of_a_billion_heads(folder: Path) -> Words:
     return ["inspect", str(model(folder, num_attention_heads=10**9)), "--input-shape", "1,4"]
