@@ -50,7 +50,7 @@ def hold(found: dict[str, dict[str, Any]]) -> None:
 HARMLESS = ("auto_map", "slices that call", "class torch.fx.graph_module:GraphModule")
 TOLD = {
     "checkpoint_path": "the description holds a path (model_args.checkpoint_path: ",
-    "class elastic_ir.cli.__main__:main": "names elastic_ir.cli.__main__.main, which a pickle may not hold",
+    "class elastic_ir.cli.__main__:main": "elastic_ir.cli.__main__.main is in no trusted package, so none of its code",
     "local-dir": "the description holds a URL (architecture: 'local-dir:",
     "a method of torch": "torch.__setattr__, which is not among the functions that a file may name",
     "a function of torch": "torch.load, which is not among the functions that a file may name",
