@@ -256,9 +256,11 @@ class Graph:
     def structure(self) -> Structure:
         """Stages and depth; StructureError where nothing repeats."""
         if self._structure is None:
+            from elastic_ir.described import described
             from elastic_ir.discovery import discover
 
-            self._structure = discover(self)
+            with described(self):
+                self._structure = discover(self)
         return self._structure
 
     @property

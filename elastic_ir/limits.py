@@ -30,6 +30,9 @@ JSON_ENTRIES = 2_000_000
 #: Bytes of a YAML file, which is read at some hundred thousand a second, and the brackets in it.
 YAML_BYTES = 256 << 10
 YAML_BRACKETS = 10_000
+#: Brackets of a YAML file in one another, which PyYAML takes seconds for, and its entries with all aliases written out.
+YAML_LEVELS = 50
+YAML_ENTRIES = 100_000
 #: Numbers that a tensor may have more of than its storage, by steps of no length (``expand``).
 REPEATED = 1 << 24
 #: Parts of a name (``a.b.c`` has three), and its letters: a tree is built of them.

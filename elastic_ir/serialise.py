@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from elastic_ir.errors import SourceError
+from elastic_ir.errors import SourceError, VerifyError
 from elastic_ir.graph import Graph, Literal, Node, Symbol, TensorType, Value, WeightRef
 from elastic_ir.limits import check_names
-from elastic_ir.tensors import TensorData, nbytes
+from elastic_ir.tensors import ITEM_SIZES, TensorData, nbytes
+from elastic_ir.verifier import verify
 from elastic_ir.weights import Storage, Weight
 
 VERSION = 1
@@ -73,16 +74,66 @@ def graph_from_data(data: Mapping[str, Any], tensors: Mapping[str, TensorData]) 
 
     Origins start anew: the network read is the source now.
     """
-    if not isinstance(data, Mapping) or "version" not in data:
+    if not isinstance(data, Mapping) or type(data.get("version")) is not int:
         raise SourceError("the graph in this file is no ElasticIR graph")
     if data["version"] > VERSION:
         raise SourceError(
             f"the graph in this file has format version {data['version']}; this ElasticIR reads up to {VERSION}"
         )
     try:
+        _check(data, _FORM, "the graph")
         return _from_data(data, tensors)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except VerifyError as error:
+        raise SourceError(f"the graph in this file is damaged: {error}") from error
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise SourceError(f"the graph in this file is damaged ({type(error).__name__}: {error})") from error
+
+
+def _check(item: Any, form: Any, where: str) -> None:
+    """ValueError where plain data has another form than a file's: types, lists and tables of one form, fixed lists."""
+    if isinstance(form, type):
+        if type(item) is not form and form is not object:
+            raise ValueError(f"{where} is no {form.__name__}")
+    elif isinstance(form, tuple):
+        if not isinstance(item, list) or len(item) != len(form):
+            raise ValueError(f"{where} is no list of {len(form)}")
+        for part, inner in zip(item, form, strict=True):
+            _check(part, inner, where)
+    elif isinstance(form, list):
+        if not isinstance(item, list):
+            raise ValueError(f"{where} is no list")
+        for part in item:
+            _check(part, form[0], where)
+    elif not isinstance(item, dict):
+        raise ValueError(f"{where} is no table")
+    elif str in form:
+        for key, part in item.items():
+            _check(part, form[str], f"{where}[{key!r}]")
+    else:
+        for key, inner in form.items():
+            name = key.removesuffix("?")
+            if name in item and not (key.endswith("?") and item[name] is None):
+                _check(item[name], inner, f"{name!r} of {where}")
+            elif name not in item and not key.endswith("?"):
+                raise ValueError(f"{where} lacks {name!r}")
+
+
+#: What a file's graph looks like. A question mark behind a key says that it may be missing, or null.
+_FORM = {
+    "name": str,
+    "weights": [(str, str, bool, bool, bool, int)],
+    "buffers": {str: ([int], str, str)},
+    "metadata": {
+        "frontend?": str, "modules?": {str: [str]}, "plan?": [[object]], "pipeline?": [str], "lineage?": {str: str},
+        "rewired?": bool, "edited_layers?": bool,
+    },
+    "nodes": [
+        {
+            "name": str, "op": str, "kind": str, "args": object, "kwargs": object, "attributes": object,
+            "weights": {str: str}, "scope": str, "type?": ([int], str), "tensor": bool, "origin?": str,
+        }
+    ],
+}  # fmt: skip
 
 
 def _from_data(data: Mapping[str, Any], tensors: Mapping[str, TensorData]) -> Graph:
@@ -96,7 +147,10 @@ def _from_data(data: Mapping[str, Any], tensors: Mapping[str, TensorData]) -> Gr
                 storages[tie] = Storage(tensors[name])
             elif not persistent and name in data["buffers"]:
                 shape, dtype, text = data["buffers"][name]
-                storages[tie] = Storage(InlineData(tuple(shape), dtype, base64.b64decode(text)))
+                buffer = InlineData(tuple(shape), dtype, base64.b64decode(text, validate=True))
+                if dtype not in ITEM_SIZES or min(shape, default=0) < 0 or nbytes(buffer) != len(buffer.raw):
+                    raise ValueError(f"the buffer {name!r} has other bytes than its shape and dtype need")
+                storages[tie] = Storage(buffer)
             elif not persistent:
                 continue
             else:
@@ -116,7 +170,14 @@ def _from_data(data: Mapping[str, Any], tensors: Mapping[str, TensorData]) -> Gr
         if item["type"] is not None:
             node.output.type = TensorType(tuple(item["type"][0]), item["type"][1])
         node.output.is_tensor = item["tensor"]
+        if not (
+            isinstance(node.args, tuple)
+            and isinstance(node.kwargs, dict)
+            and isinstance(node.attributes, dict)
+        ):
+            raise ValueError(f"the arguments of {node.name!r} are no arguments")
         values.append(graph.append(node).output)
+    verify(graph)
     return graph
 
 
@@ -165,11 +226,13 @@ def _decode(item: Any, values: list[Value]) -> Any:
         return item
     ((kind, content),) = item.items()
     if kind == "value":
+        if type(content) is not int or content < 0:
+            raise ValueError(f"{content!r} is the number of no value")
         return values[content]
-    if kind == "weight":
-        return WeightRef(content)
-    if kind == "symbol":
-        return Symbol(content)
+    if kind in ("weight", "symbol"):
+        if not isinstance(content, str):
+            raise ValueError(f"{content!r} is the name of no {kind}")
+        return WeightRef(content) if kind == "weight" else Symbol(content)
     if kind == "literal":
         dtype, shape, numbers = content
         return Literal(dtype, tuple(shape), tuple(_decode(number, values) for number in numbers))

@@ -82,7 +82,7 @@ def _packed(path: Path, stored: Mapping[str, TensorData], index: str) -> dict[st
         if type(data["version"]) is not int or not isinstance(data["masks"], dict):
             raise ValueError("no version, or no table of masks")
         entries: dict[str, Any] = data["masks"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise SourceError(f"{path} is damaged: its index of masks cannot be read ({error})") from error
     if data["version"] > VERSION:
         raise SourceError(
@@ -105,6 +105,40 @@ def _packed(path: Path, stored: Mapping[str, TensorData], index: str) -> dict[st
         raise SourceError(
             f"{path} is damaged: it holds {unknown[0]!r}, which its index of masks does not name"
         )
+    return masks
+
+
+def masks_of_records(records: Mapping[str, bytes], path: Path) -> dict[str, Mask]:
+    """The masks in the records of a ``.pt``; SourceError, which names the weight, where bits and index do not fit."""
+    index, packed = "elastic_ir/masks.json", "elastic_ir/masks.bin"
+    if index not in records and packed not in records:
+        return {}
+    where = f"{path.name} is damaged in the records that ElasticIR wrote: "
+    try:
+        bits, entries = records[packed], parse_json(records[index])
+    except KeyError as error:
+        raise SourceError(f"{where}{error.args[0]!r} is missing") from error
+    except ValueError as error:
+        raise SourceError(f"{where}the index of masks cannot be read ({error})") from error
+    if not isinstance(entries, dict):
+        raise SourceError(f"{where}the index of masks is no table")
+    masks: dict[str, Mask] = {}
+    end = 0
+    for name, item in entries.items():
+        told = item if isinstance(item, dict) else {}
+        try:
+            shape, dtype = mask_entry({"shape": told.get("shape"), "mask": told.get("dtype")})
+        except ValueError as error:
+            raise SourceError(f"{where}the entry of the mask {name!r} has {error}") from error
+        begin, size = end, prod(shape)
+        end += packed_size(size)
+        if told.get("offset") != begin or end > len(bits):
+            raise SourceError(f"{where}the bits of the mask {name!r} are not where its entry says")
+        if size % 8 and bits[end - 1] & (0xFF >> size % 8):
+            raise SourceError(f"{where}the mask of {name!r} has ones behind its end")
+        masks[name] = Mask(tuple(shape), bits[begin:end], dtype)
+    if end != len(bits):
+        raise SourceError(f"{where}{len(bits) - end} bytes of masks belong to no weight")
     return masks
 
 

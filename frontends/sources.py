@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir import user_functions
+from elastic_ir.described import FILE, described
 from elastic_ir.errors import ElasticError, MaskError, SourceError
 from elastic_ir.frontends.statedict import graph_of_tensors
 from elastic_ir.graph import Graph
@@ -270,26 +271,27 @@ def _read_ticket(path: Path, arch: Any, trust: Sequence[str], input_shape: Shape
 
 
 def _described(
-    text: str | None, tensors: Mapping[str, TensorData], trust: Sequence[str], path: Path
+    text: str | bytes | None, tensors: Mapping[str, TensorData], trust: Sequence[str], path: Path
 ) -> Graph:
-    """The graph that a file's metadata describes, or what names and shapes alone show."""
+    """The graph that a file's record describes, or what names and shapes alone show."""
     if text is None:
         return graph_of_tensors(path.stem, tensors)
     try:
         data = parse_json(text)
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"{path.name}: the graph in its metadata is damaged ({error})") from error
+    except ValueError as error:
+        raise SourceError(f"{path.name}: the graph in it is damaged ({error})") from error
     return _graph_of_file(data, tensors, trust, path)
 
 
 def _graph_of_file(data: Any, tensors: Mapping[str, TensorData], trust: Sequence[str], path: Path) -> Graph:
     """The graph that we wrote: in its class where that can be imported, else over its nodes."""
     graph = graph_from_data(data, tensors)
-    graph.metadata["file"] = path.name
+    graph.metadata[FILE] = path.name
     if "module" in data:
         from elastic_ir.frontends.described import origin_of_file
 
-        graph.origin, note = origin_of_file(data, graph, trust)
+        with described(graph):
+            graph.origin, note = origin_of_file(data, graph, trust)
         if note:  # it is emitted as a GraphModule
             graph.metadata["class_note"] = note
     return graph
@@ -298,7 +300,7 @@ def _graph_of_file(data: Any, tensors: Mapping[str, TensorData], trust: Sequence
 def _read_torch(path: Path, arch: Any, trust: Sequence[str], input_shape: Shapes, key: str | None) -> Graph:
     from torch import nn
 
-    from elastic_ir.frontends.masks import as_mask, masks_from_state
+    from elastic_ir.frontends.masks import as_mask, masks_from_state, masks_of_records
     from elastic_ir.frontends.state_dicts import Chosen, check_tensors, choose
     from elastic_ir.frontends.torch_file import read_torch_file, read_zip_records
     from elastic_ir.torch_bridge import TorchData
@@ -325,16 +327,12 @@ def _read_torch(path: Path, arch: Any, trust: Sequence[str], input_shape: Shapes
     if arch is not None:
         graph = _over(_trace(_architecture(arch, trust), input_shape), tensors, path.name)
     elif "elastic_ir/graph.json" in records:
-        try:
-            data = parse_json(records["elastic_ir/graph.json"])
-        except ValueError as error:
-            raise SourceError(f"{path.name}: the graph in it is damaged ({error})") from error
-        graph = _graph_of_file(data, tensors, trust, path)
+        graph = _described(records["elastic_ir/graph.json"], tensors, trust, path)
     else:
         graph = graph_of_tensors(path.stem, tensors)
         _tie(graph, state)
     graph.metadata["left_behind"] = [*chosen.left, *graph.metadata.get("left_behind", ())]
-    attach(graph, _packed_masks(records))
+    attach(graph, masks_of_records(records, path))
     attach(graph, pruned)
     attach(graph, given)
     return graph
@@ -352,18 +350,6 @@ def _tie(graph: Graph, state: Mapping[str, torch.Tensor]) -> None:
             storage = storages.setdefault(key, weight.storage)
             if storage is not weight.storage:
                 graph.weights[name] = dataclasses.replace(weight, storage=storage)
-
-
-def _packed_masks(records: Mapping[str, bytes]) -> dict[str, Mask]:
-    if "elastic_ir/masks.json" not in records:
-        return {}
-    bits = records["elastic_ir/masks.bin"]
-    masks = {}
-    for name, item in parse_json(records["elastic_ir/masks.json"]).items():
-        mask = Mask(tuple(item["shape"]), b"", item["dtype"])
-        size = -(-mask.size // 8)
-        masks[name] = Mask(mask.shape, bits[item["offset"] : item["offset"] + size], mask.dtype)
-    return masks
 
 
 def _read_headers(path: Path, beside: bool) -> Graph:

@@ -51,7 +51,9 @@ def read_torch_file(path: str | os.PathLike[str], trust: Sequence[str] = ()) -> 
 
 
 def _damaged(path: Path, error: Exception) -> SourceError:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+    lines = str(error).replace("unexpected EOF", "it ends too early").strip().splitlines() or [
+        type(error).__name__
+    ]
     return SourceError(
         f"{path.name} is damaged, or no PyTorch file ({lines[0][:160]}); copy or download it again"
     )

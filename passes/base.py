@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from elastic_ir.described import described
 from elastic_ir.errors import ElasticError, PlanError, StructureError, VerifyError
 from elastic_ir.graph import Graph
 from elastic_ir.rewriter import Rewriter
@@ -56,6 +57,10 @@ class Pass(ABC):
         Raises what the pass refuses, PlanError from its precondition, VerifyError from the verifier or its
         postcondition; the last three name the pass.
         """
+        with described(target):
+            return self._run_on(target)
+
+    def _run_on(self, target: Graph) -> Graph:
         self._discover(target)
         try:
             noted = self.precondition(target)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic_ir.checkpoint_source import MASKS, CheckpointSource
+from elastic_ir.described import described
 from elastic_ir.emit.checkpoint import save_checkpoint
 from elastic_ir.emit.folder import atomic_folder
 from elastic_ir.emit.mask_file import packed_masks
@@ -48,7 +49,11 @@ def save(graph: Graph, path: str | os.PathLike[str], *, check: bool = True) -> l
     names; that what was planned is written is always checked. Raises EmitError and OutputError; what stood at the
     target then still stands there.
     """
-    path = Path(path)
+    with described(graph):
+        return _save(graph, Path(path), check)
+
+
+def _save(graph: Graph, path: Path, check: bool) -> list[Path]:
     suffix = path.suffix.lower()
     # Llama-3.1-8B is a folder's name
     if isinstance(graph.origin, CheckpointSource) and suffix not in SUFFIXES:

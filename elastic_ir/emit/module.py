@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from elastic_ir.described import described
 from elastic_ir.emit.configuration import update_configuration, update_counts, update_stage_counts
 from elastic_ir.emit.constants import renumber_indices
 from elastic_ir.emit.layers import conform_layers
@@ -38,6 +39,11 @@ def to_module(graph: Graph, masked: bool = True) -> nn.Module:
     Pruned weights are zero (``masked=False`` gives the stored values). Raises EmitError where there is no network
     to emit (a bare state dict), or where the names and shapes made are not the planned ones.
     """
+    with described(graph):
+        return _to_module(graph, masked)
+
+
+def _to_module(graph: Graph, masked: bool) -> nn.Module:
     live = getattr(graph.origin, "module", None)
     if live is None and len(graph) and graph.metadata.get("frontend") == "onnx":
         from elastic_ir.emit.onnx_module import build_onnx_module
