@@ -52,13 +52,16 @@ def _command(form: str, files: Files, chance: random.Random) -> tuple[tuple[str,
         given = ["--mask", "model.masks.safetensors"]
     ending = chance.choice((".pt", ".pt", ".safetensors", ".ticket")) if source != "folder" else ""
     output = f"out{ending}"
+    if source == "folder":  # the comparison with the network's class imports transformers anew, for seconds
+        given.append("--no-check")
     if form == "recipe":
         if source == "folder":
-            return ("stretch", "recipe.yaml", "-o", output), output
+            return ("stretch", "recipe.yaml", "-o", output, "--no-check"), output
         return ("apply", source, "--recipe", "recipe.yaml", "-o", output), output
     counted = "4" if source == "folder" else "3"
+    masks = [word for word in given if word != "--no-check"]
     plain: tuple[tuple[str, ...], ...] = (
-        ("inspect", source, *given), ("inspect", source, "--json", *given), ("inspect", source, "--ghosts"),
+        ("inspect", source, *masks), ("inspect", source, "--json", *masks), ("inspect", source, "--ghosts"),
         ("stretch", source, "--to-units", "6", "--dry-run", *given), ("stretch", source, "--to-depth", "30", *given),
     )  # fmt: skip
     if source == "folder":
@@ -196,6 +199,8 @@ def _yaml(data: bytes, chance: random.Random) -> bytes:
     import yaml
 
     which = chance.randrange(10)
+    if b"*a" in data:
+        return _bytes(data, chance)  # it grows already, and is not to be written out here
     if which == 0:
         levels = chance.choice((100, 3000))
         return data + b"extra: " + b"[" * levels + b"]" * levels + b"\n"
