@@ -279,7 +279,8 @@ def _described(
     try:
         data = parse_json(text)
     except ValueError as error:
-        raise SourceError(f"{path.name}: the graph in it is damaged ({error})") from error
+        place = "its metadata" if isinstance(text, str) else "it"
+        raise SourceError(f"{path.name}: the graph in {place} is damaged ({error})") from error
     return _graph_of_file(data, tensors, trust, path)
 
 
