@@ -40,6 +40,8 @@ _NAMED_ELSEWHERE = re.compile(r"backbone|architecture|implementation|kernel|towe
 _COUNTS = re.compile(
     r"(^|_)n?(layers?|blocks?|depths?|stages?|experts?|codebooks?|quantizers?)(_num|_count)?$"
 )
+#: Experts may be rows of one table (Doge has 16,384); what is made one by one is counted while it is made.
+_EXPERTS = 10 * BLOCKS
 _SCHEME = re.compile(
     r"^\s*([a-z][a-z0-9+.-]*://|(file|https?|ftp|s3|gs|hf|data|hf[-_]hub|local[-_]dir):)", re.I
 )
@@ -83,8 +85,9 @@ def _plain(value: Any, where: str, path: str, key: str) -> Any:
         return [_plain(part, where, path, key) for part in value]
     if key in _SWITCHES:
         return False
-    if isinstance(value, int) and value > BLOCKS and _COUNTS.search(key):
-        raise SourceError(f"{where} asks for {value} of {path}; no network has more than {BLOCKS}")
+    most = _EXPERTS if "expert" in key else BLOCKS
+    if isinstance(value, int) and value > most and _COUNTS.search(key):
+        raise SourceError(f"{where} asks for {value} of {path}; no network has more than {most}")
     if key == "pretrained" and value:
         raise SourceError(f"{where} asks for other weights than the file's ({path}: {value!r})")
     if isinstance(value, str) and (what := _leads_out(key.lower(), value)):
