@@ -46,6 +46,10 @@ GAPS = 1_000
 BLOCKS = 10_000
 #: Numbers in the example inputs that a file describes, some of which are made anew from their shapes.
 INPUT_NUMBERS = 1 << 25
+#: Bytes of memory and seconds of the processor, beside what importing libraries takes, for building the network of a
+#: configuration and holding its names against a file's; and how much each tensor of the file adds.
+NETWORK_BYTES, NETWORK_BYTES_EACH = 280e6, 40e3
+NETWORK_SECONDS, NETWORK_SECONDS_EACH = 10.0, 0.01
 
 _blocks: ContextVar[int] = ContextVar("max_blocks", default=BLOCKS)
 

@@ -18,13 +18,11 @@ from typing import Any
 from elastic_ir import registered
 from elastic_ir.checkpoint_source import CONFIG
 from elastic_ir.errors import SourceError
+from elastic_ir.limits import NETWORK_BYTES, NETWORK_BYTES_EACH, NETWORK_SECONDS, NETWORK_SECONDS_EACH
 from elastic_ir.own_process import answering, bounded, received
 
 Shape = Sequence[int]
 
-#: Memory and time beside what importing takes: of any network, and for each tensor of it.
-_MEMORY, _MEMORY_EACH = 300e6, 40e3
-_SECONDS, _SECONDS_EACH = 60.0, 0.01
 #: Entries that say how weights are packed or which code computes with them, and nothing of names and shapes.
 _LEFT_OUT = re.compile(
     r"(quantization|compression)_config|\w*_implementation\w*|transformers_weights|(torch_)?dtype"
@@ -38,7 +36,7 @@ def main() -> None:
         with contextlib.suppress(ImportError):  # which is told with the answers
             importlib.import_module("transformers.modeling_utils")
         count = sum(len(network["tensors"]) for network in networks)
-        bounded(_MEMORY + _MEMORY_EACH * count, _SECONDS + _SECONDS_EACH * count)
+        bounded(NETWORK_BYTES + NETWORK_BYTES_EACH * count, NETWORK_SECONDS + NETWORK_SECONDS_EACH * count)
         out.write(json.dumps(answers(networks)).encode())
 
 
