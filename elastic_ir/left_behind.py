@@ -11,6 +11,10 @@ from elastic_ir.graph import Graph
 from elastic_ir.keep_beside import fits, is_kept, tensor_is_kept
 from elastic_ir.numbered_lists import NumberedList
 
+#: The key of a folder's metadata: lists and tensors that may go by the number of layers, and why that is a refusal
+#: unless the network shows that they do not.
+UNPROVEN = "unproven_beside"
+
 
 def about_inner_list(graph: Graph, name: str) -> str:
     """Of a list that was taken for a stage and lies inside of a block: why it is none, as the end of a message."""
@@ -32,7 +36,8 @@ def refuse_left_behind(graph: Graph, plan: Sequence[Sequence[Hashable]], kept: S
     """PlanError where a plan changes a stack and leaves behind what goes by its number of layers.
 
     ``kept`` are the names of what is said to stay as it is. Of a checkpoint folder only lists of the same module and
-    what sizes a list inside of a block are looked at: its own network shows the rest when it is written.
+    what sizes a list inside of a block are a reason at once: its own network may show the rest when it is written, and
+    until then the reasons are noted in the graph's metadata, each under the name of a list or tensor.
     """
     if len(graph):
         return
@@ -43,9 +48,9 @@ def refuse_left_behind(graph: Graph, plan: Sequence[Sequence[Hashable]], kept: S
         if not _changes(stack, order):
             continue
         count, label = len(stack.slots), around.label(stack)
-        partners = around.lists_beside(stack) + ([] if folder else around.heads_of(stack))
+        heads = around.heads_of(stack)
         left: dict[str, int] = {}
-        for one in partners:
+        for one in around.lists_beside(stack) + heads:
             other = orders.get(one)
             names = [
                 around.label(one),
@@ -55,10 +60,13 @@ def refuse_left_behind(graph: Graph, plan: Sequence[Sequence[Hashable]], kept: S
             if other != order and not is_kept(kept, *names):
                 left[around.label(one)] = len(one.slots)
         if left:
-            raise PlanError(
+            why = (
                 f"{label!r} ({count} members) is to change, and {_listed(left)} beside it would not change with "
                 f"it: names alone do not show whether the forward steps through them together; {_way_out(left)}"
             )
+            if not folder or not left.keys() <= {around.label(one) for one in heads}:
+                raise PlanError(why)
+            _note(graph, left, why)
         inner = [around.label(one) for one in around.blocks_beside(stack)]
         if inner and not is_kept(kept, *inner):
             raise PlanError(
@@ -67,17 +75,25 @@ def refuse_left_behind(graph: Graph, plan: Sequence[Sequence[Hashable]], kept: S
                 f"{_way_out(inner[:1])}"
             )
         nested = around.enclosing(stack)
-        found = around.tensors_indexed_by(stack) if nested or not folder else []
+        found = around.tensors_indexed_by(stack)
         sized = [one for one in found if not tensor_is_kept(kept, one.name)]
         if sized:
             first = sized[0]
             more = f" (and {len(sized) - 1} more)" if len(sized) > 1 else ""
             shape = list(graph.weights[first.name].shape)
-            raise PlanError(
+            why = (
                 f"{label!r} has {count} members, and {first.name} {shape} beside it has {first.extent} entries "
                 f"along axis {first.axis}{more}: it seems to be indexed by them (a router of experts, weights of "
                 f"layers) and would keep its length; {_way_out([one.name for one in sized])}"
             )
+            if not folder or nested:
+                raise PlanError(why)
+            if len(order) != count:
+                _note(graph, [one.name for one in sized], why)
+
+
+def _note(graph: Graph, names: Iterable[str], why: str) -> None:
+    graph.metadata[UNPROVEN] = {**graph.metadata.get(UNPROVEN, {}), **dict.fromkeys(names, why)}
 
 
 def _changes(stack: NumberedList, order: Sequence[Hashable]) -> bool:

@@ -31,6 +31,7 @@ from elastic_ir.errors import EmitError, OutputError, StructureError
 from elastic_ir.graph import Graph
 from elastic_ir.keep_beside import KEEP_BESIDE
 from elastic_ir.layer_entries import followed
+from elastic_ir.left_behind import UNPROVEN
 from elastic_ir.mask_format import packed_size
 from elastic_ir.mask_tie import TIE, tie_of
 from elastic_ir.numbering import natural_key
@@ -147,7 +148,8 @@ def save_checkpoint(
     it, meanwhile in a process of its own; ``tell_compared`` is told what came of it.
     Raises OutputError where the target is taken, another run is at it, the disk is too small, or what lies there is of
     another plan; SourceError where a source file changed since its header was read; EmitError where the network would
-    not take what would be written. Whatever goes wrong, ``path`` is as it was.
+    not take what would be written, PlanError where there is none to compare with and a list or tensor seems to go by
+    the number of layers. Whatever goes wrong, ``path`` is as it was.
     """
     if not partial_folder(path).is_dir():
         refuse_taken(path)
@@ -170,6 +172,8 @@ def save_checkpoint(
     ):
         if work.complete:
             return path
+        if compared is not None and graph.metadata.get(UNPROVEN):
+            compared.result().prove(graph.metadata[UNPROVEN])  # before the first byte is copied
         # the masks say which weights they belong to, as these came out, and so are written last, and always
         kept = {name for name in plan.shards if _is_whole(work.whole / name, *streams[name])}
         work.keep(kept)

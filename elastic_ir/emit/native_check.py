@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from elastic_ir.errors import EmitError
+from elastic_ir.errors import EmitError, PlanError
 from elastic_ir.numbering import DIGITS
 from elastic_ir.own_process import OwnProcess, ProcessError, started
 from elastic_ir.stacks import Stack
@@ -41,6 +41,13 @@ class Compared:
         if self.doubtful:
             told += f", but {len(self.doubtful)} that do not fit the source's either, such as {min(self.doubtful)}"
         return told
+
+    def prove(self, beside: Mapping[str, str]) -> None:
+        """PlanError, the reason, for names of what may go by the number of layers and which no network vouches for."""
+        for name, why in beside.items():
+            doubted = any(f".{one}".endswith(f".{name}") or f".{name}." in f".{one}" for one in self.doubtful)
+            if self.kind is None or doubted:
+                raise PlanError(why)
 
 
 #: What is said where the comparison was not wanted.

@@ -20,7 +20,7 @@ from elastic_ir.emit import native_check
 from elastic_ir.emit.checkpoint import plan_checkpoint, save_checkpoint
 from elastic_ir.emit.native_check import Compared, judged, origins
 from elastic_ir.emit.native_names import answers
-from elastic_ir.errors import EmitError
+from elastic_ir.errors import EmitError, PlanError
 from elastic_ir.stacks import Stack
 from tests.checkpoints.folders import config, llama, run, write
 from tests.transformers.families import FAMILIES, SMALL, make
@@ -268,6 +268,37 @@ def test_a_process_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     save_checkpoint(stretched(folder), tmp_path / "out", tell_compared=told.append)
     assert "asking transformers failed: " in str(told[0])
     assert "no_such_module" in str(told[0])
+
+
+def test_what_no_network_vouches_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor with an entry for each layer, of a network that cannot be built, is refused before a byte is copied."""
+    monkeypatch.setattr(native_check, "_NEEDED", ("no_such_library",))
+    folder = tmp_path / "source"
+    state = llama()
+    state["model.layer_mix"] = state["model.norm.weight"][:5]  # of four layers and their input
+    write(folder, state, config(4))
+    graph = stretched(folder, to_units=6)
+    told: list[tuple[int, int]] = []
+    with pytest.raises(
+        PlanError, match=r"layer_mix \[5\] beside it has 5 entries .* --keep-beside model.layer_mix"
+    ):
+        save_checkpoint(graph, tmp_path / "out", tell=lambda *now: told.append(now))
+    assert not told
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    save_checkpoint(graph, tmp_path / "unchecked", check=False)
+    save_checkpoint(stretched(folder, to_units=6, keep_beside="layer_mix"), tmp_path / "kept")
+    assert (tmp_path / "kept" / "config.json").exists()
+
+
+def test_a_network_vouches_for_what_it_takes() -> None:
+    beside = {"model.mix": "it seems to be indexed", "heads": "they seem to be"}
+    Compared("Net").prove(beside)
+    for doubted in ("model.mix", "net.model.mix", "heads.0.weight", "net.heads.1.bias"):
+        with pytest.raises(PlanError, match="seem"):
+            Compared("Net", doubtful=frozenset([doubted])).prove(beside)
+    Compared("Net", doubtful=frozenset(["model.mixer", "overheads.0.weight"])).prove(beside)
+    with pytest.raises(PlanError, match="it seems to be indexed"):
+        Compared(None, "why").prove(beside)
 
 
 # -- the whole way, in a process of its own ----------------------------------------------------------------------------
