@@ -170,7 +170,7 @@ class Surroundings:
         home, slot = self.home(stack), self.enclosing(stack)
         for one in self.lists:
             place = self.home(one)
-            if place in (None, home) or _overlap(stack, one) or self.enclosing(one) != slot:
+            if place in (None, home) or self.enclosing(one) != slot or _overlap(stack, one):
                 continue
             members = self.members(one)
             if not one.contiguous or any(member != members[0] for member in members):
@@ -215,7 +215,9 @@ class Surroundings:
         head = f"{slot}." if slot else ""
         covered = set(inside)
         for one in self.lists:
-            if one is not stack and f"{one.path}.".startswith(head) and _alike(self.members(one)):
+            if next(iter(one.slots.values()))[0] in covered or not f"{one.path}.".startswith(head):
+                continue  # a list inside of one that has been looked at, or outside of the block
+            if _alike(self.members(one)):
                 covered.update(name for names in one.slots.values() for name in names if name.count(".") > 1)
         outside = [name for name in self.weights if name.startswith(head) and name not in covered]
         parallel = bool(slot) or not self._has_norms(inside)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from elastic_ir.numbering import split_number
 
+_DIGITS = frozenset("0123456789")
+
 
 @dataclass(eq=False)
 class NumberedList:
@@ -39,7 +41,7 @@ def numbered_lists(names: Iterable[str], least: int = 2) -> list[NumberedList]:
     for name in names:
         parts = name.split(".")
         for at, part in enumerate(parts):
-            split = split_number(part)
+            split = split_number(part) if part[-1:] in _DIGITS else None  # most parts are words
             if split is None:
                 continue
             key = ".".join(parts[:at]), split[0]
