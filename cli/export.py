@@ -134,7 +134,8 @@ def _facts(report: OnnxReport, static: bool) -> list[tuple[str, str]]:
         facts.append(("batch", "open" if report.dynamic else fixed))
     facts.append(("checked", "by onnx.checker"))
     if report.difference is not None:
-        facts.append(("difference", f"{report.difference} in onnxruntime, from PyTorch"))
+        other = "PyTorch" if report.dynamic is not None else "the dense model"
+        facts.append(("difference", f"{report.difference} in onnxruntime, from {other}"))
     if report.dense_size is not None:
         share = report.size / report.dense_size
         dense = tables.file_size(report.dense_size)

@@ -74,7 +74,7 @@ def _flops(graph: Graph) -> int | None:
     from torch.utils.flop_counter import FlopCounterMode
 
     try:
-        module = graph.to_module().eval()
+        module = graph._module_for_shapes().eval()
     except EmitError:
         if shaped:  # an operator that has no form in PyTorch
             return None

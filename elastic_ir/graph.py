@@ -341,9 +341,18 @@ class Graph:
 
     # -- the public face: emission, delegated so that the IR itself stays free of torch ------------------------------
 
-    def to_module(self, masked: bool = True) -> torch.nn.Module:
-        """A trainable module that shares no storage with the source (see :func:`elastic_ir.emit.to_module`)."""
-        module: torch.nn.Module = importlib.import_module("elastic_ir.emit").to_module(self, masked=masked)
+    def to_module(self, masked: bool = True, check: bool = True) -> torch.nn.Module:
+        """A trainable module that shares no storage with the source (see :func:`elastic_ir.emit.to_module`).
+
+        ``check`` runs what was changed on two inputs: every unit has to execute, and the outputs to be the graph's.
+        """
+        emit = importlib.import_module("elastic_ir.emit")
+        module: torch.nn.Module = emit.to_module(self, masked=masked, check=check)
+        return module
+
+    def _module_for_shapes(self) -> torch.nn.Module:
+        """The module unchecked, and on the meta device where the weights are: for counting, and never handed out."""
+        module: torch.nn.Module = importlib.import_module("elastic_ir.emit.module").build_module(self)
         return module
 
     def state_dict(self, masked: bool = True) -> dict[str, torch.Tensor]:

@@ -28,7 +28,7 @@ def block_influence(graph: Graph, samples: Samples, batch: int = 16) -> dict[Uni
     """
     import torch
 
-    module = graph.to_module().eval()
+    module = graph._module_for_shapes().eval()
     like = next((p for p in module.parameters() if p.is_floating_point()), None)
     if like is not None and like.is_meta:
         raise PlanError(

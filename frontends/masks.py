@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from elastic_ir.errors import MaskError, SourceError
 from elastic_ir.json_file import parse_json
 from elastic_ir.mask_format import INDEX, SUFFIX, VERSION, StoredMask, mask_entry, packed_size
-from elastic_ir.tensors import ITEM_SIZES, Mask, TensorData
+from elastic_ir.tensors import Mask, TensorData
 from elastic_ir.ticket_format import EXTENSION
 from elastic_ir.weights import Weight
+from elastic_ir.zeros import magnitudes, nonzero
 
 if TYPE_CHECKING:
     import numpy as np
@@ -165,7 +166,7 @@ def mask_of_data(data: TensorData, name: str) -> Mask:
     elif data.dtype in _ONE_OF_FLOAT8:
         array = np.full(raw.shape, 2, np.uint8)
         array[raw == _ONE_OF_FLOAT8[data.dtype]] = 1
-        array[_magnitudes(raw, data.dtype) == 0] = 0
+        array[magnitudes(raw, data.dtype) == 0] = 0
         if bool((array == 2).any()):
             raise MaskError(f"the mask of {name!r} holds other values than 0 and 1")
     elif data.dtype.startswith("float8"):
@@ -252,21 +253,7 @@ def _nonzero(value: Any) -> NDArray[np.bool_]:
         value = TorchData(value)
     if not isinstance(value, TensorData):
         return np.asarray(value != 0)
-    elements = _magnitudes(_bytes(value), value.dtype).reshape(-1, ITEM_SIZES[value.dtype])
-    return np.asarray(elements.any(axis=1)).reshape(value.shape)
-
-
-def _magnitudes(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.uint8]:
-    """The bytes without the signs of floats, so that only zeros are all zero; the given ones are not changed."""
-    if (
-        dtype.endswith("fnuz")
-        or dtype == "float8_e8m0fnu"
-        or not dtype.startswith(("float", "bfloat", "complex"))
-    ):
-        return raw  # these have no negative zero: the byte 0x80 is NaN there
-    parts = raw.copy().reshape(-1, ITEM_SIZES[dtype] // (2 if dtype.startswith("complex") else 1))
-    parts[:, -1] &= 0x7F  # little-endian: the sign is the top bit of the last byte
-    return parts.reshape(-1)
+    return nonzero(value)
 
 
 def _bytes(data: TensorData) -> NDArray[np.uint8]:

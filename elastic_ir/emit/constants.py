@@ -15,8 +15,9 @@ from elastic_ir.structure import Container
 _INDEX = re.compile(r"(idx|index|layer|block|_id$|^i$)")
 
 
-def renumber_indices(source: nn.Module, place: nn.Module, container: Container) -> None:
-    """Set integers that number the blocks (an attention's ``layer_idx``) to the target's numbers."""
+def renumber_indices(source: nn.Module, place: nn.Module, container: Container) -> set[str]:
+    """Set integers that number the blocks (an attention's ``layer_idx``) to the target's numbers; their names."""
+    done: set[str] = set()
     numbered = [
         {
             (path, name): value
@@ -27,10 +28,12 @@ def renumber_indices(source: nn.Module, place: nn.Module, container: Container) 
         for child in source.children()
     ]
     if len(numbered) < 2:
-        return
+        return done
     for key, first in numbered[0].items():
         values = [table.get(key) for table in numbered]
         evident = values == list(range(first, first + len(values)))
         if evident and (len(values) > 2 or _INDEX.search(key[1])):
             for number, child in enumerate(place.children()):
                 setattr(child.get_submodule(key[0]), key[1], first + number)
+                done.add(key[1])
+    return done

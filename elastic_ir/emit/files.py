@@ -19,6 +19,7 @@ from elastic_ir.emit.mask_file import packed_masks
 from elastic_ir.emit.output import atomic_output, flush
 from elastic_ir.emit.safetensors_file import write_safetensors
 from elastic_ir.emit.ticket_file import ticket_shapes, write_ticket
+from elastic_ir.emit.without_values import refuse_without_values
 from elastic_ir.errors import EmitError, OutputError
 from elastic_ir.example_inputs import describe_input
 from elastic_ir.ghosts import without_ghosts
@@ -26,7 +27,7 @@ from elastic_ir.graph import Graph
 from elastic_ir.mask_tie import TIE, tie_of
 from elastic_ir.onnx_source import OnnxSource
 from elastic_ir.serialise import InlineData, graph_to_data
-from elastic_ir.tensors import Mask, ShapeOnly, TensorData
+from elastic_ir.tensors import Mask, TensorData
 from elastic_ir.ticket_format import EXTENSION
 
 #: The extensions of files; any other name is a folder's, where the source was one.
@@ -44,10 +45,10 @@ def save(graph: Graph, path: str | os.PathLike[str], *, check: bool = True) -> l
     values; what is stored under a mask (``state_dict(masked=False)``) is **not** kept. No extension: a folder by the
     model's own ``save_pretrained``, or of a graph read by headers alone as
     :func:`elastic_ir.emit.checkpoint.save_checkpoint` streams it. ``.py``: a readable definition of the network
-    without its weights, see :func:`elastic_ir.emit.source_file.save_source`. ``check`` runs the module once and sees
-    that every unit executes, or of a streamed folder compares names and shapes with the class that its config.json
-    names; that what was planned is written is always checked. Raises EmitError and OutputError; what stood at the
-    target then still stands there.
+    without its weights, see :func:`elastic_ir.emit.source_file.save_source`. ``check`` runs the module as
+    :func:`elastic_ir.emit.module.to_module` does, or of a streamed folder compares names and shapes with the class that
+    its config.json names; that what was planned is written is always checked. Raises EmitError and OutputError; what
+    stood at the target then still stands there.
     """
     with described(graph):
         return _save(graph, Path(path), check)
@@ -86,13 +87,9 @@ def _checked_module(graph: Graph, check: bool) -> Any:
         return None  # its nodes are ONNX's, or it has none; a state dict needs no module
     if graph.origin is None and not graph.is_program:
         return None
-    from elastic_ir.emit.check import check_runs
     from elastic_ir.emit.module import to_module
 
-    module = to_module(graph)
-    if check:
-        check_runs(module, graph)
-    return module
+    return to_module(graph, check=check)
 
 
 def _data(graph: Graph, module: Any) -> dict[str, Any]:
@@ -119,7 +116,7 @@ def _description(graph: Graph, module: Any) -> dict[str, Any]:
     described, unproven = as_described(plain)
     if described is not None:
         return {**describe_module(described), **({"unproven": unproven} if unproven else {})}
-    return describe_module(module if plain is graph else plain.to_module())
+    return describe_module(module if plain is graph else plain.to_module(check=False))
 
 
 def _mask_records(graph: Graph) -> dict[str, bytes]:
@@ -140,21 +137,12 @@ def _masks(graph: Graph) -> dict[str, Mask]:
     return {n: w.mask for n, w in graph.weights.items() if w.mask is not None and w.persistent}
 
 
-def _refuse_without_values(graph: Graph) -> None:
-    """EmitError where a weight was read on the meta device: a file of shapes alone helps nobody."""
-    for name, weight in graph.weights.items():
-        if weight.persistent and isinstance(weight.storage.data, ShapeOnly):
-            raise EmitError(
-                f"{name!r} was read on the meta device and has no values; load the model with its weights"
-            )
-
-
 def _save_pt(graph: Graph, path: Path, check: bool) -> Path:
     import torch
 
     from elastic_ir.emit.zip_records import append_zip_records
 
-    _refuse_without_values(graph)
+    refuse_without_values(graph)
     module = _checked_module(graph, check)
     state = dict(module.state_dict()) if module is not None else graph.state_dict()
     records = {f"{RECORDS}graph.json": json.dumps(_data(graph, module)).encode(), **_mask_records(graph)}
@@ -190,7 +178,7 @@ def mask_file(path: Path) -> Path:
 
 
 def _save_safetensors(graph: Graph, path: Path, check: bool) -> list[Path]:
-    _refuse_without_values(graph)
+    refuse_without_values(graph)
     module = _checked_module(graph, check)
     tensors: dict[str, TensorData] = {
         n: w.storage.emitted() for n, w in graph.weights.items() if w.persistent
@@ -214,7 +202,7 @@ def _save_safetensors(graph: Graph, path: Path, check: bool) -> list[Path]:
 
 
 def _save_ticket(graph: Graph, path: Path, check: bool) -> Path:
-    _refuse_without_values(graph)
+    refuse_without_values(graph)
     data = json.dumps(_data(graph, _checked_module(graph, check)))
     weights = {name: weight.storage for name, weight in graph.weights.items() if weight.persistent}
     with atomic_output(path) as temporary:
@@ -235,7 +223,7 @@ def _header_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _save_folder(graph: Graph, path: Path, check: bool) -> Path:
-    _refuse_without_values(graph)
+    refuse_without_values(graph)
     module = _checked_module(graph, check)
     if not hasattr(module, "save_pretrained"):
         raise OutputError(

@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import copy
 import itertools
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
 
 from elastic_ir.described import described
+from elastic_ir.emit.aliases import refuse_aliases
+from elastic_ir.emit.check import RunsOtherwiseError, check_module
 from elastic_ir.emit.configuration import update_configuration, update_counts, update_stage_counts
 from elastic_ir.emit.constants import renumber_indices
 from elastic_ir.emit.layers import conform_layers
 from elastic_ir.emit.reference import adopt
-from elastic_ir.emit.respread import respread_constants
+from elastic_ir.emit.respread import KEPT, respread_constants
 from elastic_ir.emit.wiring import follows_plan, has_long_skips
+from elastic_ir.emit.without_values import refuse_without_values
 from elastic_ir.errors import EmitError
 from elastic_ir.graph import Graph
 from elastic_ir.naming import head_in
@@ -33,34 +37,69 @@ from elastic_ir.torch_bridge import to_torch
 _PLAIN = (int, float, str, bytes, bool, type(None), torch.dtype, torch.device, type)
 
 
-def to_module(graph: Graph, masked: bool = True) -> nn.Module:
+def to_module(graph: Graph, masked: bool = True, check: bool = True) -> nn.Module:
     """A trainable module that shares no storage with the source.
 
-    Pruned weights are zero (``masked=False`` gives the stored values). Raises EmitError where there is no network
-    to emit (a bare state dict), or where the names and shapes made are not the planned ones.
+    Pruned weights are zero (``masked=False`` gives the stored values). ``check`` runs what was changed, where there are
+    example inputs, and holds its outputs against those of the graph's nodes (:mod:`elastic_ir.emit.check`); why they
+    could not be compared is left in ``graph.metadata["unchecked"]``. Where the class does something else than the plan
+    says, a ``torch.fx.GraphModule`` takes its place.
+
+    Raises EmitError where there is no network to emit (a bare state dict) or no values (the meta device), where the
+    names and shapes made are not the planned ones, and where the check fails.
     """
+    refuse_without_values(graph)
+    made = build_module(graph, masked, check=check)
+    lacking = [name for name, tensor in _tensors(made) if tensor.is_meta]
+    if lacking:
+        raise EmitError(
+            f"{lacking[0]!r} has no values: it is in no state dict, and was read on the meta device; give like= a "
+            "network with values, or its name"
+        )
+    return made
+
+
+def build_module(graph: Graph, masked: bool = True, check: bool = False) -> nn.Module:
+    """As :func:`to_module`, and on the meta device where the weights are: for what needs no values, as counting."""
     with described(graph):
-        return _to_module(graph, masked)
+        return _build(graph, masked, check)
 
 
-def _to_module(graph: Graph, masked: bool) -> nn.Module:
+def _build(graph: Graph, masked: bool, check: bool) -> nn.Module:
+    graph.metadata.pop("unchecked", None)
     live = getattr(graph.origin, "module", None)
     if live is None and len(graph) and graph.metadata.get("frontend") == "onnx":
         from elastic_ir.emit.onnx_module import build_onnx_module
 
         return _finish(build_onnx_module(graph), graph, masked)
+    touched = [container for container in _containers(graph) if _changed(container)]
+    edited = (
+        graph.metadata.get("rewired") or graph.metadata.get("edited_layers") or graph.reference is not None
+    )
+    check = check and (bool(touched) or bool(edited))
+    if check:
+        refuse_aliases(graph, touched)
     why = ""
+    # an export fixes the sizes of its inputs: better than nothing where the class is not at hand
+    fixed = live is not None and not graph.origin.from_file and graph.metadata.get("frontend") != "fx"
+    program = graph.is_program and not fixed
     if live is not None:
-        module, unproven, why = _in_its_class(graph, live)
+        module, unproven, why, placed = _in_its_class(graph, live)
         if module is not None:
             module = _finish(module, graph, masked)
             if not unproven or follows_plan(module, graph, exact=unproven == "exact"):
-                return module
-    # an export fixes the sizes of its inputs: better than nothing where the class is not at hand
-    if graph.is_program and (live is None or graph.origin.from_file or graph.metadata["frontend"] == "fx"):
+                problem = _problem(module, graph, placed or graph.reference is not None) if check else None
+                if problem is None:
+                    return module
+                if not program:
+                    raise problem
+    if program:
         from elastic_ir.emit.graph_module import build_graph_module
 
-        return _finish(build_graph_module(graph, live), graph, masked)
+        made = _finish(build_graph_module(graph, live), graph, masked)
+        if check:
+            _note_unchecked(graph, check_module(made, graph))
+        return made
     if live is not None:
         raise EmitError(
             f"{graph.name}.forward {why}; torch.fx, which could write a forward that follows the plan, "
@@ -81,7 +120,7 @@ def as_described(graph: Graph) -> tuple[nn.Module | None, str]:
     described = getattr(graph.origin, "described", None)
     if described is None:
         return None, ""
-    module, unproven, _ = _in_its_class(graph, described)
+    module, unproven, *_ = _in_its_class(graph, described)
     if module is None:
         return None, ""
     before: str = graph.origin.unproven
@@ -99,8 +138,17 @@ def _containers(graph: Graph) -> list[Container]:
     return graph._structure.containers if graph._structure is not None else []
 
 
-def _in_its_class(graph: Graph, source: nn.Module) -> tuple[nn.Module | None, str, str]:
-    """The source's class with re-filled containers, or None; what is to be proven of it; why its forward cannot follow.
+class _InClass(NamedTuple):
+    """The source's class with re-filled containers, or why its forward cannot follow the plan."""
+
+    module: nn.Module | None
+    unproven: str  #: what is to be proven of it
+    why: str
+    placed: bool = False  #: whether constants were set to what their new places have
+
+
+def _in_its_class(graph: Graph, source: nn.Module) -> _InClass:
+    """The source's class for a graph.
 
     ``source`` is the live module, or the stand-ins for it.
     """
@@ -114,11 +162,37 @@ def _in_its_class(graph: Graph, source: nn.Module) -> tuple[nn.Module | None, st
     if rewired:
         why = "computes something else than the graph does, which a pass has rewired"
     if not follows or (rewired and not _same_weights(graph, source, touched)):
-        return None, "", why
+        return _InClass(None, "", why)
     skips = bool(touched) and len(graph) > 0 and has_long_skips(graph, touched)
     unproven = "exact" if rewired else "wiring" if skips else ""
     unproven = max(unproven, getattr(graph.origin, "unproven", ""), key=_PROOFS.index)
-    return _refill(graph, source, touched), unproven, why
+    module, placed = _refill(graph, source, touched)
+    return _InClass(module, unproven, why, placed)
+
+
+def _problem(module: nn.Module, graph: Graph, placed: bool) -> RunsOtherwiseError | None:
+    """What a module of the source's class computes otherwise than the graph; None where that is as it should be.
+
+    Constants of a place (a layer's index, the reference's factors) are the network's own and not the graph's, which has
+    those of the block that was copied. Where emission has ``placed`` some, operations, weights and wiring must agree.
+    """
+    try:
+        _note_unchecked(graph, check_module(module, graph))
+    except RunsOtherwiseError as error:
+        if not (placed and follows_plan(module, graph)):
+            return error
+        _note_unchecked(graph, "constants follow the place; operations, weights and wiring were compared")
+    return None
+
+
+def _note_unchecked(graph: Graph, why: str) -> None:
+    if why:
+        graph.metadata["unchecked"] = why
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
 
 
 def _same_weights(graph: Graph, live: nn.Module, touched: list[Container]) -> bool:
@@ -185,7 +259,8 @@ def _changed(container: Container) -> bool:
     )
 
 
-def _refill(graph: Graph, live: nn.Module, touched: list[Container]) -> nn.Module:
+def _refill(graph: Graph, live: nn.Module, touched: list[Container]) -> tuple[nn.Module, bool]:
+    """The source's class with re-filled containers, and whether constants were set to what their new places have."""
     tensors = itertools.chain(live.parameters(), live.buffers())
     shared: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
     memo = dict(shared)
@@ -200,6 +275,7 @@ def _refill(graph: Graph, live: nn.Module, touched: list[Container]) -> nn.Modul
     # a network in which nothing repeats has no structure to ask for
     containers = graph.structure.containers if touched else ()
     told = update_configuration(target, containers) if touched else set()
+    placed = False
     for container in touched:
         source, place = live.get_submodule(container.path), target.get_submodule(container.path)
         head = f"{container.path}." if container.path else ""
@@ -215,14 +291,15 @@ def _refill(graph: Graph, live: nn.Module, touched: list[Container]) -> nn.Modul
             children[child.path[len(head) :]] = twin
         place._modules.clear()
         place._modules.update(children)
-        renumber_indices(source, place, container)
+        placed |= bool(renumber_indices(source, place, container))
         update_counts(target, container, told)
     update_stage_counts(target, containers, told)
     if touched and graph.reference is None:
         # blocks that add nothing yet leave the variances as they were
         kept = graph.metadata.get("keep_constants")
         graph.metadata["constants"] = {} if kept else respread_constants(live, target, graph)
-    return target
+        placed |= any(how != KEPT for how in graph.metadata["constants"].values())
+    return target, placed
 
 
 def _order(module: fx.GraphModule, graph: Graph) -> None:

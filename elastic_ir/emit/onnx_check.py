@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from elastic_ir.emit.comparison import Difference, Outputs, coarsest, compare_outputs
 from elastic_ir.errors import EmitError
 from elastic_ir.onnx_limits import Guard
-from elastic_ir.onnx_source import MARK, bodies
+from elastic_ir.onnx_source import MARK, OnnxSource, bodies
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _WHOLE = 64 << 20  #: up to this many bytes the file itself is checked; above, the model without its tensors
-
-#: How far outputs may differ, relative to the largest number in them (at least 1), by dtype: sums in another order.
-TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 
 
 def check_file(path: Path, model: onnx.ModelProto) -> None:
@@ -97,55 +95,46 @@ def _without_tensors(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """How far two runs of a network are apart: the largest absolute difference, and the one that is allowed."""
+class Expected:
+    """What a file has to return: inputs by name, what came out for each, and of whom that was."""
 
-    largest: float
-    allowed: float
-    outputs: int
-
-    def __str__(self) -> str:
-        return f"{self.largest:.2g} (allowed {self.allowed:.2g})"
+    feeds: Sequence[Mapping[str, NDArray[np.generic]]]
+    outputs: Outputs
+    whose: str = "the module's"
 
 
-def compare_runs(
-    path: Path, feeds: Mapping[str, NDArray[np.generic]], expected: Sequence[Any], dtype: str = "float32"
-) -> Difference:
-    """Run a file in onnxruntime on the CPU and compare its outputs; EmitError where they differ too much."""
+def compare_runs(path: Path, expected: Expected) -> Difference:
+    """Run a file in onnxruntime and compare what it returns; EmitError where it differs."""
+    return compare_outputs(run_file(path, expected.feeds), expected.outputs, path.name, expected.whose)
+
+
+def run_file(path: Path, feeds: Sequence[Mapping[str, NDArray[np.generic]]], what: str = "") -> Outputs:
+    """What a file returns on each input in onnxruntime on the CPU; EmitError where that does not run it."""
     import numpy as np
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        found = session.run(None, dict(feeds))
+        found = [session.run(None, dict(feed)) for feed in feeds]
     except Exception as error:  # onnxruntime raises types of its own for every kind of refusal
         text = " ".join(str(error).split())[:300]
-        raise EmitError(f"onnxruntime does not run {path.name}: {text}") from error
-    if len(found) != len(expected):
-        raise EmitError(f"{path.name} has {len(found)} outputs, the module {len(expected)}")
-    largest = allowed = 0.0
-    for place, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
-        ours, theirs = np.asarray(ours), np.asarray(theirs)
-        if ours.shape != theirs.shape:
-            raise EmitError(
-                f"output {place} of {path.name} is {list(ours.shape)}, the module's {list(theirs.shape)}"
-            )
-        if ours.dtype.kind != "f":
-            if not np.array_equal(ours, theirs):
-                raise EmitError(f"output {place} of {path.name} differs from the module's")
-            continue
-        if not ours.size:
-            continue
-        scale = max(1.0, float(np.nanmax(np.abs(theirs))) if np.isfinite(theirs).any() else 1.0)
-        limit = TOLERANCES.get(dtype, 1e-4) * scale
-        difference = float(np.nanmax(np.abs(ours.astype(np.float64) - theirs.astype(np.float64))))
-        if not np.array_equal(np.isfinite(ours), np.isfinite(theirs)) or difference > limit:
-            raise EmitError(
-                f"output {place} of {path.name} differs from the module's by {difference:.3g}, and {limit:.3g} is "
-                "allowed; nothing was written"
-            )
-        if difference >= largest:
-            largest, allowed = difference, limit
-    return Difference(largest, allowed, len(found))
+        raise EmitError(f"onnxruntime does not run {what or path.name}: {text}") from error
+    runs = tuple(tuple(np.asarray(one) for one in run if hasattr(one, "dtype")) for run in found)
+    return Outputs(runs, coarsest([str(array.dtype) for run in runs for array in run]))
+
+
+def feeds_of(source: OnnxSource, seed: int) -> dict[str, NDArray[np.generic]]:
+    """Numbers for a model's inputs: noise, and ones for whole numbers, which every vocabulary has."""
+    import numpy as np
+    import onnx
+
+    generator = np.random.default_rng(seed)
+    entries = [entry for entry in source.model.graph.input if entry.name not in source.constants]
+    found: dict[str, NDArray[np.generic]] = {}
+    for entry, shape in zip(entries, source.input_shapes, strict=True):
+        kind = onnx.helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type)
+        ones = kind.kind != "f"
+        found[entry.name] = np.ones(shape, kind) if ones else generator.standard_normal(shape).astype(kind)
+    return found

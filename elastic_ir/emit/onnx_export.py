@@ -21,6 +21,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree
 
+from elastic_ir.emit.comparison import refuse_not_finite
+from elastic_ir.emit.example_runs import Call, another, run_module, tensors_of
+from elastic_ir.emit.onnx_check import Expected
 from elastic_ir.errors import EmitError
 from elastic_ir.example_inputs import map_tensors, tensors_in
 from elastic_ir.graph import Graph
@@ -40,14 +43,12 @@ _FOLDED = 1024  #: elements of a constant that may be computed in advance; a wei
 
 @dataclass(frozen=True)
 class Exported:
-    """A model without its tensors, these, and what to feed it to compare it with the module."""
+    """A model without its tensors, these, and what the module returned on two inputs."""
 
     model: onnx.ModelProto
     tensors: dict[str, TensorData]
-    feeds: dict[str, Any]
-    expected: list[Any]
+    expected: Expected
     dynamic: bool  #: whether the batch is open
-    dtype: str
 
 
 def export_module(
@@ -81,29 +82,21 @@ def export_module(
     model = program.model
     _clean(model, set(graph.weights), fold_batchnorm=fold_batchnorm)
     proto, tensors = _to_proto(model, graph)
-    with torch.no_grad():
-        expected = [tensor.numpy() for tensor in _tensors(module(*args, **kwargs))]
-    given = [tensor.detach() for tensor in tensors_in((args, kwargs))]
+    calls: list[Call] = [(tuple(args), kwargs)]
+    second = another(calls[0])
+    if second is not None:
+        with contextlib.suppress(EmitError):  # these numbers are made up, and the network need not take them
+            refuse_not_finite(run_module(module, [second]), None)
+            calls.append(second)
     names = [entry.name for entry in proto.graph.input]
-    dtype = next((str(t.dtype).removeprefix("torch.") for t in module.parameters()), "float32")
-    feeds = {name: _array(tensor) for name, tensor in zip(names, given, strict=False)}
-    return Exported(proto, tensors, feeds, expected, opened, dtype)
-
-
-def _array(tensor: torch.Tensor) -> Any:
-    return tensor.detach().numpy()
-
-
-def _tensors(item: Any) -> Iterator[torch.Tensor]:
-    """The tensors in a nest of outputs, in order."""
-    if isinstance(item, torch.Tensor):
-        yield item.detach()
-    elif isinstance(item, Mapping):
-        for part in item.values():
-            yield from _tensors(part)
-    elif isinstance(item, (list, tuple)):
-        for part in item:
-            yield from _tensors(part)
+    feeds = [
+        {
+            name: tensor.detach().numpy()
+            for name, tensor in zip(names, tensors_of([*a, *k.values()]), strict=False)
+        }
+        for a, k in calls
+    ]
+    return Exported(proto, tensors, Expected(feeds, run_module(module, calls)), opened)
 
 
 def _batch(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from elastic_ir.errors import EmitError
-from elastic_ir.onnx_source import MARK, SAID
+from elastic_ir.onnx_source import MARK, SAID, mark_of
 from elastic_ir.protobuf import BYTES, Field, field, fields, head
 from elastic_ir.tensors import TensorData, nbytes
 
@@ -41,11 +41,17 @@ def write_onnx(path: Path, model: onnx.ModelProto, tensors: Mapping[str, TensorD
 def write_external(
     path: Path, data: Path, location: str, model: onnx.ModelProto, tensors: Mapping[str, TensorData]
 ) -> None:
-    """Write a model and, into another file beside it (``location`` is its final name), the tensors marked."""
+    """Write a model and, into another file beside it (``location`` is its final name), the tensors marked.
+
+    The parts of sparse tensors stay in the model: neither the checker of the onnx package nor onnxruntime reads them
+    from elsewhere.
+    """
     places: dict[str, tuple[int, int]] = {}
+    parts = [part for sparse in model.graph.sparse_initializer for part in (sparse.values, sparse.indices)]
+    inside = {mark_of(part) for part in parts}
     with data.open("wb") as file:
         for mark in _marks(model):
-            if mark in places:
+            if mark in places or mark in inside:
                 continue
             start = -(-file.tell() // ALIGNMENT) * ALIGNMENT
             file.write(b"\0" * (start - file.tell()))
@@ -53,6 +59,8 @@ def write_external(
             places[mark] = (start, nbytes(tensors[mark]))
 
     def point(tensor: memoryview, at: Field, mark: str) -> Pieces:
+        if mark in inside:
+            return _inline(tensors, mark)
         offset, length = places[mark]
         entries = (("location", location), ("offset", str(offset)), ("length", str(length)))
         told = b"".join(
@@ -61,6 +69,10 @@ def write_external(
         return [told + bytes((14 << 3, 1))]
 
     pieces = _Filler(model.SerializeToString(), point).pieces()
+    if _size(pieces) > LIMIT:
+        raise EmitError(
+            f"{path.name} would have {_size(pieces)} bytes, and one ONNX file holds at most {LIMIT}"
+        )
     with path.open("wb") as file:
         for piece in pieces:
             _write(file, piece)
@@ -73,11 +85,16 @@ def size_of(model: onnx.ModelProto, tensors: Mapping[str, TensorData]) -> int:
 
 def _filled(model: onnx.ModelProto, tensors: Mapping[str, TensorData]) -> Pieces:
     def put(tensor: memoryview, at: Field, mark: str) -> Pieces:
-        data = tensors[mark]
-        said = bytes((14 << 3, 0)) if mark.endswith(SAID) else b""
-        return [said + head(int(mark.split(":")[1]), nbytes(data)), data]
+        return _inline(tensors, mark)
 
     return _Filler(model.SerializeToString(), put).pieces()
+
+
+def _inline(tensors: Mapping[str, TensorData], mark: str) -> Pieces:
+    """A tensor's bytes in the field of its message that the mark says."""
+    data = tensors[mark]
+    said = bytes((14 << 3, 0)) if mark.endswith(SAID) else b""
+    return [said + head(int(mark.split(":")[1]), nbytes(data)), data]
 
 
 def _marks(model: onnx.ModelProto) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import tempfile
@@ -9,15 +10,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elastic_ir.emit.onnx_check import Difference, check_file, compare_runs
+from elastic_ir.emit.comparison import SKIP, Difference
+from elastic_ir.emit.onnx_check import Expected, check_file, compare_runs, feeds_of, run_file
 from elastic_ir.emit.onnx_file import LIMIT, size_of, write_external, write_onnx
 from elastic_ir.emit.onnx_model import build_onnx
-from elastic_ir.emit.onnx_sparse import sparsify
+from elastic_ir.emit.onnx_sparse import dense_size, sparsify
 from elastic_ir.emit.output import atomic_output, flush
+from elastic_ir.emit.without_values import refuse_without_values
 from elastic_ir.errors import EmitError, OutputError
 from elastic_ir.graph import Graph
-from elastic_ir.onnx_source import MARK, OnnxSource
-from elastic_ir.tensors import ShapeOnly, TensorData
+from elastic_ir.onnx_source import MARK, OnnxSource, mark_of
+from elastic_ir.tensors import TensorData
 
 if TYPE_CHECKING:
     import onnx
@@ -59,7 +62,7 @@ def save_onnx(
     written.
     """
     path = Path(path)
-    _refuse_without_values(graph)
+    refuse_without_values(graph)
     exported = None
     if isinstance(graph.origin, OnnxSource):
         model, tensors = build_onnx(graph, sparse=sparse is not False)
@@ -69,20 +72,27 @@ def save_onnx(
         exported = _export(graph, check=check, opset=opset, dynamic=dynamic, fold_batchnorm=fold_batchnorm)
         model, tensors = exported.model, exported.tensors
         external = False
-    turned, dense_size = 0, None
+    expected = exported.expected if exported is not None else None
+    turned, dense = 0, None
     if sparse:
-        dense_size = size_of(model, tensors)
-        turned = sparsify(model, tensors)
+        if exported is None and check:
+            before = copy.deepcopy(model), dict(tensors)
+        sparsify(model, tensors)
+        turned, dense = len(model.graph.sparse_initializer), dense_size(model, tensors)
+        if exported is None and check and turned:
+            expected = _dense_runs(graph.origin, *before)
+    expected = expected if check else None
     versions = {entry.domain: entry.version for entry in model.opset_import}
     report = OnnxReport(
-        (path,), versions.get("", versions.get("ai.onnx", 0)), 0, dense_size, turned,
+        (path,), versions.get("", versions.get("ai.onnx", 0)), 0, dense, turned,
         exported.dynamic if exported is not None else None,
     )  # fmt: skip
+    external = external and any(map(mark_of, model.graph.initializer))
     if external or size_of(model, tensors) > LIMIT:
-        return _save_external(path, model, tensors, exported if check else None, report)
+        return _save_external(path, model, tensors, expected, report)
     with atomic_output(path) as temporary:
         write_onnx(temporary, model, tensors)
-        difference = _checked(temporary, path, model, exported if check else None)
+        difference = _checked(temporary, path, model, expected)
         report = replace(report, size=temporary.stat().st_size, difference=difference)
     return report
 
@@ -90,14 +100,6 @@ def save_onnx(
 def _is_external(tensor: onnx.TensorProto) -> bool:
     """Whether the source has this tensor in another file."""
     return tensor.data_location == 1 and all(entry.key != MARK for entry in tensor.external_data)
-
-
-def _refuse_without_values(graph: Graph) -> None:
-    for name, weight in graph.weights.items():
-        if weight.persistent and isinstance(weight.storage.data, ShapeOnly):
-            raise EmitError(
-                f"{name!r} was read on the meta device and has no values; load the model with its weights"
-            )
 
 
 def _refuse_changes(source: OnnxSource, path: Path, opset: int | None, *, fold_batchnorm: bool) -> None:
@@ -114,7 +116,6 @@ def _refuse_changes(source: OnnxSource, path: Path, opset: int | None, *, fold_b
 
 
 def _export(graph: Graph, *, check: bool, opset: int | None, dynamic: bool, fold_batchnorm: bool) -> Exported:
-    from elastic_ir.emit.check import check_runs
     from elastic_ir.emit.module import to_module
 
     if graph.origin is None and not graph.is_program:
@@ -123,27 +124,43 @@ def _export(graph: Graph, *, check: bool, opset: int | None, dynamic: bool, fold
         )
     from elastic_ir.emit.onnx_export import export_module
 
-    module = to_module(graph)
-    if check:
-        check_runs(module, graph)
+    module = to_module(graph, check=check)
     return export_module(module, graph, opset=opset, dynamic=dynamic, fold_batchnorm=fold_batchnorm)
 
 
-def _checked(file: Path, name: Path, model: onnx.ModelProto, exported: Exported | None) -> Difference | None:
+def _dense_runs(
+    source: OnnxSource, model: onnx.ModelProto, tensors: dict[str, TensorData]
+) -> Expected | None:
+    """What the dense form of a model returns in onnxruntime; None where that does not run it on made-up inputs."""
+    feeds = [feeds_of(source, seed) for seed in (0, 1)]
+    with tempfile.TemporaryDirectory() as folder:
+        path, data = Path(folder) / "dense.onnx", Path(folder) / "dense.onnx.data"
+        if size_of(model, tensors) > LIMIT:
+            write_external(path, data, data.name, model, tensors)
+        else:
+            write_onnx(path, model, tensors)
+        try:
+            return Expected(feeds, run_file(path, feeds), "the dense model's")
+        except EmitError:  # an operator of somebody's, or inputs that only the user knows
+            return None
+
+
+def _checked(file: Path, name: Path, model: onnx.ModelProto, expected: Expected | None) -> Difference | None:
     try:
         check_file(file, model)
-        if exported is None:
-            return None
-        return compare_runs(file, exported.feeds, exported.expected, exported.dtype)
     except EmitError as error:
         raise EmitError(str(error).replace(file.name, name.name)) from error
+    try:
+        return compare_runs(file, expected) if expected is not None else None
+    except EmitError as error:
+        raise EmitError(f"{str(error).replace(file.name, name.name)}; nothing was written; {SKIP}") from error
 
 
 def _save_external(
     path: Path,
     model: onnx.ModelProto,
     tensors: dict[str, TensorData],
-    exported: Exported | None,
+    expected: Expected | None,
     report: OnnxReport,
 ) -> OnnxReport:
     """Both files are made in a folder of their own beside the target, checked there, and then renamed."""
@@ -156,7 +173,7 @@ def _save_external(
     try:
         made, bytes_of = folder / path.name, folder / data.name
         write_external(made, bytes_of, data.name, model, tensors)
-        difference = _checked(made, path, model, exported)
+        difference = _checked(made, path, model, expected)
         size = made.stat().st_size + bytes_of.stat().st_size
         flush(bytes_of)
         flush(made)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from elastic_ir.errors import EmitError
 from elastic_ir.graph import Graph
 from elastic_ir.structure import Container
 
@@ -41,7 +42,7 @@ def adopt(module: nn.Module, graph: Graph, containers: list[Container]) -> dict[
                 _adopt(mine, theirs, child.path, held, changes)
         _adopt_lists(module, live, container.path, changes)
     _adopt_rates(module, live, containers, changes)
-    _fill_buffers(module, live, reference, containers)
+    _fill_buffers(module, live, reference, containers, getattr(graph.origin, "module", None))
     return changes
 
 
@@ -154,10 +155,18 @@ def _adopt_lists(module: nn.Module, live: nn.Module, path: str, changes: dict[st
         path = path.rpartition(".")[0]
 
 
-def _fill_buffers(module: nn.Module, live: nn.Module, reference: Graph, containers: list[Container]) -> None:
+def _fill_buffers(
+    module: nn.Module,
+    live: nn.Module,
+    reference: Graph,
+    containers: list[Container],
+    origin: nn.Module | None,
+) -> None:
     """Buffers that no state dict holds, and that the source's block has not or in another shape.
 
-    A reference on the meta device has no values for them, so it is made once more with values, if need be.
+    A reference on the meta device has no values for them. Where it is known how to make it, it is made once more;
+    else they are copied from a module of the source that is made alike, for no state dict holds them because they
+    follow from what a module is made with.
     """
     wanting: list[tuple[nn.Module, str, str]] = []
     for container in containers:
@@ -179,5 +188,66 @@ def _fill_buffers(module: nn.Module, live: nn.Module, reference: Graph, containe
     if rebuild is not None and any(source.get_buffer(path).is_meta for *_, path in wanting):
         source = rebuild()
     for own, role, path in wanting:
-        own._buffers[role] = source.get_buffer(path).clone()
+        value = source.get_buffer(path)
+        if value.is_meta:
+            places = [origin, module] if origin is not None else [module]
+            value = _alike(places, own, role, value)
+            if value is None:
+                value = _computed(live.get_submodule(path.rpartition(".")[0]), role)
+        if value is None:
+            raise EmitError(
+                f"{path!r} has no values: the reference was read on the meta device, no state dict holds this tensor, "
+                "and no block of the source has one that is made alike; give the reference with values, or by its name"
+            )
+        own._buffers[role] = value.clone()
         own._non_persistent_buffers_set.add(role)
+
+
+def _alike(places: list[nn.Module], own: nn.Module, role: str, wanted: torch.Tensor) -> torch.Tensor | None:
+    """The values of a buffer without any, from a module of the same class, made with the same constants.
+
+    None where there is none, or where what shows of the constants does not tell the values.
+    """
+    constants = _told(own)
+    found: list[torch.Tensor] = []
+    for other in [part for place in places for part in place.modules()]:
+        value = other._buffers.get(role) if type(other) is type(own) and _told(other) == constants else None
+        if (
+            value is not None
+            and not value.is_meta
+            and (value.shape, value.dtype) == (wanted.shape, wanted.dtype)
+        ):
+            found.append(value)
+    return found[0] if found and all(torch.equal(found[0], value) for value in found[1:]) else None
+
+
+def _told(module: nn.Module) -> dict[str, Any]:
+    """What a module was made with, as far as it shows: its plain attributes."""
+    return {name: value for name, value in vars(module).items() if name not in _OWN and _is_plain(value)}
+
+
+def _computed(module: nn.Module, role: str) -> torch.Tensor | None:
+    """The values that a module gives a buffer by ``reset_parameters``, as modules made on the meta device offer it.
+
+    Computed twice, over different contents: what is left as it was is not computed.
+    """
+    reset = getattr(type(module), "reset_parameters", None)
+    if reset is None:
+        return None
+    found: list[torch.Tensor] = []
+    for content in (0, 1):
+        twin = copy.deepcopy(module).to_empty(device="cpu")
+        held = twin._buffers.get(role)
+        if held is None:
+            return None
+        held.fill_(content)
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                reset(twin)
+        except Exception:  # a module's own code may raise anything
+            return None
+        made = twin._buffers.get(role)
+        if made is None or made.is_meta:
+            return None
+        found.append(made)
+    return found[0] if torch.equal(*found) else None

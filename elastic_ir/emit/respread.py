@@ -20,6 +20,9 @@ from elastic_ir.structure import Block, Structure
 Key: TypeAlias = tuple[str, str]
 
 
+KEPT = "kept from the source"  #: said of a constant that follows no known rule
+
+
 @dataclass
 class _Slot:
     """One block on either side."""
@@ -50,7 +53,7 @@ def respread_constants(live: nn.Module, target: nn.Module, graph: Graph) -> dict
             found = respread(numbers, [slot.place for slot in before], [slot.place for slot in after])
         if found is None:
             if _differs_in_a_stage(values, before):
-                done.setdefault(key[1], "kept from the source")
+                done.setdefault(key[1], KEPT)
             continue
         for slot, value in zip(after, found[0], strict=True):
             _set(slot.module, key, value, holder)

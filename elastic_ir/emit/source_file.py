@@ -81,9 +81,9 @@ def _exported(graph: Graph, error: Unwritable) -> Graph:
     live = getattr(graph.origin, "module", None)
     if live is None or graph.metadata.get("frontend") == "export":
         raise error
-    from elastic_ir.emit.module import to_module
+    from elastic_ir.emit.module import build_module
 
-    module = to_module(graph)
+    module = build_module(graph)
     again: Graph = graph.origin.retrace(module, "export")
     again.origin = dataclasses.replace(graph.origin, module=module)
     again.name = graph.name

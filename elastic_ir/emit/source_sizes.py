@@ -49,7 +49,7 @@ def _shapes(graph: Graph) -> str:
 
 def _again(graph: Graph, axes: tuple[int, ...]) -> Graph | None:
     """The same network exported with more samples and, where it takes token ids, other lengths; None if it fails."""
-    from elastic_ir.emit.module import to_module
+    from elastic_ir.emit.module import build_module
 
     inputs = graph.origin.inputs
     tensors = [item for item in (*inputs.args, *inputs.kwargs.values()) if isinstance(item, torch.Tensor)]
@@ -72,7 +72,7 @@ def _again(graph: Graph, axes: tuple[int, ...]) -> Graph | None:
     )
     try:
         source = dataclasses.replace(graph.origin, inputs=changed)
-        again: Graph = source.retrace(to_module(graph), "export")
+        again: Graph = source.retrace(build_module(graph), "export")
     except Exception:  # an export may raise anything; then the sizes stay as they are
         return None
     return again

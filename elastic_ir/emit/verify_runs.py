@@ -6,13 +6,14 @@ that came from ONNX is written, checked by ``onnx.checker`` and run in onnxrunti
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from elastic_ir.emit.onnx_check import TOLERANCES
+from elastic_ir.emit.comparison import TOLERANCES, Outputs, coarsest, compare_outputs, refuse_not_finite, wide
+from elastic_ir.emit.onnx_check import feeds_of, run_file
 from elastic_ir.errors import EmitError, PlanError, VerifyError
 from elastic_ir.graph import Graph
 from elastic_ir.onnx_source import OnnxSource
@@ -26,11 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """The outputs of one run, as arrays in the order a network returns them, and the blocks that were seen to run."""
+    """What a network returned on two inputs, and how many blocks ran."""
 
-    outputs: tuple[Array, ...] | None  #: None on the meta device, where there are no values
+    outputs: Outputs | None  #: None on the meta device, where there are no values
     blocks: int
-    dtype: str = "float32"  #: the coarsest one among the outputs, which says how far they may differ
 
 
 def run_network(graph: Graph) -> Run:
@@ -50,124 +50,72 @@ def run_network(graph: Graph) -> Run:
 def compare(before: Run, now: Run, *, preserving: bool) -> dict[str, object]:
     """What a run shows, as plain data: ``blocks`` that ran; ``drift`` and ``allowed`` where the function is to stay.
 
-    The drift is the largest absolute difference of an output, relative to the largest number in it (at least 1), and
-    so is what is allowed. Raises VerifyError where outputs are not finite and were before, or differ by more.
+    The drift is the largest absolute difference of an output, relative to the largest number in it, and so is what is
+    allowed. Raises EmitError where outputs are NaN, or infinite and were finite before; VerifyError where they differ
+    by more.
     """
-    import numpy as np
-
     found: dict[str, object] = {"blocks": now.blocks}
     if now.outputs is None or before.outputs is None:
         return found
-    wild = [place for place, output in enumerate(now.outputs) if not np.isfinite(_double(output)).all()]
-    tame = all(np.isfinite(_double(output)).all() for output in before.outputs)
-    if wild and tame:
-        bad = int((~np.isfinite(_double(now.outputs[wild[0]]))).sum())
-        raise VerifyError(
-            f"output {wild[0]} holds {bad} numbers that are not finite, of {now.outputs[wild[0]].size}; before, all "
-            "were finite"
-        )
+    new, old = _common(now.outputs, before.outputs)
+    refuse_not_finite(new, old)
     if not preserving:
         return found
-    if [output.shape for output in before.outputs] != [output.shape for output in now.outputs]:
-        raise VerifyError(
-            f"the outputs are of shapes {[list(o.shape) for o in now.outputs]}, before the pass of "
-            f"{[list(o.shape) for o in before.outputs]}, and the pass says that it preserves the function"
-        )
-    drift, allowed = 0.0, TOLERANCES.get(now.dtype, 1e-4)
-    for place, (old, new) in enumerate(zip(before.outputs, now.outputs, strict=True)):
-        drift = max(drift, _difference(_double(old), _double(new)))
-        if not drift <= allowed:
-            raise VerifyError(
-                f"output {place} differs from before by {drift:.3g} of its largest number, {allowed:.3g} is allowed, "
-                "and the pass says that it preserves the function"
-            )
-    return {**found, "drift": drift, "allowed": allowed}
+    try:
+        made = compare_outputs(new, old, "", "before")
+    except EmitError as error:
+        raise VerifyError(f"{error}, and the pass says that it preserves the function") from error
+    allowed = TOLERANCES[coarsest((new.dtype, old.dtype))]
+    return {**found, "drift": made.relative, "allowed": allowed}
 
 
-def _difference(old: Any, new: Any) -> float:
-    """The largest difference, relative to the largest number; infinite where other places are not finite."""
+def _common(now: Outputs, before: Outputs) -> tuple[Outputs, Outputs]:
+    """The runs to compare: the second input is made up, so that NaN there before, or no run at all, says nothing."""
     import numpy as np
 
-    finite = np.isfinite(old)
-    if not np.array_equal(finite, np.isfinite(new)):
-        return float("inf")
-    if not finite.any():
-        return 0.0
-    scale = max(1.0, float(np.abs(old[finite]).max()))
-    return float(np.abs(old[finite] - new[finite]).max()) / scale
-
-
-def _double(output: Array) -> Any:
-    import numpy as np
-
-    return output.astype(np.complex128 if output.dtype.kind == "c" else np.float64)
+    kept = [
+        place
+        for place in range(min(len(now.runs), len(before.runs)))
+        if place == 0 or not any(np.isnan(wide(array)).any() for array in before.runs[place])
+    ]
+    one, two = (replace(each, runs=tuple(each.runs[place] for place in kept)) for each in (now, before))
+    return one, two
 
 
 def _run_module(graph: Graph) -> Run:
     import torch
-    from torch.utils import _pytree
 
     from elastic_ir.emit.check import check_runs
-    from elastic_ir.emit.module import to_module
+    from elastic_ir.emit.example_runs import calls_of, run_module
+    from elastic_ir.emit.module import build_module
 
     inputs = getattr(graph.origin, "inputs", None)
     if inputs is None:
         raise PlanError(
             f"{graph.name} has no example inputs to be run on after each pass; trace it with some"
         )
-    module = to_module(graph)
-    blocks = check_runs(module, graph)
+    module = build_module(graph, check=True)
     device = next((t.device for t in module.parameters()), torch.device("cpu"))
     if device.type == "meta":
-        return Run(None, blocks)
-    moved = inputs.to(device)
-    module.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            made = module(*moved.args, **moved.kwargs)
-    except Exception as error:  # a forward may raise anything
-        raise EmitError(f"the network made does not run: {type(error).__name__}: {error}") from error
-    leaves = _pytree.tree_leaves(dict(made) if isinstance(made, Mapping) else made)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    coarse = [str(t.dtype).removeprefix("torch.") for t in tensors]
-    dtype = next((name for name in ("bfloat16", "float16", "float32") if name in coarse), "float64")
-    arrays = [t.detach().cpu() for t in tensors]
-    return Run(tuple((t.float() if t.dtype == torch.bfloat16 else t).numpy() for t in arrays), blocks, dtype)
+        return Run(None, check_runs(module, graph))
+    first, *more = calls_of(inputs, device)
+    outputs = run_module(module.eval(), [first])
+    with contextlib.suppress(EmitError):
+        outputs = replace(outputs, runs=(*outputs.runs, *run_module(module, more).runs))
+    return Run(outputs, _blocks(graph))
+
+
+def _blocks(graph: Graph) -> int:
+    return sum(len(stage) for stage in graph._structure.stages) if graph._structure is not None else 0
 
 
 def _run_onnx(graph: Graph) -> Run:
-    import onnxruntime
-
     from elastic_ir.emit.onnx_save import save_onnx
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
         save_onnx(graph, path)
-        try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            outputs = session.run(None, _feeds(graph.origin))
-        except Exception as error:  # onnxruntime raises types of its own for every kind of refusal
-            text = " ".join(str(error).split())[:300]
-            raise EmitError(f"onnxruntime does not run the network made: {text}") from error
-    stages = graph._structure.stages if graph._structure is not None else ()
-    arrays = [output for output in outputs if hasattr(output, "dtype")]
-    dtype = "float16" if any(str(output.dtype) == "float16" for output in arrays) else "float32"
-    return Run(tuple(arrays), sum(len(stage) for stage in stages), dtype)
-
-
-def _feeds(source: OnnxSource) -> dict[str, Array]:
-    """Numbers for a model's inputs: noise, and ones for whole numbers, which every vocabulary has."""
-    import numpy as np
-    import onnx
-
-    generator = np.random.default_rng(0)
-    entries = [entry for entry in source.model.graph.input if entry.name not in source.constants]
-    found: dict[str, Array] = {}
-    for entry, shape in zip(entries, source.input_shapes, strict=True):
-        kind = onnx.helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type)
-        ones = kind.kind != "f"
-        found[entry.name] = np.ones(shape, kind) if ones else generator.standard_normal(shape).astype(kind)
-    return found
+        return Run(
+            run_file(path, [feeds_of(graph.origin, seed) for seed in (0, 1)], "the network made"),
+            _blocks(graph),
+        )

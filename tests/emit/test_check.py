@@ -1,0 +1,277 @@
+"""What `to_module` and `save` hand out: modules that run every unit, and compute what the graph says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import fx, nn
+
+import elastic_ir as eir
+from elastic_ir.cli.app import elastic_ir
+from elastic_ir.emit.check import RunsOtherwiseError, check_module
+from elastic_ir.zoo import cifar_resnet
+
+X = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+
+
+def block(width: int = 8) -> nn.Module:
+    return nn.Sequential(nn.Linear(width, width), nn.Tanh())
+
+
+class Base(nn.Module):
+    """A stem, blocks in a list, and a head."""
+
+    def __init__(self, count: int = 6) -> None:
+        super().__init__()
+        self.inp = nn.Linear(4, 8)
+        self.blocks = nn.ModuleList(block() for _ in range(count))
+        self.out = nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.inp(x)
+        for number, part in enumerate(self.blocks):
+            x = self.step(number, part, x)
+        made: torch.Tensor = self.out(x)
+        return made
+
+    def step(self, number: int, part: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = part(x)
+        return made
+
+
+class Scaled(Base):
+    """A factor by the block's number, which no attribute holds."""
+
+    def step(self, number: int, part: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return x + part(x) / (number + 1)
+
+
+class Flagged(Base):
+    """Something more at every third block."""
+
+    def step(self, number: int, part: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        x = x + part(x)
+        return x * 2 if number == 4 else x
+
+
+class Periodic(Base):
+    """A residual sum at every third block."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = res = self.inp(x)
+        for number, part in enumerate(self.blocks):
+            x = part(x)
+            if number % 3 == 2:
+                x = res = x + res
+        made: torch.Tensor = self.out(x)
+        return made
+
+
+class ZeroHead(Periodic):
+    """The same before a last layer of zeros, behind which all networks are equal."""
+
+    def __init__(self, count: int = 6) -> None:
+        super().__init__(count)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+
+class Sliced(Base):
+    """A forward that runs so many blocks as there were."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.inp(x)
+        for part in self.blocks[:6]:
+            x = part(x)
+        made: torch.Tensor = self.out(x)
+        return made
+
+
+class Paired(nn.Module):
+    """Pairs in a list, unpacked (vit-pytorch): a third one in a pair does not run."""
+
+    def __init__(self, count: int = 3) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.ModuleList([block(4), block(4)]) for _ in range(count))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for attention, feed in self.layers:  # type: ignore[misc]
+            x = attention(x) + x
+            x = feed(x) + x
+        return x
+
+
+def longer(model: nn.Module) -> eir.Graph:
+    graph = eir.trace(model.eval(), (X,))
+    stage = graph.stages[0]
+    return eir.stretch(graph, to_stages={stage.name: len(stage) + 1})
+
+
+@pytest.mark.parametrize("kind", [Periodic, Scaled, Flagged, ZeroHead])
+def test_a_class_that_counts_its_blocks_is_not_handed_out(kind: type[Base], tmp_path: Path) -> None:
+    """A GraphModule that does what the plan says takes its place; where there is none, nothing does."""
+    torch.manual_seed(0)
+    deeper = longer(kind())
+    unchecked = deeper.to_module(check=False).eval()
+    assert type(unchecked) is kind
+    with pytest.raises(
+        RunsOtherwiseError, match=f"^{kind.__name__}.forward does something else with so many blocks"
+    ):
+        check_module(unchecked, deeper)
+    module = deeper.to_module().eval()
+    assert isinstance(module, fx.GraphModule)
+    assert module.state_dict().keys() == unchecked.state_dict().keys()
+    if kind is not ZeroHead:
+        assert not torch.allclose(module(X), unchecked(X))
+    eir.save(deeper, tmp_path / "net.pt")
+    again = eir.load(tmp_path / "net.pt").to_module().eval()
+    assert torch.equal(again(X), module(X))
+
+
+def test_where_torch_fx_cannot_help_it_is_refused(tmp_path: Path) -> None:
+    graph = eir.trace(Periodic().eval(), (X,), frontend="export")
+    stage = graph.stages[0]
+    deeper = eir.stretch(graph, to_stages={stage.name: len(stage) + 1})
+    with pytest.raises(
+        eir.EmitError, match=r"^Periodic.forward does something else .*--no-check \(check=False\) skips"
+    ):
+        deeper.to_module()
+    with pytest.raises(eir.EmitError, match=r"^Periodic.forward does something else"):
+        eir.save(deeper, tmp_path / "net.pt")
+    assert not list(tmp_path.iterdir())
+    eir.save(deeper, tmp_path / "net.pt", check=False)
+
+
+@pytest.mark.parametrize("kind", [Sliced, Paired])
+def test_blocks_that_do_not_run_are_not_handed_out(kind: type[nn.Module], tmp_path: Path) -> None:
+    deeper = longer(kind())
+    with pytest.raises(
+        eir.EmitError, match=r"would never run, 'blocks\.6' first|does not run: ValueError: too many values"
+    ):
+        deeper.to_module()
+    with pytest.raises(eir.EmitError):
+        eir.save(deeper, tmp_path / "net.pt")
+    assert isinstance(deeper.to_module(check=False), kind)
+
+
+@pytest.mark.parametrize("frontend", ["fx", "export"])
+def test_plain_networks_pass_and_keep_their_class(frontend: str) -> None:
+    graph = eir.trace(Base().train(), (X,), frontend=frontend)
+    deeper = eir.stretch(graph, to_stages={graph.stages[0].name: 8})
+    module = deeper.to_module()
+    assert type(module) is Base and module.training
+    assert "unchecked" not in deeper.metadata
+
+
+class Stateful(Base):
+    """A buffer that counts the runs, and a cache that the forward fills."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("runs", torch.zeros(3))
+        self.cache: dict[str, torch.Tensor] = {}
+        self.seen: Any = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.runs += 1
+        self.cache["x"] = self.seen = x
+        return super().forward(x)
+
+
+def test_the_check_leaves_no_trace() -> None:
+    """Buffers, caches, modes and random numbers are as if nothing had run."""
+    module = Stateful()
+    graph = eir.trace(module, (X,))
+    before = [b.clone() for b in module.buffers()]
+    state = torch.get_rng_state()
+    made: Any = eir.stretch(graph, to_stages={graph.stages[0].name: 8}).to_module()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [b.tolist() for b in made.buffers()] == [b.tolist() for b in before]
+    assert made.cache == {} and made.seen is None and made.training and not made._forward_hooks
+    assert not any(part._forward_hooks for part in made.modules())
+
+
+def test_what_was_not_changed_is_not_run() -> None:
+    module = Base()
+    graph = eir.trace(module, (X,))
+    module.out.weight.data.fill_(float("nan"))
+    assert torch.isnan(graph.to_module()(X)).all()
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_outputs_that_are_not_finite_fail(value: str, tmp_path: Path) -> None:
+    """NaN always, and infinities where the source has none; nothing is written."""
+    model = cifar_resnet(14, width=4)
+    if value == "nan":
+        model.conv1.weight.data.fill_(float("nan"))
+    graph = eir.stretch(eir.trace(model.eval()), to_depth=20)
+    if value == "inf":
+        graph = eir.stretch(eir.trace(model.eval()), to_depth=20, scale={"conv2": 1e38})
+    said = r"output 0 of the module made holds \d+ numbers that are not finite, of 10 \((NaN|infinite, and the source)"
+    with pytest.raises(eir.EmitError, match=said):
+        graph.to_module()
+    with pytest.raises(eir.EmitError, match=said):
+        eir.save(graph, tmp_path / "net.pt")
+    assert not list(tmp_path.iterdir())
+    graph.to_module(check=False)
+
+
+def test_nan_is_no_success_on_the_command_line(tmp_path: Path) -> None:
+    model = cifar_resnet(8)
+    model.fc.bias.data[0] = float("nan")
+    eir.save(eir.trace(model), tmp_path / "net.pt")
+    out = tmp_path / "net.onnx"
+    arguments = ["export", str(tmp_path / "net.pt"), "-o", str(out)]
+    result = CliRunner().invoke(elastic_ir, arguments)
+    assert result.exit_code == 1 and not out.exists()
+    assert "output 0 of net.onnx holds 2 numbers that are not finite, of 20 (NaN)" in result.output
+    assert "--no-check" in result.output
+    assert CliRunner().invoke(elastic_ir, [*arguments, "--no-check"]).exit_code == 0 and out.exists()
+
+
+def test_no_meta_tensor_is_handed_out() -> None:
+    with torch.device("meta"):
+        graph = eir.trace(cifar_resnet(14, width=4))
+    with pytest.raises(eir.EmitError, match=r"'conv1\.weight' was read on the meta device and has no values"):
+        graph.to_module()
+    with pytest.raises(eir.EmitError, match="was read on the meta device"):
+        eir.stretch(graph, to_depth=20).to_module(check=False)
+
+
+class Masked(nn.Module):
+    """A buffer that no state dict holds, made from what the module is made with; every second block has one."""
+
+    def __init__(self, width: int, shift: int) -> None:
+        super().__init__()
+        self.shift = shift
+        self.linear = nn.Linear(width, width)
+        self.register_buffer("mask", torch.arange(width) % 3 * 1.0 if shift else None, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.linear(x).tanh()
+        return x if self.mask is None else x + self.mask
+
+
+class Shifted(nn.Module):
+    def __init__(self, count: int, width: int = 4) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*[Masked(width, number % 2) for number in range(count)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = self.blocks(x)
+        return made
+
+
+def test_buffers_of_a_reference_on_the_meta_device_are_copied() -> None:
+    source = eir.trace(Shifted(4).eval(), (X,))
+    with torch.device("meta"):
+        reference = eir.trace(Shifted(8).eval(), (torch.randn(2, 4),))
+    module = eir.stretch(source, like=reference).to_module()
+    native = Shifted(8)
+    native.load_state_dict(module.state_dict())
+    assert not any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
+    assert torch.equal(module(X), native(X))
