@@ -47,7 +47,8 @@ class Scaled(Base):
     """A factor by the block's number, which no attribute holds."""
 
     def step(self, number: int, part: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        return x + part(x) / (number + 1)
+        made: torch.Tensor = x + part(x) / (number + 1)
+        return made
 
 
 class Flagged(Base):
@@ -100,8 +101,8 @@ class Paired(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for attention, feed in self.layers:  # type: ignore[misc]
-            x = attention(x) + x
-            x = feed(x) + x
+            x = attention(x) + x  # type: ignore[has-type]
+            x = feed(x) + x  # type: ignore[has-type]
         return x
 
 
@@ -172,12 +173,13 @@ class Stateful(Base):
 
     def __init__(self) -> None:
         super().__init__()
+        self.runs: torch.Tensor
         self.register_buffer("runs", torch.zeros(3))
         self.cache: dict[str, torch.Tensor] = {}
         self.seen: Any = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.runs += 1
+        self.runs.add_(1)
         self.cache["x"] = self.seen = x
         return super().forward(x)
 
@@ -207,7 +209,7 @@ def test_outputs_that_are_not_finite_fail(value: str, tmp_path: Path) -> None:
     """NaN always, and infinities where the source has none; nothing is written."""
     model = cifar_resnet(14, width=4)
     if value == "nan":
-        model.conv1.weight.data.fill_(float("nan"))
+        nn.init.constant_(model.conv1.weight, float("nan"))  # type: ignore[arg-type]
     graph = eir.stretch(eir.trace(model.eval()), to_depth=20)
     if value == "inf":
         graph = eir.stretch(eir.trace(model.eval()), to_depth=20, scale={"conv2": 1e38})
@@ -222,7 +224,7 @@ def test_outputs_that_are_not_finite_fail(value: str, tmp_path: Path) -> None:
 
 def test_nan_is_no_success_on_the_command_line(tmp_path: Path) -> None:
     model = cifar_resnet(8)
-    model.fc.bias.data[0] = float("nan")
+    model.fc.bias.data[0] = float("nan")  # type: ignore[union-attr, operator, index]
     eir.save(eir.trace(model), tmp_path / "net.pt")
     out = tmp_path / "net.onnx"
     arguments = ["export", str(tmp_path / "net.pt"), "-o", str(out)]
@@ -249,6 +251,7 @@ class Masked(nn.Module):
         super().__init__()
         self.shift = shift
         self.linear = nn.Linear(width, width)
+        self.mask: torch.Tensor | None
         self.register_buffer("mask", torch.arange(width) % 3 * 1.0 if shift else None, persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
