@@ -278,3 +278,29 @@ def test_buffers_of_a_reference_on_the_meta_device_are_copied() -> None:
     native.load_state_dict(module.state_dict())
     assert not any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
     assert torch.equal(module(X), native(X))
+
+
+class View(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+
+class Twice(Base):
+    """The blocks once more, wrapped."""
+
+    def __init__(self, count: int = 3) -> None:
+        super().__init__(count)
+        self.views = nn.ModuleList(View(part) for part in self.blocks)
+        self.last = self.blocks[-1]  # one of them under a name of its own is no second list
+
+
+def test_a_second_list_of_the_same_blocks_is_named(tmp_path: Path) -> None:
+    graph = eir.trace(Twice().eval(), (X,))
+    said = "^'views' holds the blocks of 'blocks' a second time, and would keep its 3; .*--keep-beside views"
+    with pytest.raises(eir.EmitError, match=said):
+        eir.stretch(graph, to_units=4).to_module()
+    with pytest.raises(eir.EmitError, match=said):
+        eir.save(eir.stretch(graph, to_units=4), tmp_path / "net.pt")
+    kept = eir.stretch(graph, to_units=4, keep_beside="views")
+    assert len(kept.to_module().views) == 3  # type: ignore[arg-type]
