@@ -1,10 +1,10 @@
 """Export of a ResNet-56 ticket to a checked ONNX file, against ``torch.onnx.export`` alone.
 
 Ours emits the module, exports and checks with ``onnx.checker`` (full); the peer exports the same module
-(``dynamo=True``, with its optimiser) and saves it. Limit: 1.2 times, with ``check=False``; the same with all
-checks, which compare two runs in onnxruntime with PyTorch, stands beside it. Then the command line makes sparse files of the ticket:
-from its ``.pt``, from its ONNX file, and from files whose pruned weights are -0.0 in half of the places (limit of each
-against the dense file: 0.33).
+(``dynamo=True``, with its optimiser) and saves it. Limit: 1.2 times, with ``check=False``; the same with all checks,
+which compare two runs in onnxruntime with PyTorch, stands beside it. Then the command line makes sparse files of the
+ticket: from its ``.pt``, from its ONNX file, and from files whose pruned weights are -0.0 in half of the places (limit
+of each against the dense file: 0.33).
 Run: ``python -m benchmarks.onnx_export``.
 """
 
@@ -56,7 +56,7 @@ def sparse_files(model: torch.nn.Module, folder: Path) -> dict[str, float]:
     with torch.no_grad():
         for name, parameter in signed.named_parameters():
             if name in masks:
-                parameter *= masks[name]
+                parameter.mul_(masks[name])
     eir.save(eir.trace(signed), folder / "negative.pt")
     save_onnx(eir.trace(signed), folder / "negative.onnx")
     shares = {}
