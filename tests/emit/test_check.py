@@ -292,4 +292,4 @@ def test_a_second_list_of_the_same_blocks_is_named(tmp_path: Path) -> None:
     with pytest.raises(eir.EmitError, match=said):
         eir.save(eir.stretch(graph, to_units=4), tmp_path / "net.pt")
     kept = eir.stretch(graph, to_units=4, keep_beside="views")
-    assert len(kept.to_module().views) == 3  # type: ignore[union-attr, arg-type]
+    assert len(kept.to_module().views) == 3  # type: ignore[arg-type]
