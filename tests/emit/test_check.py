@@ -112,14 +112,11 @@ def longer(model: nn.Module, frontend: str = "fx") -> eir.Graph:
     return eir.stretch(graph, to_stages={stage.name: len(stage) + 1})
 
 
-@pytest.mark.parametrize("frontend", ["fx", "export"])
 @pytest.mark.parametrize("kind", [Periodic, Scaled, Flagged, ZeroHead])
-def test_a_class_that_counts_its_blocks_is_not_handed_out(
-    kind: type[Base], frontend: str, tmp_path: Path
-) -> None:
+def test_a_class_that_counts_its_blocks_is_not_handed_out(kind: type[Base], tmp_path: Path) -> None:
     """A GraphModule that does what the plan says takes its place."""
     torch.manual_seed(0)
-    deeper = longer(kind(), frontend)
+    deeper = longer(kind())
     unchecked = deeper.to_module(check=False).eval()
     assert type(unchecked) is kind
     with pytest.raises(
@@ -134,6 +131,20 @@ def test_a_class_that_counts_its_blocks_is_not_handed_out(
     eir.save(deeper, tmp_path / "net.pt")
     again = eir.load(tmp_path / "net.pt").to_module().eval()
     assert torch.equal(again(X), module(X))
+
+
+@pytest.mark.parametrize("kind", [Periodic, Scaled])
+def test_what_only_an_export_could_follow_is_refused(kind: type[Base], tmp_path: Path) -> None:
+    """An export fixes the sizes of its inputs, and takes no class's place."""
+    deeper = longer(kind(), "export")
+    with pytest.raises(
+        eir.EmitError, match=r"forward does something else .*--no-check \(check=False\) skips"
+    ):
+        deeper.to_module()
+    with pytest.raises(eir.EmitError, match="forward does something else"):
+        eir.save(deeper, tmp_path / "net.pt")
+    assert not list(tmp_path.iterdir())
+    eir.save(deeper, tmp_path / "net.pt", check=False)
 
 
 @pytest.mark.parametrize("kind", [Sliced, Paired])
