@@ -33,7 +33,7 @@ def main() -> None:
     """Read configurations and tensors, and answer what loading each would tell."""
     networks = received()["networks"]
     with answering() as out:
-        with contextlib.suppress(ImportError):  # which is told with the answers
+        with contextlib.suppress(Exception):  # which is told with the answers
             importlib.import_module("transformers.modeling_utils")
         count = sum(len(network["tensors"]) for network in networks)
         bounded(NETWORK_BYTES + NETWORK_BYTES_EACH * count, NETWORK_SECONDS + NETWORK_SECONDS_EACH * count)
@@ -45,19 +45,22 @@ def answers(networks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Or ``unknown``, why its class is not to be had, or ``fails``, why the class cannot be made of the configuration.
     """
-    found: list[dict[str, Any]] = []
     try:
-        kinds = [_class(network["config"]) for network in networks]
+        return [_answer(network["config"], network["tensors"]) for network in networks]
     except SourceError as error:
-        return [{"unknown": str(error)} for _ in networks]
-    for kind, network in zip(kinds, networks, strict=True):
-        try:
-            module = _built(kind, network["config"])
-        except SourceError as error:
-            found.append({"class": kind.__name__, "fails": str(error)})
-        else:
-            found.append({"class": kind.__name__, **loading(module, network["tensors"])})
-    return found
+        why = str(error)
+    except Exception as error:  # a broken installation, or a version that loads in another way
+        why = f"transformers cannot be asked ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+    return [{"unknown": why} for _ in networks]
+
+
+def _answer(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> dict[str, Any]:
+    kind = _class(config)
+    try:
+        module = _built(kind, config)
+    except SourceError as error:
+        return {"class": kind.__name__, "fails": str(error)}
+    return {"class": kind.__name__, **loading(module, tensors)}
 
 
 def _class(config: Mapping[str, Any]) -> Any:
@@ -101,14 +104,7 @@ def loading(module: Any, tensors: Mapping[str, Shape]) -> dict[str, Any]:
     import torch
 
     state = {name: torch.empty(tuple(shape), device="meta") for name, shape in tensors.items()}
-    try:
-        info = _loaded(module, state)
-    except (
-        ImportError,
-        AttributeError,
-        TypeError,
-    ):  # another version of transformers, whose loading is another
-        info = _compared(module, state)
+    info = _loaded(module, state)
     missing = _not_ignored(info["missing"], module._keys_to_ignore_on_load_missing)
     rules = [*(module._keys_to_ignore_on_load_unexpected or ()), *_old_buffers(module)]
     unexpected = _not_ignored(info["unexpected"], rules)
@@ -123,42 +119,17 @@ def _loaded(module: Any, state: Mapping[str, Any]) -> dict[str, set[Any]]:
     """By the loading of transformers 5, which tells its result before it drops what a class ignores."""
     import torch
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import convert_and_load_state_dict_in_model
     from transformers.modeling_utils import LoadStateDictConfig
 
     renamings: Any = get_model_conversion_mapping(module)
     settings = LoadStateDictConfig(weight_mapping=renamings, device_map={"": "meta"}, dtype=torch.float32)
-    info, _ = convert_and_load_state_dict_in_model(module, dict(state), settings)
+    info, _ = module._load_pretrained_model(module, dict(state), None, settings)
     module.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
     return {
         "missing": set(info.missing_keys),
         "unexpected": set(info.unexpected_keys),
         "shapes": {(name, tuple(held), tuple(wanted)) for name, held, wanted in info.mismatched_keys},
         "failed": set(info.conversion_errors),
-    }
-
-
-def _compared(module: Any, state: Mapping[str, Any]) -> dict[str, set[Any]]:
-    """By the names alone, as transformers 4 loads: a base model's prefix more or less, and a class's own renaming."""
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    renamings = getattr(module, "_checkpoint_conversion_mapping", None) or {}
-    prefix = f"{module.base_model_prefix}." if module.base_model_prefix else ""
-    held: dict[str, tuple[int, ...]] = {}
-    for name, tensor in state.items():
-        made = name
-        for pattern, replacement in renamings.items():
-            made = re.sub(pattern, replacement, made)
-        forms = (made, prefix + made, made.removeprefix(prefix))
-        held[next((form for form in forms if form in expected), made)] = tuple(tensor.shape)
-    missing = expected.keys() - held.keys()
-    tied = getattr(module, "_tied_weights_keys", None) or ()
-    return {
-        "missing": _not_ignored(missing, tied),
-        "unexpected": held.keys() - expected.keys(),
-        "shapes": {
-            (n, held[n], expected[n]) for n in held.keys() & expected.keys() if held[n] != expected[n]
-        },
-        "failed": set(),
     }
 
 

@@ -261,6 +261,13 @@ def test_transformers_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert str(found) == f"not compared with the network: {why}"
 
 
+def test_a_version_that_loads_in_another_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(t.PreTrainedModel, "_load_pretrained_model")
+    found = compared(stretched(write(tmp_path / "source", llama(), config(4))))
+    assert found.kind is None
+    assert "transformers cannot be asked (AttributeError: " in str(found)
+
+
 def test_a_process_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native_check, "_MODULE", "elastic_ir.no_such_module")
     told: list[Compared] = []
