@@ -98,7 +98,7 @@ def refuse_source(out: Path) -> None:
 
 
 def _same(path: Path, other: str | Path) -> bool:
-    return path.exists() and os.path.samefile(path, other)
+    return os.path.exists(path) and os.path.samefile(path, other)
 
 
 def size_of(path: Path) -> int:

@@ -253,7 +253,7 @@ def _read_safetensors(
     else:
         graph = _described(metadata.get("elastic_ir.graph"), named, trust, path)
     attach(graph, pruned)
-    if sidecar.exists() and beside:
+    if os.path.exists(sidecar) and beside:
         attach(graph, _masks_beside(sidecar, [path]))
     return graph
 

@@ -16,7 +16,7 @@ from elastic_ir.described import described
 from elastic_ir.emit.checkpoint import save_checkpoint
 from elastic_ir.emit.folder import atomic_folder
 from elastic_ir.emit.mask_file import packed_masks
-from elastic_ir.emit.output import atomic_output, flush
+from elastic_ir.emit.output import atomic_output, flush, refuse_long_name
 from elastic_ir.emit.safetensors_file import write_safetensors
 from elastic_ir.emit.ticket_file import ticket_shapes, write_ticket
 from elastic_ir.emit.without_values import refuse_without_values
@@ -138,18 +138,14 @@ def _masks(graph: Graph) -> dict[str, Mask]:
 
 
 def _save_pt(graph: Graph, path: Path, check: bool) -> Path:
-    import torch
-
-    from elastic_ir.emit.zip_records import append_zip_records
+    from elastic_ir.emit.zip_records import append_zip_records, save_torch
 
     refuse_without_values(graph)
     module = _checked_module(graph, check)
     state = dict(module.state_dict()) if module is not None else graph.state_dict()
     records = {f"{RECORDS}graph.json": json.dumps(_data(graph, module)).encode(), **_mask_records(graph)}
     with atomic_output(path) as temporary:
-        # Into an open file: given a path, torch names the records after it, and hides the reason of a failed write.
-        with temporary.open("wb") as file:
-            torch.save(state, file)
+        save_torch(state, temporary)
         append_zip_records(temporary, records)
         if check:
             _check_state(temporary, graph)
@@ -185,6 +181,8 @@ def _save_safetensors(graph: Graph, path: Path, check: bool) -> list[Path]:
     }
     metadata = {"format": "pt", "elastic_ir.graph": json.dumps(_data(graph, module))}
     found = _masks(graph)
+    if found:
+        refuse_long_name(mask_file(path), "the file of masks")
     written = [path]
     with atomic_output(path) as temporary:
         write_safetensors(temporary, tensors, metadata)
@@ -196,7 +194,7 @@ def _save_safetensors(graph: Graph, path: Path, check: bool) -> list[Path]:
                 tie = {"format": "pt", TIE: tie_of([temporary])}
                 write_safetensors(sidecar, {n: _mask_data(mask) for n, mask in found.items()}, tie)
             written.append(mask_file(path))
-    if not found and mask_file(path).exists():
+    if not found and os.path.exists(mask_file(path)):
         mask_file(path).unlink()  # of an earlier file of this name, whose masks these weights do not have
     return written
 

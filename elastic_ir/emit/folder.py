@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from elastic_ir.emit.temporary import temporary_name
 from elastic_ir.errors import OutputError
 
 
@@ -21,7 +21,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     refuse_taken(path)
     try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", dir=path.parent))
+        temporary = temporary_name(path)
+        temporary.mkdir(0o700)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {(error.strerror or str(error)).lower()}") from error
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,8 @@ from elastic_ir.emit.onnx_check import Expected, check_file, compare_runs, feeds
 from elastic_ir.emit.onnx_file import LIMIT, size_of, write_external, write_onnx
 from elastic_ir.emit.onnx_model import build_onnx
 from elastic_ir.emit.onnx_sparse import dense_size, sparsify
-from elastic_ir.emit.output import atomic_output, flush
+from elastic_ir.emit.output import atomic_output, flush, refuse_long_name
+from elastic_ir.emit.temporary import temporary_name
 from elastic_ir.emit.without_values import refuse_without_values
 from elastic_ir.errors import EmitError, OutputError
 from elastic_ir.graph import Graph
@@ -169,8 +169,10 @@ def _save_external(
     if path.is_dir():
         raise OutputError(f"{path} is a folder; give the name of a file")
     data = path.with_name(f"{path.name}.data")
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    refuse_long_name(data, "the file of tensors")
+    folder = temporary_name(path)
     try:
+        folder.mkdir(0o700)
         made, bytes_of = folder / path.name, folder / data.name
         write_external(made, bytes_of, data.name, model, tensors)
         difference = _checked(made, path, model, expected)

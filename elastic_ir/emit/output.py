@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+from elastic_ir.emit.temporary import temporary_name
 from elastic_ir.errors import OutputError
+
+NAME_BYTES = 255  #: of a file's name, on nearly every file system
 
 
 @contextlib.contextmanager
@@ -26,8 +28,7 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
     given = Path(path)
     target = Path(os.path.realpath(given))
     mode = _existing_mode(given, target)
-    # The extension stays, for writers that go by it; a long name is cut so that the longer one still fits.
-    temporary = target.with_name(f".{target.stem[:100]}.{secrets.token_hex(4)}{target.suffix[:20]}")
+    temporary = temporary_name(target)
     try:
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     except OSError as error:
@@ -48,6 +49,16 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
         # After the rename there is nothing of this name; before it, whatever stopped us, it goes.
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def refuse_long_name(path: Path, why: str) -> None:
+    """OutputError where a name that follows from the target's is longer than a file system takes."""
+    size = len(os.fsencode(path.name))
+    if size > NAME_BYTES:
+        raise OutputError(
+            f"{why} would be named {path.name}, which takes {size} bytes, and a name has at most {NAME_BYTES}; choose "
+            "a shorter one with -o OUT"
+        )
 
 
 def _existing_mode(given: Path, target: Path) -> int | None:

@@ -5,8 +5,39 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Mapping
+from typing import BinaryIO
 
 from elastic_ir.errors import EmitError
+
+
+class _Watched:
+    """An open file that remembers why a write failed: torch tells only that the place is not the one it thought of."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def save_torch(item: object, path: str | os.PathLike[str]) -> None:
+    """``torch.save`` with names that do not follow from the path's; OSError where the disk is full."""
+    import torch
+
+    with open(path, "wb") as file:  # given a path, torch names the records after it
+        watched = _Watched(file)
+        try:
+            torch.save(item, watched)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            raise watched.error or error from error
 
 
 def append_zip_records(path: str | os.PathLike[str], records: Mapping[str, bytes]) -> None:

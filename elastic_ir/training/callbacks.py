@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from torch import Tensor, nn
 
 from elastic_ir.emit.output import atomic_output
+from elastic_ir.emit.zip_records import save_torch
 from elastic_ir.errors import MaskError
 from elastic_ir.tickets import enforce
 from elastic_ir.training.schedules import Schedule
@@ -102,4 +102,4 @@ class FollowSchedule(pl.Callback):
 def save_state(state: Mapping[str, Tensor], path: Path) -> None:
     """A state dict into a file that appears whole or not at all."""
     with atomic_output(path) as temporary:
-        torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
+        save_torch({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)

@@ -226,7 +226,7 @@ GOOD = '{"version":1,"masked":{}}'
         (base64.b64encode(zlib.compress(b"{}") + b"more").decode(), "bytes follow its end"),
         (base64.b64encode(zlib.compress(b"\xff\xfe")).decode(), "utf-8"),
         (pack_graph("{"), "Expecting property name"),
-        (pack_graph("[" * 100_000), "recursion"),
+        (pack_graph("[" * 100_000), "nested too deeply"),
     ],
 )
 def test_a_graph_that_is_damaged(tmp_path: Path, packed: str, reason: str) -> None:
