@@ -110,14 +110,14 @@ def test_a_folder_keeps_its_padding(tmp_path: Path) -> None:
     folder = tmp_path / "source"
     folder.mkdir()
     save_file(Sequence(4).state_dict(), folder / "model.safetensors")
-    config = {"num_hidden_layers": 4, "not_to_convert": ["layer.03.fc", "layer.3.fc"]}
+    config = {"num_hidden_layers": 4, "not_to_convert": ["layer.03.fc", "head"]}
     (folder / "config.json").write_text(json.dumps(config))
     deeper = eir.stretch(eir.load(folder, headers_only=True), plan=[[0, 1, 2, 3, 3]])
     eir.save(deeper, tmp_path / "target")
     written = json.loads((tmp_path / "target" / "config.json").read_text())
     assert written == {
         "num_hidden_layers": 5,
-        "not_to_convert": ["layer.03.fc", "layer.04.fc", "layer.3.fc"],
+        "not_to_convert": ["layer.03.fc", "layer.04.fc", "head"],
     }
     assert set(eir.load(tmp_path / "target", headers_only=True).weights) == Sequence(5).state_dict().keys()
 
