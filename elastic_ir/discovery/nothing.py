@@ -78,7 +78,7 @@ def _made_for_one_machine(graph: Graph) -> str | None:
         )
     for node in graph:
         if node.op == "operator.getitem" and node.args[1] == 3:
-            fused = node.operands()[0].node.op
+            fused = next((value.node.op for value in node.operands()), "")  # a weight is no operand
             if "Skip" in fused and "LayerNormalization" in fused:
                 return (
                     "an optimiser has fused each block's last sum with the next one's norm "

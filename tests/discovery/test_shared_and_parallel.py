@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -103,3 +104,26 @@ def test_of_parallel_branches_only_the_longest_counts() -> None:
         retraced = eir.trace(stretched.to_module(), torch.randn(1, 8, 6, 6))
         assert stretched.depth == retraced.depth == depth
     assert eir.squeeze(eir.stretch(graph, to_stages={names[1]: 5}), to_stages={names[1]: 1}).depth == 6
+
+
+class _ReadsAnEntry(nn.Module):
+    """One layer, and item 3 of a parameter of its own or of a layer."""
+
+    def __init__(self, of_layer: bool) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.table = nn.Embedding(5, 8)
+        self.scale = nn.Parameter(torch.ones(4))
+        self.of_layer = of_layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        entry = self.table.weight[3] if self.of_layer else self.scale[3]
+        result: torch.Tensor = self.layer(x) + entry
+        return result
+
+
+@pytest.mark.parametrize("of_layer", [False, True])
+def test_an_item_of_a_parameter_is_no_result_of_a_fused_operator(of_layer: bool) -> None:
+    graph = eir.trace(_ReadsAnEntry(of_layer), torch.randn(2, 8))
+    with pytest.raises(eir.StructureError, match="nothing in _ReadsAnEntry repeats"):
+        _ = graph.stages
