@@ -65,7 +65,7 @@ def sparse_files(model: torch.nn.Module, folder: Path) -> dict[str, float]:
         command = [
             sys.executable,
             "-m",
-            "elastic_ir",
+            "elastic_ir.cli",
             "export",
             str(folder / source),
             "--sparse",

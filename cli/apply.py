@@ -125,7 +125,7 @@ def apply(
         return
     with tables.status(f"writing {path}"):
         written = api.save(after, path, check=not no_check)
-    tables.show_facts([("wrote", f"{each} ({tables.file_size(output.size_of(each))})") for each in written])
+    output.show_written(after, written)
 
 
 def _pipeline(text: str | None, recipe: str | None, files: tuple[str, ...]) -> Pipeline:

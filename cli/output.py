@@ -1,9 +1,10 @@
-"""Where a result is written: the name it gets where none is given, and what must not be written over."""
+"""Where a result is written: the name without one given, what must not be written over, and what was written."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,3 +107,16 @@ def size_of(path: Path) -> int:
     if path.is_dir():
         return sum(part.stat().st_size for part in path.rglob("*") if part.is_file())
     return path.stat().st_size
+
+
+def show_written(graph: Graph, written: Sequence[Path]) -> None:
+    """Say what was written, and what the check of the network made could not tell, or has changed."""
+    from elastic_ir.cli import tables
+
+    facts = []
+    if "unchecked" in graph.metadata:
+        facts.append(("note", f"outputs were not compared: {graph.metadata['unchecked']}"))
+    if "replaced" in graph.metadata:
+        facts.append(("note", f"a GraphModule stands for the class: {graph.metadata['replaced']}"))
+    facts += [("wrote", f"{path} ({tables.file_size(size_of(path))})") for path in written]
+    tables.show_facts(facts)

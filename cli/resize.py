@@ -305,7 +305,7 @@ def _resize(
     if constants:
         told = "; ".join(f"{name} {how}" for name, how in sorted(constants.items()))
         tables.show_facts([("constants", told)])
-    tables.show_facts([("wrote", f"{path} ({tables.file_size(output.size_of(path))})") for path in written])
+    output.show_written(after, written)
 
 
 def _stream(graph: Graph, out: Path, wanted: Wanted) -> None:

@@ -43,7 +43,7 @@ def to_module(graph: Graph, masked: bool = True, check: bool = True) -> nn.Modul
     Pruned weights are zero (``masked=False`` gives the stored values). ``check`` runs what was changed, where there are
     example inputs, and holds its outputs against those of the graph's nodes (:mod:`elastic_ir.emit.check`); why they
     could not be compared is left in ``graph.metadata["unchecked"]``. Where the class does something else than the plan
-    says, a ``torch.fx.GraphModule`` takes its place.
+    says, a ``torch.fx.GraphModule`` takes its place, and ``graph.metadata["replaced"]`` says why.
 
     Raises EmitError where there is no network to emit (a bare state dict) or no values (the meta device), where the
     names and shapes made are not the planned ones, and where the check fails.
@@ -66,7 +66,8 @@ def build_module(graph: Graph, masked: bool = True, check: bool = False) -> nn.M
 
 
 def _build(graph: Graph, masked: bool, check: bool) -> nn.Module:
-    graph.metadata.pop("unchecked", None)
+    for key in ("unchecked", "replaced"):
+        graph.metadata.pop(key, None)
     live = getattr(graph.origin, "module", None)
     if live is None and len(graph) and graph.metadata.get("frontend") == "onnx":
         from elastic_ir.emit.onnx_module import build_onnx_module
@@ -93,6 +94,7 @@ def _build(graph: Graph, masked: bool, check: bool) -> nn.Module:
                     return module
                 if not program:
                     raise problem
+                graph.metadata["replaced"] = str(problem)
     if program:
         from elastic_ir.emit.graph_module import build_graph_module
 

@@ -126,7 +126,9 @@ def _export(graph: Graph, *, check: bool, opset: int | None, dynamic: bool, fold
     from elastic_ir.emit.onnx_export import export_module
 
     module = to_module(graph, check=check)
-    return export_module(module, graph, opset=opset, dynamic=dynamic, fold_batchnorm=fold_batchnorm)
+    return export_module(
+        module, graph, opset=opset, dynamic=dynamic, fold_batchnorm=fold_batchnorm, compare=check
+    )
 
 
 def _dense_runs(

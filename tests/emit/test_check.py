@@ -12,6 +12,7 @@ from torch import fx, nn
 
 import elastic_ir as eir
 from elastic_ir.cli.app import elastic_ir
+from elastic_ir.cli.output import show_written
 from elastic_ir.emit.check import RunsOtherwiseError, check_module
 from elastic_ir.zoo import cifar_resnet
 
@@ -304,3 +305,17 @@ def test_a_second_list_of_the_same_blocks_is_named(tmp_path: Path) -> None:
         eir.save(eir.stretch(graph, to_units=4), tmp_path / "net.pt")
     kept = eir.stretch(graph, to_units=4, keep_beside="views")
     assert len(kept.to_module().views) == 3  # type: ignore[arg-type]
+
+
+def test_the_command_line_says_what_took_the_place_of_the_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deeper = longer(Periodic())
+    show_written(deeper, eir.save(deeper, tmp_path / "net.pt"))
+    said = capsys.readouterr().out
+    assert "a GraphModule stands for the class: Periodic.forward does something else" in " ".join(
+        said.split()
+    )
+    plain = longer(Base())
+    show_written(plain, eir.save(plain, tmp_path / "net.pt"))
+    assert "note" not in capsys.readouterr().out
