@@ -78,8 +78,9 @@ def save_onnx(
     if sparse:
         if exported is None and check:
             before = copy.deepcopy(model), dict(tensors)
+        dense = dense_size(model, tensors)
         sparsify(model, tensors)
-        turned, dense = len(model.graph.sparse_initializer), dense_size(model, tensors)
+        turned = len(model.graph.sparse_initializer)
         if exported is None and check and turned:
             expected = _dense_runs(graph.origin, *before)
     expected = expected if check else None

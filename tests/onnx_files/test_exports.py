@@ -201,7 +201,7 @@ def test_external_data_above_the_limit(
 
 
 def test_a_difference_is_an_error(ticket: eir.Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("elastic_ir.emit.onnx_check", fromlist=["x"]).TOLERANCES, "float32", 1e-12)
+    monkeypatch.setitem(__import__("elastic_ir.emit.comparison", fromlist=["x"]).TOLERANCES, "float32", 1e-12)
     with pytest.raises(EmitError) as caught:
         save_onnx(ticket, tmp_path / "t.onnx")
     assert "output 0 of t.onnx differs from the module's by" in str(caught.value)
