@@ -10,6 +10,8 @@ from elastic_ir.printable import printable
 #: How the note begins that a pipeline puts on an exception that is none of ours: it says in which pass that was.
 PASS_NOTE = "in pass "
 
+_LONGEST = 1500  #: characters of a message
+
 
 def noted_pass(error: BaseException) -> str:
     """``pass 'NAME': `` where an exception has the note of a pass, else nothing."""
@@ -21,7 +23,14 @@ class ElasticError(Exception):
     """Base of all errors that a user can cause; ``str()`` is one plain line, whatever names from a file stand in it."""
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(printable(message))
+        super().__init__(_shortened(printable(message)))
+
+
+def _shortened(line: str) -> str:
+    """A line that somebody reads: what a file holds may stand in it, and be as long as the file."""
+    if len(line) <= _LONGEST:
+        return line
+    return f"{line[: _LONGEST - 400]}...({len(line) - _LONGEST + 100} more)...{line[-300:]}"
 
 
 class SourceError(ElasticError):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from elastic_ir.limits import JSON_BYTES, JSON_ENTRIES, open_plain
+from elastic_ir.limits import JSON_BYTES, JSON_ENTRIES, JSON_LEVELS, open_plain
 
+#: What may be half of a pair of surrogates, escaped or not.
+_HALVES = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
+_HALVES_IN_BYTES = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 Pairs = Callable[[list[tuple[str, Any]]], Any]
 
 
@@ -44,6 +48,27 @@ def parse_json(text: str | bytes, pairs: Pairs | None = None) -> Any:
     if entries > JSON_ENTRIES:
         raise ValueError(f"it has more than {JSON_ENTRIES:,} entries")
     try:
-        return json.loads(text, object_pairs_hook=pairs)
+        found = json.loads(text, object_pairs_hook=pairs)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    _check_levels(found)
+    odd = _HALVES.search(text) if isinstance(text, str) else _HALVES_IN_BYTES.search(text)
+    if odd:  # a pair of them is one character, as json writes it
+        try:
+            json.dumps(found, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                "it holds half a character (a surrogate), which no file can be written with"
+            ) from error
+    return found
+
+
+def _check_levels(found: Any) -> None:
+    """ValueError where lists and tables lie deeper in one another than what is read."""
+    level = [found] if isinstance(found, dict | list) else []
+    for _ in range(JSON_LEVELS):
+        parts = (part for item in level for part in (item.values() if isinstance(item, dict) else item))
+        level = [part for part in parts if isinstance(part, dict | list)]
+        if not level:
+            return
+    raise ValueError("it is nested too deeply")

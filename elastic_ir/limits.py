@@ -27,6 +27,8 @@ BYTES_A_STEP = 200
 JSON_BYTES = 128 << 20
 #: Entries of JSON (lists, tables and what they hold): each takes a hundred bytes and more as a Python object.
 JSON_ENTRIES = 2_000_000
+#: Lists and tables of JSON in one another: what is deeper cannot be copied.
+JSON_LEVELS = 100
 #: Bytes of a YAML file, which is read at some hundred thousand a second, and the brackets in it.
 YAML_BYTES = 256 << 10
 YAML_BRACKETS = 10_000

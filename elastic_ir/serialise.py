@@ -171,11 +171,12 @@ def _from_data(data: Mapping[str, Any], tensors: Mapping[str, TensorData]) -> Gr
             node.output.type = TensorType(tuple(item["type"][0]), item["type"][1])
         node.output.is_tensor = item["tensor"]
         if not (
-            isinstance(node.args, tuple)
+            isinstance(node.args, tuple | list)
             and isinstance(node.kwargs, dict)
             and isinstance(node.attributes, dict)
         ):
             raise ValueError(f"the arguments of {node.name!r} are no arguments")
+        node.args = tuple(node.args)
         values.append(graph.append(node).output)
     verify(graph)
     return graph

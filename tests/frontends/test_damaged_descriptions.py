@@ -79,7 +79,7 @@ def entry(**told: Any) -> Callable[[Any], Any]:
         (GRAPH, lambda graph: {k: v for k, v in graph.items() if k != "weights"}, "lacks 'weights'"),
         (GRAPH, lambda graph: {**graph, "nodes": graph["nodes"] * 2}, "two nodes"),
         (GRAPH, lambda graph: {**graph, "nodes": graph["nodes"][:-1]}, "one output node"),
-        (GRAPH, lambda graph: {**graph, "nodes": [{**n, "args": []} for n in graph["nodes"]]}, "no arguments"),
+        (GRAPH, lambda graph: {**graph, "nodes": [{**n, "args": 3} for n in graph["nodes"]]}, "no arguments"),
     ],
 )  # fmt: skip
 def test_a_damaged_record_is_told(

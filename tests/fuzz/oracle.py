@@ -26,9 +26,9 @@ def compare(folder: Path, source: str, output: str) -> str:
         why = ""
     except Exception as error:
         held, why = None, f"{type(error).__name__}: {error}"
-    raw = b"" if held is not None else _raw(folder / source)
     if held is None and (folder / source).suffix != ".pt":
         return f"the library itself does not read the source ({why[:300]}), and {output} was written"
+    raw = b"" if held is not None else _raw(folder / source)
     for name, tensor in written.items():
         origin = lineage.get(name)
         if origin is None:
