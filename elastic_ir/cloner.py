@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Collection
+
 from elastic_ir.graph import Argument, Graph, Node, Value, WeightRef, map_argument
 from elastic_ir.structure import Block, Child, Container, Stage, Structure
 from elastic_ir.weights import Storage
 
 
-def copy_node(node: Node, values: dict[Value, Value], names: dict[str, str] | None = None) -> Node:
-    """A copy of a node that reads ``values[v]`` where the original reads v (v itself where the map lacks it)."""
+def copy_node(
+    node: Node, values: dict[Value, Value], names: dict[str, str] | None = None, stays: Collection[int] = ()
+) -> Node:
+    """A copy of a node that reads ``values[v]`` where the original reads v (v itself where the map lacks it).
+
+    ``stays`` are the places of operands, as :meth:`Node.operands` counts them, that are read as they are.
+    """
     renames = names or {}
+    place = itertools.count()
 
     def change(leaf: Argument) -> Argument:
         if isinstance(leaf, Value):
-            return values.get(leaf, leaf)
+            return leaf if next(place) in stays else values.get(leaf, leaf)
         if isinstance(leaf, WeightRef):
             return WeightRef(renames.get(leaf.name, leaf.name))
         return leaf

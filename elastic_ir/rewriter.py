@@ -21,6 +21,7 @@ from elastic_ir.graph import Argument, Graph, Node, Value, map_argument
 from elastic_ir.layer_edits import LayerEdits
 from elastic_ir.naming import name_nodes, rename_path
 from elastic_ir.renumbering import Renumbering
+from elastic_ir.staying import staying_operands
 from elastic_ir.structure import Block, Child, Container, Stage, Structure, Unit
 from elastic_ir.tensors import Mask, TensorData
 from elastic_ir.weights import Storage, Weight
@@ -48,6 +49,7 @@ class Rewriter(LayerEdits, Renumbering):
             structure: Structure | None = graph.structure
         except StructureError:
             structure = None
+        self._stays = staying_operands(structure) if structure else {}
         self._stage_of: dict[Block, Stage] = {}
         self._paths: dict[str, Child] = {}
         self._touched: dict[Container, None] = {}
@@ -308,7 +310,10 @@ class Rewriter(LayerEdits, Renumbering):
             after.nodes[-1] if after.nodes else self.graph._root
         )  # a block's nodes are in the order they run
         for node in block.nodes:
-            twin = copy_node(node, values, renames)
+            stays = self._stays.get(node, frozenset())
+            twin = copy_node(node, values, renames, stays)
+            if stays:
+                self._stays[twin] = stays
             twin.scope = rename_path(node.scope, renames)
             last = self._link(twin, after=last)
             clone.nodes.append(twin)

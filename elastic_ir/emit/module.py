@@ -175,15 +175,18 @@ def _in_its_class(graph: Graph, source: nn.Module) -> _InClass:
 def _problem(module: nn.Module, graph: Graph, placed: bool) -> RunsOtherwiseError | None:
     """What a module of the source's class computes otherwise than the graph; None where that is as it should be.
 
-    Constants of a place (a layer's index, the reference's factors) are the network's own and not the graph's, which has
-    those of the block that was copied. Where emission has ``placed`` some, operations, weights and wiring must agree.
+    Numbers are no proof against it where the trace was of a network in training, whose dropouts the nodes keep; traced
+    again, the module then has to be the graph, constants included. Constants of a place (a layer's index, the
+    reference's factors) are the network's own and not the graph's, which has those of the block that was copied: where
+    emission has ``placed`` some, operations, weights and wiring must agree.
     """
     try:
         _note_unchecked(graph, check_module(module, graph))
     except RunsOtherwiseError as error:
-        if not (placed and follows_plan(module, graph)):
+        if not follows_plan(module, graph, exact=not placed):
             return error
-        _note_unchecked(graph, "constants follow the place; operations, weights and wiring were compared")
+        if placed:
+            _note_unchecked(graph, "constants follow the place; operations, weights and wiring were compared")
     return None
 
 

@@ -319,3 +319,50 @@ def test_the_command_line_says_what_took_the_place_of_the_class(
     plain = longer(Base())
     show_written(plain, eir.save(plain, tmp_path / "net.pt"))
     assert "note" not in capsys.readouterr().out
+
+
+class Dropping(Base):
+    """Dropout as a function, which a trace in training bakes in."""
+
+    def step(self, number: int, part: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return x + nn.functional.dropout(part(x), 0.5, self.training).detach() * 2
+
+
+def test_a_trace_in_training_is_no_difference() -> None:
+    graph = eir.trace(Dropping().train(), (X,))
+    module = eir.stretch(graph, to_units=8).to_module()
+    assert type(module) is Dropping and module.training
+
+
+def test_a_trace_in_training_hides_no_difference() -> None:
+    class Odd(Dropping):
+        def step(self, number: int, part: nn.Module, x: torch.Tensor) -> torch.Tensor:
+            return super().step(number, part, x) * (number + 1)
+
+    graph = eir.trace(Odd().train(), (X,))
+    assert isinstance(eir.stretch(graph, to_units=8).to_module(), fx.GraphModule)
+
+
+class Remembering(Base):
+    """Blocks that read what enters the first one, beside what flows."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = memory = self.inp(x)
+        for part in self.blocks:
+            x = torch.sub(part(memory), x) * 0.5 + memory
+        made: torch.Tensor = self.out(x)
+        return made
+
+
+@pytest.mark.parametrize("plan", ["0,1,2,0,1", "0,0,1,1,2", "1,2,1", "1,1", "2,0", "2,1,0", "0,2"])
+@pytest.mark.parametrize("frontend", ["fx", "export"])
+def test_what_stays_for_all_blocks_stays_for_copies_of_the_first(frontend: str, plan: str) -> None:
+    """One value is the first block's input and what all blocks read; a copy reads each in its place."""
+    source = Remembering(3).eval()
+    graph = eir.trace(source, (X,), frontend=frontend)
+    module = eir.stretch(graph, plan=plan).to_module()
+    assert type(module) is Remembering
+    x = memory = source.inp(X)
+    for number in plan.split(","):
+        x = torch.sub(source.blocks[int(number)](memory), x) * 0.5 + memory
+    torch.testing.assert_close(module(X), source.out(x))
