@@ -53,7 +53,7 @@ def build_graph_module(graph: Graph, live: nn.Module | None) -> fx.GraphModule:
     root = nn.Module()
     made = fx.Graph()
     values: dict[Value, fx.Node] = {}
-    origins = {weight.name: weight.origin for weight in graph.weights.values()}
+    origins = {weight.name: weight.origin for weight in graph.weights.values() if not weight.source}
     for weight in graph.weights.values():
         _ensure(root, weight)
     built: set[str] = set()
@@ -245,11 +245,11 @@ def _missing(node: Node) -> None:
 def _leaf(node: Node, live: nn.Module | None, origins: dict[str, str], graph: Graph) -> nn.Module:
     """A leaf module without meaningful tensors: a copy of the live one, or one built from its configuration."""
     if live is not None and node.origin != FRESH:
-        path = node.scope
-        for role, name in node.weights.items():
-            path = origins[name][: -len(role) - 1]
-            break
-        else:
+        named = (origins[name][: -len(role) - 1] for role, name in node.weights.items() if name in origins)
+        path = next(named, None)
+        if (
+            path is None
+        ):  # without weights, or of another network, whose layers are like those of the place it takes
             path = _origin_path(node.scope, graph)
         module = live.get_submodule(path)
         memo: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}

@@ -134,7 +134,10 @@ def feeds_of(source: OnnxSource, seed: int) -> dict[str, NDArray[np.generic]]:
     entries = [entry for entry in source.model.graph.input if entry.name not in source.constants]
     found: dict[str, NDArray[np.generic]] = {}
     for entry, shape in zip(entries, source.input_shapes, strict=True):
-        kind = onnx.helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type)
+        number = entry.type.tensor_type.elem_type
+        if number not in onnx.helper.get_all_tensor_dtypes():
+            raise EmitError(f"the input {entry.name!r} is no tensor of a known type")
+        kind = onnx.helper.tensor_dtype_to_np_dtype(number)
         ones = kind.kind != "f"
         found[entry.name] = np.ones(shape, kind) if ones else generator.standard_normal(shape).astype(kind)
     return found

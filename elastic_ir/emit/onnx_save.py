@@ -136,7 +136,6 @@ def _dense_runs(
     source: OnnxSource, model: onnx.ModelProto, tensors: dict[str, TensorData]
 ) -> Expected | None:
     """What the dense form of a model returns in onnxruntime; None where that does not run it on made-up inputs."""
-    feeds = [feeds_of(source, seed) for seed in (0, 1)]
     with tempfile.TemporaryDirectory() as folder:
         path, data = Path(folder) / "dense.onnx", Path(folder) / "dense.onnx.data"
         if size_of(model, tensors) > LIMIT:
@@ -144,6 +143,7 @@ def _dense_runs(
         else:
             write_onnx(path, model, tensors)
         try:
+            feeds = [feeds_of(source, seed) for seed in (0, 1)]
             return Expected(feeds, run_file(path, feeds), "the dense model's")
         except EmitError:  # an operator of somebody's, or inputs that only the user knows
             return None

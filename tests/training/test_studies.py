@@ -11,6 +11,7 @@ import torch
 import yaml
 
 import elastic_ir as eir
+from elastic_ir.training.data import Data, Split
 from elastic_ir.training.executors import Here
 from elastic_ir.training.jobs import in_order
 from elastic_ir.training.methods import transformed
@@ -66,7 +67,8 @@ def test_the_transformations_of_a_study_are_those_of_its_networks(name: str) -> 
                 continue
             donor, target = (build({"network": found.networks[key], "seed": 0}) for key in (source, goal))
             graph = eir.trace(donor.eval(), (torch.zeros(1, 3, size, size),))
-            data = type("Data", (), {"shape": (3, size, size)})()
+            images = Split(torch.zeros(1, 3, size, size), torch.zeros(1, dtype=torch.long))
+            data = Data("zeros", images, images)
             made = transformed(graph, target, data, {"options": entry.options})
             target.load_state_dict(made.state_dict())
             results[f"{entry.label} {source} {goal}"] = tuple(made.lineage().items())
