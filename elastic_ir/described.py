@@ -20,22 +20,29 @@ FILE = "file"  #: key in a graph's metadata: the name of the file that described
 
 
 @contextlib.contextmanager
-def described(graph: Graph) -> Iterator[None]:
-    """Around work on a graph: SourceError in place of what a file's description makes fail, in the file's name."""
+def read_from(file: str) -> Iterator[None]:
+    """Around the reading of a network from a file of that name: SourceError in place of what it makes fail."""
     try:
         yield
     except ElasticError:
         raise
-    except (Exception, RecursionError) as error:
-        if FILE not in graph.metadata or isinstance(error, OSError):
+    except Exception as error:
+        if isinstance(error, OSError):
             raise
-        raise damaged(str(graph.metadata[FILE]), error) from error
+        raise damaged(file, error) from error
+
+
+@contextlib.contextmanager
+def described(graph: Graph) -> Iterator[None]:
+    """Around work on a graph: SourceError in place of what a file's description makes fail, in the file's name."""
+    with read_from(str(graph.metadata[FILE])) if FILE in graph.metadata else contextlib.nullcontext():
+        yield
 
 
 def damaged(file: str, error: Exception) -> SourceError:
-    """What a file's description of a network made fail, in one line."""
+    """What a file's network made fail, in one line."""
     said = str(error).strip().splitlines() or ["no message"]
     return SourceError(
-        f"{file} describes a network that cannot be followed ({type(error).__name__}: {said[0][:200]}); "
-        "it is damaged, or was not written by ElasticIR"
+        f"{file} holds a network that cannot be followed ({type(error).__name__}: {said[0][:200]}); the file is "
+        "damaged, or its classes are of another version than those installed here"
     )

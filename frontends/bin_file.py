@@ -77,7 +77,7 @@ def _data(
         raise SourceError(f"{path} is damaged: the storage of {name!r} is missing")
     item = ITEM_SIZES[tensor.dtype]
     begin, end = tensor.offset * item, (tensor.offset + tensor.span) * item
-    if place.size < tensor.storage.nbytes or end > place.size:
+    if place.size != tensor.storage.nbytes or end > place.size:  # torch takes no larger one either
         needed = max(end, tensor.storage.nbytes)
         raise SourceError(
             f"{path} is damaged: {name!r} needs {needed} bytes of a storage, which has {place.size}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir import user_functions
-from elastic_ir.described import FILE, described
+from elastic_ir.described import FILE, described, read_from
 from elastic_ir.errors import ElasticError, MaskError, SourceError
 from elastic_ir.frontends.statedict import graph_of_tensors
 from elastic_ir.graph import Graph
@@ -318,8 +318,10 @@ def _read_torch(path: Path, arch: Any, trust: Sequence[str], input_shape: Shapes
         raise SourceError(f"{path.name} holds a {type(found).__name__} and no state dict{under}")
     given = {name.removesuffix("_mask"): as_mask(mask, name) for name, mask in chosen.masks.items()}
     if isinstance(chosen.held, nn.Module):
-        check_tensors(chosen.held.state_dict(), path.name)
-        graph = _trace(chosen.held, input_shape)
+        with read_from(path.name):
+            check_tensors(chosen.held.state_dict(), path.name)
+            graph = _trace(chosen.held, input_shape)
+        graph.metadata[FILE] = path.name
         graph.metadata["left_behind"] = list(chosen.left)
         attach(graph, given)
         return graph

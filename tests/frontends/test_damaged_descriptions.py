@@ -99,7 +99,7 @@ def test_a_network_that_makes_no_sense_is_the_files_fault(saved: bytes, tmp_path
         return {key: value for key, value in graph.items() if key not in ("module", "inputs")}
 
     path = changed(saved, tmp_path / "model.pt", GRAPH, odd)
-    with pytest.raises(SourceError, match=r"model\.pt describes a network that cannot be followed"):
+    with pytest.raises(SourceError, match=r"model\.pt holds a network that cannot be followed"):
         eir.load(path).to_module()
 
 
@@ -118,3 +118,11 @@ def test_recipes_that_are_too_deep_or_grow(tmp_path: Path) -> None:
         (tmp_path / "r.yaml").write_text(text)
         with pytest.raises(SourceError, match=said):
             compose(tmp_path / "r.yaml")
+
+
+def test_a_pickled_module_that_makes_no_sense(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    module[1]._buffers = {7: torch.zeros(4)}  # type: ignore[dict-item]
+    torch.save(module, tmp_path / "module.pt")
+    with pytest.raises(SourceError, match=r"module\.pt holds a network that cannot be followed \(TypeError"):
+        eir.load(tmp_path / "module.pt")
