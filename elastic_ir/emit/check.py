@@ -20,6 +20,7 @@ from elastic_ir.emit.comparison import SKIP, Outputs, compare_outputs, refuse_no
 from elastic_ir.emit.example_runs import Call, calls_of, run_module
 from elastic_ir.errors import EmitError
 from elastic_ir.graph import Graph
+from elastic_ir.torch_bridge import to_torch
 
 
 class RunsOtherwiseError(EmitError):
@@ -124,8 +125,10 @@ def _nodes(graph: Graph, twin: nn.Module) -> nn.Module:
     for name, table, role in _places(made):
         if name in tensors:
             table[role] = tensors[name]
-        elif table[role].is_meta:
-            raise EmitError(f"the module made has no {name}")
+        elif (
+            table[role].is_meta and name in graph.weights
+        ):  # a constant that a tracer has met, and no module has
+            table[role] = to_torch(graph.weights[name].storage.data)
     return made
 
 
