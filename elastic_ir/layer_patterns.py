@@ -8,6 +8,7 @@ a path, if what comes out means the same. By which rule its reader matches is no
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -25,6 +26,9 @@ _LONGEST = 1000  #: characters of a text that may be a pattern; templates and li
 _REPEATED = re.compile(r"\)\s*[*+{]")  #: a group that is repeated may take for ever
 _ALIKE = 16  #: experts and the like of a layer that a pattern is tried on
 _SECONDS = 1.0  #: for one pattern
+_STEPS = math.log(1e8)  #: of matching one path, which nothing can interrupt: about as long
+_MANY = re.compile(r"(?<!\\)(?:\\\\)*[*+{]")  #: a repeat may end anywhere in a path
+_EITHER = re.compile(r"(?<![*+}(\\])\?|\|")  #: what may be there or not, and one way of two
 
 
 class Unclear(Exception):
@@ -138,12 +142,20 @@ def _regular(how: str) -> Rule:
     def rule(text: str) -> Callable[[str], bool] | None:
         pattern = _MARK.sub("", text, count=1) if _MARK.match(text) else text
         if _REPEATED.search(pattern):
-            return _never_the_same
+            return _not_tried("repeats a group, which is not tried")
+        pattern = re.sub(r"(?:(?<!\\)\.\*)+", ".*", pattern)  # two in a row mean no more than one
+        many, either = len(_MANY.findall(pattern)), len(_EITHER.findall(pattern))
         try:
             match = getattr(re.compile(pattern), how)
         except (re.error, RecursionError, OverflowError):
             return None
-        return lambda path: match(path) is not None
+
+        def matches(path: str) -> bool:
+            if math.log(len(path)) * (many + 1) + math.log(2) * either > _STEPS:
+                raise Unclear("repeats more than is tried")
+            return match(path) is not None
+
+        return matches
 
     return rule
 
@@ -154,8 +166,11 @@ def _glob(text: str) -> Callable[[str], bool] | None:
     return lambda path: fnmatch.fnmatchcase(path, text)
 
 
-def _never_the_same(path: str) -> bool:
-    raise Unclear("repeats a group, which is not tried")
+def _not_tried(why: str) -> Callable[[str], bool]:
+    def matches(path: str) -> bool:
+        raise Unclear(why)
+
+    return matches
 
 
 _RULES: tuple[Rule, ...] = (_regular("search"), _regular("match"), _regular("fullmatch"), _glob)
