@@ -485,8 +485,8 @@ def test_a_source_that_cannot_be_read_for_a_while(
     ("moments", "durable"),
     [
         (5, False),
-        pytest.param(50, False, marks=pytest.mark.slow),
-        pytest.param(50, True, marks=pytest.mark.slow),
+        pytest.param(25, False, marks=pytest.mark.slow),
+        pytest.param(25, True, marks=pytest.mark.slow),
     ],
 )
 def test_killed_at_random_moments(tmp_path: Path, moments: int, durable: bool) -> None:

@@ -37,7 +37,7 @@ MAKERS: dict[str, Callable[[], nn.Module]] = {
     "bert": lambda: transformers.BertModel(transformers.BertConfig(**SMALL)),
     "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL, num_key_value_heads=2)),
 }
-SLOW = {"vit_b_16", "resnet50"}
+SLOW = {"vit_b_16", "resnet50", "convnext_tiny", "mobilenet_v2"}
 ALL = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else []) for name in MAKERS]
 
 

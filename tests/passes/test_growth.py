@@ -25,8 +25,12 @@ SMALL: dict[str, Any] = {
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "cifar_resnet20": lambda: cifar_resnet(20),
     "mobilenet_v2": torchvision.models.mobilenet_v2,
-    "vit_b_32": torchvision.models.vit_b_32,
-    "swin_t": torchvision.models.swin_t,
+    "vit": lambda: torchvision.models.VisionTransformer(
+        image_size=64, patch_size=16, num_layers=4, num_heads=4, hidden_dim=64, mlp_dim=128
+    ),
+    "swin_t": lambda: torchvision.models.SwinTransformer(
+        patch_size=[4, 4], embed_dim=24, depths=[2, 2, 6, 2], num_heads=[1, 2, 4, 8], window_size=[7, 7]
+    ),
     "convnext_tiny": lambda: timm.create_model("convnext_atto"),
     "efficientnet_b0": lambda: timm.create_model("efficientnet_b0"),
     "poolformer_s12": lambda: timm.create_model("poolformer_s12"),

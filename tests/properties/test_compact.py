@@ -105,7 +105,7 @@ def masks(model: nn.Module, dice: torch.Generator, rows: float, columns: float) 
     shifted=st.booleans(),
     folded=st.booleans(),
 )
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_compact_never_changes_the_function(
     parts: list[Part], seed: int, rows: float, columns: float, shifted: bool, folded: bool
 ) -> None:

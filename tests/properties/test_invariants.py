@@ -181,7 +181,7 @@ def test_reading_and_emitting_changes_nothing(recipe: Recipe) -> None:
 
 
 @given(plans())
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_any_plan_gives_the_native_network(case: tuple[Recipe, list[list[int]]]) -> None:
     """Invariants 2 to 5: names, lineage, ownership, ties, masks; outputs equal the native network's."""
     recipe, plan = case
@@ -225,7 +225,7 @@ def test_any_plan_gives_the_native_network(case: tuple[Recipe, list[list[int]]])
 
 
 @given(recipes, st.integers(0, 4), orders)
-@settings(max_examples=25)
+@settings(max_examples=20)
 def test_the_inverse_squeeze_gives_the_source_back(recipe: Recipe, more: int, order: str) -> None:
     """Invariant 6: text, weights and masks."""
     model, masks = source(recipe)

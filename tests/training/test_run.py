@@ -307,6 +307,7 @@ def test_several_processes_do_the_same(tmp_path: Path) -> None:
         assert stores[0].result(job.key)["accuracy"] == stores[1].result(job.key)["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced_and_its_job_done_again(tmp_path: Path) -> None:
     job = Job("rewind", {
         "network": {"factory": "tests.training.nets:FatalOnce", "mark": str(tmp_path / "mark")}, "seed": 0,

@@ -135,6 +135,7 @@ def test_labels() -> None:
         tweaked(start(), ["luck"], DATA, TRAINING, OPTIONS, {})
 
 
+@pytest.mark.slow
 def test_a_study_of_tweaks(tmp_path: Path) -> None:
     network = {"factory": "elastic_ir.zoo:cifar_resnet", "depth": 14, "width": 4}
     entries = [{"method": "imp", "label": name, "tweaks": [name]} for name in TWEAKS]
