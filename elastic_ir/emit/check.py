@@ -125,9 +125,11 @@ def _nodes(graph: Graph, twin: nn.Module) -> nn.Module:
     for name, table, role in _places(made):
         if name in tensors:
             table[role] = tensors[name]
-        elif (
-            table[role].is_meta and name in graph.weights
-        ):  # a constant that a tracer has met, and no module has
+        elif table[role].is_meta and name in graph.weights:
+            # a constant that a tracer has met, and no module has; by a reference blocks may be wired as their new place
+            # has it (a shifted window), which the constants of the source's blocks do not know
+            if graph.reference is not None:
+                raise EmitError(f"the module made has no {name}")
             table[role] = to_torch(graph.weights[name].storage.data)
     return made
 
