@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import elastic_ir as eir
-from elastic_ir.cost import cost
+from elastic_ir.analysis.cost import cost
 from elastic_ir.emit.latency import compare_latency
 from elastic_ir.passes import Compact
 from elastic_ir.zoo import cifar_resnet

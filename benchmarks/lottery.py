@@ -21,13 +21,13 @@ from torch import nn
 
 from elastic_ir.tickets import magnitude_masks
 from elastic_ir.training.data import Data, Split, load_data
-from elastic_ir.training.executors import Here, Processes
 from elastic_ir.training.fit import accuracy, fit
-from elastic_ir.training.imp import find_tickets
-from elastic_ir.training.jobs import Job
-from elastic_ir.training.run import run
+from elastic_ir.training.pruning.imp import find_tickets
 from elastic_ir.training.settings import Pruning, Training
-from elastic_ir.training.store import Store
+from elastic_ir.training.studies.executors import Here, Processes
+from elastic_ir.training.studies.jobs import Job
+from elastic_ir.training.studies.run import run
+from elastic_ir.training.studies.store import Store
 from elastic_ir.zoo import cifar_resnet
 
 STEPS = 150

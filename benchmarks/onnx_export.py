@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 import elastic_ir as eir
-from elastic_ir.emit.onnx_save import save_onnx
+from elastic_ir.emit.onnx.save import save_onnx
 from elastic_ir.tickets import magnitude_masks
 from elastic_ir.zoo import cifar_resnet
 

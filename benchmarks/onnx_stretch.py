@@ -54,8 +54,6 @@ def child(source: Path, target: Path) -> None:
     import onnx  # noqa: F401
 
     import elastic_ir as eir
-    from elastic_ir.emit import onnx_save  # noqa: F401
-    from elastic_ir.frontends import onnx_graph  # noqa: F401
 
     before = status("VmRSS")
     start = time.perf_counter()

@@ -17,7 +17,7 @@ from torchvision.models import resnet152
 
 import elastic_ir as eir
 from elastic_ir.passes import Pipeline
-from elastic_ir.rewriter import Rewriter
+from elastic_ir.rewrite.rewriter import Rewriter
 
 LIMIT = 0.2
 TEXT = ",".join(

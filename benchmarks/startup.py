@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 import elastic_ir as eir
-from elastic_ir.frontends.statedict import graph_of_tensors
-from elastic_ir.torch_bridge import TorchData
+from elastic_ir.checkpoints.names import graph_of_tensors
+from elastic_ir.tensors.torch_bridge import TorchData
 from elastic_ir.zoo import cifar_resnet
 
 LIMIT = 1.5

@@ -12,7 +12,7 @@ from elastic_ir.cli.app import COMMANDS
 from elastic_ir.cli.options import LOAD_PASS, MAX_BLOCKS, SOURCE, Reading, note_source, source_options
 
 if TYPE_CHECKING:
-    from elastic_ir.graph import Graph
+    from elastic_ir.ir.graph import Graph
     from elastic_ir.passes import Pass, Pipeline
 
 EPILOG = """\
@@ -139,7 +139,7 @@ def _pipeline(text: str | None, recipe: str | None, files: tuple[str, ...]) -> P
         load_passes(path)
     if text is not None:
         return Pipeline.parse(text)
-    from elastic_ir.passes.recipe import read_recipe
+    from elastic_ir.passes.infra.recipe import read_recipe
 
     assert recipe is not None
     return read_recipe(recipe)
@@ -166,7 +166,7 @@ def _told(found: dict[str, Any]) -> str:
 
 def _show_cost(before: Graph, after: Graph) -> None:
     """Operations as torch counts them, and the latency in onnxruntime."""
-    from elastic_ir.cost import compare_costs
+    from elastic_ir.analysis.cost import compare_costs
     from elastic_ir.emit.latency import compare_latency
 
     with tables.status("measuring"):

@@ -11,7 +11,7 @@ from elastic_ir.cli import tables
 from elastic_ir.cli.options import Function, Notation, Reading, gathered
 
 if TYPE_CHECKING:
-    from elastic_ir.graph import Graph
+    from elastic_ir.ir.graph import Graph
 
 
 class Named(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -23,7 +23,7 @@ class Named(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, str]:
         """Click's hook: name and source, or a usage error."""
-        from elastic_ir.plan import SOURCE_NAME
+        from elastic_ir.plans.plan import SOURCE_NAME
 
         if isinstance(value, tuple):
             return value
@@ -85,12 +85,12 @@ OPTIONS = (
         "dtypes have to agree; what lies outside the layers is SOURCE's. May be given several times.",
     ),
     click.option(
-        "--scale", type=Notation("factors", "elastic_ir.copy_edits:parse_scale"), metavar="NAME=F,...",
+        "--scale", type=Notation("factors", "elastic_ir.plans.copy_edits:parse_scale"), metavar="NAME=F,...",
         help="Multiply tensors of the copies (every occurrence of a block after its first), by the names of modules in "
         "a block: o_proj=0.5,down_proj=0.5.",
     ),
     click.option(
-        "--zero", type=Notation("names", "elastic_ir.copy_edits:parse_names"), metavar="NAME,...",
+        "--zero", type=Notation("names", "elastic_ir.plans.copy_edits:parse_names"), metavar="NAME,...",
         help="Let such tensors of the copies be zero, weights and biases: o_proj,down_proj.",
     ),
     click.option(

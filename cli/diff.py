@@ -21,8 +21,8 @@ from elastic_ir.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from elastic_ir.graph import Graph
-    from elastic_ir.weights import Weight
+    from elastic_ir.ir.graph import Graph
+    from elastic_ir.tensors.weights import Weight
 
 EPILOG = """\
 \b

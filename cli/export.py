@@ -12,8 +12,8 @@ from elastic_ir.cli.app import COMMANDS
 from elastic_ir.cli.options import SOURCE, Reading, note_source, source_options
 
 if TYPE_CHECKING:
-    from elastic_ir.emit.onnx_save import OnnxReport
-    from elastic_ir.graph import Graph
+    from elastic_ir.emit.onnx.save import OnnxReport
+    from elastic_ir.ir.graph import Graph
 
 EPILOG = """\
 \b
@@ -97,7 +97,7 @@ def export(
             [("wrote", f"{each} ({tables.file_size(output.size_of(each))})") for each in written]
         )
         return
-    from elastic_ir.emit.onnx_save import save_onnx
+    from elastic_ir.emit.onnx.save import save_onnx
 
     with tables.status(f"exporting to {path}"):
         report = save_onnx(
@@ -111,7 +111,7 @@ def _export_source(graph: Graph, source: str, path: Path, weights: bool, check: 
     """Write Python source, and the weights beside it if wanted; say how to load them."""
     from elastic_ir import api
     from elastic_ir.cli import output
-    from elastic_ir.emit.source_file import save_source
+    from elastic_ir.emit.source.file import save_source
 
     beside = path.with_suffix(".pt")
     ours = Path(source).suffix.lower() in (".pt", ".pth") and not weights

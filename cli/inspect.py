@@ -11,9 +11,9 @@ from elastic_ir.cli.app import COMMANDS
 from elastic_ir.cli.options import SOURCE, Reading, left_behind, source_options
 
 if TYPE_CHECKING:
-    from elastic_ir.graph import Graph
-    from elastic_ir.structure import Stage
-    from elastic_ir.summary import Row
+    from elastic_ir.analysis.summary import Row
+    from elastic_ir.ir.graph import Graph
+    from elastic_ir.ir.structure import Stage
 
 EPILOG = """\
 \b
@@ -67,7 +67,7 @@ def inspect(source: str, as_json: bool, reading: Reading) -> None:
 
 def rows_of(graph: Graph) -> list[Row]:
     """The rows of the table; imported late, like everything that commands share with the library."""
-    from elastic_ir.summary import summarise
+    from elastic_ir.analysis.summary import summarise
 
     return summarise(graph)
 

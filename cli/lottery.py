@@ -14,10 +14,10 @@ from elastic_ir.cli.options import DEBUG_OPTION
 from elastic_ir.errors import SourceError
 
 if TYPE_CHECKING:
-    from elastic_ir.training.jobs import Job, Sort
-    from elastic_ir.training.run import Progress
-    from elastic_ir.training.store import Store
-    from elastic_ir.training.study import Run, Study
+    from elastic_ir.training.studies.jobs import Job, Sort
+    from elastic_ir.training.studies.run import Progress
+    from elastic_ir.training.studies.store import Store
+    from elastic_ir.training.studies.study import Run, Study
 
 
 EPILOG = """\
@@ -96,7 +96,7 @@ def run_(
     Several such commands may share a store: each job is done by one of them. Numbers are shown as they are found.
     Stop it whenever you like: only jobs that run are lost.
     """
-    from elastic_ir.training.study_file import read_study
+    from elastic_ir.training.studies.study_file import read_study
 
     found = [read_study(study) for study in studies]
     _show_notes(found)
@@ -106,10 +106,10 @@ def run_(
         return
     _need_extra()
     click.get_current_context().meta[GO_ON] = True
-    from elastic_ir.training.executors import Executor, Here, Processes, RayCluster
-    from elastic_ir.training.run import run
-    from elastic_ir.training.store import Store
-    from elastic_ir.training.study import runs
+    from elastic_ir.training.studies.executors import Executor, Here, Processes, RayCluster
+    from elastic_ir.training.studies.run import run
+    from elastic_ir.training.studies.store import Store
+    from elastic_ir.training.studies.study import runs
 
     place = Store(store)
     place.sweep()
@@ -183,13 +183,13 @@ def _told(now: Progress) -> tuple[int, int, str]:
 
 def _check_names(studies: list[Study], store: str) -> None:
     """Refuse studies with a name that stands for nothing before any job is done; finished ones need none of them."""
-    from elastic_ir.training.store import Store
-    from elastic_ir.training.study import runs
+    from elastic_ir.training.studies.store import Store
+    from elastic_ir.training.studies.study import runs
 
     place = Store(store)
     unfinished = [study for study in studies if not all(place.has(item.job.key) for item in runs(study))]
     if unfinished:
-        from elastic_ir.training.named import check_names
+        from elastic_ir.training.studies.names import check_names
 
         for study in unfinished:
             check_names(study)
@@ -197,7 +197,7 @@ def _check_names(studies: list[Study], store: str) -> None:
 
 def _store_of(folder: str) -> Store:
     """A store to read; SourceError where there is none."""
-    from elastic_ir.training.store import Store
+    from elastic_ir.training.studies.store import Store
 
     if not Path(folder).is_dir():
         raise SourceError(
@@ -207,9 +207,9 @@ def _store_of(folder: str) -> Store:
 
 
 def _show_plan(studies: list[Study], store: str) -> None:
-    from elastic_ir.training.jobs import in_order
-    from elastic_ir.training.store import Store
-    from elastic_ir.training.study import runs
+    from elastic_ir.training.studies.jobs import in_order
+    from elastic_ir.training.studies.store import Store
+    from elastic_ir.training.studies.study import runs
 
     numbers = [item for study in studies for item in runs(study)]
     jobs = in_order(item.job for item in numbers)
@@ -233,10 +233,10 @@ def _show_plan(studies: list[Study], store: str) -> None:
 @DEBUG_OPTION
 def status_(studies: tuple[str, ...], store: str) -> None:
     """Show how far each STUDY is, and what works on it now."""
-    from elastic_ir.training.jobs import in_order
-    from elastic_ir.training.run import time_of
-    from elastic_ir.training.study import runs
-    from elastic_ir.training.study_file import read_study
+    from elastic_ir.training.studies.jobs import in_order
+    from elastic_ir.training.studies.run import time_of
+    from elastic_ir.training.studies.study import runs
+    from elastic_ir.training.studies.study_file import read_study
 
     place = _store_of(store)
     working = place.working()
@@ -297,10 +297,10 @@ def report_(studies: tuple[str, ...], store: str, out: str | None, no_plots: boo
 
 
 def _report(study: str, store: str, out: str | None, no_plots: bool) -> None:
-    from elastic_ir.emit.output import atomic_output
-    from elastic_ir.training.numbers import write_numbers
-    from elastic_ir.training.report import answers, collect, markdown
-    from elastic_ir.training.study_file import read_study
+    from elastic_ir.formats.files import atomic_output
+    from elastic_ir.training.reports.csv import write_numbers
+    from elastic_ir.training.reports.report import answers, collect, markdown
+    from elastic_ir.training.studies.study_file import read_study
 
     found = collect(read_study(study), _store_of(store))
     _show_notes([found.study])
@@ -308,7 +308,7 @@ def _report(study: str, store: str, out: str | None, no_plots: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     plots: list[str] = []
     if not no_plots:
-        from elastic_ir.training.plots import draw
+        from elastic_ir.training.reports.plots import draw
 
         plots = draw(found, folder)
     tabled = write_numbers(found, folder, Path(study).stem)
@@ -411,9 +411,9 @@ def find_(
     _need_extra()
     click.get_current_context().meta[GO_ON] = True
     from elastic_ir.training.data import load_data
-    from elastic_ir.training.imp import find_tickets
-    from elastic_ir.training.named import build, loss_of
+    from elastic_ir.training.pruning.imp import find_tickets
     from elastic_ir.training.settings import Pruning, Training
+    from elastic_ir.training.studies.names import build, loss_of
 
     network = build({"network": {"factory": factory}, "seed": seed})
     found = find_tickets(

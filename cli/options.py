@@ -14,10 +14,10 @@ from click.shell_completion import CompletionItem
 
 from elastic_ir.cli.app import DEBUG
 from elastic_ir.errors import ElasticError
-from elastic_ir.numbering import number_of
+from elastic_ir.ir.numbering import number_of
 
 if TYPE_CHECKING:
-    from elastic_ir.graph import Graph
+    from elastic_ir.ir.graph import Graph
 
     Kind = click.ParamType[Any]
 else:
@@ -59,7 +59,7 @@ class Indices(Kind):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Click's hook: a word or a list of integers, or a usage error."""
-        from elastic_ir.plan import parse_indices
+        from elastic_ir.plans.plan import parse_indices
 
         if isinstance(value, list) or value in self.words:
             return value
@@ -155,7 +155,7 @@ class Reading:
         """Whether a source is a checkpoint folder, and no option asks to have its network traced."""
         from pathlib import Path
 
-        from elastic_ir.frontends.checkpoint import is_checkpoint
+        from elastic_ir.checkpoints.read import is_checkpoint
 
         return self.arch is None and not self.input_shape and not self.trust and is_checkpoint(Path(source))
 
@@ -211,7 +211,7 @@ def _note_debug(ctx: click.Context, _param: click.Parameter, value: bool) -> Non
 
 
 def _allow_blocks(ctx: click.Context, _param: click.Parameter, value: int | None) -> None:
-    from elastic_ir.limits import allowing_blocks
+    from elastic_ir.safety.limits import allowing_blocks
 
     ctx.find_root().with_resource(allowing_blocks(value))  # a usage error leaves its own context open
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from elastic_ir.errors import OutputError
 
 if TYPE_CHECKING:
-    from elastic_ir.graph import Graph
+    from elastic_ir.ir.graph import Graph
 
 #: Extensions of sources that are kept; a source of any other becomes a ``.pt``.
 KEPT = (".pt", ".pth", ".safetensors", ".ticket", ".onnx")
@@ -83,7 +83,7 @@ def refuse_overwriting(out: Path, inputs: dict[str, str | None]) -> None:
 
 def _written_by_us(path: Path) -> bool:
     """Whether Python source begins as the emitter's does."""
-    from elastic_ir.emit.source_writer import SIGNATURE
+    from elastic_ir.emit.source.writer import SIGNATURE
 
     with path.open("rb") as file:
         return SIGNATURE.encode() in file.readline(10_000)

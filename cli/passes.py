@@ -37,7 +37,7 @@ def passes(name: str | None, load_pass: tuple[str, ...], names: bool) -> None:
     give, such as a graph, are left out.
     """
     from elastic_ir.passes import find_pass, load_passes, registered
-    from elastic_ir.passes.option_table import option_table
+    from elastic_ir.passes.infra.option_table import option_table
 
     for path in load_pass:
         load_passes(path)

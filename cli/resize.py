@@ -25,8 +25,8 @@ from elastic_ir.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from elastic_ir.emit.native_check import Compared
-    from elastic_ir.graph import Graph
+    from elastic_ir.checkpoints.config.native_check import Compared
+    from elastic_ir.ir.graph import Graph
 
 STRETCH_EPILOG = """\
 \b
@@ -126,7 +126,7 @@ TARGET_OPTIONS = (
         "the stages as the network's family does it.",
     ),
     click.option(
-        "--to-stages", type=Notation("counts", "elastic_ir.target:parse_stages"), metavar="N,N,...",
+        "--to-stages", type=Notation("counts", "elastic_ir.plans.target:parse_stages"), metavar="N,N,...",
         help="The blocks of each stage, the entry included: 3,4,23,3 for all stages, or by name "
         "encoder.block=8, which leaves the others as they are.",
     ),
@@ -135,7 +135,7 @@ TARGET_OPTIONS = (
         help="The number of units, for a network of one stage, such as most transformers.",
     ),
     click.option(
-        "--plan", type=Notation("plan", "elastic_ir.plan:parse_plan"), metavar="PLAN",
+        "--plan", type=Notation("plan", "elastic_ir.plans.plan:parse_plan"), metavar="PLAN",
         help='The source blocks of each stage in target order, stages joined by "|": "0-2,1,2|0,1"; or by name, '
         '"encoder.block=0-3,3", which leaves the others as they are. "b/6-21" are blocks of the network that --with '
         'names. The notation source:targets of the lottery-ticket paper, "0:0;1:1,2", is taken too. Quote it in a '
@@ -310,10 +310,10 @@ def _resize(
 
 def _stream(graph: Graph, out: Path, wanted: Wanted) -> None:
     """Write a folder that was read by its headers, or say what would be written."""
+    from elastic_ir.checkpoints.resumable import KEPT, held_by, kept_files, leftover
+    from elastic_ir.checkpoints.write import SHARD_SIZE, check_room, plan_checkpoint, save_checkpoint
     from elastic_ir.cli import output
-    from elastic_ir.emit.checkpoint import SHARD_SIZE, check_room, plan_checkpoint, save_checkpoint
-    from elastic_ir.emit.folder import refuse_taken
-    from elastic_ir.emit.partial import KEPT, held_by, kept_files, leftover
+    from elastic_ir.formats.folder import refuse_taken
 
     shard_size = wanted.shard_size or SHARD_SIZE
     left = leftover(out)
@@ -373,8 +373,8 @@ def _stream(graph: Graph, out: Path, wanted: Wanted) -> None:
 
 def _lineage(graph: Graph) -> tables.Table:
     """Which layers of the result come from which of the source."""
-    from elastic_ir.config_depth import Stack
-    from elastic_ir.emit.model_card import moves
+    from elastic_ir.checkpoints.card import moves
+    from elastic_ir.checkpoints.config.depth import Stack
 
     names = graph.metadata.get("sources", ())
     table = tables.Table(("layers", "target", "source"))

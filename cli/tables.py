@@ -19,8 +19,8 @@ from elastic_ir.errors import StructureError
 from elastic_ir.printable import printable
 
 if TYPE_CHECKING:
-    from elastic_ir.graph import Graph
-    from elastic_ir.structure import Structure
+    from elastic_ir.ir.graph import Graph
+    from elastic_ir.ir.structure import Structure
 
 ABSENT = "-"
 _EVERY = 30.0  #: seconds between two lines of progress where nobody looks at a terminal

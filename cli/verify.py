@@ -12,7 +12,7 @@ from elastic_ir.cli.app import COMMANDS
 from elastic_ir.cli.options import DEBUG_OPTION, SOURCE
 
 if TYPE_CHECKING:
-    from elastic_ir.frontends.checkpoint_verify import Verified
+    from elastic_ir.checkpoints.verify import Verified
 
 EPILOG = """\
 \b

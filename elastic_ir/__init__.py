@@ -18,8 +18,8 @@ from elastic_ir.errors import (
     UntrustedError,
     VerifyError,
 )
-from elastic_ir.graph import Graph
-from elastic_ir.structure import Block, Stage, Unit
+from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.structure import Block, Stage, Unit
 from elastic_ir.version import __version__
 
 if TYPE_CHECKING:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import OutputError, PlanError
-from elastic_ir.graph import Graph
-from elastic_ir.keep_beside import listed_names
-from elastic_ir.limits import allowing_blocks
+from elastic_ir.ir.graph import Graph
+from elastic_ir.plans.keep_beside import listed_names
+from elastic_ir.safety.limits import allowing_blocks
 
 if TYPE_CHECKING:
     import torch
 
-    from elastic_ir.frontends.checkpoint_verify import Verified
+    from elastic_ir.checkpoints.verify import Verified
 
 
 def trace(
@@ -162,12 +162,13 @@ def squeeze(
 
 
 def merge(recipe: str | os.PathLike[str], *, keep_beside: Sequence[str] | str | None = None) -> Graph:
-    """What a mergekit recipe of slices describes, by the passthrough method; see :mod:`elastic_ir.passes.slices_file`.
+    """What a mergekit recipe of slices describes, by the passthrough method; see
+    :mod:`elastic_ir.passes.depth.slices_file`.
 
     Its models are local folders, read by their headers; :func:`save` streams the result to a folder. Raises PlanError,
     with the line, for what would need more than copying and scaling. ``keep_beside`` is as for :func:`stretch`.
     """
-    from elastic_ir.passes.slices_file import read_slices
+    from elastic_ir.passes.depth.slices_file import read_slices
 
     slices = read_slices(recipe)
     models = [load(folder, headers_only=True) for folder in slices.models]
@@ -175,8 +176,11 @@ def merge(recipe: str | os.PathLike[str], *, keep_beside: Sequence[str] | str | 
 
 
 def with_weights(graph: Graph, trained: torch.nn.Module | Mapping[str, torch.Tensor]) -> Graph:
-    """The graph with the tensors of a trained module or state dict; see :func:`elastic_ir.trained.with_weights`."""
-    from elastic_ir.trained import with_weights as fill
+    """The graph with the tensors of a trained module or state dict.
+
+    See :func:`elastic_ir.emit.module.trained.with_weights`.
+    """
+    from elastic_ir.emit.module.trained import with_weights as fill
 
     return fill(graph, trained)
 
@@ -184,7 +188,7 @@ def with_weights(graph: Graph, trained: torch.nn.Module | Mapping[str, torch.Ten
 def save(graph: Graph | torch.nn.Module, path: str | os.PathLike[str], *, check: bool = True) -> list[Path]:
     """Write a graph, or a module as it is traced: ``.pt``, ``.safetensors``, ``.onnx``, ``.ticket``, ``.py``, a folder.
 
-    See :func:`elastic_ir.emit.files.save`; for ONNX with options, :func:`elastic_ir.emit.onnx_save.save_onnx`.
+    See :func:`elastic_ir.emit.files.save`; for ONNX with options, :func:`elastic_ir.emit.onnx.save.save_onnx`.
     """
     if isinstance(graph, str | os.PathLike) or not isinstance(path, str | os.PathLike):
         given = f"({type(graph).__name__}, {type(path).__name__})"
@@ -201,8 +205,8 @@ def verify_checkpoint(
     hashes: bool = False,
     tell: Callable[[int, int], None] | None = None,
 ) -> Verified:
-    """Hold a checkpoint folder against its sources; see :mod:`elastic_ir.frontends.checkpoint_verify`."""
-    from elastic_ir.frontends.checkpoint_verify import verify_checkpoint as verify
+    """Hold a checkpoint folder against its sources; see :mod:`elastic_ir.checkpoints.verify`."""
+    from elastic_ir.checkpoints.verify import verify_checkpoint as verify
 
     given = [against] if isinstance(against, str | os.PathLike) else against
     return verify(Path(folder), [Path(path) for path in given], hashes=hashes, tell=tell)

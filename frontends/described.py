@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 import torch
 
 from elastic_ir.errors import ElasticError, SourceError, UntrustedError
-from elastic_ir.example_inputs import read_input
-from elastic_ir.frontends.module_data import rebuild_module, stand_in_module
-from elastic_ir.frontends.pickle_names import defines
-from elastic_ir.frontends.shapes import Inputs
+from elastic_ir.formats.pickles.allow_list import defines
+from elastic_ir.formats.pickles.rebuild import rebuild_module, stand_in_module
+from elastic_ir.formats.pickles.stand_ins import GRAPH_MODULE
+from elastic_ir.frontends.example_inputs import Inputs
 from elastic_ir.frontends.trace import LiveSource
-from elastic_ir.graph import Graph
-from elastic_ir.stand_ins import GRAPH_MODULE
+from elastic_ir.ir.example_inputs import read_input
+from elastic_ir.ir.graph import Graph
 
 _T = TypeVar("_T")
 #: What reading damaged data may raise.

@@ -18,12 +18,12 @@ from torch import fx, nn
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree
 
+from elastic_ir.frontends.example_inputs import Inputs
 from elastic_ir.frontends.fx import _argument
-from elastic_ir.frontends.shapes import Inputs
-from elastic_ir.graph import Graph, Literal, Node, TensorType, Value, WeightRef
-from elastic_ir.naming import name_nodes
-from elastic_ir.torch_bridge import dtype_name
-from elastic_ir.weights import Weight
+from elastic_ir.ir.graph import Graph, Literal, Node, TensorType, Value, WeightRef
+from elastic_ir.ir.naming import name_nodes
+from elastic_ir.tensors.torch_bridge import dtype_name
+from elastic_ir.tensors.weights import Weight
 
 _CONSTANT_LIMIT = 256  #: numbers of a constant tensor that are kept with the graph
 

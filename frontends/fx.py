@@ -12,13 +12,13 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.node import _get_qualified_name
 
-from elastic_ir.example_inputs import map_tensors
-from elastic_ir.frontends.shapes import Inputs, device_of
-from elastic_ir.graph import Graph, Node, Symbol, TensorType, Value, WeightRef
-from elastic_ir.naming import name_nodes
-from elastic_ir.tensors import ShapeOnly
-from elastic_ir.torch_bridge import TorchData, dtype_name
-from elastic_ir.weights import Storage, Weight
+from elastic_ir.frontends.example_inputs import Inputs, device_of
+from elastic_ir.ir.example_inputs import map_tensors
+from elastic_ir.ir.graph import Graph, Node, Symbol, TensorType, Value, WeightRef
+from elastic_ir.ir.naming import name_nodes
+from elastic_ir.tensors.lazy import ShapeOnly
+from elastic_ir.tensors.torch_bridge import TorchData, dtype_name
+from elastic_ir.tensors.weights import Storage, Weight
 
 
 def read_fx(model: nn.Module, inputs: Inputs, weights: dict[str, Weight], *, sealed: bool = False) -> Graph:

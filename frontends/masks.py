@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from elastic_ir.errors import MaskError, SourceError
-from elastic_ir.json_file import parse_json
-from elastic_ir.mask_format import INDEX, SUFFIX, VERSION, StoredMask, mask_entry, packed_size
-from elastic_ir.tensors import Mask, TensorData
-from elastic_ir.ticket_format import EXTENSION
-from elastic_ir.weights import Weight
-from elastic_ir.zeros import magnitudes, nonzero
+from elastic_ir.formats.json_file import parse_json
+from elastic_ir.formats.packed_masks import INDEX, SUFFIX, VERSION, StoredMask, mask_entry, packed_size
+from elastic_ir.formats.ticket_format import EXTENSION
+from elastic_ir.tensors.lazy import Mask, TensorData
+from elastic_ir.tensors.weights import Weight
+from elastic_ir.tensors.zeros import magnitudes, nonzero
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,13 +43,13 @@ def read_masks(path: str | os.PathLike[str], trust: tuple[str, ...] = ()) -> dic
     path = Path(path)
     found: Mapping[str, Any] | None
     if path.suffix.lower() == EXTENSION:
-        from elastic_ir.frontends.ticket_file import read_ticket
+        from elastic_ir.formats.ticket import read_ticket
 
         found = packed = read_ticket(path).read_masks()
         if packed:
             return packed  # its names are meant as they stand
     elif path.suffix.lower() == ".safetensors":
-        from elastic_ir.frontends.safetensors_file import read_safetensors
+        from elastic_ir.formats.safetensors import read_safetensors
 
         found, metadata = read_safetensors(path)
         if INDEX in metadata:
@@ -150,7 +150,7 @@ def as_mask(value: Any, name: str) -> Mask:
     if isinstance(value, TensorData):
         return mask_of_data(value, name)
     if hasattr(value, "detach"):
-        from elastic_ir.torch_bridge import mask_from_torch
+        from elastic_ir.tensors.torch_bridge import mask_from_torch
 
         return mask_from_torch(value, name)
     return Mask.from_array(value, name)
@@ -248,7 +248,7 @@ def _nonzero(value: Any) -> NDArray[np.bool_]:
     import numpy as np
 
     if hasattr(value, "detach"):
-        from elastic_ir.torch_bridge import TorchData
+        from elastic_ir.tensors.torch_bridge import TorchData
 
         value = TorchData(value)
     if not isinstance(value, TensorData):

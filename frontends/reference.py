@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import SourceError, TraceError
 from elastic_ir.frontends.sources import build, is_name, load
-from elastic_ir.graph import Graph
+from elastic_ir.ir.graph import Graph
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,8 +51,8 @@ def _on_meta(make: Callable[[], nn.Module]) -> nn.Module:
 
 
 def _of_configuration(folder: Path, device: str = "cpu") -> nn.Module:
-    from elastic_ir.frontends.checkpoint import read_configuration
-    from elastic_ir.registered import configuration, model_class, network
+    from elastic_ir.checkpoints.read import read_configuration
+    from elastic_ir.safety.registered import configuration, model_class, network
 
     config, where = read_configuration(folder), f"{folder}/config.json"
     kind = model_class(config, where)
@@ -60,7 +60,7 @@ def _of_configuration(folder: Path, device: str = "cpu") -> nn.Module:
 
 
 def _traced(module: nn.Module, source: Graph, rebuild: Callable[[], nn.Module] | None) -> Graph:
-    from elastic_ir.frontends.shapes import device_of
+    from elastic_ir.frontends.example_inputs import device_of
     from elastic_ir.frontends.trace import trace
 
     training = getattr(getattr(source.origin, "module", None), "training", None)

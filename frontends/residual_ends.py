@@ -10,13 +10,13 @@ import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from elastic_ir.branches import branches_of
-from elastic_ir.checkpoint_source import CheckpointSource
-from elastic_ir.config_depth import Stack, reindexed
-from elastic_ir.copy_edits import candidates, weights_in
+from elastic_ir.analysis.branches import branches_of
+from elastic_ir.checkpoints.config.depth import Stack, reindexed
 from elastic_ir.errors import ElasticError, PlanError
-from elastic_ir.graph import Graph
-from elastic_ir.structure import Stage
+from elastic_ir.formats.model_folder import CheckpointSource
+from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.structure import Stage
+from elastic_ir.plans.copy_edits import candidates, weights_in
 
 if TYPE_CHECKING:
     from torch import nn

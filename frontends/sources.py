@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir import user_functions
-from elastic_ir.described import FILE, described, read_from
+from elastic_ir.checkpoints.names import graph_of_tensors
 from elastic_ir.errors import ElasticError, MaskError, SourceError
-from elastic_ir.frontends.statedict import graph_of_tensors
-from elastic_ir.graph import Graph
-from elastic_ir.json_file import parse_json
-from elastic_ir.limits import refuse_special
-from elastic_ir.serialise import graph_from_data
-from elastic_ir.tensors import Mask, TensorData
-from elastic_ir.ticket_format import EXTENSION
+from elastic_ir.formats.json_file import parse_json
+from elastic_ir.formats.ticket_format import EXTENSION
+from elastic_ir.ir.described import FILE, described, read_from
+from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.serialise import graph_from_data
+from elastic_ir.safety.limits import refuse_special
+from elastic_ir.tensors.lazy import Mask, TensorData
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +76,7 @@ def load(
         elif path.suffix.lower() == EXTENSION:
             graph = _read_ticket(path, arch, trust, input_shape)
         elif path.suffix.lower() == ".onnx":
-            from elastic_ir.frontends.onnx_graph import load_onnx
+            from elastic_ir.frontends.onnx.graph import load_onnx
 
             graph = load_onnx(path, input_shape)
         elif path.suffix.lower() == ".pt2":
@@ -242,8 +242,8 @@ def _over(graph: Graph, tensors: Mapping[str, TensorData], source: str) -> Graph
 def _read_safetensors(
     path: Path, arch: Any, trust: Sequence[str], input_shape: Shapes, beside: bool
 ) -> Graph:
+    from elastic_ir.formats.safetensors import read_safetensors
     from elastic_ir.frontends.masks import masks_from_state
-    from elastic_ir.frontends.safetensors_file import read_safetensors
 
     tensors, metadata = read_safetensors(path)
     named, pruned = masks_from_state(dict[str, TensorData](tensors))
@@ -259,7 +259,7 @@ def _read_safetensors(
 
 
 def _read_ticket(path: Path, arch: Any, trust: Sequence[str], input_shape: Shapes) -> Graph:
-    from elastic_ir.frontends.ticket_file import read_ticket
+    from elastic_ir.formats.ticket import read_ticket
 
     ticket = read_ticket(path)
     if arch is not None:
@@ -304,7 +304,7 @@ def _read_torch(path: Path, arch: Any, trust: Sequence[str], input_shape: Shapes
     from elastic_ir.frontends.masks import as_mask, masks_from_state, masks_of_records
     from elastic_ir.frontends.state_dicts import Chosen, check_tensors, choose
     from elastic_ir.frontends.torch_file import read_torch_file, read_zip_records
-    from elastic_ir.torch_bridge import TorchData
+    from elastic_ir.tensors.torch_bridge import TorchData
 
     found = read_torch_file(path, trust)
     records = {} if isinstance(found, nn.Module) else read_zip_records(path)
@@ -356,7 +356,7 @@ def _tie(graph: Graph, state: Mapping[str, torch.Tensor]) -> None:
 
 
 def _read_headers(path: Path, beside: bool) -> Graph:
-    from elastic_ir.frontends.checkpoint import load_checkpoint, masks_beside
+    from elastic_ir.checkpoints.read import load_checkpoint, masks_beside
 
     graph = load_checkpoint(path)
     sidecar = masks_beside(path)
@@ -366,9 +366,9 @@ def _read_headers(path: Path, beside: bool) -> Graph:
 
 
 def _read_folder(path: Path, input_shape: Shapes, beside: bool) -> Graph:
-    from elastic_ir.frontends.checkpoint import load_checkpoint, masks_beside
-    from elastic_ir.registered import configuration, filled, model_class
-    from elastic_ir.torch_bridge import to_torch
+    from elastic_ir.checkpoints.read import load_checkpoint, masks_beside
+    from elastic_ir.safety.registered import configuration, filled, model_class
+    from elastic_ir.tensors.torch_bridge import to_torch
 
     read, where = load_checkpoint(path), f"{path}/config.json"
     config = read.origin.config
@@ -396,9 +396,9 @@ def _mask_mapping(masks: Any) -> Mapping[str, Any]:
 
 def _masks_beside(sidecar: Path, files: Sequence[Path]) -> dict[str, Mask]:
     """The masks beside weights; MaskError where they are of other weights."""
+    from elastic_ir.formats.mask_tie import check_tie
+    from elastic_ir.formats.safetensors import read_safetensors
     from elastic_ir.frontends.masks import read_masks
-    from elastic_ir.frontends.safetensors_file import read_safetensors
-    from elastic_ir.mask_tie import check_tie
 
     found = read_masks(sidecar)
     check_tie(sidecar, read_safetensors(sidecar)[1], found, files)
@@ -415,7 +415,7 @@ def attach(graph: Graph, masks: Mapping[str, Any]) -> None:
 
         attach_packed(graph.weights, masks)
     elif masks:
-        from elastic_ir.frontends.weights import attach_masks
+        from elastic_ir.frontends.weight_table import attach_masks
 
         attach_masks(graph.weights, masks)
 

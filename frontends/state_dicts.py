@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from elastic_ir.errors import MaskError, SourceError
-from elastic_ir.limits import STATE_LEVELS
-from elastic_ir.tensors import ITEM_SIZES
-from elastic_ir.torch_bridge import dtype_name
+from elastic_ir.safety.limits import STATE_LEVELS
+from elastic_ir.tensors.lazy import ITEM_SIZES
+from elastic_ir.tensors.torch_bridge import dtype_name
 
 #: What wrappers (DataParallel and its kin, torch.compile) put before every name.
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")

@@ -1,7 +1,7 @@
 """Reading ``.pt`` and ``.pth`` files without running what they say.
 
-``torch.load`` maps the tensors and leaves the pickle to the unpickler of :mod:`elastic_ir.frontends.pickles`, which
-makes instances of an allow-list of classes and calls nothing.
+``torch.load`` maps the tensors and leaves the pickle to the unpickler of :mod:`elastic_ir.formats.pickles.module`,
+which makes instances of an allow-list of classes and calls nothing.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from elastic_ir.errors import SourceError
-from elastic_ir.frontends.pickle_names import class_allowed, resolve_class
-from elastic_ir.frontends.pickles import restricted_pickle
-from elastic_ir.frontends.torch_zip import Place, check_content, content, places_of
-from elastic_ir.limits import open_plain
+from elastic_ir.formats.pickles.allow_list import class_allowed, resolve_class
+from elastic_ir.formats.pickles.module import restricted_pickle
+from elastic_ir.formats.torch_zip import Place, check_content, content, places_of
+from elastic_ir.safety.limits import open_plain
 
 
 def read_torch_file(path: str | os.PathLike[str], trust: Sequence[str] = ()) -> Any:

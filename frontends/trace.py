@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from elastic_ir.errors import TraceError
+from elastic_ir.frontends.example_inputs import Inputs, from_shapes, guesses
 from elastic_ir.frontends.export import read_export
 from elastic_ir.frontends.fx import holds_layers, is_torchs, read_fx, read_sealed
-from elastic_ir.frontends.shapes import Inputs, from_shapes, guesses
-from elastic_ir.frontends.undisturbed import undisturbed
-from elastic_ir.frontends.weights import attach_masks, weight_table
-from elastic_ir.graph import Graph
-from elastic_ir.weights import Weight
+from elastic_ir.frontends.side_effects import undisturbed
+from elastic_ir.frontends.weight_table import attach_masks, weight_table
+from elastic_ir.ir.graph import Graph
+from elastic_ir.tensors.weights import Weight
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def trace(
     frontend: str = "auto",
     input_shape: Sequence[Sequence[int]] | None = None,
 ) -> Graph:
-    """Read a module into a :class:`~elastic_ir.graph.Graph`; its weights are referred to, not copied.
+    """Read a module into a :class:`~elastic_ir.ir.graph.Graph`; its weights are referred to, not copied.
 
     ``frontend`` is ``"fx"``, ``"export"`` or ``"auto"`` (fx, then export). A module of torch that holds layers and
     that none of these can trace into is one node; ``metadata["sealed_note"]`` says so. Without example

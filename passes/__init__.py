@@ -13,31 +13,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import PlanError, SourceError
-from elastic_ir.passes.base import Pass
-from elastic_ir.passes.pipeline import Pipeline
+from elastic_ir.passes.infra.base import Pass
+from elastic_ir.passes.infra.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from elastic_ir import patterns
-    from elastic_ir.passes.compact import Compact
-    from elastic_ir.passes.cse import CommonSubexpressions
-    from elastic_ir.passes.dce import DeadCode
-    from elastic_ir.passes.drop_by_similarity import DropBySimilarity
-    from elastic_ir.passes.fold_batchnorm import FoldBatchNorm
-    from elastic_ir.passes.fold_constants import FoldConstants
-    from elastic_ir.passes.ghost_skips import GhostSkips
-    from elastic_ir.passes.ghost_softness import GhostSoftness
-    from elastic_ir.passes.identity_blocks import IdentityBlocks
-    from elastic_ir.passes.layerwise_rescale import LayerwiseRescale
-    from elastic_ir.passes.morph import Morph
-    from elastic_ir.passes.net2deeper import Net2Deeper
-    from elastic_ir.passes.net2wider import Net2Wider
-    from elastic_ir.passes.nm_project import NMProject
-    from elastic_ir.passes.remove_ghosts import RemoveGhosts
-    from elastic_ir.passes.remove_identities import RemoveIdentities
-    from elastic_ir.passes.rescale_residual import RescaleResidual
-    from elastic_ir.passes.squeeze import Squeeze
-    from elastic_ir.passes.stack import DepthUpscale, Stack
-    from elastic_ir.passes.stretch import Stretch
+    from elastic_ir.passes.cleanup.cse import CommonSubexpressions
+    from elastic_ir.passes.cleanup.dce import DeadCode
+    from elastic_ir.passes.cleanup.fold_batchnorm import FoldBatchNorm
+    from elastic_ir.passes.cleanup.fold_constants import FoldConstants
+    from elastic_ir.passes.cleanup.remove_identities import RemoveIdentities
+    from elastic_ir.passes.depth.drop_by_similarity import DropBySimilarity
+    from elastic_ir.passes.depth.squeeze import Squeeze
+    from elastic_ir.passes.depth.stack import DepthUpscale, Stack
+    from elastic_ir.passes.depth.stretch import Stretch
+    from elastic_ir.passes.growth.identity_blocks import IdentityBlocks
+    from elastic_ir.passes.growth.layerwise_rescale import LayerwiseRescale
+    from elastic_ir.passes.growth.morph import Morph
+    from elastic_ir.passes.growth.net2deeper import Net2Deeper
+    from elastic_ir.passes.growth.net2wider import Net2Wider
+    from elastic_ir.passes.growth.rescale_residual import RescaleResidual
+    from elastic_ir.passes.sparsity.compact import Compact
+    from elastic_ir.passes.sparsity.ghost_skips import GhostSkips
+    from elastic_ir.passes.sparsity.ghost_softness import GhostSoftness
+    from elastic_ir.passes.sparsity.nm_project import NMProject
+    from elastic_ir.passes.sparsity.remove_ghosts import RemoveGhosts
+    from elastic_ir.rewrite import patterns
 
 __all__ = [
     "CommonSubexpressions",
@@ -73,27 +73,27 @@ __all__ = [
 #: Our own passes: the name of each, its file here, and its class. They are imported when they are asked for, since most
 #: commands want one of them.
 _OWN: dict[str, tuple[str, str]] = {
-    "stretch": ("stretch", "Stretch"),
-    "squeeze": ("squeeze", "Squeeze"),
-    "rescale-residual": ("rescale_residual", "RescaleResidual"),
-    "identity-blocks": ("identity_blocks", "IdentityBlocks"),
-    "stack": ("stack", "Stack"),
-    "depth-upscale": ("stack", "DepthUpscale"),
-    "net2deeper": ("net2deeper", "Net2Deeper"),
-    "net2wider": ("net2wider", "Net2Wider"),
-    "morph": ("morph", "Morph"),
-    "drop-by-similarity": ("drop_by_similarity", "DropBySimilarity"),
-    "compact": ("compact", "Compact"),
-    "fold-batchnorm": ("fold_batchnorm", "FoldBatchNorm"),
-    "nm-project": ("nm_project", "NMProject"),
-    "fold-constants": ("fold_constants", "FoldConstants"),
-    "remove-identities": ("remove_identities", "RemoveIdentities"),
-    "cse": ("cse", "CommonSubexpressions"),
-    "dce": ("dce", "DeadCode"),
-    "ghost-skips": ("ghost_skips", "GhostSkips"),
-    "ghost-softness": ("ghost_softness", "GhostSoftness"),
-    "remove-ghosts": ("remove_ghosts", "RemoveGhosts"),
-    "layerwise-rescale": ("layerwise_rescale", "LayerwiseRescale"),
+    "stretch": ("depth.stretch", "Stretch"),
+    "squeeze": ("depth.squeeze", "Squeeze"),
+    "rescale-residual": ("growth.rescale_residual", "RescaleResidual"),
+    "identity-blocks": ("growth.identity_blocks", "IdentityBlocks"),
+    "stack": ("depth.stack", "Stack"),
+    "depth-upscale": ("depth.stack", "DepthUpscale"),
+    "net2deeper": ("growth.net2deeper", "Net2Deeper"),
+    "net2wider": ("growth.net2wider", "Net2Wider"),
+    "morph": ("growth.morph", "Morph"),
+    "drop-by-similarity": ("depth.drop_by_similarity", "DropBySimilarity"),
+    "compact": ("sparsity.compact", "Compact"),
+    "fold-batchnorm": ("cleanup.fold_batchnorm", "FoldBatchNorm"),
+    "nm-project": ("sparsity.nm_project", "NMProject"),
+    "fold-constants": ("cleanup.fold_constants", "FoldConstants"),
+    "remove-identities": ("cleanup.remove_identities", "RemoveIdentities"),
+    "cse": ("cleanup.cse", "CommonSubexpressions"),
+    "dce": ("cleanup.dce", "DeadCode"),
+    "ghost-skips": ("sparsity.ghost_skips", "GhostSkips"),
+    "ghost-softness": ("sparsity.ghost_softness", "GhostSoftness"),
+    "remove-ghosts": ("sparsity.remove_ghosts", "RemoveGhosts"),
+    "layerwise-rescale": ("growth.layerwise_rescale", "LayerwiseRescale"),
 }
 _FILES = {kind: file for file, kind in _OWN.values()}
 _loaded: dict[str, type[Pass]] = {}  # from files that a user named; see load_passes
@@ -102,7 +102,7 @@ _loaded: dict[str, type[Pass]] = {}  # from files that a user named; see load_pa
 def __getattr__(name: str) -> Any:
     """A class of ours by its name, imported now."""
     if name == "patterns":
-        return importlib.import_module("elastic_ir.patterns")
+        return importlib.import_module("elastic_ir.rewrite.patterns")
     if name in _FILES:
         return getattr(importlib.import_module(f"elastic_ir.passes.{_FILES[name]}"), name)
     raise AttributeError(f"module 'elastic_ir.passes' has no attribute {name!r}")

@@ -18,11 +18,11 @@ from elastic_ir.discovery.assemble import (
 from elastic_ir.discovery.depth import chain_layers, longest_path, looks_up, path_lengths
 from elastic_ir.discovery.from_graph import GraphReader
 from elastic_ir.discovery.from_names import NameReader
-from elastic_ir.discovery.nothing import why_nothing
 from elastic_ir.discovery.parts import Group, Part, module_tree
+from elastic_ir.discovery.reasons import why_nothing
 from elastic_ir.errors import StructureError
-from elastic_ir.graph import Graph, Node, Value
-from elastic_ir.structure import Structure
+from elastic_ir.ir.graph import Graph, Node, Value
+from elastic_ir.ir.structure import Structure
 
 __all__ = ["discover"]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from elastic_ir.discovery.from_graph import GraphReader
 from elastic_ir.discovery.from_names import NameReader
 from elastic_ir.discovery.parts import Group, Part, containers, kin
-from elastic_ir.structure import Block, Container, Stage
+from elastic_ir.ir.structure import Block, Container, Stage
 
 Reader = GraphReader | NameReader
 

@@ -10,7 +10,7 @@ import re
 
 from elastic_ir.discovery.from_names import in_channels
 from elastic_ir.discovery.parts import Group
-from elastic_ir.graph import Graph, Node, Value
+from elastic_ir.ir.graph import Graph, Node, Value
 
 _PRODUCTS = {"operator.mul", "operator.imul", "torch.mul", "method.mul", "method.mul_", "aten.mul.Tensor",
              "aten.mul_.Tensor", "torch.multiply", "onnx.Mul"}  # fmt: skip

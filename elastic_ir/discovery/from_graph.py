@@ -6,8 +6,8 @@ import hashlib
 from typing import Any
 
 from elastic_ir.discovery.parts import Group, Part, form_of, group_children, relative_weights
-from elastic_ir.graph import Graph, Literal, Node, Symbol, TensorType, Value, WeightRef
-from elastic_ir.structure import Container
+from elastic_ir.ir.graph import Graph, Literal, Node, Symbol, TensorType, Value, WeightRef
+from elastic_ir.ir.structure import Container
 
 
 class GraphReader:

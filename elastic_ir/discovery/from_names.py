@@ -6,9 +6,9 @@ import hashlib
 import itertools
 
 from elastic_ir.discovery.parts import Group, Part, form_of, relative_weights
-from elastic_ir.graph import Graph, Node
-from elastic_ir.numbering import natural_key
-from elastic_ir.structure import Child, Container
+from elastic_ir.ir.graph import Graph, Node
+from elastic_ir.ir.numbering import natural_key
+from elastic_ir.ir.structure import Child, Container
 
 
 class NameReader:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from elastic_ir.graph import Graph, Node, Value
-from elastic_ir.limits import GAPS
-from elastic_ir.numbering import number_of, split_number, width_of
-from elastic_ir.structure import Child, Container
+from elastic_ir.ir.graph import Graph, Node, Value
+from elastic_ir.ir.numbering import number_of, split_number, width_of
+from elastic_ir.ir.structure import Child, Container
+from elastic_ir.safety.limits import GAPS
 
 
 @dataclass(eq=False)

@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from elastic_ir.discovery.segments import Kind, Segment, find_trunks
-from elastic_ir.graph import Graph, Node
+from elastic_ir.ir.graph import Graph, Node
 
 CONTAINER, TRANSITION = "blocks", "transition"
 _LONGEST = 8  #: steps that a block may have

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import networkx as nx
 
 from elastic_ir.discovery.depth import only_gates, path_lengths
-from elastic_ir.graph import Graph, Node, Value
+from elastic_ir.ir.graph import Graph, Node, Value
 
 _STARTS = 6  #: ways to begin a trunk that are tried
 _LARGEST = 12  #: layers on a path through a block; in more, other blocks hide

@@ -16,7 +16,7 @@ from torch.utils import _pytree
 
 from elastic_ir.emit.comparison import Outputs, coarsest
 from elastic_ir.errors import EmitError
-from elastic_ir.torch_bridge import dtype_name
+from elastic_ir.tensors.torch_bridge import dtype_name
 
 #: Positional and keyword arguments of one call.
 Call = tuple[tuple[Any, ...], dict[str, Any]]

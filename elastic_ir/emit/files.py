@@ -11,24 +11,24 @@ import os
 from pathlib import Path
 from typing import Any
 
-from elastic_ir.checkpoint_source import MASKS, CheckpointSource
-from elastic_ir.described import described
-from elastic_ir.emit.checkpoint import save_checkpoint
-from elastic_ir.emit.folder import atomic_folder
-from elastic_ir.emit.mask_file import packed_masks
-from elastic_ir.emit.output import atomic_output, flush, refuse_long_name
-from elastic_ir.emit.safetensors_file import write_safetensors
-from elastic_ir.emit.ticket_file import ticket_shapes, write_ticket
+from elastic_ir.checkpoints.write import save_checkpoint
 from elastic_ir.emit.without_values import refuse_without_values
 from elastic_ir.errors import EmitError, OutputError
-from elastic_ir.example_inputs import describe_input
-from elastic_ir.ghosts import without_ghosts
-from elastic_ir.graph import Graph
-from elastic_ir.mask_tie import TIE, tie_of
-from elastic_ir.onnx_source import OnnxSource
-from elastic_ir.serialise import InlineData, graph_to_data
-from elastic_ir.tensors import Mask, TensorData
-from elastic_ir.ticket_format import EXTENSION
+from elastic_ir.formats.files import atomic_output, flush, refuse_long_name
+from elastic_ir.formats.folder import atomic_folder
+from elastic_ir.formats.mask_file import packed_masks
+from elastic_ir.formats.mask_tie import TIE, tie_of
+from elastic_ir.formats.model_folder import MASKS, CheckpointSource
+from elastic_ir.formats.safetensors_write import write_safetensors
+from elastic_ir.formats.ticket_format import EXTENSION
+from elastic_ir.formats.ticket_write import ticket_shapes, write_ticket
+from elastic_ir.ir.described import described
+from elastic_ir.ir.example_inputs import describe_input
+from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.serialise import InlineData, graph_to_data
+from elastic_ir.onnx_model.source import OnnxSource
+from elastic_ir.rewrite.ghosts import without_ghosts
+from elastic_ir.tensors.lazy import Mask, TensorData
 
 #: The extensions of files; any other name is a folder's, where the source was one.
 SUFFIXES = (".pt", ".pth", ".safetensors", EXTENSION, ".onnx", ".py")
@@ -40,15 +40,14 @@ def save(graph: Graph, path: str | os.PathLike[str], *, check: bool = True) -> l
 
     ``.pt``/``.pth``: a plain state dict (``torch.load(weights_only=True)`` and a strict load read it), with the graph
     and the masks as extra records. ``.safetensors``: the same, the masks in ``NAME.masks.safetensors``; torch is not
-    imported unless the graph came from a live module. ``.onnx``: see
-    :func:`elastic_ir.emit.onnx_save.save_onnx`. ``.ticket``: graph, bit-packed masks and only the surviving
-    values; what is stored under a mask (``state_dict(masked=False)``) is **not** kept. No extension: a folder by the
-    model's own ``save_pretrained``, or of a graph read by headers alone as
-    :func:`elastic_ir.emit.checkpoint.save_checkpoint` streams it. ``.py``: a readable definition of the network
-    without its weights, see :func:`elastic_ir.emit.source_file.save_source`. ``check`` runs the module as
-    :func:`elastic_ir.emit.module.to_module` does, or of a streamed folder compares names and shapes with the class that
-    its config.json names; that what was planned is written is always checked. Raises EmitError and OutputError; what
-    stood at the target then still stands there.
+    imported unless the graph came from a live module. ``.onnx``: see :func:`elastic_ir.emit.onnx.save.save_onnx`.
+    ``.ticket``: graph, bit-packed masks and only the surviving values; what is stored under a mask
+    (``state_dict(masked=False)``) is **not** kept. No extension: a folder by the model's own ``save_pretrained``, or of
+    a graph read by headers alone as :func:`elastic_ir.checkpoints.write.save_checkpoint` streams it. ``.py``: a
+    readable definition of the network without its weights, see :func:`elastic_ir.emit.source.file.save_source`.
+    ``check`` runs the module as :func:`elastic_ir.emit.module.module.to_module` does, or of a streamed folder compares
+    names and shapes with the class that its config.json names; that what was planned is written is always checked.
+    Raises EmitError and OutputError; what stood at the target then still stands there.
     """
     with described(graph):
         return _save(graph, Path(path), check)
@@ -66,11 +65,11 @@ def _save(graph: Graph, path: Path, check: bool) -> list[Path]:
     if suffix == EXTENSION:
         return [_save_ticket(graph, path, check)]
     if suffix == ".onnx":
-        from elastic_ir.emit.onnx_save import save_onnx
+        from elastic_ir.emit.onnx.save import save_onnx
 
         return list(save_onnx(graph, path, check=check).paths)
     if suffix == ".py":
-        from elastic_ir.emit.source_file import save_source
+        from elastic_ir.emit.source.file import save_source
 
         return [save_source(graph, path, check=check)]
     if suffix == "":
@@ -87,7 +86,7 @@ def _checked_module(graph: Graph, check: bool) -> Any:
         return None  # its nodes are ONNX's, or it has none; a state dict needs no module
     if graph.origin is None and not graph.is_program:
         return None
-    from elastic_ir.emit.module import to_module
+    from elastic_ir.emit.module.module import to_module
 
     return to_module(graph, check=check)
 
@@ -109,8 +108,8 @@ def _data(graph: Graph, module: Any) -> dict[str, Any]:
 
 def _description(graph: Graph, module: Any) -> dict[str, Any]:
     """The module that is emitted, without ghosts: a reader gets the class back, also where it is not at hand now."""
-    from elastic_ir.emit.module import as_described
-    from elastic_ir.emit.module_data import describe_module
+    from elastic_ir.emit.module.module import as_described
+    from elastic_ir.formats.pickles.description import describe_module
 
     plain = without_ghosts(graph)
     described, unproven = as_described(plain)
@@ -138,7 +137,7 @@ def _masks(graph: Graph) -> dict[str, Mask]:
 
 
 def _save_pt(graph: Graph, path: Path, check: bool) -> Path:
-    from elastic_ir.emit.zip_records import append_zip_records, save_torch
+    from elastic_ir.formats.zip_records import append_zip_records, save_torch
 
     refuse_without_values(graph)
     module = _checked_module(graph, check)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from elastic_ir.emit.onnx_save import save_onnx
+from elastic_ir.emit.onnx.save import save_onnx
 from elastic_ir.errors import EmitError
-from elastic_ir.graph import Graph
+from elastic_ir.ir.graph import Graph
 
 ROUNDS, SECONDS = 30, 10.0  #: at most this many turns, and at most about this long
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elastic_ir.errors import EmitError
-from elastic_ir.graph import Graph
-from elastic_ir.naming import module_order
-from elastic_ir.recipes import Recipe, carried
-from elastic_ir.weights import Weight
+from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.naming import module_order
+from elastic_ir.tensors.recipes import Recipe, carried
+from elastic_ir.tensors.weights import Weight
 
 
 def remap_optimizer_state(graph: Graph, state: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def remap_optimizer_state(graph: Graph, state: Mapping[str, Any], names: Sequenc
     """
     import torch
 
-    from elastic_ir.torch_bridge import mask_to_torch
+    from elastic_ir.tensors.torch_bridge import mask_to_torch
 
     groups = state["param_groups"]
     indices = [index for group in groups for index in group["params"]]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from elastic_ir.graph import Graph
-from elastic_ir.torch_bridge import mask_to_torch, to_torch
+from elastic_ir.ir.graph import Graph
+from elastic_ir.tensors.torch_bridge import mask_to_torch, to_torch
 
 if TYPE_CHECKING:
     import torch

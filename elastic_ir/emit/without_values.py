@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from elastic_ir.errors import EmitError
-from elastic_ir.graph import Graph
-from elastic_ir.tensors import ShapeOnly
+from elastic_ir.ir.graph import Graph
+from elastic_ir.tensors.lazy import ShapeOnly
 
 
 def refuse_without_values(graph: Graph) -> None:

@@ -28,7 +28,7 @@ def enforce(
     """Zero the pruned weights of a module now, and after each step of its optimizer.
 
     ``masks`` maps parameter names to zeros and ones of the weight's shape (tensors of any dtype, arrays, or
-    :class:`~elastic_ir.tensors.Mask`); names may carry the prefixes of torch.compile and DDP, or lack them. The
+    :class:`~elastic_ir.tensors.lazy.Mask`); names may carry the prefixes of torch.compile and DDP, or lack them. The
     enforcer lives as long as the optimizer does; the result is needed only to end it earlier, by ``remove()`` or as a
     context manager.
 

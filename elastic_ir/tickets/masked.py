@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from elastic_ir.errors import MaskError
-from elastic_ir.tensors import Mask
-from elastic_ir.torch_bridge import mask_to_torch
+from elastic_ir.tensors.lazy import Mask
+from elastic_ir.tensors.torch_bridge import mask_to_torch
 
 #: What torch.compile and activation checkpointing put into the names of what they wrap.
 _WRAPPER_PARTS = ("_orig_mod", "_checkpoint_wrapped_module")

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from elastic_ir.training.schedules import Fading, Schedule, schedule_of
 
 if TYPE_CHECKING:
+    from elastic_ir.analysis.gradinit import GradInit, find_scales
     from elastic_ir.training.data import Data, Split, load_data
-    from elastic_ir.training.gradinit import GradInit, find_scales
-    from elastic_ir.training.imp import find_tickets
     from elastic_ir.training.losses import SoftLabels, distillation_loss, smoothed_cross_entropy
+    from elastic_ir.training.pruning.imp import find_tickets
     from elastic_ir.training.settings import Pruning, Training
 
 __all__ = [
@@ -30,7 +30,7 @@ _LATER = {
     **dict.fromkeys(("GradInit", "find_scales"), "gradinit"),
     **dict.fromkeys(("Data", "Split", "load_data"), "data"),
     **dict.fromkeys(("Pruning", "Training"), "settings"),
-    "find_tickets": "imp",
+    "find_tickets": "pruning.imp",
 }
 
 

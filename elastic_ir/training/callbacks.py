@@ -14,9 +14,9 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor, nn
 
-from elastic_ir.emit.output import atomic_output
-from elastic_ir.emit.zip_records import save_torch
 from elastic_ir.errors import MaskError
+from elastic_ir.formats.files import atomic_output
+from elastic_ir.formats.zip_records import save_torch
 from elastic_ir.tickets import enforce
 from elastic_ir.training.schedules import Schedule
 

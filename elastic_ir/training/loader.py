@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elastic_ir.training import dice
 from elastic_ir.training.data import Data, Split
-from elastic_ir.training.items import read_items, taken
+from elastic_ir.training.items import dice
+from elastic_ir.training.items.read import read_items, taken
 
 
 class BatchStream:

@@ -1,8 +1,8 @@
 """Schedules: what a graph's passes want done to its module while it trains, independent of any trainer.
 
-Ghosts (:mod:`elastic_ir.ghosts`) fade by the schedule that the pass has recorded in the graph; it is read back here,
-from a graph in memory or from a file, and applied to the emitted module by setting buffers in place, which a compiled
-module sees without being compiled again.
+Ghosts (:mod:`elastic_ir.rewrite.ghosts`) fade by the schedule that the pass has recorded in the graph; it is read back
+here, from a graph in memory or from a file, and applied to the emitted module by setting buffers in place, which a
+compiled module sees without being compiled again.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from elastic_ir.errors import PlanError, SourceError
-from elastic_ir.ghosts import Decay, decays, factors
-from elastic_ir.graph import Graph
-from elastic_ir.torch_bridge import unwrapped
+from elastic_ir.ir.graph import Graph
+from elastic_ir.rewrite.ghosts import Decay, decays, factors
+from elastic_ir.tensors.torch_bridge import unwrapped
 
 if TYPE_CHECKING:
     import torch

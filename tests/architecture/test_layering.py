@@ -33,7 +33,12 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 #: Declared exceptions: these offer the upper rooms as functions and methods (`graph.to_module()`, a pipeline that runs
 #: what each pass has made), and import them only inside the function, or for type checkers.
-OFFERS_UPPER_ROOMS = {"elastic_ir", "elastic_ir.api", "elastic_ir.graph", "elastic_ir.passes.pipeline"}
+OFFERS_UPPER_ROOMS = {
+    "elastic_ir",
+    "elastic_ir.api",
+    "elastic_ir.ir.graph",
+    "elastic_ir.passes.infra.pipeline",
+}
 LIBRARY_ROOMS = set(MAY_IMPORT) - {"cli", "zoo"}
 
 #: Rooms that import no torch, nor what brings it, when they are imported themselves.
@@ -168,7 +173,7 @@ def _zoo_imports() -> list[Import]:
         ("if typing.TYPE_CHECKING:\n import torch", [("torch", False)]),
         ("from elastic_ir import errors", [("elastic_ir.errors", True)]),
         ("from elastic_ir import Graph", [("elastic_ir", True)]),
-        ("from . import plan", [("elastic_ir.plan", True)]),
+        ("from . import plan", [("elastic_ir.plans.plan", True)]),
         ("from .errors import PlanError", [("elastic_ir.errors", True)]),
     ],
 )

@@ -8,10 +8,11 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
+from elastic_ir.checkpoints import read as reading
+from elastic_ir.checkpoints import resumable as partial
+from elastic_ir.checkpoints import write as checkpoint
 from elastic_ir.cli import resize
 from elastic_ir.cli.app import elastic_ir
-from elastic_ir.emit import checkpoint, partial
-from elastic_ir.frontends import checkpoint as reading
 
 #: Imported before a run begins, so that most of it is writing.
 EARLY = (resize, checkpoint, partial, reading)

@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 import elastic_ir as eir
 from elastic_ir.cli.app import elastic_ir
 from elastic_ir.errors import SourceError, UntrustedError
-from elastic_ir.frontends import strided
-from elastic_ir.frontends.bin_file import read_bin
+from elastic_ir.formats import strided
+from elastic_ir.formats.bin import read_bin
 from tests.checkpoints.folders import config, llama
 
 BIN, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from elastic_ir.config_depth import Stack, check_depth, reindexed
+from elastic_ir.checkpoints.config.depth import Stack, check_depth, reindexed
+from elastic_ir.checkpoints.config.entries import followed
 from elastic_ir.errors import PlanError, SourceError
-from elastic_ir.layer_entries import followed
 
 LAYERS = Stack("model.layers", "", 0, 4, (0, 1, 2, 3, 1, 2))
 ENCODER = Stack("model.encoder.layers", "", 0, 3, (0, 1, 2, 1))

@@ -9,10 +9,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import elastic_ir as eir
-from elastic_ir.checkpoint_record import Origin, read_record
-from elastic_ir.copy_edits import parse_names, parse_scale
+from elastic_ir.checkpoints.record import Origin, read_record
 from elastic_ir.errors import PlanError
 from elastic_ir.frontends.masks import read_masks
+from elastic_ir.plans.copy_edits import parse_names, parse_scale
 from elastic_ir.zoo import cifar_resnet
 from tests.checkpoints.folders import config, llama, run, write
 

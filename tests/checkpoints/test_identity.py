@@ -13,7 +13,7 @@ import torch
 import transformers as t
 
 import elastic_ir as eir
-from elastic_ir.checkpoint_record import read_record
+from elastic_ir.checkpoints.record import read_record
 from elastic_ir.errors import PlanError
 from tests.checkpoints.folders import config, llama, run, write
 from tests.transformers.families import IDS, KV, SMALL

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import elastic_ir as eir
-from elastic_ir.config_depth import Stack, beside_reindexed
-from elastic_ir.emit.checkpoint import plan_checkpoint
+from elastic_ir.checkpoints.config.depth import Stack, beside_reindexed
+from elastic_ir.checkpoints.config.entries import followed
+from elastic_ir.checkpoints.write import plan_checkpoint
 from elastic_ir.errors import PlanError
-from elastic_ir.layer_entries import followed
 from tests.checkpoints.folders import config, llama, run, write
 
 #: Layer 0 goes, layer 2 comes twice.

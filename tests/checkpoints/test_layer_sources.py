@@ -12,8 +12,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 import elastic_ir as eir
-from elastic_ir.checkpoint_record import Origin, read_record
-from elastic_ir.config_differences import differences
+from elastic_ir.checkpoints.config.differences import differences
+from elastic_ir.checkpoints.record import Origin, read_record
 from elastic_ir.errors import EmitError, PlanError
 from elastic_ir.frontends.masks import read_masks
 from elastic_ir.zoo import cifar_resnet

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 import elastic_ir as eir
 from elastic_ir.errors import MaskError
-from elastic_ir.mask_tie import TIE, tie_of
+from elastic_ir.formats.mask_tie import TIE, tie_of
 from tests.checkpoints.folders import config, llama, write
 
 MASKS = "model.masks.safetensors"

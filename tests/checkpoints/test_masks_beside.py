@@ -16,10 +16,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import elastic_ir as eir
-from elastic_ir.emit.checkpoint import plan_checkpoint
+from elastic_ir.checkpoints.write import plan_checkpoint
 from elastic_ir.errors import MaskError, SourceError
 from elastic_ir.frontends.masks import read_masks
-from elastic_ir.tensors import Mask, MaskedData
+from elastic_ir.tensors.lazy import Mask, MaskedData
 from tests.checkpoints.folders import State, config, llama, run, write
 
 MASKS = "model.masks.safetensors"

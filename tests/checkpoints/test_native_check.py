@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import elastic_ir as eir
+from elastic_ir.checkpoints.config import native_check
+from elastic_ir.checkpoints.config.native_check import Compared, judged, origins
+from elastic_ir.checkpoints.config.native_names import answers
+from elastic_ir.checkpoints.stacks import Stack
+from elastic_ir.checkpoints.write import plan_checkpoint, save_checkpoint
 from elastic_ir.cli.app import elastic_ir
-from elastic_ir.emit import native_check
-from elastic_ir.emit.checkpoint import plan_checkpoint, save_checkpoint
-from elastic_ir.emit.native_check import Compared, judged, origins
-from elastic_ir.emit.native_names import answers
 from elastic_ir.errors import EmitError, PlanError
-from elastic_ir.stacks import Stack
 from tests.checkpoints.folders import config, llama, run, write
 from tests.transformers.families import FAMILIES, SMALL, make
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ir.emit.plan_digest import digests
-from elastic_ir.frontends.safetensors_file import FileTensor
-from elastic_ir.mask_format import StoredMask
-from elastic_ir.tensors import Mask, MaskedData, TensorData
+from elastic_ir.checkpoints.digest import digests
+from elastic_ir.formats.packed_masks import StoredMask
+from elastic_ir.formats.safetensors import FileTensor
+from elastic_ir.tensors.lazy import Mask, MaskedData, TensorData
 
 TENSOR = FileTensor(Path("a/x.safetensors"), 8, (3,), "float16", (1, 2, 3))
 MASK = Mask((3,), b"\xa0")

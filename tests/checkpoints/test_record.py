@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ir.checkpoint_record import Origin, Step, read_record, record_text
+from elastic_ir.checkpoints.record import Origin, Step, read_record, record_text
 from elastic_ir.errors import SourceError
 
 STEP = Step(

@@ -18,12 +18,13 @@ import pytest
 from safetensors.numpy import save_file
 
 import elastic_ir as eir
-from elastic_ir.emit import checkpoint, partial
-from elastic_ir.emit.checkpoint import save_checkpoint
-from elastic_ir.emit.folder import sync
-from elastic_ir.emit.partial import leftover, partial_folder
-from elastic_ir.emit.safetensors_file import write_safetensors
+from elastic_ir.checkpoints import resumable as partial
+from elastic_ir.checkpoints import write as checkpoint
+from elastic_ir.checkpoints.resumable import leftover, partial_folder
+from elastic_ir.checkpoints.write import save_checkpoint
 from elastic_ir.errors import OutputError, SourceError
+from elastic_ir.formats.folder import sync
+from elastic_ir.formats.safetensors_write import write_safetensors
 from tests.checkpoints import killed
 from tests.checkpoints.folders import config, llama, run, write
 

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import elastic_ir as eir
-from elastic_ir.checkpoint_record import Origin, read_record
+from elastic_ir.checkpoints.ends import stands_behind
+from elastic_ir.checkpoints.record import Origin, read_record
 from elastic_ir.errors import ElasticError
-from elastic_ir.outside import stands_behind
 from tests.checkpoints.folders import config, llama, run
 
 State = dict[str, torch.Tensor]

@@ -14,12 +14,12 @@ import pytest
 from safetensors.numpy import load_file
 
 import elastic_ir as eir
-from elastic_ir.checkpoint_record import Origin, read_record
-from elastic_ir.checkpoint_source import CheckpointSource
-from elastic_ir.emit.checkpoint import save_checkpoint
-from elastic_ir.emit.side_files import side_files
+from elastic_ir.checkpoints.record import Origin, read_record
+from elastic_ir.checkpoints.side_files import side_files
+from elastic_ir.checkpoints.write import save_checkpoint
 from elastic_ir.errors import EmitError, PlanError, SourceError
-from elastic_ir.frontends import safetensors_file
+from elastic_ir.formats import safetensors as safetensors_file
+from elastic_ir.formats.model_folder import CheckpointSource
 from tests.checkpoints.folders import State, config, llama, run, write
 
 

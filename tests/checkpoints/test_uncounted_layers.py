@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import elastic_ir as eir
-from elastic_ir.checkpoint_record import read_record
+from elastic_ir.checkpoints.record import read_record
 from elastic_ir.errors import PlanError, SourceError
 from tests.checkpoints.folders import State, config, llama, write
 

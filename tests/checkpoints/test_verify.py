@@ -17,8 +17,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 import elastic_ir as eir
+from elastic_ir.checkpoints.verify import Verified
 from elastic_ir.errors import SourceError
-from elastic_ir.frontends.checkpoint_verify import Verified
 from tests.checkpoints.folders import State, config, llama, run, write
 
 UP = "model.layers.{}.mlp.up_proj.weight"

@@ -611,7 +611,7 @@ def test_a_factory_that_fails_shows_its_traceback_only_with_debug(here: Path) ->
 )
 def test_indices_as_a_plan_takes_them(indices: tuple[int, ...], text: str) -> None:
     from elastic_ir.cli.tables import indices_text
-    from elastic_ir.plan import parse_indices
+    from elastic_ir.plans.plan import parse_indices
 
     assert indices_text(indices) == text
     assert not text or tuple(parse_indices(text)) == indices

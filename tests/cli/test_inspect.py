@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import elastic_ir as eir
+from elastic_ir.analysis.summary import summarise
 from elastic_ir.cli.app import elastic_ir
-from elastic_ir.summary import summarise
 from elastic_ir.zoo import cifar_resnet
 
 GOLDEN = Path(__file__).with_name("inspect")

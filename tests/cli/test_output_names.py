@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from elastic_ir.cli.output import default_output, size_of
-from elastic_ir.graph import Graph
-from elastic_ir.structure import Block, Child, Container, Stage, Structure
+from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.structure import Block, Child, Container, Stage, Structure
 
 
 def graph(depth: int | None, *counts: int) -> Graph:

@@ -16,7 +16,7 @@ from torch import nn
 
 import elastic_ir as eir
 from elastic_ir.errors import PlanError, StructureError
-from elastic_ir.numbering import Series, is_index, natural_key, number_of, split_number, width_of
+from elastic_ir.ir.numbering import Series, is_index, natural_key, number_of, split_number, width_of
 
 
 class Block(nn.Module):

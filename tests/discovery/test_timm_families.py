@@ -14,8 +14,8 @@ import torchvision
 from torch import nn
 
 import elastic_ir as eir
-from elastic_ir.frontends.statedict import graph_of_tensors
-from elastic_ir.frontends.weights import weight_table
+from elastic_ir.checkpoints.names import graph_of_tensors
+from elastic_ir.frontends.weight_table import weight_table
 
 IMAGES = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import elastic_ir as eir
-from elastic_ir.graph import Graph
+from elastic_ir.ir.graph import Graph
 from elastic_ir.zoo import cifar_resnet
 
 IMAGE = ((1, 3, 16, 16),)

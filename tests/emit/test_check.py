@@ -13,7 +13,7 @@ from torch import fx, nn
 import elastic_ir as eir
 from elastic_ir.cli.app import elastic_ir
 from elastic_ir.cli.output import show_written
-from elastic_ir.emit.check import RunsOtherwiseError, check_module
+from elastic_ir.emit.module.check import RunsOtherwiseError, check_module
 from elastic_ir.zoo import cifar_resnet
 
 X = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))

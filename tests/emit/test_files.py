@@ -109,7 +109,7 @@ class Tied(nn.Module):
 @pytest.fixture
 def no_trust_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the classes of this file count as the package's own."""
-    monkeypatch.setattr("elastic_ir.frontends.pickle_names.PACKAGES", ("torch.nn", Tied.__module__))
+    monkeypatch.setattr("elastic_ir.formats.pickles.allow_list.PACKAGES", ("torch.nn", Tied.__module__))
 
 
 @BOTH
@@ -377,7 +377,7 @@ def test_the_message_of_a_full_disk(full_disk: Path) -> None:
 
 INSIDE = [
     ("out.pt", "torch.save"),
-    ("out.pt", "elastic_ir.emit.zip_records.append_zip_records"),
+    ("out.pt", "elastic_ir.formats.zip_records.append_zip_records"),
     ("out.pt", "elastic_ir.emit.files._check_state"),
     ("out.pt", "os.fsync"),
     ("out.pt", "os.replace"),

@@ -7,8 +7,8 @@ import torch
 from torch import fx, nn
 
 import elastic_ir as eir
-from elastic_ir.emit.graph_module import build_graph_module
-from elastic_ir.emit.module import _finish
+from elastic_ir.emit.graph_modules.from_torch import build_graph_module
+from elastic_ir.emit.module.module import _finish
 
 
 class Block(nn.Module):

@@ -18,11 +18,11 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx, nn
 
 import elastic_ir as eir
-from elastic_ir.emit.onnx_norms import BatchNorm
+from elastic_ir.emit.onnx_operators.norms import BatchNorm
 from elastic_ir.errors import EmitError
-from elastic_ir.frontends.onnx_graph import load_onnx
-from elastic_ir.graph import Graph
-from elastic_ir.tensors import Mask
+from elastic_ir.frontends.onnx.graph import load_onnx
+from elastic_ir.ir.graph import Graph
+from elastic_ir.tensors.lazy import Mask
 from tests.onnx_files.real import PATHS, SHAPES, feeds, run
 
 HELD = [

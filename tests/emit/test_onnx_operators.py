@@ -16,9 +16,9 @@ from onnx import TensorProto, helper
 from onnx.backend.test.case.node import collect_testcases
 from onnx.backend.test.case.test_case import TestCase
 
-from elastic_ir.emit.onnx_operators import OPERATORS, SIZE_OPERATORS
+from elastic_ir.emit.onnx_operators.table import OPERATORS, SIZE_OPERATORS
 from elastic_ir.errors import EmitError
-from elastic_ir.frontends.onnx_graph import OLDEST_OPSET, load_onnx
+from elastic_ir.frontends.onnx.graph import OLDEST_OPSET, load_onnx
 
 DOCUMENT = Path(__file__).parents[2] / "docs/onnx-to-torch.md"
 #: Element types that torch reckons with; it has no arithmetic in uint16 to uint64, nor strings, nor four bits.

@@ -10,7 +10,7 @@ from torch import nn
 
 import elastic_ir as eir
 from elastic_ir.errors import EmitError
-from elastic_ir.graph import Graph
+from elastic_ir.ir.graph import Graph
 from tests.emit.nets import IMAGE, image, network, some_masks
 
 Optimizer = torch.optim.Optimizer

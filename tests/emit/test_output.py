@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ir.emit.output import atomic_output
-from elastic_ir.emit.safetensors_file import write_safetensors
 from elastic_ir.errors import OutputError
-from elastic_ir.serialise import InlineData
+from elastic_ir.formats.files import atomic_output
+from elastic_ir.formats.safetensors_write import write_safetensors
+from elastic_ir.ir.serialise import InlineData
 
 
 def names(folder: Path) -> list[str]:
@@ -91,7 +91,7 @@ def test_ctrl_c(tmp_path: Path) -> None:
     code = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
-from elastic_ir.emit.output import atomic_output
+from elastic_ir.formats.files import atomic_output
 with atomic_output(sys.argv[1]) as temporary:
     temporary.write_text("half")
     print("writing", flush=True)

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import elastic_ir as eir
-from elastic_ir.emit.source_file import network_of, source_of
-from elastic_ir.graph import Graph
+from elastic_ir.emit.source.file import network_of, source_of
+from elastic_ir.ir.graph import Graph
 
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")

@@ -17,19 +17,19 @@ from safetensors.torch import save_file
 from torch import nn
 
 import elastic_ir as eir
-from elastic_ir.emit import temporary
-from elastic_ir.emit.folder import atomic_folder
-from elastic_ir.emit.output import atomic_output
-from elastic_ir.emit.temporary import sweep, temporary_name
 from elastic_ir.errors import OutputError
+from elastic_ir.formats import temporary
+from elastic_ir.formats.files import atomic_output
+from elastic_ir.formats.folder import atomic_folder
+from elastic_ir.formats.temporary import sweep, temporary_name
 from tests.checkpoints import killed
 from tests.checkpoints.folders import config, llama, write
 
 _DIES = """
 import os, signal, sys
 from pathlib import Path
-from elastic_ir.emit.folder import atomic_folder
-from elastic_ir.emit.output import atomic_output
+from elastic_ir.formats.folder import atomic_folder
+from elastic_ir.formats.files import atomic_output
 
 with atomic_output(Path(sys.argv[1], "model.pt")) as one, atomic_folder(Path(sys.argv[1], "model")) as other:
     one.write_bytes(b"half")

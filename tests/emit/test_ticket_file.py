@@ -19,15 +19,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import elastic_ir as eir
-from elastic_ir.emit import ticket_file
-from elastic_ir.emit.ticket_file import write_ticket
 from elastic_ir.errors import EmitError, OutputError, SourceError
-from elastic_ir.frontends import ticket_file as reader
-from elastic_ir.frontends.ticket_file import PackedData, read_ticket
-from elastic_ir.safetensors_format import DTYPES
-from elastic_ir.serialise import InlineData
-from elastic_ir.tensors import ITEM_SIZES, Mask, MaskedData, TensorData
-from elastic_ir.weights import Storage
+from elastic_ir.formats import ticket as reader
+from elastic_ir.formats import ticket_write as ticket_file
+from elastic_ir.formats.safetensors_format import DTYPES
+from elastic_ir.formats.ticket import PackedData, read_ticket
+from elastic_ir.formats.ticket_write import write_ticket
+from elastic_ir.ir.serialise import InlineData
+from elastic_ir.tensors.lazy import ITEM_SIZES, Mask, MaskedData, TensorData
+from elastic_ir.tensors.weights import Storage
 from elastic_ir.zoo import CifarResNet
 from tests.emit.nets import IMAGE, contents, image, network, same_tensors, ticket
 
@@ -173,7 +173,7 @@ class Pieces:
 @pytest.mark.parametrize("step", [1, 5, 8, 64, 1000])
 def test_pieces_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(reader, "STEP", step)
-    monkeypatch.setattr("elastic_ir.frontends.safetensors_file.CHUNK", 4 * 7)
+    monkeypatch.setattr("elastic_ir.formats.safetensors.CHUNK", 4 * 7)
     data, mask = Pieces((301,), step), Mask.from_array(np.random.default_rng(0).random(301) < 0.5)
     write_ticket(tmp_path / "a.ticket", {"w": Storage(data, mask)})
     read = read_ticket(tmp_path / "a.ticket").tensors["w"]
@@ -224,8 +224,8 @@ def test_a_ticket_is_stretched_without_torch(tmp_path: Path) -> None:
     code = """
     import sys
     import elastic_ir as eir
-    from elastic_ir.frontends.safetensors_file import read_safetensors
-    from elastic_ir.frontends.statedict import graph_of_tensors
+    from elastic_ir.formats.safetensors import read_safetensors
+    from elastic_ir.checkpoints.names import graph_of_tensors
     graph = graph_of_tensors("a", read_safetensors("a.safetensors")[0])
     from elastic_ir.frontends.sources import attach, _mask_mapping
     attach(graph, _mask_mapping("a.masks.safetensors"))

@@ -12,7 +12,7 @@ import torchvision
 from torch import fx, nn
 
 import elastic_ir as eir
-from elastic_ir.emit.check import check_runs
+from elastic_ir.emit.module.check import check_runs
 from elastic_ir.zoo import cifar_resnet
 
 

@@ -20,8 +20,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import elastic_ir as eir
-from elastic_ir.emit.zip_records import append_zip_records
-from elastic_ir.ticket_format import GRAPH, pack_graph, unpack_graph
+from elastic_ir.formats.ticket_format import GRAPH, pack_graph, unpack_graph
+from elastic_ir.formats.zip_records import append_zip_records
 from elastic_ir.zoo import cifar_resnet
 
 Read = Callable[[], Any]
@@ -157,14 +157,14 @@ def described_model(folder: Path, **more: Any) -> Read:
 
 
 def recipe(folder: Path, text: str = "version: 1\npasses:\n- stretch:\n    to_depth: 20\n") -> Read:
-    from elastic_ir.passes.recipe import read_recipe
+    from elastic_ir.passes.infra.recipe import read_recipe
 
     (folder / "recipe.yaml").write_text(text)
     return lambda: read_recipe(folder / "recipe.yaml")
 
 
 def slices(folder: Path, more: str = "") -> Read:
-    from elastic_ir.passes.slices_file import read_slices
+    from elastic_ir.passes.depth.slices_file import read_slices
 
     bert(folder / "model")
     (folder / "slices.yaml").write_text(
@@ -174,7 +174,7 @@ def slices(folder: Path, more: str = "") -> Read:
 
 
 def study(folder: Path, text: str | None = None) -> Read:
-    from elastic_ir.training.study_file import read_study
+    from elastic_ir.training.studies.study_file import read_study
 
     (folder / "study.yaml").write_text(
         text or (Path(__file__).parents[2] / "studies/study-a.yaml").read_text()

@@ -19,8 +19,8 @@ import torch
 from safetensors.numpy import save_file
 
 import elastic_ir as eir
-from elastic_ir import ticket_format
-from elastic_ir.emit.zip_records import append_zip_records
+from elastic_ir.formats import ticket_format
+from elastic_ir.formats.zip_records import append_zip_records
 
 Words = list[str]
 INPUTS: dict[str, tuple[Callable[[Path], Words], str]] = {}

@@ -6,8 +6,8 @@ import functools
 import random
 from collections.abc import Callable
 
-from elastic_ir.protobuf import BYTES, Field, WireError, fields, varint
-from elastic_ir.protobuf import field as wire_field
+from elastic_ir.formats.protobuf import BYTES, Field, WireError, fields, varint
+from elastic_ir.formats.protobuf import field as wire_field
 from tests.frontends.onnx_models import SEEDS, tensor, weights
 
 

@@ -15,10 +15,10 @@ import time
 import traceback
 from pathlib import Path
 
-from elastic_ir.emit.onnx_save import save_onnx
+from elastic_ir.emit.onnx.save import save_onnx
 from elastic_ir.errors import ElasticError, StructureError
-from elastic_ir.frontends.onnx_graph import load_onnx
-from elastic_ir.passes.stretch import Stretch
+from elastic_ir.frontends.onnx.graph import load_onnx
+from elastic_ir.passes.depth.stretch import Stretch
 from tests.frontends.onnx_mutants import mutant
 
 SECONDS = 10

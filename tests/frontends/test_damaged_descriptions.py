@@ -104,7 +104,7 @@ def test_a_network_that_makes_no_sense_is_the_files_fault(saved: bytes, tmp_path
 
 
 def test_recipes_that_are_too_deep_or_grow(tmp_path: Path) -> None:
-    from elastic_ir.passes.yaml_nodes import compose
+    from elastic_ir.passes.infra.yaml_nodes import compose
 
     growing = "\n".join(["a0: &a0 [x, x]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40)])
     texts = {

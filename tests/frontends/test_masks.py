@@ -14,12 +14,12 @@ from torch import nn
 from torch.nn.utils import prune
 
 from elastic_ir.errors import MaskError, SourceError
+from elastic_ir.formats.safetensors import read_safetensors
+from elastic_ir.formats.safetensors_format import DTYPES
 from elastic_ir.frontends.masks import as_mask, attach_packed, masks_from_state, masks_from_zeros, read_masks
-from elastic_ir.frontends.safetensors_file import read_safetensors
-from elastic_ir.safetensors_format import DTYPES
-from elastic_ir.tensors import Mask, ShapeOnly
-from elastic_ir.torch_bridge import TorchData, mask_to_torch
-from elastic_ir.weights import Storage, Weight
+from elastic_ir.tensors.lazy import Mask, ShapeOnly
+from elastic_ir.tensors.torch_bridge import TorchData, mask_to_torch
+from elastic_ir.tensors.weights import Storage, Weight
 
 Write = Callable[[dict[str, torch.Tensor], Path], None]
 PATTERN = [[1, 0, 1], [0, 0, 1]]

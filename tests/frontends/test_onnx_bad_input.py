@@ -13,11 +13,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from elastic_ir.emit.onnx_save import save_onnx
+from elastic_ir.emit.onnx.save import save_onnx
 from elastic_ir.errors import SourceError
-from elastic_ir.frontends.onnx_graph import load_onnx
-from elastic_ir.graph import TensorType
-from elastic_ir.protobuf import field
+from elastic_ir.formats.protobuf import field
+from elastic_ir.frontends.onnx.graph import load_onnx
+from elastic_ir.ir.graph import TensorType
 from tests.frontends.onnx_models import model, residual, tensor, weights
 
 Node = helper.make_node

@@ -15,11 +15,11 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper
 
 from elastic_ir.cli.app import elastic_ir
-from elastic_ir.emit.onnx_save import save_onnx
+from elastic_ir.emit.onnx.save import save_onnx
 from elastic_ir.errors import EmitError, OutputError
-from elastic_ir.frontends.onnx_graph import load_onnx
-from elastic_ir.graph import Graph
-from elastic_ir.passes.stretch import Stretch
+from elastic_ir.frontends.onnx.graph import load_onnx
+from elastic_ir.ir.graph import Graph
+from elastic_ir.passes.depth.stretch import Stretch
 from tests.frontends.onnx_models import chain, model, residual
 
 Node = helper.make_node

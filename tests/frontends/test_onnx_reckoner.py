@@ -10,8 +10,8 @@ import pytest
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from elastic_ir.frontends.onnx_reckoner import reckon_types
-from elastic_ir.graph import TensorType
+from elastic_ir.frontends.onnx.shape_arithmetic import reckon_types
+from elastic_ir.ir.graph import TensorType
 
 INPUT = {"x": TensorType((2, 7, 5), "float32")}
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from elastic_ir.errors import EmitError, SourceError, UntrustedError
 from elastic_ir.frontends.torch_file import class_allowed, read_torch_file, resolve_class
-from elastic_ir.functions import resolve_function
+from elastic_ir.ir.functions import resolve_function
 
 
 def makes(path: Path, module: str, name: str) -> Path:
@@ -58,11 +58,11 @@ def test_trust_covers_that_package_alone(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 PROGRAMS = [
-    "elastic_ir.cli.__main__", "elastic_ir.cli.app", "elastic_ir.training.kinds", "transformers.commands.chat",
-    "transformers.models.bert.convert_bert_original_tf_checkpoint_to_pytorch", "transformers.trainer",
-    "timm.utils.model", "torchvision.datasets.utils", "torchvision.io", "torch.utils.benchmark",
-    "torch.distributed.run", "torch.testing._internal.common_utils", "torch.nn.__main__",
-    "timm.models.__main__", "transformers.models.__main__",
+    "elastic_ir.cli.__main__", "elastic_ir.cli.app", "elastic_ir.training.studies.job_kinds",
+    "transformers.commands.chat", "transformers.models.bert.convert_bert_original_tf_checkpoint_to_pytorch",
+    "transformers.trainer", "timm.utils.model", "torchvision.datasets.utils", "torchvision.io", "torch.utils.benchmark",
+    "torch.distributed.run", "torch.testing._internal.common_utils", "torch.nn.__main__", "timm.models.__main__",
+    "transformers.models.__main__",
 ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from elastic_ir.errors import BlockedError, SourceError
-from elastic_ir.registered import configuration, model_class, network
+from elastic_ir.safety.registered import configuration, model_class, network
 
 TINY: dict[str, dict[str, Any]] = {
     "BertModel": {"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,

@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from elastic_ir.emit.safetensors_file import write_safetensors
 from elastic_ir.errors import EmitError, SourceError
-from elastic_ir.frontends import safetensors_file
-from elastic_ir.frontends.safetensors_file import FileTensor, read_safetensors
-from elastic_ir.safetensors_format import DTYPES
-from elastic_ir.tensors import ShapeOnly, TensorData
-from elastic_ir.torch_bridge import TorchData, to_torch
+from elastic_ir.formats import safetensors as safetensors_file
+from elastic_ir.formats.safetensors import FileTensor, read_safetensors
+from elastic_ir.formats.safetensors_format import DTYPES
+from elastic_ir.formats.safetensors_write import write_safetensors
+from elastic_ir.tensors.lazy import ShapeOnly, TensorData
+from elastic_ir.tensors.torch_bridge import TorchData, to_torch
 
 
 def tensor_of(dtype: str, *shape: int) -> torch.Tensor:
@@ -113,10 +113,10 @@ def test_without_torch(tmp_path: Path) -> None:
     save_file({"w": torch.ones(2, 3, dtype=torch.bfloat16)}, path)
     code = """
 import sys
-from elastic_ir.emit.output import atomic_output
-from elastic_ir.emit.safetensors_file import write_safetensors
+from elastic_ir.formats.files import atomic_output
+from elastic_ir.formats.safetensors_write import write_safetensors
 from elastic_ir.frontends.masks import read_masks
-from elastic_ir.frontends.safetensors_file import read_safetensors
+from elastic_ir.formats.safetensors import read_safetensors
 tensors, metadata = read_safetensors(sys.argv[1])
 with atomic_output(sys.argv[2]) as temporary:
     write_safetensors(temporary, tensors, metadata)
@@ -156,7 +156,7 @@ def test_what_cannot_be_written(tmp_path: Path, name: str, data: TensorData, sai
 
 
 def test_a_header_beyond_what_readers_accept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("elastic_ir.emit.safetensors_file.MAX_HEADER", 100)
+    monkeypatch.setattr("elastic_ir.formats.safetensors_write.MAX_HEADER", 100)
     with pytest.raises(EmitError, match=r"and readers refuse more than 100; write a \.pt"):
         write_safetensors(tmp_path / "a", {}, {"graph": "x" * 100})
 

@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from elastic_ir.safetensors_memory import tensors_of_file
+from elastic_ir.formats.safetensors_memory import tensors_of_file
 
 
 def test_what_the_library_wrote_is_read(tmp_path: Path) -> None:

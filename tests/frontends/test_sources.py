@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import elastic_ir as eir
-from elastic_ir.emit.zip_records import append_zip_records
 from elastic_ir.errors import ElasticError, MaskError, SourceError, TraceError, UntrustedError
+from elastic_ir.formats.zip_records import append_zip_records
 from elastic_ir.frontends.sources import build, is_name
-from elastic_ir.functions import resolve_function
+from elastic_ir.ir.functions import resolve_function
 from elastic_ir.zoo import CifarResNet, cifar_resnet
 from tests.emit.nets import IMAGE, contents, image, network, same_tensors, some_masks, ticket
 
@@ -225,7 +225,7 @@ class OneByOne(nn.Module):
 
 
 def test_a_class_at_hand_makes_the_graph_no_safer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("elastic_ir.frontends.pickle_names.PACKAGES", ("torch.nn", OneByOne.__module__))
+    monkeypatch.setattr("elastic_ir.formats.pickles.allow_list.PACKAGES", ("torch.nn", OneByOne.__module__))
     path = tmp_path / "a.pt"
     x = torch.zeros(1, 4)
 

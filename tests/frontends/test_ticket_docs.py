@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import elastic_ir as eir
-from elastic_ir.emit.ticket_file import write_ticket
-from elastic_ir.safetensors_format import DTYPES
-from elastic_ir.serialise import InlineData
-from elastic_ir.tensors import ITEM_SIZES, Mask
-from elastic_ir.weights import Storage
+from elastic_ir.formats.safetensors_format import DTYPES
+from elastic_ir.formats.ticket_write import write_ticket
+from elastic_ir.ir.serialise import InlineData
+from elastic_ir.tensors.lazy import ITEM_SIZES, Mask
+from elastic_ir.tensors.weights import Storage
 from tests.emit.nets import ticket
 
 DOCS = Path(__file__).parents[2] / "docs" / "ticket-file.md"

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import elastic_ir as eir
-from elastic_ir.frontends.statedict import graph_of_tensors
-from elastic_ir.tensors import ShapeOnly
+from elastic_ir.checkpoints.names import graph_of_tensors
+from elastic_ir.tensors.lazy import ShapeOnly
 
 WIDTH = 16
 

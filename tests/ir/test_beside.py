@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import elastic_ir as eir
-from elastic_ir.beside import Surroundings
+from elastic_ir.plans.beside import Surroundings
 from tests.ir.beside_networks import (
     INDEPENDENT,
     LISTS,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elastic_ir.config_values import plain_values
 from elastic_ir.errors import SourceError
+from elastic_ir.safety.config_values import plain_values
 
 
 @pytest.mark.parametrize(

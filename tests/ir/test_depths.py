@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from elastic_ir.depths import counts_for_depth, nearest_depths
 from elastic_ir.errors import PlanError
-from elastic_ir.structure import Block, Child, Container, Stage, Structure
+from elastic_ir.ir.structure import Block, Child, Container, Stage, Structure
+from elastic_ir.plans.families import counts_for_depth, nearest_depths
 
 
 def stage(name: str, blocks: int, layers: int = 2, entry: bool = True, period: int | None = 1) -> Stage:

@@ -8,11 +8,11 @@ import sys
 import pytest
 import torch
 
-from elastic_ir.float_arithmetic import FLOATS
-from elastic_ir.recipes import Scaled, Zeros
-from elastic_ir.serialise import InlineData
-from elastic_ir.tensors import nbytes
-from elastic_ir.torch_bridge import TorchData
+from elastic_ir.ir.serialise import InlineData
+from elastic_ir.tensors.lazy import nbytes
+from elastic_ir.tensors.recipes import Scaled, Zeros
+from elastic_ir.tensors.rounding import FLOATS
+from elastic_ir.tensors.torch_bridge import TorchData
 
 
 def raw(tensor: torch.Tensor) -> bytes:
@@ -54,7 +54,7 @@ def test_zeros_come_in_pieces() -> None:
 
 def test_no_torch() -> None:
     code = (
-        "import sys; from elastic_ir.recipes import Scaled; from elastic_ir.serialise import InlineData\n"
+        "import sys; from elastic_ir.tensors.recipes import Scaled; from elastic_ir.ir.serialise import InlineData\n"
         "for dtype in ('float16', 'bfloat16'):\n"
         "    assert list(map(bytes, Scaled(InlineData((1,), dtype, b'\\0\\x40'), 0.5).chunks()))\n"
         "assert 'torch' not in sys.modules"

@@ -11,12 +11,12 @@ from torch import nn
 
 import elastic_ir as eir
 from elastic_ir.errors import VerifyError
-from elastic_ir.graph import Node
+from elastic_ir.ir.graph import Node
+from elastic_ir.ir.structure import Block
+from elastic_ir.ir.verifier import verify
 from elastic_ir.passes import Pass, find_pass, registered
-from elastic_ir.rewriter import Rewriter
-from elastic_ir.structure import Block
-from elastic_ir.tensors import Mask
-from elastic_ir.verifier import verify
+from elastic_ir.rewrite.rewriter import Rewriter
+from elastic_ir.tensors.lazy import Mask
 
 
 class Residual(nn.Module):

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from elastic_ir.errors import BlockedError, SourceError
-from elastic_ir.guard import guarded
+from elastic_ir.safety.guard import guarded
 
 ACTS: dict[str, Callable[[Path], Any]] = {
     "read a file": lambda path: path.read_bytes(),

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from elastic_ir.errors import SourceError
-from elastic_ir.json_file import parse_json
-from elastic_ir.limits import JSON_LEVELS
+from elastic_ir.formats.json_file import parse_json
+from elastic_ir.safety.limits import JSON_LEVELS
 
 
 @pytest.mark.parametrize("levels", [1, 5, JSON_LEVELS])

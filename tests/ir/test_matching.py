@@ -142,8 +142,8 @@ def test_masks_follow_a_reference() -> None:
 
 
 def test_a_state_dict_follows_a_state_dict() -> None:
-    from elastic_ir.frontends.statedict import graph_of_tensors
-    from elastic_ir.torch_bridge import TorchData
+    from elastic_ir.checkpoints.names import graph_of_tensors
+    from elastic_ir.tensors.torch_bridge import TorchData
 
     def bare(norms: str) -> eir.Graph:
         return graph_of_tensors("net", {n: TorchData(t) for n, t in Net(norms).state_dict().items()})

@@ -11,10 +11,10 @@ import torch
 from torch import fx, nn
 
 import elastic_ir as eir
-from elastic_ir.graph import Graph, Node, Value
+from elastic_ir.ir.graph import Graph, Node, Value
 from elastic_ir.passes import Pass
-from elastic_ir.rewriter import Rewriter
-from elastic_ir.torch_bridge import TorchData
+from elastic_ir.rewrite.rewriter import Rewriter
+from elastic_ir.tensors.torch_bridge import TorchData
 from elastic_ir.zoo import CifarResNet, cifar_resnet
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ir.own_process import ProcessError, started
+from elastic_ir.safety.own_process import ProcessError, started
 
-HEAD = "import json, os, sys\nfrom elastic_ir.own_process import answering, bounded, received\n"
+HEAD = "import json, os, sys\nfrom elastic_ir.safety.own_process import answering, bounded, received\n"
 
 
 @pytest.fixture

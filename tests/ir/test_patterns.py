@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 import elastic_ir as eir
 from elastic_ir.errors import PlanError
-from elastic_ir.graph import Graph, Node
-from elastic_ir.patterns import Pattern, any_of, chain, find, kinds_of, op, through, value, weight_of
-from elastic_ir.rewriter import Rewriter
+from elastic_ir.ir.graph import Graph, Node
+from elastic_ir.rewrite.patterns import Pattern, any_of, chain, find, kinds_of, op, through, value, weight_of
+from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.zoo import cifar_resnet
 
 IMAGES = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))

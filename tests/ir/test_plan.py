@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elastic_ir.errors import PlanError
-from elastic_ir.plan import (
+from elastic_ir.plans.plan import (
     StageShape,
     check_plan,
     drop_exactly,

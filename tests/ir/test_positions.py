@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elastic_ir.positions import Place, respread
+from elastic_ir.plans.positions import Place, respread
 
 
 def places(counts: list[int], entries: bool = True) -> list[Place]:

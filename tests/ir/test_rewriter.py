@@ -9,9 +9,9 @@ from torch import nn
 
 import elastic_ir as eir
 from elastic_ir.errors import MaskError, VerifyError
-from elastic_ir.rewriter import Rewriter
-from elastic_ir.tensors import Mask
-from elastic_ir.torch_bridge import TorchData
+from elastic_ir.rewrite.rewriter import Rewriter
+from elastic_ir.tensors.lazy import Mask
+from elastic_ir.tensors.torch_bridge import TorchData
 
 EXAMPLE = torch.ones(2, 4)
 

@@ -8,10 +8,10 @@ from torch import nn
 
 import elastic_ir as eir
 from elastic_ir.errors import VerifyError
-from elastic_ir.graph import Node
-from elastic_ir.rewriter import Rewriter
-from elastic_ir.structure import Child
-from elastic_ir.verifier import verify
+from elastic_ir.ir.graph import Node
+from elastic_ir.ir.structure import Child
+from elastic_ir.ir.verifier import verify
+from elastic_ir.rewrite.rewriter import Rewriter
 
 
 def small() -> eir.Graph:

@@ -17,7 +17,7 @@ import transformers
 from torch import nn
 
 import elastic_ir as eir
-from elastic_ir.emit.onnx_save import OnnxReport, save_onnx
+from elastic_ir.emit.onnx.save import OnnxReport, save_onnx
 from elastic_ir.errors import EmitError
 from elastic_ir.tickets import magnitude_masks
 from elastic_ir.zoo import cifar_resnet, cifar_vgg
@@ -187,7 +187,7 @@ def test_nothing_of_this_machine_is_written(ticket: eir.Graph, tmp_path: Path) -
 def test_external_data_above_the_limit(
     ticket: eir.Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("elastic_ir.emit.onnx_save.LIMIT", 100_000)
+    monkeypatch.setattr("elastic_ir.emit.onnx.save.LIMIT", 100_000)
     report = save_onnx(ticket, tmp_path / "t.onnx")
     assert [path.name for path in report.paths] == ["t.onnx", "t.onnx.data"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.onnx", "t.onnx.data"]

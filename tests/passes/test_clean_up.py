@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import elastic_ir as eir
-from elastic_ir.effects import effect_of
+from elastic_ir.analysis.effects import effect_of
 from elastic_ir.errors import EmitError, PlanError
-from elastic_ir.graph import Graph, Node
+from elastic_ir.ir.graph import Graph, Node
 from elastic_ir.passes import CommonSubexpressions, DeadCode, FoldConstants, Pipeline, RemoveIdentities
 from elastic_ir.zoo import cifar_resnet
 

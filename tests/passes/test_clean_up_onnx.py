@@ -13,8 +13,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import elastic_ir as eir
-from elastic_ir.emit.onnx_save import save_onnx
-from elastic_ir.graph import Graph
+from elastic_ir.emit.onnx.save import save_onnx
+from elastic_ir.ir.graph import Graph
 from elastic_ir.passes import CommonSubexpressions, DeadCode, FoldConstants, Pipeline, RemoveIdentities
 from tests.onnx_files.real import PATHS, feeds, run
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import elastic_ir as eir
-from elastic_ir.cost import compare_costs
+from elastic_ir.analysis.cost import compare_costs
 from elastic_ir.passes import Compact
-from elastic_ir.recipes import Selected
+from elastic_ir.tensors.recipes import Selected
 from elastic_ir.zoo import cifar_resnet
 from tests.passes.pruned import dead_filters, pruned, same_function
 

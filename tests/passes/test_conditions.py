@@ -14,10 +14,10 @@ from torch import nn
 import elastic_ir as eir
 from elastic_ir.cli.app import elastic_ir
 from elastic_ir.errors import PlanError, VerifyError
-from elastic_ir.graph import Graph
+from elastic_ir.ir.graph import Graph
 from elastic_ir.passes import Compact, FoldBatchNorm, IdentityBlocks, Pass, Pipeline, Stretch
-from elastic_ir.recipes import Scaled
-from elastic_ir.rewriter import Rewriter
+from elastic_ir.rewrite.rewriter import Rewriter
+from elastic_ir.tensors.recipes import Scaled
 from elastic_ir.zoo import cifar_resnet
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))

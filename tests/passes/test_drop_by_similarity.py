@@ -15,10 +15,10 @@ import transformers
 from torch import Tensor, nn
 
 import elastic_ir as eir
+from elastic_ir.analysis.influence import block_influence
+from elastic_ir.analysis.samples import Samples
 from elastic_ir.errors import PlanError, SourceError
-from elastic_ir.influence import block_influence
 from elastic_ir.passes import DropBySimilarity, IdentityBlocks, Net2Deeper, Pipeline, Squeeze
-from elastic_ir.samples import Samples
 from elastic_ir.tickets import magnitude_masks
 from elastic_ir.zoo import cifar_resnet
 

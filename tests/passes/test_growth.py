@@ -13,7 +13,7 @@ import transformers
 from torch import nn
 
 import elastic_ir as eir
-from elastic_ir.branches import branches_of
+from elastic_ir.analysis.branches import branches_of
 from elastic_ir.errors import PlanError
 from elastic_ir.passes import DepthUpscale, IdentityBlocks, Pipeline, RescaleResidual, Stack, Stretch
 from elastic_ir.tickets import magnitude_masks

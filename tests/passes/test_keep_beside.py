@@ -11,11 +11,11 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 import elastic_ir as eir
+from elastic_ir.checkpoints.names import graph_of_tensors
 from elastic_ir.cli.app import elastic_ir
-from elastic_ir.frontends.statedict import graph_of_tensors
-from elastic_ir.keep_beside import KEEP_BESIDE, fits, is_kept, listed_names, tensor_is_kept
 from elastic_ir.passes import Pipeline
-from elastic_ir.tensors import ShapeOnly
+from elastic_ir.plans.keep_beside import KEEP_BESIDE, fits, is_kept, listed_names, tensor_is_kept
+from elastic_ir.tensors.lazy import ShapeOnly
 
 
 def bare(**more: tuple[int, ...]) -> eir.Graph:

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 import elastic_ir as eir
-from elastic_ir import limits
 from elastic_ir.cli.app import elastic_ir
 from elastic_ir.errors import PlanError, SourceError, StructureError
-from elastic_ir.graph import Graph
+from elastic_ir.ir.graph import Graph
 from elastic_ir.passes import Pipeline
-from elastic_ir.plan import parse_plan
+from elastic_ir.plans.plan import parse_plan
+from elastic_ir.safety import limits
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import elastic_ir as eir
-from elastic_ir.nm_mask import PatternMask
 from elastic_ir.passes import Compact, NMProject
+from elastic_ir.tensors.nm_mask import PatternMask
 from elastic_ir.zoo import cifar_resnet
 from tests.passes.pruned import same_function
 

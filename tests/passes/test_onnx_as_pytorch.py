@@ -12,7 +12,7 @@ import transformers
 from numpy.typing import NDArray
 
 import elastic_ir as eir
-from elastic_ir.emit.onnx_save import save_onnx
+from elastic_ir.emit.onnx.save import save_onnx
 from elastic_ir.passes import Compact, FoldBatchNorm, NMProject, Pipeline
 from elastic_ir.zoo import cifar_resnet
 from tests.onnx_files.real import feeds, run

@@ -16,15 +16,15 @@ from torch import nn
 from torch.nn import functional as F
 
 import elastic_ir as eir
+from elastic_ir.analysis.cost import compare_costs
 from elastic_ir.cli.app import elastic_ir
-from elastic_ir.cost import compare_costs
-from elastic_ir.emit.onnx_model import build_onnx
-from elastic_ir.emit.onnx_save import save_onnx
+from elastic_ir.emit.onnx.model import build_onnx
+from elastic_ir.emit.onnx.save import save_onnx
 from elastic_ir.errors import PlanError
-from elastic_ir.graph import Graph
-from elastic_ir.onnx_layers import summed_axis, weight_readers
+from elastic_ir.ir.graph import Graph
+from elastic_ir.onnx_model.layers import summed_axis, weight_readers
 from elastic_ir.passes import Compact, FoldBatchNorm, NMProject, Pass
-from elastic_ir.tensors import Mask
+from elastic_ir.tensors.lazy import Mask
 from elastic_ir.zoo import cifar_resnet
 from tests.onnx_files.real import PATHS, feeds, run
 

@@ -20,10 +20,10 @@ import elastic_ir as eir
 from elastic_ir.cli.app import describe as describe_error
 from elastic_ir.cli.app import elastic_ir
 from elastic_ir.errors import MaskError, PlanError, VerifyError
-from elastic_ir.graph import Graph
+from elastic_ir.ir.graph import Graph
 from elastic_ir.passes import Pass, Pipeline, Squeeze, Stretch
-from elastic_ir.passes.spec import PassSpec, make_pass, parse_pipeline
-from elastic_ir.rewriter import Rewriter
+from elastic_ir.passes.infra.spec import PassSpec, make_pass, parse_pipeline
+from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.zoo import cifar_resnet
 
 
@@ -254,9 +254,9 @@ MINE = """
 import dataclasses
 from typing import ClassVar
 
-from elastic_ir.graph import Graph
+from elastic_ir.ir.graph import Graph
 from elastic_ir.passes import Pass
-from elastic_ir.rewriter import Rewriter
+from elastic_ir.rewrite.rewriter import Rewriter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,7 +332,7 @@ def test_an_unexpected_error_names_the_pass_and_keeps_its_traceback(own: Path) -
         ("x = (\n", "bad.py line 1 failed: SyntaxError"),
         (
             MINE.replace("drop-last", "stretch"),
-            "two passes are named 'stretch': elastic_ir.passes.stretch and bad.py",
+            "two passes are named 'stretch': elastic_ir.passes.depth.stretch and bad.py",
         ),
     ],
 )
@@ -352,7 +352,8 @@ def test_an_installed_plug_in_does_not_take_the_name_of_a_built_in_pass(
     told = run("apply", own / "m.pt", "--passes", "squeeze{to_depth=14}", "-o", own / "o.pt")
     sys.modules.pop("plug_in")
     assert (
-        told == "1: error: two passes are named 'squeeze': elastic_ir.passes.squeeze and plug_in:DropLast\n"
+        told
+        == "1: error: two passes are named 'squeeze': elastic_ir.passes.depth.squeeze and plug_in:DropLast\n"
     )
     assert not (own / "o.pt").exists()
 

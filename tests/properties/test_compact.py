@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import elastic_ir as eir
+from elastic_ir.ir.verifier import verify
 from elastic_ir.passes import Compact, FoldBatchNorm
-from elastic_ir.verifier import verify
 from elastic_ir.zoo import cifar_resnet
 from tests.passes.pruned import randomise_norms, same_function
 

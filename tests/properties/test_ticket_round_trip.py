@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import elastic_ir as eir
-from elastic_ir.emit.ticket_file import ticket_shapes, write_ticket
-from elastic_ir.frontends.ticket_file import read_ticket
-from elastic_ir.safetensors_format import DTYPES
-from elastic_ir.serialise import InlineData
-from elastic_ir.tensors import ITEM_SIZES, Mask
-from elastic_ir.weights import Storage
+from elastic_ir.formats.safetensors_format import DTYPES
+from elastic_ir.formats.ticket import read_ticket
+from elastic_ir.formats.ticket_write import ticket_shapes, write_ticket
+from elastic_ir.ir.serialise import InlineData
+from elastic_ir.tensors.lazy import ITEM_SIZES, Mask
+from elastic_ir.tensors.weights import Storage
 from tests.emit.nets import same_tensors
 from tests.properties.test_invariants import Recipe, orders, recipes, source
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from elastic_ir.checkpoints.names import looks_prunable
 from elastic_ir.errors import MaskError
-from elastic_ir.frontends.statedict import looks_prunable
-from elastic_ir.frontends.weights import prunable_names
+from elastic_ir.frontends.weight_table import prunable_names
 from elastic_ir.tickets import magnitude_masks, sparsity
 from elastic_ir.zoo import cifar_resnet
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from elastic_ir.errors import MaskError
-from elastic_ir.tensors import Mask
+from elastic_ir.tensors.lazy import Mask
 from elastic_ir.tickets import apply_masks, enforce
 from tests.tickets.small import assert_dead, backward, network, some_masks, train
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from elastic_ir.errors import MaskError
 from elastic_ir.tickets import magnitude_masks, sparsity
-from elastic_ir.training.baselines import METHODS, prune, reinitialise
-from elastic_ir.training.scores import snip_scores
+from elastic_ir.training.pruning.baselines import METHODS, prune, reinitialise
+from elastic_ir.training.pruning.scores import snip_scores
 from elastic_ir.zoo import cifar_resnet
 
 

@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from elastic_ir.errors import MaskError
 from elastic_ir.tickets import sparsity
-from elastic_ir.training.distributions import random_masks
-from elastic_ir.training.dynamic import DPF, RigL
-from elastic_ir.training.dynamic_callbacks import DPFCallback, RigLCallback
+from elastic_ir.training.pruning.distributions import random_masks
+from elastic_ir.training.pruning.dynamic import DPF, RigL
+from elastic_ir.training.pruning.dynamic_callbacks import DPFCallback, RigLCallback
 from tests.training.digits import accuracy, digits, network
 
 pytestmark = [

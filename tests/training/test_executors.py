@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from elastic_ir.training import executors
-from elastic_ir.training.executors import Ended, Here, Processes, RayCluster
 from elastic_ir.training.fit import fit
-from elastic_ir.training.jobs import Job
-from elastic_ir.training.run import run
 from elastic_ir.training.settings import Training
-from elastic_ir.training.store import Store
+from elastic_ir.training.studies import executors
+from elastic_ir.training.studies.executors import Ended, Here, Processes, RayCluster
+from elastic_ir.training.studies.jobs import Job
+from elastic_ir.training.studies.run import run
+from elastic_ir.training.studies.store import Store
 from tests.training import deaths
 from tests.training.nets import Signalled, digits
 
@@ -157,7 +157,7 @@ def test_ray_does_a_training_again_that_was_told_to_end(tmp_path: Path) -> None:
 LISTENING = """
 import os, sys
 from pathlib import Path
-from elastic_ir.training.executors import RayCluster
+from elastic_ir.training.studies.executors import RayCluster
 
 cluster = RayCluster(sys.argv[1], "local")
 waiting = {}

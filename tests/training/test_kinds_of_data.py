@@ -21,16 +21,16 @@ from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.training import Pruning, Training, find_tickets
 from elastic_ir.training.checks import check_fit
 from elastic_ir.training.data import Data, Split
-from elastic_ir.training.executors import Here
 from elastic_ir.training.fit import accuracy, fit, mean_loss, measured
 from elastic_ir.training.loader import BatchStream, batches_of
-from elastic_ir.training.numbers import write_numbers
-from elastic_ir.training.plots import draw
-from elastic_ir.training.report import Cell, Findings, answers, collect, markdown
-from elastic_ir.training.run import run
-from elastic_ir.training.store import Store
-from elastic_ir.training.study import Study, runs
-from elastic_ir.training.study_file import read_study
+from elastic_ir.training.reports.csv import write_numbers
+from elastic_ir.training.reports.plots import draw
+from elastic_ir.training.reports.report import Cell, Findings, answers, collect, markdown
+from elastic_ir.training.studies.executors import Here
+from elastic_ir.training.studies.run import run
+from elastic_ir.training.studies.store import Store
+from elastic_ir.training.studies.study import Study, runs
+from elastic_ir.training.studies.study_file import read_study
 from tests.training.kinds_of_data import HERE, Augmented, given, made
 
 QUICK = Training(steps=60, batch_size=30, lr=0.1)

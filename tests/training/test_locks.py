@@ -18,15 +18,15 @@ import pytest
 import yaml
 
 from elastic_ir.errors import PlanError
-from elastic_ir.training import imp
-from elastic_ir.training.executors import Ended, Here
 from elastic_ir.training.fit import Measured
-from elastic_ir.training.jobs import Job
-from elastic_ir.training.kinds import execute
 from elastic_ir.training.locks import locked, owner, waited_for
-from elastic_ir.training.run import run
+from elastic_ir.training.pruning import imp
 from elastic_ir.training.settings import Pruning, Training
-from elastic_ir.training.store import Store
+from elastic_ir.training.studies.executors import Ended, Here
+from elastic_ir.training.studies.job_kinds import execute
+from elastic_ir.training.studies.jobs import Job
+from elastic_ir.training.studies.run import run
+from elastic_ir.training.studies.store import Store
 from tests.training.nets import digits, perceptron
 
 ROOT = Path(__file__).parents[2]

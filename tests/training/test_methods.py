@@ -14,11 +14,11 @@ import elastic_ir as eir
 from elastic_ir.tickets import magnitude_masks, sparsity
 from elastic_ir.training.callbacks import save_state
 from elastic_ir.training.fit import fit
-from elastic_ir.training.flops import dpf_step, forward_cost, snip_cost
-from elastic_ir.training.imp import save_ticket
-from elastic_ir.training.methods import copies_in, of_method, transformed
+from elastic_ir.training.pruning.flops import dpf_step, forward_cost, snip_cost
+from elastic_ir.training.pruning.imp import save_ticket
 from elastic_ir.training.settings import Training
-from elastic_ir.training.start import Start
+from elastic_ir.training.studies.methods import copies_in, of_method, transformed
+from elastic_ir.training.studies.start import Start
 from tests.training.nets import digits, perceptron
 
 DATA = digits()

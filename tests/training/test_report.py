@@ -22,14 +22,14 @@ from torch import nn
 from elastic_ir.cli.app import elastic_ir
 from elastic_ir.training.connectivity import Line, barrier, between
 from elastic_ir.training.fit import fit
-from elastic_ir.training.intervals import MOST, half_width, seeds_needed, welch
-from elastic_ir.training.jobs import in_order
-from elastic_ir.training.numbers import write_numbers
-from elastic_ir.training.report import Cell, Findings, answers, collect, markdown
+from elastic_ir.training.reports.csv import write_numbers
+from elastic_ir.training.reports.intervals import MOST, half_width, seeds_needed, welch
+from elastic_ir.training.reports.report import Cell, Findings, answers, collect, markdown
 from elastic_ir.training.settings import Training
-from elastic_ir.training.store import Store
-from elastic_ir.training.study import runs
-from elastic_ir.training.study_file import read_study
+from elastic_ir.training.studies.jobs import in_order
+from elastic_ir.training.studies.store import Store
+from elastic_ir.training.studies.study import runs
+from elastic_ir.training.studies.study_file import read_study
 from tests.training.nets import digits, perceptron
 
 STUDY: dict[str, Any] = {

@@ -17,14 +17,14 @@ import torch
 import yaml
 
 from elastic_ir.errors import PlanError, SourceError
-from elastic_ir.training.executors import Ended, Here, Processes, RayCluster
 from elastic_ir.training.fit import logger_in
-from elastic_ir.training.jobs import Job, in_order
-from elastic_ir.training.named import build
-from elastic_ir.training.run import Progress, run
-from elastic_ir.training.store import Store
-from elastic_ir.training.study import Study, runs
-from elastic_ir.training.study_file import read_study
+from elastic_ir.training.studies.executors import Ended, Here, Processes, RayCluster
+from elastic_ir.training.studies.jobs import Job, in_order
+from elastic_ir.training.studies.names import build
+from elastic_ir.training.studies.run import Progress, run
+from elastic_ir.training.studies.store import Store
+from elastic_ir.training.studies.study import Study, runs
+from elastic_ir.training.studies.study_file import read_study
 
 NETWORKS = {
     "two": {"factory": "tests.training.nets:Perceptron", "blocks": 2},
@@ -323,7 +323,7 @@ def test_workers_end_with_the_study_that_was_killed(tmp_path: Path) -> None:
     """Waiting for their next job, they would hold their memory for ever."""
     code = (
         "import sys, time\n"
-        "from elastic_ir.training.executors import Processes\n"
+        "from elastic_ir.training.studies.executors import Processes\n"
         "if __name__ == '__main__':\n"
         "    pool = Processes(sys.argv[1], 1)\n"
         "    import os\n"

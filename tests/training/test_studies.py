@@ -12,15 +12,15 @@ import yaml
 
 import elastic_ir as eir
 from elastic_ir.training.data import Data, Split
-from elastic_ir.training.executors import Here
-from elastic_ir.training.jobs import in_order
-from elastic_ir.training.methods import transformed
-from elastic_ir.training.named import build
-from elastic_ir.training.report import answers, collect, markdown
-from elastic_ir.training.run import run
-from elastic_ir.training.store import Store
-from elastic_ir.training.study import Study, runs
-from elastic_ir.training.study_file import read_study
+from elastic_ir.training.reports.report import answers, collect, markdown
+from elastic_ir.training.studies.executors import Here
+from elastic_ir.training.studies.jobs import in_order
+from elastic_ir.training.studies.methods import transformed
+from elastic_ir.training.studies.names import build
+from elastic_ir.training.studies.run import run
+from elastic_ir.training.studies.store import Store
+from elastic_ir.training.studies.study import Study, runs
+from elastic_ir.training.studies.study_file import read_study
 
 FOLDER = Path(__file__).parents[2] / "studies"
 ABLATIONS = ("study-b", "study-c", "study-d")

@@ -11,10 +11,10 @@ from click.testing import CliRunner
 
 from elastic_ir.cli.app import elastic_ir as program
 from elastic_ir.errors import PlanError
-from elastic_ir.training.report import collect, markdown
-from elastic_ir.training.store import Store
-from elastic_ir.training.study import Study
-from elastic_ir.training.study_file import read_study
+from elastic_ir.training.reports.report import collect, markdown
+from elastic_ir.training.studies.store import Store
+from elastic_ir.training.studies.study import Study
+from elastic_ir.training.studies.study_file import read_study
 
 STUDY: dict[str, Any] = {
     "name": "tiny",

@@ -14,20 +14,21 @@ import elastic_ir as eir
 from elastic_ir.errors import PlanError
 from elastic_ir.passes import GhostSkips
 from elastic_ir.tickets import magnitude_masks
-from elastic_ir.training import schedule_of, tweaks
+from elastic_ir.training import schedule_of
 from elastic_ir.training.callbacks import FollowSchedule
 from elastic_ir.training.data import load_data
-from elastic_ir.training.executors import Here
 from elastic_ir.training.fit import fit
-from elastic_ir.training.flops import forward_cost, gradinit_cost
 from elastic_ir.training.loader import BatchStream
-from elastic_ir.training.run import run
+from elastic_ir.training.pruning.flops import forward_cost, gradinit_cost
 from elastic_ir.training.settings import Training
-from elastic_ir.training.start import Start
-from elastic_ir.training.store import Store
-from elastic_ir.training.study import TWEAKS, runs
-from elastic_ir.training.study_file import read_study
-from elastic_ir.training.tweaks import tweaked
+from elastic_ir.training.studies import tweaks
+from elastic_ir.training.studies.executors import Here
+from elastic_ir.training.studies.run import run
+from elastic_ir.training.studies.start import Start
+from elastic_ir.training.studies.store import Store
+from elastic_ir.training.studies.study import TWEAKS, runs
+from elastic_ir.training.studies.study_file import read_study
+from elastic_ir.training.studies.tweaks import tweaked
 from elastic_ir.zoo import CifarResNet, cifar_resnet
 
 DATA = load_data("digits", channels=3)
@@ -70,7 +71,7 @@ def test_the_search_for_scales_is_counted_and_goes_by_the_loss_of_the_training(
 ) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    from elastic_ir.training.gradinit import GradInit, find_scales
+    from elastic_ir.analysis.gradinit import GradInit, find_scales
 
     short = GradInit(steps=3)
     monkeypatch.setattr(tweaks, "GradInit", lambda: short)

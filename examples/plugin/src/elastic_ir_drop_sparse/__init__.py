@@ -7,10 +7,10 @@ from math import prod
 from typing import ClassVar
 
 from elastic_ir.errors import PlanError
-from elastic_ir.graph import Graph
+from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.structure import Unit
 from elastic_ir.passes import Pass
-from elastic_ir.rewriter import Rewriter
-from elastic_ir.structure import Unit
+from elastic_ir.rewrite.rewriter import Rewriter
 
 
 @dataclasses.dataclass(frozen=True)

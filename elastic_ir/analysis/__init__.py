@@ -1,0 +1,1 @@
+"""Analyses: what can be known of a graph without changing it."""

@@ -1,0 +1,167 @@
+"""Residual branches of a block: where they join the stream, and the last layer of each, whose output is what is added.
+
+A block computes ``x + f(x)``, one addition for each of its branches, and passes the sum on as it is, or through what
+leaves a sum unchanged or non-negative (identities, dropout, a ReLU). Scaling or zeroing the last layer of every branch
+then scales or removes the block's step, which is what growth passes do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from elastic_ir.ir.graph import Graph, Node, Value
+from elastic_ir.ir.structure import Block
+
+_SUMS = {
+    "operator.add", "operator.iadd", "torch.add", "method.add", "method.add_", "aten.add.Tensor", "aten.add_.Tensor",
+    "onnx.Add", "onnx.Sum",
+}  # fmt: skip
+#: What a stream goes through unchanged in evaluation, by the last part of the operation's name in lower case.
+_SAME = {
+    "identity", "dropout", "dropout1d", "dropout2d", "stochastic_depth", "stochasticdepth", "droppath", "contiguous",
+    "clone", "dropout_", "feature_dropout", "alias", "_assert",
+}  # fmt: skip
+_PRODUCTS = {"mul", "mul_", "imul"}
+_CASTS = {"to", "_to_copy", "float", "half", "type_as"}
+#: What keeps the elements and their order; as a block ends in the shape it begins with, they undo one another.
+_SHAPES = {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze"}
+#: What a norm divides by, made of the very tensor that it divides.
+_NORMS = {"rsqrt", "sqrt", "reciprocal", "norm", "linalg_vector_norm"}
+_RELUS = {"relu", "relu_"}
+#: What hands on zeros as zeros and a multiple as that multiple: it rearranges, or multiplies by something else.
+_LINEAR = _SAME | {
+    "reshape", "view", "permute", "transpose", "flatten", "roll", "getitem", "slice", "squeeze", "unsqueeze", "mul",
+    "mul_", "imul", "div", "truediv", "unflatten", "chunk", "split", "pad", "_unsafe_view", "expand", "narrow",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One branch: the addition where it joins, and the weights of the layer that computes what is added."""
+
+    join: Node
+    last: Node
+    weights: tuple[str, ...]
+
+
+def kind_of(node: Node) -> str:
+    """The last part of an operation's name, in lower case: ``relu`` for ``nn.ReLU`` and ``aten.relu.default``."""
+    parts = node.op.split(".")
+    return (parts[1] if parts[0] == "aten" and len(parts) > 2 else parts[-1]).lower()
+
+
+def branches_of(block: Block, graph: Graph) -> tuple[list[Branch], str]:
+    """The branches of a block, the last first, or no branch and the reason why it is no residual block."""
+    if block.input is None or block.output is None:
+        return [], "names alone do not show what it computes"
+    if not block.preserving:
+        return [], "it changes the activation's shape"
+    inside = set(block.nodes)
+    light = _light_values(block, inside)
+    flowing = {block.input}
+    for node in block.nodes:
+        if flowing.intersection(node.operands()):
+            flowing.add(node.output)
+    found: list[Branch] = []
+    value = block.output
+    while value is not block.input:
+        node = value.node
+        operands = [item for item in dict.fromkeys(node.operands()) if item in light]
+        if node not in inside or len(operands) != 1:
+            return [], f"its output comes from {node.op}, not from a sum with its input"
+        if node.op in _SUMS:
+            others = [item for item in node.operands() if item is not operands[0]]
+            if len(others) != 1:
+                return [], f"%{node.name} adds no branch"
+            branches = _last_layers(others[0], node, inside, flowing, graph)
+            if isinstance(branches, str):
+                return [], branches
+            found += branches
+        value = operands[0]
+    return (found, "") if found else ([], "nothing is added to its input")
+
+
+def _light_values(block: Block, inside: set[Node]) -> set[Value]:
+    """The stream: the input, sums with it, and what leaves a sum as it is."""
+    assert block.input is not None
+    light = {block.input}
+    for node in block.nodes:
+        streams = [value for value in node.operands() if value in light]
+        kind = kind_of(node)
+        cast = kind in _CASTS and bool(streams) and streams[0].type == node.output.type
+        same = (
+            kind in _SAME | _SHAPES or cast or (kind in _RELUS and any(v is not block.input for v in streams))
+        )
+        if len(streams) == 1 and not node.weight_names() and (node.op in _SUMS or same):
+            light.add(node.output)
+    return light
+
+
+def _last_layers(
+    value: Value, join: Node, inside: set[Node], flowing: set[Value], graph: Graph
+) -> list[Branch] | str:
+    """The layers whose outputs are added: of branches side by side (attention beside an MLP) each one's."""
+    node = value.node
+    while node in inside and kind_of(node) in _SAME and len(node.operands()) == 1:
+        node = node.operands()[0].node
+    if node not in inside or node.op not in _SUMS or node.weight_names():
+        branch = _last_layer(value, join, inside, flowing, graph)
+        return branch if isinstance(branch, str) else [branch]
+    found: list[Branch] = []
+    for operand in node.operands():
+        branches = _last_layers(operand, join, inside, flowing, graph)
+        if isinstance(branches, str):
+            return branches
+        found += branches
+    return found
+
+
+def _last_layer(
+    value: Value, join: Node, inside: set[Node], flowing: set[Value], graph: Graph
+) -> Branch | str:
+    """The layer whose output is added, through what keeps zeros and multiples."""
+    for _ in range(64):
+        node = value.node
+        if node not in inside:
+            return f"what %{join.name} adds is computed outside of the block"
+        kind = kind_of(node)
+        if kind in _PRODUCTS:
+            scale = _learned_scale(node, graph)
+            if scale is not None:
+                return Branch(join, *scale)
+        weights = _scaled_by(node, graph)
+        computed = [item for item in node.operands() if item not in flowing]
+        if computed and not any(graph.weights[name].prunable for name in weights):
+            return f"the weight of %{node.name} is itself computed (by {computed[-1].node.op})"
+        if weights:
+            return Branch(join, node, weights)
+        if any(kind_of(item.node) in _NORMS for item in node.operands()):
+            return f"what %{join.name} adds goes through a norm (by {node.op}), whose own scale is no plain weight"
+        # a part of several results (an attention's) comes from what is no tensor
+        operands = [item for item in node.operands() if item.is_tensor or kind == "getitem"]
+        if kind not in _LINEAR | _CASTS or not operands:
+            return f"what %{join.name} adds comes from {node.op}, which is no linear layer or norm"
+        value = operands[0]
+    return f"what %{join.name} adds is computed too far away"
+
+
+def _learned_scale(node: Node, graph: Graph) -> tuple[Node, tuple[str, ...]] | None:
+    """The parameter that a product multiplies by, reshaped perhaps (a layer's scale), with the node that reads it."""
+    for value in node.operands():
+        maker = value.node
+        while not maker.weight_names() and kind_of(maker) in _LINEAR and len(maker.operands()) == 1:
+            maker = maker.operands()[0].node
+        if not maker.operands() and maker.weight_names():
+            return maker, _scaled_by(maker, graph)
+    return None
+
+
+def _scaled_by(node: Node, graph: Graph) -> tuple[str, ...]:
+    """The parameters whose multiple makes a node's output that multiple; of a fused attention its last layer's."""
+    names = list(dict.fromkeys(name for name in node.weight_names() if graph.weights[name].is_parameter))
+    layers = [name for name in names if graph.weights[name].prunable]
+    if len(layers) > 1:
+        order = {name: place for place, name in enumerate(graph.weights)}
+        last = max(layers, key=order.__getitem__).rpartition(".")[0]
+        names = [name for name in names if name.rpartition(".")[0] == last]
+    return tuple(names)

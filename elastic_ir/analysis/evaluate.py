@@ -1,0 +1,228 @@
+"""Evaluating nodes whose operands are all known: plain numbers at once, tensors of weights when they are read.
+
+Torch's functions are found by name among the pure ones; ONNX's operators run in the reference implementation of the
+onnx package, which is what the operators mean.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from elastic_ir.errors import EmitError
+from elastic_ir.ir.functions import method_allowed, resolve_function
+from elastic_ir.ir.graph import Argument, Literal, Node, Symbol, Value, WeightRef, map_argument
+from elastic_ir.onnx_model.source import OnnxSource
+from elastic_ir.tensors.lazy import TensorData
+from elastic_ir.tensors.recipes import Recipe
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.generic]
+
+_OPERATORS = {
+    "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_",
+    "not_", "abs", "getitem", "iadd", "isub", "imul", "ifloordiv",
+}  # fmt: skip
+_BUILTINS: dict[str, Any] = {"int": int, "float": float, "bool": bool, "len": len, "min": min, "max": max}
+LARGEST = 1024  #: elements of a literal that is made
+
+
+def plain_result(node: Node) -> Any:
+    """What a node of plain numbers gives, or None where it reads anything else, fails, or is not arithmetic."""
+    place, _, name = node.op.rpartition(".")
+    plain = True
+
+    def look(leaf: Argument) -> Argument:
+        nonlocal plain
+        plain &= leaf is None or type(leaf) in (bool, int, float)
+        return leaf
+
+    map_argument((node.args, node.kwargs), look)
+    function = None
+    if place == "operator" and name in _OPERATORS:
+        function = getattr(operator, name)
+    elif place == "math":
+        function = getattr(math, name, None)
+    elif place in ("", "builtins"):
+        function = _BUILTINS.get(name)
+    if not plain or function is None or node.kind != "function":
+        return None
+    try:
+        result = function(*node.args, **node.kwargs)
+    except (ArithmeticError, TypeError, ValueError, IndexError):
+        return None
+    items = result if isinstance(result, (tuple, list)) else (result,)
+    return result if all(type(item) in (bool, int, float) for item in items) else None
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluated(Recipe):
+    """A tensor that nodes compute from weights alone; they run when it is read."""
+
+    nodes: tuple[Node, ...]  #: copies, in the order they run, the last the result
+    weights: Mapping[str, TensorData]
+    shape: tuple[int, ...]
+    dtype: str
+    source: OnnxSource | None = None
+
+    def chunks(self) -> Iterator[memoryview]:
+        from elastic_ir.tensors.torch_bridge import TorchData, to_torch
+
+        if self.source is not None:
+            import numpy as np
+
+            array = run_onnx(self.nodes, self.source, {n: _array(data) for n, data in self.weights.items()})
+            yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+            return
+        tensors = {name: to_torch(data) for name, data in self.weights.items()}
+        yield from TorchData(run_torch(self.nodes, tensors).contiguous()).chunks()
+
+    def carried(self, moment: torch.Tensor) -> torch.Tensor | None:
+        """Refused: what was computed in training is fixed now."""
+        raise EmitError(
+            "fold-constants has fixed what was computed of weights, and an optimizer's state cannot "
+            "follow; train before folding"
+        )
+
+
+def can_run_torch(node: Node) -> bool:
+    """Whether a node is a function or method of torch that its name finds."""
+    if node.kind == "method":
+        return method_allowed(node.op.removeprefix("method."))
+    if node.kind != "function":
+        return False
+    try:
+        resolve_function(node.op)
+    except EmitError:
+        return False
+    return True
+
+
+def run_torch(nodes: Sequence[Node], weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The result of the last of some nodes, given the weights that they read."""
+    import torch
+
+    from elastic_ir.ir.functions import resolve_symbol
+
+    values: dict[Value, Any] = {}
+
+    def change(leaf: Argument) -> Any:
+        if isinstance(leaf, Value):
+            return values[leaf]
+        if isinstance(leaf, WeightRef):
+            return weights[leaf.name]
+        return resolve_symbol(leaf.name) if isinstance(leaf, Symbol) else leaf
+
+    result: Any = None
+    with torch.no_grad():
+        for node in nodes:
+            args, kwargs = map_argument(node.args, change), map_argument(node.kwargs, change)
+            if node.kind == "method":
+                result = getattr(args[0], node.op.removeprefix("method."))(*args[1:], **kwargs)
+            else:
+                result = resolve_function(node.op)(*args, **kwargs)
+            values[node.output] = result
+    if not isinstance(result, torch.Tensor):
+        raise EmitError(f"node %{nodes[-1].name} ({nodes[-1].op}) gave no tensor")
+    return result
+
+
+def literal_result(node: Node, source: OnnxSource) -> Literal | None:
+    """What an ONNX node of literals gives, as a literal; None where it reads anything else or fails.
+
+    Whole numbers and truths up to :data:`LARGEST` of them, and single floating-point numbers: more is a weight.
+    """
+    given = [item for item in node.args if item is not None]
+    if node.kwargs or not given or not all(isinstance(item, Literal) for item in given):
+        return None
+    if _too_large(node):
+        return None
+    try:
+        array = run_onnx((node,), source, {})
+    except Exception:  # the reference raises errors of many kinds; onnxruntime may still know what to do
+        return None
+    whole = array.dtype.kind in "iub" and array.size <= LARGEST
+    if not whole and not (array.dtype.kind == "f" and array.size == 1):
+        return None
+    return Literal(str(array.dtype), tuple(array.shape), tuple(array.reshape(-1).tolist()))
+
+
+def _too_large(node: Node) -> bool:
+    """Whether a node makes a tensor as large as a literal says, and it says too much."""
+    kind = node.op.removeprefix("onnx.")
+    numbers = [[float(v) for v in item.values] if isinstance(item, Literal) else [] for item in node.args]
+    if kind in ("ConstantOfShape", "Expand", "Tile", "Pad", "Resize"):
+        return (
+            math.prod(abs(number) or 1 for number in (numbers[0] if len(numbers) == 1 else numbers[1]))
+            > LARGEST
+        )
+    if kind == "Range":
+        start, limit, delta = (part[0] for part in numbers)
+        return not delta or (limit - start) / delta > LARGEST
+    return kind in ("OneHot", "EyeLike", "Loop", "Scan", "If")
+
+
+def run_onnx(nodes: Sequence[Node], source: OnnxSource, weights: Mapping[str, Array]) -> Array:
+    """The result of the last of some ONNX nodes in the onnx package's reference implementation."""
+    import numpy as np
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    names: dict[Value, str] = {}
+    given: dict[str, Array] = {}
+    made: list[onnx.NodeProto] = []
+
+    def operand(item: Argument) -> str:
+        if item is None:
+            return ""
+        if isinstance(item, Value):
+            return names[item]
+        name = f"given{len(given)}"
+        if isinstance(item, WeightRef):
+            given[name] = weights[item.name]
+        elif isinstance(item, Literal):
+            given[name] = np.array(item.values, np.dtype(item.dtype)).reshape(item.shape)
+        else:
+            raise EmitError(f"an operand {item!r} cannot be evaluated")
+        return name
+
+    for place, node in enumerate(nodes):
+        proto = onnx.NodeProto()
+        if any(isinstance(item, Symbol) for item in node.attributes.values()):
+            proto.CopyFrom(source.model.graph.node[int(node.origin)])
+            del proto.input[:], proto.output[:]
+        else:
+            for key, value in node.attributes.items():
+                proto.attribute.append(onnx.helper.make_attribute(key, value))
+        proto.domain, _, proto.op_type = node.op.removeprefix("onnx.").rpartition(".")
+        proto.input.extend(operand(item) for item in node.args)
+        names[node.output] = f"made{place}"
+        proto.output.append(names[node.output])
+        made.append(proto)
+    result = names[nodes[-1].output]
+    inputs = [
+        onnx.helper.make_tensor_value_info(
+            name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
+        )
+        for name, array in given.items()
+    ]
+    output = onnx.helper.make_empty_tensor_value_info(result)
+    graph = onnx.helper.make_graph(made, "nodes", inputs, [output])
+    model = onnx.helper.make_model(
+        graph, opset_imports=source.model.opset_import, ir_version=source.model.ir_version
+    )
+    (array,) = ReferenceEvaluator(model).run(None, given)
+    return np.asarray(array)
+
+
+def _array(data: TensorData) -> Array:
+    import numpy as np
+
+    return np.frombuffer(b"".join(data.chunks()), np.dtype(data.dtype)).reshape(data.shape)

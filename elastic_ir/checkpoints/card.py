@@ -1,0 +1,108 @@
+"""The section of a model card that says where a checkpoint of another depth comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from elastic_ir.checkpoints.config.depth import Stack
+from elastic_ir.checkpoints.record import Step
+from elastic_ir.printable import printable
+
+CARD = "README.md"
+_LIMIT = 4 << 20  #: bytes of a card that are kept
+
+
+def card(path: Path, step: Step, stacks: Sequence[Stack], names: Sequence[str] = ()) -> str:
+    """The source's card, if there is one, with a section on what was done: sources, plan and lineage.
+
+    ``names`` are what the sources are called in plans, the first one's included. The text before is kept as it is, its
+    metadata included; earlier sections of ours stay, so that the card tells the whole descent.
+    """
+    before = ""
+    if path.is_file():
+        with path.open("rb") as file:
+            before = file.read(_LIMIT).decode("utf-8", "replace").rstrip() + "\n\n"
+    made = f"Made from {_code(step.sources[0])}"
+    more = [
+        f"{_code(folder)} ({_code(name)})" for folder, name in zip(step.sources[1:], names[1:], strict=True)
+    ]
+    if more:
+        made += f" and layers of {', '.join(more)}"
+    changed = [origin.scale for origin in step.lineage.values() if origin.scale is not None]
+    copied = "Every tensor is a copy of one of the " + ("sources'" if more else "source's")
+    if changed:
+        zeros = changed.count(0)
+        told = [f"zeros ({zeros})"] if zeros else []
+        told += [f"multiples ({len(changed) - zeros})"] if len(changed) > zeros else []
+        copied += f", but for {' and '.join(told)}"
+    lines = [
+        "## Depth changed by ElasticIR",
+        "",
+        f"{made} by ElasticIR {step.version}. {copied}; what lies outside the layers below is as it was"
+        + (" in the first." if more else "."),
+        "",
+        "| layers | before | after | plan (source layers in order) |",
+        "|---|---|---|---|",
+    ]
+    for stack in stacks:
+        plan = step.plan[stack.label]
+        label = _code(stack.label).replace("|", "\\|")
+        lines.append(f"| {label} | {stack.before} | {len(stack.order)} | {printable(plan)} |")
+    lines += ["", "Layer by layer, target from source, where the number changed:", ""]
+    for stack in stacks:
+        moved = [
+            f"{at} from {_label(source, names)}{layer}"
+            for at, (source, layer) in enumerate(stack.places())
+            if (source, layer) != (0, at)
+        ]
+        lines.append(f"- {_code(stack.label)}: {printable(', '.join(moved)) or 'none'}")
+    return before + "\n".join(lines) + "\n"
+
+
+def _code(name: str) -> str:
+    """A name as code, which no page takes for markup."""
+    return f"`{printable(name).replace('`', '&#96;')}`"
+
+
+def moves(stack: Stack, names: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Runs of target layers and the runs of source layers that they come from: ``("16-31", "6-21")``."""
+    places = stack.places()
+    found: list[tuple[str, str]] = []
+    start = 0
+    for at in range(1, len(places) + 1):
+        if at == len(places) or places[at] != (places[at - 1][0], places[at - 1][1] + 1):
+            source = _label(places[start][0], names) + runs([layer for _, layer in places[start:at]])
+            found.append((runs(range(start, at)), source))
+            start = at
+    return found
+
+
+def plan_text(stack: Stack, names: Sequence[str] = ()) -> str:
+    """A stack's layers as ``--plan`` takes them: ``0-15,b/6-21``; ``names`` are the sources', the first one's too."""
+    places = stack.places()
+    parts: list[str] = []
+    start = 0
+    for at in range(1, len(places) + 1):
+        if at == len(places) or places[at][0] != places[start][0]:
+            numbers = [layer for _, layer in places[start:at]]
+            head = _label(places[start][0], names)
+            parts += [head + part for part in runs(numbers).split(",")]
+            start = at
+    return ",".join(parts)
+
+
+def _label(source: int, names: Sequence[str]) -> str:
+    return f"{names[source]}/" if source else ""
+
+
+def runs(order: Sequence[int]) -> str:
+    """Layer numbers as ``--plan`` takes them, two or more in a row as a range: ``0-15,6-21``."""
+    parts: list[str] = []
+    start = 0
+    for place in range(1, len(order) + 1):
+        if place == len(order) or order[place] != order[place - 1] + 1:
+            run = order[start:place]
+            parts.append(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}")
+            start = place
+    return ",".join(parts)

@@ -1,0 +1,149 @@
+"""What transformers would say of a checkpoint if it loaded it: names that are missing, unexpected, of another shape.
+
+Run as a process of its own, ``python -m elastic_ir.checkpoints.config.native_names``, which
+:mod:`elastic_ir.checkpoints.config.native_check` starts. The class that a configuration names is built on the meta
+device, so no weight is made or read, and given tensors of the checkpoint's names and shapes by transformers' own
+loading, which knows what it renames, fuses, ties and leaves out. The class is transformers' own, never code beside a
+checkpoint, see :mod:`elastic_ir.safety.registered`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from elastic_ir.errors import SourceError
+from elastic_ir.formats.model_folder import CONFIG
+from elastic_ir.safety import registered
+from elastic_ir.safety.limits import NETWORK_BYTES, NETWORK_BYTES_EACH, NETWORK_SECONDS, NETWORK_SECONDS_EACH
+from elastic_ir.safety.own_process import answering, bounded, received
+
+Shape = Sequence[int]
+
+#: Entries that say how weights are packed or which code computes with them, and nothing of names and shapes.
+_LEFT_OUT = re.compile(
+    r"(quantization|compression)_config|\w*_implementation\w*|transformers_weights|(torch_)?dtype"
+)
+
+
+def main() -> None:
+    """Read configurations and tensors, and answer what loading each would tell."""
+    networks = received()["networks"]
+    with answering() as out:
+        with contextlib.suppress(Exception):  # which is told with the answers
+            importlib.import_module("transformers.modeling_utils")
+        count = sum(len(network["tensors"]) for network in networks)
+        bounded(NETWORK_BYTES + NETWORK_BYTES_EACH * count, NETWORK_SECONDS + NETWORK_SECONDS_EACH * count)
+        out.write(json.dumps(answers(networks)).encode())
+
+
+def answers(networks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each network, its ``config`` and the shapes of its ``tensors``, what :func:`loading` tells.
+
+    Or ``unknown``, why its class is not to be had, or ``fails``, why the class cannot be made of the configuration.
+    """
+    try:
+        return [_answer(network["config"], network["tensors"]) for network in networks]
+    except SourceError as error:
+        why = str(error)
+    except Exception as error:  # a broken installation, or a version that loads in another way
+        why = f"transformers cannot be asked ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+    return [{"unknown": why} for _ in networks]
+
+
+def _answer(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> dict[str, Any]:
+    kind = _class(config)
+    try:
+        module = _built(kind, config)
+    except SourceError as error:
+        return {"class": kind.__name__, "fails": str(error)}
+    return {"class": kind.__name__, **loading(module, tensors)}
+
+
+def _class(config: Mapping[str, Any]) -> Any:
+    """The class of transformers that a configuration names, else the plain model of its ``model_type``.
+
+    Raises SourceError where transformers has none, or is not there.
+    """
+    try:
+        return registered.model_class(config, CONFIG)
+    except SourceError:
+        try:
+            import transformers
+
+            kind = transformers.MODEL_MAPPING[transformers.CONFIG_MAPPING[config["model_type"]]]
+        except (ImportError, RuntimeError, KeyError, TypeError):
+            kind = None
+        if not registered.is_model(kind):
+            raise
+        return kind
+
+
+def _built(kind: Any, config: Mapping[str, Any]) -> Any:
+    settings = registered.configuration(kind.config_class, _structural(config), CONFIG)
+    return registered.network(kind, settings, CONFIG)
+
+
+def _structural(table: Any) -> Any:
+    if isinstance(table, list):
+        return [_structural(item) for item in table]
+    if not isinstance(table, Mapping):
+        return table
+    return {name: _structural(value) for name, value in table.items() if not _LEFT_OUT.fullmatch(name)}
+
+
+def loading(module: Any, tensors: Mapping[str, Shape]) -> dict[str, Any]:
+    """What loading tensors of these shapes into a module on the meta device would tell.
+
+    ``missing`` and ``unexpected`` are names as transformers tells them, ``ignored`` those of both that it says nothing
+    of; ``shapes`` has name, held and expected shape; ``failed`` what could not be converted.
+    """
+    import torch
+
+    state = {name: torch.empty(tuple(shape), device="meta") for name, shape in tensors.items()}
+    info = _loaded(module, state)
+    missing = _not_ignored(info["missing"], module._keys_to_ignore_on_load_missing)
+    rules = [*(module._keys_to_ignore_on_load_unexpected or ()), *_old_buffers(module)]
+    unexpected = _not_ignored(info["unexpected"], rules)
+    ignored = (info["missing"] | info["unexpected"]) - missing - unexpected
+    return {
+        "missing": sorted(missing), "unexpected": sorted(unexpected), "ignored": sorted(ignored),
+        "shapes": sorted(info["shapes"]), "failed": sorted(info["failed"]),
+    }  # fmt: skip
+
+
+def _loaded(module: Any, state: Mapping[str, Any]) -> dict[str, set[Any]]:
+    """By the loading of transformers 5, which tells its result before it drops what a class ignores."""
+    import torch
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.modeling_utils import LoadStateDictConfig
+
+    renamings: Any = get_model_conversion_mapping(module)
+    settings = LoadStateDictConfig(weight_mapping=renamings, device_map={"": "meta"}, dtype=torch.float32)
+    info, _ = module._load_pretrained_model(module, dict(state), None, settings)
+    module.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
+    return {
+        "missing": set(info.missing_keys),
+        "unexpected": set(info.unexpected_keys),
+        "shapes": {(name, tuple(held), tuple(wanted)) for name, held, wanted in info.mismatched_keys},
+        "failed": set(info.conversion_errors),
+    }
+
+
+def _not_ignored(names: Iterable[str], patterns: Iterable[str] | None) -> set[str]:
+    return {name for name in names if not any(re.search(pattern, name) for pattern in patterns or ())}
+
+
+def _old_buffers(module: Any) -> list[str]:
+    """Buffers that old checkpoints hold for each layer, and transformers leaves out without a word."""
+    held = {name.rpartition(".")[2] for name, _ in module.named_buffers()}
+    rules = {"inv_freq": r"rotary_emb\.inv_freq", "position_ids": r"(^|\.)position_ids$"}
+    return [rule for name, rule in rules.items() if name in held]
+
+
+if __name__ == "__main__":
+    main()

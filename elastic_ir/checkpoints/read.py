@@ -1,0 +1,188 @@
+"""Hugging Face checkpoint folders by their headers alone: one or many shards and an index. No torch here.
+
+The shards are safetensors, or else files of ``torch.save``, whose pickles are read as data.
+
+What is wrong with a folder is found before a byte of a tensor is read: every header is parsed and held against the
+others, the index and the configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from elastic_ir.checkpoints.config.depth import Stack, check_depth
+from elastic_ir.checkpoints.names import graph_of_tensors
+from elastic_ir.checkpoints.uncounted_layers import set_tail_apart
+from elastic_ir.errors import SourceError, StructureError
+from elastic_ir.formats.bin import read_bin
+from elastic_ir.formats.json_file import read_json
+from elastic_ir.formats.model_folder import BIN, BIN_INDEX, CONFIG, INDEX, MASKS, WEIGHTS, CheckpointSource
+from elastic_ir.formats.safetensors import read_safetensors
+from elastic_ir.ir.graph import Graph
+from elastic_ir.tensors.lazy import TensorData, nbytes
+from elastic_ir.tensors.weights import Storage
+
+#: What ElasticIR writes into the metadata of its own single files; it would not fit another network.
+_OURS = "elastic_ir."
+#: The names of one file of weights and of an index, in the order in which transformers looks for them.
+_FORMS = ((WEIGHTS, None), (None, INDEX), (BIN, None), (None, BIN_INDEX))
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder holds weights under the names that transformers gives them."""
+    return path.is_dir() and any((path / str(file or index)).is_file() for file, index in _FORMS)
+
+
+def load_checkpoint(folder: Path) -> Graph:
+    """A folder's tensors as a graph without nodes, found from names and shapes.
+
+    Raises SourceError, one line: no configuration, a shard missing, truncated or damaged, an index that does not say
+    what the shards hold, a name in two shards, a link out of the folder, or a configuration that counts other
+    numbers of layers than the weights hold.
+    """
+    root, config = _root(folder), read_configuration(folder)
+    tensors, shards, metadata = _tensors(folder, root)
+    graph = graph_of_tensors(folder.resolve().name, tensors)
+    _tie(graph)
+    shapes = {name: data.shape for name, data in tensors.items()}
+    graph.origin = CheckpointSource(folder, root, config, shards, metadata, shapes)
+    set_tail_apart(graph, config)
+    try:
+        stacks = [Stack.of(container) for container in graph.structure.containers]
+    except StructureError:
+        stacks = []  # nothing repeats, which whoever changes the depth will be told
+    check_depth(config, stacks, tensors, str(folder / CONFIG))
+    graph.origin.kinds = {stack.label: _kinds(stack, tensors) for stack in stacks}
+    return graph
+
+
+def read_configuration(folder: Path) -> dict[str, Any]:
+    """What a folder's ``config.json`` says; SourceError where there is none, or it is no table."""
+    if not (folder / CONFIG).exists():
+        raise SourceError(f"{folder} has no config.json, so it is no Hugging Face model folder")
+    return read_table(folder / CONFIG, _root(folder))
+
+
+def _tie(graph: Graph) -> None:
+    """Names of one range of bytes are tied, as ``torch.save`` keeps them; in safetensors there are none."""
+    seen: dict[TensorData, Storage] = {}
+    for name, weight in graph.weights.items():
+        if nbytes(weight.storage.data):
+            storage = seen.setdefault(weight.storage.data, weight.storage)
+            graph.weights[name] = replace(weight, storage=storage)
+
+
+def _kinds(stack: Stack, tensors: Mapping[str, TensorData]) -> tuple[int, ...]:
+    """For each layer of a stack a number that layers with the same names and shapes share."""
+    held: list[list[tuple[str, tuple[int, ...]]]] = [[] for _ in range(stack.before)]
+    for name, data in tensors.items():
+        number = stack.series.number(name)
+        if number is not None and 0 <= number - stack.base < stack.before:
+            rest = name[len(stack.series.name(number)) + 1 :]
+            held[number - stack.base].append((rest, data.shape))
+    seen: dict[tuple[tuple[str, tuple[int, ...]], ...], int] = {}
+    return tuple(seen.setdefault(tuple(sorted(layer)), len(seen)) for layer in held)
+
+
+def masks_beside(folder: Path) -> Path | None:
+    """The masks that ElasticIR wrote beside the weights, if any."""
+    path = folder / MASKS
+    return inside(path, _root(folder)) if path.exists() else None
+
+
+def _root(folder: Path) -> Path:
+    """The folder that links may lead to: the checkpoint's own, in a hub cache the repository's.
+
+    A cache holds ``snapshots/REVISION/FILE`` as links to ``blobs/HASH`` beside them.
+    """
+    whole = folder.resolve()
+    return whole.parent.parent if whole.parent.name == "snapshots" else whole
+
+
+def inside(path: Path, root: Path) -> Path:
+    """The path itself; SourceError where it is a link that leads out of the folder."""
+    if not path.resolve().is_relative_to(root):
+        raise SourceError(
+            f"{path} is a symbolic link out of the folder, to {path.resolve()}; put the file itself there"
+        )
+    return path
+
+
+def read_table(path: Path, root: Path) -> dict[str, Any]:
+    """A table from a JSON file; SourceError where it is something else."""
+    try:
+        found = read_json(inside(path, root))
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from error
+    except ValueError as error:
+        raise SourceError(f"{path} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise SourceError(f"{path} is damaged: it holds no table")
+    return found
+
+
+def _tensors(folder: Path, root: Path) -> tuple[dict[str, TensorData], tuple[Path, ...], dict[str, str]]:
+    """All tensors by name, the files that they lie in, and those files' metadata."""
+    there = (form for form in _FORMS if (folder / str(form[0] or form[1])).exists())
+    whole, index = next(there, (None, INDEX))
+    places: Mapping[str, str] | None = None
+    files = [whole] if whole else []
+    if index is not None:
+        places = _index(folder / index, root)
+        files = sorted(set(places.values()))
+        _refuse_missing(folder, files)
+    found: dict[str, TensorData] = {}
+    held: dict[str, str] = {}
+    metadata: dict[str, str] = {}
+    for file in files:
+        path = inside(folder / file, root)
+        tensors, texts = _read(path)
+        metadata = {**{k: v for k, v in texts.items() if not k.startswith(_OURS)}, **metadata}
+        for name, data in tensors.items():
+            if name in found:
+                raise SourceError(f"{folder}: the tensor {name!r} lies in both {held[name]} and {file}")
+            if places is not None and places.get(name) != file:
+                said = f"as in {places[name]}" if name in places else "not at all"
+                raise SourceError(f"{path} holds the tensor {name!r}, which {index} names {said}")
+            found[name], held[name] = data, file
+    absent = [name for name in places or () if name not in found]
+    if places is not None and absent:
+        more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
+        raise SourceError(
+            f"{folder / str(index)} names the tensor {absent[0]!r}, which {places[absent[0]]} does not hold{more}"
+        )
+    # safetensors by name, as single files come: discovery then goes by the numbers in the names, however the shards are
+    # cut; torch.save keeps the order in which the network has its layers, which tells more
+    order = list(found) if whole == BIN or index == BIN_INDEX else sorted(found)
+    return {name: found[name] for name in order}, tuple(folder / file for file in files), metadata
+
+
+def _read(path: Path) -> tuple[Mapping[str, TensorData], dict[str, str]]:
+    """A shard's tensors and metadata, by the form that its name tells."""
+    if path.suffix.lower() != ".safetensors":
+        return read_bin(path), {}
+    return read_safetensors(path)
+
+
+def _index(path: Path, root: Path) -> Mapping[str, str]:
+    places = read_table(path, root).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        raise SourceError(f"{path} is damaged: its weight_map is no table of tensors and files")
+    if not places:
+        raise SourceError(f"{path} names no tensor")
+    for file in places.values():
+        if file != Path(file).name or file in ("", ".", "..") or "\\" in file or "\0" in file:
+            raise SourceError(f"{path} names the file {file!r}; shards lie in the index's own folder")
+    return places
+
+
+def _refuse_missing(folder: Path, files: list[str]) -> None:
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise SourceError(
+            f"{folder} is not complete: {missing[0]}{more} of {len(files)} shards missing; fetch it again"
+        )

@@ -1,0 +1,116 @@
+"""The record beside a checkpoint, ``elastic_ir.json``: for each change of depth sources, plan, lineage. No torch.
+
+One step a change, the oldest first. A step's lineage says of each tensor of *its* result where it comes from in *its*
+sources; a tensor that has the same name and the same bytes in the first source is left out of the file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from elastic_ir.errors import SourceError
+from elastic_ir.formats.json_file import read_json
+from elastic_ir.formats.model_folder import RECORD
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a tensor comes from: its name in one of the sources, and what it was multiplied by, if by anything."""
+
+    name: str
+    source: int = 0  #: the number of the source
+    scale: float | None = None  #: None where it is a copy, byte for byte; 0 where it is zeros, of either sign
+
+    def data(self) -> str | dict[str, Any]:
+        """As the file has it: the bare name where nothing else is to be said."""
+        if self.source == 0 and self.scale is None:
+            return self.name
+        said: dict[str, Any] = {"name": self.name}
+        if self.source:
+            said["source"] = self.source
+        if self.scale is not None:
+            said["scale"] = self.scale
+        return said
+
+    @staticmethod
+    def of(data: Any) -> Origin:
+        """The origin that :meth:`data` gave; ValueError for anything else."""
+        if isinstance(data, str):
+            return Origin(data)
+        if isinstance(data, Mapping) and isinstance(data.get("name"), str):
+            source, scale = data.get("source", 0), data.get("scale")
+            numbered = isinstance(source, int) and not isinstance(source, bool) and source >= 0
+            if numbered and (scale is None or isinstance(scale, int | float)):
+                return Origin(data["name"], source, None if scale is None else float(scale))
+        raise ValueError(f"{data!r} is no origin of a tensor")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One change of depth."""
+
+    version: str  #: of ElasticIR
+    sources: tuple[str, ...]  #: the names of the folders
+    plan: Mapping[str, str]  #: for each stack its source layers in order, as ``--plan`` takes them
+    lineage: Mapping[str, Origin] = field(default_factory=dict)  #: what is no plain copy of its own name
+
+    def origin(self, name: str) -> Origin:
+        """Where a tensor of the result comes from."""
+        return self.lineage.get(name) or Origin(name)
+
+    def data(self) -> dict[str, Any]:
+        """The step as JSON has it."""
+        moved = {name: origin.data() for name, origin in self.lineage.items() if origin != Origin(name)}
+        return {
+            "elastic_ir": self.version, "sources": list(self.sources), "plan": dict(self.plan), "lineage": moved,
+        }  # fmt: skip
+
+    @staticmethod
+    def of(data: Any) -> Step:
+        """The step that :meth:`data` gave; ValueError for anything else."""
+        try:
+            sources = tuple(str(name) for name in data["sources"])
+            lineage = {str(name): Origin.of(origin) for name, origin in data["lineage"].items()}
+            step = Step(str(data["elastic_ir"]), sources, dict(data["plan"].items()), lineage)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError("it is no step of a record") from error
+        if not all(isinstance(text, str) for text in step.plan.values()):
+            raise ValueError("its plan is no table of texts")
+        if not sources or any(origin.source >= len(sources) for origin in lineage.values()):
+            raise ValueError("its lineage speaks of a source that it does not name")
+        return step
+
+
+def read_record(folder: Path) -> list[Step]:
+    """The steps that led to a folder, the oldest first; none where there is no record.
+
+    Raises SourceError for a record that is damaged or of a later version.
+    """
+    path = folder / RECORD
+    try:
+        found = read_json(path)
+        if isinstance(found, dict) and isinstance(found.get("version"), int) and found["version"] > VERSION:
+            raise SourceError(f"{path} was written by a later ElasticIR (version {found['version']})")
+        if not isinstance(found, dict) or not isinstance(found.get("history"), list):
+            raise ValueError("it holds no history")
+        return [Step.of(step) for step in found["history"]]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from error
+    except ValueError as error:
+        raise SourceError(
+            f"{path} is damaged: {error}; without it the folder is read as one of its own"
+        ) from error
+
+
+def record_text(steps: list[Step]) -> str:
+    """The file's text."""
+    data = {"version": VERSION, "history": [step.data() for step in steps]}
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,118 @@
+"""The files beside a checkpoint's weights that go with a copy: tokenizer, generation settings, chat template, code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from elastic_ir.checkpoints.card import CARD
+from elastic_ir.checkpoints.config.depth import beside_reindexed
+from elastic_ir.checkpoints.config.entries import followed
+from elastic_ir.checkpoints.stacks import Stack
+from elastic_ir.errors import SourceChangedError, SourceError
+from elastic_ir.formats.json_file import read_json
+from elastic_ir.formats.model_folder import CONFIG, RECORD, CheckpointSource, stamp_of
+
+#: Weights in any form, and their indices: of the source's depth, and so not the copy's.
+_WEIGHTS = re.compile(
+    r".*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|onnx|onnx_data|gguf|ggml|tflite|ot|mlmodel|npz|zip|tar|gz)"
+    r"|.*\.index\.json",
+    re.IGNORECASE,
+)
+_OURS = {CONFIG, RECORD, CARD}
+#: Files about texts and images, full of numbers that are no layers'.
+_NO_LAYERS = re.compile(
+    r"token|vocab|merges|template|processor|dictionary|lexicon|sentence|label", re.IGNORECASE
+)
+_SMALL = 4 << 20  #: bytes; a file of settings has fewer
+
+
+@dataclass(frozen=True)
+class SideFile:
+    """One file to copy, under its name in the folder."""
+
+    name: str
+    path: Path
+    size: int
+    stamp: tuple[int, int, int]
+
+
+def side_files(source: CheckpointSource) -> list[SideFile]:
+    """All files that hold no weights, those of folders inside included; hidden ones stay behind.
+
+    Raises SourceError for a link out of the folder.
+    """
+    found = []
+    for path in sorted(source.folder.rglob("*")):
+        name = path.relative_to(source.folder)
+        if _WEIGHTS.fullmatch(path.name) or not path.is_file() or any(p.startswith(".") for p in name.parts):
+            continue
+        if not path.resolve().is_relative_to(source.root):
+            raise SourceError(
+                f"{path} is a symbolic link out of the folder, to {path.resolve()}; put the file itself there"
+            )
+        if name.as_posix() in _OURS:  # written anew
+            continue
+        status = path.stat()
+        found.append(SideFile(name.as_posix(), path, status.st_size, stamp_of(status)))
+    return found
+
+
+@dataclass
+class FollowedFiles:
+    """The texts of files beside the weights that speak of layers, and what was kept because the user said so."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+    kept: list[str] = field(default_factory=list)
+
+
+def followed_files(
+    side: Iterable[SideFile], stacks: Sequence[Stack], names: Iterable[str], keep: Sequence[str] = ()
+) -> FollowedFiles:
+    """JSON files that speak of layers (``generation_config.json``, ``quantize_config.json``), in step with the depth.
+
+    A file that says nothing of them, or cannot be read, goes along as it is. Raises PlanError, with file and entry, for
+    what speaks of layers and cannot be followed.
+    """
+    found = FollowedFiles()
+    names = list(names)
+    if not any(stack.changed for stack in stacks):
+        return found
+    for file in side:
+        if not file.name.endswith(".json") or _NO_LAYERS.search(file.name) or file.size > _SMALL:
+            continue
+        try:
+            document = read_json(file.path)
+        except (OSError, ValueError):
+            continue
+        made: Any = document
+        if isinstance(document, dict):
+            made = beside_reindexed(document, file.name, stacks, names, keep)
+        follow = followed(made, file.name, stacks, names, keep)
+        found.kept += follow.kept
+        if follow.document != document:
+            found.texts[file.name] = json_text(follow.document)
+    return found
+
+
+def json_text(document: Any) -> str:
+    """A file's text, as transformers lays it out but in the order that it had."""
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def copy_side_file(file: SideFile, target: Path) -> None:
+    """Copy a file's bytes; SourceError where it is gone, or was changed since the folder was read."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with file.path.open("rb") as source, target.open("wb") as copy:
+            shutil.copyfileobj(source, copy)
+            if stamp_of(os.fstat(source.fileno())) != file.stamp:
+                raise SourceChangedError(f"{file.path} was changed after it was read; read it again")
+    except FileNotFoundError as error:
+        raise SourceChangedError(f"{file.path} is gone since the folder was read") from error

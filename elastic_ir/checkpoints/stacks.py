@@ -1,0 +1,57 @@
+"""Stacks: the layers of one container before and after an edit, as numbers. No torch, and no graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from elastic_ir.ir.numbering import Series
+from elastic_ir.ir.structure import Container
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A container's blocks before and after: for each target block the number of its source block."""
+
+    path: str
+    prefix: str
+    base: int
+    before: int
+    order: tuple[int, ...]
+    #: for each target block the number of another source, and of its block there, where its tensors are of one
+    taken: tuple[tuple[int, int] | None, ...] = ()
+    tail: int = 0  #: layers behind the last, which no number counts and which stay there
+    width: int = 1  #: digits of the numbers where they are padded with zeros
+
+    @staticmethod
+    def of(container: Container) -> Stack:
+        """The stack that a container has become; only edits make it another than the source's."""
+        children = container.children[: len(container.children) - container.tail]
+        order = tuple(container.source_index(child.origin) for child in children)
+        taken = tuple(
+            (child.taken[0], container.source_index(child.taken[1])) if child.taken is not None else None
+            for child in children
+        )
+        base, count = container.base, container.source_count
+        return Stack(
+            container.path, container.prefix, base, count, order, taken, container.tail, container.width
+        )
+
+    @property
+    def series(self) -> Series:
+        """How its layers are named."""
+        return Series(self.path, self.prefix, self.width)
+
+    @property
+    def changed(self) -> bool:
+        return self.order != tuple(range(self.before)) or any(self.taken)
+
+    def places(self) -> list[tuple[int, int]]:
+        """For each target block the number of its source, and of its block there."""
+        return [
+            taken or (0, source)
+            for source, taken in zip(self.order, self.taken or (None,) * len(self.order), strict=True)
+        ]
+
+    @property
+    def label(self) -> str:
+        return ".".join(part for part in (self.path, self.prefix.rstrip("_.")) if part) or "network"

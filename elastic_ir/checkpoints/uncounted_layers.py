@@ -1,0 +1,73 @@
+"""Layers that a configuration does not count: DeepSeek-V3 keeps its multi-token prediction as one more at the end.
+
+They stand behind the layers that are counted, under the next numbers, and hold tensors that none of those has. They are
+no blocks: whatever becomes of the stack, they stay the last ones and occur once. No torch here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from elastic_ir.checkpoints.config.depth import counted
+from elastic_ir.checkpoints.stacks import Stack
+from elastic_ir.errors import StructureError
+from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.structure import Child, Container
+
+
+def set_tail_apart(graph: Graph, config: dict[str, Any]) -> None:
+    """Take the last layers out of their stage where the configuration counts fewer, and they hold tensors of their own.
+
+    Where either is not so, nothing happens, and a count that does not agree is refused later.
+    """
+    try:
+        structure = graph.structure
+    except StructureError:
+        return
+    said = counted(config, [Stack.of(container) for container in structure.containers], graph.weights)
+    tails: dict[tuple[str, str], list[str]] = {}
+    for container in structure.containers:
+        stack = Stack.of(container)
+        numbers = said[stack.label]
+        if not numbers or stack.before in numbers or not 0 < max(numbers) < stack.before:
+            continue
+        count = max(numbers)
+        held = _held(graph, container)
+        usual = set().union(*held[:count])
+        if all(layer - usual for layer in held[count:]):
+            tails[container.path, container.prefix] = [child.path for child in container.children[count:]]
+    if tails:
+        _set_apart(graph, tails)
+
+
+def _held(graph: Graph, container: Container) -> list[set[str]]:
+    """What each child holds: the names of its tensors inside it."""
+    place = {child.path: at for at, child in enumerate(container.children)}
+    found: list[set[str]] = [set() for _ in place]
+    depth = container.path.count(".") + 2 if container.path else 1
+    for name in graph.weights:
+        parts = name.split(".")
+        at = place.get(".".join(parts[:depth]))
+        if at is not None:
+            found[at].add(".".join(parts[depth:]))
+    return found
+
+
+def _set_apart(graph: Graph, tails: dict[tuple[str, str], list[str]]) -> None:
+    """Give the graph the structure that it has without the tails, so that these do not count as layers of a kind."""
+    paths = tuple(f"{path}." for tail in tails.values() for path in tail)
+    plain = Graph(graph.name)
+    plain.metadata = dict(graph.metadata)
+    plain.weights = {name: weight for name, weight in graph.weights.items() if not name.startswith(paths)}
+    try:
+        structure = plain.structure
+    except StructureError:
+        return
+    for container in structure.containers:
+        for path in tails.get((container.path, container.prefix), ()):
+            container.children.append(Child(path, path))
+            container.tail += 1
+    told = ", ".join(path for tail in tails.values() for path in tail)
+    note = f"{told} is not counted by config.json: it stays the last layer, and is never cloned"
+    structure.note = "; ".join(filter(None, (structure.note, note)))
+    graph._structure = structure

@@ -1,0 +1,272 @@
+"""Writing checkpoint folders as streams: shards and index, configuration, side files, and a record. No torch here.
+
+A tensor is copied from its range in the source's file to its range in the target's, by the system where it can, so
+memory does not depend on the size of the model. Everything is decided before the first byte is written: the names,
+the shards, the configuration, and whether the disk has room.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from elastic_ir.checkpoints.card import CARD, card, plan_text
+from elastic_ir.checkpoints.config.depth import Stack, reindexed
+from elastic_ir.checkpoints.config.differences import differences
+from elastic_ir.checkpoints.config.entries import followed
+from elastic_ir.checkpoints.config.native_check import NOT_WANTED, Compared, Comparison, comparison
+from elastic_ir.checkpoints.digest import digests
+from elastic_ir.checkpoints.record import Origin, Step, read_record, record_text
+from elastic_ir.checkpoints.resumable import Journal, partial_folder, resumable_folder
+from elastic_ir.checkpoints.side_files import SideFile, copy_side_file, followed_files, json_text, side_files
+from elastic_ir.errors import EmitError, OutputError, StructureError
+from elastic_ir.formats.folder import refuse_taken
+from elastic_ir.formats.mask_file import packed_masks
+from elastic_ir.formats.mask_tie import TIE, tie_of
+from elastic_ir.formats.model_folder import CONFIG, INDEX, MASKS, RECORD, WEIGHTS, CheckpointSource
+from elastic_ir.formats.packed_masks import packed_size
+from elastic_ir.formats.safetensors_write import safetensors_head, write_safetensors
+from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.numbering import natural_key
+from elastic_ir.plans.keep_beside import KEEP_BESIDE
+from elastic_ir.plans.left_behind import UNPROVEN
+from elastic_ir.tensors.lazy import Mask, TensorData, nbytes
+from elastic_ir.tensors.recipes import factor_of
+from elastic_ir.version import __version__
+
+SHARD_SIZE = 5_000_000_000  #: bytes of tensors in a file; transformers' default
+_ROOM = 16 << 20  #: bytes that headers, index and folders may take beside the tensors
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be written: the shards with their tensors, the texts, the files that are copied along."""
+
+    source: CheckpointSource
+    shards: dict[str, dict[str, TensorData]]
+    masks: dict[str, Mask]
+    texts: dict[str, str]
+    side: list[SideFile]
+    config: dict[str, Any]  #: the configuration as it will be
+    stacks: list[Stack]
+    kept: list[str]  #: entries of the configuration that may speak of layers by their place
+    kept_beside: list[
+        str
+    ]  #: entries and files that would have changed, and were kept because the user said so
+    notes: list[str]  #: what the configurations of further sources say otherwise
+
+    @property
+    def total(self) -> int:
+        """Bytes of all tensors."""
+        return sum(nbytes(data) for shard in self.shards.values() for data in shard.values())
+
+    @property
+    def files(self) -> dict[str, int]:
+        """The files with their bytes; of shards the tensors alone."""
+        sizes = {name: sum(map(nbytes, tensors.values())) for name, tensors in self.shards.items()}
+        if self.masks:
+            sizes[MASKS] = sum(packed_size(mask.size) for mask in self.masks.values())
+        sizes |= {name: len(text.encode()) for name, text in self.texts.items()}
+        return sizes | {file.name: file.size for file in self.side}
+
+    @property
+    def streams(self) -> dict[str, tuple[dict[str, TensorData], dict[str, str]]]:
+        """The shards and the file of masks, each with its tensors and its metadata."""
+        metadata = {"format": "pt", **self.source.metadata}
+        files = {name: (tensors, metadata) for name, tensors in self.shards.items()}
+        return files | ({MASKS: packed_masks(self.masks)} if self.masks else {})
+
+    def comparison(self) -> AbstractContextManager[Comparison]:
+        """Begin to ask transformers whether its network takes what will be written."""
+        shapes = {name: data.shape for shard in self.shards.values() for name, data in shard.items()}
+        return comparison((self.source.config, self.source.shapes), (self.config, shapes), self.stacks)
+
+    @property
+    def journal(self) -> Journal:
+        """What tells this plan and its source from others, for a run that goes on with what another has begun."""
+        files = {name: tensors for name, (tensors, _) in self.streams.items()}
+        return Journal(__version__, *digests(files, self.texts))
+
+
+def plan_checkpoint(graph: Graph, shard_size: int = SHARD_SIZE) -> Plan:
+    """Decide on everything that :func:`save_checkpoint` writes; nothing is written.
+
+    ``shard_size`` is in bytes of tensors; a larger tensor gets a shard of its own. Raises EmitError for a graph that
+    was not read from a folder by its headers, PlanError where config.json cannot say the new depth.
+    """
+    source = graph.origin
+    if not isinstance(source, CheckpointSource):
+        raise EmitError(f"{graph.name} was not read from a checkpoint folder by its headers")
+    try:
+        stacks = [Stack.of(container) for container in graph.structure.containers]
+    except StructureError:
+        stacks = []  # nothing repeats, so nothing was changed
+    side = side_files(source)  # first, since it sees that no text read here is a link out of the folder
+    origins = [weight.origin for weight in graph.weights.values()]
+    names = graph.metadata.get("sources", ())
+    configs = {name: one.config for name, one in zip(names[1:], source.others, strict=True)}
+    config, kept = reindexed(source.config, stacks, origins, source.kinds, configs)
+    keep = graph.metadata.get(KEEP_BESIDE, ())
+    follow = followed(config, CONFIG, stacks, source.shapes, keep)
+    config = follow.document
+    beside = followed_files(side, stacks, source.shapes, keep)
+    tensors = {name: graph.weights[name].storage.emitted() for name in sorted(graph.weights, key=natural_key)}
+    shards = _sharded(tensors, shard_size)
+    texts = {CONFIG: json_text(config), **beside.texts}
+    side = [file for file in side if file.name not in texts]
+    if list(shards) != [WEIGHTS]:
+        texts[INDEX] = _index_text(shards)
+    steps = _steps(graph, stacks)
+    texts[RECORD] = record_text(steps)
+    texts[CARD] = card(source.folder / CARD, steps[-1], stacks, names)
+    masks = {name: weight.mask for name, weight in graph.weights.items() if weight.mask is not None}
+    notes = [told for name, other in configs.items() for told in differences(source.config, other, name)]
+    return Plan(source, shards, masks, texts, side, config, stacks, kept, [*follow.kept, *beside.kept], notes)
+
+
+def save_checkpoint(
+    graph: Graph,
+    path: Path,
+    *,
+    shard_size: int = SHARD_SIZE,
+    durable: bool = False,
+    resume: bool = False,
+    check: bool = True,
+    tell: Callable[[int, int], None] | None = None,
+    tell_compared: Callable[[Compared], None] | None = None,
+) -> Path:
+    """Write a graph that was read by headers as a folder, and return its path.
+
+    ``durable`` has it on the disk before it gets its name; ``resume`` goes on with what a run of the same plan has
+    left, see :mod:`elastic_ir.checkpoints.resumable`; ``tell`` is told bytes done and bytes in all, at the start what
+    was there. ``check`` has names and shapes compared with the class that the new config.json names, where transformers
+    can build it, meanwhile in a process of its own; ``tell_compared`` is told what came of it. Raises OutputError where
+    the target is taken, another run is at it, the disk is too small, or what lies there is of another plan; SourceError
+    where a source file changed since its header was read; EmitError where the network would not take what would be
+    written, PlanError where there is none to compare with and a list or tensor seems to go by the number of layers.
+    Whatever goes wrong, ``path`` is as it was.
+    """
+    if not partial_folder(path).is_dir():
+        refuse_taken(path)
+    plan = plan_checkpoint(graph, shard_size)
+    total, done = plan.total, 0
+
+    def count(size: int) -> None:
+        nonlocal done
+        done += size
+        if tell is not None:
+            tell(done, total)
+
+    def room(held: int) -> None:
+        check_room(plan, path, held)
+
+    streams = plan.streams
+    with (
+        resumable_folder(path, plan.journal, resume=resume, durable=durable, room=room) as work,
+        plan.comparison() if check else nullcontext() as compared,
+    ):
+        if work.complete:
+            return path
+        if compared is not None and graph.metadata.get(UNPROVEN):
+            compared.result().prove(graph.metadata[UNPROVEN])  # before the first byte is copied
+        # the masks say which weights they belong to, as these came out, and so are written last, and always
+        kept = {name for name in plan.shards if _is_whole(work.whole / name, *streams[name])}
+        work.keep(kept)
+        count(sum(nbytes(data) for name in kept for data in plan.shards.get(name, {}).values()))
+        for name, (tensors, metadata) in streams.items():
+            if name not in kept:
+                if name == MASKS:
+                    work.settle()
+                    metadata = {**metadata, TIE: tie_of(work.whole / shard for shard in plan.shards)}
+                write_safetensors(
+                    work.begun / name, tensors, metadata, count if name in plan.shards else None
+                )
+                _check_size(work.begun / name, tensors)
+                work.finish(name)
+        work.settle()
+        for file in plan.side:
+            copy_side_file(file, work.whole / file.name)
+        for name, text in plan.texts.items():
+            (work.whole / name).write_text(text, encoding="utf-8")
+        found = compared.result() if compared is not None else NOT_WANTED
+        if tell_compared is not None:
+            tell_compared(found)
+    return path
+
+
+def check_room(plan: Plan, path: Path, held: int = 0) -> None:
+    """OutputError where a file system has less room than the plan needs; ``held`` is what earlier work gives back."""
+    needed = sum(plan.files.values()) + _ROOM - held
+    status = os.statvfs(path.parent)
+    free = status.f_bavail * status.f_frsize
+    if free < needed:
+        raise OutputError(
+            f"{path} needs {needed / 1e9:.2f} GB and {path.parent} has {free / 1e9:.2f} GB free; make room or "
+            "write elsewhere with -o OUT"
+        )
+
+
+def _sharded(tensors: dict[str, TensorData], limit: int) -> dict[str, dict[str, TensorData]]:
+    """The tensors in files, in order, each file as full as the limit allows; one file has the plain name."""
+    groups: list[dict[str, TensorData]] = [{}]
+    held = 0
+    for name, data in tensors.items():
+        size = nbytes(data)
+        if groups[-1] and held + size > limit:
+            groups.append({})
+            held = 0
+        groups[-1][name] = data
+        held += size
+    if len(groups) == 1:
+        return {WEIGHTS: groups[0]}
+    count = len(groups)
+    return {f"model-{i:05}-of-{count:05}.safetensors": group for i, group in enumerate(groups, start=1)}
+
+
+def _index_text(shards: dict[str, dict[str, TensorData]]) -> str:
+    total = sum(nbytes(data) for shard in shards.values() for data in shard.values())
+    places = {name: file for file, shard in shards.items() for name in shard}
+    return (
+        json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}, indent=2)
+        + "\n"
+    )
+
+
+def _steps(graph: Graph, stacks: list[Stack]) -> list[Step]:
+    """What was done before, and what is done now."""
+    source: CheckpointSource = graph.origin
+    lineage = {
+        name: Origin(weight.origin, weight.source, factor_of(weight.storage.data))
+        for name, weight in graph.weights.items()
+    }
+    names = graph.metadata.get("sources", ())
+    plan = {stack.label: plan_text(stack, names) for stack in stacks}
+    folders = tuple(one.folder.resolve().name for one in (source, *source.others))
+    step = Step(__version__, folders, plan, lineage)
+    return [*read_record(source.folder), step]
+
+
+def _check_size(path: Path, tensors: dict[str, TensorData]) -> None:
+    """EmitError where a shard does not end where its header says: a source that was cut while it was copied."""
+    with path.open("rb") as file:
+        header = 8 + int.from_bytes(file.read(8), "little")
+        size = os.fstat(file.fileno()).st_size
+    expected = header + sum(map(nbytes, tensors.values()))
+    if size != expected:
+        raise EmitError(f"{path.name} came out with {size} bytes and not {expected}")
+
+
+def _is_whole(path: Path, tensors: dict[str, TensorData], metadata: dict[str, str]) -> bool:
+    """Whether a file that an earlier run has finished is what the plan has there, by its header and its size."""
+    head = safetensors_head(tensors, metadata)
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            return size == len(head) + sum(map(nbytes, tensors.values())) and file.read(len(head)) == head
+    except FileNotFoundError:
+        return False

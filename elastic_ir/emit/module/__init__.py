@@ -1,0 +1,1 @@
+"""Modules: the source's own class with re-filled containers."""

@@ -1,0 +1,200 @@
+"""The check of a module before it is handed out: it runs every unit of the plan, and computes what the graph says.
+
+A forward that returns proves nothing: it may skip new blocks (a count in a configuration), or do something at every
+third one. The graph's nodes are therefore run too, with the module's own tensors, and the outputs compared. What runs
+is a twin that shares the parameters, so that the module keeps its buffers, caches and counters.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from elastic_ir.emit.comparison import SKIP, Outputs, compare_outputs, refuse_not_finite, wide
+from elastic_ir.emit.example_runs import Call, calls_of, run_module
+from elastic_ir.errors import EmitError
+from elastic_ir.ir.graph import Graph
+from elastic_ir.tensors.torch_bridge import to_torch
+
+
+class RunsOtherwiseError(EmitError):
+    """A module that runs, and computes something else than its graph says."""
+
+
+def check_runs(module: nn.Module, graph: Graph) -> int:
+    """Run a module once, in evaluation mode without gradients; hooks see which blocks were executed.
+
+    Returns how many blocks ran. Raises EmitError that names the blocks which did not (Llama iterates
+    ``layers[:num_hidden_layers]`` and silently skips the rest), or the error that the forward raised. The module stays
+    as it was. One on the meta device is run without arithmetic.
+    """
+    inputs = getattr(graph.origin, "inputs", None)
+    if inputs is None or graph._structure is None:
+        return 0
+    twin = _twin(module)
+    _watched(twin, graph, calls_of(inputs, _device(module))[:1])
+    return len(_paths(graph))
+
+
+def check_module(module: nn.Module, graph: Graph) -> str:
+    """Check a module against the graph it was emitted from, on its example inputs and a second set of such.
+
+    Returns "", or why the outputs were not compared (no example inputs, nodes that cannot be run). Raises EmitError as
+    :func:`check_runs` does, and where outputs are NaN, or infinite where the source's are not;
+    :class:`RunsOtherwiseError` where they are not those of the graph.
+    """
+    inputs = getattr(graph.origin, "inputs", None)
+    if inputs is None:
+        return "it was read without example inputs"
+    calls = calls_of(inputs, _device(module))
+    twin, nodes, why = _twin(module), None, ""
+    if not isinstance(module, fx.GraphModule):  # one is the graph's nodes already
+        try:
+            nodes = _nodes(graph, twin).eval()
+            expected = run_module(nodes, calls[:1], "the graph")
+        except EmitError as error:
+            nodes, why = None, f"the graph's nodes cannot be run by themselves: {error}"
+    found = _watched(twin, graph, calls[:1])
+    _finite(found, graph, calls[:1])
+    if nodes is None:
+        return why
+    _compare(found, expected, graph)
+    for second in calls[1:]:
+        noise = _noise_for_zeros(twin)
+        _replace(twin, noise)
+        _replace(nodes, noise)
+        try:
+            expected = run_module(nodes, [second], "the graph")
+            refuse_not_finite(expected, None)
+        except EmitError:
+            break  # these inputs are made up, and the network need not take them
+        _compare(run_module(twin, [second]), expected, graph)
+    return ""
+
+
+def _compare(found: Outputs, expected: Outputs, graph: Graph) -> None:
+    try:
+        compare_outputs(found, expected, "the module made", "the graph's")
+    except EmitError as error:
+        raise RunsOtherwiseError(
+            f"{graph.name}.forward does something else with so many blocks than the plan says: {error}; {SKIP}"
+        ) from error
+
+
+def _finite(found: Outputs, graph: Graph, calls: Sequence[Call]) -> None:
+    """EmitError for NaN, and for infinities where the source's outputs, run on the same inputs, have none."""
+    live: nn.Module | None = getattr(graph.origin, "module", None)
+    before = None
+    if live is not None and any(np.isinf(wide(array)).any() for array in found.runs[0]):
+        before = run_module(_twin(live).eval(), calls, "the source")
+    try:
+        refuse_not_finite(found, before, "the module made", "the source's")
+    except EmitError as error:
+        raise EmitError(f"{error}; {SKIP}") from error
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """A copy that shares the parameters and has everything else for itself."""
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in module.parameters()}
+    return copy.deepcopy(module, memo)
+
+
+def _nodes(graph: Graph, twin: nn.Module) -> nn.Module:
+    """The graph's nodes as a module with the twin's parameters and buffers of its own. Raises EmitError."""
+    tensors: dict[str, torch.Tensor] = dict(twin.named_parameters(remove_duplicate=False))
+    tensors |= {name: buffer.clone() for name, buffer in twin.named_buffers(remove_duplicate=False)}
+    from elastic_ir.emit.graph_modules.from_torch import build_graph_module
+    from elastic_ir.emit.graph_modules.layers import conform_layers
+    from elastic_ir.emit.module.adopt import adopt
+
+    made = build_graph_module(graph, getattr(graph.origin, "module", None))
+    if graph.reference is not None:
+        adopt(made, graph, graph.structure.containers)
+    if graph.metadata.get("edited_layers"):
+        conform_layers(made, graph)
+    for name, table, role in _places(made):
+        if name in tensors:
+            table[role] = tensors[name]
+        elif table[role].is_meta and name in graph.weights:
+            # a constant that a tracer has met, and no module has; by a reference blocks may be wired as their new place
+            # has it (a shifted window), which the constants of the source's blocks do not know
+            if graph.reference is not None:
+                raise EmitError(f"the module made has no {name}")
+            table[role] = to_torch(graph.weights[name].storage.data)
+    return made
+
+
+def _places(module: nn.Module) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Each tensor's name, with the table and the role in it under which its module holds it."""
+    for path, part in module.named_modules(remove_duplicate=False):
+        for table in (part._parameters, part._buffers):
+            for role, tensor in list(table.items()):
+                if tensor is not None:
+                    yield (f"{path}.{role}" if path else role), table, role
+
+
+def _noise_for_zeros(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Noise for parameters that are zero throughout: behind a last layer of zeros all networks are equal."""
+    generator = torch.Generator().manual_seed(2)
+    made: dict[int, nn.Parameter] = {}
+    found: dict[str, nn.Parameter] = {}
+    for name, p in module.named_parameters(remove_duplicate=False):
+        if p.is_floating_point() and p.element_size() > 1 and p.numel() and not bool(p.any()):
+            noise = (torch.randn(p.shape, generator=generator) * 0.05).to(p)
+            found[name] = made.setdefault(id(p), nn.Parameter(noise, requires_grad=False))
+    return found
+
+
+def _replace(module: nn.Module, filled: dict[str, nn.Parameter]) -> None:
+    for name, table, role in _places(module):
+        if name in filled:
+            table[role] = filled[name]
+
+
+def _paths(graph: Graph) -> list[str]:
+    if graph._structure is None:
+        return []
+    return [block.path for stage in graph.structure.stages for block in stage.all_blocks]
+
+
+def _watched(module: nn.Module, graph: Graph, calls: Sequence[Call]) -> Outputs:
+    """Run a module in evaluation; EmitError where a block did not run."""
+    ran = dict.fromkeys(_paths(graph), False)
+    if isinstance(module, fx.GraphModule):
+        # a straight-line program of leaf calls: a block runs if it stands in it, and containers are never called
+        named = [str(node.target) for node in module.graph.nodes if node.op in ("call_module", "get_attr")]
+        for path in ran:
+            ran[path] = any(name == path or name.startswith(f"{path}.") for name in named)
+    handles = []
+    waiting = {path: list(module.get_submodule(path).modules()) for path, done in ran.items() if not done}
+    owners = Counter(part for parts in waiting.values() for part in parts)
+    for path, parts in waiting.items():
+
+        def note(*_: object, path: str = path) -> None:
+            ran[path] = True
+
+        # its own layers tell too, for the caller may run them itself; an activation that many blocks share does not
+        handles += [part.register_forward_hook(note) for part in parts if owners[part] == 1]
+    module.eval()
+    try:
+        outputs = run_module(module, calls)
+    finally:
+        for handle in handles:
+            handle.remove()
+    idle = [path for path, done in ran.items() if not done]
+    if idle:
+        raise EmitError(
+            f"{len(idle)} of {len(ran)} blocks would never run, {idle[0]!r} first: {graph.name}.forward does not "
+            "follow the number of its blocks (a count in its configuration was not updated)"
+        )
+    return outputs

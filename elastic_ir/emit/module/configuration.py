@@ -1,0 +1,134 @@
+"""Configurations: the counts and per-layer lists that a network keeps about its own depth.
+
+They are told by evidence, never by a class: an integer that equals the number of blocks and whose name speaks of
+layers is a count. A configuration that is written beside checkpoints follows by the rules for its file; what modules
+keep for themselves, one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence, Set
+from contextlib import suppress
+from typing import Any
+
+from torch import nn
+
+from elastic_ir.checkpoints.config.depth import COUNT, DEPTHS, Stack, is_index_list, reindexed
+from elastic_ir.checkpoints.config.entries import followed
+from elastic_ir.errors import PlanError
+from elastic_ir.formats.model_folder import CONFIG
+from elastic_ir.ir.structure import Container
+
+
+def update_configuration(target: nn.Module, containers: Sequence[Container]) -> set[int]:
+    """Have the network's own configuration say its new depth, as its file beside a checkpoint would say it.
+
+    Returns the ids of the objects that need no other care: none where there is no configuration that tells its content
+    (``to_dict``), or where the rules for files cannot say the new depth.
+    """
+    config: Any = getattr(target, "config", None)
+    if not callable(getattr(config, "to_dict", None)):
+        return set()
+    told = config.to_dict()
+    stacks, names = [Stack.of(container) for container in containers], list(target.state_dict())
+    try:
+        made, _ = reindexed(told, stacks, names)
+    except PlanError:
+        return set()
+    with suppress(PlanError):  # what is refused in a file stays as it is
+        made = followed(made, CONFIG, stacks, names).document
+    return set(_take_over(config, told, made))
+
+
+def _take_over(config: Any, told: dict[str, Any], made: dict[str, Any]) -> Iterator[int]:
+    yield id(config)
+    for name, value in made.items():
+        held = getattr(config, name, None)
+        if isinstance(value, dict) and hasattr(held, "__dict__"):  # a configuration inside
+            yield from _take_over(held, told[name], value)
+        elif value != told.get(name):
+            setattr(config, name, tuple(value) if isinstance(held, tuple) else value)
+
+
+def update_counts(target: nn.Module, container: Container, done: Set[int] = frozenset()) -> None:
+    """Bring the counts and per-layer lists of the modules around a container up to date; not those of some ids."""
+    old, new = container.source_count, len(container.children)
+    order = [container.source_index(child.origin) for child in container.children]
+    done = set(done)
+    common = {id(target), *(id(getattr(target, name, None)) for name in ("config", "cfg"))}
+    for holder in _holders(target, container.path):
+        if id(holder) not in done:
+            done.add(id(holder))
+            # what the whole network shares may count two stacks; a stack's own configuration counts itself
+            _update(holder, container.path if id(holder) in common else "", old, new, order)
+
+
+def update_stage_counts(
+    target: nn.Module, containers: Sequence[Container], done: Set[int] = frozenset()
+) -> None:
+    """Lists of all stages' depths (Swin's and ConvNeXt's ``depths``), told by name and values: one for each container.
+
+    Values alone do not tell: a stage may have as many heads as blocks.
+    """
+    old = [container.source_count for container in containers]
+    new = [len(container.children) for container in containers]
+    if len(old) < 2:
+        return
+    done = set(done)
+    for container in containers:
+        for holder in _holders(target, container.path):
+            if id(holder) in done:
+                continue
+            done.add(id(holder))
+            for name, value in list(vars(holder).items()):
+                if isinstance(value, (list, tuple)) and list(value) == old and DEPTHS.search(name):
+                    setattr(holder, name, type(value)(new))
+
+
+def _holders(target: nn.Module, path: str) -> Iterator[Any]:
+    """The modules on the way to a container, the nearest first, and their configuration objects."""
+    while True:
+        module = target.get_submodule(path)
+        yield module
+        for name in ("config", "cfg"):
+            config = getattr(module, name, None)
+            if config is not None and hasattr(config, "__dict__"):
+                yield config
+        if not path:
+            return
+        path = path.rpartition(".")[0]
+
+
+def _update(holder: Any, path: str, old: int, new: int, order: list[int]) -> None:
+    """Set the counts and re-index the lists of one holder; ``path`` tells stacks apart where it is shared."""
+    values = vars(holder)
+    counts = [
+        name
+        for name, value in values.items()
+        if type(value) is int and value == old and COUNT.fullmatch(name)
+    ]
+    chosen = [name for name, value in values.items() if is_index_list(name, value, old)]
+    for name in chosen:
+        members = set(values[name])
+        kept = [place for place, source in enumerate(order) if source in members]
+        setattr(holder, name, type(values[name])(kept))
+    lists = [
+        name
+        for name, value in values.items()
+        if isinstance(value, (list, tuple))
+        and len(value) == old
+        and len(value) > 1
+        and name not in chosen
+        and not name.startswith("_")
+    ]
+    for side, other in (("decoder", "encoder"), ("encoder", "decoder")):
+        # two stacks in one configuration: the name says whose count it is
+        if side in path and any(side in name for name in counts):
+            counts = [name for name in counts if side in name]
+        counts = [name for name in counts if not (side in path and other in name and other not in path)]
+    for name in counts:
+        setattr(holder, name, new)
+    for name in lists:
+        if "layer" in name or "block" in name or "attention" in name or "mlp" in name:
+            kept = [values[name][index] for index in order]
+            setattr(holder, name, tuple(kept) if isinstance(values[name], tuple) else kept)

@@ -1,0 +1,1 @@
+"""ONNX files: rebuilt from the file that was read, or exported from PyTorch."""

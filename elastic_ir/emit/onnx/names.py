@@ -1,0 +1,169 @@
+"""Names of an ONNX model that is built from its source: of weights, of values, of what a pass has added.
+
+What no pass touched keeps the file's name. A clone's weights have the names that the exporter would have given where
+the file names things after modules, else the source's with the block's path behind.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from elastic_ir.errors import EmitError
+from elastic_ir.ir.graph import Argument, Graph, Literal, Node, Symbol, Value, WeightRef
+from elastic_ir.onnx_model.source import Constant, OnnxSource, bodies
+from elastic_ir.tensors.weights import Weight
+
+if TYPE_CHECKING:
+    import onnx
+
+
+class Names:
+    """What everything in a graph is called in the model that is being built."""
+
+    def __init__(self, graph: Graph, source: OnnxSource) -> None:
+        self.graph = graph
+        self.source = source
+        self.old = source.model.graph
+        self.values: dict[Value, str] = {}
+        #: a value's name in the source -> its names here, and the values that they are
+        self.copies: dict[str, dict[str, Value | None]] = {}
+        self.known = frozenset(self._source_names())  #: of all values and weights of the source
+        self.taken = {*self.known, *(entry.name for entry in self.old.value_info)}
+        self.weights: dict[int, str] = {}  #: by the storage's identity
+        self.holders: dict[str, tuple[Constant, Weight]] = {}  #: constants by the names they have here
+        self.literals: dict[str, Literal] = {}
+        self._name_weights()
+        self._name_results()
+
+    def _source_names(self) -> set[str]:
+        names = {name for node in self.old.node for name in node.output}
+        names |= {entry.name for entry in self.old.input} | self.source.constants.keys()
+        for node in self.old.node:
+            for body in bodies(node):
+                names |= {name for inner in body.node for name in inner.output}
+        return names
+
+    def fresh(self, name: str, scope: str = "") -> str:
+        """A name that nothing has yet, after another one."""
+        place = self.block_of(scope)
+        base = f"{name}__{place}" if place else name
+        new, count = base, 1
+        while new in self.taken:
+            count += 1
+            new = f"{base}_{count}"
+        self.taken.add(new)
+        return new
+
+    def block_of(self, scope: str) -> str:
+        """The path of the block that a scope lies in."""
+        structure = self.graph._structure
+        for box in structure.containers if structure is not None else ():
+            for child in box.children:
+                if scope == child.path or scope.startswith(child.path + "."):
+                    return child.path
+        return ""
+
+    def _name_weights(self) -> None:
+        """One name for each tensor: the file's where it is the first of its kind, the path's where it has one."""
+        source = self.source
+        kept: set[str] = set()
+        later: list[Weight] = []
+        for name, weight in self.graph.weights.items():
+            key = id(weight.storage)
+            file_name = source.initializer_of.get(weight.origin, weight.origin)
+            if key in self.weights:
+                continue
+            if file_name == weight.origin and name != file_name:  # a path of modules, and it has moved
+                later.append(weight)
+                continue
+            if file_name in kept:
+                later.append(weight)
+                continue
+            kept.add(file_name)
+            self._hold(file_name, weight)
+        for weight in later:
+            if id(weight.storage) in self.weights:
+                continue
+            file_name = source.initializer_of.get(weight.origin, weight.origin)
+            path = file_name == weight.origin
+            if path and weight.name not in kept and self._is_free(weight.name):
+                kept.add(weight.name)
+                self.taken.add(weight.name)
+                self._hold(weight.name, weight)
+            else:
+                self._hold(
+                    self.fresh(weight.name if path else file_name, "" if path else weight.name), weight
+                )
+
+    def _is_free(self, name: str) -> bool:
+        """Whether nothing in the source but a weight of a block has this name."""
+        return name not in self.taken or name in self.source.initializer_of
+
+    def _hold(self, name: str, weight: Weight) -> None:
+        self.weights[id(weight.storage)] = name
+        file_name = self.source.initializer_of.get(weight.origin, weight.origin)
+        constant = self.source.constants.get(file_name) or Constant(file_name, None, weight.storage.data)
+        self.holders[name] = (constant, weight)
+
+    def lineage(self) -> dict[str, str]:
+        """For each weight's name here the name in the source file of the tensor that it holds."""
+        known = self.source.initializer_of
+        return {name: known.get(weight.origin, weight.origin) for name, (_, weight) in self.holders.items()}
+
+    def _name_results(self) -> None:
+        """The network's inputs and outputs keep their names, whatever computes them now."""
+        for node in self.graph:
+            if node.kind == "input":
+                self.values[node.output] = node.origin or node.name
+        taken = set()
+        for value, entry in zip(self.results(), self.old.output, strict=True):
+            if isinstance(value, Value) and value not in self.values and entry.name not in taken:
+                self.values[value] = entry.name
+                taken.add(entry.name)
+
+    def results(self) -> tuple[Argument, ...]:
+        """What the network returns; EmitError where it has no output."""
+        for node in self.graph:
+            if node.kind == "output":
+                results = node.args[0]
+                assert isinstance(results, tuple)
+                return results
+        raise EmitError(f"{self.graph.name} has no output")
+
+    def result(self, name: str, value: Value | None, node: Node, *, clone: bool) -> str:
+        """Name a node's result that has a name in the source: a clone's, and what an output was called, is new."""
+        if value is not None and value in self.values:
+            new = self.values[value]
+        elif clone or name in {entry.name for entry in self.old.output}:
+            new = self.fresh(name, node.scope)
+        else:
+            new = name
+        if value is not None:
+            self.values[value] = new
+        self.copies.setdefault(name, {})[new] = value
+        return new
+
+    def operand(self, item: Argument, old: onnx.NodeProto | None, place: int) -> str:
+        """What a node reads, by name; a literal of the source keeps its constant, a new one becomes an initializer."""
+        if item is None:
+            return ""
+        if isinstance(item, Value):
+            return self.values[item]
+        if isinstance(item, WeightRef):
+            return self.weights[id(self.graph.weights[item.name].storage)]
+        if isinstance(item, (Literal, Symbol)):
+            name = old.input[place] if old is not None and place < len(old.input) else None
+            constant = self.source.constants.get(name) if name else None
+            if constant is not None and (isinstance(item, Symbol) or constant.literal == item):
+                return constant.name
+            if isinstance(item, Literal):
+                return self._literal(item)
+        raise EmitError(f"an operand {item!r} cannot be written to ONNX")
+
+    def _literal(self, item: Literal) -> str:
+        for name, known in self.literals.items():
+            if known == item:
+                return name
+        name = self.fresh("literal")
+        self.literals[name] = item
+        return name

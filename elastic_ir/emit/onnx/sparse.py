@@ -1,0 +1,190 @@
+"""Sparse initializers: a pruned weight as its surviving values and their places, where that takes less room.
+
+An index costs 8 bytes, so a weight of 4-byte numbers gains below a density of 1/3, and one of 2-byte numbers below 1/5.
+Runtimes make such weights dense when they load them (onnxruntime does): the gain is the file's size, not time.
+Layout: onnx.proto, SparseTensorProto; indices are flat positions in ascending order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from elastic_ir.ir.serialise import InlineData
+from elastic_ir.onnx_model.source import DTYPES, MARK, mark_of
+from elastic_ir.tensors.lazy import ITEM_SIZES, Mask, TensorData, nbytes, size_of
+from elastic_ir.tensors.zeros import nonzero
+
+if TYPE_CHECKING:
+    import onnx
+
+_OVERHEAD = 64  #: bytes of the second tensor's messages
+_FEWEST = 16  #: elements; below, the messages alone are longer
+_SPARSE_IR = 5  #: the first version of ONNX's IR that has sparse initializers
+
+
+@dataclass(frozen=True)
+class Survivors:
+    """The values of a tensor where a mask is 1, in order: [NNZ]."""
+
+    data: TensorData
+    mask: Mask
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.mask.size - self.mask.zeros,)
+
+    @property
+    def dtype(self) -> str:
+        return self.data.dtype
+
+    def chunks(self) -> Iterator[memoryview]:
+        import numpy as np
+
+        item = ITEM_SIZES[self.dtype]
+        keep = self.mask.array().reshape(-1)
+        done = 0
+        for chunk in self.data.chunks():
+            elements = np.frombuffer(chunk, np.uint8).reshape(-1, item)
+            yield elements[keep[done : done + len(elements)]].reshape(-1).data
+            done += len(elements)
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The flat positions at which a mask is 1: int64 [NNZ]."""
+
+    mask: Mask
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.mask.size - self.mask.zeros,)
+
+    @property
+    def dtype(self) -> str:
+        return "int64"
+
+    def chunks(self) -> Iterator[memoryview]:
+        import numpy as np
+
+        found = np.flatnonzero(self.mask.array()).astype(np.int64)
+        yield found.view(np.uint8).data
+
+
+@dataclass(frozen=True)
+class Typed:
+    """Bytes that lie in a file, as the tensor that an initializer says they are."""
+
+    data: TensorData
+    shape: tuple[int, ...]
+    dtype: str
+
+    def chunks(self) -> Iterator[memoryview]:
+        return self.data.chunks()
+
+
+def sparsify(model: onnx.ModelProto, tensors: dict[str, TensorData]) -> int:
+    """Turn initializers, and constants that are nodes, into sparse initializers where that takes less room; how many.
+
+    What survives is what the mask keeps, or else what is no exact zero. ``model`` and ``tensors`` are changed.
+    """
+    graph = model.graph
+    turned = 0
+    kept = []
+    for tensor in graph.initializer:
+        if _turn(graph, tensor, tensor.name, tensors):
+            turned += 1
+        else:
+            kept.append(_copy(tensor))
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    nodes = []
+    for node in graph.node:
+        value = next((a.t for a in node.attribute if a.name == "value" and a.type == 4), None)
+        constant = node.op_type == "Constant" and node.domain in ("", "ai.onnx") and value is not None
+        if constant and value is not None and _turn(graph, value, node.output[0], tensors):
+            turned += 1
+        else:
+            nodes.append(_copy(node))
+    if len(nodes) < len(graph.node):
+        del graph.node[:]
+        graph.node.extend(nodes)
+    if turned and model.ir_version < _SPARSE_IR:
+        model.ir_version = _SPARSE_IR
+    return turned
+
+
+def dense_size(model: onnx.ModelProto, tensors: dict[str, TensorData]) -> int:
+    """How many bytes the model's file would have with all of its sparse initializers dense."""
+    from elastic_ir.emit.onnx.file import size_of as size_of_file
+
+    size = size_of_file(model, tensors)
+    for sparse in model.graph.sparse_initializer:
+        dtype, count = DTYPES[sparse.values.data_type], prod(sparse.values.dims)
+        indices = prod(sparse.indices.dims) * ITEM_SIZES["int64"]
+        size += size_of(tuple(sparse.dims), dtype) - count * ITEM_SIZES[dtype] - indices
+    return size
+
+
+def _copy(message: Any) -> Any:
+    """A message of its own: emptying a table takes away what is in it."""
+    twin = type(message)()
+    twin.CopyFrom(message)
+    return twin
+
+
+def _turn(
+    graph: onnx.GraphProto, tensor: onnx.TensorProto, name: str, tensors: dict[str, TensorData]
+) -> bool:
+    """Add a tensor to the sparse initializers, unless that takes as much room."""
+    data = _data_of(tensor, tensors)
+    mask = _mask_of(data) if data is not None else None
+    if data is None or mask is None or _sparse_size(data, mask) >= nbytes(data):
+        return False
+    sparse = graph.sparse_initializer.add()
+    sparse.dims.extend(data.shape)
+    values, indices = Survivors(data, mask), Positions(mask)
+    for proto, part, kind in ((sparse.values, values, tensor.data_type), (sparse.indices, indices, 7)):
+        made = f"sparse{len(tensors)}:9"  # the source's marks are numbers, some of which are gone
+        tensors[made] = part
+        proto.dims.extend(part.shape)
+        proto.data_type = kind
+        proto.data_location = 1  # type: ignore[assignment]  # the stubs want the enum's member
+        entry = proto.external_data.add()
+        entry.key, entry.value = MARK, made
+    sparse.values.name = name
+    return True
+
+
+def _data_of(tensor: onnx.TensorProto, tensors: dict[str, TensorData]) -> TensorData | None:
+    """A tensor of the model, wherever its bytes are; None where its numbers are none of torch's, or too few."""
+    shape, dtype = tuple(tensor.dims), DTYPES.get(tensor.data_type)
+    if dtype is None or prod(shape) < _FEWEST:
+        return None
+    mark = mark_of(tensor)
+    if mark is None and tensor.data_location == 1:
+        return None
+    if mark is None:
+        from onnx import numpy_helper
+
+        return InlineData(shape, dtype, numpy_helper.to_array(tensor).tobytes())
+    data = tensors[mark]
+    return data if (data.shape, data.dtype) == (shape, dtype) else Typed(data, shape, dtype)
+
+
+def _sparse_size(data: TensorData, mask: Mask) -> int:
+    return (mask.size - mask.zeros) * (ITEM_SIZES[data.dtype] + 8) + _OVERHEAD
+
+
+def _mask_of(data: Any) -> Mask | None:
+    """What survives in a tensor: told by its recipe, else by looking for zeros of either sign."""
+    mask = getattr(data, "mask", None)
+    if isinstance(mask, Mask):
+        return mask
+    if not data.dtype.startswith(("float", "bfloat")) or len(data.shape) < 2:
+        return None
+    import numpy as np
+
+    return Mask(tuple(data.shape), np.packbits(nonzero(data).reshape(-1)).tobytes())

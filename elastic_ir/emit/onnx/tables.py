@@ -1,0 +1,153 @@
+"""The tables of an ONNX model that is built from its source: initializers, inputs, and what is said of values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from elastic_ir.emit.onnx.names import Names
+from elastic_ir.ir.graph import Literal, TensorType, Value
+from elastic_ir.onnx_model.source import DTYPES, MARK, Constant, OnnxSource, mark_of
+from elastic_ir.tensors.lazy import TensorData
+from elastic_ir.tensors.weights import Weight
+
+if TYPE_CHECKING:
+    import onnx
+
+_TYPES = {name: number for number, name in DTYPES.items()}
+
+
+def unchanged(constant: Constant, weight: Weight) -> bool:
+    """Whether a weight is as the file has it."""
+    return weight.storage.data is constant.data and weight.storage.mask is constant.mask
+
+
+class Tables:
+    """Fills the tables of one model; large tensors are put aside by the marks that stand for them."""
+
+    def __init__(self, names: Names, model: onnx.ModelProto, source: OnnxSource, *, sparse: bool) -> None:
+        import onnx
+
+        self.onnx = onnx
+        self.names = names
+        self.model = model
+        self.new = model.graph
+        self.source = source
+        self.old = source.model.graph
+        self.sparse = sparse
+        self.tensors: dict[str, TensorData] = dict(source.tensors)
+
+    def add_initializers(self, needed: set[str]) -> None:
+        """The weights and literals, in the order of the source; of its other constants those that are needed."""
+        after: dict[str, list[str]] = {}
+        for name, (constant, _) in self.names.holders.items():
+            after.setdefault(constant.name, []).append(name)
+        for old in (*self.old.initializer, *(sparse.values for sparse in self.old.sparse_initializer)):
+            if (
+                old.name not in self.names.holders
+                and old.name in needed
+                and self.source.constants[old.name].proto is old
+            ):
+                self.new.initializer.add().CopyFrom(old)
+            for name in after.pop(old.name, ()):
+                self._initializer(name)
+        for names in after.values():
+            for name in names:
+                self._initializer(name)
+        for name, item in self.names.literals.items():
+            self.new.initializer.append(self._tensor_of(name, item))
+
+    def _initializer(self, name: str) -> None:
+        constant, weight = self.names.holders[name]
+        if unchanged(constant, weight):
+            if constant.node is not None:
+                return  # a node of its own
+            if constant.proto is None and self.sparse:
+                for sparse in self.old.sparse_initializer:
+                    if sparse.values.name == constant.name:
+                        twin = self.new.sparse_initializer.add()
+                        twin.CopyFrom(sparse)
+                        twin.values.name = name
+                return
+            proto = constant.proto
+            if proto is not None and (proto.data_location != 1 or mark_of(proto) is not None):
+                same = self.new.initializer.add()
+                same.CopyFrom(proto)
+                same.name = name
+                return
+        data = weight.storage.emitted()
+        proto = self.new.initializer.add()
+        proto.name = name
+        proto.dims.extend(data.shape)
+        proto.data_type = _TYPES[data.dtype]
+        mark = f"{len(self.tensors)}:9"
+        self.tensors[mark] = data
+        entry = proto.external_data.add()
+        entry.key, entry.value = MARK, mark
+        proto.data_location = self.onnx.TensorProto.EXTERNAL
+
+    def _tensor_of(self, name: str, item: Literal) -> onnx.TensorProto:
+        import numpy as np
+
+        array = np.array(item.values, dtype=np.dtype(item.dtype)).reshape(item.shape)
+        return self.onnx.numpy_helper.from_array(array, name)
+
+    def add_inputs_and_types(self, emitted: set[str]) -> None:
+        """Inputs, and what the source says of the values and of the Constant nodes that were ``emitted``."""
+        outputs = {entry.name for entry in self.old.output}
+        names = {entry.name for entry in (*self.new.initializer,)}
+        names |= {sparse.values.name for sparse in self.new.sparse_initializer}
+        for entry in self.old.input:
+            if entry.name not in self.source.constants:
+                self.new.input.add().CopyFrom(entry)
+                continue
+            for name, (constant, _) in self.names.holders.items():  # old models list initializers as inputs
+                if constant.name == entry.name and name in names:
+                    twin = self.new.input.add()
+                    twin.CopyFrom(entry)
+                    twin.name = name
+                    self._update_weight(twin, name)
+            if entry.name not in self.names.holders and entry.name in names:
+                self.new.input.add().CopyFrom(entry)
+        if self.model.ir_version < 4:  # these list every initializer as an input
+            listed = {entry.name for entry in self.new.input}
+            for tensor in self.new.initializer:
+                if tensor.name not in listed:
+                    self.new.input.append(
+                        self.onnx.helper.make_tensor_value_info(
+                            tensor.name, tensor.data_type, list(tensor.dims)
+                        )
+                    )
+        for entry in self.old.value_info:
+            for name, value in self.names.copies.get(entry.name, {}).items():
+                if name != entry.name and name in outputs:
+                    continue  # it is an output now, and listed there
+                twin = self.new.value_info.add()
+                twin.CopyFrom(entry)
+                twin.name = name
+                self._update_shape(twin, self.source.types.get(entry.name), value)
+            of_nothing = entry.name not in self.names.known  # left behind by who made the file
+            if of_nothing or (entry.name not in self.names.copies and entry.name in emitted | names):
+                twin = self.new.value_info.add()
+                twin.CopyFrom(entry)
+                self._update_weight(twin, entry.name)
+
+    def _update_shape(
+        self, entry: onnx.ValueInfoProto, before: TensorType | None, value: Value | None
+    ) -> None:
+        """Bring what the file says of a value in step with the extents that a pass has changed."""
+        after = value.type if value is not None else None
+        dims = entry.type.tensor_type.shape.dim
+        if before is None or after is None or before == after:
+            return
+        for dim, old, new in zip(dims, before.shape, after.shape, strict=False):
+            if old != new:
+                dim.Clear()
+                dim.dim_value = new
+
+    def _update_weight(self, entry: onnx.ValueInfoProto, name: str) -> None:
+        constant, weight = self.names.holders.get(name, (None, None))
+        if constant is None or weight is None or constant.data is None or constant.data.shape == weight.shape:
+            return
+        del entry.type.tensor_type.shape.dim[:]
+        for extent in weight.shape:
+            entry.type.tensor_type.shape.dim.add().dim_value = extent

@@ -1,0 +1,351 @@
+"""ONNX operators that compute element by element, multiply matrices, or reduce, as torch functions.
+
+Attributes are keywords under ONNX's names. An operand that older opsets keep as an attribute (``axes``, ``min``) has
+one parameter for both forms.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from elastic_ir.emit.onnx_operators.sizes import ints, number
+
+#: TensorProto.DataType by number.
+DTYPES = {
+    1: torch.float32, 2: torch.uint8, 3: torch.int8, 4: torch.uint16, 5: torch.int16, 6: torch.int32, 7: torch.int64,
+    9: torch.bool, 10: torch.float16, 11: torch.float64, 12: torch.uint32, 13: torch.uint64, 14: torch.complex64,
+    15: torch.complex128, 16: torch.bfloat16,
+}  # fmt: skip
+
+
+# -- two operands ------------------------------------------------------------------------------------------------------
+
+
+def div(a: Any, b: Any) -> Tensor:
+    """Quotient; of whole numbers it is cut towards zero."""
+    first = a if isinstance(a, Tensor) else b
+    whole = not (first.is_floating_point() or first.is_complex())
+    return torch.div(a, b, rounding_mode="trunc" if whole else None)
+
+
+def power(a: Tensor, b: Any) -> Tensor:
+    return torch.pow(a, b).to(a.dtype)
+
+
+def mod(a: Any, b: Any, *, fmod: int = 0) -> Tensor:
+    found: Tensor = torch.fmod(a, b) if fmod else torch.remainder(a, b)
+    return found
+
+
+def bit_shift(a: Tensor, b: Tensor, *, direction: str) -> Tensor:
+    wide = a.to(torch.int64)
+    moved = wide << b.to(torch.int64) if direction == "LEFT" else wide >> b.to(torch.int64)
+    return moved.to(a.dtype)
+
+
+def prelu(x: Tensor, slope: Tensor) -> Tensor:
+    return torch.where(x < 0, slope * x, x)
+
+
+def _fold(compute: Callable[[Tensor, Tensor], Tensor], operands: tuple[Tensor, ...]) -> Tensor:
+    return functools.reduce(compute, operands)
+
+
+def maximum(*operands: Tensor) -> Tensor:
+    return _fold(torch.maximum, operands)
+
+
+def minimum(*operands: Tensor) -> Tensor:
+    return _fold(torch.minimum, operands)
+
+
+def total(*operands: Tensor) -> Tensor:
+    return _fold(torch.add, operands)
+
+
+def mean(*operands: Tensor) -> Tensor:
+    return total(*operands) / len(operands)
+
+
+# -- one operand -------------------------------------------------------------------------------------------------------
+
+
+def identity(x: Tensor) -> Tensor:
+    return x
+
+
+def is_inf(x: Tensor, *, detect_negative: int = 1, detect_positive: int = 1) -> Tensor:
+    negative, positive = torch.isneginf(x), torch.isposinf(x)
+    return (negative & bool(detect_negative)) | (positive & bool(detect_positive))
+
+
+def cast(x: Tensor, *, to: int, saturate: int = 1) -> Tensor:
+    return x.to(DTYPES[to])
+
+
+def cast_like(x: Tensor, target: Tensor, *, saturate: int = 1) -> Tensor:
+    return x.to(target.dtype)
+
+
+def clip(x: Tensor, min: Any = None, max: Any = None) -> Tensor:
+    if min is None and max is None:
+        return x
+    if isinstance(min, Tensor) or isinstance(max, Tensor):
+        low, high = (
+            None if end is None else torch.as_tensor(end, dtype=x.dtype, device=x.device)
+            for end in (min, max)
+        )
+        return torch.clamp(x, low, high)
+    return torch.clamp(x, min, max)
+
+
+def leaky_relu(x: Tensor, *, alpha: float = 0.01) -> Tensor:
+    return F.leaky_relu(x, alpha)
+
+
+def hard_sigmoid(x: Tensor, *, alpha: float = 0.2, beta: float = 0.5) -> Tensor:
+    return torch.clamp(alpha * x + beta, 0, 1)
+
+
+def elu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
+    return F.elu(x, alpha)
+
+
+def celu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
+    return F.celu(x, alpha)
+
+
+def selu(
+    x: Tensor, *, alpha: float = 1.67326319217681884765625, gamma: float = 1.05070102214813232421875
+) -> Tensor:
+    return gamma * F.elu(x, alpha)
+
+
+def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
+    return F.gelu(x, approximate=approximate)
+
+
+def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
+    return F.gelu(x + bias)
+
+
+def fast_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.gelu(x if bias is None else x + bias, approximate="tanh")
+
+
+def quick_gelu(x: Tensor, *, alpha: float = 1.702) -> Tensor:
+    return x * torch.sigmoid(alpha * x)
+
+
+def swish(x: Tensor, *, alpha: float = 1.0) -> Tensor:
+    return x * torch.sigmoid(alpha * x)
+
+
+def thresholded_relu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
+    return torch.where(x > alpha, x, torch.zeros_like(x))
+
+
+def shrink(x: Tensor, *, bias: float = 0.0, lambd: float = 0.5) -> Tensor:
+    below = torch.where(x < -lambd, x + bias, torch.zeros_like(x))
+    return torch.where(x > lambd, x - bias, below).to(x.dtype)
+
+
+def _by_rows(compute: Callable[[Tensor, int], Tensor], x: Tensor, axis: int | None, opset: int) -> Tensor:
+    """Before opset 13 all axes from ``axis`` on count as one."""
+    if opset >= 13:
+        return compute(x, -1 if axis is None else axis)
+    first = 1 if axis is None else axis % max(x.dim(), 1)
+    rows = x.reshape(math.prod(x.shape[:first]), math.prod(x.shape[first:]))
+    return compute(rows, 1).reshape(x.shape)
+
+
+def softmax(x: Tensor, *, axis: int | None = None, opset: int) -> Tensor:
+    return _by_rows(torch.softmax, x, axis, opset)
+
+
+def log_softmax(x: Tensor, *, axis: int | None = None, opset: int) -> Tensor:
+    return _by_rows(torch.log_softmax, x, axis, opset)
+
+
+def _hardmax(x: Tensor, axis: int) -> Tensor:
+    return torch.zeros_like(x).scatter(axis, x.argmax(axis, keepdim=True), 1)
+
+
+def hardmax(x: Tensor, *, axis: int | None = None, opset: int) -> Tensor:
+    return _by_rows(_hardmax, x, axis, opset)
+
+
+# -- matrices ----------------------------------------------------------------------------------------------------------
+
+
+def gemm(
+    a: Tensor, b: Tensor, c: Tensor | None = None, *, alpha: float = 1.0, beta: float = 1.0, transA: int = 0,
+    transB: int = 0,
+) -> Tensor:  # fmt: skip
+    if not transA and transB and alpha == 1 and beta == 1 and (c is None or c.dim() == 1):
+        return F.linear(a, b, c)
+    product = (a.t() if transA else a) @ (b.t() if transB else b)
+    if alpha != 1:
+        product = (alpha * product).to(a.dtype)
+    if c is None:
+        return product
+    return product + (c if beta == 1 else (beta * c).to(a.dtype))
+
+
+def fused_matmul(a: Tensor, b: Tensor, *, alpha: float = 1.0, transA: int = 0, transB: int = 0) -> Tensor:
+    return alpha * torch.matmul(a.mT if transA else a, b.mT if transB else b)
+
+
+def einsum(*operands: Tensor, equation: str) -> Tensor:
+    return torch.einsum(equation, *operands)
+
+
+# -- reductions --------------------------------------------------------------------------------------------------------
+
+
+def _reduce(
+    compute: Callable[[Tensor, list[int], bool], Tensor], x: Tensor, axes: Any, keepdims: int, noop: int
+) -> Tensor:
+    dims = [] if axes is None else ints(axes)
+    if not dims:
+        dims = [] if noop else list(range(x.dim()))
+        if noop:  # only the work on the elements is left: each is reduced by itself
+            return compute(x.unsqueeze(-1), [x.dim()], False)
+    if not dims:  # of rank 0, a single element
+        return compute(x.reshape(1), [0], False)
+    return compute(x, [dim % x.dim() for dim in dims], bool(keepdims))
+
+
+def reduce_sum(x: Tensor, axes: Any = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
+    return _reduce(_sum, x, axes, keepdims, noop_with_empty_axes)
+
+
+def reduce_mean(x: Tensor, axes: Any = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
+    return _reduce(_mean, x, axes, keepdims, noop_with_empty_axes)
+
+
+def reduce_max(x: Tensor, axes: Any = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
+    return _reduce(_max, x, axes, keepdims, noop_with_empty_axes)
+
+
+def reduce_min(x: Tensor, axes: Any = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
+    return _reduce(_min, x, axes, keepdims, noop_with_empty_axes)
+
+
+def reduce_prod(x: Tensor, axes: Any = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
+    return _reduce(_prod, x, axes, keepdims, noop_with_empty_axes)
+
+
+def reduce_l1(x: Tensor, axes: Any = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
+    return _reduce(_sum, x.abs(), axes, keepdims, noop_with_empty_axes)
+
+
+def reduce_l2(x: Tensor, axes: Any = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
+    return _reduce(_l2, x, axes, keepdims, noop_with_empty_axes)
+
+
+def reduce_sum_square(
+    x: Tensor, axes: Any = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Tensor:
+    return _reduce(_sum, x * x, axes, keepdims, noop_with_empty_axes)
+
+
+def reduce_log_sum(
+    x: Tensor, axes: Any = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Tensor:
+    return torch.log(_reduce(_sum, x, axes, keepdims, noop_with_empty_axes)).to(x.dtype)
+
+
+def reduce_log_sum_exp(
+    x: Tensor, axes: Any = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Tensor:
+    return _reduce(torch.logsumexp, x, axes, keepdims, noop_with_empty_axes)
+
+
+def _sum(x: Tensor, dims: list[int], keep: bool) -> Tensor:
+    return x.sum(dims, keep, dtype=x.dtype)
+
+
+def _mean(x: Tensor, dims: list[int], keep: bool) -> Tensor:
+    if x.is_floating_point():
+        return x.mean(dims, keep)
+    count = math.prod(x.shape[dim] for dim in dims)
+    return torch.div(x.sum(dims, keep, dtype=x.dtype), count, rounding_mode="trunc")
+
+
+def _max(x: Tensor, dims: list[int], keep: bool) -> Tensor:
+    return _extreme(torch.amax, x, dims, keep, lowest=True)
+
+
+def _min(x: Tensor, dims: list[int], keep: bool) -> Tensor:
+    return _extreme(torch.amin, x, dims, keep, lowest=False)
+
+
+def _extreme(
+    compute: Callable[[Tensor, list[int], bool], Tensor],
+    x: Tensor,
+    dims: list[int],
+    keep: bool,
+    *,
+    lowest: bool,
+) -> Tensor:
+    if all(x.shape[dim] for dim in dims):
+        return compute(x, dims, keep)
+    if x.is_floating_point():
+        fill: float = -math.inf if lowest else math.inf
+    elif x.dtype == torch.bool:
+        fill = not lowest
+    else:
+        fill = torch.iinfo(x.dtype).min if lowest else torch.iinfo(x.dtype).max
+    return torch.full_like(x.sum(dims, keep, dtype=x.dtype), fill)  # of nothing
+
+
+def _prod(x: Tensor, dims: list[int], keep: bool) -> Tensor:
+    for dim in sorted(dims, reverse=True):
+        x = x.prod(dim, keep, dtype=x.dtype)
+    return x
+
+
+def _l2(x: Tensor, dims: list[int], keep: bool) -> Tensor:
+    return torch.sqrt((x * x).sum(dims, keep)).to(x.dtype)
+
+
+def arg_max(x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Tensor:
+    return _arg(torch.argmax, x, axis, keepdims, select_last_index)
+
+
+def arg_min(x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Tensor:
+    return _arg(torch.argmin, x, axis, keepdims, select_last_index)
+
+
+def _arg(
+    compute: Callable[[Tensor, int, bool], Tensor], x: Tensor, axis: int, keepdims: int, last: int
+) -> Tensor:
+    if last:
+        return x.shape[axis] - 1 - compute(x.flip(axis), axis, bool(keepdims))
+    return compute(x, axis, bool(keepdims))
+
+
+def top_k(x: Tensor, k: Any, *, axis: int = -1, largest: int = 1, sorted: int = 1, outputs: int) -> Any:
+    """Sorted, the first of equal ones first, which torch.topk leaves open."""
+    count = int(number(k))
+    values, indices = torch.sort(x, dim=axis, descending=bool(largest), stable=True)
+    found = values.narrow(axis, 0, count), indices.narrow(axis, 0, count)
+    return found if outputs > 1 else found[0]
+
+
+def cum_sum(x: Tensor, axis: Any, *, exclusive: int = 0, reverse: int = 0) -> Tensor:
+    dim = int(number(axis))
+    if reverse:
+        x = x.flip(dim)
+    result = torch.cumsum(x, dim, dtype=x.dtype)
+    if exclusive:
+        result = result - x
+    return result.flip(dim) if reverse else result

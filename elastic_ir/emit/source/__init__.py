@@ -1,0 +1,1 @@
+"""Python source: a readable definition of a network."""

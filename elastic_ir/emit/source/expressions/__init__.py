@@ -1,0 +1,1 @@
+"""Expressions of Python source, and their text."""

@@ -1,0 +1,1 @@
+"""Reading a graph for the writer of Python source."""

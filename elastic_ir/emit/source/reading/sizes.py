@@ -1,0 +1,141 @@
+"""Sizes of an exported graph that follow the input: found by exporting a second time with another batch and length.
+
+An export writes every size as the number that it saw. What differs between two exports of one network, and nothing
+else, depends on the input; it is written as the size of a value at hand (``x.shape[0]``), or a multiple of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from elastic_ir.emit.source.expressions.expr import Expr, lit
+from elastic_ir.ir.graph import Graph, Node, Value
+
+_FIXED = (
+    "torch.export has fixed the sizes of its input: it runs on inputs of the shape {shape} only, and other shapes need "
+    "another export."
+)
+
+
+def following_sizes(graph: Graph) -> tuple[dict[Node, tuple[Any, ...]], str]:
+    """For each node of an exported graph whose numbers follow the input its arguments with expressions in them.
+
+    The second result is a sentence for the source's docstring where that could not be found out.
+    """
+    if graph.metadata.get("frontend") != "export":
+        return {}, ""
+    note = _FIXED.format(shape=_shapes(graph))
+    inputs = getattr(graph.origin, "inputs", None)
+    if inputs is None or getattr(graph.origin, "module", None) is None:
+        return {}, note
+    for axes in ((0, 1), (0,)):
+        other = _again(graph, axes)
+        if other is None:
+            continue
+        sizes = _compared(graph, other)
+        if sizes is not None:
+            return sizes, ""
+    return {}, note
+
+
+def _shapes(graph: Graph) -> str:
+    types = [node.output.type for node in graph if node.kind == "input"]
+    return " and ".join(str(list(kind.shape)) for kind in types if kind is not None)
+
+
+def _again(graph: Graph, axes: tuple[int, ...]) -> Graph | None:
+    """The same network exported with more samples and, where it takes token ids, other lengths; None if it fails."""
+    from elastic_ir.emit.module.module import build_module
+
+    inputs = graph.origin.inputs
+    tensors = [item for item in (*inputs.args, *inputs.kwargs.values()) if isinstance(item, torch.Tensor)]
+    tokens = [item for item in tensors if item.dim() == 2 and not item.is_floating_point()]
+    if 1 in axes and not tokens:
+        return None
+
+    def grown(item: Any) -> Any:
+        if not isinstance(item, torch.Tensor) or item.dim() == 0:
+            return item
+        item = item.repeat(3, *[1] * (item.dim() - 1))
+        if 1 in axes and item.dim() == 2 and not item.is_floating_point() and item.shape[1] > 2:
+            item = item[:, :-2]
+        return item
+
+    changed = dataclasses.replace(
+        inputs,
+        args=tuple(grown(item) for item in inputs.args),
+        kwargs={key: grown(item) for key, item in inputs.kwargs.items()},
+    )
+    try:
+        source = dataclasses.replace(graph.origin, inputs=changed)
+        again: Graph = source.retrace(build_module(graph), "export")
+    except Exception:  # an export may raise anything; then the sizes stay as they are
+        return None
+    return again
+
+
+def _compared(graph: Graph, other: Graph) -> dict[Node, tuple[Any, ...]] | None:
+    """The arguments that differ between two exports, as expressions; None where the two are not the same network."""
+    first, second = graph.nodes, other.nodes
+    if [node.op for node in first] != [node.op for node in second]:
+        return None
+    twins = {a.output: b.output for a, b in zip(first, second, strict=True)}
+    given = [node.output for node in first if node.kind == "input"]
+    place = {node: index for index, node in enumerate(first)}
+    entry: dict[str, Value] = {}
+    began: dict[str, int] = {}
+    sizes: dict[Node, tuple[Any, ...]] = {}
+    before = ""
+    for a, b in zip(first, second, strict=True):
+        operands = [value for value in a.operands() if value.type is not None]
+        for scope in _scopes(a.scope):
+            if not f"{before}.".startswith(f"{scope}."):
+                began[scope] = place[a]
+                entry.pop(scope, None)
+            outer = [value for value in operands if place[value.node] < began[scope]]
+            if outer and scope not in entry:
+                entry[scope] = outer[0]  # what a run of this module is given first
+        before = a.scope
+        if a.args == b.args or a.kind == "output":
+            continue
+        near = [entry[scope] for scope in list(_scopes(a.scope))[-1:] if scope in entry]
+        candidates = [*near, *operands, *given]
+        try:
+            found = tuple(_matched(x, y, candidates, twins) for x, y in zip(a.args, b.args, strict=True))
+        except LookupError:
+            return None
+        if found != a.args:
+            sizes[a] = found
+    return sizes
+
+
+def _scopes(scope: str) -> Iterator[str]:
+    """A scope's paths from the outermost to its own."""
+    steps = scope.split(".") if scope else []
+    for length in range(1, len(steps) + 1):
+        yield ".".join(steps[:length])
+
+
+def _matched(one: Any, two: Any, candidates: list[Value], twins: dict[Value, Value]) -> Any:
+    if isinstance(one, Value):
+        return one
+    if isinstance(one, (list, tuple)) and isinstance(two, (list, tuple)) and len(one) == len(two):
+        return type(one)(_matched(a, b, candidates, twins) for a, b in zip(one, two, strict=True))
+    if type(one) is not int or type(two) is not int or one == two:
+        return one
+    for factor in (False, True):
+        for value in candidates:
+            here, there = value.type, twins[value].type
+            if here is None or there is None or len(here.shape) != len(there.shape):
+                continue
+            for axis, (a, b) in enumerate(zip(here.shape, there.shape, strict=True)):
+                size = Expr("index", None, (Expr("getattr", "shape", (Expr("local", value),)), lit(axis)))
+                if (a, b) == (one, two):
+                    return size
+                if factor and a > 0 and one % a == 0 and one // a * b == two and a != b:
+                    return Expr("binary", "*", (size, lit(one // a)))
+    raise LookupError(one)

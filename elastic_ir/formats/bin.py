@@ -1,0 +1,143 @@
+"""A lazy reader of ``pytorch_model.bin``: the pickle is read as data, tensors when asked for. No torch here.
+
+``torch.save`` writes a zip whose records are not compressed, one for each storage, so that every tensor is a range of
+the file's bytes; before torch 1.6 it wrote three small pickles, the state dict's, and behind them the storages one
+after another (`torch/serialization.py`, ``_save`` and ``_legacy_save``). Either way only names, shapes and places are
+read; of the checksums that a zip keeps of its records, those of tensors are not reckoned anew here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from io import BytesIO
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from elastic_ir.errors import SourceError
+from elastic_ir.formats.model_folder import stamp_of
+from elastic_ir.formats.pickles.state import StorageReference, StoredTensor, read_state_pickle
+from elastic_ir.formats.safetensors import FileTensor
+from elastic_ir.formats.strided import Strided
+from elastic_ir.formats.torch_zip import AGAIN, Place, content, places_of
+from elastic_ir.safety.limits import REPEATED, open_plain
+from elastic_ir.tensors.lazy import ITEM_SIZES, TensorData
+
+_MAGIC = 0x1950A86A20F9469CFC6C  #: what the older form begins with, as a pickled number
+
+
+def read_bin(path: Path) -> dict[str, TensorData]:
+    """The tensors of a bare state dict by name, unread, in the order in which they were saved.
+
+    Names of one tensor get equal data. Raises UntrustedError for a pickle that names or does what plain weights have
+    no need of (nothing of it is run), SourceError, one line: missing, truncated or damaged, no file of torch.save,
+    big-endian, compressed, a storage that is missing or too small, or something else than a state dict.
+    """
+    try:
+        with open_plain(path) as file:
+            status = os.fstat(file.fileno())
+            head = file.read(64)
+            file.seek(0)
+            if head.startswith(b"PK"):
+                found, places = _read_zip(file, path, status.st_size)
+            elif head.startswith(b"\x80"):
+                found, places = _read_legacy(file, path, status.st_size)
+            else:
+                raise SourceError(_no_form(path, head))
+    except FileNotFoundError as error:
+        raise SourceError(f"{path} does not exist") from error
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from error
+    if not isinstance(found, dict):
+        raise SourceError(f"{path} holds a {type(found).__name__} and no state dict")
+    odd = next((key for key, value in found.items() if type(value) is not StoredTensor), None)
+    odd = odd if odd is not None else next((key for key in found if type(key) is not str), None)
+    if odd is not None:
+        kind = "tensor" if type(found[odd]) is StoredTensor else type(found[odd]).__name__
+        raise SourceError(f"{path} is no bare state dict: under {odd!r} it holds a {kind}; {AGAIN} as one")
+    stamp = stamp_of(status)
+    return {name: _data(name, tensor, places, path, stamp) for name, tensor in found.items()}
+
+
+def _no_form(path: Path, head: bytes) -> str:
+    if not head:
+        return f"{path} is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return f"{path} is only a pointer to a file in Git LFS; get the file itself with `git lfs pull`"
+    return f"{path} is no file of torch.save: it begins with {head[:8]!r}"
+
+
+def _data(
+    name: str, tensor: StoredTensor, places: Mapping[str, Place], path: Path, stamp: tuple[int, int, int]
+) -> TensorData:
+    """The tensor as a range of the file, or as what is picked out of one."""
+    place = places.get(tensor.storage.key)
+    if place is None:
+        raise SourceError(f"{path} is damaged: the storage of {name!r} is missing")
+    item = ITEM_SIZES[tensor.dtype]
+    begin, end = tensor.offset * item, (tensor.offset + tensor.span) * item
+    if place.size != tensor.storage.nbytes or end > place.size:  # torch takes no larger one either
+        needed = max(end, tensor.storage.nbytes)
+        raise SourceError(
+            f"{path} is damaged: {name!r} needs {needed} bytes of a storage, which has {place.size}"
+        )
+    if tensor.contiguous:
+        return FileTensor(path, place.offset + begin, tensor.shape, tensor.dtype, stamp)
+    if prod(tensor.shape) > max(REPEATED, tensor.span):
+        raise SourceError(
+            f"{path}: {name!r} repeats {tensor.span} numbers to {prod(tensor.shape)}; {AGAIN}, without expand"
+        )
+    flat = FileTensor(path, place.offset + begin, (tensor.span,), tensor.dtype, stamp)
+    return Strided(flat, tensor.shape, tensor.stride)
+
+
+# -- since torch 1.6 -----------------------------------------------------------------------------------------------
+
+
+def _read_zip(file: BinaryIO, path: Path, size: int) -> tuple[Any, dict[str, Place]]:
+    where = str(path)
+    records = places_of(file, where)
+    order = content(file, records["byteorder"], "byteorder", where) if "byteorder" in records else b"little"
+    if order.strip() != b"little":
+        raise SourceError(f"{path} was written on a big-endian machine ({order[:16]!r}); {AGAIN} on this one")
+    found = read_state_pickle(BytesIO(content(file, records["data.pkl"], "data.pkl", where)), where, size)
+    return found, {
+        name.removeprefix("data/"): place for name, place in records.items() if name.startswith("data/")
+    }
+
+
+# -- before --------------------------------------------------------------------------------------------------------
+
+
+def _read_legacy(file: BinaryIO, path: Path, size: int) -> tuple[Any, dict[str, Place]]:
+    where = str(path)
+    if read_state_pickle(file, where) != _MAGIC:
+        raise SourceError(f"{path} is a pickle, but none of torch.save; {AGAIN}")
+    version, system = read_state_pickle(file, where), read_state_pickle(file, where)
+    if version != 1001 or not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise SourceError(f"{path} is of an unknown version of torch.save, or big-endian; {AGAIN}")
+    found = read_state_pickle(file, where, size)
+    keys = read_state_pickle(file, where, size)
+    widths: dict[str, int] = {}
+    for storage in _storages(found):  # the first tensor's dtype is what the storage was counted in
+        widths.setdefault(storage.key, ITEM_SIZES[storage.dtype or "uint8"])
+    places: dict[str, Place] = {}
+    for key in keys if isinstance(keys, list) else ():
+        count = file.read(8)
+        if len(count) < 8 or key not in widths:
+            raise SourceError(f"{path} is truncated or damaged: the storage {key!r} is missing")
+        places[key] = Place(file.tell(), int.from_bytes(count, "little") * widths[key])
+        if places[key].offset + places[key].size > size:
+            raise SourceError(
+                f"{path} is truncated: a storage should end at byte {places[key].offset + places[key].size}, the file "
+                f"has {size}"
+            )
+        file.seek(places[key].size, os.SEEK_CUR)
+    return found, places
+
+
+def _storages(found: Any) -> list[StorageReference]:
+    """The storages that tensors of a state dict lie in."""
+    values = found.values() if isinstance(found, dict) else ()
+    return [value.storage for value in values if type(value) is StoredTensor]

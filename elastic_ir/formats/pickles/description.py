@@ -1,0 +1,221 @@
+"""A module as plain data: classes by name, plain attributes, configurations; never a pickle.
+
+Together with a state dict this is enough to build the module again without calling its constructor, wherever its
+class can be imported. What is no plain data is kept as the reason why, and then the class is not built again; the rest
+of the description serves all the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import enum
+import functools
+import inspect
+import sys
+import types
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from elastic_ir.formats.pickles.stand_ins import (
+    GRAPH_MODULE,
+    MARK,
+    TOLD,
+    Configuration,
+    Instance,
+    Unread,
+    class_of,
+)
+from elastic_ir.ir.example_inputs import describe_tensor
+
+_INTERNAL = set(vars(nn.Module())) | {MARK, TOLD}
+_TENSOR_BYTES = 1 << 16  #: of a plain tensor among a module's attributes
+
+
+def describe_module(module: nn.Module) -> dict[str, Any]:
+    """A description for :func:`elastic_ir.formats.pickles.rebuild.rebuild_module`.
+
+    Its ``opaque`` says what it lacks.
+    """
+    describer = _Describer(module)
+    parts = []
+    seen: dict[int, str] = {}
+    for path, part in module.named_modules(remove_duplicate=False):
+        if id(part) in seen:
+            parts.append({"path": path, "same": seen[id(part)]})
+            continue
+        seen[id(part)] = path
+        parts.append(
+            {
+                "path": path,
+                "class": GRAPH_MODULE if isinstance(part, fx.GraphModule) else class_of(part),
+                "training": part.training,
+                "attributes": describer.attributes(part, path),
+                "children": {name: child is not None for name, child in part._modules.items()},
+                "parameters": {
+                    n: p.requires_grad if p is not None else None for n, p in part._parameters.items()
+                },
+                "buffers": {
+                    n: n not in part._non_persistent_buffers_set if b is not None else None
+                    for n, b in part._buffers.items()
+                },
+            }
+        )
+    made: dict[str, Any] = {"parts": parts, "objects": describer.objects}
+    told: dict[str, Any] | None = vars(module).get(TOLD)
+    if any(str(part.get("class")).startswith("__main__:") for part in parts):
+        made["script"] = _script() if told is None else told["script"]
+    config: Any = getattr(module, "config", None)
+    pretrained = hasattr(module, "save_pretrained") or bool(told and told["pretrained"])
+    if describer.opaque and pretrained and hasattr(config, "to_dict"):
+        # a transformers model is made again from its configuration, as from_pretrained does it
+        made |= {
+            "pretrained": class_of(module),
+            "config": class_of(config),
+            "data": _json_safe(config.to_dict()),
+            "training": module.training,
+        }
+    elif describer.opaque:
+        made["opaque"] = describer.opaque
+    return made
+
+
+def _script() -> str:
+    """The name by which others import what the running script defines, or nothing."""
+    main: Any = sys.modules.get("__main__")
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return str(spec.name).removesuffix(".__main__")
+    file = str(getattr(main, "__file__", None) or "").replace("\\", "/").rpartition("/")[2]
+    name = file.removesuffix(".py")
+    return name if file.endswith(".py") and name.isidentifier() else ""
+
+
+def _is_flattened(part: nn.Module, name: str) -> bool:
+    """RNNs keep lists of their own weights, which they make again."""
+    return isinstance(part, nn.RNNBase) and name in ("_flat_weights", "_flat_weight_refs")
+
+
+class _Describer:
+    """Values as plain data; objects that several modules hold in common are described once."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self.objects: list[Any] = []
+        self.opaque = ""  #: the first reason why the class cannot be built again
+        self._places: dict[int, int] = {}
+        self._paths = {id(part): path for path, part in root.named_modules()}
+        self._held: list[Any] = []  # so that no id is given twice
+
+    def attributes(self, part: nn.Module, path: str) -> dict[str, Any]:
+        """A module's attributes, but for what every module has, and what a GraphModule has of its graph."""
+        if isinstance(part, fx.GraphModule):
+            return {}
+        return {
+            name: self.value(value, f"{path}.{name}".lstrip("."))
+            for name, value in vars(part).items()
+            if name not in _INTERNAL and not _is_flattened(part, name)
+        }
+
+    def value(self, value: Any, where: str) -> Any:
+        if isinstance(value, Unread):
+            return self._unread(value.item)
+        if value is None or (isinstance(value, (bool, int, str)) and not isinstance(value, enum.Enum)):
+            return value
+        if isinstance(value, float):
+            return {"float": repr(value)}
+        if isinstance(value, enum.Enum):
+            return {"enum": [class_of(value), value.name]}
+        if isinstance(value, (torch.dtype, torch.memory_format)):
+            return {"symbol": str(value)}
+        if isinstance(value, torch.device):
+            return {"symbol": f"device.{value}"}
+        if type(value) in (tuple, torch.Size):
+            return {"tuple": [self.value(part, where) for part in value]}
+        if type(value) is list:
+            return [self.value(part, where) for part in value]
+        if type(value) in (set, frozenset):
+            return {"set": [self.value(part, where) for part in sorted(value, key=repr)]}
+        if type(value) in (dict, OrderedDict):
+            return {"dict": [[self.value(k, where), self.value(v, where)] for k, v in value.items()]}
+        if isinstance(value, type) and issubclass(value, nn.Module):
+            return {"class": qualified(value)}
+        if isinstance(value, functools.partial) and isinstance(value.func, type):
+            return {
+                "partial": [
+                    self.value(part, where) for part in (value.func, list(value.args), value.keywords)
+                ]
+            }
+        if inspect.isroutine(value) and getattr(value, "__module__", None) in _FUNCTIONAL:
+            return {"function": f"{value.__module__}.{value.__name__}"}
+        if isinstance(value, nn.Module) and id(value) in self._paths:
+            return {"module": self._paths[id(value)]}
+        if (
+            type(value) is torch.Tensor
+            and value.numel() * value.itemsize <= _TENSOR_BYTES
+            and not value.is_meta
+        ):
+            return {"tensor": describe_tensor(value, whole=True)}
+        if _is_configuration(value) or _is_plain_object(value):
+            return self._object(value, where)
+        return self._unread({"opaque": f"{where} holds a {type(value).__name__}, which is no plain data"})
+
+    def _unread(self, item: Any) -> Any:
+        if isinstance(item, dict) and "opaque" in item:
+            self.opaque = self.opaque or str(item["opaque"])
+        return item
+
+    def _object(self, value: Any, where: str) -> Any:
+        if id(value) not in self._places:
+            place = self._places[id(value)] = len(self.objects)
+            self._held.append(value)
+            self.objects.append(None)  # what it holds may hold it
+            if _is_configuration(value):
+                self.objects[place] = {"config": class_of(value), "data": _json_safe(value.to_dict())}
+            else:
+                told = {name: self.value(part, f"{where}.{name}") for name, part in vars(value).items()}
+                self.objects[place] = {"instance": class_of(value), "attributes": told}
+        return {"object": self._places[id(value)]}
+
+
+_FUNCTIONAL = ("torch.nn.functional", "torch._C._nn")
+#: Whose objects are more than their attributes, or are made again by the library itself.
+_LIBRARIES = ("torch", "torchvision", "timm", "transformers", "numpy")
+
+
+def qualified(item: Any) -> str:
+    return f"{item.__module__}:{item.__qualname__}"
+
+
+def _is_configuration(value: Any) -> bool:
+    """Whether it is a configuration of transformers, which tells its content and is made from it."""
+    if isinstance(value, Configuration):
+        return True
+    return hasattr(value, "to_dict") and hasattr(type(value), "from_dict") and hasattr(value, "model_type")
+
+
+def _is_plain_object(value: Any) -> bool:
+    """Whether all that an object of somebody's class is lies in its attributes (a dataclass, a namespace)."""
+    kind = type(value)
+    if kind is types.SimpleNamespace or isinstance(value, Instance):
+        return True
+    top = kind.__module__.partition(".")[0]
+    foreign = (top in sys.stdlib_module_names and kind is not argparse.Namespace) or top in _LIBRARIES
+    if foreign or isinstance(value, (type, nn.Module)) or callable(value):
+        return False
+    if hasattr(kind, "__setstate__") or any(vars(base).get("__slots__") for base in kind.__mro__):
+        return False
+    own = ("__reduce_ex__", "__reduce__", "__getstate__", "__new__")  # how its content is stored, and made
+    usual: Any = object
+    return hasattr(value, "__dict__") and all(getattr(kind, name) is getattr(usual, name) for name in own)
+
+
+def _json_safe(item: Any) -> Any:
+    if isinstance(item, dict):
+        return {str(key): _json_safe(part) for key, part in item.items()}
+    if isinstance(item, (list, tuple)):
+        return [_json_safe(part) for part in item]
+    if item is None or isinstance(item, (bool, int, float, str)):
+        return item
+    return str(item).removeprefix("torch.")

@@ -1,0 +1,1 @@
+"""The intermediate representation: graph, structure, names, text, verifier."""

@@ -1,0 +1,180 @@
+"""Structure: what repeats in a network, as stages of blocks that live in containers.
+
+A :class:`Container` is a module whose numbered children run in order (``Sequential``, ``ModuleList``, RegNet's
+``b1..bN``). A :class:`Block` is a run of such children; blocks of one activation shape form a :class:`Stage`. The
+words are those of the design: the *entry* is the downsampling block that opens a stage and is never cloned or
+deleted; a *transition* is a layer of its own between two stages; a *unit* is what is cloned or deleted as a whole,
+one block or several (Swin's shifted pair).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from elastic_ir.errors import StructureError
+from elastic_ir.ir.numbering import Series
+
+if TYPE_CHECKING:
+    from elastic_ir.ir.graph import Node, Value
+
+
+@dataclass(eq=False)
+class Child:
+    """One numbered slot of a container; ``origin`` is its path in the source, whatever it is called now."""
+
+    path: str
+    origin: str
+    #: the number of the source that its tensors are of, and its path there, where that is not the first source
+    taken: tuple[int, str] | None = None
+
+
+@dataclass(eq=False)
+class Container:
+    """A module whose numbered children run in order; children are named as its :attr:`series` says."""
+
+    path: str
+    prefix: str
+    base: int
+    children: list[Child] = field(default_factory=list)
+    source_count: int = 0  #: how many children it had in the source, the tail left out
+    tail: int = (
+        0  #: children at its end that are no blocks of a stage: they stay the last ones, and are never cloned
+    )
+    native: bool = True  #: False where other children stand beside them: its forward names them one by one
+    width: int = 1  #: digits of the numbers where they are padded with zeros
+
+    def child_path(self, index: int) -> str:
+        """The path of the child at a position, as the natively built network names it."""
+        return self.series.name(self.base + index)
+
+    @property
+    def series(self) -> Series:
+        """How its children are named."""
+        return Series(self.path, self.prefix, self.width)
+
+    def source_index(self, origin: str) -> int:
+        """The position that a child of the source had, from its path there."""
+        number = self.series.number(origin)
+        if number is None:
+            raise StructureError(f"{origin!r} is no numbered child of {self.label!r}")
+        return number - self.base
+
+    @property
+    def label(self) -> str:
+        """The container's path for a reader; the root's series goes by its prefix."""
+        parts = [part for part in (self.path, self.prefix.rstrip("_.")) if part]
+        return parts[0] if self.path else (parts[0] if parts else "network")
+
+
+@dataclass(eq=False)
+class Block:
+    """A run of children of one container; ``nodes`` is empty where the graph came from names alone."""
+
+    children: list[Child]
+    nodes: list[Node] = field(default_factory=list)
+    input: Value | None = None
+    output: Value | None = None
+    layers: int | None = None  #: weight layers on its longest path; None where names do not tell
+    signature: str = ""  #: hash of operations, attributes and weight shapes
+
+    @property
+    def path(self) -> str:
+        """The path of its first child, which names it in messages."""
+        return self.children[0].path
+
+    @property
+    def origin(self) -> str:
+        return self.children[0].origin
+
+    @property
+    def preserving(self) -> bool:
+        """Whether the activation has one shape before and behind it; False where that is not known."""
+        ends = (self.input, self.output)
+        kinds = [end.type if end is not None else None for end in ends]
+        return kinds[0] is not None and kinds[0].fits(kinds[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """The smallest thing that is cloned or deleted: a tuple of blocks, usually of one."""
+
+    blocks: tuple[Block, ...]
+
+    @property
+    def path(self) -> str:
+        return self.blocks[0].path
+
+    @property
+    def layers(self) -> int | None:
+        counts = [block.layers for block in self.blocks]
+        return None if None in counts else sum(count or 0 for count in counts)
+
+
+@dataclass(eq=False, repr=False)
+class Stage:
+    """Blocks that share one activation shape. ``len(stage)`` counts blocks, the entry included."""
+
+    name: str
+    container: Container
+    entry: Block | None
+    blocks: list[Block]  #: the free blocks, in order
+    period: int | None = 1  #: blocks in a unit; None where names alone do not show it
+    transition: str | None = None  #: path of the layer that downsamples before it, if it is no block
+    shape: tuple[int, ...] | None = None  #: of the activation between its blocks, where it is known
+
+    def __repr__(self) -> str:
+        """Short, since ``graph.stages`` is what people print first; the parts are attributes."""
+        kept = f"entry {self.entry.path!r}, " if self.entry is not None else ""
+        unit = {1: "", None: ", unit unknown"}.get(self.period, f", {self.period} to a unit")
+        return f"<Stage {self.name!r}: {kept}{len(self.blocks)} free blocks{unit}>"
+
+    def __len__(self) -> int:
+        return len(self.blocks) + (self.entry is not None)
+
+    @property
+    def all_blocks(self) -> list[Block]:
+        """Every block in order, the entry first: what plans index."""
+        return ([self.entry] if self.entry is not None else []) + self.blocks
+
+    @property
+    def pinned(self) -> int:
+        """How many leading blocks a plan has to keep as they are (0 or 1)."""
+        return int(self.entry is not None)
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """The free units, in order; StructureError where the period is not known."""
+        if self.period is None:
+            raise StructureError(
+                f"stage {self.name!r}: names alone do not show how many blocks make a unit; "
+                "pass --unit N (unit=N) or --arch SOURCE"
+            )
+        step = self.period
+        return tuple(Unit(tuple(self.blocks[i : i + step])) for i in range(0, len(self.blocks), step))
+
+
+@dataclass(eq=False)
+class Structure:
+    """All that was discovered: the stages in the order they run, and the depth."""
+
+    stages: list[Stage]
+    depth: int | None
+    form: str  #: how it was found: "graph" or "names"
+    stem: tuple[str, ...] = ()  #: paths of the weight layers before the first stage
+    head: tuple[str, ...] = ()  #: paths of the weight layers after the last stage
+    note: str = ""  #: what a reader should know about its limits
+
+    @property
+    def containers(self) -> list[Container]:
+        """The containers that hold stages, each once, in order."""
+        return list(dict.fromkeys(stage.container for stage in self.stages))
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name, or StructureError that lists the names there are."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise StructureError(
+            f"there is no stage {name!r}; the stages are {', '.join(repr(s.name) for s in self.stages)}"
+        )

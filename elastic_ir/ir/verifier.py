@@ -1,0 +1,107 @@
+"""The verifier: checks a graph's invariants and says what is wrong, where, and how to mend it.
+
+It runs after every pass. It reads no tensor: names, shapes, order and structure only.
+"""
+
+from __future__ import annotations
+
+from elastic_ir.errors import VerifyError
+from elastic_ir.ir.graph import Graph, Node, Value
+
+
+def verify(graph: Graph, after: str = "") -> None:
+    """Raise VerifyError at the first broken invariant; ``after`` names the pass that ran last."""
+    try:
+        _verify_nodes(graph)
+        _verify_weights(graph)
+        if graph._structure is not None:
+            _verify_structure(graph)
+    except VerifyError as error:
+        if after:
+            raise VerifyError(f"after pass {after!r}: {error}") from error
+        raise
+
+
+def _verify_nodes(graph: Graph) -> None:
+    seen: set[Value] = set()
+    names: set[str] = set()
+    outputs = 0
+    for node in graph:
+        if node.name in names:
+            raise VerifyError(f"two nodes are named %{node.name}; let the rewriter name them (commit)")
+        names.add(node.name)
+        for value in node.operands():
+            if value not in seen:
+                where = "which is not in the graph" if not _linked(graph, value.node) else "which runs later"
+                raise VerifyError(
+                    f"node %{node.name} ({node.op}) reads %{value.name}, {where}; "
+                    "insert the producer first, or replace the use"
+                )
+        for name in node.weight_names():
+            if name not in graph.weights:
+                raise VerifyError(
+                    f"node %{node.name} ({node.op}) uses weight {name!r}, which the graph lacks"
+                )
+        seen.add(node.output)
+        outputs += node.kind == "output"
+    if len(graph) and outputs != 1:
+        raise VerifyError(f"a graph has one output node, this one has {outputs}")
+
+
+def _linked(graph: Graph, node: Node) -> bool:
+    return any(other is node for other in graph)
+
+
+def _verify_weights(graph: Graph) -> None:
+    for name, weight in graph.weights.items():
+        if weight.name != name:
+            raise VerifyError(f"weight {weight.name!r} is listed as {name!r}; rename it through the rewriter")
+        if weight.mask is not None and weight.mask.shape != weight.shape:
+            raise VerifyError(
+                f"the mask of {name!r} has shape {weight.mask.shape}, its weight has {weight.shape}"
+            )
+        if not weight.origin:
+            raise VerifyError(
+                f"weight {name!r} has no origin; every target tensor comes from a source tensor"
+            )
+
+
+def _verify_structure(graph: Graph) -> None:
+    alive = set(graph)
+    for stage in graph.structure.stages:
+        place = {child: index for index, child in enumerate(stage.container.children)}
+        last = -1
+        if not stage.all_blocks:
+            raise VerifyError(f"nothing is left of stage {stage.name!r}; one of its blocks has to stay")
+        for block in stage.all_blocks:
+            for child in block.children:
+                if child not in place:
+                    raise VerifyError(
+                        f"stage {stage.name!r}: {child.path} is no child of {stage.container.path!r}"
+                    )
+                if place[child] <= last:
+                    raise VerifyError(
+                        f"stage {stage.name!r}: {child.path} stands before the block it follows"
+                    )
+                last = place[child]
+            for node in block.nodes:
+                if node not in alive:
+                    raise VerifyError(
+                        f"stage {stage.name!r}: block {block.path} holds %{node.name}, which was erased"
+                    )
+        if stage.period and len(stage.blocks) % stage.period:
+            raise VerifyError(
+                f"stage {stage.name!r} has {len(stage.blocks)} free blocks, no multiple of its unit of {stage.period}"
+            )
+        for before, block in zip(stage.all_blocks, stage.all_blocks[1:], strict=False):
+            if block.nodes and block.input is not before.output:
+                raise VerifyError(
+                    f"stage {stage.name!r}: block {block.path} does not read what {before.path} computes"
+                )
+    for container in graph.structure.containers:
+        for index, child in enumerate(container.children):
+            if child.path != container.child_path(index):
+                raise VerifyError(
+                    f"container {container.path!r}: child {index} is named {child.path}, "
+                    f"the native network names it {container.child_path(index)}"
+                )

@@ -1,0 +1,1 @@
+"""ONNX models: what their readers, analyses and writers share."""

@@ -1,0 +1,70 @@
+"""What ran over a network, as an ONNX file keeps it: two entries of the model's metadata, in JSON.
+
+``elastic_ir.pipeline`` is a list of passes as they would be written; ``elastic_ir.lineage`` has, for each weight by its
+name in the file, the name in the source whose tensor it holds. A network that nothing has changed gets neither.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from elastic_ir.errors import SourceError
+
+if TYPE_CHECKING:
+    import onnx
+
+    from elastic_ir.ir.graph import Graph
+
+PIPELINE, LINEAGE = "elastic_ir.pipeline", "elastic_ir.lineage"
+
+
+def read_record(model: onnx.ModelProto, file: str) -> dict[str, Any]:
+    """The entries as a graph's metadata has them (``pipeline``, ``lineage``); SourceError where one is damaged."""
+    found: dict[str, Any] = {}
+    for entry in model.metadata_props:
+        if entry.key not in (PIPELINE, LINEAGE):
+            continue
+        try:
+            value = json.loads(entry.value)
+        except (ValueError, RecursionError):
+            value = None
+        whole = isinstance(value, list) if entry.key == PIPELINE else isinstance(value, dict)
+        items = value.values() if isinstance(value, dict) else value
+        if not whole or not all(isinstance(item, str) for item in items):
+            raise SourceError(
+                f"{file}: {entry.key} in its metadata is damaged; remove the entry to read the network without it"
+            )
+        found[entry.key.removeprefix("elastic_ir.")] = value
+    return found
+
+
+def write_record(model: onnx.ModelProto, graph: Graph, lineage: Mapping[str, str]) -> None:
+    """Note in a model what made its graph; ``lineage`` is by the names that its weights have in the file.
+
+    What the model notes already stays where it is still true.
+    """
+    pipeline = graph.metadata.get("pipeline")
+    if pipeline:
+        _set(model, PIPELINE, list(pipeline))
+    if any(weight.origin != name for name, weight in graph.weights.items() if weight.persistent):
+        _set(model, LINEAGE, dict(lineage))
+    elif set(graph.weights) != set(graph.metadata.get("source_names", ())):
+        _remove(model, LINEAGE)  # it was that of a network with other weights
+
+
+def _set(model: onnx.ModelProto, key: str, value: Any) -> None:
+    for entry in model.metadata_props:
+        if entry.key == key:
+            if json.loads(entry.value) != value:
+                entry.value = json.dumps(value)
+            return
+    entry = model.metadata_props.add()
+    entry.key, entry.value = key, json.dumps(value)
+
+
+def _remove(model: onnx.ModelProto, key: str) -> None:
+    kept = [entry for entry in model.metadata_props if entry.key != key]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)

@@ -1,0 +1,172 @@
+"""What an ONNX model leaves to its graph in the IR: the messages that emission takes over, and how they are read.
+
+No onnx is imported here; the messages are those of its protobuf classes.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from elastic_ir.ir.graph import Argument, Literal, Symbol, TensorType
+from elastic_ir.tensors.lazy import Mask, TensorData
+
+if TYPE_CHECKING:
+    import onnx
+
+#: Entry of ``external_data`` by which a tensor that was cut out is known, as "NUMBER:FIELD" with the field that held
+#: its bytes; no file of others has it.
+MARK = "elastic-ir"
+SAID = ":in"  #: ends the mark of a tensor whose message says that its bytes are in it (``data_location``)
+SCOPES = "pkg.torch.onnx.name_scopes"  #: the key of a node's metadata in what torch exports
+_LONGEST = 1 << 14  #: characters of that entry
+#: The keyword of a node's operands that only its bodies read.
+BODY = "captured"
+
+#: TensorProto.DataType by number to torch's names; what is missing has no bytes of its own kind in torch.
+DTYPES = {
+    1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16",
+    11: "float64", 12: "uint32", 13: "uint64", 14: "complex64", 15: "complex128", 16: "bfloat16",
+    17: "float8_e4m3fn", 18: "float8_e4m3fnuz", 19: "float8_e5m2", 20: "float8_e5m2fnuz", 24: "float8_e8m0fnu",
+}  # fmt: skip
+
+
+@dataclass(eq=False)
+class Constant:
+    """A constant of the file: its tensor message and how the file keeps it."""
+
+    name: str
+    proto: onnx.TensorProto | None
+    data: TensorData | None
+    node: int | None = None  #: the index of the Constant or ConstantOfShape node; None for an initializer
+    mask: Mask | None = None  #: of a sparse initializer
+    literal: Literal | None = None
+
+
+@dataclass(eq=False)
+class OnnxSource:
+    """What emission needs again: the model without its large tensors, where those are, and its constants by name."""
+
+    path: Path
+    model: onnx.ModelProto
+    tensors: dict[str, TensorData]  #: the large tensors, by the mark that stands for each in the model
+    constants: dict[str, Constant] = field(default_factory=dict)
+    initializer_of: dict[str, str] = field(
+        default_factory=dict
+    )  #: a weight's name in the IR to its name in the file
+    scopes: dict[str, str] = field(default_factory=dict)  #: a node's scope in the source, by its number
+    named: bool = False  #: whether scopes and names of weights are the file's own
+    input_shapes: list[tuple[int, ...]] = field(default_factory=list)  #: with the open extents filled in
+    types: dict[str, TensorType] = field(default_factory=dict)  #: of the file's values, by their names there
+
+
+def operator(proto: onnx.NodeProto) -> str:
+    """An operator's name, with its domain where that is not the default one."""
+    domain = "" if proto.domain in ("", "ai.onnx") else f"{proto.domain}."
+    return f"{domain}{proto.op_type}"
+
+
+def mark_of(tensor: onnx.TensorProto) -> str | None:
+    """The mark of a tensor that was cut out; None for all others."""
+    return next((entry.value for entry in tensor.external_data if entry.key == MARK), None)
+
+
+def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """All tensors of a model's graph and of its bodies, whatever type an attribute says it has."""
+    waiting = [model.graph]
+    while waiting:
+        graph = waiting.pop()
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield sparse.values
+            yield sparse.indices
+        for node in graph.node:
+            for item in node.attribute:
+                if item.HasField("t"):
+                    yield item.t
+                if item.HasField("g"):
+                    waiting.append(item.g)
+                waiting.extend(item.graphs)
+
+
+def captured(node: onnx.NodeProto) -> list[str]:
+    """The names that a node's bodies read from outside, each once, in order."""
+    found: dict[str, None] = {}
+
+    def walk(graph: onnx.GraphProto, known: set[str]) -> None:
+        known = known | {entry.name for entry in graph.input} | {tensor.name for tensor in graph.initializer}
+        known |= {sparse.values.name for sparse in graph.sparse_initializer}
+        for inner in graph.node:
+            for name in inner.input:
+                if name and name not in known:
+                    found[name] = None
+            for body in bodies(inner):
+                walk(body, known)
+            known.update(inner.output)
+        for entry in graph.output:
+            if entry.name not in known:
+                found[entry.name] = None
+
+    for body in bodies(node):
+        walk(body, set())
+    return list(found)
+
+
+def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs among a node's attributes."""
+    found = []
+    for attribute in node.attribute:
+        if attribute.type == 5:
+            found.append(attribute.g)
+        elif attribute.type == 10:
+            found.extend(attribute.graphs)
+    return found
+
+
+def module_scopes(proto: onnx.NodeProto) -> list[str] | None:
+    """The paths of the modules around a node as PyTorch's exporter noted them; None where it did not, or in no form."""
+    text = next((entry.value for entry in proto.metadata_props if entry.key == SCOPES), None)
+    if text is None or len(text) > _LONGEST:
+        return None
+    try:
+        names = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
+def path_step(path: list[str], part: str) -> list[str]:
+    """What a part of a node's name (``/layer1/layer1.0/conv1/Conv``) adds to the path of modules before it.
+
+    Children of a container carry its name, nested ones all of it (``/features/features.1/features.1.0``); those of a
+    container that did not run itself bring it along (``/layer.0``).
+    """
+    names = part.split(".")
+    above = names[:-1]
+    return names[-1:] if above and path[-len(above) :] == above else names
+
+
+def plain_attributes(proto: onnx.NodeProto) -> dict[str, Argument]:
+    """A node's attributes as plain data; tensors and bodies are named, and stay in the source."""
+    found: dict[str, Argument] = {}
+    for item in proto.attribute:
+        if item.type == 1:
+            found[item.name] = item.f
+        elif item.type == 2:
+            found[item.name] = item.i
+        elif item.type == 3:
+            found[item.name] = item.s.decode("utf-8", "replace")
+        elif item.type == 6:
+            found[item.name] = list(item.floats)
+        elif item.type == 7:
+            found[item.name] = list(item.ints)
+        elif item.type == 8:
+            found[item.name] = [text.decode("utf-8", "replace") for text in item.strings]
+        else:
+            found[item.name] = Symbol(
+                "body" if item.type in (5, 10) else "tensor" if item.type in (4, 9) else "other"
+            )
+    return found

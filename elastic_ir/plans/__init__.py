@@ -1,0 +1,1 @@
+"""Plans: which blocks a target has, and how a graph gets there."""

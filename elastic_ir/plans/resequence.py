@@ -1,0 +1,65 @@
+"""Carrying out a plan: the stage's blocks become the planned sequence, by clones and deletions of the rewriter."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+
+from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.structure import Block
+from elastic_ir.plans.keep_beside import note_kept
+from elastic_ir.plans.left_behind import refuse_left_behind
+from elastic_ir.plans.plan import Plan
+from elastic_ir.rewrite.rewriter import Rewriter
+from elastic_ir.safety.limits import check_blocks
+
+
+def resequence(
+    rewriter: Rewriter,
+    graph: Graph,
+    plan: Plan,
+    keep_beside: str | Iterable[str] | None = None,
+    *,
+    written: Sequence[Sequence[Hashable]] | None = None,
+    shown: bool = False,
+) -> None:
+    """Bring every stage into its planned sequence.
+
+    An original stays in place at its first use if that keeps the order; every other place gets a clone, and
+    originals that stay unused are deleted. Which is which does not show in the result: clones equal their source. The
+    plan, and how many blocks each stage had, are noted in the graph's metadata, and so is what ``keep_beside`` says
+    stays as it is. ``written`` is the plan with layers of other networks, where it has some; ``shown`` says that
+    another network shows what changes together.
+
+    Raises PlanError for a name that fits nothing, and where what lies beside a stage would be left behind.
+    """
+    check_blocks(sum(map(len, plan)), sum(map(len, graph.stages)))
+    stays = note_kept(graph, keep_beside)
+    if not shown:
+        refuse_left_behind(graph, plan if written is None else written, stays)
+    graph.metadata["plan"] = [list(stage) for stage in plan]
+    graph.metadata["source_blocks"] = [len(stage) for stage in graph.stages]
+    for stage, wanted in zip(graph.stages, plan, strict=True):
+        originals = list(stage.all_blocks)
+        if list(wanted) == list(range(len(originals))):
+            continue
+        kept: set[int] = set()
+        last_kept = -1
+        for index in wanted:  # which originals stay where they are
+            if index > last_kept and index not in kept:
+                kept.add(index)
+                last_kept = index
+        placed: set[int] = set()
+        last_placed = -1
+        after: Block | None = None
+        doomed = [block for index, block in enumerate(originals) if index not in kept]
+        for index in wanted:
+            block = originals[index]
+            if index in kept and index not in placed and index > last_placed:
+                placed.add(index)
+                last_placed = index
+                after = block
+            else:
+                assert after is not None  # the first of a plan always stays
+                after = rewriter.clone_block(block, after=after)
+        for block in doomed:
+            rewriter.delete_block(block)

@@ -1,0 +1,1 @@
+"""Rewriting: the only code that edits a graph."""

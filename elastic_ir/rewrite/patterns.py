@@ -1,0 +1,414 @@
+"""Patterns: what a pass looks for in a graph, written down as a small expression, and found in one walk.
+
+    x = value("x")
+    block = op("add", chain(x, "conv2d", "batchnorm", "relu", op("conv2d", name="last")), x, commutative=True)
+    for match in find(graph, block):
+        match.node("last"), match.value("x"), match.nodes
+
+A name with a dot is one operation (``nn.Conv2d``); a name without is its kind in any dialect: ``relu`` is nn.ReLU,
+torch.relu, a method, aten's and ONNX's. One pattern object that stands in two places, or one name, means the same
+value there, so patterns are small DAGs. Patterns are values, and what a match computes on its way to the root is read
+by nothing outside of it (after torch.fx's SubgraphMatcher, onnxscript's rewriter and PDL, Riddle et al. 2021).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any
+
+from elastic_ir.analysis.branches import kind_of
+from elastic_ir.errors import PlanError
+from elastic_ir.ir.graph import Graph, Node, Value, WeightRef
+from elastic_ir.ir.structure import Block, Stage, Unit
+
+if TYPE_CHECKING:
+    from elastic_ir.rewrite.rewriter import Rewriter
+
+#: What dialects call one operation, without underscores and numbers of axes, to the name that patterns go by.
+_SYNONYMS = {
+    "iadd": "add", "isub": "sub", "imul": "mul", "multiply": "mul", "truediv": "div", "itruediv": "div",
+    "divide": "div", "gemm": "linear", "concat": "cat", "concatenate": "cat", "batchnormalization": "batchnorm",
+    "layernormalization": "layernorm", "groupnormalization": "groupnorm", "instancenormalization": "instancenorm",
+    "averagepool": "avgpool", "globalaveragepool": "adaptiveavgpool", "globalmaxpool": "adaptivemaxpool",
+}  # fmt: skip
+_AXES = re.compile(r"\d+d$")
+#: An extent of a weight's shape: a number, or None for any.
+Extents = Sequence[int | None]
+#: A condition on one node; it is given the graph as well.
+Condition = Callable[[Node, Graph], bool]
+
+
+def kinds_of(node: Node) -> set[str]:
+    """What a node's operation is called in any dialect: ``conv2d`` and ``conv`` for nn.Conv2d and a Conv of images.
+
+    Underscores and the mark of in-place operations are left out: ``iadd`` and ``add_`` are ``add``.
+    """
+    kind = kind_of(node).replace("_", "")
+    family = _AXES.sub("", kind)
+    family = _SYNONYMS.get(family, family)
+    found = {kind, family}
+    if node.kind == "onnx" and node.output.type is not None and len(node.output.type.shape) > 2:
+        found.add(f"{family}{len(node.output.type.shape) - 2}d")
+    return found
+
+
+def weight_of(node: Node, role: str = "weight") -> str | None:
+    """The name of a node's weight by its role; where operands have no roles, its first operand that is a weight.
+
+    Of such operands a ``bias`` is the second. None where there is none.
+    """
+    if node.weights:
+        return node.weights.get(role)
+    given = node.kwargs.get(role)
+    if isinstance(given, WeightRef):
+        return given.name
+    listed = [item.name for item in node.args if isinstance(item, WeightRef)]
+    place = {"weight": 0, "bias": 1}.get(role, len(listed))
+    return listed[place] if place < len(listed) else None
+
+
+class Pattern:
+    """What a value may be: anything (:func:`value`), the result of an operation (:func:`op`), or one of several."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Anything(Pattern):
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class _AnyOf(Pattern):
+    choices: tuple[Pattern, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Through(Pattern):
+    to: Pattern
+    ops: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Operation(Pattern):
+    ops: tuple[str, ...]
+    operands: tuple[Pattern | EllipsisType, ...] | None
+    name: str
+    weight: Extents | None
+    attributes: Mapping[str, Any]
+    where: Condition | None
+    shared: bool
+    commutative: bool
+
+    def fits(self, node: Node, graph: Graph) -> bool:
+        """Whether a node by itself is what is looked for."""
+        kinds: set[str] | None = None
+        for wanted in self.ops:
+            if "." in wanted:
+                found = node.op == wanted
+            else:
+                kinds = kinds_of(node) if kinds is None else kinds
+                found = wanted in kinds
+            if found:
+                break
+        else:
+            return False
+        for name, expected in self.attributes.items():
+            given = node.attributes.get(name, node.kwargs.get(name))
+            if not (expected(given) if callable(expected) else _plain(given) == _plain(expected)):
+                return False
+        if self.weight is not None and not _has_shape(node, graph, self.weight):
+            return False
+        return self.where is None or self.where(node, graph)
+
+
+def _plain(item: Any) -> Any:
+    return tuple(_plain(part) for part in item) if isinstance(item, (list, tuple)) else item
+
+
+def _has_shape(node: Node, graph: Graph, wanted: Extents) -> bool:
+    name = weight_of(node)
+    shape = graph.weights[name].shape if name is not None else None
+    return (
+        shape is not None
+        and len(shape) == len(wanted)
+        and all(extent is None or extent == own for extent, own in zip(wanted, shape, strict=True))
+    )
+
+
+def value(name: str) -> Pattern:
+    """Any value, captured under a name; the same name elsewhere in a pattern means the same value."""
+    return _Anything(name)
+
+
+def op(
+    ops: str | Sequence[str],
+    *operands: Pattern | str | EllipsisType,
+    name: str = "",
+    weight: Extents | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    where: Condition | None = None,
+    shared: bool = False,
+    commutative: bool = False,
+) -> Pattern:
+    """The result of an operation.
+
+    ``ops`` is an operation or a kind, or several of which any will do. ``operands`` are matched with the values that
+    the node reads, in order; weights and plain data are no values. A string captures one by that name, ``...`` at the
+    end allows more, and none at all says nothing about them. ``weight`` is the shape of its weight, None for any
+    extent: ``(None, None, 1, 1)``. ``attributes`` are what the node records, each a value or a function of it.
+    ``where`` is a condition on the node. ``shared`` lets others read its result too; ``commutative`` matches two
+    operands in either order. ``name`` captures the node. Raises PlanError for a pattern that cannot be.
+
+    >>> op("nn.Conv2d", "x", weight=(None, None, 1, 1), attributes={"stride": (1, 1)}, name="pointwise").ops
+    ('nn.Conv2d',)
+    """
+    listed = (ops,) if isinstance(ops, str) else tuple(ops)
+    if not listed:
+        raise PlanError("a pattern names no operation")
+    if ... in operands[:-1]:
+        raise PlanError(f"in the pattern of {listed[0]!r}, ... stands before other operands; it ends them")
+    if commutative and (len(operands) != 2 or ... in operands):
+        raise PlanError(f"the pattern of {listed[0]!r} is commutative, which takes two operands")
+    found = tuple(value(item) if isinstance(item, str) else item for item in operands)
+    kinds = tuple(item if "." in item else item.replace("_", "").lower() for item in listed)
+    return _Operation(kinds, found or None, name, weight, dict(attributes or {}), where, shared, commutative)
+
+
+def any_of(*choices: Pattern | str) -> Pattern:
+    """One of several patterns, the first that matches: ``any_of(op("relu", x), x)`` is x with or without a ReLU."""
+    return _AnyOf(tuple(value(item) if isinstance(item, str) else item for item in choices))
+
+
+def chain(start: Pattern | str, *steps: str | Sequence[str] | Pattern) -> Pattern:
+    """Operations one after the other, each reading the one before; a step is a name, names, or an op of no operands.
+
+    >>> chain("x", "conv2d", "batchnorm", op("relu", name="last")).name
+    'last'
+    """
+    at = value(start) if isinstance(start, str) else start
+    for step in steps:
+        if not isinstance(step, Pattern):
+            at = op(step, at)
+        elif isinstance(step, _Operation) and step.operands is None:
+            at = _Operation(
+                step.ops, (at,), step.name, step.weight, step.attributes, step.where, step.shared, False
+            )
+        else:
+            raise PlanError(
+                "a step of a chain is an operation without operands; they come from the step before"
+            )
+    return at
+
+
+def through(to: Pattern | str, *ops: str) -> Pattern:
+    """A value behind any number of nodes of these kinds, none included: ``through(x, "identity", "dropout")``."""
+    return _Through(value(to) if isinstance(to, str) else to, tuple(ops))
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """Where a pattern was found: its nodes in the order they run, the last the root, and what was captured."""
+
+    graph: Graph
+    nodes: tuple[Node, ...]
+    captures: Mapping[str, Value]
+
+    @property
+    def root(self) -> Node:
+        """The node whose result the whole pattern describes."""
+        return self.nodes[-1]
+
+    def value(self, name: str) -> Value:
+        """A captured value, or the result of a captured node; PlanError for a name that the pattern has not."""
+        if name not in self.captures:
+            raise PlanError(
+                f"the pattern captures no {name!r}; it captures {', '.join(map(repr, self.captures)) or 'nothing'}"
+            )
+        return self.captures[name]
+
+    def node(self, name: str) -> Node:
+        """The node that computes a captured value."""
+        return self.value(name).node
+
+    def weight(self, name: str, role: str = "weight") -> str:
+        """The name of a captured node's weight; PlanError where it has none of that role."""
+        found = weight_of(self.node(name), role)
+        if found is None:
+            raise PlanError(f"node %{self.node(name).name} ({self.node(name).op}) has no {role}")
+        return found
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.captures
+
+
+@dataclass(frozen=True)
+class _State:
+    """What is settled so far: each pattern's value, names, and the nodes that belong to the match."""
+
+    settled: Mapping[Pattern, Value] = field(default_factory=dict)
+    captures: Mapping[str, Value] = field(default_factory=dict)
+    nodes: Mapping[Node, bool] = field(default_factory=dict)  #: whether others may read its result
+
+    def bind(self, pattern: Pattern, name: str, found: Value) -> _State | None:
+        if name and self.captures.get(name, found) is not found:
+            return None
+        captures = {**self.captures, name: found} if name else self.captures
+        return _State({**self.settled, pattern: found}, captures, self.nodes)
+
+    def take(self, node: Node, shared: bool) -> _State:
+        return _State(self.settled, self.captures, {**self.nodes, node: shared})
+
+
+def find(
+    graph: Graph,
+    pattern: Pattern,
+    *,
+    within: Stage | Unit | Block | str | None = None,
+    rewriter: Rewriter | None = None,
+) -> Iterator[Match]:
+    """The matches of a pattern, in the order their last nodes run; no node is in two, but for shared ones.
+
+    ``within`` takes only nodes of a stage, unit or block, or of the module at a path. Every inner node of a match is
+    read by the match alone, unless its pattern is ``shared``; the root may be read by anything. While matches are
+    taken one by one, the graph may be edited through the rewriter that is given: what is found next is of the graph
+    as it then is, and nodes inserted behind a root are not looked at. Time goes with the nodes times the pattern.
+    Raises PlanError for a pattern whose root is no operation.
+    """
+    if not isinstance(pattern, _Operation):
+        raise PlanError("the root of a pattern is an operation: op(...) or chain(...)")
+    readers = _readers(graph, rewriter)
+    inside = _inside(within)
+    taken: set[Node] = set()
+
+    def free(node: Node) -> bool:
+        return node not in taken and inside(node)
+
+    for node in graph:
+        if not free(node) or not pattern.fits(node, graph):
+            continue
+        for state in _match(pattern, node.output, _State(), graph, free):
+            if _closed(state, node, readers):
+                taken.update(part for part, shared in state.nodes.items() if not shared)
+                yield Match(graph, _in_order(state.nodes, node), dict(state.captures))
+                break
+
+
+def _readers(graph: Graph, rewriter: Rewriter | None) -> Callable[[Value], Iterable[Node]]:
+    if rewriter is not None:
+        return rewriter.users
+    users = graph.users()
+    return lambda found: users.get(found, ())
+
+
+def _inside(within: Stage | Unit | Block | str | None) -> Callable[[Node], bool]:
+    if within is None:
+        return lambda _: True
+    if isinstance(within, str):
+        path = within
+        return lambda node: node.scope == path or node.scope.startswith(f"{path}.")
+    if isinstance(within, Block):
+        blocks: Sequence[Block] = [within]
+    else:
+        blocks = within.blocks if isinstance(within, Unit) else within.all_blocks
+    nodes = {node for block in blocks for node in block.nodes}
+    return nodes.__contains__
+
+
+def _in_order(nodes: Iterable[Node], root: Node) -> tuple[Node, ...]:
+    """The nodes in the order they run: all run before the root, so a walk back from it meets them."""
+    waiting = set(nodes)
+    found: list[Node] = []
+    at: Node | None = root
+    while waiting and at is not None:
+        if at in waiting:
+            waiting.discard(at)
+            found.append(at)
+        at = at._prev
+    return tuple(reversed(found))
+
+
+def _closed(state: _State, root: Node, readers: Callable[[Value], Iterable[Node]]) -> bool:
+    """Whether nothing outside of a match reads what is computed inside it, but for its root and shared nodes."""
+    for node, shared in state.nodes.items():
+        if (
+            node is not root
+            and not shared
+            and any(reader not in state.nodes for reader in readers(node.output))
+        ):
+            return False
+    return True
+
+
+def _match(
+    pattern: Pattern, found: Value, state: _State, graph: Graph, free: Callable[[Node], bool]
+) -> Iterator[_State]:
+    """The ways in which a value can be what a pattern says, given what is settled."""
+    if pattern in state.settled:
+        if state.settled[pattern] is found:
+            yield state
+        return
+    if isinstance(pattern, _Anything):
+        bound = state.bind(pattern, pattern.name, found)
+        if bound is not None:
+            yield bound
+    elif isinstance(pattern, _AnyOf):
+        for choice in pattern.choices:
+            for inner in _match(choice, found, state, graph, free):
+                yield _State({**inner.settled, pattern: found}, inner.captures, inner.nodes)
+    elif isinstance(pattern, _Through):
+        yield from _pass_through(pattern, found, state, graph, free)
+    elif isinstance(pattern, _Operation):
+        node = found.node
+        if not free(node) or not pattern.fits(node, graph):
+            return
+        bound = state.bind(pattern, pattern.name, found)
+        if bound is None:
+            return
+        bound = bound.take(node, pattern.shared)
+        for pairs in _pairings(pattern, node):
+            yield from _match_all(pairs, bound, graph, free)
+
+
+def _pass_through(
+    pattern: _Through, found: Value, state: _State, graph: Graph, free: Callable[[Node], bool]
+) -> Iterator[_State]:
+    """Every place along the way at which a path may end, the nearest first."""
+    step = _Operation(pattern.ops, None, "", None, {}, None, False, False)
+    at, passed = found, state
+    while True:
+        for inner in _match(pattern.to, at, passed, graph, free):
+            yield _State({**inner.settled, pattern: found}, inner.captures, inner.nodes)
+        operands = at.node.operands()
+        if len(operands) != 1 or not free(at.node) or not step.fits(at.node, graph):
+            return
+        passed = passed.take(at.node, False)
+        at = operands[0]
+
+
+def _pairings(pattern: _Operation, node: Node) -> Iterator[list[tuple[Pattern, Value]]]:
+    """The ways to match operands: in order, and the other way round where order does not matter."""
+    wanted = pattern.operands
+    if wanted is None:
+        yield []
+        return
+    given = node.operands()
+    patterns = [item for item in wanted if isinstance(item, Pattern)]
+    more = len(patterns) < len(wanted)
+    if len(given) < len(patterns) or (len(given) > len(patterns) and not more):
+        return
+    yield list(zip(patterns, given, strict=False))
+    if pattern.commutative:
+        yield list(zip(patterns, reversed(given), strict=True))
+
+
+def _match_all(
+    pairs: Sequence[tuple[Pattern, Value]], state: _State, graph: Graph, free: Callable[[Node], bool]
+) -> Iterator[_State]:
+    if not pairs:
+        yield state
+        return
+    (pattern, found), *rest = pairs
+    for inner in _match(pattern, found, state, graph, free):
+        yield from _match_all(rest, inner, graph, free)

@@ -1,0 +1,402 @@
+"""The rewriter: the only code that edits a graph.
+
+Every edit tells the listeners, and the rewriter's own bookkeeping keeps names, weights, buffers, masks, ties,
+structure and lineage in step. Clones get provisional paths; when the ``with`` block ends, the children of each
+touched container are numbered afresh, in order, and nodes and weights are renamed in one walk, so a pass costs time
+in the number of nodes however many blocks it clones. (One rewriter with listeners is xDSL's idea.)
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Protocol
+
+from elastic_ir.discovery.depth import longest_path, path_lengths
+from elastic_ir.discovery.staying import staying_operands
+from elastic_ir.errors import StructureError, VerifyError
+from elastic_ir.ir.cloner import copy_node
+from elastic_ir.ir.graph import Argument, Graph, Node, Value, map_argument
+from elastic_ir.ir.naming import name_nodes, rename_path
+from elastic_ir.ir.structure import Block, Child, Container, Stage, Structure, Unit
+from elastic_ir.rewrite.layer_edits import LayerEdits
+from elastic_ir.rewrite.renumbering import Renumbering
+from elastic_ir.tensors.lazy import Mask, TensorData
+from elastic_ir.tensors.weights import Storage, Weight
+
+
+class Listener(Protocol):
+    """What is told of edits; every method may be a no-op."""
+
+    def node_inserted(self, node: Node) -> None: ...
+    def node_erased(self, node: Node) -> None: ...
+    def block_cloned(self, source: Block, clone: Block) -> None: ...
+    def block_deleted(self, block: Block) -> None: ...
+
+
+class Rewriter(LayerEdits, Renumbering):
+    """Edits one graph in place; use it as a context manager, which names and checks what was made at its end."""
+
+    def __init__(self, graph: Graph, *listeners: Listener) -> None:
+        self.graph = graph
+        self.listeners = list(listeners)
+        self._users: dict[Value, dict[Node, None]] = {}
+        for node in graph:
+            self._note_operands(node)
+        try:  # now, because what is found later would not know of the edits
+            structure: Structure | None = graph.structure
+        except StructureError:
+            structure = None
+        self._stays = staying_operands(structure) if structure else {}
+        self._stage_of: dict[Block, Stage] = {}
+        self._paths: dict[str, Child] = {}
+        self._touched: dict[Container, None] = {}
+        for stage in structure.stages if structure else ():
+            for block in stage.all_blocks:
+                self._stage_of[block] = stage
+            for child in stage.container.children:
+                self._paths[child.path] = child
+        self._weights_of: dict[str, list[str]] = {}
+        self._names_of: dict[int, set[str]] = {}
+        for name, weight in graph.weights.items():
+            self._names_of.setdefault(id(weight.storage), set()).add(name)
+            owner = self._owner(name)
+            if owner is not None:
+                self._weights_of.setdefault(owner, []).append(name)
+        self._fresh = 0
+        self._layers_changed = False
+        self._blocks_of: dict[Node, list[Block]] | None = None  # made when first asked for
+        self._copied_from: dict[str, str] = {}  # a clone's provisional path -> the path it was copied from
+
+    def __enter__(self) -> Rewriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.commit()
+
+    # -- nodes -----------------------------------------------------------------------------------------------------
+
+    def _note_operands(self, node: Node) -> None:
+        for value in node.operands():
+            self._users.setdefault(value, {})[node] = None
+
+    def users(self, value: Value) -> tuple[Node, ...]:
+        """The nodes that read a value."""
+        return tuple(self._users.get(value, ()))
+
+    def insert(self, node: Node, *, after: Node) -> Node:
+        """Link a new node into the graph behind another, whose block it joins; nothing reads its result yet."""
+        self.graph.metadata["rewired"] = True
+        self._join_blocks(node, after)
+        return self._link(node, after)
+
+    def _link(self, node: Node, after: Node) -> Node:
+        self.graph._link(node, after)
+        self._note_operands(node)
+        for listener in self.listeners:
+            listener.node_inserted(node)
+        return node
+
+    def erase(self, node: Node) -> None:
+        """Take a node out; VerifyError where its result is still read."""
+        readers = self.users(node.output)
+        if readers:
+            raise VerifyError(
+                f"node %{node.name} cannot be erased: its result is read by %{readers[0].name}; "
+                "replace its uses first"
+            )
+        self.graph.metadata["rewired"] = True
+        self._leave_blocks(node)
+        self._unlink(node)
+
+    def _unlink(self, node: Node) -> None:
+        for value in node.operands():
+            self._users.get(value, {}).pop(node, None)
+        self._users.pop(node.output, None)
+        self.graph._unlink(node)
+        for listener in self.listeners:
+            listener.node_erased(node)
+
+    def replace_uses(self, old: Value, new: Value) -> None:
+        """Let every reader of ``old`` read ``new``; blocks that took or gave ``old`` take or give ``new``.
+
+        What computes ``new`` goes on reading ``old`` if it did, so a node inserted behind a value can take its place.
+        """
+        self.graph.metadata["rewired"] = True
+        for reader in self.users(old):
+            if reader is not new.node:
+                self._rewire(reader, old, new)
+        for block in self._stage_of:
+            if block.input is old:
+                block.input = new
+            if block.output is old:
+                block.output = new
+
+    def rewire(self, reader: Node, old: Value, new: Value) -> None:
+        """Let one node read ``new`` where it read ``old``."""
+        self.graph.metadata["rewired"] = True
+        self._rewire(reader, old, new)
+
+    def _rewire(self, reader: Node, old: Value, new: Value) -> None:
+        def change(leaf: Argument) -> Argument:
+            return new if leaf is old else leaf
+
+        reader.args = map_argument(reader.args, change)
+        reader.kwargs = map_argument(reader.kwargs, change)
+        self._users.get(old, {}).pop(reader, None)
+        self._users.setdefault(new, {})[reader] = None
+
+    # -- weights ---------------------------------------------------------------------------------------------------
+
+    def _owner(self, name: str) -> str | None:
+        """The path of the container child that a dotted name lies in, or None."""
+        end = name.find(".")
+        while end != -1:
+            if name[:end] in self._paths:
+                return name[:end]
+            end = name.find(".", end + 1)
+        return name if name in self._paths else None
+
+    def set_mask(self, name: str, mask: Any) -> None:
+        """Give a weight another mask of its shape, or none.
+
+        ``mask`` is a :class:`Mask`, a numpy array or torch tensor of zeros and ones, or None. Raises VerifyError for an
+        unknown name or another shape, MaskError for what is no mask.
+        """
+        weight = self._weight(name)
+        made = None if mask is None else Mask.of(mask, name)
+        if made is not None and made.shape != weight.shape:
+            raise VerifyError(f"the mask of {name!r} has shape {made.shape}, its weight {weight.shape}")
+        weight.storage.mask = made
+
+    def set_data(self, name: str, data: TensorData) -> None:
+        """Give a weight another lazy tensor of the same shape; VerifyError for an unknown name or what does not fit."""
+        weight = self._weight(name)
+        if not hasattr(data, "chunks"):
+            raise VerifyError(
+                f"the new tensor of {name!r} is of type {type(data).__name__}, not lazy; give a recipe of "
+                "elastic_ir.tensors.recipes, or elastic_ir.tensors.torch_bridge.TorchData(tensor)"
+            )
+        if data.shape != weight.shape:
+            raise VerifyError(f"the new tensor of {name!r} has shape {data.shape}, its weight {weight.shape}")
+        weight.storage.data = data
+
+    def _weight(self, name: str) -> Weight:
+        weight = self.graph.weights.get(name)
+        if weight is not None:
+            return weight
+        near = difflib.get_close_matches(str(name), self.graph.weights, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise VerifyError(f"{self.graph.name} has no weight {name!r}{hint}")
+
+    def take_over(self, block: Block, other: Graph, twin: Block, source: int) -> None:
+        """Give a block the tensors and masks of its like in another network, the source of that number.
+
+        Names stay; lineage tells where each tensor is from. VerifyError where the two differ in names, shapes or
+        dtypes, or where a weight is tied with one outside of the block.
+        """
+        own = {name for child in block.children for name in self._weights_of.get(child.path, ())}
+        for mine, theirs in zip(block.children, twin.children, strict=True):
+            mine.taken = source, theirs.path
+            for name in self._weights_of.get(mine.path, ()):
+                self.take_weight(name, other, theirs.path + name[len(mine.path) :], source, own)
+
+    def take_weight(
+        self, name: str, other: Graph, theirs: str, source: int, own: Iterable[str] | None = None
+    ) -> None:
+        """Give a weight the tensor and mask of another network's, the source of that number.
+
+        VerifyError where shapes or dtypes differ, or where it is tied with a weight that is not among ``own``.
+        """
+        weight, taken = self.graph.weights[name], other.weights.get(theirs)
+        if taken is None or (taken.shape, taken.dtype) != (weight.shape, weight.dtype):
+            raise VerifyError(
+                f"the weight {name!r} cannot become {other.name}'s {theirs!r}, which is another"
+            )
+        tied = self._names_of[id(weight.storage)].difference(own or (), (name,))
+        if tied:
+            raise VerifyError(
+                f"the weight {name!r} is tied with {min(tied)!r}, and cannot be taken by itself"
+            )
+        weight.storage.data, weight.storage.mask = taken.storage.data, taken.storage.mask
+        self.graph.weights[name] = replace(weight, origin=theirs, source=source)
+
+    def drop_weights(self, names: Iterable[str]) -> None:
+        """Take out weights that no node uses; VerifyError where one does."""
+        doomed = set(names)
+        for node in self.graph:
+            for name in doomed.intersection(node.weight_names()):
+                raise VerifyError(f"weight {name!r} cannot be dropped: node %{node.name} uses it")
+        for name in doomed:
+            weight = self.graph.weights.pop(name)
+            self._names_of[id(weight.storage)].discard(name)
+            owner = self._owner(name)
+            if owner is not None:
+                self._weights_of[owner].remove(name)
+
+    # -- blocks and units ------------------------------------------------------------------------------------------
+
+    def stage_of(self, block: Block) -> Stage:
+        return self._stage_of[block]
+
+    def clone_block(self, block: Block, *, after: Block) -> Block:
+        """Clone a block with its weights, buffers and masks; the clone runs right after ``after``.
+
+        The clone reads what ``after`` computes, and what read that reads the clone instead.
+        """
+        stage = self._stage_of[after]
+        container = stage.container
+        self._blocks_of = None
+        if self._stage_of[block] is not stage:
+            raise StructureError(f"{block.path} cannot be cloned behind {after.path}: they are of two stages")
+        renames: dict[str, str] = {}
+        children = []
+        storages: dict[int, Storage] = {}
+        own = {name for child in block.children for name in self._weights_of.get(child.path, ())}
+        for child in block.children:
+            self._fresh += 1
+            head = f"{container.path}." if container.path else ""
+            twin = Child(f"{head}~{self._fresh}", child.origin, child.taken)
+            children.append(twin)
+            self._paths[twin.path] = twin
+            renames[child.path] = twin.path
+            self._copied_from[twin.path] = self._copied_from.get(child.path, child.path)
+            for name in self._weights_of.get(child.path, ()):
+                self._clone_weight(name, twin.path + name[len(child.path) :], own, storages, renames)
+        clone = Block(children, [], after.output, None, block.layers, block.signature)
+        place = container.children.index(after.children[-1]) + 1
+        container.children[place:place] = children
+        if block.nodes:
+            self._clone_nodes(block, clone, after, renames)
+        siblings = stage.blocks
+        siblings.insert(0 if after is stage.entry else siblings.index(after) + 1, clone)
+        self._stage_of[clone] = stage
+        self._touched[container] = None
+        self._count_layers(block, 1)
+        for listener in self.listeners:
+            listener.block_cloned(block, clone)
+        return clone
+
+    def _count_layers(self, block: Block, sign: int) -> None:
+        """Without nodes the depth is a sum over the blocks; with nodes it is measured when the edit ends."""
+        structure = self.graph.structure
+        if structure.depth is not None and block.layers is not None and not block.nodes:
+            structure.depth += sign * block.layers
+
+    def _clone_weight(
+        self, name: str, new: str, own: set[str], storages: dict[int, Storage], renames: dict[str, str]
+    ) -> None:
+        weight = self.graph.weights[name]
+        key = id(weight.storage)
+        if self._names_of[key] <= own:  # tied at most within the block: the clone owns its storage
+            storage = storages.setdefault(key, weight.storage.clone())
+        else:  # tied with a name outside the block: stays tied with it
+            storage = weight.storage
+        self.graph.weights[new] = replace(weight, name=new, storage=storage)
+        self._names_of.setdefault(id(storage), set()).add(new)
+        self._weights_of.setdefault(self._owner(new) or new, []).append(new)
+        renames[name] = new
+
+    def _clone_nodes(self, block: Block, clone: Block, after: Block, renames: dict[str, str]) -> None:
+        assert block.input is not None and block.output is not None and after.output is not None
+        values = {block.input: after.output}
+        readers = self.users(after.output)
+        last = (
+            after.nodes[-1] if after.nodes else self.graph._root
+        )  # a block's nodes are in the order they run
+        for node in block.nodes:
+            stays = self._stays.get(node, frozenset())
+            twin = copy_node(node, values, renames, stays)
+            if stays:
+                self._stays[twin] = stays
+            twin.scope = rename_path(node.scope, renames)
+            last = self._link(twin, after=last)
+            clone.nodes.append(twin)
+        clone.output = values[block.output]
+        fresh = set(clone.nodes)
+        inside = set(after.nodes)
+        old, new = after.output, clone.output
+        for reader in readers:
+            if reader not in fresh and reader not in inside:
+                self._rewire(reader, old, new)
+        for other in self._neighbours(after):
+            if other is not clone and other.input is old:
+                other.input = new
+
+    def _neighbours(self, block: Block) -> list[Block]:
+        """The blocks that may read a block's output: those of its own stage and of the following one."""
+        stages = self.graph.structure.stages
+        at = stages.index(self._stage_of[block])
+        return [other for stage in stages[at : at + 2] for other in stage.all_blocks]
+
+    def delete_block(self, block: Block) -> None:
+        """Delete a free block with all that is its own; what read its output reads its input instead."""
+        stage = self._stage_of[block]
+        self._blocks_of = None
+        if block is stage.entry:
+            raise StructureError(f"{block.path} is the entry of stage {stage.name!r} and cannot be deleted")
+        if block.nodes:
+            assert block.input is not None and block.output is not None
+            neighbours = self._neighbours(block)
+            old, new = block.output, block.input
+            inside = set(block.nodes)
+            for reader in self.users(old):
+                if reader not in inside:
+                    self._rewire(reader, old, new)
+            for other in neighbours:
+                if other.input is old:
+                    other.input = new
+            for node in reversed(block.nodes):
+                self._unlink(node)
+        for child in block.children:
+            for name in self._weights_of.pop(child.path, ()):
+                weight = self.graph.weights.pop(name)
+                self._names_of[id(weight.storage)].discard(name)
+            stage.container.children.remove(child)
+            self._paths.pop(child.path, None)
+        stage.blocks.remove(block)
+        del self._stage_of[block]
+        self._touched[stage.container] = None
+        self._count_layers(block, -1)
+        for listener in self.listeners:
+            listener.block_deleted(block)
+
+    def clone_unit(self, unit: Unit, *, after: Block) -> Unit:
+        """Clone a unit, block by block, behind a block of its stage."""
+        clones = []
+        for block in unit.blocks:
+            after = self.clone_block(block, after=after)
+            clones.append(after)
+        return Unit(tuple(clones))
+
+    def delete_unit(self, unit: Unit) -> None:
+        """Delete every block of a unit."""
+        for block in unit.blocks:
+            self.delete_block(block)
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def commit(self) -> None:
+        """Rename what was cloned or moved, measure the depth of what was changed, and name the nodes."""
+        touched = bool(self._touched)
+        if touched:
+            self.graph.reference = None  # what stood at its positions does not stand there any more
+            self._renumber()
+        structure = self.graph._structure
+        if len(self.graph) and structure is not None and structure.depth is not None:
+            if self._layers_changed:
+                lengths = path_lengths(self.graph)
+                for stage in structure.stages:
+                    for block in stage.all_blocks:
+                        if block.input in lengths and block.output in lengths:
+                            block.layers = lengths[block.output] - lengths[block.input]
+                structure.depth = longest_path(self.graph, lengths)
+                self._layers_changed = False
+            elif touched:  # not a sum: of parallel branches (HRNet) only the longest counts
+                structure.depth = longest_path(self.graph)
+        name_nodes(self.graph)

@@ -1,0 +1,1 @@
+"""Safety: what reading the files of strangers stands on. No torch here."""

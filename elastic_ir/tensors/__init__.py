@@ -1,0 +1,1 @@
+"""Tensors: what a weight is made of: lazy data, masks, recipes, and the bridge to torch."""

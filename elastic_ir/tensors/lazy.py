@@ -1,0 +1,192 @@
+"""Lazy tensors and masks: what a weight is made of before anything reads its bytes.
+
+No torch here. A :class:`TensorData` knows its shape and dtype without touching its bytes; asking for either never
+causes reading (the idea of a lazy tensor behind a protocol is onnx_ir's). A :class:`Mask` is immutable and packed
+to one bit for each weight, so that any number of clones may share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from elastic_ir.errors import EmitError, MaskError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+#: Bytes of one element, by dtype name. The names are torch's, without the ``torch.`` in front.
+ITEM_SIZES: dict[str, int] = {
+    "bool": 1,
+    "uint8": 1,
+    "int8": 1,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+    "float8_e8m0fnu": 1,
+    "float8_e4m3fnuz": 1,
+    "float8_e5m2fnuz": 1,
+    "int16": 2,
+    "uint16": 2,
+    "float16": 2,
+    "bfloat16": 2,
+    "int32": 4,
+    "uint32": 4,
+    "float32": 4,
+    "int64": 8,
+    "uint64": 8,
+    "float64": 8,
+    "complex64": 8,
+    "complex128": 16,
+}
+
+#: Bits of one element, where several share a byte; nobody computes with them, so they have no :data:`ITEM_SIZES`.
+PACKED_BITS: dict[str, int] = {
+    "float4_e2m1fn": 4,
+    "float6_e2m3fn": 6,
+    "float6_e3m2fn": 6,
+    "int4": 4,
+    "uint4": 4,
+}
+
+
+@runtime_checkable
+class TensorData(Protocol):
+    """A tensor whose bytes are read only by :meth:`chunks`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> str:
+        """A key of :data:`ITEM_SIZES`, e.g. ``"float32"``, or of :data:`PACKED_BITS`."""
+        ...
+
+    def chunks(self) -> Iterator[memoryview]:
+        """The tensor's bytes in order, little-endian, C-contiguous, each chunk a whole number of elements."""
+        ...
+
+
+def nbytes(data: TensorData) -> int:
+    """The size of a tensor in bytes, from its shape and dtype alone."""
+    return size_of(data.shape, data.dtype)
+
+
+def size_of(shape: Sequence[int], dtype: str) -> int:
+    """Bytes of a tensor; elements of less than a byte fill the last one up."""
+    if dtype in PACKED_BITS:
+        return -(-prod(shape) * PACKED_BITS[dtype] // 8)
+    return prod(shape) * ITEM_SIZES[dtype]
+
+
+def item_size(dtype: str) -> int:
+    """Bytes of one element; EmitError where several share a byte, which can be carried and not computed with."""
+    if dtype not in ITEM_SIZES:
+        raise EmitError(
+            f"tensors of {dtype} can only be copied as they are; leave them without masks and recipes"
+        )
+    return ITEM_SIZES[dtype]
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A 0/1 mask of a weight, packed to bits; ``dtype`` is the one its owner gave it and gets it back in."""
+
+    shape: tuple[int, ...]
+    bits: bytes
+    dtype: str = "bool"
+
+    @staticmethod
+    def from_array(array: NDArray[np.generic], name: str = "mask", dtype: str | None = None) -> Mask:
+        """Pack an array of zeros and ones; MaskError names ``name`` where it holds anything else."""
+        import numpy as np
+
+        ones = array == 1
+        if not bool((ones | (array == 0)).all()):
+            bad = array[~(ones | (array == 0))].reshape(-1)[0]
+            raise MaskError(f"the mask of {name!r} holds the value {bad}; a mask holds only 0 and 1")
+        bits = np.packbits(ones.reshape(-1)).tobytes()
+        return Mask(tuple(array.shape), bits, dtype or str(array.dtype))
+
+    @staticmethod
+    def of(given: Any, name: str = "mask") -> Mask:
+        """A mask as it is, or packed from a numpy array or torch tensor of zeros and ones; MaskError for all else."""
+        if isinstance(given, Mask):
+            return given
+        if hasattr(given, "detach") and hasattr(given, "shape"):  # whoever has such a tensor has torch
+            from elastic_ir.tensors.torch_bridge import mask_from_torch
+
+            return mask_from_torch(given, name)
+        import numpy as np
+
+        if isinstance(given, np.ndarray):
+            return Mask.from_array(given, name)
+        raise MaskError(
+            f"the mask of {name!r} is of type {type(given).__name__}; "
+            "give Mask.from_array(array), or an array of zeros and ones"
+        )
+
+    def array(self) -> NDArray[np.bool_]:
+        """The mask unpacked, as a boolean array of its shape."""
+        import numpy as np
+
+        flat = np.unpackbits(np.frombuffer(self.bits, np.uint8), count=self.size)
+        return flat.view(np.bool_).reshape(self.shape)
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+    @cached_property
+    def zeros(self) -> int:
+        """How many weights it prunes."""
+        return self.size - int.from_bytes(self.bits, "big").bit_count()
+
+
+@dataclass(frozen=True)
+class MaskedData:
+    """The recipe "this tensor, zero wherever its mask is 0"; evaluated chunk by chunk when it is read."""
+
+    data: TensorData
+    mask: Mask
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def dtype(self) -> str:
+        return self.data.dtype
+
+    def chunks(self) -> Iterator[memoryview]:
+        import numpy as np
+
+        from elastic_ir.formats.ticket_format import ones_between
+
+        item = item_size(self.dtype)
+        bits = self.mask.bits  # unpacked with each chunk: as bytes they may be more than the tensor itself
+        done = 0
+        for chunk in self.data.chunks():
+            elements = np.frombuffer(chunk, np.uint8).reshape(-1, item)
+            step = len(elements)
+            keep = ones_between(bits, done, step)
+            # np.where writes true zeros; a product would leave -0.0, and NaN where the weight is not finite
+            yield np.where(keep[:, None], elements, np.uint8(0)).reshape(-1).data
+            done += step
+
+
+@dataclass(frozen=True)
+class ShapeOnly:
+    """A tensor of which only the shape is known: a model on the meta device, or a reference."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    def chunks(self) -> Iterator[memoryview]:
+        raise EmitError(
+            f"a tensor of shape {list(self.shape)} was read on the meta device and has no values; "
+            "load the model with its weights to emit it"
+        )

@@ -1,0 +1,102 @@
+"""Between lazy tensors and torch tensors; torch is imported by the functions, never by this module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from elastic_ir.errors import EmitError
+from elastic_ir.tensors.lazy import Mask, MaskedData, TensorData, item_size
+
+if TYPE_CHECKING:
+    import torch
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``torch.float32`` -> ``"float32"``."""
+    return str(dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True, eq=False)
+class TorchData:
+    """A lazy tensor over a torch tensor that somebody else owns; it is read, never changed."""
+
+    tensor: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    @property
+    def dtype(self) -> str:
+        return dtype_name(self.tensor.dtype)
+
+    def chunks(self) -> Iterator[memoryview]:
+        import torch
+
+        if self.tensor.is_meta:
+            raise EmitError(
+                f"a tensor of shape {list(self.shape)} was read on the meta device and has no values; "
+                "load the model with its weights to emit it"
+            )
+        flat = self.tensor.detach().cpu().contiguous().reshape(-1)
+        if flat.numel():
+            yield memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]  # an ndarray is a buffer
+
+
+def to_torch(data: TensorData) -> torch.Tensor:
+    """Evaluate a lazy tensor into a torch tensor of its own storage (at most one tensor more in memory)."""
+    import torch
+
+    if isinstance(data, MaskedData):
+        tensor = to_torch(data.data)
+        # torch fills no eight-bit float and no uint16 to uint64; their zero, too, is all bits zero
+        plain = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}.get(tensor.itemsize)
+        view = tensor.view(plain) if plain is not None and not tensor.is_complex() else tensor
+        view.masked_fill_(~mask_to_torch(data.mask, torch.bool).to(tensor.device), 0)
+        return tensor
+    if isinstance(data, TorchData):
+        return data.tensor.detach().clone(memory_format=torch.preserve_format)
+    buffer = bytearray(prod(data.shape) * item_size(data.dtype))
+    done = 0
+    for chunk in data.chunks():
+        buffer[done : done + len(chunk)] = chunk
+        done += len(chunk)
+    dtype = getattr(torch, data.dtype)
+    if not buffer:
+        return torch.empty(data.shape, dtype=dtype)
+    return torch.frombuffer(buffer, dtype=dtype).reshape(data.shape)
+
+
+def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
+    """The network inside DataParallel, DistributedDataParallel and ``torch.compile``."""
+    import torch
+
+    while True:
+        inner = module._modules.get("_orig_mod")
+        if isinstance(module, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
+            inner = module.module
+        if not isinstance(inner, torch.nn.Module):
+            return module
+        module = inner
+
+
+def mask_to_torch(mask: Mask, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A mask as a tensor, in the dtype its owner gave it unless another is wanted."""
+    import torch
+
+    tensor = torch.from_numpy(mask.array())
+    return tensor.to(dtype or getattr(torch, mask.dtype, torch.bool))
+
+
+def mask_from_torch(tensor: torch.Tensor, name: str) -> Mask:
+    """Pack a 0/1 tensor; MaskError names the weight where it holds anything else."""
+    import torch
+
+    plain = tensor.detach().cpu()
+    dtype = dtype_name(plain.dtype)
+    if plain.dtype in (torch.bfloat16,) or dtype.startswith("float8"):
+        plain = plain.float()
+    return Mask.from_array(plain.numpy(), name, dtype)

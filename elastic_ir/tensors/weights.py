@@ -1,0 +1,56 @@
+"""Weights: named references to lazily read tensors, with mask and origin.
+
+Two names that share one :class:`Storage` are tied (a shared embedding, ALBERT's layers); that is the only notion of
+tying in the IR. A clone gets a storage of its own that refers to the same lazy tensor, which costs no bytes until
+emission reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from elastic_ir.tensors.lazy import Mask, MaskedData, TensorData
+
+
+@dataclass(eq=False)
+class Storage:
+    """One tensor of the network: lazy data and, if it is pruned, the mask. Identity is what ties names."""
+
+    data: TensorData
+    mask: Mask | None = None
+
+    def clone(self) -> Storage:
+        """An independent tensor with the same content; nothing is read."""
+        return Storage(self.data, self.mask)
+
+    def emitted(self, masked: bool = True) -> TensorData:
+        """What emission writes: the stored values, zero wherever the mask is 0 unless ``masked`` is False."""
+        return MaskedData(self.data, self.mask) if masked and self.mask is not None else self.data
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter or buffer under its name in the state dict."""
+
+    name: str
+    storage: Storage = field(compare=False)
+    origin: str  #: its name in its source network
+    is_parameter: bool = True
+    persistent: bool = True  #: False for buffers that a state dict leaves out
+    prunable: bool = False  #: the weight of a convolution or linear layer
+    source: int = 0  #: the number of the source that it is of, in the graph's ``metadata["sources"]``
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.storage.data.shape
+
+    @property
+    def dtype(self) -> str:
+        return self.storage.data.dtype
+
+    @property
+    def mask(self) -> Mask | None:
+        return self.storage.mask
+
+    def renamed(self, name: str) -> Weight:
+        return replace(self, name=name)

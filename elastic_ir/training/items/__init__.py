@@ -1,0 +1,1 @@
+"""Items of a user's data, with an augmentation that a seed decides."""

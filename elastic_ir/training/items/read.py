@@ -1,0 +1,59 @@
+"""Items: pairs of an input and a target, as a dataset gives them and as a network takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from elastic_ir.training.items import dice
+
+
+def weights_dtype(network: nn.Module) -> torch.dtype:
+    """The dtype of a network's weights, in which it takes floats."""
+    floats = (weight.dtype for weight in network.parameters() if weight.is_floating_point())
+    return next(floats, torch.get_default_dtype())
+
+
+def taken(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Floats in the dtype of a network's weights; whole numbers (token ids, classes, bytes) as they are."""
+    return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
+
+
+def read_item(dataset: Any, index: int) -> tuple[Tensor, Tensor]:
+    """An item of a dataset as (input, target), what is random in it drawn alike every time; see :func:`read_items`."""
+    return read_items(dataset, [(index, 0)])[0]
+
+
+def read_items(dataset: Any, places: Iterable[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
+    """Items of a dataset by index as (input, target), with what is random in each decided by the seed beside it.
+
+    The dice that the dataset shares with others are left as they were. TypeError for an item that is no such pair.
+    """
+    found = []
+    with dice.kept():
+        for index, seed in places:
+            dice.begin(seed)
+            found.append(_pair(dataset[index], index))
+    return found
+
+
+def _pair(item: Any, index: int) -> tuple[Tensor, Tensor]:
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        many = f" of {len(item)}" if isinstance(item, (tuple, list)) else ""
+        raise TypeError(f"item {index} is a {type(item).__name__}{many}; wanted is a pair (input, target)")
+    return as_tensor(item[0], f"the input of item {index}"), as_tensor(item[1], f"the target of item {index}")
+
+
+def as_tensor(value: Any, what: str) -> Tensor:
+    """A tensor of the same dtype; TypeError for what is not one tensor, array or number."""
+    try:
+        if isinstance(value, tuple) and any(getattr(part, "ndim", 0) for part in value):
+            raise TypeError("several arrays, which would be taken for one")
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{what} is a {type(value).__name__}; wanted is one tensor, array or number"
+        ) from error

@@ -1,0 +1,1 @@
+"""Pruning: the ways to make a mask."""

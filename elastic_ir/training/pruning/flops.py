@@ -1,0 +1,219 @@
+"""What training costs: floating-point operations of each method, from those of one forward pass through each layer.
+
+All follow the counting of the RigL paper (Evci et al. 2020, appendix H), which section 4.5 of the elastic ticket paper
+takes over: a layer's operations shrink with the density of its mask; a backward pass costs two forward ones, one for
+the gradients of activations and one for those of weights; norms, activations and the optimizer's own work do not
+count. With f_S a forward pass of the sparse network and f_D of the dense one, both for one sample:
+
+====================  =======================================================
+training              operations for one sample of one step
+====================  =======================================================
+dense                 3 f_D
+fixed masks           3 f_S
+RigL                  (3 f_S interval + 2 f_S + f_D) / (interval + 1)
+DPF                   f_S + 2 f_D
+====================  =======================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from elastic_ir.errors import MaskError
+from elastic_ir.tickets.masked import plain_name, unwrapped
+from elastic_ir.training.pruning.scores import _modes
+
+
+@dataclass(frozen=True)
+class ForwardCost:
+    """Operations of one dense forward pass: those that multiply with a weight, by its plain name, and the rest."""
+
+    weights: Mapping[str, int]
+    rest: int  #: products of activations with each other (attention); no mask shrinks them
+
+    @property
+    def dense(self) -> int:
+        """f_D: all of them."""
+        return sum(self.weights.values()) + self.rest
+
+    def sparse(self, masks: Mapping[str, Any]) -> float:
+        """f_S: each layer's operations times its mask's density; layers without a mask count in full.
+
+        Masks are zeros and ones of any dtype. Raises MaskError at a mask of a weight that the pass did not use.
+        """
+        return self.at({name: _density(mask) for name, mask in masks.items()})
+
+    def at(self, densities: Mapping[str, float]) -> float:
+        """f_S for densities by weight name, as :func:`~elastic_ir.training.pruning.distributions.densities` gives
+        them.
+        """
+        for name in densities:
+            if name not in self.weights:
+                raise MaskError(f"{name!r} took no part in the forward pass whose cost was counted")
+        return self.rest + sum(flops * densities.get(name, 1.0) for name, flops in self.weights.items())
+
+
+def forward_cost(module: nn.Module, *inputs: Any) -> ForwardCost:
+    """Count a forward pass in evaluation mode; give inputs of one sample for operations per sample.
+
+    Operations are those of ``torch.utils.flop_counter`` (two for each multiplication with addition), as in
+    :func:`elastic_ir.analysis.cost.cost`, here layer by layer. Nothing is computed: only shapes are run, on fake
+    tensors. Fused attention is counted as the products that it stands for.
+    """
+    network = unwrapped(module)
+    fakes = FakeTensorMode()
+    tensors = dict[str, Tensor]([*network.named_parameters(), *network.named_buffers()])
+    stand_ins: dict[str, Tensor] = {
+        name: fakes.from_tensor(tensor.detach()) for name, tensor in tensors.items()
+    }
+    parameters = {name: plain_name(name) for name, _ in network.named_parameters()}
+    counter = _Counter({_storage(stand_ins[raw]): plain for raw, plain in parameters.items()})
+    arguments = tuple(fakes.from_tensor(item) if isinstance(item, Tensor) else item for item in inputs)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one opaque operator, which nobody counts
+    try:
+        with (
+            torch.no_grad(),
+            _modes(network, batch_statistics=False),
+            sdpa_kernel(SDPBackend.MATH),
+            fakes,
+            counter,
+        ):
+            functional_call(network, stand_ins, arguments)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return ForwardCost(counter.weights, counter.rest)
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up operations by the weight that they multiply with, which is known by its storage: views share it."""
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._names = names
+        self.weights: dict[str, int] = {}
+        self.rest = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        count = flop_registry.get(func._overloadpacket)
+        if count is None:
+            return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        flops = int(count(*args, **kwargs, out_val=result))
+        for item in args:
+            # a bias of an addmm is no factor
+            if (
+                isinstance(item, Tensor)
+                and item.ndim > 1
+                and (name := self._names.get(_storage(item))) is not None
+            ):
+                self.weights[name] = self.weights.get(name, 0) + flops
+                return result
+        self.rest += flops
+        return result
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _density(mask: Any) -> float:
+    mask = mask if isinstance(mask, Tensor) else torch.as_tensor(mask)
+    return int(mask.count_nonzero()) / mask.numel() if mask.numel() else 0.0
+
+
+def dense_step(f_dense: float) -> float:
+    """Dense training, for one sample of one step."""
+    return 3 * f_dense
+
+
+def fixed_step(f_sparse: float) -> float:
+    """Training under masks that do not move (tickets, IMP's levels, SNIP, GraSP, SynFlow, SET between updates)."""
+    return 3 * f_sparse
+
+
+def rigl_step(f_sparse: float, f_dense: float, interval: int = 100) -> float:
+    """RigL, averaged over an interval: so many steps under fixed masks and one that needs the dense gradient.
+
+    That one passes forward and back through the sparse network (2 f_S) and takes the gradient of every weight (f_D).
+    """
+    return (3 * f_sparse * interval + 2 * f_sparse + f_dense) / (interval + 1)
+
+
+def dpf_step(f_sparse: float, f_dense: float, *, sparse_activations: bool = False) -> float:
+    """DPF: forward through the pruned network, gradients of all weights, also of those that are zero.
+
+    The elastic ticket paper counts both halves of the backward pass as dense: its total of 1.49 billion for ten
+    trainings comes out so (see the tests). ``sparse_activations=True`` counts the gradients of activations as sparse,
+    which the pruned weights allow, as the RigL paper does for the like of it (SNFS): ``2 f_S + f_D``.
+    """
+    return 2 * f_sparse + f_dense if sparse_activations else f_sparse + 2 * f_dense
+
+
+def dpf_training(
+    cost: ForwardCost, sparsities: Sequence[float], samples: float, *, sparse_activations: bool = False
+) -> float:
+    """DPF over a schedule: the mean over steps (``[dpf.sparsity_at(t) for t in range(total_steps)]``) times samples.
+
+    Every layer counts with the total sparsity of its step, for which layer had which is not known beforehand.
+    """
+    if not sparsities:
+        raise MaskError("there are no steps; give the sparsity of each")
+    mean = sum(sparsities) / len(sparsities)
+    f_sparse = cost.at(dict.fromkeys(cost.weights, 1 - mean))
+    return samples * dpf_step(f_sparse, cost.dense, sparse_activations=sparse_activations)
+
+
+def snip_cost(f_dense: float, samples: int) -> float:
+    """SNIP's scores: one gradient of the dense network over so many samples."""
+    return 3 * f_dense * samples
+
+
+def grasp_cost(f_dense: float, samples: int) -> float:
+    """GraSP's scores: a gradient (3), one that can be differentiated (3), and its derivative (6).
+
+    The last takes two products for each of the three that a layer's gradient is made of.
+    """
+    return 12 * f_dense * samples
+
+
+def synflow_cost(f_dense: float, iterations: int = 100) -> float:
+    """SynFlow's scores: one gradient at one input in each round, counted as dense."""
+    return 3 * f_dense * iterations
+
+
+def gradinit_cost(f_sparse: float, samples: int) -> float:
+    """GradInit's search for scales, for the samples that its steps' batches have in all; an upper bound.
+
+    Each step takes a gradient that can be differentiated (3) and the derivative of its norm (6); those that look ahead
+    instead take a second gradient (3). Which ones do depends on the data.
+    """
+    return 9 * f_sparse * samples
+
+
+def imp_cost(f_sparse: Sequence[float], samples: float, rewound: float = 0) -> float:
+    """Iterative magnitude pruning: one training for each level before the masks that are wanted.
+
+    ``f_sparse`` has the forward cost at each level, the dense one first; ``samples`` is what one training sees, of
+    which all but the first leave out the ``rewound`` before the rewind point. The final training of the ticket is not
+    in it, nor is any cost of ranking weights.
+    """
+    if not f_sparse:
+        raise MaskError("IMP has at least one level; give the forward cost of each")
+    if not 0 <= rewound <= samples:
+        raise MaskError(f"the rewind point lies at {rewound} samples, outside the {samples} of a training")
+    later = sum(fixed_step(level) for level in f_sparse[1:])
+    return fixed_step(f_sparse[0]) * samples + later * (samples - rewound)

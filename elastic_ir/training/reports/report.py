@@ -1,0 +1,354 @@
+"""The report of a study: what was found, as tables with confidence intervals, and the claims with their answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from elastic_ir.printable import printable
+from elastic_ir.training.reports.intervals import MOST, half_width, seeds_needed, welch
+from elastic_ir.training.studies.jobs import SPARSITY, in_order
+from elastic_ir.training.studies.store import Store
+from elastic_ir.training.studies.study import FROM_SOURCE, Claim, Run, Study, runs
+
+_TICKETS = ("ticket", "source")  #: roles of jobs that hold a ticket and train it, too
+
+
+@dataclass
+class Cell:
+    """What the seeds found for one method on one network at one sparsity."""
+
+    accuracies: list[float] = field(default_factory=list)  #: in percent
+    reached: list[float] = field(default_factory=list)  #: the sparsities of the tickets
+    barriers: list[float] = field(default_factory=list)  #: where connectivity was measured
+    lines: list[list[float]] = field(default_factory=list)  #: accuracies along the line
+    flops: list[float] = field(default_factory=list)  #: of each training, without what was scored for it
+    flops_needed: list[float] = field(default_factory=list)  #: of all jobs that led to it, itself included
+    losses: list[float] = field(
+        default_factory=list
+    )  #: in the place of accuracies, where targets are no classes
+
+    @property
+    def measure(self) -> str:
+        return "loss" if self.losses else "accuracy"
+
+    @property
+    def scores(self) -> list[float]:
+        """What was measured: accuracies, the higher the better, or losses, the lower."""
+        return self.losses or self.accuracies
+
+    def values(self, measure: str) -> list[float]:
+        """What a claim compares: scores of trainings, or barriers between two; none of another measure than asked."""
+        if measure == "barrier":
+            return self.barriers
+        return [] if self.barriers or measure not in ("", self.measure) else self.scores
+
+    @property
+    def mean(self) -> float:
+        return sum(self.scores) / len(self.scores)
+
+    @property
+    def error(self) -> float:
+        """Half the width of the 95 % confidence interval of the mean (Student's t); infinite for one seed."""
+        return half_width(self.scores)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of one seed, and the result of the job that found it."""
+
+    run: Run
+    result: dict[str, Any]
+
+
+@dataclass
+class Findings:
+    """Everything found so far: by network, label and wanted sparsity."""
+
+    study: Study
+    cells: dict[tuple[str, str, float], Cell]
+    missing: int  #: numbers that are not there yet
+    total: int
+    asked: set[tuple[str, str, float]] = field(default_factory=set)  #: the cells that the study wants
+    methods: dict[str, str] = field(default_factory=dict)  #: by label
+    dense: dict[str, Cell] = field(default_factory=dict)  #: the dense training of each network
+    rows: list[Row] = field(default_factory=list)  #: the numbers themselves
+    seconds: dict[str, float] = field(
+        default_factory=dict
+    )  #: of training, by job, those that led there included
+
+    def labels(self, network: str) -> list[str]:
+        return list(dict.fromkeys(label for at, label, _ in self.cells if at == network))
+
+    def curve(self, network: str, label: str) -> list[tuple[float, Cell]]:
+        """The cells of a method on a network by sparsity."""
+        return sorted(
+            (s, cell) for (at, name, s), cell in self.cells.items() if (at, name) == (network, label)
+        )
+
+
+def collect(study: Study, store: Store) -> Findings:
+    """What a store has of a study's numbers."""
+    cells: dict[tuple[str, str, float], Cell] = {}
+    found = Findings(study, cells, 0, 0)
+    for run in runs(study):
+        found.total += 1
+        found.asked.add((run.network, run.label, run.sparsity))
+        found.methods[run.label] = run.method
+        if not store.has(run.job.key):
+            found.missing += 1
+            continue
+        cell = cells.setdefault((run.network, run.label, run.sparsity), Cell())
+        result = store.result(run.job.key)
+        found.rows.append(Row(run, result))
+        _enter(cell, result)
+        led = in_order([run.job])
+        found.seconds |= {job.key: store.result(job.key)["seconds"] for job in led if store.has(job.key)}
+        # a ticket's masks are there before its own training, which finding it did not take; and what comes from
+        # another network has the weights of that one's rewind point, not of the target's
+        roles = (*_TICKETS, "rewind") if run.method in FROM_SOURCE else _TICKETS
+        needs = {role: job.key for role, job in run.job.needs.items()}
+        unneeded = {needs[role] for role in roles if role in needs} - {needs.get("source_rewind")}
+        if run.own and run.sparsity == 0:
+            found.dense.setdefault(run.network, cell)
+        cell.flops_needed.append(
+            sum(
+                store.result(job.key)["flops"]
+                for job in in_order([run.job], SPARSITY)
+                if job.key not in unneeded
+            )
+        )
+    return found
+
+
+def _enter(cell: Cell, result: dict[str, Any]) -> None:
+    unit = 1 if "loss" in result else 100
+    if "loss" in result:
+        cell.losses.append(result["loss"])
+    else:
+        cell.accuracies.append(100 * result["accuracy"])
+    cell.reached.append(result["sparsity"])
+    cell.flops.append(result["flops"] - result.get("scoring", 0.0))
+    if "barrier" in result:
+        cell.barriers.append(unit * result["barrier"])
+        line = result["losses"] if "loss" in result else result["accuracies"]
+        cell.lines.append([unit * value for value in line])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A claim on one network at one sparsity: yes, no or undecided, with the numbers behind it."""
+
+    claim: Claim
+    network: str
+    sparsity: float
+    verdict: str
+    difference: float  #: better less than, in points; of losses in their own unit
+    error: float  #: half the width of the 95 % interval of the difference
+    why: str
+    losses: bool = False  #: whether losses were compared, or barriers of them
+
+
+def answers(found: Findings) -> list[Answer]:
+    """Every claim on each network and sparsity that it names (on all without), as far as both methods have been run."""
+    given = []
+    for claim in found.study.claims:
+        pruning = found.study.pruning
+        wanted = {round(pruning.sparsity_at(pruning.level_for(s)), 4) for s in claim.sparsities}
+        for network in claim.targets or found.study.networks:
+            better, than = (
+                {s: cell for s, cell in found.curve(network, label) if cell.values(claim.measure)}
+                for label in (claim.better, claim.than)
+            )
+            both = (
+                {s for at, label, s in found.asked if (at, label) == (network, one)}
+                for one in (claim.better, claim.than)
+            )
+            for sparsity in sorted(wanted or set.intersection(*both)):
+                if sparsity in better and sparsity in than:
+                    given.append(_answer(found, claim, network, sparsity, better[sparsity], than[sparsity]))
+                elif {(network, name, sparsity) for name in (claim.better, claim.than)} <= found.asked:
+                    why = _unmeasured(found, claim, network, sparsity)
+                    given.append(Answer(claim, network, sparsity, "undecided", math.nan, math.nan, why))
+    return given
+
+
+def _unmeasured(found: Findings, claim: Claim, network: str, sparsity: float) -> str:
+    """Why a claim's sides cannot be compared: one is missing, or both were measured by something else."""
+    cells = [found.cells.get((network, label, sparsity)) for label in (claim.better, claim.than)]
+    for cell in cells:
+        if cell is not None and claim.measure not in ("", "barrier", cell.measure):
+            return f"the {cell.measure} was measured, not the {claim.measure}"
+    return "not run yet"
+
+
+def _answer(found: Findings, claim: Claim, network: str, sparsity: float, one: Cell, two: Cell) -> Answer:
+    better, than = one.values(claim.measure), two.values(claim.measure)
+    difference = sum(better) / len(better) - sum(than) / len(than)
+    error = welch(better, than)
+    # a low barrier is the better one, and so is a low loss
+    gain = -difference if claim.measure == "barrier" or one.measure == "loss" else difference
+    verdict, why = "undecided", ""
+    dense = found.dense.get(network)
+    needed = 100 * found.study.dense_at_least
+    if needed and dense is None:
+        why = "the dense network was not trained: add imp or dense to compare"
+    elif needed and dense is not None and dense.measure != "accuracy":
+        why = "dense_at_least is an accuracy, and the dense network is measured by its loss"
+    elif needed and dense is not None and dense.mean < needed:
+        why = f"the dense network reaches {dense.mean:.1f} %, not {needed:.0f} %: train longer"
+    elif not math.isfinite(error):
+        why = "one seed: run three or more"
+    elif abs(gain - claim.margin) <= error:
+        why = f"the interval holds the margin; {_seeds(better, than, abs(gain - claim.margin))} would decide"
+    else:
+        verdict = "yes" if gain > claim.margin else "no"
+    return Answer(claim, network, sparsity, verdict, difference, error, why, one.measure == "loss")
+
+
+def _seeds(one: Sequence[float], two: Sequence[float], distance: float) -> str:
+    needed = seeds_needed(one, two, distance)
+    return f"more than {MOST} seeds" if needed == MOST else f"about {needed} seeds"
+
+
+def markdown(found: Findings, plots: Iterable[str] = ()) -> str:
+    """The report as Markdown: a table for each network, connectivity, misalignment, claims."""
+    study = found.study
+    lines = [f"# {study.title or study.name}", ""]
+    if found.missing:
+        lines += [f"**Not finished: {found.missing} of {found.total} numbers are missing.**", ""]
+    settings = study.training
+    lines += [
+        f"Data: {study.data['name']}. Training: {settings.steps} steps of {settings.batch_size} images, peak rate "
+        f"{settings.lr:g}, {settings.schedule}; rewound to step {study.pruning.rewind}. Seeds: {len(study.seeds)}. "
+        f"{_scales(found)}, mean and 95 % confidence interval over the seeds (Student's t). Budget: "
+        f"{len(found.seconds)} jobs, {sum(found.seconds.values()) / 3600:.1f} hours of training in all.", "",
+    ]  # fmt: skip
+    for note in study.notes:
+        lines += [f"**{note[0].upper()}{note[1:]}.**", ""]
+    for plot in plots:
+        lines += [f"![{plot}]({plot})", ""]
+    for network in study.networks:
+        lines += _table(found, network)
+    lines += _connectivity(found) + _misalignment(found) + _cost(found)
+    given = answers(found)
+    if given:
+        lines += [
+            "## Claims",
+            "",
+            "A claim holds where the difference (for barriers and losses: how much lower) is above the margin, in "
+            "points (of losses in their own unit), by more than its error.",
+            "",
+            "| claim | network | sparsity | difference | margin | answer |",
+            "|---|---|--:|--:|--:|---|",
+        ]
+        for item in given:
+            verdict = item.verdict + (f": {item.why}" if item.why else "")
+            lines.append(
+                f"| {item.claim.text} | {item.network} | {100 * item.sparsity:.1f} % | {_difference(item)} | "
+                f"{item.claim.margin:+g} | {verdict} |"
+            )
+        lines.append("")
+    return "\n".join(map(printable, lines))
+
+
+def _difference(item: Answer) -> str:
+    if math.isnan(item.difference):
+        return ""
+    digits = ".4g" if item.losses else ".2f"
+    spread = f" ± {item.error:{digits}}" if math.isfinite(item.error) else ""
+    return f"{item.difference:+{digits}}{spread}"
+
+
+def _scales(found: Findings) -> str:
+    """What the numbers of the tables are; a study whose networks are measured differently says both."""
+    said = []
+    measures = {cell.measure for cell in found.cells.values()}
+    if measures != {"loss"}:
+        said.append("Accuracy in percent")
+    if "loss" in measures:
+        said.append("Loss on the test data (the targets are no classes; the lower the better)")
+    return " and ".join(said)
+
+
+def _table(found: Findings, network: str) -> list[str]:
+    plain = {key: cell for key, cell in found.cells.items() if key[0] == network and not cell.barriers}
+    columns = sorted({sparsity for _, _, sparsity in plain})
+    if not plain:
+        return []
+    losses = all(cell.measure == "loss" for cell in plain.values())
+    lines = [
+        f"## {network}{' (loss)' if losses else ''}",
+        "",
+        "| method | " + " | ".join(f"{100 * s:.1f} %" for s in columns) + " |",
+    ]
+    lines.append("|---" * 1 + "|--:" * len(columns) + "|")
+    for label in dict.fromkeys(name for _, name, _ in plain):
+        row = [plain.get((network, label, sparsity)) for sparsity in columns]
+        lines.append(f"| {label} | " + " | ".join(_cell(cell) for cell in row) + " |")
+    return [*lines, ""]
+
+
+def _cell(cell: Cell | None) -> str:
+    if cell is None:
+        return ""
+    digits = ".2f" if cell.measure == "accuracy" else ".4g"
+    spread = f" ± {cell.error:{digits}}" if math.isfinite(cell.error) else " (1 seed)"
+    return f"{cell.mean:{digits}}{spread}"
+
+
+def _connectivity(found: Findings) -> list[str]:
+    measured = {key: cell for key, cell in found.cells.items() if cell.barriers}
+    if not measured:
+        return []
+    losses = all(cell.losses for cell in measured.values())
+    digits = ".4g" if losses else ".2f"
+    lines = [
+        "## Linear mode connectivity",
+        "",
+        f"| network | ticket | sparsity | barrier, {'of the loss' if losses else 'points'} |",
+        "|---|---|--:|--:|",
+    ]
+    for (network, label, sparsity), cell in measured.items():
+        mean = sum(cell.barriers) / len(cell.barriers)
+        error = half_width(cell.barriers)
+        spread = f" ± {error:{digits}}" if math.isfinite(error) else " (1 seed)"
+        lines.append(f"| {network} | {label} | {100 * sparsity:.1f} % | {mean:{digits}}{spread} |")
+    return [*lines, ""]
+
+
+def _misalignment(found: Findings) -> list[str]:
+    """Where the tickets' sparsity is not the wanted one, since transformations cannot choose it."""
+    off = []
+    for (network, label, sparsity), cell in found.cells.items():
+        reached = sum(cell.reached) / len(cell.reached)
+        if abs(reached - sparsity) >= 0.0005:
+            off.append(f"| {network} | {label} | {100 * sparsity:.1f} % | {100 * reached:.2f} % |")
+    if not off:
+        return []
+    head = ["## Misaligned sparsity", "", "| network | method | wanted | reached |", "|---|---|--:|--:|"]
+    return [*head, *off, ""]
+
+
+def _cost(found: Findings) -> list[str]:
+    """Training FLOPs as section 4.5 of the paper counts them, in dense trainings of the same network."""
+    lines = []
+    for network in found.study.networks:
+        dense = found.dense.get(network)
+        for (at, label, sparsity), cell in found.cells.items():
+            if at != network or sparsity == 0 or cell.barriers or dense is None:
+                continue
+            unit = sum(dense.flops_needed) / len(dense.flops_needed)
+            own, whole = (sum(values) / len(values) / unit for values in (cell.flops, cell.flops_needed))
+            lines.append(f"| {network} | {label} | {100 * sparsity:.1f} % | {own:.3f} | {whole:.2f} |")
+    if not lines:
+        return []
+    head = [
+        "## Training FLOPs", "",
+        "In dense trainings of the same network: the training of the ticket alone, and with all that finding "
+        "it took (a transformed ticket's source is found once for all targets).", "",
+        "| network | method | sparsity | training | with the search |", "|---|---|--:|--:|--:|",
+    ]  # fmt: skip
+    return [*head, *lines, ""]

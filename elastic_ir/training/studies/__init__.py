@@ -1,0 +1,1 @@
+"""Studies: many trainings as jobs that are never done twice."""

@@ -1,0 +1,92 @@
+"""What a study names: its networks and its loss, found by name, and what a name that is wrong has to be told.
+
+No Lightning is imported here, so that a study can be looked at where nothing is trained.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from elastic_ir import user_functions
+from elastic_ir.errors import ElasticError, PlanError
+from elastic_ir.training.data import check_name
+
+if TYPE_CHECKING:
+    from elastic_ir.training.studies.study import Study
+    from elastic_ir.training.task import Loss
+
+_COLLECTIONS = ("timm", "torchvision")
+
+
+def build(options: Mapping[str, Any]) -> nn.Module:
+    """A study's network, initialized by its seed; the caller's generators are left as they were.
+
+    ``options["network"]`` has its ``factory`` (``package.module:factory``, ``timm:NAME`` or ``torchvision:NAME``) and
+    the arguments of that. Raises PlanError, and SourceError for a collection that has no such network.
+    """
+    network = dict(options["network"])
+    module, colon, name = network.pop("factory").partition(":")
+    if not colon:
+        raise PlanError(
+            f"{module!r} names no network; give PACKAGE.MODULE:FACTORY, timm:NAME or torchvision:NAME"
+        )
+    whole = f"{module}:{name}"
+    factory: Callable[..., Any]
+    if module in _COLLECTIONS:
+        from elastic_ir.frontends import sources
+
+        factory = functools.partial(sources.build, whole)
+    else:
+        try:
+            factory = user_functions.find(whole)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise PlanError(f"the network's factory {whole} cannot be found: {error}") from error
+    with torch.random.fork_rng():
+        torch.manual_seed(options["seed"])
+        made = user_functions.call(factory, whole, PlanError, network)
+    if not isinstance(made, nn.Module):
+        raise PlanError(f"the network's factory {whole} gives a {type(made).__name__}, no torch module")
+    return made
+
+
+def loss_of(options: Mapping[str, Any]) -> Loss | None:
+    """A study's loss: a function, or an object of the class that is named; None where it names none."""
+    name = options.get("loss")
+    if not name:
+        return None
+    try:
+        found: Any = user_functions.find(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise PlanError(f"the loss {name} cannot be found: {error}") from error
+    made: Loss = (
+        found() if isinstance(found, type) else found
+    )  # a class such as torch.nn:MSELoss, or a function
+    return made
+
+
+def check_names(study: Study) -> None:
+    """Whether what a study names is there: each network is built once, no data are loaded.
+
+    Raises PlanError that says the study and the entry.
+    """
+    base = {"seed": study.seeds[0], "loss": study.loss}
+    tries: list[tuple[str, Any]] = [
+        ("data", lambda: check_name(study.data["name"])),
+        ("loss", lambda: loss_of(base)),
+        *(
+            (f"networks.{name}", lambda network=network: build({**base, "network": network}))
+            for name, network in study.networks.items()
+        ),
+    ]
+    for where, look in tries:
+        try:
+            look()
+        except ElasticError as error:
+            raise PlanError(f"{study.name}: {where}: {error}") from error
+        except Exception as error:
+            raise PlanError(f"{study.name}: {where}: fails: {type(error).__name__}: {error}") from error

@@ -1,0 +1,161 @@
+"""Running: jobs handed to an executor as soon as what they need is there, and none that is done already.
+
+A job that another command is at is set aside; its result is taken when it is there, and the job when it is free again.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from elastic_ir.training.locks import LOOK
+from elastic_ir.training.studies.executors import Executor
+from elastic_ir.training.studies.jobs import Job, Sort, in_order
+from elastic_ir.training.studies.store import Store
+
+
+@dataclass
+class Progress:
+    """How far a run is: jobs by what became of them, and how long the rest is likely to take."""
+
+    total: int
+    done: int = 0  #: finished, here or before
+    running: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)  #: by key, what went wrong
+    skipped: list[str] = field(default_factory=list)  #: they need one that failed
+    seconds: dict[Sort, list[float]] = field(default_factory=dict)  #: of the jobs finished here
+    before: dict[Sort, list[float]] = field(default_factory=dict)  #: of those that were finished already
+    left: dict[Sort, int] = field(default_factory=dict)  #: jobs neither finished nor given up
+    slots: int = 1
+    elsewhere: list[str] = field(default_factory=list)  #: jobs that other commands on the store are at
+
+    @property
+    def time_left(self) -> float | None:
+        """Seconds until all is done, by what such jobs have taken, here if any were; None before anything is known."""
+        total = time_of(self.left, self.before | self.seconds)
+        return None if total is None else total / self.slots
+
+
+def time_of(left: Mapping[Sort, int], seconds: Mapping[Sort, list[float]]) -> float | None:
+    """Seconds that jobs take one after the other, each the mean of its sort; None where nothing is known.
+
+    A sort that was never seen counts as its kind does on other networks, a kind that was never seen as all do.
+    """
+    means = {sort: mean for sort, times in seconds.items() if (mean := sum(times) / len(times)) > 0}
+    if not means:
+        return None
+    typical = _mean(means.values())
+
+    def guess(sort: Sort) -> float:
+        return (
+            means.get(sort) or _mean(mean for (kind, _), mean in means.items() if kind == sort[0]) or typical
+        )
+
+    return sum(count * guess(sort) for sort, count in left.items())
+
+
+def _mean(values: Iterable[float]) -> float:
+    """The mean, 0 of nothing."""
+    found = list(values)
+    return sum(found) / len(found) if found else 0.0
+
+
+def run(
+    wanted: Iterable[Job], store: Store, executor: Executor, report: Callable[[Progress], None] | None = None,
+    ended_well: Callable[[Job, dict[str, Any]], None] | None = None,
+) -> Progress:  # fmt: skip
+    """Do all jobs that are wanted and what they need; a job that fails takes only those with it that need it.
+
+    ``report`` is told of the progress, ``ended_well`` of each job that was finished meanwhile, with its result, be it
+    here or by another command on the same store.
+    """
+    jobs = in_order(wanted)
+    by_key = {job.key: job for job in jobs}
+    finished = {job.key for job in jobs if store.has(job.key)}
+    progress = Progress(len(jobs), len(finished), slots=executor.slots)
+    for job in jobs:
+        if job.key in finished:
+            progress.before.setdefault(job.sort, []).append(float(store.result(job.key)["seconds"]))
+    waiting = {
+        job.key: {n.key for n in job.needs.values()} - finished for job in jobs if job.key not in finished
+    }
+    readers: dict[str, list[str]] = {}
+    for key, needs in waiting.items():
+        progress.left[by_key[key].sort] = progress.left.get(by_key[key].sort, 0) + 1
+        for needed in needs:
+            readers.setdefault(needed, []).append(key)
+    # the first of what can be done: a job that waited stands before those of later studies
+    place = {key: number for number, key in enumerate(waiting)}
+    ready = [place[key] for key, needs in waiting.items() if not needs]  # ascending, so a heap
+    keys = list(waiting)
+    begun: dict[str, float] = {}
+    lost: set[str] = set()
+
+    def give_up(key: str) -> None:
+        for reader in readers.get(key, ()):
+            if reader not in lost:
+                lost.add(reader)
+                progress.skipped.append(reader)
+                progress.left[by_key[reader].sort] -= 1
+                give_up(reader)
+
+    def finish(key: str, result: dict[str, Any]) -> None:
+        progress.done += 1
+        progress.left[by_key[key].sort] -= 1
+        if ended_well is not None:
+            ended_well(by_key[key], result)
+        for reader in readers.get(key, ()):
+            waiting[reader].discard(key)
+            if not waiting[reader] and reader not in lost:
+                heapq.heappush(ready, place[reader])
+
+    elsewhere = progress.elsewhere
+
+    def look() -> None:
+        """Take what other commands have finished, and what they have left."""
+        for key in [*elsewhere]:
+            if store.has(key):
+                elsewhere.remove(key)
+                finish(key, store.result(key))
+            elif not store.busy(key):
+                elsewhere.remove(key)
+                heapq.heappush(ready, place[key])
+
+    try:
+        while ready or begun or elsewhere:
+            look()
+            while ready and len(begun) < executor.slots:
+                key = keys[heapq.heappop(ready)]
+                if store.has(key):  # by another command, since this one looked
+                    finish(key, store.result(key))
+                    continue
+                begun[key] = time.perf_counter()
+                executor.submit(by_key[key].spec())
+            progress.running = list(begun)
+            if report is not None:
+                report(progress)
+            if not begun:
+                if elsewhere:
+                    time.sleep(LOOK)
+                continue
+            for ended in executor.wait(LOOK) if elsewhere else executor.wait():
+                sort = by_key[ended.key].sort
+                took = time.perf_counter() - begun.pop(ended.key)
+                if ended.result is not None:
+                    progress.seconds.setdefault(sort, []).append(took)
+                    finish(ended.key, ended.result)
+                elif ended.error:
+                    progress.left[sort] -= 1
+                    progress.failed[ended.key] = ended.error
+                    give_up(ended.key)
+                else:
+                    elsewhere.append(ended.key)
+    finally:
+        executor.close()
+    progress.running = []
+    if report is not None:
+        report(progress)
+    return progress

@@ -1,0 +1,265 @@
+"""ONNX files: the model without the bytes of its weights, and for each weight the place where its bytes lie.
+
+The protobuf library (and onnx_ir on top of it) holds a whole file in memory. Here the file is mapped, its messages are
+walked by their lengths, and large tensors are cut out before anything is parsed; what is parsed is small. External data
+stays where it is. Fields by number: onnx.proto, https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from elastic_ir.errors import SourceError
+from elastic_ir.formats.model_folder import stamp_of
+from elastic_ir.formats.protobuf import BYTES, Field, WireError, fields
+from elastic_ir.formats.protobuf import field as wire_field
+from elastic_ir.formats.safetensors import FileTensor
+from elastic_ir.ir.serialise import InlineData
+from elastic_ir.onnx_model.source import DTYPES, MARK, SAID, mark_of, tensors_of
+from elastic_ir.safety.limits import open_plain
+from elastic_ir.tensors.lazy import ITEM_SIZES, TensorData
+
+if TYPE_CHECKING:
+    import onnx
+
+#: Tensors from this size on stay in the file; smaller ones may be shapes that shape inference has to see.
+LARGE = 2048
+_DEEPEST = 64  #: bodies within bodies
+_FIELDS = 1 << 22  #: fields that are walked at most; no network has as many, and each costs time and memory
+_MODEL = 1 << 28  #: bytes outside of large tensors, which the protobuf library holds in memory
+
+
+@dataclass(eq=False)
+class OnnxFile:
+    """An ONNX file that was opened: its model without large tensors, and where those are."""
+
+    path: Path
+    model: onnx.ModelProto
+    tensors: dict[str, FileTensor] = field(default_factory=dict)  #: by the mark that stands for each
+    size: int = 0
+
+    def data(self, tensor: onnx.TensorProto, owner: str) -> TensorData | None:
+        """A tensor of the model as a lazy one; None where its type is none of torch's (strings, four bits)."""
+        dtype = DTYPES.get(tensor.data_type)
+        if dtype is None:
+            return None
+        shape = tuple(tensor.dims)
+        if any(extent < 0 for extent in shape):
+            raise SourceError(f"{self.path.name}: {owner} has the shape {list(shape)}")
+        mark = mark_of(tensor)
+        if mark is not None:
+            found = self.tensors[mark]
+            return self._checked(
+                FileTensor(found.path, found.offset, shape, dtype, found.stamp), found.shape[0], owner
+            )
+        if tensor.data_location == 1:
+            return self._external(tensor, shape, dtype, owner)
+        raw = _bytes_of(tensor, dtype)
+        if len(raw) != prod(shape) * ITEM_SIZES[dtype]:
+            raise SourceError(
+                f"{self.path.name}: {owner} has {len(raw)} bytes where its shape {list(shape)} needs "
+                f"{prod(shape) * ITEM_SIZES[dtype]}"
+            )
+        return InlineData(shape, dtype, raw)
+
+    def _checked(self, data: FileTensor, have: int, owner: str) -> FileTensor:
+        need = prod(data.shape) * ITEM_SIZES[data.dtype]
+        if need != have:
+            raise SourceError(
+                f"{self.path.name}: {owner} has {have} bytes where its shape {list(data.shape)} needs {need}"
+            )
+        return data
+
+    def _external(
+        self, tensor: onnx.TensorProto, shape: tuple[int, ...], dtype: str, owner: str
+    ) -> TensorData:
+        """A tensor of another file, which has to lie in the model's folder."""
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location = entries.get("location", "")
+        folder = self.path.parent.resolve()
+        path = _inside(folder, location)
+        if path is None:
+            raise SourceError(
+                f"{self.path.name}: {owner} wants its data from {location!r}, which is outside the model's folder"
+            )
+        try:
+            offset = int(entries.get("offset", "0"))
+            length = int(entries["length"]) if "length" in entries else None
+            status = path.stat()
+        except ValueError as error:
+            raise SourceError(
+                f"{self.path.name}: {owner} has a damaged place in {location} ({error})"
+            ) from error
+        except OSError as error:
+            raise SourceError(
+                f"{self.path.name}: the file {location} with the data of {owner} cannot be read: "
+                f"{(error.strerror or str(error)).lower()}"
+            ) from error
+        if not path.is_file():
+            raise SourceError(f"{self.path.name}: {location}, with the data of {owner}, is no plain file")
+        need = prod(shape) * ITEM_SIZES[dtype]
+        if length is None:
+            length = need
+        if offset < 0 or length < 0:
+            raise SourceError(
+                f"{self.path.name}: {owner} has a damaged place in {location} (offset {offset}, length {length})"
+            )
+        if offset + length > status.st_size:
+            raise SourceError(
+                f"{self.path.name}: {location} has {status.st_size} bytes, and {owner} should end at {offset + length}"
+            )
+        return self._checked(FileTensor(path, offset, shape, dtype, stamp_of(status)), length, owner)
+
+
+def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
+    """Open an ONNX file without reading its weights. Raises SourceError: missing, empty, truncated, no ONNX model."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    path = Path(path)
+    try:
+        with open_plain(path) as file:
+            status = os.fstat(file.fileno())
+            if status.st_size == 0:
+                raise SourceError(f"{path} is empty")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
+                opened = OnnxFile(path, onnx.ModelProto(), size=status.st_size)
+                small = _Stripper(view, opened, stamp_of(status)).model()
+    except WireError as error:
+        raise SourceError(f"{path.name} is no ONNX model, or was cut short: {error}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SourceError(f"{path} could not be read: {reason.lower()}") from error
+    if len(small) > _MODEL:
+        raise SourceError(
+            f"{path.name} has {len(small)} bytes outside its tensors; up to {_MODEL} are read, which no network needs"
+        )
+    try:
+        opened.model.ParseFromString(small)
+    except (DecodeError, RecursionError) as error:
+        raise SourceError(f"{path.name} is no ONNX model: {error}") from error
+    _check_marks(opened)
+    return opened
+
+
+def _inside(folder: Path, location: str) -> Path | None:
+    """The file of that name in a folder or below, links followed; None where it is elsewhere or no name of a file."""
+    if not location.isprintable() or Path(location).is_absolute():
+        return None
+    try:
+        path = (folder / location).resolve()
+    except (OSError, RuntimeError):  # links that go round in circles
+        return None
+    return path if path.is_relative_to(folder) and path != folder else None
+
+
+def _check_marks(opened: OnnxFile) -> None:
+    """Every mark in the model is one that was set here; a file's own could name any bytes as any weight's."""
+    found: list[str] = []
+    for tensor in tensors_of(opened.model):
+        marks = [entry.value for entry in tensor.external_data if entry.key == MARK]
+        # one that was cut out and has bytes all the same stood twice where it may stand once
+        if marks and (len(marks) > 1 or tensor.raw_data or tensor.float_data or tensor.double_data):
+            raise SourceError(f"{opened.path.name}: the tensor {tensor.name!r} is damaged")
+        found += marks
+    if sorted(found) != sorted(opened.tensors):
+        raise SourceError(f"{opened.path.name} is damaged: its tensors do not lie where they seem to")
+
+
+class _Stripper:
+    """Walks a mapped model and leaves out the bytes of large tensors, noting where they are."""
+
+    def __init__(self, view: memoryview, opened: OnnxFile, stamp: tuple[int, int, int]) -> None:
+        self.view = view
+        self.opened = opened
+        self.stamp = stamp
+        self.walked = 0
+
+    def model(self) -> bytes:
+        """The model without them."""
+        return self._message(0, len(self.view), {7: lambda item: self._graph(item, 0)})
+
+    def _message(self, start: int, end: int, inner: dict[int, Callable[[Field], bytes]]) -> bytes:
+        """A message with some of its messages rebuilt and all else as it was."""
+        pieces: list[bytes] = []
+        kept = start  # what lies from here on is copied as it is
+        for item in self._fields(start, end):
+            if item.wire == BYTES and item.number in inner:
+                pieces += [
+                    bytes(self.view[kept : item.begin]),
+                    wire_field(item.number, inner[item.number](item)),
+                ]
+                kept = item.end
+        pieces.append(bytes(self.view[kept:end]))
+        return b"".join(pieces)
+
+    def _fields(self, start: int, end: int) -> Iterator[Field]:
+        for item in fields(self.view, start, end):
+            self.walked += 1
+            if self.walked > _FIELDS:
+                raise WireError(
+                    f"it has more than {_FIELDS} fields outside its tensors, which no network needs"
+                )
+            yield item
+
+    def _graph(self, at: Field, depth: int) -> bytes:
+        if depth > _DEEPEST:
+            raise WireError(f"bodies lie more than {_DEEPEST} deep in one another at byte {at.begin}")
+        return self._message(
+            at.start, at.end, {1: lambda item: self._node(item, depth), 5: self._tensor, 15: self._sparse}
+        )
+
+    def _sparse(self, at: Field) -> bytes:
+        return self._message(at.start, at.end, {1: self._tensor, 2: self._tensor})
+
+    def _node(self, at: Field, depth: int) -> bytes:
+        if at.end - at.start < LARGE:  # nothing large can be in it
+            return bytes(self.view[at.start : at.end])
+        return self._message(at.start, at.end, {5: lambda item: self._attribute(item, depth)})
+
+    def _attribute(self, at: Field, depth: int) -> bytes:
+        body: Callable[[Field], bytes] = lambda item: self._graph(item, depth + 1)  # noqa: E731
+        return self._message(at.start, at.end, {5: self._tensor, 6: body, 11: body})
+
+    def _tensor(self, at: Field) -> bytes:
+        """A tensor; where it is large, without its bytes (raw, or floats and doubles packed as raw ones are)."""
+        if at.end - at.start < LARGE:
+            return bytes(self.view[at.start : at.end])
+        noted = list(islice((f for f in self._fields(at.start, at.end) if f.number in (4, 9, 10, 14)), 3))
+        bulky = [item for item in noted if item.number != 14]
+        if len(bulky) != 1 or bulky[0].wire != BYTES or bulky[0].end - bulky[0].start < LARGE:
+            return bytes(self.view[at.start : at.end])
+        place = bulky[0]
+        mark = f"{len(self.opened.tensors)}:{place.number}"
+        if len(noted) > len(bulky):  # it says that its bytes are in it, which none has to
+            mark += SAID
+        size = place.end - place.start
+        self.opened.tensors[mark] = FileTensor(self.opened.path, place.start, (size,), "uint8", self.stamp)
+        entry = wire_field(1, MARK.encode()) + wire_field(2, mark.encode())
+        rest = bytes(self.view[at.start : place.begin]) + bytes(self.view[place.end : at.end])
+        return rest + wire_field(13, entry) + bytes((14 << 3, 1))
+
+
+def _bytes_of(tensor: onnx.TensorProto, dtype: str) -> bytes:
+    """The bytes of a small tensor, whichever of its fields they are in (onnx.proto says which for each type)."""
+    import numpy as np
+
+    if tensor.HasField("raw_data"):
+        return tensor.raw_data
+    size = ITEM_SIZES[dtype]
+    if dtype in ("float32", "complex64"):
+        return np.array(tensor.float_data, "<f4").tobytes()
+    if dtype in ("float64", "complex128"):
+        return np.array(tensor.double_data, "<f8").tobytes()
+    if dtype == "int64":
+        return np.array(tensor.int64_data, "<i8").tobytes()
+    if dtype in ("uint32", "uint64"):
+        return np.array(tensor.uint64_data, "<u8").astype(f"<u{size}").tobytes()
+    return np.array(tensor.int32_data, "<i4").astype(f"<i{size}").tobytes()  # short floats by their bits

@@ -1,0 +1,1 @@
+"""Passes that keep the function and remove what is computed for nothing."""

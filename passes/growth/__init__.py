@@ -1,0 +1,1 @@
+"""Passes that grow a network, or let it start well."""

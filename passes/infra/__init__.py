@@ -1,0 +1,1 @@
+"""What a pass, a pipeline and their texts are."""

@@ -1,0 +1,59 @@
+"""Which layers a growth pass works on: all, those of some stages, those whose paths fit a pattern."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from elastic_ir.errors import PlanError
+from elastic_ir.ir.graph import Graph, Node
+from elastic_ir.ir.structure import Block
+from elastic_ir.onnx_model.layers import is_onnx
+from elastic_ir.passes.infra.base import need_network
+
+
+class Chosen:
+    """The options ``stages`` and ``layers`` of a pass, asked for one node after the other."""
+
+    def __init__(self, graph: Graph, stages: Sequence[str] | str, layers: Sequence[str] | str) -> None:
+        self.patterns = [layers] if isinstance(layers, str) else list(layers)
+        names = [stages] if isinstance(stages, str) else list(stages)
+        paths = {node.scope for node in graph if node.kind == "module" and "weight" in node.weights}
+        for pattern in self.patterns:
+            if not any(_fits(path, pattern) for path in paths):
+                raise PlanError(f"layers={pattern!r} fits no layer with a weight")
+        self.inside: set[Node] | None = None
+        if names:
+            blocks = [block for name in names for block in graph.structure.stage(name).all_blocks]
+            self.inside = {node for block in blocks for node in block.nodes}
+
+    def __call__(self, node: Node) -> bool:
+        if self.inside is not None and node not in self.inside:
+            return False
+        return not self.patterns or any(_fits(node.scope, pattern) for pattern in self.patterns)
+
+
+def _fits(path: str, pattern: str) -> bool:
+    return fnmatchcase(path, pattern) or fnmatchcase(f"{path}.weight", pattern)
+
+
+def blocks_of(graph: Graph) -> dict[Node, Block]:
+    """For each node the block that it lies in; nothing where nothing repeats."""
+    structure = graph._structure
+    stages = structure.stages if structure is not None else ()
+    return {node: block for stage in stages for block in stage.all_blocks for node in block.nodes}
+
+
+def need_modules(graph: Graph, name: str) -> None:
+    """PlanError unless the graph's layers are modules that can be added to and resized."""
+    need_network(graph, name)
+    if graph.metadata.get("frontend") == "export":
+        raise PlanError(
+            f"{graph.name} was traced by torch.export, and is written as a module of its own class, to which {name} "
+            "cannot add layers; torch.fx has to trace it (frontend='fx' tells why it does not)"
+        )
+    if is_onnx(graph):
+        raise PlanError(
+            f"{graph.name} was read from an ONNX file, and {name} grows layers of PyTorch; give it the module "
+            "(trace graph.to_module()) or the network that was exported"
+        )

@@ -1,0 +1,103 @@
+"""The options of a pass as a reader sees them: what can be typed, what stands there by default, and what it means.
+
+A field's type says what its text may be; ``Pass.choices`` adds the words that a text is one of, and the ``#:`` comment
+beside the field what the option is for. Options that no text can give (a graph) are not listed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from elastic_ir.passes.infra.base import Pass
+
+#: What can be typed for each plain type.
+_WORDS: dict[Any, str] = {bool: "yes/no", int: "whole number", float: "number", Any: "text"}
+_FIELD, _COMMENT = re.compile(r"    (\w+)\s*:"), re.compile(r"#: ?(.*)$")
+
+
+def option_table(kind: type[Pass]) -> list[tuple[str, str, str, str]]:
+    """Name, what can be typed, default and comment of each option of a pass; comments may be empty."""
+    hints, comments = typing.get_type_hints(kind), _comments(kind)
+    rows = []
+    for field in dataclasses.fields(kind):
+        told = typed(hints[field.name], kind.choices.get(field.name, ()))
+        if told is not None:
+            name = field.name.replace("_", "-")
+            rows.append((name, told, _default(field), comments.get(field.name, "")))
+    return rows
+
+
+def kinds_of(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, None included, or the one type there is."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return typing.get_args(hint)
+    return (hint,)
+
+
+def typed(hint: Any, choices: Sequence[str] = ()) -> str | None:
+    """What can be typed for an option of this type, or None where no text can give it.
+
+    >>> typed(int | None), typed(str, ["append", "interpolate"])
+    ('whole number', 'append|interpolate')
+    """
+    kinds = kinds_of(hint)
+    text = str in kinds or Any in kinds
+    told: list[str] = ["|".join(choices)] if choices and text else []
+    for kind in kinds:
+        origin = typing.get_origin(kind) or kind
+        inner = (typing.get_args(kind) or (str,))[-1 if origin is Mapping else 0]
+        if kind in _WORDS and not (kind is Any and told):
+            told.append(_WORDS[kind])
+        elif origin in (Sequence, list, tuple):
+            told.append("numbers (3,4,6 or 0-2)" if inner is int else "names (a,b)")
+        elif origin is Mapping and text:  # the pass reads it from the text
+            told.append(f"NAME={'NUMBER' if inner in (int, float) else 'TEXT'},...")
+    if not told and str in kinds:
+        told = ["text"]
+    return " or ".join(told) or None
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    """A default as it would be written, the same way as what can be typed."""
+    made = field.default_factory
+    value = made() if made is not dataclasses.MISSING else field.default
+    if value is dataclasses.MISSING or (isinstance(value, (list, tuple)) and not value):
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))
+    return "none" if value is None else str(value)
+
+
+def _comments(kind: type) -> dict[str, str]:
+    """The ``#:`` comments of a class's fields, above or behind each; none where its source is not at hand."""
+    found: dict[str, list[str]] = {}
+    for base in reversed(kind.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        try:
+            lines = inspect.getsourcelines(base)[0]
+        except (OSError, TypeError):
+            continue
+        field, above = "", list[str]()
+        for line in lines:
+            if re.match(r"    (def|@)", line):
+                break  # the fields stand in front of the methods
+            match = _FIELD.match(line)
+            if match is not None:
+                field = match[1]
+                found[field], above = above, []
+            comment = _COMMENT.search(line)
+            if comment is not None and line.startswith("    #:"):
+                above.append(comment[1].strip())
+            elif comment is not None and field:
+                found[field].append(comment[1].strip())
+    return {name: " ".join(parts) for name, parts in found.items()}

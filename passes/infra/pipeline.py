@@ -1,0 +1,146 @@
+"""Pipelines: passes one after the other over one copy of a graph, verified after each, and recorded."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from elastic_ir.errors import PASS_NOTE, ElasticError, VerifyError
+from elastic_ir.ir.graph import Graph
+from elastic_ir.passes.infra.base import Pass
+from elastic_ir.passes.infra.spec import PassSpec, make_pass, parse_pipeline
+
+#: Told after each pass: the pass, what it made, and the seconds that it took.
+Observer = Callable[[Pass, Graph, float], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """Passes in the order they run.
+
+    >>> from elastic_ir.passes import Stretch
+    >>> str(Pipeline([Stretch(to_depth=32)]))
+    'stretch{to-depth=32}'
+    """
+
+    passes: tuple[Pass, ...]
+
+    def __init__(self, passes: Iterable[Pass]) -> None:
+        object.__setattr__(self, "passes", tuple(passes))
+
+    def __iter__(self) -> Iterator[Pass]:
+        return iter(self.passes)
+
+    def __len__(self) -> int:
+        return len(self.passes)
+
+    def __str__(self) -> str:
+        return ",".join(str(describe(item)) for item in self.passes)
+
+    @staticmethod
+    def parse(text: str) -> Pipeline:
+        """A pipeline from its text; PlanError for what cannot be read, an unknown pass or option."""
+        from elastic_ir.passes import find_pass
+
+        return Pipeline(make_pass(spec, find_pass(spec.name)) for spec in parse_pipeline(text))
+
+    def run(self, graph: Graph, observer: Observer | None = None, *, verify_each: bool = False) -> Graph:
+        """The graph after all passes; the one given stays as it was.
+
+        Each pass is verified before the next begins, and an error names the pass: those of ElasticIR begin with
+        "pass 'NAME': " (or "before pass", "after pass"), any other has it as a note. The record of what ran is kept in
+        ``graph.metadata["pipeline"]`` and written with the graph.
+
+        ``verify_each`` also emits and runs the network after each pass, on the example inputs: it has to run every
+        block, its outputs have to be finite, and those of a pass that preserves the function have to be those before,
+        within rounding. Raises VerifyError that names the pass; what was found stands, as plain data for each pass, in
+        ``graph.metadata["verified"]``.
+        """
+        record = list(graph.metadata.get("pipeline", ()))
+        target = graph
+        runs = _Runs(graph) if verify_each else None
+        for place, item in enumerate(self.passes):
+            start = time.perf_counter()
+            with _named(item.name):
+                target = item.run(target) if place == 0 else item.run_on(target)
+            if runs is not None:
+                target.metadata["verified"] = runs.after(item, target)
+            record.append(str(describe(item)))
+            target.metadata["pipeline"] = list(record)
+            if observer is not None:
+                observer(item, target, time.perf_counter() - start)
+        return target if self.passes else graph.copy()
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Let what a pass raises name it: errors of ours in their text, with their class; a note on all others.
+
+    The command line puts such a note in front of what it says; see :func:`elastic_ir.errors.noted_pass`.
+    """
+    try:
+        yield
+    except Exception as error:
+        told = str(error)
+        if isinstance(error, ElasticError):
+            if told.startswith((f"before pass {name!r}: ", f"after pass {name!r}: ")):
+                raise
+            named = f"pass {name!r}: {told}"
+            again: Exception | None = None
+            with contextlib.suppress(TypeError):  # an error of somebody's, whose constructor takes more
+                again = type(error)(named)
+            if again is not None and str(again) == named:
+                vars(again).update(vars(error))
+                raise again from error
+        error.add_note(f"{PASS_NOTE}{name!r}")
+        raise
+
+
+class _Runs:
+    """The network run after each pass, and what was found so far."""
+
+    def __init__(self, graph: Graph) -> None:
+        from elastic_ir.emit.runs import run_network
+
+        self._run = run_network
+        self._before = run_network(graph)
+        self._found: list[dict[str, object]] = []
+
+    def after(self, item: Pass, graph: Graph) -> list[dict[str, object]]:
+        """Run what a pass has made; VerifyError names it where that is wrong."""
+        from elastic_ir.emit.runs import compare
+
+        try:
+            now = self._run(graph)
+            found = compare(self._before, now, preserving=item.preserves_function)
+        except ElasticError as error:
+            raise VerifyError(f"after pass {item.name!r}: {error}") from error
+        self._before = now
+        self._found = [*self._found, {"pass": item.name, **found}]
+        return self._found
+
+
+def describe(item: Pass) -> PassSpec:
+    """A pass as it would be written: its name and the options that differ from their defaults."""
+    options: dict[str, str | bool] = {}
+    for field in dataclasses.fields(item):
+        value = getattr(item, field.name)
+        made = field.default_factory
+        default = made() if made is not dataclasses.MISSING else field.default
+        if value is None or value == default:
+            continue
+        options[field.name.replace("_", "-")] = True if value is True else _text(value)
+    return PassSpec(item.name, options)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, Graph):
+        return value.name
+    if isinstance(value, (list, tuple)):
+        nested = any(isinstance(part, (list, tuple)) for part in value)
+        return ("|" if nested else ",").join(_text(part) for part in value)
+    if isinstance(value, dict):
+        return ",".join(f"{key}={_text(part)}" for key, part in value.items())
+    return str(value)

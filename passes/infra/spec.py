@@ -1,0 +1,195 @@
+"""Pipelines as text: ``stretch{to-depth=56 order=interpolate},compact``, and options by the types of a pass's fields.
+
+A pass is its name, then its options in braces, KEY=VALUE apart by blanks; a value with blanks or braces is quoted
+(after xDSL's pass pipelines). An option's text becomes what its field is declared as.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from elastic_ir.errors import PlanError
+from elastic_ir.passes.infra.base import Pass
+from elastic_ir.passes.infra.option_table import kinds_of, typed
+from elastic_ir.plans.plan import parse_indices
+
+_TOKEN = re.compile(
+    r"""\s*(?:(?P<name>[A-Za-z][\w-]*)|(?P<sign>[{},=])|"(?P<double>[^"]*)"|'(?P<single>[^']*)'|(?P<word>[^\s{},="']+))"""
+)
+_TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
+
+
+@dataclasses.dataclass(frozen=True)
+class PassSpec:
+    """A pass as it was written: its name and the text of its options; True for one that was only named."""
+
+    name: str
+    options: Mapping[str, str | bool] = dataclasses.field(default_factory=dict)
+
+    def __str__(self) -> str:
+        if not self.options:
+            return self.name
+        told = [
+            key if value is True else f"{key}={_quoted(str(value))}" for key, value in self.options.items()
+        ]
+        return f"{self.name}{{{' '.join(told)}}}"
+
+
+def _quoted(text: str) -> str:
+    if text and not re.search(r"[\s{}\"']", text):
+        return text
+    return f"'{text}'" if '"' in text else f'"{text}"'
+
+
+def parse_pipeline(text: str) -> list[PassSpec]:
+    """The passes of a pipeline; PlanError with the place where it cannot be read."""
+    reader = _Reader(text)
+    specs = []
+    while True:
+        name = reader.take("the name of a pass", ("name",))
+        options: dict[str, str | bool] = {}
+        if reader.skip("{"):
+            while not reader.skip("}"):
+                key = reader.take("an option or }", ("name",))
+                if key in options:
+                    reader.fail(f"{name} is given {key} twice")
+                options[key] = reader.value() if reader.skip("=") else True
+        specs.append(PassSpec(name, options))
+        if reader.done():
+            return specs
+        if not reader.skip(","):
+            reader.fail("a comma stands between passes")
+
+
+class _Reader:
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+
+    def fail(self, what: str) -> typing.NoReturn:
+        raise PlanError(f"the pipeline {self.text!r} cannot be read at column {self.at + 1}: {what}")
+
+    def done(self) -> bool:
+        return not self.text[self.at :].strip()
+
+    def _next(self) -> re.Match[str] | None:
+        return _TOKEN.match(self.text, self.at)
+
+    def skip(self, sign: str) -> bool:
+        match = self._next()
+        if match is None or match["sign"] != sign:
+            return False
+        self.at = match.end()
+        return True
+
+    def take(self, what: str, kinds: tuple[str, ...]) -> str:
+        match = self._next()
+        found = next((match[kind] for kind in kinds if match[kind] is not None), None) if match else None
+        if match is None or found is None:
+            self.fail(f"{what} is expected")
+        self.at = match.end()
+        return found
+
+    def value(self) -> str:
+        """A quoted text, or everything up to a blank or the closing brace."""
+        match = self._next()
+        if match is not None and (match["double"] is not None or match["single"] is not None):
+            self.at = match.end()
+            return str(match["double"] if match["double"] is not None else match["single"])
+        plain = re.compile(r"\s*([^\s{}\"']+)").match(self.text, self.at)
+        if plain is None:
+            self.fail("a value is expected")
+        self.at = plain.end()
+        return plain[1]
+
+
+def make_pass(spec: PassSpec, kind: type[Pass]) -> Pass:
+    """The pass with its options; PlanError for an option that it has not, or of another type."""
+    fields = {field.name.replace("_", "-"): field for field in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for key, given in spec.options.items():
+        name = key.replace("_", "-")
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            known = ", ".join(fields) or "none"
+            raise PlanError(f"the pass {spec.name} has no option {key!r}; its options are {known}{hint}")
+        field, what = fields[name].name, f"{spec.name}: the option {name}"
+        joined = _joined(given, fields)
+        if joined and field in kind.choices:  # a text of one word: the pass would name it all as a wrong one
+            raise PlanError(f"{what} cannot be {given!r}{joined}")
+        try:
+            values[field] = _convert(given, hints[field], what)
+        except PlanError as error:
+            raise PlanError(f"{error}{joined}") from error
+    missing = [
+        name
+        for name, field in fields.items()
+        if field.name not in values
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise PlanError(f"the pass {spec.name} needs the option {missing[0]!r}")
+    try:
+        return kind(**values)
+    except ValueError as error:  # a pass that checks its options when it is made
+        raise PlanError(f"{spec.name}: {error}") from error
+
+
+def _joined(given: str | bool, fields: Mapping[str, object]) -> str:
+    """A hint for ``23,order=interpolate``, where a comma stands before the next option; else nothing."""
+    found = re.search(r",\s*([A-Za-z][\w-]*)=", str(given))
+    if found is None or found[1].replace("_", "-") not in fields:
+        return ""
+    return f"; options stand apart by blanks, so write a blank before {found[1]}="
+
+
+def _convert(given: str | bool, hint: Any, what: str) -> Any:
+    """An option's text as its declared type, the first of a union that it fits."""
+    kinds = kinds_of(hint)
+    if typed(hint) is None:
+        raise PlanError(f"{what} is given from Python only, not as text")
+    if given is True:
+        if bool in kinds:
+            return True
+        raise PlanError(f"{what} needs a value")
+    text = str(given)
+    if types.NoneType in kinds and text.lower() == "none":
+        return None
+    for kind in sorted(kinds, key=lambda kind: kind is str):
+        value = _as(text, kind)
+        if value is not None:
+            return value
+    if Any in kinds or str in kinds:
+        return text
+    told = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds if kind is not types.NoneType)
+    raise PlanError(f"{what} is {told}, not {text!r}")
+
+
+def _as(text: str, kind: Any) -> Any:
+    """The value of one type, or None where the text is none of it."""
+    origin = typing.get_origin(kind)
+    if kind is bool:
+        return True if text.lower() in _TRUE else False if text.lower() in _FALSE else None
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            return None
+    if origin in (Sequence, list, tuple) or kind in (list, tuple):
+        inner = (typing.get_args(kind) or (str,))[0]
+        if inner is int:
+            try:
+                return parse_indices(text)
+            except PlanError:
+                return None
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    return None

@@ -1,0 +1,32 @@
+"""Removal of ghosts: what ghost-skips and ghost-softness put in is taken out, and nothing else is touched.
+
+The graph is then what it was before them: calls, names, in-place activations. A network whose schedule has ended
+computes the same, bit for bit, with its ghosts and without.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+from elastic_ir.ir.graph import Graph
+from elastic_ir.passes.infra.base import Pass
+from elastic_ir.rewrite.ghosts import lay
+from elastic_ir.rewrite.rewriter import Rewriter
+
+
+@dataclasses.dataclass(frozen=True)
+class RemoveGhosts(Pass):
+    """Take out all ghost skips and soft activations; run it when their schedule has ended."""
+
+    name: ClassVar[str] = "remove-ghosts"
+    needs_structure: ClassVar[bool] = False
+
+    def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
+        graph.metadata[self.name] = lay(graph, rewriter)
+
+    def summary(self, graph: Graph) -> str | None:
+        """How many of each kind went."""
+        gone = graph.metadata[self.name]
+        told = ", ".join(f"{count} of kind {kind}" for kind, count in gone.items())
+        return f"took out {told}" if told else "there are no ghosts"
