@@ -16,7 +16,7 @@ import elastic_ir as eir
 from elastic_ir.checkpoints.record import read_record
 from elastic_ir.errors import PlanError
 from tests.checkpoints.folders import config, llama, run, write
-from tests.transformers.families import IDS, KV, SMALL
+from tests.networks.transformers_families import IDS, KV, SMALL
 
 GPT2: dict[str, Any] = {"n_embd": 32, "n_layer": 4, "n_head": 4, "vocab_size": 50, "n_positions": 64}
 OPT: dict[str, Any] = {**SMALL, "ffn_dim": 64, "word_embed_proj_dim": 32}

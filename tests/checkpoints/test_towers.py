@@ -12,7 +12,7 @@ import transformers as t
 
 import elastic_ir as eir
 from elastic_ir.errors import PlanError, StructureError
-from tests.transformers.families import KV, SMALL, VISION
+from tests.networks.transformers_families import KV, SMALL, VISION
 
 TEXT: dict[str, Any] = {**KV, "vocab_size": 60, "num_hidden_layers": 4}
 TOWER: dict[str, Any] = {**VISION, "num_hidden_layers": 3}

@@ -12,7 +12,7 @@ import torch
 
 import elastic_ir as eir
 from elastic_ir.errors import StructureError
-from tests.transformers.families import FAMILIES, make
+from tests.networks.transformers_families import FAMILIES, make
 
 
 @cache

@@ -24,7 +24,7 @@ from elastic_ir.checkpoints.names import graph_of_tensors
 from elastic_ir.plans.left_behind import refuse_left_behind
 from elastic_ir.tensors.lazy import ShapeOnly
 from elastic_ir.zoo import cifar_resnet, cifar_vgg
-from tests.transformers.families import FAMILIES
+from tests.networks.transformers_families import FAMILIES
 
 #: A stage as both show it: its name, its blocks, whether it has an entry.
 Outline: TypeAlias = list[tuple[str, int, bool]]

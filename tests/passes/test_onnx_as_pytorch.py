@@ -15,7 +15,7 @@ import elastic_ir as eir
 from elastic_ir.emit.onnx.save import save_onnx
 from elastic_ir.passes import Compact, FoldBatchNorm, NMProject, Pipeline
 from elastic_ir.zoo import cifar_resnet
-from tests.onnx_files.real import feeds, run
+from tests.networks.onnx_files import feeds, run
 
 
 @pytest.fixture(scope="module")

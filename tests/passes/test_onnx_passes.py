@@ -26,7 +26,7 @@ from elastic_ir.onnx_model.layers import summed_axis, weight_readers
 from elastic_ir.passes import Compact, FoldBatchNorm, NMProject, Pass
 from elastic_ir.tensors.lazy import Mask
 from elastic_ir.zoo import cifar_resnet
-from tests.onnx_files.real import PATHS, feeds, run
+from tests.networks.onnx_files import PATHS, feeds, run
 
 
 def trained(model: nn.Module) -> nn.Module:
