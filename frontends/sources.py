@@ -301,7 +301,8 @@ def _graph_of_file(data: Any, tensors: Mapping[str, TensorData], trust: Sequence
 def _read_torch(path: Path, arch: Any, trust: Sequence[str], input_shape: Shapes, key: str | None) -> Graph:
     from torch import nn
 
-    from elastic_ir.frontends.masks import as_mask, masks_from_state, masks_of_records
+    from elastic_ir.formats.packed_masks import masks_of_records
+    from elastic_ir.frontends.masks import masks_from_state
     from elastic_ir.frontends.state_dicts import Chosen, check_tensors, choose
     from elastic_ir.frontends.torch_file import read_torch_file, read_zip_records
     from elastic_ir.tensors.torch_bridge import TorchData
@@ -316,7 +317,7 @@ def _read_torch(path: Path, arch: Any, trust: Sequence[str], input_shape: Shapes
     if chosen is None:
         under = "" if key is None else f" under {key!r}"
         raise SourceError(f"{path.name} holds a {type(found).__name__} and no state dict{under}")
-    given = {name.removesuffix("_mask"): as_mask(mask, name) for name, mask in chosen.masks.items()}
+    given = {name.removesuffix("_mask"): Mask.of(mask, name) for name, mask in chosen.masks.items()}
     if isinstance(chosen.held, nn.Module):
         with read_from(path.name):
             check_tensors(chosen.held.state_dict(), path.name)

@@ -18,7 +18,7 @@ from elastic_ir.checkpoints.read import inside, is_checkpoint, load_checkpoint, 
 from elastic_ir.checkpoints.record import Origin, Step, read_record
 from elastic_ir.errors import SourceError, StructureError
 from elastic_ir.formats.model_folder import RECORD, CheckpointSource
-from elastic_ir.frontends.masks import read_masks
+from elastic_ir.formats.packed_masks import read_mask_tensors
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.numbering import DIGITS
 from elastic_ir.tensors.lazy import ITEM_SIZES, Mask, MaskedData, TensorData, nbytes
@@ -82,7 +82,7 @@ class _Folder:
         tensors = {name: weight.storage.data for name, weight in graph.weights.items()}
         layers = {label: _layers(graph, label) for label in labels}
         held = {n for stack in layers.values() for layer in stack.values() for n in layer.values()}
-        masks = read_masks(sidecar) if sidecar is not None else None
+        masks = read_mask_tensors(sidecar) if sidecar is not None else None
         tails = {
             label: [stack.before + extra for extra in range(stack.tail)]
             for label, stack in _stacks(graph).items()

@@ -16,9 +16,9 @@ from elastic_ir.emit.without_values import refuse_without_values
 from elastic_ir.errors import EmitError, OutputError
 from elastic_ir.formats.files import atomic_output, flush, refuse_long_name
 from elastic_ir.formats.folder import atomic_folder
-from elastic_ir.formats.mask_file import packed_masks
 from elastic_ir.formats.mask_tie import TIE, tie_of
 from elastic_ir.formats.model_folder import MASKS, CheckpointSource
+from elastic_ir.formats.packed_masks import packed_masks
 from elastic_ir.formats.safetensors_write import write_safetensors
 from elastic_ir.formats.ticket_format import EXTENSION
 from elastic_ir.formats.ticket_write import ticket_shapes, write_ticket

@@ -1,4 +1,4 @@
-"""What the writer and the reader of packed mask files must agree on, and a mask that stays in such a file. No torch.
+"""Packed mask files: one bit for each weight, one mask in memory at a time, written, and read where they lie. No torch.
 
 A packed mask file is a ``.safetensors`` file: of each mask the bits as ``NAME:mask``, as ``.ticket`` files have them,
 and in the metadata an index of shapes. Files of plain zeros and ones under the weights' names are masks, too.
@@ -6,9 +6,15 @@ and in the metadata an index of shapes. Files of plain zeros and ones under the 
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
 from typing import Any
 
-from elastic_ir.errors import SourceError
+from elastic_ir.errors import MaskError, SourceError
+from elastic_ir.formats.json_file import parse_json
 from elastic_ir.tensors.lazy import ITEM_SIZES, Mask, TensorData
 
 #: The version that is written, and the newest that is read.
@@ -66,3 +72,124 @@ class StoredMask(Mask):
 
     def __hash__(self) -> int:
         return hash((self.shape, self.dtype))
+
+
+@dataclass(frozen=True)
+class MaskBits:
+    """A mask's bits as a tensor of bytes, read when they are written."""
+
+    mask: Mask
+    dtype: str = "uint8"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (packed_size(self.mask.size),)
+
+    def chunks(self) -> Iterator[memoryview]:
+        yield memoryview(self.mask.bits)
+
+
+def packed_masks(masks: Mapping[str, Mask]) -> tuple[dict[str, TensorData], dict[str, str]]:
+    """The tensors and the metadata of a mask file, for the writer of ``.safetensors``."""
+    index = {name: {"shape": list(mask.shape), "mask": mask.dtype} for name, mask in masks.items()}
+    metadata = {
+        "format": "pt",
+        INDEX: json.dumps({"version": VERSION, "masks": index}, separators=(",", ":")),
+    }
+    return {name + SUFFIX: MaskBits(mask) for name, mask in masks.items()}, metadata
+
+
+def read_packed(path: Path, stored: Mapping[str, TensorData], index: str) -> dict[str, Mask]:
+    """The masks of a packed file, unread; SourceError where its index and its tensors do not fit."""
+    try:
+        data = parse_json(index)
+        if type(data["version"]) is not int or not isinstance(data["masks"], dict):
+            raise ValueError("no version, or no table of masks")
+        entries: dict[str, Any] = data["masks"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"{path} is damaged: its index of masks cannot be read ({error})") from error
+    if data["version"] > VERSION:
+        raise SourceError(
+            f"{path} has version {data['version']} of packed masks; this ElasticIR reads version {VERSION}"
+        )
+    masks: dict[str, Mask] = {}
+    for name, entry in entries.items():
+        try:
+            shape, dtype = mask_entry(entry)
+        except ValueError as error:
+            raise SourceError(f"{path} is damaged: the index entry of {name!r} has {error}") from error
+        bits = stored.get(name + SUFFIX)
+        if bits is None or bits.dtype != "uint8" or bits.shape != (packed_size(prod(shape)),):
+            raise SourceError(
+                f"{path} is damaged: the mask of {name!r} is missing, or not of {prod(shape)} bits"
+            )
+        masks[name] = StoredMask(name, bits, tuple(shape), dtype)
+    unknown = [name for name in stored if name.removesuffix(SUFFIX) not in entries]
+    if unknown:
+        raise SourceError(
+            f"{path} is damaged: it holds {unknown[0]!r}, which its index of masks does not name"
+        )
+    return masks
+
+
+def masks_of_records(records: Mapping[str, bytes], path: Path) -> dict[str, Mask]:
+    """The masks in the records of a ``.pt``; SourceError, which names the weight, where bits and index do not fit."""
+    index, packed = "elastic_ir/masks.json", "elastic_ir/masks.bin"
+    if index not in records and packed not in records:
+        return {}
+    where = f"{path.name} is damaged in the records that ElasticIR wrote: "
+    try:
+        bits, entries = records[packed], parse_json(records[index])
+    except KeyError as error:
+        raise SourceError(f"{where}{error.args[0]!r} is missing") from error
+    except ValueError as error:
+        raise SourceError(f"{where}the index of masks cannot be read ({error})") from error
+    if not isinstance(entries, dict):
+        raise SourceError(f"{where}the index of masks is no table")
+    masks: dict[str, Mask] = {}
+    end = 0
+    for name, item in entries.items():
+        told = item if isinstance(item, dict) else {}
+        try:
+            shape, dtype = mask_entry({"shape": told.get("shape"), "mask": told.get("dtype")})
+        except ValueError as error:
+            raise SourceError(f"{where}the entry of the mask {name!r} has {error}") from error
+        begin, size = end, prod(shape)
+        end += packed_size(size)
+        if told.get("offset") != begin or end > len(bits):
+            raise SourceError(f"{where}the bits of the mask {name!r} are not where its entry says")
+        if size % 8 and bits[end - 1] & (0xFF >> size % 8):
+            raise SourceError(f"{where}the mask of {name!r} has ones behind its end")
+        masks[name] = Mask(tuple(shape), bits[begin:end], dtype)
+    if end != len(bits):
+        raise SourceError(f"{where}{len(bits) - end} bytes of masks belong to no weight")
+    return masks
+
+
+def read_mask_tensors(path: Path) -> dict[str, Mask]:
+    """The masks of a ``.safetensors`` file, packed ones or tensors of zeros and ones under the weights' names.
+
+    Raises SourceError for a damaged file, MaskError for one without masks or with other values.
+    """
+    from elastic_ir.formats.safetensors import read_safetensors
+
+    stored, metadata = read_safetensors(path)
+    return read_packed(path, stored, metadata[INDEX]) if INDEX in metadata else named_masks(stored, path.name)
+
+
+def named_masks(found: Mapping[str, Any], where: str) -> dict[str, Mask]:
+    """Masks from zeros and ones under the weights' names, or those with ``_mask`` behind, as pruned modules have them.
+
+    Raises MaskError for none at all, two of one weight, or other values than 0 and 1.
+    """
+    if not found:
+        raise MaskError(
+            f"{where} holds no masks; a mask file maps names of weights to tensors of zeros and ones"
+        )
+    masks: dict[str, Mask] = {}
+    for name, value in found.items():
+        weight = name.removesuffix("_mask")
+        if weight in masks:
+            raise MaskError(f"{where} holds two masks for {weight!r}")
+        masks[weight] = Mask.of(value, weight)
+    return masks

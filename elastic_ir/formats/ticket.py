@@ -25,10 +25,9 @@ from elastic_ir.formats.ticket_format import (
     MASK,
     VERSION,
     elements,
-    ones_between,
     unpack_graph,
 )
-from elastic_ir.tensors.lazy import ITEM_SIZES, Mask, TensorData
+from elastic_ir.tensors.lazy import ITEM_SIZES, Mask, TensorData, ones_between
 
 STEP = 1 << 20  #: elements expanded at once
 _MAX_DIMENSIONS = 64  #: numpy has no more

@@ -35,15 +35,6 @@ MASK, KEPT = ":mask", ":kept"
 MAX_GRAPH = MAX_HEADER
 
 
-def ones_between(bits: bytes, begin: int, count: int) -> NDArray[np.bool_]:
-    """The mask's entries from ``begin`` on, unpacked."""
-    import numpy as np
-
-    part = np.frombuffer(bits, np.uint8)[begin // 8 : (begin + count + 7) // 8]
-    skip = begin % 8
-    return np.unpackbits(part, count=skip + count)[skip:].view(np.bool_)
-
-
 def elements(raw: memoryview | bytes, dtype: str) -> NDArray[np.generic]:
     """Bytes as an array with one entry for each element: an integer of its size, because only places matter."""
     import numpy as np

@@ -21,11 +21,10 @@ from elastic_ir.formats.ticket_format import (
     MAX_GRAPH,
     VERSION,
     elements,
-    ones_between,
     pack_graph,
 )
 from elastic_ir.ir.serialise import InlineData
-from elastic_ir.tensors.lazy import Mask, TensorData
+from elastic_ir.tensors.lazy import Mask, TensorData, ones_between
 from elastic_ir.tensors.weights import Storage
 
 

@@ -113,13 +113,17 @@ class Mask:
 
     @staticmethod
     def of(given: Any, name: str = "mask") -> Mask:
-        """A mask as it is, or packed from a numpy array or torch tensor of zeros and ones; MaskError for all else."""
+        """A mask as it is, or packed from zeros and ones (lazy tensor, numpy array, torch tensor); else MaskError."""
         if isinstance(given, Mask):
             return given
         if hasattr(given, "detach") and hasattr(given, "shape"):  # whoever has such a tensor has torch
             from elastic_ir.tensors.torch_bridge import mask_from_torch
 
             return mask_from_torch(given, name)
+        if isinstance(given, TensorData):
+            from elastic_ir.tensors.mask_values import mask_of_data
+
+            return mask_of_data(given, name)
         import numpy as np
 
         if isinstance(given, np.ndarray):
@@ -146,6 +150,15 @@ class Mask:
         return self.size - int.from_bytes(self.bits, "big").bit_count()
 
 
+def ones_between(bits: bytes, begin: int, count: int) -> NDArray[np.bool_]:
+    """The mask's entries from ``begin`` on, unpacked."""
+    import numpy as np
+
+    part = np.frombuffer(bits, np.uint8)[begin // 8 : (begin + count + 7) // 8]
+    skip = begin % 8
+    return np.unpackbits(part, count=skip + count)[skip:].view(np.bool_)
+
+
 @dataclass(frozen=True)
 class MaskedData:
     """The recipe "this tensor, zero wherever its mask is 0"; evaluated chunk by chunk when it is read."""
@@ -163,8 +176,6 @@ class MaskedData:
 
     def chunks(self) -> Iterator[memoryview]:
         import numpy as np
-
-        from elastic_ir.formats.ticket_format import ones_between
 
         item = item_size(self.dtype)
         bits = self.mask.bits  # unpacked with each chunk: as bytes they may be more than the tensor itself

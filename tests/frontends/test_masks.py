@@ -16,7 +16,7 @@ from torch.nn.utils import prune
 from elastic_ir.errors import MaskError, SourceError
 from elastic_ir.formats.safetensors import read_safetensors
 from elastic_ir.formats.safetensors_format import DTYPES
-from elastic_ir.frontends.masks import as_mask, attach_packed, masks_from_state, masks_from_zeros, read_masks
+from elastic_ir.frontends.masks import attach_packed, masks_from_state, masks_from_zeros, read_masks
 from elastic_ir.tensors.lazy import Mask, ShapeOnly
 from elastic_ir.tensors.torch_bridge import TorchData, mask_to_torch
 from elastic_ir.tensors.weights import Storage, Weight
@@ -61,10 +61,10 @@ def test_other_values_are_refused_by_name(tmp_path: Path, name: str, write: Writ
 
 def test_nan_and_negative_zero() -> None:
     with pytest.raises(MaskError, match="the mask of 'a' holds the value nan; a mask holds only 0 and 1"):
-        as_mask(np.array([1.0, np.nan]), "a")
-    assert as_mask(TorchData(torch.tensor([-0.0, 1.0]).to(torch.float8_e5m2)), "a").zeros == 1
+        Mask.of(np.array([1.0, np.nan]), "a")
+    assert Mask.of(TorchData(torch.tensor([-0.0, 1.0]).to(torch.float8_e5m2)), "a").zeros == 1
     with pytest.raises(MaskError, match="has the dtype float8_e8m0fnu, which has no zero; give it as bool"):
-        as_mask(TorchData(torch.ones(1).to(torch.float8_e8m0fnu)), "a")
+        Mask.of(TorchData(torch.ones(1).to(torch.float8_e8m0fnu)), "a")
 
 
 def test_names_and_places_of_masks(tmp_path: Path) -> None:

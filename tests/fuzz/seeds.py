@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import nn
 
 import elastic_ir as eir
-from elastic_ir.formats.mask_file import packed_masks
+from elastic_ir.formats.packed_masks import packed_masks
 from elastic_ir.formats.safetensors_write import write_safetensors
 
 Files = dict[str, bytes]
