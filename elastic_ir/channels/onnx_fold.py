@@ -48,8 +48,7 @@ def fold_norms(graph: Graph, rewriter: Rewriter) -> tuple[list[str], dict[str, s
         if value.node.op == "onnx.MatMul":  # it has no bias: an addition takes the norm's place
             name = str(weight_name(node.args[2]))
             data = with_values(NormBias(None, norm, graph.weights[name].dtype), norm.mean)
-            rewriter.become(node, "onnx.Add")
-            node.args = (value,)
+            rewriter.become(node, "onnx.Add", args=(value,))
             rewriter.add_operand(node, 1, data, beside=name, origin=graph.weights[name].origin)
             continue
         _shift(value.node, node, norm, graph, rewriter, reads)

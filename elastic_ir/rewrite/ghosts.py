@@ -152,12 +152,18 @@ class Ghostwriter:
     def call(
         self, op: str, *args: Argument, kind: str, like: Value, behind: Node, beside: Node | None = None,
         joins: bool = False, keeps: Iterable[Node] = (), kwargs: Mapping[str, Argument] | None = None,
+        restore: str = "",
     ) -> Node:  # fmt: skip
         """A marked call behind a node, in the scope of ``beside``.
 
-        Where it joins, what read its first operand reads it instead, but for ``keeps``, calls of the same ghost.
+        Where it joins, what read its first operand reads it instead, but for ``keeps``, calls of the same ghost;
+        ``restore`` is what :func:`out_of_place` said of the activation that it stands on.
         """
-        marks: dict[str, Argument] = {MARK: kind, **({JOINS: True} if joins else {})}
+        marks: dict[str, Argument] = {MARK: kind}
+        if joins:
+            marks[JOINS] = True
+        if restore:
+            marks[RESTORE] = restore
         scope = (beside or behind).scope
         node = self.rewriter.insert_call(
             op, args, like=like, behind=behind, kwargs=kwargs, scope=scope, attributes=marks

@@ -30,6 +30,9 @@ class LayerEdits:
     def _owner(self, name: str) -> str | None:
         raise NotImplementedError
 
+    def _note_operands(self, node: Node) -> None:
+        raise NotImplementedError
+
     def replace_uses(self, old: Value, new: Value) -> None:
         raise NotImplementedError
 
@@ -47,8 +50,11 @@ class LayerEdits:
             node.attributes[name] = value
         self.graph.metadata["edited_layers"] = True  # emission brings the source's own layers into step
 
-    def become(self, node: Node, op: str, attributes: Mapping[str, Argument] | None = None) -> None:
-        """Turn a layer into one of another kind without weights, in its place.
+    def become(
+        self, node: Node, op: str, attributes: Mapping[str, Argument] | None = None, *,
+        args: tuple[Argument, ...] | None = None,
+    ) -> None:  # fmt: skip
+        """Turn a layer into one of another kind without weights, in its place, with other operands where ``args`` are.
 
         It keeps its path, unless other nodes run the same module (one ReLU for a whole block): then it gets one beside.
         """
@@ -62,7 +68,16 @@ class LayerEdits:
             self._list_module(node.scope)
             self.graph.metadata["rewired"] = True
         node.op, node.attributes = op, dict(attributes or {})
+        if args is not None:
+            self._set_arguments(node, args, node.kwargs)
         self.graph.metadata["edited_layers"] = True
+
+    def _set_arguments(self, node: Node, args: tuple[Argument, ...], kwargs: dict[str, Argument]) -> None:
+        """Let a node read something else; who reads what stays in step."""
+        for value in node.operands():
+            self._users.get(value, {}).pop(node, None)
+        node.args, node.kwargs = args, kwargs
+        self._note_operands(node)
 
     def insert_layer(
         self, op: str, value: Value, *, path: str, attributes: Mapping[str, Argument],

@@ -19,7 +19,6 @@ from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Argument, Graph, Node, Value
 from elastic_ir.passes.infra.base import Pass
 from elastic_ir.rewrite.ghosts import (
-    RESTORE,
     Decay,
     Ghostwriter,
     factors,
@@ -111,12 +110,10 @@ class GhostSoftness(Pass):
         factor = writer.factor(node, "ghost_soft", 1.0)
         step = call("operator.sub", soft, node.output)
         moved = call("operator.mul", step, factor)
-        join = writer.call(
+        writer.call(
             "operator.add", node.output, moved, kind=SOFT, like=node.output, behind=last, beside=node,
-            joins=True, keeps=[step.node],
+            joins=True, keeps=[step.node], restore=restore,
         )  # fmt: skip
-        if restore:
-            join.attributes[RESTORE] = restore
 
 
 def _is_relu(node: Node) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import MaskError, SourceError
 from elastic_ir.ir.graph import Graph
+from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.tensors.torch_bridge import TorchData, dtype_name, mask_to_torch, unwrapped
 from elastic_ir.tensors.weights import Storage, Weight
 
@@ -45,10 +46,9 @@ def with_weights(graph: Graph, trained: torch.nn.Module | Mapping[str, torch.Ten
     for name, weight in known.items():
         if name in transient and not _unlike(weight, transient[name]):
             tensors[name] = transient[name]
-    made = graph.copy()
-    taken: dict[int, tuple[str, torch.Tensor]] = {}
+    taken: dict[int, tuple[str, torch.Tensor]] = {}  # by the storage that tied names share
     apart: list[str] = []
-    for name, weight in made.weights.items():
+    for name, weight in graph.weights.items():
         if name not in tensors:
             continue
         tensor = tensors[name].detach().cpu().clone()
@@ -57,8 +57,12 @@ def with_weights(graph: Graph, trained: torch.nn.Module | Mapping[str, torch.Ten
             if not _equal(first[1], tensor):
                 apart.append(f"{first[0]} and {name} are one tied weight there, but differ")
             continue
-        _fill(name, weight.storage, tensor)
+        _check_zeros(name, weight.storage, tensor)
     _refuse(graph, apart)
+    made = graph.copy()
+    with Rewriter(made) as rewriter:
+        for name, tensor in taken.values():
+            rewriter.set_data(name, TorchData(tensor))
     return made
 
 
@@ -97,7 +101,8 @@ def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
     return b"".join(TorchData(one).chunks()) == b"".join(TorchData(other).chunks())
 
 
-def _fill(name: str, storage: Storage, tensor: torch.Tensor) -> None:
+def _check_zeros(name: str, storage: Storage, tensor: torch.Tensor) -> None:
+    """MaskError where a weight that is pruned has become another value than zero."""
     if storage.mask is not None:
         import torch
 
@@ -107,4 +112,3 @@ def _fill(name: str, storage: Storage, tensor: torch.Tensor) -> None:
                 f"{wrong} pruned weights of {name!r} are not zero after the training; keep them by "
                 "elastic_ir.tickets.enforce, or apply the masks (elastic_ir.tickets.apply_masks) first"
             )
-    storage.data = TorchData(tensor)
