@@ -313,7 +313,7 @@ def _stream(graph: Graph, out: Path, wanted: Wanted) -> None:
     from elastic_ir.checkpoints.resumable import KEPT, held_by, kept_files, leftover
     from elastic_ir.checkpoints.write import SHARD_SIZE, check_room, plan_checkpoint, save_checkpoint
     from elastic_ir.cli import output
-    from elastic_ir.formats.folder import refuse_taken
+    from elastic_ir.formats.files import refuse_taken
 
     shard_size = wanted.shard_size or SHARD_SIZE
     left = leftover(out)

@@ -18,7 +18,7 @@ from elastic_ir.checkpoints.names import graph_of_tensors
 from elastic_ir.checkpoints.uncounted_layers import set_tail_apart
 from elastic_ir.errors import SourceError, StructureError
 from elastic_ir.formats.bin import read_bin
-from elastic_ir.formats.json_file import read_json
+from elastic_ir.formats.files import read_json
 from elastic_ir.formats.model_folder import BIN, BIN_INDEX, CONFIG, INDEX, MASKS, WEIGHTS, CheckpointSource
 from elastic_ir.formats.safetensors import read_safetensors
 from elastic_ir.ir.graph import Graph

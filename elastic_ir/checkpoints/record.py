@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic_ir.errors import SourceError
-from elastic_ir.formats.json_file import read_json
+from elastic_ir.formats.files import read_json
 from elastic_ir.formats.model_folder import RECORD
 
 VERSION = 1

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import ElasticError, OutputError, SourceChangedError, SourceError
-from elastic_ir.formats.folder import refuse_taken, sync
+from elastic_ir.formats.files import refuse_taken, sync
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor

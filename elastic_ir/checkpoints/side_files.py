@@ -16,7 +16,7 @@ from elastic_ir.checkpoints.config.depth import beside_reindexed
 from elastic_ir.checkpoints.config.entries import followed
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import SourceChangedError, SourceError
-from elastic_ir.formats.json_file import read_json
+from elastic_ir.formats.files import read_json
 from elastic_ir.formats.model_folder import CONFIG, RECORD, CheckpointSource, stamp_of
 
 #: Weights in any form, and their indices: of the source's depth, and so not the copy's.

@@ -25,7 +25,7 @@ from elastic_ir.checkpoints.record import Origin, Step, read_record, record_text
 from elastic_ir.checkpoints.resumable import Journal, partial_folder, resumable_folder
 from elastic_ir.checkpoints.side_files import SideFile, copy_side_file, followed_files, json_text, side_files
 from elastic_ir.errors import EmitError, OutputError, StructureError
-from elastic_ir.formats.folder import refuse_taken
+from elastic_ir.formats.files import refuse_taken
 from elastic_ir.formats.mask_tie import TIE, tie_of
 from elastic_ir.formats.model_folder import CONFIG, INDEX, MASKS, RECORD, WEIGHTS, CheckpointSource
 from elastic_ir.formats.packed_masks import packed_masks, packed_size

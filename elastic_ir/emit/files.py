@@ -14,8 +14,7 @@ from typing import Any
 from elastic_ir.checkpoints.write import save_checkpoint
 from elastic_ir.emit.without_values import refuse_without_values
 from elastic_ir.errors import EmitError, OutputError
-from elastic_ir.formats.files import atomic_output, flush, refuse_long_name
-from elastic_ir.formats.folder import atomic_folder
+from elastic_ir.formats.files import atomic_folder, atomic_output, flush, refuse_long_name
 from elastic_ir.formats.mask_tie import TIE, tie_of
 from elastic_ir.formats.model_folder import MASKS, CheckpointSource
 from elastic_ir.formats.packed_masks import packed_masks

@@ -1,17 +1,28 @@
-"""Output that appears whole or not at all: written beside its target under another name, then renamed.
+"""What every format needs of files: output that appears whole or not at all, and JSON of a size that it may have.
 
-A crash, a full disk or Ctrl-C leaves what stood at the target before. No torch here.
+Output is written beside its target under another name, then renamed: a crash, a full disk or Ctrl-C leaves what stood
+at the target before. Temporary names say whose they are, so that what a killed process has left goes with the next
+save: a name holds the machine, the process and when that began, and a file of a process that lives, of another machine
+on a shared disk, or of another container, is nobody's to remove but its own. No torch here.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
+import json
 import os
-from collections.abc import Iterator
+import platform
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from elastic_ir.errors import OutputError
-from elastic_ir.formats.temporary import temporary_name
+from elastic_ir.safety.limits import JSON_BYTES, JSON_ENTRIES, JSON_LEVELS, open_plain
 
 NAME_BYTES = 255  #: of a file's name, on nearly every file system
 
@@ -88,3 +99,199 @@ def flush(path: Path) -> None:
     """Have the bytes on the disk before the name says so; some file systems report a full disk only now."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path``, which gets the name ``path`` when the block ends well.
+
+    After any exception, KeyboardInterrupt included, it is gone. Raises OutputError, one line: the target holds
+    something already, its parent is missing, or it cannot be written.
+    """
+    refuse_taken(path)
+    try:
+        temporary = temporary_name(path)
+        temporary.mkdir(0o700)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {_reason(error)}") from error
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        if path.exists():
+            path.rmdir()  # it is empty; where another run has filled it meanwhile, this fails and nothing is lost
+        temporary.rename(path)
+    except OSError as error:
+        raise OutputError(f"{path} could not be written: {_reason(error)}; nothing of it is left") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_taken(path: Path) -> None:
+    """OutputError where a folder cannot be made at ``path``: something is there, or its parent is not."""
+    if path.is_symlink():
+        raise OutputError(f"{path} is a symbolic link; name the folder that it leads to, or another")
+    if path.resolve() == Path.cwd():
+        raise OutputError(
+            f"{path} is the folder that this runs in, which a new one would take away; name another"
+        )
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise OutputError(f"{path} exists already and is no empty folder")
+    if not path.parent.is_dir():
+        raise OutputError(f"the folder {path.parent} does not exist")
+
+
+def _umask() -> int:
+    """The process's mask for new files; reading it needs setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def sync(path: Path) -> None:
+    """Have a file's or a folder's content on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# -- JSON that comes with a model --------------------------------------------------------------------------------------
+
+#: What may be half of a pair of surrogates, escaped or not.
+_HALVES = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
+_HALVES_IN_BYTES = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
+Pairs = Callable[[list[tuple[str, Any]]], Any]
+
+
+def read_json(path: Path) -> Any:
+    """What the file says.
+
+    Raises OSError where it cannot be read, ValueError, which says what is wrong, where it is too large or no JSON,
+    SourceError where it is no plain file.
+    """
+    with open_plain(path) as file:
+        # the size is asked for first: a read takes memory for as much as it may return
+        text = file.read(min(JSON_BYTES, os.fstat(file.fileno()).st_size) + 1)
+    if len(text) > JSON_BYTES:
+        raise ValueError(f"it has more than {JSON_BYTES >> 20} MiB, which no such file needs")
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"it is not JSON ({error})") from error
+
+
+def parse_json(text: str | bytes, pairs: Pairs | None = None) -> Any:
+    """What a text says; ValueError where it is no JSON, nested too deeply, or of more entries than any honest one.
+
+    The entries are counted by their commas and brackets before anything is made of them; ``pairs`` is json's
+    ``object_pairs_hook``.
+    """
+    entries = (
+        sum(map(text.count, (",", "[", "{")))
+        if isinstance(text, str)
+        else sum(map(text.count, (b",", b"[", b"{")))
+    )
+    if entries > JSON_ENTRIES:
+        raise ValueError(f"it has more than {JSON_ENTRIES:,} entries")
+    try:
+        found = json.loads(text, object_pairs_hook=pairs)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    _check_levels(found)
+    odd = _HALVES.search(text) if isinstance(text, str) else _HALVES_IN_BYTES.search(text)
+    if odd:  # a pair of them is one character, as json writes it
+        try:
+            json.dumps(found, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                "it holds half a character (a surrogate), which no file can be written with"
+            ) from error
+    return found
+
+
+def _check_levels(found: Any) -> None:
+    """ValueError where lists and tables lie deeper in one another than what is read."""
+    level = [found] if isinstance(found, dict | list) else []
+    for _ in range(JSON_LEVELS):
+        parts = (part for item in level for part in (item.values() if isinstance(item, dict) else item))
+        level = [part for part in parts if isinstance(part, dict | list)]
+        if not level:
+            return
+    raise ValueError("it is nested too deeply")
+
+
+# -- temporary names ---------------------------------------------------------------------------------------------------
+
+_STEM, _SUFFIX = 100, 20  #: bytes of a target's name that its temporary's keeps
+#: ``.STEM.MACHINE-PROCESS-BEGUN.TOKEN.tmp`` and the target's ending, for writers that go by it.
+_OURS = re.compile(
+    r"\..*\.([0-9a-f]{12})-([0-9]{1,10})-([0-9]{1,20})\.[0-9a-f]{8}\.tmp(?:\.[^.]*)?", re.DOTALL
+)
+
+
+def temporary_name(target: Path) -> Path:
+    """A new name beside a target; what earlier processes have left in that folder is removed.
+
+    The ending stays the target's.
+    """
+    sweep(target.parent)
+    owner = f"{_machine()}-{os.getpid()}-{_begun(os.getpid())}"
+    stem, suffix = _cut(target.stem, _STEM), _cut(target.suffix, _SUFFIX)
+    return target.with_name(f".{stem}.{owner}.{secrets.token_hex(4)}.tmp{suffix}")
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporaries of this machine's processes that are gone; what cannot be removed stays."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            match = _OURS.fullmatch(entry.name)
+            if match is None or match[1] != _machine() or _lives(int(match[2]), int(match[3])):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            elif entry.is_file(follow_symlinks=False):
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
+
+
+@functools.cache
+def _machine() -> str:
+    """What tells this machine, since its start, and this container on it, from others."""
+    told = [platform.node()]
+    with contextlib.suppress(OSError):
+        told.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+    with contextlib.suppress(OSError):
+        told.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256("\n".join(told).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+
+def _begun(process: int) -> int:
+    """When a process began, in the system's own units; 0 where the system does not say, -1 where there is none."""
+    try:
+        text = Path(f"/proc/{process}/stat").read_text(errors="replace")
+    except FileNotFoundError:
+        return -1 if Path("/proc/self/stat").exists() else 0
+    except OSError:  # it ended just now
+        return -1
+    return int(text.rpartition(")")[2].split()[19])  # the name in brackets may hold anything
+
+
+def _lives(process: int, begun: int) -> bool:
+    """Whether the process of that id is still there, and no later one that got its id."""
+    if begun:
+        return _begun(process) == begun
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it is another user's, or no process could have this id
+        return True
+    return True
+
+
+def _cut(text: str, size: int) -> str:
+    """As much of a text as takes so many bytes in a file's name."""
+    while len(os.fsencode(text)) > size:
+        text = text[: min(len(text) - 1, size)]
+    return text

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic_ir.errors import MaskError, SourceError
-from elastic_ir.formats.json_file import parse_json
+from elastic_ir.formats.files import parse_json
 from elastic_ir.tensors.lazy import ITEM_SIZES, Mask, TensorData
 
 #: The version that is written, and the newest that is read.

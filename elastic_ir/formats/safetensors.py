@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from elastic_ir.errors import SourceChangedError, SourceError
-from elastic_ir.formats.json_file import parse_json
+from elastic_ir.formats.files import parse_json
 from elastic_ir.formats.model_folder import stamp_of
 from elastic_ir.formats.safetensors_format import DTYPES, MAX_HEADER, METADATA, PACKED
 from elastic_ir.safety.limits import open_plain

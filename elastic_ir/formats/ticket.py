@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic_ir.errors import SourceError
-from elastic_ir.formats.json_file import parse_json
+from elastic_ir.formats.files import parse_json
 from elastic_ir.formats.packed_masks import mask_entry
 from elastic_ir.formats.safetensors import FileTensor, read_safetensors
 from elastic_ir.formats.ticket_format import (

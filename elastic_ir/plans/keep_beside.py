@@ -15,7 +15,7 @@ from typing import Any
 
 from elastic_ir.discovery.numbered_lists import numbered_lists
 from elastic_ir.errors import PlanError
-from elastic_ir.formats.json_file import read_json
+from elastic_ir.formats.files import read_json
 from elastic_ir.formats.model_folder import CONFIG, CheckpointSource
 from elastic_ir.ir.graph import Graph
 

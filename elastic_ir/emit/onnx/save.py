@@ -17,8 +17,7 @@ from elastic_ir.emit.onnx.model import build_onnx
 from elastic_ir.emit.onnx.sparse import dense_size, sparsify
 from elastic_ir.emit.without_values import refuse_without_values
 from elastic_ir.errors import EmitError, OutputError
-from elastic_ir.formats.files import atomic_output, flush, refuse_long_name
-from elastic_ir.formats.temporary import temporary_name
+from elastic_ir.formats.files import atomic_output, flush, refuse_long_name, temporary_name
 from elastic_ir.ir.graph import Graph
 from elastic_ir.onnx_model.source import MARK, OnnxSource, mark_of
 from elastic_ir.tensors.lazy import TensorData

@@ -18,17 +18,15 @@ from torch import nn
 
 import elastic_ir as eir
 from elastic_ir.errors import OutputError
-from elastic_ir.formats import temporary
-from elastic_ir.formats.files import atomic_output
-from elastic_ir.formats.folder import atomic_folder
-from elastic_ir.formats.temporary import sweep, temporary_name
+from elastic_ir.formats import files
+from elastic_ir.formats.files import atomic_folder, atomic_output, sweep, temporary_name
 from tests.checkpoints import killed
 from tests.checkpoints.folders import config, llama, write
 
 _DIES = """
 import os, signal, sys
 from pathlib import Path
-from elastic_ir.formats.folder import atomic_folder
+from elastic_ir.formats.files import atomic_folder
 from elastic_ir.formats.files import atomic_output
 
 with atomic_output(Path(sys.argv[1], "model.pt")) as one, atomic_folder(Path(sys.argv[1], "model")) as other:
@@ -103,7 +101,7 @@ def test_only_what_is_ours_is_removed(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_where_the_system_does_not_say_when_a_process_began(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(temporary, "_begun", lambda process: 0)
+    monkeypatch.setattr(files, "_begun", lambda process: 0)
     dead = subprocess.Popen(["true"])
     dead.wait()
     mine = temporary_name(tmp_path / "model.pt")
