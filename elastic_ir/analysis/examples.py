@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import SourceError
-from elastic_ir.formats.safetensors_memory import tensors_of_file
+from elastic_ir.formats.safetensors import tensors_of_file
 
 if TYPE_CHECKING:
     import torch

@@ -29,7 +29,7 @@ from elastic_ir.formats.files import refuse_taken
 from elastic_ir.formats.mask_tie import TIE, tie_of
 from elastic_ir.formats.model_folder import CONFIG, INDEX, MASKS, RECORD, WEIGHTS, CheckpointSource
 from elastic_ir.formats.packed_masks import packed_masks, packed_size
-from elastic_ir.formats.safetensors_write import safetensors_head, write_safetensors
+from elastic_ir.formats.safetensors import safetensors_head, write_safetensors
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.numbering import natural_key
 from elastic_ir.plans.keep_beside import KEEP_BESIDE

@@ -18,7 +18,7 @@ from elastic_ir.formats.files import atomic_folder, atomic_output, flush, refuse
 from elastic_ir.formats.mask_tie import TIE, tie_of
 from elastic_ir.formats.model_folder import MASKS, CheckpointSource
 from elastic_ir.formats.packed_masks import packed_masks
-from elastic_ir.formats.safetensors_write import write_safetensors
+from elastic_ir.formats.safetensors import write_safetensors
 from elastic_ir.formats.ticket_format import EXTENSION
 from elastic_ir.formats.ticket_write import ticket_shapes, write_ticket
 from elastic_ir.ir.described import described

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from elastic_ir.errors import MaskError
 from elastic_ir.formats.packed_masks import INDEX
-from elastic_ir.formats.safetensors_format import DTYPES, METADATA
+from elastic_ir.formats.safetensors import DTYPES, METADATA
 from elastic_ir.tensors.lazy import ITEM_SIZES, Mask
 
 #: Metadata of a mask file: the digest of the weights that it was written for.

@@ -1,27 +1,82 @@
-"""A lazy reader of ``.safetensors`` files that needs no torch: the header is read, tensors only when asked for."""
+"""``.safetensors`` files: read lazily (the header now, tensors when asked for), and written as a stream. No torch.
+
+The format: the header's length as 8 bytes, little-endian; the header, JSON padded with spaces to a multiple of 8; the
+tensors' bytes. The library's reader sorts the tensors by their offsets and wants them without gap or overlap from the
+first byte after the header to the end of the file; the order of names in the header is free. So the header keeps the
+order given (that of the state dict, which readers show), and the bytes lie by falling size of their elements, as the
+library itself writes them: every tensor is then aligned, whatever odd-sized booleans there are. At most one chunk of a
+tensor is in memory.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from elastic_ir.errors import SourceChangedError, SourceError
+from elastic_ir.errors import EmitError, SourceChangedError, SourceError
 from elastic_ir.formats.files import parse_json
 from elastic_ir.formats.model_folder import stamp_of
-from elastic_ir.formats.safetensors_format import DTYPES, MAX_HEADER, METADATA, PACKED
 from elastic_ir.safety.limits import open_plain
-from elastic_ir.tensors.lazy import nbytes, size_of
+from elastic_ir.tensors.lazy import ITEM_SIZES, TensorData, nbytes, size_of
+
+if TYPE_CHECKING:
+    import torch
+
+#: The format's name of each dtype; ``complex128`` has none.
+DTYPES: dict[str, str] = {
+    "bool": "BOOL",
+    "uint8": "U8",
+    "int8": "I8",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+    "float8_e8m0fnu": "F8_E8M0",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "float8_e5m2fnuz": "F8_E5M2FNUZ",
+    "int16": "I16",
+    "uint16": "U16",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int32": "I32",
+    "uint32": "U32",
+    "float32": "F32",
+    "int64": "I64",
+    "uint64": "U64",
+    "float64": "F64",
+    "complex64": "C64",
+}
+
+#: Dtypes of less than a byte an element, which nothing here computes with: their bytes are carried as they are.
+PACKED: dict[str, str] = {
+    "float4_e2m1fn": "F4",
+    "float6_e2m3fn": "F6_E2M3",
+    "float6_e3m2fn": "F6_E3M2",
+    "int4": "I4",
+    "uint4": "U4",
+}
+
+#: The safetensors library reads no file whose header is longer.
+MAX_HEADER = 100_000_000
+
+#: The one key of the header that names no tensor.
+METADATA = "__metadata__"
+
+_NAMES = {**DTYPES, **PACKED}
+_DTYPES = {theirs: ours for ours, theirs in _NAMES.items()}
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
 
 CHUNK = 1 << 24  #: bytes read at once; a multiple of every element's size
 BUFFER = 1 << 18  #: bytes that go through this process at once where the system cannot copy; more is slower
 #: What copying within the system fails with where it cannot be done: other file systems, old kernels, odd files.
 _NOT_SO = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
-_NAMES = {theirs: ours for ours, theirs in (*DTYPES.items(), *PACKED.items())}
 
 
 @dataclass(frozen=True)
@@ -166,16 +221,16 @@ def _entry(name: str, item: Any, path: Path) -> tuple[tuple[int, ...], str, int,
     if not isinstance(item, dict) or not {"dtype", "shape", "data_offsets"} <= item.keys():
         raise SourceError(f"{where} lacks dtype, shape or data_offsets")
     dtype, shape, offsets = item["dtype"], item["shape"], item["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _NAMES:
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise SourceError(
             f"{path}: the tensor {name!r} has the dtype {dtype!r}, which ElasticIR does not know"
         )
     if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
         raise SourceError(f"{where} has a shape or offsets that are no counts: {shape!r}, {offsets!r}")
-    needed = size_of(shape, _NAMES[dtype])
+    needed = size_of(shape, _DTYPES[dtype])
     if offsets[1] - offsets[0] != needed:
         raise SourceError(f"{where} has offsets {offsets}, but {dtype} of shape {shape} takes {needed} bytes")
-    return tuple(shape), _NAMES[dtype], offsets[0], offsets[1]
+    return tuple(shape), _DTYPES[dtype], offsets[0], offsets[1]
 
 
 def _counts(item: Any) -> bool:
@@ -198,3 +253,112 @@ def _check_spans(spans: list[tuple[int, int, str]], size: int, path: Path) -> No
         done, before = end, name
     if done < size:
         raise SourceError(f"{path} is damaged: {size - done} bytes at its end belong to no tensor")
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def write_safetensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, TensorData],
+    metadata: Mapping[str, str] | None = None,
+    tell: Callable[[int], None] | None = None,
+) -> None:
+    """Write tensors and text metadata; wrap it in :func:`elastic_ir.formats.files.atomic_output`.
+
+    ``tell`` is called after each tensor with the bytes it took.
+
+    Raises EmitError where the format has no such dtype or name, where the header is beyond what readers accept, or
+    where a tensor yields another number of bytes than its shape says. OSError is left to the caller.
+    """
+    layout, head = _layout(tensors), safetensors_head(tensors, metadata)
+    with open(path, "wb") as file:
+        file.write(head)
+        for name in layout:
+            expected = nbytes(tensors[name])
+            copy = getattr(tensors[name], "copy_into", None)
+            if copy is not None:  # it lies in a file as it is, and need not pass through this process
+                copy(file)
+                written = expected
+            else:
+                written = 0
+                for chunk in tensors[name].chunks():
+                    written += chunk.nbytes
+                    file.write(chunk)
+            if tell is not None:
+                tell(expected)
+            if written != expected:
+                raise EmitError(
+                    f"the tensor {name!r} gave {written} bytes where its shape and dtype need {expected}"
+                )
+
+
+def safetensors_head(tensors: Mapping[str, TensorData], metadata: Mapping[str, str] | None) -> bytes:
+    """All that stands in a file before the tensors' bytes: the header's length, and the header."""
+    header = _header(tensors, _layout(tensors), metadata)
+    return len(header).to_bytes(8, "little") + header
+
+
+def _layout(tensors: Mapping[str, TensorData]) -> list[str]:
+    return sorted(tensors, key=lambda name: -ITEM_SIZES.get(tensors[name].dtype, 0))
+
+
+def _header(
+    tensors: Mapping[str, TensorData], layout: list[str], metadata: Mapping[str, str] | None
+) -> bytes:
+    begins: dict[str, int] = {}
+    end = 0
+    for name in layout:
+        if tensors[name].dtype not in _NAMES:
+            dtype = tensors[name].dtype
+            raise EmitError(f"the tensor {name!r} is {dtype}, which .safetensors cannot hold; write a .pt")
+        begins[name] = end
+        end += nbytes(tensors[name])
+    if METADATA in tensors:
+        raise EmitError(f"a tensor in a .safetensors file cannot be named {METADATA!r}; write a .pt")
+    fields: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
+    for name, data in tensors.items():
+        offsets = [begins[name], begins[name] + nbytes(data)]
+        fields[name] = {"dtype": _NAMES[data.dtype], "shape": list(data.shape), "data_offsets": offsets}
+    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER:
+        raise EmitError(
+            f"the header of the .safetensors file would have {len(text)} bytes, and readers refuse more than "
+            f"{MAX_HEADER}; write a .pt"
+        )
+    return text
+
+
+# -- small files in memory ---------------------------------------------------------------------------------------------
+
+
+def tensors_of_file(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file by name, for data that a network is measured on: used whole, and at once.
+
+    Raises OSError, ValueError, KeyError or TypeError for a file that is damaged or cannot be read.
+    """
+    import torch
+
+    dtypes = {short: getattr(torch, name) for name, short in DTYPES.items()}
+    raw = file.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    if len(raw) < 8 or size > min(MAX_HEADER, len(raw) - 8):
+        raise ValueError("its header is cut short")
+    tensors: dict[str, torch.Tensor] = {}
+    spans: list[tuple[int, int]] = []
+    for name, entry in json.loads(raw[8 : 8 + size]).items():
+        if name == METADATA:
+            continue
+        start, end = entry["data_offsets"]
+        dtype, shape = dtypes[entry["dtype"]], [int(extent) for extent in entry["shape"]]
+        if not 0 <= start <= end <= len(raw) - 8 - size or math.prod(shape) * dtype.itemsize != end - start:
+            raise ValueError(f"{name!r} lies outside of it")
+        spans.append((start, end))
+        body = bytearray(raw[8 + size + start : 8 + size + end])  # torch wants memory that may be written to
+        flat = torch.frombuffer(body, dtype=dtype) if body else torch.empty(0, dtype=dtype)
+        tensors[str(name)] = flat.reshape(shape)
+    ends = [0, *(end for _, end in sorted(spans))]
+    if [start for start, _ in sorted(spans)] != ends[:-1] or ends[-1] != len(raw) - 8 - size:
+        raise ValueError("its tensors overlap or leave gaps")
+    return tensors

@@ -10,7 +10,7 @@ import base64
 import zlib
 from typing import TYPE_CHECKING
 
-from elastic_ir.formats.safetensors_format import MAX_HEADER
+from elastic_ir.formats.safetensors import MAX_HEADER
 from elastic_ir.tensors.lazy import ITEM_SIZES
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from elastic_ir.errors import EmitError
-from elastic_ir.formats.safetensors_format import METADATA
-from elastic_ir.formats.safetensors_write import write_safetensors
+from elastic_ir.formats.safetensors import METADATA, write_safetensors
 from elastic_ir.formats.ticket_format import (
     GRAPH,
     INDEX,
@@ -59,7 +58,7 @@ def write_ticket(
     """Write weights with their masks, and a graph's JSON; wrap it in :func:`elastic_ir.formats.files.atomic_output`.
 
     Values under a mask are not kept. A weight whose mask prunes nothing is written whole, beside its mask. Raises
-    EmitError as :func:`~elastic_ir.formats.safetensors_write.write_safetensors` does, and for a name that ends like a
+    EmitError as :func:`~elastic_ir.formats.safetensors.write_safetensors` does, and for a name that ends like a
     part of a masked weight. OSError is left to the caller.
     """
     tensors: dict[str, TensorData] = {}

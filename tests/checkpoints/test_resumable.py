@@ -24,7 +24,7 @@ from elastic_ir.checkpoints.resumable import leftover, partial_folder
 from elastic_ir.checkpoints.write import save_checkpoint
 from elastic_ir.errors import OutputError, SourceError
 from elastic_ir.formats.files import sync
-from elastic_ir.formats.safetensors_write import write_safetensors
+from elastic_ir.formats.safetensors import write_safetensors
 from tests.checkpoints import killed
 from tests.checkpoints.folders import config, llama, run, write
 

@@ -16,7 +16,7 @@ import pytest
 
 from elastic_ir.errors import OutputError, SourceError
 from elastic_ir.formats.files import atomic_output, parse_json
-from elastic_ir.formats.safetensors_write import write_safetensors
+from elastic_ir.formats.safetensors import write_safetensors
 from elastic_ir.ir.serialise import InlineData
 from elastic_ir.safety.limits import JSON_LEVELS
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import safetensors
+import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,9 +18,13 @@ from safetensors.torch import load_file, save_file
 
 from elastic_ir.errors import EmitError, SourceError
 from elastic_ir.formats import safetensors as safetensors_file
-from elastic_ir.formats.safetensors import FileTensor, read_safetensors
-from elastic_ir.formats.safetensors_format import DTYPES
-from elastic_ir.formats.safetensors_write import write_safetensors
+from elastic_ir.formats.safetensors import (
+    DTYPES,
+    FileTensor,
+    read_safetensors,
+    tensors_of_file,
+    write_safetensors,
+)
 from elastic_ir.tensors.lazy import ShapeOnly, TensorData
 from elastic_ir.tensors.torch_bridge import TorchData, to_torch
 
@@ -114,7 +119,7 @@ def test_without_torch(tmp_path: Path) -> None:
     code = """
 import sys
 from elastic_ir.formats.files import atomic_output
-from elastic_ir.formats.safetensors_write import write_safetensors
+from elastic_ir.formats.safetensors import write_safetensors
 from elastic_ir.frontends.masks import read_masks
 from elastic_ir.formats.safetensors import read_safetensors
 tensors, metadata = read_safetensors(sys.argv[1])
@@ -156,7 +161,7 @@ def test_what_cannot_be_written(tmp_path: Path, name: str, data: TensorData, sai
 
 
 def test_a_header_beyond_what_readers_accept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("elastic_ir.formats.safetensors_write.MAX_HEADER", 100)
+    monkeypatch.setattr("elastic_ir.formats.safetensors.MAX_HEADER", 100)
     with pytest.raises(EmitError, match=r"and readers refuse more than 100; write a \.pt"):
         write_safetensors(tmp_path / "a", {}, {"graph": "x" * 100})
 
@@ -238,3 +243,47 @@ def test_missing_and_folder(tmp_path: Path) -> None:
 
 def test_a_file_tensor_is_told_by_its_place() -> None:
     assert FileTensor(Path("a"), 8, (2,), "float32") == FileTensor(Path("a"), 8, (2,), "float32")
+
+
+def test_what_the_library_wrote_is_read(tmp_path: Path) -> None:
+    tensors = {
+        "x": torch.randn(3, 4), "half": torch.randn(2, 2).bfloat16(), "labels": torch.arange(5),
+        "none": torch.empty(0, 3), "flag": torch.tensor(True),
+    }  # fmt: skip
+    safetensors.torch.save_file(tensors, tmp_path / "x.safetensors", {"made": "here"})
+    found = tensors_of_file(tmp_path / "x.safetensors")
+    assert found.keys() == tensors.keys()
+    assert all(
+        torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype
+        for name, tensor in tensors.items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("offsets", "body", "message"),
+    [
+        ([[0, 4], [4, 8]], 8, ""),
+        ([[0, 4], [0, 4]], 4, "its tensors overlap or leave gaps"),
+        ([[0, 4], [8, 12]], 12, "its tensors overlap or leave gaps"),
+        ([[0, 4], [4, 8]], 12, "its tensors overlap or leave gaps"),
+        ([[0, 4], [4, 8]], 6, "'t1' lies outside of it"),
+        ([[0, 4], [4, 7]], 8, "'t1' lies outside of it"),
+    ],
+)
+def test_offsets_are_checked(tmp_path: Path, offsets: list[list[int]], body: int, message: str) -> None:
+    header = json.dumps(
+        {f"t{i}": {"dtype": "F32", "shape": [1], "data_offsets": span} for i, span in enumerate(offsets)}
+    ).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(body))
+    if not message:
+        assert {name: tensor.tolist() for name, tensor in tensors_of_file(path).items()} == {
+            "t0": [0.0],
+            "t1": [0.0],
+        }
+        return
+    with pytest.raises(ValueError, match=message):
+        tensors_of_file(path)
+    path.write_bytes(path.read_bytes()[:9])
+    with pytest.raises(ValueError, match="its header is cut short"):
+        tensors_of_file(path)

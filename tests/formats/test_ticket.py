@@ -18,8 +18,7 @@ from safetensors.torch import save_file
 
 import elastic_ir as eir
 from elastic_ir.errors import MaskError, SourceError
-from elastic_ir.formats.safetensors import read_safetensors
-from elastic_ir.formats.safetensors_write import write_safetensors
+from elastic_ir.formats.safetensors import read_safetensors, write_safetensors
 from elastic_ir.formats.ticket import read_ticket
 from elastic_ir.formats.ticket_format import GRAPH, INDEX, pack_graph, unpack_graph
 from elastic_ir.formats.ticket_write import write_ticket

@@ -22,7 +22,7 @@ import elastic_ir as eir
 from elastic_ir.errors import EmitError, OutputError, SourceError
 from elastic_ir.formats import ticket as reader
 from elastic_ir.formats import ticket_write as ticket_file
-from elastic_ir.formats.safetensors_format import DTYPES
+from elastic_ir.formats.safetensors import DTYPES
 from elastic_ir.formats.ticket import PackedData, read_ticket
 from elastic_ir.formats.ticket_write import write_ticket
 from elastic_ir.ir.serialise import InlineData

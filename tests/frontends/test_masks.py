@@ -14,8 +14,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from elastic_ir.errors import MaskError, SourceError
-from elastic_ir.formats.safetensors import read_safetensors
-from elastic_ir.formats.safetensors_format import DTYPES
+from elastic_ir.formats.safetensors import DTYPES, read_safetensors
 from elastic_ir.frontends.masks import attach_packed, masks_from_state, masks_from_zeros, read_masks
 from elastic_ir.tensors.lazy import Mask, ShapeOnly
 from elastic_ir.tensors.torch_bridge import TorchData, mask_to_torch

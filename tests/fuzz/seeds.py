@@ -16,7 +16,7 @@ from torch import nn
 
 import elastic_ir as eir
 from elastic_ir.formats.packed_masks import packed_masks
-from elastic_ir.formats.safetensors_write import write_safetensors
+from elastic_ir.formats.safetensors import write_safetensors
 
 Files = dict[str, bytes]
 

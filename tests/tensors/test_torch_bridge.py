@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from elastic_ir.formats.safetensors_format import DTYPES
+from elastic_ir.formats.safetensors import DTYPES
 from elastic_ir.tensors.lazy import ITEM_SIZES, Mask, MaskedData
 from elastic_ir.tensors.torch_bridge import TorchData, to_torch
 
