@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from elastic_ir.errors import MaskError, SourceError
 from elastic_ir.formats.packed_masks import named_masks, read_mask_tensors
-from elastic_ir.formats.ticket_format import EXTENSION
+from elastic_ir.formats.ticket import EXTENSION
 from elastic_ir.tensors.lazy import Mask, TensorData
 from elastic_ir.tensors.weights import Weight
 from elastic_ir.tensors.zeros import nonzero

@@ -12,7 +12,7 @@ from elastic_ir import user_functions
 from elastic_ir.checkpoints.names import graph_of_tensors
 from elastic_ir.errors import ElasticError, MaskError, SourceError
 from elastic_ir.formats.files import parse_json
-from elastic_ir.formats.ticket_format import EXTENSION
+from elastic_ir.formats.ticket import EXTENSION
 from elastic_ir.ir.described import FILE, described, read_from
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.serialise import graph_from_data

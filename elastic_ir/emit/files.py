@@ -19,8 +19,7 @@ from elastic_ir.formats.mask_tie import TIE, tie_of
 from elastic_ir.formats.model_folder import MASKS, CheckpointSource
 from elastic_ir.formats.packed_masks import packed_masks
 from elastic_ir.formats.safetensors import write_safetensors
-from elastic_ir.formats.ticket_format import EXTENSION
-from elastic_ir.formats.ticket_write import ticket_shapes, write_ticket
+from elastic_ir.formats.ticket import EXTENSION, ticket_shapes, write_ticket
 from elastic_ir.ir.described import described
 from elastic_ir.ir.example_inputs import describe_input
 from elastic_ir.ir.graph import Graph

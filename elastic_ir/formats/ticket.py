@@ -1,33 +1,86 @@
-"""A lazy reader of ``.ticket`` files that needs no torch: the header is read, a weight is expanded when asked for.
+"""``.ticket`` files: bit-packed masks and only the surviving weights, read lazily and written as a stream. No torch.
 
-The format is docs/ticket-file.md. A claimed shape is held against the bytes that are there before anything is made of
-that size, and what is expanded at once is bounded.
+A ticket file is a ``.safetensors`` file; docs/ticket-file.md has it byte by byte. Of a masked weight it holds the bits
+of the mask as ``NAME:mask`` and, where the mask prunes anything, only the surviving values as ``NAME:kept``. The header
+is read at once, and a weight is expanded when asked for: a claimed shape is held against the bytes that are there
+before anything is made of that size, and what is expanded at once is bounded.
 """
 
 from __future__ import annotations
 
+import base64
+import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from elastic_ir.errors import SourceError
+from elastic_ir.errors import EmitError, SourceError
 from elastic_ir.formats.files import parse_json
 from elastic_ir.formats.packed_masks import mask_entry
-from elastic_ir.formats.safetensors import FileTensor, read_safetensors
-from elastic_ir.formats.ticket_format import (
-    EXTENSION,
-    GRAPH,
-    INDEX,
-    KEPT,
-    MASK,
-    VERSION,
-    elements,
-    unpack_graph,
+from elastic_ir.formats.safetensors import (
+    MAX_HEADER,
+    METADATA,
+    FileTensor,
+    read_safetensors,
+    write_safetensors,
 )
+from elastic_ir.ir.serialise import InlineData
 from elastic_ir.tensors.lazy import ITEM_SIZES, Mask, TensorData, ones_between
+from elastic_ir.tensors.weights import Storage
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+#: The version that is written, and the newest that is read.
+VERSION = 1
+
+EXTENSION = ".ticket"
+
+#: Metadata: the index as JSON, ``{"version": 1, "masked": {NAME: {"shape": [...], "mask": DTYPE}}}``.
+INDEX = "elastic_ir.ticket"
+
+#: Metadata: the graph's JSON, compressed by zlib, in base64.
+GRAPH = "elastic_ir.graph.zlib"
+
+#: What is put behind a weight's name for the two parts of it; no tensor's own name may end so.
+MASK, KEPT = ":mask", ":kept"
+
+#: A graph's JSON is no longer than what fits into the header of a ``.safetensors``; nor may it expand to more.
+MAX_GRAPH = MAX_HEADER
+
+
+def elements(raw: memoryview | bytes, dtype: str) -> NDArray[np.generic]:
+    """Bytes as an array with one entry for each element: an integer of its size, because only places matter."""
+    import numpy as np
+
+    return np.frombuffer(raw, f"<u{ITEM_SIZES[dtype]}")
+
+
+def pack_graph(text: str) -> str:
+    """A graph's JSON as it stands in the metadata."""
+    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+
+
+def unpack_graph(packed: str) -> str:
+    """The graph's JSON; ValueError where it is damaged or would expand beyond :data:`MAX_GRAPH` bytes."""
+    stream = zlib.decompressobj()
+    try:
+        raw = stream.decompress(base64.b64decode(packed, validate=True), MAX_GRAPH + 1)
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
+    if len(raw) > MAX_GRAPH:
+        raise ValueError(f"it expands to more than {MAX_GRAPH} bytes")
+    if not stream.eof or stream.unused_data:
+        raise ValueError("its compressed text is cut short" if not stream.eof else "bytes follow its end")
+    return raw.decode()
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
 
 STEP = 1 << 20  #: elements expanded at once
 _MAX_DIMENSIONS = 64  #: numpy has no more
@@ -192,3 +245,73 @@ def _graph(metadata: Mapping[str, str], path: Path) -> str | None:
         return unpack_graph(metadata[GRAPH])
     except ValueError as error:
         raise SourceError(f"{path}: the graph in its metadata is damaged ({error})") from error
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class KeptData:
+    """The recipe "the values of this tensor where its mask is 1, in order"; evaluated chunk by chunk."""
+
+    data: TensorData
+    mask: Mask
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.mask.size - self.mask.zeros,)
+
+    @property
+    def dtype(self) -> str:
+        return self.data.dtype
+
+    def chunks(self) -> Iterator[memoryview]:
+        import numpy as np
+
+        done = 0
+        for chunk in self.data.chunks():
+            values = elements(chunk, self.dtype)
+            yield values[ones_between(self.mask.bits, done, len(values))].view(np.uint8).data
+            done += len(values)
+
+
+def write_ticket(
+    path: str | os.PathLike[str], weights: Mapping[str, Storage], graph: str | None = None
+) -> None:
+    """Write weights with their masks, and a graph's JSON; wrap it in :func:`elastic_ir.formats.files.atomic_output`.
+
+    Values under a mask are not kept. A weight whose mask prunes nothing is written whole, beside its mask. Raises
+    EmitError as :func:`~elastic_ir.formats.safetensors.write_safetensors` does, and for a name that ends like a
+    part of a masked weight. OSError is left to the caller.
+    """
+    tensors: dict[str, TensorData] = {}
+    masked: dict[str, dict[str, object]] = {}
+    for name, storage in weights.items():
+        mask = storage.mask
+        if name.endswith((MASK, KEPT)):
+            raise EmitError(f"a tensor in a ticket file cannot be named {name!r}; write a .pt")
+        if mask is not None:
+            masked[name] = {"shape": list(mask.shape), "mask": mask.dtype}
+            tensors[name + MASK] = InlineData((len(mask.bits),), "uint8", mask.bits)
+        if mask is not None and mask.zeros:
+            tensors[name + KEPT] = KeptData(storage.data, mask)
+        else:
+            tensors[name] = storage.data
+    metadata = {INDEX: json.dumps({"version": VERSION, "masked": masked}, separators=(",", ":"))}
+    if graph is not None:
+        if len(graph.encode()) > MAX_GRAPH:
+            raise EmitError(f"the graph has more than {MAX_GRAPH} bytes of JSON; write a .pt")
+        metadata[GRAPH] = pack_graph(graph)
+    write_safetensors(path, tensors, metadata)
+
+
+def ticket_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
+    """The weights' shapes by name, from a file just written."""
+    with open(path, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    masked = json.loads(header.pop(METADATA)[INDEX])["masked"]
+    shapes = {name: tuple(item["shape"]) for name, item in masked.items()}
+    for name, item in header.items():
+        if not name.endswith((MASK, KEPT)):
+            shapes[name] = tuple(item["shape"])
+    return shapes

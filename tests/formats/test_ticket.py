@@ -19,9 +19,7 @@ from safetensors.torch import save_file
 import elastic_ir as eir
 from elastic_ir.errors import MaskError, SourceError
 from elastic_ir.formats.safetensors import read_safetensors, write_safetensors
-from elastic_ir.formats.ticket import read_ticket
-from elastic_ir.formats.ticket_format import GRAPH, INDEX, pack_graph, unpack_graph
-from elastic_ir.formats.ticket_write import write_ticket
+from elastic_ir.formats.ticket import GRAPH, INDEX, pack_graph, read_ticket, unpack_graph, write_ticket
 from elastic_ir.frontends.masks import read_masks
 from elastic_ir.ir.serialise import InlineData
 from elastic_ir.tensors.lazy import Mask, TensorData
@@ -239,7 +237,7 @@ def test_a_graph_that_is_damaged(tmp_path: Path, packed: str, reason: str) -> No
 def test_a_graph_that_expands_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     packed = pack_graph(" " * 50_000_000)
     assert len(packed) < 100_000
-    monkeypatch.setattr("elastic_ir.formats.ticket_format.MAX_GRAPH", 1_000_000)
+    monkeypatch.setattr("elastic_ir.formats.ticket.MAX_GRAPH", 1_000_000)
     tracemalloc.start()
     with pytest.raises(ValueError, match="it expands to more than 1000000 bytes"):
         unpack_graph(packed)

@@ -20,11 +20,9 @@ from safetensors.torch import load_file
 
 import elastic_ir as eir
 from elastic_ir.errors import EmitError, OutputError, SourceError
-from elastic_ir.formats import ticket as reader
-from elastic_ir.formats import ticket_write as ticket_file
+from elastic_ir.formats import ticket as ticket_file
 from elastic_ir.formats.safetensors import DTYPES
-from elastic_ir.formats.ticket import PackedData, read_ticket
-from elastic_ir.formats.ticket_write import write_ticket
+from elastic_ir.formats.ticket import PackedData, read_ticket, write_ticket
 from elastic_ir.ir.serialise import InlineData
 from elastic_ir.tensors.lazy import ITEM_SIZES, Mask, MaskedData, TensorData
 from elastic_ir.tensors.weights import Storage
@@ -172,7 +170,7 @@ class Pieces:
 
 @pytest.mark.parametrize("step", [1, 5, 8, 64, 1000])
 def test_pieces_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    monkeypatch.setattr(reader, "STEP", step)
+    monkeypatch.setattr(ticket_file, "STEP", step)
     monkeypatch.setattr("elastic_ir.formats.safetensors.CHUNK", 4 * 7)
     data, mask = Pieces((301,), step), Mask.from_array(np.random.default_rng(0).random(301) < 0.5)
     write_ticket(tmp_path / "a.ticket", {"w": Storage(data, mask)})

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 import elastic_ir as eir
 from elastic_ir.formats.safetensors import DTYPES
-from elastic_ir.formats.ticket import read_ticket
-from elastic_ir.formats.ticket_write import ticket_shapes, write_ticket
+from elastic_ir.formats.ticket import read_ticket, ticket_shapes, write_ticket
 from elastic_ir.ir.serialise import InlineData
 from elastic_ir.tensors.lazy import ITEM_SIZES, Mask
 from elastic_ir.tensors.weights import Storage

@@ -19,7 +19,7 @@ import torch
 from safetensors.numpy import save_file
 
 import elastic_ir as eir
-from elastic_ir.formats import ticket_format
+from elastic_ir.formats import ticket
 from elastic_ir.formats.zip_records import append_zip_records
 
 Words = list[str]
@@ -328,9 +328,7 @@ def a_ticket_whose_graph_expands(folder: Path) -> Words:
     import zlib
 
     graph = base64.b64encode(zlib.compress(b" " * (1 << 28), 9)).decode()
-    text = json.dumps(
-        {"__metadata__": {ticket_format.INDEX: '{"version": 1, "masked": {}}', ticket_format.GRAPH: graph}}
-    )
+    text = json.dumps({"__metadata__": {ticket.INDEX: '{"version": 1, "masked": {}}', ticket.GRAPH: graph}})
     words = header(folder, text.encode())
     os.replace(words[1], folder / "x.ticket")
     return ["inspect", str(folder / "x.ticket")]
