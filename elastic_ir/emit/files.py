@@ -135,7 +135,7 @@ def _masks(graph: Graph) -> dict[str, Mask]:
 
 
 def _save_pt(graph: Graph, path: Path, check: bool) -> Path:
-    from elastic_ir.formats.zip_records import append_zip_records, save_torch
+    from elastic_ir.formats.torch_zip import append_zip_records, save_torch
 
     refuse_without_values(graph)
     module = _checked_module(graph, check)

@@ -9,7 +9,8 @@ read; of the checksums that a zip keeps of its records, those of tensors are not
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from io import BytesIO
 from math import prod
 from pathlib import Path
@@ -18,11 +19,10 @@ from typing import Any, BinaryIO
 from elastic_ir.errors import SourceError
 from elastic_ir.formats.model_folder import stamp_of
 from elastic_ir.formats.pickles.state import StorageReference, StoredTensor, read_state_pickle
-from elastic_ir.formats.safetensors import FileTensor
-from elastic_ir.formats.strided import Strided
+from elastic_ir.formats.safetensors import CHUNK, FileTensor
 from elastic_ir.formats.torch_zip import AGAIN, Place, content, places_of
 from elastic_ir.safety.limits import REPEATED, open_plain
-from elastic_ir.tensors.lazy import ITEM_SIZES, TensorData
+from elastic_ir.tensors.lazy import ITEM_SIZES, TensorData, item_size
 
 _MAGIC = 0x1950A86A20F9469CFC6C  #: what the older form begins with, as a pickled number
 
@@ -141,3 +141,31 @@ def _storages(found: Any) -> list[StorageReference]:
     """The storages that tensors of a state dict lie in."""
     values = found.values() if isinstance(found, dict) else ()
     return [value.storage for value in values if type(value) is StoredTensor]
+
+
+# -- tensors whose elements do not lie in order: a transposed matrix, a slice of columns -------------------------------
+
+
+@dataclass(frozen=True)
+class Strided:
+    """The recipe "these elements, by strides"; to be read, the range that they lie in is held in memory."""
+
+    flat: FileTensor  #: one axis, from the first element to the last one that is reached
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]  #: in elements
+
+    @property
+    def dtype(self) -> str:
+        return self.flat.dtype
+
+    def chunks(self) -> Iterator[memoryview]:
+        """The bytes in the tensor's order, some rows at a time; SourceError as of a range of a file."""
+        import numpy as np
+
+        item = item_size(self.dtype)
+        raw = np.frombuffer(b"".join(self.flat.chunks()), np.uint8)
+        steps = (*(step * item for step in self.stride), 1)
+        view = np.lib.stride_tricks.as_strided(raw, (*self.shape, item), steps, writeable=False)
+        rows = max(1, CHUNK // max(1, item * prod(self.shape[1:])))
+        for at in range(0, self.shape[0], rows):
+            yield np.ascontiguousarray(view[at : at + rows]).reshape(-1).data

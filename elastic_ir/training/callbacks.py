@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from elastic_ir.errors import MaskError
 from elastic_ir.formats.files import atomic_output
-from elastic_ir.formats.zip_records import save_torch
+from elastic_ir.formats.torch_zip import save_torch
 from elastic_ir.tickets import enforce
 from elastic_ir.training.schedules import Schedule
 

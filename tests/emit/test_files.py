@@ -377,7 +377,7 @@ def test_the_message_of_a_full_disk(full_disk: Path) -> None:
 
 INSIDE = [
     ("out.pt", "torch.save"),
-    ("out.pt", "elastic_ir.formats.zip_records.append_zip_records"),
+    ("out.pt", "elastic_ir.formats.torch_zip.append_zip_records"),
     ("out.pt", "elastic_ir.emit.files._check_state"),
     ("out.pt", "os.fsync"),
     ("out.pt", "os.replace"),

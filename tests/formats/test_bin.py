@@ -23,8 +23,7 @@ from safetensors.torch import load_file, save_file
 import elastic_ir as eir
 from elastic_ir.cli.app import elastic_ir
 from elastic_ir.errors import SourceError, UntrustedError
-from elastic_ir.formats import strided
-from elastic_ir.formats.bin import read_bin
+from elastic_ir.formats.bin import Strided, read_bin
 from tests.checkpoints.folders import config, llama
 
 BIN, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -116,7 +115,7 @@ def test_dtypes(tmp_path: Path, dtype: torch.dtype, legacy: bool) -> None:
 
 
 def test_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strided, "CHUNK", 16)
+    monkeypatch.setattr("elastic_ir.formats.bin.CHUNK", 16)
     base = torch.arange(60.0).reshape(5, 12)
     tensors = {
         "whole": base, "rows": base[1:3], "turned": base.t(), "columns": base[:, 2:7], "sparse": base[::2, ::3],
@@ -128,7 +127,7 @@ def test_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save(tensors, tmp_path / "a.bin")
     assert equal(read(tmp_path / "a.bin"), {n: t.detach() for n, t in tensors.items()})
     found = read_bin(tmp_path / "a.bin")
-    assert {n for n, data in found.items() if isinstance(data, strided.Strided)} == {
+    assert {n for n, data in found.items() if isinstance(data, Strided)} == {
         "turned", "columns", "sparse", "broad", "nd", "last",
     }  # fmt: skip
 

@@ -13,7 +13,7 @@ import torch
 import elastic_ir as eir
 from elastic_ir.errors import ElasticError, SourceError
 from elastic_ir.formats.bin import read_bin
-from elastic_ir.formats.zip_records import append_zip_records
+from elastic_ir.formats.torch_zip import append_zip_records
 from elastic_ir.frontends.masks import read_masks
 from elastic_ir.frontends.torch_file import read_torch_file, read_zip_records
 

@@ -18,7 +18,7 @@ from torch.nn.utils import prune
 
 import elastic_ir as eir
 from elastic_ir.errors import ElasticError, MaskError, SourceError, TraceError, UntrustedError
-from elastic_ir.formats.zip_records import append_zip_records
+from elastic_ir.formats.torch_zip import append_zip_records
 from elastic_ir.frontends.sources import build, is_name
 from elastic_ir.ir.functions import resolve_function
 from elastic_ir.zoo import CifarResNet, cifar_resnet

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import elastic_ir as eir
 from elastic_ir.formats.ticket import GRAPH, pack_graph, unpack_graph
-from elastic_ir.formats.zip_records import append_zip_records
+from elastic_ir.formats.torch_zip import append_zip_records
 from elastic_ir.zoo import cifar_resnet
 
 Read = Callable[[], Any]

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 import elastic_ir as eir
 from elastic_ir.formats import ticket
-from elastic_ir.formats.zip_records import append_zip_records
+from elastic_ir.formats.torch_zip import append_zip_records
 
 Words = list[str]
 INPUTS: dict[str, tuple[Callable[[Path], Words], str]] = {}
