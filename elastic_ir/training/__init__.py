@@ -24,18 +24,18 @@ __all__ = [
     "find_scales", "find_tickets", "load_data", "schedule_of", "smoothed_cross_entropy",
 ]  # fmt: skip
 
-#: Name -> the file of this folder that has it.
+#: Name -> the file below elastic_ir/ that has it.
 _LATER = {
-    **dict.fromkeys(("SoftLabels", "distillation_loss", "smoothed_cross_entropy"), "losses"),
-    **dict.fromkeys(("GradInit", "find_scales"), "gradinit"),
-    **dict.fromkeys(("Data", "Split", "load_data"), "data"),
-    **dict.fromkeys(("Pruning", "Training"), "settings"),
-    "find_tickets": "pruning.imp",
+    **dict.fromkeys(("SoftLabels", "distillation_loss", "smoothed_cross_entropy"), "training.losses"),
+    **dict.fromkeys(("GradInit", "find_scales"), "analysis.gradinit"),
+    **dict.fromkeys(("Data", "Split", "load_data"), "training.data"),
+    **dict.fromkeys(("Pruning", "Training"), "training.settings"),
+    "find_tickets": "training.pruning.imp",
 }
 
 
 def __getattr__(name: str) -> Any:
     """What needs torch is imported when it is first used."""
     if name in _LATER:
-        return getattr(importlib.import_module(f"elastic_ir.training.{_LATER[name]}"), name)
+        return getattr(importlib.import_module(f"elastic_ir.{_LATER[name]}"), name)
     raise AttributeError(f"module 'elastic_ir.training' has no attribute {name!r}")
