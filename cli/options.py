@@ -155,7 +155,7 @@ class Reading:
         """Whether a source is a checkpoint folder, and no option asks to have its network traced."""
         from pathlib import Path
 
-        from elastic_ir.checkpoints.read import is_checkpoint
+        from elastic_ir.formats.model_folder import is_checkpoint
 
         return self.arch is None and not self.input_shape and not self.trust and is_checkpoint(Path(source))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from elastic_ir.errors import (
     BlockedError,
@@ -20,6 +20,7 @@ from elastic_ir.errors import (
 )
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Block, Stage, Unit
+from elastic_ir.lazy_names import lazy_names
 from elastic_ir.version import __version__
 
 if TYPE_CHECKING:
@@ -32,17 +33,6 @@ __all__ = [
     "with_weights",
 ]  # fmt: skip
 
+#: The functions of the public face are imported when first used: what reads a checkpoint needs no torch.
 _LAZY = ("load", "merge", "save", "squeeze", "stretch", "trace", "verify_checkpoint", "with_weights")
-
-
-def __getattr__(name: str) -> Any:
-    """The functions of the public face, imported when first used: what reads a checkpoint needs no torch."""
-    if name in _LAZY:
-        from elastic_ir import api
-
-        return getattr(api, name)
-    raise AttributeError(f"module 'elastic_ir' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, dict.fromkeys(_LAZY, "api"))

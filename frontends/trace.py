@@ -15,7 +15,6 @@ from torch import nn
 
 from elastic_ir.errors import TraceError
 from elastic_ir.frontends.example_inputs import Inputs, from_shapes, guesses
-from elastic_ir.frontends.export import read_export
 from elastic_ir.frontends.fx import holds_layers, is_torchs, read_fx, read_sealed
 from elastic_ir.frontends.side_effects import undisturbed
 from elastic_ir.frontends.weight_table import attach_masks, weight_table
@@ -45,7 +44,13 @@ class LiveSource:
         return trace(module, self.inputs.args, self.inputs.kwargs, frontend=frontend)
 
 
-READERS = {"fx": read_fx, "export": read_export}
+def _read_export(model: nn.Module, inputs: Inputs, weights: dict[str, Weight]) -> Graph:
+    from elastic_ir.frontends.export import read_export  # rarely needed, and with it torch.export
+
+    return read_export(model, inputs, weights)
+
+
+READERS = {"fx": read_fx, "export": _read_export}
 _SEALED = "sealed"  #: the last resort, where a module of torch that holds layers cannot be traced into
 
 

@@ -8,13 +8,13 @@ import importlib.util
 import os
 import sys
 import traceback
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from elastic_ir.errors import PlanError, SourceError
+from elastic_ir.lazy_names import lazy_names
 from elastic_ir.passes.infra.base import Pass
-from elastic_ir.passes.infra.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from elastic_ir.passes.cleanup.cse import CommonSubexpressions
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from elastic_ir.passes.growth.net2deeper import Net2Deeper
     from elastic_ir.passes.growth.net2wider import Net2Wider
     from elastic_ir.passes.growth.rescale_residual import RescaleResidual
+    from elastic_ir.passes.infra.pipeline import Pipeline
     from elastic_ir.passes.sparsity.compact import Compact
     from elastic_ir.passes.sparsity.ghost_skips import GhostSkips
     from elastic_ir.passes.sparsity.ghost_softness import GhostSoftness
     from elastic_ir.passes.sparsity.nm_project import NMProject
     from elastic_ir.passes.sparsity.remove_ghosts import RemoveGhosts
-    from elastic_ir.rewrite import patterns
 
 __all__ = [
     "CommonSubexpressions",
@@ -65,7 +65,6 @@ __all__ = [
     "Stretch",
     "find_pass",
     "load_passes",
-    "patterns",
     "registered",
 ]
 
@@ -95,21 +94,12 @@ _OWN: dict[str, tuple[str, str]] = {
     "remove-ghosts": ("sparsity.remove_ghosts", "RemoveGhosts"),
     "layerwise-rescale": ("growth.layerwise_rescale", "LayerwiseRescale"),
 }
-_FILES = {kind: file for file, kind in _OWN.values()}
+_FILES = {kind: file for file, kind in _OWN.values()} | {"Pipeline": "infra.pipeline"}
+_GROUP = "elastic_ir.passes"  #: of entry points
 _loaded: dict[str, type[Pass]] = {}  # from files that a user named; see load_passes
 
 
-def __getattr__(name: str) -> Any:
-    """A class of ours by its name, imported now."""
-    if name == "patterns":
-        return importlib.import_module("elastic_ir.rewrite.patterns")
-    if name in _FILES:
-        return getattr(importlib.import_module(f"elastic_ir.passes.{_FILES[name]}"), name)
-    raise AttributeError(f"module 'elastic_ir.passes' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _FILES)
 
 
 def _own(name: str) -> type[Pass]:
@@ -124,17 +114,21 @@ def registered() -> dict[str, type[Pass]]:
     PlanError where two passes claim one name, or where an entry point is no pass.
     """
     found: dict[str, type[Pass]] = {name: _own(name) for name in _OWN}
-    for entry in entry_points(group="elastic_ir.passes"):
-        try:
-            kind = entry.load()
-        except Exception as error:  # code of others: whatever it raises, the user is told which package it is
-            raise PlanError(f"the pass {entry.name!r} ({entry.value}) cannot be imported: {error}") from error
-        if not (isinstance(kind, type) and issubclass(kind, Pass)):
-            raise PlanError(f"the entry point {entry.name!r} ({entry.value}) is no pass")
-        _add(found, kind, entry.value)
+    for entry in entry_points(group=_GROUP):
+        _add(found, _plugged_in(entry), entry.value)
     for kind in _loaded.values():
         _add(found, kind, kind.__module__)
     return found
+
+
+def _plugged_in(entry: EntryPoint) -> type[Pass]:
+    try:
+        kind = entry.load()
+    except Exception as error:  # code of others: whatever it raises, the user is told which package it is
+        raise PlanError(f"the pass {entry.name!r} ({entry.value}) cannot be imported: {error}") from error
+    if not (isinstance(kind, type) and issubclass(kind, Pass)):
+        raise PlanError(f"the entry point {entry.name!r} ({entry.value}) is no pass")
+    return kind
 
 
 def _add(found: dict[str, type[Pass]], kind: type[Pass], where: str) -> None:
@@ -193,7 +187,9 @@ def _line_in(error: BaseException, path: Path) -> str:
 
 
 def find_pass(name: str) -> type[Pass]:
-    """The pass of that name; PlanError lists the names there are."""
+    """The pass of that name, which alone is imported; PlanError lists the names there are, or who else claims it."""
+    if name in _OWN and not any(entry.name == name for entry in entry_points(group=_GROUP)):
+        return _own(name)
     passes = registered()
     if name not in passes:
         near = difflib.get_close_matches(name, passes, 1)

@@ -19,7 +19,15 @@ from elastic_ir.checkpoints.uncounted_layers import set_tail_apart
 from elastic_ir.errors import SourceError, StructureError
 from elastic_ir.formats.bin import read_bin
 from elastic_ir.formats.files import read_json
-from elastic_ir.formats.model_folder import BIN, BIN_INDEX, CONFIG, INDEX, MASKS, WEIGHTS, CheckpointSource
+from elastic_ir.formats.model_folder import (
+    BIN,
+    BIN_INDEX,
+    CONFIG,
+    INDEX,
+    MASKS,
+    WEIGHT_FORMS,
+    CheckpointSource,
+)
 from elastic_ir.formats.safetensors import read_safetensors
 from elastic_ir.ir.graph import Graph
 from elastic_ir.tensors.lazy import TensorData, nbytes
@@ -27,13 +35,6 @@ from elastic_ir.tensors.weights import Storage
 
 #: What ElasticIR writes into the metadata of its own single files; it would not fit another network.
 _OURS = "elastic_ir."
-#: The names of one file of weights and of an index, in the order in which transformers looks for them.
-_FORMS = ((WEIGHTS, None), (None, INDEX), (BIN, None), (None, BIN_INDEX))
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether a folder holds weights under the names that transformers gives them."""
-    return path.is_dir() and any((path / str(file or index)).is_file() for file, index in _FORMS)
 
 
 def load_checkpoint(folder: Path) -> Graph:
@@ -126,7 +127,7 @@ def read_table(path: Path, root: Path) -> dict[str, Any]:
 
 def _tensors(folder: Path, root: Path) -> tuple[dict[str, TensorData], tuple[Path, ...], dict[str, str]]:
     """All tensors by name, the files that they lie in, and those files' metadata."""
-    there = (form for form in _FORMS if (folder / str(form[0] or form[1])).exists())
+    there = (form for form in WEIGHT_FORMS if (folder / str(form[0] or form[1])).exists())
     whole, index = next(there, (None, INDEX))
     places: Mapping[str, str] | None = None
     files = [whole] if whole else []

@@ -14,10 +14,10 @@ from hashlib import sha256
 from pathlib import Path
 
 from elastic_ir.checkpoints.config.depth import Stack
-from elastic_ir.checkpoints.read import inside, is_checkpoint, load_checkpoint, masks_beside
+from elastic_ir.checkpoints.read import inside, load_checkpoint, masks_beside
 from elastic_ir.checkpoints.record import Origin, Step, read_record
 from elastic_ir.errors import SourceError, StructureError
-from elastic_ir.formats.model_folder import RECORD, CheckpointSource
+from elastic_ir.formats.model_folder import RECORD, CheckpointSource, is_checkpoint
 from elastic_ir.formats.packed_masks import read_mask_tensors
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.numbering import DIGITS

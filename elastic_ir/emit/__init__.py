@@ -5,8 +5,7 @@ The functions are found when first asked for: writing a checkpoint must not impo
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from elastic_ir.lazy_names import lazy_names
 
 _HOMES = {
     "masks": "state",
@@ -17,10 +16,4 @@ _HOMES = {
 }
 
 __all__ = ["masks", "remap_optimizer_state", "save", "state_dict", "to_module"]
-
-
-def __getattr__(name: str) -> Any:
-    """The emitter of that name, imported from its file."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'elastic_ir.emit' has no attribute {name!r}")
-    return getattr(import_module(f"elastic_ir.emit.{_HOMES[name]}"), name)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -15,6 +15,13 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 #: Masks, and what was done to a checkpoint, as ElasticIR writes them.
 MASKS, RECORD = "model.masks.safetensors", "elastic_ir.json"
+#: The names of one file of weights and of an index, in the order in which transformers looks for them.
+WEIGHT_FORMS = ((WEIGHTS, None), (None, INDEX), (BIN, None), (None, BIN_INDEX))
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder holds weights under the names that transformers gives them."""
+    return path.is_dir() and any((path / str(file or index)).is_file() for file, index in WEIGHT_FORMS)
 
 
 @dataclass(eq=False)

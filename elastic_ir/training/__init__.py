@@ -7,9 +7,9 @@ is called or what needs it is asked for.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from elastic_ir.lazy_names import lazy_names
 from elastic_ir.training.schedules import Fading, Schedule, schedule_of
 
 if TYPE_CHECKING:
@@ -24,18 +24,12 @@ __all__ = [
     "find_scales", "find_tickets", "load_data", "schedule_of", "smoothed_cross_entropy",
 ]  # fmt: skip
 
-#: Name -> the file below elastic_ir/ that has it.
+#: Name -> the file that has it.
 _LATER = {
-    **dict.fromkeys(("SoftLabels", "distillation_loss", "smoothed_cross_entropy"), "training.losses"),
-    **dict.fromkeys(("GradInit", "find_scales"), "analysis.gradinit"),
-    **dict.fromkeys(("Data", "Split", "load_data"), "training.data"),
-    **dict.fromkeys(("Pruning", "Training"), "training.settings"),
-    "find_tickets": "training.pruning.imp",
+    **dict.fromkeys(("SoftLabels", "distillation_loss", "smoothed_cross_entropy"), "losses"),
+    **dict.fromkeys(("GradInit", "find_scales"), ".analysis.gradinit"),
+    **dict.fromkeys(("Data", "Split", "load_data"), "data"),
+    **dict.fromkeys(("Pruning", "Training"), "settings"),
+    "find_tickets": "pruning.imp",
 }
-
-
-def __getattr__(name: str) -> Any:
-    """What needs torch is imported when it is first used."""
-    if name in _LATER:
-        return getattr(importlib.import_module(f"elastic_ir.{_LATER[name]}"), name)
-    raise AttributeError(f"module 'elastic_ir.training' has no attribute {name!r}")
+__getattr__, __dir__ = lazy_names(__name__, _LATER)

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 from elastic_ir.ir.graph import Graph
 from elastic_ir.passes.infra.base import Pass
-from elastic_ir.plans.like import resize_like
 from elastic_ir.plans.resequence import resequence
 from elastic_ir.plans.target import Target, squeeze_plan
 from elastic_ir.rewrite.rewriter import Rewriter
@@ -49,4 +48,6 @@ class Squeeze(Pass):
     def _after_reference(self, graph: Graph) -> Graph:
         Target(self.to_depth, self.to_stages, self.to_units, self.like, self.plan).check()
         assert self.like is not None
+        from elastic_ir.plans.like import resize_like
+
         return resize_like(graph, self.like, "squeeze", drop=self.drop, keep_beside=self.keep_beside)

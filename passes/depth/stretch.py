@@ -10,8 +10,6 @@ from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.passes.infra.base import Pass
 from elastic_ir.plans.copy_edits import CopyEdits
-from elastic_ir.plans.layer_sources import plan_layers, take_layers
-from elastic_ir.plans.like import resize_like
 from elastic_ir.plans.resequence import resequence
 from elastic_ir.plans.target import Target, stretch_plan
 from elastic_ir.rewrite.rewriter import Rewriter
@@ -46,6 +44,8 @@ class Stretch(Pass):
         target = Target(self.to_depth, self.to_stages, self.to_units, self.like, self.plan)
         edits = CopyEdits.of(self.scale, self.zero)
         if self.others:
+            from elastic_ir.plans.layer_sources import plan_layers, take_layers
+
             target.check()
             layers = plan_layers(graph, self.plan, self.others)
             resequence(rewriter, graph, layers.plan, self.keep_beside, written=layers.sequence)
@@ -71,6 +71,8 @@ class Stretch(Pass):
             raise PlanError(
                 "after a reference nothing is scaled, zero or of other networks; say the target by a plan"
             )
+        from elastic_ir.plans.like import resize_like
+
         return resize_like(
             graph, self.like, "stretch", self.order, replicate=self.replicate, keep_beside=self.keep_beside
         )

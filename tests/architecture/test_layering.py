@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 #: The rooms from the bottom up. A module may import its own room and those of the lines above it here; rooms of one
 #: line do not import each other. A room is a folder, or a file that stands beside the folders.
 ORDER = (
-    ("printable", "version"),
+    ("printable", "version", "lazy_names"),
     ("errors",),
     ("safety",),
     ("user_functions", "tensors"),

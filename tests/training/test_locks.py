@@ -147,7 +147,7 @@ def finished(store: Store, spec: Mapping[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("run", "imp"):
+    for module in ("studies.run", "pruning.imp"):
         monkeypatch.setattr(f"elastic_ir.training.{module}.LOOK", 0.02)
 
 
@@ -234,7 +234,7 @@ def test_two_searches_in_one_folder_share_their_levels(
 
 COMMAND = """
 import os, sys
-from elastic_ir.training import kinds
+from elastic_ir.training.studies import job_kinds as kinds
 from elastic_ir.cli.app import elastic_ir
 
 def counted(kind, work):

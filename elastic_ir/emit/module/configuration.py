@@ -14,7 +14,6 @@ from typing import Any
 from torch import nn
 
 from elastic_ir.checkpoints.config.depth import COUNT, DEPTHS, Stack, is_index_list, reindexed
-from elastic_ir.checkpoints.config.entries import followed
 from elastic_ir.errors import PlanError
 from elastic_ir.formats.model_folder import CONFIG
 from elastic_ir.ir.structure import Container
@@ -26,6 +25,8 @@ def update_configuration(target: nn.Module, containers: Sequence[Container]) -> 
     Returns the ids of the objects that need no other care: none where there is no configuration that tells its content
     (``to_dict``), or where the rules for files cannot say the new depth.
     """
+    from elastic_ir.checkpoints.config.entries import followed
+
     config: Any = getattr(target, "config", None)
     if not callable(getattr(config, "to_dict", None)):
         return set()
