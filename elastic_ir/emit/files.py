@@ -15,6 +15,7 @@ from elastic_ir.emit.without_values import refuse_without_values
 from elastic_ir.errors import EmitError, OutputError
 from elastic_ir.formats.files import atomic_folder, atomic_output, flush, refuse_long_name
 from elastic_ir.formats.model_folder import MASKS, CheckpointSource
+from elastic_ir.formats.safetensors import write_safetensors
 from elastic_ir.formats.ticket import EXTENSION, ticket_shapes, write_ticket
 from elastic_ir.ir.described import described
 from elastic_ir.ir.example_inputs import describe_input
@@ -170,7 +171,6 @@ def mask_file(path: Path) -> Path:
 
 def _save_safetensors(graph: Graph, path: Path, check: bool) -> list[Path]:
     from elastic_ir.formats.mask_tie import TIE, tie_of
-    from elastic_ir.formats.safetensors import write_safetensors
 
     refuse_without_values(graph)
     module = _checked_module(graph, check)
@@ -221,7 +221,6 @@ def _header_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def _save_folder(graph: Graph, path: Path, check: bool) -> Path:
     from elastic_ir.formats.mask_tie import TIE, tie_of
     from elastic_ir.formats.packed_masks import packed_masks
-    from elastic_ir.formats.safetensors import write_safetensors
 
     refuse_without_values(graph)
     module = _checked_module(graph, check)
