@@ -10,29 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from elastic_ir.ir.graph import Graph, Node, Value
+from elastic_ir.ir.operations import Trait, has, is_product, is_sum, kind_of
 from elastic_ir.ir.structure import Block
-
-_SUMS = {
-    "operator.add", "operator.iadd", "torch.add", "method.add", "method.add_", "aten.add.Tensor", "aten.add_.Tensor",
-    "onnx.Add", "onnx.Sum",
-}  # fmt: skip
-#: What a stream goes through unchanged in evaluation, by the last part of the operation's name in lower case.
-_SAME = {
-    "identity", "dropout", "dropout1d", "dropout2d", "stochastic_depth", "stochasticdepth", "droppath", "contiguous",
-    "clone", "dropout_", "feature_dropout", "alias", "_assert",
-}  # fmt: skip
-_PRODUCTS = {"mul", "mul_", "imul"}
-_CASTS = {"to", "_to_copy", "float", "half", "type_as"}
-#: What keeps the elements and their order; as a block ends in the shape it begins with, they undo one another.
-_SHAPES = {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze"}
-#: What a norm divides by, made of the very tensor that it divides.
-_NORMS = {"rsqrt", "sqrt", "reciprocal", "norm", "linalg_vector_norm"}
-_RELUS = {"relu", "relu_"}
-#: What hands on zeros as zeros and a multiple as that multiple: it rearranges, or multiplies by something else.
-_LINEAR = _SAME | {
-    "reshape", "view", "permute", "transpose", "flatten", "roll", "getitem", "slice", "squeeze", "unsqueeze", "mul",
-    "mul_", "imul", "div", "truediv", "unflatten", "chunk", "split", "pad", "_unsafe_view", "expand", "narrow",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,12 +21,6 @@ class Branch:
     join: Node
     last: Node
     weights: tuple[str, ...]
-
-
-def kind_of(node: Node) -> str:
-    """The last part of an operation's name, in lower case: ``relu`` for ``nn.ReLU`` and ``aten.relu.default``."""
-    parts = node.op.split(".")
-    return (parts[1] if parts[0] == "aten" and len(parts) > 2 else parts[-1]).lower()
 
 
 def branches_of(block: Block, graph: Graph) -> tuple[list[Branch], str]:
@@ -69,7 +42,7 @@ def branches_of(block: Block, graph: Graph) -> tuple[list[Branch], str]:
         operands = [item for item in dict.fromkeys(node.operands()) if item in light]
         if node not in inside or len(operands) != 1:
             return [], f"its output comes from {node.op}, not from a sum with its input"
-        if node.op in _SUMS:
+        if is_sum(node):
             others = [item for item in node.operands() if item is not operands[0]]
             if len(others) != 1:
                 return [], f"%{node.name} adds no branch"
@@ -87,12 +60,11 @@ def _light_values(block: Block, inside: set[Node]) -> set[Value]:
     light = {block.input}
     for node in block.nodes:
         streams = [value for value in node.operands() if value in light]
-        kind = kind_of(node)
-        cast = kind in _CASTS and bool(streams) and streams[0].type == node.output.type
-        same = (
-            kind in _SAME | _SHAPES or cast or (kind in _RELUS and any(v is not block.input for v in streams))
-        )
-        if len(streams) == 1 and not node.weight_names() and (node.op in _SUMS or same):
+        cast = has(node, Trait.CAST) and bool(streams) and streams[0].type == node.output.type
+        relu = kind_of(node) == "relu" and any(value is not block.input for value in streams)
+        # what keeps the elements and their order: as a block ends in the shape it begins with, such undo one another
+        same = has(node, Trait.SAME | Trait.RESHAPE) or cast or relu
+        if len(streams) == 1 and not node.weight_names() and (is_sum(node) or same):
             light.add(node.output)
     return light
 
@@ -102,9 +74,9 @@ def _last_layers(
 ) -> list[Branch] | str:
     """The layers whose outputs are added: of branches side by side (attention beside an MLP) each one's."""
     node = value.node
-    while node in inside and kind_of(node) in _SAME and len(node.operands()) == 1:
+    while node in inside and has(node, Trait.SAME) and len(node.operands()) == 1:
         node = node.operands()[0].node
-    if node not in inside or node.op not in _SUMS or node.weight_names():
+    if node not in inside or not is_sum(node) or node.weight_names():
         branch = _last_layer(value, join, inside, flowing, graph)
         return branch if isinstance(branch, str) else [branch]
     found: list[Branch] = []
@@ -124,8 +96,7 @@ def _last_layer(
         node = value.node
         if node not in inside:
             return f"what %{join.name} adds is computed outside of the block"
-        kind = kind_of(node)
-        if kind in _PRODUCTS:
+        if is_product(node):
             scale = _learned_scale(node, graph)
             if scale is not None:
                 return Branch(join, *scale)
@@ -135,11 +106,11 @@ def _last_layer(
             return f"the weight of %{node.name} is itself computed (by {computed[-1].node.op})"
         if weights:
             return Branch(join, node, weights)
-        if any(kind_of(item.node) in _NORMS for item in node.operands()):
+        if any(has(item.node, Trait.NORMALISER) for item in node.operands()):
             return f"what %{join.name} adds goes through a norm (by {node.op}), whose own scale is no plain weight"
         # a part of several results (an attention's) comes from what is no tensor
-        operands = [item for item in node.operands() if item.is_tensor or kind == "getitem"]
-        if kind not in _LINEAR | _CASTS or not operands:
+        operands = [item for item in node.operands() if item.is_tensor or kind_of(node) == "getitem"]
+        if not has(node, Trait.HOMOGENEOUS) or not operands:
             return f"what %{join.name} adds comes from {node.op}, which is no linear layer or norm"
         value = operands[0]
     return f"what %{join.name} adds is computed too far away"
@@ -149,7 +120,7 @@ def _learned_scale(node: Node, graph: Graph) -> tuple[Node, tuple[str, ...]] | N
     """The parameter that a product multiplies by, reshaped perhaps (a layer's scale), with the node that reads it."""
     for value in node.operands():
         maker = value.node
-        while not maker.weight_names() and kind_of(maker) in _LINEAR and len(maker.operands()) == 1:
+        while not maker.weight_names() and has(maker, Trait.HOMOGENEOUS) and len(maker.operands()) == 1:
             maker = maker.operands()[0].node
         if not maker.operands() and maker.weight_names():
             return maker, _scaled_by(maker, graph)

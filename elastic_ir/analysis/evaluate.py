@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import EmitError
-from elastic_ir.ir.functions import method_allowed, resolve_function
+from elastic_ir.ir.functions import OPERATORS, method_allowed, resolve_function
 from elastic_ir.ir.graph import Argument, Literal, Node, Symbol, Value, WeightRef, map_argument
 from elastic_ir.onnx_model.source import OnnxSource
 from elastic_ir.tensors.lazy import TensorData
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.generic]
 
-_OPERATORS = {
-    "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_",
-    "not_", "abs", "getitem", "iadd", "isub", "imul", "ifloordiv",
-}  # fmt: skip
 _BUILTINS: dict[str, Any] = {"int": int, "float": float, "bool": bool, "len": len, "min": min, "max": max}
 LARGEST = 1024  #: elements of a literal that is made
 
@@ -46,7 +42,7 @@ def plain_result(node: Node) -> Any:
 
     map_argument((node.args, node.kwargs), look)
     function = None
-    if place == "operator" and name in _OPERATORS:
+    if place == "operator" and name in OPERATORS:
         function = getattr(operator, name)
     elif place == "math":
         function = getattr(math, name, None)

@@ -7,23 +7,16 @@ channels) or where it comes from fixed ones. For ONNX the file says which extent
 
 from __future__ import annotations
 
-from elastic_ir.analysis.effects import FRESH, plain_kind
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph, Node, Value
 from elastic_ir.ir.numbering import number_of
+from elastic_ir.ir.operations import Trait, operation_of
 from elastic_ir.onnx_model.source import DTYPES, OnnxSource
 
 #: For each axis of a value whether its extent is fixed.
 Fixed = tuple[bool, ...]
 #: What may be said of the inputs' extents, each with whether the first axis and the others are open.
 OPEN = {"all": (True, True), "batch": (True, False), "none": (False, False)}
-_LIKE_FIRST = {
-    "identity", "contiguous", "clone", "dropout", "dropout1d", "dropout2d", "dropout3d", "stochasticdepth", "droppath",
-    "detach", "float", "half", "to", "roll", "cumsum", "relu", "triu", "tril", "maskedfill", "logsoftmax", "softmax",
-    "layernorm", "groupnorm", "rmsnorm", "hardswish", "prelu", "flip", "scaleddotproductattention",
-}  # fmt: skip
-_SPATIAL = ("conv1d", "conv2d", "conv3d", "convtranspose1d", "convtranspose2d", "convtranspose3d")
-_POOLS = ("maxpool", "avgpool")
 
 
 class Extents:
@@ -68,7 +61,8 @@ def _fixed(node: Node, rank: int, found: dict[Value, Fixed]) -> Fixed:
     known = [found.get(value) for value in operands]
     if not sized and all(axes is not None and all(axes) for axes in known):
         return (True,) * rank
-    kind = plain_kind(node)
+    operation = operation_of(node)
+    kind, traits = operation.name, operation.traits
     first = known[0] if known else None
     if kind == "reshape" or kind == "view":
         return _reshaped(node, rank)
@@ -76,23 +70,23 @@ def _fixed(node: Node, rank: int, found: dict[Value, Fixed]) -> Fixed:
         return (False,) * rank
     if kind == "linear" and len(first) == rank:
         return (*first[:-1], True)
-    if kind in _SPATIAL and len(first) == rank:
+    if operation.family in ("conv", "convtranspose") and len(first) == rank:
         return (first[0], True, *first[2:])
     if kind.startswith("adaptive") and len(first) == rank:
         return (*first[:2], *[True] * (rank - 2))
-    if kind.startswith(_POOLS) and len(first) == rank and node.output.is_tensor:
+    if kind.startswith(("maxpool", "avgpool")) and len(first) == rank and node.output.is_tensor:
         return first
     if kind in ("permute", "transpose"):
         return _permuted(node, first, kind)
     if kind in ("flatten", "mean", "unsqueeze", "unbind", "squeeze"):
         return (False,) * rank
-    if kind in _LIKE_FIRST and len(first) == rank:
+    if Trait.LIKE_FIRST in traits and len(first) == rank:
         return first
     if kind in ("matmul", "bmm") and len(operands) == 2 and all(len(axes or ()) == rank for axes in known):
         second = known[1] or ()
         pairs = zip(first[:-2], second[:-2], strict=True)
         return (*[a and b for a, b in pairs], first[-2], second[-1])
-    if kind in FRESH and kind not in ("cat", "stack", "sum", "embedding"):
+    if Trait.FRESH in traits and kind not in ("cat", "stack", "sum", "embedding"):
         return _broadcast(operands, known, rank)
     return (False,) * rank
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from elastic_ir.channels import torch_rules as ops
 from elastic_ir.channels.flow import Flow
 from elastic_ir.ir.graph import Graph, Literal, Node, Value
+from elastic_ir.ir.operations import Trait, has, known_kind
 from elastic_ir.ir.structure import Block, Stage
 
 
@@ -51,33 +52,32 @@ def _same_values(graph: Graph, flow: Flow) -> dict[Value, Value]:
         return same.get(value, value)
 
     for node in graph:
-        kind = ops.canonical(node)
+        kind = known_kind(node)
         values = [first(value) for value in node.operands()]
         source = _stays(node, kind, flow)
-        if source is not None and kind == ops.RELU and first(source) not in nonnegative:
+        if source is not None and kind == "relu" and first(source) not in nonnegative:
             source = None
         if source is not None:
             same[node.output] = first(source)
-        passes_on = kind in ops.POOLS or kind in ops.IDENTITIES or kind in ("add", "iadd", "cat", "concat")
+        passes_on = kind == "cat" or has(node, Trait.POOL | Trait.SAME | Trait.SUM)
         known = not node.weight_names() and all(value in nonnegative for value in values)
-        plain = (
-            not any(isinstance(item, (int, float, Literal)) for item in node.args)
-            or kind not in ops.ARITHMETIC
+        plain = not any(isinstance(item, (int, float, Literal)) for item in node.args) or not has(
+            node, Trait.ARITHMETIC
         )
-        if kind in ops.NONNEGATIVE or (passes_on and values and known and plain):
+        if kind and (has(node, Trait.NONNEGATIVE) or (passes_on and values and known and plain)):
             nonnegative.add(node.output)
     return same
 
 
 def _stays(node: Node, kind: str, flow: Flow) -> Value | None:
     """The operand that a node returns as it is; for a ReLU, if that is not negative."""
-    if ops.ARITHMETIC.get(kind) == "add" and len(node.args) == 2 and not node.kwargs:
+    if kind == "add" and len(node.args) == 2 and not node.kwargs:
         for value, other in (node.args, node.args[::-1]):
             if isinstance(value, Value) and isinstance(other, Value) and value.type == node.output.type:
                 constants = flow.constants(other)
                 if constants is not None and not constants.any():  # NaN counts as something
                     return value
         return None
-    if kind in ops.IDENTITIES or kind == ops.RELU:
-        return ops.sole_operand(node, kind)
+    if kind == "relu" or (kind and has(node, Trait.SAME)):
+        return ops.sole_operand(node)
     return None

@@ -16,6 +16,7 @@ import numpy as np
 
 from elastic_ir.channels import torch_rules as ops
 from elastic_ir.ir.graph import Graph, Node, Value
+from elastic_ir.ir.operations import Trait, operation_of
 from elastic_ir.tensors.lazy import ShapeOnly, TensorData
 
 if TYPE_CHECKING:
@@ -150,12 +151,15 @@ class Flow:
 
     def _rule(self, node: Node) -> Channels | None:
         """The channels of a node's result; None for an operation that is not known."""
-        kind = ops.canonical(node)
-        if kind in ops.ARITHMETIC:
-            return self._arithmetic(node, ops.ARITHMETIC[kind])
-        if kind in ("cat", "concat"):
+        operation = operation_of(node)
+        kind, traits = operation.name, operation.traits
+        if not operation.known:
+            return None
+        if Trait.ARITHMETIC in traits:
+            return self._arithmetic(node, kind)
+        if kind == "cat":
             return self._concatenation(node)
-        value = ops.sole_operand(node, kind)
+        value = ops.sole_operand(node)
         if value is None or node.output.type is None or value.type is None:
             return None
         if kind in _LAYERS and node.kind == "module":
@@ -166,15 +170,15 @@ class Flow:
         if known is None:
             return None
         rank, after = len(value.type.shape), len(node.output.type.shape)
-        if kind in ops.POINTWISE:
+        if Trait.POINTWISE in traits:
             return Channels(known.axis, known.atoms, ops.evaluate(node, known.constants))
-        if kind in ops.IDENTITIES:
+        if Trait.SAME in traits:
             return known
         if known.axis != 1 or value.type.shape[0] != node.output.type.shape[0]:
             return None
-        if kind in ops.RESIZES and rank == after:
+        if Trait.RESIZE in traits and rank == after:
             return known
-        if kind in ops.POOLS and rank == after > 2:
+        if Trait.POOL in traits and rank == after > 2:
             return Channels(1, known.atoms, ops.pooled(node, kind, known.constants))
         if kind == "mean" and ops.spatial(node, rank):
             return known

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from elastic_ir.errors import ElasticError
 from elastic_ir.ir.functions import resolve_function
 from elastic_ir.ir.graph import Node, Value
+from elastic_ir.ir.operations import Trait, has, kind_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,69 +19,13 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-#: Element by element, from one tensor.
-POINTWISE = {
-    "relu", "relu6", "leakyrelu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish", "hardsigmoid",
-    "hardtanh", "sigmoid", "tanh", "softplus", "softsign", "logsigmoid", "neg", "abs", "exp",
-}  # fmt: skip
-#: Nothing in evaluation.
-IDENTITIES = {
-    "identity", "dropout", "dropout1d", "dropout2d", "dropout3d", "featuredropout", "alphadropout",
-    "featurealphadropout", "stochasticdepth", "contiguous", "clone",
-}  # fmt: skip
-#: Two operands, element by element.
-ARITHMETIC = {
-    "add": "add", "iadd": "add", "sub": "sub", "isub": "sub", "mul": "mul", "imul": "mul", "multiply": "mul",
-    "truediv": "div", "itruediv": "div", "div": "div",
-}  # fmt: skip
-#: Channel by channel; the mean or the largest of equal values is that value.
-POOLS = {
-    f"{kind}pool{size}d"
-    for kind in ("max", "avg", "adaptiveavg", "adaptivemax")
-    for size in (1, 2, 3)
-}  # fmt: skip
-RESIZES = {"upsample", "upsamplingnearest2d", "upsamplingbilinear2d", "interpolate"}
-#: Its results are not negative, and it leaves what is not negative as it is.
-RELU = "relu"
-#: Results of these are never negative.
-NONNEGATIVE = {"relu", "relu6", "sigmoid", "hardsigmoid", "abs", "exp"}
 
-#: What operators of ONNX are called above.
-_ONNX = {
-    "Relu": "relu", "Sigmoid": "sigmoid", "HardSigmoid": "hardsigmoid", "Abs": "abs", "Exp": "exp", "Add": "add",
-    "Sum": "add", "Mul": "mul", "Sub": "sub", "Div": "div", "Concat": "cat", "Identity": "identity",
-    "Dropout": "dropout", "MaxPool": "maxpool2d", "AveragePool": "avgpool2d",
-    "GlobalAveragePool": "adaptiveavgpool2d", "GlobalMaxPool": "adaptivemaxpool2d",
-}  # fmt: skip
-
-_PLACES = (
-    "torch",
-    "torch.nn.functional",
-    "torch._C._nn",
-    "operator",
-    "method",
-    "torchvision.ops.stochastic_depth",
-)
-
-
-def canonical(node: Node) -> str:
-    """One name for the module, function and method of an operation; "" for what is nobody's we know."""
-    place, _, last = node.op.rpartition(".")
-    if node.kind == "module":
-        return last.lower() if place == "nn" else ""
-    if node.kind == "onnx":
-        return _ONNX.get(last, "") if place == "onnx" else ""
-    if node.kind in ("function", "method") and place in _PLACES:
-        return last.replace("_", "")
-    return ""
-
-
-def sole_operand(node: Node, kind: str) -> Value | None:
+def sole_operand(node: Node) -> Value | None:
     """The one tensor that a node reads as its first argument, beside sizes; None where it reads anything else."""
     first = node.args[0] if node.args else node.kwargs.get("input")
     if not isinstance(first, Value) or (node.kind != "module" and node.weight_names()):
         return None
-    sized = kind in ("view", "reshape", "interpolate", *POOLS)
+    sized = kind_of(node) in ("view", "reshape", "interpolate") or has(node, Trait.POOL)
     others = [value for value in node.operands() if value is not first]
     plain = all(sized and not value.is_tensor for value in others)
     return first if plain and node.operands().count(first) == 1 else None

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from elastic_ir.channels import torch_rules as ops
 from elastic_ir.channels.flow import Channels, Flow, Integers, Layer
 from elastic_ir.ir.graph import Value
+from elastic_ir.ir.operations import known_kind
 from elastic_ir.tensors.lazy import TensorData
 from elastic_ir.tensors.recipes import Columns, Recipe, _double, _written, index_tables
 
@@ -148,7 +148,7 @@ class Widening:
         """The groups whose channels an addition ties: residual streams."""
         found: set[int] = set()
         for node in self.flow.graph:
-            if ops.ARITHMETIC.get(ops.canonical(node)) in ("add", "sub"):
+            if known_kind(node) in ("add", "sub"):
                 values = [value for value in node.args if isinstance(value, Value)]
                 if len(values) == 2:
                     found.update(*(self._groups_of(value) for value in values))

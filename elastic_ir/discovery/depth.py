@@ -11,14 +11,9 @@ import re
 from elastic_ir.discovery.from_names import in_channels
 from elastic_ir.discovery.parts import Group
 from elastic_ir.ir.graph import Graph, Node, Value
-
-_PRODUCTS = {"operator.mul", "operator.imul", "torch.mul", "method.mul", "method.mul_", "aten.mul.Tensor",
-             "aten.mul_.Tensor", "torch.multiply", "onnx.Mul"}  # fmt: skip
+from elastic_ir.ir.operations import Trait, has, is_product
 
 _SIZES = {"onnx.Shape", "onnx.Size"}
-
-#: Operations that contract with a weight; others on a weight alone (standardising it) only change it.
-_CONTRACTS = re.compile(r"conv|(?<!quantize)linear|mm|matmul|einsum|attention", re.IGNORECASE)
 
 #: Names of tables that are looked up: without a graph only their name tells them from a linear layer.
 _LOOKUPS = re.compile(r"emb|wte|wpe|token|pos")
@@ -42,13 +37,11 @@ def path_lengths(graph: Graph) -> dict[Value, int]:
     for node in graph:
         operands = node.operands()
         flowing = [value for value in operands if value not in made_of]
-        looked_up = (
-            "embedding" in node.op.lower() or node.op == "onnx.Gather"
-        )  # an embedding may be tied to the head, and is no layer
+        looked_up = has(node, Trait.LOOKUP)  # an embedding may be tied to the head, and is no layer
         direct = frozenset(() if looked_up else (name for name in node.weight_names() if name in prunable))
         layers = direct.union(*(made_of.get(value, frozenset()) for value in operands))
         reshaped = (
-            not flowing and (operands or node.weight_names()) and not (direct and _CONTRACTS.search(node.op))
+            not flowing and (operands or node.weight_names()) and not (direct and has(node, Trait.CONTRACTS))
         )
         if node.op in _SIZES:  # what is known without reading a tensor's values is no flow
             lengths[node.output], made_of[node.output] = 0, frozenset()
@@ -57,7 +50,7 @@ def path_lengths(graph: Graph) -> dict[Value, int]:
             made_of[node.output] = layers
             lengths[node.output] = 0
             continue
-        if node.op in _PRODUCTS and len(flowing) == 2:
+        if is_product(node) and len(flowing) == 2:
             before = lengths[_scaled(flowing[0], flowing[1], order)]
         else:
             before = max((lengths[value] for value in flowing), default=0)
@@ -75,7 +68,7 @@ def only_gates(graph: Graph, end: Node) -> set[Node]:
         while stack:
             node = stack.pop()
             operands = node.operands()
-            if scaled_only and node.op in _PRODUCTS and len(operands) == 2:
+            if scaled_only and is_product(node) and len(operands) == 2:
                 operands = [_scaled(operands[0], operands[1], order)]
             fresh = {value.node for value in operands} - seen
             seen |= fresh

@@ -27,9 +27,10 @@ _IMPURE_METHODS = {
     "apply_", "backward", "map_", "map2_", "module_load", "numpy", "register_hook",
     "register_post_accumulate_grad_hook", "set_", "share_memory_", "storage", "untyped_storage",
 }  # fmt: skip
-_OPERATORS = {
+#: Functions of the module ``operator`` that compute, from numbers or from tensors.
+OPERATORS = {
     "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "matmul", "getitem", "eq", "ne", "lt", "le",
-    "gt", "ge", "and_", "or_", "xor", "not_", "iadd", "isub", "imul", "itruediv", "abs", "pos", "invert",
+    "gt", "ge", "and_", "or_", "xor", "not_", "iadd", "isub", "imul", "itruediv", "ifloordiv", "abs", "pos", "invert",
 }  # fmt: skip
 
 #: What an export runs only to check what it assumed; nothing comes of them.
@@ -76,7 +77,7 @@ def resolve_function(name: str, trusted: bool = False) -> Callable[..., Any]:
     found: Any = None
     if last in _IMPURE or last.startswith("__"):  # torch.__setattr__ would change torch itself
         found = None
-    elif owner == "operator" and last in _OPERATORS:
+    elif owner == "operator" and last in OPERATORS:
         found = getattr(operator, last)
     elif name in ("getattr", "builtins.getattr"):
         return getattr  # which attributes, the caller checks

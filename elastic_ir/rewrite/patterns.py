@@ -13,28 +13,19 @@ by nothing outside of it (after torch.fx's SubgraphMatcher, onnxscript's rewrite
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
-from elastic_ir.analysis.branches import kind_of
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph, Node, Value, WeightRef
+from elastic_ir.ir.operations import operation_of
 from elastic_ir.ir.structure import Block, Stage, Unit
 
 if TYPE_CHECKING:
     from elastic_ir.rewrite.rewriter import Rewriter
 
-#: What dialects call one operation, without underscores and numbers of axes, to the name that patterns go by.
-_SYNONYMS = {
-    "iadd": "add", "isub": "sub", "imul": "mul", "multiply": "mul", "truediv": "div", "itruediv": "div",
-    "divide": "div", "gemm": "linear", "concat": "cat", "concatenate": "cat", "batchnormalization": "batchnorm",
-    "layernormalization": "layernorm", "groupnormalization": "groupnorm", "instancenormalization": "instancenorm",
-    "averagepool": "avgpool", "globalaveragepool": "adaptiveavgpool", "globalmaxpool": "adaptivemaxpool",
-}  # fmt: skip
-_AXES = re.compile(r"\d+d$")
 #: An extent of a weight's shape: a number, or None for any.
 Extents = Sequence[int | None]
 #: A condition on one node; it is given the graph as well.
@@ -46,12 +37,10 @@ def kinds_of(node: Node) -> set[str]:
 
     Underscores and the mark of in-place operations are left out: ``iadd`` and ``add_`` are ``add``.
     """
-    kind = kind_of(node).replace("_", "")
-    family = _AXES.sub("", kind)
-    family = _SYNONYMS.get(family, family)
-    found = {kind, family}
+    operation = operation_of(node)
+    found = {operation.spelled, operation.name, operation.family}
     if node.kind == "onnx" and node.output.type is not None and len(node.output.type.shape) > 2:
-        found.add(f"{family}{len(node.output.type.shape) - 2}d")
+        found.add(f"{operation.family}{len(node.output.type.shape) - 2}d")
     return found
 
 

@@ -1,8 +1,8 @@
 """Dead-code elimination: nodes whose results nobody reads and that do nothing else are taken out.
 
-What counts as doing something else is the table in ``elastic_ir/analysis/effects.py``. A node that writes into a tensor
-lives as long as anybody reads memory that it may have written; a norm with running statistics as long as another node
-uses them. What blocks take and give stays, so that the structure does.
+What counts as doing something else is a trait of the operation (``elastic_ir/ir/operations.py``). A node that writes
+into a tensor lives as long as anybody reads memory that it may have written; a norm with running statistics as long
+as another node uses them. What blocks take and give stays, so that the structure does.
 """
 
 from __future__ import annotations

@@ -13,11 +13,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from elastic_ir.analysis.effects import Memory, effect_of, plain_kind
+from elastic_ir.analysis.effects import Memory, effect_of
 from elastic_ir.analysis.evaluate import Evaluated, can_run_torch, literal_result, plain_result
 from elastic_ir.analysis.extents import Extents
 from elastic_ir.ir.cloner import copy_node
 from elastic_ir.ir.graph import Graph, Literal, Node, Symbol, Value, WeightRef
+from elastic_ir.ir.operations import kind_of
 from elastic_ir.onnx_model.source import BODY, OnnxSource
 from elastic_ir.passes.infra.base import Pass
 from elastic_ir.rewrite.rewriter import Rewriter
@@ -118,7 +119,7 @@ class _Folder:
 
     def _sizes(self, node: Node) -> Partial | int | None:
         """A tensor's shape, or one of its sizes, or its rank."""
-        kind = plain_kind(node)
+        kind = kind_of(node)
         given = node.args[0] if node.args else None
         if kind == "getitem" and isinstance(given, Value) and given in self.partial:
             return _item(self.partial[given], node.args[1])

@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from elastic_ir.analysis.effects import DROPOUTS, Memory, effect_of, plain_kind, written
+from elastic_ir.analysis.effects import Memory, effect_of
 from elastic_ir.analysis.extents import Extents
 from elastic_ir.ir.graph import Graph, Node, Value, WeightRef
+from elastic_ir.ir.operations import Trait, has, kind_of, written
 from elastic_ir.passes.infra.base import Pass
 from elastic_ir.rewrite.rewriter import Rewriter
 
@@ -40,7 +41,7 @@ class RemoveIdentities(Pass):
             source = finder.with_mask(node) if two else finder.source(node)
             if source is None:
                 continue
-            kind = plain_kind(node)
+            kind = kind_of(node)
             gone[kind] = gone.get(kind, 0) + 1
             if isinstance(source, Value):
                 for part in rewriter.users(node.output) if two else ():
@@ -87,10 +88,10 @@ class _Finder:
         return None if empty else given
 
     def _does_nothing(self, node: Node, given: Value | WeightRef) -> bool:
-        kind = plain_kind(node)
+        kind = kind_of(node)
         if kind == "identity":
             return node.op in ("nn.Identity", "onnx.Identity") or node.kind == "module"
-        if kind in DROPOUTS:
+        if has(node, Trait.DROPOUT):
             return self._drops_nothing(node)
         if isinstance(given, WeightRef) or given.type is None or node.output.type != given.type:
             return False
@@ -128,9 +129,9 @@ class _Finder:
         waiting, seen = [node], {node}
         while waiting:
             for reader in self.rewriter.users(waiting.pop().output):
-                if plain_kind(reader) in _STRIDED or reader.kind == "output":
+                if kind_of(reader) in _STRIDED or reader.kind == "output":
                     return False
-                if reader not in seen and plain_kind(reader) not in _PACKED:
+                if reader not in seen and kind_of(reader) not in _PACKED:
                     seen.add(reader)
                     waiting.append(reader)
         return True

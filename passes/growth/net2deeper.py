@@ -17,6 +17,7 @@ from typing import ClassVar
 from elastic_ir.channels import torch_rules as ops
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph, Node, Value
+from elastic_ir.ir.operations import Trait, has, known_kind, operation_of
 from elastic_ir.ir.structure import Block
 from elastic_ir.passes.infra.base import Pass, reasons
 from elastic_ir.passes.infra.chosen import Chosen, blocks_of, need_modules
@@ -29,9 +30,10 @@ _NORMS = {"nn.Conv1d": "nn.BatchNorm1d", "nn.Conv2d": "nn.BatchNorm2d", "nn.Conv
           "nn.Linear": "nn.BatchNorm1d"}  # fmt: skip
 #: Applied twice they give what they give once.
 _IDEMPOTENT = {"relu", "relu6", "hardtanh", "threshold"}
-_OTHERS = (ops.POINTWISE | {"prelu", "rrelu", "softplus", "glu"}) - _IDEMPOTENT - {"neg", "abs", "exp"}
+_OTHERS = {"prelu", "rrelu", "glu"}  #: beside what works element by element
+_NO_ACTIVATIONS = {"neg", "abs", "exp"}
 #: Norms that depend on each input, so that no setting makes them the identity; the new layer gets none.
-_MOVING = {"groupnorm", "layernorm", "instancenorm1d", "instancenorm2d", "instancenorm3d"}
+_MOVING = {"groupnorm", "layernorm", "instancenorm"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +115,8 @@ class Net2Deeper(Pass):
         taken: dict[Block, int] = {}
         places = []
         for node in graph:
-            kind = ops.canonical(node)
-            if kind not in _IDEMPOTENT | _OTHERS:
+            kind = known_kind(node)
+            if not _is_activation(node):
                 continue
             before = _layer_before(node)
             if before is None or not chosen(before[0]):
@@ -249,30 +251,37 @@ def _whole(item: object) -> int:
     return item
 
 
+def _is_activation(node: Node) -> bool:
+    kind = known_kind(node)
+    return kind in _IDEMPOTENT | _OTHERS or (
+        kind not in ("", *_NO_ACTIVATIONS) and has(node, Trait.POINTWISE)
+    )
+
+
 def _idempotent(node: Node) -> bool:
-    return ops.canonical(node) in _IDEMPOTENT
+    return known_kind(node) in _IDEMPOTENT
 
 
 def _layer_before(activation: Node) -> tuple[Node, Node | None] | None:
     """The layer that an activation stands behind, and the batch norm between; None where there is no such layer."""
-    value = ops.sole_operand(activation, ops.canonical(activation))
+    value = ops.sole_operand(activation)
     norm: Node | None = None
     while value is not None:
         node = value.node
-        kind = ops.canonical(node)
+        kind = known_kind(node)
         if node.kind != "module":
             return None
         if node.op in _NORMS:
             plain = "weight" in node.weights and set(node.weights) <= {"weight", "bias"}
             fits = norm is None or norm.op == _NORMS[node.op]
             return (node, norm) if plain and fits else None
-        if kind == "identity" or kind in _MOVING:
+        if kind == "identity" or operation_of(node).family in _MOVING:
             pass
         elif node.op in _NORMS.values() and "running_mean" in node.weights and norm is None:
             norm = node
         else:
             return None
-        value = ops.sole_operand(node, kind)
+        value = ops.sole_operand(node)
     return None
 
 

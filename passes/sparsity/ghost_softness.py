@@ -14,9 +14,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from elastic_ir.analysis.branches import kind_of
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Argument, Graph, Node, Value
+from elastic_ir.ir.operations import kind_of
 from elastic_ir.passes.infra.base import Pass
 from elastic_ir.rewrite.ghosts import (
     Decay,
