@@ -15,10 +15,10 @@ import numpy as np
 from elastic_ir.channels.flow import Bools, Channels, Floats, Flow, Layer, absorption
 from elastic_ir.channels.onnx_axes import moved
 from elastic_ir.ir.graph import Graph, Literal, Node, Value, WeightRef
+from elastic_ir.ir.operations import norm_of
+from elastic_ir.ir.operations.onnx_dialect import is_matrix_transpose
 from elastic_ir.onnx_model import arithmetic as numbers
 from elastic_ir.onnx_model.layers import (
-    frozen_norm,
-    is_matrix_transpose,
     plain_gemm,
     weight_name,
     weight_readers,
@@ -222,7 +222,7 @@ class OnnxFlow(Flow):
     def _normalised(self, node: Node, value: Value, kind: str) -> Channels | None:
         batch = kind == "BatchNormalization"
         names = [weight_name(item) for item in node.args[1:]]
-        if not (frozen_norm(node) if batch else len(names) == 2 and None not in names):
+        if not (norm_of(node) if batch else len(names) == 2 and None not in names):
             return None
         known = self.channels(value, 1)
         if known is None:
@@ -319,7 +319,7 @@ class OnnxFlow(Flow):
         if len(readers) != 1:
             return None
         kind_of = node.output.type
-        if frozen_norm(readers[0]) and kind_of is not None and len(kind_of.shape) == 2:
+        if norm_of(readers[0]) and kind_of is not None and len(kind_of.shape) == 2:
             return readers[0], 3
         if readers[0].op != "onnx.Add" or readers[0].kwargs:
             return None

@@ -1,8 +1,4 @@
-"""Layers of an ONNX graph: which operand is the weight, and along which of its axes products are summed.
-
-A Conv and a Gemm with ``transB`` store a weight as PyTorch does, outputs first; a MatMul stores it inputs first. An
-exporter may also keep PyTorch's weight and put a Transpose before the MatMul.
-"""
+"""Who reads which weight, and what ONNX's layers have beside theirs: factors, and biases that are spread zeros."""
 
 from __future__ import annotations
 
@@ -43,7 +39,9 @@ def weight_name(item: Argument) -> str | None:
 
 
 def label(node: Node) -> str:
-    """A layer's name for a reader: the path of its weight, else the node's name."""
+    """A layer's name for a reader: a module's path, else that of its weight, else the node's name."""
+    if node.kind == "module":
+        return node.scope
     names = [name.rpartition(".")[0] for name in node.weight_names()]
     return (names and names[0]) or f"%{node.name}"
 
@@ -61,53 +59,3 @@ def plain_gemm(node: Node) -> bool:
     """Whether a Gemm is no more than a product and a sum."""
     factors = [node.attributes.get(name, 1.0) for name in ("alpha", "beta")]
     return factors == [1.0, 1.0] and not node.attributes.get("transA", 0)
-
-
-def frozen_norm(node: Node) -> bool:
-    """Whether a BatchNormalization only applies the statistics that it holds as weights."""
-    mode = node.attributes.get("training_mode", 0) or not node.attributes.get("spatial", 1)
-    held = len(node.args) == 5 and all(isinstance(item, WeightRef) for item in node.args[1:])
-    return node.op == "onnx.BatchNormalization" and held and not mode and node.output.is_tensor
-
-
-def is_matrix_transpose(node: Node) -> bool:
-    """Whether a node swaps the axes of a matrix that is a weight."""
-    return (
-        node.op == "onnx.Transpose"
-        and isinstance(node.args[0], WeightRef)
-        and node.attributes.get("perm", [1, 0]) == [1, 0]
-    )
-
-
-def summed_axis(rank: int, readers: Readers, users: dict[Value, list[Node]]) -> int | str:
-    """The axis of a weight along which its layers take their products, or why it cannot be told."""
-    axes: set[int] = set()
-    for node, place in readers:
-        if rank == 2 and is_matrix_transpose(node):
-            found = [
-                _axis(reader, reader.args.index(node.output) if node.output in reader.args else -1, rank)
-                for reader in users.get(node.output, ())
-            ]
-            found = [1 - item if isinstance(item, int) else item for item in found]
-        else:
-            found = [_axis(node, place, rank)]
-        for item in found:
-            if isinstance(item, str):
-                return item
-            axes.add(item)
-    if len(axes) > 1:
-        return "its layers take their products along different axes"
-    return axes.pop() if axes else "no layer uses it"
-
-
-def _axis(node: Node, place: int, rank: int) -> int | str:
-    """The axis along which one node sums products of its operand, or why it cannot be told."""
-    kind = node.op.removeprefix("onnx.")
-    if kind == "Conv" and place == 1:
-        return 1
-    if kind == "Gemm" and rank == 2 and place in (0, 1):
-        turned = bool(node.attributes.get("transA" if place == 0 else "transB", 0))
-        return int(turned) if place == 1 else int(not turned)
-    if kind == "MatMul" and rank == 2 and place in (0, 1):
-        return 1 - place
-    return f"{kind} may store its weight another way round"

@@ -2,23 +2,23 @@
 
 In evaluation a batch norm scales and shifts each channel, and so can the layer before it: row ``i`` of its weight is
 scaled by ``scale[i] / sqrt(variance[i] + epsilon)``, and the rest is a bias (Jacob et al. 2018, section 3.2). Zeros
-stay zeros, so masks stay as they are. The norm's place is taken by an identity, so that no name changes.
+stay zeros, so masks stay as they are. The place of a PyTorch norm is taken by an identity, so that no name changes; an
+ONNX norm's node goes, with its weights, or becomes the addition that a MatMul lacks.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from typing import ClassVar
 
-from elastic_ir.channels.onnx_fold import fold_norms
-from elastic_ir.ir.graph import Graph, Node, Value
-from elastic_ir.onnx_model.layers import is_onnx
+from elastic_ir.ir.graph import Graph, Node, Value, WeightRef
+from elastic_ir.ir.operations import BatchNorm, Layer, kind_of, layer_of, norm_of, operation_of
+from elastic_ir.onnx_model.layers import count_reads, label, plain_gemm, weight_readers, zero_bias
 from elastic_ir.passes.infra.base import Pass, reasons
 from elastic_ir.rewrite.rewriter import Rewriter
-from elastic_ir.tensors.recipes import Norm, NormBias, ScaledRows, with_values
-
-_LAYERS = {"nn.Conv1d": "nn.BatchNorm1d", "nn.Conv2d": "nn.BatchNorm2d", "nn.Conv3d": "nn.BatchNorm3d"}
-_NORMS = {*_LAYERS.values()}
+from elastic_ir.tensors.lazy import TensorData
+from elastic_ir.tensors.recipes import Norm, NormBias, ScaledRows, Turned, with_values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,26 +31,20 @@ class FoldBatchNorm(Pass):
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
         self._need_layers(graph)
-        if is_onnx(graph):
-            folded, skipped = fold_norms(graph, rewriter)
-            graph.metadata["fold-batchnorm"] = {"folded": folded, "skipped": skipped}
-            return
-        users = graph.users()
-        uses: dict[int, int] = {}
+        folder = _Folder(graph, rewriter)
+        folded: list[str] = []
+        skipped: dict[str, str] = {}
         for node in graph:
-            for name in node.weight_names():
-                key = id(graph.weights[name].storage)
-                uses[key] = uses.get(key, 0) + 1
-        folded, skipped = [], {}
-        for node in graph:
-            if node.op in _NORMS and node.kind == "module":
-                reason = _why_not(node, graph, users, uses)
-                if reason:
-                    skipped[node.scope] = reason
-                else:
-                    folded.append(node.scope)
-                    _fold(node, graph, rewriter)
-        #: Plain data for reports: paths of the norms that went, and why the others did not.
+            if not _is_norm(node):
+                continue
+            reason = folder.why_not(node)
+            if reason:
+                skipped[label(node)] = reason
+            else:
+                folded.append(label(node))
+                folder.fold(node)
+        folder.drop_idle_weights()
+        #: Plain data for reports: names of the norms that went, and why the others did not.
         graph.metadata["fold-batchnorm"] = {"folded": folded, "skipped": skipped}
 
     def summary(self, graph: Graph) -> str | None:
@@ -62,51 +56,126 @@ class FoldBatchNorm(Pass):
         return f"folded {len(folded)}, left {len(skipped)}{reasons(skipped)}"
 
 
-def _why_not(norm: Node, graph: Graph, users: dict[Value, list[Node]], uses: dict[int, int]) -> str:
-    """Why a batch norm cannot be folded; "" where it can."""
-    before = norm.args[0].node if norm.args and isinstance(norm.args[0], Value) else None
-    if "running_mean" not in norm.weights:
-        return "it has no statistics of its own"
-    if before is None or before.kind != "module" or before.op not in (*_LAYERS, "nn.Linear"):
-        return "it does not directly follow a convolution or linear layer"
-    kind = before.output.type
-    fits = norm.op == _LAYERS.get(before.op, "nn.BatchNorm1d" if kind and len(kind.shape) == 2 else "")
-    if not fits:
-        return f"it normalises another axis than the outputs of {before.scope}"
-    if len(users[before.output]) > 1:
-        others = [user.name for user in users[before.output] if user is not norm]
-        return f"%{others[0]} reads the output of {before.scope} as well"
-    for node in (before, norm):
-        if any(uses[id(graph.weights[name].storage)] > 1 for name in node.weights.values()):
-            return f"{node.scope} is used more than once"
-    if set(before.weights) - {"weight", "bias"} or "weight" not in before.weights:
-        return f"the weight of {before.scope} is computed from others"
-    return ""
+def _is_norm(node: Node) -> bool:
+    operation = operation_of(node)
+    return operation.known and operation.family == "batchnorm" and node.kind in ("module", "onnx")
 
 
-def _fold(node: Node, graph: Graph, rewriter: Rewriter) -> None:
-    value = node.args[0]
-    assert isinstance(value, Value)
-    layer = value.node
-    parts = {role: graph.weights[name] for role, name in node.weights.items()}
-    epsilon = node.attributes["eps"]
-    assert isinstance(epsilon, (int, float))
-    scale, shift = (parts[role].storage.emitted() if role in parts else None for role in ("weight", "bias"))
-    mean, variance = (parts[role].storage.data for role in ("running_mean", "running_var"))
-    norm = Norm(mean, variance, scale, shift, float(epsilon))
-    weight = graph.weights[layer.weights["weight"]]
-    rewriter.replace_tensor(
-        weight.name,
-        with_values(ScaledRows(weight.storage.data, norm), weight.storage.data, mean),
-        weight.mask,
-    )
-    if "bias" in layer.weights:
-        bias = graph.weights[layer.weights["bias"]].storage
-        old, name = bias.emitted(), layer.weights["bias"]
-        rewriter.replace_tensor(name, with_values(NormBias(old, norm, bias.data.dtype), bias.data, mean))
-    else:
-        fresh = with_values(NormBias(None, norm, weight.dtype), mean)
-        source = parts.get("bias", parts["running_mean"])
-        rewriter.add_weight(layer, "bias", fresh, origin=source.origin)
-        rewriter.set_attributes(layer, bias=True)
-    rewriter.become(node, "nn.Identity")
+class _Folder:
+    def __init__(self, graph: Graph, rewriter: Rewriter) -> None:
+        self.graph = graph
+        self.rewriter = rewriter
+        self.users = graph.users()
+        self.uses = {key: len(readers) for key, readers in weight_readers(graph).items()}
+        self.reads: Counter[str] = count_reads(graph)
+        self.idle: list[str] = []
+
+    def why_not(self, norm: Node) -> str:
+        """Why a batch norm cannot be folded; "" where it can."""
+        if norm_of(norm) is None:
+            return "it has no statistics of its own"
+        given = norm.args[0] if norm.args else None
+        before = given.node if isinstance(given, Value) else None
+        layer = layer_of(before) if before is not None and before.kind in ("module", "onnx") else None
+        if before is None or layer is None or layer.transposed or layer.weight_first:
+            return "it does not directly follow a convolution or linear layer"
+        name = label(before)
+        others = [user.name for user in self.users[before.output] if user is not norm]
+        if others:
+            return f"%{others[0]} reads the output of {name} as well"
+        if before.op == "onnx.Gemm" and not plain_gemm(before):
+            return f"{name} has factors of its own"
+        if not self._same_axis(layer, before, norm):
+            return f"it normalises another axis than the outputs of {name}"
+        carried = [value for value in before.operands()[1:] if value.node.op == "onnx.Transpose"]
+        if layer.weight is None or any(len(self.users[value]) > 1 for value in carried):
+            return f"the weight of {name} is computed from others"
+        for node, held in ((before, [layer.weight, *before.weights.values()]), (norm, norm.weights.values())):
+            if any(self.uses[id(self.graph.weights[each].storage)] > 1 for each in held):
+                return f"{label(node)} is used more than once"
+        return "" if self._bias_fits(layer, before) else f"the bias of {name} is no weight of its own"
+
+    def _same_axis(self, layer: Layer, before: Node, norm: Node) -> bool:
+        """Whether the norm's axis, the second, is that of the layer's outputs."""
+        rank = len(before.output.type.shape) if before.output.type is not None else None
+        if layer.matrix:
+            return rank == 2 or before.op == "onnx.Gemm"
+        if layer.weight is None:
+            return True
+        axes = len(self.graph.weights[layer.weight].shape) - 2
+        return rank in (None, axes + 2) and kind_of(norm) in ("batchnorm", f"batchnorm{axes}d")
+
+    def _bias_fits(self, layer: Layer, before: Node) -> bool:
+        """Whether the bias can take what the norm adds: there is none, or one number for each output."""
+        if before.kind == "module" or len(before.args) < 3 or before.args[2] is None:
+            return True
+        assert layer.weight is not None
+        count = self.graph.weights[layer.weight].shape[layer.outputs]
+        held = layer.bias is not None and self.graph.weights[layer.bias].shape in ((count,), (1, count))
+        return held or zero_bias(before, self.users)
+
+    def fold(self, norm: Node) -> None:
+        """Fold one norm that can be."""
+        value, held = norm.args[0], norm_of(norm)
+        assert isinstance(value, Value) and held is not None
+        before, layer = value.node, layer_of(value.node)
+        assert layer is not None and layer.weight is not None
+        factors = self._factors(held)
+        weight = self.graph.weights[layer.weight]
+        data: TensorData = weight.storage.data
+        scaled: TensorData = ScaledRows(data, factors)
+        if layer.inputs == 0:
+            scaled = Turned(ScaledRows(Turned(data), factors))
+        self.rewriter.replace_tensor(weight.name, with_values(scaled, data, factors.mean), weight.mask)
+        origin = self.graph.weights[held.shift or held.mean].origin
+        if norm.kind == "module":
+            self._shift_module(before, layer, weight.dtype, factors, origin)
+            self.rewriter.become(norm, "nn.Identity")
+            return
+        self.idle += norm.weight_names()
+        if before.op == "onnx.MatMul":  # it has no bias: an addition takes the norm's place
+            self.rewriter.become(norm, "onnx.Add", args=(value,))
+            fresh = with_values(NormBias(None, factors, weight.dtype), factors.mean)
+            name = self.rewriter.add_operand(norm, 1, fresh, beside=held.shift or held.mean, origin=origin)
+            self.reads[name] += 1
+            return
+        self._shift_operand(before, layer, weight.dtype, factors, origin)
+        self.rewriter.dissolve(norm, value)
+
+    def _factors(self, norm: BatchNorm) -> Norm:
+        def emitted(name: str | None) -> TensorData | None:
+            return self.graph.weights[name].storage.emitted() if name is not None else None
+
+        mean, variance = (self.graph.weights[name].storage.emitted() for name in (norm.mean, norm.variance))
+        return Norm(mean, variance, emitted(norm.scale), emitted(norm.shift), norm.epsilon)
+
+    def _move_bias(self, name: str, factors: Norm) -> None:
+        bias = self.graph.weights[name]
+        old = bias.storage.emitted()
+        self.rewriter.replace_tensor(name, with_values(NormBias(old, factors, bias.dtype), old, factors.mean))
+
+    def _shift_module(self, node: Node, layer: Layer, dtype: str, factors: Norm, origin: str) -> None:
+        """Give a module the bias that the norm leaves."""
+        if layer.bias is not None:
+            self._move_bias(layer.bias, factors)
+            return
+        fresh = with_values(NormBias(None, factors, dtype), factors.mean)
+        self.rewriter.add_weight(node, "bias", fresh, origin=origin)
+        self.rewriter.set_attributes(node, bias=True)
+
+    def _shift_operand(self, node: Node, layer: Layer, dtype: str, factors: Norm, origin: str) -> None:
+        """Give an operator the bias that the norm leaves."""
+        if len(node.args) > 2 and isinstance(node.args[2], Value):  # zeros, spread
+            self.rewriter.drop_operand(node, 2)
+        if len(node.args) > 2 and isinstance(node.args[2], WeightRef):
+            self._move_bias(self.rewriter.own_operand(node, 2, self.reads), factors)
+            return
+        assert layer.weight is not None
+        fresh = with_values(NormBias(None, factors, dtype), factors.mean)
+        name = self.rewriter.add_operand(node, 2, fresh, beside=layer.weight, origin=origin)
+        self.reads[name] += 1
+
+    def drop_idle_weights(self) -> None:
+        """Drop the weights of ONNX norms that went, where nothing else reads them."""
+        used = {name for node in self.graph for name in node.weight_names()}
+        self.rewriter.drop_weights(name for name in dict.fromkeys(self.idle) if name not in used)

@@ -13,17 +13,14 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
+from elastic_ir.analysis.input_axes import InputAxes
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
-from elastic_ir.onnx_model.layers import is_onnx, summed_axis, weight_readers
 from elastic_ir.passes.infra.base import Pass, reasons
 from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.tensors.lazy import ShapeOnly
 from elastic_ir.tensors.nm_mask import PatternMask
 from elastic_ir.tensors.weights import Weight
-
-_LAYERS = {"nn.Linear", "nn.Conv1d", "nn.Conv2d", "nn.Conv3d"}
-_FUNCTIONS = {"linear", "conv1d", "conv2d", "conv3d", "convolution"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +47,7 @@ class NMProject(Pass):
         for pattern in patterns:
             if not any(weight.prunable and _fits(weight.name, pattern) for weight in graph.weights.values()):
                 raise PlanError(f"skip={pattern!r} fits no weight of a convolution or linear layer")
-        axis_of = _Axes(graph)
+        axis_of = InputAxes(graph)
         projected: list[str] = []
         skipped: dict[str, str] = {}
         seen: set[int] = set()
@@ -98,24 +95,3 @@ class NMProject(Pass):
 def _fits(name: str, pattern: str) -> bool:
     """Whether a pattern names a weight, or the layer that it belongs to."""
     return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)
-
-
-class _Axes:
-    """Along which axis of each weight its layer takes the products, or why that cannot be told."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.known = bool(len(graph))
-        self.onnx = is_onnx(graph)
-        self.users = graph.users() if self.onnx else {}
-        self.readers = weight_readers(graph)
-
-    def __call__(self, weight: Weight) -> int | str:
-        readers = self.readers.get(id(weight.storage), [])
-        if self.onnx:
-            return summed_axis(len(weight.shape), readers, self.users)
-        for node, _ in readers if self.known else ():
-            parts = node.op.split(".")
-            last = parts[1] if parts[0] == "aten" and len(parts) > 1 else parts[-1]
-            if node.op not in _LAYERS and (node.kind == "module" or last not in _FUNCTIONS):
-                return f"{node.op} may store its weight another way round"
-        return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import onnx
 import pytest
@@ -261,7 +262,7 @@ def test_what_is_no_layer_of_a_known_form(op: str) -> None:
     ],
 )
 def test_onnx_axes_are_those_along_which_products_are_summed(
-    op: str, places: str, attributes: dict[str, int], shape: tuple[int, ...], inputs: int, tmp_path: object
+    op: str, places: str, attributes: dict[str, Any], shape: tuple[int, ...], inputs: int, tmp_path: object
 ) -> None:
     """The file runs with the extents swapped in only one way, so a wrong axis would not fit."""
     spatial = (2, 3, 4, 4) if op.startswith("Conv") else (2, 3)

@@ -17,12 +17,12 @@ from torch.nn import functional as F
 
 import elastic_ir as eir
 from elastic_ir.analysis.cost import compare_costs
+from elastic_ir.analysis.input_axes import InputAxes
 from elastic_ir.cli.app import elastic_ir
 from elastic_ir.emit.onnx.model import build_onnx
 from elastic_ir.emit.onnx.save import save_onnx
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
-from elastic_ir.onnx_model.layers import summed_axis, weight_readers
 from elastic_ir.passes import Compact, FoldBatchNorm, NMProject, Pass
 from elastic_ir.tensors.lazy import Mask
 from elastic_ir.zoo import cifar_resnet
@@ -57,9 +57,9 @@ def half_pruned(bias: float) -> tuple[nn.Module, dict[str, torch.Tensor]]:
 def prune(graph: Graph, share: float = 0.5) -> Graph:
     """Masks that take away whole outputs of every layer that has some to spare."""
     rng = np.random.default_rng(0)
-    users, readers = graph.users(), weight_readers(graph)
+    axis_of = InputAxes(graph)
     for weight in graph.weights.values():
-        axis = summed_axis(len(weight.shape), readers.get(id(weight.storage), []), users)
+        axis = axis_of(weight)
         out = 1 - (axis if isinstance(axis, int) else 0)  # a ConvTranspose has its inputs first
         if weight.prunable and weight.mask is None and weight.shape[out] > 4:
             array = np.moveaxis(np.ones(weight.shape, bool), out, 0)

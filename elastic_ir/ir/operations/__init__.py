@@ -17,6 +17,11 @@ from elastic_ir.ir.graph import Node, Value, WeightRef
 from elastic_ir.ir.operations import onnx_dialect, torch_dialect
 from elastic_ir.ir.operations.layers import BatchNorm, Layer
 
+__all__ = [
+    "RANDOM_BY", "BatchNorm", "Layer", "Operation", "Trait", "has", "is_product", "is_sum", "kind_of", "known_kind",
+    "layer_of", "norm_of", "operation_of", "reads_form_only", "written",
+]  # fmt: skip
+
 
 class Trait(Flag):
     """What is known of an operation by its name."""

@@ -42,7 +42,7 @@ def is_matrix_transpose(node: Node) -> bool:
 
 
 def layer_of(node: Node) -> Layer | None:
-    """How a Conv, ConvTranspose, Gemm or MatMul applies its weight, also where a Transpose stands before a MatMul.
+    """How a Conv, ConvTranspose, Gemm or MatMul applies its weight, also where a Transpose stands before a product.
 
     None for anything else, and where both operands are weights.
     """
@@ -52,7 +52,7 @@ def layer_of(node: Node) -> Layer | None:
     names: list[str | None] = []
     swapped = False
     for item in node.args[:2]:
-        through = kind == "MatMul" and isinstance(item, Value) and is_matrix_transpose(item.node)
+        through = not kind.startswith("Conv") and isinstance(item, Value) and is_matrix_transpose(item.node)
         found = item.node.args[0] if through and isinstance(item, Value) else item
         swapped = swapped or through
         names.append(found.name if isinstance(found, WeightRef) else None)
