@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 import elastic_ir as eir
@@ -149,3 +152,79 @@ def test_bare_weights_are_refused(tmp_path: Path) -> None:
     torch.save(cifar_resnet(14, width=4).state_dict(), tmp_path / "bare.pt")
     with pytest.raises(eir.PlanError, match="fold-batchnorm has to see what reads what"):
         fold(eir.load(tmp_path / "bare.pt"))
+
+
+def test_an_unbatched_convolution_has_its_channels_on_another_axis() -> None:
+    """(channels, length) looks to the norm like (batch, channels)."""
+    model = nn.Sequential(nn.Conv1d(3, 5, 1), nn.BatchNorm1d(5)).eval()
+    graph = eir.trace(model, (torch.randn(3, 5),))
+    assert fold(graph).metadata["fold-batchnorm"]["skipped"] == {
+        "1": "it normalises another axis than the outputs of 0"
+    }
+
+
+# -- the same words for ONNX -------------------------------------------------------------------------------------------
+
+NORM = ("scale", "shift", "mean", "variance")
+
+
+def onnx_graph(
+    folder: Path, nodes: list[onnx.NodeProto], rank: int, weights: dict[str, tuple[int, ...]]
+) -> eir.Graph:
+    """A file of some nodes from x, of four channels, to y; norms read the same four tensors of size 4."""
+    torch.manual_seed(0)
+    values = {name: torch.randn(shape) for name, shape in weights.items()}
+    values |= {name: torch.rand(4) + 0.5 for name in NORM}
+    made = helper.make_model(
+        helper.make_graph(
+            nodes, "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, (4, 4, 4, 4)[:rank])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, (4, 4, 4, 4)[:rank])],
+            [helper.make_tensor(k, TensorProto.FLOAT, v.shape, v.flatten().tolist()) for k, v in values.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+    )  # fmt: skip
+    onnx.checker.check_model(made, full_check=True)
+    onnx.save(made, folder / "m.onnx")
+    return eir.load(folder / "m.onnx")
+
+
+def norm(source: str, result: str = "y") -> onnx.NodeProto:
+    return helper.make_node("BatchNormalization", [source, *NORM], [result])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "rank", "weights", "reason"),
+    [
+        ([("Relu", "x", "a")], 4, {}, "it does not directly follow a convolution or linear layer"),
+        ([("MatMul", "w x", "a")], 2, {"w": (4, 4)}, "it does not directly follow a convolution or linear layer"),
+        ([("ConvTranspose", "x w", "a")], 4, {"w": (4, 4, 1, 1)},
+         "it does not directly follow a convolution or linear layer"),
+        ([("MatMul", "x w", "a")], 3, {"w": (4, 4)}, "it normalises another axis than the outputs of .+"),
+        ([("Abs", "w", "v"), ("Conv", "x v", "a")], 4, {"w": (4, 4, 1, 1)},
+         "the weight of .+ is computed from others"),
+        ([("Conv", "x w", "b"), ("Conv", "b w", "a")], 4, {"w": (4, 4, 1, 1)}, ".+ is used more than once"),
+        ([("Conv", "x w b", "a")], 4, {"w": (4, 4, 1, 1), "b": (4,)}, ""),
+        ([("Gemm", "x w", "a")], 2, {"w": (4, 4)}, ""),
+        ([("MatMul", "x w", "a")], 2, {"w": (4, 4)}, ""),
+        ([("Transpose", "w", "v"), ("MatMul", "x v", "a")], 2, {"w": (4, 4)}, ""),
+        ([("Transpose", "w", "v"), ("Gemm", "x v b", "a")], 2, {"w": (4, 4), "b": (4,)}, ""),
+    ],
+)  # fmt: skip
+def test_onnx_layers(
+    nodes: list[tuple[str, str, str]],
+    rank: int,
+    weights: dict[str, tuple[int, ...]],
+    reason: str,
+    tmp_path: Path,
+) -> None:
+    made = [helper.make_node(kind, given.split(), [result]) for kind, given, result in nodes]
+    graph = onnx_graph(tmp_path, [*made, norm("a")], rank, weights)
+    done = fold(graph)
+    said = list(done.metadata["fold-batchnorm"]["skipped"].values())
+    assert len(said) == bool(reason)
+    assert all(re.fullmatch(reason, each) for each in said), said
+    x = torch.randn((4,) * rank)
+    before, after = (each.to_module(check=False).eval()(x) for each in (graph, done))
+    assert torch.allclose(before, after, atol=1e-5)
+    assert any(node.op == "onnx.BatchNormalization" for node in done) == bool(reason)
