@@ -10,6 +10,7 @@ import click
 from elastic_ir.cli import tables
 from elastic_ir.cli.app import COMMANDS
 from elastic_ir.cli.options import LOAD_PASS, MAX_BLOCKS, SOURCE, Reading, note_source, source_options
+from elastic_ir.formats.registry import PYTORCH
 
 if TYPE_CHECKING:
     from elastic_ir.ir.graph import Graph
@@ -149,10 +150,9 @@ def _beside(source: str) -> Path:
     """The source's name with ``-applied`` behind, and its extension where that can be written."""
     from elastic_ir.cli import output
 
-    path = output.beside(source, ".pt")
-    suffix = Path(source).suffix.lower()
-    kept = suffix if suffix in output.KEPT else ".pt"
-    return path.with_name(f"{path.stem}-applied{'' if Path(source).is_dir() else kept}")
+    kept = "" if Path(source).is_dir() else output.kept_suffix(Path(source)).lower()
+    path = output.beside(source, PYTORCH.suffixes[0])
+    return path.with_name(f"{path.stem}-applied{kept}")
 
 
 def _told(found: dict[str, Any]) -> str:

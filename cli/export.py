@@ -10,6 +10,7 @@ import click
 from elastic_ir.cli import tables
 from elastic_ir.cli.app import COMMANDS
 from elastic_ir.cli.options import SOURCE, Reading, note_source, source_options
+from elastic_ir.formats.registry import ONNX, PYTHON, PYTORCH
 
 if TYPE_CHECKING:
     from elastic_ir.emit.onnx.save import OnnxReport
@@ -74,23 +75,23 @@ def export(
     from elastic_ir import api
     from elastic_ir.cli import output
 
-    path = Path(out) if out is not None else output.beside(source, ".onnx")
-    if path.suffix.lower() != ".onnx" and (sparse or opset or static or fold_batchnorm):
+    path = Path(out) if out is not None else output.beside(source, ONNX.suffixes[0])
+    if not ONNX.names(path) and (sparse or opset or static or fold_batchnorm):
         raise click.UsageError("--sparse, --opset, --static and --fold-batchnorm are for .onnx files")
-    if weights and path.suffix.lower() != ".py":
+    if weights and not PYTHON.names(path):
         raise click.UsageError("--weights is for .py files; all others hold their weights")
     inputs = {"the source": source, "the --arch": reading.arch, "the --mask": reading.mask}
     output.refuse_overwriting(path, inputs)
     if weights:
-        output.refuse_overwriting(path.with_suffix(".pt"), inputs)
+        output.refuse_overwriting(path.with_suffix(PYTORCH.suffixes[0]), inputs)
     with tables.status(f"reading {source}"):
         graph = reading.load(source)
-    if weights or path.suffix.lower() != ".py":  # Python source alone holds none
+    if weights or not PYTHON.names(path):  # Python source alone holds none
         note_source(source, graph)
-    if path.suffix.lower() == ".py":
+    if PYTHON.names(path):
         _export_source(graph, source, path, weights, not no_check)
         return
-    if path.suffix.lower() != ".onnx":
+    if not ONNX.names(path):
         with tables.status(f"writing {path}"):
             written = api.save(graph, path, check=not no_check)
         tables.show_facts(
@@ -113,8 +114,8 @@ def _export_source(graph: Graph, source: str, path: Path, weights: bool, check: 
     from elastic_ir.cli import output
     from elastic_ir.emit.source.file import save_source
 
-    beside = path.with_suffix(".pt")
-    ours = Path(source).suffix.lower() in (".pt", ".pth") and not weights
+    beside = path.with_suffix(PYTORCH.suffixes[0])
+    ours = PYTORCH.names(Path(source)) and not weights
     with tables.status(f"writing {path}"):
         written = [save_source(graph, path, check=check, weights=Path(source).name if ours else beside.name)]
         if weights:

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elastic_ir.errors import OutputError
+from elastic_ir.formats.registry import PYTHON, PYTORCH, SAFETENSORS, readable_and_writable
 
 if TYPE_CHECKING:
     from elastic_ir.ir.graph import Graph
-
-#: Extensions of sources that are kept; a source of any other becomes a ``.pt``.
-KEPT = (".pt", ".pth", ".safetensors", ".ticket", ".onnx")
 
 
 def tag(graph: Graph) -> str:
@@ -35,14 +33,19 @@ def default_output(source: str, before: Graph, after: Graph) -> Path:
     path = Path(source)
     if is_name(source):
         name = re.sub(r"[^\w.-]+", "-", source.rpartition(":")[2]).strip("-")
-        return Path(f"{name}-{tag(after)}.pt")
+        return Path(f"{name}-{tag(after)}{PYTORCH.suffixes[0]}")
     if path.is_dir():
         stem, extension = path.name or path.resolve().name or "network", ""
         if path.name in ("", ".."):
             path = path.resolve()
     else:
-        stem, extension = path.stem, path.suffix if path.suffix.lower() in KEPT else ".pt"
+        stem, extension = path.stem, kept_suffix(path)
     return path.with_name(f"{stem.removesuffix(f'-{tag(before)}')}-{tag(after)}{extension}")
+
+
+def kept_suffix(path: Path) -> str:
+    """A source's own suffix where files of it are read and written, else that of PyTorch's."""
+    return path.suffix if readable_and_writable(path) else PYTORCH.suffixes[0]
 
 
 def beside(source: str, extension: str) -> Path:
@@ -64,7 +67,7 @@ def refuse_overwriting(out: Path, inputs: dict[str, str | None]) -> None:
     """
     from elastic_ir.emit.files import mask_file
 
-    masks = mask_file(out) if out.suffix.lower() == ".safetensors" else None
+    masks = mask_file(out) if SAFETENSORS.names(out) else None
     for what, name in inputs.items():
         if name is None or not os.path.exists(name):
             continue
@@ -77,7 +80,7 @@ def refuse_overwriting(out: Path, inputs: dict[str, str | None]) -> None:
         else:
             continue
         raise OutputError(f"{where}, which would be written over; choose another name with -o OUT")
-    if out.suffix.lower() == ".py" and out.is_file() and not _written_by_us(out):
+    if PYTHON.names(out) and out.is_file() and not _written_by_us(out):
         raise OutputError(f"{out} holds source that ElasticIR did not write; choose another name with -o OUT")
 
 
@@ -91,8 +94,8 @@ def _written_by_us(path: Path) -> bool:
 
 def refuse_source(out: Path) -> None:
     """OutputError where a changed network would be written as source alone, and its weights be lost."""
-    if out.suffix.lower() == ".py":
-        kept = out.with_suffix(".pt")
+    if PYTHON.names(out):
+        kept = out.with_suffix(PYTORCH.suffixes[0])
         raise OutputError(
             f"{out} would hold no weights; write {kept}, then 'elastic-ir export {kept} -o {out}' writes the source"
         )

@@ -23,6 +23,7 @@ from elastic_ir.cli.options import (
     note_source,
     source_options,
 )
+from elastic_ir.formats.registry import writable
 
 if TYPE_CHECKING:
     from elastic_ir.checkpoints.config.native_check import Compared
@@ -56,10 +57,6 @@ Examples:
 "tail" undoes what stretch does by "append", "even" what it does by "interpolate". The entry of a stage is never
 deleted.
 """
-
-
-#: What an OUT ends with that is a file; any other is a folder, whatever dots its name has.
-FILES = (".pt", ".pth", ".safetensors", ".onnx", ".ticket", ".py")
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,7 @@ class Wanted:
             reading.by_headers(source)
             and self.to_depth is None
             and self.like is None
-            and (self.out is None or Path(self.out).suffix.lower() not in FILES)
+            and (self.out is None or not writable(Path(self.out)))
         )
         given = {
             "--shard-size": self.shard_size is not None, "--durable": self.durable, "--resume": self.resume,

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from elastic_ir.errors import MaskError, SourceError
+from elastic_ir.formats import registry
 from elastic_ir.formats.packed_masks import named_masks, read_mask_tensors
-from elastic_ir.formats.ticket import EXTENSION
+from elastic_ir.formats.registry import OWN, SAFETENSORS, TICKET
 from elastic_ir.tensors.lazy import Mask, TensorData
 from elastic_ir.tensors.weights import Weight
 from elastic_ir.tensors.zeros import nonzero
@@ -27,19 +28,25 @@ V = TypeVar("V")
 def read_masks(path: str | os.PathLike[str], trust: tuple[str, ...] = ()) -> dict[str, Mask]:
     """A mask file, weight name to 0/1 tensor of any dtype: ``.safetensors``, ``.ticket``, ``.pt``, ``mask.pth``.
 
-    Names ending in ``_mask``, as pruned modules have them, stand for the weight. Raises SourceError for a file that
-    cannot be read, MaskError for one that holds no masks or, naming the weight, values other than 0 and 1.
+    Of a registered format of others, the masks in the file, or its tensors where it holds no masks. Names ending in
+    ``_mask``, as pruned modules have them, stand for the weight. Raises SourceError for a file that cannot be read,
+    MaskError for one that holds no masks or, naming the weight, values other than 0 and 1.
     """
     path = Path(path)
     found: Mapping[str, Any] | None
-    if path.suffix.lower() == EXTENSION:
+    if TICKET.names(path):
         from elastic_ir.formats.ticket import read_ticket
 
         found = packed = read_ticket(path).read_masks()
         if packed:
             return packed  # its names are meant as they stand
-    elif path.suffix.lower() == ".safetensors":
+    elif SAFETENSORS.names(path):
         return read_mask_tensors(path)
+    elif (form := registry.format_named(path)) is not None and form not in OWN:
+        stored = registry.read(form, path, registry.ReadOptions(trust=trust))
+        if not isinstance(stored, registry.Stored):
+            raise MaskError(f"{path.name} holds a network and no masks of their own; load it as a source")
+        found = stored.masks or stored.tensors
     else:
         from elastic_ir.frontends.state_dicts import masks_in, state_dict_of
         from elastic_ir.frontends.torch_file import read_torch_file

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from elastic_ir import user_functions
 from elastic_ir.checkpoints.names import graph_of_tensors
 from elastic_ir.errors import ElasticError, MaskError, SourceError
+from elastic_ir.formats import registry
 from elastic_ir.formats.files import parse_json
-from elastic_ir.formats.ticket import EXTENSION
+from elastic_ir.formats.registry import ReadOptions, Stored
 from elastic_ir.ir.described import FILE, described, read_from
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.serialise import graph_from_data
@@ -22,9 +23,6 @@ from elastic_ir.tensors.lazy import Mask, TensorData
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-#: The forms of files that hold one network, and not what a training keeps beside it.
-_PLAIN_FORMS = (".safetensors", EXTENSION, ".onnx")
 
 Shapes = Sequence[Sequence[int]] | None
 
@@ -40,15 +38,16 @@ def load(
     headers_only: bool = False,
     key: str | None = None,
 ) -> Graph:
-    """Read a source: a ``.pt``, ``.pth``, ``.safetensors`` or ``.ticket`` file, a Hugging Face folder, or a name.
+    """Read a source: a file of a registered format, a Hugging Face folder, or a name.
 
-    Names are ``timm:NAME``, ``torchvision:NAME`` and ``package.module:factory``. ``arch`` says what a bare state dict
-    belongs to (a source, a module or a graph); ``masks`` is a mask file or a mapping of names to 0/1 tensors;
-    ``mask_from_zeros`` takes exact zeros in prunable weights as pruned. ``headers_only`` reads a folder of safetensors
-    by its headers, without torch and without its network: names and shapes tell the structure, and :func:`save` streams
-    the tensors from folder to folder. ``key`` says which of several state dicts of a ``.pt`` is meant, with dots where
-    it is nested; what is left behind is noted in ``graph.metadata["left_behind"]``. Raises SourceError, MaskError,
-    TraceError.
+    Formats are those of :mod:`elastic_ir.formats.registry`, and told by a file's suffix, else by its first bytes; else
+    it is read as PyTorch's. Names are ``timm:NAME``, ``torchvision:NAME`` and ``package.module:factory``. ``arch``
+    says what a bare state dict belongs to (a source, a module or a graph); ``masks`` is a mask file or a mapping of
+    names to 0/1 tensors; ``mask_from_zeros`` takes exact zeros in prunable weights as pruned. ``headers_only`` reads a
+    folder of safetensors by its headers, without torch and without its network: names and shapes tell the structure,
+    and :func:`save` streams the tensors from folder to folder. ``key`` says which of several state dicts of a ``.pt``
+    is meant, with dots where it is nested; what is left behind is noted in ``graph.metadata["left_behind"]``. Raises
+    SourceError, MaskError, TraceError.
     """
     if not isinstance(source, str | os.PathLike):
         raise SourceError(
@@ -59,10 +58,8 @@ def load(
     beside = masks is None  # masks that are given replace those that lie beside the weights
     if not is_name(text):
         refuse_special(path)
-    if key is not None and (is_name(text) or path.is_dir() or path.suffix.lower() in _PLAIN_FORMS):
-        raise SourceError(
-            f"{text} holds one network, and key={key!r} chooses among several of a .pt; leave it out"
-        )
+    if key is not None and (is_name(text) or path.is_dir()):
+        raise _one_network(text, key)
     if is_name(text):
         graph = _trace(build(text), input_shape)
     else:
@@ -71,18 +68,8 @@ def load(
             raise SourceError(f"{text} does not exist; a factory is named by its module, here {hint}")
         if path.is_dir():
             graph = _read_headers(path, beside) if headers_only else _read_folder(path, input_shape, beside)
-        elif path.suffix.lower() == ".safetensors":
-            graph = _read_safetensors(path, arch, trust, input_shape, beside)
-        elif path.suffix.lower() == EXTENSION:
-            graph = _read_ticket(path, arch, trust, input_shape)
-        elif path.suffix.lower() == ".onnx":
-            from elastic_ir.frontends.onnx.graph import load_onnx
-
-            graph = load_onnx(path, input_shape)
-        elif path.suffix.lower() == ".pt2":
-            raise SourceError(f"{path.name}: reading {path.suffix} files is not part of this version")
         else:
-            graph = _read_torch(path, arch, trust, input_shape, key)
+            graph = _read_file(path, ReadOptions(arch, trust, input_shape, beside, key))
     if masks is not None:
         attach(graph, _mask_mapping(masks))
     if mask_from_zeros:
@@ -239,35 +226,72 @@ def _over(graph: Graph, tensors: Mapping[str, TensorData], source: str) -> Graph
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-def _read_safetensors(
-    path: Path, arch: Any, trust: Sequence[str], input_shape: Shapes, beside: bool
-) -> Graph:
+def _one_network(source: str, key: str) -> SourceError:
+    return SourceError(
+        f"{source} holds one network, and key={key!r} chooses among several of a .pt; leave it out"
+    )
+
+
+def _read_file(path: Path, options: ReadOptions) -> Graph:
+    """Read a file in its format; one whose suffix is nobody's in that which its first bytes tell."""
+    if path.suffix.lower() == ".pt2":
+        raise SourceError(f"{path.name}: reading {path.suffix} files is not part of this version")
+    form = registry.format_named(path) or registry.format_recognised(path)
+    if options.key is not None and form is not None and not form.several:
+        raise _one_network(os.fspath(path), options.key)
+    try:
+        found = registry.read(form or registry.PYTORCH, path, options)
+    except SourceError as error:
+        if form is None and path.suffix and path.is_file():
+            known = ", ".join(registry.suffixes(registry.registered(), written=False))
+            raise SourceError(f"{error}; networks are read from {known} files") from error
+        raise
+    if isinstance(found, Graph):
+        return found
+    from elastic_ir.frontends.masks import masks_from_state
+
+    tensors, pruned = masks_from_state(dict(found.tensors))
+    return _network(Stored(tensors, {**pruned, **found.masks}, found.graph), path, options)
+
+
+def _network(found: Stored, path: Path, options: ReadOptions) -> Graph:
+    """The graph of what a file holds: over the architecture given, by the file's own description, or by names."""
+    if options.arch is not None:
+        network = _trace(_architecture(options.arch, options.trust), options.input_shape)
+        graph = _over(network, found.tensors, path.name)
+    else:
+        graph = _described(found.graph, found.tensors, options.trust, path)
+    attach(graph, found.masks)
+    return graph
+
+
+def read_onnx(path: Path, options: ReadOptions) -> Graph:
+    """An ONNX file; see :func:`elastic_ir.frontends.onnx.graph.load_onnx`."""
+    from elastic_ir.frontends.onnx.graph import load_onnx
+
+    return load_onnx(path, options.input_shape)
+
+
+def read_safetensors_file(path: Path, options: ReadOptions) -> Graph:
+    """A ``.safetensors`` file, and the masks that lie beside it."""
     from elastic_ir.formats.safetensors import read_safetensors
     from elastic_ir.frontends.masks import masks_from_state
 
     tensors, metadata = read_safetensors(path)
     named, pruned = masks_from_state(dict[str, TensorData](tensors))
     sidecar = path.with_name(f"{path.stem}.masks.safetensors")
-    if arch is not None:
-        graph = _over(_trace(_architecture(arch, trust), input_shape), named, path.name)
-    else:
-        graph = _described(metadata.get("elastic_ir.graph"), named, trust, path)
-    attach(graph, pruned)
-    if os.path.exists(sidecar) and beside:
+    graph = _network(Stored(named, pruned, metadata.get("elastic_ir.graph")), path, options)
+    if os.path.exists(sidecar) and options.masks_beside:
         attach(graph, _masks_beside(sidecar, [path]))
     return graph
 
 
-def _read_ticket(path: Path, arch: Any, trust: Sequence[str], input_shape: Shapes) -> Graph:
+def read_ticket_file(path: Path, options: ReadOptions) -> Graph:
+    """A ``.ticket`` file, whose names are meant as they stand."""
     from elastic_ir.formats.ticket import read_ticket
 
     ticket = read_ticket(path)
-    if arch is not None:
-        graph = _over(_trace(_architecture(arch, trust), input_shape), ticket.tensors, path.name)
-    else:
-        graph = _described(ticket.graph, ticket.tensors, trust, path)
-    attach(graph, ticket.read_masks())
-    return graph
+    return _network(Stored(ticket.tensors, ticket.read_masks(), ticket.graph), path, options)
 
 
 def _described(
@@ -298,7 +322,8 @@ def _graph_of_file(data: Any, tensors: Mapping[str, TensorData], trust: Sequence
     return graph
 
 
-def _read_torch(path: Path, arch: Any, trust: Sequence[str], input_shape: Shapes, key: str | None) -> Graph:
+def read_pt(path: Path, options: ReadOptions) -> Graph:
+    """A file of ``torch.save``: ours, a state dict among whatever a training keeps, or a whole module."""
     from torch import nn
 
     from elastic_ir.formats.packed_masks import masks_of_records
@@ -307,7 +332,8 @@ def _read_torch(path: Path, arch: Any, trust: Sequence[str], input_shape: Shapes
     from elastic_ir.frontends.torch_file import read_torch_file, read_zip_records
     from elastic_ir.tensors.torch_bridge import TorchData
 
-    found = read_torch_file(path, trust)
+    key = options.key
+    found = read_torch_file(path, options.trust)
     records = {} if isinstance(found, nn.Module) else read_zip_records(path)
     ours = "elastic_ir/graph.json" in records and isinstance(found, dict)
     if ours and key is not None:
@@ -321,19 +347,16 @@ def _read_torch(path: Path, arch: Any, trust: Sequence[str], input_shape: Shapes
     if isinstance(chosen.held, nn.Module):
         with read_from(path.name):
             check_tensors(chosen.held.state_dict(), path.name)
-            graph = _trace(chosen.held, input_shape)
+            graph = _trace(chosen.held, options.input_shape)
         graph.metadata[FILE] = path.name
         graph.metadata["left_behind"] = list(chosen.left)
         attach(graph, given)
         return graph
     state, pruned = masks_from_state(check_tensors(chosen.held, path.name))
     tensors: dict[str, TensorData] = {name: TorchData(tensor) for name, tensor in state.items()}
-    if arch is not None:
-        graph = _over(_trace(_architecture(arch, trust), input_shape), tensors, path.name)
-    elif "elastic_ir/graph.json" in records:
-        graph = _described(records["elastic_ir/graph.json"], tensors, trust, path)
-    else:
-        graph = graph_of_tensors(path.stem, tensors)
+    description = records.get("elastic_ir/graph.json")
+    graph = _network(Stored(tensors, graph=description), path, options)
+    if options.arch is None and description is None:
         _tie(graph, state)
     graph.metadata["left_behind"] = [*chosen.left, *graph.metadata.get("left_behind", ())]
     attach(graph, masks_of_records(records, path))

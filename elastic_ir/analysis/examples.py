@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import SourceError
+from elastic_ir.formats.registry import SAFETENSORS
 from elastic_ir.formats.safetensors import tensors_of_file
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def read_batches(path: str, batch: int) -> list[tuple[torch.Tensor, torch.Tensor
         raise SourceError(f"batch={batch}: a batch holds one example or more")
     if not file.is_file():
         raise SourceError(f"{path} is no file; data=FILE names a .npz or .safetensors file")
-    readers = {".npz": _npz, ".safetensors": _safetensors}
+    readers = {".npz": _npz, SAFETENSORS.suffixes[0]: _safetensors}
     if file.suffix.lower() not in readers:
         raise SourceError(f"{file.name}: data is read from .npz and .safetensors files")
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import PlanError, SourceError
+from elastic_ir.formats.registry import SAFETENSORS
 from elastic_ir.formats.safetensors import tensors_of_file
 from elastic_ir.ir.example_inputs import map_tensors, tensors_in
 from elastic_ir.ir.graph import Graph
@@ -108,7 +109,7 @@ def _read(path: Path) -> Samples:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 return Samples.of({name: arrays[name] for name in arrays.files})
-        if path.suffix == ".safetensors":
+        if SAFETENSORS.names(path):
             return Samples((), tensors_of_file(path))
     except PlanError:
         raise

@@ -28,6 +28,7 @@ from elastic_ir.formats.model_folder import (
     WEIGHT_FORMS,
     CheckpointSource,
 )
+from elastic_ir.formats.registry import SAFETENSORS
 from elastic_ir.formats.safetensors import read_safetensors
 from elastic_ir.ir.graph import Graph
 from elastic_ir.tensors.lazy import TensorData, nbytes
@@ -163,7 +164,7 @@ def _tensors(folder: Path, root: Path) -> tuple[dict[str, TensorData], tuple[Pat
 
 def _read(path: Path) -> tuple[Mapping[str, TensorData], dict[str, str]]:
     """A shard's tensors and metadata, by the form that its name tells."""
-    if path.suffix.lower() != ".safetensors":
+    if not SAFETENSORS.names(path):
         return read_bin(path), {}
     return read_safetensors(path)
 

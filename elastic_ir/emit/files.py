@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from elastic_ir.emit.without_values import refuse_without_values
-from elastic_ir.errors import EmitError, OutputError
+from elastic_ir.errors import EmitError, OutputError, SourceError
+from elastic_ir.formats import registry
 from elastic_ir.formats.files import atomic_folder, atomic_output, flush, refuse_long_name
 from elastic_ir.formats.model_folder import MASKS, CheckpointSource
+from elastic_ir.formats.registry import ReadOptions, Stored
 from elastic_ir.formats.safetensors import write_safetensors
-from elastic_ir.formats.ticket import EXTENSION, ticket_shapes, write_ticket
 from elastic_ir.ir.described import described
 from elastic_ir.ir.example_inputs import describe_input
 from elastic_ir.ir.graph import Graph
@@ -25,8 +27,6 @@ from elastic_ir.onnx_model.source import OnnxSource
 from elastic_ir.rewrite.ghosts import without_ghosts
 from elastic_ir.tensors.lazy import Mask, TensorData
 
-#: The extensions of files; any other name is a folder's, where the source was one.
-SUFFIXES = (".pt", ".pth", ".safetensors", EXTENSION, ".onnx", ".py")
 RECORDS = "elastic_ir/"  #: the folder of our records in a .pt's zip
 
 
@@ -49,32 +49,61 @@ def save(graph: Graph, path: str | os.PathLike[str], *, check: bool = True) -> l
 
 
 def _save(graph: Graph, path: Path, check: bool) -> list[Path]:
-    suffix = path.suffix.lower()
     # Llama-3.1-8B is a folder's name
-    if isinstance(graph.origin, CheckpointSource) and suffix not in SUFFIXES:
+    if isinstance(graph.origin, CheckpointSource) and not registry.writable(path):
         from elastic_ir.checkpoints.write import save_checkpoint
 
         return [save_checkpoint(graph, path, check=check)]
-    if suffix in (".pt", ".pth"):
-        return [_save_pt(graph, path, check)]
-    if suffix == ".safetensors":
-        return _save_safetensors(graph, path, check)
-    if suffix == EXTENSION:
-        return [_save_ticket(graph, path, check)]
-    if suffix == ".onnx":
-        from elastic_ir.emit.onnx.save import save_onnx
-
-        return list(save_onnx(graph, path, check=check).paths)
-    if suffix == ".py":
-        from elastic_ir.emit.source.file import save_source
-
-        return [save_source(graph, path, check=check)]
-    if suffix == "":
+    if path.suffix == "":
         return [_save_folder(graph, path, check)]
-    raise OutputError(
-        f"{path.name}: the extension {suffix} cannot be written; use .pt, .safetensors, .onnx, .ticket, .py or a "
-        "folder name"
-    )
+    form = registry.format_named(path)
+    if form is None:
+        known = ", ".join(registry.suffixes(registry.registered(), written=True))
+        raise OutputError(
+            f"{path.name}: the extension {path.suffix.lower()} cannot be written; use {known} or a folder name"
+        )
+    return registry.write(form, graph, path, check)
+
+
+def save_onnx_file(graph: Graph, path: Path, check: bool) -> list[Path]:
+    """An ONNX file, and what lies beside it; see :func:`elastic_ir.emit.onnx.save.save_onnx`."""
+    from elastic_ir.emit.onnx.save import save_onnx
+
+    return list(save_onnx(graph, path, check=check).paths)
+
+
+def save_python(graph: Graph, path: Path, check: bool) -> list[Path]:
+    """Python source; see :func:`elastic_ir.emit.source.file.save_source`."""
+    from elastic_ir.emit.source.file import save_source
+
+    return [save_source(graph, path, check=check)]
+
+
+def save_stored(graph: Graph, path: Path, check: bool, write: Callable[[Path, Stored], object]) -> list[Path]:
+    """Write a graph by a function that puts tensors, masks and a description into a file; for formats of others.
+
+    ``write`` gets a temporary path beside ``path`` that ends as it does, and what to write: weights and buffers as
+    they are emitted, zero where a mask is 0. The file gets its name when it is whole and, with ``check``, when the
+    format's reader finds the names, shapes and masks in it that were planned. Raises EmitError, OutputError.
+    """
+    refuse_without_values(graph)
+    module = _checked_module(graph, check)
+    tensors = {name: weight.storage.emitted() for name, weight in graph.weights.items() if weight.persistent}
+    stored = Stored(tensors, _masks(graph), json.dumps(_data(graph, module)))
+    with atomic_output(path) as temporary:
+        write(temporary, stored)
+        form = registry.format_named(path)
+        if check and form is not None and form.read is not None:
+            try:
+                found = registry.read(form, temporary, ReadOptions())
+            except SourceError as error:
+                raise EmitError(f"{path.name} cannot be read back: {error}") from error
+            if isinstance(found, Stored):
+                _compare({name: data.shape for name, data in found.tensors.items()}, graph, path)
+                for name, mask in stored.masks.items():
+                    if name not in found.masks or found.masks[name].bits != mask.bits:
+                        raise EmitError(f"{path.name} does not hold the mask of {name}")
+    return [path]
 
 
 def _checked_module(graph: Graph, check: bool) -> Any:
@@ -133,7 +162,8 @@ def _masks(graph: Graph) -> dict[str, Mask]:
     return {n: w.mask for n, w in graph.weights.items() if w.mask is not None and w.persistent}
 
 
-def _save_pt(graph: Graph, path: Path, check: bool) -> Path:
+def save_pt(graph: Graph, path: Path, check: bool) -> list[Path]:
+    """A plain state dict for everyone else, with the graph and the masks as extra records."""
     from elastic_ir.formats.torch_zip import append_zip_records, save_torch
 
     refuse_without_values(graph)
@@ -145,7 +175,7 @@ def _save_pt(graph: Graph, path: Path, check: bool) -> Path:
         append_zip_records(temporary, records)
         if check:
             _check_state(temporary, graph)
-    return path
+    return [path]
 
 
 def _check_state(path: Path, graph: Graph) -> None:
@@ -169,7 +199,8 @@ def mask_file(path: Path) -> Path:
     return path.with_name(f"{path.stem}.masks.safetensors")
 
 
-def _save_safetensors(graph: Graph, path: Path, check: bool) -> list[Path]:
+def save_safetensors(graph: Graph, path: Path, check: bool) -> list[Path]:
+    """Tensors with the graph as metadata, and a sidecar of masks."""
     from elastic_ir.formats.mask_tie import TIE, tie_of
 
     refuse_without_values(graph)
@@ -197,7 +228,10 @@ def _save_safetensors(graph: Graph, path: Path, check: bool) -> list[Path]:
     return written
 
 
-def _save_ticket(graph: Graph, path: Path, check: bool) -> Path:
+def save_ticket(graph: Graph, path: Path, check: bool) -> list[Path]:
+    """Graph, bit-packed masks and only the surviving values."""
+    from elastic_ir.formats.ticket import ticket_shapes, write_ticket
+
     refuse_without_values(graph)
     data = json.dumps(_data(graph, _checked_module(graph, check)))
     weights = {name: weight.storage for name, weight in graph.weights.items() if weight.persistent}
@@ -205,7 +239,7 @@ def _save_ticket(graph: Graph, path: Path, check: bool) -> Path:
         write_ticket(temporary, weights, data)
         if check:
             _compare(ticket_shapes(temporary), graph, path)
-    return path
+    return [path]
 
 
 def _mask_data(mask: Mask) -> TensorData:

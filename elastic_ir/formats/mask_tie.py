@@ -15,6 +15,7 @@ from pathlib import Path
 
 from elastic_ir.errors import MaskError
 from elastic_ir.formats.packed_masks import INDEX
+from elastic_ir.formats.registry import SAFETENSORS
 from elastic_ir.formats.safetensors import DTYPES, METADATA
 from elastic_ir.tensors.lazy import ITEM_SIZES, Mask
 
@@ -52,7 +53,7 @@ def check_tie(
     ElasticIR 0.1 left no digest: its masks are taken where the weights are zero wherever they prune, in the places that
     are looked at. Masks without any of its metadata were put there by hand, and are taken as they are.
     """
-    files = [file for file in files if file.suffix.lower() == ".safetensors"]
+    files = [file for file in files if SAFETENSORS.names(file)]
     if TIE in metadata:
         fits = metadata[TIE] == tie_of(files)
     elif INDEX in metadata or metadata.get("format") == "pt":

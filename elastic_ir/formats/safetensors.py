@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from elastic_ir.errors import EmitError, SourceChangedError, SourceError
 from elastic_ir.formats.files import parse_json
 from elastic_ir.formats.model_folder import stamp_of
+from elastic_ir.formats.registry import SAFETENSORS
 from elastic_ir.safety.limits import open_plain
 from elastic_ir.tensors.lazy import ITEM_SIZES, TensorData, nbytes, size_of
 
@@ -151,7 +152,7 @@ class FileTensor:
 
 
 def read_safetensors(
-    path: str | os.PathLike[str], form: str = ".safetensors"
+    path: str | os.PathLike[str], form: str = SAFETENSORS.suffixes[0]
 ) -> tuple[dict[str, FileTensor], dict[str, str]]:
     """The tensors, in the header's order and unread, and the metadata; ``form`` is what errors call the file.
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from elastic_ir.errors import EmitError, SourceError
 from elastic_ir.formats.files import parse_json
 from elastic_ir.formats.packed_masks import mask_entry
+from elastic_ir.formats.registry import TICKET
 from elastic_ir.formats.safetensors import (
     MAX_HEADER,
     METADATA,
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
 
 #: The version that is written, and the newest that is read.
 VERSION = 1
-
-EXTENSION = ".ticket"
 
 #: Metadata: the index as JSON, ``{"version": 1, "masked": {NAME: {"shape": [...], "mask": DTYPE}}}``.
 INDEX = "elastic_ir.ticket"
@@ -167,7 +166,7 @@ def read_ticket(path: str | os.PathLike[str]) -> Ticket:
     together; each names the weight.
     """
     path = Path(path)
-    stored, metadata = read_safetensors(path, EXTENSION)
+    stored, metadata = read_safetensors(path, TICKET.suffixes[0])
     index = _index(metadata, path)
     tensors: dict[str, TensorData] = {}
     masks: dict[str, PackedMask] = {}

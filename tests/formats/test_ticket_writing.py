@@ -278,7 +278,7 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_what_is_written_is_read_back_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("elastic_ir.emit.files.ticket_shapes", lambda _: {})
+    monkeypatch.setattr("elastic_ir.formats.ticket.ticket_shapes", lambda _: {})
     with pytest.raises(EmitError, match=r"a\.ticket does not hold what was planned"):
         eir.save(ticket(), tmp_path / "a.ticket")
     assert contents(tmp_path) == {}

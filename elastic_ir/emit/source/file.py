@@ -10,6 +10,7 @@ from pathlib import Path
 from elastic_ir.emit.source.reading.calls import Unwritable
 from elastic_ir.errors import EmitError
 from elastic_ir.formats.files import atomic_output
+from elastic_ir.formats.registry import PYTORCH
 from elastic_ir.ir.graph import Graph
 from elastic_ir.onnx_model.source import OnnxSource
 
@@ -24,7 +25,7 @@ def save_source(graph: Graph, path: str | os.PathLike[str], *, check: bool = Tru
     buffers whose numbers show no rule, names that are no identifiers, ONNX graphs, bare state dicts.
     """
     path = Path(path)
-    file = weights or path.with_suffix(".pt").name
+    file = weights or path.with_suffix(PYTORCH.suffixes[0]).name
     if not re.fullmatch(r"[\w.+() -]+", file):
         file = "model.pt"  # whatever the name holds, it may not end the docstring
     text = source_of(graph, file, check=check)
