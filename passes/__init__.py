@@ -8,7 +8,7 @@ import importlib.util
 import os
 import sys
 import traceback
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,7 +95,6 @@ _OWN: dict[str, tuple[str, str]] = {
     "layerwise-rescale": ("growth.layerwise_rescale", "LayerwiseRescale"),
 }
 _FILES = {kind: file for file, kind in _OWN.values()} | {"Pipeline": "infra.pipeline"}
-_GROUP = "elastic_ir.passes"  #: of entry points
 _loaded: dict[str, type[Pass]] = {}  # from files that a user named; see load_passes
 
 
@@ -113,27 +112,29 @@ def registered() -> dict[str, type[Pass]]:
 
     PlanError where two passes claim one name, or where an entry point is no pass.
     """
-    found: dict[str, type[Pass]] = {name: _own(name) for name in _OWN}
-    for entry in entry_points(group=_GROUP):
-        _add(found, _plugged_in(entry), entry.value)
+    return {name: _own(name) for name in _OWN} | _of_others()
+
+
+def _of_others() -> dict[str, type[Pass]]:
+    found: dict[str, type[Pass]] = {}
+    for entry in entry_points(group="elastic_ir.passes"):
+        try:
+            kind = entry.load()
+        except Exception as error:  # code of others: whatever it raises, the user is told which package it is
+            raise PlanError(f"the pass {entry.name!r} ({entry.value}) cannot be imported: {error}") from error
+        if not (isinstance(kind, type) and issubclass(kind, Pass)):
+            raise PlanError(f"the entry point {entry.name!r} ({entry.value}) is no pass")
+        _add(found, kind, entry.value)
     for kind in _loaded.values():
         _add(found, kind, kind.__module__)
     return found
 
 
-def _plugged_in(entry: EntryPoint) -> type[Pass]:
-    try:
-        kind = entry.load()
-    except Exception as error:  # code of others: whatever it raises, the user is told which package it is
-        raise PlanError(f"the pass {entry.name!r} ({entry.value}) cannot be imported: {error}") from error
-    if not (isinstance(kind, type) and issubclass(kind, Pass)):
-        raise PlanError(f"the entry point {entry.name!r} ({entry.value}) is no pass")
-    return kind
-
-
 def _add(found: dict[str, type[Pass]], kind: type[Pass], where: str) -> None:
-    if kind.name in found and found[kind.name] is not kind:
-        raise PlanError(f"two passes are named {kind.name!r}: {found[kind.name].__module__} and {where}")
+    """Add a pass of others; PlanError where its name is taken, be it by one of ours."""
+    held = found.get(kind.name) or (_own(kind.name) if kind.name in _OWN else None)
+    if held not in (None, kind):
+        raise PlanError(f"two passes are named {kind.name!r}: {held.__module__} and {where}")
     found[kind.name] = kind
 
 
@@ -169,7 +170,7 @@ def load_passes(path: str | os.PathLike[str]) -> list[type[Pass]]:
         raise PlanError(
             f"{path.name} defines no pass; a pass is a frozen dataclass derived from Pass, with a name"
         )
-    taken = {key: kind for key, kind in registered().items() if kind.__module__ != name}
+    taken = {key: kind for key, kind in _of_others().items() if kind.__module__ != name}
     for kind in kinds:
         _add(taken, kind, path.name)
         _loaded[kind.name] = kind
@@ -187,12 +188,13 @@ def _line_in(error: BaseException, path: Path) -> str:
 
 
 def find_pass(name: str) -> type[Pass]:
-    """The pass of that name, which alone is imported; PlanError lists the names there are, or who else claims it."""
-    if name in _OWN and not any(entry.name == name for entry in entry_points(group=_GROUP)):
+    """The pass of that name, which alone of ours is imported; PlanError lists the names there are."""
+    others = _of_others()
+    if name in _OWN:
         return _own(name)
-    passes = registered()
-    if name not in passes:
-        near = difflib.get_close_matches(name, passes, 1)
+    if name not in others:
+        names = sorted({*_OWN, *others})
+        near = difflib.get_close_matches(name, names, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise PlanError(f"there is no pass {name!r}; the passes are {', '.join(sorted(passes))}{hint}")
-    return passes[name]
+        raise PlanError(f"there is no pass {name!r}; the passes are {', '.join(names)}{hint}")
+    return others[name]

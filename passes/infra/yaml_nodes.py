@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def compose(path: str | os.PathLike[str]) -> Any:
-    """The root node of a file, None where it is empty; SourceError where it cannot be read or is no YAML."""
+    """The root node of a file, None where it is empty; SourceError where it cannot be read or is not valid YAML."""
     try:
         import yaml
     except ImportError as error:
@@ -42,9 +42,15 @@ def compose(path: str | os.PathLike[str]) -> Any:
     except ValueError as error:
         raise SourceError(f"{path.name}: {error}") from error
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark is not None else ""
-        raise SourceError(f"{path.name}{where}: no YAML ({getattr(error, 'problem', error)})") from error
+        raise not_yaml(path, error) from error
+
+
+def not_yaml(path: Path, error: Exception) -> SourceError:
+    """What PyYAML says of a file, with its line, as our error; an end that comes too soon is not told as a surprise."""
+    mark = getattr(error, "problem_mark", None)
+    where = f" line {mark.line + 1}" if mark is not None else ""
+    problem = " ".join(str(getattr(error, "problem", error)).split()).replace("unexpected ", "the ")
+    return SourceError(f"{path.name}{where}: not valid YAML ({problem})")
 
 
 def _brackets(text: str) -> int:

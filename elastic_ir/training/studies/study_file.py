@@ -38,7 +38,9 @@ def read_study(path: str | os.PathLike[str]) -> Study:
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise SourceError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        from elastic_ir.passes.infra.yaml_nodes import not_yaml
+
+        raise not_yaml(Path(path), error) from error
     if not isinstance(found, Mapping):
         raise PlanError(f"{path}: a study is a mapping with name, data, networks, training, pruning, ...")
     return _study(found, str(path))

@@ -160,7 +160,7 @@ def test_what_a_recipe_says_is_not_said_twice(models: Path) -> None:
         ("model: one", "model: gone", "line 2: there is no folder gone; models are read from the disk, fetch it first"),
         ("model: one", "model: one+lora", "a LoRA has to be merged into its model first"),
         (", layer_range: [2, 6]", "", "line 3: a source has a layer_range"),
-        ("dtype: bfloat16", "parameters: {scale: 0.5", "no YAML"),
+        ("dtype: bfloat16", "parameters: {scale: 0.5", "not valid YAML"),
     ],
 )  # fmt: skip
 def test_what_is_refused_by_its_line(models: Path, before: str, after: str, message: str) -> None:

@@ -404,12 +404,16 @@ def test_one_of_text_and_recipe(own: Path) -> None:
             "r.yaml line 5: stretch: the option to-depth is int, not 'x'",
         ),
         (("- squeeze", "- squeese"), "r.yaml line 7: there is no pass 'squeese'"),
-        (("      to-depth", "    to-depth"), "r.yaml line 6: no YAML (mapping values are not allowed here)"),
+        (
+            ("      to-depth", "    to-depth"),
+            "r.yaml line 6: not valid YAML (mapping values are not allowed here)",
+        ),
         (
             ("      to-depth: 32\n      order", "    order"),
             "r.yaml line 4: a pass is one name, with its options below it",
         ),
         (("[4, 4, 4]", "[4, 4"), "r.yaml line"),
+        (("passes:", '"passes:'), "r.yaml line 8: not valid YAML (found the end of stream)"),
         (("order: interpolate", "to-depth: 1"), "r.yaml line 6: 'to-depth' stands there twice"),
     ],
 )

@@ -198,7 +198,7 @@ def test_a_number_that_is_asked_for_twice_counts_once(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_study(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("a: [")
-    with pytest.raises(SourceError, match="is no YAML"):
+    with pytest.raises(SourceError, match=r"a\.yaml line 1: not valid YAML"):
         read_study(tmp_path / "a.yaml")
     with pytest.raises(SourceError, match=r"absent\.yaml cannot be read"):
         read_study(tmp_path / "absent.yaml")
