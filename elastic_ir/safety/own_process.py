@@ -104,21 +104,25 @@ def bounded(memory: float, seconds: float) -> None:
 
     It ends with the process that started it, too.
     """
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-
-    def peak() -> int:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-    most, end, parent = peak() + memory, time.process_time() + seconds, os.getppid()
+    most, end, parent = _peak() + memory, time.process_time() + seconds, os.getppid()
 
     def watch() -> None:
         while True:
             time.sleep(_PAUSE)
-            if peak() > most:
+            if _peak() > most:
                 os._exit(_MEMORY)
             if time.process_time() > end or os.getppid() != parent:
                 os._exit(_TIME)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _peak() -> int:
+    """The most bytes of memory that this process has had. Linux's ``ru_maxrss`` starts with what its parent had."""
+    with contextlib.suppress(OSError), open("/proc/self/status", "rb") as status:
+        for line in status:
+            if line.startswith(b"VmHWM:"):
+                return int(line.split()[1]) << 10
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
