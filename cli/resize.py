@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -383,11 +382,10 @@ def _lineage(graph: Graph) -> tables.Table:
 
 def _show_change(before: Graph | None, after: Graph) -> None:
     """The table of stages, and depth, parameters and sparsity, each before and after."""
-    plan: Sequence[Sequence[int | str]] = after.metadata["plan"]
+    made = after.resequenced
     table = tables.Table(("stage", "entry", "blocks", "plan", "shape"), optional=("entry", "shape"))
     # the target's stages, because a reference may show some that the source alone does not
-    counts: Sequence[int] = after.metadata["source_blocks"]
-    for stage, count, indices in zip(after.structure.stages, counts, plan, strict=True):
+    for stage, count, indices in zip(after.structure.stages, made.before, made.plan, strict=True):
         table.rows.append(
             (
                 stage.name,

@@ -1,4 +1,4 @@
-"""What every test needs before it starts: a torchvision that imports, no network, and one thread per worker."""
+"""What every test needs before it starts: a torchvision that imports, no network, one thread, frozen graphs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, SHIM)
 
+from collections.abc import Iterator  # noqa: E402
+
+import pytest  # noqa: E402
 import torch  # noqa: E402
 import torchvision_cpu  # noqa: E402, F401  torchvision's own operators do not load beside a CPU-only torch
 from hypothesis import settings  # noqa: E402
+
+from tests import frozen_graphs  # noqa: E402
 
 torch.set_num_threads(1)  # several workers share few cores
 
@@ -24,3 +29,15 @@ torch.set_num_threads(1)  # several workers share few cores
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+frozen_graphs.freeze_built_graphs()
+
+
+@pytest.fixture(autouse=True)
+def only_the_rewriter_edits() -> Iterator[None]:
+    """A test fails where something else has edited a built graph, even if the error was caught on the way."""
+    before = len(frozen_graphs.REFUSED)
+    yield
+    refused = frozen_graphs.REFUSED[before:]
+    del frozen_graphs.REFUSED[before:]
+    assert not refused, refused[0]

@@ -13,6 +13,7 @@ from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import StructureError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Child, Container
+from elastic_ir.rewrite.rewriter import Rewriter
 
 
 def set_tail_apart(graph: Graph, config: dict[str, Any]) -> None:
@@ -70,4 +71,4 @@ def _set_apart(graph: Graph, tails: dict[tuple[str, str], list[str]]) -> None:
     told = ", ".join(path for tail in tails.values() for path in tail)
     note = f"{told} is not counted by config.json: it stays the last layer, and is never cloned"
     structure.note = "; ".join(filter(None, (structure.note, note)))
-    graph._structure = structure
+    Rewriter(graph, structure)

@@ -50,6 +50,7 @@ def copy_graph(graph: Graph) -> Graph:
     twin.metadata = dict(graph.metadata)
     twin.origin = graph.origin
     twin.reference = graph.reference
+    twin.resequenced = graph.resequenced
     values: dict[Value, Value] = {}
     nodes: dict[Node, Node] = {}
     for node in graph:

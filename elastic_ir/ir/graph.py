@@ -3,7 +3,7 @@
 Operands are values; a weight is no value but a :class:`WeightRef` argument, so that the flow of activations is the flow
 of values and nothing else. Attributes are plain data only (numbers, strings, :class:`Symbol` for torch's named
 constants), which is why a graph can be written to a file without a pickle. Nodes form a doubly linked list: inserting
-before any node costs constant time. Only :mod:`elastic_ir.rewrite.rewriter` edits a graph that has been built.
+before any node costs constant time. Only :mod:`elastic_ir.rewrite` edits a graph that has been built.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from elastic_ir.errors import StructureError
-from elastic_ir.ir.structure import Stage, Structure
+from elastic_ir.ir.structure import Resequenced, Stage, Structure
 from elastic_ir.tensors.weights import Weight
 
 if TYPE_CHECKING:
@@ -196,6 +196,7 @@ class Graph:
         self.origin: Any = None
         #: The graph whose depth this one was given (``like=``); emission takes position constants from its module.
         self.reference: Graph | None = None
+        self.resequenced = Resequenced()  #: what the last change of depth made of the stages, for a reader
         self._structure: Structure | None = None
         self._root = Node("", "root")  # the sentinel that closes the ring
         self._root._prev = self._root._next = self._root
@@ -284,22 +285,7 @@ class Graph:
         It says what names alone did not show, and overrides what was found: ``unit=1`` lets single blocks of a pair
         (Swin's shifted windows) be cloned and dropped. Where it cuts units apart, the structure's note says so.
         """
-        stages = [stage for stage in self.structure.stages if stage.blocks]
-        for stage in stages:
-            if stage.period != blocks and len(stage.blocks) % blocks:
-                raise StructureError(
-                    f"stage {stage.name!r} has {len(stage.blocks)} free blocks, no multiple of unit={blocks}"
-                )
-        cut = [stage for stage in stages if stage.period is not None and blocks % stage.period]
-        if cut:
-            note = (
-                f"{', '.join(stage.name for stage in cut)}: {cut[0].period} blocks were found to make a unit, and "
-                f"{blocks} are cloned and deleted at a time as asked (unit={blocks}); a natively built network may "
-                "alternate its blocks in another way"
-            )
-            self.structure.note = "; ".join(filter(None, (self.structure.note, note)))
-        for stage in self.structure.stages:
-            stage.period = blocks
+        importlib.import_module("elastic_ir.rewrite.rewriter").Rewriter(self).set_unit(blocks)
         return self
 
     # -- weights ---------------------------------------------------------------------------------------------------

@@ -57,7 +57,10 @@ def graph_to_data(graph: Graph) -> dict[str, Any]:
         for node in graph
     ]
     kept = (*_KEPT, *_KEPT_WITH_GHOSTS) if "ghosts" in graph.metadata else _KEPT
-    metadata = {key: graph.metadata[key] for key in kept if key in graph.metadata}
+    known = dict(graph.metadata)
+    if graph.resequenced.plan:
+        known["plan"] = [list(stage) for stage in graph.resequenced.plan]
+    metadata = {key: known[key] for key in kept if key in known}
     metadata["lineage"] = graph.lineage()
     return {
         "version": VERSION,

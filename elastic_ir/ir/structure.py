@@ -154,6 +154,16 @@ class Stage:
         return tuple(Unit(tuple(self.blocks[i : i + step])) for i in range(0, len(self.blocks), step))
 
 
+@dataclass(frozen=True)
+class Resequenced:
+    """What a change of depth made of the stages, for each of them; empty where there was no change."""
+
+    plan: tuple[
+        tuple[int | str, ...], ...
+    ] = ()  #: source blocks by place; "b/3" for a layer of another network
+    before: tuple[int, ...] = ()  #: how many blocks there were
+
+
 @dataclass(eq=False)
 class Structure:
     """All that was discovered: the stages in the order they run, and the depth."""

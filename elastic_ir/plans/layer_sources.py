@@ -79,23 +79,19 @@ def plan_layers(graph: Graph, given: Any, others: Mapping[str, Graph]) -> Layers
 
 def take_layers(rewriter: Rewriter, graph: Graph, layers: Layers, others: Mapping[str, Graph]) -> None:
     """Give the blocks of a graph that has its planned sequence the tensors of the layers that the plan names."""
-    names = list(graph.metadata.setdefault("sources", [graph.name]))
+    known = graph.metadata.get("sources", ())
     for name in layers.sources:
-        if name in names[1:]:
+        if name in known[1:]:
             raise PlanError(
                 f"{graph.name} has layers of a {name!r} already; call the other network another name"
             )
-    number = {name: len(names) + at for at, name in enumerate(layers.sources)}
+    number = dict(zip(layers.sources, rewriter.add_sources(layers.sources), strict=True))
     for stage, taken in zip(graph.stages, layers.taken, strict=True):
         for block, layer in zip(stage.all_blocks, taken, strict=True):
             if layer is not None:
                 other = others[layer.source]
                 twin = other.structure.stage(stage.name).all_blocks[layer.index]
                 rewriter.take_over(block, other, twin, number[layer.source])
-    graph.metadata["sources"] = [*names, *layers.sources]
-    graph.metadata["plan"] = [
-        [str(key) if isinstance(key, Layer) else key for key in keys] for keys in layers.sequence
-    ]
     if isinstance(graph.origin, CheckpointSource):
         folders = tuple(others[name].origin for name in layers.sources)
         graph.origin = dataclasses.replace(graph.origin, others=(*graph.origin.others, *folders))

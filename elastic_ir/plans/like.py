@@ -13,7 +13,6 @@ from elastic_ir.ir.structure import Structure
 from elastic_ir.ir.verifier import verify
 from elastic_ir.plans.matching import differing_names, match_plan
 from elastic_ir.plans.resequence import resequence
-from elastic_ir.rewrite.grafting import graft
 from elastic_ir.rewrite.rewriter import Rewriter
 
 
@@ -34,17 +33,19 @@ def resize_like(
         target = graph.copy()
         try:
             theirs = there(reference)
-            target._structure = here(target)
-            plan = match_plan(target, target.structure, reference, theirs, order, drop, replicate)
-            _check_direction(target.structure, theirs, direction)
+            with Rewriter(target, here(target)) as rewriter:
+                match = match_plan(target, target.structure, reference, theirs, order, drop, replicate)
+                _check_direction(target.structure, theirs, direction)
+                for stage, wanted in zip(target.stages, match.plan, strict=True):
+                    if stage in match.loose:
+                        rewriter.loosen(stage, entry=wanted[0] != 0 or 0 in wanted[1:])
+                target.resequenced = resequence(rewriter, target, match.plan, keep_beside, shown=True)
             with Rewriter(target) as rewriter:
-                resequence(rewriter, target, plan, keep_beside, shown=True)
-            _conform(target, reference, theirs)
+                _conform(rewriter, reference, theirs)
             verify(target, after=direction)
         except (PlanError, StructureError, VerifyError) as error:
             first = first or error
             continue
-        target.reference = reference
         return target
     assert first is not None
     raise first
@@ -99,8 +100,9 @@ def _check_direction(ours: Structure, theirs: Structure, direction: str) -> None
         )
 
 
-def _conform(target: Graph, reference: Graph, theirs: Structure) -> None:
+def _conform(rewriter: Rewriter, reference: Graph, theirs: Structure) -> None:
     """Drop what the reference has not, take its constants, and refuse where a weight has no counterpart."""
+    target = rewriter.graph
     differing: dict[str, list[str]] = {"missing": [], "extra": [], "shape": []}
     for what, name in differing_names(target, reference):
         differing[what].append(name)
@@ -127,9 +129,8 @@ def _conform(target: Graph, reference: Graph, theirs: Structure) -> None:
             f"the source has {len(kept)} weights that the reference lacks, {', '.join(kept[:3])} for example"
         )
     _check_kept(target, reference, theirs)
-    graft(target, reference, theirs)
-    with Rewriter(target) as rewriter:
-        rewriter.drop_weights(differing["extra"])
+    rewriter.graft(reference, theirs)
+    rewriter.drop_weights(differing["extra"])
 
 
 def _is_output(name: str, target: Graph, reference: Graph, theirs: Structure) -> bool:

@@ -8,6 +8,7 @@ kind by the rules of :mod:`elastic_ir.plans.plan`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from elastic_ir.errors import PlanError
@@ -19,15 +20,24 @@ from elastic_ir.plans.plan import Plan, StagePlan, StageShape, grow, shrink
 Form: TypeAlias = frozenset[tuple[str, tuple[int, ...]]]
 
 
+@dataclass(frozen=True)
+class Match:
+    """How the source's stages become the reference's."""
+
+    plan: Plan
+    loose: tuple[
+        Stage, ...
+    ]  #: whose blocks are taken one by one, out of their units or where the entry is like all
+
+
 def match_plan(
     graph: Graph, ours: Structure, reference: Graph, theirs: Structure, order: str = "append", drop: str = "tail",
     replicate: Sequence[int] | None = None,
-) -> Plan:  # fmt: skip
+) -> Match:  # fmt: skip
     """For each stage the source blocks in the reference's order.
 
     Raises PlanError that says which stage cannot be matched, what both sides hold, and which weights have no
-    counterpart. A stage whose blocks have to be taken from what is otherwise kept (an entry like all others) or one
-    by one (out of their units) is changed to allow it.
+    counterpart.
     """
     here, there = _weights_by_child(graph, ours), _weights_by_child(reference, theirs)
     count = max(len(ours.stages), len(theirs.stages))
@@ -40,6 +50,7 @@ def match_plan(
                 f"the reference {_describe(right)}"
             )
     plan = []
+    loose = []
     for index, (left, right) in enumerate(zip(ours.stages, theirs.stages, strict=True)):
         forms = [_form(block, here) for block in left.all_blocks]
         wanted = [_form(block, there) for block in right.all_blocks]
@@ -49,9 +60,9 @@ def match_plan(
         found = _by_count(left, forms, wanted, order, drop, replicate)
         if found is None:
             found = _by_kind(index, left, right, forms, wanted, order, drop)
-            _loosen(left, found)
+            loose.append(left)
         plan.append(found)
-    return tuple(plan)
+    return Match(tuple(plan), tuple(loose))
 
 
 def _place(stage: Stage) -> tuple[str, str]:
@@ -154,14 +165,6 @@ def _refusal(index: int, left: Stage, right: Stage, kind: Form, forms: list[Form
     )
     sides = f"the source has {_describe(left)}, the reference {_describe(right)}"
     return f"stage {index + 1} cannot be matched: {sides}; {reason}"
-
-
-def _loosen(stage: Stage, plan: StagePlan) -> None:
-    """Let a stage be put together block by block where a plan asks for it."""
-    stage.period = 1
-    if stage.entry is not None and (plan[0] != 0 or 0 in plan[1:]):
-        stage.blocks.insert(0, stage.entry)
-        stage.entry = None
 
 
 def differing_names(graph: Graph, reference: Graph) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 
 from elastic_ir.ir.graph import Graph
-from elastic_ir.ir.structure import Block
+from elastic_ir.ir.structure import Block, Resequenced
 from elastic_ir.plans.keep_beside import note_kept
 from elastic_ir.plans.left_behind import refuse_left_behind
 from elastic_ir.plans.plan import Plan
@@ -21,23 +21,26 @@ def resequence(
     *,
     written: Sequence[Sequence[Hashable]] | None = None,
     shown: bool = False,
-) -> None:
+) -> Resequenced:
     """Bring every stage into its planned sequence.
 
     An original stays in place at its first use if that keeps the order; every other place gets a clone, and
-    originals that stay unused are deleted. Which is which does not show in the result: clones equal their source. The
-    plan, and how many blocks each stage had, are noted in the graph's metadata, and so is what ``keep_beside`` says
-    stays as it is. ``written`` is the plan with layers of other networks, where it has some; ``shown`` says that
-    another network shows what changes together.
+    originals that stay unused are deleted. Which is which does not show in the result: clones equal their source. What
+    ``keep_beside`` says stays as it is, is noted in the graph's metadata. ``written`` is the plan with layers of other
+    networks, where it has some; ``shown`` says that another network shows what changes together. Returns what became
+    of the stages.
 
     Raises PlanError for a name that fits nothing, and where what lies beside a stage would be left behind.
     """
     check_blocks(sum(map(len, plan)), sum(map(len, graph.stages)))
     stays = note_kept(graph, keep_beside)
+    sequence = plan if written is None else written
     if not shown:
-        refuse_left_behind(graph, plan if written is None else written, stays)
-    graph.metadata["plan"] = [list(stage) for stage in plan]
-    graph.metadata["source_blocks"] = [len(stage) for stage in graph.stages]
+        refuse_left_behind(graph, sequence, stays)
+    made = Resequenced(
+        tuple(tuple(item if isinstance(item, int) else str(item) for item in stage) for stage in sequence),
+        tuple(len(stage) for stage in graph.stages),
+    )
     for stage, wanted in zip(graph.stages, plan, strict=True):
         originals = list(stage.all_blocks)
         if list(wanted) == list(range(len(originals))):
@@ -63,3 +66,4 @@ def resequence(
                 after = rewriter.clone_block(block, after=after)
         for block in doomed:
             rewriter.delete_block(block)
+    return made

@@ -1,9 +1,9 @@
 """The rewriter: the only code that edits a graph.
 
-Every edit tells the listeners, and the rewriter's own bookkeeping keeps names, weights, buffers, masks, ties,
-structure and lineage in step. Clones get provisional paths; when the ``with`` block ends, the children of each
-touched container are numbered afresh, in order, and nodes and weights are renamed in one walk, so a pass costs time
-in the number of nodes however many blocks it clones. (One rewriter with listeners is xDSL's idea.)
+Its bookkeeping keeps names, weights, buffers, masks, ties, structure and lineage in step. Clones get provisional
+paths; when the ``with`` block ends, the children of each touched container are numbered afresh, in order, and nodes and
+weights are renamed in one walk, so a pass costs time in the number of nodes however many blocks it clones. (One
+rewriter through which all edits go is xDSL's idea.) The tests freeze built graphs: see ``tests/frozen_graphs.py``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 from elastic_ir.discovery.depth import longest_path, path_lengths
 from elastic_ir.discovery.staying import staying_operands
@@ -21,27 +21,29 @@ from elastic_ir.ir.cloner import copy_node
 from elastic_ir.ir.graph import Argument, Graph, Node, Value, map_argument
 from elastic_ir.ir.naming import name_nodes, rename_path
 from elastic_ir.ir.structure import Block, Child, Container, Stage, Structure, Unit
+from elastic_ir.rewrite.grafting import Grafting
 from elastic_ir.rewrite.layer_edits import LayerEdits
 from elastic_ir.rewrite.renumbering import Renumbering
+from elastic_ir.rewrite.stage_edits import StageEdits
 from elastic_ir.tensors.lazy import Mask, TensorData
 from elastic_ir.tensors.weights import Storage, Weight
 
 
-class Listener(Protocol):
-    """What is told of edits; every method may be a no-op."""
+class Rewriter(LayerEdits, StageEdits, Grafting, Renumbering):
+    """Edits one graph in place; use it as a context manager, which names what was made, and measures it, at its end.
 
-    def node_inserted(self, node: Node) -> None: ...
-    def node_erased(self, node: Node) -> None: ...
-    def block_cloned(self, source: Block, clone: Block) -> None: ...
-    def block_deleted(self, block: Block) -> None: ...
+    With a ``structure`` the graph is seen by it from now on, in place of what discovery finds.
+    """
 
-
-class Rewriter(LayerEdits, Renumbering):
-    """Edits one graph in place; use it as a context manager, which names and checks what was made at its end."""
-
-    def __init__(self, graph: Graph, *listeners: Listener) -> None:
+    def __init__(self, graph: Graph, structure: Structure | None = None) -> None:
         self.graph = graph
-        self.listeners = list(listeners)
+        if structure is not None:
+            graph._structure = structure
+        self._read()
+
+    def _read(self) -> None:
+        """Note what there is: who reads what, which weights lie where and are tied, which blocks are of which stage."""
+        graph = self.graph
         self._users: dict[Value, dict[Node, None]] = {}
         for node in graph:
             self._note_operands(node)
@@ -98,8 +100,6 @@ class Rewriter(LayerEdits, Renumbering):
     def _link(self, node: Node, after: Node) -> Node:
         self.graph._link(node, after)
         self._note_operands(node)
-        for listener in self.listeners:
-            listener.node_inserted(node)
         return node
 
     def erase(self, node: Node) -> None:
@@ -119,8 +119,6 @@ class Rewriter(LayerEdits, Renumbering):
             self._users.get(value, {}).pop(node, None)
         self._users.pop(node.output, None)
         self.graph._unlink(node)
-        for listener in self.listeners:
-            listener.node_erased(node)
 
     def replace_uses(self, old: Value, new: Value) -> None:
         """Let every reader of ``old`` read ``new``; blocks that took or gave ``old`` take or give ``new``.
@@ -278,8 +276,6 @@ class Rewriter(LayerEdits, Renumbering):
         self._stage_of[clone] = stage
         self._touched[container] = None
         self._count_layers(block, 1)
-        for listener in self.listeners:
-            listener.block_cloned(block, clone)
         return clone
 
     def _count_layers(self, block: Block, sign: int) -> None:
@@ -363,8 +359,6 @@ class Rewriter(LayerEdits, Renumbering):
         del self._stage_of[block]
         self._touched[stage.container] = None
         self._count_layers(block, -1)
-        for listener in self.listeners:
-            listener.block_deleted(block)
 
     def clone_unit(self, unit: Unit, *, after: Block) -> Unit:
         """Clone a unit, block by block, behind a block of its stage."""

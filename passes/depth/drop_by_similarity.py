@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from elastic_ir.analysis.samples import Samples
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
-from elastic_ir.ir.structure import Stage, Unit
+from elastic_ir.ir.structure import Resequenced, Stage, Unit
 from elastic_ir.passes.infra.base import Pass
 from elastic_ir.plans.resequence import resequence
 from elastic_ir.plans.target import Target, target_counts
@@ -44,7 +44,7 @@ class DropBySimilarity(Pass):
         if self.data is not None and not isinstance(self.data, (str, Samples)):
             object.__setattr__(self, "data", Samples.of(self.data))
 
-    def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
+    def rewrite(self, graph: Graph, rewriter: Rewriter) -> Resequenced:
         wanted = self._wanted(graph)
         from elastic_ir.analysis.influence import block_influence
 
@@ -63,7 +63,7 @@ class DropBySimilarity(Pass):
         kept = (
             [i for i, block in enumerate(stage.all_blocks) if block not in gone] for stage in graph.stages
         )
-        resequence(rewriter, graph, tuple(map(tuple, kept)), self.keep_beside)
+        return resequence(rewriter, graph, tuple(map(tuple, kept)), self.keep_beside)
 
     def summary(self, graph: Graph) -> str | None:
         """Each unit's influence, and which went."""

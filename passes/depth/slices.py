@@ -24,7 +24,7 @@ from typing import ClassVar
 from elastic_ir.checkpoints.ends import stands_behind
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
-from elastic_ir.ir.structure import Stage
+from elastic_ir.ir.structure import Resequenced, Stage
 from elastic_ir.passes.infra.base import Pass
 from elastic_ir.plans.copy_edits import set_scaled
 from elastic_ir.plans.layer_sources import plan_layers, take_layers
@@ -115,7 +115,7 @@ class _Merge(Pass):
     labels: tuple[str, ...] = field(default=())
     keep_beside: Sequence[str] | None = None
 
-    def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
+    def rewrite(self, graph: Graph, rewriter: Rewriter) -> Resequenced:
         stages = [(stage, self._of_stage(stage, graph)) for stage in graph.stages]
         plan: list[list[int | Layer]] = []
         places: list[list[tuple[Slice, float]]] = []
@@ -133,7 +133,7 @@ class _Merge(Pass):
             name: one for name, one in zip(self.labels[1:], self.graphs[1:], strict=True) if name in used
         }
         layers = plan_layers(graph, plan, others)
-        resequence(rewriter, graph, layers.plan, self.keep_beside, written=layers.sequence)
+        made = resequence(rewriter, graph, layers.plan, self.keep_beside, written=layers.sequence)
         take_layers(rewriter, graph, layers, others)
         inside: set[str] = set()
         for stage, along in zip(graph.stages, places, strict=True):
@@ -146,6 +146,7 @@ class _Merge(Pass):
                     item, place = along[at]
                     _scale(rewriter, graph, name, item.factor(weight.origin, place))
         self._outside(rewriter, graph, [slices for _, slices in stages], inside)
+        return made
 
     def _of_stage(self, stage: Stage, graph: Graph) -> tuple[Slice, ...]:
         """The slices of a stage: the only ones, or those of the module that its name speaks of."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.structure import Resequenced
 from elastic_ir.passes.infra.base import Pass
 from elastic_ir.plans.resequence import resequence
 from elastic_ir.plans.target import Target, squeeze_plan
@@ -32,10 +33,10 @@ class Squeeze(Pass):
         None  #: lists, tensors or entries of a configuration beside a stage that stay as they are
     )
 
-    def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
+    def rewrite(self, graph: Graph, rewriter: Rewriter) -> Resequenced:
         target = Target(self.to_depth, self.to_stages, self.to_units, self.like, self.plan)
         plan = squeeze_plan(graph, target, self.drop)
-        resequence(rewriter, graph, plan, self.keep_beside)
+        return resequence(rewriter, graph, plan, self.keep_beside)
 
     def run(self, graph: Graph) -> Graph:
         """The rewritten and verified copy of a graph; the graph given stays as it was."""

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
-from elastic_ir.ir.structure import Stage
+from elastic_ir.ir.structure import Resequenced, Stage
 from elastic_ir.passes.infra.base import Pass
 from elastic_ir.plans.resequence import resequence
 from elastic_ir.rewrite.rewriter import Rewriter
@@ -30,12 +30,12 @@ class Stack(Pass):
         None  #: lists, tensors or entries of a configuration beside a stage that stay as they are
     )
 
-    def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
+    def rewrite(self, graph: Graph, rewriter: Rewriter) -> Resequenced:
         if self.times < 2:
             raise PlanError(f"times={self.times} stacks nothing; give 2 or more")
         check_blocks(self.times * sum(len(stage.blocks) for stage in graph.stages))
         plan = tuple(_repeated(stage, self.times, 0) for stage in graph.stages)
-        resequence(rewriter, graph, plan, self.keep_beside)
+        return resequence(rewriter, graph, plan, self.keep_beside)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class DepthUpscale(Pass):
         None  #: lists, tensors or entries of a configuration beside a stage that stay as they are
     )
 
-    def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
+    def rewrite(self, graph: Graph, rewriter: Rewriter) -> Resequenced:
         plan: list[tuple[int, ...]] = []
         for stage in graph.stages:
             units = len(stage.units)
@@ -61,7 +61,7 @@ class DepthUpscale(Pass):
                     f"drop={drop} leaves nothing of stage {stage.name!r}, which has {units} free units"
                 )
             plan.append(_repeated(stage, 2, drop) if units else tuple(range(len(stage))))
-        resequence(rewriter, graph, tuple(plan), self.keep_beside)
+        return resequence(rewriter, graph, tuple(plan), self.keep_beside)
 
 
 def _repeated(stage: Stage, times: int, drop: int) -> tuple[int, ...]:

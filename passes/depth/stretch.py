@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.structure import Resequenced
 from elastic_ir.passes.infra.base import Pass
 from elastic_ir.plans.copy_edits import CopyEdits
 from elastic_ir.plans.resequence import resequence
@@ -40,7 +41,7 @@ class Stretch(Pass):
         None  #: lists, tensors or entries of a configuration beside a stage that stay as they are
     )
 
-    def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
+    def rewrite(self, graph: Graph, rewriter: Rewriter) -> Resequenced:
         target = Target(self.to_depth, self.to_stages, self.to_units, self.like, self.plan)
         edits = CopyEdits.of(self.scale, self.zero)
         if self.others:
@@ -48,13 +49,14 @@ class Stretch(Pass):
 
             target.check()
             layers = plan_layers(graph, self.plan, self.others)
-            resequence(rewriter, graph, layers.plan, self.keep_beside, written=layers.sequence)
+            made = resequence(rewriter, graph, layers.plan, self.keep_beside, written=layers.sequence)
             take_layers(rewriter, graph, layers, self.others)
             edits.apply(rewriter, graph, layers.sequence)
-            return
+            return made
         plan = stretch_plan(graph, target, self.order, self.replicate)
-        resequence(rewriter, graph, plan, self.keep_beside)
+        made = resequence(rewriter, graph, plan, self.keep_beside)
         edits.apply(rewriter, graph, plan)
+        return made
 
     def run(self, graph: Graph) -> Graph:
         """The rewritten and verified copy of a graph; the graph given stays as it was."""

@@ -15,7 +15,7 @@ from typing import ClassVar
 from elastic_ir.analysis.branches import branches_of
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
-from elastic_ir.ir.structure import Block
+from elastic_ir.ir.structure import Block, Resequenced
 from elastic_ir.passes.infra.base import Pass
 from elastic_ir.plans.resequence import resequence
 from elastic_ir.plans.target import Target, stretch_plan
@@ -41,16 +41,17 @@ class IdentityBlocks(Pass):
         None  #: lists, tensors or entries of a configuration beside a stage that stay as they are
     )
 
-    def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
+    def rewrite(self, graph: Graph, rewriter: Rewriter) -> Resequenced:
         target = Target(self.to_depth, self.to_stages, self.to_units)
         plan = stretch_plan(graph, target, self.order, None)
         sources = {block for stage in graph.stages for block in stage.all_blocks}
-        resequence(rewriter, graph, plan, self.keep_beside)
+        reordered = resequence(rewriter, graph, plan, self.keep_beside)
         made = [block for stage in graph.stages for block in stage.blocks if block not in sources]
         for block in made:
             _empty(block, graph, rewriter)
         graph.metadata["identity-blocks"] = len(made)
         graph.metadata["keep_constants"] = True
+        return reordered
 
 
 def _empty(block: Block, graph: Graph, rewriter: Rewriter) -> None:

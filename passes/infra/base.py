@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from elastic_ir.errors import ElasticError, PlanError, StructureError, VerifyError
 from elastic_ir.ir.described import described
 from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.structure import Resequenced
 from elastic_ir.ir.verifier import verify
 from elastic_ir.rewrite.rewriter import Rewriter
 
@@ -31,8 +32,8 @@ class Pass(ABC):
     choices: ClassVar[Mapping[str, Sequence[str]]] = {}
 
     @abstractmethod
-    def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
-        """Edit the graph, through the rewriter only."""
+    def rewrite(self, graph: Graph, rewriter: Rewriter) -> Resequenced | None:
+        """Edit the graph, through the rewriter only; returns what became of the stages, where that was its work."""
 
     def precondition(self, graph: Graph) -> Any:
         """Raise PlanError where the graph is not what the pass works on; nothing has been edited yet.
@@ -69,7 +70,7 @@ class Pass(ABC):
         except ElasticError as error:
             raise PlanError(f"before pass {self.name!r}: {error}") from error
         with Rewriter(target) as rewriter:
-            self.rewrite(target, rewriter)
+            target.resequenced = self.rewrite(target, rewriter) or target.resequenced
         verify(target, after=self.name)
         try:
             self.postcondition(target, noted)

@@ -95,7 +95,7 @@ def test_plans_of_several_stages_by_name(tmp_path: Path) -> None:
     MODELS["clip"]().save_pretrained(tmp_path / "source")
     graph = eir.load(tmp_path / "source", headers_only=True)
     both = eir.stretch(graph, plan="vision_model.encoder.layers=2,0 | text_model.encoder.layers=0:0;1:1,2")
-    assert both.metadata["plan"] == [[0, 1, 1], [2, 0]]
+    assert both.resequenced.plan == ((0, 1, 1), (2, 0))
     with pytest.raises(
         StructureError, match=r"there is no stage 'tower'; the stages are 'text_model\.encoder\.layers', "
     ):

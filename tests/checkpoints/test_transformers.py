@@ -58,7 +58,7 @@ def test_from_pretrained_loads_what_tracing_makes(name: str, way: str, tmp_path:
     eir.save(after, tmp_path / "target", check=False)
     loaded, report = type(module(name)).from_pretrained(tmp_path / "target", output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    plans = [after.metadata["plan"][index] for index in by_name(graph)]
+    plans = [list(after.resequenced.plan[index]) for index in by_name(graph)]
     twin = eir.stretch(traced(name), plan=_in_order(traced(name), plans))
     expected = twin.to_module()
     assert {n: t.shape for n, t in loaded.state_dict().items()} == {
@@ -99,8 +99,8 @@ def said(config: Any) -> Any:
     }
 
 
-def _in_order(graph: eir.Graph, plans: list[list[int]]) -> list[list[int]]:
-    ordered: list[list[int]] = [[] for _ in plans]
+def _in_order(graph: eir.Graph, plans: list[list[int | str]]) -> list[list[int | str]]:
+    ordered: list[list[int | str]] = [[] for _ in plans]
     for index, plan in zip(by_name(graph), plans, strict=True):
         ordered[index] = plan
     return ordered

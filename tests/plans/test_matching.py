@@ -47,9 +47,8 @@ def traced(*args: object, **kwargs: object) -> eir.Graph:
     return eir.trace(Net(*args, **kwargs), torch.randn(2, 3, 16, 16))  # type: ignore[arg-type]
 
 
-def plan(graph: eir.Graph) -> list[list[int]]:
-    found: list[list[int]] = graph.metadata["plan"]
-    return found
+def plan(graph: eir.Graph) -> list[list[int | str]]:
+    return [list(stage) for stage in graph.resequenced.plan]
 
 
 def test_each_place_takes_a_block_of_its_kind() -> None:

@@ -127,13 +127,13 @@ def test_masks_are_carried() -> None:
 
 def test_stacks() -> None:
     graph = traced("gpt2")
-    assert Stack(times=3).run(graph).metadata["plan"] == [[0, 1, 2, 3] * 3]
-    assert DepthUpscale().run(graph).metadata["plan"] == [[0, 1, 2, 1, 2, 3]]
-    assert DepthUpscale(drop=0).run(graph).metadata["plan"] == [[0, 1, 2, 3, 0, 1, 2, 3]]
-    swin = DepthUpscale().run(traced("swin_t")).metadata["plan"]  # in whole pairs; a quarter of three is none
-    assert swin == [[0, 1] * 2, [0, 1] * 2, [0, 1, 2, 3, 4, 5] * 2, [0, 1] * 2]
-    resnet = Stack().run(traced("cifar_resnet20")).metadata["plan"]
-    assert resnet == [[0, 1, 2, 1, 2]] * 3
+    assert Stack(times=3).run(graph).resequenced.plan == ((0, 1, 2, 3) * 3,)
+    assert DepthUpscale().run(graph).resequenced.plan == ((0, 1, 2, 1, 2, 3),)
+    assert DepthUpscale(drop=0).run(graph).resequenced.plan == ((0, 1, 2, 3, 0, 1, 2, 3),)
+    swin = DepthUpscale().run(traced("swin_t")).resequenced.plan  # in whole pairs; a quarter of three is none
+    assert swin == ((0, 1) * 2, (0, 1) * 2, (0, 1, 2, 3, 4, 5) * 2, (0, 1) * 2)
+    resnet = Stack().run(traced("cifar_resnet20")).resequenced.plan
+    assert resnet == ((0, 1, 2, 1, 2),) * 3
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,56 @@
+"""Edits of what counts as a unit: how many blocks are cloned at once, and whether the first one is kept.
+
+The rewriter's part that changes no node and no weight, but what later plans may do with the blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from elastic_ir.errors import StructureError
+from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.structure import Stage
+
+
+class StageEdits:
+    """What the rewriter can do to a stage as a whole."""
+
+    graph: Graph
+
+    def set_unit(self, blocks: int) -> None:
+        """Set the unit size, in blocks, of every stage that has free blocks.
+
+        It overrides what was found; where it cuts units apart, the structure's note says so. StructureError where
+        nothing repeats, or where a stage's free blocks are no multiple of it.
+        """
+        structure = self.graph.structure
+        stages = [stage for stage in structure.stages if stage.blocks]
+        for stage in stages:
+            if stage.period != blocks and len(stage.blocks) % blocks:
+                raise StructureError(
+                    f"stage {stage.name!r} has {len(stage.blocks)} free blocks, no multiple of unit={blocks}"
+                )
+        cut = [stage for stage in stages if stage.period is not None and blocks % stage.period]
+        if cut:
+            note = (
+                f"{', '.join(stage.name for stage in cut)}: {cut[0].period} blocks were found to make a unit, and "
+                f"{blocks} are cloned and deleted at a time as asked (unit={blocks}); a natively built network may "
+                "alternate its blocks in another way"
+            )
+            structure.note = "; ".join(filter(None, (structure.note, note)))
+        for stage in structure.stages:
+            stage.period = blocks
+
+    def loosen(self, stage: Stage, *, entry: bool) -> None:
+        """Let a stage be put together block by block; with ``entry`` its first block is as free as the others."""
+        stage.period = 1
+        if entry and stage.entry is not None:
+            stage.blocks.insert(0, stage.entry)
+            stage.entry = None
+
+    def add_sources(self, names: Iterable[str]) -> list[int]:
+        """Enter other networks whose tensors the graph is to take; their numbers, for :meth:`take_over`."""
+        known = self.graph.metadata.get("sources", [self.graph.name])
+        fresh = list(names)
+        self.graph.metadata["sources"] = [*known, *fresh]
+        return list(range(len(known), len(known) + len(fresh)))

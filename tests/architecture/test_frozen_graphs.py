@@ -1,0 +1,72 @@
+"""The guard over all tests holds: whoever edits a built graph beside the rewriter is refused, and named."""
+
+from __future__ import annotations
+
+from types import CodeType
+
+import pytest
+
+import elastic_ir as eir
+from elastic_ir.ir.graph import Graph, Node
+from elastic_ir.rewrite.rewriter import Rewriter
+from elastic_ir.zoo import cifar_resnet
+from tests.frozen_graphs import REFUSED
+
+#: One edit of each part of a graph, as a pass might make it.
+EDITS = [
+    "node.args = ()",
+    "node.op = 'nn.Identity'",
+    "node.attributes['stride'] = 2",
+    "node.weights.pop('weight')",
+    "node.kwargs.update(inplace=True)",
+    "node.output.type = None",
+    "graph.append(Node('late', 'torch.relu'))",
+    "graph.weights.clear()",
+    "graph.weights = {}",
+    "graph.weights['fc.weight'].storage.mask = None",
+    "graph.metadata['rewired'] = True",
+    "graph.reference = graph",
+    "graph._structure = None",
+    "graph.structure.note = 'mine'",
+    "graph.structure.stages.pop()",
+    "graph.stages[0].period = 2",
+    "graph.stages[0].blocks.pop()",
+    "graph.stages[0].blocks[0].nodes.clear()",
+    "graph.stages[0].blocks[0].input = None",
+    "graph.stages[0].container.tail += 1",
+    "graph.stages[0].container.children[0].path = 'elsewhere'",
+]
+
+
+def _made(kind: str) -> Graph:
+    graph = eir.trace(cifar_resnet(14, width=2))
+    graph.structure  # noqa: B018 - discovered, so that there is something to edit
+    if kind == "stretched":
+        return eir.stretch(graph, to_depth=20)
+    return graph.copy()
+
+
+def _pass(edit: str) -> CodeType:
+    return compile(edit, "somebodys_pass.py", "exec")
+
+
+@pytest.mark.parametrize("kind", ["copied", "stretched"])
+def test_every_edit_beside_the_rewriter_is_refused(kind: str) -> None:
+    graph = _made(kind)
+    node = next(node for node in graph if node.kind == "module")
+    before = str(graph)
+    for edit in EDITS:
+        with Rewriter(graph), pytest.raises(AssertionError, match=r"^somebodys_pass\.py:1 changes"):
+            exec(_pass(edit), {"__name__": "somebodys_pass", "graph": graph, "node": node, "Node": Node})
+        assert REFUSED.pop().startswith("somebodys_pass.py:1 ")
+    assert str(graph) == before
+
+
+def test_the_rewriter_and_notes_are_free() -> None:
+    graph = _made("copied")
+    code = "rewriter.set_attributes(node, bias=True); graph.metadata['my-pass'] = 3; graph.origin = None"
+    node = next(node for node in graph if "bias" in node.attributes)
+    with Rewriter(graph) as rewriter:
+        names = {"__name__": "somebodys_pass", "graph": graph, "node": node, "rewriter": rewriter}
+        exec(_pass(code), names)
+    assert node.attributes["bias"] is True and graph.metadata["my-pass"] == 3
