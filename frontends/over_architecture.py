@@ -1,0 +1,75 @@
+"""A file's tensors put into a traced architecture: every name and shape fits, or the first that do not are listed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from elastic_ir.errors import SourceError
+from elastic_ir.ir.graph import Graph
+from elastic_ir.tensors.lazy import TensorData
+
+
+def _same(one: TensorData, other: TensorData) -> bool:
+    """Whether two lazy tensors hold the same bytes; read only where names are tied."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    return b"".join(one.chunks()) == b"".join(other.chunks())
+
+
+def _prefix(tensors: Mapping[str, TensorData], wanted: Mapping[str, tuple[int, ...]], source: str) -> str:
+    """What stands before every name of an architecture in a file ("model."); SourceError where two prefixes fit."""
+    if not wanted or wanted.keys() <= tensors.keys():
+        return ""
+    some = max(wanted, key=len)
+    heads = [name.removesuffix(some) for name in tensors if name.endswith(f".{some}")]
+    fit = [
+        head
+        for head in heads
+        if all(head + n in tensors and tensors[head + n].shape == shape for n, shape in wanted.items())
+    ]
+    if len(fit) > 1:
+        raise SourceError(
+            f"{source} has the architecture's names under several prefixes ({', '.join(fit[:3])}); save the tensors of "
+            "the one that is meant to a file of its own"
+        )
+    return fit[0] if fit else ""
+
+
+def over_architecture(graph: Graph, tensors: Mapping[str, TensorData], source: str) -> Graph:
+    """A traced architecture over a file's tensors; SourceError lists the first names that do not fit.
+
+    One prefix before all of its names in the file is taken off, and noted in the metadata.
+    """
+    wanted = {name: weight for name, weight in graph.weights.items() if weight.persistent}
+    prefix = _prefix(tensors, {name: weight.shape for name, weight in wanted.items()}, source)
+    if prefix:
+        outside = [name for name in tensors if not name.startswith(prefix)]
+        counters = {name for name in outside if not tensors[name].shape}  # SWA's n_averaged
+        tensors = {name.removeprefix(prefix): data for name, data in tensors.items() if name not in counters}
+        graph.metadata["prefix"] = prefix
+        graph.metadata["left_behind"] = sorted(counters)
+    tied: dict[int, str] = {}
+    apart = [
+        f"{first} and {name} are one tied weight there, but differ in the file"
+        for name, weight in wanted.items()
+        if (first := tied.setdefault(id(weight.storage), name)) != name
+        and first in tensors
+        and name in tensors
+        and not _same(tensors[first], tensors[name])
+    ]
+    missing = [f"{name} is missing" for name in wanted if name not in tensors]
+    extra = [f"{name} is unknown to it" for name in tensors if name not in wanted]
+    other = [
+        f"{name} is {list(tensors[name].shape)}, the architecture has {list(weight.shape)}"
+        for name, weight in wanted.items()
+        if name in tensors and tensors[name].shape != weight.shape
+    ]
+    problems = other + missing + extra + apart
+    if problems:
+        raise SourceError(
+            f"{source} does not fit the architecture {graph.name}: {'; '.join(problems[:3])}"
+            + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
+        )
+    for name, weight in wanted.items():
+        weight.storage.data = tensors[name]
+    return graph
