@@ -40,7 +40,7 @@ class Stored:
 class ReadOptions:
     """How a source is read, for readers that make the graph themselves; others leave it alone."""
 
-    arch: Any = None  #: the network that a bare state dict belongs to: a source, a module or a graph
+    arch: object = None  #: the network that a bare state dict belongs to: a source, a module or a graph
     trust: Sequence[str] = ()  #: packages whose classes a file may name
     input_shape: Sequence[Sequence[int]] | None = None  #: of the inputs that the network is traced with
     masks_beside: bool = True  #: whether masks in a file beside the weights are taken
@@ -173,9 +173,16 @@ def format_recognised(path: Path) -> Format | None:
             head = file.read(HEAD)
     except (OSError, ValueError):
         return None
-    return next(
-        (form for form in registered() if form.recognises is not None and form.recognises(head)), None
-    )
+    return next((form for form in registered() if _recognises(form, head, path)), None)
+
+
+def _recognises(form: Format, head: bytes, path: Path) -> bool:
+    try:
+        return form.recognises is not None and form.recognises(head)
+    except Exception as error:  # code of others
+        raise SourceError(
+            f"whether {path} is of the format {form.name!r} could not be found out: {type(error).__name__}: {error}"
+        ) from error
 
 
 def writable(path: Path) -> bool:

@@ -258,6 +258,14 @@ def test_a_writer_that_goes_wrong_leaves_what_was_there(tmp_path: Path, writer: 
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]
 
 
+def test_a_predicate_that_goes_wrong(tmp_path: Path) -> None:
+    register(Format("held", (".held",), f"{HERE}:read_held", recognises=lambda head: head[99] == 1))
+    (tmp_path / "net.any").write_bytes(b"GGUF")
+    assert said(SourceError, tmp_path / "net.any") == (
+        f"whether {tmp_path / 'net.any'} is of the format 'held' could not be found out: IndexError: index out of range"
+    )
+
+
 def test_a_reader_that_goes_wrong_says_so_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "net.held").write_bytes(b"any")
     register(Format("held", (".held",), f"{HERE}:fails", None))
