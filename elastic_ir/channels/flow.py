@@ -16,7 +16,7 @@ import numpy as np
 
 from elastic_ir.channels import torch_rules as ops
 from elastic_ir.ir.graph import Graph, Node, Value
-from elastic_ir.ir.operations import Trait, operation_of
+from elastic_ir.ir.operations import Trait, layer_of, norm_of, operation_of
 from elastic_ir.tensors.lazy import ShapeOnly, TensorData
 
 if TYPE_CHECKING:
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 Bools: TypeAlias = "NDArray[np.bool_]"
 Floats: TypeAlias = "NDArray[np.float64]"
 Integers: TypeAlias = "NDArray[np.int64]"
-
-_LAYERS = {"conv1d", "conv2d", "conv3d", "linear"}
-_NORMS = {"batchnorm1d", "batchnorm2d", "batchnorm3d"}
 
 
 @dataclass(frozen=True)
@@ -51,6 +48,8 @@ class Layer:
     absorbed: (
         Bools  #: input channels that add nothing but a number to each row, and that number can be folded
     )
+    weight: str
+    inputs_first: bool = False  #: whether the weight has its inputs along axis 0
 
     def grid(self, flags: Bools) -> Bools:
         """Flags of input channels, or of output channels, by group."""
@@ -162,9 +161,9 @@ class Flow:
         value = ops.sole_operand(node)
         if value is None or node.output.type is None or value.type is None:
             return None
-        if kind in _LAYERS and node.kind == "module":
-            return self._layer(node, value, kind)
-        if kind in _NORMS and node.kind == "module":
+        if node.kind == "module" and operation.family in ("conv", "linear"):
+            return self._layer(node, value)
+        if node.kind == "module" and operation.family == "batchnorm":
             return self._norm(node, value)
         known = self._known.get(value)
         if known is None:
@@ -242,51 +241,48 @@ class Flow:
         )
 
     def _norm(self, node: Node, value: Value) -> Channels | None:
-        known = self.channels(value, 1)
-        if known is None or set(node.weights) - {"weight", "bias", "num_batches_tracked"} != {
-            "running_mean",
-            "running_var",
-        }:
-            return None  # without statistics of its own it makes each batch's own
-        table = {
-            role: self.read(name) for role, name in node.weights.items() if role != "num_batches_tracked"
-        }
-        mean, variance = table["running_mean"], table["running_var"]
-        constants = np.full(len(known.atoms), math.nan)
-        if mean is not None and variance is not None:
-            scale, shift = table.get("weight", np.ones_like(mean)), table.get("bias", np.zeros_like(mean))
-            epsilon = node.attributes["eps"]
-            if scale is not None and shift is not None and isinstance(epsilon, float):
-                factor = scale / np.sqrt(variance + epsilon)
-                moved = np.where(factor == 0, 0.0, known.constants - mean)
-                result = moved * factor + shift
-                constants = np.where(np.isfinite(result), result, math.nan)
+        """The channels of a batch norm with statistics; without its own it makes each batch's, and is not known."""
+        norm = norm_of(node)
+        known = self.channels(value, 1) if norm is not None else None
+        if norm is None or known is None:
+            return None
+        count = len(known.atoms)
+        mean, variance = self.read(norm.mean), self.read(norm.variance)
+        scale = self.read(norm.scale) if norm.scale is not None else np.ones(count)
+        shift = self.read(norm.shift) if norm.shift is not None else np.zeros(count)
+        constants = np.full(count, math.nan)
+        if any(part is not None and part.shape != (count,) for part in (mean, variance, scale, shift)):
+            return None
+        if mean is not None and variance is not None and scale is not None and shift is not None:
+            factor = scale / np.sqrt(variance + norm.epsilon)
+            result = np.where(factor == 0, 0.0, known.constants - mean) * factor + shift
+            constants = np.where(np.isfinite(result), result, math.nan)
         made = Channels(1, known.atoms, constants)
         self.norms.append((node, made))
         return made
 
-    def _layer(self, node: Node, value: Value, kind: str) -> Channels | None:
+    def _layer(self, node: Node, value: Value) -> Channels | None:
         assert value.type is not None
-        rank = len(value.type.shape)
-        groups = node.attributes.get("groups", 1)
-        known_form = "weight" in node.weights and set(node.weights) <= {"weight", "bias"}
-        if not known_form or not isinstance(groups, int) or (kind != "linear" and rank != int(kind[4]) + 2):
+        layer, rank = layer_of(node), len(value.type.shape)
+        if layer is None or layer.weight is None or layer.transposed:
             return None
-        weight = self.graph.weights[node.weights["weight"]]
-        inside = self.channels(value, rank - 1 if kind == "linear" else 1)
+        weight, groups = self.graph.weights[layer.weight], layer.groups
+        if not layer.matrix and rank != len(weight.shape):
+            return None
+        inside = self.channels(value, rank - 1 if layer.matrix else 1)
         assert inside is not None
         rows, width = weight.shape[:2]
         used: Bools | None = None
         if weight.mask is not None:
             used = np.any(weight.mask.array().reshape(rows, width, -1), axis=2)
-        foldable = kind == "linear" or ops.reads_no_zeros(node)
+        foldable = layer.matrix or ops.reads_no_zeros(node)
         absorbed, still = absorption(inside, groups, rows, width, used, foldable=foldable)
         weight_data = weight.storage.emitted()
         constants = np.where(
-            still, self._row_constants(node.weights.get("bias"), weight_data, inside, used, still), math.nan
+            still, self._row_constants(layer.bias, weight_data, inside, used, still), math.nan
         )
         outside = Channels(inside.axis, self._fresh(rows), constants)
-        self.layers.append(Layer(node, inside, outside, groups, used, absorbed))
+        self.layers.append(Layer(node, inside, outside, groups, used, absorbed, weight.name))
         return outside
 
     def _row_constants(

@@ -15,8 +15,7 @@ import numpy as np
 from elastic_ir.channels.flow import Bools, Channels, Floats, Flow, Layer, absorption
 from elastic_ir.channels.onnx_axes import moved
 from elastic_ir.ir.graph import Graph, Literal, Node, Value, WeightRef
-from elastic_ir.ir.operations import norm_of
-from elastic_ir.ir.operations.onnx_dialect import is_matrix_transpose
+from elastic_ir.ir.operations import layer_of, norm_of
 from elastic_ir.onnx_model import arithmetic as numbers
 from elastic_ir.onnx_model.layers import (
     plain_gemm,
@@ -40,11 +39,9 @@ Count: TypeAlias = "tuple[Node, int, int, Channels]"
 
 @dataclass(frozen=True)
 class OnnxLayer(Layer):
-    """A layer of an ONNX graph, with its weight and the operand that can take over what constants add."""
+    """A layer of an ONNX graph, with the operand that can take over what constants add."""
 
-    weight: str
-    inputs_first: bool  #: whether the weight has its inputs along axis 0
-    bias: tuple[Node, int] | None  #: None where nothing can take constants over
+    bias: tuple[Node, int] | None = None  #: None where nothing can take constants over
 
 
 class OnnxFlow(Flow):
@@ -220,62 +217,40 @@ class OnnxFlow(Flow):
     # -- layers ----------------------------------------------------------------------------------------------------
 
     def _normalised(self, node: Node, value: Value, kind: str) -> Channels | None:
-        batch = kind == "BatchNormalization"
+        made = self._norm(node, value) if kind == "BatchNormalization" else self._instance_norm(node, value)
+        if made is not None:
+            self.meetings += [(node, place, 0, made) for place in range(1, len(node.args))]
+        return made
+
+    def _instance_norm(self, node: Node, value: Value) -> Channels | None:
+        """What is zero everywhere has no variance, and becomes the shift."""
         names = [weight_name(item) for item in node.args[1:]]
-        if not (norm_of(node) if batch else len(names) == 2 and None not in names):
-            return None
-        known = self.channels(value, 1)
+        known = self.channels(value, 1) if len(names) == 2 and None not in names else None
         if known is None:
             return None
-        count = len(known.atoms)
         parts = [self.read(name) for name in names if name is not None]
-        constants = np.full(count, math.nan)
-        if any(part is not None and part.shape != (count,) for part in parts):
+        if any(part is not None and part.shape != (len(known.atoms),) for part in parts):
             return None
-        scale, shift, *statistics = parts
-        epsilon = node.attributes.get("epsilon", 1e-5)
-        if batch and isinstance(epsilon, (int, float)) and all(part is not None for part in parts):
-            assert scale is not None and shift is not None
-            mean, variance = (np.asarray(part) for part in statistics)
-            factor = scale / np.sqrt(variance + epsilon)
-            result = np.where(factor == 0, 0.0, known.constants - mean) * factor + shift
-            constants = np.where(np.isfinite(result), result, math.nan)
-        elif not batch and shift is not None:  # what is zero everywhere has no variance
-            constants = np.where(known.constants == 0, shift, math.nan)
-        made = Channels(1, known.atoms, constants)
-        self.meetings += [(node, place, 0, made) for place in range(1, len(node.args))]
-        if batch:
-            self.norms.append((node, made))
-        return made
+        shift = parts[1] if parts[1] is not None else math.nan
+        return Channels(1, known.atoms, np.where(known.constants == 0, shift, math.nan))
 
     def _weighted(self, node: Node, value: Value, kind: str) -> Channels | None:
         assert value.type is not None
         rank = len(value.type.shape)
-        given = numbers.operand(node, 1)
-        carried = (
-            isinstance(given, Value)
-            and kind == "MatMul"
-            and is_matrix_transpose(given.node)
-            and len(self.users.get(given, ())) == 1
-        )
-        name = weight_name(given.node.args[0] if carried and isinstance(given, Value) else given)
-        zero = kind != "MatMul" and zero_bias(node, self.users)
-        if (
-            name is None
-            or len(node.operands()) != 1 + carried + zero
-            or (kind == "Gemm" and not plain_gemm(node))
-        ):
+        layer, given = layer_of(node), numbers.operand(node, 1)
+        if layer is None or layer.weight is None or layer.weight_first:
             return None
+        carried = isinstance(given, Value)  # by a Transpose
+        if isinstance(given, Value) and (kind != "MatMul" or len(self.users.get(given, ())) != 1):
+            return None
+        zero = kind != "MatMul" and zero_bias(node, self.users)
+        if len(node.operands()) != 1 + carried + zero or (kind == "Gemm" and not plain_gemm(node)):
+            return None
+        name, groups, matrix, inputs_first = layer.weight, layer.groups, layer.matrix, layer.inputs == 0
         weight = self.graph.weights[name]
-        shape, matrix = weight.shape, kind in ("Gemm", "MatMul")
+        shape = weight.shape
         fits = len(shape) == 2 and rank >= 2 if matrix else len(shape) == rank
         if not fits or "float" not in weight.dtype or len(self.readers[id(weight.storage)]) > 1:
-            return None
-        groups = node.attributes.get("group", 1)
-        inputs_first = kind == "ConvTranspose" or (
-            matrix and not carried and not node.attributes.get("transB", 0)
-        )
-        if not isinstance(groups, int):
             return None
         rows, width = (shape[1] * groups, shape[0] // groups) if inputs_first else shape[:2]
         bias = numbers.operand(node, 2) if kind != "MatMul" and not zero else None

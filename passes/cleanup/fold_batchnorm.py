@@ -73,7 +73,8 @@ class _Folder:
     def why_not(self, norm: Node) -> str:
         """Why a batch norm cannot be folded; "" where it can."""
         if norm_of(norm) is None:
-            return "it has no statistics of its own"
+            computed = "running_mean" in norm.weights
+            return "its scale is computed from others" if computed else "it has no statistics of its own"
         given = norm.args[0] if norm.args else None
         before = given.node if isinstance(given, Value) else None
         layer = layer_of(before) if before is not None and before.kind in ("module", "onnx") else None

@@ -305,6 +305,12 @@ def test_batch_norms_of_modules() -> None:
     ]
 
 
+def test_a_batch_norm_whose_scale_is_computed_is_none() -> None:
+    roles = {role: role for role in ("weight_g", "weight_v", "bias", "running_mean", "running_var")}
+    made = Node("n", "nn.BatchNorm1d", (tensor(),), kind="module", weights=roles, attributes={"eps": 1e-5})
+    assert norm_of(made) is None
+
+
 def test_batch_norms_of_onnx() -> None:
     held = [WeightRef(name) for name in "sbmv"]
     plain = node("onnx.BatchNormalization", tensor(), *held)

@@ -22,6 +22,7 @@ _SYNONYMS = {
 }  # fmt: skip
 #: Operators of Python that write into a tensor on their left, without the ``i``; ``setitem`` is one as well.
 _AUGMENTED = {"add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"}
+_NORM_ROLES = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 _CONVOLUTION = re.compile(r"conv(transpose)?[123]d$")
 
 
@@ -92,9 +93,13 @@ def layer_of(node: Node) -> Layer | None:
 
 
 def norm_of(node: Node) -> BatchNorm | None:
-    """The tensors of a batch norm that is a module and keeps statistics; None for anything else."""
+    """The tensors of a batch norm that is a module and keeps statistics; None for anything else.
+
+    None also where a scale or shift is computed from other weights.
+    """
     held, epsilon = node.weights, node.attributes.get("eps")
-    if node.kind != "module" or "running_mean" not in held or not isinstance(epsilon, (int, float)):
+    plain = node.kind == "module" and {"running_mean", "running_var"} <= set(held) <= _NORM_ROLES
+    if not plain or not isinstance(epsilon, (int, float)):
         return None
     return BatchNorm(
         held.get("weight"), held.get("bias"), held["running_mean"], held["running_var"], float(epsilon)

@@ -163,6 +163,13 @@ def test_an_unbatched_convolution_has_its_channels_on_another_axis() -> None:
     }
 
 
+def test_a_norm_whose_scale_is_computed_is_left() -> None:
+    with pytest.warns(FutureWarning):  # the older form keeps the class
+        model = nn.Sequential(nn.Linear(3, 4), nn.utils.weight_norm(nn.BatchNorm1d(4))).eval()
+    graph = eir.trace(model, (torch.randn(2, 3),))
+    assert fold(graph).metadata["fold-batchnorm"]["skipped"] == {"1": "its scale is computed from others"}
+
+
 # -- the same words for ONNX -------------------------------------------------------------------------------------------
 
 NORM = ("scale", "shift", "mean", "variance")
