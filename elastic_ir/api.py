@@ -13,16 +13,27 @@ from elastic_ir.plans.keep_beside import listed_names
 from elastic_ir.safety.limits import allowing_blocks
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from elastic_ir.checkpoints.verify import Verified
+    from elastic_ir.plans.plan import Drop, Order, PlanGiven
+    from elastic_ir.tensors.lazy import Mask
+
+    #: Another network: a graph, a module, or any source that the command line takes.
+    Reference: TypeAlias = Graph | torch.nn.Module | str | os.PathLike[str]
+    #: Zeros and ones of a weight's shape.
+    MaskGiven: TypeAlias = Mask | torch.Tensor | NDArray[np.generic]
 
 
 def trace(
     model: torch.nn.Module,
     example_inputs: Sequence[Any] | torch.Tensor | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
-    masks: Mapping[str, Any] | None = None,
+    masks: Mapping[str, MaskGiven] | None = None,
     *,
     frontend: str = "auto",
     input_shape: Sequence[Sequence[int]] | None = None,
@@ -35,8 +46,8 @@ def trace(
 
 def load(
     source: str | os.PathLike[str],
-    arch: Any = None,
-    masks: Any = None,
+    arch: Reference | None = None,
+    masks: Mapping[str, MaskGiven] | str | os.PathLike[str] | None = None,
     *,
     trust: Sequence[str] = (),
     mask_from_zeros: bool = False,
@@ -61,7 +72,7 @@ def load(
     return graph.with_unit(unit) if unit is not None else graph
 
 
-def _reference(like: Any, graph: Graph) -> Graph | None:
+def _reference(like: Reference | None, graph: Graph) -> Graph | None:
     if like is None or isinstance(like, Graph):
         return like
     from elastic_ir.frontends.reference import load_reference
@@ -85,9 +96,9 @@ def stretch(
     *,
     to_stages: Sequence[int] | Mapping[str, int] | str | None = None,
     to_units: int | None = None,
-    like: Any = None,
-    plan: Any = None,
-    order: str = "append",
+    like: Reference | None = None,
+    plan: PlanGiven | None = None,
+    order: Order = "append",
     replicate: Sequence[int] | None = None,
     unit: int | None = None,
     others: Mapping[str, Graph] | None = None,
@@ -137,9 +148,9 @@ def squeeze(
     *,
     to_stages: Sequence[int] | Mapping[str, int] | str | None = None,
     to_units: int | None = None,
-    like: Any = None,
-    plan: Any = None,
-    drop: str | Sequence[int] = "tail",
+    like: Reference | None = None,
+    plan: PlanGiven | None = None,
+    drop: Drop | Sequence[int] = "tail",
     unit: int | None = None,
     keep_beside: Sequence[str] | str | None = None,
     max_blocks: int | None = None,

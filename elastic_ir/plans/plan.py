@@ -7,9 +7,9 @@ nothing here knows a graph. Indices count the blocks of a stage from 0, the entr
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.numbering import DIGITS, number_of
@@ -41,6 +41,14 @@ class Layer:
 
 #: One stage of a plan as it is written: source blocks in target order, or the paper's map from source to targets.
 StageNotation: TypeAlias = "list[int | Layer] | dict[int, list[int]]"
+#: Where copies stand: behind the others as a group, or each right behind its source (Chen et al. 2021, section 3.1).
+Order: TypeAlias = Literal["append", "interpolate"]
+#: Which blocks go: the last ones, or some spread evenly (section 3.2).
+Drop: TypeAlias = Literal["tail", "even"]
+#: A stage's plan as a caller gives it: source blocks in target order, or the paper's source: targets.
+StageGiven: TypeAlias = "Sequence[int | Layer] | dict[int, list[int]]"
+#: A plan as a caller gives it: the command line's text, one stage's list, a plan for each stage, or for those named.
+PlanGiven: TypeAlias = "str | Sequence[int | Layer] | Sequence[StageGiven] | Mapping[str, StageGiven]"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from elastic_ir.plans.left_behind import about_inner_list
 from elastic_ir.plans.plan import (
     Layer,
     Plan,
+    PlanGiven,
     StagePlan,
     StageShape,
     check_drop,
@@ -197,7 +198,7 @@ def parse_stages(text: str) -> list[int] | dict[str, int]:
     return counts
 
 
-def explicit_plan(graph: Graph, given: Any) -> Plan:
+def explicit_plan(graph: Graph, given: PlanGiven) -> Plan:
     """A plan in any of its notations, checked against the graph's stages."""
     whole: list[StagePlan] = []
     for stage, part in zip(graph.stages, planned_layers(graph, given), strict=True):
@@ -211,7 +212,7 @@ def explicit_plan(graph: Graph, given: Any) -> Plan:
     return tuple(whole)
 
 
-def planned_layers(graph: Graph, given: Any) -> list[list[int | Layer]]:
+def planned_layers(graph: Graph, given: PlanGiven) -> list[list[int | Layer]]:
     """A plan in any of its notations as a list of source blocks for each stage; nothing but their number is checked."""
     stages = [StageShape.of(stage) for stage in graph.stages]
     if isinstance(given, str):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 
 import elastic_ir as eir
 from elastic_ir.errors import StructureError
+from elastic_ir.plans.plan import Order
 from tests.networks.transformers_families import FAMILIES, make
 
 
@@ -27,7 +28,10 @@ def traced(name: str) -> eir.Graph:
         return eir.trace(module(name))
 
 
-def resized(graph: eir.Graph, way: str) -> eir.Graph:
+Way = Order | Literal["squeeze"]
+
+
+def resized(graph: eir.Graph, way: Way) -> eir.Graph:
     """One unit more or less in every stage; the last stage two, so that stacks side by side end apart."""
     steps = [(stage.period or 1) * (1 + (index > 0)) for index, stage in enumerate(graph.stages)]
     if way == "squeeze":
@@ -47,7 +51,7 @@ def by_name(graph: eir.Graph) -> list[int]:
 
 @pytest.mark.parametrize("way", ["append", "squeeze"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_from_pretrained_loads_what_tracing_makes(name: str, way: str, tmp_path: Path) -> None:
+def test_from_pretrained_loads_what_tracing_makes(name: str, way: Way, tmp_path: Path) -> None:
     module(name).save_pretrained(tmp_path / "source")
     graph = eir.load(tmp_path / "source", headers_only=True)
     if any(stage.period is None for stage in graph.stages):
@@ -58,7 +62,7 @@ def test_from_pretrained_loads_what_tracing_makes(name: str, way: str, tmp_path:
     eir.save(after, tmp_path / "target", check=False)
     loaded, report = type(module(name)).from_pretrained(tmp_path / "target", output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    plans = [list(after.resequenced.plan[index]) for index in by_name(graph)]
+    plans = [[int(block) for block in after.resequenced.plan[index]] for index in by_name(graph)]
     twin = eir.stretch(traced(name), plan=_in_order(traced(name), plans))
     expected = twin.to_module()
     assert {n: t.shape for n, t in loaded.state_dict().items()} == {
@@ -99,8 +103,8 @@ def said(config: Any) -> Any:
     }
 
 
-def _in_order(graph: eir.Graph, plans: list[list[int | str]]) -> list[list[int | str]]:
-    ordered: list[list[int | str]] = [[] for _ in plans]
+def _in_order(graph: eir.Graph, plans: list[list[int]]) -> list[list[int]]:
+    ordered: list[list[int]] = [[] for _ in plans]
     for index, plan in zip(by_name(graph), plans, strict=True):
         ordered[index] = plan
     return ordered

@@ -9,6 +9,7 @@ import torch
 
 import elastic_ir as eir
 from elastic_ir.discovery.depth import longest_path
+from elastic_ir.plans.plan import Drop, Order
 from tests.discovery.unets import UNet, unet
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -30,7 +31,8 @@ def test_stages_stretch_between_long_skips(form: str, join: str, frontend: str) 
         ("decoder.0", 2, None, "up.0"),
     ]
     assert (graph.structure.stem, graph.structure.head) == (("stem",), ("head",))
-    for order, drop in (("append", "tail"), ("interpolate", "even")):
+    ways: tuple[tuple[Order, Drop], ...] = (("append", "tail"), ("interpolate", "even"))
+    for order, drop in ways:
         deeper = eir.stretch(graph, to_stages=(4, 5, 2, 3, 4), order=order)
         native = unet((4, 5, 2), (4, 3), form=form, join=join)
         native.load_state_dict(deeper.state_dict())

@@ -16,6 +16,7 @@ from torch import nn
 import elastic_ir as eir
 from elastic_ir.checkpoints.names import graph_of_tensors
 from elastic_ir.frontends.weight_table import weight_table
+from elastic_ir.plans.plan import Drop, Order
 
 IMAGES = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
@@ -45,7 +46,8 @@ def test_branches_stretch_side_by_side(name: str, first: list[str]) -> None:
     assert {(len(stage), stage.entry, stage.period) for stage in branches} == {(2, None, 1)}
     wanted = {stage.name: 4 for stage in branches if stage.name.startswith("stage3")}
     native = hrnet(name, {"stage3": 4})
-    for order, drop in (("append", "tail"), ("interpolate", "even")):
+    ways: tuple[tuple[Order, Drop], ...] = (("append", "tail"), ("interpolate", "even"))
+    for order, drop in ways:
         deeper = eir.stretch(graph, to_stages=wanted, order=order)
         native.load_state_dict(deeper.state_dict())
         made = deeper.to_module()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import nn
 
 import elastic_ir as eir
+from elastic_ir.plans.plan import Order
 from tests.networks.transformers_families import FAMILIES, make
 
 GENERATING = [name for name, family in FAMILIES.items() if family.generates]
@@ -24,7 +25,10 @@ def traced(name: str) -> eir.Graph:
         return eir.trace(make(name))
 
 
-def resized(name: str, way: str) -> eir.Graph:
+Way = Order | Literal["squeeze"]
+
+
+def resized(name: str, way: Way) -> eir.Graph:
     """Twice as deep in one of the orders, or with half of the units gone."""
     graph = traced(name)
     if way == "squeeze":
@@ -59,7 +63,7 @@ def test_the_structure_is_found(name: str) -> None:
 
 @pytest.mark.parametrize("way", ["append", "interpolate", "squeeze"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_native_network_of_the_emitted_configuration_is_the_same(name: str, way: str) -> None:
+def test_a_native_network_of_the_emitted_configuration_is_the_same(name: str, way: Way) -> None:
     graph = resized(name, way)
     module: Any = graph.to_module()
     assert type(module) is type(traced(name).origin.module)

@@ -112,7 +112,7 @@ def test_squeezes_that_are_refused() -> None:
     with pytest.raises(eir.PlanError, match="not possible"):
         eir.squeeze(graph, to_depth=5)
     with pytest.raises(eir.PlanError, match="drop is tail, even or a list of blocks, not 'head'"):
-        eir.squeeze(graph, to_depth=18, drop="head")  # said even where nothing is dropped
+        eir.squeeze(graph, to_depth=18, drop="head")  # type: ignore[arg-type]  # said even where nothing is dropped
     with pytest.raises(eir.StructureError, match="there is no stage 'layer9'; the stages are 'layer1'"):
         eir.squeeze(graph, to_stages={"layer9": 1})
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import elastic_ir as eir
+from elastic_ir.plans.plan import Order
 
 WIDTH = 4
 
@@ -226,7 +227,7 @@ def test_any_plan_gives_the_native_network(case: tuple[Recipe, list[list[int]]])
 
 @given(recipes, st.integers(0, 4), orders)
 @settings(max_examples=20)
-def test_the_inverse_squeeze_gives_the_source_back(recipe: Recipe, more: int, order: str) -> None:
+def test_the_inverse_squeeze_gives_the_source_back(recipe: Recipe, more: int, order: Order) -> None:
     """Invariant 6: text, weights and masks."""
     model, masks = source(recipe)
     graph = eir.trace(model, (recipe.example(),), masks=masks)

@@ -16,6 +16,7 @@ import elastic_ir as eir
 from elastic_ir.formats.safetensors import DTYPES
 from elastic_ir.formats.ticket import read_ticket, ticket_shapes, write_ticket
 from elastic_ir.ir.serialise import InlineData
+from elastic_ir.plans.plan import Order
 from elastic_ir.tensors.lazy import ITEM_SIZES, Mask
 from elastic_ir.tensors.weights import Storage
 from tests.emit.nets import same_tensors
@@ -70,7 +71,7 @@ def test_any_tensors_under_any_names(weights: dict[str, Storage], graph: str | N
 
 @given(recipes, st.integers(0, 3), orders)
 @settings(max_examples=15)
-def test_stretched_from_a_ticket_and_squeezed_back(recipe: Recipe, more: int, order: str) -> None:
+def test_stretched_from_a_ticket_and_squeezed_back(recipe: Recipe, more: int, order: Order) -> None:
     """Invariant 6 through two files: weights, masks and ties."""
     model, masks = source(recipe)
     graph = eir.trace(model, (recipe.example(),), masks=masks)

@@ -13,6 +13,7 @@ from torch import fx, nn
 
 import elastic_ir as eir
 from elastic_ir.emit.module.check import check_runs
+from elastic_ir.plans.plan import Order
 from elastic_ir.zoo import cifar_resnet
 
 
@@ -111,7 +112,7 @@ def test_what_the_owner_does_around_each_member_goes_with_it(frontend: str) -> N
     assert torch.equal(deeper.to_module()(example), native(example))
 
 
-PAIRS: dict[str, tuple[str, str, str]] = {
+PAIRS: dict[str, tuple[str, str, Order]] = {
     "resnet18": ("resnet34", "3,4,6,3", "append"),
     "vgg13_bn": ("vgg19_bn", "2,2,4,4,4", "interpolate"),
     "convnext_tiny": ("convnext_small", "3,3,27,3", "interpolate"),
