@@ -317,6 +317,7 @@ def test_ways_to_say_the_target(here: Path, options: list[str], counts: tuple[in
     assert set(load_file(here / "out.safetensors")) == set(small_resnet(counts))
 
 
+@pytest.mark.slow
 def test_like_a_named_network_says_what_became_of_constants(here: Path) -> None:
     told = good("stretch", "timm:nf_resnet26", "--like", "timm:nf_resnet50", "-o", "deep.safetensors")
     assert "depth:      26 -> 50" in told.splitlines()
@@ -571,6 +572,7 @@ def test_on_a_terminal(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "─" in out
 
 
+@pytest.mark.slow
 def test_fresh_weights_of_a_librarys_name_are_told_where_they_are_written(here: Path) -> None:
     name = "timm:resnet18.a1_in1k"
     note = f"note:       {name} has fresh weights; for trained ones give their file, with --arch {name}\n"

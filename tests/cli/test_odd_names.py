@@ -70,6 +70,7 @@ def test_errors_of_the_library_hold_one_plain_line(tmp_path: Path) -> None:
     assert "\\x1b[2J\\nerror.pt" in str(said.value)
 
 
+@pytest.mark.slow
 def test_a_model_card_holds_names_as_text(tmp_path: Path) -> None:
     folder = tmp_path / "a`<script>|\x1b[31m\n# b"
     folder.mkdir()

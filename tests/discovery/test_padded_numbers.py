@@ -106,6 +106,7 @@ def test_names_in_files_keep_their_padding(
     assert make(12).state_dict().keys() <= deeper.state_dict().keys()
 
 
+@pytest.mark.slow
 def test_a_folder_keeps_its_padding(tmp_path: Path) -> None:
     folder = tmp_path / "source"
     folder.mkdir()

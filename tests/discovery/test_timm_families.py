@@ -34,6 +34,7 @@ def hrnet(name: str, blocks: dict[str, int]) -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "first"),
     [("hrnet_w18_small", []), pytest.param("hrnet_w18_small_v2", ["layer1"], marks=pytest.mark.slow)],

@@ -78,7 +78,7 @@ def said(path: Path, error: type[SourceError] = SourceError) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("shards", "legacy"), [(1, True), (3, False)])
+@pytest.mark.parametrize(("shards", "legacy"), [pytest.param(1, True, marks=pytest.mark.slow), (3, False)])
 def test_streamed_as_safetensors_without_torch(tmp_path: Path, shards: int, legacy: bool) -> None:
     source = write(tmp_path / "source", state(), shards, _use_new_zipfile_serialization=not legacy)
     code = (

@@ -41,6 +41,7 @@ def run(site: Path, *command: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_tutorial_runs_and_its_commands_with_it(package: Path) -> None:
     assert len(blocks()) == 6
     script = package.parent / "use.py"

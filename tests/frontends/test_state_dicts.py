@@ -262,6 +262,7 @@ def test_a_prefix_that_leaves_doubt_is_refused(tmp_path: Path) -> None:
         eir.load(saved(tmp_path / "w.pt", under), arch=network())
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_the_key_and_says_what_is_left(tmp_path: Path) -> None:
     path = saved(tmp_path / "w.pt", {"model": weights(), "ema": weights(1), "optimizer": {}, "epoch": 3})
 

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.zoo import Models, check
 from benchmarks.zoo_pairs import PAIRS
 
-#: Shallow and deep members; those under 12 million parameters are of the everyday suite.
+#: Shallow and deep members; those under 5 million parameters are of the everyday suite.
 FAMILIES = """
 resnet18 resnet34 | resnet26 resnet50 | resnet50 resnet101 | resnet101 resnet152 | resnetv2_18 resnetv2_34
 resnetv2_50 resnetv2_101 | seresnet18 seresnet34 | seresnet50 seresnet101 | ecaresnet26t ecaresnet50t
@@ -33,7 +33,7 @@ xception41 xception65 | darknet17 darknet21 | darknet21 darknet53 | ese_vovnet39
 vovnet39a vovnet57a | nextvit_small nextvit_base | gernet_m gernet_l | starnet_s2 starnet_s3
 maxvit_small_tf_224 maxvit_base_tf_224 | efficientvit_l1 efficientvit_l2
 """
-EVERYDAY = 12_000_000
+EVERYDAY = 5_000_000
 
 
 @cache

@@ -96,7 +96,9 @@ def test_generation_with_the_cache_gives_the_tokens_without(name: str) -> None:
     assert found[0].shape[1] >= 9
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("swin", "t5"))) for name in FAMILIES]
+)
 def test_files_round_trip(name: str, tmp_path: Path) -> None:
     graph = resized(name, "append")
     eir.save(graph, tmp_path / "model")
@@ -106,6 +108,7 @@ def test_files_round_trip(name: str, tmp_path: Path) -> None:
     assert again.config.to_dict().keys() == module.config.to_dict().keys()
 
 
+@pytest.mark.slow
 def test_configurations_say_the_new_depth() -> None:
     wanted: dict[str, dict[str, object]] = {
         "bert": {"num_hidden_layers": 6},
@@ -186,6 +189,7 @@ def test_one_layer_applied_many_times_has_nothing_to_clone() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_model_on_the_meta_device_is_read_without_weights() -> None:
     import transformers as t
 

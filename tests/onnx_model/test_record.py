@@ -71,6 +71,7 @@ def test_nothing_is_noted_where_nothing_changed(path: Path, tmp_path: Path) -> N
     assert onnx.load(back) == onnx.load(path)  # the lineage of the deeper one is gone with its blocks
 
 
+@pytest.mark.slow
 def test_an_export_notes_it_too(tmp_path: Path) -> None:
     text = "stretch{to-depth=20}"
     graph = Pipeline.parse(text).run(eir.trace(cifar_resnet(14)))

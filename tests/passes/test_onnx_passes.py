@@ -252,7 +252,9 @@ def test_without_masks_nothing_changes(name: str) -> None:
     assert (Compact().summary(after) or "").startswith("nothing is dead")
 
 
-@pytest.mark.parametrize("name", ["light-resnet50", "opennsfw", "minilm", "ocr-cls"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("light-resnet50", marks=pytest.mark.slow), "opennsfw", "minilm", "ocr-cls"]
+)
 def test_real_files(name: str, tmp_path: Path) -> None:
     source = prune(eir.load(PATHS[name]))
     cut = Compact().run(source)
@@ -264,6 +266,7 @@ def test_real_files(name: str, tmp_path: Path) -> None:
         check_same(source, folded, tmp_path)
 
 
+@pytest.mark.slow
 def test_stretch_after_fold_keeps_zeros(tmp_path: Path) -> None:
     model, masks = half_pruned(-1.0)
     path = tmp_path / "m.onnx"

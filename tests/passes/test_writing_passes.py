@@ -45,6 +45,7 @@ def test_the_tutorial_s_pass_is_listed_as_it_says(tmp_path: Path, monkeypatch: p
         assert line in page
 
 
+@pytest.mark.slow
 def test_the_example_package(tmp_path: Path) -> None:
     """Installed into a folder of its own, without the network, it is found by its entry point."""
     source, target = tmp_path / "plugin", tmp_path / "site"

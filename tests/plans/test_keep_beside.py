@@ -121,7 +121,10 @@ def test_passes_take_it_as_a_field(text: str) -> None:
         Pipeline.parse(text.replace("=scale", "=other")).run(bare(scale=(9, 9)))
 
 
-@pytest.mark.parametrize("command", [["stretch", "--to-units", "4"], ["squeeze", "--to-units", "2"]])
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(["stretch", "--to-units", "4"], marks=pytest.mark.slow), ["squeeze", "--to-units", "2"]],
+)
 def test_the_command_line(tmp_path: Path, command: list[str]) -> None:
     source, out = folder(tmp_path / "source"), tmp_path / "out"
     arguments = [command[0], str(source), *command[1:], "-o", str(out)]

@@ -105,7 +105,7 @@ def masks(model: nn.Module, dice: torch.Generator, rows: float, columns: float) 
     shifted=st.booleans(),
     folded=st.booleans(),
 )
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_compact_never_changes_the_function(
     parts: list[Part], seed: int, rows: float, columns: float, shifted: bool, folded: bool
 ) -> None:
@@ -134,7 +134,7 @@ def test_compact_never_changes_the_function(
     shifted=st.sets(st.sampled_from([f"layer{s}.{b}.bn2" for s in (1, 2, 3) for b in (0, 1, 2)]), max_size=3),
     folded=st.booleans(),
 )
-@settings(max_examples=15)
+@settings(max_examples=8)
 def test_units_go_exactly_where_nothing_is_added(
     seed: int, dead: set[str], shifted: set[str], folded: bool
 ) -> None:

@@ -239,7 +239,7 @@ def test_the_inverse_squeeze_gives_the_source_back(recipe: Recipe, more: int, or
 
 
 @given(recipes)
-@settings(max_examples=10)
+@settings(max_examples=6)
 def test_both_front_ends_find_the_same(recipe: Recipe) -> None:
     """torch.fx and torch.export agree on stages and depth."""
     model, _ = source(recipe)

@@ -86,6 +86,7 @@ def test_a_compiled_optimizer_step() -> None:
         assert_dead(model, masks)
 
 
+@pytest.mark.slow
 def test_two_processes_under_ddp(tmp_path: Path) -> None:
     """Both orders of wrapping and enforcing; the replicas agree to the last bit."""
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}

@@ -138,6 +138,7 @@ def test_a_mask_for_no_weight_is_told() -> None:
         fit(perceptron(), DATA, QUICK, masks={"absent": torch.ones(2)})
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does() -> None:
     """Each takes half of every batch; without norms over the batch the result is the same but for rounding."""
     training = Training(steps=6, batch_size=64)

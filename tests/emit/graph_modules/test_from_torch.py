@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import timm
 import torch
 from torch import fx, nn
@@ -85,6 +86,7 @@ def test_squeezed_back_it_is_the_source_s_class_again() -> None:
     assert torch.equal(back.to_module()(example()), model(example()))
 
 
+@pytest.mark.slow
 def test_norms_that_are_called_as_functions_follow_the_mode() -> None:
     """timm's norms with an activation: fx sees the function, with the mode that was traced."""
     torch.manual_seed(0)

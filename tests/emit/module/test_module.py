@@ -120,7 +120,10 @@ PAIRS: dict[str, tuple[str, str, Order]] = {
 }
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", *(pytest.param(name, marks=pytest.mark.slow) for name in PAIRS if name != "resnet18")],
+)
 def test_torchvision_outputs_equal_the_native_network_s(name: str) -> None:
     """Strict load into the published deeper network, equal outputs bit for bit, and back again."""
     other, counts, order = PAIRS[name]
@@ -229,6 +232,7 @@ def test_a_stretched_llama_generates_with_its_cache() -> None:
     assert torch.equal(with_cache, without)
 
 
+@pytest.mark.slow
 def test_encoder_and_decoder_have_counts_of_their_own() -> None:
     """Stretching T5's encoder alone leaves the decoder's count as it was."""
     import transformers as t

@@ -37,7 +37,7 @@ MAKERS: dict[str, Callable[[], nn.Module]] = {
     "bert": lambda: transformers.BertModel(transformers.BertConfig(**SMALL)),
     "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL, num_key_value_heads=2)),
 }
-SLOW = {"vit_b_16", "resnet50", "convnext_tiny", "mobilenet_v2"}
+SLOW = {"vit_b_16", "resnet50", "convnext_tiny", "mobilenet_v2", "cifar_vgg16", "llama"}
 ALL = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else []) for name in MAKERS]
 
 
@@ -162,6 +162,7 @@ def test_sparse(ticket: eir.Graph, tmp_path: Path) -> None:
     assert not onnx.load(tmp_path / "again.onnx").graph.sparse_initializer
 
 
+@pytest.mark.slow
 def test_the_batch_is_open_unless_it_is_fixed(ticket: eir.Graph, tmp_path: Path) -> None:
     save_onnx(ticket, tmp_path / "open.onnx")
     image = np.random.default_rng(0).standard_normal((5, 3, 32, 32)).astype(np.float32)
@@ -184,6 +185,7 @@ def test_nothing_of_this_machine_is_written(ticket: eir.Graph, tmp_path: Path) -
     assert b"stack_trace" not in content and b"/" + b"site-packages" not in content and b".py" not in content
 
 
+@pytest.mark.slow
 def test_external_data_above_the_limit(
     ticket: eir.Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -208,6 +208,7 @@ def test_a_kept_negative_zero_stays_bit_for_bit(tmp_path: Path) -> None:
         assert torch.signbit(eir.load(tmp_path / name).state_dict()["one.weight"][0, 1])
 
 
+@pytest.mark.slow
 def test_a_file_of_negative_zeros_is_as_small_as_one_of_zeros(tmp_path: Path) -> None:
     """A ResNet pruned to a tenth: from a .pt, from its ONNX file, and from a file with -0.0, by the command line."""
     torch.manual_seed(0)

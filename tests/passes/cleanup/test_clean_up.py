@@ -332,9 +332,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in ("vit", "mobilenetv3") else pytest.param(n, marks=pytest.mark.slow) for n in NETS]
-)
+@pytest.mark.parametrize("name", [n if n == "vit" else pytest.param(n, marks=pytest.mark.slow) for n in NETS])
 def test_networks_stay_what_they_are(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     size = 32 if name == "vit" else 64

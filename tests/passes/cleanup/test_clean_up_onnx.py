@@ -249,7 +249,9 @@ def test_dead_code(tmp_path: Path) -> None:
     assert {t.name for t in onnx.load(tmp_path / "after.onnx").graph.initializer} == {"k"}
 
 
-@pytest.mark.parametrize("name", ["light-resnet50", "minilm", "ocr-cls"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("light-resnet50", marks=pytest.mark.slow), "minilm", "ocr-cls"]
+)
 def test_real_files(name: str, tmp_path: Path) -> None:
     graph = eir.load(PATHS[name])
     clean = Pipeline.parse(ALL).run(graph, verify_each=True)

@@ -180,6 +180,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert wrong.exit_code == 2 and "the pipeline has no such pass" in wrong.output
 
 
+@pytest.mark.slow
 def test_costs_before_and_after(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = cifar_resnet(14).eval()

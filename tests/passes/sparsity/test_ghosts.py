@@ -44,7 +44,11 @@ CASES = [("cifar_resnet", passes) for passes in PIPELINES] + [
     for passes in [("soft skips", "skips of soft")[number % 2]]
     if name != "cifar_resnet"
 ]
-COPIED = [case for case in CASES if case[0] in ("cifar_resnet", "cifar_vgg", "mobilenet_v2")]
+COPIED = [
+    pytest.param(*case, marks=[pytest.mark.slow] * (case[0] == "mobilenet_v2"))
+    for case in CASES
+    if case[0] in ("cifar_resnet", "cifar_vgg", "mobilenet_v2")
+]
 
 
 def traced(name: str) -> tuple[nn.Module, eir.Graph, torch.Tensor]:
@@ -150,6 +154,7 @@ def _saved(graph: eir.Graph, folder: Path) -> Path:
     return folder / "net.pt"
 
 
+@pytest.mark.slow
 def test_onnx_after_removal_is_the_source_s(tmp_path: Path) -> None:
     _, graph, _ = traced("cifar_resnet")
     haunted = Pipeline.parse("ghost-skips,ghost-softness").run(graph)

@@ -297,6 +297,7 @@ def test_workspaces_that_nobody_works_in_are_swept(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_several_processes_do_the_same(tmp_path: Path) -> None:
     found = study(tmp_path, compare=[{"method": "imp"}])
     stores = [Store(tmp_path / name) for name in ("one", "many")]

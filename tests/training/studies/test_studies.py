@@ -50,6 +50,7 @@ def test_said_or_not_what_a_transformation_usually_does_is_one_job() -> None:
     )  # append and drop the last, three seeds each
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*ABLATIONS, "study-a", "study-vgg", "vgg"])
 def test_the_transformations_of_a_study_are_those_of_its_networks(name: str) -> None:
     found = study(name)

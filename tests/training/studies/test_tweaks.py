@@ -58,6 +58,7 @@ def test_ghosts_are_gone_when_the_ticket_is_measured(names: list[str]) -> None:
         assert torch.equal(final.get_parameter(name) == 0, ~mask), name
 
 
+@pytest.mark.slow
 def test_scales_change_weights_and_no_mask() -> None:
     point, plain = tweaked(start(), ["layerwise-rescale"], DATA, TRAINING, OPTIONS, {}), start()
     name = "layer1.0.conv1.weight"
