@@ -77,7 +77,7 @@ def test_files_of_every_form(tmp_path: Path) -> None:
 def test_the_hook_sees_what_an_unguarded_reader_does(tmp_path: Path) -> None:
     """The exploits are real ones: read as pickles usually are, they run."""
     code = (
-        "import sys, torch; from pathlib import Path; from tests.frontends import audited_files as f;"
+        "import sys, torch; from pathlib import Path; from tests.safety import audited_files as f;"
         "seen = []; sys.addaudithook(lambda event, given: seen.append(event));"
         "f.gadgets(Path('.')); torch.load('gadget.pt', weights_only=False); print('os.system' in seen)"
     )
