@@ -181,10 +181,6 @@ class Reading:
 
         return load_reference(reference, source, trust=self.trust)
 
-    def load_other(self, source: str) -> Graph:
-        """Read a second source, to which the first one's ``--arch``, masks and unit do not belong."""
-        return Reading(input_shape=self.input_shape, trust=self.trust).load(source)
-
 
 def note_source(source: str, graph: Graph) -> None:
     """Say what a reader of a source should know: fresh weights, of which only the form is trained, or what was left."""
