@@ -15,6 +15,7 @@ from typing import Any
 
 from elastic_ir.errors import MaskError, SourceError
 from elastic_ir.formats.files import parse_json
+from elastic_ir.formats.safetensors import read_safetensors
 from elastic_ir.tensors.lazy import ITEM_SIZES, Mask, TensorData
 
 #: The version that is written, and the newest that is read.
@@ -171,8 +172,6 @@ def read_mask_tensors(path: Path) -> dict[str, Mask]:
 
     Raises SourceError for a damaged file, MaskError for one without masks or with other values.
     """
-    from elastic_ir.formats.safetensors import read_safetensors
-
     stored, metadata = read_safetensors(path)
     return read_packed(path, stored, metadata[INDEX]) if INDEX in metadata else named_masks(stored, path.name)
 
