@@ -74,7 +74,7 @@ def rows_of(graph: Graph) -> list[Row]:
 
 def found_from(graph: Graph) -> str:
     """``graph (torch.fx)``, ``graph (torch.export)`` or ``names``."""
-    by = graph.metadata.get("frontend")
+    by = graph.info.frontend
     return f"{graph.structure.form} (torch.{by})" if by and len(graph) else graph.structure.form
 
 
@@ -150,8 +150,7 @@ def unit_layers(stage: Stage) -> int | None:
 
 def notes_of(graph: Graph, note: str) -> str:
     """What a reader should know: of the structure's limits, of what was not traced into, of a class not rebuilt."""
-    more = (graph.metadata.get(key) for key in ("sealed_note", "class_note"))
-    return "; ".join(filter(None, (note, *more)))
+    return "; ".join(filter(None, (note, graph.info.sealed_note, graph.info.class_note)))
 
 
 def as_data(graph: Graph, source: str, rows: list[Row]) -> dict[str, Any]:
@@ -162,14 +161,14 @@ def as_data(graph: Graph, source: str, rows: list[Row]) -> dict[str, Any]:
         "name": graph.name,
         "source": source,
         "form": structure.form if structure is not None else ("graph" if len(graph) else "names"),
-        "frontend": graph.metadata.get("frontend") if len(graph) else None,
+        "frontend": (graph.info.frontend or None) if len(graph) else None,
         "depth": depth,
         "parameters": graph.parameter_count(),
         "sparsity": graph.sparsity(),
         "stem": list(structure.stem) if structure is not None else [],
         "head": list(structure.head) if structure is not None else [],
         "note": notes_of(graph, structure.note if structure is not None else sentence),
-        "left_behind": list(graph.metadata.get("left_behind") or ()),
+        "left_behind": list(graph.info.left_behind),
         "stages": [stage_data(row, row.stage, depth) for row in rows if row.stage is not None],
         "rows": [
             {"kind": row.kind, "name": row.name, "modules": list(row.modules), **row_data(row, depth)}

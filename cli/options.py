@@ -196,7 +196,7 @@ def note_source(source: str, graph: Graph) -> None:
 
 def left_behind(graph: Graph) -> str:
     """What a checkpoint holds beside the weights, which is not carried on: ``left behind: optimizer, epoch``."""
-    keys = graph.metadata.get("left_behind") or ()
+    keys = graph.info.left_behind
     more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
     return f"left behind: {', '.join(keys[:_SHOWN])}{more}" if keys else ""
 

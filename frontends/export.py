@@ -21,6 +21,7 @@ from torch.utils import _pytree
 from elastic_ir.frontends.example_inputs import Inputs
 from elastic_ir.frontends.fx import _argument
 from elastic_ir.ir.graph import Graph, Literal, Node, TensorType, Value, WeightRef
+from elastic_ir.ir.info import GraphInfo
 from elastic_ir.ir.naming import name_nodes
 from elastic_ir.tensors.torch_bridge import dtype_name
 from elastic_ir.tensors.weights import Weight
@@ -32,9 +33,8 @@ def read_export(model: nn.Module, inputs: Inputs, weights: dict[str, Weight]) ->
     """A module as a graph of ATen operations; raises whatever torch.export raises."""
     with _eval_without_cache(model), torch.no_grad():
         program = torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)
-    graph = Graph(type(model).__name__)
+    graph = Graph(type(model).__name__, GraphInfo("export"))
     graph.weights = dict(weights)
-    graph.metadata["frontend"] = "export"
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     values: dict[fx.Node, Any] = {}

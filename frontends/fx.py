@@ -15,6 +15,7 @@ from torch.fx.node import _get_qualified_name
 from elastic_ir.frontends.example_inputs import Inputs, device_of
 from elastic_ir.ir.example_inputs import map_tensors
 from elastic_ir.ir.graph import Graph, Node, Symbol, TensorType, Value, WeightRef
+from elastic_ir.ir.info import GraphInfo
 from elastic_ir.ir.naming import name_nodes
 from elastic_ir.tensors.lazy import ShapeOnly
 from elastic_ir.tensors.torch_bridge import TorchData, dtype_name
@@ -38,9 +39,8 @@ def read_fx(model: nn.Module, inputs: Inputs, weights: dict[str, Weight], *, sea
     }
     traced = (fx.Tracer() if sealed else _Opening()).trace(model, concrete_args=concrete or None)
     results = _run_fake(fx.GraphModule(model, traced), inputs)
-    graph = Graph(type(model).__name__)
+    graph = Graph(type(model).__name__, GraphInfo("fx"))
     graph.weights = dict(weights)
-    graph.metadata["frontend"] = "fx"
     values: dict[fx.Node, Value] = {}
     modules = dict(model.named_modules(remove_duplicate=False))
     for source in traced.nodes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from elastic_ir.errors import SourceError
 from elastic_ir.ir.graph import Graph
@@ -38,7 +39,7 @@ def _prefix(tensors: Mapping[str, TensorData], wanted: Mapping[str, tuple[int, .
 def over_architecture(graph: Graph, tensors: Mapping[str, TensorData], source: str) -> Graph:
     """A traced architecture over a file's tensors; SourceError lists the first names that do not fit.
 
-    One prefix before all of its names in the file is taken off, and noted in the metadata.
+    One prefix before all of its names in the file is taken off, and noted in ``graph.info``.
     """
     wanted = {name: weight for name, weight in graph.weights.items() if weight.persistent}
     prefix = _prefix(tensors, {name: weight.shape for name, weight in wanted.items()}, source)
@@ -46,8 +47,7 @@ def over_architecture(graph: Graph, tensors: Mapping[str, TensorData], source: s
         outside = [name for name in tensors if not name.startswith(prefix)]
         counters = {name for name in outside if not tensors[name].shape}  # SWA's n_averaged
         tensors = {name.removeprefix(prefix): data for name, data in tensors.items() if name not in counters}
-        graph.metadata["prefix"] = prefix
-        graph.metadata["left_behind"] = sorted(counters)
+        graph.info = replace(graph.info, prefix=prefix, left_behind=tuple(sorted(counters)))
     tied: dict[int, str] = {}
     apart = [
         f"{first} and {name} are one tied weight there, but differ in the file"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from elastic_ir.formats import registry
 from elastic_ir.formats.files import parse_json
 from elastic_ir.formats.registry import ReadOptions, Stored
 from elastic_ir.frontends.over_architecture import over_architecture
-from elastic_ir.ir.described import FILE, described, read_from
+from elastic_ir.ir.described import described, read_from
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.serialise import graph_from_data
 from elastic_ir.safety.limits import refuse_special
@@ -47,7 +48,7 @@ def load(
     names to 0/1 tensors; ``mask_from_zeros`` takes exact zeros in prunable weights as pruned. ``headers_only`` reads a
     folder of safetensors by its headers, without torch and without its network: names and shapes tell the structure,
     and :func:`save` streams the tensors from folder to folder. ``key`` says which of several state dicts of a ``.pt``
-    is meant, with dots where it is nested; what is left behind is noted in ``graph.metadata["left_behind"]``. Raises
+    is meant, with dots where it is nested; what is left behind is noted in ``graph.info.left_behind``. Raises
     SourceError, MaskError, TraceError.
     """
     if not isinstance(source, str | os.PathLike):
@@ -246,14 +247,13 @@ def _described(
 def _graph_of_file(data: Any, tensors: Mapping[str, TensorData], trust: Sequence[str], path: Path) -> Graph:
     """The graph that we wrote: in its class where that can be imported, else over its nodes."""
     graph = graph_from_data(data, tensors)
-    graph.metadata[FILE] = path.name
+    graph.info = replace(graph.info, file=path.name)
     if "module" in data:
         from elastic_ir.frontends.described import origin_of_file
 
         with described(graph):
             graph.origin, note = origin_of_file(data, graph, trust)
-        if note:  # it is emitted as a GraphModule
-            graph.metadata["class_note"] = note
+        graph.info = replace(graph.info, class_note=note)  # with one it is emitted as a GraphModule
     return graph
 
 
@@ -283,8 +283,7 @@ def read_pt(path: Path, options: ReadOptions) -> Graph:
         with read_from(path.name):
             check_tensors(chosen.held.state_dict(), path.name)
             graph = _trace(chosen.held, options.input_shape)
-        graph.metadata[FILE] = path.name
-        graph.metadata["left_behind"] = list(chosen.left)
+        graph.info = replace(graph.info, file=path.name, left_behind=tuple(chosen.left))
         attach(graph, given)
         return graph
     state, pruned = masks_from_state(check_tensors(chosen.held, path.name))
@@ -293,7 +292,7 @@ def read_pt(path: Path, options: ReadOptions) -> Graph:
     graph = _network(Stored(tensors, graph=description), path, options)
     if options.arch is None and description is None:
         _tie(graph, state)
-    graph.metadata["left_behind"] = [*chosen.left, *graph.metadata.get("left_behind", ())]
+    graph.info = replace(graph.info, left_behind=(*chosen.left, *graph.info.left_behind))
     attach(graph, masks_of_records(records, path))
     attach(graph, pruned)
     attach(graph, given)
@@ -302,8 +301,6 @@ def read_pt(path: Path, options: ReadOptions) -> Graph:
 
 def _tie(graph: Graph, state: Mapping[str, torch.Tensor]) -> None:
     """Names of one tensor in a state dict are tied: torch.save keeps what shares memory sharing it."""
-    import dataclasses
-
     storages: dict[Any, Any] = {}
     for name, tensor in state.items():
         if tensor.numel():
@@ -311,7 +308,7 @@ def _tie(graph: Graph, state: Mapping[str, torch.Tensor]) -> None:
             weight = graph.weights[name]
             storage = storages.setdefault(key, weight.storage)
             if storage is not weight.storage:
-                graph.weights[name] = dataclasses.replace(weight, storage=storage)
+                graph.weights[name] = replace(weight, storage=storage)
 
 
 def _read_headers(path: Path, beside: bool) -> Graph:
@@ -366,7 +363,7 @@ def _masks_beside(sidecar: Path, files: Sequence[Path]) -> dict[str, Mask]:
 
 def attach(graph: Graph, masks: Mapping[str, Any]) -> None:
     """Attach masks by weight name, or by what the file calls the weights; MaskError names what does not fit."""
-    prefix = graph.metadata.get("prefix", "")
+    prefix = graph.info.prefix
     if prefix and all(name.startswith(prefix) for name in masks):
         masks = {name.removeprefix(prefix): mask for name, mask in masks.items()}
     if masks and all(isinstance(mask, Mask) for mask in masks.values()):

@@ -7,7 +7,7 @@ values, and torch.export reads them. Where that fails too, such a module is take
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -64,14 +64,15 @@ def _ties(weights: Mapping[str, Weight]) -> dict[str, str]:
     }
 
 
-def _note_sealed(graph: Graph, model: nn.Module, frontend: str) -> None:
-    """Say which networks are one node each in a graph."""
+def _sealed_note(graph: Graph, model: nn.Module, frontend: str) -> str:
+    """Which networks are one node each in a graph."""
     sealed = {node.scope: node.op for node in graph if node.kind == "module"}
     told = [f"{path} ({op})" for path, op in sealed.items() if holds_layers(model.get_submodule(path))]
-    if told:
-        by = "torch.fx cannot" if frontend == "fx" else "neither torch.fx nor torch.export can"
-        more = f" and {len(told) - 1} more" if len(told) > 1 else ""
-        graph.metadata["sealed_note"] = f"{told[0]}{more}: {by} trace into it, so it counts as one layer"
+    if not told:
+        return ""
+    by = "torch.fx cannot" if frontend == "fx" else "neither torch.fx nor torch.export can"
+    more = f" and {len(told) - 1} more" if len(told) > 1 else ""
+    return f"{told[0]}{more}: {by} trace into it, so it counts as one layer"
 
 
 def trace(
@@ -86,7 +87,7 @@ def trace(
     """Read a module into a :class:`~elastic_ir.ir.graph.Graph`; its weights are referred to, not copied.
 
     ``frontend`` is ``"fx"``, ``"export"`` or ``"auto"`` (fx, then export). A module of torch that holds layers and
-    that none of these can trace into is one node; ``metadata["sealed_note"]`` says so. Without example
+    that none of these can trace into is one node; ``info.sealed_note`` says so. Without example
     inputs, shapes are guessed from the model's published configuration or its first layer.
     ``torch.nn.utils.prune`` masks are taken from the module; ``masks`` maps weight names
     to 0/1 tensors of the weight's shape.
@@ -136,13 +137,13 @@ def trace(
                     problems[name] = _first_line(error)
                 continue
             graph.origin = LiveSource(model, inputs)
-            if name == _SEALED:
-                _note_sealed(graph, model, frontend)
             graph.metadata["modules"] = {
                 path: list(module._modules) for path, module in model.named_modules()
             }
-            graph.metadata["source_names"] = list(weights)
-            graph.metadata["ties"] = _ties(weights)
+            sealed = _sealed_note(graph, model, frontend) if name == _SEALED else ""
+            graph.info = replace(
+                graph.info, source_names=tuple(weights), ties=_ties(weights), sealed_note=sealed
+            )
             return graph
     tried = "; ".join(f"torch.{name}: {text}" for name, text in problems.items())
     advice = ""

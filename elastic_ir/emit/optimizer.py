@@ -31,7 +31,7 @@ def remap_optimizer_state(graph: Graph, state: Mapping[str, Any], names: Sequenc
     if len(set(names)) != len(names):
         raise EmitError("a parameter name is given twice; tied parameters occur once in an optimizer")
     index_of = dict(zip(names, indices, strict=True))
-    ties: dict[str, str] = graph.metadata.get("ties", {})
+    ties = graph.info.ties
     held = {
         ties.get(name, name): name for name in names
     }  # a tied parameter is held under any one of its names
@@ -39,7 +39,7 @@ def remap_optimizer_state(graph: Graph, state: Mapping[str, Any], names: Sequenc
     source_of: dict[str, str] = {}
     seen: set[int] = set()
     # an ONNX file lists its weights in any order, and no module has every order
-    ordered = module_order(graph.weights) if graph.metadata.get("frontend") == "onnx" else list(graph.weights)
+    ordered = module_order(graph.weights) if graph.info.frontend == "onnx" else list(graph.weights)
     for name in ordered:
         weight = graph.weights[name]
         if weight.is_parameter and id(weight.storage) not in seen:
@@ -50,7 +50,7 @@ def remap_optimizer_state(graph: Graph, state: Mapping[str, Any], names: Sequenc
                 )
             source_of[name] = held.get(ties.get(weight.origin, weight.origin), weight.origin)
             sources.setdefault(source_of[name], []).append(name)
-    known = {weight.origin for weight in graph.weights.values()} | set(graph.metadata.get("source_names", ()))
+    known = {weight.origin for weight in graph.weights.values()} | set(graph.info.source_names)
     for name in names:
         if name not in known:
             raise EmitError(

@@ -46,7 +46,7 @@ def copy_node(
 
 def copy_graph(graph: Graph) -> Graph:
     """Copy a graph with its structure. Linear in nodes and weights; no tensor is read."""
-    twin = Graph(graph.name)
+    twin = Graph(graph.name, graph.info)
     twin.metadata = dict(graph.metadata)
     twin.origin = graph.origin
     twin.reference = graph.reference

@@ -16,8 +16,6 @@ from elastic_ir.errors import ElasticError, SourceError
 if TYPE_CHECKING:
     from elastic_ir.ir.graph import Graph
 
-FILE = "file"  #: key in a graph's metadata: the name of the file that described its network
-
 
 @contextlib.contextmanager
 def read_from(file: str) -> Iterator[None]:
@@ -35,7 +33,7 @@ def read_from(file: str) -> Iterator[None]:
 @contextlib.contextmanager
 def described(graph: Graph) -> Iterator[None]:
     """Around work on a graph: SourceError in place of what a file's description makes fail, in the file's name."""
-    with read_from(str(graph.metadata[FILE])) if FILE in graph.metadata else contextlib.nullcontext():
+    with read_from(graph.info.file) if graph.info.file else contextlib.nullcontext():
         yield
 
 

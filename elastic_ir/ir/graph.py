@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from elastic_ir.errors import StructureError
+from elastic_ir.ir.info import GraphInfo
 from elastic_ir.ir.structure import Resequenced, Stage, Structure
 from elastic_ir.tensors.weights import Weight
 
@@ -188,8 +189,9 @@ def map_argument(argument: Any, change: Callable[[Argument], Argument]) -> Any:
 class Graph:
     """A network: nodes (none, where only a state dict is at hand), weights, and the structure found in them."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, info: GraphInfo | None = None) -> None:
         self.name = name
+        self.info = info or GraphInfo()  #: what its front end states
         self.weights: dict[str, Weight] = {}
         self.metadata: dict[str, Any] = {}  #: plain data that passes leave alone (source form, input shapes)
         #: What a front end needs again at emission (the live module, its example inputs); opaque to the IR.
@@ -222,7 +224,7 @@ class Graph:
     @property
     def is_program(self) -> bool:
         """Whether its nodes are operations of PyTorch, from which a module can be built without the network's class."""
-        return self._count > 0 and self.metadata.get("frontend") in ("fx", "export")
+        return self._count > 0 and self.info.frontend in ("fx", "export")
 
     def _link(self, node: Node, after: Node) -> None:
         following = after._next

@@ -14,13 +14,14 @@ from typing import Any
 
 from elastic_ir.errors import SourceError, VerifyError
 from elastic_ir.ir.graph import Graph, Literal, Node, Symbol, TensorType, Value, WeightRef
+from elastic_ir.ir.info import GraphInfo
 from elastic_ir.ir.verifier import verify
 from elastic_ir.safety.limits import check_names
 from elastic_ir.tensors.lazy import ITEM_SIZES, TensorData, nbytes
 from elastic_ir.tensors.weights import Storage, Weight
 
 VERSION = 1
-_KEPT = ("frontend", "modules", "plan", "pipeline", "lineage", "input_shapes", "ghosts")
+_KEPT = ("modules", "pipeline", "ghosts")
 #: Kept with ghosts: the class that is described beside the graph is that of the network without them.
 _KEPT_WITH_GHOSTS = ("rewired", "edited_layers")
 _TRANSIENT_LIMIT = 64 << 20  # bytes of buffers outside the state dict that are worth carrying in text
@@ -57,15 +58,16 @@ def graph_to_data(graph: Graph) -> dict[str, Any]:
         for node in graph
     ]
     kept = (*_KEPT, *_KEPT_WITH_GHOSTS) if "ghosts" in graph.metadata else _KEPT
-    known = dict(graph.metadata)
-    if graph.resequenced.plan:
-        known["plan"] = [list(stage) for stage in graph.resequenced.plan]
-    metadata = {key: known[key] for key in kept if key in known}
-    metadata["lineage"] = graph.lineage()
+    metadata = {
+        "frontend": graph.info.frontend,
+        "plan": [list(stage) for stage in graph.resequenced.plan or graph.info.plan],
+        "lineage": graph.lineage(),
+        **{key: graph.metadata.get(key) for key in kept},
+    }
     return {
         "version": VERSION,
         "name": graph.name,
-        "metadata": metadata,
+        "metadata": {key: value for key, value in metadata.items() if value},
         "weights": weights,
         "buffers": buffers,
         "nodes": nodes,
@@ -140,9 +142,8 @@ _FORM = {
 
 
 def _from_data(data: Mapping[str, Any], tensors: Mapping[str, TensorData]) -> Graph:
-    graph = Graph(data["name"])
+    graph, told = Graph(data["name"]), data["metadata"]
     check_names((item[0] for item in data["weights"]), "the graph in this file")
-    graph.metadata.update(data["metadata"])
     storages: dict[int, Storage] = {}
     for name, _origin, is_parameter, persistent, prunable, tie in data["weights"]:
         if tie not in storages:
@@ -162,7 +163,11 @@ def _from_data(data: Mapping[str, Any], tensors: Mapping[str, TensorData]) -> Gr
     unknown = [name for name in tensors if name not in graph.weights]
     if unknown:
         raise SourceError(f"the file's state dict has {unknown[0]!r}, which its graph lacks")
-    graph.metadata["source_names"] = list(graph.weights)
+    graph.info = GraphInfo(
+        frontend=told.get("frontend") or "", source_names=tuple(graph.weights), lineage=told.get("lineage") or {},
+        plan=told.get("plan") or (),
+    )  # fmt: skip
+    graph.metadata.update({key: told[key] for key in (*_KEPT, *_KEPT_WITH_GHOSTS) if told.get(key)})
     values: list[Value] = []
     for item in data["nodes"]:
         node = Node(

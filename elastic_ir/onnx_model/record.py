@@ -7,7 +7,7 @@ name in the file, the name in the source whose tensor it holds. A network that n
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import SourceError
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 PIPELINE, LINEAGE = "elastic_ir.pipeline", "elastic_ir.lineage"
 
 
-def read_record(model: onnx.ModelProto, file: str) -> dict[str, Any]:
-    """The entries as a graph's metadata has them (``pipeline``, ``lineage``); SourceError where one is damaged."""
-    found: dict[str, Any] = {}
+def read_record(model: onnx.ModelProto, file: str) -> tuple[list[str], dict[str, str]]:
+    """The pipeline and the lineage, empty where there are none; SourceError where one is damaged."""
+    pipeline: list[str] = []
+    lineage: dict[str, str] = {}
     for entry in model.metadata_props:
         if entry.key not in (PIPELINE, LINEAGE):
             continue
@@ -30,14 +31,19 @@ def read_record(model: onnx.ModelProto, file: str) -> dict[str, Any]:
             value = json.loads(entry.value)
         except (ValueError, RecursionError):
             value = None
-        whole = isinstance(value, list) if entry.key == PIPELINE else isinstance(value, dict)
-        items = value.values() if isinstance(value, dict) else value
-        if not whole or not all(isinstance(item, str) for item in items):
+        if entry.key == PIPELINE and isinstance(value, list) and _texts(value):
+            pipeline = value
+        elif entry.key == LINEAGE and isinstance(value, dict) and _texts(value.values()):
+            lineage = value
+        else:
             raise SourceError(
                 f"{file}: {entry.key} in its metadata is damaged; remove the entry to read the network without it"
             )
-        found[entry.key.removeprefix("elastic_ir.")] = value
-    return found
+    return pipeline, lineage
+
+
+def _texts(items: Iterable[object]) -> bool:
+    return all(isinstance(item, str) for item in items)
 
 
 def write_record(model: onnx.ModelProto, graph: Graph, lineage: Mapping[str, str]) -> None:
@@ -50,7 +56,7 @@ def write_record(model: onnx.ModelProto, graph: Graph, lineage: Mapping[str, str
         _set(model, PIPELINE, list(pipeline))
     if any(weight.origin != name for name, weight in graph.weights.items() if weight.persistent):
         _set(model, LINEAGE, dict(lineage))
-    elif set(graph.weights) != set(graph.metadata.get("source_names", ())):
+    elif set(graph.weights) != set(graph.info.source_names):
         _remove(model, LINEAGE)  # it was that of a network with other weights
 
 

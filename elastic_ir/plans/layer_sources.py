@@ -100,7 +100,7 @@ def take_layers(rewriter: Rewriter, graph: Graph, layers: Layers, others: Mappin
 def _check_other(graph: Graph, other: Graph, name: str) -> None:
     """PlanError where another network was read in another way, or changed before."""
     for one, whose in ((graph, graph.name), (other, name)):
-        if one.metadata.get("frontend") == "onnx":
+        if one.info.frontend == "onnx":
             raise PlanError(
                 f"{whose} is an ONNX graph, whose weights stay in one file; take layers of checkpoints"
             )

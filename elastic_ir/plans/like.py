@@ -146,7 +146,7 @@ _RATES = re.compile(r"(Identity|[dD]rop\w*|torch\._assert)$")
 
 def _check_kept(target: Graph, reference: Graph, theirs: Structure) -> None:
     """PlanError where the two differ in a layer that is kept (stem, entries, head): then not in depth alone."""
-    if not len(target) or target.metadata.get("frontend") != reference.metadata.get("frontend"):
+    if not len(target) or target.info.frontend != reference.info.frontend:
         return
     mine, others = (
         _kept_layers(graph, found) for graph, found in ((target, target.structure), (reference, theirs))

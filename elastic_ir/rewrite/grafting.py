@@ -35,13 +35,13 @@ class Grafting:
         graph.reference = reference
         if not len(graph) or not len(reference):
             return 0
-        if graph.metadata.get("frontend") != reference.metadata.get("frontend"):
+        if graph.info.frontend != reference.info.frontend:
             return 0
         if _aligned(graph, reference):
             return sum(
                 self._take_constants(mine, theirs) for mine, theirs in zip(graph, reference, strict=True)
             )
-        if graph.metadata.get("frontend") == "onnx":
+        if graph.info.frontend == "onnx":
             return 0  # its nodes are taken over from its own file, and the reference's are of another
         known = graph.weights.keys()
         if any(name not in known for node in reference for name in node.weight_names()):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from elastic_ir.errors import SourceError, StructureError
@@ -18,6 +19,7 @@ from elastic_ir.frontends.onnx.file import OnnxFile, read_onnx
 from elastic_ir.frontends.onnx.scopes import SCOPINGS, Scoping, by_regions
 from elastic_ir.frontends.onnx.types import infer_types
 from elastic_ir.ir.graph import Argument, Graph, Node, Symbol, Value, WeightRef
+from elastic_ir.ir.info import GraphInfo
 from elastic_ir.ir.naming import name_nodes, rename_references
 from elastic_ir.onnx_model.limits import check_limits
 from elastic_ir.onnx_model.record import read_record
@@ -93,10 +95,10 @@ class _Reader:
         self.proto = opened.model.graph
         self.file = opened.path.name
         self.source = OnnxSource(opened.path, opened.model, dict(opened.tensors))
-        self.graph = Graph(self.proto.name or opened.path.stem)
+        pipeline, lineage = read_record(opened.model, self.file)
+        self.graph = Graph(self.proto.name or opened.path.stem, GraphInfo("onnx", lineage=lineage))
         self.graph.origin = self.source
-        self.graph.metadata["frontend"] = "onnx"
-        self.graph.metadata.update(read_record(opened.model, self.file))
+        self.graph.metadata["pipeline"] = pipeline
         self.values: dict[str, Value] = {}
         self._uses = count_uses(self.proto)
         self.source.constants = ConstantReader(opened, self._uses, LAYERS).read()
@@ -108,7 +110,7 @@ class _Reader:
             value.type = types.get(name)
         self._name_weights(nodes)
         name_nodes(self.graph)
-        self.graph.metadata["source_names"] = list(self.graph.weights)
+        self.graph.info = replace(self.graph.info, source_names=tuple(self.graph.weights))
 
     # -- nodes -----------------------------------------------------------------------------------------------------
 

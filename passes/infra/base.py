@@ -85,7 +85,7 @@ class Pass(ABC):
     def _need_layers(self, graph: Graph) -> None:
         """PlanError where a pass that changes single layers does not see them, or cannot have them written."""
         need_network(graph, self.name)
-        if graph.metadata.get("frontend") == "export":
+        if graph.info.frontend == "export":
             raise PlanError(
                 f"{graph.name} was traced by torch.export, and is written as a module of its own class, whose layers "
                 f"{self.name} cannot change; export it as ONNX (elastic-ir export) and apply {self.name} to that file"
@@ -94,7 +94,7 @@ class Pass(ABC):
     def _need_pytorch(self, graph: Graph) -> None:
         """PlanError where a pass that inserts PyTorch's operations does not see layers, or sees those of ONNX."""
         self._need_layers(graph)
-        if graph.metadata.get("frontend") == "onnx":
+        if graph.info.frontend == "onnx":
             raise PlanError(
                 f"{graph.name} is an ONNX graph, and {self.name} inserts operations of PyTorch; "
                 "apply it to the PyTorch network that the file was exported from"

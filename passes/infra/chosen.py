@@ -47,7 +47,7 @@ def blocks_of(graph: Graph) -> dict[Node, Block]:
 def need_modules(graph: Graph, name: str) -> None:
     """PlanError unless the graph's layers are modules that can be added to and resized."""
     need_network(graph, name)
-    if graph.metadata.get("frontend") == "export":
+    if graph.info.frontend == "export":
         raise PlanError(
             f"{graph.name} was traced by torch.export, and is written as a module of its own class, to which {name} "
             "cannot add layers; torch.fx has to trace it (frontend='fx' tells why it does not)"

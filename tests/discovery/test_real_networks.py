@@ -151,7 +151,7 @@ def test_transformers(name: str) -> None:
     expected, depth = TRANSFORMERS[name]
     model = on_meta(transformers_models()[name])
     graph = eir.trace(model)
-    assert graph.metadata["frontend"] == "export"
+    assert graph.info.frontend == "export"
     assert outline(graph) == expected
     assert graph.depth == depth
     assert outline(names_only(model)) == expected

@@ -138,7 +138,7 @@ def test_what_fx_cannot_follow_is_exported_in_silence(name: str, capfd: pytest.C
         warnings.simplefilter("error")
         graph = eir.trace(model)
     assert capfd.readouterr() == ("", "")
-    assert graph.metadata["frontend"] == frontend
+    assert graph.info.frontend == frontend
     assert [len(stage) for stage in graph.stages] == counts
 
 

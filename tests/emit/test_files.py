@@ -135,7 +135,7 @@ def test_without_the_class_a_graph_module_of_the_same_outputs_comes_back(tmp_pat
     read = eir.load(tmp_path / name)  # its class is in no trusted package
     module = read.to_module()
     assert isinstance(module, torch.fx.GraphModule)
-    assert "--trust" in read.metadata["class_note"]
+    assert "--trust" in read.info.class_note
     x = torch.randn(2, 6)
     assert torch.equal(module(x), deeper.to_module()(x))
     same_tensors(dict(module.state_dict()), dict(deeper.to_module().state_dict()))
@@ -177,7 +177,7 @@ def test_a_class_that_is_gone_is_not_needed(
         read = eir.load(tmp_path / name, trust=trust)
         assert isinstance(read.to_module(), torch.fx.GraphModule)
         assert torch.equal(read.to_module()(x), model(x))
-    assert "cannot be imported" in read.metadata["class_note"]
+    assert "cannot be imported" in read.info.class_note
 
 
 @BOTH

@@ -92,7 +92,7 @@ def test_trusted_later_is_as_good_as_trusted_from_the_start(tmp_path: Path, name
         found["module"].pop("unproven", None)
         assert found == wanted
     later = eir.load(tmp_path / "without.pt", trust=TRUST)
-    assert "class_note" not in later.metadata
+    assert not later.info.class_note
     made, native = later.to_module(), with_class.to_module()
     assert type(made) is type(native)
     assert type(made).__module__ == "tests.emit.own_networks"
@@ -229,7 +229,7 @@ def test_what_cannot_be_described_costs_the_class_and_nothing_else(tmp_path: Pat
     eir.save(eir.trace(model, torch.randn(2, 4)), tmp_path / "own.pt")
     for trust in ([], TRUST):
         graph = eir.load(tmp_path / "own.pt", trust=trust)
-        assert "stream holds a StringIO" in graph.metadata["class_note"]
+        assert "stream holds a StringIO" in graph.info.class_note
         module = through(eir.stretch(graph, to_units=5), tmp_path / "deep.pt", trust).to_module()
         assert not module.training
         frozen = [name for name, p in module.named_parameters() if not p.requires_grad]
@@ -254,8 +254,8 @@ def test_a_damaged_record_is_told(tmp_path: Path, change: Callable[[dict[str, An
     """The graph is read all the same; what is wrong is a note."""
     eir.save(traced("resnet"), tmp_path / "own.pt")
     graph = eir.load(change_graph(tmp_path / "own.pt", change), trust=TRUST)
-    assert graph.metadata["class_note"]
-    assert "\n" not in graph.metadata["class_note"]
+    assert graph.info.class_note
+    assert "\n" not in graph.info.class_note
     same_tensors(
         through(one_deeper(graph), tmp_path / "deep.pt", []).state_dict(), one_deeper(graph).state_dict()
     )
@@ -311,7 +311,7 @@ def test_trust_finds_a_package_in_the_working_folder(tmp_path: Path, monkeypatch
     eir.save(eir.trace(made, torch.randn(1, 3, 8, 8)), tmp_path / "own.pt")
     torch.save(made, tmp_path / "pickled.pt")
     monkeypatch.delitem(sys.modules, "net_at_work")
-    note = eir.load(tmp_path / "own.pt").metadata["class_note"]
+    note = eir.load(tmp_path / "own.pt").info.class_note
     assert "net_at_work.Net is in no trusted package" in note
     assert "--trust net_at_work" in note
     with pytest.raises(UntrustedError, match="--trust net_at_work"):
@@ -323,7 +323,7 @@ def test_trust_finds_a_package_in_the_working_folder(tmp_path: Path, monkeypatch
         monkeypatch.delitem(sys.modules, "net_at_work")
     monkeypatch.chdir(tmp_path)
     gone = eir.load(tmp_path / "own.pt", trust=["net_at_work", *TRUST])
-    assert "run where net_at_work lies" in gone.metadata["class_note"]
+    assert "run where net_at_work lies" in gone.info.class_note
 
 
 def test_a_class_of_the_script_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,10 +340,10 @@ def test_a_class_of_the_script_that_runs(tmp_path: Path, monkeypatch: pytest.Mon
         patch.setitem(sys.modules, "__main__", main)
         eir.save(eir.trace(model, x), tmp_path / "own.pt")
     read = eir.load(tmp_path / "own.pt")
-    assert "--trust net_of_mine" in read.metadata["class_note"]
+    assert "--trust net_of_mine" in read.info.class_note
     monkeypatch.syspath_prepend(tmp_path)
     later = eir.load(through_file(read, tmp_path / "deep.pt"), trust=["net_of_mine", "tests"])
-    assert "class_note" not in later.metadata, later.metadata["class_note"]
+    assert not later.info.class_note, later.info.class_note
     module = later.to_module()
     assert (type(module).__module__, type(module).__name__) == ("net_of_mine", "Net")
     monkeypatch.delitem(sys.modules, "net_of_mine")

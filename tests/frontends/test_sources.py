@@ -140,7 +140,7 @@ def test_a_description_cannot_name_what_a_pickle_may_not(tmp_path: Path) -> None
         eir.save(ticket(), path)
         graph = eir.load(change_graph(path, change))
         assert graph.origin.module is None
-        assert bad.replace(":", ".") in graph.metadata["class_note"]
+        assert bad.replace(":", ".") in graph.info.class_note
         assert isinstance(graph.to_module(), torch.fx.GraphModule)
 
 
@@ -168,7 +168,7 @@ def test_values_of_a_description_go_through_the_same_list(tmp_path: Path, value:
     eir.save(ticket(), tmp_path / "a.pt")
     graph = eir.load(change_graph(tmp_path / "a.pt", change))
     assert graph.origin.module is None
-    assert graph.metadata["class_note"]
+    assert graph.info.class_note
     assert isinstance(graph.to_module(), torch.fx.GraphModule)
 
 

@@ -77,7 +77,7 @@ def test_several_that_could_be_meant_are_an_error_that_lists_them(
     )
     graph = eir.load(path, key=other)
     assert len(graph.weights) == 10
-    assert graph.metadata["left_behind"] == [one, "epoch"]
+    assert graph.info.left_behind == (one, "epoch")
 
 
 def test_an_optimizer_and_small_tables_are_no_candidates(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_an_optimizer_and_small_tables_are_no_candidates(tmp_path: Path) -> None
     }  # fmt: skip
     graph = eir.load(saved(tmp_path / "w.pt", content))
     assert list(graph.weights) == list(model.state_dict())
-    assert graph.metadata["left_behind"] == ["optimizer", "epoch", "named", "normalizer"]
+    assert graph.info.left_behind == ("optimizer", "epoch", "named", "normalizer")
 
 
 def test_a_key_leads_into_dictionaries_and_may_have_dots_itself(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_key_leads_into_dictionaries_and_may_have_dots_itself(tmp_path: Path) 
     )
     for key, count in (("state.model", 8), ("state.ema.0.99", 10), ("model", 12)):
         assert len(eir.load(path, key=key).weights) == count
-    assert eir.load(path, key="state.model").metadata["left_behind"] == ["model", "n", "state.ema.0.99"]
+    assert eir.load(path, key="state.model").info.left_behind == ("model", "n", "state.ema.0.99")
     for key in ("state.modul", "model.layers", "n.x", "state.model.layers.0.a.weight.x", "."):
         with pytest.raises(
             SourceError, match=r"w\.pt has nothing under the key .*; it holds .*state\.model \(8 tens"
@@ -143,7 +143,7 @@ def test_masks_beside_the_weights_are_taken(tmp_path: Path, kind: str) -> None:
         assert {n: m.numpy().tolist() for n, m in graph.masks().items()} == {
             n: m.numpy().tolist() for n, m in wanted.items()
         }
-        assert kind not in graph.metadata["left_behind"]
+        assert kind not in graph.info.left_behind
         eir.save(eir.stretch(graph, to_units=6), tmp_path / "out.pt")
         assert len(eir.load(tmp_path / "out.pt").masks()) == 12
     assert set(read_masks(tmp_path / "w.pt")) == set(wanted)
@@ -172,7 +172,7 @@ def test_a_network_beside_other_things_is_read(tmp_path: Path) -> None:
     path = saved(tmp_path / "w.pt", {"model": model, "epoch": 3})
     graph = eir.load(path, input_shape=[(1, 4)])
     assert [len(stage) for stage in graph.stages] == [3]
-    assert graph.metadata["left_behind"] == ["epoch"]
+    assert graph.info.left_behind == ("epoch",)
     chosen = choose({"model": model, "ema": weights()}, "w.pt", "model")
     assert chosen is not None
     assert chosen.held is model
@@ -245,7 +245,7 @@ def test_one_prefix_before_every_name_is_taken_off(tmp_path: Path, prefix: str) 
     graph = eir.load(path, arch=network())
     assert list(graph.state_dict()) == list(state)
     assert set(graph.masks()) == {name.removeprefix(prefix) for name in pruned}
-    assert graph.metadata["left_behind"] == ["epoch", "n_averaged"]
+    assert graph.info.left_behind == ("epoch", "n_averaged")
     network().load_state_dict(graph.state_dict())
 
 

@@ -49,7 +49,7 @@ def test_depth_is_that_of_export_and_a_deeper_network_takes_the_weights(kind: st
     exported = eir.trace(Stacked(kind, 3), x, frontend="export")
     assert graph.depth == exported.depth == 2 + 3 * KINDS[kind]
     assert [len(stage.blocks) for stage in graph.stages] == [3]
-    assert "sealed_note" not in graph.metadata
+    assert not graph.info.sealed_note
     deeper = eir.stretch(graph, to_depth=2 + 5 * KINDS[kind])
     module = deeper.to_module().eval()
     assert type(module) is Stacked
@@ -73,11 +73,11 @@ def test_an_attention_stays_one_layer_and_what_is_parametrized_too() -> None:
             return out
 
     graph = eir.trace(Attending(), torch.randn(1, 5, WIDTH))
-    assert graph.metadata["frontend"] == "fx"
+    assert graph.info.frontend == "fx"
     assert [n.op for n in graph if n.kind == "module"] == ["nn.MultiheadAttention", "nn.Linear"]
 
 
 def test_fx_alone_says_what_it_took_as_one_layer() -> None:
     graph = eir.trace(Stacked("encoder layers", 3), torch.randn(1, 5, WIDTH), frontend="fx")
-    note = graph.metadata["sealed_note"]
+    note = graph.info.sealed_note
     assert note.startswith("body.0 (nn.TransformerEncoderLayer) and 2 more: torch.fx cannot trace into it")

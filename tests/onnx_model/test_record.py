@@ -43,7 +43,7 @@ def test_a_stretched_file_notes_where_its_weights_are_from(path: Path, tmp_path:
     assert all(after[name] == before[origin] for name, origin in lineage.items())
     assert any(name != origin for name, origin in lineage.items())
     read = eir.load(made)
-    assert read.metadata["pipeline"] == [text] and read.metadata["lineage"] == lineage
+    assert read.metadata["pipeline"] == [text] and read.info.lineage == lineage
 
     (again,) = eir.save(read, tmp_path / "again.onnx")
     assert onnx.load(again) == onnx.load(made)

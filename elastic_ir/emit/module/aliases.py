@@ -6,8 +6,6 @@ has the new blocks in both, and its strict load would miss their second names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.naming import head_in
@@ -20,7 +18,7 @@ def refuse_aliases(graph: Graph, touched: list[Container]) -> None:
 
     ``--keep-beside NAME`` says of such a list that it stays as it is.
     """
-    ties: Mapping[str, str] = graph.metadata.get("ties", {})
+    ties = graph.info.ties
     for container in touched:
         head = f"{container.path}." if container.path else ""
         blocks = {container.child_path(number): number for number in range(container.source_count)}

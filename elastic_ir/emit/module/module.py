@@ -69,7 +69,7 @@ def _build(graph: Graph, masked: bool, check: bool) -> nn.Module:
     for key in ("unchecked", "replaced"):
         graph.metadata.pop(key, None)
     live = getattr(graph.origin, "module", None)
-    if live is None and len(graph) and graph.metadata.get("frontend") == "onnx":
+    if live is None and len(graph) and graph.info.frontend == "onnx":
         from elastic_ir.emit.graph_modules.from_onnx import build_onnx_module
 
         return _finish(build_onnx_module(graph), graph, masked)
@@ -82,7 +82,7 @@ def _build(graph: Graph, masked: bool, check: bool) -> nn.Module:
         refuse_aliases(graph, touched)
     why = ""
     # an export fixes the sizes of its inputs: better than nothing where the class is not at hand
-    fixed = live is not None and not graph.origin.from_file and graph.metadata.get("frontend") != "fx"
+    fixed = live is not None and not graph.origin.from_file and graph.info.frontend != "fx"
     program = graph.is_program and not fixed
     if live is not None:
         module, unproven, why, placed = _in_its_class(graph, live)

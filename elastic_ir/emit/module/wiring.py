@@ -48,7 +48,7 @@ def follows_plan(module: nn.Module, graph: Graph, *, exact: bool = False) -> boo
     plan.
     """
     try:
-        found = graph.origin.retrace(module, graph.metadata["frontend"])
+        found = graph.origin.retrace(module, graph.info.frontend)
     except Exception:  # a tracer may raise anything
         return False
     return _wiring(found, exact) == _wiring(graph, exact)

@@ -39,7 +39,7 @@ def source_of(graph: Graph, weights: str = "model.pt", *, check: bool = True) ->
     from elastic_ir.emit.source.check import check_source
     from elastic_ir.emit.source.writer import write_source
 
-    if isinstance(graph.origin, OnnxSource) or graph.metadata.get("frontend") == "onnx":
+    if isinstance(graph.origin, OnnxSource) or graph.info.frontend == "onnx":
         raise EmitError(
             "Python source is written for networks from PyTorch; this graph is ONNX's, whose operators have no modules"
         )
@@ -71,7 +71,7 @@ def network_of(text: str) -> str:
 
 
 def _export_notes(graph: Graph) -> list[str]:
-    if graph.metadata.get("frontend") != "export":
+    if graph.info.frontend != "export":
         return []
     return ["It was read by torch.export in evaluation mode: what only training does, such as stochastic depth, is not "
             "part of it."]  # fmt: skip
@@ -80,7 +80,7 @@ def _export_notes(graph: Graph) -> list[str]:
 def _exported(graph: Graph, error: Unwritable) -> Graph:
     """The network read anew by torch.export, for what calls functions that torch does not have."""
     live = getattr(graph.origin, "module", None)
-    if live is None or graph.metadata.get("frontend") == "export":
+    if live is None or graph.info.frontend == "export":
         raise error
     from elastic_ir.emit.module.module import build_module
 

@@ -40,7 +40,7 @@ def read_tree(graph: Graph, sizes: Sizes) -> Tree:
 
 def _read_statements(tree: Tree) -> None:
     graph = tree.graph
-    exported = graph.metadata.get("frontend") == "export"
+    exported = graph.info.frontend == "export"
     nodes = [node for node in graph if not (node.op == "torch._assert" or is_nothing(node))]
     needed = _needed(nodes)
     nodes = [node for node in nodes if node in needed]

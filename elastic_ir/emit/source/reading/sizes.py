@@ -26,7 +26,7 @@ def following_sizes(graph: Graph) -> tuple[dict[Node, tuple[Any, ...]], str]:
 
     The second result is a sentence for the source's docstring where that could not be found out.
     """
-    if graph.metadata.get("frontend") != "export":
+    if graph.info.frontend != "export":
         return {}, ""
     note = _FIXED.format(shape=_shapes(graph))
     inputs = getattr(graph.origin, "inputs", None)
