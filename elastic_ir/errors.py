@@ -19,6 +19,11 @@ def noted_pass(error: BaseException) -> str:
     return f"{notes[-1].removeprefix('in ')}: " if notes else ""
 
 
+def reason(error: OSError | ValueError) -> str:
+    """Why the system refused something, in lower case, as the end of a message."""
+    return (getattr(error, "strerror", None) or str(error)).lower()
+
+
 class ElasticError(Exception):
     """Base of all errors that a user can cause; ``str()`` is one plain line, whatever names from a file stand in it."""
 

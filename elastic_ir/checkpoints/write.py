@@ -20,9 +20,8 @@ from elastic_ir.checkpoints.config.depth import Stack, reindexed
 from elastic_ir.checkpoints.config.differences import differences
 from elastic_ir.checkpoints.config.entries import followed
 from elastic_ir.checkpoints.config.native_check import NOT_WANTED, Compared, Comparison, comparison
-from elastic_ir.checkpoints.digest import digests
 from elastic_ir.checkpoints.record import Origin, Step, read_record, record_text
-from elastic_ir.checkpoints.resumable import Journal, partial_folder, resumable_folder
+from elastic_ir.checkpoints.resumable import Journal, digests, held_by, partial_folder, resumable_folder
 from elastic_ir.checkpoints.side_files import SideFile, copy_side_file, followed_files, json_text, side_files
 from elastic_ir.errors import EmitError, OutputError, StructureError
 from elastic_ir.formats.files import refuse_taken
@@ -161,16 +160,14 @@ def save_checkpoint(
         if tell is not None:
             tell(done, total)
 
-    def room(held: int) -> None:
-        check_room(plan, path, held)
-
     streams = plan.streams
     with (
-        resumable_folder(path, plan.journal, resume=resume, durable=durable, room=room) as work,
+        resumable_folder(path, plan.journal, resume=resume, durable=durable) as work,
         plan.comparison() if check else nullcontext() as compared,
     ):
         if work.complete:
             return path
+        check_room(plan, path, held_by(work.folder))
         if compared is not None and graph.metadata.get(UNPROVEN):
             compared.result().prove(graph.metadata[UNPROVEN])  # before the first byte is copied
         # the masks say which weights they belong to, as these came out, and so are written last, and always

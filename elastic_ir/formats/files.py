@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from elastic_ir.errors import OutputError
+from elastic_ir.errors import OutputError, reason
 from elastic_ir.safety.limits import JSON_BYTES, JSON_ENTRIES, JSON_LEVELS, open_plain
 
 NAME_BYTES = 255  #: of a file's name, on nearly every file system
@@ -43,7 +43,7 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     except OSError as error:
-        raise OutputError(f"{given} cannot be written: {_reason(error)}") from error
+        raise OutputError(f"{given} cannot be written: {reason(error)}") from error
     try:
         yield temporary
         if mode is not None:
@@ -53,7 +53,7 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         if error.filename is None or Path(os.fsdecode(error.filename)) == temporary:
             raise OutputError(
-                f"{given} could not be written: {_reason(error)}; what was there is unchanged"
+                f"{given} could not be written: {reason(error)}; what was there is unchanged"
             ) from error
         raise  # of some other file
     finally:
@@ -87,12 +87,7 @@ def _existing_mode(given: Path, target: Path) -> int | None:
             raise OutputError(f"{given} cannot be written: it is read-only")
         return target.stat().st_mode & 0o7777
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise OutputError(f"{given} cannot be written: {_reason(error)}") from error
-
-
-def _reason(error: OSError | ValueError) -> str:
-    text = error.strerror if isinstance(error, OSError) else None
-    return (text or str(error)).lower()
+        raise OutputError(f"{given} cannot be written: {reason(error)}") from error
 
 
 def flush(path: Path) -> None:
@@ -113,7 +108,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         temporary = temporary_name(path)
         temporary.mkdir(0o700)
     except OSError as error:
-        raise OutputError(f"{path} cannot be written: {_reason(error)}") from error
+        raise OutputError(f"{path} cannot be written: {reason(error)}") from error
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
@@ -121,7 +116,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             path.rmdir()  # it is empty; where another run has filled it meanwhile, this fails and nothing is lost
         temporary.rename(path)
     except OSError as error:
-        raise OutputError(f"{path} could not be written: {_reason(error)}; nothing of it is left") from error
+        raise OutputError(f"{path} could not be written: {reason(error)}; nothing of it is left") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -255,15 +250,21 @@ def sweep(folder: Path) -> None:
                     os.unlink(entry.path)
 
 
+def boot_id() -> str:
+    """The identifier of this start of the system; empty where there is none, as off Linux."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
 @functools.cache
 def _machine() -> str:
-    """What tells this machine, since its start, and this container on it, from others."""
-    told = [platform.node()]
+    """A digest of this machine, since its start, and of this container on it."""
+    parts = [platform.node(), boot_id()]
     with contextlib.suppress(OSError):
-        told.append(Path("/proc/sys/kernel/random/boot_id").read_text())
-    with contextlib.suppress(OSError):
-        told.append(os.readlink("/proc/self/ns/pid"))
-    return hashlib.sha256("\n".join(told).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
 def _begun(process: int) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ir.checkpoints.digest import digests
+from elastic_ir.checkpoints.resumable import digests
 from elastic_ir.formats.packed_masks import StoredMask
 from elastic_ir.formats.safetensors import FileTensor
 from elastic_ir.tensors.lazy import Mask, MaskedData, TensorData

@@ -198,7 +198,7 @@ def test_after_the_system_has_started_anew(
         if not durable:
             (tmp_path / ".out.partial" / "whole" / name).write_bytes(whole[name][:-8] + bytes(8))
         assert status.st_size == len(whole[name])
-    monkeypatch.setattr(partial, "_boot", lambda: "another")
+    monkeypatch.setattr(partial, "boot_id", lambda: "another")
     assert run(*options, "--resume").exit_code == 0
     assert same(tmp_path / "out", whole)
     again = {name: (tmp_path / "out" / name).stat().st_mtime_ns == s.st_mtime_ns for name, s in kept.items()}
@@ -243,7 +243,7 @@ def test_a_failing_sync_of_the_name_is_told_as_what_it_is(
     done = run("stretch", source, *PLAN, "-o", tmp_path / "out", "--durable")
     assert done.exit_code == 1
     assert (
-        "out is written and whole, but that its name is on the disk is not sure: input/output error"
+        "out is written and whole, but its name may not be on the disk: input/output error"
         in done.output
     )
     assert same(tmp_path / "out", whole)
@@ -427,7 +427,7 @@ def test_something_else_in_the_way(source: Path, tmp_path: Path, form: str) -> N
     assert place.read_text() == "mine" if form == "file" else tree(place)
     if form == "folder":
         assert done.output.endswith(
-            f"error: {place} is in the way, and is not what a run of yours has left; move it elsewhere\n"
+            f"error: {place} is in the way, and was not left by a run of yours; move it elsewhere\n"
         )
         assert tree(place) == {"whole/a": b"mine"}
 

@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 from elastic_ir.errors import PlanError
+from elastic_ir.formats.locks import locked, owner, waited_for
 from elastic_ir.training.fit import Measured
-from elastic_ir.training.locks import locked, owner, waited_for
 from elastic_ir.training.pruning import imp
 from elastic_ir.training.settings import Pruning, Training
 from elastic_ir.training.studies.executors import Ended, Here
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys, time
 from pathlib import Path
-from elastic_ir.training.locks import locked
+from elastic_ir.formats.locks import locked
 with locked(Path(sys.argv[1])) as mine:
     print(mine, flush=True)
     sys.stdin.read()
@@ -111,7 +111,7 @@ def test_where_files_cannot_be_locked_everybody_works(
 
 def test_who_is_waited_for_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, told = tmp_path / ".lock", list[str]()
-    monkeypatch.setattr("elastic_ir.training.locks.LOOK", 0.01)
+    monkeypatch.setattr("elastic_ir.formats.locks.LOOK", 0.01)
     with holder(path) as process:
         threading.Timer(0.1, process.kill).start()
         with waited_for(path, told.append):

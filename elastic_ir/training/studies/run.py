@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from elastic_ir.training.locks import LOOK
+from elastic_ir.formats.locks import LOOK
 from elastic_ir.training.studies.executors import Executor
 from elastic_ir.training.studies.jobs import Job, Sort, in_order
 from elastic_ir.training.studies.store import Store

@@ -1,7 +1,7 @@
 """The store: finished jobs in a folder, one folder each, there whole or not at all.
 
 What is done is known by looking: a job is done if its folder has a ``result.json``. Several processes and machines may
-share a store on a common file system; each job has a lock (:mod:`elastic_ir.training.locks`), so that one does it.
+share a store on a common file system; each job has a lock (:mod:`elastic_ir.formats.locks`), so that one does it.
 Where files cannot be locked, two that do the same job at once waste time and nothing else.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic_ir.errors import SourceError
-from elastic_ir.training.locks import locked
+from elastic_ir.formats.locks import locked
 
 RESULT = "result.json"
 

@@ -2,7 +2,7 @@
 
 The kernel gives a lock back when its process ends, however that ends; no lock is ever stale. On a network file system
 the server does (NFS 4, Lustre with ``flock``, CephFS), for a machine that is gone after its lease. Where files cannot
-be locked at all, everybody gets the lock: work may then be done twice, as without locks.
+be locked at all, everybody gets the lock, unless it is needed: work may then be done twice, as without locks.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ LOOK = 0.5  #: seconds between two looks at what another process has
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[bool]:
+def locked(path: Path, needed: bool = False) -> Iterator[bool]:
     """Whether the lock at ``path`` is this process's while the block runs; it is not where another one has it.
 
-    The file says who has it, and goes with the lock. Nobody waits here.
+    The file says who has it, and goes with the lock. Nobody waits here. ``needed`` raises OSError where files cannot
+    be locked.
     """
     handle = _taken(path)
+    if needed and handle == -1:
+        raise OSError(errno.ENOLCK, f"files cannot be locked in {path.parent}")
     try:
         yield handle is not None
     finally:
