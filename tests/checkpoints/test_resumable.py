@@ -242,10 +242,7 @@ def test_a_failing_sync_of_the_name_is_told_as_what_it_is(
     monkeypatch.setattr(partial, "sync", failing)
     done = run("stretch", source, *PLAN, "-o", tmp_path / "out", "--durable")
     assert done.exit_code == 1
-    assert (
-        "out is written and whole, but its name may not be on the disk: input/output error"
-        in done.output
-    )
+    assert "out is written and whole, but its name may not be on the disk: input/output error" in done.output
     assert same(tmp_path / "out", whole)
     assert list(tmp_path.glob(".*")) == []
 
