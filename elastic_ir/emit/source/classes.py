@@ -23,7 +23,7 @@ from elastic_ir.emit.source.merge import (
     join,
     parameters,
 )
-from elastic_ir.emit.source.reading.layers import layer, zeros
+from elastic_ir.emit.source.reading.layers import constructor, zeros
 from elastic_ir.emit.source.reading.tree import Part, Tree
 from elastic_ir.emit.source.stages import Plan, items_of
 from elastic_ir.emit.source.values import value_of
@@ -101,7 +101,7 @@ class Builder:
         """What holds weights that another module's forward reads."""
         shapes = {role: weight.shape for role, weight in part.weights.items()}
         if set(shapes) <= {"weight", "bias"} and len(shapes.get("weight", ())) == 2:
-            return layer("nn.Linear", in_features=shapes["weight"][1], out_features=shapes["weight"][0],
+            return constructor("nn.Linear", in_features=shapes["weight"][1], out_features=shapes["weight"][0],
                          bias="bias" in shapes)  # fmt: skip
         if all(weight.is_parameter for weight in part.weights.values()):
             made = tuple(Expr("call", "nn.Parameter", (zeros(s),), ("",)) for s in shapes.values())
@@ -128,8 +128,7 @@ class Builder:
                         Entry(role, "parameter", Expr("call", "nn.Parameter", (zeros(weight.shape),), ("",)))
                     )
                 else:
-                    dtype = weight.dtype if weight.dtype != "float32" else None
-                    entries.append(Entry(role, "buffer", zeros(weight.shape, dtype)))
+                    entries.append(Entry(role, "buffer", zeros(weight.shape, weight.dtype)))
         for name, child in part.children.items():
             if child.kind == "class" and child.body is None and not child.weights and not child.children:
                 continue  # nothing is there
@@ -284,7 +283,7 @@ class Builder:
             self.sizes[name, parameter.name] = parameter.hole.size
         for index, stage in enumerate(stages):
             values = tuple(_valued(p, index) for p in found)
-            calls[stage] = Expr("star", "*", (Expr("new", name, values, tuple(p.name for p in found)),))
+            calls[stage] = Expr("text", "*{}", (Expr("new", name, values, tuple(p.name for p in found)),))
 
     # -- names -----------------------------------------------------------------------------------------------------
 

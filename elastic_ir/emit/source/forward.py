@@ -69,7 +69,7 @@ def fold(
 
     for results, expr in statements:
         expr = settled(expr)
-        if expr.kind == "guard" and expr.parts[0].kind == "lit":
+        if expr.kind == "ternary" and expr.parts[0].kind == "lit":
             expr = expr.parts[1] if expr.parts[0].value else expr.parts[2]
         if expr.kind == "call" and expr.value == "F.dropout" and expr.parts[1:2] == (Expr("lit", 0.0),):
             expr = expr.parts[0]
@@ -80,14 +80,14 @@ def fold(
         if len(results) == 1 and _is_pure(expr) and (uses[results[0]] == 1 or expr.kind == "getattr"):
             pure[results[0]] = expr
             continue
-        if expr.kind in ("loop", "guard"):
+        if expr.kind in ("loop", "ternary"):
             flush()
         else:
             expr = merged(expr)
             unmerged = {key for key, _ in pending} & set(locals_of(expr))
             if unmerged:
                 flush()
-        if len(results) == 1 and uses[results[0]] == 1 and expr.kind not in ("loop", "guard"):
+        if len(results) == 1 and uses[results[0]] == 1 and expr.kind not in ("loop", "ternary"):
             pending.append((results[0], expr))
             continue
         flush()
@@ -95,8 +95,8 @@ def fold(
     returns = settled(returns)
     returns = merged(returns, last=True)
     flush()
-    if done and done[-1][1].kind == "guard" and returns == Expr("local", done[-1][0][0]):
-        returns = Expr("ternary", None, done.pop()[1].parts)
+    if done and done[-1][1].kind == "ternary" and returns == Expr("local", done[-1][0][0]):
+        returns = done.pop()[1]
     return done, returns
 
 
@@ -187,20 +187,17 @@ class Forward:
             if expr.kind == "loop":
                 found += self._loop(place, results, expr, indent)
                 continue
-            if expr.kind == "guard":
-                expr = Expr("ternary", None, expr.parts)
             used = [key for key in results if key in self.last]
             if not used:
-                found += self.printer.lines("", expr, "", indent)
+                found += self.printer.lines("", expr, indent)
                 continue
             head_of: list[str] = []
             for index, key in enumerate(results):
                 head_of.append(self._name(place, key, expr, index, len(results), frozenset(head_of) - {"_"}))
-            rendered = self.printer
-            lines = rendered.lines(", ".join(head_of) + " = ", expr, "", indent)
+            lines = self.printer.lines(", ".join(head_of) + " = ", expr, indent)
             self.names.update(zip(results, head_of, strict=True))
             found += lines
-        return [*found, *self.printer.lines("return ", self.returns, "", indent)]
+        return [*found, *self.printer.lines("return ", self.returns, indent)]
 
     def _loop(self, place: int, results: tuple[Any, ...], expr: Expr, indent: int) -> list[str]:
         pad = " " * indent
@@ -209,7 +206,7 @@ class Forward:
         name = self._name(place, results[0], Expr("loop", expr.value, (start,)))
         found = []
         if not (start.kind == "local" and self.names[start.value] == name):
-            found += self.printer.lines(f"{name} = ", start, "", indent)
+            found += self.printer.lines(f"{name} = ", start, indent)
         item = expr.value[-1].rstrip("0123456789_")
         item = item[:-1] if item.endswith("s") and len(item) > 2 else "block" if item != "layer" else item
         while item in self._live(place) or item == name:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from elastic_ir.emit.source.expressions.expr import IDENTITY, Expr, lit
+from elastic_ir.emit.source.expressions.expr import IDENTITY, Expr, lit, raw
 from elastic_ir.emit.source.expressions.print import same
 
 #: Whether an argument of an emitted class is a size, by the names of both.
@@ -129,8 +129,8 @@ def _join(
     others = [expr if expr is not None and expr != IDENTITY else None for expr in column]
     if owner and IDENTITY in known and any(others):
         joined.presence.append((owner, [expr is None or expr != IDENTITY for expr in column]))
-        number = len(joined.presence) - 1
-        return Expr("cond", number, (_join(others, role, owner, joined, sized), IDENTITY))
+        present = Expr("presence", len(joined.presence) - 1)
+        return Expr("ternary", None, (present, _join(others, role, owner, joined, sized), IDENTITY))
     raise Mismatch
 
 
@@ -153,18 +153,20 @@ def _context(
             sized,
             False,
         )
-    if expr.kind == "guard" and index == 0:
+    if expr.kind == "ternary" and index == 0:
         return "residual", owner, joined, sized, False
     return name or role, owner, joined, sized, size
 
 
 def _role(expr: Expr, index: int) -> str:
     """What a positional argument of a function is called."""
-    from elastic_ir.emit.source.reading.calls import positional_names
+    from elastic_ir.emit.source.reading import calls
 
-    names = positional_names(expr.value) if expr.kind == "call" else ()
     if expr.kind == "method":
         return {"permute": "axis", "transpose": "axis", "flatten": "axis"}.get(expr.value, "")
+    known = {"torch.permute": ("input", "dims"), "stochastic_depth": ("x", "p", "mode", "training"),
+             "torch.roll": ("input", "shifts", "dims")}  # fmt: skip
+    names = known.get(expr.value) or list(calls.parameters(expr.value)) if expr.kind == "call" else ()
     return names[index] if index < len(names) else ""
 
 
@@ -273,9 +275,10 @@ def fill(template: Expr, filled: dict[int, Expr], conditions: Sequence[str]) -> 
     """A template with its holes as parameters and its optional parts under their conditions."""
     if template.kind == "hole":
         return filled[template.value]
+    if template.kind == "presence":
+        return raw(conditions[template.value])
     parts = tuple(fill(part, filled, conditions) for part in template.parts)
-    value = conditions[template.value] if template.kind == "cond" else template.value
-    return Expr(template.kind, value, parts, template.names)
+    return Expr(template.kind, template.value, parts, template.names)
 
 
 def condition(

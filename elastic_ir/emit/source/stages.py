@@ -230,7 +230,7 @@ def _share(less: list[Part], more: list[Part], b: Body, removed: list[tuple[int,
         for index, operand in removed:
             results, expr = lines[index]
             if expr.kind == "binary":
-                lines[index] = (results, Expr("guard", None, (lit(has), expr, Expr("local", operand))))
+                lines[index] = (results, Expr("ternary", None, (lit(has), expr, Expr("local", operand))))
         for part in parts:
             part.body = Body(part.body.inputs if part.body else (), tuple(lines), b.returns, b.values)
             for index, _ in removed:

@@ -10,7 +10,7 @@ from typing import Any
 from elastic_ir.emit.source.classes import Builder, Definition, Entry, without_empty
 from elastic_ir.emit.source.containers import listed, printable, stage_items
 from elastic_ir.emit.source.expressions.expr import Expr, change, lit, raw, walk
-from elastic_ir.emit.source.expressions.print import Printer, attribute, number
+from elastic_ir.emit.source.expressions.print import Printer, attribute, number, wrap
 from elastic_ir.emit.source.forward import Forward
 from elastic_ir.emit.source.merge import MISSING, Hole, Parameter
 from elastic_ir.emit.source.reading.calls import identifier
@@ -311,7 +311,7 @@ class _Writer:
     def _function(self, made: Definition) -> str:
         lines = signature(f"def {made.name}(", [], ") -> list[nn.Module]:", made.parameters)
         items = stage_items(made.entries[0].expr)
-        lines += self.printer.lines("return ", listed(items), "", 4)
+        lines += self.printer.lines("return ", listed(items), 4)
         return "\n".join(lines)
 
     def _entry(self, entry: Entry) -> list[str]:
@@ -319,15 +319,15 @@ class _Writer:
         if entry.kind == "code":
             return [f"        {entry.expr.value}"]
         if entry.kind == "base":
-            return self.printer.lines("", Expr("super", expr.value, expr.parts, expr.names), "", 8)
+            return wrap(f"        super().__init__{self.printer.flat(expr).removeprefix(expr.value)}")
         if entry.kind == "sequence":
-            return self.printer.lines("", expr, "", 8)
+            return self.printer.lines("", expr, 8)
         if entry.kind in ("buffer", "transient"):
             extra = () if entry.kind == "buffer" else (lit(False),)
             names = ("", "") if entry.kind == "buffer" else ("", "", "persistent")
             call = Expr("call", "self.register_buffer", (lit(entry.name), expr, *extra), names)
-            return self.printer.lines("", call, "", 8)
-        return self.printer.lines(f"self.{entry.name} = ", expr, "", 8)
+            return self.printer.lines("", call, 8)
+        return self.printer.lines(f"self.{entry.name} = ", expr, 8)
 
     def _forward(self, made: Definition) -> list[str]:
         part = made.part
@@ -402,20 +402,7 @@ def _returned(expr: Expr, values: Sequence[Any]) -> str:
 
 
 def signature(head: str, names: Sequence[str], tail: str, parameters: Sequence[Parameter] = ()) -> list[str]:
-    """A ``def`` line, or several where it is long."""
+    """The lines of a ``def``."""
     heads = [(name, None) for name in names] + [(f"{p.name}: {p.annotation}", p.default) for p in parameters]
     given = [text + (f" = {number(value)}" if value not in (None, MISSING) else "") for text, value in heads]
-    line = head + ", ".join(given) + tail
-    if len(line) <= 100:
-        return [line]
-    indent = len(head) - len(head.lstrip())
-    pad = " " * indent
-    joined = f"{pad}    {', '.join(given)}"
-    if len(joined) <= 100:
-        return [head, joined, pad + tail]
-    lines = [head]
-    for text, value in heads:
-        shown = value if value not in (None, MISSING) else None
-        printed = Printer().lines(f"{text} = ", lit(shown), ",", indent + 4) if shown is not None else []
-        lines += printed or [f"{pad}    {text},"]
-    return [*lines, pad + tail]
+    return wrap(head + ", ".join(given) + tail)

@@ -5,8 +5,8 @@ They are plain trees, so that two blocks can be compared, and joined where they 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -14,29 +14,34 @@ from typing import Any
 class Expr:
     """A tree. ``kind`` says what ``value`` and ``parts`` mean; ``names`` are the parts' keywords ("" for none).
 
-    ======== ============================== =========================================
-    kind     value                          parts
-    ======== ============================== =========================================
-    lit      a plain value
-    count    the blocks of a stage
-    raw      text that stands as it is
-    local    a value of the forward
-    attr     a path below ``self``
-    self     a path below ``self``          arguments of its call
-    call     a function's text              arguments, with names
-    method   a method's name                the object, then arguments, with names
-    new      a class                        constructor arguments, with names
-    binary   an operator                    two operands
-    unary    an operator                    one operand
+    ========= ============================= =========================================
+    kind      value                         parts
+    ========= ============================= =========================================
+    lit       a plain value
+    count     the blocks of a stage
+    series    one value for each block
+    raw       text that stands as it is
+    param     a constructor parameter
+    hole      a number of a join
+    local     a value of the forward
+    attr      a path below ``self``
+    self      a path below ``self``         arguments of its call
+    call      a function's text             arguments, with names
+    method    a method's name               the object, then arguments, with names
+    new       a class                       constructor arguments, with names
+    container a container's class           its children, with names unless numbered
+    binary    an operator                   two operands
+    unary     an operator                   one operand
     index                                   object and index
-    getattr  an attribute's name            object
+    getattr   an attribute's name           object
     tuple, list, dict, slice                items (names are a dict's keys)
+    text      a template for ``format``     what fills it
     stage                                   entry (a tuple), count, blocks (a tuple)
-    each     one value for each block
-    cycle    values that blocks take in turn
-    loop     a path below ``self``          arguments; the name "carry" marks the one handed on
-    cond     a boolean's text               the module if it is true, and if not
-    ======== ============================== =========================================
+    each                                    a series, of which each block takes its own
+    cycle                                   values that blocks take in turn
+    loop      a path below ``self``         arguments; the name "carry" marks the one handed on
+    ternary                                 a condition, what holds if it is true, and if not
+    ========= ============================= =========================================
     """
 
     kind: str
@@ -56,6 +61,29 @@ def raw(text: str) -> Expr:
     return Expr("raw", text)
 
 
+def call(function: str, *args: Expr, **options: Expr) -> Expr:
+    """A call of a function by its text."""
+    return Expr("call", function, (*args, *options.values()), ("",) * len(args) + tuple(options))
+
+
+def method(name: str, *args: Expr, **options: Expr) -> Expr:
+    """A call of a method; the object is the first argument."""
+    return replace(call(name, *args, **options), kind="method")
+
+
+def index(owner: Expr, at: Expr) -> Expr:
+    return Expr("index", None, (owner, at))
+
+
+def binary(operator: str, left: Expr, right: Expr) -> Expr:
+    return Expr("binary", operator, (left, right))
+
+
+def group(kind: str, parts: Sequence[Expr]) -> Expr:
+    """A tuple or a list."""
+    return Expr(kind, None, tuple(parts))
+
+
 def walk(expr: Expr) -> Iterator[Expr]:
     """The tree's nodes, parents first, parts in the order they are evaluated."""
     yield expr
@@ -68,9 +96,7 @@ def change(expr: Expr, function: Callable[[Expr], Expr | None]) -> Expr:
     found = function(expr)
     if found is not None:
         return found
-    if not expr.parts:
-        return expr
-    return Expr(expr.kind, expr.value, tuple(change(part, function) for part in expr.parts), expr.names)
+    return replace(expr, parts=tuple(change(part, function) for part in expr.parts)) if expr.parts else expr
 
 
 def locals_of(expr: Expr) -> list[Any]:
@@ -78,16 +104,27 @@ def locals_of(expr: Expr) -> list[Any]:
     return [node.value for node in walk(expr) if node.kind == "local"]
 
 
-def literal(item: Any) -> Expr:
-    """Nested plain data as an expression."""
+def literal(item: Any, leaf: Callable[[Any], Expr] = lit) -> Expr:
+    """Nested plain data as an expression; ``leaf`` makes that of what is no tuple, list, dictionary or slice."""
     if isinstance(item, Expr):
         return item
     if isinstance(item, (tuple, list)):
-        return Expr(
-            "tuple" if isinstance(item, tuple) else "list", None, tuple(literal(part) for part in item)
-        )
+        return group("tuple" if isinstance(item, tuple) else "list", [literal(part, leaf) for part in item])
     if isinstance(item, dict):
-        return Expr("dict", None, tuple(literal(part) for part in item.values()), tuple(item))
+        return Expr("dict", None, tuple(literal(part, leaf) for part in item.values()), tuple(item))
     if isinstance(item, slice):
-        return Expr("slice", None, tuple(literal(part) for part in (item.start, item.stop, item.step)))
-    return lit(item)
+        return group("slice", [literal(part, leaf) for part in (item.start, item.stop, item.step)])
+    return leaf(item)
+
+
+OPAQUE = object()  #: what is no plain data
+
+
+def plain(expr: Expr) -> Any:
+    """The data that an expression writes; OPAQUE where it is computed."""
+    if expr.kind == "lit":
+        return expr.value
+    if expr.kind in ("tuple", "list"):
+        items = [plain(part) for part in expr.parts]
+        return OPAQUE if OPAQUE in items else tuple(items)
+    return OPAQUE

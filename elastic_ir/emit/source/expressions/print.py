@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from elastic_ir.emit.source.expressions.expr import Expr
@@ -15,7 +15,7 @@ _BINDING = {
     "or": 1, "!=": 3, "==": 3, "<": 3, "<=": 3, ">": 3, ">=": 3, "|": 4, "^": 5, "&": 6,
     "+": 8, "-": 8, "*": 9, "/": 9, "//": 9, "%": 9, "@": 9, "**": 11,
 }  # fmt: skip
-_ATOM = 20
+_SIGN, _ATOM = 10, 20
 #: Constructor arguments that are written without their names.
 _POSITIONAL = {
     "in_channels", "out_channels", "kernel_size", "num_features", "in_features", "out_features", "normalized_shape",
@@ -50,23 +50,26 @@ class Printer:
     ) -> None:
         self.local, self.parameter, self.defaults = local, parameter, defaults
 
-    # -- one line --------------------------------------------------------------------------------------------------
-
     def flat(self, expr: Expr) -> str:
         """An expression on one line."""
         return self._flat(expr)[0]
+
+    def lines(self, head: str, expr: Expr, indent: int = 0) -> list[str]:
+        """``head`` and the expression, indented, on as few lines as black would use."""
+        return wrap(f"{' ' * indent}{head}{self.flat(expr)}")
 
     def _under(self, expr: Expr, binding: int) -> str:
         text, own = self._flat(expr)
         return text if own >= binding else f"({text})"
 
     def _flat(self, expr: Expr) -> tuple[str, int]:
+        """An expression on one line, and how strongly it binds."""
         kind, value, parts = expr.kind, expr.value, expr.parts
         if kind == "local":
             return self.local(value), _ATOM
         if kind in ("lit", "count", "series"):
             negative = isinstance(value, (int, float)) and not isinstance(value, bool) and value < 0
-            return number(value), 10 if negative else _ATOM
+            return number(value), _SIGN if negative else _ATOM
         if kind == "raw":
             return value, _ATOM if re.fullmatch(r"[\w.\[\]()]+", value) else 0
         if kind == "param":
@@ -74,168 +77,128 @@ class Printer:
         if kind == "attr":
             return attribute(value), _ATOM
         if kind == "binary":
-            own = _BINDING[value]
-            left, right = self._under(parts[0], own), self._under(parts[1], own + 1)
-            if value == "**":
-                left = self._under(parts[0], own + 1)
-                simple = all(re.fullmatch(r"[\w.]+", side) for side in (left, right))
-                return (f"{left}**{right}" if simple else f"{left} ** {right}"), own
-            return f"{left} {value} {right}", own
+            own, power = _BINDING[value], value == "**"
+            left, right = self._under(parts[0], own + power), self._under(parts[1], own + 1)
+            close = power and all(re.fullmatch(r"[\w.]+", side) for side in (left, right))
+            return f"{left}**{right}" if close else f"{left} {value} {right}", own
         if kind == "unary":
-            return f"{value}{self._under(parts[0], 10)}", 10
+            return f"{value}{self._under(parts[0], _SIGN)}", _SIGN
         if kind == "index":
             return f"{self._under(parts[0], _ATOM)}[{self._subscript(parts[1])}]", _ATOM
         if kind == "getattr":
             return f"{self._under(parts[0], _ATOM)}.{value}", _ATOM
         if kind == "ternary":
-            return f"{self.flat(parts[1])} if {self.flat(parts[0])} else {self.flat(parts[2])}", 0
-        if kind == "cond":
-            return f"{self.flat(parts[0])} if {value} else {self.flat(parts[1])}", 0
-        opening, items, closing = self.bracketed(expr)
-        if kind == "tuple" and len(items) == 1:
-            items = [f"{items[0]},"]
-        if _is_comprehension(expr):
-            return f"{opening}{' '.join(items)}{closing}", _ATOM
-        return f"{opening}{', '.join(items)}{closing}", _ATOM
+            return "{1} if {0} else {2}".format(*map(self.flat, parts)), 0
+        if kind == "text":
+            return value.format(*map(self.flat, parts)), _ATOM
+        if kind == "method":
+            return f"{self._under(parts[0], _ATOM)}.{value}({self._items(parts[1:], expr.names[1:])})", _ATOM
+        if kind == "new":
+            return f"{value}({self._constructor(expr)})", _ATOM
+        if kind == "dict":
+            keys = ["**" if name == "**" else f"{number(name)}: " for name in expr.names]
+            return (
+                f"{{{', '.join(key + self.flat(part) for key, part in zip(keys, parts, strict=True))}}}",
+                _ATOM,
+            )
+        items = self._items(parts, expr.names)
+        if kind == "tuple":
+            return f"({items},)" if len(parts) == 1 else f"({items})", _ATOM
+        if kind == "list":
+            return f"[{items}]", _ATOM
+        head = {"call": value, "self": attribute(value) if kind == "self" else "", "slice": kind}[kind]
+        return f"{head}({items})", _ATOM
 
     def _subscript(self, expr: Expr) -> str:
         if expr.kind == "tuple" and expr.parts:
-            return ", ".join(self._subscript(part) for part in expr.parts) + (
-                "," if len(expr.parts) == 1 else ""
-            )
-        if expr.kind == "slice":
-            start, stop, step = ("" if _none(part) else self.flat(part) for part in expr.parts)
-            plain = all(re.fullmatch(r"-?[\w]*", part) for part in (start, stop, step))
-            if plain:
-                return f"{start}:{stop}" + (f":{step}" if step else "")
-            found = f"{start} :" if start else ":"  # black's way with what is no name and no number
-            found += f" {stop}" if stop else ""
-            return found + (f" : {step}" if step else "")
-        return self.flat(expr)
+            return ", ".join(map(self._subscript, expr.parts)) + ("," if len(expr.parts) == 1 else "")
+        if expr.kind != "slice":
+            return self.flat(expr)
+        none = Expr("lit")
+        start, stop, step = ("" if part == none else self.flat(part) for part in expr.parts)
+        if all(re.fullmatch(r"-?[\w]*", part) for part in (start, stop, step)):
+            return f"{start}:{stop}" + (f":{step}" if step else "")
+        found = f"{start} :" if start else ":"  # black's way with what is no name and no number
+        return found + (f" {stop}" if stop else "") + (f" : {step}" if step else "")
 
-    # -- brackets --------------------------------------------------------------------------------------------------
-
-    def bracketed(self, expr: Expr) -> tuple[str, list[str], str]:
-        """What stands before an expression's last bracket, its items on one line each, and the closing bracket."""
-        opening, items, closing = self._open(expr)
-        return (
-            opening,
-            [head + (self.flat(item) if isinstance(item, Expr) else item) for head, item in items],
-            closing,
+    def _items(self, parts: Sequence[Expr], names: Sequence[str]) -> str:
+        names = names or ("",) * len(parts)
+        return ", ".join(
+            f"{name}={self.flat(part)}" if name else self.flat(part)
+            for name, part in zip(names, parts, strict=True)
         )
 
-    def _open(self, expr: Expr) -> tuple[str, list[tuple[str, Expr | str]], str]:
-        kind, value, parts = expr.kind, expr.value, expr.parts
-        if kind == "call":
-            return f"{value}(", self._arguments(parts, expr.names), ")"
-        if kind == "self":
-            return f"{attribute(value)}(", self._arguments(parts, expr.names), ")"
-        if kind == "method":
-            names = expr.names[1:]
-            return f"{self._under(parts[0], _ATOM)}.{value}(", self._arguments(parts[1:], names), ")"
-        if kind == "new":
-            return f"{value}(", self._constructor(expr), ")"
-        if kind == "super":
-            return "super().__init__(", self._constructor(expr), ")"
-        if kind in ("lit", "series") and isinstance(value, (tuple, list)):
-            return self._open(
-                Expr(
-                    "tuple" if isinstance(value, tuple) else "list",
-                    None,
-                    tuple(Expr("lit", v) for v in value),
-                )
-            )
-        if kind in ("tuple", "list"):
-            opening, closing = ("(", ")") if kind == "tuple" else ("[", "]")
-            return opening, [("", part) for part in parts], closing
-        if kind == "dict":
-            keys = ["" if name == "**" else f"{number(name)}: " for name in expr.names]
-            return "{", list(zip(keys, parts, strict=True)), "}"
-        if kind == "slice":
-            return "slice(", [("", part) for part in parts], ")"
-        if kind == "comprehension":  # value: the brackets and the for clauses
-            brackets, clauses = value
-            looped = [clause if isinstance(clause, tuple) else ("", clause) for clause in clauses]
-            return brackets[0], [("", parts[0]), *looped], brackets[1]
-        if kind == "pair":  # a dict comprehension's element
-            return "", [("", f"{value}: {self.flat(parts[0])}")], ""
-        if kind == "star":
-            opening, items, closing = self._open(parts[0])
-            return value + opening, items, closing
-        raise ValueError(f"{kind} has no brackets")
-
-    def _arguments(self, parts: Sequence[Expr], names: Sequence[str]) -> list[tuple[str, Expr | str]]:
-        names = names or ("",) * len(parts)
-        return [(f"{name}=" if name else "", part) for name, part in zip(names, parts, strict=True)]
-
-    def _constructor(self, expr: Expr) -> list[tuple[str, Expr | str]]:
+    def _constructor(self, expr: Expr) -> str:
+        """Arguments of a constructor without its defaults; those that everybody knows stand without their names."""
         defaults = self.defaults(expr.value)
-        shown: list[tuple[str, Expr | str]] = []
+        shown, names = [], []
         ordered = True
         for name, part in zip(expr.names, expr.parts, strict=True):
-            if (
-                part.kind in ("lit", "count", "series")
-                and name in defaults
-                and same(defaults[name], part.value)
-            ):
+            plain = part.kind in ("lit", "count", "series")
+            if plain and name in defaults and same(defaults[name], part.value):
                 ordered = False
                 continue
-            plain = ordered and (
-                name in _POSITIONAL or (not expr.value.startswith("nn.") and name not in defaults)
-            )
-            ordered = ordered and plain
-            shown.append(("" if plain or not name else f"{name}=", part))
-        return shown
-
-    # -- lines -----------------------------------------------------------------------------------------------------
-
-    def lines(self, head: str, expr: Expr, tail: str = "", indent: int = 0) -> list[str]:
-        """``head`` + the expression + ``tail``, indented, on as few lines as black would use."""
-        pad = " " * indent
-        text = f"{pad}{head}{self.flat(expr)}{tail}"
-        if len(text) <= WIDTH:
-            return [text]
-        if expr.kind == "cond":
-            return self._conditional(head, expr, tail, indent)
-        try:
-            opening, items, closing = self._open(expr)
-        except ValueError:
-            return [text]
-        if not items:
-            return [text]
-        flat = [before + (self.flat(item) if isinstance(item, Expr) else item) for before, item in items]
-        inner = " " * (indent + 4)
-        comprehension = _is_comprehension(expr)
-        joined = (" " if comprehension else ", ").join(flat)
-        if len(inner) + len(joined) <= WIDTH and (comprehension or _joinable(expr)):
-            return [f"{pad}{head}{opening}", inner + joined, f"{pad}{closing}{tail}"]
-        result = [f"{pad}{head}{opening}"]
-        for (before, item), line in zip(items, flat, strict=True):
-            comma = "" if comprehension else ","
-            if isinstance(item, Expr):
-                result += self.lines(before, item, comma, indent + 4)
-            else:
-                result.append(inner + line + comma)
-        return [*result, f"{pad}{closing}{tail}"]
-
-    def _conditional(self, head: str, expr: Expr, tail: str, indent: int) -> list[str]:
-        pad, inner = " " * indent, indent + 4
-        whole = f"{' ' * inner}{self.flat(expr)}"
-        if len(whole) <= WIDTH:
-            return [f"{pad}{head}(", whole, f"{pad}){tail}"]
-        yes = self.lines("", expr.parts[0], "", inner)
-        no = self.lines("else ", expr.parts[1], "", inner)
-        return [f"{pad}{head}(", *yes, f"{' ' * inner}if {expr.value}", *no, f"{pad}){tail}"]
+            own = not expr.value.startswith("nn.") and name not in defaults
+            ordered = ordered and (name in _POSITIONAL or own)
+            shown.append(part)
+            names.append("" if ordered else name)
+        return self._items(shown, names)
 
 
-def _is_comprehension(expr: Expr) -> bool:
-    return expr.kind == "comprehension" or (expr.kind == "star" and expr.parts[0].kind == "comprehension")
+# -- lines -------------------------------------------------------------------------------------------------------------
+
+_STRING = re.compile(r'"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'')
+_HEAD = re.compile(r"\s*(?:return |else |[\w.,: |\[\]~]*?\w\]? ?=(?!=) ?|~+: )?")
 
 
-def _joinable(expr: Expr) -> bool:
-    """Whether black puts all items on one line of their own; those of a literal are put on a line each."""
-    inner = expr.parts[0] if expr.kind == "star" else expr
-    return inner.kind in ("call", "self", "method", "new", "super")
+def wrap(line: str) -> list[str]:
+    """A line of code on as few lines as black would use, split at its brackets."""
+    if len(line) <= WIDTH:
+        return [line]
+    outer = _outline(line)
+    indent = len(line) - len(line.lstrip())
+    pad, inner = " " * indent, " " * (indent + 4)
+    start, comma = _HEAD.match(outer).end(), "," * outer.endswith(",")  # type: ignore[union-attr]
+    choice = outer[start:].find(" if ")
+    if choice >= 0 and " else " in outer:
+        body = line[start : len(line) - len(comma)]
+        other = outer.index(" else ")
+        pieces = [body[:choice], line[start + choice + 1 : other], body[other - start + 1 :]]
+        made = [inner + body] if len(inner + body) <= WIDTH else [w for p in pieces for w in wrap(inner + p)]
+        return [f"{line[:start]}(", *made, f"{pad}){comma}"]
+    definition = line.lstrip().startswith("def ")
+    opening = outer.find("(") if definition else max(map(outer.rfind, "([{"))
+    closing = min((at for at in (outer.find(sign, opening) for sign in ")]}") if at >= 0), default=-1)
+    if opening < 0 or closing == opening + 1:
+        return [line]
+    body = line[opening + 1 : closing].removesuffix(",")
+    head, tail = line[: opening + 1], pad + line[closing:]
+    clauses = " for " in _outline(body)
+    literal = not definition and not re.match(r"[\w)\]]", line[opening - 1 :])
+    if len(inner + body) <= WIDTH and (clauses or not literal):
+        return [head, inner + body, tail]
+    pieces = list(_split(body, " for ", "for ") if clauses else _split(body, ", "))
+    made = [each for piece in pieces for each in wrap(inner + piece + ("" if clauses else ","))]
+    return [head, *made, tail]
+
+
+def _outline(text: str) -> str:
+    """A text of the same length with ``~`` for what stands in its strings and brackets."""
+    found, depth = [], 0
+    for letter in _STRING.sub(lambda match: "~" * len(match[0]), text):
+        depth -= letter in ")]}"
+        found.append("~" if depth else letter)
+        depth += letter in "([{"
+    return "".join(found)
+
+
+def _split(text: str, separator: str, lead: str = "") -> Iterator[str]:
+    """The pieces of a text between separators that stand in no bracket; all but the first begin with ``lead``."""
+    start, outer = 0, _outline(text)
+    while (end := outer.find(separator, start)) >= 0:
+        yield (lead if start else "") + text[start:end]
+        start = end + len(separator)
+    yield (lead if start else "") + text[start:]
 
 
 def attribute(path: Sequence[str]) -> str:
@@ -246,7 +209,3 @@ def attribute(path: Sequence[str]) -> str:
 def same(left: Any, right: Any) -> bool:
     """Equal, and of one type: True is not 1."""
     return type(left) is type(right) and bool(left == right)
-
-
-def _none(expr: Expr) -> bool:
-    return expr.kind == "lit" and expr.value is None

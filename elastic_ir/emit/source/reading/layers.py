@@ -7,18 +7,21 @@ A call such as ``F.linear(x, self.weight, self.bias)``, by a module that owns ju
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 
-from elastic_ir.emit.source.expressions.expr import Expr, lit, literal, raw
-from elastic_ir.emit.source.reading.calls import identifier
+from elastic_ir.emit.source.expressions.expr import OPAQUE, Expr, call, group, lit, literal, plain, raw
+from elastic_ir.emit.source.reading.calls import identifier, parameters
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.functions import resolve_symbol
 from elastic_ir.ir.graph import Node, Symbol
 
+Shape = tuple[int, ...]
 #: Attributes that are one number where they are the same along every axis.
 _SIZES = ("kernel_size", "stride", "padding", "dilation", "output_size", "normalized_shape", "output_padding")
 
@@ -32,7 +35,7 @@ def defaults(name: str) -> dict[str, Any]:
     return {n: p.default for n, p in found.items() if p.default is not inspect.Parameter.empty}
 
 
-def layer(name: str, **options: Any) -> Expr:
+def constructor(name: str, **options: Any) -> Expr:
     """A constructor call with all arguments by name."""
     accepted = [
         n for n in inspect.signature(getattr(nn, name.removeprefix("nn.")).__init__).parameters if n != "self"
@@ -40,27 +43,20 @@ def layer(name: str, **options: Any) -> Expr:
     ordered = [n for n in accepted if n in options]
     if name == "nn.MaxPool2d" and options.get("stride") == options.get("kernel_size"):
         ordered.remove("stride")
-    return Expr("new", name, tuple(_plain(n, options[n]) for n in ordered), tuple(ordered))
+    return Expr("new", name, tuple(_option(n, options[n]) for n in ordered), tuple(ordered))
 
 
-def _plain(name: str, value: Any) -> Expr:
-    if isinstance(value, Expr):
-        return value
+def _option(name: str, value: Any) -> Expr:
     if isinstance(value, Symbol):
         return raw(str(resolve_symbol(value.name)))
-    if name in _SIZES and isinstance(value, (tuple, list)) and value:
-        if len(set(value)) == 1 and (len(value) > 1 or name != "output_size"):
-            one = value[0]
-            if name != "normalized_shape" or len(value) == 1:
-                return lit(one)
-        return lit(tuple(value))
+    uniform = name in _SIZES and isinstance(value, (tuple, list)) and len(set(value)) == 1
+    if uniform and {"output_size": len(value) > 1, "normalized_shape": len(value) == 1}.get(name, True):
+        return lit(value[0])
     if isinstance(value, (tuple, list)) and all(isinstance(item, (int, float)) for item in value):
         return lit(tuple(value))
-    if isinstance(value, (tuple, list, dict)):
-        return literal(value)
-    if value is not None and not isinstance(value, (bool, int, float, str)):
+    if value is not None and not isinstance(value, (bool, int, float, str, tuple, list, dict)):
         raise EmitError(f"a layer's {name} is {value!r}, which has no text")
-    return lit(value)
+    return literal(value)
 
 
 def layer_of(node: Node) -> Expr:
@@ -78,13 +74,11 @@ def layer_of(node: Node) -> Expr:
     options = {k: v for k, v in options.items() if not k.startswith("_")}
     if issubclass(kind, nn.modules.batchnorm._NormBase) and not node.attributes.get("affine", True):
         options.pop("bias", None)
-    elif options.get("bias") is True and defaults(node.op).get("bias") is True:
-        options["bias"] = True
     if kind is nn.MultiheadAttention:
         options = {
             k: v for k, v in options.items() if k not in ("kdim", "vdim") or v != options.get("embed_dim")
         }
-    return layer(node.op, **options)
+    return constructor(node.op, **options)
 
 
 @dataclass
@@ -96,166 +90,77 @@ class Layered:
     roles: tuple[str, ...]
 
 
-def as_layer(expr: Expr, shapes: dict[tuple[str, ...], tuple[int, ...]], rank: int | None) -> Layered | None:
-    """A functional call as a layer of ``torch.nn``, None where it is none.
+def as_layer(expr: Expr, shapes: Mapping[tuple[str, ...], Shape], rank: int | None) -> Layered | None:
+    """A functional call as the layer of ``torch.nn`` that has its name, None where there is none with its weights.
 
     ``shapes`` are those of the weights by their full paths, ``rank`` the number of the input's axes.
     """
-    if expr.kind == "method" and len(expr.parts) == 1 and expr.value in ("tanh", "sigmoid", "relu"):
-        return Layered(
-            layer({"tanh": "nn.Tanh", "sigmoid": "nn.Sigmoid", "relu": "nn.ReLU"}[expr.value]),
-            expr.parts[0],
-            (),
-        )
-    if expr.kind != "call" or not expr.value.startswith(("F.", "torch.")):
+    if expr.kind == "call" and expr.value.startswith(("F.", "torch.")):
+        name = expr.value.rpartition(".")[2]
+    elif expr.kind == "method" and len(expr.parts) == 1:
+        name = expr.value
+    else:
         return None
-    name = expr.value.rpartition(".")[2]
-    order = _ORDER.get(name)
-    if order is None:
+    order = list(parameters(f"F.{name}"))
+    if "input" not in order or len(expr.parts) - sum(map(bool, expr.names)) > len(order):
         return None
-    given: dict[str, Expr] = {}
-    for place, (key, part) in enumerate(zip(expr.names, expr.parts, strict=True)):
-        if not key and place >= len(order):
-            return None
-        given[key or order[place]] = part
-    source = given.pop("input", None)
-    if source is None or source.kind == "lit":
-        return None
+    given = {
+        key or order[at]: part for at, (key, part) in enumerate(zip(expr.names, expr.parts, strict=True))
+    }
+    source = given.pop("input", lit(None))
+    given.pop("training", None)
     roles = {key: part.value for key, part in given.items() if part.kind == "attr"}
-    if any(path[-1] != key for key, path in roles.items()):
+    options = {key: plain(part) for key, part in given.items() if part.kind != "attr"}
+    if (
+        source.kind == "lit"
+        or OPAQUE in options.values()
+        or any(path[-1] != key for key, path in roles.items())
+    ):
         return None
-    plain = {key: _value(part) for key, part in given.items() if part.kind != "attr"}
-    if any(value is _OPAQUE for value in plain.values()):
+    norm = name in ("batch_norm", "instance_norm") and rank is not None
+    kind = _layers().get(name.replace("_", "") + (f"{max(rank - 2, 1)}d" if norm and rank else ""))
+    if kind is None:
         return None
-    plain.pop("training", None)
-    found = _BUILD[name](plain, {key: shapes.get(path, ()) for key, path in roles.items()}, rank)
-    return None if found is None else Layered(found, source, tuple(roles))
+    usual = {key: value for key, value in defaults(f"nn.{kind.__name__}").items() if key in order}
+    made = _with_weights(kind, usual, options, {key: shapes.get(path, ()) for key, path in roles.items()})
+    return Layered(made, source, tuple(roles)) if made is not None else None
 
 
-_OPAQUE = object()
+@cache
+def _layers() -> dict[str, type[nn.Module]]:
+    """The layers of ``torch.nn`` by their names in lower case."""
+    kinds = [kind for kind in vars(nn).values() if isinstance(kind, type) and issubclass(kind, nn.Module)]
+    return {kind.__name__.lower(): kind for kind in kinds}
 
 
-def _value(part: Expr) -> Any:
-    if part.kind == "lit":
-        return part.value
-    if part.kind == "raw" and part.value == "self.training":
-        return True
-    if part.kind in ("tuple", "list"):
-        items = [_value(item) for item in part.parts]
-        return _OPAQUE if _OPAQUE in items else tuple(items)
-    return _OPAQUE
+def _with_weights(
+    kind: type[nn.Module], usual: dict[str, Any], options: dict[str, Any], shapes: dict[str, Shape]
+) -> Expr | None:
+    """A layer's constructor from its options and the shapes of its weights; None where they do not fit."""
+    accepted = inspect.signature(kind.__init__).parameters
+    first = next(iter(shapes.values()), ())
+    rows, columns, *window = (*shapes.get("weight", first), 0, 0)
+    window = window[:-2]
+    sizes = {
+        "in_features": columns, "out_features": rows, "out_channels": rows, "num_channels": rows, "num_features": rows,
+        "in_channels": columns * options.get("groups", 1), "num_embeddings": rows, "embedding_dim": columns,
+        "bias": "bias" in shapes, "affine": "weight" in shapes, "elementwise_affine": "weight" in shapes,
+    }  # fmt: skip
+    sizes |= {"kernel_size": tuple(window)} if window else {}
+    options = usual | {key: value for key, value in sizes.items() if key in accepted} | options
+    try:
+        with torch.device("meta"):
+            layer = kind(**options)
+    except (TypeError, ValueError, RuntimeError):
+        return None  # it takes other arguments than the function
+    made = {name: tuple(tensor.shape) for name, tensor in layer.state_dict().items()}
+    made.pop("num_batches_tracked", None)
+    return constructor(f"nn.{kind.__name__}", **options) if made == shapes else None
 
 
-Shapes = dict[str, tuple[int, ...]]
-
-
-def _linear(plain: dict[str, Any], shapes: Shapes, rank: int | None) -> Expr | None:
-    if len(shapes.get("weight", ())) != 2:
-        return None
-    outputs, inputs = shapes["weight"]
-    return layer("nn.Linear", in_features=inputs, out_features=outputs, bias="bias" in shapes)
-
-
-def _conv(plain: dict[str, Any], shapes: Shapes, rank: int | None) -> Expr | None:
-    weight = shapes.get("weight", ())
-    if len(weight) not in (3, 4, 5):
-        return None
-    groups = plain.get("groups", 1)
-    return layer(
-        f"nn.Conv{len(weight) - 2}d", in_channels=weight[1] * groups, out_channels=weight[0], kernel_size=weight[2:],
-        stride=plain.get("stride", 1), padding=plain.get("padding", 0), dilation=plain.get("dilation", 1),
-        groups=groups, bias="bias" in shapes,
-    )  # fmt: skip
-
-
-def _layer_norm(plain: dict[str, Any], shapes: Shapes, rank: int | None) -> Expr | None:
-    size = plain["normalized_shape"]
-    if shapes and shapes.get("weight") != tuple(size):
-        return None
-    options: dict[str, Any] = {"normalized_shape": tuple(size), "eps": plain.get("eps", 1e-5)}
-    options |= {"elementwise_affine": bool(shapes), "bias": "bias" in shapes} if len(shapes) < 2 else {}
-    return layer("nn.LayerNorm", **options)
-
-
-def _rms_norm(plain: dict[str, Any], shapes: Shapes, rank: int | None) -> Expr | None:
-    return layer("nn.RMSNorm", normalized_shape=tuple(plain["normalized_shape"]), eps=plain.get("eps"),
-                 elementwise_affine="weight" in shapes)  # fmt: skip
-
-
-def _batch_norm(plain: dict[str, Any], shapes: Shapes, rank: int | None) -> Expr | None:
-    size = next(iter(shapes.values()), None)
-    tracked = "running_mean" in shapes and "running_var" in shapes
-    if size is None or not tracked or rank not in (2, 3, 4, 5) or ("weight" in shapes) != ("bias" in shapes):
-        return None
-    return layer(f"nn.BatchNorm{max(rank - 2, 1)}d", num_features=size[0], eps=plain.get("eps", 1e-5),
-                 momentum=plain.get("momentum", 0.1), affine="weight" in shapes)  # fmt: skip
-
-
-def _group_norm(plain: dict[str, Any], shapes: Shapes, rank: int | None) -> Expr | None:
-    if "weight" not in shapes:
-        return None
-    return layer("nn.GroupNorm", num_groups=plain["num_groups"], num_channels=shapes["weight"][0],
-                 eps=plain.get("eps", 1e-5))  # fmt: skip
-
-
-def _embedding(plain: dict[str, Any], shapes: Shapes, rank: int | None) -> Expr | None:
-    if "weight" not in shapes or set(plain) - {"padding_idx"}:
-        return None
-    rows, size = shapes["weight"]
-    padding = plain.get("padding_idx")
-    padding = None if padding is not None and padding < 0 else padding
-    return layer("nn.Embedding", num_embeddings=rows, embedding_dim=size, padding_idx=padding)
-
-
-def _plain_layer(kind: str, *accepted: str) -> Any:
-    def build(plain: dict[str, Any], shapes: Shapes, rank: int | None) -> Expr | None:
-        if shapes or set(plain) - set(accepted) - {"inplace"}:
-            return None
-        return layer(f"nn.{kind}", **{key: value for key, value in plain.items() if value is not False})
-
-    return build
-
-
-_BUILD: dict[str, Any] = {
-    "linear": _linear, "conv1d": _conv, "conv2d": _conv, "conv3d": _conv, "layer_norm": _layer_norm,
-    "rms_norm": _rms_norm, "batch_norm": _batch_norm, "group_norm": _group_norm, "embedding": _embedding,
-    "relu": _plain_layer("ReLU"), "relu6": _plain_layer("ReLU6"), "gelu": _plain_layer("GELU", "approximate"),
-    "silu": _plain_layer("SiLU"), "mish": _plain_layer("Mish"), "hardswish": _plain_layer("Hardswish"),
-    "hardsigmoid": _plain_layer("Hardsigmoid"), "sigmoid": _plain_layer("Sigmoid"), "tanh": _plain_layer("Tanh"),
-    "elu": _plain_layer("ELU", "alpha"), "leaky_relu": _plain_layer("LeakyReLU", "negative_slope"),
-    "dropout": _plain_layer("Dropout", "p"), "softmax": _plain_layer("Softmax", "dim"),
-    "max_pool2d": _plain_layer("MaxPool2d", "kernel_size", "stride", "padding", "dilation", "ceil_mode"),
-    "avg_pool2d": _plain_layer("AvgPool2d", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"),
-    "adaptive_avg_pool2d": _plain_layer("AdaptiveAvgPool2d", "output_size"),
-}  # fmt: skip
-_ORDER = {
-    "linear": ("input", "weight", "bias"),
-    **{f"conv{n}d": ("input", "weight", "bias", "stride", "padding", "dilation", "groups") for n in (1, 2, 3)},
-    "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
-    "rms_norm": ("input", "normalized_shape", "weight", "eps"),
-    "batch_norm": ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
-    "group_norm": ("input", "num_groups", "weight", "bias", "eps"),
-    "embedding": ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse"),
-    "gelu": ("input", "approximate"), "elu": ("input", "alpha"), "leaky_relu": ("input", "negative_slope"),
-    "dropout": ("input", "p", "training"), "softmax": ("input", "dim"),
-    "max_pool2d": ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode"),
-    "avg_pool2d": ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"),
-    "adaptive_avg_pool2d": ("input", "output_size"),
-    **dict.fromkeys(("relu", "relu6", "silu", "mish", "hardswish", "hardsigmoid", "sigmoid", "tanh"), ("input",)),
-}  # fmt: skip
-
-
-def zeros(shape: tuple[int, ...], dtype: str | None = None) -> Expr:
-    """``torch.zeros(...)`` of a shape."""
-    parts = tuple(lit(extent) for extent in shape) if shape else (Expr("tuple"),)
-    if dtype is None:
-        return Expr("call", "torch.zeros", parts, ("",) * len(parts))
-    return Expr(
-        "call", "torch.zeros", (*parts, raw(f"torch.{_dtype(dtype)}")), ("",) * len(parts) + ("dtype",)
-    )
-
-
-def _dtype(name: str) -> str:
-    if not isinstance(getattr(torch, name, None), torch.dtype):
-        raise EmitError(f"{name!r} is no dtype of torch")
-    return name
+def zeros(shape: Shape, dtype: str = "float32") -> Expr:
+    """``torch.zeros(...)`` of a shape. Raises EmitError for what is no dtype."""
+    if not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise EmitError(f"{dtype!r} is no dtype of torch")
+    sizes = [lit(extent) for extent in shape] or [group("tuple", ())]
+    return call("torch.zeros", *sizes, **({} if dtype == "float32" else {"dtype": raw(f"torch.{dtype}")}))

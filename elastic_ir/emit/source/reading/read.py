@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from elastic_ir.emit.source.expressions.expr import Expr, change, walk
-from elastic_ir.emit.source.reading.aten import call_of_aten, is_nothing
+from elastic_ir.emit.source.reading.aten import call_of_aten
 from elastic_ir.emit.source.reading.calls import call_of, convert, identifier
 from elastic_ir.emit.source.reading.layers import as_layer, layer_of
 from elastic_ir.emit.source.reading.tree import (
@@ -16,6 +16,7 @@ from elastic_ir.emit.source.reading.tree import (
     settle,
 )
 from elastic_ir.errors import EmitError
+from elastic_ir.ir.functions import CHECKS
 from elastic_ir.ir.graph import Graph, Node, Value
 
 
@@ -41,7 +42,7 @@ def read_tree(graph: Graph, sizes: Sizes) -> Tree:
 def _read_statements(tree: Tree) -> None:
     graph = tree.graph
     exported = graph.info.frontend == "export"
-    nodes = [node for node in graph if not (node.op == "torch._assert" or is_nothing(node))]
+    nodes = [node for node in graph if not (node.op == "torch._assert" or node.op in CHECKS)]
     needed = _needed(nodes)
     nodes = [node for node in nodes if node in needed]
     last: dict[Value, int] = {}
