@@ -372,7 +372,7 @@ def _lineage(graph: Graph) -> tables.Table:
     from elastic_ir.checkpoints.card import moves
     from elastic_ir.checkpoints.config.depth import Stack
 
-    names = graph.metadata.get("sources", ())
+    names = graph.edits.sources
     table = tables.Table(("layers", "target", "source"))
     for container in graph.structure.containers:
         stack = Stack.of(container)

@@ -137,9 +137,7 @@ def trace(
                     problems[name] = _first_line(error)
                 continue
             graph.origin = LiveSource(model, inputs)
-            graph.metadata["modules"] = {
-                path: list(module._modules) for path, module in model.named_modules()
-            }
+            graph.modules = {path: list(module._modules) for path, module in model.named_modules()}
             sealed = _sealed_note(graph, model, frontend) if name == _SEALED else ""
             graph.info = replace(
                 graph.info, source_names=tuple(weights), ties=_ties(weights), sealed_note=sealed

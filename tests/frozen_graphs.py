@@ -23,8 +23,6 @@ from elastic_ir.tensors.weights import Storage
 TESTS = str(Path(__file__).parent)
 #: What is no edit of the network: what emission needs, and what a reader is shown.
 NOTES = {"origin", "resequenced", "name"}
-#: The keys of a graph's metadata that belong to its nodes, weights and structure.
-EDITS = {"modules", "rewired", "edited_layers", "sources", "ghosts"}
 #: The edits that were refused, in case somebody caught the error.
 REFUSED: list[str] = []
 
@@ -83,23 +81,9 @@ FrozenList = _guarded(list, (*ITEMS, "append", "extend", "insert", "remove", "so
 FrozenDict = _guarded(dict, (*ITEMS, "popitem", "update", "setdefault", "__ior__"))
 
 
-class FrozenMetadata(dict[str, Any]):
-    """A graph's metadata, of which only the rewriter changes what belongs to an edit."""
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        if key in EDITS:
-            refuse_others(f"metadata[{key!r}]")
-        super().__setitem__(key, value)
-
-    def setdefault(self, key: str, default: Any = None) -> Any:
-        if key not in self:
-            self[key] = default
-        return self[key]
-
-
 #: The lists and dicts that an object holds.
 HOLDS = {
-    Graph: ("weights",),
+    Graph: ("weights", "modules"),
     Node: ("attributes", "kwargs", "weights"),
     Structure: ("stages",),
     Stage: ("blocks",),
@@ -126,8 +110,6 @@ def _freeze(item: Any) -> bool:
 def freeze(graph: Graph) -> Graph:
     """Freeze a built graph: what it holds and is not frozen yet."""
     _freeze(graph)
-    if type(graph.metadata) is dict:
-        object.__setattr__(graph, "metadata", FrozenMetadata(graph.metadata))
     for node in graph:
         _freeze(node)
         _freeze(node.output)

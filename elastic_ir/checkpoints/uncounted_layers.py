@@ -57,8 +57,7 @@ def _held(graph: Graph, container: Container) -> list[set[str]]:
 def _set_apart(graph: Graph, tails: dict[tuple[str, str], list[str]]) -> None:
     """Give the graph the structure that it has without the tails, so that these do not count as layers of a kind."""
     paths = tuple(f"{path}." for tail in tails.values() for path in tail)
-    plain = Graph(graph.name)
-    plain.metadata = dict(graph.metadata)
+    plain = Graph(graph.name, graph.info)
     plain.weights = {name: weight for name, weight in graph.weights.items() if not name.startswith(paths)}
     try:
         structure = plain.structure

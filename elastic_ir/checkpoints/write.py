@@ -31,8 +31,6 @@ from elastic_ir.formats.packed_masks import packed_masks, packed_size
 from elastic_ir.formats.safetensors import safetensors_head, write_safetensors
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.numbering import natural_key
-from elastic_ir.plans.keep_beside import KEEP_BESIDE
-from elastic_ir.plans.left_behind import UNPROVEN
 from elastic_ir.tensors.lazy import Mask, TensorData, nbytes
 from elastic_ir.tensors.recipes import factor_of
 from elastic_ir.version import __version__
@@ -106,10 +104,10 @@ def plan_checkpoint(graph: Graph, shard_size: int = SHARD_SIZE) -> Plan:
         stacks = []  # nothing repeats, so nothing was changed
     side = side_files(source)  # first, since it sees that no text read here is a link out of the folder
     origins = [weight.origin for weight in graph.weights.values()]
-    names = graph.metadata.get("sources", ())
+    names = graph.edits.sources
     configs = {name: one.config for name, one in zip(names[1:], source.others, strict=True)}
     config, kept = reindexed(source.config, stacks, origins, source.kinds, configs)
-    keep = graph.metadata.get(KEEP_BESIDE, ())
+    keep = graph.edits.keep_beside
     follow = followed(config, CONFIG, stacks, source.shapes, keep)
     config = follow.document
     beside = followed_files(side, stacks, source.shapes, keep)
@@ -168,8 +166,8 @@ def save_checkpoint(
         if work.complete:
             return path
         check_room(plan, path, held_by(work.folder))
-        if compared is not None and graph.metadata.get(UNPROVEN):
-            compared.result().prove(graph.metadata[UNPROVEN])  # before the first byte is copied
+        if compared is not None and graph.edits.unproven_beside:
+            compared.result().prove(graph.edits.unproven_beside)  # before the first byte is copied
         # the masks say which weights they belong to, as these came out, and so are written last, and always
         kept = {name for name in plan.shards if _is_whole(work.whole / name, *streams[name])}
         work.keep(kept)
@@ -240,7 +238,7 @@ def _steps(graph: Graph, stacks: list[Stack]) -> list[Step]:
         name: Origin(weight.origin, weight.source, factor_of(weight.storage.data))
         for name, weight in graph.weights.items()
     }
-    names = graph.metadata.get("sources", ())
+    names = graph.edits.sources
     plan = {stack.label: plan_text(stack, names) for stack in stacks}
     folders = tuple(one.folder.resolve().name for one in (source, *source.others))
     step = Step(__version__, folders, plan, lineage)

@@ -38,7 +38,7 @@ def discover(
     weights. The graph is read, not changed.
     """
     reader: GraphReader | NameReader = GraphReader(graph) if len(graph) else NameReader(graph)
-    listed: dict[str, list[str]] = graph.metadata.get("modules", {})
+    listed = graph.modules
     tree = module_tree(graph)
     if within is not None:
         chosen = named_candidates(tree, reader, listed, within)

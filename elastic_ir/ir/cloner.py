@@ -47,6 +47,8 @@ def copy_node(
 def copy_graph(graph: Graph) -> Graph:
     """Copy a graph with its structure. Linear in nodes and weights; no tensor is read."""
     twin = Graph(graph.name, graph.info)
+    twin.edits = graph.edits
+    twin.modules = graph.modules
     twin.metadata = dict(graph.metadata)
     twin.origin = graph.origin
     twin.reference = graph.reference

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from elastic_ir.errors import StructureError
-from elastic_ir.ir.info import GraphInfo
+from elastic_ir.ir.info import Edits, GraphInfo
 from elastic_ir.ir.structure import Resequenced, Stage, Structure
 from elastic_ir.tensors.weights import Weight
 
@@ -192,6 +192,9 @@ class Graph:
     def __init__(self, name: str, info: GraphInfo | None = None) -> None:
         self.name = name
         self.info = info or GraphInfo()  #: what its front end states
+        self.edits = Edits()  #: what the rewriter did since
+        #: The names of the children of each module of the source by its path; none where no modules are known.
+        self.modules: dict[str, list[str]] = {}
         self.weights: dict[str, Weight] = {}
         self.metadata: dict[str, Any] = {}  #: plain data that passes leave alone (source form, input shapes)
         #: What a front end needs again at emission (the live module, its example inputs); opaque to the IR.
@@ -297,7 +300,7 @@ class Graph:
 
         A tensor of another source than the first has that source's name before its own: ``b/layers.3.weight``.
         """
-        sources = self.metadata.get("sources", ())
+        sources = self.edits.sources
         return {
             name: f"{sources[weight.source]}/{weight.origin}" if weight.source else weight.origin
             for name, weight in self.weights.items()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -27,3 +28,19 @@ class GraphInfo:
     plan: Sequence[Sequence[object]] = ()  #: the change of depth that the file says it is from
     sealed_note: str = ""  #: which modules count as one layer each, because no tracer reads them
     class_note: str = ""  #: why the class that the file describes was not built
+
+
+@dataclass(frozen=True)
+class Edits:
+    """What was edited since, as far as emission has to know; ``graph.edits``, which the rewriter keeps."""
+
+    rewired: bool = False  #: nodes were added, taken out, or read something else
+    edited_layers: bool = False  #: layers have other attributes than the source's
+    sources: tuple[str, ...] = ()  #: the networks that weights are from by number, where there are several
+    ghosts: Mapping[str, Any] = field(default_factory=dict)  #: how each kind of ghost fades, as plain data
+    keep_beside: tuple[str, ...] = ()  #: what stays as it is beside a change of depth
+    unproven_beside: Mapping[str, str] = field(
+        default_factory=dict
+    )  #: lists and tensors that may have to change
+    #: with it, and why that is a refusal unless the network itself shows that they do not
+    keep_constants: bool = False  #: rates that go by a block's place stay those of the block that was copied

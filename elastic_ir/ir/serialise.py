@@ -14,16 +14,13 @@ from typing import Any
 
 from elastic_ir.errors import SourceError, VerifyError
 from elastic_ir.ir.graph import Graph, Literal, Node, Symbol, TensorType, Value, WeightRef
-from elastic_ir.ir.info import GraphInfo
+from elastic_ir.ir.info import Edits, GraphInfo
 from elastic_ir.ir.verifier import verify
 from elastic_ir.safety.limits import check_names
 from elastic_ir.tensors.lazy import ITEM_SIZES, TensorData, nbytes
 from elastic_ir.tensors.weights import Storage, Weight
 
 VERSION = 1
-_KEPT = ("modules", "pipeline", "ghosts")
-#: Kept with ghosts: the class that is described beside the graph is that of the network without them.
-_KEPT_WITH_GHOSTS = ("rewired", "edited_layers")
 _TRANSIENT_LIMIT = 64 << 20  # bytes of buffers outside the state dict that are worth carrying in text
 
 
@@ -57,12 +54,16 @@ def graph_to_data(graph: Graph) -> dict[str, Any]:
         }
         for node in graph
     ]
-    kept = (*_KEPT, *_KEPT_WITH_GHOSTS) if "ghosts" in graph.metadata else _KEPT
     metadata = {
         "frontend": graph.info.frontend,
         "plan": [list(stage) for stage in graph.resequenced.plan or graph.info.plan],
         "lineage": graph.lineage(),
-        **{key: graph.metadata.get(key) for key in kept},
+        "modules": graph.modules,
+        "pipeline": graph.metadata.get("pipeline"),
+        "ghosts": graph.edits.ghosts,
+        # the class that is described beside the graph is that of the network without ghosts
+        "rewired": graph.edits.ghosts and graph.edits.rewired,
+        "edited_layers": graph.edits.ghosts and graph.edits.edited_layers,
     }
     return {
         "version": VERSION,
@@ -167,7 +168,11 @@ def _from_data(data: Mapping[str, Any], tensors: Mapping[str, TensorData]) -> Gr
         frontend=told.get("frontend") or "", source_names=tuple(graph.weights), lineage=told.get("lineage") or {},
         plan=told.get("plan") or (),
     )  # fmt: skip
-    graph.metadata.update({key: told[key] for key in (*_KEPT, *_KEPT_WITH_GHOSTS) if told.get(key)})
+    graph.edits = Edits(
+        bool(told.get("rewired")), bool(told.get("edited_layers")), ghosts=told.get("ghosts") or {}
+    )
+    graph.modules = told.get("modules") or {}
+    graph.metadata["pipeline"] = told.get("pipeline") or []
     values: list[Value] = []
     for item in data["nodes"]:
         node = Node(

@@ -2,14 +2,14 @@
 
 A name fits a numbered list, a tensor, a module that holds some, and in a checkpoint folder an entry of its
 configuration, a file beside it, or an entry of such a file: by the whole dotted name or by the last parts of it
-(``norms`` fits ``encoder.norms``, ``alignment_heads`` fits ``generation_config.json.alignment_heads``). The names are
-kept in the graph's metadata, where emission finds them. No torch here.
+(``norms`` fits ``encoder.norms``, ``alignment_heads`` fits ``generation_config.json.alignment_heads``). Emission
+finds the names in ``graph.edits``. No torch here.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -18,9 +18,6 @@ from elastic_ir.errors import PlanError
 from elastic_ir.formats.files import read_json
 from elastic_ir.formats.model_folder import CONFIG, CheckpointSource
 from elastic_ir.ir.graph import Graph
-
-#: The key of the graph's metadata: a tuple of the names that were given.
-KEEP_BESIDE = "keep_beside"
 
 _SMALL = (
     1 << 20
@@ -57,20 +54,11 @@ def tensor_is_kept(names: Iterable[str], tensor: str) -> bool:
     return is_kept(names, tensor, tensor.rpartition(".")[0])
 
 
-def note_kept(graph: Graph, given: str | Iterable[str] | None) -> tuple[str, ...]:
-    """Keep the names in the graph's metadata, beside those of passes before; returns those given.
-
-    PlanError for a name that fits nothing, with what could be named.
-    """
+def known_names(graph: Graph, given: str | Iterable[str] | None) -> tuple[str, ...]:
+    """The names given, of what a graph has. PlanError for a name that fits nothing, with what could be named."""
     names = listed_names(given)
-    if names:
-        _check_names(graph, names)
-        earlier: Sequence[str] = graph.metadata.get(KEEP_BESIDE, ())
-        graph.metadata[KEEP_BESIDE] = tuple(dict.fromkeys((*earlier, *names)))
-    return names
-
-
-def _check_names(graph: Graph, names: Sequence[str]) -> None:
+    if not names:
+        return names
     lists = [found.label for found in numbered_lists(graph.weights)]
     modules = {name[:at] for name in graph.weights for at, sign in enumerate(name) if sign == "."}
     entries = list(_entries(graph.origin)) if isinstance(graph.origin, CheckpointSource) else []
@@ -90,6 +78,7 @@ def _check_names(graph: Graph, names: Sequence[str]) -> None:
             f"keep_beside (--keep-beside) names {name!r}, which {graph.name} does not have; what can be named are "
             f"{told}{hint}"
         )
+    return names
 
 
 def _entries(source: CheckpointSource) -> Iterator[str]:

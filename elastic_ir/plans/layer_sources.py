@@ -79,7 +79,7 @@ def plan_layers(graph: Graph, given: Any, others: Mapping[str, Graph]) -> Layers
 
 def take_layers(rewriter: Rewriter, graph: Graph, layers: Layers, others: Mapping[str, Graph]) -> None:
     """Give the blocks of a graph that has its planned sequence the tensors of the layers that the plan names."""
-    known = graph.metadata.get("sources", ())
+    known = graph.edits.sources
     for name in layers.sources:
         if name in known[1:]:
             raise PlanError(

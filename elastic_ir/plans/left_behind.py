@@ -11,10 +11,6 @@ from elastic_ir.ir.graph import Graph
 from elastic_ir.plans.beside import Surroundings
 from elastic_ir.plans.keep_beside import fits, is_kept, tensor_is_kept
 
-#: The key of a folder's metadata: lists and tensors that may go by the number of layers, and why that is a refusal
-#: unless the network shows that they do not.
-UNPROVEN = "unproven_beside"
-
 
 def about_inner_list(graph: Graph, name: str) -> str:
     """Of a list that was taken for a stage and lies inside of a block: why it is none, as the end of a message."""
@@ -32,15 +28,18 @@ def about_inner_list(graph: Graph, name: str) -> str:
     return ""
 
 
-def refuse_left_behind(graph: Graph, plan: Sequence[Sequence[Hashable]], kept: Sequence[str]) -> None:
+def refuse_left_behind(
+    graph: Graph, plan: Sequence[Sequence[Hashable]], kept: Sequence[str]
+) -> dict[str, str]:
     """PlanError where a plan changes a stack and leaves behind what goes by its number of layers.
 
     ``kept`` are the names of what is said to stay as it is. Of a checkpoint folder only lists of the same module and
     what sizes a list inside of a block are a reason at once: its own network may show the rest when it is written, and
-    until then the reasons are noted in the graph's metadata, each under the name of a list or tensor.
+    the reasons are returned for that, each under the name of a list or tensor.
     """
+    unproven: dict[str, str] = {}
     if len(graph):
-        return
+        return unproven
     around = Surroundings(graph.weights)
     orders = _orders(graph, plan, around)
     folder = isinstance(graph.origin, CheckpointSource)
@@ -66,7 +65,7 @@ def refuse_left_behind(graph: Graph, plan: Sequence[Sequence[Hashable]], kept: S
             )
             if not folder or not left.keys() <= {around.label(one) for one in heads}:
                 raise PlanError(why)
-            _note(graph, left, why)
+            unproven.update(dict.fromkeys(left, why))
         inner = [around.label(one) for one in around.blocks_beside(stack)]
         if inner and not is_kept(kept, *inner):
             raise PlanError(
@@ -89,11 +88,8 @@ def refuse_left_behind(graph: Graph, plan: Sequence[Sequence[Hashable]], kept: S
             if not folder or nested:
                 raise PlanError(why)
             if len(order) != count:
-                _note(graph, [one.name for one in sized], why)
-
-
-def _note(graph: Graph, names: Iterable[str], why: str) -> None:
-    graph.metadata[UNPROVEN] = {**graph.metadata.get(UNPROVEN, {}), **dict.fromkeys(names, why)}
+                unproven.update(dict.fromkeys([one.name for one in sized], why))
+    return unproven
 
 
 def _changes(stack: NumberedList, order: Sequence[Hashable]) -> bool:

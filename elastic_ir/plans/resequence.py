@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import replace
 
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Block, Resequenced
-from elastic_ir.plans.keep_beside import note_kept
+from elastic_ir.plans.keep_beside import known_names
 from elastic_ir.plans.left_behind import refuse_left_behind
 from elastic_ir.plans.plan import Plan
 from elastic_ir.rewrite.rewriter import Rewriter
@@ -26,17 +27,24 @@ def resequence(
 
     An original stays in place at its first use if that keeps the order; every other place gets a clone, and
     originals that stay unused are deleted. Which is which does not show in the result: clones equal their source. What
-    ``keep_beside`` says stays as it is, is noted in the graph's metadata. ``written`` is the plan with layers of other
-    networks, where it has some; ``shown`` says that another network shows what changes together. Returns what became
-    of the stages.
+    ``keep_beside`` names stays as it is, which is noted in ``graph.edits``. ``written`` is the plan with layers of
+    other networks, where it has some; ``shown`` says that another network shows what changes together. Returns what
+    became of the stages.
 
     Raises PlanError for a name that fits nothing, and where what lies beside a stage would be left behind.
     """
     check_blocks(sum(map(len, plan)), sum(map(len, graph.stages)))
-    stays = note_kept(graph, keep_beside)
+    stays = known_names(graph, keep_beside)
     sequence = plan if written is None else written
-    if not shown:
-        refuse_left_behind(graph, sequence, stays)
+    unproven = {} if shown else refuse_left_behind(graph, sequence, stays)
+    earlier = graph.edits
+    rewriter.note(
+        replace(
+            earlier,
+            keep_beside=tuple(dict.fromkeys((*earlier.keep_beside, *stays))),
+            unproven_beside={**earlier.unproven_beside, **unproven},
+        )
+    )
     made = Resequenced(
         tuple(tuple(item if isinstance(item, int) else str(item) for item in stage) for stage in sequence),
         tuple(len(stage) for stage in graph.stages),

@@ -1,9 +1,9 @@
 """Ghosts: parts of a network that are there while it trains, fade by a schedule, and are taken out again.
 
 A ghost's calls carry a mark among their attributes, and its factor is a buffer outside the state dict, so copies of a
-block have ghosts of their own and no name of a weight changes. How each kind of factor moves is kept in the graph's
-metadata under :data:`RECORD`, which is written with the graph. (The idea, and the word, are those of Jaiswal et al.
-2022, *Training Your Sparse Neural Network Better with Any Mask*.)
+block have ghosts of their own and no name of a weight changes. How each kind of factor moves, the fields of its
+:class:`Decay`, is kept in ``graph.edits.ghosts``, which is written with the graph. (The idea, and the word, are
+those of Jaiswal et al. 2022, *Training Your Sparse Neural Network Better with Any Mask*.)
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ import dataclasses
 import math
 import struct
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.ir.graph import FRESH, Argument, Graph, Node, Value, WeightRef
 from elastic_ir.ir.serialise import InlineData
 from elastic_ir.rewrite.rewriter import Rewriter
 
-RECORD = "ghosts"  #: the key in a graph's metadata: for each kind of ghost the fields of its :class:`Decay`
 MARK = "ghost"  #: the attribute of a ghost's calls; its value is the kind
 JOINS = "joins"  #: the attribute of the call whose result stands in place of its first operand
 RESTORE = (
@@ -73,14 +71,13 @@ class Decay:
 
 def record(graph: Graph, **decays: Decay) -> None:
     """Keep how the ghosts of some kinds move, for schedules and files."""
-    known = dict(graph.metadata.get(RECORD, {}))
-    known.update({kind: dataclasses.asdict(decay) for kind, decay in decays.items()})
-    graph.metadata[RECORD] = known
+    fields = {kind: dataclasses.asdict(decay) for kind, decay in decays.items()}
+    graph.edits = dataclasses.replace(graph.edits, ghosts={**graph.edits.ghosts, **fields})
 
 
 def decays(graph: Graph) -> dict[str, Decay]:
     """For each kind of ghost how its factor moves; SourceError where a file's record is none."""
-    found: Any = graph.metadata.get(RECORD, {})
+    found = graph.edits.ghosts
     try:
         return {str(kind): Decay(**fields) for kind, fields in found.items()}
     except (AttributeError, TypeError, PlanError) as error:
@@ -226,7 +223,7 @@ def lay(graph: Graph, rewriter: Rewriter) -> dict[str, int]:
         else:
             rewriter.erase(node)
     rewriter.drop_weights(buffers)
-    graph.metadata.pop(RECORD, None)
+    graph.edits = dataclasses.replace(graph.edits, ghosts={})
     return gone
 
 

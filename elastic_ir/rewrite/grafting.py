@@ -95,8 +95,8 @@ class Grafting:
                 container.source_count, container.native = counts[container.path, container.prefix]
             for child in container.children:
                 child.origin = origins.get(child.path, child.path)
-        if "modules" in reference.metadata:
-            graph.metadata["modules"] = reference.metadata["modules"]
+        if reference.modules:
+            graph.modules = reference.modules
         self._read()
 
 

@@ -42,13 +42,22 @@ class LayerEdits:
     def insert(self, node: Node, *, after: Node) -> Node:
         raise NotImplementedError
 
+    def _note_rewired(self) -> None:
+        if not self.graph.edits.rewired:
+            self.graph.edits = replace(self.graph.edits, rewired=True)
+
+    def _note_edited_layers(self) -> None:
+        """So that emission brings the source's own layers into step."""
+        if not self.graph.edits.edited_layers:
+            self.graph.edits = replace(self.graph.edits, edited_layers=True)
+
     def set_attributes(self, node: Node, **attributes: Argument) -> None:
         """Change some of a layer's attributes; those that it lacks are an error."""
         for name, value in attributes.items():
             if name not in node.attributes:
                 raise VerifyError(f"node %{node.name} ({node.op}) has no attribute {name!r}")
             node.attributes[name] = value
-        self.graph.metadata["edited_layers"] = True  # emission brings the source's own layers into step
+        self._note_edited_layers()
 
     def become(
         self, node: Node, op: str, attributes: Mapping[str, Argument] | None = None, *,
@@ -66,11 +75,11 @@ class LayerEdits:
         ):
             node.scope, node.origin = self.fresh_path(node.scope), FRESH
             self._list_module(node.scope)
-            self.graph.metadata["rewired"] = True
+            self._note_rewired()
         node.op, node.attributes = op, dict(attributes or {})
         if args is not None:
             self._set_arguments(node, args, node.kwargs)
-        self.graph.metadata["edited_layers"] = True
+        self._note_edited_layers()
 
     def _set_arguments(self, node: Node, args: tuple[Argument, ...], kwargs: dict[str, Argument]) -> None:
         """Let a node read something else; who reads what stays in step."""
@@ -139,7 +148,7 @@ class LayerEdits:
     def fresh_path(self, path: str) -> str:
         """A module's path that nothing has: the one given, or with the first number behind it that is free."""
         parent, _, last = path.rpartition(".")
-        taken = set(self.graph.metadata.get("modules", {}).get(parent, ()))
+        taken = set(self.graph.modules.get(parent, ()))
         taken |= {node.scope[len(parent) + bool(parent) :].partition(".")[0] for node in self.graph
                   if not parent or node.scope.startswith(f"{parent}.")}  # fmt: skip
         name, count = last, 1
@@ -150,10 +159,10 @@ class LayerEdits:
 
     def _list_module(self, path: str) -> None:
         """Enter a module into the front end's list, behind its siblings."""
-        listed = self.graph.metadata.get("modules")
-        if listed is not None:
+        listed = self.graph.modules
+        if listed:
             parent, _, last = path.rpartition(".")
-            self.graph.metadata["modules"] = {**listed, parent: [*listed.get(parent, ()), last], path: []}
+            self.graph.modules = {**listed, parent: [*listed.get(parent, ()), last], path: []}
 
     def set_operand(self, node: Node, place: int, operand: Argument) -> None:
         """Give a node another weight or literal as an operand; places before it that it lacks are left out."""
@@ -162,14 +171,14 @@ class LayerEdits:
             raise VerifyError(f"operand {place} of %{node.name} is a value; replace its uses instead")
         args[place] = operand
         node.args = tuple(args)
-        self.graph.metadata["rewired"] = True
+        self._note_rewired()
 
     def set_keyword(self, node: Node, name: str, value: Argument) -> None:
         """Give a call another keyword argument in place of one that it has; neither may be a value."""
         if name not in node.kwargs or isinstance(node.kwargs[name], Value) or isinstance(value, Value):
             raise VerifyError(f"%{node.name} has no keyword {name!r} that is plain data")
         node.kwargs[name] = value
-        self.graph.metadata["rewired"] = True
+        self._note_rewired()
 
     def drop_operand(self, node: Node, place: int) -> None:
         """Let a node do without its last operand, a value; what computed it goes where nobody else reads it."""
@@ -179,7 +188,7 @@ class LayerEdits:
         node.args = node.args[:-1]
         if value not in node.operands():
             self._users.get(value, {}).pop(node, None)
-        self.graph.metadata["rewired"] = True
+        self._note_rewired()
         if not self._users.get(value):
             self.erase(value.node)
 
@@ -208,7 +217,7 @@ class LayerEdits:
             reader.args = map_argument(reader.args, change)
             reader.kwargs = map_argument(reader.kwargs, change)
         self._users.pop(value, None)
-        self.graph.metadata["rewired"] = True
+        self._note_rewired()
 
     def _memberships(self) -> dict[Node, list[Block]]:
         """For each node the blocks that it lies in."""

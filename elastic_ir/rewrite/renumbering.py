@@ -88,8 +88,8 @@ class Renumbering:
 
     def _list_modules(self, renames: dict[str, str]) -> None:
         """Keep the front end's list of registered modules in step with the containers."""
-        listed: dict[str, list[str]] | None = self.graph.metadata.get("modules")
-        if listed is None:
+        listed = self.graph.modules
+        if not listed:
             return
         below: dict[str, list[tuple[str, list[str]]]] = {}
         fresh: dict[str, list[str]] = {}
@@ -119,7 +119,7 @@ class Renumbering:
             for child in container.children:
                 for rest, inner in below.get(self._copied_from.get(child.path, child.path), ()):
                     fresh[renames[child.path] + rest] = inner
-        self.graph.metadata["modules"] = fresh
+        self.graph.modules = fresh
 
     def _rename_structure(self, moved: dict[str, str]) -> None:
         structure = self.graph.structure

@@ -19,6 +19,7 @@ from elastic_ir.discovery.staying import staying_operands
 from elastic_ir.errors import StructureError, VerifyError
 from elastic_ir.ir.cloner import copy_node
 from elastic_ir.ir.graph import Argument, Graph, Node, Value, map_argument
+from elastic_ir.ir.info import Edits
 from elastic_ir.ir.naming import name_nodes, rename_path
 from elastic_ir.ir.structure import Block, Child, Container, Stage, Structure, Unit
 from elastic_ir.rewrite.grafting import Grafting
@@ -81,6 +82,10 @@ class Rewriter(LayerEdits, StageEdits, Grafting, Renumbering):
         if kind is None:
             self.commit()
 
+    def note(self, edits: Edits) -> None:
+        """Put another record of the edits in place of the graph's; for what emission has to know besides."""
+        self.graph.edits = edits
+
     # -- nodes -----------------------------------------------------------------------------------------------------
 
     def _note_operands(self, node: Node) -> None:
@@ -93,7 +98,7 @@ class Rewriter(LayerEdits, StageEdits, Grafting, Renumbering):
 
     def insert(self, node: Node, *, after: Node) -> Node:
         """Link a new node into the graph behind another, whose block it joins; nothing reads its result yet."""
-        self.graph.metadata["rewired"] = True
+        self._note_rewired()
         self._join_blocks(node, after)
         return self._link(node, after)
 
@@ -110,7 +115,7 @@ class Rewriter(LayerEdits, StageEdits, Grafting, Renumbering):
                 f"node %{node.name} cannot be erased: its result is read by %{readers[0].name}; "
                 "replace its uses first"
             )
-        self.graph.metadata["rewired"] = True
+        self._note_rewired()
         self._leave_blocks(node)
         self._unlink(node)
 
@@ -125,7 +130,7 @@ class Rewriter(LayerEdits, StageEdits, Grafting, Renumbering):
 
         What computes ``new`` goes on reading ``old`` if it did, so a node inserted behind a value can take its place.
         """
-        self.graph.metadata["rewired"] = True
+        self._note_rewired()
         for reader in self.users(old):
             if reader is not new.node:
                 self._rewire(reader, old, new)
@@ -137,7 +142,7 @@ class Rewriter(LayerEdits, StageEdits, Grafting, Renumbering):
 
     def rewire(self, reader: Node, old: Value, new: Value) -> None:
         """Let one node read ``new`` where it read ``old``."""
-        self.graph.metadata["rewired"] = True
+        self._note_rewired()
         self._rewire(reader, old, new)
 
     def _rewire(self, reader: Node, old: Value, new: Value) -> None:

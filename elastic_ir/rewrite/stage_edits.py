@@ -6,6 +6,7 @@ The rewriter's part that changes no node and no weight, but what later plans may
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from elastic_ir.errors import StructureError
 from elastic_ir.ir.graph import Graph
@@ -50,7 +51,7 @@ class StageEdits:
 
     def add_sources(self, names: Iterable[str]) -> list[int]:
         """Enter other networks whose tensors the graph is to take; their numbers, for :meth:`take_over`."""
-        known = self.graph.metadata.get("sources", [self.graph.name])
+        known = self.graph.edits.sources or (self.graph.name,)
         fresh = list(names)
-        self.graph.metadata["sources"] = [*known, *fresh]
+        self.graph.edits = replace(self.graph.edits, sources=(*known, *fresh))
         return list(range(len(known), len(known) + len(fresh)))

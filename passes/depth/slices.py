@@ -184,7 +184,7 @@ class _Merge(Pass):
         apart = {slices[at].model for slices in stages for at in (0, -1)} != {0}
         if apart:
             self._same_outside(graph, self.graphs[last.model], inside, last)
-        sources = graph.metadata.get("sources", ())
+        sources = graph.edits.sources
         for name in [name for name in graph.weights if name not in inside]:
             ends = (stages[0][0], last)
             factors = {item.factor(name, 0) for item in ends}

@@ -50,7 +50,7 @@ class IdentityBlocks(Pass):
         for block in made:
             _empty(block, graph, rewriter)
         graph.metadata["identity-blocks"] = len(made)
-        graph.metadata["keep_constants"] = True
+        rewriter.note(dataclasses.replace(graph.edits, keep_constants=True))
         return reordered
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import CodeType
 
 import pytest
@@ -24,7 +25,10 @@ EDITS = [
     "graph.weights.clear()",
     "graph.weights = {}",
     "graph.weights['fc.weight'].storage.mask = None",
-    "graph.metadata['rewired'] = True",
+    "graph.edits = dataclasses.replace(graph.edits, rewired=True)",
+    "graph.info = dataclasses.replace(graph.info, frontend='onnx')",
+    "graph.modules = {}",
+    "graph.modules['layer9'] = []",
     "graph.reference = graph",
     "graph._structure = None",
     "graph.structure.note = 'mine'",
@@ -55,9 +59,10 @@ def test_every_edit_beside_the_rewriter_is_refused(kind: str) -> None:
     graph = _made(kind)
     node = next(node for node in graph if node.kind == "module")
     before = str(graph)
+    names = {"__name__": "somebodys_pass", "Node": Node, "dataclasses": dataclasses}
     for edit in EDITS:
         with Rewriter(graph), pytest.raises(AssertionError, match=r"^somebodys_pass\.py:1 changes"):
-            exec(_pass(edit), {"__name__": "somebodys_pass", "graph": graph, "node": node, "Node": Node})
+            exec(_pass(edit), {**names, "graph": graph, "node": node})
         assert REFUSED.pop().startswith("somebodys_pass.py:1 ")
     assert str(graph) == before
 

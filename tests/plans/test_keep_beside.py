@@ -14,7 +14,7 @@ import elastic_ir as eir
 from elastic_ir.checkpoints.names import graph_of_tensors
 from elastic_ir.cli.app import elastic_ir
 from elastic_ir.passes import Pipeline
-from elastic_ir.plans.keep_beside import KEEP_BESIDE, fits, is_kept, listed_names, tensor_is_kept
+from elastic_ir.plans.keep_beside import fits, is_kept, listed_names, tensor_is_kept
 from elastic_ir.tensors.lazy import ShapeOnly
 
 
@@ -79,10 +79,10 @@ def test_an_empty_name_is_refused() -> None:
 def test_names_are_remembered(name: str) -> None:
     graph = bare(scale=(9, 9))
     after = eir.stretch(graph, to_units=4, keep_beside=name)
-    assert after.metadata[KEEP_BESIDE] == (name,)
-    assert KEEP_BESIDE not in graph.metadata
+    assert after.edits.keep_beside == (name,)
+    assert not graph.edits.keep_beside
     again = eir.squeeze(after, to_units=2, keep_beside=[name, "layers"])
-    assert again.metadata[KEEP_BESIDE] == tuple(dict.fromkeys((name, "layers")))
+    assert again.edits.keep_beside == tuple(dict.fromkeys((name, "layers")))
 
 
 def test_what_fits_nothing_is_told_with_what_there_is() -> None:
@@ -100,7 +100,7 @@ def test_what_fits_nothing_is_told_with_what_there_is() -> None:
 )
 def test_entries_of_a_folder(tmp_path: Path, name: str) -> None:
     graph = eir.load(folder(tmp_path / "source"), headers_only=True)
-    assert eir.stretch(graph, to_units=4, keep_beside=[name]).metadata[KEEP_BESIDE] == (name,)
+    assert eir.stretch(graph, to_units=4, keep_beside=[name]).edits.keep_beside == (name,)
     with pytest.raises(eir.PlanError, match=r"entries: num_hidden_layers, text_config, text_config\.taps"):
         eir.squeeze(graph, to_units=2, keep_beside=["no_such"])
 
@@ -116,7 +116,7 @@ def test_entries_of_a_folder(tmp_path: Path, name: str) -> None:
 )
 def test_passes_take_it_as_a_field(text: str) -> None:
     after = Pipeline.parse(text).run(bare(scale=(9, 9)))
-    assert after.metadata[KEEP_BESIDE][0] == "scale"
+    assert after.edits.keep_beside[0] == "scale"
     with pytest.raises(eir.PlanError, match="names 'other'"):
         Pipeline.parse(text.replace("=scale", "=other")).run(bare(scale=(9, 9)))
 

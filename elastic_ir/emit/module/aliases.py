@@ -10,7 +10,7 @@ from elastic_ir.errors import EmitError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.naming import head_in
 from elastic_ir.ir.structure import Container
-from elastic_ir.plans.keep_beside import KEEP_BESIDE, is_kept
+from elastic_ir.plans.keep_beside import is_kept
 
 
 def refuse_aliases(graph: Graph, touched: list[Container]) -> None:
@@ -35,7 +35,7 @@ def refuse_aliases(graph: Graph, touched: list[Container]) -> None:
         for path, numbers in found.items():
             if len(set(numbers.values())) < max(2, len(numbers)):
                 continue  # the numbers are others', such as those of the layers in a block
-            if not is_kept(graph.metadata.get(KEEP_BESIDE, ()), path):
+            if not is_kept(graph.edits.keep_beside, path):
                 raise EmitError(
                     f"{path!r} holds the blocks of {container.label!r} a second time, and would keep its "
                     f"{len(numbers)}; the network's own class expects the new ones there too (--keep-beside {path} "

@@ -120,7 +120,7 @@ def _nodes(graph: Graph, twin: nn.Module) -> nn.Module:
     made = build_graph_module(graph, getattr(graph.origin, "module", None))
     if graph.reference is not None:
         adopt(made, graph, graph.structure.containers)
-    if graph.metadata.get("edited_layers"):
+    if graph.edits.edited_layers:
         conform_layers(made, graph)
     for name, table, role in _places(made):
         if name in tensors:

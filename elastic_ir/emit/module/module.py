@@ -74,9 +74,7 @@ def _build(graph: Graph, masked: bool, check: bool) -> nn.Module:
 
         return _finish(build_onnx_module(graph), graph, masked)
     touched = [container for container in _containers(graph) if _changed(container)]
-    edited = (
-        graph.metadata.get("rewired") or graph.metadata.get("edited_layers") or graph.reference is not None
-    )
+    edited = graph.edits.rewired or graph.edits.edited_layers or graph.reference is not None
     check = check and (bool(touched) or bool(edited))
     if check:
         refuse_aliases(graph, touched)
@@ -156,7 +154,7 @@ def _in_its_class(graph: Graph, source: nn.Module) -> _InClass:
     """
     touched = [container for container in _containers(graph) if _changed(container)]
     names = ", ".join(repr(container.label) for container in touched)
-    rewired = bool(graph.metadata.get("rewired"))
+    rewired = graph.edits.rewired
     follows = all(container.native and _iterates(container, source) for container in touched)
     why = f"names the units of {names} one by one"
     if follows:
@@ -228,7 +226,7 @@ def _finish(module: nn.Module, graph: Graph, masked: bool, *, values: bool = Tru
     if graph.reference is not None:
         changes = adopt(module, graph, graph.structure.containers)
         graph.metadata["constants"] = dict.fromkeys(changes, "as the reference has it")
-    if graph.metadata.get("edited_layers"):
+    if graph.edits.edited_layers:
         conform_layers(module, graph)
     if isinstance(module, fx.GraphModule):
         _order(module, graph)
@@ -301,8 +299,9 @@ def _refill(graph: Graph, live: nn.Module, touched: list[Container]) -> tuple[nn
     update_stage_counts(target, containers, told)
     if touched and graph.reference is None:
         # blocks that add nothing yet leave the variances as they were
-        kept = graph.metadata.get("keep_constants")
-        graph.metadata["constants"] = {} if kept else respread_constants(live, target, graph)
+        graph.metadata["constants"] = (
+            {} if graph.edits.keep_constants else respread_constants(live, target, graph)
+        )
         placed |= any(how != KEPT for how in graph.metadata["constants"].values())
     return target, placed
 

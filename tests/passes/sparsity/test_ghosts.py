@@ -71,7 +71,7 @@ def traced(name: str) -> tuple[nn.Module, eir.Graph, torch.Tensor]:
 def test_nothing_at_the_end_of_the_schedule_and_no_trace_afterwards(name: str, passes: str) -> None:
     model, graph, x = traced(name)
     haunted = Pipeline(PIPELINES[passes]).run(graph)
-    assert str(haunted) != str(graph) and "ghosts" not in graph.metadata
+    assert str(haunted) != str(graph) and not graph.edits.ghosts
     module = haunted.to_module().eval()
     assert isinstance(module, fx.GraphModule) and list(module.state_dict()) == list(model.state_dict())
     schedule, plain = schedule_of(haunted), model(x)
@@ -80,7 +80,7 @@ def test_nothing_at_the_end_of_the_schedule_and_no_trace_afterwards(name: str, p
         schedule.apply(module, 1.0)
         assert torch.equal(module(x), plain)
         back = RemoveGhosts().run(haunted)
-        assert str(back) == str(graph) and "ghosts" not in back.metadata
+        assert str(back) == str(graph) and not back.edits.ghosts
         made = back.to_module().eval()
         assert type(made) is type(model) and torch.equal(made(x), plain)
     for node, twin in zip(graph, back, strict=True):
@@ -347,11 +347,17 @@ def test_a_schedule_of_another_module_is_refused() -> None:
 
 def test_a_damaged_record_is_refused() -> None:
     haunted = GhostSkips().run(traced("cifar_resnet")[1])
-    for record in ({"skip": {"start": 1}}, {"skip": {"start": 1, "end": 0, "shape": "no"}}, [1], {"skip": 7}):
-        haunted.metadata["ghosts"] = record
+    records: tuple[Any, ...] = (
+        {"skip": {"start": 1}},
+        {"skip": {"start": 1, "end": 0, "shape": "no"}},
+        [1],
+        {"skip": 7},
+    )
+    for record in records:
+        haunted.edits = dataclasses.replace(haunted.edits, ghosts=record)
         with pytest.raises(SourceError, match="the schedule of the ghosts of CifarResNet is damaged"):
             schedule_of(haunted)
-    haunted.metadata["ghosts"] = {}
+    haunted.edits = dataclasses.replace(haunted.edits, ghosts={})
     with pytest.raises(SourceError, match="has ghosts of kind 'skip', and no record of how they fade"):
         schedule_of(haunted)
 

@@ -256,7 +256,7 @@ def _is_chain(part: Part) -> bool:
 
 def order_children(tree: Tree) -> None:
     """Children in the order of the state dict; those without weights where the source or the forward has them."""
-    known = tree.graph.metadata.get("modules", {})
+    known = tree.graph.modules
     place: dict[Path, tuple[int, int]] = {}
     for index, path in enumerate(tree.weights):
         for length in range(len(path)):
