@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import OutputError, PlanError
 from elastic_ir.ir.graph import Graph
-from elastic_ir.plans.keep_beside import listed_names
 from elastic_ir.safety.limits import allowing_blocks
 
 if TYPE_CHECKING:
@@ -128,6 +127,7 @@ def stretch(
     [5, 5, 5]
     """
     from elastic_ir.passes import Stretch
+    from elastic_ir.plans.keep_beside import listed_names
 
     whole = _in_units(graph, unit)
     reference = _reference(like, graph)
@@ -165,6 +165,7 @@ def squeeze(
     20
     """
     from elastic_ir.passes import Squeeze
+    from elastic_ir.plans.keep_beside import listed_names
 
     whole = _in_units(graph, unit)
     kept = listed_names(keep_beside)
@@ -180,6 +181,7 @@ def merge(recipe: str | os.PathLike[str], *, keep_beside: Sequence[str] | str | 
     with the line, for what would need more than copying and scaling. ``keep_beside`` is as for :func:`stretch`.
     """
     from elastic_ir.passes.depth.slices_file import read_slices
+    from elastic_ir.plans.keep_beside import listed_names
 
     slices = read_slices(recipe)
     models = [load(folder, headers_only=True) for folder in slices.models]

@@ -9,13 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elastic_ir import user_functions
-from elastic_ir.checkpoints.names import graph_of_tensors
 from elastic_ir.errors import ElasticError, MaskError, SourceError
 from elastic_ir.formats import registry
 from elastic_ir.formats.files import parse_json
 from elastic_ir.formats.registry import ReadOptions, Stored
-from elastic_ir.frontends.over_architecture import over_architecture
 from elastic_ir.ir.described import described, read_from
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.serialise import graph_from_data
@@ -65,8 +62,7 @@ def load(
     if is_name(text):
         graph = _trace(build(text), input_shape)
     else:
-        hint = user_functions.written_as_file(text)
-        if hint is not None and not path.exists():
+        if not path.exists() and (hint := _written_as_file(text)) is not None:
             raise SourceError(f"{text} does not exist; a factory is named by its module, here {hint}")
         if path.is_dir():
             graph = _read_headers(path, beside) if headers_only else _read_folder(path, input_shape, beside)
@@ -85,12 +81,20 @@ def is_name(text: str) -> bool:
     return bool(colon and head and tail) and "/" not in head and "\\" not in head and not Path(text).exists()
 
 
+def _written_as_file(text: str) -> str | None:
+    from elastic_ir import user_functions
+
+    return user_functions.written_as_file(text)
+
+
 def build(text: str, **arguments: Any) -> nn.Module:
     """The module that a name stands for, made with these arguments; SourceError says what is missing, or how it failed.
 
     A factory is looked for in the working folder too, see :mod:`elastic_ir.user_functions`.
     """
     from torch import nn
+
+    from elastic_ir import user_functions
 
     package, _, name = text.partition(":")
     if package == "timm":
@@ -193,6 +197,8 @@ def _read_file(path: Path, options: ReadOptions) -> Graph:
 def _network(found: Stored, path: Path, options: ReadOptions) -> Graph:
     """The graph of what a file holds: over the architecture given, by the file's own description, or by names."""
     if options.arch is not None:
+        from elastic_ir.frontends.over_architecture import over_architecture
+
         network = _trace(_architecture(options.arch, options.trust), options.input_shape)
         graph = over_architecture(network, found.tensors, path.name)
     else:
@@ -235,6 +241,8 @@ def _described(
 ) -> Graph:
     """The graph that a file's record describes, or what names and shapes alone show."""
     if text is None:
+        from elastic_ir.checkpoints.names import graph_of_tensors
+
         return graph_of_tensors(path.stem, tensors)
     try:
         data = parse_json(text)
@@ -261,11 +269,8 @@ def read_pt(path: Path, options: ReadOptions) -> Graph:
     """A file of ``torch.save``: ours, a state dict among whatever a training keeps, or a whole module."""
     from torch import nn
 
-    from elastic_ir.formats.packed_masks import masks_of_records
-    from elastic_ir.frontends.masks import masks_from_state
     from elastic_ir.frontends.state_dicts import Chosen, check_tensors, choose
     from elastic_ir.frontends.torch_file import read_torch_file, read_zip_records
-    from elastic_ir.tensors.torch_bridge import TorchData
 
     key = options.key
     found = read_torch_file(path, options.trust)
@@ -286,6 +291,10 @@ def read_pt(path: Path, options: ReadOptions) -> Graph:
         graph.info = replace(graph.info, file=path.name, left_behind=tuple(chosen.left))
         attach(graph, given)
         return graph
+    from elastic_ir.formats.packed_masks import masks_of_records
+    from elastic_ir.frontends.masks import masks_from_state
+    from elastic_ir.tensors.torch_bridge import TorchData
+
     state, pruned = masks_from_state(check_tensors(chosen.held, path.name))
     tensors: dict[str, TensorData] = {name: TorchData(tensor) for name, tensor in state.items()}
     description = records.get("elastic_ir/graph.json")

@@ -17,7 +17,7 @@ from elastic_ir.errors import TraceError
 from elastic_ir.frontends.example_inputs import Inputs, from_shapes, guesses
 from elastic_ir.frontends.fx import holds_layers, is_torchs, read_fx, read_sealed
 from elastic_ir.frontends.side_effects import undisturbed
-from elastic_ir.frontends.weight_table import attach_masks, weight_table
+from elastic_ir.frontends.weight_table import absorb_pruning, attach_masks, weight_table
 from elastic_ir.ir.graph import Graph
 from elastic_ir.tensors.weights import Weight
 
@@ -100,8 +100,6 @@ def trace(
         )
     if frontend not in ("auto", *READERS):
         raise ValueError(f"frontend is 'auto', {', '.join(map(repr, READERS))}, not {frontend!r}")
-    from elastic_ir.frontends.pruned import absorb_pruning
-
     model, found = absorb_pruning(model)
     weights = weight_table(model)
     attach_masks(weights, {**found, **(masks or {})})

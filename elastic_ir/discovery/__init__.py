@@ -19,7 +19,6 @@ from elastic_ir.discovery.depth import chain_layers, longest_path, looks_up, pat
 from elastic_ir.discovery.from_graph import GraphReader
 from elastic_ir.discovery.from_names import NameReader
 from elastic_ir.discovery.parts import Group, Part, module_tree
-from elastic_ir.discovery.reasons import why_nothing
 from elastic_ir.errors import StructureError
 from elastic_ir.ir.graph import Graph, Node, Value
 from elastic_ir.ir.structure import Structure
@@ -57,6 +56,8 @@ def discover(
     if within is None:
         _release_output_layer(drafts, _execution_order(graph, prunable))
     if not drafts or (within is None and not any(draft.free for draft in drafts)):
+        from elastic_ir.discovery.reasons import why_nothing
+
         raise StructureError(f"nothing in {graph.name} repeats: {why_nothing(tree, reader, listed)}")
     transitions = _transitions(drafts, reader, tree)
     lengths = path_lengths(graph) if len(graph) else {}

@@ -12,19 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from elastic_ir.emit.without_values import refuse_without_values
+from elastic_ir.emit.state import refuse_without_values
 from elastic_ir.errors import EmitError, OutputError, SourceError
 from elastic_ir.formats import registry
 from elastic_ir.formats.files import atomic_folder, atomic_output, flush, refuse_long_name
 from elastic_ir.formats.model_folder import MASKS, CheckpointSource
 from elastic_ir.formats.registry import ReadOptions, Stored
-from elastic_ir.formats.safetensors import write_safetensors
 from elastic_ir.ir.described import described
-from elastic_ir.ir.example_inputs import describe_input
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.serialise import InlineData, graph_to_data
-from elastic_ir.onnx_model.source import OnnxSource
-from elastic_ir.rewrite.ghosts import without_ghosts
 from elastic_ir.tensors.lazy import Mask, TensorData
 
 RECORDS = "elastic_ir/"  #: the folder of our records in a .pt's zip
@@ -108,7 +104,7 @@ def save_stored(graph: Graph, path: Path, check: bool, write: Callable[[Path, St
 
 def _checked_module(graph: Graph, check: bool) -> Any:
     """The emitted module, run once if wanted; None where the graph has no network."""
-    if isinstance(graph.origin, OnnxSource | CheckpointSource):
+    if isinstance(graph.origin, CheckpointSource) or graph.metadata.get("frontend") == "onnx":
         return None  # its nodes are ONNX's, or it has none; a state dict needs no module
     if graph.origin is None and not graph.is_program:
         return None
@@ -123,6 +119,8 @@ def _data(graph: Graph, module: Any) -> dict[str, Any]:
         data["module"] = _description(graph, module)
         inputs = getattr(graph.origin, "inputs", None)
         if inputs is not None:
+            from elastic_ir.ir.example_inputs import describe_input
+
             data["inputs"] = {
                 "args": describe_input(inputs.args),
                 "kwargs": describe_input(dict(inputs.kwargs)),
@@ -136,6 +134,7 @@ def _description(graph: Graph, module: Any) -> dict[str, Any]:
     """The module that is emitted, without ghosts: a reader gets the class back, also where it is not at hand now."""
     from elastic_ir.emit.module.module import as_described
     from elastic_ir.formats.pickles.description import describe_module
+    from elastic_ir.rewrite.ghosts import without_ghosts
 
     plain = without_ghosts(graph)
     described, unproven = as_described(plain)
@@ -202,6 +201,7 @@ def mask_file(path: Path) -> Path:
 def save_safetensors(graph: Graph, path: Path, check: bool) -> list[Path]:
     """Tensors with the graph as metadata, and a sidecar of masks."""
     from elastic_ir.formats.mask_tie import TIE, tie_of
+    from elastic_ir.formats.safetensors import write_safetensors
 
     refuse_without_values(graph)
     module = _checked_module(graph, check)
@@ -255,6 +255,7 @@ def _header_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def _save_folder(graph: Graph, path: Path, check: bool) -> Path:
     from elastic_ir.formats.mask_tie import TIE, tie_of
     from elastic_ir.formats.packed_masks import packed_masks
+    from elastic_ir.formats.safetensors import write_safetensors
 
     refuse_without_values(graph)
     module = _checked_module(graph, check)

@@ -1,11 +1,15 @@
-"""State dicts and masks as torch tensors of their own storage; tied names share one tensor."""
+"""State dicts and masks as torch tensors of their own storage; tied names share one tensor.
+
+Torch is imported when tensors are made.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from elastic_ir.errors import EmitError
 from elastic_ir.ir.graph import Graph
-from elastic_ir.tensors.torch_bridge import mask_to_torch, to_torch
+from elastic_ir.tensors.lazy import ShapeOnly
 
 if TYPE_CHECKING:
     import torch
@@ -13,6 +17,8 @@ if TYPE_CHECKING:
 
 def state_dict(graph: Graph, masked: bool = True) -> dict[str, torch.Tensor]:
     """Every persistent weight, evaluated, in the order of the native network's state dict."""
+    from elastic_ir.tensors.torch_bridge import to_torch
+
     done: dict[int, torch.Tensor] = {}
     state: dict[str, torch.Tensor] = {}
     for name, weight in graph.weights.items():
@@ -26,8 +32,19 @@ def state_dict(graph: Graph, masked: bool = True) -> dict[str, torch.Tensor]:
 
 def masks(graph: Graph) -> dict[str, torch.Tensor]:
     """The masks by weight name, 0 and 1 in the dtype their owner gave them."""
+    from elastic_ir.tensors.torch_bridge import mask_to_torch
+
     return {
         name: mask_to_torch(weight.mask)
         for name, weight in graph.weights.items()
         if weight.mask is not None and weight.persistent
     }
+
+
+def refuse_without_values(graph: Graph) -> None:
+    """EmitError where a weight was read on the meta device."""
+    for name, weight in graph.weights.items():
+        if weight.persistent and isinstance(weight.storage.data, ShapeOnly):
+            raise EmitError(
+                f"{name!r} was read on the meta device and has no values; load the model with its weights"
+            )

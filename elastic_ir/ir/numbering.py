@@ -1,4 +1,4 @@
-"""Running numbers in names (``layers.0``, ``block01``, ``h.007``): read and written here, and nowhere else.
+"""Running numbers in names (``layers.0``, ``block01``, ``h.007``), and the names of counts and lists of such numbers.
 
 Only the ASCII digits are numbers: ``str.isdigit`` holds for superscripts and for the digits of other scripts too, which
 ``int`` refuses or takes for another name's number. Some networks pad with zeros, and then all of a series' numbers have
@@ -10,12 +10,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 #: Digits of a number that may count layers; a longer one is a word (a hash, a date), and ``int`` has a limit too.
 LONGEST = 18
 DIGITS = f"[0-9]{{1,{LONGEST}}}"  #: a regular expression of what is taken for a number
 _NUMBERED = re.compile(rf"(.*?)({DIGITS})", re.DOTALL)
 _PARTS = re.compile(f"({DIGITS})")
+#: Whole names only: a count of experts, heads or channels may equal the number of blocks by chance.
+COUNT = re.compile(
+    r"((n|num|number_of|total)_?)?((hidden|encoder|decoder|transformer)_)?(layers?|blocks?)|(num_|encoder_|decoder_)?depth"
+)
+#: Names of lists that hold a number of blocks for each stage.
+DEPTHS = re.compile(r"depth|layer|block")
+#: Names of lists that say which blocks are of some kind: ``moe_layers``, ``full_attention_block_indices``.
+CHOSEN = re.compile(r".*(layers?|blocks?)(_?(ids?|idxs?|index|indexes|indices)|_to_\w+)?")
 
 
 def number_of(text: str) -> int | None:
@@ -75,3 +84,16 @@ class Series:
         text = path[len(head) :].partition(".")[0]
         number = number_of(text)
         return number if number is not None and text == f"{number:0{self.width}}" else None
+
+
+def is_index_list(name: str, value: Any, count: int) -> bool:
+    """Whether it lists block numbers: integers that rise, and all below the number of blocks."""
+    if not isinstance(value, (list, tuple)) or not value or not CHOSEN.fullmatch(name):
+        return False
+    numbers = [item for item in value if type(item) is int]
+    return (
+        len(numbers) == len(value)
+        and numbers == sorted(set(numbers))
+        and numbers[0] >= 0
+        and numbers[-1] < count
+    )

@@ -11,7 +11,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from elastic_ir.analysis.branches import branches_of
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Block, Stage
@@ -84,6 +83,8 @@ class CopyEdits:
     def _zeros(self, stage: Stage, block: Block, graph: Graph) -> set[str]:
         """The names of a copy's tensors that are to be zero."""
         if self.zero == AUTO:
+            from elastic_ir.analysis.branches import branches_of
+
             found, reason = branches_of(block, graph)
             if not found:
                 raise PlanError(

@@ -15,19 +15,11 @@ from typing import Any
 
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import PlanError, SourceError
-from elastic_ir.ir.numbering import number_of
+from elastic_ir.ir.numbering import COUNT, DEPTHS, is_index_list, number_of
 from elastic_ir.plans.keep_beside import is_kept
 
-__all__ = ["COUNT", "Entry", "Stack", "check_depth", "counted", "is_index_list", "reindexed"]
+__all__ = ["Entry", "Stack", "check_depth", "counted", "reindexed"]
 
-#: Whole names only: a count of experts, heads or channels may equal the number of blocks by chance.
-COUNT = re.compile(
-    r"((n|num|number_of|total)_?)?((hidden|encoder|decoder|transformer)_)?(layers?|blocks?)|(num_|encoder_|decoder_)?depth"
-)
-#: Names of lists that hold a number of blocks for each stage.
-DEPTHS = re.compile(r"depth|layer|block")
-#: Names of lists that say which blocks are of some kind: ``moe_layers``, ``full_attention_block_indices``.
-CHOSEN = re.compile(r".*(layers?|blocks?)(_?(ids?|idxs?|index|indexes|indices)|_to_\w+)?")
 #: Names of numbers that may choose one layer, in place of a list.
 _ONE = re.compile(r"(layers?|blocks?)_to_\w+")
 #: Names of lists with an entry for each layer, whatever their length.
@@ -336,19 +328,6 @@ def _tables(config: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tupl
         if isinstance(value, dict) and (speaks or key in ("encoder", "decoder")):
             yield (*path, key)
             yield from _tables(value, (*path, key))
-
-
-def is_index_list(name: str, value: Any, count: int) -> bool:
-    """Whether it lists block numbers: integers that rise, and all below the number of blocks."""
-    if not isinstance(value, (list, tuple)) or not value or not CHOSEN.fullmatch(name):
-        return False
-    numbers = [item for item in value if type(item) is int]
-    return (
-        len(numbers) == len(value)
-        and numbers == sorted(set(numbers))
-        and numbers[0] >= 0
-        and numbers[-1] < count
-    )
 
 
 def _layer_list(name: str, value: list[Any], count: int) -> bool:

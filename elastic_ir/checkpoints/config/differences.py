@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from elastic_ir.checkpoints.config.depth import COUNT
+from elastic_ir.ir.numbering import COUNT
 
 #: Entries that say nothing of what a layer computes.
 _OTHER = re.compile(

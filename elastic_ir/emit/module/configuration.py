@@ -13,9 +13,8 @@ from typing import Any
 
 from torch import nn
 
-from elastic_ir.checkpoints.config.depth import COUNT, DEPTHS, Stack, is_index_list, reindexed
 from elastic_ir.errors import PlanError
-from elastic_ir.formats.model_folder import CONFIG
+from elastic_ir.ir.numbering import COUNT, DEPTHS, is_index_list
 from elastic_ir.ir.structure import Container
 
 
@@ -25,11 +24,13 @@ def update_configuration(target: nn.Module, containers: Sequence[Container]) -> 
     Returns the ids of the objects that need no other care: none where there is no configuration that tells its content
     (``to_dict``), or where the rules for files cannot say the new depth.
     """
-    from elastic_ir.checkpoints.config.entries import followed
-
     config: Any = getattr(target, "config", None)
     if not callable(getattr(config, "to_dict", None)):
         return set()
+    from elastic_ir.checkpoints.config.depth import Stack, reindexed
+    from elastic_ir.checkpoints.config.entries import followed
+    from elastic_ir.formats.model_folder import CONFIG
+
     told = config.to_dict()
     stacks, names = [Stack.of(container) for container in containers], list(target.state_dict())
     try:

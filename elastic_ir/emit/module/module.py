@@ -16,15 +16,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
-from elastic_ir.emit.graph_modules.layers import conform_layers
-from elastic_ir.emit.module.adopt import adopt
 from elastic_ir.emit.module.aliases import refuse_aliases
 from elastic_ir.emit.module.check import RunsOtherwiseError, check_module
 from elastic_ir.emit.module.configuration import update_configuration, update_counts, update_stage_counts
 from elastic_ir.emit.module.indices import renumber_indices
 from elastic_ir.emit.module.respread import KEPT, respread_constants
 from elastic_ir.emit.module.wiring import follows_plan, has_long_skips
-from elastic_ir.emit.without_values import refuse_without_values
+from elastic_ir.emit.state import refuse_without_values
 from elastic_ir.errors import EmitError
 from elastic_ir.formats.pickles.stand_ins import MARK
 from elastic_ir.ir.described import described
@@ -224,9 +222,13 @@ def _in_series(name: str, container: Container) -> bool:
 def _finish(module: nn.Module, graph: Graph, masked: bool, *, values: bool = True) -> nn.Module:
     """A module with tensors of its own (without ``values`` on the meta device), its names and shapes checked."""
     if graph.reference is not None:
+        from elastic_ir.emit.module.adopt import adopt
+
         changes = adopt(module, graph, graph.structure.containers)
         graph.metadata["constants"] = dict.fromkeys(changes, "as the reference has it")
     if graph.edits.edited_layers:
+        from elastic_ir.emit.graph_modules.layers import conform_layers
+
         conform_layers(module, graph)
     if isinstance(module, fx.GraphModule):
         _order(module, graph)

@@ -15,7 +15,7 @@ from elastic_ir.emit.onnx.check import Expected, check_file, compare_runs, feeds
 from elastic_ir.emit.onnx.file import LIMIT, size_of, write_external, write_onnx
 from elastic_ir.emit.onnx.model import build_onnx
 from elastic_ir.emit.onnx.sparse import dense_size, sparsify
-from elastic_ir.emit.without_values import refuse_without_values
+from elastic_ir.emit.state import refuse_without_values
 from elastic_ir.errors import EmitError, OutputError
 from elastic_ir.formats.files import atomic_output, flush, refuse_long_name, temporary_name
 from elastic_ir.ir.graph import Graph

@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from elastic_ir.errors import SourceError, UntrustedError
-from elastic_ir.user_functions import working_folder_on_path
 
 #: Packages that define networks: their modules may be imported for a name, and their classes rebuilt. Not the whole of
 #: a distribution: elsewhere it holds programs, which run when they are imported, and modules that hold source code
@@ -180,6 +179,8 @@ def _import(module: str, qualname: str, where: str, *, vouched: bool) -> Any:
         except ModuleNotFoundError as error:
             if not vouched or error.name != top:
                 raise
+        from elastic_ir.user_functions import working_folder_on_path
+
         with working_folder_on_path():
             return importlib.import_module(module)
     except Exception as error:  # whatever a package raises while it is imported
@@ -200,6 +201,8 @@ def untrusted(module: str, qualname: str, where: str) -> UntrustedError:
         return UntrustedError(
             said + f"Only modules, enums and configurations of {top} are rebuilt; save a state dict"
         )
+    from elastic_ir.user_functions import working_folder_on_path
+
     with working_folder_on_path():  # found or not, a top-level package is not imported by this
         there = top in sys.modules or _exists(top)
     if not there:
