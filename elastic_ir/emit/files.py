@@ -104,7 +104,7 @@ def save_stored(graph: Graph, path: Path, check: bool, write: Callable[[Path, St
 
 def _checked_module(graph: Graph, check: bool) -> Any:
     """The emitted module, run once if wanted; None where the graph has no network."""
-    if isinstance(graph.origin, CheckpointSource) or graph.metadata.get("frontend") == "onnx":
+    if isinstance(graph.origin, CheckpointSource) or graph.info.frontend == "onnx":
         return None  # its nodes are ONNX's, or it has none; a state dict needs no module
     if graph.origin is None and not graph.is_program:
         return None
