@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.functions import OPERATORS, method_allowed, resolve_function
 from elastic_ir.ir.graph import Argument, Literal, Node, Symbol, Value, WeightRef, map_argument
-from elastic_ir.onnx_model.source import OnnxSource
+from elastic_ir.onnx_model.evaluate import LARGEST, is_small, run_nodes
+from elastic_ir.onnx_model.source import OnnxSource, opsets_of
 from elastic_ir.tensors.lazy import TensorData
 from elastic_ir.tensors.recipes import Recipe
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     Array = NDArray[np.generic]
 
 _BUILTINS: dict[str, Any] = {"int": int, "float": float, "bool": bool, "len": len, "min": min, "max": max}
-LARGEST = 1024  #: elements of a literal that is made
 
 
 def plain_result(node: Node) -> Any:
@@ -138,7 +138,10 @@ def literal_result(node: Node, source: OnnxSource) -> Literal | None:
     given = [item for item in node.args if item is not None]
     if node.kwargs or not given or not all(isinstance(item, Literal) for item in given):
         return None
-    if _too_large(node):
+    if any(isinstance(item, Symbol) and item.name == "body" for item in node.attributes.values()):
+        return None
+    kind = node.output.type
+    if not is_small(node.op.removeprefix("onnx."), None if kind is None else kind.shape):
         return None
     try:
         array = run_onnx((node,), source, {})
@@ -150,26 +153,10 @@ def literal_result(node: Node, source: OnnxSource) -> Literal | None:
     return Literal(str(array.dtype), tuple(array.shape), tuple(array.reshape(-1).tolist()))
 
 
-def _too_large(node: Node) -> bool:
-    """Whether a node makes a tensor as large as a literal says, and it says too much."""
-    kind = node.op.removeprefix("onnx.")
-    numbers = [[float(v) for v in item.values] if isinstance(item, Literal) else [] for item in node.args]
-    if kind in ("ConstantOfShape", "Expand", "Tile", "Pad", "Resize"):
-        return (
-            math.prod(abs(number) or 1 for number in (numbers[0] if len(numbers) == 1 else numbers[1]))
-            > LARGEST
-        )
-    if kind == "Range":
-        start, limit, delta = (part[0] for part in numbers)
-        return not delta or (limit - start) / delta > LARGEST
-    return kind in ("OneHot", "EyeLike", "Loop", "Scan", "If")
-
-
 def run_onnx(nodes: Sequence[Node], source: OnnxSource, weights: Mapping[str, Array]) -> Array:
     """The result of the last of some ONNX nodes in the onnx package's reference implementation."""
     import numpy as np
     import onnx
-    from onnx.reference import ReferenceEvaluator
 
     names: dict[Value, str] = {}
     given: dict[str, Array] = {}
@@ -202,20 +189,7 @@ def run_onnx(nodes: Sequence[Node], source: OnnxSource, weights: Mapping[str, Ar
         names[node.output] = f"made{place}"
         proto.output.append(names[node.output])
         made.append(proto)
-    result = names[nodes[-1].output]
-    inputs = [
-        onnx.helper.make_tensor_value_info(
-            name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
-        )
-        for name, array in given.items()
-    ]
-    output = onnx.helper.make_empty_tensor_value_info(result)
-    graph = onnx.helper.make_graph(made, "nodes", inputs, [output])
-    model = onnx.helper.make_model(
-        graph, opset_imports=source.model.opset_import, ir_version=source.model.ir_version
-    )
-    (array,) = ReferenceEvaluator(model).run(None, given)
-    return np.asarray(array)
+    return run_nodes(made, given, opsets_of(source.model))
 
 
 def _array(data: TensorData) -> Array:

@@ -135,15 +135,15 @@ def _fixed_in_file(graph: Graph, source: OnnxSource) -> dict[Value, Fixed]:
     """What shape inference says with the inputs as open as the file has them."""
     import onnx
 
-    from elastic_ir.onnx_model.limits import Guard
+    from elastic_ir.onnx_model.limits import unbounded_shapes
 
-    if Guard(source.model).shapes:  # inference could fill any memory
+    if unbounded_shapes(source.model):  # inference could fill any memory
         return {}
     twin = onnx.ModelProto()
     twin.CopyFrom(source.model)
     del twin.graph.value_info[:]
     try:
-        inferred = onnx.shape_inference.infer_shapes(twin, data_prop=not Guard(twin).contents).graph
+        inferred = onnx.shape_inference.infer_shapes(twin).graph
     except Exception:  # the C++ library raises errors of several kinds; nothing is known then
         return {}
     by_name: dict[str, Fixed] = {}

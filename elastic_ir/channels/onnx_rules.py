@@ -23,6 +23,7 @@ from elastic_ir.onnx_model.layers import (
     weight_readers,
     zero_bias,
 )
+from elastic_ir.onnx_model.source import OnnxSource, opsets_of
 from elastic_ir.tensors.lazy import TensorData
 from elastic_ir.tensors.recipes import Turned
 
@@ -51,6 +52,8 @@ class OnnxFlow(Flow):
         self.meetings: list[Meeting] = []
         self.counts: list[Count] = []
         self.readers = weight_readers(graph)
+        source = graph.origin
+        self.opsets = opsets_of(source.model) if isinstance(source, OnnxSource) else {}
         super().__init__(graph)
 
     def _made(self, node: Node) -> Channels | None:
@@ -72,7 +75,9 @@ class OnnxFlow(Flow):
         if known is None:
             return None
         if kind in numbers.UNARY:
-            return self._one(node, known, numbers.unary)
+            return self._one(
+                node, known, lambda n, constants: numbers.elementwise(n, [constants], self.opsets)
+            )
         if kind in _SAME and self._stays(node, kind):
             return known
         if kind in _POOLS:
@@ -165,7 +170,7 @@ class OnnxFlow(Flow):
         self.meetings += meetings
         total = parts[0]
         for part in parts[1:]:
-            total = numbers.binary(kind, total, part)
+            total = numbers.elementwise(node, [total, part], self.opsets)
         return Channels(axis, first.atoms, total)
 
     def _beside(self, item: WeightRef, axis: int, count: int, rank: int) -> tuple[Floats | None, int | None]:

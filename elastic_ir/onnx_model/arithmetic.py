@@ -2,107 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from elastic_ir.ir.graph import Argument, Literal, Node
+from elastic_ir.onnx_model.evaluate import run_nodes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
 
-
-def _gelu(x: Floats, node: Node) -> Floats:
-    tanh = node.attributes.get("approximate", "none") == "tanh"
-    inner = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)) if tanh else _erf(x / math.sqrt(2))
-    result: Floats = 0.5 * x * (1 + inner)
-    return result
-
-
-def _erf(x: Floats) -> Floats:
-    return np.array([math.erf(item) for item in x.tolist()], np.float64)
-
-
-def _sigmoid(x: Floats) -> Floats:
-    return 1 / (1 + np.exp(-x))
-
-
-def _factor(node: Node, name: str, default: float) -> float:
-    value = node.attributes.get(name, default)
-    return float(value) if isinstance(value, (int, float)) else math.nan
-
-
-def _bounded(x: Floats, node: Node) -> Floats:
-    low, high = clip_bounds(node)
-    return np.minimum(np.maximum(x, low), high)
-
-
-def clip_bounds(node: Node) -> tuple[float, float]:
-    """The bounds of a Clip, from its attributes or its operands; NaN for one that is computed."""
-    found = []
-    for place, name, default in ((1, "min", -math.inf), (2, "max", math.inf)):
-        given = node.args[place] if len(node.args) > place else None
-        if isinstance(given, Literal):
-            found.append(float(given.values[0]))
-        else:
-            found.append(_factor(node, name, default) if given is None else math.nan)
-    return found[0], found[1]
-
-
-#: Element by element, from one tensor.
-UNARY: dict[str, Callable[[Any, Node], Any]] = {
-    "Relu": lambda x, _: np.maximum(x, 0.0),
-    "LeakyRelu": lambda x, n: np.where(x < 0, _factor(n, "alpha", 0.01) * x, x),
-    "ThresholdedRelu": lambda x, n: np.where(x > _factor(n, "alpha", 1.0), x, 0.0),
-    "Clip": _bounded,
-    "Sigmoid": lambda x, _: _sigmoid(x),
-    "HardSigmoid": lambda x, n: np.clip(_factor(n, "alpha", 0.2) * x + _factor(n, "beta", 0.5), 0, 1),
-    "HardSwish": lambda x, _: x * np.clip(x / 6 + 0.5, 0, 1),
-    "Tanh": lambda x, _: np.tanh(x),
-    "Elu": lambda x, n: np.where(x < 0, _factor(n, "alpha", 1.0) * np.expm1(x), x),
-    "Celu": lambda x, n: np.where(
-        x < 0, _factor(n, "alpha", 1.0) * np.expm1(x / _factor(n, "alpha", 1.0)), x
-    ),
-    "Selu": lambda x, n: (
-        _factor(n, "gamma", 1.0507009873554805)
-        * np.where(x < 0, _factor(n, "alpha", 1.6732632423543772) * np.expm1(x), x)
-    ),
-    "Softplus": lambda x, _: np.logaddexp(0.0, x),
-    "Softsign": lambda x, _: x / (1 + np.abs(x)),
-    "Mish": lambda x, _: x * np.tanh(np.logaddexp(0.0, x)),
-    "Gelu": _gelu,
-    "Erf": lambda x, _: _erf(x),
-    "Exp": lambda x, _: np.exp(x),
-    "Log": lambda x, _: np.log(x),
-    "Sqrt": lambda x, _: np.sqrt(x),
-    "Reciprocal": lambda x, _: 1 / x,
-    "Neg": lambda x, _: -x,
-    "Abs": lambda x, _: np.abs(x),
-}
-#: Element by element, from two tensors or more.
-BINARY: dict[str, Callable[[Any, Any], Any]] = {
-    "Add": np.add, "Sum": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide, "Pow": np.power,
-    "Max": np.maximum, "Min": np.minimum, "PRelu": lambda x, slope: np.where(x < 0, slope * x, x),
+#: Element by element, from one tensor; further operands are literals.
+UNARY = {
+    "Abs", "Celu", "Clip", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "Mish", "Neg",
+    "Reciprocal", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Tanh", "ThresholdedRelu",
 }  # fmt: skip
+#: Element by element, from two tensors or more.
+BINARY = {"Add", "Div", "Max", "Min", "Mul", "PRelu", "Pow", "Sub", "Sum"}
 
 
-def unary(node: Node, constants: Floats) -> Floats:
-    """The results on constant channels; NaN stays where a channel is not constant."""
-    with np.errstate(all="ignore"):
-        result: Floats = UNARY[node.op.removeprefix("onnx.")](constants, node)
-    return np.where(np.isfinite(constants) & np.isfinite(result), result, math.nan)
+def elementwise(node: Node, operands: Sequence[Floats], opsets: Mapping[str, int]) -> Floats:
+    """An operator's results on constant channels, [channels] each; NaN where a channel is not constant.
 
+    A product with zero is zero whatever the other factor is. Without ``opsets`` the newest ones are meant.
+    """
+    import onnx
 
-def binary(kind: str, left: Floats, right: Floats) -> Floats:
-    """The results on constant channels; a product with zero is zero whatever the other is."""
-    with np.errstate(all="ignore"):
-        result: Floats = BINARY[kind](left, right)
-        if kind == "Mul":
-            result = np.where((left == 0) | (right == 0), 0.0, result)
+    kind = node.op.removeprefix("onnx.")
+    result = np.full(operands[0].shape, math.nan)
+    known = np.all(np.isfinite(operands), axis=0)
+    given: list[Floats | None] = [item[known] for item in operands]
+    if kind in UNARY:
+        given += [
+            np.array(i.values[0], np.float64) if isinstance(i, Literal) else None for i in node.args[1:]
+        ]
+    names = [f"in{place}" if item is not None else "" for place, item in enumerate(given)]
+    if known.any():
+        attributes: dict[str, Any] = dict(node.attributes)
+        proto = onnx.helper.make_node(kind, names, ["result"], **attributes)
+        arrays = {name: item for name, item in zip(names, given, strict=True) if item is not None}
+        # Errors of many kinds: an operator that the reference implementation lacks, or a form of another version.
+        with np.errstate(all="ignore"), contextlib.suppress(Exception):
+            result[known] = run_nodes([proto], arrays, opsets or {"": onnx.defs.onnx_opset_version()})
+    if kind == "Mul":
+        result[np.any(np.equal(operands, 0), axis=0)] = 0.0
     return np.where(np.isfinite(result), result, math.nan)
 
 

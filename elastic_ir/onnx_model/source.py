@@ -32,6 +32,7 @@ DTYPES = {
     11: "float64", 12: "uint32", 13: "uint64", 14: "complex64", 15: "complex128", 16: "bfloat16",
     17: "float8_e4m3fn", 18: "float8_e4m3fnuz", 19: "float8_e5m2", 20: "float8_e5m2fnuz", 24: "float8_e8m0fnu",
 }  # fmt: skip
+TYPES = {name: number for number, name in DTYPES.items()}
 
 
 @dataclass(eq=False)
@@ -61,6 +62,20 @@ class OnnxSource:
     named: bool = False  #: whether scopes and names of weights are the file's own
     input_shapes: list[tuple[int, ...]] = field(default_factory=list)  #: with the open extents filled in
     types: dict[str, TensorType] = field(default_factory=dict)  #: of the file's values, by their names there
+
+
+def opsets_of(model: onnx.ModelProto) -> dict[str, int]:
+    """The version of each operator set that a model uses, by its domain; the default one's is empty."""
+    return {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in model.opset_import}
+
+
+def type_of(proto: onnx.TypeProto) -> TensorType | None:
+    """A tensor's type, with -1 for an open extent; None for one of no known rank, and for what is not a tensor."""
+    kind = proto.tensor_type
+    if not (proto.HasField("tensor_type") and kind.HasField("shape") and kind.elem_type in DTYPES):
+        return None
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in kind.shape.dim)
+    return TensorType(shape, DTYPES[kind.elem_type])
 
 
 def operator(proto: onnx.NodeProto) -> str:

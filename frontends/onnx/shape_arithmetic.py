@@ -7,60 +7,66 @@ its own operator's rule, with the numbers of its small operands at hand, and sma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir.frontends.onnx.contrib_shapes import DOMAIN, KEPT, LIKE, own_types, result_dtype
 from elastic_ir.ir.graph import TensorType
+from elastic_ir.onnx_model.evaluate import LARGEST, is_small, run_nodes
 from elastic_ir.onnx_model.limits import shape_operand
-from elastic_ir.onnx_model.source import DTYPES, bodies, mark_of
+from elastic_ir.onnx_model.source import DTYPES, TYPES, bodies, mark_of, opsets_of, type_of
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx
-    from numpy.typing import NDArray
 
-    Numbers = NDArray[np.generic]
+    from elastic_ir.onnx_model.evaluate import Array
 
-_LIMIT = 1024  #: elements of a result that is computed
+#: The operators by which sizes are computed from sizes.
+_COMPUTED = {
+    "Abs", "Add", "And", "Cast", "Ceil", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Floor", "Gather",
+    "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or",
+    "Pow", "Range", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "ScatterND", "Slice", "Sqrt",
+    "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where",
+}  # fmt: skip
 _RANK = 64  #: extents of a shape
 _SIMPLE = "SimplifiedLayerNormalization"  #: onnxruntime has it in the default domain
 _TURNED = ("transBatchA", "transBatchB")  #: what changes the shape beyond what onnx's operator does
 
 
-def reckon_types(model: onnx.ModelProto, types: Mapping[str, TensorType]) -> dict[str, TensorType]:
-    """Types of the values that ``types`` lacks or knows in part only, as far as they follow from numbers.
+def complete_types(
+    model: onnx.ModelProto, types: Mapping[str, TensorType]
+) -> tuple[dict[str, TensorType], bool]:
+    """Types of the values that ``types`` lacks or knows in part only, and whether no operator refused its operands.
 
     ``types`` has those of the inputs, with no open extent. Nothing large is read or made.
     """
-    if all(name in types and min(types[name].shape, default=0) >= 0 for name in _results(model)):
-        return {}
-    reckoner = _Reckoner(model, types)
+    results = [name for node in model.graph.node for name in node.output if name]
+    if all(_known(types.get(name)) for name in results):
+        return {}, True
+    inference = _Inference(model, types)
     for node in model.graph.node:
-        reckoner.follow(node)
-    return {name: kind for name, kind in reckoner.types.items() if types.get(name) != kind}
-
-
-def _results(model: onnx.ModelProto) -> list[str]:
-    return [name for node in model.graph.node for name in node.output if name]
+        inference.follow(node)
+    return {name: kind for name, kind in inference.types.items() if types.get(name) != kind}, inference.fits
 
 
 def _known(kind: TensorType | None) -> bool:
     return kind is not None and min(kind.shape, default=0) >= 0
 
 
-class _Reckoner:
+class _Inference:
+    """Types of a model's values, and the contents of its small ones, node by node."""
+
     def __init__(self, model: onnx.ModelProto, types: Mapping[str, TensorType]) -> None:
         import onnx
 
         self.onnx = onnx
         self.given = types
         self.types: dict[str, TensorType] = {}
-        self.numbers: dict[str, Numbers] = {}
-        self.codes = {name: code for code, name in DTYPES.items()}
-        self.versions = {"" if e.domain == "ai.onnx" else e.domain: e.version for e in model.opset_import}
-        self.imports = [onnx.helper.make_opsetid(domain, number) for domain, number in self.versions.items()]
+        self.numbers: dict[str, Array] = {}
+        self.fits = True  #: whether every operator took its operands
+        self.opsets = opsets_of(model)
+        self.imports = [onnx.helper.make_opsetid(domain, number) for domain, number in self.opsets.items()]
         self.ir_version = model.ir_version
         for entry in model.graph.input:
             if _known(types.get(entry.name)):
@@ -76,13 +82,13 @@ class _Reckoner:
         if tensor.data_type not in DTYPES or any(extent < 0 for extent in tensor.dims):
             return
         self.types[name] = TensorType(tuple(tensor.dims), DTYPES[tensor.data_type])
-        if prod(tensor.dims) <= _LIMIT and tensor.data_location != 1 and mark_of(tensor) is None:
+        if prod(tensor.dims) <= LARGEST and tensor.data_location != 1 and mark_of(tensor) is None:
             try:
                 self.numbers[name] = self.onnx.numpy_helper.to_array(tensor)
             except (
                 TypeError,
                 ValueError,
-            ):  # of a type that numpy lacks, or damaged: known by its shape alone
+            ):  # numpy lacks the type, or it is damaged: its shape alone is known
                 return
 
     def follow(self, node: onnx.NodeProto) -> None:
@@ -99,19 +105,15 @@ class _Reckoner:
                     dtype = "int64" if "int" in attribute.name else "float32"
                     self._note(node.output[0], np.array(value, dtype))
             return
-        found = (
-            self._own(node) if domain == DOMAIN or node.op_type == _SIMPLE else self._inferred(node, domain)
-        )
-        for name, kind in found.items():
-            if name and _known(kind):
-                self.types[name] = kind
-        for name in node.output:
-            if name not in self.types and _known(self.given.get(name)):
-                self.types[name] = self.given[name]
+        given = {name: self.given[name] for name in node.output if _known(self.given.get(name))}
+        if len(given) < sum(map(bool, node.output)):
+            own = domain == DOMAIN or node.op_type == _SIMPLE
+            given |= self._own(node) if own else self._inferred(node, domain)
+        self.types.update((name, kind) for name, kind in given.items() if name and _known(kind))
         if domain == "" and len(node.output) == 1 and node.output[0]:
             self._compute(node)
 
-    def _note(self, name: str, numbers: Numbers) -> None:
+    def _note(self, name: str, numbers: Array) -> None:
         self.numbers[name] = numbers
         self.types[name] = TensorType(numbers.shape, str(numbers.dtype))
 
@@ -148,7 +150,7 @@ class _Reckoner:
         makes = shape_operand(node)
         if makes and prod(self.types[makes].shape) > _RANK:
             return {}
-        version = self.versions.get(domain)
+        version = self.opsets.get(domain)
         if version is None or not onnx.defs.has(node.op_type, domain):
             return {}
         names = dict.fromkeys(name for name in node.input if name)
@@ -157,9 +159,7 @@ class _Reckoner:
                 onnx.defs.get_schema(node.op_type, version, domain),
                 node,
                 {
-                    n: onnx.helper.make_tensor_type_proto(
-                        self.codes[self.types[n].dtype], self.types[n].shape
-                    )
+                    n: onnx.helper.make_tensor_type_proto(TYPES[self.types[n].dtype], self.types[n].shape)
                     for n in names
                 },
                 {n: onnx.numpy_helper.from_array(self.numbers[n], n) for n in names if n in self.numbers},
@@ -167,23 +167,16 @@ class _Reckoner:
                 ir_version=self.ir_version,
             )
         except Exception:  # the C++ library raises errors of several kinds; the shape stays open then
+            self.fits = False
             return {}
-        types = {}
-        for name, kind in found.items():
-            tensor = kind.tensor_type
-            if kind.HasField("tensor_type") and tensor.HasField("shape") and tensor.elem_type in DTYPES:
-                shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim)
-                if len(shape) <= _RANK:
-                    types[name] = TensorType(shape, DTYPES[tensor.elem_type])
-        return types
+        types = {name: kind for name, proto in found.items() if (kind := type_of(proto)) is not None}
+        return {name: kind for name, kind in types.items() if len(kind.shape) <= _RANK}
 
     def _compute(self, node: onnx.NodeProto) -> None:
         import numpy as np
 
         name = node.output[0]
         kind = self.types.get(name)
-        if kind is not None and prod(kind.shape) > _LIMIT:
-            return
         if node.op_type in ("Shape", "Size"):
             whole = self.types.get(node.input[0]) if node.input else None
             if whole is not None:
@@ -192,159 +185,20 @@ class _Reckoner:
                 size = prod(whole.shape)
                 self._note(name, np.array(extents if node.op_type == "Shape" else size, np.int64))
             return
-        rule = _RULES.get(node.op_type)
-        if rule is None or any(item and item not in self.numbers for item in node.input):
+        given = {item: self.numbers[item] for item in node.input if item in self.numbers}
+        if node.op_type not in _COMPUTED or any(item and item not in given for item in node.input):
             return
-        if kind is None and node.op_type not in _SMALL:
-            return  # its size is not known before it is computed
-        operands = [self.numbers[item] if item else None for item in node.input]
+        if not is_small(node.op_type, None if kind is None else kind.shape):
+            return
         try:
-            with np.errstate(all="ignore"):
-                found = np.asarray(rule(operands, self._attributes(node)))
-        except (ArithmeticError, IndexError, KeyError, TypeError, ValueError):
+            with np.errstate(divide="raise", invalid="raise"):
+                found = run_nodes([node], given, self.opsets)
+        except Exception:  # the reference implementation raises errors of many kinds
             return
-        if found.size > _LIMIT or (kind is not None and found.shape != kind.shape):
+        fits = found.dtype.name in TYPES if kind is None else found.shape == kind.shape
+        if found.size > LARGEST or not fits:
             return
         self._note(name, found if kind is None else found.astype(kind.dtype, copy=False))
 
     def _attributes(self, node: onnx.NodeProto) -> dict[str, Any]:
         return {item.name: self.onnx.helper.get_attribute_value(item) for item in node.attribute}
-
-
-# -- what operators compute --------------------------------------------------------------------------------------------
-
-
-def _divide(left: Any, right: Any) -> Any:
-    """Whole numbers are cut towards zero."""
-    import numpy as np
-
-    if not np.issubdtype(left.dtype, np.integer):
-        return left / right
-    if not right.all():
-        raise ZeroDivisionError
-    return np.sign(left) * np.sign(right) * (np.abs(left) // np.abs(right))
-
-
-def _modulo(left: Any, right: Any, exact: bool) -> Any:
-    import numpy as np
-
-    return np.fmod(left, right) if exact else np.mod(left, right)
-
-
-def _slice(operands: list[Any], given: dict[str, Any]) -> Any:
-    data = operands[0]
-    starts, ends = (operands[1], operands[2]) if len(operands) > 2 else (given["starts"], given["ends"])
-    axes = operands[3] if len(operands) > 3 and operands[3] is not None else given.get("axes")
-    steps = operands[4] if len(operands) > 4 and operands[4] is not None else [1] * len(starts)
-    cut = [slice(None)] * data.ndim
-    for axis, start, end, step in zip(
-        range(len(starts)) if axes is None else axes, starts, ends, steps, strict=True
-    ):
-        stop = None if step < 0 and end < -data.shape[int(axis)] else int(end)
-        cut[int(axis)] = slice(int(start), stop, int(step))
-    return data[tuple(cut)]
-
-
-def _axes(operands: list[Any], given: dict[str, Any]) -> tuple[int, ...] | None:
-    found = operands[1] if len(operands) > 1 and operands[1] is not None else given.get("axes")
-    return None if found is None else tuple(int(axis) for axis in found)
-
-
-def _unsqueeze(operands: list[Any], given: dict[str, Any]) -> Any:
-    import numpy as np
-
-    return np.expand_dims(operands[0], _axes(operands, given) or ())
-
-
-def _reshape(operands: list[Any], given: dict[str, Any]) -> Any:
-    data, shape = operands
-    zero = given.get("allowzero", 0)
-    return data.reshape([data.shape[i] if not n and not zero else int(n) for i, n in enumerate(shape)])
-
-
-def _filled(operands: list[Any], given: dict[str, Any]) -> Any:
-    import numpy as np
-    import onnx
-
-    value = onnx.numpy_helper.to_array(given["value"]) if "value" in given else np.zeros(1, np.float32)
-    return np.broadcast_to(value.reshape(-1)[0], tuple(int(extent) for extent in operands[0])).copy()
-
-
-def _range(operands: list[Any], given: dict[str, Any]) -> Any:
-    import numpy as np
-
-    start, stop, step = (operand.reshape(-1)[0] for operand in operands)
-    if not step or abs((stop - start) / step) > _LIMIT:
-        raise ValueError
-    return np.arange(start, stop, step, dtype=operands[0].dtype)
-
-
-def _cast(operands: list[Any], given: dict[str, Any]) -> Any:
-    return operands[0].astype(DTYPES[given["to"]])
-
-
-def _scatter(operands: list[Any], given: dict[str, Any]) -> Any:
-    import numpy as np
-
-    if given.get("reduction", b"none") != b"none":
-        raise ValueError
-    data, indices, updates = operands
-    found = data.copy()
-    found[tuple(np.moveaxis(indices, -1, 0))] = updates
-    return found
-
-
-def _reduced(name: str) -> Callable[[list[Any], dict[str, Any]], Any]:
-    def rule(operands: list[Any], given: dict[str, Any]) -> Any:
-        import numpy as np
-
-        axes = _axes(operands, given)
-        if axes is None and given.get("noop_with_empty_axes", 0):
-            return operands[0]
-        return getattr(np, name)(operands[0], axis=axes, keepdims=bool(given.get("keepdims", 1)))
-
-    return rule
-
-
-def _numpy(name: str) -> Callable[[list[Any], dict[str, Any]], Any]:
-    def rule(operands: list[Any], given: dict[str, Any]) -> Any:
-        import numpy as np
-
-        return getattr(np, name)(*operands)
-
-    return rule
-
-
-_RULES: dict[str, Callable[[list[Any], dict[str, Any]], Any]] = {
-    "Identity": lambda o, _: o[0], "Cast": _cast, "Div": lambda o, _: _divide(o[0], o[1]),
-    "Mod": lambda o, g: _modulo(o[0], o[1], bool(g.get("fmod", 0))),
-    "Gather": lambda o, g: o[0].take(o[1], axis=g.get("axis", 0)), "Slice": _slice, "Unsqueeze": _unsqueeze,
-    "Squeeze": lambda o, g: o[0].squeeze(_axes(o, g)), "Reshape": _reshape, "ConstantOfShape": _filled,
-    "Expand": lambda o, _: o[0] * _ones(o[1], o[0]), "Range": _range, "ScatterND": _scatter,
-    "Transpose": lambda o, g: o[0].transpose(g.get("perm")),
-    "Concat": lambda o, g: _concatenated(o, g["axis"]),
-    "ReduceProd": _reduced("prod"), "ReduceSum": _reduced("sum"), "ReduceMax": _reduced("max"),
-    "ReduceMin": _reduced("min"),
-    **{op: _numpy(name) for op, name in (
-        ("Add", "add"), ("Sub", "subtract"), ("Mul", "multiply"), ("Neg", "negative"), ("Abs", "abs"),
-        ("Floor", "floor"), ("Ceil", "ceil"), ("Sqrt", "sqrt"), ("Pow", "power"), ("Min", "minimum"),
-        ("Max", "maximum"), ("Equal", "equal"), ("Less", "less"), ("Greater", "greater"), ("Not", "logical_not"),
-        ("LessOrEqual", "less_equal"), ("GreaterOrEqual", "greater_equal"), ("And", "logical_and"),
-        ("Or", "logical_or"), ("Where", "where"),
-    )},
-}  # fmt: skip
-#: Those whose result is no larger than what goes in: it may be computed before its size is known.
-_SMALL = {"Identity", "Cast", "Slice", "Unsqueeze", "Squeeze", "Reshape", "Transpose", "Range", "ScatterND", "Neg",
-          "Abs", "Floor", "Ceil", "Sqrt", "Not"}  # fmt: skip
-
-
-def _ones(shape: Any, like: Any) -> Any:
-    import numpy as np
-
-    return np.ones(tuple(int(extent) for extent in shape), like.dtype)
-
-
-def _concatenated(operands: list[Any], axis: int) -> Any:
-    import numpy as np
-
-    return np.concatenate(operands, axis)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from elastic_ir.errors import SourceError
-from elastic_ir.frontends.onnx.shape_arithmetic import reckon_types
+from elastic_ir.frontends.onnx.shape_arithmetic import complete_types
 from elastic_ir.ir.graph import TensorType
-from elastic_ir.onnx_model.limits import Guard
-from elastic_ir.onnx_model.source import DTYPES
+from elastic_ir.onnx_model.limits import unbounded_shapes
+from elastic_ir.onnx_model.source import TYPES, bodies, type_of
 
 if TYPE_CHECKING:
     import onnx
@@ -34,74 +35,67 @@ def infer_types(
 
     constants = {tensor.name for tensor in model.graph.initializer}
     constants |= {sparse.values.name for sparse in model.graph.sparse_initializer}
-    results = sum(1 for node in model.graph.node for name in node.output if name)
-    best: onnx.GraphProto | None = None
+    unbounded = unbounded_shapes(model)
+    best: dict[str, TensorType] = {}
     for sides in _SIDES:
         bound = onnx.ModelProto()
         bound.CopyFrom(model)
         inputs = [entry for entry in bound.graph.input if entry.name not in constants]
         guessed = _bind(inputs, input_shape, file, sides)
-        inferred = _infer(bound)
-        if best is None or len(inferred.value_info) > len(best.value_info):
-            best = inferred
-        if not guessed or len(inferred.value_info) + len(inferred.output) >= results:
+        types, fits = _infer(bound, model, unbounded)
+        if len(types) > len(best):
+            best = types
+        if fits or not guessed:
             break
-    assert best is not None
-    types: dict[str, TensorType] = {}
-    for entry in (*best.value_info, *best.output, *best.input):
-        kind = entry.type.tensor_type
-        if entry.type.HasField("tensor_type") and kind.HasField("shape") and kind.elem_type in DTYPES:
-            shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in kind.shape.dim)
-            types[entry.name] = TensorType(shape, DTYPES[kind.elem_type])
-    types |= reckon_types(model, types)
-    inputs = [entry for entry in best.input if entry.name not in constants]
-    return types, [types[entry.name].shape if entry.name in types else () for entry in inputs]
+    return best, [best[entry.name].shape if entry.name in best else () for entry in inputs]
 
 
-def _infer(bound: onnx.ModelProto) -> onnx.GraphProto:
-    """The graph with what the operators' own rules say of its values."""
+def _infer(
+    bound: onnx.ModelProto, model: onnx.ModelProto, unbounded: Sequence[int]
+) -> tuple[dict[str, TensorType], bool]:
+    """What follows from the inputs, which are bound, and whether every operator takes what it reads."""
     import onnx
 
-    stored = {tensor.name for tensor in bound.graph.initializer}
-    results = [entry for entry in bound.graph.output if entry.name not in stored]
+    graph = bound.graph
+    stored = {tensor.name for tensor in graph.initializer}
+    results = [entry for entry in graph.output if entry.name not in stored]
     for entry in results:  # open extents there contradict what follows from the inputs
         if entry.type.HasField("tensor_type"):
             entry.type.tensor_type.ClearField("shape")
     kept = [onnx.ValueInfoProto.FromString(entry.SerializeToString()) for entry in results]
-    del bound.graph.output[:]
-    bound.graph.output.extend(kept)
+    del graph.output[:]
+    graph.output.extend(kept)
     # It knows sparse initializers as operands of no operator; here they are dense inputs.
-    for sparse in bound.graph.sparse_initializer:
+    for sparse in graph.sparse_initializer:
         values = sparse.values
-        bound.graph.input.append(
+        graph.input.append(
             onnx.helper.make_tensor_value_info(values.name, values.data_type, list(sparse.dims))
         )
-    del bound.graph.sparse_initializer[:]
-    del bound.graph.value_info[:]
-    guard = Guard(bound)
-    nodes = bound.graph.node
+    del graph.sparse_initializer[:]
+    del graph.value_info[:]
     bound.opset_import.add(domain=_OPAQUE, version=1)
-    domains = {index: nodes[index].domain for index in guard.shapes}
-    for index in domains:
-        nodes[index].domain = _OPAQUE
-    inferred = bound.graph
-    for turn in range(_TURNS):
-        contents = turn > 0 and guard.contents
-        try:
-            inferred = onnx.shape_inference.infer_shapes(bound, data_prop=contents).graph
-        except Exception:  # the C++ library raises errors of several kinds; shapes stay open then
-            return inferred
-        released = guard.release(bound, inferred)
-        if turn == 0 and guard.contents:
-            domains |= {index: nodes[index].domain for index in guard.copies if index not in domains}
-            for index in guard.copies:
-                nodes[index].domain = _OPAQUE
-        elif not released:
+    for index in unbounded:
+        graph.node[index].domain = _OPAQUE
+    calls = {(function.domain, function.name) for function in bound.functions}
+    whole = [node for node in graph.node if bodies(node) or (node.domain, node.op_type) in calls]
+    types: dict[str, TensorType] = {}
+    for _ in range(_TURNS):
+        with contextlib.suppress(Exception):  # the C++ library raises errors of several kinds
+            graph = onnx.shape_inference.infer_shapes(bound).graph
+        for entry in (*graph.value_info, *graph.output, *graph.input):
+            kind = type_of(entry.type)
+            if kind is not None:
+                types.setdefault(entry.name, kind)
+        found, fits = complete_types(model, types)
+        types |= found
+        if not found or all(name in types for node in whole for name in node.output if name):
             break
-        for index in released:
-            if index in domains:
-                nodes[index].domain = domains.pop(index)
-    return inferred
+        # What bodies and functions give is inferred with them, now that more is known of what they read.
+        bound.graph.value_info.extend(
+            onnx.helper.make_tensor_value_info(name, TYPES[kind.dtype], kind.shape)
+            for name, kind in found.items()
+        )
+    return types, fits
 
 
 def _bind(
