@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +108,7 @@ def apply(
         if told is not None:
             notes.append(("note", f"{item.name}: {told}"))
         if verify_each:
-            notes.append(("verified", f"{item.name}: {_told(graph.metadata['verified'][-1])}"))
+            notes.append(("verified", f"{item.name}: {_told(graph.history.verified[-1])}"))
         if print_after_all or item.name in print_after:
             tables.say(f"after {item.name}:")
             tables.say(*str(graph).split("\n"))
@@ -155,7 +156,7 @@ def _beside(source: str) -> Path:
     return path.with_name(f"{path.stem}-applied{kept}")
 
 
-def _told(found: dict[str, Any]) -> str:
+def _told(found: Mapping[str, Any]) -> str:
     """What a run after a pass has shown, in words."""
     blocks = found["blocks"]
     text = f"{tables.number(blocks)} blocks ran" if blocks else "it ran"

@@ -117,9 +117,9 @@ def show_written(graph: Graph, written: Sequence[Path]) -> None:
     from elastic_ir.cli import tables
 
     facts = []
-    if "unchecked" in graph.metadata:
-        facts.append(("note", f"outputs were not compared: {graph.metadata['unchecked']}"))
-    if "replaced" in graph.metadata:
-        facts.append(("note", f"a GraphModule stands for the class: {graph.metadata['replaced']}"))
+    if graph.emitted.unchecked:
+        facts.append(("note", f"outputs were not compared: {graph.emitted.unchecked}"))
+    if graph.emitted.replaced:
+        facts.append(("note", f"a GraphModule stands for the class: {graph.emitted.replaced}"))
     facts += [("wrote", f"{path} ({tables.file_size(size_of(path))})") for path in written]
     tables.show_facts(facts)

@@ -297,7 +297,7 @@ def _resize(
         return
     with tables.status(f"writing {out}"):
         written = api.save(after, out, check=not wanted.no_check)
-    constants: dict[str, str] = after.metadata.get("constants") or {}
+    constants = after.emitted.constants
     if constants:
         told = "; ".join(f"{name} {how}" for name, how in sorted(constants.items()))
         tables.show_facts([("constants", told)])

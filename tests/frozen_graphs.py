@@ -22,7 +22,7 @@ from elastic_ir.tensors.weights import Storage
 
 TESTS = str(Path(__file__).parent)
 #: What is no edit of the network: what emission needs, and what a reader is shown.
-NOTES = {"origin", "resequenced", "name"}
+NOTES = {"origin", "resequenced", "name", "history", "emitted"}
 #: The edits that were refused, in case somebody caught the error.
 REFUSED: list[str] = []
 

@@ -49,7 +49,8 @@ def copy_graph(graph: Graph) -> Graph:
     twin = Graph(graph.name, graph.info)
     twin.edits = graph.edits
     twin.modules = graph.modules
-    twin.metadata = dict(graph.metadata)
+    twin.history = graph.history
+    twin.emitted = graph.emitted
     twin.origin = graph.origin
     twin.reference = graph.reference
     twin.resequenced = graph.resequenced

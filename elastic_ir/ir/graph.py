@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from elastic_ir.errors import StructureError
-from elastic_ir.ir.info import Edits, GraphInfo
+from elastic_ir.ir.info import Edits, Emitted, GraphInfo, History
 from elastic_ir.ir.structure import Resequenced, Stage, Structure
 from elastic_ir.tensors.weights import Weight
 
@@ -193,10 +193,11 @@ class Graph:
         self.name = name
         self.info = info or GraphInfo()  #: what its front end states
         self.edits = Edits()  #: what the rewriter did since
+        self.history = History()  #: which passes ran, and what they report
+        self.emitted = Emitted()  #: what became of it as a module
         #: The names of the children of each module of the source by its path; none where no modules are known.
         self.modules: dict[str, list[str]] = {}
         self.weights: dict[str, Weight] = {}
-        self.metadata: dict[str, Any] = {}  #: plain data that passes leave alone (source form, input shapes)
         #: What a front end needs again at emission (the live module, its example inputs); opaque to the IR.
         self.origin: Any = None
         #: The graph whose depth this one was given (``like=``); emission takes position constants from its module.

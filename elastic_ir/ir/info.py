@@ -44,3 +44,27 @@ class Edits:
     )  #: lists and tensors that may have to change
     #: with it, and why that is a refusal unless the network itself shows that they do not
     keep_constants: bool = False  #: rates that go by a block's place stay those of the block that was copied
+
+
+@dataclass(frozen=True)
+class History:
+    """What ran over it; ``graph.history``, which passes and pipelines keep."""
+
+    pipeline: tuple[
+        str, ...
+    ] = ()  #: the passes, as they would be written, those that its file names included
+    verified: tuple[Mapping[str, Any], ...] = ()  #: for each pass what running the network after it showed
+    reports: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict
+    )  #: plain data of passes, by their names
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """What the last emission as a module did; ``graph.emitted``."""
+
+    unchecked: str = ""  #: why outputs were not compared
+    replaced: str = ""  #: why a GraphModule stands in place of the class
+    constants: Mapping[str, str] = field(
+        default_factory=dict
+    )  #: where constants of a place are from, by kind

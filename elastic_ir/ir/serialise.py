@@ -14,7 +14,7 @@ from typing import Any
 
 from elastic_ir.errors import SourceError, VerifyError
 from elastic_ir.ir.graph import Graph, Literal, Node, Symbol, TensorType, Value, WeightRef
-from elastic_ir.ir.info import Edits, GraphInfo
+from elastic_ir.ir.info import Edits, GraphInfo, History
 from elastic_ir.ir.verifier import verify
 from elastic_ir.safety.limits import check_names
 from elastic_ir.tensors.lazy import ITEM_SIZES, TensorData, nbytes
@@ -59,7 +59,7 @@ def graph_to_data(graph: Graph) -> dict[str, Any]:
         "plan": [list(stage) for stage in graph.resequenced.plan or graph.info.plan],
         "lineage": graph.lineage(),
         "modules": graph.modules,
-        "pipeline": graph.metadata.get("pipeline"),
+        "pipeline": list(graph.history.pipeline),
         "ghosts": graph.edits.ghosts,
         # the class that is described beside the graph is that of the network without ghosts
         "rewired": graph.edits.ghosts and graph.edits.rewired,
@@ -172,7 +172,7 @@ def _from_data(data: Mapping[str, Any], tensors: Mapping[str, TensorData]) -> Gr
         bool(told.get("rewired")), bool(told.get("edited_layers")), ghosts=told.get("ghosts") or {}
     )
     graph.modules = told.get("modules") or {}
-    graph.metadata["pipeline"] = told.get("pipeline") or []
+    graph.history = History(tuple(told.get("pipeline") or ()))
     values: list[Value] = []
     for item in data["nodes"]:
         node = Node(

@@ -51,9 +51,8 @@ def write_record(model: onnx.ModelProto, graph: Graph, lineage: Mapping[str, str
 
     What the model notes already stays where it is still true.
     """
-    pipeline = graph.metadata.get("pipeline")
-    if pipeline:
-        _set(model, PIPELINE, list(pipeline))
+    if graph.history.pipeline:
+        _set(model, PIPELINE, list(graph.history.pipeline))
     if any(weight.origin != name for name, weight in graph.weights.items() if weight.persistent):
         _set(model, LINEAGE, dict(lineage))
     elif set(graph.weights) != set(graph.info.source_names):

@@ -9,7 +9,7 @@ rewriter through which all edits go is xDSL's idea.) The tests freeze built grap
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -38,6 +38,7 @@ class Rewriter(LayerEdits, StageEdits, Grafting, Renumbering):
 
     def __init__(self, graph: Graph, structure: Structure | None = None) -> None:
         self.graph = graph
+        self.findings: Mapping[str, Any] | None = None  #: what the pass at work reports
         if structure is not None:
             graph._structure = structure
         self._read()
@@ -85,6 +86,10 @@ class Rewriter(LayerEdits, StageEdits, Grafting, Renumbering):
     def note(self, edits: Edits) -> None:
         """Put another record of the edits in place of the graph's; for what emission has to know besides."""
         self.graph.edits = edits
+
+    def report(self, findings: Mapping[str, Any]) -> None:
+        """What the pass at work found and did, as plain data; it stands in ``graph.history.reports`` by its name."""
+        self.findings = findings
 
     # -- nodes -----------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from elastic_ir.frontends.onnx.file import OnnxFile, read_onnx
 from elastic_ir.frontends.onnx.scopes import SCOPINGS, Scoping, by_regions
 from elastic_ir.frontends.onnx.types import infer_types
 from elastic_ir.ir.graph import Argument, Graph, Node, Symbol, Value, WeightRef
-from elastic_ir.ir.info import GraphInfo
+from elastic_ir.ir.info import GraphInfo, History
 from elastic_ir.ir.naming import name_nodes, rename_references
 from elastic_ir.onnx_model.limits import check_limits
 from elastic_ir.onnx_model.record import read_record
@@ -98,7 +98,7 @@ class _Reader:
         pipeline, lineage = read_record(opened.model, self.file)
         self.graph = Graph(self.proto.name or opened.path.stem, GraphInfo("onnx", lineage=lineage))
         self.graph.origin = self.source
-        self.graph.metadata["pipeline"] = pipeline
+        self.graph.history = History(tuple(pipeline))
         self.values: dict[str, Value] = {}
         self._uses = count_uses(self.proto)
         self.source.constants = ConstantReader(opened, self._uses, LAYERS).read()

@@ -41,11 +41,11 @@ class CommonSubexpressions(Pass):
                 rewriter.replace_uses(node.output, kept.output)
                 rewriter.erase(node)
                 merged += 1
-        graph.metadata["cse"] = {"merged": merged}
+        rewriter.report({"merged": merged})
 
     def summary(self, graph: Graph) -> str | None:
         """How many nodes went."""
-        merged = graph.metadata[self.name]["merged"]
+        merged = self.report(graph)["merged"]
         return f"merged {merged} nodes with earlier ones" if merged else "nothing is computed twice"
 
 

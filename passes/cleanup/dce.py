@@ -36,11 +36,11 @@ class DeadCode(Pass):
         if self.weights:
             rewriter.drop_weights(idle)
         #: Plain data for reports.
-        graph.metadata["dce"] = {"nodes": len(dead), "weights": idle}
+        rewriter.report({"nodes": len(dead), "weights": idle})
 
     def summary(self, graph: Graph) -> str | None:
         """How many nodes went, and which weights nothing uses."""
-        report = graph.metadata[self.name]
+        report = self.report(graph)
         count, idle = report["nodes"], report["weights"]
         told = [f"took out {count} nodes" if count else "nothing is dead"]
         if idle:

@@ -45,11 +45,11 @@ class FoldBatchNorm(Pass):
                 folder.fold(node)
         folder.drop_idle_weights()
         #: Plain data for reports: names of the norms that went, and why the others did not.
-        graph.metadata["fold-batchnorm"] = {"folded": folded, "skipped": skipped}
+        rewriter.report({"folded": folded, "skipped": skipped})
 
     def summary(self, graph: Graph) -> str | None:
         """How many norms went, and why the others did not."""
-        report = graph.metadata[self.name]
+        report = self.report(graph)
         folded, skipped = report["folded"], report["skipped"]
         if not folded and not skipped:
             return "there is no batch norm"

@@ -46,11 +46,11 @@ class FoldConstants(Pass):
         for node in graph:
             folder.visit(node)
         computed = _fold_weights(graph, rewriter) if self.weights else []
-        graph.metadata["fold-constants"] = {"nodes": folder.count, "weights": computed}
+        rewriter.report({"nodes": folder.count, "weights": computed})
 
     def summary(self, graph: Graph) -> str | None:
         """How much was folded."""
-        report = graph.metadata[self.name]
+        report = self.report(graph)
         told = []
         if report["nodes"]:
             told.append(f"folded {report['nodes']} nodes")

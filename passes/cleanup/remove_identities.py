@@ -50,11 +50,11 @@ class RemoveIdentities(Pass):
             else:
                 rewriter.substitute(node.output, source)
                 rewriter.erase(node)
-        graph.metadata["remove-identities"] = gone
+        rewriter.report(gone)
 
     def summary(self, graph: Graph) -> str | None:
         """What went, by kind."""
-        gone = graph.metadata[self.name]
+        gone = self.report(graph)
         if not gone:
             return "everything does something"
         told = ", ".join(f"{count} {kind}" for kind, count in gone.items())

@@ -54,11 +54,13 @@ class DropBySimilarity(Pass):
         influence = block_influence(graph, samples, self.batch)
         dropped = self._least(graph, wanted, influence)
         #: Plain data for reports: each free unit's influence, which units went, and how many samples were run.
-        graph.metadata[self.name] = {
-            "influence": {unit.path: value for unit, value in influence.items()},
-            "dropped": [unit.path for unit in influence if unit in dropped],
-            "samples": len(samples),
-        }
+        rewriter.report(
+            {
+                "influence": {unit.path: value for unit, value in influence.items()},
+                "dropped": [unit.path for unit in influence if unit in dropped],
+                "samples": len(samples),
+            }
+        )
         gone = {block for unit in dropped for block in unit.blocks}
         kept = (
             [i for i, block in enumerate(stage.all_blocks) if block not in gone] for stage in graph.stages
@@ -67,7 +69,7 @@ class DropBySimilarity(Pass):
 
     def summary(self, graph: Graph) -> str | None:
         """Each unit's influence, and which went."""
-        report = graph.metadata[self.name]
+        report = self.report(graph)
         listed = ", ".join(f"{path} {value:.3g}" for path, value in report["influence"].items())
         plural = "s" if report["samples"] != 1 else ""
         return f"dropped {', '.join(report['dropped'])}; influence on {report['samples']} input{plural}: {listed}"

@@ -49,7 +49,7 @@ class IdentityBlocks(Pass):
         made = [block for stage in graph.stages for block in stage.blocks if block not in sources]
         for block in made:
             _empty(block, graph, rewriter)
-        graph.metadata["identity-blocks"] = len(made)
+        rewriter.report({"blocks": len(made)})
         rewriter.note(dataclasses.replace(graph.edits, keep_constants=True))
         return reordered
 

@@ -55,7 +55,7 @@ class LayerwiseRescale(Pass):
             if scale != 1 and id(storage) not in done:
                 rewriter.set_data(name, with_values(Scaled(storage.data, scale), storage.data))
             done.add(id(storage))
-        graph.metadata[self.name] = scales
+        rewriter.report(scales)
 
     def _find(self, graph: Graph) -> dict[str, float]:
         from elastic_ir.analysis.examples import read_batches
@@ -70,5 +70,5 @@ class LayerwiseRescale(Pass):
 
     def summary(self, graph: Graph) -> str | None:
         """How many tensors were scaled, and by what."""
-        scales = graph.metadata[self.name].values()
+        scales = self.report(graph).values()
         return f"{len(scales)} tensors scaled by {min(scales):.3g} to {max(scales):.3g}" if scales else None

@@ -70,11 +70,11 @@ class Morph(Pass):
                 f"there is no convolution that can be morphed{reasons(skipped) or ': none was chosen'}"
             )
         #: Plain data for reports: paths of the convolutions that were morphed, and why others were not.
-        graph.metadata[self.name] = {"layers": done, "skipped": skipped}
+        rewriter.report({"layers": done, "skipped": skipped})
 
     def summary(self, graph: Graph) -> str | None:
         """How many convolutions were morphed, and why others were not."""
-        report = graph.metadata[self.name]
+        report = self.report(graph)
         what = "are two now" if self.mode == "depth" else f"have kernels of {self.kernel}"
         left = f", {len(report['skipped'])} left{reasons(report['skipped'])}" if report["skipped"] else ""
         return f"{len(report['layers'])} convolutions {what}{left}"

@@ -81,11 +81,11 @@ class Net2Deeper(Pass):
             else:
                 self._insert(place, graph, rewriter)
         #: Plain data for reports: behind which layers how many came, and why none came elsewhere.
-        graph.metadata[self.name] = {"behind": behind, "skipped": skipped}
+        rewriter.report({"behind": behind, "skipped": skipped})
 
     def summary(self, graph: Graph) -> str | None:
         """How many layers came, and why none came elsewhere."""
-        report = graph.metadata[self.name]
+        report = self.report(graph)
         left = (
             f", {len(report['skipped'])} places left{reasons(report['skipped'])}" if report["skipped"] else ""
         )

@@ -55,7 +55,7 @@ class Net2Wider(Pass):
         self._draw(graph, plan, skipped)
         #: Plain data for reports: for each layer its inputs and outputs, before and after; why others stay as they are.
         report: dict[str, list[int]] = {}
-        graph.metadata[self.name] = {"layers": report, "skipped": skipped}
+        rewriter.report({"layers": report, "skipped": skipped})
         for layer in flow.layers:
             self._widen_layer(layer, plan, graph, rewriter, report)
         for node, channels in flow.norms:
@@ -71,7 +71,7 @@ class Net2Wider(Pass):
 
     def summary(self, graph: Graph) -> str | None:
         """How many channels came, and why none came elsewhere."""
-        report = graph.metadata[self.name]
+        report = self.report(graph)
         more = sum(after - before for *_, before, after in report["layers"].values())
         wider = sum(after > before for *_, before, after in report["layers"].values())
         left = f", {len(report['skipped'])} left{reasons(report['skipped'])}" if report["skipped"] else ""

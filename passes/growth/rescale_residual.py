@@ -46,7 +46,7 @@ class RescaleResidual(Pass):
             raise PlanError(
                 "no block occurs twice, so there is no step to share; run stretch before rescale-residual"
             )
-        graph.metadata["rescale-residual"] = done
+        rewriter.report(done)
 
 
 def _number(text: str) -> float | None:

@@ -71,12 +71,19 @@ class Pass(ABC):
             raise PlanError(f"before pass {self.name!r}: {error}") from error
         with Rewriter(target) as rewriter:
             target.resequenced = self.rewrite(target, rewriter) or target.resequenced
+        if rewriter.findings is not None:
+            reports = {**target.history.reports, self.name: rewriter.findings}
+            target.history = dataclasses.replace(target.history, reports=reports)
         verify(target, after=self.name)
         try:
             self.postcondition(target, noted)
         except ElasticError as error:
             raise VerifyError(f"after pass {self.name!r}: {error}") from error
         return target
+
+    def report(self, graph: Graph) -> Mapping[str, Any]:
+        """What the pass reported of its work on the graph that it made (:meth:`Rewriter.report`)."""
+        return graph.history.reports[self.name]
 
     def summary(self, graph: Graph) -> str | None:
         """One line for a reader about what the pass did to the graph that it made, where that is worth saying."""

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from elastic_ir.errors import PASS_NOTE, ElasticError, VerifyError
 from elastic_ir.ir.graph import Graph
@@ -51,24 +52,22 @@ class Pipeline:
 
         Each pass is verified before the next begins, and an error names the pass: those of ElasticIR begin with
         "pass 'NAME': " (or "before pass", "after pass"), any other has it as a note. The record of what ran is kept in
-        ``graph.metadata["pipeline"]`` and written with the graph.
+        ``graph.history.pipeline`` and written with the graph.
 
         ``verify_each`` also emits and runs the network after each pass, on the example inputs: it has to run every
         block, its outputs have to be finite, and those of a pass that preserves the function have to be those before,
         within rounding. Raises VerifyError that names the pass; what was found stands, as plain data for each pass, in
-        ``graph.metadata["verified"]``.
+        ``graph.history.verified``.
         """
-        record = list(graph.metadata.get("pipeline", ()))
-        target = graph
+        target, ran = graph, graph.history.pipeline
         runs = _Runs(graph) if verify_each else None
         for place, item in enumerate(self.passes):
             start = time.perf_counter()
             with _named(item.name):
                 target = item.run(target) if place == 0 else item.run_on(target)
-            if runs is not None:
-                target.metadata["verified"] = runs.after(item, target)
-            record.append(str(describe(item)))
-            target.metadata["pipeline"] = list(record)
+            ran = (*ran, str(describe(item)))
+            verified = target.history.verified if runs is None else runs.after(item, target)
+            target.history = dataclasses.replace(target.history, pipeline=ran, verified=verified)
             if observer is not None:
                 observer(item, target, time.perf_counter() - start)
         return target if self.passes else graph.copy()
@@ -106,9 +105,9 @@ class _Runs:
 
         self._run = run_network
         self._before = run_network(graph)
-        self._found: list[dict[str, object]] = []
+        self._found: tuple[dict[str, Any], ...] = ()
 
-    def after(self, item: Pass, graph: Graph) -> list[dict[str, object]]:
+    def after(self, item: Pass, graph: Graph) -> tuple[dict[str, Any], ...]:
         """Run what a pass has made; VerifyError names it where that is wrong."""
         from elastic_ir.emit.runs import compare
 
@@ -118,7 +117,7 @@ class _Runs:
         except ElasticError as error:
             raise VerifyError(f"after pass {item.name!r}: {error}") from error
         self._before = now
-        self._found = [*self._found, {"pass": item.name, **found}]
+        self._found = (*self._found, {"pass": item.name, **found})
         return self._found
 
 

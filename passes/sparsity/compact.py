@@ -39,7 +39,7 @@ class Compact(Pass):
         #: Plain data for reports: blocks that went; for each layer its inputs and outputs, before and after; channels
         #: that stay though they are constant; what reads constant channels and makes something unknown of them.
         report: dict[str, Any] = {"units": [], "layers": {}, "constant": {}, "refused": {}}
-        graph.metadata["compact"] = report
+        rewriter.report(report)
         kind = OnnxFlow if is_onnx(graph) else Flow
         flow = kind(graph)
         if self.units:
@@ -60,7 +60,7 @@ class Compact(Pass):
 
     def summary(self, graph: Graph) -> str | None:
         """What went, and what stays though it is constant."""
-        report = graph.metadata[self.name]
+        report = self.report(graph)
         layers, units = report["layers"], report["units"]
         gone = sum(before - after for _, _, before, after in layers.values())
         told = []

@@ -66,7 +66,7 @@ class GhostSoftness(Pass):
         found = [node for node in graph if _is_relu(node)]
         if not found:
             raise PlanError(f"{graph.name} has no ReLU that could be softened")
-        graph.metadata[self.name] = len(found)
+        rewriter.report({"activations": len(found)})
         if self.keep:
             for node in found:
                 _replace(node, _KINDS[self.kind], rewriter)
@@ -85,7 +85,7 @@ class GhostSoftness(Pass):
     def summary(self, graph: Graph) -> str | None:
         """How many activations were softened, and for how long."""
         until = "for good" if self.keep else f"until {self.share:g} of the training"
-        return f"{graph.metadata[self.name]} activations are {self.kind} {until}"
+        return f"{self.report(graph)['activations']} activations are {self.kind} {until}"
 
     def _soften(self, node: Node, writer: Ghostwriter) -> None:
         given = node.operands()[0]

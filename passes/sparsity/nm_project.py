@@ -63,11 +63,11 @@ class NMProject(Pass):
             rewriter.set_mask(name, PatternMask(weight.storage.data, self.n, self.m, weight.mask, axis))
             projected.append(name)
         #: Plain data for reports: the weights that were projected, and why the others were not.
-        graph.metadata["nm-project"] = {"projected": projected, "skipped": skipped}
+        rewriter.report({"projected": projected, "skipped": skipped})
 
     def summary(self, graph: Graph) -> str | None:
         """How many weights were projected, and why the others were not."""
-        report = graph.metadata[self.name]
+        report = self.report(graph)
         projected, skipped = report["projected"], report["skipped"]
         if not projected and not skipped:
             return "there is no weight of a convolution or linear layer"

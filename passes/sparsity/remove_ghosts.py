@@ -23,10 +23,10 @@ class RemoveGhosts(Pass):
     needs_structure: ClassVar[bool] = False
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
-        graph.metadata[self.name] = lay(graph, rewriter)
+        rewriter.report(lay(graph, rewriter))
 
     def summary(self, graph: Graph) -> str | None:
         """How many of each kind went."""
-        gone = graph.metadata[self.name]
+        gone = self.report(graph)
         told = ", ".join(f"{count} of kind {kind}" for kind, count in gone.items())
         return f"took out {told}" if told else "there are no ghosts"

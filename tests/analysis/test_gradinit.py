@@ -99,7 +99,7 @@ def test_the_bound_of_the_gradient_comes_first() -> None:
     settings = GradInit(steps=20, lr=0.03, gamma=0.01)
     bound = LayerwiseRescale(scales=find_scales(graph, batches(64, 32), settings=settings)).run(graph)
     assert norm(bound) < 0.8 * norm(graph)
-    assert all(scale >= 0.01 for scale in bound.metadata["layerwise-rescale"].values())
+    assert all(scale >= 0.01 for scale in bound.history.reports["layerwise-rescale"].values())
 
 
 def test_adam_and_another_loss() -> None:
@@ -133,7 +133,7 @@ def test_data_from_a_file(form: str, tmp_path: Path) -> None:
         graph, lambda item, after, _: told.append(item.summary(after))
     )
     scales = find_scales(graph, batches(64, 32), settings=GradInit(steps=3))
-    assert made.metadata["layerwise-rescale"] == scales
+    assert made.history.reports["layerwise-rescale"] == scales
     assert told[0] is not None and told[0].startswith(f"{len(scales)} tensors scaled by 0.9")
 
 

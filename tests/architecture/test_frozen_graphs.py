@@ -69,9 +69,9 @@ def test_every_edit_beside_the_rewriter_is_refused(kind: str) -> None:
 
 def test_the_rewriter_and_notes_are_free() -> None:
     graph = _made("copied")
-    code = "rewriter.set_attributes(node, bias=True); graph.metadata['my-pass'] = 3; graph.origin = None"
+    code = "rewriter.set_attributes(node, bias=True); rewriter.report({'layers': 3}); graph.origin = None"
     node = next(node for node in graph if "bias" in node.attributes)
     with Rewriter(graph) as rewriter:
         names = {"__name__": "somebodys_pass", "graph": graph, "node": node, "rewriter": rewriter}
         exec(_pass(code), names)
-    assert node.attributes["bias"] is True and graph.metadata["my-pass"] == 3
+    assert node.attributes["bias"] is True and rewriter.findings == {"layers": 3}

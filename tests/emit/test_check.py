@@ -166,7 +166,7 @@ def test_plain_networks_pass_and_keep_their_class(frontend: str) -> None:
     deeper = eir.stretch(graph, to_stages={graph.stages[0].name: 8})
     module = deeper.to_module()
     assert type(module) is Base and module.training
-    assert "unchecked" not in deeper.metadata
+    assert not deeper.emitted.unchecked
 
 
 class Stateful(Base):

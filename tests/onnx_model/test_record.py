@@ -43,7 +43,7 @@ def test_a_stretched_file_notes_where_its_weights_are_from(path: Path, tmp_path:
     assert all(after[name] == before[origin] for name, origin in lineage.items())
     assert any(name != origin for name, origin in lineage.items())
     read = eir.load(made)
-    assert read.metadata["pipeline"] == [text] and read.info.lineage == lineage
+    assert read.history.pipeline == (text,) and read.info.lineage == lineage
 
     (again,) = eir.save(read, tmp_path / "again.onnx")
     assert onnx.load(again) == onnx.load(made)
@@ -79,7 +79,7 @@ def test_an_export_notes_it_too(tmp_path: Path) -> None:
     found = record(made)
     assert found["elastic_ir.pipeline"] == [text]
     assert found["elastic_ir.lineage"]["layer2.2.conv2.weight"] == "layer2.1.conv2.weight"
-    assert eir.load(made).metadata["pipeline"] == [text]
+    assert eir.load(made).history.pipeline == (text,)
     (plain,) = eir.save(cifar_resnet(14), tmp_path / "plain.onnx")
     assert record(plain) == {}
 

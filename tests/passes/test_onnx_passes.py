@@ -118,7 +118,7 @@ def test_dead_units_go(tmp_path: Path) -> None:
     save_onnx(eir.trace(model), tmp_path / "m.onnx")
     source = eir.load(tmp_path / "m.onnx", mask_from_zeros=True)
     after = Compact().run(source)
-    assert after.metadata["compact"]["units"] == ["layer1.1", "layer3.2"]
+    assert after.history.reports["compact"]["units"] == ["layer1.1", "layer3.2"]
     assert after.depth == 16 and [len(stage) for stage in after.stages] == [2, 3, 2]
     check_same(source, after, tmp_path)
 
@@ -229,7 +229,8 @@ def old_model(path: Path) -> Graph:
 def test_an_old_model(tmp_path: Path) -> None:
     source = old_model(tmp_path / "old.onnx")
     folded = FoldBatchNorm().run(source)
-    assert folded.metadata["fold-batchnorm"]["folded"] and not folded.metadata["fold-batchnorm"]["skipped"]
+    report = folded.history.reports["fold-batchnorm"]
+    assert report["folded"] and not report["skipped"]
     assert [node.op for node in folded if node.kind == "onnx"].count("onnx.Add") == 2  # a MatMul has no bias
     check_same(source, folded, tmp_path)
     cut = Compact().run(source)
@@ -262,7 +263,7 @@ def test_real_files(name: str, tmp_path: Path) -> None:
     check_same(source, cut, tmp_path)
     if name == "light-resnet50":
         folded = FoldBatchNorm().run(cut)
-        assert len(folded.metadata["fold-batchnorm"]["folded"]) == 53
+        assert len(folded.history.reports["fold-batchnorm"]["folded"]) == 53
         check_same(source, folded, tmp_path)
 
 
@@ -291,7 +292,7 @@ def test_nm_groups_lie_along_the_inputs(tmp_path: Path) -> None:
     save_onnx(eir.trace(transformers.BertModel(config)), path)
     for source in (eir.load(path), eir.load(PATHS["minilm"])):
         after = NMProject().run(source)
-        report = after.metadata["nm-project"]
+        report = after.history.reports["nm-project"]
         assert len(report["projected"]) >= 12
         axes: set[int] = set()
         for node in source:
@@ -318,11 +319,11 @@ def save(graph: Graph, path: Path) -> Path:
 
 def test_what_nm_project_leaves_says_why(tmp_path: Path) -> None:
     after = NMProject(rows=1, columns=1).run(eir.load(PATHS["light-resnet50"]))
-    skipped = after.metadata["nm-project"]["skipped"]
+    skipped = after.history.reports["nm-project"]["skipped"]
     assert list(skipped.values()) == ["3 inputs are no multiple of 4"]
     path = tmp_path / "m.onnx"
     save_onnx(eir.trace(trained(Convolutions()), (torch.randn(2, 3, 16, 16),)), path)
-    skipped = NMProject().run(eir.load(path)).metadata["nm-project"]["skipped"]
+    skipped = NMProject().run(eir.load(path)).history.reports["nm-project"]["skipped"]
     assert skipped["up.weight"] == "ConvTranspose may store its weight another way round"
 
 
@@ -343,7 +344,7 @@ def test_an_unknown_operator_keeps_what_it_reads(tmp_path: Path) -> None:
     onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     after = Compact().run(eir.load(path, mask_from_zeros=True))
     assert after.weights["k"].shape == (8, 3, 1, 1)
-    assert after.metadata["compact"]["refused"] == {
+    assert after.history.reports["compact"]["refused"] == {
         "LpNormalization": "onnx.LpNormalization reads 4 constant channels, which it may mix"
     }
 
@@ -354,7 +355,7 @@ def test_graphs_of_torch_export_are_refused_but_for_masks() -> None:
     for item in (Compact(), FoldBatchNorm()):
         with pytest.raises(PlanError, match=f"traced by torch.export.*{item.name} cannot change; export it"):
             item.run(graph)
-    assert NMProject().run(graph).metadata["nm-project"]["projected"] == ["2.weight"]
+    assert NMProject().run(graph).history.reports["nm-project"]["projected"] == ["2.weight"]
 
 
 def test_the_command(tmp_path: Path) -> None:

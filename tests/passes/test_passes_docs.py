@@ -65,7 +65,7 @@ def test_the_commands_run(tmp_path: Path) -> None:
     names = [item.name for item in plain.graph.node] + [item.name for item in plain.graph.initializer]
     assert not any("ghost" in name for name in names)
     assert torch.load(tmp_path / "young.pt", weights_only=True).keys() == model.state_dict().keys()
-    made = eir.load(tmp_path / "young-32.pt").metadata["pipeline"]  # what the recipe was, as text
+    made = eir.load(tmp_path / "young-32.pt").history.pipeline  # what the recipe was, as text
     assert f"`{','.join(made)}`" in PAGE
 
 

@@ -150,6 +150,6 @@ def test_units_go_exactly_where_nothing_is_added(
         graph = FoldBatchNorm().run(graph)
     done = Compact().run(graph)
     free = {path.removesuffix(".conv2") for path in dead} - {path.removesuffix(".bn2") for path in shifted}
-    assert set(done.metadata["compact"]["units"]) == {path for path in free if not path.endswith(".0")}
-    assert done.depth == 20 - 2 * len(done.metadata["compact"]["units"])
+    assert set(done.history.reports["compact"]["units"]) == {path for path in free if not path.endswith(".0")}
+    assert done.depth == 20 - 2 * len(done.history.reports["compact"]["units"])
     same_function(graph, done, torch.randn(2, 3, 8, 8, dtype=torch.double))

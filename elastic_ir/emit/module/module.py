@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ from elastic_ir.errors import EmitError
 from elastic_ir.formats.pickles.stand_ins import MARK
 from elastic_ir.ir.described import described
 from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.info import Emitted
 from elastic_ir.ir.naming import head_in
 from elastic_ir.ir.structure import Container
 from elastic_ir.tensors.lazy import ShapeOnly
@@ -40,8 +42,8 @@ def to_module(graph: Graph, masked: bool = True, check: bool = True) -> nn.Modul
 
     Pruned weights are zero (``masked=False`` gives the stored values). ``check`` runs what was changed, where there are
     example inputs, and holds its outputs against those of the graph's nodes (:mod:`elastic_ir.emit.module.check`); why
-    they could not be compared is left in ``graph.metadata["unchecked"]``. Where the class does something else than the
-    plan says, a ``torch.fx.GraphModule`` takes its place, and ``graph.metadata["replaced"]`` says why.
+    they could not be compared is left in ``graph.emitted.unchecked``. Where the class does something else than the
+    plan says, a ``torch.fx.GraphModule`` takes its place, and ``graph.emitted.replaced`` says why.
 
     Raises EmitError where there is no network to emit (a bare state dict) or no values (the meta device), where the
     names and shapes made are not the planned ones, and where the check fails.
@@ -64,8 +66,7 @@ def build_module(graph: Graph, masked: bool = True, check: bool = False) -> nn.M
 
 
 def _build(graph: Graph, masked: bool, check: bool) -> nn.Module:
-    for key in ("unchecked", "replaced"):
-        graph.metadata.pop(key, None)
+    graph.emitted = Emitted()
     live = getattr(graph.origin, "module", None)
     if live is None and len(graph) and graph.info.frontend == "onnx":
         from elastic_ir.emit.graph_modules.from_onnx import build_onnx_module
@@ -90,7 +91,7 @@ def _build(graph: Graph, masked: bool, check: bool) -> nn.Module:
                     return module
                 if not program:
                     raise problem
-                graph.metadata["replaced"] = str(problem)
+                graph.emitted = replace(graph.emitted, replaced=str(problem))
     if program:
         from elastic_ir.emit.graph_modules.from_torch import build_graph_module
 
@@ -188,7 +189,7 @@ def _problem(module: nn.Module, graph: Graph, placed: bool) -> RunsOtherwiseErro
 
 def _note_unchecked(graph: Graph, why: str) -> None:
     if why:
-        graph.metadata["unchecked"] = why
+        graph.emitted = replace(graph.emitted, unchecked=why)
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -225,7 +226,8 @@ def _finish(module: nn.Module, graph: Graph, masked: bool, *, values: bool = Tru
         from elastic_ir.emit.module.adopt import adopt
 
         changes = adopt(module, graph, graph.structure.containers)
-        graph.metadata["constants"] = dict.fromkeys(changes, "as the reference has it")
+        constants = dict.fromkeys(changes, "as the reference has it")
+        graph.emitted = replace(graph.emitted, constants=constants)
     if graph.edits.edited_layers:
         from elastic_ir.emit.graph_modules.layers import conform_layers
 
@@ -301,10 +303,9 @@ def _refill(graph: Graph, live: nn.Module, touched: list[Container]) -> tuple[nn
     update_stage_counts(target, containers, told)
     if touched and graph.reference is None:
         # blocks that add nothing yet leave the variances as they were
-        graph.metadata["constants"] = (
-            {} if graph.edits.keep_constants else respread_constants(live, target, graph)
-        )
-        placed |= any(how != KEPT for how in graph.metadata["constants"].values())
+        constants = {} if graph.edits.keep_constants else respread_constants(live, target, graph)
+        graph.emitted = replace(graph.emitted, constants=constants)
+        placed |= any(how != KEPT for how in constants.values())
     return target, placed
 
 

@@ -69,7 +69,7 @@ def test_without_a_reference_evident_rules_go_on(
     counts = [len(stage) for stage in native.stages]
     deeper = eir.stretch(source, to_stages=counts)
     assert_native(deeper, large, images)
-    assert deeper.metadata["constants"] == rule
+    assert deeper.emitted.constants == rule
     shallower = eir.squeeze(native, to_stages=[len(stage) for stage in source.stages])
     assert_native(shallower, small, images)
 
@@ -80,7 +80,7 @@ def test_with_a_reference_the_target_has_what_the_reference_has() -> None:
     native = made("convnext_atto", depths=(3, 3, 12, 3), drop_path_rate=0.3)
     deeper = eir.stretch(source, like=native)
     assert_native(deeper, native, images)
-    assert deeper.metadata["constants"]["DropPath"] == "as the reference has it"
+    assert deeper.emitted.constants["DropPath"] == "as the reference has it"
     back = eir.squeeze(deeper, like=source)
     assert_native(back, made("convnext_atto"), images)
 
@@ -99,7 +99,7 @@ def test_a_constant_without_a_rule_stays_with_its_block() -> None:
     deeper = eir.stretch(eir.trace(model, torch.randn(1, 4)), to_units=5)
     gains = [block.gain for block in deeper.to_module().children()]
     assert gains == [0.3, 0.9, 0.1, 0.3, 0.9]
-    assert deeper.metadata["constants"] == {"gain": "kept from the source"}
+    assert deeper.emitted.constants == {"gain": "kept from the source"}
 
 
 def test_a_reference_without_values_gives_no_buffer_without_values() -> None:

@@ -74,7 +74,7 @@ def test_everything_at_once() -> None:
 %output = output(%head) : f32[2, 2]"""
     )
     assert list(clean.weights) == ["conv.weight", "conv.bias", "head.weight", "head.bias"]
-    assert [line["drift"] for line in clean.metadata["verified"]] == [0.0] * 4
+    assert [line["drift"] for line in clean.history.verified] == [0.0] * 4
     images = torch.randn(5, 3, 6, 6)  # neither the batch nor the sides were folded
     torch.testing.assert_close(clean.to_module().eval()(images), graph.to_module().eval()(images))
 
@@ -272,7 +272,7 @@ def test_masked_weights_are_not_computed_with() -> None:
     masks = {"1.1.0.weight": torch.ones(4, 4, 3, 3).index_fill(0, torch.tensor([1]), 0)}
     graph = eir.trace(model.eval(), (torch.randn(1, 3, 8, 8),), masks=masks)
     clean = FoldConstants(weights=True).run(graph)
-    assert clean.metadata["fold-constants"]["weights"] == ["1.0.0.weight", "1.2.0.weight"]
+    assert clean.history.reports["fold-constants"]["weights"] == ["1.0.0.weight", "1.2.0.weight"]
     assert clean.masks().keys() == masks.keys()
 
 

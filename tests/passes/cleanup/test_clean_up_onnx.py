@@ -255,7 +255,7 @@ def test_dead_code(tmp_path: Path) -> None:
 def test_real_files(name: str, tmp_path: Path) -> None:
     graph = eir.load(PATHS[name])
     clean = Pipeline.parse(ALL).run(graph, verify_each=True)
-    assert all(line["drift"] <= 1e-6 for line in clean.metadata["verified"])
+    assert all(line["drift"] <= 1e-6 for line in clean.history.verified)
     assert len(clean) <= len(graph) - {"light-resnet50": 0, "minilm": 20, "ocr-cls": 2}[name]
     again = clean.copy()
     again._structure = None

@@ -62,7 +62,7 @@ def test_golden_text() -> None:
 def test_networks_of_the_zoo(model: nn.Module) -> None:
     graph, x = pruned(model, (2, 3, 32, 32))
     done = fold(graph)
-    assert not done.metadata["fold-batchnorm"]["skipped"]
+    assert not done.history.reports["fold-batchnorm"]["skipped"]
     assert done.depth == graph.depth
     assert [len(stage) for stage in done.stages] == [len(stage) for stage in graph.stages]
     assert done.masks().keys() == graph.masks().keys()
@@ -107,7 +107,7 @@ def test_what_cannot_be_folded_is_said() -> None:
     x = torch.randn(3, 4, 4, dtype=torch.double)
     graph = eir.trace(model.double().eval(), (x,))
     done = fold(graph)
-    report = done.metadata["fold-batchnorm"]
+    report = done.history.reports["fold-batchnorm"]
     assert report["folded"] == ["plain"]
     assert report["skipped"] == {
         "added": "it does not directly follow a convolution or linear layer",
@@ -123,7 +123,7 @@ def test_a_shared_layer_is_left_alone() -> None:
     graph = eir.trace(
         nn.Sequential(conv, nn.BatchNorm2d(3), conv, nn.BatchNorm2d(3)).eval(), (torch.zeros(1, 3, 2, 2),)
     )
-    assert fold(graph).metadata["fold-batchnorm"]["skipped"] == dict.fromkeys(
+    assert fold(graph).history.reports["fold-batchnorm"]["skipped"] == dict.fromkeys(
         ("1", "3"), "0 is used more than once"
     )
 
@@ -158,7 +158,7 @@ def test_an_unbatched_convolution_has_its_channels_on_another_axis() -> None:
     """(channels, length) looks to the norm like (batch, channels)."""
     model = nn.Sequential(nn.Conv1d(3, 5, 1), nn.BatchNorm1d(5)).eval()
     graph = eir.trace(model, (torch.randn(3, 5),))
-    assert fold(graph).metadata["fold-batchnorm"]["skipped"] == {
+    assert fold(graph).history.reports["fold-batchnorm"]["skipped"] == {
         "1": "it normalises another axis than the outputs of 0"
     }
 
@@ -167,7 +167,9 @@ def test_a_norm_whose_scale_is_computed_is_left() -> None:
     with pytest.warns(FutureWarning):  # the older form keeps the class
         model = nn.Sequential(nn.Linear(3, 4), nn.utils.weight_norm(nn.BatchNorm1d(4))).eval()
     graph = eir.trace(model, (torch.randn(2, 3),))
-    assert fold(graph).metadata["fold-batchnorm"]["skipped"] == {"1": "its scale is computed from others"}
+    assert fold(graph).history.reports["fold-batchnorm"]["skipped"] == {
+        "1": "its scale is computed from others"
+    }
 
 
 # -- the same words for ONNX -------------------------------------------------------------------------------------------
@@ -228,7 +230,7 @@ def test_onnx_layers(
     made = [helper.make_node(kind, given.split(), [result]) for kind, given, result in nodes]
     graph = onnx_graph(tmp_path, [*made, norm("a")], rank, weights)
     done = fold(graph)
-    said = list(done.metadata["fold-batchnorm"]["skipped"].values())
+    said = list(done.history.reports["fold-batchnorm"]["skipped"].values())
     assert len(said) == bool(reason)
     assert all(re.fullmatch(reason, each) for each in said), said
     x = torch.randn((4,) * rank)

@@ -59,11 +59,11 @@ def test_tokens_of_a_network_that_export_traced() -> None:
     shallower = DropBySimilarity(count=1, data={"input_ids": ids}).run(graph)
     with torch.no_grad():
         states = model(ids, output_hidden_states=True).hidden_states
-    influence = shallower.metadata["drop-by-similarity"]["influence"]
+    influence = shallower.history.reports["drop-by-similarity"]["influence"]
     for number, value in enumerate(influence.values()):
         assert value == pytest.approx(by_hand(states[number], states[number + 1], -1), abs=1e-5)
     least = min(influence, key=influence.__getitem__)
-    assert shallower.metadata["drop-by-similarity"]["dropped"] == [least]
+    assert shallower.history.reports["drop-by-similarity"]["dropped"] == [least]
     plan = tuple(i for i in range(4) if not least.endswith(f".{i}"))
     assert shallower.resequenced.plan == (plan,) and type(shallower.to_module()) is transformers.BertModel
 
@@ -88,7 +88,7 @@ def test_empty_blocks_go_first() -> None:
     empty = [path for path, value in influence.items() if abs(value) < 1e-6]
     assert len(empty) == 2
     dropped = DropBySimilarity(count=2, data=IMAGES).run(graph)
-    assert dropped.metadata["drop-by-similarity"]["dropped"] == empty
+    assert dropped.history.reports["drop-by-similarity"]["dropped"] == empty
     with torch.no_grad():
         torch.testing.assert_close(dropped.to_module().eval()(IMAGES), resnet().to_module().eval()(IMAGES))
 
@@ -114,14 +114,14 @@ def test_files(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=IMAGES.numpy())
     np.savez(tmp_path / "other.npz", images=IMAGES.numpy())
     safetensors.torch.save_file({"x": IMAGES}, tmp_path / "x.safetensors")
-    wanted = DropBySimilarity(count=2, data=IMAGES).run(graph).metadata["drop-by-similarity"]
+    wanted = DropBySimilarity(count=2, data=IMAGES).run(graph).history.reports["drop-by-similarity"]
     for name in ("x.npy", "x.npz", "other.npz", "x.safetensors"):
         text = f"drop-by-similarity{{count=2 data={tmp_path / name}}}"
         got = Pipeline.parse(text).run(graph)
-        report = got.metadata["drop-by-similarity"]
+        report = got.history.reports["drop-by-similarity"]
         assert report["dropped"] == wanted["dropped"] and report["samples"] == 6
         assert report["influence"] == pytest.approx(wanted["influence"], abs=1e-6)
-        assert got.metadata["pipeline"] == [text]
+        assert got.history.pipeline == (text,)
     told = DropBySimilarity(count=2).summary(got)
     assert told is not None and told.startswith(
         f"dropped {', '.join(wanted['dropped'])}; influence on 6 inputs: layer1.1 "
@@ -153,7 +153,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
             PlanError, match="measures the network on inputs, and none were given: pass data=FILE"
         ):
             DropBySimilarity(count=1).run(guessed)
-    assert DropBySimilarity(count=1).run(graph).metadata["drop-by-similarity"]["samples"] == 1
+    assert DropBySimilarity(count=1).run(graph).history.reports["drop-by-similarity"]["samples"] == 1
     for options, message in (
         ({}, "say how many units go by count, or what stays by to_depth, to_stages or to_units"),
         ({"count": 1, "to_depth": 14}, "say what goes in one way"),
@@ -186,7 +186,7 @@ def test_of_a_trained_network_the_least_influential_unit_matters_least() -> None
     graph = eir.load(weights, arch="torchvision:mobilenet_v2")
     images = crops()[::12]
     shallower = DropBySimilarity(count=1, data=images).run(graph)
-    influence = shallower.metadata["drop-by-similarity"]["influence"]
+    influence = shallower.history.reports["drop-by-similarity"]["influence"]
     most = max(influence, key=influence.__getitem__)
     plan = [[i for i, b in enumerate(s.all_blocks) if b.path != most] for s in graph.stages]
     source = logits(graph.to_module(), images)
@@ -221,7 +221,7 @@ def test_a_trained_network_from_an_onnx_file(tmp_path: Path) -> None:
     ):
         DropBySimilarity(count=1, data=(ids, ids, ids)).run(graph)
     shallower = DropBySimilarity(count=1, data=data).run(graph)
-    report = shallower.metadata["drop-by-similarity"]
+    report = shallower.history.reports["drop-by-similarity"]
     assert len(report["influence"]) == 3 and all(0 < value < 1 for value in report["influence"].values())
     module, source = shallower.to_module(), graph.to_module()
     order = sorted(report["influence"], key=report["influence"].__getitem__)

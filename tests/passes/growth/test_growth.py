@@ -96,7 +96,7 @@ def test_each_of_k_copies_takes_a_kth_of_the_step() -> None:
     graph = traced("cifar_resnet20")
     deeper = Pipeline.parse("stretch{to-stages=5,4,3 order=append},rescale-residual").run(graph)
     source, made = graph.state_dict(), deeper.state_dict()
-    done = deeper.metadata["rescale-residual"]
+    done = deeper.history.reports["rescale-residual"]
     assert done == {
         "layer1.1": 0.5, "layer1.2": 0.5, "layer1.3": 0.5, "layer1.4": 0.5, "layer2.1": 0.5, "layer2.3": 0.5,
     }  # fmt: skip
@@ -104,9 +104,9 @@ def test_each_of_k_copies_takes_a_kth_of_the_step() -> None:
         scaled = name.startswith(tuple(f"{path}.bn2." for path in done)) and name.endswith(("weight", "bias"))
         assert torch.equal(made[name], source[origin] * (0.5 if scaled else 1)), name
     thirds = Pipeline.parse("stretch{plan='0,1,1,1,2|0-2|0-2'},rescale-residual").run(graph)
-    assert set(thirds.metadata["rescale-residual"].values()) == {1 / 3}
+    assert set(thirds.history.reports["rescale-residual"].values()) == {1 / 3}
     fixed = Pipeline.parse("stretch{to-stages=5,3,3},rescale-residual{factor=0.25}").run(graph)
-    assert set(fixed.metadata["rescale-residual"].values()) == {0.25}
+    assert set(fixed.history.reports["rescale-residual"].values()) == {0.25}
 
 
 def test_masks_are_carried() -> None:

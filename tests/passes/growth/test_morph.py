@@ -50,9 +50,9 @@ def test_two_for_one(name: str) -> None:
     graph, x = made(name)
     deeper = Morph().run(graph)
     module = same_function(graph, deeper, x)
-    assert convolutions(module) == 2 * len(deeper.metadata["morph"]["layers"])
+    assert convolutions(module) == 2 * len(deeper.history.reports["morph"]["layers"])
     slopes = [part for part in module.modules() if isinstance(part, nn.PReLU)]
-    assert len(slopes) == len(deeper.metadata["morph"]["layers"]) and all(
+    assert len(slopes) == len(deeper.history.reports["morph"]["layers"]) and all(
         s.weight.grad is not None for s in slopes
     )
     for node in deeper:  # the shapes noted are those that come out

@@ -103,7 +103,9 @@ def test_which_layers(tmp_path: Path) -> None:
     assert fresh == [f"layer3.{block}.conv1_2.weight" for block in range(3)]
     assert deeper.weights[fresh[0]].shape == (64, 64, 1, 1) and deeper.weights[fresh[0]].prunable
     assert deeper.lineage()[fresh[0]] == "layer3.0.conv1.weight"
-    assert deeper.metadata["net2deeper"]["behind"] == {f"layer3.{block}.conv1": 1 for block in range(3)}
+    assert deeper.history.reports["net2deeper"]["behind"] == {
+        f"layer3.{block}.conv1": 1 for block in range(3)
+    }
     eir.save(deeper, tmp_path / "deep.pt")
     again = eir.stretch(eir.load(tmp_path / "deep.pt"), to_stages=(3, 3, 4))
     assert "layer3.3.conv1_2.weight" in again.weights and again.depth == 20 + 3 + 3

@@ -54,7 +54,7 @@ def test_the_function_stays_the_same(name: str, options: dict[str, Any]) -> None
     wider = Net2Wider(**options).run(graph)
     module = same_function(graph, wider, x)
     assert wider.parameter_count() > 1.1 * graph.parameter_count()
-    assert wider.metadata["net2wider"]["layers"]
+    assert wider.history.reports["net2wider"]["layers"]
     for part in module.modules():  # what was emitted is what its layers say
         if isinstance(part, nn.Conv2d):
             assert part.weight.shape[:2] == (part.out_channels, part.in_channels // part.groups)
@@ -65,7 +65,7 @@ def test_the_function_stays_the_same(name: str, options: dict[str, Any]) -> None
 def test_sizes_names_and_class() -> None:
     graph = eir.trace(cifar_resnet(14))
     wider = Net2Wider(factor=1.5, stages="layer2").run(graph)
-    layers = wider.metadata["net2wider"]["layers"]
+    layers = wider.history.reports["net2wider"]["layers"]
     assert layers == {
         "layer2.0.conv1": [16, 16, 32, 48], "layer2.0.conv2": [32, 48, 32, 32],
         "layer2.1.conv1": [32, 32, 32, 48], "layer2.1.conv2": [32, 48, 32, 32],

@@ -109,12 +109,12 @@ def test_each_pass_is_run(form: str, tmp_path: Path) -> None:
     if form != "export":
         items += [FoldBatchNorm(), Compact()]
     after = Pipeline(items).run(graph, verify_each=True)
-    found = after.metadata["verified"]
+    found = after.history.verified
     assert [line["pass"] for line in found] == [item.name for item in items]
     assert [line["blocks"] for line in found] == [9, 15, 15, 15, 15, 15][: len(items)]
     assert ["drift" in line for line in found] == [item.preserves_function for item in items]
     assert all(line["drift"] <= 1e-5 < line["allowed"] for line in found if "drift" in line)
-    assert "verified" not in graph.metadata
+    assert not graph.history.verified
 
 
 @pytest.mark.parametrize("form", ["fx", "onnx"])
@@ -166,7 +166,7 @@ def test_on_the_meta_device_blocks_are_seen_and_no_numbers() -> None:
     with torch.device("meta"):
         graph = eir.trace(cifar_resnet(14, width=4))
     after = Pipeline([Stretch(to_depth=20)]).run(graph, verify_each=True)
-    assert after.metadata["verified"] == [{"pass": "stretch", "blocks": 9}]
+    assert after.history.verified == ({"pass": "stretch", "blocks": 9},)
 
 
 def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,10 +146,10 @@ def test_a_pipeline_is_its_passes_one_by_one() -> None:
     assert str(after) == str(alone)
     assert after.lineage() == alone.lineage()
     assert str(graph) == before  # the one given stays as it was
-    assert after.metadata["pipeline"] == [
+    assert after.history.pipeline == (
         "stretch{to-depth=32 order=interpolate}",
         "squeeze{to-stages=4,4,4 drop=even}",
-    ]
+    )
 
 
 def test_the_record_is_written_and_the_bytes_are_the_same_twice(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_the_record_is_written_and_the_bytes_are_the_same_twice(tmp_path: Path) 
         )
         assert result.exit_code == 0, result.output
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
-    assert eir.load(tmp_path / "one.safetensors").metadata["pipeline"] == [text]
+    assert eir.load(tmp_path / "one.safetensors").history.pipeline == (text,)
 
 
 def test_the_command(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_a_pass_of_a_file(own: Path) -> None:
         own / "o.pt",
     )
     assert "depth:      20 -> 14" in told.splitlines()
-    assert eir.load(own / "o.pt").metadata["pipeline"] == ["drop-last"]
+    assert eir.load(own / "o.pt").history.pipeline == ("drop-last",)
     listed = run("passes", "--load-pass", own / "mine.py", "drop-last")
     assert listed.splitlines()[0] == "drop-last: Delete the last free unit of every stage."
     assert "units" in listed
@@ -376,7 +376,7 @@ def test_a_recipe_is_its_pipeline(own: Path) -> None:
     assert "depth:      20 -> 26" in told.splitlines()
     text = "stretch{to-depth=32 order=interpolate},squeeze{to-stages=4,4,4 drop=even}"
     run("apply", own / "m.pt", "--passes", text, "-o", own / "two.pt")
-    assert ",".join(eir.load(own / "one.pt").metadata["pipeline"]) == text
+    assert ",".join(eir.load(own / "one.pt").history.pipeline) == text
     assert str(eir.load(own / "one.pt")) == str(eir.load(own / "two.pt"))
 
 

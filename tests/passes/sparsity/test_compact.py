@@ -82,7 +82,7 @@ def test_golden_text() -> None:
     changed = [line for line in difflib.ndiff(before, after) if line[0] in "-+"]
     assert "\n".join(changed) + "\n" == GOLDEN
     same_function(graph, done, x)
-    assert done.metadata["compact"]["layers"] == {"0": [2, 2, 4, 2], "3": [4, 2, 3, 3]}
+    assert done.history.reports["compact"]["layers"] == {"0": [2, 2, 4, 2], "3": [4, 2, 3, 3]}
     assert done.state_dict()["4.running_mean"].count_nonzero() == 3  # it was zero
 
 
@@ -159,7 +159,7 @@ def test_a_constant_beside_a_border_of_zeros_is_kept(mode: str, width: int, bias
     done = compact(graph)
     assert done.weights["two.weight"].shape[1] == width
     assert ("two.bias" in done.weights) == (bias or mode != "zeros")
-    assert done.metadata["compact"]["constant"] == ({"one": 1} if mode == "zeros" else {})
+    assert done.history.reports["compact"]["constant"] == ({"one": 1} if mode == "zeros" else {})
     module = same_function(graph, done, x)
     assert list(dict(module.named_parameters())) == list(done.weights)
 

@@ -47,7 +47,7 @@ def test_fresh_norms_leave_no_constant_behind() -> None:
             nn.init.zeros_(module.bias) if module.bias is not None else None
     graph = eir.trace(model.eval(), (torch.zeros(1, 3, 32, 32),), masks=masks)
     done = compact(graph)
-    assert not done.metadata["compact"]["constant"]
+    assert not done.history.reports["compact"]["constant"]
     for name, weight in done.weights.items():
         whole = graph.weights[name].shape
         assert not whole or weight.shape[0] == (whole[0] if name.startswith("classifier") else whole[0] // 2)
@@ -93,7 +93,7 @@ def dead_branch(depth: int = 20) -> tuple[eir.Graph, Tensor]:
 def test_a_unit_that_adds_nothing_is_removed() -> None:
     graph, x = dead_branch()
     done = compact(graph)
-    assert done.metadata["compact"]["units"] == ["layer2.1"]
+    assert done.history.reports["compact"]["units"] == ["layer2.1"]
     assert [len(stage) for stage in done.stages] == [3, 2, 3]
     assert done.depth == 18
     assert done.lineage()["layer2.1.conv1.weight"] == "layer2.2.conv1.weight"
@@ -111,7 +111,7 @@ def test_a_unit_whose_norm_adds_something_stays() -> None:
     with torch.no_grad():
         graph.origin.module.get_parameter("layer2.1.bn2.bias").fill_(0.5)
     done = compact(graph)
-    assert done.metadata["compact"]["units"] == []
+    assert done.history.reports["compact"]["units"] == []
     same_function(graph, done, x)
 
 
@@ -180,7 +180,7 @@ def test_a_forward_that_names_its_units() -> None:
     masks["b2.weight"][:] = 0
     graph = eir.trace(model, (x,), masks=masks)
     done = compact(graph)
-    assert done.metadata["compact"]["units"] == ["b2"]
+    assert done.history.reports["compact"]["units"] == ["b2"]
     assert done.weights["b2.weight"].shape == (4, 4, 3, 3)
     assert done.lineage()["b2.weight"] == "b3.weight"
     assert isinstance(same_function(graph, done, x), torch.fx.GraphModule)

@@ -412,4 +412,4 @@ def test_options_reach_the_record() -> None:
     made = Pipeline.parse("ghost-skips{start=0.5 share=1 decay=linear}").run(traced("cifar_resnet")[1])
     (fading,) = schedule_of(made).fadings
     assert dataclasses.astuple(fading.decay) == (0.5, 0.0, "linear", 1.0)
-    assert made.metadata["pipeline"] == ["ghost-skips{start=0.5 decay=linear share=1.0}"]
+    assert made.history.pipeline == ("ghost-skips{start=0.5 decay=linear share=1.0}",)

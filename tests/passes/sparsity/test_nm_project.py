@@ -35,7 +35,7 @@ def random_ticket(seed: int = 0) -> tuple[eir.Graph, dict[str, Tensor]]:
 def test_every_group_holds_and_nothing_revives(n: int, m: int) -> None:
     graph, masks = random_ticket()
     done = NMProject(n=n, m=m).run(graph)
-    report = done.metadata["nm-project"]
+    report = done.history.reports["nm-project"]
     assert len(report["projected"]) == 14  # twelve convolutions of blocks and two projections
     state = done.state_dict()
     for name in report["projected"]:
@@ -89,7 +89,7 @@ def test_sizes_and_names_decide() -> None:
         nn.ConvTranspose2d(24, 16, 1),
     )
     graph = eir.trace(model.eval(), (torch.zeros(1, 16, 2, 2),))
-    report = NMProject(skip=["2"]).run(graph).metadata["nm-project"]
+    report = NMProject(skip=["2"]).run(graph).history.reports["nm-project"]
     assert report["projected"] == ["0.weight"]
     assert report["skipped"] == {
         "1.weight": "1 inputs are no multiple of 4",
