@@ -16,8 +16,10 @@ from typing import Any
 import torch
 
 from elastic_ir.errors import SourceError
+from elastic_ir.formats.files import opened
 from elastic_ir.formats.pickles.allow_list import class_allowed, resolve_class
 from elastic_ir.formats.pickles.module import restricted_pickle
+from elastic_ir.formats.registry import PYTORCH
 from elastic_ir.formats.torch_zip import Place, check_content, content, places_of
 from elastic_ir.safety.limits import open_plain
 
@@ -61,21 +63,13 @@ def _damaged(path: Path, error: Exception) -> SourceError:
 
 def _sniff(path: Path) -> dict[str, Place] | None:
     """The records of a zip (all files since torch 1.6), whole; None for an older pickle, SourceError for the rest."""
-    try:
-        with open_plain(path) as file:
-            head = file.read(64)
-            if head.startswith(b"PK"):
-                records = places_of(file, path.name)
-                for name, place in records.items():
-                    check_content(file, place, name, path.name)
-                return records
-    except FileNotFoundError as error:
-        raise SourceError(f"{path} does not exist") from error
-    except IsADirectoryError as error:
-        raise SourceError(f"{path} is a folder, not a .pt file") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise SourceError(f"{path} cannot be read: {reason.lower()}") from error
+    with opened(path, PYTORCH.suffixes[0]) as file:
+        head = file.read(64)
+        if head.startswith(b"PK"):
+            records = places_of(file, path.name)
+            for name, place in records.items():
+                check_content(file, place, name, path.name)
+            return records
     if not head:
         raise SourceError(f"{path.name} is empty")
     if head.startswith(b"version https://git-lfs"):

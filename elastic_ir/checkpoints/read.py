@@ -16,7 +16,7 @@ from typing import Any
 from elastic_ir.checkpoints.config.depth import Stack, check_depth
 from elastic_ir.checkpoints.names import graph_of_tensors
 from elastic_ir.checkpoints.uncounted_layers import set_tail_apart
-from elastic_ir.errors import SourceError, StructureError
+from elastic_ir.errors import SourceError, StructureError, reason
 from elastic_ir.formats.bin import read_bin
 from elastic_ir.formats.files import read_json
 from elastic_ir.formats.model_folder import (
@@ -118,7 +118,7 @@ def read_table(path: Path, root: Path) -> dict[str, Any]:
     try:
         found = read_json(inside(path, root))
     except OSError as error:
-        raise SourceError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from error
+        raise SourceError(f"{path} cannot be read: {reason(error)}") from error
     except ValueError as error:
         raise SourceError(f"{path} is damaged: {error}") from error
     if not isinstance(found, dict):

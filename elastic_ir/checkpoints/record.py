@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from elastic_ir.errors import SourceError
+from elastic_ir.errors import SourceError, reason
 from elastic_ir.formats.files import read_json
 from elastic_ir.formats.model_folder import RECORD
 
@@ -103,7 +103,7 @@ def read_record(folder: Path) -> list[Step]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise SourceError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from error
+        raise SourceError(f"{path} cannot be read: {reason(error)}") from error
     except ValueError as error:
         raise SourceError(
             f"{path} is damaged: {error}; without it the folder is read as one of its own"

@@ -15,7 +15,7 @@ from typing import Any
 from elastic_ir.emit.state import refuse_without_values
 from elastic_ir.errors import EmitError, OutputError, SourceError
 from elastic_ir.formats import registry
-from elastic_ir.formats.files import atomic_folder, atomic_output, flush, refuse_long_name
+from elastic_ir.formats.files import atomic_folder, atomic_output, refuse_long_name, sync
 from elastic_ir.formats.model_folder import MASKS, CheckpointSource
 from elastic_ir.formats.registry import ReadOptions, Stored
 from elastic_ir.ir.described import described
@@ -218,7 +218,7 @@ def save_safetensors(graph: Graph, path: Path, check: bool) -> list[Path]:
         if check:
             _compare(_header_shapes(temporary), graph, path)
         if found:  # before the file itself gets its name: whoever sees the file finds its masks
-            flush(temporary)  # what a full disk can stop is stopped before the masks are replaced
+            sync(temporary)  # what a full disk can stop is stopped before the masks are replaced
             with atomic_output(mask_file(path)) as sidecar:
                 tie = {"format": "pt", TIE: tie_of([temporary])}
                 write_safetensors(sidecar, {n: _mask_data(mask) for n, mask in found.items()}, tie)

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from elastic_ir.errors import SourceError
+from elastic_ir.formats.files import opened
 from elastic_ir.formats.model_folder import stamp_of
 from elastic_ir.formats.pickles.state import StorageReference, StoredTensor, read_state_pickle
 from elastic_ir.formats.safetensors import CHUNK, FileTensor
 from elastic_ir.formats.torch_zip import AGAIN, Place, content, places_of
-from elastic_ir.safety.limits import REPEATED, open_plain
+from elastic_ir.safety.limits import REPEATED
 from elastic_ir.tensors.lazy import ITEM_SIZES, TensorData, item_size
 
 _MAGIC = 0x1950A86A20F9469CFC6C  #: what the older form begins with, as a pickled number
@@ -34,21 +35,16 @@ def read_bin(path: Path) -> dict[str, TensorData]:
     no need of (nothing of it is run), SourceError, one line: missing, truncated or damaged, no file of torch.save,
     big-endian, compressed, a storage that is missing or too small, or something else than a state dict.
     """
-    try:
-        with open_plain(path) as file:
-            status = os.fstat(file.fileno())
-            head = file.read(64)
-            file.seek(0)
-            if head.startswith(b"PK"):
-                found, places = _read_zip(file, path, status.st_size)
-            elif head.startswith(b"\x80"):
-                found, places = _read_legacy(file, path, status.st_size)
-            else:
-                raise SourceError(_no_form(path, head))
-    except FileNotFoundError as error:
-        raise SourceError(f"{path} does not exist") from error
-    except OSError as error:
-        raise SourceError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from error
+    with opened(path, "weights") as file:
+        status = os.fstat(file.fileno())
+        head = file.read(64)
+        file.seek(0)
+        if head.startswith(b"PK"):
+            found, places = _read_zip(file, path, status.st_size)
+        elif head.startswith(b"\x80"):
+            found, places = _read_legacy(file, path, status.st_size)
+        else:
+            raise SourceError(_no_form(path, head))
     if not isinstance(found, dict):
         raise SourceError(f"{path} holds a {type(found).__name__} and no state dict")
     odd = next((key for key, value in found.items() if type(value) is not StoredTensor), None)

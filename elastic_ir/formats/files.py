@@ -19,9 +19,9 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from elastic_ir.errors import OutputError, reason
+from elastic_ir.errors import OutputError, SourceError, reason
 from elastic_ir.safety.limits import JSON_BYTES, JSON_ENTRIES, JSON_LEVELS, open_plain
 
 NAME_BYTES = 255  #: of a file's name, on nearly every file system
@@ -48,7 +48,7 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         if mode is not None:
             temporary.chmod(mode)
-        flush(temporary)
+        sync(temporary)  # before the name says so; some file systems report a full disk only now
         os.replace(temporary, target)
     except OSError as error:
         if error.filename is None or Path(os.fsdecode(error.filename)) == temporary:
@@ -88,12 +88,6 @@ def _existing_mode(given: Path, target: Path) -> int | None:
         return target.stat().st_mode & 0o7777
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise OutputError(f"{given} cannot be written: {reason(error)}") from error
-
-
-def flush(path: Path) -> None:
-    """Have the bytes on the disk before the name says so; some file systems report a full disk only now."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -151,11 +145,27 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def opened(path: Path, form: str) -> Iterator[BinaryIO]:
+    """A plain file, open for reading; SourceError, one line, where the system refuses it, at once or later."""
+    try:
+        with open_plain(path) as file:
+            yield file
+    except FileNotFoundError as error:
+        raise SourceError(f"{path} does not exist") from error
+    except IsADirectoryError as error:
+        raise SourceError(f"{path} is a folder, not a {form} file") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise SourceError(f"{path} cannot be read: {reason(error)}") from error
+
+
 # -- JSON that comes with a model --------------------------------------------------------------------------------------
 
 #: What may be half of a pair of surrogates, escaped or not.
-_HALVES = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
-_HALVES_IN_BYTES = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
+_HALVES = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 Pairs = Callable[[list[tuple[str, Any]]], Any]
 
 
@@ -182,20 +192,15 @@ def parse_json(text: str | bytes, pairs: Pairs | None = None) -> Any:
     The entries are counted by their commas and brackets before anything is made of them; ``pairs`` is json's
     ``object_pairs_hook``.
     """
-    entries = (
-        sum(map(text.count, (",", "[", "{")))
-        if isinstance(text, str)
-        else sum(map(text.count, (b",", b"[", b"{")))
-    )
-    if entries > JSON_ENTRIES:
+    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    if sum(map(raw.count, (b",", b"[", b"{"))) > JSON_ENTRIES:
         raise ValueError(f"it has more than {JSON_ENTRIES:,} entries")
     try:
         found = json.loads(text, object_pairs_hook=pairs)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     _check_levels(found)
-    odd = _HALVES.search(text) if isinstance(text, str) else _HALVES_IN_BYTES.search(text)
-    if odd:  # a pair of them is one character, as json writes it
+    if _HALVES.search(raw):  # a pair of them is one character, as json writes it
         try:
             json.dumps(found, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:

@@ -10,14 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from elastic_ir.errors import MaskError
 from elastic_ir.formats.packed_masks import INDEX
 from elastic_ir.formats.registry import SAFETENSORS
-from elastic_ir.formats.safetensors import DTYPES, METADATA
-from elastic_ir.tensors.lazy import ITEM_SIZES, Mask
+from elastic_ir.formats.safetensors import NAMES, FileTensor, read_safetensors
+from elastic_ir.tensors.lazy import ITEM_SIZES, Mask, nbytes
 
 #: Metadata of a mask file: the digest of the weights that it was written for.
 TIE = "elastic_ir.tensors.weights"
@@ -26,21 +25,16 @@ _SPOTS = 8  #: places of a tensor that are looked at, evenly spaced, its ends am
 _SPOT = 64  #: bytes at each; a multiple of every element's size
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """What is looked at of a tensor: bytes at their offsets within it."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    spots: tuple[tuple[int, bytes], ...]
+#: What is looked at of a tensor: itself, and bytes at their offsets within it.
+Sample = tuple[FileTensor, list[tuple[int, bytes]]]
 
 
 def tie_of(files: Iterable[Path]) -> str:
     """The digest of the tensors in ``.safetensors`` files of sound headers, however they are spread over them."""
     digest = hashlib.sha256()
-    for name, sample in sorted(_samples(files), key=lambda pair: pair[0]):
-        digest.update(json.dumps([name, sample.dtype, sample.shape]).encode())
-        for _, spot in sample.spots:
+    for name, (tensor, spots) in sorted(_samples(files), key=lambda pair: pair[0]):
+        digest.update(json.dumps([name, NAMES[tensor.dtype], tensor.shape]).encode())
+        for _, spot in spots:
             digest.update(spot)
     return digest.hexdigest()
 
@@ -69,31 +63,26 @@ def check_tie(
         )
 
 
-def _samples(files: Iterable[Path]) -> Iterator[tuple[str, _Sample]]:
+def _samples(files: Iterable[Path]) -> Iterator[tuple[str, Sample]]:
     for path in files:
+        tensors, _ = read_safetensors(path)
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-            for name, item in header.items():
-                if name == METADATA:
-                    continue
-                begin, end = item["data_offsets"]
-                size = end - begin
+            for name, tensor in tensors.items():
+                size = nbytes(tensor)
                 last = max(size - _SPOT, 0)
-                places = sorted({last * i // (_SPOTS - 1) // _SPOT * _SPOT for i in range(_SPOTS)})
                 spots = []
-                for place in places:
-                    file.seek(8 + length + begin + place)
+                for place in sorted({last * i // (_SPOTS - 1) // _SPOT * _SPOT for i in range(_SPOTS)}):
+                    file.seek(tensor.offset + place)
                     spots.append((place, file.read(min(_SPOT, size - place))))
-                yield name, _Sample(item["dtype"], tuple(item["shape"]), tuple(spots))
+                yield name, (tensor, spots)
 
 
-def _zero_where_pruned(mask: Mask, sample: _Sample) -> bool:
-    dtype = next((ours for ours, theirs in DTYPES.items() if theirs == sample.dtype), "")
-    if dtype not in ITEM_SIZES or mask.shape != sample.shape:
-        return True  # that it does not fit is told by who attaches it
-    item, bits = ITEM_SIZES[dtype], mask.bits
-    for offset, spot in sample.spots:
+def _zero_where_pruned(mask: Mask, sample: Sample) -> bool:
+    tensor, spots = sample
+    if tensor.dtype not in ITEM_SIZES or mask.shape != tensor.shape:
+        return True  # whoever attaches it reports that it does not fit
+    item, bits = ITEM_SIZES[tensor.dtype], mask.bits
+    for offset, spot in spots:
         for at in range(0, len(spot), item):
             index = (offset + at) // item
             if any(spot[at : at + item]) and not bits[index >> 3] >> (7 - index % 8) & 1:

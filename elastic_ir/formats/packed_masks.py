@@ -33,6 +33,26 @@ def packed_size(size: int) -> int:
     return -(-size // 8)
 
 
+def parse_index(text: str, table: str, form: str, path: Path) -> dict[str, Any]:
+    """The named table of an index, ``{"version": 1, TABLE: {NAME: ...}}``, which stands in the metadata of a file.
+
+    Raises SourceError where the index is damaged, or of a newer version of the format, which ``form`` names.
+    """
+    try:
+        data = parse_json(text)
+        version = data["version"]
+        if type(version) is int and version > VERSION:
+            raise SourceError(
+                f"{path} has version {version} of {form}; this ElasticIR reads version {VERSION}"
+            )
+        if type(version) is not int or version < 1 or not isinstance(data[table], dict):
+            raise ValueError("no version, or no table of masks")
+    except (ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"{path} is damaged: its index cannot be read ({error})") from error
+    entries: dict[str, Any] = data[table]
+    return entries
+
+
 def mask_entry(entry: Any) -> tuple[list[int], str]:
     """Shape and dtype that an index gives a mask; ValueError for an entry that has none."""
     shape, dtype = (entry.get("shape"), entry.get("mask")) if isinstance(entry, dict) else (None, None)
@@ -49,21 +69,27 @@ def mask_entry(entry: Any) -> tuple[list[int], str]:
 class StoredMask(Mask):
     """A mask whose bits stay in their file: each use reads them, and none keeps them."""
 
-    def __init__(self, name: str, stored: TensorData, shape: tuple[int, ...], dtype: str) -> None:
-        # a mask is frozen, and its bits are not here
-        for field, value in (("name", name), ("stored", stored), ("shape", shape), ("dtype", dtype)):
+    def __init__(
+        self, name: str, stored: TensorData, shape: tuple[int, ...], dtype: str, kept: int | None = None
+    ) -> None:
+        given = {"name": name, "stored": stored, "shape": shape, "dtype": dtype, "kept": kept}
+        for field, value in given.items():  # a mask is frozen, and its bits are not here
             object.__setattr__(self, field, value)
 
     name: str
     stored: TensorData  #: packed bits, most significant bit first
+    kept: int | None  #: the number of ones, where the file states it by what it holds for them
 
     @property
     def bits(self) -> bytes:
-        """The bits, read anew; SourceError where the file was changed, or ones stand behind the mask's end."""
+        """The bits, read anew; SourceError where the file was changed, or its ones are not those that it states."""
         bits = b"".join(self.stored.chunks())
-        if self.size % 8 and bits[-1] & (0xFF >> self.size % 8):
-            where = getattr(self.stored, "path", "the file")
-            raise SourceError(f"{where} is damaged: the mask of {self.name!r} has ones behind its end")
+        where = f"{getattr(self.stored, 'path', 'the file')} is damaged: the mask of {self.name!r}"
+        if _runs_over(bits, self.size):
+            raise SourceError(f"{where} has ones behind its end")
+        ones = int.from_bytes(bits, "big").bit_count()
+        if self.kept not in (None, ones):
+            raise SourceError(f"{where} keeps {ones} values, the file holds {self.kept}")
         return bits
 
     def __eq__(self, other: object) -> bool:
@@ -73,6 +99,11 @@ class StoredMask(Mask):
 
     def __hash__(self) -> int:
         return hash((self.shape, self.dtype))
+
+
+def _runs_over(bits: bytes, size: int) -> bool:
+    """Whether packed bits have ones behind the last of so many."""
+    return bool(size % 8 and bits[-1] & (0xFF >> size % 8))
 
 
 @dataclass(frozen=True)
@@ -102,17 +133,7 @@ def packed_masks(masks: Mapping[str, Mask]) -> tuple[dict[str, TensorData], dict
 
 def read_packed(path: Path, stored: Mapping[str, TensorData], index: str) -> dict[str, Mask]:
     """The masks of a packed file, unread; SourceError where its index and its tensors do not fit."""
-    try:
-        data = parse_json(index)
-        if type(data["version"]) is not int or not isinstance(data["masks"], dict):
-            raise ValueError("no version, or no table of masks")
-        entries: dict[str, Any] = data["masks"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise SourceError(f"{path} is damaged: its index of masks cannot be read ({error})") from error
-    if data["version"] > VERSION:
-        raise SourceError(
-            f"{path} has version {data['version']} of packed masks; this ElasticIR reads version {VERSION}"
-        )
+    entries = parse_index(index, "masks", "packed masks", path)
     masks: dict[str, Mask] = {}
     for name, entry in entries.items():
         try:
@@ -159,7 +180,7 @@ def masks_of_records(records: Mapping[str, bytes], path: Path) -> dict[str, Mask
         end += packed_size(size)
         if told.get("offset") != begin or end > len(bits):
             raise SourceError(f"{where}the bits of the mask {name!r} are not where its entry says")
-        if size % 8 and bits[end - 1] & (0xFF >> size % 8):
+        if _runs_over(bits[begin:end], size):
             raise SourceError(f"{where}the mask of {name!r} has ones behind its end")
         masks[name] = Mask(tuple(shape), bits[begin:end], dtype)
     if end != len(bits):

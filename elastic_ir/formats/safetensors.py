@@ -13,18 +13,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from elastic_ir.errors import EmitError, SourceChangedError, SourceError
-from elastic_ir.formats.files import parse_json
+from elastic_ir.errors import EmitError, SourceChangedError, SourceError, reason
+from elastic_ir.formats.files import opened, parse_json
 from elastic_ir.formats.model_folder import stamp_of
 from elastic_ir.formats.registry import SAFETENSORS
-from elastic_ir.safety.limits import open_plain
 from elastic_ir.tensors.lazy import ITEM_SIZES, TensorData, nbytes, size_of
 
 if TYPE_CHECKING:
@@ -68,8 +66,8 @@ MAX_HEADER = 100_000_000
 #: The one key of the header that names no tensor.
 METADATA = "__metadata__"
 
-_NAMES = {**DTYPES, **PACKED}
-_DTYPES = {theirs: ours for ours, theirs in _NAMES.items()}
+NAMES = {**DTYPES, **PACKED}
+_DTYPES = {theirs: ours for ours, theirs in NAMES.items()}
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -139,9 +137,7 @@ class FileTensor:
         try:
             file = self.path.open("rb")
         except OSError as error:
-            raise SourceError(
-                f"{self.path} could not be read: {(error.strerror or str(error)).lower()}"
-            ) from error
+            raise SourceError(f"{self.path} could not be read: {reason(error)}") from error
         with file:
             self._check_stamp(file)
             yield file
@@ -160,30 +156,23 @@ def read_safetensors(
     is garbage, names an unknown dtype, or has offsets that overlap, leave gaps or do not fit the shapes.
     """
     path = Path(path)
-    try:
-        with open_plain(path) as file:
-            status = os.fstat(file.fileno())
-            size = status.st_size
-            length = int.from_bytes(file.read(8), "little")
-            if size == 0:
-                raise SourceError(f"{path} is empty")
-            if size < 8:
-                raise SourceError(f"{path} is no {form} file: it has only {size} bytes")
-            if length > MAX_HEADER:
-                raise SourceError(
-                    f"{path} is no {form} file: its first 8 bytes ask for a header of {length} bytes"
-                )
-            if 8 + length > size:
-                raise SourceError(
-                    f"{path} is truncated: the header should have {length} bytes, the file has {size}"
-                )
-            text = file.read(length)
-    except FileNotFoundError as error:
-        raise SourceError(f"{path} does not exist") from error
-    except IsADirectoryError as error:
-        raise SourceError(f"{path} is a folder, not a {form} file") from error
-    except OSError as error:
-        raise SourceError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from error
+    with opened(path, form) as file:
+        status = os.fstat(file.fileno())
+        size = status.st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size == 0:
+            raise SourceError(f"{path} is empty")
+        if size < 8:
+            raise SourceError(f"{path} is no {form} file: it has only {size} bytes")
+        if length > MAX_HEADER:
+            raise SourceError(
+                f"{path} is no {form} file: its first 8 bytes ask for a header of {length} bytes"
+            )
+        if 8 + length > size:
+            raise SourceError(
+                f"{path} is truncated: the header should have {length} bytes, the file has {size}"
+            )
+        text = file.read(length)
     header = _parse(text, path, form)
     metadata = header.pop(METADATA, None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -310,7 +299,7 @@ def _header(
     begins: dict[str, int] = {}
     end = 0
     for name in layout:
-        if tensors[name].dtype not in _NAMES:
+        if tensors[name].dtype not in NAMES:
             dtype = tensors[name].dtype
             raise EmitError(f"the tensor {name!r} is {dtype}, which .safetensors cannot hold; write a .pt")
         begins[name] = end
@@ -320,7 +309,7 @@ def _header(
     fields: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
     for name, data in tensors.items():
         offsets = [begins[name], begins[name] + nbytes(data)]
-        fields[name] = {"dtype": _NAMES[data.dtype], "shape": list(data.shape), "data_offsets": offsets}
+        fields[name] = {"dtype": NAMES[data.dtype], "shape": list(data.shape), "data_offsets": offsets}
     text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER:
@@ -335,31 +324,7 @@ def _header(
 
 
 def tensors_of_file(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file by name, for data that a network is measured on: used whole, and at once.
+    """The tensors of a file by name, read whole; SourceError as :func:`read_safetensors` raises it."""
+    from elastic_ir.tensors.torch_bridge import to_torch
 
-    Raises OSError, ValueError, KeyError or TypeError for a file that is damaged or cannot be read.
-    """
-    import torch
-
-    dtypes = {short: getattr(torch, name) for name, short in DTYPES.items()}
-    raw = file.read_bytes()
-    size = int.from_bytes(raw[:8], "little")
-    if len(raw) < 8 or size > min(MAX_HEADER, len(raw) - 8):
-        raise ValueError("its header is cut short")
-    tensors: dict[str, torch.Tensor] = {}
-    spans: list[tuple[int, int]] = []
-    for name, entry in json.loads(raw[8 : 8 + size]).items():
-        if name == METADATA:
-            continue
-        start, end = entry["data_offsets"]
-        dtype, shape = dtypes[entry["dtype"]], [int(extent) for extent in entry["shape"]]
-        if not 0 <= start <= end <= len(raw) - 8 - size or math.prod(shape) * dtype.itemsize != end - start:
-            raise ValueError(f"{name!r} lies outside of it")
-        spans.append((start, end))
-        body = bytearray(raw[8 + size + start : 8 + size + end])  # torch wants memory that may be written to
-        flat = torch.frombuffer(body, dtype=dtype) if body else torch.empty(0, dtype=dtype)
-        tensors[str(name)] = flat.reshape(shape)
-    ends = [0, *(end for _, end in sorted(spans))]
-    if [start for start, _ in sorted(spans)] != ends[:-1] or ends[-1] != len(raw) - 8 - size:
-        raise ValueError("its tensors overlap or leave gaps")
-    return tensors
+    return {name: to_torch(data) for name, data in read_safetensors(file)[0].items()}

@@ -16,29 +16,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from elastic_ir.errors import EmitError, SourceError
-from elastic_ir.formats.files import parse_json
-from elastic_ir.formats.packed_masks import mask_entry
+from elastic_ir.formats.packed_masks import VERSION, StoredMask, mask_entry, packed_size, parse_index
 from elastic_ir.formats.registry import TICKET
-from elastic_ir.formats.safetensors import (
-    MAX_HEADER,
-    METADATA,
-    FileTensor,
-    read_safetensors,
-    write_safetensors,
-)
+from elastic_ir.formats.safetensors import MAX_HEADER, FileTensor, read_safetensors, write_safetensors
 from elastic_ir.ir.serialise import InlineData
-from elastic_ir.tensors.lazy import ITEM_SIZES, Mask, TensorData, ones_between
+from elastic_ir.tensors.lazy import ITEM_SIZES, KeptData, Mask, TensorData, ones_between
 from elastic_ir.tensors.weights import Storage
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-#: The version that is written, and the newest that is read.
-VERSION = 1
 
 #: Metadata: the index as JSON, ``{"version": 1, "masked": {NAME: {"shape": [...], "mask": DTYPE}}}``.
 INDEX = "elastic_ir.ticket"
@@ -51,13 +37,6 @@ MASK, KEPT = ":mask", ":kept"
 
 #: A graph's JSON is no longer than what fits into the header of a ``.safetensors``; nor may it expand to more.
 MAX_GRAPH = MAX_HEADER
-
-
-def elements(raw: memoryview | bytes, dtype: str) -> NDArray[np.generic]:
-    """Bytes as an array with one entry for each element: an integer of its size, because only places matter."""
-    import numpy as np
-
-    return np.frombuffer(raw, f"<u{ITEM_SIZES[dtype]}")
 
 
 def pack_graph(text: str) -> str:
@@ -87,37 +66,10 @@ _MAX_BYTES = (1 << 63) - 1  #: of a tensor, empty dimensions not counted: sizes 
 
 
 @dataclass(frozen=True)
-class PackedMask:
-    """A mask whose bits are still in the file."""
-
-    name: str
-    bits: FileTensor
-    shape: tuple[int, ...]
-    dtype: str
-    kept: int  #: how many values the file holds for its weight
-
-    def read(self) -> Mask:
-        """The mask; SourceError where its ones are not as many as the values, or bits stand behind its end."""
-        bits = b"".join(self.bits.chunks())
-        mask = Mask(self.shape, bits, self.dtype)
-        if mask.size % 8 and bits[-1] & (0xFF >> mask.size % 8):
-            raise SourceError(
-                f"{self.bits.path} is damaged: the mask of {self.name!r} has ones behind its end"
-            )
-        ones = mask.size - mask.zeros
-        if ones != self.kept:
-            raise SourceError(
-                f"{self.bits.path} is damaged: the mask of {self.name!r} keeps {ones} values, "
-                f"the file holds {self.kept}"
-            )
-        return mask
-
-
-@dataclass(frozen=True)
 class PackedData:
     """A weight of which the file holds the surviving values; zero elsewhere."""
 
-    mask: PackedMask
+    mask: StoredMask
     kept: FileTensor
 
     @property
@@ -132,16 +84,15 @@ class PackedData:
         """The expanded bytes, about a million elements at a time; SourceError as the mask and the file give it."""
         import numpy as np
 
-        mask = self.mask.read()
-        item = ITEM_SIZES[self.dtype]
+        size, bits, item = self.mask.size, self.mask.bits, ITEM_SIZES[self.dtype]
         pieces, unused = self.kept.chunks(), memoryview(b"")
-        for begin in range(0, mask.size, STEP):
-            ones = ones_between(mask.bits, begin, min(STEP, mask.size - begin))
+        for begin in range(0, size, STEP):
+            ones = ones_between(bits, begin, min(STEP, size - begin))
             needed = int(np.count_nonzero(ones)) * item
             while len(unused) < needed:  # the mask was counted: so many are there
                 unused = memoryview(b"".join((unused, next(pieces))))
             values = np.zeros(len(ones), f"<u{item}")
-            values[ones] = elements(unused[:needed], self.dtype)
+            values[ones] = np.frombuffer(unused[:needed], values.dtype)
             unused = unused[needed:]
             yield values.view(np.uint8).data
 
@@ -151,12 +102,12 @@ class Ticket:
     """What a ticket file holds, unread: weights in their order, masks by their weights' names, the graph's JSON."""
 
     tensors: dict[str, TensorData]
-    masks: dict[str, PackedMask]
+    masks: dict[str, StoredMask]
     graph: str | None
 
     def read_masks(self) -> dict[str, Mask]:
-        """All masks, one bit for each weight."""
-        return {name: mask.read() for name, mask in self.masks.items()}
+        """All masks, one bit for each weight; SourceError as :class:`StoredMask` raises it."""
+        return {name: Mask(mask.shape, mask.bits, mask.dtype) for name, mask in self.masks.items()}
 
 
 def read_ticket(path: str | os.PathLike[str]) -> Ticket:
@@ -167,9 +118,11 @@ def read_ticket(path: str | os.PathLike[str]) -> Ticket:
     """
     path = Path(path)
     stored, metadata = read_safetensors(path, TICKET.suffixes[0])
-    index = _index(metadata, path)
+    if INDEX not in metadata:
+        raise SourceError(f"{path} is no ticket file: its metadata has no {INDEX!r}")
+    index = parse_index(metadata[INDEX], "masked", "the ticket format", path)
     tensors: dict[str, TensorData] = {}
-    masks: dict[str, PackedMask] = {}
+    masks: dict[str, StoredMask] = {}
     for key, tensor in stored.items():
         name = next((key.removesuffix(end) for end in (MASK, KEPT) if key.endswith(end)), key)
         if name in index:
@@ -185,27 +138,9 @@ def read_ticket(path: str | os.PathLike[str]) -> Ticket:
     return Ticket(tensors, masks, _graph(metadata, path))
 
 
-def _index(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
-    if INDEX not in metadata:
-        raise SourceError(f"{path} is no ticket file: its metadata has no {INDEX!r}")
-    try:
-        data = parse_json(metadata[INDEX])
-        version = data["version"]
-        if type(version) is int and version > VERSION:
-            raise SourceError(
-                f"{path} has version {version} of the ticket format; this ElasticIR reads version {VERSION}"
-            )
-        if type(version) is not int or version < 1 or not isinstance(data["masked"], dict):
-            raise ValueError("no version, or no table of masked weights")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise SourceError(f"{path} is damaged: its index cannot be read ({error})") from error
-    masked: dict[str, Any] = data["masked"]
-    return masked
-
-
 def _masked(
     name: str, entry: Any, stored: Mapping[str, FileTensor], path: Path
-) -> tuple[TensorData, PackedMask]:
+) -> tuple[TensorData, StoredMask]:
     """A masked weight and its mask; SourceError where its parts and its index entry do not fit."""
     where = f"{path} is damaged: "
     try:
@@ -224,16 +159,16 @@ def _masked(
     if len(shape) > _MAX_DIMENSIONS or item * prod(extent or 1 for extent in shape) > _MAX_BYTES:
         raise SourceError(f"{where}the shape of {name!r} is beyond any tensor: {str(shape)[:80]}")
     size = prod(shape)
-    if bits.dtype != "uint8" or bits.shape != (-(-size // 8),):
+    if bits.dtype != "uint8" or bits.shape != (packed_size(size),):
         raise SourceError(
             f"{where}the mask of {name!r} is {bits.dtype} {list(bits.shape)}, "
-            f"shape {shape} needs {-(-size // 8)} bytes of uint8"
+            f"shape {shape} needs {packed_size(size)} bytes of uint8"
         )
     if whole is not None and whole.shape != tuple(shape):
         raise SourceError(f"{where}{name!r} has the shape {list(whole.shape)}, its index entry {shape}")
     if kept is not None and len(kept.shape) != 1:
         raise SourceError(f"{where}the values of {name!r} have {len(kept.shape)} dimensions, not one")
-    mask = PackedMask(name, bits, tuple(shape), dtype, prod(values.shape))
+    mask = StoredMask(name, bits, tuple(shape), dtype, kept=prod(values.shape))
     return (PackedData(mask, values) if whole is None else whole), mask
 
 
@@ -247,31 +182,6 @@ def _graph(metadata: Mapping[str, str], path: Path) -> str | None:
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class KeptData:
-    """The recipe "the values of this tensor where its mask is 1, in order"; evaluated chunk by chunk."""
-
-    data: TensorData
-    mask: Mask
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.mask.size - self.mask.zeros,)
-
-    @property
-    def dtype(self) -> str:
-        return self.data.dtype
-
-    def chunks(self) -> Iterator[memoryview]:
-        import numpy as np
-
-        done = 0
-        for chunk in self.data.chunks():
-            values = elements(chunk, self.dtype)
-            yield values[ones_between(self.mask.bits, done, len(values))].view(np.uint8).data
-            done += len(values)
 
 
 def write_ticket(
@@ -306,11 +216,4 @@ def write_ticket(
 
 def ticket_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
     """The weights' shapes by name, from a file just written."""
-    with open(path, "rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    masked = json.loads(header.pop(METADATA)[INDEX])["masked"]
-    shapes = {name: tuple(item["shape"]) for name, item in masked.items()}
-    for name, item in header.items():
-        if not name.endswith((MASK, KEPT)):
-            shapes[name] = tuple(item["shape"])
-    return shapes
+    return {name: data.shape for name, data in read_ticket(path).tensors.items()}

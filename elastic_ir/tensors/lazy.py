@@ -190,6 +190,32 @@ class MaskedData:
 
 
 @dataclass(frozen=True)
+class KeptData:
+    """The recipe "the values of this tensor where a mask is 1, in order", of shape [ones]; evaluated chunk by chunk."""
+
+    data: TensorData
+    mask: Mask
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.mask.size - self.mask.zeros,)
+
+    @property
+    def dtype(self) -> str:
+        return self.data.dtype
+
+    def chunks(self) -> Iterator[memoryview]:
+        import numpy as np
+
+        item, bits = item_size(self.dtype), self.mask.bits
+        done = 0
+        for chunk in self.data.chunks():
+            elements = np.frombuffer(chunk, f"V{item}")
+            yield elements[ones_between(bits, done, len(elements))].view(np.uint8).data
+            done += len(elements)
+
+
+@dataclass(frozen=True)
 class ShapeOnly:
     """A tensor of which only the shape is known: a model on the meta device, or a reference."""
 

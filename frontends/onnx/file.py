@@ -16,7 +16,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elastic_ir.errors import SourceError
+from elastic_ir.errors import SourceError, reason
 from elastic_ir.formats.model_folder import stamp_of
 from elastic_ir.formats.protobuf import BYTES, Field, WireError, fields
 from elastic_ir.formats.protobuf import field as wire_field
@@ -100,7 +100,7 @@ class OnnxFile:
         except OSError as error:
             raise SourceError(
                 f"{self.path.name}: the file {location} with the data of {owner} cannot be read: "
-                f"{(error.strerror or str(error)).lower()}"
+                f"{reason(error)}"
             ) from error
         if not path.is_file():
             raise SourceError(f"{self.path.name}: {location}, with the data of {owner}, is no plain file")
@@ -135,8 +135,7 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
     except WireError as error:
         raise SourceError(f"{path.name} is no ONNX model, or was cut short: {error}") from error
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise SourceError(f"{path} could not be read: {reason.lower()}") from error
+        raise SourceError(f"{path} could not be read: {reason(error)}") from error
     if len(small) > _MODEL:
         raise SourceError(
             f"{path.name} has {len(small)} bytes outside its tensors; up to {_MODEL} are read, which no network needs"

@@ -176,7 +176,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         (
             "a.safetensors",
             b"\xff" * 20,
-            r"a.safetensors is no readable .safetensors file \(its header is cut short",
+            "a.safetensors is no .safetensors file: its first 8 bytes ask for a header",
         ),
         ("a.csv", b"1,2", "a.csv: data is read from .npz and .safetensors files"),
     ]:

@@ -145,8 +145,8 @@ def rewrite(path: Path, edit: Callable[[dict[str, Any], dict[str, Any]], None]) 
     ("edit", "message"),
     [
         (lambda i, t: i.update(version=2), "has version 2 of packed masks; this ElasticIR reads version 1"),
-        (lambda i, t: i.pop("version"), "its index of masks cannot be read ('version')"),
-        (lambda i, t: i.update(masks=[]), "its index of masks cannot be read (no version, or no table"),
+        (lambda i, t: i.pop("version"), "its index cannot be read ('version')"),
+        (lambda i, t: i.update(masks=[]), "its index cannot be read (no version, or no table"),
         (lambda i, t: i["masks"][ODD].update(shape=[-1]), f"the index entry of {ODD!r} has no shape"),
         (
             lambda i, t: i["masks"][ODD].update(mask="x"),

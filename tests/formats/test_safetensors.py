@@ -263,11 +263,11 @@ def test_what_the_library_wrote_is_read(tmp_path: Path) -> None:
     ("offsets", "body", "message"),
     [
         ([[0, 4], [4, 8]], 8, ""),
-        ([[0, 4], [0, 4]], 4, "its tensors overlap or leave gaps"),
-        ([[0, 4], [8, 12]], 12, "its tensors overlap or leave gaps"),
-        ([[0, 4], [4, 8]], 12, "its tensors overlap or leave gaps"),
-        ([[0, 4], [4, 8]], 6, "'t1' lies outside of it"),
-        ([[0, 4], [4, 7]], 8, "'t1' lies outside of it"),
+        ([[0, 4], [0, 4]], 4, "the bytes of 't1' and 't0' overlap"),
+        ([[0, 4], [8, 12]], 12, "4 bytes before 't1' belong to no tensor"),
+        ([[0, 4], [4, 8]], 12, "4 bytes at its end belong to no tensor"),
+        ([[0, 4], [4, 8]], 6, "'t1' should end at byte 8 of the data, which has 6"),
+        ([[0, 4], [4, 7]], 8, "takes 4 bytes"),
     ],
 )
 def test_offsets_are_checked(tmp_path: Path, offsets: list[list[int]], body: int, message: str) -> None:
@@ -282,8 +282,8 @@ def test_offsets_are_checked(tmp_path: Path, offsets: list[list[int]], body: int
             "t1": [0.0],
         }
         return
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SourceError, match=message):
         tensors_of_file(path)
     path.write_bytes(path.read_bytes()[:9])
-    with pytest.raises(ValueError, match="its header is cut short"):
+    with pytest.raises(SourceError, match="is truncated: the header should have"):
         tensors_of_file(path)

@@ -16,8 +16,8 @@ from elastic_ir.emit.onnx.file import LIMIT, size_of, write_external, write_onnx
 from elastic_ir.emit.onnx.model import build_onnx
 from elastic_ir.emit.onnx.sparse import dense_size, sparsify
 from elastic_ir.emit.state import refuse_without_values
-from elastic_ir.errors import EmitError, OutputError
-from elastic_ir.formats.files import atomic_output, flush, refuse_long_name, temporary_name
+from elastic_ir.errors import EmitError, OutputError, reason
+from elastic_ir.formats.files import atomic_output, refuse_long_name, sync, temporary_name
 from elastic_ir.ir.graph import Graph
 from elastic_ir.onnx_model.source import MARK, OnnxSource, mark_of
 from elastic_ir.tensors.lazy import TensorData
@@ -180,12 +180,12 @@ def _save_external(
         write_external(made, bytes_of, data.name, model, tensors)
         difference = _checked(made, path, model, expected)
         size = made.stat().st_size + bytes_of.stat().st_size
-        flush(bytes_of)
-        flush(made)
+        sync(bytes_of)
+        sync(made)
         _replace_both((bytes_of, data), (made, path), folder / "before")
     except OSError as error:
         raise OutputError(
-            f"{path} could not be written: {(error.strerror or str(error)).lower()}; what was there is unchanged"
+            f"{path} could not be written: {reason(error)}; what was there is unchanged"
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from elastic_ir.ir.serialise import InlineData
 from elastic_ir.onnx_model.source import DTYPES, MARK, mark_of
-from elastic_ir.tensors.lazy import ITEM_SIZES, Mask, TensorData, nbytes, size_of
+from elastic_ir.tensors.lazy import ITEM_SIZES, KeptData, Mask, TensorData, nbytes, size_of
 from elastic_ir.tensors.zeros import nonzero
 
 if TYPE_CHECKING:
@@ -23,33 +23,6 @@ if TYPE_CHECKING:
 _OVERHEAD = 64  #: bytes of the second tensor's messages
 _FEWEST = 16  #: elements; below, the messages alone are longer
 _SPARSE_IR = 5  #: the first version of ONNX's IR that has sparse initializers
-
-
-@dataclass(frozen=True)
-class Survivors:
-    """The values of a tensor where a mask is 1, in order: [NNZ]."""
-
-    data: TensorData
-    mask: Mask
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.mask.size - self.mask.zeros,)
-
-    @property
-    def dtype(self) -> str:
-        return self.data.dtype
-
-    def chunks(self) -> Iterator[memoryview]:
-        import numpy as np
-
-        item = ITEM_SIZES[self.dtype]
-        keep = self.mask.array().reshape(-1)
-        done = 0
-        for chunk in self.data.chunks():
-            elements = np.frombuffer(chunk, np.uint8).reshape(-1, item)
-            yield elements[keep[done : done + len(elements)]].reshape(-1).data
-            done += len(elements)
 
 
 @dataclass(frozen=True)
@@ -145,7 +118,7 @@ def _turn(
         return False
     sparse = graph.sparse_initializer.add()
     sparse.dims.extend(data.shape)
-    values, indices = Survivors(data, mask), Positions(mask)
+    values, indices = KeptData(data, mask), Positions(mask)
     for proto, part, kind in ((sparse.values, values, tensor.data_type), (sparse.indices, indices, 7)):
         made = f"sparse{len(tensors)}:9"  # the source's marks are numbers, some of which are gone
         tensors[made] = part
