@@ -201,11 +201,11 @@ def write_table(pairs: list[dict[str, Any]], results: list[dict[str, Any]], vers
         "# The zoo: every depth-only pair of timm, both ways",
         "",
         f"Written by `python -m benchmarks.zoo` with timm {version} and torch {torch.__version__.split('+')[0]}.",
-        "A pair is two models whose state dicts hold the same set of (name without numbers, shape); the list and what",
-        "is possible at all were made beforehand, by `benchmarks.zoo_pairs`. `equal`: the native model loads the",
-        "transformed weights with `strict=True`, every tensor is its source's, and the outputs of the emitted module",
-        "equal the native model's bit for bit. `names`: above 300 million parameters, where names, shapes and lineage",
-        "are compared.",
+        "A pair is two models whose state dicts hold the same set of (name without numbers, shape). The list of pairs,",
+        "and which directions are possible, were computed beforehand by `benchmarks.zoo_pairs`. `equal`: the native",
+        "model loads the transformed weights with `strict=True`, every tensor equals its source's, and the outputs of",
+        "the emitted module equal the native model's bit for bit. `names`: above 300 million parameters, only names,",
+        "shapes and lineage are compared.",
         "",
         "| family | models | stretch equal | names | squeeze equal | names | impossible, refused | failed |",
         "|---|---|---|---|---|---|---|---|",
@@ -237,13 +237,13 @@ def write_table(pairs: list[dict[str, Any]], results: list[dict[str, Any]], vers
         lines += [_line(r, r["outcome"]) for r in failures]
         lines.append("")
     if mistaken:
-        lines += ["## What the list takes for possible, and is not", ""]
-        lines += ["The target has a weight that the source has in no block, whatever its number.", ""]
+        lines += ["## Listed as possible, but impossible", ""]
+        lines += ["The target has a weight that no block of the source has.", ""]
         lines += [_line(r, f"{r['lacks']}. {r['outcome']}") for r in mistaken]
         lines.append("")
     others = [r for r in others if not r.get("lacks")]
     if others:
-        lines += ["## What is impossible, and what the refusal says", ""]
+        lines += ["## Impossible pairs and their refusals", ""]
         lines += [_line(r, f"{r['expected']}. {r['outcome']}") for r in others if passed(r)]
     path.write_text("\n".join(lines).rstrip() + "\n")
     return totals
