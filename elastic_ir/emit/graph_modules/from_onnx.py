@@ -211,12 +211,11 @@ class _Builder:
             options["like"] = self._device()
         if "result" in form.keywords:
             options.setdefault("result", self._result(node))
-        self._call(node, form, self._operands(node, form), options)
-
-    def _call(self, node: Node, form: Operator, args: list[Any], options: dict[str, Any]) -> None:
+        args = self._operands(node, form)
         while args and args[-1] is None:
             args.pop()
-        self.values[node.output] = self.made.call_function(form.function, tuple(args), options)
+        keywords = {**form.fixed, **{form.names.get(key, key): value for key, value in options.items()}}
+        self.values[node.output] = self.made.call_function(form.function, tuple(args), keywords)
 
     def _sizes(self, node: Node) -> bool:
         """Emit a node that follows from shapes alone as a function of Python numbers, where it is one."""

@@ -54,24 +54,13 @@ def prelu(x: Tensor, slope: Tensor) -> Tensor:
     return torch.where(x < 0, slope * x, x)
 
 
-def _fold(compute: Callable[[Tensor, Tensor], Tensor], operands: tuple[Tensor, ...]) -> Tensor:
-    return functools.reduce(compute, operands)
-
-
-def maximum(*operands: Tensor) -> Tensor:
-    return _fold(torch.maximum, operands)
-
-
-def minimum(*operands: Tensor) -> Tensor:
-    return _fold(torch.minimum, operands)
-
-
-def total(*operands: Tensor) -> Tensor:
-    return _fold(torch.add, operands)
+def fold(*operands: Tensor, operation: str) -> Tensor:
+    """An operation of torch's on two tensors (``add``, ``maximum``, ``minimum``), over any number of them."""
+    return functools.reduce(getattr(torch, operation), operands)
 
 
 def mean(*operands: Tensor) -> Tensor:
-    return total(*operands) / len(operands)
+    return functools.reduce(torch.add, operands) / len(operands)
 
 
 # -- one operand -------------------------------------------------------------------------------------------------------
@@ -106,20 +95,8 @@ def clip(x: Tensor, min: Any = None, max: Any = None) -> Tensor:
     return torch.clamp(x, min, max)
 
 
-def leaky_relu(x: Tensor, *, alpha: float = 0.01) -> Tensor:
-    return F.leaky_relu(x, alpha)
-
-
 def hard_sigmoid(x: Tensor, *, alpha: float = 0.2, beta: float = 0.5) -> Tensor:
     return torch.clamp(alpha * x + beta, 0, 1)
-
-
-def elu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
-    return F.elu(x, alpha)
-
-
-def celu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
-    return F.celu(x, alpha)
 
 
 def selu(
@@ -128,28 +105,12 @@ def selu(
     return gamma * F.elu(x, alpha)
 
 
-def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
-    return F.gelu(x, approximate=approximate)
-
-
-def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
-    return F.gelu(x + bias)
-
-
-def fast_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
-    return F.gelu(x if bias is None else x + bias, approximate="tanh")
-
-
-def quick_gelu(x: Tensor, *, alpha: float = 1.702) -> Tensor:
-    return x * torch.sigmoid(alpha * x)
+def biased_gelu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "none") -> Tensor:
+    return F.gelu(x if bias is None else x + bias, approximate=approximate)
 
 
 def swish(x: Tensor, *, alpha: float = 1.0) -> Tensor:
     return x * torch.sigmoid(alpha * x)
-
-
-def thresholded_relu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
-    return torch.where(x > alpha, x, torch.zeros_like(x))
 
 
 def shrink(x: Tensor, *, bias: float = 0.0, lambd: float = 0.5) -> Tensor:
@@ -157,29 +118,23 @@ def shrink(x: Tensor, *, bias: float = 0.0, lambd: float = 0.5) -> Tensor:
     return torch.where(x > lambd, x - bias, below).to(x.dtype)
 
 
-def _by_rows(compute: Callable[[Tensor, int], Tensor], x: Tensor, axis: int | None, opset: int) -> Tensor:
-    """Before opset 13 all axes from ``axis`` on count as one."""
+def _hardmax(x: Tensor, axis: int) -> Tensor:
+    return torch.zeros_like(x).scatter(axis, x.argmax(axis, keepdim=True), 1)
+
+
+_BY_AXIS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "softmax": torch.softmax, "log_softmax": torch.log_softmax, "hardmax": _hardmax,
+}  # fmt: skip
+
+
+def along_axis(x: Tensor, *, function: str, axis: int | None = None, opset: int) -> Tensor:
+    """A softmax, log_softmax or hardmax; before opset 13 all axes from ``axis`` on count as one."""
+    compute = _BY_AXIS[function]
     if opset >= 13:
         return compute(x, -1 if axis is None else axis)
     first = 1 if axis is None else axis % max(x.dim(), 1)
     rows = x.reshape(math.prod(x.shape[:first]), math.prod(x.shape[first:]))
     return compute(rows, 1).reshape(x.shape)
-
-
-def softmax(x: Tensor, *, axis: int | None = None, opset: int) -> Tensor:
-    return _by_rows(torch.softmax, x, axis, opset)
-
-
-def log_softmax(x: Tensor, *, axis: int | None = None, opset: int) -> Tensor:
-    return _by_rows(torch.log_softmax, x, axis, opset)
-
-
-def _hardmax(x: Tensor, axis: int) -> Tensor:
-    return torch.zeros_like(x).scatter(axis, x.argmax(axis, keepdim=True), 1)
-
-
-def hardmax(x: Tensor, *, axis: int | None = None, opset: int) -> Tensor:
-    return _by_rows(_hardmax, x, axis, opset)
 
 
 # -- matrices ----------------------------------------------------------------------------------------------------------
@@ -210,65 +165,6 @@ def einsum(*operands: Tensor, equation: str) -> Tensor:
 # -- reductions --------------------------------------------------------------------------------------------------------
 
 
-def _reduce(
-    compute: Callable[[Tensor, list[int], bool], Tensor], x: Tensor, axes: Any, keepdims: int, noop: int
-) -> Tensor:
-    dims = [] if axes is None else ints(axes)
-    if not dims:
-        dims = [] if noop else list(range(x.dim()))
-        if noop:  # only the work on the elements is left: each is reduced by itself
-            return compute(x.unsqueeze(-1), [x.dim()], False)
-    if not dims:  # of rank 0, a single element
-        return compute(x.reshape(1), [0], False)
-    return compute(x, [dim % x.dim() for dim in dims], bool(keepdims))
-
-
-def reduce_sum(x: Tensor, axes: Any = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
-    return _reduce(_sum, x, axes, keepdims, noop_with_empty_axes)
-
-
-def reduce_mean(x: Tensor, axes: Any = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
-    return _reduce(_mean, x, axes, keepdims, noop_with_empty_axes)
-
-
-def reduce_max(x: Tensor, axes: Any = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
-    return _reduce(_max, x, axes, keepdims, noop_with_empty_axes)
-
-
-def reduce_min(x: Tensor, axes: Any = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
-    return _reduce(_min, x, axes, keepdims, noop_with_empty_axes)
-
-
-def reduce_prod(x: Tensor, axes: Any = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
-    return _reduce(_prod, x, axes, keepdims, noop_with_empty_axes)
-
-
-def reduce_l1(x: Tensor, axes: Any = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
-    return _reduce(_sum, x.abs(), axes, keepdims, noop_with_empty_axes)
-
-
-def reduce_l2(x: Tensor, axes: Any = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
-    return _reduce(_l2, x, axes, keepdims, noop_with_empty_axes)
-
-
-def reduce_sum_square(
-    x: Tensor, axes: Any = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
-) -> Tensor:
-    return _reduce(_sum, x * x, axes, keepdims, noop_with_empty_axes)
-
-
-def reduce_log_sum(
-    x: Tensor, axes: Any = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
-) -> Tensor:
-    return torch.log(_reduce(_sum, x, axes, keepdims, noop_with_empty_axes)).to(x.dtype)
-
-
-def reduce_log_sum_exp(
-    x: Tensor, axes: Any = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
-) -> Tensor:
-    return _reduce(torch.logsumexp, x, axes, keepdims, noop_with_empty_axes)
-
-
 def _sum(x: Tensor, dims: list[int], keep: bool) -> Tensor:
     return x.sum(dims, keep, dtype=x.dtype)
 
@@ -277,34 +173,20 @@ def _mean(x: Tensor, dims: list[int], keep: bool) -> Tensor:
     if x.is_floating_point():
         return x.mean(dims, keep)
     count = math.prod(x.shape[dim] for dim in dims)
-    return torch.div(x.sum(dims, keep, dtype=x.dtype), count, rounding_mode="trunc")
+    return torch.div(_sum(x, dims, keep), count, rounding_mode="trunc")
 
 
-def _max(x: Tensor, dims: list[int], keep: bool) -> Tensor:
-    return _extreme(torch.amax, x, dims, keep, lowest=True)
-
-
-def _min(x: Tensor, dims: list[int], keep: bool) -> Tensor:
-    return _extreme(torch.amin, x, dims, keep, lowest=False)
-
-
-def _extreme(
-    compute: Callable[[Tensor, list[int], bool], Tensor],
-    x: Tensor,
-    dims: list[int],
-    keep: bool,
-    *,
-    lowest: bool,
-) -> Tensor:
+def _extreme(x: Tensor, dims: list[int], keep: bool, *, largest: bool) -> Tensor:
+    """The maximum or minimum; of nothing, the least or the greatest number of the dtype."""
     if all(x.shape[dim] for dim in dims):
-        return compute(x, dims, keep)
+        return x.amax(dims, keep) if largest else x.amin(dims, keep)
     if x.is_floating_point():
-        fill: float = -math.inf if lowest else math.inf
+        fill: float = -math.inf if largest else math.inf
     elif x.dtype == torch.bool:
-        fill = not lowest
+        fill = not largest
     else:
-        fill = torch.iinfo(x.dtype).min if lowest else torch.iinfo(x.dtype).max
-    return torch.full_like(x.sum(dims, keep, dtype=x.dtype), fill)  # of nothing
+        fill = torch.iinfo(x.dtype).min if largest else torch.iinfo(x.dtype).max
+    return torch.full_like(_sum(x, dims, keep), fill)
 
 
 def _prod(x: Tensor, dims: list[int], keep: bool) -> Tensor:
@@ -313,24 +195,40 @@ def _prod(x: Tensor, dims: list[int], keep: bool) -> Tensor:
     return x
 
 
-def _l2(x: Tensor, dims: list[int], keep: bool) -> Tensor:
-    return torch.sqrt((x * x).sum(dims, keep)).to(x.dtype)
+_REDUCTIONS: dict[str, Callable[[Tensor, list[int], bool], Tensor]] = {
+    "sum": _sum, "mean": _mean, "prod": _prod, "log_sum_exp": torch.logsumexp,
+    "max": functools.partial(_extreme, largest=True), "min": functools.partial(_extreme, largest=False),
+    "l1": lambda x, dims, keep: _sum(x.abs(), dims, keep),
+    "l2": lambda x, dims, keep: torch.sqrt((x * x).sum(dims, keep)).to(x.dtype),
+    "sum_square": lambda x, dims, keep: _sum(x * x, dims, keep),
+    "log_sum": lambda x, dims, keep: torch.log(_sum(x, dims, keep)).to(x.dtype),
+}  # fmt: skip
 
 
-def arg_max(x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Tensor:
-    return _arg(torch.argmax, x, axis, keepdims, select_last_index)
-
-
-def arg_min(x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Tensor:
-    return _arg(torch.argmin, x, axis, keepdims, select_last_index)
-
-
-def _arg(
-    compute: Callable[[Tensor, int, bool], Tensor], x: Tensor, axis: int, keepdims: int, last: int
+def reduce(
+    x: Tensor, axes: Any = None, *, function: str, keepdims: int = 1, noop_with_empty_axes: int = 0
 ) -> Tensor:
-    if last:
-        return x.shape[axis] - 1 - compute(x.flip(axis), axis, bool(keepdims))
-    return compute(x, axis, bool(keepdims))
+    """What a Reduce operator does; ``function`` is its name without "Reduce"."""
+    compute = _REDUCTIONS[function]
+    dims = [] if axes is None else ints(axes)
+    if not dims and noop_with_empty_axes:  # only the work on the elements is left: each is reduced by itself
+        return compute(x.unsqueeze(-1), [x.dim()], False)
+    dims = dims or list(range(x.dim()))
+    if not dims:  # of rank 0, a single element
+        return compute(x.reshape(1), [0], False)
+    return compute(x, [dim % x.dim() for dim in dims], bool(keepdims))
+
+
+def arg_extreme(
+    x: Tensor, *, function: str, axis: int = 0, keepdims: int = 1, select_last_index: int = 0
+) -> Tensor:
+    """torch's ``argmax`` or ``argmin``, of equal ones the first or the last."""
+    compute = getattr(torch, function)
+    if select_last_index:
+        last: Tensor = x.shape[axis] - 1 - compute(x.flip(axis), axis, bool(keepdims))
+        return last
+    first: Tensor = compute(x, axis, bool(keepdims))
+    return first
 
 
 def top_k(x: Tensor, k: Any, *, axis: int = -1, largest: int = 1, sorted: int = 1, outputs: int) -> Any:

@@ -6,6 +6,7 @@ f, g, o instead of i, o, f, c; GRU: r, z, n instead of z, r, h).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,24 +34,42 @@ def _flat_weights(w: Tensor, r: Tensor, b: Tensor | None, order: tuple[int, ...]
     return flat
 
 
-def _start(state: Tensor | None, x: Tensor, w: Tensor, r: Tensor, layout: int) -> Tensor:
-    if state is None:
-        return x.new_zeros(w.shape[0], x.shape[1], r.shape[2])
-    return state.transpose(0, 1) if layout else state
+def _run(
+    compute: Callable[..., Any], order: tuple[int, ...], x: Tensor, w: Tensor, r: Tensor, b: Tensor | None,
+    states: tuple[Tensor | None, ...], direction: str, layout: int, outputs: int,
+) -> Any:  # fmt: skip
+    """Run a recurrent function of torch's; ``x`` is [steps, batch, inputs], or with the batch first (``layout`` 1).
 
-
-def _results(
-    y: Tensor, states: tuple[Tensor, ...], directions: int, direction: str, layout: int, outputs: int
-) -> Any:
-    """``y`` as [steps, directions, batch, hidden], or with the batch first."""
-    if direction == "reverse":
-        y = y.flip(0)
-    steps, batch, _ = y.shape
-    y = y.reshape(steps, batch, directions, -1)
+    The first result is [steps, directions, batch, hidden], or with the batch first as well.
+    """
+    steps = x.transpose(0, 1) if layout else x
+    directions, batch = w.shape[0], steps.shape[1]
+    start = [
+        x.new_zeros(directions, batch, r.shape[2])
+        if state is None
+        else state.transpose(0, 1)
+        if layout
+        else state
+        for state in states
+    ]
+    steps = steps.flip(0) if direction == "reverse" else steps
+    flat = _flat_weights(w, r, b, order)
+    y, *ends = compute(
+        steps,
+        start if len(start) > 1 else start[0],
+        flat,
+        b is not None,
+        1,
+        0.0,
+        False,
+        directions == 2,
+        False,
+    )
+    y = (y.flip(0) if direction == "reverse" else y).reshape(len(steps), batch, directions, -1)
     y = y.transpose(0, 1) if layout else y.transpose(1, 2)
     if layout:
-        states = tuple(state.transpose(0, 1) for state in states)
-    return (y, *states)[:outputs] if outputs > 1 else y
+        ends = [state.transpose(0, 1) for state in ends]
+    return (y, *ends)[:outputs] if outputs > 1 else y
 
 
 def lstm(
@@ -58,12 +77,7 @@ def lstm(
     initial_h: Tensor | None = None, initial_c: Tensor | None = None, *, direction: str = "forward",
     hidden_size: int = 0, layout: int = 0, activations: list[str] | None = None, input_forget: int = 0, outputs: int,
 ) -> Any:  # fmt: skip
-    x = x.transpose(0, 1) if layout else x
-    start = (_start(initial_h, x, w, r, layout), _start(initial_c, x, w, r, layout))
-    flat = _flat_weights(w, r, b, _LSTM_ORDER)
-    steps = x.flip(0) if direction == "reverse" else x
-    y, hidden, cell = torch.lstm(steps, start, flat, b is not None, 1, 0.0, False, w.shape[0] == 2, False)
-    return _results(y, (hidden, cell), w.shape[0], direction, layout, outputs)
+    return _run(torch.lstm, _LSTM_ORDER, x, w, r, b, (initial_h, initial_c), direction, layout, outputs)
 
 
 def gru(
@@ -72,35 +86,30 @@ def gru(
     linear_before_reset: int = 0, activations: list[str] | None = None, outputs: int,
 ) -> Any:  # fmt: skip
     """torch resets behind the matrix; where ONNX resets before it, the steps are taken one by one."""
-    x = x.transpose(0, 1) if layout else x
-    start = _start(initial_h, x, w, r, layout)
-    steps = x.flip(0) if direction == "reverse" else x
-    if linear_before_reset:
-        flat = _flat_weights(w, r, b, _GRU_ORDER)
-        y, hidden = torch.gru(steps, start, flat, b is not None, 1, 0.0, False, w.shape[0] == 2, False)
-    else:
-        runs = []
-        for place in range(w.shape[0]):
-            bias = None if b is None else b[place]
-            runs.append(_gru_steps(steps.flip(0) if place else steps, w[place], r[place], bias, start[place]))
-        y = torch.cat([run.flip(0) if place else run for place, run in enumerate(runs)], -1)
-        hidden = torch.stack([run[-1] for run in runs])
-    return _results(y, (hidden,), w.shape[0], direction, layout, outputs)
+    compute = torch.gru if linear_before_reset else _gru_resetting_first
+    return _run(compute, _GRU_ORDER, x, w, r, b, (initial_h,), direction, layout, outputs)
 
 
-def _gru_steps(x: Tensor, w: Tensor, r: Tensor, b: Tensor | None, state: Tensor) -> Tensor:
-    inputs = x @ w.t()
-    if b is not None:
-        inputs = inputs + b.chunk(2)[0] + b.chunk(2)[1]
-    size = r.shape[1]
-    found = []
-    for step in inputs:
-        gates = torch.sigmoid(step[:, : 2 * size] + state @ r[: 2 * size].t())
-        update, reset = gates.chunk(2, -1)
-        fresh = torch.tanh(step[:, 2 * size :] + (reset * state) @ r[2 * size :].t())
-        state = (1 - update) * fresh + update * state
-        found.append(state)
-    return torch.stack(found)
+def _gru_resetting_first(
+    steps: Tensor, start: Tensor, flat: list[Tensor], *options: Any
+) -> tuple[Tensor, Tensor]:
+    """As torch.gru of one layer, with the state reset before its product with the matrix."""
+    runs, size = [], len(flat) // len(start)
+    for place, state in enumerate(start):
+        w, r, *biases = flat[place * size : (place + 1) * size]
+        inputs = (steps.flip(0) if place else steps) @ w.t()
+        for bias in biases:
+            inputs = inputs + bias
+        hidden, found = r.shape[1], []
+        for step in inputs:
+            gates = torch.sigmoid(step[:, : 2 * hidden] + state @ r[: 2 * hidden].t())
+            reset, update = gates.chunk(2, -1)
+            fresh = torch.tanh(step[:, 2 * hidden :] + (reset * state) @ r[2 * hidden :].t())
+            state = (1 - update) * fresh + update * state
+            found.append(state)
+        runs.append(torch.stack(found))
+    y = torch.cat([run.flip(0) if place else run for place, run in enumerate(runs)], -1)
+    return y, torch.stack([run[-1] for run in runs])
 
 
 def rnn(
@@ -108,10 +117,5 @@ def rnn(
     initial_h: Tensor | None = None, *, direction: str = "forward", hidden_size: int = 0, layout: int = 0,
     activations: list[str] | None = None, outputs: int,
 ) -> Any:  # fmt: skip
-    x = x.transpose(0, 1) if layout else x
     compute = torch.rnn_relu if activations and activations[0] == "Relu" else torch.rnn_tanh
-    flat = _flat_weights(w, r, b, (0,))
-    steps = x.flip(0) if direction == "reverse" else x
-    start = _start(initial_h, x, w, r, layout)
-    y, hidden = compute(steps, start, flat, b is not None, 1, 0.0, False, w.shape[0] == 2, False)
-    return _results(y, (hidden,), w.shape[0], direction, layout, outputs)
+    return _run(compute, (0,), x, w, r, b, (initial_h,), direction, layout, outputs)

@@ -1,4 +1,4 @@
-"""Sizes in ONNX graphs, as Python numbers: shapes that are taken apart, reckoned with and put together again.
+"""Sizes in ONNX graphs, as Python numbers: shapes that are taken apart, computed with and put together again.
 
 ONNX keeps sizes in tensors. Run so, every Reshape would wait for an accelerator and end a graph of torch.compile; so
 what follows from Shape alone stays a number, or a list of numbers, until something reads it as a tensor.
@@ -7,6 +7,7 @@ what follows from Shape alone stays a number, or a list of numbers, until someth
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -51,49 +52,28 @@ def size(x: torch.Tensor) -> int:
     return math.prod(x.shape)
 
 
-def _each(compute: Callable[..., Any], *operands: Sizes) -> Sizes:
-    """An elementwise function under broadcasting."""
-    lengths = [len(item) for item in operands if isinstance(item, list)]
-    if not lengths:
-        return compute(*operands)
-    length = 1
-    for own in lengths:
-        length = length if own == 1 else own
-    spread = []
-    for item in operands:
-        parts = item if isinstance(item, list) else [item]
-        spread.append(parts * length if len(parts) == 1 else parts)
-    return [compute(*parts) for parts in zip(*spread, strict=True)]
-
-
 def _quotient(a: int, b: int) -> int:
     if a >= 0 and b > 0:  # also what torch.compile knows for sizes
         return a // b
     return -(-a // b) if (a < 0) != (b < 0) else a // b
 
 
-def add_sizes(a: Sizes, b: Sizes) -> Sizes:
-    return _each(lambda x, y: x + y, a, b)
+_ELEMENTWISE: dict[str, Callable[..., Any]] = {
+    "Add": operator.add, "Sub": operator.sub, "Mul": operator.mul, "Div": _quotient, "Equal": operator.eq,
+    "Where": lambda condition, a, b: a if condition else b,
+}  # fmt: skip
 
 
-def sub_sizes(a: Sizes, b: Sizes) -> Sizes:
-    return _each(lambda x, y: x - y, a, b)
-
-
-def mul_sizes(a: Sizes, b: Sizes) -> Sizes:
-    return _each(lambda x, y: x * y, a, b)
-
-
-def div_sizes(a: Sizes, b: Sizes) -> Sizes:
-    return _each(_quotient, a, b)
-
-
-def equal_sizes(a: Sizes, b: Sizes) -> Sizes:
-    return _each(lambda x, y: x == y, a, b)
-
-
-def choose_sizes(condition: Sizes, a: Sizes, b: Sizes) -> Sizes:
-    return _each(lambda c, x, y: x if c else y, condition, a, b)
+def compute_sizes(*operands: Sizes, operation: str) -> Sizes:
+    """An elementwise operator of ONNX, under broadcasting."""
+    compute = _ELEMENTWISE[operation]
+    lengths = [len(item) for item in operands if isinstance(item, list)]
+    if not lengths:
+        return compute(*operands)
+    length = next((own for own in lengths if own != 1), 1)
+    parts = [item if isinstance(item, list) else [item] for item in operands]
+    spread = [item * length if len(item) == 1 else item for item in parts]
+    return [compute(*items) for items in zip(*spread, strict=True)]
 
 
 def pick_sizes(sizes: list[int], indices: Sizes) -> Sizes:
@@ -133,10 +113,6 @@ def repeat_size(count: list[int], value: int) -> list[int]:
 
 #: What a size is as a tensor: its dtype, its rank, and how many numbers it has (None: not known).
 Kind: TypeAlias = tuple[str, int, int | None]
-_ARITHMETIC: dict[str, Callable[..., Any]] = {
-    "onnx.Add": add_sizes, "onnx.Sub": sub_sizes, "onnx.Mul": mul_sizes, "onnx.Div": div_sizes,
-    "onnx.Equal": equal_sizes,
-}  # fmt: skip
 _WHOLE = {6: "int32", 7: "int64"}
 
 
@@ -173,13 +149,12 @@ def size_node(
         return None
     dtype, rank, count = known[0]
     ranks = [kind[1] for kind in known]
-    if node.op in _ARITHMETIC and len(known) == 2:
-        if dtype == "bool":
+    if node.op.removeprefix("onnx.") in _ELEMENTWISE and len(known) == (3 if node.op == "onnx.Where" else 2):
+        result = {"onnx.Equal": "bool", "onnx.Where": known[-1][0]}.get(node.op, dtype)
+        if dtype == "bool" and node.op != "onnx.Where":
             return None
-        result = "bool" if node.op == "onnx.Equal" else dtype
-        return _ARITHMETIC[node.op], 2, {}, (result, max(ranks), None if max(ranks) else 1)
-    if node.op == "onnx.Where" and len(known) == 3:
-        return choose_sizes, 3, {}, (known[1][0], max(ranks), None if max(ranks) else 1)
+        operation = {"operation": node.op.removeprefix("onnx.")}
+        return compute_sizes, len(known), operation, (result, max(ranks), None if max(ranks) else 1)
     if node.op == "onnx.Gather" and rank == 1 and known[1][0] != "bool":
         return pick_sizes, 2, {}, (dtype, ranks[1], known[1][2])
     if node.op == "onnx.Slice" and rank == 1 and all(kind[2] == 1 for kind in known[1:]) and len(known) > 2:

@@ -34,15 +34,21 @@ class Operator:
     only: Mapping[str, tuple[Any, ...]] = field(
         default_factory=dict
     )  #: the values that an attribute may have
+    names: Mapping[str, str] = field(
+        default_factory=dict
+    )  #: attributes whose keyword in the function is another
+    fixed: Mapping[str, Any] = field(
+        default_factory=dict
+    )  #: keywords that no attribute sets but one of ``names``
     since: int = 1  #: the first opset of this form
     module: bool = False  #: the function is a class of modules, since it acts otherwise in training
 
     @cached_property
     def keywords(self) -> frozenset[str]:
-        """The keywords that the function takes; none where it is torch's own."""
-        if not self.function.__module__.startswith("elastic_ir."):
-            return frozenset()
-        return frozenset(inspect.signature(self.function).parameters)
+        """The attributes that it may have, and what emission fills in; of torch's own functions those in ``names``."""
+        own = self.function.__module__.startswith("elastic_ir.")
+        parameters = inspect.signature(self.function).parameters.keys() if own else set()
+        return frozenset((parameters - self.fixed.keys()) | self.names.keys())
 
     @cached_property
     def most(self) -> int | None:
@@ -55,16 +61,16 @@ class Operator:
         return sum(item.kind in _OPERANDS for item in parameters)
 
 
-def _plain(table: dict[str, Callable[..., Any]]) -> dict[str, tuple[Operator, ...]]:
-    return {name: (Operator(function),) for name, function in table.items()}
+def _table(table: Mapping[str, Callable[..., Any]], **options: Any) -> dict[str, tuple[Operator, ...]]:
+    """Operators of one form each, all with the same options."""
+    return {name: (Operator(function, **options),) for name, function in table.items()}
 
 
-def _pair(table: dict[str, Callable[..., Any]]) -> dict[str, tuple[Operator, ...]]:
-    return {name: (Operator(function, scalars=(0, 1)),) for name, function in table.items()}
-
-
-def _reductions(table: dict[str, Callable[..., Any]]) -> dict[str, tuple[Operator, ...]]:
-    return {name: (Operator(function, plain=(1,)),) for name, function in table.items()}
+def _variants(
+    function: Callable[..., Any], key: str, table: Mapping[str, str], **options: Any
+) -> dict[str, tuple[Operator, ...]]:
+    """Operators that are one function, which a keyword tells what to do."""
+    return {name: (Operator(function, fixed={key: value}, **options),) for name, value in table.items()}
 
 
 _FORWARD = {"direction": ("forward", "reverse", "bidirectional"), "input_forget": (0,)}
@@ -77,51 +83,55 @@ _TYPES = {"to": tuple(math.DTYPES)}
 
 #: By name, for each the forms that it had, older ones first.
 OPERATORS: dict[str, tuple[Operator, ...]] = {
-    **_pair({
+    **_table({
         "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": math.div, "Mod": math.mod, "Equal": torch.eq,
         "Greater": torch.gt, "GreaterOrEqual": torch.ge, "Less": torch.lt, "LessOrEqual": torch.le,
-    }),
-    **_plain({
+    }, scalars=(0, 1)),
+    **_table({
         "Abs": torch.abs, "Acos": torch.acos, "Acosh": torch.acosh, "And": torch.logical_and, "Asin": torch.asin,
         "Asinh": torch.asinh, "Atan": torch.atan, "Atanh": torch.atanh, "BitShift": math.bit_shift,
         "BitwiseAnd": torch.bitwise_and, "BitwiseNot": torch.bitwise_not, "BitwiseOr": torch.bitwise_or,
         "BitwiseXor": torch.bitwise_xor, "CastLike": math.cast_like, "Ceil": torch.ceil, "Cos": torch.cos,
         "Cosh": torch.cosh, "Det": torch.det, "Erf": torch.erf, "Exp": torch.exp, "Floor": torch.floor,
-        "Identity": math.identity, "IsInf": math.is_inf, "IsNaN": torch.isnan, "Log": torch.log, "Max": math.maximum,
-        "Mean": math.mean, "Min": math.minimum, "Neg": torch.neg, "Not": torch.logical_not, "Or": torch.logical_or,
+        "Identity": math.identity, "IsInf": math.is_inf, "IsNaN": torch.isnan, "Log": torch.log,
+        "Mean": math.mean, "Neg": torch.neg, "Not": torch.logical_not, "Or": torch.logical_or,
         "Reciprocal": torch.reciprocal, "Round": torch.round, "Sign": torch.sign, "Sin": torch.sin, "Sinh": torch.sinh,
-        "Sqrt": torch.sqrt, "Sum": math.total, "Tan": torch.tan, "Tanh": torch.tanh, "Xor": torch.logical_xor,
+        "Sqrt": torch.sqrt, "Tan": torch.tan, "Tanh": torch.tanh, "Xor": torch.logical_xor,
     }),
+    **_variants(math.fold, "operation", {"Max": "maximum", "Min": "minimum", "Sum": "add"}),
     "Pow": (Operator(math.power, scalars=(1,)),),
     "Where": (Operator(torch.where, scalars=(1, 2)),),
     "Cast": (Operator(math.cast, only=_TYPES),),
     "Clip": (Operator(math.clip, plain=(1, 2)),),
     # activations
-    **_plain({
-        "Celu": math.celu, "Elu": math.elu, "Gelu": math.gelu, "HardSigmoid": math.hard_sigmoid,
-        "HardSwish": F.hardswish, "Hardmax": math.hardmax, "LeakyRelu": math.leaky_relu,
-        "LogSoftmax": math.log_softmax, "Mish": F.mish, "PRelu": math.prelu, "Relu": torch.relu, "Selu": math.selu,
-        "Shrink": math.shrink, "Sigmoid": torch.sigmoid, "Softmax": math.softmax, "Softplus": F.softplus,
-        "Softsign": F.softsign, "Swish": math.swish, "ThresholdedRelu": math.thresholded_relu,
-        "com.microsoft.BiasGelu": math.bias_gelu, "com.microsoft.FastGelu": math.fast_gelu,
-        "com.microsoft.Gelu": math.gelu, "com.microsoft.QuickGelu": math.quick_gelu,
+    **_table({
+        "HardSigmoid": math.hard_sigmoid, "HardSwish": F.hardswish, "Mish": F.mish, "PRelu": math.prelu,
+        "Relu": torch.relu, "Selu": math.selu, "Shrink": math.shrink, "Sigmoid": torch.sigmoid,
+        "Softplus": F.softplus, "Softsign": F.softsign, "Swish": math.swish, "com.microsoft.BiasGelu": math.biased_gelu,
     }),
+    **_table({"Celu": F.celu, "Elu": F.elu}, names={"alpha": "alpha"}),
+    **_table({"Gelu": F.gelu, "com.microsoft.Gelu": F.gelu}, names={"approximate": "approximate"}),
+    "com.microsoft.FastGelu": (Operator(math.biased_gelu, fixed={"approximate": "tanh"}),),
+    "LeakyRelu": (Operator(F.leaky_relu, names={"alpha": "negative_slope"}),),
+    "com.microsoft.QuickGelu": (Operator(math.swish, names={"alpha": "alpha"}, fixed={"alpha": 1.702}),),
+    "ThresholdedRelu": (Operator(F.threshold, names={"alpha": "threshold"}, fixed={"threshold": 1.0, "value": 0.0}),),
+    **_variants(math.along_axis, "function",
+                {"Hardmax": "hardmax", "LogSoftmax": "log_softmax", "Softmax": "softmax"}),
     # matrices
-    **_plain({
+    **_table({
         "Einsum": math.einsum, "Gemm": math.gemm, "MatMul": torch.matmul,
         "com.microsoft.FusedMatMul": math.fused_matmul,
     }),
     # reductions
-    **_reductions({
-        "CumSum": math.cum_sum, "ReduceL1": math.reduce_l1, "ReduceL2": math.reduce_l2,
-        "ReduceLogSum": math.reduce_log_sum, "ReduceLogSumExp": math.reduce_log_sum_exp,
-        "ReduceMax": math.reduce_max, "ReduceMean": math.reduce_mean, "ReduceMin": math.reduce_min,
-        "ReduceProd": math.reduce_prod, "ReduceSum": math.reduce_sum, "ReduceSumSquare": math.reduce_sum_square,
-        "TopK": math.top_k,
-    }),
-    **_plain({"ArgMax": math.arg_max, "ArgMin": math.arg_min}),
+    **_table({"CumSum": math.cum_sum, "TopK": math.top_k}, plain=(1,)),
+    **_variants(math.reduce, "function", {
+        "ReduceL1": "l1", "ReduceL2": "l2", "ReduceLogSum": "log_sum", "ReduceLogSumExp": "log_sum_exp",
+        "ReduceMax": "max", "ReduceMean": "mean", "ReduceMin": "min", "ReduceProd": "prod", "ReduceSum": "sum",
+        "ReduceSumSquare": "sum_square",
+    }, plain=(1,)),
+    **_variants(math.arg_extreme, "function", {"ArgMax": "argmax", "ArgMin": "argmin"}),
     # layers
-    **_plain({
+    **_table({
         "Conv": layers.conv, "ConvTranspose": layers.conv_transpose, "AveragePool": layers.average_pool,
         "GlobalAveragePool": layers.global_average_pool, "GlobalLpPool": layers.global_lp_pool,
         "GlobalMaxPool": layers.global_max_pool, "LpPool": layers.lp_pool, "MaxPool": layers.max_pool,
@@ -135,14 +145,14 @@ OPERATORS: dict[str, tuple[Operator, ...]] = {
     # normalisations
     "BatchNormalization": (Operator(norms.BatchNorm, only=_BATCH_NORM, module=True),),
     "Dropout": (Operator(norms.Dropout, module=True),),
-    **_plain({
+    **_table({
         "GroupNormalization": norms.group_norm, "InstanceNormalization": norms.instance_norm,
         "LRN": norms.local_response_norm, "LayerNormalization": norms.layer_norm, "LpNormalization": norms.lp_norm,
         "MeanVarianceNormalization": norms.mean_variance_norm, "RMSNormalization": norms.rms_norm,
         "SimplifiedLayerNormalization": norms.rms_norm, "com.microsoft.SkipLayerNormalization": norms.skip_layer_norm,
     }),
     # data movement
-    **_plain({
+    **_table({
         "Compress": tensors.compress, "Concat": tensors.concat, "EyeLike": tensors.eye_like,
         "Flatten": tensors.flatten, "GatherElements": tensors.gather_elements, "GatherND": tensors.gather_nd,
         "NonZero": tensors.non_zero, "ReverseSequence": tensors.reverse_sequence, "Scatter": tensors.scatter_elements,
@@ -173,16 +183,13 @@ OPERATORS: dict[str, tuple[Operator, ...]] = {
     ),
     "Upsample": (Operator(resize.upsample, plain=(1,), only=_MODES),),
     # quantised numbers
-    **_plain({
+    **_table({
         "ConvInteger": quantized.conv_integer, "DequantizeLinear": quantized.dequantize,
         "DynamicQuantizeLinear": quantized.dynamic_quantize,
         "MatMulInteger": quantized.matmul_integer,
     }),
     "QuantizeLinear": (Operator(quantized.quantize, only={"output_dtype": (0, 2, 3, 4, 5)}),),
 }  # fmt: skip
-
-#: Kept as Python numbers where they follow from shapes alone (see onnx_sizes); as tensors they are never needed.
-SIZE_OPERATORS = ("Shape", "Size")
 
 
 def operator_for(name: str, opset: int) -> Operator | None:

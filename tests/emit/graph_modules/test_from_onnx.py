@@ -344,7 +344,8 @@ def test_sizes_stay_numbers(tmp_path: Path) -> None:
     module = small(nodes, tmp_path, weights=weights).to_module()
     assert isinstance(module, fx.GraphModule)
     called = {getattr(node.target, "__name__", "") for node in module.graph.nodes}
-    assert {"pick_sizes", "mul_sizes", "div_sizes", "join_sizes"} <= called and "as_tensor" not in called
+    assert {"pick_sizes", "compute_sizes", "join_sizes"} <= called and "as_tensor" not in called
+    assert {node.kwargs.get("operation") for node in module.graph.nodes} == {"Mul", "Div", None}
     compiled = torch.compile(module, backend="eager", fullgraph=True)
     for width in (3, 5):
         given = torch.randn(2, width)

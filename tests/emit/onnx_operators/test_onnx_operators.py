@@ -16,13 +16,15 @@ from onnx import TensorProto, helper
 from onnx.backend.test.case.node import collect_testcases
 from onnx.backend.test.case.test_case import TestCase
 
-from elastic_ir.emit.onnx_operators.table import OPERATORS, SIZE_OPERATORS
+from elastic_ir.emit.onnx_operators.table import OPERATORS
 from elastic_ir.errors import EmitError
 from elastic_ir.frontends.onnx.graph import OLDEST_OPSET, load_onnx
 
 DOCUMENT = Path(__file__).parents[3] / "docs/onnx-to-torch.md"
-#: Element types that torch reckons with; it has no arithmetic in uint16 to uint64, nor strings, nor four bits.
-RECKONED = {
+#: Kept as Python numbers where they follow from shapes alone; as tensors they are never needed.
+SIZE_OPERATORS = {"Shape", "Size"}
+#: Element types that torch computes with; it has no arithmetic in uint16 to uint64, nor strings, nor four bits.
+COMPUTED = {
     TensorProto.FLOAT, TensorProto.UINT8, TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64,
     TensorProto.BOOL, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16, TensorProto.COMPLEX64,
 }  # fmt: skip
@@ -45,7 +47,7 @@ OTHERWISE = {
 
 @functools.cache
 def cases() -> dict[str, TestCase]:
-    """The cases whose operators are all in the table, in opsets that are read and types that torch reckons with."""
+    """The cases whose operators are all in the table, in opsets that are read and types that torch computes with."""
     known = {*OPERATORS, *SIZE_OPERATORS, "Constant"}
     found = {}
     for case in collect_testcases(None):
@@ -54,7 +56,7 @@ def cases() -> dict[str, TestCase]:
             continue
         entries = (*model.graph.input, *model.graph.output)
         types = {entry.type.tensor_type.elem_type for entry in entries}
-        plain = all(entry.type.HasField("tensor_type") for entry in entries) and types <= RECKONED
+        plain = all(entry.type.HasField("tensor_type") for entry in entries) and types <= COMPUTED
         if (
             {node.op_type for node in model.graph.node} <= known
             and plain
