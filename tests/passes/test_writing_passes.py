@@ -29,7 +29,7 @@ def test_the_tutorial_runs(tmp_path: Path) -> None:
         [sys.executable, str(script)], capture_output=True, text=True, cwd=ROOT, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert len(blocks()) == 9
+    assert len(blocks()) == 10
 
 
 def test_the_tutorial_s_pass_is_listed_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ class DropSparse(Pass):
 
     name: ClassVar[str] = "drop-sparse"
 
-    above: float = 0.95  #: the share of zeros from which on a unit goes
+    above: float = 0.95  #: a unit with a larger share of zeros is deleted
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
         for stage in graph.stages:
