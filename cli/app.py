@@ -1,7 +1,7 @@
 """The program: a group whose commands are imported when they are asked for, and where errors become one line.
 
 Only click is imported here, so that ``elastic-ir --help`` and shell completion answer at once. The one-line helps
-therefore stand in a table of their own; a test holds it equal to what the commands say of themselves.
+therefore stand in a table of their own; a test compares it with the commands' own.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ COMMANDS = {
     "squeeze": "Make a network shallower by deleting units.",
     "apply": "Run a pipeline of passes.",
     "export": "Write a network as ONNX or as Python source.",
-    "verify": "Hold a checkpoint folder against its origins.",
+    "verify": "Compare a checkpoint folder with its origins.",
     "diff": "Compare two networks: stages, names, tensors.",
     "passes": "List the passes and their options.",
     "lottery": "Find winning tickets and compare them in studies.",
 }
-MODULES = {"stretch": "resize", "squeeze": "resize"}
+MODULES = {"stretch": "resize", "squeeze": "resize", "passes": "apply"}
 
 DEBUG = "elastic_ir.debug"  #: key in ``Context.meta``, set where ``--debug`` was given
-GO_ON = "elastic_ir.go_on"  #: key in ``Context.meta``, set where the same command goes on with what was interrupted
+GO_ON = (
+    "elastic_ir.go_on"  #: key in ``Context.meta``, set where the same command continues what was interrupted
+)
 
 EPILOG = """\
 \b
@@ -93,10 +95,10 @@ class Program(click.Group):
         except Exception as error:
             if ctx.meta.get(DEBUG) or getattr(error, "errno", None) == errno.EPIPE:
                 raise  # click itself ends quietly where a reader such as `head` has gone
-            said = describe(error)
-            if ctx.invoked_subcommand in MODULES:  # elsewhere they are options of a pass
-                said = re.sub(r"(?<![\w.'\"-])to_(depth|stages|units)(?![\w.'\"])", r"--to-\1", said)
-            _say(f"error: {said}")
+            text = describe(error)
+            if MODULES.get(ctx.invoked_subcommand or "") == "resize":  # elsewhere they are options of a pass
+                text = re.sub(r"(?<![\w.'\"-])to_(depth|stages|units)(?![\w.'\"])", r"--to-\1", text)
+            _say(f"error: {text}")
             ctx.exit(1)
 
 
@@ -107,7 +109,7 @@ def _say(line: str) -> None:
 
 
 def describe(error: Exception) -> str:
-    """What a user is told: our own messages as they are, the system's with the file in front, and the pass noted."""
+    """The line that a user reads: our own messages as they are, the system's with the file in front, and the pass."""
     from elastic_ir.errors import ElasticError, noted_pass
 
     head = noted_pass(error)
@@ -115,8 +117,8 @@ def describe(error: Exception) -> str:
         return f"{head}{error}"
     if isinstance(error, OSError) and error.strerror:
         return f"{head}{error.filename}: {error.strerror}" if error.filename else f"{head}{error.strerror}"
-    said = " ".join(str(error).split()) or "no message"
-    return f"{head}unexpected {type(error).__name__}: {said} (run again with --debug for the traceback)"
+    text = " ".join(str(error).split()) or "no message"
+    return f"{head}unexpected {type(error).__name__}: {text} (run again with --debug for the traceback)"
 
 
 @click.group(cls=Program, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})

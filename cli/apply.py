@@ -1,4 +1,4 @@
-"""``elastic-ir apply``: a pipeline of passes over a network, shown pass by pass, and the result written."""
+"""``apply`` and ``passes``: a pipeline of passes over a network, shown pass by pass; and which passes there are."""
 
 from __future__ import annotations
 
@@ -8,16 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from elastic_ir.cli import tables
+from elastic_ir.cli import output, tables
 from elastic_ir.cli.app import COMMANDS
-from elastic_ir.cli.options import LOAD_PASS, MAX_BLOCKS, SOURCE, Reading, note_source, source_options
+from elastic_ir.cli.options import (
+    DEBUG_OPTION,
+    LOAD_PASS,
+    MAX_BLOCKS,
+    SOURCE,
+    Reading,
+    note_source,
+    source_options,
+)
 from elastic_ir.formats.registry import PYTORCH
 
 if TYPE_CHECKING:
     from elastic_ir.ir.graph import Graph
     from elastic_ir.passes import Pass, Pipeline
 
-EPILOG = """\
+APPLY_EPILOG = """\
 \b
 Examples:
   elastic-ir apply model.pt --passes "stretch{to-depth=56 order=interpolate}" -o deep.pt
@@ -35,8 +43,18 @@ A recipe is the same as YAML, "version: 1" and below "passes:" a list (docs/pass
   passes: [{stretch: {to-depth: 56, order: interpolate}}, compact]
 """
 
+PASSES_EPILOG = """\
+\b
+Examples:
+  elastic-ir passes
+  elastic-ir passes squeeze
+  elastic-ir passes --names
 
-@click.command("apply", short_help=COMMANDS["apply"], epilog=EPILOG)
+Passes of other packages are found by the entry-point group elastic_ir.passes; those of a file by --load-pass FILE.
+"""
+
+
+@click.command("apply", short_help=COMMANDS["apply"], epilog=APPLY_EPILOG)
 @click.argument("source", type=SOURCE)
 @click.option(
     "--passes", "text", metavar="PIPELINE",
@@ -85,7 +103,6 @@ def apply(
     of what ran is written with the graph.
     """
     from elastic_ir import api
-    from elastic_ir.cli import output
 
     pipeline = _pipeline(text, recipe, load_pass)
     names = {item.name for item in pipeline}
@@ -93,22 +110,20 @@ def apply(
         if name not in names:
             raise click.UsageError(f"--print-after {name}: the pipeline has no such pass")
     path = Path(out) if out is not None else _beside(source)
-    inputs = {"the source": source, "the --arch": reading.arch, "the --mask": reading.mask}
     output.refuse_source(path)
-    output.refuse_overwriting(path, inputs)
-    with tables.status(f"reading {source}"):
-        before = reading.load(source)
+    output.refuse_overwriting(path, reading.inputs(source))
+    before = reading.load(source)
     note_source(source, before)
     times: list[tuple[str, str]] = []
     notes: list[tuple[str, str]] = []
 
     def observe(item: Pass, graph: Graph, seconds: float) -> None:
         times.append((item.name, f"{seconds:.3f} s"))
-        told = item.summary(graph)
-        if told is not None:
-            notes.append(("note", f"{item.name}: {told}"))
+        summary = item.summary(graph)
+        if summary is not None:
+            notes.append(("note", f"{item.name}: {summary}"))
         if verify_each:
-            notes.append(("verified", f"{item.name}: {_told(graph.history.verified[-1])}"))
+            notes.append(("verified", f"{item.name}: {_verified(graph.history.verified[-1])}"))
         if print_after_all or item.name in print_after:
             tables.say(f"after {item.name}:")
             tables.say(*str(graph).split("\n"))
@@ -134,7 +149,7 @@ def _pipeline(text: str | None, recipe: str | None, files: tuple[str, ...]) -> P
     from elastic_ir.passes import Pipeline, load_passes
 
     if text is None and recipe is None:
-        raise click.UsageError("say what to run by --passes or by --recipe")
+        raise click.UsageError("state what to run by --passes or by --recipe")
     if text is not None and recipe is not None:
         raise click.UsageError("--passes and --recipe: both are given; give one")
     for path in files:
@@ -149,14 +164,12 @@ def _pipeline(text: str | None, recipe: str | None, files: tuple[str, ...]) -> P
 
 def _beside(source: str) -> Path:
     """The source's name with ``-applied`` behind, and its extension where that can be written."""
-    from elastic_ir.cli import output
-
     kept = "" if Path(source).is_dir() else output.kept_suffix(Path(source)).lower()
     path = output.beside(source, PYTORCH.suffixes[0])
     return path.with_name(f"{path.stem}-applied{kept}")
 
 
-def _told(found: Mapping[str, Any]) -> str:
+def _verified(found: Mapping[str, Any]) -> str:
     """What a run after a pass has shown, in words."""
     blocks = found["blocks"]
     text = f"{tables.number(blocks)} blocks ran" if blocks else "it ran"
@@ -176,8 +189,8 @@ def _show_cost(before: Graph, after: Graph) -> None:
     facts = []
     if change.before.flops is not None and change.after.flops is not None:
         facts.append(("FLOPs", tables.change(*map(tables.number, (change.before.flops, change.after.flops)))))
-    told = tables.change(f"{times.before:.2f} ms", f"{times.after:.2f} ms")
-    facts.append(("latency", f"{told} in onnxruntime, {times.ratio:.2f} of it"))
+    latency = tables.change(f"{times.before:.2f} ms", f"{times.after:.2f} ms")
+    facts.append(("latency", f"{latency} in onnxruntime, a factor of {times.ratio:.2f}"))
     tables.show_facts(facts)
 
 
@@ -194,14 +207,40 @@ def _show_change(before: Graph, after: Graph) -> None:
             )
         tables.show_table(table)
         tables.say()
-    depths = [tables.number(structure.depth if structure is not None else None) for structure in found]
-    tables.show_facts(
-        [
-            ("depth", tables.change(*depths)),
-            (
-                "parameters",
-                tables.change(*(tables.number(graph.parameter_count()) for graph in (before, after))),
-            ),
-            ("sparsity", tables.change(*(tables.percent(graph.sparsity()) for graph in (before, after)))),
-        ]
-    )
+    tables.show_facts(tables.change_facts(before, after))
+
+
+def _complete_pass(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    from elastic_ir.passes import registered
+
+    return [name for name in registered() if name.startswith(incomplete)]
+
+
+@click.command("passes", short_help=COMMANDS["passes"], epilog=PASSES_EPILOG)
+@click.argument("name", required=False, shell_complete=_complete_pass)
+@LOAD_PASS
+@click.option("--names", is_flag=True, help="Print the names only, one a line, for programs.")
+@DEBUG_OPTION
+def passes(name: str | None, load_pass: tuple[str, ...], names: bool) -> None:
+    """List the passes, the rewrites that a network can go through, or only the one called NAME.
+
+    Below each pass stand its options, with what can be typed for each and its default. Options that only Python can
+    give, such as a graph, are left out.
+    """
+    from elastic_ir.passes import find_pass, load_passes, registered
+    from elastic_ir.passes.infra.option_table import option_table
+
+    for path in load_pass:
+        load_passes(path)
+    found = {name: find_pass(name)} if name is not None else registered()
+    for place, (title, kind) in enumerate(found.items()):
+        if names:
+            tables.say(title)
+            continue
+        if place:
+            tables.say()
+        tables.say(f": {kind.help()}", bold=title)
+        options = [(*row[:3], row[3] or tables.ABSENT) for row in option_table(kind)]
+        if options:
+            columns = ("option", "type", "default", "meaning")
+            tables.show_table(tables.Table(columns, [*options], optional=("meaning",)))

@@ -47,8 +47,7 @@ SHOWN = 10  #: names of a kind that the text form lists; --json has all
 @reading_options(MASK_FROM_ZEROS, INPUT_SHAPE, UNIT, TRUST, KEY)
 def diff(a: str, b: str, as_json: bool, key_b: str | None, reading: Reading) -> None:
     """Compare the networks A and B: stages, depth, parameters and sparsity, then names, shapes, values and masks."""
-    with tables.status(f"reading {a} and {b}"):
-        left, right = reading.load(a), dataclasses.replace(reading, key=key_b).load(b)
+    left, right = reading.load(a), dataclasses.replace(reading, key=key_b).load(b)
     with tables.status("comparing tensors"):
         found = compare(left, right)
     if as_json:

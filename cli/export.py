@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from elastic_ir.cli import tables
+from elastic_ir.cli import output, tables
 from elastic_ir.cli.app import COMMANDS
 from elastic_ir.cli.options import SOURCE, Reading, note_source, source_options
 from elastic_ir.formats.registry import ONNX, PYTHON, PYTORCH
@@ -41,8 +41,8 @@ them (TensorRT and OpenVINO read none), export without --sparse.
 )  # fmt: skip
 @click.option(
     "--sparse", is_flag=True,
-    help="Write each pruned weight as a sparse initializer where that is smaller; what survives is told by the mask, "
-    "or else by exact zeros.",
+    help="Write each pruned weight as a sparse initializer where that is smaller; what survives is taken from the "
+    "mask, or else from exact zeros.",
 )  # fmt: skip
 @click.option(
     "--opset", type=click.IntRange(min=18), metavar="N",
@@ -73,19 +73,17 @@ def export(
     as readable Python instead: a module that loads the state dict strictly and gives the same outputs.
     """
     from elastic_ir import api
-    from elastic_ir.cli import output
 
     path = Path(out) if out is not None else output.beside(source, ONNX.suffixes[0])
     if not ONNX.names(path) and (sparse or opset or static or fold_batchnorm):
         raise click.UsageError("--sparse, --opset, --static and --fold-batchnorm are for .onnx files")
     if weights and not PYTHON.names(path):
         raise click.UsageError("--weights is for .py files; all others hold their weights")
-    inputs = {"the source": source, "the --arch": reading.arch, "the --mask": reading.mask}
+    inputs = reading.inputs(source)
     output.refuse_overwriting(path, inputs)
     if weights:
         output.refuse_overwriting(path.with_suffix(PYTORCH.suffixes[0]), inputs)
-    with tables.status(f"reading {source}"):
-        graph = reading.load(source)
+    graph = reading.load(source)
     if weights or not PYTHON.names(path):  # Python source alone holds none
         note_source(source, graph)
     if PYTHON.names(path):
@@ -94,9 +92,7 @@ def export(
     if not ONNX.names(path):
         with tables.status(f"writing {path}"):
             written = api.save(graph, path, check=not no_check)
-        tables.show_facts(
-            [("wrote", f"{each} ({tables.file_size(output.size_of(each))})") for each in written]
-        )
+        tables.show_facts(output.wrote(written))
         return
     from elastic_ir.emit.onnx.save import save_onnx
 
@@ -109,9 +105,8 @@ def export(
 
 
 def _export_source(graph: Graph, source: str, path: Path, weights: bool, check: bool) -> None:
-    """Write Python source, and the weights beside it if wanted; say how to load them."""
+    """Write Python source, and the weights beside it if wanted, and print how to load them."""
     from elastic_ir import api
-    from elastic_ir.cli import output
     from elastic_ir.emit.source.file import save_source
 
     beside = path.with_suffix(PYTORCH.suffixes[0])
@@ -120,7 +115,7 @@ def _export_source(graph: Graph, source: str, path: Path, weights: bool, check: 
         written = [save_source(graph, path, check=check, weights=Path(source).name if ours else beside.name)]
         if weights:
             written += api.save(graph, beside, check=check)
-    facts = [("wrote", f"{each} ({tables.file_size(output.size_of(each))})") for each in written]
+    facts = output.wrote(written)
     if check:
         facts.insert(0, ("checked", "strict load, and equal outputs"))
     if not weights and not ours:
@@ -141,5 +136,4 @@ def _facts(report: OnnxReport, static: bool) -> list[tuple[str, str]]:
         share = report.size / report.dense_size
         dense = tables.file_size(report.dense_size)
         facts.append(("sparse", f"{report.sparse_weights} weights; {share:.3f} of the dense file's {dense}"))
-    facts += [("wrote", f"{path} ({tables.file_size(path.stat().st_size)})") for path in report.paths]
-    return facts
+    return [*facts, *output.wrote(report.paths)]

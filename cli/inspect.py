@@ -26,7 +26,7 @@ The table has one line for each stage, a run of blocks that share one activation
 between and after the stages, so that the parameters add up. Of a stage's blocks those that stretch clones and squeeze
 deletes are counted as free; the others are its entry, which is kept. A unit is how many blocks are cloned or deleted
 together. "256 @ 56x56" is 256 channels at a resolution of 56 by 56. Layers are the weight layers on the longest path;
-the depth is all of them. A "?" stands for what names alone do not tell; --arch SOURCE tells it. Of a folder of
+the depth is all of them. A "?" stands for what names alone do not show; --arch SOURCE does. Of a folder of
 safetensors only the headers are read, however large it is; --input-shape has its network built and traced.
 """
 
@@ -38,10 +38,10 @@ safetensors only the headers are read, however large it is; --input-shape has it
 def inspect(source: str, as_json: bool, reading: Reading) -> None:
     """Show what repeats in SOURCE: its stages and their blocks, with type, channels, depth and parameters.
 
-    Nothing is written. A network in which nothing repeats is no error here: its structure line says so.
+    Nothing is written. A network in which nothing repeats is not an error here; its structure line states it.
     """
+    graph = reading.load(source, headers_only=reading.by_headers(source))
     with tables.status(f"reading {source}"):
-        graph = reading.load(source, headers_only=reading.by_headers(source))
         structure, sentence = tables.structure_of(graph)
         rows = rows_of(graph) if structure is not None else []
     if as_json:
@@ -154,7 +154,7 @@ def notes_of(graph: Graph, note: str) -> str:
 
 
 def as_data(graph: Graph, source: str, rows: list[Row]) -> dict[str, Any]:
-    """All that is shown, as plain data (docs/inspect.md); ``note`` says why where there are no stages."""
+    """All that is shown, as plain data (docs/inspect.md); ``note`` gives the reason where there are no stages."""
     structure, sentence = tables.structure_of(graph)
     depth = structure.depth if structure is not None else None
     return {

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
+from elastic_ir.cli import tables
 from elastic_ir.cli.app import DEBUG
 from elastic_ir.errors import ElasticError
 from elastic_ir.ir.numbering import number_of
@@ -30,44 +32,24 @@ _SHOWN = 8  #: keys of a checkpoint that are named
 SOURCE = click.Path(readable=False)
 
 
-class Shape(Kind):
-    """``1,3,224,224`` as a tuple."""
+class Parsed(Kind):
+    """Text that a function reads: what it refuses by one of our errors or a ValueError is a usage error.
 
-    name = "shape"
+    ``words`` may stand in its place; the shell completes them.
+    """
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        """Click's hook: the value, or a usage error."""
-        if isinstance(value, tuple):
-            return value
-        parts = [part.strip() for part in str(value).split(",")]
-        if not all(number_of(part) for part in parts):
-            self.fail(
-                f"{value!r} is no shape; write the extents with commas, for example 1,3,224,224", param, ctx
-            )
-        return tuple(int(part) for part in parts)
-
-
-class Indices(Kind):
-    """``1,2`` or ``0-3`` as a list of block indices; words that are allowed in their place are completed."""
-
-    name = "indices"
-
-    def __init__(self, *words: str) -> None:
-        self.words = words
+    def __init__(self, name: str, read: Callable[[str], Any], *words: str) -> None:
+        self.name, self.read, self.words = name, read, words
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Click's hook: a word or a list of integers, or a usage error."""
-        from elastic_ir.plans.plan import parse_indices
-
-        if isinstance(value, list) or value in self.words:
+        """Click's hook: what was read, or a usage error."""
+        if not isinstance(value, str) or value in self.words:
             return value
         try:
-            return parse_indices(value)
-        except ElasticError as error:
-            said = f"; or write {' or '.join(self.words)}" if self.words else ""
-            self.fail(f"{error}{said}", param, ctx)
+            return self.read(value)
+        except (ElasticError, ValueError) as error:
+            instead = f"; or write {' or '.join(self.words)}" if self.words else ""
+            self.fail(f"{error}{instead}", param, ctx)
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
@@ -76,61 +58,73 @@ class Indices(Kind):
         return [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
 
 
-class Notation(Kind):
-    """Text in a notation that is checked here, so that a slip is a usage error, and read by the library."""
+def checked_by(reference: str) -> Callable[[str], str]:
+    """A reader that leaves a text as it is once ``module:function``, imported only then, has accepted it."""
 
-    def __init__(self, name: str, parser: str) -> None:
-        self.name = name
-        self.parser = parser  #: "module:function", imported only when a value is there
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Click's hook: the text as it is, or a usage error."""
-        import importlib
-
-        module, _, function = self.parser.partition(":")
-        try:
-            getattr(importlib.import_module(module), function)(value)
-        except ElasticError as error:
-            self.fail(str(error), param, ctx)
-        return value
-
-
-class Size(Kind):
-    """``5GB``, ``500MB`` or ``2GiB`` as bytes."""
-
-    name = "size"
-    _UNITS: ClassVar = {
-        "": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30,
-    }  # fmt: skip
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Click's hook: the bytes, or a usage error."""
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B|)\s*", str(value), re.IGNORECASE)
-        unit = match[2].upper() if match else "?"
-        size = float(match[1]) * self._UNITS[unit] if match and unit in self._UNITS else 0
-        if size < 1:
-            self.fail(f"{value!r} is no size; write for example 5GB, 500MB or 2GiB", param, ctx)
-        return int(size)
-
-
-class Package(Kind):
-    """A Python package's name, of which classes may be rebuilt; a line on the standard error says what that admits."""
-
-    name = "package"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Click's hook: the name, or a usage error."""
-        text = str(value)
-        if not all(part.isidentifier() for part in text.split(".")):
-            self.fail(f"{text!r} is no package's name; write it as it is imported", param, ctx)
-        from elastic_ir.cli import tables
-
-        tables.say(
-            f"trusted: {text}: its code is imported, and files may name any class that it defines (not what it "
-            "imports from elsewhere, and no function)",
-            err=True,
-        )
+    def read(text: str) -> str:
+        module, _, function = reference.partition(":")
+        getattr(importlib.import_module(module), function)(text)
         return text
+
+    return read
+
+
+def read_shape(text: str) -> tuple[int, ...]:
+    """``1,3,224,224`` as a tuple."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(number_of(part) for part in parts):
+        raise ValueError(f"{text!r} is not a shape; write the extents with commas, for example 1,3,224,224")
+    return tuple(map(int, parts))
+
+
+def read_indices(text: str) -> list[int]:
+    """``1,2`` or ``0-3`` as a list of block indices."""
+    from elastic_ir.plans.plan import parse_indices
+
+    return parse_indices(text)
+
+
+_UNITS = {
+    "": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30,
+}  # fmt: skip
+
+
+def read_size(text: str) -> int:
+    """``5GB``, ``500MB`` or ``2GiB`` as bytes."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B|)\s*", text, re.IGNORECASE)
+    size = float(match[1]) * _UNITS.get(match[2].upper(), 0) if match else 0
+    if size < 1:
+        raise ValueError(f"{text!r} is not a size; write for example 5GB, 500MB or 2GiB")
+    return int(size)
+
+
+def read_package(text: str) -> str:
+    """A Python package's name, of which classes may be rebuilt; a line on standard error states what that admits."""
+    if not all(part.isidentifier() for part in text.split(".")):
+        raise ValueError(f"{text!r} is not the name of a package; write it as it is imported")
+    tables.say(
+        f"trusted: {text}: its code is imported, and files may name any class that it defines (not what it "
+        "imports from elsewhere, and no function)",
+        err=True,
+    )
+    return text
+
+
+def read_named(text: str) -> tuple[str, str]:
+    """``b=SOURCE`` as a pair; the shell's own expansion has been at it already."""
+    from elastic_ir.plans.plan import SOURCE_NAME
+
+    name, equals, source = text.partition("=")
+    if not equals or not source or not SOURCE_NAME.fullmatch(name):
+        raise ValueError(f"{text!r} names no source; write for example b=other-llama")
+    return name, source
+
+
+def refuse_given(given: Mapping[str, object], why: str) -> None:
+    """A usage error where any of these options has a value."""
+    for name, value in given.items():
+        if value:
+            raise click.UsageError(f"{why}; leave out {name}")
 
 
 @dataclass(frozen=True)
@@ -147,9 +141,12 @@ class Reading:
 
     def refuse(self, why: str) -> None:
         """A usage error where any of the options is given."""
-        for name, value in dataclasses.asdict(self).items():
-            if value:
-                raise click.UsageError(f"{why}; leave out --{name.replace('_', '-')}")
+        given = dataclasses.asdict(self).items()
+        refuse_given({f"--{name.replace('_', '-')}": value for name, value in given}, why)
+
+    def inputs(self, source: str) -> dict[str, str | None]:
+        """The files that a command reads, by what they are to it; none is written over."""
+        return {"the source": source, "the --arch": self.arch, "the --mask": self.mask}
 
     def by_headers(self, source: str) -> bool:
         """Whether a source is a checkpoint folder, and no option asks to have its network traced."""
@@ -163,28 +160,68 @@ class Reading:
         """Read the source of a command, with all the options."""
         from elastic_ir import api
 
-        return api.load(
-            source,
-            arch=self.arch,
-            masks=self.mask,
-            trust=self.trust,
-            mask_from_zeros=self.mask_from_zeros,
-            input_shape=self.input_shape or None,
-            unit=self.unit,
-            headers_only=headers_only,
-            key=self.key,
-        )
+        with tables.status(f"reading {source}"):
+            return api.load(
+                source,
+                arch=self.arch,
+                masks=self.mask,
+                trust=self.trust,
+                mask_from_zeros=self.mask_from_zeros,
+                input_shape=self.input_shape or None,
+                unit=self.unit,
+                headers_only=headers_only,
+                key=self.key,
+            )
 
     def load_reference(self, reference: str, source: Graph) -> Graph:
         """Read what ``--like`` names: without weights where that is possible, on the source's inputs."""
         from elastic_ir.frontends.reference import load_reference
 
-        return load_reference(reference, source, trust=self.trust)
+        with tables.status(f"reading {reference}"):
+            return load_reference(reference, source, trust=self.trust)
+
+
+@dataclass(frozen=True)
+class Copies:
+    """What copies are made of, as the options of ``stretch`` state it: other networks, factors, and zeros."""
+
+    sources: tuple[tuple[str, str], ...] = ()
+    scale: str | None = None
+    zero: str | None = None
+    identity: bool = False
+
+    def refuse(self, why: str) -> None:
+        """A usage error where any of the options is given."""
+        given = {
+            "--with": self.sources,
+            "--scale": self.scale,
+            "--zero": self.zero,
+            "--identity": self.identity,
+        }
+        refuse_given(given, why)
+
+    def read(self, reading: Reading, streamed: bool) -> dict[str, Any]:
+        """As the library takes it: the other networks read as the first one is."""
+        if self.zero is not None and self.identity:
+            raise click.UsageError("--zero and --identity mean the same; give one of them")
+        wanted: dict[str, Any] = {}
+        if self.sources:
+            others: dict[str, Graph] = {}
+            for name, source in self.sources:
+                if name in others:
+                    raise click.UsageError(f"--with names {name!r} twice")
+                plain = Reading(input_shape=reading.input_shape, unit=reading.unit, trust=reading.trust)
+                others[name] = plain.load(source, headers_only=streamed)
+            wanted["others"] = others
+        if self.scale is not None:
+            wanted["scale"] = self.scale
+        if self.zero is not None or self.identity:
+            wanted["zero"] = "auto" if self.identity else self.zero
+        return wanted
 
 
 def note_source(source: str, graph: Graph) -> None:
     """Say what a reader of a source should know: fresh weights, of which only the form is trained, or what was left."""
-    from elastic_ir.cli import tables
     from elastic_ir.frontends.sources import is_name
 
     if is_name(source) and source.partition(":")[0] in ("timm", "torchvision"):
@@ -226,7 +263,7 @@ MASK_FROM_ZEROS = click.option(
     help="Take every weight that is exactly zero as pruned.",
 )  # fmt: skip
 INPUT_SHAPE = click.option(
-    "--input-shape", type=Shape(), multiple=True, metavar="1,3,224,224",
+    "--input-shape", type=Parsed("shape", read_shape), multiple=True, metavar="1,3,224,224",
     help="The shape of an input to trace the network with, the batch first. Give it once for each input. Without "
     "it the shape is guessed.",
 )  # fmt: skip
@@ -236,7 +273,7 @@ UNIT = click.option(
     "was found. 1 lets one block of a pair go, as in Swin.",
 )  # fmt: skip
 TRUST = click.option(
-    "--trust", multiple=True, type=Package(), metavar="PACKAGE",
+    "--trust", multiple=True, type=Parsed("package", read_package), metavar="PACKAGE",
     help="Import this package, and let files name the classes that it defines: their code runs. It covers no other "
     "package, and no function. May be given several times.",
 )  # fmt: skip
@@ -287,3 +324,25 @@ def reading_options(*options: Callable[[Function], Function]) -> Callable[[Funct
 
 
 source_options = reading_options(ARCH, MASK, MASK_FROM_ZEROS, INPUT_SHAPE, UNIT, TRUST, KEY)
+COPY_OPTIONS = (
+    click.option(
+        "--with", "sources", type=Parsed("source", read_named), multiple=True, metavar="NAME=SOURCE",
+        help='Another network, whose layers the plan names: --with b=OTHER --plan "0-15,b/6-21". Names, shapes and '
+        "dtypes have to agree; what lies outside the layers is SOURCE's. May be given several times.",
+    ),
+    click.option(
+        "--scale", type=Parsed("factors", checked_by("elastic_ir.plans.copy_edits:parse_scale")), metavar="NAME=F,...",
+        help="Multiply tensors of the copies (every occurrence of a block after its first), by the names of modules in "
+        "a block: o_proj=0.5,down_proj=0.5.",
+    ),
+    click.option(
+        "--zero", type=Parsed("names", checked_by("elastic_ir.plans.copy_edits:parse_names")), metavar="NAME,...",
+        help="Let such tensors of the copies be zero, weights and biases: o_proj,down_proj.",
+    ),
+    click.option(
+        "--identity", is_flag=True,
+        help="Let the copies start as the identity (LLaMA Pro): zero is what closes their residual branches, as the "
+        "network itself shows it. For a folder, transformers builds it without its weights.",
+    ),
+)  # fmt: skip
+copy_options = gathered("copies", Copies, COPY_OPTIONS)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from elastic_ir.cli import tables
 from elastic_ir.errors import OutputError
 from elastic_ir.formats.registry import PYTHON, PYTORCH, SAFETENSORS, readable_and_writable
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def tag(graph: Graph) -> str:
-    """What tells a network from its siblings in a file name: ``depth56``, else the stages' blocks ``3-4-23-3``."""
+    """What distinguishes networks of one family in a file name: ``depth56``, else the stages' blocks ``3-4-23-3``."""
     structure = graph.structure
     if structure.depth is not None:
         return f"depth{structure.depth}"
@@ -24,7 +25,7 @@ def tag(graph: Graph) -> str:
 
 
 def default_output(source: str, before: Graph, after: Graph) -> Path:
-    """Beside the source, or in the current folder for one that is no file: ``model.pt`` -> ``model-depth56.pt``.
+    """Beside the source, or in the current folder for one that is not a file: ``model.pt`` -> ``model-depth56.pt``.
 
     The source's own tag is replaced: ``model-depth56.pt`` squeezed is ``model-depth20.pt``.
     """
@@ -49,7 +50,7 @@ def kept_suffix(path: Path) -> str:
 
 
 def beside(source: str, extension: str) -> Path:
-    """The source's name with another extension, or in the current folder for one that is no file."""
+    """The source's name with another extension, or in the current folder for one that is not a file."""
     from elastic_ir.frontends.sources import is_name
 
     if is_name(source):
@@ -61,7 +62,7 @@ def beside(source: str, extension: str) -> Path:
 
 
 def refuse_overwriting(out: Path, inputs: dict[str, str | None]) -> None:
-    """OutputError where writing ``out`` would replace one of the sources; the keys say what they are.
+    """OutputError where writing ``out`` would replace one of the sources; the keys describe them.
 
     Python source that somebody else wrote counts as one: a network's own module may be the file.
     """
@@ -112,14 +113,16 @@ def size_of(path: Path) -> int:
     return path.stat().st_size
 
 
-def show_written(graph: Graph, written: Sequence[Path]) -> None:
-    """Say what was written, and what the check of the network made could not tell, or has changed."""
-    from elastic_ir.cli import tables
+def wrote(paths: Sequence[Path]) -> list[tuple[str, str]]:
+    """A fact for each file or folder that was written: its path and its size."""
+    return [("wrote", f"{path} ({tables.file_size(size_of(path))})") for path in paths]
 
+
+def show_written(graph: Graph, written: Sequence[Path]) -> None:
+    """Print what was written, what the check of the network could not compare, and what it has changed."""
     facts = []
     if graph.emitted.unchecked:
         facts.append(("note", f"outputs were not compared: {graph.emitted.unchecked}"))
     if graph.emitted.replaced:
         facts.append(("note", f"a GraphModule stands for the class: {graph.emitted.replaced}"))
-    facts += [("wrote", f"{path} ({tables.file_size(size_of(path))})") for path in written]
-    tables.show_facts(facts)
+    tables.show_facts([*facts, *wrote(written)])

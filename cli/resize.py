@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from elastic_ir.cli import tables
+from elastic_ir.cli import output, tables
 from elastic_ir.cli.app import COMMANDS
-from elastic_ir.cli.copies import Copies, copy_options, is_recipe
 from elastic_ir.cli.options import (
     MAX_BLOCKS,
     SOURCE,
-    Indices,
-    Notation,
+    Copies,
+    Parsed,
     Reading,
-    Size,
+    checked_by,
+    copy_options,
     gathered,
     note_source,
+    read_indices,
+    read_size,
+    refuse_given,
     source_options,
 )
 from elastic_ir.formats.registry import writable
@@ -60,7 +63,7 @@ deleted.
 
 @dataclass(frozen=True)
 class Wanted:
-    """The target as it was said, and where the result goes."""
+    """The target as the options state it, and where the result goes."""
 
     to_depth: int | None
     to_stages: str | None
@@ -75,28 +78,22 @@ class Wanted:
     resume: bool
     keep_beside: tuple[str, ...]
 
-    def _ways(self) -> dict[str, object]:
-        """The options that say the target, with what each was given."""
+    def ways(self) -> dict[str, object]:
+        """The options that state the target, with what each was given."""
         return {
             "--to-depth": self.to_depth, "--to-stages": self.to_stages, "--to-units": self.to_units,
             "--plan": self.plan, "--like": self.like,
         }  # fmt: skip
 
-    def _given(self) -> list[str]:
-        return [way for way, value in self._ways().items() if value is not None]
-
-    def check(self, otherwise: bool = False) -> None:
-        """A usage error unless the target is said in one way; ``otherwise`` says that none is needed."""
-        given = self._given()
+    def check(self, needed: bool = True) -> None:
+        """A usage error unless the target is stated in one way, or in none where none is needed."""
+        given = [way for way, value in self.ways().items() if value is not None]
         if len(given) > 1:
-            raise click.UsageError(f"{' and '.join(given)} say the target twice; give one of them")
-        if not given and not otherwise:
-            raise click.UsageError(f"say how deep the result shall be, with one of {', '.join(self._ways())}")
-
-    def refuse_target(self, why: str) -> None:
-        """A usage error where a target is said."""
-        for way in self._given():
-            raise click.UsageError(f"{why}; leave out {way}")
+            raise click.UsageError(f"{' and '.join(given)} state the target twice; give one of them")
+        if not given and needed:
+            raise click.UsageError(
+                f"state how deep the result shall be, with one of {', '.join(self.ways())}"
+            )
 
     def streams(self, source: str, reading: Reading) -> bool:
         """Whether a folder is streamed to a folder; a usage error for options that only streams have."""
@@ -122,7 +119,7 @@ TARGET_OPTIONS = (
         "the stages as the network's family does it.",
     ),
     click.option(
-        "--to-stages", type=Notation("counts", "elastic_ir.plans.target:parse_stages"), metavar="N,N,...",
+        "--to-stages", type=Parsed("counts", checked_by("elastic_ir.plans.target:parse_stages")), metavar="N,N,...",
         help="The blocks of each stage, the entry included: 3,4,23,3 for all stages, or by name "
         "encoder.block=8, which leaves the others as they are.",
     ),
@@ -131,7 +128,7 @@ TARGET_OPTIONS = (
         help="The number of units, for a network of one stage, such as most transformers.",
     ),
     click.option(
-        "--plan", type=Notation("plan", "elastic_ir.plans.plan:parse_plan"), metavar="PLAN",
+        "--plan", type=Parsed("plan", checked_by("elastic_ir.plans.plan:parse_plan")), metavar="PLAN",
         help='The source blocks of each stage in target order, stages joined by "|": "0-2,1,2|0,1"; or by name, '
         '"encoder.block=0-3,3", which leaves the others as they are. "b/6-21" are blocks of the network that --with '
         'names. The notation source:targets of the lottery-ticket paper, "0:0;1:1,2", is taken too. Quote it in a '
@@ -160,7 +157,7 @@ OUTPUT_OPTIONS = (
     ),
     click.option("--dry-run", is_flag=True, help="Show what would change, and write nothing."),
     click.option(
-        "--shard-size", type=Size(), metavar="SIZE",
+        "--shard-size", type=Parsed("size", read_size), metavar="SIZE",
         help="The most bytes of tensors in one file of a folder that is streamed: 5GB, as transformers has it, or "
         "500MB, 2GiB.",
     ),
@@ -187,7 +184,7 @@ _wanted_options = gathered("wanted", Wanted, (*TARGET_OPTIONS, *OUTPUT_OPTIONS, 
     "after its source.",
 )  # fmt: skip
 @click.option(
-    "--replicate", type=Indices(), metavar="1,2",
+    "--replicate", type=Parsed("indices", read_indices), metavar="1,2",
     help="Clone only these blocks of each stage, counted from 0; the others occur once.",
 )  # fmt: skip
 @copy_options
@@ -197,11 +194,11 @@ def stretch(
 ) -> None:
     """Make SOURCE deeper by cloning its free units, with their weights, buffers and masks.
 
-    Say how deep by exactly one of --to-depth, --to-stages, --to-units, --plan and --like. SOURCE may be a mergekit
-    recipe of slices (a .yaml), which says all of it.
+    State how deep by exactly one of --to-depth, --to-stages, --to-units, --plan and --like. SOURCE may be a mergekit
+    recipe of slices (a .yaml), which states all of this.
     """
     if is_recipe(source):
-        copies.refuse("a recipe of slices says what is scaled and which models it takes")
+        copies.refuse("a recipe of slices states what is scaled and which models it takes")
         _of_recipe(source, wanted, reading)
         return
     wanted.check()
@@ -212,7 +209,8 @@ def stretch(
 @click.argument("source", type=SOURCE)
 @_wanted_options
 @click.option(
-    "--drop", type=Indices("tail", "even"), default="tail", show_default=True, metavar="tail|even|3,4",
+    "--drop", type=Parsed("indices", read_indices, "tail", "even"), default="tail", show_default=True,
+    metavar="tail|even|3,4",
     help='Which free blocks are deleted: the last ones ("tail"), so that the rest is evenly spaced ("even"), or '
     "exactly those of these indices, counted from 0 in each stage. With indices no target is needed.",
 )  # fmt: skip
@@ -220,24 +218,28 @@ def stretch(
 def squeeze(source: str, wanted: Wanted, drop: str | list[int], reading: Reading) -> None:
     """Make SOURCE shallower by deleting free units, with their weights, buffers and masks.
 
-    Say how deep by one of --to-depth, --to-stages, --to-units, --plan and --like, or name the blocks by --drop.
+    State how deep by one of --to-depth, --to-stages, --to-units, --plan and --like, or name the blocks by --drop.
     """
     if is_recipe(source):
         _of_recipe(source, wanted, reading)
         return
-    wanted.check(otherwise=not isinstance(drop, str))
+    wanted.check(needed=isinstance(drop, str))
     _resize("squeeze", source, wanted, reading, {"drop": drop})
+
+
+def is_recipe(source: str) -> bool:
+    """Whether a source is a file of YAML, and so a recipe of slices."""
+    return source.lower().endswith((".yaml", ".yml"))
 
 
 def _of_recipe(source: str, wanted: Wanted, reading: Reading) -> None:
     """Write what a mergekit recipe of slices describes."""
     from elastic_ir import api
-    from elastic_ir.cli import output
 
-    wanted.refuse_target("a recipe of slices says the target")
+    refuse_given(wanted.ways(), "a recipe of slices states the target")
     reading.refuse("a recipe of slices takes folders as they are")
     if wanted.out is None:
-        raise click.UsageError("say where the result goes, by -o OUT")
+        raise click.UsageError("state where the result goes, by -o OUT")
     with tables.status(f"reading {source}"):
         after = api.merge(source, keep_beside=wanted.keep_beside)
     _show_change(None, after)
@@ -255,26 +257,16 @@ def _resize(
     copies: Copies = Copies(),  # noqa: B008 - frozen
 ) -> None:
     from elastic_ir import api
-    from elastic_ir.cli import output
 
-    inputs = {
-        "the source": source,
-        "the --arch": reading.arch,
-        "the --mask": reading.mask,
-        "the --like": wanted.like,
-    }
+    inputs = reading.inputs(source) | {"the --like": wanted.like}
     streamed = wanted.streams(source, reading)
     if wanted.out is not None:
         output.refuse_source(Path(wanted.out))
         output.refuse_overwriting(Path(wanted.out), inputs)  # before minutes go into reading it
-    with tables.status(f"reading {source}"):
-        before = reading.load(source, headers_only=streamed)
+    before = reading.load(source, headers_only=streamed)
     note_source(source, before)
     how |= copies.read(reading, streamed)
-    like = None
-    if wanted.like is not None:
-        with tables.status(f"reading {wanted.like}"):
-            like = reading.load_reference(wanted.like, before)
+    like = reading.load_reference(wanted.like, before) if wanted.like is not None else None
     with tables.status(f"{command} of {source}"):
         after: Graph = getattr(api, command)(
             before,
@@ -299,16 +291,15 @@ def _resize(
         written = api.save(after, out, check=not wanted.no_check)
     constants = after.emitted.constants
     if constants:
-        told = "; ".join(f"{name} {how}" for name, how in sorted(constants.items()))
-        tables.show_facts([("constants", told)])
+        changed = "; ".join(f"{name} {how}" for name, how in sorted(constants.items()))
+        tables.show_facts([("constants", changed)])
     output.show_written(after, written)
 
 
 def _stream(graph: Graph, out: Path, wanted: Wanted) -> None:
-    """Write a folder that was read by its headers, or say what would be written."""
+    """Write a folder that was read by its headers, or print what would be written."""
     from elastic_ir.checkpoints.resumable import KEPT, held_by, kept_files, leftover
     from elastic_ir.checkpoints.write import SHARD_SIZE, check_room, plan_checkpoint, save_checkpoint
-    from elastic_ir.cli import output
     from elastic_ir.formats.files import refuse_taken
 
     shard_size = wanted.shard_size or SHARD_SIZE
@@ -323,7 +314,7 @@ def _stream(graph: Graph, out: Path, wanted: Wanted) -> None:
             [("kept", f"config.json: {', '.join(plan.kept)}; see whether they fit the new depth")]
         )
     if plan.kept_beside:
-        tables.show_facts([("kept", f"{', '.join(plan.kept_beside)}, as --keep-beside says")])
+        tables.show_facts([("kept", f"{', '.join(plan.kept_beside)}, as --keep-beside states")])
     if wanted.dry_run:
         check_room(plan, out, held_by(left) if left else 0)
         tables.say()
@@ -362,7 +353,7 @@ def _stream(graph: Graph, out: Path, wanted: Wanted) -> None:
     tables.show_facts(
         [
             *(("compared", str(one)) for one in found),
-            ("wrote", f"{written} ({tables.file_size(output.size_of(written))})"),
+            *output.wrote([written]),
         ]
     )
 
@@ -397,16 +388,6 @@ def _show_change(before: Graph | None, after: Graph) -> None:
         )
     tables.show_table(table)
     tables.say()
-    graphs = (after if before is None else before, after)  # an empty graph is false
-    structures = [tables.structure_of(graph)[0] for graph in graphs]
-    depths = [tables.number(found.depth if found is not None else None) for found in structures]
-    sizes = [tables.number(graph.parameter_count()) for graph in graphs]
-    shares = [tables.percent(graph.sparsity()) for graph in graphs]
-    tables.show_facts(
-        [
-            ("depth", tables.change(*depths)),
-            ("parameters", tables.change(*sizes)),
-            ("sparsity", tables.change(*shares)),
-            *([("note", after.structure.note)] if after.structure.note else []),
-        ]
-    )
+    # an empty graph is false
+    facts = tables.change_facts(after if before is None else before, after)
+    tables.show_facts([*facts, *([("note", after.structure.note)] if after.structure.note else [])])

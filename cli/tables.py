@@ -56,7 +56,7 @@ def say(*lines: str, bold: str = "", err: bool = False) -> None:
 
 
 def say_json(data: Any) -> None:
-    """Print data as JSON, which escapes what is no plain character."""
+    """Print data as JSON, which escapes every control character."""
     click.echo(json.dumps(data, indent=2).replace("\x7f", "\\u007f"))
 
 
@@ -216,11 +216,22 @@ def change(before: str, after: str) -> str:
 
 
 def structure_of(graph: Graph) -> tuple[Structure | None, str]:
-    """The structure, or None and the sentence that says why there is none."""
+    """The structure, or None and the sentence that gives the reason."""
     try:
         return graph.structure, ""
     except StructureError as error:
         return None, str(error)
+
+
+def change_facts(before: Graph, after: Graph) -> list[tuple[str, str]]:
+    """Depth, parameters and sparsity, each before and after."""
+    graphs = before, after
+    structures = [structure_of(graph)[0] for graph in graphs]
+    return [
+        ("depth", change(*(number(found.depth if found is not None else None) for found in structures))),
+        ("parameters", change(*(number(graph.parameter_count()) for graph in graphs))),
+        ("sparsity", change(*(percent(graph.sparsity()) for graph in graphs))),
+    ]
 
 
 @contextlib.contextmanager

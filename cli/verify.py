@@ -1,4 +1,4 @@
-"""``verify``: a checkpoint folder held against the one that it was made from, tensor by tensor; nothing is written."""
+"""``verify``: a checkpoint folder compared with the one that it was made from, tensor by tensor; nothing is written."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Examples:
   elastic-ir verify llama-32 --against models/llama
   elastic-ir verify merged --against first --against second --hashes
 
-The record in DIR (elastic_ir.json) says of each tensor which source it is of and what was done to it. Both are read to
+The record in DIR (elastic_ir.json) states the source of each tensor and what was done to it. Both are read to
 the last byte and compared. Without --against, folders of the sources' names beside DIR are taken; where there are none,
-copies of one layer are held against each other, and the output says that the origins were not checked. A DIR without a
-record is compared by names. The exit status is 1 where anything differs.
+copies of one layer are compared with each other, and the output states that the origins were not checked. A DIR without
+a record is compared by names. The exit status is 1 where anything differs.
 """
 _SHOWN = 10  #: differences that are shown one by one
 
@@ -40,7 +40,7 @@ _SHOWN = 10  #: differences that are shown one by one
 @DEBUG_OPTION
 @click.pass_context
 def verify(ctx: click.Context, folder: str, against: tuple[str, ...], hashes: bool, as_json: bool) -> None:
-    """Hold every tensor of the checkpoint folder DIR against its origin, byte by byte.
+    """Compare every tensor of the checkpoint folder DIR with its origin, byte by byte.
 
     DIR is what stretch or squeeze has written. Nothing is changed, and no network is built.
     """
@@ -76,14 +76,14 @@ def _show(found: Verified, given: bool) -> None:
     facts.append(("compared", f"{tables.number(found.compared)} tensors, byte by byte"))
     if found.how == "names":
         facts.append(
-            ("note", "no record (elastic_ir.json) says where the tensors come from: compared by names")
+            ("note", "no record (elastic_ir.json) states where the tensors come from: compared by names")
         )
     if found.how == "copies":
         facts.append(
             (
                 "origins",
-                f"not checked, as {' and '.join(found.wanted)} is not beside it: only copies of one layer were held "
-                "against each other; give --against SOURCE",
+                f"not checked, as {' and '.join(found.wanted)} is not beside it: only copies of one layer were "
+                "compared with each other; give --against SOURCE",
             )
         )
     equal = "equal" if found.sources else "equal, as far as could be checked"

@@ -135,7 +135,7 @@ def test_without_the_source_it_is_said(source: Path, out: Path) -> None:
     assert done.exit_code == 0
     assert "compared:   9 tensors, byte by byte\n" in done.output
     assert (
-        "origins:    not checked, as source is not beside it: only copies of one layer were held"
+        "origins:    not checked, as source is not beside it: only copies of one layer were compared"
         in done.output
     )
     assert "result:     equal, as far as could be checked\n" in done.output
@@ -338,7 +338,7 @@ def test_without_a_record(source: Path, out: Path, tmp_path: Path) -> None:
     done = run("verify", twin, "--against", source)
     assert done.exit_code == 0
     assert (
-        "note:       no record (elastic_ir.json) says where the tensors come from: compared by names\n"
+        "note:       no record (elastic_ir.json) states where the tensors come from: compared by names\n"
         in done.output
     )
     found = eir.verify_checkpoint(out, source)

@@ -248,7 +248,7 @@ def test_what_only_streams_have(tmp_path: Path, source: Path) -> None:
         assert done.exit_code == 2
         assert f"{option[0]} is for checkpoint folders that are written as folders" in done.output
     done = run("stretch", source, "--to-units", 6, "--shard-size", "many")
-    assert "'many' is no size; write for example 5GB, 500MB or 2GiB" in done.output
+    assert "'many' is not a size; write for example 5GB, 500MB or 2GiB" in done.output
     with pytest.raises(EmitError, match="was not read from a checkpoint folder by its headers"):
         save_checkpoint(eir.Graph("a"), tmp_path / "out")
 

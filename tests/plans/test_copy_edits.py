@@ -97,7 +97,7 @@ def test_what_is_refused(source: Path, tmp_path: Path) -> None:
     ):
         eir.stretch(once, plan="0-4,4", scale="o_proj=0.5")
     done = run("stretch", source, "--to-units", 5, "--zero", "o_proj", "--identity")
-    assert done.exit_code == 2 and "--zero and --identity say the same" in done.output
+    assert done.exit_code == 2 and "--zero and --identity mean the same" in done.output
 
 
 def test_packed_layers_are_refused(tmp_path: Path) -> None:

@@ -276,7 +276,7 @@ def test_a_refusal_names_file_and_entry_and_the_summary_what_is_kept(source: Pat
         "quantize_config.json.dynamic",
     )
     assert done.exit_code == 0, done.output
-    assert "kept:       quantize_config.json.dynamic, as --keep-beside says" in done.output
+    assert "kept:       quantize_config.json.dynamic, as --keep-beside states" in done.output
     assert json.loads((tmp_path / "out" / "quantize_config.json").read_text()) == pattern
 
 

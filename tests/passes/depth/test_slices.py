@@ -137,7 +137,7 @@ def test_what_a_recipe_says_is_not_said_twice(models: Path) -> None:
     for option in (("--to-units", 5), ("--with", "b=one"), ("--zero", "o_proj"), ("--unit", 2)):
         done = run("stretch", models / "merge.yaml", *option, "-o", models / "out")
         assert done.exit_code == 2 and f"leave out {option[0]}" in done.output
-    assert "say where the result goes, by -o OUT" in run("stretch", models / "merge.yaml").output
+    assert "state where the result goes, by -o OUT" in run("stretch", models / "merge.yaml").output
 
 
 @pytest.mark.parametrize(

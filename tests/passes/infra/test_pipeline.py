@@ -384,7 +384,7 @@ def test_one_of_text_and_recipe(own: Path) -> None:
     (own / "r.yaml").write_text(RECIPE)
     both = run("apply", own / "m.pt", "--recipe", own / "r.yaml", "--passes", "compact")
     assert both.startswith("2: ") and "--passes and --recipe: both are given; give one" in both
-    assert "say what to run by --passes or by --recipe" in run("apply", own / "m.pt")
+    assert "state what to run by --passes or by --recipe" in run("apply", own / "m.pt")
     told = run("apply", "--help").split("A recipe is", 1)[1]
     (own / "help.yaml").write_text("\n".join(told.splitlines()[1:3]))  # the example of the help is one
     assert "sparsity:" in run("apply", own / "m.pt", "--recipe", own / "help.yaml", "--dry-run")
