@@ -123,6 +123,7 @@ def check(pair: dict[str, Any], way: str, models: Models) -> str:
         for name, origin in made.lineage().items():
             if not torch.equal(state[name], have[origin]):
                 return f"{name} is not its source {origin}"
+        assert graph.origin.inputs is not None
         image = graph.origin.inputs.args[0]
         with torch.no_grad():
             ours, theirs = module.eval()(image), native(image)

@@ -16,23 +16,21 @@ from elastic_ir.errors import ElasticError, SourceError, UntrustedError
 from elastic_ir.formats.pickles.allow_list import defines
 from elastic_ir.formats.pickles.rebuild import rebuild_module, stand_in_module
 from elastic_ir.formats.pickles.stand_ins import GRAPH_MODULE
-from elastic_ir.frontends.example_inputs import Inputs
 from elastic_ir.frontends.trace import LiveSource
-from elastic_ir.ir.example_inputs import read_input
+from elastic_ir.ir.example_inputs import Inputs, read_input
 from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.origin import UNKNOWN, Origin
 
 _T = TypeVar("_T")
 #: What reading damaged data may raise.
 _DAMAGE = (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError)
 
 
-def origin_of_file(
-    data: Mapping[str, Any], graph: Graph, trust: Sequence[str]
-) -> tuple[LiveSource | None, str]:
+def origin_of_file(data: Mapping[str, Any], graph: Graph, trust: Sequence[str]) -> tuple[Origin, str]:
     """The source of a graph that was read from a file, and why its class was not built, if it was not."""
     told = data["module"]
     if not isinstance(told, Mapping):
-        return None, "the module's description is damaged: it is no record"
+        return UNKNOWN, "the module's description is damaged: it is no record"
     notes: list[str] = []
 
     def tried(what: str, read: Callable[[], _T]) -> _T | None:
@@ -58,9 +56,11 @@ def origin_of_file(
     inputs = tried("record of the example inputs", lambda: read_inputs(data.get("inputs")))
     note = "; ".join(dict.fromkeys(notes))
     if module is None and described is None and inputs is None:
-        return None, note
+        return UNKNOWN, note
     unproven = "exact" if told.get("unproven") == "exact" else "wiring" if told.get("unproven") else ""
-    return LiveSource(module, inputs, from_file=True, described=described, unproven=unproven), note
+    return LiveSource(
+        module=module, inputs=inputs, from_file=True, described=described, unproven=unproven
+    ), note
 
 
 def _class_name(told: Mapping[str, Any]) -> str:

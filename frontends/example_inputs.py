@@ -4,29 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from elastic_ir.ir.example_inputs import map_tensors
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Positional and keyword example inputs of a module, and where they came from."""
-
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    guessed: bool = False  #: whether even their shapes are a guess
-    noise: bool = False  #: whether the shapes are known and the values are made up
-
-    def to(self, device: torch.device | str) -> Inputs:
-        """The same inputs on a device."""
-        args, kwargs = map_tensors((self.args, dict(self.kwargs)), lambda tensor: tensor.to(device))
-        return Inputs(args, kwargs, self.guessed, self.noise)
-
+from elastic_ir.ir.example_inputs import Inputs
 
 IMAGE_SIZES = (224, 32, 256, 28, 64, 96, 128, 384, 8)
 

@@ -18,8 +18,8 @@ from torch import fx, nn
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree
 
-from elastic_ir.frontends.example_inputs import Inputs
 from elastic_ir.frontends.fx import _argument
+from elastic_ir.ir.example_inputs import Inputs
 from elastic_ir.ir.graph import Graph, Literal, Node, TensorType, Value, WeightRef
 from elastic_ir.ir.info import GraphInfo
 from elastic_ir.ir.naming import name_nodes

@@ -12,8 +12,8 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.node import _get_qualified_name
 
-from elastic_ir.frontends.example_inputs import Inputs, device_of
-from elastic_ir.ir.example_inputs import map_tensors
+from elastic_ir.frontends.example_inputs import device_of
+from elastic_ir.ir.example_inputs import Inputs, map_tensors
 from elastic_ir.ir.graph import Graph, Node, Symbol, TensorType, Value, WeightRef
 from elastic_ir.ir.info import GraphInfo
 from elastic_ir.ir.naming import name_nodes

@@ -63,10 +63,10 @@ def _traced(module: nn.Module, source: Graph, rebuild: Callable[[], nn.Module] |
     from elastic_ir.frontends.example_inputs import device_of
     from elastic_ir.frontends.trace import trace
 
-    training = getattr(getattr(source.origin, "module", None), "training", None)
+    training = getattr(source.origin.module, "training", None)
     if training is not None and rebuild is not None:
         module.train(training)  # constants of the mode (a dropout's) as the source has them
-    inputs = getattr(source.origin, "inputs", None)
+    inputs = source.origin.inputs
     graph = None
     if inputs is not None:
         moved = inputs.to(device_of(module))

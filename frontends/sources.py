@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from elastic_ir.errors import ElasticError, MaskError, SourceError
 from elastic_ir.formats import registry
 from elastic_ir.formats.files import parse_json
+from elastic_ir.formats.model_folder import CheckpointSource
 from elastic_ir.formats.registry import ReadOptions, Stored
 from elastic_ir.ir.described import described, read_from
 from elastic_ir.ir.graph import Graph
@@ -154,13 +155,13 @@ def _architecture(arch: Any, trust: Sequence[str]) -> nn.Module:
     if isinstance(arch, nn.Module):
         return arch
     if isinstance(arch, Graph):
-        found = getattr(arch.origin, "module", None)
+        found = arch.origin.module
     else:
         text = os.fspath(arch)
-        found = build(text) if is_name(text) else getattr(load(text, trust=trust).origin, "module", None)
+        found = build(text) if is_name(text) else load(text, trust=trust).origin.module
     if found is None:
         raise SourceError("the architecture given holds no network, only a state dict")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -321,29 +322,32 @@ def _tie(graph: Graph, state: Mapping[str, torch.Tensor]) -> None:
 
 
 def _read_headers(path: Path, beside: bool) -> Graph:
-    from elastic_ir.checkpoints.read import load_checkpoint, masks_beside
+    from elastic_ir.checkpoints.read import load_checkpoint
 
     graph = load_checkpoint(path)
-    sidecar = masks_beside(path)
-    if sidecar is not None and beside:
-        attach(graph, _masks_beside(sidecar, graph.origin.shards))
-    return graph
+    return _with_masks_beside(graph, graph, path) if beside else graph
 
 
 def _read_folder(path: Path, input_shape: Shapes, beside: bool) -> Graph:
-    from elastic_ir.checkpoints.read import load_checkpoint, masks_beside
+    from elastic_ir.checkpoints.read import load_checkpoint, read_configuration
     from elastic_ir.safety.registered import configuration, filled, model_class
     from elastic_ir.tensors.torch_bridge import to_torch
 
     read, where = load_checkpoint(path), f"{path}/config.json"
-    config = read.origin.config
+    config = read_configuration(path)
     kind = model_class(config, where)
     made = configuration(kind.config_class, config, where)
     state = {name: to_torch(weight.storage.data) for name, weight in read.weights.items()}
-    model = filled(kind, made, state, where)
-    graph = _trace(model, input_shape)
-    sidecar = masks_beside(path)
-    if sidecar is not None and beside:
+    graph = _trace(filled(kind, made, state, where), input_shape)
+    return _with_masks_beside(graph, read, path) if beside else graph
+
+
+def _with_masks_beside(graph: Graph, read: Graph, folder: Path) -> Graph:
+    """A graph of a folder with the masks that lie in it, which have to be of the shards ``read`` by their headers."""
+    from elastic_ir.checkpoints.read import masks_beside
+
+    sidecar = masks_beside(folder)
+    if sidecar is not None and isinstance(read.origin, CheckpointSource):
         attach(graph, _masks_beside(sidecar, read.origin.shards))
     return graph
 

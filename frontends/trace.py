@@ -6,36 +6,26 @@ values, and torch.export reads them. Where that fails too, such a module is take
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from elastic_ir.errors import TraceError
-from elastic_ir.frontends.example_inputs import Inputs, from_shapes, guesses
+from elastic_ir.frontends.example_inputs import from_shapes, guesses
 from elastic_ir.frontends.fx import holds_layers, is_torchs, read_fx, read_sealed
 from elastic_ir.frontends.side_effects import undisturbed
 from elastic_ir.frontends.weight_table import absorb_pruning, attach_masks, weight_table
+from elastic_ir.ir.example_inputs import Inputs
 from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.origin import Origin
 from elastic_ir.tensors.weights import Weight
 
 
-@dataclass(frozen=True)
-class LiveSource:
-    """What emission needs again: the live module (never changed) and inputs that it runs on."""
-
-    module: nn.Module | None  #: None where it comes from a file, and its class may not be built
-    inputs: Inputs | None
-    from_file: bool = False  #: the graph's nodes come from a file, so the names in them are not trusted
-    #: makes the same network with values where this one, a reference, was read on the meta device
-    rebuild: Callable[[], nn.Module] | None = None
-    described: nn.Module | None = (
-        None  #: in place of the module, what the file says of it: a tree of stand-ins
-    )
-    #: What a file's description of the class has not been held against: "wiring", or "exact" for constants in calls too
-    unproven: str = ""
+class LiveSource(Origin):
+    """A live module, or what a file says of one, with inputs that it runs on."""
 
     def retrace(self, module: nn.Module, frontend: str) -> Graph:
         """Another module of the kind as a graph, read in the same way on the same inputs."""
@@ -134,7 +124,7 @@ def trace(
                     values[name] = branches
                     problems[name] = _first_line(error)
                 continue
-            graph.origin = LiveSource(model, inputs)
+            graph.origin = LiveSource(module=model, inputs=inputs)
             graph.modules = {path: list(module._modules) for path, module in model.named_modules()}
             sealed = _sealed_note(graph, model, frontend) if name == _SEALED else ""
             graph.info = replace(

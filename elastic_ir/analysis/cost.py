@@ -65,7 +65,7 @@ def compare_costs(before: Graph, after: Graph) -> CostChange:
 
 
 def _flops(graph: Graph) -> int | None:
-    inputs = getattr(graph.origin, "inputs", None)
+    inputs = graph.origin.inputs
     shaped = isinstance(graph.origin, OnnxSource)
     if (inputs is None and not shaped) or not len(graph):
         return None

@@ -30,8 +30,9 @@ class Extents:
         if open_axes not in OPEN:
             raise PlanError(f"open is one of {', '.join(OPEN)}, not {open_axes!r}")
         self._first, self._others = OPEN[open_axes]
-        self._in_file = isinstance(graph.origin, OnnxSource)
-        self.fixed: dict[Value, Fixed] = _fixed_in_file(graph, graph.origin) if self._in_file else {}
+        source = graph.origin if isinstance(graph.origin, OnnxSource) else None
+        self._in_file = source is not None
+        self.fixed: dict[Value, Fixed] = _fixed_in_file(graph, source) if source is not None else {}
 
     def visit(self, node: Node) -> None:
         """Note which axes of a node's result are fixed."""

@@ -41,7 +41,7 @@ class Samples:
     @staticmethod
     def traced(graph: Graph, name: str) -> Samples:
         """The example inputs that a user traced a network with; PlanError where they are guessed or noise."""
-        inputs = getattr(graph.origin, "inputs", None)
+        inputs = graph.origin.inputs
         if inputs is None or inputs.guessed or inputs.noise:
             raise PlanError(
                 f"{name} measures the network on inputs, and none were given: pass data=FILE (.npy, .npz or "

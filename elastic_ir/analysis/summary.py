@@ -326,7 +326,7 @@ class _Live:
     """The live module, asked for classes by the names that paths have now; there may be none."""
 
     def __init__(self, graph: Graph) -> None:
-        self.module: Any = getattr(graph.origin, "module", None)
+        self.module: Any = graph.origin.module
         self.graph = graph
         self.origins = {
             child.path: child.origin

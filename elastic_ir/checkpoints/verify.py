@@ -106,9 +106,8 @@ def verify_checkpoint(
     than the record has, and where there is neither a record nor a source.
     """
     graph = load_checkpoint(folder)
-    source: CheckpointSource = graph.origin
-    if (folder / RECORD).exists():
-        inside(folder / RECORD, source.root)
+    if (folder / RECORD).exists() and isinstance(graph.origin, CheckpointSource):
+        inside(folder / RECORD, graph.origin.root)
     steps = read_record(folder)
     step = steps[-1] if steps else None
     paths = _sources(folder, step, [Path(path) for path in against])

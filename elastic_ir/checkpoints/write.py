@@ -117,7 +117,7 @@ def plan_checkpoint(graph: Graph, shard_size: int = SHARD_SIZE) -> Plan:
     side = [file for file in side if file.name not in texts]
     if list(shards) != [WEIGHTS]:
         texts[INDEX] = _index_text(shards)
-    steps = _steps(graph, stacks)
+    steps = _steps(graph, source, stacks)
     texts[RECORD] = record_text(steps)
     texts[CARD] = card(source.folder / CARD, steps[-1], stacks, names)
     masks = {name: weight.mask for name, weight in graph.weights.items() if weight.mask is not None}
@@ -231,9 +231,8 @@ def _index_text(shards: dict[str, dict[str, TensorData]]) -> str:
     )
 
 
-def _steps(graph: Graph, stacks: list[Stack]) -> list[Step]:
+def _steps(graph: Graph, source: CheckpointSource, stacks: list[Stack]) -> list[Step]:
     """What was done before, and what is done now."""
-    source: CheckpointSource = graph.origin
     lineage = {
         name: Origin(weight.origin, weight.source, factor_of(weight.storage.data))
         for name, weight in graph.weights.items()

@@ -20,6 +20,7 @@ from elastic_ir.formats.model_folder import MASKS, CheckpointSource
 from elastic_ir.formats.registry import ReadOptions, Stored
 from elastic_ir.ir.described import described
 from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.origin import UNKNOWN
 from elastic_ir.ir.serialise import InlineData, graph_to_data
 from elastic_ir.tensors.lazy import Mask, TensorData
 
@@ -106,7 +107,7 @@ def _checked_module(graph: Graph, check: bool) -> Any:
     """The emitted module, run once if wanted; None where the graph has no network."""
     if isinstance(graph.origin, CheckpointSource) or graph.info.frontend == "onnx":
         return None  # its nodes are ONNX's, or it has none; a state dict needs no module
-    if graph.origin is None and not graph.is_program:
+    if graph.origin is UNKNOWN and not graph.is_program:
         return None
     from elastic_ir.emit.module.module import to_module
 
@@ -115,9 +116,9 @@ def _checked_module(graph: Graph, check: bool) -> Any:
 
 def _data(graph: Graph, module: Any) -> dict[str, Any]:
     data = graph_to_data(graph)
-    if module is not None and graph.origin is not None:
+    if module is not None and graph.origin is not UNKNOWN:
         data["module"] = _description(graph, module)
-        inputs = getattr(graph.origin, "inputs", None)
+        inputs = graph.origin.inputs
         if inputs is not None:
             from elastic_ir.ir.example_inputs import describe_input
 

@@ -44,7 +44,7 @@ def run_network(graph: Graph) -> Run:
             f"{graph.name} was read without its network, so it cannot be run after each pass; pass --arch SOURCE "
             "(arch=...)"
         )
-    return _run_onnx(graph) if isinstance(graph.origin, OnnxSource) else _run_module(graph)
+    return _run_onnx(graph, graph.origin) if isinstance(graph.origin, OnnxSource) else _run_module(graph)
 
 
 def compare(before: Run, now: Run, *, preserving: bool) -> dict[str, object]:
@@ -89,7 +89,7 @@ def _run_module(graph: Graph) -> Run:
     from elastic_ir.emit.module.check import check_runs
     from elastic_ir.emit.module.module import build_module
 
-    inputs = getattr(graph.origin, "inputs", None)
+    inputs = graph.origin.inputs
     if inputs is None:
         raise PlanError(
             f"{graph.name} has no example inputs to be run on after each pass; trace it with some"
@@ -109,13 +109,13 @@ def _blocks(graph: Graph) -> int:
     return sum(len(stage) for stage in graph._structure.stages) if graph._structure is not None else 0
 
 
-def _run_onnx(graph: Graph) -> Run:
+def _run_onnx(graph: Graph, source: OnnxSource) -> Run:
     from elastic_ir.emit.onnx.save import save_onnx
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
         save_onnx(graph, path)
         return Run(
-            run_file(path, [feeds_of(graph.origin, seed) for seed in (0, 1)], "the network made"),
+            run_file(path, [feeds_of(source, seed) for seed in (0, 1)], "the network made"),
             _blocks(graph),
         )

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from elastic_ir.ir.origin import Origin
+
 #: The configuration beside the weights.
 CONFIG = "config.json"
 #: One file of weights, and the index where they lie in several.
@@ -25,7 +27,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 @dataclass(eq=False)
-class CheckpointSource:
+class CheckpointSource(Origin):
     """A folder, its configuration as data, and the files that its tensors lie in."""
 
     folder: Path

@@ -12,6 +12,7 @@ import binascii
 import math
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import SourceError
@@ -22,6 +23,21 @@ if TYPE_CHECKING:
 
 KEPT_FLOATS = 64  #: elements of a floating tensor whose values are kept
 KEPT_BYTES = 1 << 24  #: of any tensor whose values are kept
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Positional and keyword example inputs of a module, and where they came from."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    guessed: bool = False  #: whether even their shapes are a guess
+    noise: bool = False  #: whether the shapes are known and the values are made up
+
+    def to(self, device: torch.device | str) -> Inputs:
+        """The same inputs on a device."""
+        args, kwargs = map_tensors((self.args, dict(self.kwargs)), lambda tensor: tensor.to(device))
+        return Inputs(args, kwargs, self.guessed, self.noise)
 
 
 def map_tensors(item: Any, change: Callable[[torch.Tensor], Any]) -> Any:

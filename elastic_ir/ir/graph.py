@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from elastic_ir.errors import StructureError
 from elastic_ir.ir.info import Edits, Emitted, GraphInfo, History
+from elastic_ir.ir.origin import UNKNOWN, Origin
 from elastic_ir.ir.structure import Resequenced, Stage, Structure
 from elastic_ir.tensors.weights import Weight
 
@@ -198,8 +199,9 @@ class Graph:
         #: The names of the children of each module of the source by its path; none where no modules are known.
         self.modules: dict[str, list[str]] = {}
         self.weights: dict[str, Weight] = {}
-        #: What a front end needs again at emission (the live module, its example inputs); opaque to the IR.
-        self.origin: Any = None
+        self.origin: Origin = (
+            UNKNOWN  #: what emission needs again of the source: its module, its example inputs
+        )
         #: The graph whose depth this one was given (``like=``); emission takes position constants from its module.
         self.reference: Graph | None = None
         self.resequenced = Resequenced()  #: what the last change of depth made of the stages, for a reader

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elastic_ir.ir.graph import Argument, Literal, Symbol, TensorType
+from elastic_ir.ir.origin import Origin
 from elastic_ir.tensors.lazy import Mask, TensorData
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Constant:
 
 
 @dataclass(eq=False)
-class OnnxSource:
+class OnnxSource(Origin):
     """What emission needs again: the model without its large tensors, where those are, and its constants by name."""
 
     path: Path

@@ -93,7 +93,8 @@ def take_layers(rewriter: Rewriter, graph: Graph, layers: Layers, others: Mappin
                 twin = other.structure.stage(stage.name).all_blocks[layer.index]
                 rewriter.take_over(block, other, twin, number[layer.source])
     if isinstance(graph.origin, CheckpointSource):
-        folders = tuple(others[name].origin for name in layers.sources)
+        others_read = (others[name].origin for name in layers.sources)
+        folders = [origin for origin in others_read if isinstance(origin, CheckpointSource)]
         graph.origin = dataclasses.replace(graph.origin, others=(*graph.origin.others, *folders))
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import elastic_ir as eir
 from elastic_ir.ir.graph import Graph, Node
+from elastic_ir.ir.origin import Origin
 from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.zoo import cifar_resnet
 from tests.frozen_graphs import REFUSED
@@ -69,9 +70,9 @@ def test_every_edit_beside_the_rewriter_is_refused(kind: str) -> None:
 
 def test_the_rewriter_and_notes_are_free() -> None:
     graph = _made("copied")
-    code = "rewriter.set_attributes(node, bias=True); rewriter.report({'layers': 3}); graph.origin = None"
+    code = "rewriter.set_attributes(node, bias=True); rewriter.report({'layers': 3}); graph.origin = Origin()"
     node = next(node for node in graph if "bias" in node.attributes)
     with Rewriter(graph) as rewriter:
-        names = {"__name__": "somebodys_pass", "graph": graph, "node": node, "rewriter": rewriter}
-        exec(_pass(code), names)
+        names = {"graph": graph, "node": node, "rewriter": rewriter, "Origin": Origin}
+        exec(_pass(code), {"__name__": "somebodys_pass", **names})
     assert node.attributes["bias"] is True and rewriter.findings == {"layers": 3}

@@ -112,8 +112,10 @@ def test_names_that_the_network_does_not_have(tmp_path: Path) -> None:
 
 
 def test_no_layer_is_built_that_shows_nothing_new(tmp_path: Path) -> None:
+    from elastic_ir.formats.model_folder import CheckpointSource
     from elastic_ir.frontends.residual_ends import _shallow
 
     graph = eir.load(write(tmp_path / "deep", llama(9), config(9)), headers_only=True)
+    assert isinstance(graph.origin, CheckpointSource)
     assert _shallow(graph.origin, graph)["num_hidden_layers"] == 3
     assert json.loads((tmp_path / "deep" / "config.json").read_text())["num_hidden_layers"] == 9

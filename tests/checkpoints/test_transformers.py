@@ -70,6 +70,7 @@ def test_from_pretrained_loads_what_tracing_makes(name: str, way: Way, tmp_path:
     }
     assert all(torch.equal(t, expected.state_dict()[n]) for n, t in loaded.state_dict().items())
     inputs = twin.origin.inputs
+    assert inputs is not None
     with torch.no_grad():
         outputs = [m.eval()(*inputs.args, **inputs.kwargs)[0] for m in (loaded, expected)]
     torch.testing.assert_close(*outputs)  # as the loaded tensors are aligned, the last bit may differ

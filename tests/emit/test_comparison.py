@@ -14,7 +14,7 @@ from torch import nn
 import elastic_ir as eir
 from elastic_ir.emit.comparison import Outputs, compare_outputs, refuse_not_finite
 from elastic_ir.emit.example_runs import another, calls_of, run_module
-from elastic_ir.frontends.example_inputs import Inputs
+from elastic_ir.ir.example_inputs import Inputs
 
 NAN, INF = float("nan"), float("inf")
 

@@ -146,6 +146,7 @@ def test_example_inputs_come_back(tmp_path: Path) -> None:
     for name in OWN:
         _, args, kwargs = own(name)
         inputs = through(traced(name), tmp_path / "own.pt", []).origin.inputs
+        assert inputs is not None
         found, spec = _pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
         wanted, wanted_spec = _pytree.tree_flatten((args, kwargs))
         assert spec == wanted_spec
@@ -234,7 +235,8 @@ def test_what_cannot_be_described_costs_the_class_and_nothing_else(tmp_path: Pat
         assert not module.training
         frozen = [name for name, p in module.named_parameters() if not p.requires_grad]
         assert frozen[:2] == ["blocks.0.weight", "blocks.0.bias"]
-        assert eir.load(tmp_path / "deep.pt").origin.inputs.args[0].shape == (2, 4)
+        inputs = eir.load(tmp_path / "deep.pt").origin.inputs
+        assert inputs is not None and inputs.args[0].shape == (2, 4)
 
 
 @pytest.mark.parametrize(

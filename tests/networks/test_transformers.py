@@ -42,6 +42,7 @@ def resized(name: str, way: Way) -> eir.Graph:
 
 def run(module: nn.Module, graph: eir.Graph) -> torch.Tensor:
     inputs = graph.origin.inputs
+    assert inputs is not None
     with torch.no_grad():
         found: Any = module.eval()(*inputs.args, **inputs.kwargs)
     for name in ("logits", "logits_per_text", "last_hidden_state"):
@@ -66,7 +67,8 @@ def test_the_structure_is_found(name: str) -> None:
 def test_a_native_network_of_the_emitted_configuration_is_the_same(name: str, way: Way) -> None:
     graph = resized(name, way)
     module: Any = graph.to_module()
-    assert type(module) is type(traced(name).origin.module)
+    live: Any = traced(name).origin.module
+    assert type(module) is type(live)
     other = native(module)
     other.load_state_dict(graph.state_dict(), strict=True)
     assert torch.equal(run(module, graph), run(other, graph))

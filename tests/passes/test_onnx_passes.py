@@ -23,6 +23,7 @@ from elastic_ir.emit.onnx.model import build_onnx
 from elastic_ir.emit.onnx.save import save_onnx
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
+from elastic_ir.onnx_model.source import OnnxSource
 from elastic_ir.passes import Compact, FoldBatchNorm, NMProject, Pass
 from elastic_ir.tensors.lazy import Mask
 from elastic_ir.zoo import cifar_resnet
@@ -76,7 +77,9 @@ def check_same(before: Graph, after: Graph, folder: Path, tolerance: float = 1e-
     save_onnx(after, second)
     for ours, theirs in zip(run(second, given), run(first, given), strict=True):
         assert np.abs(ours - theirs).max() <= tolerance * max(1.0, float(np.abs(theirs).max()))
-    shapes = eir.load(second).origin.types
+    origin = eir.load(second).origin
+    assert isinstance(origin, OnnxSource)
+    shapes = origin.types
     for entry in onnx.load(second, load_external_data=False).graph.value_info:
         told = [d.dim_value for d in entry.type.tensor_type.shape.dim if d.HasField("dim_value")]
         if entry.name in shapes and len(told) == len(shapes[entry.name].shape):
@@ -234,6 +237,7 @@ def test_an_old_model(tmp_path: Path) -> None:
     assert [node.op for node in folded if node.kind == "onnx"].count("onnx.Add") == 2  # a MatMul has no bias
     check_same(source, folded, tmp_path)
     cut = Compact().run(source)
+    assert isinstance(source.origin, OnnxSource)
     shapes = {source.origin.initializer_of[name]: weight.shape for name, weight in cut.weights.items()}
     assert shapes["k"] == (8, 3, 3, 3) and shapes["slope"] == (8, 1, 1)
     assert shapes["w1"] == (128, 12) and shapes["b1"] == (12,)  # what was constant is in the mean of the norm

@@ -24,6 +24,7 @@ from elastic_ir.emit.onnx_operators.norms import BatchNorm, Dropout, batch_norm_
 from elastic_ir.emit.onnx_operators.table import CONTEXT, Operator, operator_for
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.graph import Argument, Graph, Literal, Node, Symbol, Value, WeightRef
+from elastic_ir.onnx_model.source import OnnxSource
 
 _INSTEAD = "write the network as .onnx instead"
 
@@ -54,9 +55,9 @@ def build_onnx_module(graph: Graph) -> fx.GraphModule:
 class _Builder:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.model: Any = getattr(graph.origin, "model", None)
-        if self.model is None:
+        if not isinstance(graph.origin, OnnxSource):
             raise EmitError(f"{graph.name} came from an ONNX file that is not at hand; load that file again")
+        self.model = graph.origin.model
         self.opsets = {entry.domain or "ai.onnx": entry.version for entry in self.model.opset_import}
         self.own = {f"{item.domain}.{item.name}".removeprefix(".") for item in self.model.functions}
         self.root = nn.Module()

@@ -47,7 +47,7 @@ _QUOTES = frozenset('"\\\r\n')  #: what would end a name's string in the source 
 
 def build_graph_module(graph: Graph, live: nn.Module | None) -> fx.GraphModule:
     """The graph as a GraphModule; its tensors are placeholders that the caller assigns. Raises EmitError."""
-    trusted = live is not None and not getattr(graph.origin, "from_file", False)
+    trusted = live is not None and not graph.origin.from_file
     if not trusted:
         _check_texts(graph)
     root = nn.Module()
@@ -88,7 +88,7 @@ def build_graph_module(graph: Graph, live: nn.Module | None) -> fx.GraphModule:
     for weight in graph.weights.values():
         if weight.persistent and weight.name not in held:
             _ensure(module, weight)
-    _restore_flags(module, graph, live if live is not None else getattr(graph.origin, "described", None))
+    _restore_flags(module, graph, live if live is not None else graph.origin.described)
     return module
 
 

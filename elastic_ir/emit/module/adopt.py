@@ -27,7 +27,7 @@ def adopt(module: nn.Module, graph: Graph, containers: list[Container]) -> dict[
     Nothing happens without a reference that is a live network.
     """
     reference = graph.reference
-    live: nn.Module | None = getattr(getattr(reference, "origin", None), "module", None)
+    live = reference.origin.module if reference is not None else None
     changes: dict[str, int] = {}
     if reference is None or live is None:
         return changes
@@ -42,7 +42,7 @@ def adopt(module: nn.Module, graph: Graph, containers: list[Container]) -> dict[
                 _adopt(mine, theirs, child.path, held, changes)
         _adopt_lists(module, live, container.path, changes)
     _adopt_rates(module, live, containers, changes)
-    _fill_buffers(module, live, reference, containers, getattr(graph.origin, "module", None))
+    _fill_buffers(module, live, reference, containers, graph.origin.module)
     return changes
 
 
@@ -183,7 +183,7 @@ def _fill_buffers(
                         wanting.append((own, role, ".".join(p for p in (child.path, inner, role) if p)))
     if not wanting:
         return
-    rebuild = getattr(reference.origin, "rebuild", None)
+    rebuild = reference.origin.rebuild
     source = live
     if rebuild is not None and any(source.get_buffer(path).is_meta for *_, path in wanting):
         source = rebuild()

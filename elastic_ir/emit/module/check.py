@@ -34,7 +34,7 @@ def check_runs(module: nn.Module, graph: Graph) -> int:
     ``layers[:num_hidden_layers]`` and silently skips the rest), or the error that the forward raised. The module stays
     as it was. One on the meta device is run without arithmetic.
     """
-    inputs = getattr(graph.origin, "inputs", None)
+    inputs = graph.origin.inputs
     if inputs is None or graph._structure is None:
         return 0
     twin = _twin(module)
@@ -49,7 +49,7 @@ def check_module(module: nn.Module, graph: Graph) -> str:
     :func:`check_runs` does, and where outputs are NaN, or infinite where the source's are not;
     :class:`RunsOtherwiseError` where they are not those of the graph.
     """
-    inputs = getattr(graph.origin, "inputs", None)
+    inputs = graph.origin.inputs
     if inputs is None:
         return "it was read without example inputs"
     calls = calls_of(inputs, _device(module))
@@ -89,7 +89,7 @@ def _compare(found: Outputs, expected: Outputs, graph: Graph) -> None:
 
 def _finite(found: Outputs, graph: Graph, calls: Sequence[Call]) -> None:
     """EmitError for NaN, and for infinities where the source's outputs, run on the same inputs, have none."""
-    live: nn.Module | None = getattr(graph.origin, "module", None)
+    live: nn.Module | None = graph.origin.module
     before = None
     if live is not None and any(np.isinf(wide(array)).any() for array in found.runs[0]):
         before = run_module(_twin(live).eval(), calls, "the source")
@@ -117,7 +117,7 @@ def _nodes(graph: Graph, twin: nn.Module) -> nn.Module:
     from elastic_ir.emit.graph_modules.layers import conform_layers
     from elastic_ir.emit.module.adopt import adopt
 
-    made = build_graph_module(graph, getattr(graph.origin, "module", None))
+    made = build_graph_module(graph, graph.origin.module)
     if graph.reference is not None:
         adopt(made, graph, graph.structure.containers)
     if graph.edits.edited_layers:

@@ -67,7 +67,7 @@ def build_module(graph: Graph, masked: bool = True, check: bool = False) -> nn.M
 
 def _build(graph: Graph, masked: bool, check: bool) -> nn.Module:
     graph.emitted = Emitted()
-    live = getattr(graph.origin, "module", None)
+    live = graph.origin.module
     if live is None and len(graph) and graph.info.frontend == "onnx":
         from elastic_ir.emit.graph_modules.from_onnx import build_onnx_module
 
@@ -116,16 +116,15 @@ def as_described(graph: Graph) -> tuple[nn.Module | None, str]:
     It is what would be emitted, had the class been built; the second result says what remains to be proven of it by
     whoever builds it. None where it would be a GraphModule.
     """
-    described = getattr(graph.origin, "described", None)
+    described = graph.origin.described
     if described is None:
         return None, ""
     module, unproven, *_ = _in_its_class(graph, described)
     if module is None:
         return None, ""
-    before: str = graph.origin.unproven
     changed = "wiring" if any(map(_changed, _containers(graph))) else ""
     return _finish(module, graph, masked=False, values=False), max(
-        before, unproven, changed, key=_PROOFS.index
+        graph.origin.unproven, unproven, changed, key=_PROOFS.index
     )
 
 
@@ -164,7 +163,7 @@ def _in_its_class(graph: Graph, source: nn.Module) -> _InClass:
         return _InClass(None, "", why)
     skips = bool(touched) and len(graph) > 0 and has_long_skips(graph, touched)
     unproven = "exact" if rewired else "wiring" if skips else ""
-    unproven = max(unproven, getattr(graph.origin, "unproven", ""), key=_PROOFS.index)
+    unproven = max(unproven, graph.origin.unproven, key=_PROOFS.index)
     module, placed = _refill(graph, source, touched)
     return _InClass(module, unproven, why, placed)
 

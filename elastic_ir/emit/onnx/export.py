@@ -61,7 +61,7 @@ def export_module(
     compare: bool = True,
 ) -> Exported:
     """Export the module that a graph was emitted as. Raises EmitError with the exporter's reason."""
-    inputs = graph.origin.inputs if graph.origin is not None else None
+    inputs = graph.origin.inputs
     if inputs is None:
         raise EmitError(
             f"{graph.name} has no example inputs to export it with; trace it, or load it with --arch"

@@ -19,6 +19,7 @@ from elastic_ir.emit.state import refuse_without_values
 from elastic_ir.errors import EmitError, OutputError, reason
 from elastic_ir.formats.files import atomic_output, refuse_long_name, sync, temporary_name
 from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.origin import UNKNOWN
 from elastic_ir.onnx_model.source import MARK, OnnxSource, mark_of
 from elastic_ir.tensors.lazy import TensorData
 
@@ -64,10 +65,11 @@ def save_onnx(
     path = Path(path)
     refuse_without_values(graph)
     exported = None
-    if isinstance(graph.origin, OnnxSource):
+    source = graph.origin if isinstance(graph.origin, OnnxSource) else None
+    if source is not None:
         model, tensors = build_onnx(graph, sparse=sparse is not False)
-        _refuse_changes(graph.origin, path, opset, fold_batchnorm=fold_batchnorm)
-        external = any(map(_is_external, graph.origin.model.graph.initializer))
+        _refuse_changes(source, path, opset, fold_batchnorm=fold_batchnorm)
+        external = any(map(_is_external, source.model.graph.initializer))
     else:
         exported = _export(graph, check=check, opset=opset, dynamic=dynamic, fold_batchnorm=fold_batchnorm)
         model, tensors = exported.model, exported.tensors
@@ -75,13 +77,13 @@ def save_onnx(
     expected = exported.expected if exported is not None else None
     turned, dense = 0, None
     if sparse:
-        if exported is None and check:
+        if source is not None and check:
             before = copy.deepcopy(model), dict(tensors)
         dense = dense_size(model, tensors)
         sparsify(model, tensors)
         turned = len(model.graph.sparse_initializer)
-        if exported is None and check and turned:
-            expected = _dense_runs(graph.origin, *before)
+        if source is not None and check and turned:
+            expected = _dense_runs(source, *before)
     expected = expected if check else None
     versions = {entry.domain: entry.version for entry in model.opset_import}
     report = OnnxReport(
@@ -119,7 +121,7 @@ def _refuse_changes(source: OnnxSource, path: Path, opset: int | None, *, fold_b
 def _export(graph: Graph, *, check: bool, opset: int | None, dynamic: bool, fold_batchnorm: bool) -> Exported:
     from elastic_ir.emit.module.module import to_module
 
-    if graph.origin is None and not graph.is_program:
+    if graph.origin is UNKNOWN and not graph.is_program:
         raise EmitError(
             f"{graph.name} is a state dict without a network; say with --arch SOURCE what it belongs to"
         )

@@ -82,7 +82,7 @@ def _kinds(outputs: Outputs) -> str:
 
 def example_inputs(graph: Graph, device: str) -> Call:
     """What the network was traced with, or, of a graph from a file without its class, tensors of the types recorded."""
-    inputs = getattr(graph.origin, "inputs", None)
+    inputs = graph.origin.inputs
     if inputs is not None:
         moved = inputs.to(device)
         return tuple(moved.args), dict(moved.kwargs)

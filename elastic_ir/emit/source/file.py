@@ -79,13 +79,13 @@ def _export_notes(graph: Graph) -> list[str]:
 
 def _exported(graph: Graph, error: Unwritable) -> Graph:
     """The network read anew by torch.export, for what calls functions that torch does not have."""
-    live = getattr(graph.origin, "module", None)
+    live = graph.origin.module
     if live is None or graph.info.frontend == "export":
         raise error
     from elastic_ir.emit.module.module import build_module
 
     module = build_module(graph)
-    again: Graph = graph.origin.retrace(module, "export")
+    again = graph.origin.retrace(module, "export")
     again.origin = dataclasses.replace(graph.origin, module=module)
     again.name = graph.name
     return again

@@ -15,6 +15,7 @@ import elastic_ir as eir
 from elastic_ir.emit.source.check import check_source, run_source
 from elastic_ir.emit.source.file import network_of, source_of
 from elastic_ir.ir.graph import Graph, Node
+from elastic_ir.ir.origin import Origin
 from elastic_ir.zoo import cifar_resnet, cifar_vgg
 from tests.emit.nets import image, network, ticket
 from tests.emit.source_networks import GOLDEN, Bert, Odd, TiedHead, WithBuffers, ascending
@@ -124,7 +125,7 @@ def test_a_file_gives_the_same_text_as_the_live_network(tmp_path: Path) -> None:
     eir.save(graph, tmp_path / "net.pt")
     again = eir.load(tmp_path / "net.pt")
     assert source_of(again) == source_of(graph)
-    again.origin = None  # the class is not to be had
+    again.origin = Origin()  # the class is not to be had
     made = emitted(again)
     same_function(graph, made, image())
 
@@ -233,7 +234,7 @@ def test_what_has_no_forward_is_refused(tmp_path: Path) -> None:
 def hostile(change: str) -> Graph:
     """A graph as from a file, with something in it that would run, or break out of its string."""
     graph = eir.trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval(), (torch.randn(2, 4),))
-    graph.origin = None
+    graph.origin = Origin()
     nodes = graph.nodes
     relu = next(node for node in nodes if node.op == "nn.ReLU")
     if change == "function":

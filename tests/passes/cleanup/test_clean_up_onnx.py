@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 import elastic_ir as eir
 from elastic_ir.emit.onnx.save import save_onnx
 from elastic_ir.ir.graph import Graph
+from elastic_ir.onnx_model.source import OnnxSource
 from elastic_ir.passes import CommonSubexpressions, DeadCode, FoldConstants, Pipeline, RemoveIdentities
 from tests.networks.onnx_files import PATHS, feeds, run
 
@@ -73,6 +74,7 @@ def check_same(before: Graph, after: Graph, folder: Path) -> None:
 
 def fixed_batch(graph: Graph) -> bool:
     """Whether the file says how many images there are."""
+    assert isinstance(graph.origin, OnnxSource)
     return bool(graph.origin.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value)
 
 

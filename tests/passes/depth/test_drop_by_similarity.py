@@ -100,7 +100,7 @@ def test_channels_last_and_pairs() -> None:
     found = block_influence(graph, Samples((images,)))
     first = next(iter(found))
     assert len(first.blocks) == 2 and len(found) == 6
-    model = graph.origin.module
+    model: Any = graph.origin.module
     with torch.no_grad():
         x = model.features[0](images)
         assert found[first] == pytest.approx(by_hand(x, model.features[1](x), -1), abs=1e-5)

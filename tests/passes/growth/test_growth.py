@@ -59,6 +59,7 @@ def traced(name: str) -> eir.Graph:
 def result(graph: eir.Graph) -> torch.Tensor:
     module = graph.to_module().eval()
     inputs = graph.origin.inputs
+    assert inputs is not None
     with torch.no_grad():
         found = module(*inputs.args, **inputs.kwargs)
     return found if isinstance(found, torch.Tensor) else found.logits
@@ -77,6 +78,7 @@ def test_identity_blocks_keep_the_function_and_learn(name: str) -> None:
     assert deeper.depth > graph.depth
     module = deeper.to_module().train()
     inputs = graph.origin.inputs
+    assert inputs is not None
     found = module(*inputs.args, **inputs.kwargs)
     (found if isinstance(found, torch.Tensor) else found.logits).square().mean().backward()
     made = [n for n, p in module.named_parameters() if not p.any() and p.grad is not None and p.grad.any()]

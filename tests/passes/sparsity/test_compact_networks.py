@@ -108,6 +108,7 @@ def test_a_unit_that_adds_nothing_is_removed() -> None:
 
 def test_a_unit_whose_norm_adds_something_stays() -> None:
     graph, x = dead_branch()
+    assert graph.origin.module is not None
     with torch.no_grad():
         graph.origin.module.get_parameter("layer2.1.bn2.bias").fill_(0.5)
     done = compact(graph)

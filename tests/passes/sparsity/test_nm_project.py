@@ -123,6 +123,7 @@ def test_a_bare_state_dict_and_files(tmp_path: Path) -> None:
 def test_a_pattern_is_compacted_like_any_mask() -> None:
     graph, masks = random_ticket()
     masks["layer1.0.conv1.weight"][:8] = 0
+    assert graph.origin.module is not None
     graph = eir.trace(graph.origin.module.double(), (torch.zeros(1, 3, 16, 16).double(),), masks=masks)
     done = NMProject().run(graph)
     small = Compact().run(done)

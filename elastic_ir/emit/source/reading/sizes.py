@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from elastic_ir.emit.source.expressions.expr import Expr, lit
+from elastic_ir.ir.example_inputs import Inputs
 from elastic_ir.ir.graph import Graph, Node, Value
 
 _FIXED = (
@@ -29,11 +30,11 @@ def following_sizes(graph: Graph) -> tuple[dict[Node, tuple[Any, ...]], str]:
     if graph.info.frontend != "export":
         return {}, ""
     note = _FIXED.format(shape=_shapes(graph))
-    inputs = getattr(graph.origin, "inputs", None)
-    if inputs is None or getattr(graph.origin, "module", None) is None:
+    inputs = graph.origin.inputs
+    if inputs is None or graph.origin.module is None:
         return {}, note
     for axes in ((0, 1), (0,)):
-        other = _again(graph, axes)
+        other = _again(graph, inputs, axes)
         if other is None:
             continue
         sizes = _compared(graph, other)
@@ -47,11 +48,10 @@ def _shapes(graph: Graph) -> str:
     return " and ".join(str(list(kind.shape)) for kind in types if kind is not None)
 
 
-def _again(graph: Graph, axes: tuple[int, ...]) -> Graph | None:
+def _again(graph: Graph, inputs: Inputs, axes: tuple[int, ...]) -> Graph | None:
     """The same network exported with more samples and, where it takes token ids, other lengths; None if it fails."""
     from elastic_ir.emit.module.module import build_module
 
-    inputs = graph.origin.inputs
     tensors = [item for item in (*inputs.args, *inputs.kwargs.values()) if isinstance(item, torch.Tensor)]
     tokens = [item for item in tensors if item.dim() == 2 and not item.is_floating_point()]
     if 1 in axes and not tokens:
@@ -72,7 +72,7 @@ def _again(graph: Graph, axes: tuple[int, ...]) -> Graph | None:
     )
     try:
         source = dataclasses.replace(graph.origin, inputs=changed)
-        again: Graph = source.retrace(build_module(graph), "export")
+        again = source.retrace(build_module(graph), "export")
     except Exception:  # an export may raise anything; then the sizes stay as they are
         return None
     return again

@@ -72,7 +72,7 @@ class Tree:
     def __init__(self, graph: Graph, sizes: Sizes) -> None:
         self.graph = graph
         self.sizes = sizes  #: arguments of exported nodes whose numbers follow the input
-        self.live = getattr(graph.origin, "module", None)
+        self.live = graph.origin.module
         self.weights = {tuple(name.split(".")): weight for name, weight in graph.weights.items()}
         self.inputs: list[Node] = []
         self.output: Node | None = None
