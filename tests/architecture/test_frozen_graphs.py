@@ -1,4 +1,4 @@
-"""The guard over all tests holds: whoever edits a built graph beside the rewriter is refused, and named."""
+"""The guard that is active in all tests: an edit of a built graph outside the rewriter fails with file and line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.zoo import cifar_resnet
 from tests.frozen_graphs import REFUSED
 
-#: One edit of each part of a graph, as a pass might make it.
+#: One edit of each part of a graph, as a pass might attempt it.
 EDITS = [
     "node.args = ()",
     "node.op = 'nn.Identity'",

@@ -1,7 +1,7 @@
-"""Imports run one way: cli -> frontends, passes, emit -> IR; and what needs no torch imports none.
+"""The import order: cli -> frontends, passes, emit -> IR; and rooms that do not need torch do not import it.
 
-Most of it is read from the source with ``ast``, so that a wrong import is named by file and line. The few tests that
-start Python prove the same of what is imported in the end.
+Most tests read imports from the source with ``ast``, so that a wrong import is reported with file and line. A few start
+Python and check which modules are imported in the end.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-#: The rooms from the bottom up. A module may import its own room and those of the lines above it here; rooms of one
-#: line do not import each other. A room is a folder, or a file that stands beside the folders.
+#: The rooms from the bottom up. A module may import from its own room and from the rooms in earlier lines; rooms in the
+#: same line do not import each other. A room is a folder, or a file beside the folders.
 ORDER = (
     ("printable", "version", "lazy_names"),
     ("errors",),
@@ -37,33 +37,33 @@ ORDER = (
     ("cli",),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
-#: Folders within a room that are ordered too, from the bottom up.
+#: The order of folders inside a room, from the bottom up; "" stands for its files.
 INNER = {
     "passes": (("infra",), ("depth", "growth", "sparsity", "cleanup"), ("",)),
     "frontends": (("onnx",), ("",)),
     "training": (("items",), ("",), ("pruning",), ("studies",), ("reports",)),
 }
-#: The exceptions: (module, what it reaches up to), each inside a function only.
+#: The exceptions: (module, higher room that it imports), allowed only inside a function.
 EXCEPTIONS = {
-    ("elastic_ir", "api"),  # the public names are functions of it
+    ("elastic_ir", "api"),  # the public names are its functions
     ("elastic_ir.ir.graph", "discovery"),  # graph.stages
-    ("elastic_ir.passes.infra.pipeline", "emit"),  # a pipeline runs what each pass has made
+    ("elastic_ir.passes.infra.pipeline", "emit"),  # a pipeline runs the result of each pass
 }
 
-#: Rooms that import no torch, nor what brings it, when they are imported themselves.
+#: Rooms whose import does not load torch, directly or indirectly.
 WITHOUT_TORCH = set(LEVEL) - {"tickets", "zoo", "frontends", "emit", "training"}
-#: Files of those rooms that are about PyTorch's modules: descriptions, pickles of whole modules.
+#: Exceptions in these rooms, files that handle PyTorch modules: descriptions, pickles of whole modules.
 TORCH_FILES = {"elastic_ir.analysis.gradinit"} | {
     f"elastic_ir.formats.pickles.{name}" for name in ("allow_list", "description", "module", "rebuild")
 }
 TORCH = {"torch", "torchvision", "timm", "transformers"}
-#: What only the command line speaks.
+#: Packages that only the command line may import.
 TERMINAL = {"click", "rich"}
 
 
 @dataclass(frozen=True)
 class Import:
-    """One import of one module: where it stands, and whether it runs when its file is imported."""
+    """One import of one module: its line, and whether it runs when its file is imported."""
 
     target: str
     line: int
@@ -71,7 +71,7 @@ class Import:
 
 
 def sources() -> dict[str, Path]:
-    """Every file of the distribution by its module name; the links in elastic_ir/ are read as the folders they mean."""
+    """Every file of the distribution by its module name; the links in elastic_ir/ are resolved to their folders."""
     found: dict[str, Path] = {}
     for folder, package in (
         ("elastic_ir", "elastic_ir"),
@@ -92,7 +92,7 @@ SOURCES = sources()
 
 
 def room(module: str) -> str | None:
-    """The room of one of our modules; None for anybody else's."""
+    """The room of a module of the project; None for any other module."""
     first, *rest = module.split(".")
     if first != "elastic_ir":
         return None
@@ -102,9 +102,9 @@ def room(module: str) -> str | None:
 
 
 def inner_level(module: str) -> int | None:
-    """How high a module stands inside its room; None where the room has no order of its own."""
+    """The level of a module inside its room; None if the room has no inner order."""
     _, *rest = module.split(".")
-    floors = INNER.get(rest[0]) if len(rest) > 1 else None  # a room's own __init__ offers all that is in it
+    floors = INNER.get(rest[0]) if len(rest) > 1 else None  # its own __init__ may import all of it
     if floors is None:
         return None
     name = rest[1]
@@ -113,7 +113,7 @@ def inner_level(module: str) -> int | None:
 
 
 def may_import(module: str, target: str) -> bool:
-    """Whether the order of the rooms lets one module of ours import another."""
+    """Whether the order of the rooms allows a module of the project to import another."""
     own, other = room(module), room(target)
     assert own is not None and other is not None
     if (module, other) in EXCEPTIONS:
@@ -158,7 +158,7 @@ def _for_type_checkers(test: ast.expr) -> bool:
 
 
 def complaints(module: str) -> list[str]:
-    """What is wrong with a module's imports, a line for each."""
+    """The forbidden imports of a module, one line each."""
     path, own = SOURCES[module], room(module)
     assert own is not None
     found = []
@@ -170,10 +170,10 @@ def complaints(module: str) -> list[str]:
         if top in TORCH and item.at_import and own in WITHOUT_TORCH and module not in TORCH_FILES:
             found.append(f"{where}: {own} imports {item.target} at import; move it into the function")
         if top in TERMINAL and own != "cli":
-            found.append(f"{where}: only the command line speaks {top}")
+            found.append(f"{where}: only the command line may import {top}")
         if top in ("passes", "frontends", "cli"):
             found.append(f"{where}: import elastic_ir.{item.target}")
-    return list(dict.fromkeys(found))  # a line that imports several names is said once
+    return list(dict.fromkeys(found))  # a line that imports several names is reported once
 
 
 @pytest.mark.parametrize("module", SOURCES)
@@ -182,7 +182,7 @@ def test_a_module_imports_only_what_its_room_may(module: str) -> None:
 
 
 def test_every_room_is_read() -> None:
-    """Against a reader that finds nothing and so complains of nothing."""
+    """Guards against a reader that finds no imports and therefore reports nothing."""
     assert {room(module) for module in SOURCES} == set(LEVEL)
     assert "elastic_ir.discovery" in SOURCES
     assert any(item.target == "torch" and item.at_import for item in _zoo_imports())
@@ -215,7 +215,7 @@ def test_the_reader_of_imports(source: str, expected: list[tuple[str, bool]]) ->
 
 
 def python(code: str, *arguments: str) -> str:
-    """Run code in a Python of its own, from the root; its standard output."""
+    """Run code in a separate Python process, from the root; returns its standard output."""
     result = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
@@ -232,7 +232,7 @@ def test_importing_the_package_loads_no_torch() -> None:
 
 
 def test_importing_all_that_needs_no_torch_loads_none() -> None:
-    """Also not by way of something else that is imported."""
+    """Not even indirectly, through other imports."""
     modules = [
         name
         for name in SOURCES
@@ -271,7 +271,7 @@ def test_a_bare_checkpoint_is_stretched_without_torch(tmp_path: Path) -> None:
 
 
 def test_commands_print_by_one_function_that_shows_names_as_text() -> None:
-    """Names from files may hold escape sequences; ``tables.say`` and its kin, and errors, make them harmless."""
+    """Names from files may contain escape sequences; ``tables.say`` and its relatives, and errors, escape them."""
     allowed = {"tables.py", "app.py"}
     found = [
         p.name for p in sorted((ROOT / "cli").glob("*.py")) if re.search(r"\b(?:echo|print)\(", p.read_text())

@@ -1,4 +1,4 @@
-"""The public face: names and parameters that users write down may be added to, and go only with a new version."""
+"""The public API: names and parameters may be added; they are removed only in a new version."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ COMMANDS = ("inspect", "stretch", "squeeze", "verify", "diff", "passes")
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_function(name: str) -> None:
-    """The graph or source comes first; what was added since must have a default."""
+    """The graph or source comes first; parameters added later must have a default."""
     parameters = inspect.signature(getattr(eir, name)).parameters
     assert next(iter(parameters)) == FUNCTIONS[name][0]
     assert set(FUNCTIONS[name]) <= set(parameters)
     added = set(parameters) - set(FUNCTIONS[name])
     required = [p for p in added if parameters[p].default is inspect.Parameter.empty]
-    assert not required, f"{name} asks for {required}, which callers of today do not give"
+    assert not required, f"{name} requires {required}, which existing callers do not pass"
 
 
 @pytest.mark.parametrize(("function", "parameter"), DEFAULTS)

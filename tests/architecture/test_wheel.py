@@ -1,7 +1,7 @@
-"""The wheel holds all of the library and nothing else.
+"""The wheel contains the whole library and nothing else.
 
-A subpackage that pyproject.toml does not list vanishes from the wheel without a word, while everything goes on
-working from the repository; so the wheel is built and looked into.
+A subpackage that pyproject.toml does not list is silently missing from the wheel, while everything still works from the
+repository; therefore the tests build the wheel and check its contents.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LINKED = ("cli", "frontends", "passes")
 
 
 def modules_of_the_tree() -> set[str]:
-    """Every Python file of the library by its place in the package."""
+    """Every Python file of the library by its path in the package."""
     own = ROOT / "elastic_ir"
     files = {
         path.relative_to(ROOT).as_posix()
