@@ -6,8 +6,8 @@ ReLU does where the stream is not negative to begin with.
 
 from __future__ import annotations
 
-from elastic_ir.channels import torch_rules as ops
 from elastic_ir.channels.flow import Flow
+from elastic_ir.channels.torch_rules import source
 from elastic_ir.ir.graph import Graph, Literal, Node, Value
 from elastic_ir.ir.operations import Trait, has, known_kind
 from elastic_ir.ir.structure import Block, Stage
@@ -54,11 +54,9 @@ def _same_values(graph: Graph, flow: Flow) -> dict[Value, Value]:
     for node in graph:
         kind = known_kind(node)
         values = [first(value) for value in node.operands()]
-        source = _stays(node, kind, flow)
-        if source is not None and kind == "relu" and first(source) not in nonnegative:
-            source = None
-        if source is not None:
-            same[node.output] = first(source)
+        kept = _stays(node, kind, flow)
+        if kept is not None and (kind != "relu" or first(kept) in nonnegative):
+            same[node.output] = first(kept)
         passes_on = kind == "cat" or has(node, Trait.POOL | Trait.SAME | Trait.SUM)
         known = not node.weight_names() and all(value in nonnegative for value in values)
         plain = not any(isinstance(item, (int, float, Literal)) for item in node.args) or not has(
@@ -79,5 +77,5 @@ def _stays(node: Node, kind: str, flow: Flow) -> Value | None:
                     return value
         return None
     if kind == "relu" or (kind and has(node, Trait.SAME)):
-        return ops.sole_operand(node)
+        return source(node)
     return None

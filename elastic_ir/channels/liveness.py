@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from elastic_ir.channels.flow import Bools, Channels, Flow, Integers, Layer
+from elastic_ir.channels.atoms import Bools, Channels, Integers, LayerChannels
+from elastic_ir.channels.flow import Flow
 
 
 class Liveness:
@@ -42,7 +43,7 @@ class Liveness:
             if now == int(self._live.sum()):
                 return
 
-    def _balance(self, layer: Layer) -> None:
+    def _balance(self, layer: LayerChannels) -> None:
         """Keep what a layer cannot do without: one channel, and in every group as many as in the others."""
         sides = [layer.inside, layer.outside]
         flags = [layer.grid(self.is_live(side)) for side in sides]

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from elastic_ir.channels.atoms import Place, only, unchanged
 from elastic_ir.ir.graph import Literal, Node, Value, WeightRef
 from elastic_ir.onnx_model import arithmetic as numbers
 
 if TYPE_CHECKING:
     from elastic_ir.channels.flow import Flow
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the channels are in the result: along which axis, each how often in a row."""
-
-    axis: int
-    times: int = 1
-    counts: tuple[tuple[int, int], ...] = ()  #: literals that count them: operand and index
-    keeps: str | float | None = "all"  #: which constants stay the same: all, those of one value, none
 
 
 def moved(node: Node, kind: str, axis: int, flow: Flow) -> Place | None:
@@ -35,7 +25,7 @@ def moved(node: Node, kind: str, axis: int, flow: Flow) -> Place | None:
         order = numbers.whole_numbers(node.attributes.get("perm", tuple(range(rank))[::-1]))
         return Place(order.index(axis)) if order is not None else None
     if kind in ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceSum"):
-        return _reduced(node, axis, rank, "all" if kind != "ReduceSum" else 0.0)
+        return _reduced(node, axis, rank)
     if kind == "Squeeze":
         axes = numbers.axes_of(node, 1, rank)
         if axes is None and len(node.args) < 2:
@@ -58,12 +48,12 @@ def moved(node: Node, kind: str, axis: int, flow: Flow) -> Place | None:
     return _padded(node, axis, rank) if kind == "Pad" else None
 
 
-def _reduced(node: Node, axis: int, rank: int, keeps: str | float) -> Place | None:
+def _reduced(node: Node, axis: int, rank: int) -> Place | None:
     axes = numbers.axes_of(node, 1, rank)
     if not axes or axis in axes or len(node.operands()) > 1:
         return None
     gone = 0 if node.attributes.get("keepdims", 1) else sum(other < axis for other in axes)
-    return Place(axis - gone, keeps=keeps)
+    return Place(axis - gone, constants=only(0.0) if node.op == "onnx.ReduceSum" else unchanged)
 
 
 def _picked(node: Node, kind: str, axis: int, rank: int) -> Place | None:
@@ -136,22 +126,22 @@ def _resized(
         return None
     mode = node.attributes.get("mode", "nearest")
     cut = node.attributes.get("coordinate_transformation_mode") == "tf_crop_and_resize"
-    keeps: str | float | None = "all" if mode in ("nearest", "linear", "bilinear") and not cut else None
+    constants = unchanged if mode in ("nearest", "linear", "bilinear") and not cut else only(math.nan)
     chosen = numbers.whole_numbers(node.attributes.get("axes", []))
     if chosen:
-        return Place(axis, keeps=keeps) if axis not in [a % len(before) for a in chosen] else None
+        return Place(axis, constants=constants) if axis not in [a % len(before) for a in chosen] else None
     sizes = numbers.whole_numbers(numbers.operand(node, 3))
     if sizes:
-        return Place(axis, counts=((3, axis),), keeps=keeps)
+        return Place(axis, counts=((3, axis),), constants=constants)
     for place in range(1, len(node.args)):
         item = node.args[place]
         if isinstance(item, WeightRef) and flow.graph.weights[item.name].shape == (len(before),):
             scales = flow.read(item.name)
             if scales is not None and scales[axis] == 1:
-                return Place(axis, keeps=keeps)
+                return Place(axis, constants=constants)
     scaled = node.attributes.get("scales")
     if isinstance(scaled, (list, tuple)) and len(scaled) == len(before) and scaled[axis] == 1:
-        return Place(axis, keeps=keeps)
+        return Place(axis, constants=constants)
     return None
 
 
@@ -168,4 +158,4 @@ def _padded(node: Node, axis: int, rank: int) -> Place | None:
     number = filler.values[0] if isinstance(filler, Literal) else node.attributes.get("value", 0.0)
     if filler is not None and not isinstance(filler, Literal):
         number = None
-    return Place(axis, keeps=float(number) if isinstance(number, (int, float)) else None)
+    return Place(axis, constants=only(float(number) if isinstance(number, (int, float)) else math.nan))

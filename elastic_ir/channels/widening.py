@@ -10,42 +10,51 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from elastic_ir.channels.flow import Channels, Flow, Integers, Layer
-from elastic_ir.ir.graph import Value
+from elastic_ir.channels.atoms import Channels, Integers, LayerChannels
+from elastic_ir.channels.edits import ChannelEdits, Places
+from elastic_ir.channels.flow import Flow, representatives
+from elastic_ir.ir.graph import Graph, Value
 from elastic_ir.ir.operations import known_kind
+from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.tensors.lazy import TensorData
-from elastic_ir.tensors.recipes import Columns, Recipe, _double, _written, index_tables
-
-if TYPE_CHECKING:
-    import torch
+from elastic_ir.tensors.recipes import (
+    Columns,
+    Recipe,
+    Taken,
+    _double,
+    _written,
+    index_tables,
+    select_mask,
+    with_values,
+)
 
 
 @dataclass(frozen=True)
 class Widened(Recipe):
-    """A tensor with rows and columns several times, columns divided by how often their channel comes.
+    """A tensor with rows and columns several times, its inputs divided by how often their channel comes.
 
     An optimizer's moments begin anew: the gradients of a row that comes k times are a k-th of what they were, and a
     moment does not tell whether it goes with them or with their square.
     """
 
     data: TensorData
-    rows: tuple[int, ...] | None = None
-    columns: Columns | None = None  #: for each group, as in :class:`elastic_ir.tensors.recipes.Selected`
-    counts: Columns | None = None  #: how often each of these columns' channel comes
+    rows: tuple[int, ...]
+    columns: Columns  #: for each group, as in :class:`elastic_ir.tensors.recipes.Selected`
+    counts: tuple[int, ...] | None = (
+        None  #: for each input how often its channel comes, one group after the other
+    )
     noise: float = (
-        0.0  #: standard deviation of what is added to copied rows, in standard deviations of the tensor
+        0.0  #: standard deviation of what is added to copied outputs, in standard deviations of the tensor
     )
     seed: int = 0
+    inputs_first: bool = False  #: whether the inputs lie along axis 0
 
     @property
     def shape(self) -> tuple[int, ...]:
-        height = self.data.shape[0] if self.rows is None else len(self.rows)
-        width = self.data.shape[1:2] if self.columns is None else (len(self.columns[0]),)
-        return (height, *width, *self.data.shape[2:])
+        return (len(self.rows), len(self.columns[0]), *self.data.shape[2:])
 
     @property
     def dtype(self) -> str:
@@ -57,23 +66,22 @@ class Widened(Recipe):
         source = _double(self.data)
         table = index_tables(self.data.shape, self.rows, self.columns)
         made = source[tuple(torch.from_numpy(part) for part in table)]
+        places, columns = (np.broadcast_to(part, made.shape[:2]) for part in table)
+        behind = [1] * (made.ndim - 2)
         if self.counts is not None:
-            divisors = np.asarray(self.counts, np.float64).repeat(made.shape[0] // len(self.counts), axis=0)
-            made = made / torch.from_numpy(divisors).reshape(*made.shape[:2], *[1] * (made.ndim - 2))
-        if self.noise and self.rows is not None:
-            made = self._disturbed(made, source)
+            inputs = (len(self.rows), 1) if self.inputs_first else (len(self.columns), -1)
+            divisors = np.asarray(self.counts, np.float64).reshape(inputs)
+            divisors = divisors.repeat(made.shape[0] // len(divisors), axis=0)
+            made = made / torch.from_numpy(divisors).reshape(*divisors.shape, *behind)
+        if self.noise:  # on every output that is a copy, so that copies learn to differ
+            axis, outputs = (1, columns) if self.inputs_first else (0, places)
+            again = np.diff(outputs, axis=axis, prepend=-1) == 0
+            dots = torch.randn(
+                made.shape, generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64
+            )
+            size = self.noise * float(source.std(correction=0))
+            made = made + size * dots * torch.from_numpy(again).reshape(*again.shape, *behind)
         yield from _written(made, self.dtype)
-
-    def _disturbed(self, made: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-        """Noise on every row that is a copy, so that copies learn to differ."""
-        import torch
-
-        dice = torch.Generator().manual_seed(self.seed)
-        places = np.asarray(self.rows, np.int64)
-        again = torch.from_numpy(np.r_[False, places[1:] == places[:-1]])
-        dots = torch.randn(made.shape, generator=dice, dtype=torch.float64)
-        size = self.noise * float(source.std(correction=0))
-        return made + size * dots * again.reshape(-1, *[1] * (made.ndim - 1))
 
 
 class Widening:
@@ -81,51 +89,36 @@ class Widening:
 
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
-        self._parent = np.arange(len(flow.roots))
-        for layer in flow.layers:
-            if is_depthwise(layer):  # its channels come as often as those that it reads
-                for one, other in zip(
-                    flow.roots[layer.inside.atoms], flow.roots[layer.outside.atoms], strict=True
-                ):
-                    self._join(int(one), int(other))
+        count = len(flow.roots)
+        # the channels of a depthwise layer come as often as those that it reads
+        depthwise = [layer for layer in flow.layers if layer.is_depthwise]
+        pairs = [(flow.roots[layer.inside.atoms], flow.roots[layer.outside.atoms]) for layer in depthwise]
         #: For each atom the channel that it is, and for each channel how often it comes.
-        self.channel: Integers = np.array([self._find(int(root)) for root in flow.roots], np.int64)
-        self.counts: Integers = np.ones(len(flow.roots), np.int64)
-        for layer in flow.layers:
-            first, *others = self.channel[layer.outside.atoms]
-            for other in others:
-                self._join(int(first), int(other))
+        self.channel: Integers = representatives(count, pairs)[flow.roots]
+        self.counts: Integers = np.ones(count, np.int64)
+        made = [self.channel[layer.outside.atoms] for layer in flow.layers]
         #: For each atom the group that it widens with.
-        self.group: Integers = np.array([self._find(int(one)) for one in self.channel], np.int64)
+        self.group: Integers = representatives(count, [(own[:-1], own[1:]) for own in made])[self.channel]
         self._seams = self._grouped_runs()
-
-    def _find(self, atom: int) -> int:
-        while self._parent[atom] != atom:
-            self._parent[atom] = self._parent[self._parent[atom]]
-            atom = int(self._parent[atom])
-        return atom
-
-    def _join(self, one: int, other: int) -> None:
-        first, second = sorted((self._find(one), self._find(other)))
-        self._parent[second] = first
 
     def _grouped_runs(self) -> dict[int, tuple[int, ...]]:
         """For channels that grouped convolutions read or make the numbers of their runs, which stay equally long."""
         found: dict[int, tuple[int, ...]] = {}
-        for layer in self.flow.layers:
-            if layer.groups == 1 or is_depthwise(layer):
-                continue
+        for layer in self._grouped():
             for side in (layer.inside, layer.outside):
                 for run, atoms in enumerate(side.atoms.reshape(layer.groups, -1)):
                     for channel in dict.fromkeys(self.channel[atoms].tolist()):
                         found[channel] = (*found.get(channel, ()), run)
         return found
 
+    def _grouped(self) -> list[LayerChannels]:
+        return [layer for layer in self.flow.layers if layer.groups > 1 and not layer.is_depthwise]
+
     # -- what may widen --------------------------------------------------------------------------------------------
 
-    def groups(self) -> dict[int, list[Layer]]:
+    def groups(self) -> dict[int, list[LayerChannels]]:
         """For each group the layers that make its channels, in order."""
-        found: dict[int, list[Layer]] = {}
+        found: dict[int, list[LayerChannels]] = {}
         for layer in self.flow.layers:
             found.setdefault(int(self.group[layer.outside.atoms[0]]), []).append(layer)
         return found
@@ -174,13 +167,14 @@ class Widening:
             more = round(len(cell) * factor) - len(cell)
             copies = np.bincount(dice.integers(0, len(cell), more), minlength=len(cell))
             self.counts[cell] = 1 + copies
-        for layer in self.flow.layers:
-            sides = [] if layer.groups == 1 or is_depthwise(layer) else [layer.inside, layer.outside]
-            for side in sides:
+        for layer in self._grouped():
+            for side in (layer.inside, layer.outside):
                 runs = self.counts[self.channel[side.atoms]].reshape(layer.groups, -1).sum(1)
                 if (runs != runs[0]).any():
                     self.counts[channels] = 1
-                    return f"the {layer.groups} groups of {layer.node.scope} would differ in their numbers of channels"
+                    return (
+                        f"the {layer.groups} groups of {layer.name} would differ in their numbers of channels"
+                    )
         return ""
 
     def spread(self, channels: Channels) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -201,15 +195,33 @@ class Widening:
             begin = end
         return tuple(places), tuple(counts)
 
-    def by_group(self, layer: Layer) -> tuple[Columns, Columns]:
-        """The columns of a layer's weight for each of its groups, and how often each column's channel comes."""
-        parts = [
-            self.spread(Channels(layer.inside.axis, atoms, np.zeros(0)))
-            for atoms in layer.inside.atoms.reshape(layer.groups, -1)
-        ]
-        return tuple(places for places, _ in parts), tuple(counts for _, counts in parts)
 
+class Widener(ChannelEdits):
+    """Gives every channel of a flow its copies, and divides what reads them by their number."""
 
-def is_depthwise(layer: Layer) -> bool:
-    """Whether each output channel reads one input channel, which is its own."""
-    return 1 < layer.groups == len(layer.inside.atoms) == len(layer.outside.atoms)
+    def __init__(self, graph: Graph, rewriter: Rewriter, widening: Widening, noise: float, seed: int) -> None:
+        super().__init__(graph, rewriter, widening.flow)
+        self.widening, self.noise, self.seed = widening, noise, seed
+
+    def places(self, channels: Channels) -> Places:
+        """The places of the channels, each as often as it comes."""
+        return self.widening.spread(channels)[0]
+
+    def taken(self, data: TensorData, axis: int, places: Places) -> TensorData:
+        """A tensor with copies."""
+        return Taken(data, axis, places)
+
+    def columns(self, layer: LayerChannels, channels: Channels) -> Columns:
+        """For each group the places of its channels; a depthwise layer gets a group for each copy."""
+        if layer.is_depthwise:
+            return ((0,),) * len(self.places(channels))
+        return super().columns(layer, channels)
+
+    def set_weight(self, layer: LayerChannels, rows: Places, columns: Columns) -> None:
+        """Copy rows and columns, and divide the inputs by how often their channel comes."""
+        storage = self.graph.weights[layer.weight].storage
+        mask = select_mask(storage.mask, rows, columns) if storage.mask is not None else None
+        counts = self.widening.spread(layer.inside)[1] if not layer.is_depthwise else None
+        seed = zlib.crc32(f"{self.seed} {layer.weight}".encode())
+        made = Widened(storage.data, rows, columns, counts, self.noise, seed, layer.inputs_first)
+        self.rewriter.replace_tensor(layer.weight, with_values(made, storage.data), mask)

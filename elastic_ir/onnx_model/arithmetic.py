@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,40 +17,28 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-#: Element by element, from one tensor; further operands are literals.
-UNARY = {
-    "Abs", "Celu", "Clip", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "Mish", "Neg",
-    "Reciprocal", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Tanh", "ThresholdedRelu",
-}  # fmt: skip
-#: Element by element, from two tensors or more.
-BINARY = {"Add", "Div", "Max", "Min", "Mul", "PRelu", "Pow", "Sub", "Sum"}
 
+def elementwise(node: Node, constants: Floats, opsets: Mapping[str, int]) -> Floats:
+    """A pointwise operator's results on constant channels, [channels]; NaN where a channel is not constant.
 
-def elementwise(node: Node, operands: Sequence[Floats], opsets: Mapping[str, int]) -> Floats:
-    """An operator's results on constant channels, [channels] each; NaN where a channel is not constant.
-
-    A product with zero is zero whatever the other factor is. Without ``opsets`` the newest ones are meant.
+    Operands behind the first are literals. Without ``opsets`` the newest ones are meant.
     """
     import onnx
 
-    kind = node.op.removeprefix("onnx.")
-    result = np.full(operands[0].shape, math.nan)
-    known = np.all(np.isfinite(operands), axis=0)
-    given: list[Floats | None] = [item[known] for item in operands]
-    if kind in UNARY:
-        given += [
-            np.array(i.values[0], np.float64) if isinstance(i, Literal) else None for i in node.args[1:]
-        ]
-    names = [f"in{place}" if item is not None else "" for place, item in enumerate(given)]
-    if known.any():
-        attributes: dict[str, Any] = dict(node.attributes)
-        proto = onnx.helper.make_node(kind, names, ["result"], **attributes)
-        arrays = {name: item for name, item in zip(names, given, strict=True) if item is not None}
-        # Errors of many kinds: an operator that the reference implementation lacks, or a form of another version.
-        with np.errstate(all="ignore"), contextlib.suppress(Exception):
-            result[known] = run_nodes([proto], arrays, opsets or {"": onnx.defs.onnx_opset_version()})
-    if kind == "Mul":
-        result[np.any(np.equal(operands, 0), axis=0)] = 0.0
+    result = np.full(constants.shape, math.nan)
+    known = np.isfinite(constants)
+    if not known.any():
+        return result
+    arrays = {"x": constants[known]}
+    for place, item in enumerate(node.args[1:]):
+        if isinstance(item, Literal):
+            arrays[f"x{place}"] = np.array(item.values[0], np.float64)
+    names = ["x", *(f"x{place}" if item is not None else "" for place, item in enumerate(node.args[1:]))]
+    attributes: dict[str, Any] = dict(node.attributes)
+    proto = onnx.helper.make_node(node.op.removeprefix("onnx."), names, ["result"], **attributes)
+    # Errors of many kinds: an operator that the reference implementation lacks, or a form of another version.
+    with np.errstate(all="ignore"), contextlib.suppress(Exception):
+        result[known] = run_nodes([proto], arrays, opsets or {"": onnx.defs.onnx_opset_version()})
     return np.where(np.isfinite(result), result, math.nan)
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from elastic_ir.errors import VerifyError
 from elastic_ir.ir.graph import FRESH, Argument, Graph, Node, TensorType, Value, WeightRef, map_argument
+from elastic_ir.ir.operations import Slot
 from elastic_ir.ir.structure import Block
 from elastic_ir.tensors.lazy import Mask, TensorData
 from elastic_ir.tensors.weights import Storage, Weight
@@ -282,6 +283,18 @@ class LayerEdits:
         )
         self.set_operand(node, place, WeightRef(name))
         return name
+
+    def give_tensor(self, node: Node, slot: Slot, data: TensorData, *, beside: str, origin: str) -> str:
+        """Give a node a tensor that it did not have, by :meth:`add_weight` or :meth:`add_operand`; returns its name."""
+        if isinstance(slot, int):
+            return self.add_operand(node, slot, data, beside=beside, origin=origin)
+        if slot in node.attributes:
+            self.set_attributes(node, **{slot: True})
+        return self.add_weight(node, slot, data, origin=origin)
+
+    def own_tensor(self, node: Node, slot: Slot, reads: Counter[str]) -> str:
+        """The name of the tensor in a slot, a module's or one that :meth:`own_operand` makes this operand's own."""
+        return node.weights[slot] if isinstance(slot, str) else self.own_operand(node, slot, reads)
 
     def own_operand(self, node: Node, place: int, reads: Counter[str]) -> str:
         """The name of a weight that only this operand reads: where others do too, it gets a tensor of its own.

@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar
 
-from elastic_ir.channels import torch_rules as ops
+from elastic_ir.channels.torch_rules import source
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph, Node, Value
 from elastic_ir.ir.operations import Trait, has, known_kind, operation_of
@@ -264,7 +264,7 @@ def _idempotent(node: Node) -> bool:
 
 def _layer_before(activation: Node) -> tuple[Node, Node | None] | None:
     """The layer that an activation stands behind, and the batch norm between; None where there is no such layer."""
-    value = ops.sole_operand(activation)
+    value = source(activation)
     norm: Node | None = None
     while value is not None:
         node = value.node
@@ -281,7 +281,7 @@ def _layer_before(activation: Node) -> tuple[Node, Node | None] | None:
             norm = node
         else:
             return None
-        value = ops.sole_operand(node)
+        value = source(node)
     return None
 
 

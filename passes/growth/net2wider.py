@@ -8,20 +8,17 @@ round.
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from elastic_ir.errors import PlanError
-from elastic_ir.ir.graph import Graph, Node
+from elastic_ir.ir.graph import Graph
 from elastic_ir.passes.infra.base import Pass, reasons
-from elastic_ir.passes.infra.chosen import Chosen, need_modules
+from elastic_ir.passes.infra.chosen import Chosen
 from elastic_ir.passes.sparsity.compact import refuse_unseen
 from elastic_ir.rewrite.rewriter import Rewriter
-from elastic_ir.tensors.recipes import Columns, select_mask, with_values
 
 if TYPE_CHECKING:
-    from elastic_ir.channels.flow import Channels, Layer
     from elastic_ir.channels.widening import Widening
 
 
@@ -42,32 +39,18 @@ class Net2Wider(Pass):
     stream: bool = False  #: also channels that additions tie together, the residual stream
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
-        need_modules(graph, self.name)
+        self._need_layers(graph)
         if self.factor < 1 or self.noise < 0 or self.seed < 0:
             raise PlanError("factor is 1 or more; noise and seed are not negative")
         refuse_unseen(graph, self.name)
         from elastic_ir.channels.flow import Flow
-        from elastic_ir.channels.widening import Widening
+        from elastic_ir.channels.widening import Widener, Widening
 
-        flow = Flow(graph)
-        plan = Widening(flow)
-        skipped: dict[str, str] = {}
-        self._draw(graph, plan, skipped)
+        widening = Widening(Flow(graph))
+        skipped = self._draw(graph, widening)
+        report = Widener(graph, rewriter, widening, self.noise, self.seed).carry_out()
         #: Plain data for reports: for each layer its inputs and outputs, before and after; why others stay as they are.
-        report: dict[str, list[int]] = {}
         rewriter.report({"layers": report, "skipped": skipped})
-        for layer in flow.layers:
-            self._widen_layer(layer, plan, graph, rewriter, report)
-        for node, channels in flow.norms:
-            self._widen_norm(node, channels, plan, graph, rewriter)
-        for node in graph:
-            known = flow.channels(node.output)
-            if known is None or node.output.type is None:
-                continue
-            shape = list(node.output.type.shape)
-            shape[known.axis] = len(plan.spread(known)[0])
-            if tuple(shape) != node.output.type.shape:
-                rewriter.set_shape(node.output, tuple(shape))
 
     def summary(self, graph: Graph) -> str | None:
         """How many channels came, and why none came elsewhere."""
@@ -78,15 +61,16 @@ class Net2Wider(Pass):
         alike = "" if self.noise else "; copies are alike until dropout or noise tells them apart"
         return f"{more} output channels more in {wider} layers{left}{alike}"
 
-    def _draw(self, graph: Graph, plan: Widening, skipped: dict[str, str]) -> None:
-        """Choose how often each channel comes."""
+    def _draw(self, graph: Graph, plan: Widening) -> dict[str, str]:
+        """Choose how often each channel comes; returns the layers whose channels stay as they are, with the reason."""
+        skipped: dict[str, str] = {}
         chosen = Chosen(graph, self.stages, self.layers)
         pinned, summed = plan.pinned(), plan.summed()
         done = False
         for group, makers in plan.groups().items():
             if not any(chosen(layer.node) for layer in makers):
                 continue
-            name = makers[0].node.scope
+            name = makers[0].name
             if group in pinned:
                 reason = pinned[group] and f"its output channels have to stay: {pinned[group]}"
             elif group in summed and not self.stream:
@@ -101,49 +85,4 @@ class Net2Wider(Pass):
         if not done:
             why = reasons(skipped) or ": the channels that were chosen are the network's output"
             raise PlanError(f"there is no layer that can be widened{why}")
-
-    def _widen_layer(
-        self, layer: Layer, plan: Widening, graph: Graph, rewriter: Rewriter, report: dict[str, list[int]]
-    ) -> None:
-        from elastic_ir.channels.widening import is_depthwise
-
-        node = layer.node
-        inputs, outputs = (plan.spread(side)[0] for side in (layer.inside, layer.outside))
-        before = (len(layer.inside.atoms), len(layer.outside.atoms))
-        if (len(inputs), len(outputs)) == before:
-            return
-        report[node.scope] = [before[0], len(inputs), before[1], len(outputs)]
-        columns, counts = (None, None) if is_depthwise(layer) else plan.by_group(layer)
-        name = node.weights["weight"]
-        rows = outputs if len(outputs) > before[1] else None
-        self._widen(name, graph, rewriter, rows, columns, counts, self.noise)
-        if rows is not None and "bias" in node.weights:
-            self._widen(node.weights["bias"], graph, rewriter, rows)
-        if node.op == "nn.Linear":
-            rewriter.set_attributes(node, in_features=len(inputs), out_features=len(outputs))
-        else:
-            groups = len(inputs) if is_depthwise(layer) else layer.groups
-            rewriter.set_attributes(node, in_channels=len(inputs), out_channels=len(outputs), groups=groups)
-
-    def _widen_norm(
-        self, node: Node, channels: Channels, plan: Widening, graph: Graph, rewriter: Rewriter
-    ) -> None:
-        rows, _ = plan.spread(channels)
-        if len(rows) == len(channels.atoms):
-            return
-        for role, name in node.weights.items():
-            if role != "num_batches_tracked":
-                self._widen(name, graph, rewriter, rows)
-        rewriter.set_attributes(node, num_features=len(rows))
-
-    def _widen(
-        self, name: str, graph: Graph, rewriter: Rewriter, rows: tuple[int, ...] | None, columns: Columns | None = None,
-        counts: Columns | None = None, noise: float = 0.0,
-    ) -> None:  # fmt: skip
-        from elastic_ir.channels.widening import Widened
-
-        storage = graph.weights[name].storage
-        mask = select_mask(storage.mask, rows, columns) if storage.mask is not None else None
-        seed = zlib.crc32(f"{self.seed} {name}".encode())
-        made = Widened(storage.data, rows, columns, counts, noise, seed)
-        rewriter.replace_tensor(name, with_values(made, storage.data), mask)
+        return skipped

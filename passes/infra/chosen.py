@@ -7,8 +7,9 @@ from fnmatch import fnmatchcase
 
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph, Node
+from elastic_ir.ir.operations import layer_of
 from elastic_ir.ir.structure import Block
-from elastic_ir.onnx_model.layers import is_onnx
+from elastic_ir.onnx_model.layers import is_onnx, label
 from elastic_ir.passes.infra.base import need_network
 
 
@@ -18,7 +19,7 @@ class Chosen:
     def __init__(self, graph: Graph, stages: Sequence[str] | str, layers: Sequence[str] | str) -> None:
         self.patterns = [layers] if isinstance(layers, str) else list(layers)
         names = [stages] if isinstance(stages, str) else list(stages)
-        paths = {node.scope for node in graph if node.kind == "module" and "weight" in node.weights}
+        paths = {label(node) for node in graph if "weight" in node.weights or layer_of(node) is not None}
         for pattern in self.patterns:
             if not any(_fits(path, pattern) for path in paths):
                 raise PlanError(f"layers={pattern!r} fits no layer with a weight")
@@ -30,7 +31,7 @@ class Chosen:
     def __call__(self, node: Node) -> bool:
         if self.inside is not None and node not in self.inside:
             return False
-        return not self.patterns or any(_fits(node.scope, pattern) for pattern in self.patterns)
+        return not self.patterns or any(_fits(label(node), pattern) for pattern in self.patterns)
 
 
 def _fits(path: str, pattern: str) -> bool:

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
-from elastic_ir.onnx_model.layers import is_onnx
 from elastic_ir.passes.infra.base import Pass
 from elastic_ir.rewrite.rewriter import Rewriter
 
@@ -29,34 +28,27 @@ class Compact(Pass):
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
         self._need_layers(graph)
-        from elastic_ir.channels.cutting import ModuleCutter
+        from elastic_ir.channels.cutting import Cutter
         from elastic_ir.channels.dead_units import dead_blocks
         from elastic_ir.channels.flow import Flow
-        from elastic_ir.channels.liveness import Liveness
-        from elastic_ir.channels.onnx_cut import OnnxCutter
-        from elastic_ir.channels.onnx_rules import OnnxFlow
 
         #: Plain data for reports: blocks that went; for each layer its inputs and outputs, before and after; channels
         #: that stay though they are constant; what reads constant channels and makes something unknown of them.
         report: dict[str, Any] = {"units": [], "layers": {}, "constant": {}, "refused": {}}
         rewriter.report(report)
-        kind = OnnxFlow if is_onnx(graph) else Flow
-        flow = kind(graph)
+        flow = Flow(graph)
         if self.units:
             for block in dead_blocks(graph, flow):
                 report["units"].append(block.origin)
                 rewriter.delete_block(block)
             if report["units"]:
-                flow = kind(graph)
+                flow = Flow(graph)
         if self.channels:
             refuse_unseen(graph, self.name)
             for node, count in flow.refused.items():
                 report["refused"][node.name] = f"{node.op} reads {count} constant channels, which it may mix"
-            alive = Liveness(flow)
-            if isinstance(flow, OnnxFlow):
-                OnnxCutter(graph, rewriter, flow, alive, report).cut()
-            else:
-                ModuleCutter(graph, rewriter, flow, alive, report).cut()
+            cutter = Cutter(graph, rewriter, flow)
+            report["layers"], report["constant"] = cutter.cut(), cutter.left_constant()
 
     def summary(self, graph: Graph) -> str | None:
         """What went, and what stays though it is constant."""

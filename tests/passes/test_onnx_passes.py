@@ -1,4 +1,4 @@
-"""compact, fold-batchnorm and nm-project on graphs that came from ONNX: as from PyTorch, and what is refused."""
+"""compact, fold-batchnorm, net2wider and nm-project on graphs of ONNX: as from PyTorch, and what is refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from elastic_ir.emit.onnx.save import save_onnx
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.onnx_model.source import OnnxSource
-from elastic_ir.passes import Compact, FoldBatchNorm, NMProject, Pass
+from elastic_ir.passes import Compact, FoldBatchNorm, Net2Wider, NMProject, Pass, Pipeline
 from elastic_ir.tensors.lazy import Mask
 from elastic_ir.zoo import cifar_resnet
 from tests.networks.onnx_files import PATHS, feeds, run
@@ -190,6 +190,81 @@ def test_small_networks(
     if passes[-1].name == "compact":
         assert after.parameter_count() < 0.95 * source.parameter_count()
     check_same(source, after, tmp_path)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_widened_as_from_pytorch(stream: bool, tmp_path: Path) -> None:
+    """The same channels get copies, and the network computes what it did."""
+    widen = Net2Wider(factor=1.5, stream=stream, seed=2)
+    graph = eir.trace(trained(cifar_resnet(14, width=8)))
+    wider = widen.run(graph)
+    save_onnx(graph, tmp_path / "m.onnx")
+    source = eir.load(tmp_path / "m.onnx")
+    after = widen.run(source)
+    ours, theirs = after.history.reports["net2wider"], wider.history.reports["net2wider"]
+    assert ours["layers"] == theirs["layers"] and ours["skipped"].keys() == theirs["skipped"].keys()
+    native = wider.state_dict()
+    for name, tensor in after.state_dict().items():
+        assert torch.equal(tensor, native[name]), name
+    check_same(source, after, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("maker", "shape"), [(Convolutions, (2, 3, 16, 16)), (Tokens, (2, 7, 12))], ids=["convolutions", "tokens"]
+)
+def test_widened_networks_compute_the_same(
+    maker: type[nn.Module], shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    """Groups, transposed convolutions, products whose weight has its inputs first, constants beside tensors, masks."""
+    save_onnx(eir.trace(trained(maker()), (torch.randn(shape),)), tmp_path / "m.onnx")
+    source = prune(eir.load(tmp_path / "m.onnx"), share=0.25)
+    after = Net2Wider(stream=True).run(source)
+    assert after.parameter_count() > 1.5 * source.parameter_count()
+    assert abs(after.sparsity() - source.sparsity()) < 0.05
+    check_same(source, after, tmp_path)
+    again = Pipeline.parse("net2wider{factor=1.25 seed=1 stream=true},compact,fold-batchnorm").run(after)
+    check_same(source, again, tmp_path, 1e-4)
+
+
+def test_noise_goes_to_the_copies_alone(tmp_path: Path) -> None:
+    """Also where a weight has its outputs along the second axis, as a MatMul has."""
+    rng = np.random.default_rng(0)
+    weights = {
+        name: rng.normal(size=size).astype(np.float32) for name, size in (("a", (6, 10)), ("b", (10, 3)))
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"]), helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "b"], ["y"]),
+    ]  # fmt: skip
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, size])
+        for name, size in (("x", 6), ("y", 3))
+    ]
+    tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    onnx.save(
+        helper.make_model(
+            helper.make_graph(nodes, "m", ends[:1], ends[1:], tensors),
+            opset_imports=[helper.make_opsetid("", 17)],
+        ),
+        tmp_path / "m.onnx",
+    )
+    source = eir.load(tmp_path / "m.onnx")
+    first = next(name for name, weight in source.weights.items() if weight.shape == (6, 10))
+    plain, noisy = (Net2Wider(noise=noise).run(source).state_dict()[first].numpy() for noise in (0.0, 0.01))
+    copies = np.r_[False, (plain[:, 1:] == plain[:, :-1]).all(0)]
+    assert copies.sum() == 10
+    assert ((plain == noisy).all(0) == ~copies).all()
+
+
+def test_layers_to_widen_are_named_as_in_the_file(tmp_path: Path) -> None:
+    save_onnx(eir.trace(cifar_resnet(14, width=4)), tmp_path / "m.onnx")
+    source = eir.load(tmp_path / "m.onnx")
+    after = Net2Wider(layers="layer2.*.conv1").run(source)
+    assert list(after.history.reports["net2wider"]["layers"]) == [
+        f"layer2.{block}.conv{number}" for block in (0, 1) for number in (1, 2)
+    ]
+    with pytest.raises(PlanError, match=r"layers='conv9' fits no layer with a weight"):
+        Net2Wider(layers="conv9").run(source)
 
 
 def old_model(path: Path) -> Graph:

@@ -12,21 +12,29 @@ import re
 from dataclasses import dataclass
 from enum import Flag, auto
 from functools import lru_cache
+from typing import TypeAlias
 
 from elastic_ir.ir.graph import Node, Value, WeightRef
 from elastic_ir.ir.operations import onnx_dialect, torch_dialect
 from elastic_ir.ir.operations.layers import BatchNorm, Layer
 
 __all__ = [
-    "RANDOM_BY", "BatchNorm", "Layer", "Operation", "Trait", "has", "is_product", "is_sum", "kind_of", "known_kind",
-    "layer_of", "norm_of", "operation_of", "reads_form_only", "written",
+    "RANDOM_BY", "BatchNorm", "Layer", "Operation", "Slot", "Trait", "bias_slot", "has", "is_product", "is_sum",
+    "kind_of", "known_kind", "layer_of", "norm_of", "norm_slots", "operation_of", "reads_form_only", "tensor_in",
+    "written",
 ]  # fmt: skip
+
+
+#: Where a node holds a tensor: the role of a module's weight, or the place of an operand.
+Slot: TypeAlias = "str | int"
 
 
 class Trait(Flag):
     """What is known of an operation by its name."""
 
     POINTWISE = auto()  #: element by element, from one tensor
+    ACTIVATION = auto()  #: what networks put between layers so that these are not one linear map
+    IDEMPOTENT = auto()  #: applied twice it gives what it gives once
     SAME = auto()  #: gives its first operand as it is, in evaluation
     CAST = auto()  #: gives its first operand in another type or on another device
     ARITHMETIC = auto()  #: two operands, element by element
@@ -51,8 +59,11 @@ class Trait(Flag):
 
 
 _NAMES: dict[Trait, str] = {
-    Trait.POINTWISE: "relu relu6 leakyrelu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh sigmoid tanh"
-    " softplus softsign logsigmoid neg abs exp",
+    Trait.POINTWISE: "relu relu6 leakyrelu thresholdedrelu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh"
+    " sigmoid tanh softplus softsign logsigmoid neg abs exp log sqrt erf reciprocal clip clamp",
+    Trait.ACTIVATION: "relu relu6 leakyrelu thresholdedrelu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh"
+    " sigmoid tanh softplus softsign logsigmoid threshold prelu rrelu glu",
+    Trait.IDEMPOTENT: "relu relu6 hardtanh threshold",
     Trait.SAME: "identity dropout featuredropout alphadropout featurealphadropout stochasticdepth droppath"
     " contiguous clone alias assert",
     Trait.CAST: "to tocopy float half typeas",
@@ -221,3 +232,21 @@ def norm_of(node: Node) -> BatchNorm | None:
     if operation.family != "batchnorm" or not operation.known:
         return None
     return onnx_dialect.norm_of(node) if node.kind == "onnx" else torch_dialect.norm_of(node)
+
+
+def bias_slot(node: Node) -> Slot:
+    """Where a convolution or linear layer holds its bias, or would hold one."""
+    return "bias" if node.kind == "module" else 2
+
+
+def norm_slots(node: Node) -> tuple[Slot, Slot, Slot, Slot]:
+    """Where a batch norm holds its scale, shift, mean and variance."""
+    return (1, 2, 3, 4) if node.kind == "onnx" else ("weight", "bias", "running_mean", "running_var")
+
+
+def tensor_in(node: Node, slot: Slot) -> str | None:
+    """The name of the weight in a slot of a node; None where there is none, or something computed."""
+    if isinstance(slot, str):
+        return node.weights.get(slot)
+    given = node.args[slot] if slot < len(node.args) else None
+    return given.name if isinstance(given, WeightRef) else None

@@ -26,6 +26,13 @@ def flattened() -> nn.Module:
     )  # fmt: skip
 
 
+def decoder() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.ConvTranspose2d(8, 12, 2, stride=2), nn.BatchNorm2d(12),
+        nn.ReLU(), nn.ConvTranspose2d(12, 8, 3, padding=1, groups=2, bias=False), nn.Tanh(), nn.Conv2d(8, 2, 1),
+    )  # fmt: skip
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "cifar_resnet20": (lambda: cifar_resnet(20), (2, 3, 32, 32)),
     "seresnet": (lambda: timm.create_model("seresnet18", channels=(16, 16, 32, 32)), (2, 3, 64, 64)),
@@ -42,6 +49,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     ),
     "convnext": (lambda: timm.create_model("convnext_atto", dims=(8, 16, 24, 32)), (2, 3, 64, 64)),
     "flattened": (flattened, (2, 3, 8, 8)),
+    "decoder": (decoder, (2, 3, 8, 8)),
 }
 
 
@@ -56,7 +64,9 @@ def test_the_function_stays_the_same(name: str, options: dict[str, Any]) -> None
     assert wider.parameter_count() > 1.1 * graph.parameter_count()
     assert wider.history.reports["net2wider"]["layers"]
     for part in module.modules():  # what was emitted is what its layers say
-        if isinstance(part, nn.Conv2d):
+        if isinstance(part, nn.ConvTranspose2d):
+            assert part.weight.shape[:2] == (part.in_channels, part.out_channels // part.groups)
+        elif isinstance(part, nn.Conv2d):
             assert part.weight.shape[:2] == (part.out_channels, part.in_channels // part.groups)
     again = Net2Wider(**options).run(graph).state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in wider.state_dict().items())

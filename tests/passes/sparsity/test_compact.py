@@ -227,6 +227,29 @@ def test_grouped_convolutions_keep_groups_of_one_size(inputs: tuple[int, ...], g
     assert module[1].in_channels == {2: 4, 3: 6 if inputs == (0,) else 3}[groups]  # type: ignore[index]
 
 
+def test_transposed_convolutions_lose_inputs_and_outputs() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.ConvTranspose2d(2, 6, 3),
+        nn.ReLU(),
+        nn.ConvTranspose2d(6, 4, 2, stride=2, groups=2),
+        nn.Conv2d(4, 2, 1),
+    ).double()
+    masks = {"0.weight": torch.ones(2, 6, 3, 3), "3.weight": torch.ones(2, 4, 1, 1)}
+    masks["0.weight"][:, [1, 4]] = 0  # one channel of each group
+    masks["3.weight"][:, [0, 3]] = 0
+    with torch.no_grad():
+        model.get_parameter("0.bias")[[1, 4]] = -1.0
+    x = torch.randn(1, 2, 5, 5, dtype=torch.double)
+    graph = eir.trace(model.eval(), (x,), masks=masks)
+    done = compact(graph)
+    module = same_function(graph, done, x)
+    assert [done.weights[f"{at}.weight"].shape[:2] for at in (0, 2, 3)] == [(2, 4), (4, 1), (2, 2)]
+    second = module.get_submodule("2")
+    assert isinstance(second, nn.ConvTranspose2d)
+    assert (second.in_channels, second.out_channels) == (4, 2)
+
+
 class Viewed(nn.Module):
     """A forward that counts channels by a literal: nothing before it may be cut."""
 
