@@ -1,11 +1,11 @@
 """A random Llama stretched from 22 to 32 layers as a folder of shards, against copying what comes out with ``cp``.
 
-Limits, for half a billion parameters and more, below which start-up is most of it: 1.3 times ``cp -r`` of the result
-(neither synced), and with ``--durable`` against ``cp -r`` and ``sync``. For all: a peak of 120 MB resident, the same
-within 20 % for a model of a tenth of the size, and a second for that model where it has under 50 MB. Each run is a
-process of its own, start and imports included, and begins with nothing left to write back. Where ``mergekit-yaml`` is
-installed it makes the same model, which ``elastic-ir verify`` holds against ours, and has to take five times the time
-(for half a billion parameters and more) and twenty times the memory. Linux only.
+Limits for half a billion parameters and more (below that, start-up dominates): 1.3 times ``cp -r`` of the result
+(neither synced), and with ``--durable`` 1.3 times ``cp -r`` and ``sync``. Limits for all sizes: a peak of 120 MB
+resident, the same within 20 % for a model of a tenth of the size, and one second for that model if it has under 50 MB.
+Each run is a separate process, start and imports included, and begins with nothing left to write back. If
+``mergekit-yaml`` is installed, it makes the same model, ``elastic-ir verify`` compares the two, and mergekit must take
+at least five times the time (for half a billion parameters and more) and twenty times the memory. Linux only.
 Run: ``python -m benchmarks.checkpoint`` (100 million parameters), ``--parameters 1.1e9`` for the size of TinyLlama.
 """
 

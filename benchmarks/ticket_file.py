@@ -1,7 +1,7 @@
 """The size of a 90 % sparse ResNet-56 as a ticket file, against the dense files. Limit: 0.16 of each.
 
-Beside it what the sparse-bitmask layout of compressed-tensors takes for the same weights, by its own arithmetic: for
-each row of the last dimension a whole number of bytes of bits, and an int64 offset.
+For comparison, the size of the sparse-bitmask layout of compressed-tensors for the same weights: for each row of the
+last dimension a whole number of bytes of bits, and an int64 offset.
 
 Run: ``python -m benchmarks.ticket_file``.
 """
@@ -48,12 +48,12 @@ def bitmask_layout(path: Path, state: dict[str, torch.Tensor], masks: dict[str, 
 
 
 def shares(path: Path) -> str:
-    """Which part of a ticket file holds what."""
+    """How the bytes of a ticket file are distributed, as text."""
     header = 8 + int.from_bytes(path.read_bytes()[:8], "little")
     parts = {"kept": 0, "mask": 0, "whole": 0}
     with safe_open(path, "pt") as file:
         metadata = {name: len(text) for name, text in file.metadata().items()}
-        for name in file.keys():  # noqa: SIM118 - it is no mapping
+        for name in file.keys():  # noqa: SIM118 - it is not a mapping
             kind = name.rpartition(":")[2] if ":" in name else "whole"
             parts[kind] += file.get_tensor(name).nbytes
     table = {

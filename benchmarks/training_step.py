@@ -25,7 +25,7 @@ LIMIT = 1.03
 
 
 def main() -> int:
-    """Measure, print the table, and say by the exit code whether the limit is held."""
+    """Measure, print the table, and report by the exit code whether it is within the limit."""
     options = _options()
     torch.manual_seed(0)
     if options.threads:

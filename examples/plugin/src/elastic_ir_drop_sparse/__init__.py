@@ -1,4 +1,4 @@
-"""A pass of another package: units that a mask has left almost nothing of are deleted."""
+"""A pass in another package: it deletes units whose masks have pruned almost all of their weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class DropSparse(Pass):
 
 
 def sparsity_of(unit: Unit, graph: Graph) -> float:
-    """The share of zeros that masks make in a unit's prunable weights."""
+    """The share of masked zeros in a unit's prunable weights."""
     paths = tuple(f"{child.path}." for block in unit.blocks for child in block.children)
     weights = [w for name, w in graph.weights.items() if w.prunable and name.startswith(paths)]
     zeros = sum(w.mask.zeros for w in weights if w.mask is not None)
