@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from elastic_ir.errors import StructureError
+from elastic_ir.ir.numbering import consecutive
 from elastic_ir.printable import printable
 
 if TYPE_CHECKING:
@@ -191,16 +192,9 @@ def run_of(paths: Sequence[str]) -> str:
 
 def indices_text(indices: Sequence[int | str]) -> str:
     """Indices as ``--plan`` takes them, three or more in a row as a range: ``0-4,3,4``, ``b/0-2``."""
-    parts: list[str] = []
-    places = [_placed(index) for index in indices]
-    start = 0
-    for place in range(1, len(places) + 1):
-        name, last = places[place - 1]
-        if place < len(places) and places[place] == (name, last + 1):
-            continue
-        run = [f"{name}{number}" for _, number in places[start:place]]
-        parts.append(f"{run[0]}-{last}" if len(run) > 2 else ",".join(run))
-        start = place
+    parts = []
+    for head, run in consecutive(map(_placed, indices)):
+        parts.append(f"{head}{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(f"{head}{n}" for n in run))
     return ",".join(parts)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from elastic_ir.checkpoints.config.depth import Stack
 from elastic_ir.checkpoints.record import Step
+from elastic_ir.ir.numbering import consecutive
 from elastic_ir.printable import printable
 
 CARD = "README.md"
@@ -67,42 +68,22 @@ def _code(name: str) -> str:
 
 def moves(stack: Stack, names: Sequence[str] = ()) -> list[tuple[str, str]]:
     """Runs of target layers and the runs of source layers that they come from: ``("16-31", "6-21")``."""
-    places = stack.places()
     found: list[tuple[str, str]] = []
-    start = 0
-    for at in range(1, len(places) + 1):
-        if at == len(places) or places[at] != (places[at - 1][0], places[at - 1][1] + 1):
-            source = _label(places[start][0], names) + runs([layer for _, layer in places[start:at]])
-            found.append((runs(range(start, at)), source))
-            start = at
+    at = 0
+    for source, run in consecutive(stack.places()):
+        found.append((_range_text(range(at, at + len(run))), _label(source, names) + _range_text(run)))
+        at += len(run)
     return found
 
 
 def plan_text(stack: Stack, names: Sequence[str] = ()) -> str:
     """A stack's layers as ``--plan`` takes them: ``0-15,b/6-21``; ``names`` are the sources', the first one's too."""
-    places = stack.places()
-    parts: list[str] = []
-    start = 0
-    for at in range(1, len(places) + 1):
-        if at == len(places) or places[at][0] != places[start][0]:
-            numbers = [layer for _, layer in places[start:at]]
-            head = _label(places[start][0], names)
-            parts += [head + part for part in runs(numbers).split(",")]
-            start = at
-    return ",".join(parts)
+    return ",".join(source for _, source in moves(stack, names))
 
 
 def _label(source: int, names: Sequence[str]) -> str:
     return f"{names[source]}/" if source else ""
 
 
-def runs(order: Sequence[int]) -> str:
-    """Layer numbers as ``--plan`` takes them, two or more in a row as a range: ``0-15,6-21``."""
-    parts: list[str] = []
-    start = 0
-    for place in range(1, len(order) + 1):
-        if place == len(order) or order[place] != order[place - 1] + 1:
-            run = order[start:place]
-            parts.append(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}")
-            start = place
-    return ",".join(parts)
+def _range_text(run: range) -> str:
+    return str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}"

@@ -79,14 +79,9 @@ def _tie(graph: Graph) -> None:
 
 def _kinds(stack: Stack, tensors: Mapping[str, TensorData]) -> tuple[int, ...]:
     """For each layer of a stack a number that layers with the same names and shapes share."""
-    held: list[list[tuple[str, tuple[int, ...]]]] = [[] for _ in range(stack.before)]
-    for name, data in tensors.items():
-        number = stack.series.number(name)
-        if number is not None and 0 <= number - stack.base < stack.before:
-            rest = name[len(stack.series.name(number)) + 1 :]
-            held[number - stack.base].append((rest, data.shape))
     seen: dict[tuple[tuple[str, tuple[int, ...]], ...], int] = {}
-    return tuple(seen.setdefault(tuple(sorted(layer)), len(seen)) for layer in held)
+    held = [{end: tensors[name].shape for end, name in layer.items()} for layer in stack.contents(tensors)]
+    return tuple(seen.setdefault(tuple(sorted(layer.items())), len(seen)) for layer in held)
 
 
 def masks_beside(folder: Path) -> Path | None:

@@ -14,8 +14,9 @@ from typing import Any
 from elastic_ir.checkpoints.card import CARD
 from elastic_ir.checkpoints.config.depth import beside_reindexed
 from elastic_ir.checkpoints.config.entries import followed
+from elastic_ir.checkpoints.read import inside
 from elastic_ir.checkpoints.stacks import Stack
-from elastic_ir.errors import SourceChangedError, SourceError
+from elastic_ir.errors import SourceChangedError
 from elastic_ir.formats.files import read_json
 from elastic_ir.formats.model_folder import CONFIG, RECORD, CheckpointSource, stamp_of
 
@@ -53,10 +54,7 @@ def side_files(source: CheckpointSource) -> list[SideFile]:
         name = path.relative_to(source.folder)
         if _WEIGHTS.fullmatch(path.name) or not path.is_file() or any(p.startswith(".") for p in name.parts):
             continue
-        if not path.resolve().is_relative_to(source.root):
-            raise SourceError(
-                f"{path} is a symbolic link out of the folder, to {path.resolve()}; put the file itself there"
-            )
+        inside(path, source.root)
         if name.as_posix() in _OURS:  # written anew
             continue
         status = path.stat()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from elastic_ir.ir.numbering import Series
@@ -51,6 +52,20 @@ class Stack:
             taken or (0, source)
             for source, taken in zip(self.order, self.taken or (None,) * len(self.order), strict=True)
         ]
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """For each target layer the number of its source layer, those of the tail included."""
+        return *self.order, *range(self.before, self.before + self.tail)
+
+    def contents(self, names: Iterable[str]) -> list[dict[str, str]]:
+        """For each source layer, the tail left out, its tensors: the end of the name inside the layer, the name."""
+        found: list[dict[str, str]] = [{} for _ in range(self.before)]
+        for name in names:
+            number = self.series.number(name)
+            if number is not None and 0 <= number - self.base < self.before:
+                found[number - self.base][name[len(self.series.name(number)) + 1 :]] = name
+        return found
 
     @property
     def label(self) -> str:

@@ -12,7 +12,7 @@ from elastic_ir.checkpoints.config.depth import counted
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import StructureError
 from elastic_ir.ir.graph import Graph
-from elastic_ir.ir.structure import Child, Container
+from elastic_ir.ir.structure import Child
 from elastic_ir.rewrite.rewriter import Rewriter
 
 
@@ -33,25 +33,12 @@ def set_tail_apart(graph: Graph, config: dict[str, Any]) -> None:
         if not numbers or stack.before in numbers or not 0 < max(numbers) < stack.before:
             continue
         count = max(numbers)
-        held = _held(graph, container)
+        held = [set(layer) for layer in stack.contents(graph.weights)]
         usual = set().union(*held[:count])
         if all(layer - usual for layer in held[count:]):
             tails[container.path, container.prefix] = [child.path for child in container.children[count:]]
     if tails:
         _set_apart(graph, tails)
-
-
-def _held(graph: Graph, container: Container) -> list[set[str]]:
-    """What each child holds: the names of its tensors inside it."""
-    place = {child.path: at for at, child in enumerate(container.children)}
-    found: list[set[str]] = [set() for _ in place]
-    depth = container.path.count(".") + 2 if container.path else 1
-    for name in graph.weights:
-        parts = name.split(".")
-        at = place.get(".".join(parts[:depth]))
-        if at is not None:
-            found[at].add(".".join(parts[depth:]))
-    return found
 
 
 def _set_apart(graph: Graph, tails: dict[tuple[str, str], list[str]]) -> None:

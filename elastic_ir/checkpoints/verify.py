@@ -16,17 +16,17 @@ from pathlib import Path
 from elastic_ir.checkpoints.config.depth import Stack
 from elastic_ir.checkpoints.read import inside, load_checkpoint, masks_beside
 from elastic_ir.checkpoints.record import Origin, Step, read_record
-from elastic_ir.errors import SourceError, StructureError
+from elastic_ir.errors import PlanError, SourceError, StructureError
 from elastic_ir.formats.model_folder import RECORD, CheckpointSource, is_checkpoint
 from elastic_ir.formats.packed_masks import read_mask_tensors
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.numbering import DIGITS
+from elastic_ir.plans.plan import parse_indices
+from elastic_ir.safety.limits import allowing_blocks
 from elastic_ir.tensors.lazy import ITEM_SIZES, Mask, MaskedData, TensorData, nbytes
 from elastic_ir.tensors.recipes import Scaled
 
 _LAYERS = 100_000  #: more than any network has
-#: A layer or a run of them in a plan, with the name of another source before it or not: ``3``, ``0-15``, ``b/6-21``.
-_RUN = re.compile(rf"(?:[^/,]+/)?({DIGITS})(?:-({DIGITS}))?")
 _PIECE = 1 << 18  #: bytes that are compared at once; more would leave the processor's cache
 
 
@@ -185,15 +185,11 @@ def _layers(graph: Graph, label: str) -> dict[int, dict[str, str]]:
 
 def _planned(text: str, folder: str) -> list[int]:
     """The source layers of a plan in order, of whichever source."""
-    numbers: list[int] = []
-    for part in text.split(","):
-        match = _RUN.fullmatch(part.strip())
-        if not match:
-            raise SourceError(f"{RECORD} of {folder} is damaged: {text!r} is no plan")
-        if len(numbers) + int(match[2] or match[1]) - int(match[1]) >= _LAYERS:
-            raise SourceError(f"{RECORD} of {folder} is damaged: {text!r} has more layers than any network")
-        numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
-    return numbers
+    try:
+        with allowing_blocks(_LAYERS):
+            return parse_indices(",".join(part.rpartition("/")[2] for part in text.split(",")))
+    except PlanError as error:
+        raise SourceError(f"{RECORD} of {folder} is damaged: {text!r} is not a plan ({error})") from error
 
 
 def _misplaced(target: _Folder, origins: Sequence[_Folder], step: Step | None) -> Iterator[Difference]:
@@ -330,7 +326,7 @@ def _streamed(
     at = 0
     for piece, like in _pairs(data, expected, zeros):
         if first is None and piece != like:
-            first = at + _first_other(piece, like)
+            first = at + next(i for i, pair in enumerate(zip(piece, like, strict=True)) if pair[0] != pair[1])
             theirs = own.copy() if own is not None else None
         if own is not None:
             own.update(piece)
@@ -341,15 +337,6 @@ def _streamed(
         at += len(piece)
     said = own.hexdigest() if own is not None else ""
     return first, said, theirs.hexdigest() if theirs is not None else said
-
-
-def _first_other(piece: bytes, like: bytes) -> int:
-    """Where two unequal texts of bytes begin to differ."""
-    low, high = 0, len(piece)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if piece[low:middle] != like[low:middle] else (middle, high)
-    return low
 
 
 def _pairs(data: TensorData, expected: TensorData, zeros: bool) -> Iterator[tuple[bytes, bytes]]:

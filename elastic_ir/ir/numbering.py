@@ -7,10 +7,13 @@ at least as many digits.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+Head = TypeVar("Head")
 
 #: Digits of a number that may count layers; a longer one is a word (a hash, a date), and ``int`` has a limit too.
 LONGEST = 18
@@ -57,6 +60,14 @@ def natural_key(name: str) -> list[tuple[bool, int | str]]:
         for part in _PARTS.split(name)
         for number in [number_of(part)]
     ]
+
+
+def consecutive(places: Iterable[tuple[Head, int]]) -> Iterator[tuple[Head, range]]:
+    """Heads and numbers as runs: one for each maximal row of one head and numbers that rise by 1."""
+    rows = itertools.groupby(enumerate(places), lambda item: (item[1][0], item[1][1] - item[0]))
+    for (head, _), row in rows:
+        numbers = [number for _, (_, number) in row]
+        yield head, range(numbers[0], numbers[-1] + 1)
 
 
 @dataclass(frozen=True)

@@ -141,15 +141,11 @@ def origins(name: str, stacks: Sequence[Stack]) -> set[str]:
     """
     found = {name}
     for stack in filter(lambda stack: stack.changed, stacks):
-        count = len(stack.order)
         for match in re.finditer(rf"(?<![0-9]){DIGITS}(?=\.|$)", name):
             number = int(match[0]) - stack.base
-            if 0 <= number < count:
-                source = stack.order[number]
-            elif count <= number < count + stack.tail:
-                source = stack.before + number - count
-            else:
+            if not 0 <= number < len(stack.sources):
                 continue
+            source = stack.sources[number]
             if f".{name[: match.start()]}".endswith(f".{stack.series.head}"):
                 found.discard(name)
             found.add(f"{name[: match.start()]}{source + stack.base:0{stack.width}}{name[match.end() :]}")

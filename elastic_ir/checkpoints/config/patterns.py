@@ -107,8 +107,7 @@ class Texts:
                     some = held.setdefault(re.sub(DIGITS, "0", rest), {})
                     if len(some) < _ALIKE:
                         some[rest] = None
-            sources = [*stack.order, *range(stack.before, stack.before + stack.tail)]
-            for at, source in enumerate(sources):
+            for at, source in enumerate(stack.sources):
                 old, new = (stack.series.name(number + stack.base) for number in (source, at))
                 for some in rests.get(source, {}).values():
                     found.update(dict.fromkeys((old + rest, new + rest) for rest in some))
@@ -118,12 +117,9 @@ class Texts:
 def _places(stack: Stack, digits: str) -> list[str] | None:
     """The numbers that a layer has after the change; None for a number that none had."""
     number = int(digits) - stack.base
-    if 0 <= number < stack.before:
-        found = [at for at, source in enumerate(stack.order) if source == number]
-    elif stack.before <= number < stack.before + stack.tail:
-        found = [len(stack.order) + number - stack.before]
-    else:
+    if not 0 <= number < stack.before + stack.tail:
         return None
+    found = [at for at, source in enumerate(stack.sources) if source == number]
     return [f"{at + stack.base:0{stack.width}}" for at in found]
 
 
