@@ -1,4 +1,4 @@
-"""Functions that a user names, ``package.module:function``: found from the working folder too, and told of alike.
+"""Code of users: functions that they name, ``package.module:function``, and what installed packages offer.
 
 The folder is on the path only while such a function is imported or called, and only because its name was given: a
 program that an installed script starts does not have it there, ``python -m`` does. (Flask and uvicorn find an
@@ -86,3 +86,21 @@ def written_as_file(name: str) -> str | None:
 def one_line(error: Exception) -> str:
     """An error's message on one line."""
     return " ".join(str(error).split()) or "no message"
+
+
+def offered(group: str, what: str, kind: type[ElasticError]) -> Iterator[tuple[str, Any]]:
+    """What installed packages offer in an entry-point group, each after the ``package.module:name`` of its definition.
+
+    ``what`` is the noun for messages. Raises ``kind`` where something cannot be imported.
+    """
+    from importlib.metadata import entry_points  # slow to import, and seldom needed
+
+    for entry in entry_points(group=group):
+        try:
+            found = entry.load()
+        except Exception as error:  # code of others: whatever it raises, the user is told which package it is
+            raise kind(
+                f"the {what} {entry.name!r} ({entry.value}) cannot be imported: {error}; repair or uninstall "
+                "its package"
+            ) from error
+        yield entry.value, found

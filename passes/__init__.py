@@ -8,13 +8,13 @@ import importlib.util
 import os
 import sys
 import traceback
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.lazy_names import lazy_names
 from elastic_ir.passes.infra.base import Pass
+from elastic_ir.user_functions import offered
 
 if TYPE_CHECKING:
     from elastic_ir.passes.cleanup.cse import CommonSubexpressions
@@ -110,21 +110,17 @@ def _own(name: str) -> type[Pass]:
 def registered() -> dict[str, type[Pass]]:
     """All passes by name: our own, those of the entry-point group ``elastic_ir.passes``, and those of loaded files.
 
-    PlanError where two passes claim one name, or where an entry point is no pass.
+    PlanError where two passes claim one name, or where an entry point is not a pass.
     """
     return {name: _own(name) for name in _OWN} | _of_others()
 
 
 def _of_others() -> dict[str, type[Pass]]:
     found: dict[str, type[Pass]] = {}
-    for entry in entry_points(group="elastic_ir.passes"):
-        try:
-            kind = entry.load()
-        except Exception as error:  # code of others: whatever it raises, the user is told which package it is
-            raise PlanError(f"the pass {entry.name!r} ({entry.value}) cannot be imported: {error}") from error
+    for where, kind in offered("elastic_ir.passes", "pass", PlanError):
         if not (isinstance(kind, type) and issubclass(kind, Pass)):
-            raise PlanError(f"the entry point {entry.name!r} ({entry.value}) is no pass")
-        _add(found, kind, entry.value)
+            raise PlanError(f"the entry point {where} is not a pass")
+        _add(found, kind, where)
     for kind in _loaded.values():
         _add(found, kind, kind.__module__)
     return found

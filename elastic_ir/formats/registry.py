@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import ElasticError, EmitError, OutputError, SourceError
 from elastic_ir.safety.limits import open_plain
+from elastic_ir.user_functions import offered
 
 if TYPE_CHECKING:
     from elastic_ir.ir.graph import Graph
@@ -116,17 +117,9 @@ def registered() -> tuple[Format, ...]:
     or one suffix.
     """
     found = {form.name: form for form in (*OWN, *_registered)}
-    from importlib.metadata import entry_points  # slow to import, and seldom needed
-
-    for entry in entry_points(group=GROUP):
-        try:
-            form = entry.load()
-        except Exception as error:  # code of others: whatever it raises, the user is told which package it is
-            raise SourceError(
-                f"the format {entry.name!r} ({entry.value}) cannot be imported: {error}; mend or uninstall its package"
-            ) from error
+    for where, form in offered(GROUP, "format", SourceError):
         if found.get(getattr(form, "name", "")) is not form:
-            _add(found, form, entry.value)
+            _add(found, form, where)
     return tuple(found.values())
 
 

@@ -349,7 +349,7 @@ def test_an_installed_plug_in_does_not_take_the_name_of_a_built_in_pass(
     (own / "plug_in.py").write_text(MINE.replace("drop-last", "squeeze"))
     monkeypatch.syspath_prepend(own)
     point = EntryPoint("harmless", "plug_in:DropLast", "elastic_ir.passes")
-    monkeypatch.setattr("elastic_ir.passes.entry_points", lambda group: [point])
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [point])
     told = run("apply", own / "m.pt", "--passes", "squeeze{to_depth=14}", "-o", own / "o.pt")
     sys.modules.pop("plug_in")
     assert (
