@@ -67,7 +67,7 @@ Passes of other packages are found by the entry-point group elastic_ir.passes; t
 @MAX_BLOCKS
 @click.option(
     "-o", "--out", type=click.Path(), metavar="OUT",
-    help="The file to write (.pt, .safetensors, .onnx or .ticket) or the folder. Without it, the source's name with "
+    help=f"The file to write ({output.WITH_WEIGHTS}) or the folder. Without it, the source's name with "
     '"-applied".',
 )  # fmt: skip
 @click.option(

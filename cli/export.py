@@ -36,8 +36,8 @@ them (TensorRT and OpenVINO read none), export without --sparse.
 @click.argument("source", type=SOURCE)
 @click.option(
     "-o", "--out", type=click.Path(), metavar="OUT",
-    help="The file to write. Without it, the source's name with .onnx. Another extension (.pt, .safetensors, .ticket) "
-    "writes that kind of file; .py a definition in plain PyTorch.",
+    help=f"The file to write. Without it, the source's name with {ONNX.suffixes[0]}. Another extension of "
+    f"{output.WITH_WEIGHTS} writes that kind of file; {PYTHON.suffixes[0]} a definition in plain PyTorch.",
 )  # fmt: skip
 @click.option(
     "--sparse", is_flag=True,

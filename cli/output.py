@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 
 from elastic_ir.cli import tables
 from elastic_ir.errors import OutputError
-from elastic_ir.formats.registry import PYTHON, PYTORCH, SAFETENSORS, readable_and_writable
+from elastic_ir.formats.registry import OWN, PYTHON, PYTORCH, SAFETENSORS, readable_and_writable
 
 if TYPE_CHECKING:
     from elastic_ir.ir.graph import Graph
+
+#: The suffixes of our own formats that hold a network with its weights, as help texts list them.
+WITH_WEIGHTS = ", ".join(form.suffixes[0] for form in OWN if form.read and form.write)
 
 
 def tag(graph: Graph) -> str:

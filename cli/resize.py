@@ -147,7 +147,7 @@ TARGET_OPTIONS = (
 OUTPUT_OPTIONS = (
     click.option(
         "-o", "--out", type=click.Path(), metavar="OUT",
-        help="The file to write (.pt, .safetensors, .onnx or .ticket) or the folder. Without it a name with the new "
+        help=f"The file to write ({output.WITH_WEIGHTS}) or the folder. Without it a name with the new "
         "depth is chosen beside the source, for example model-depth56.pt.",
     ),
     click.option(

@@ -19,7 +19,7 @@ from elastic_ir.formats.pickles.stand_ins import GRAPH_MODULE
 from elastic_ir.frontends.trace import LiveSource
 from elastic_ir.ir.example_inputs import Inputs, read_input
 from elastic_ir.ir.graph import Graph
-from elastic_ir.ir.origin import UNKNOWN, Origin
+from elastic_ir.ir.info import UNKNOWN, Origin
 
 _T = TypeVar("_T")
 #: What reading damaged data may raise.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from elastic_ir.errors import ElasticError, MaskError, SourceError
 from elastic_ir.formats import registry
 from elastic_ir.formats.files import parse_json
-from elastic_ir.formats.model_folder import CheckpointSource
+from elastic_ir.formats.model_folder import CONFIG, CheckpointSource
 from elastic_ir.formats.registry import ReadOptions, Stored
 from elastic_ir.ir.described import described, read_from
 from elastic_ir.ir.graph import Graph
@@ -56,19 +56,18 @@ def load(
     text = os.fspath(source)
     path = Path(text)
     beside = masks is None  # masks that are given replace those that lie beside the weights
-    if not is_name(text):
-        refuse_special(path)
-    if key is not None and (is_name(text) or path.is_dir()):
-        raise _one_network(text, key)
     if is_name(text):
+        if key is not None:
+            raise _one_network(text, key)
         graph = _trace(build(text), input_shape)
     else:
-        if not path.exists() and (hint := _written_as_file(text)) is not None:
-            raise SourceError(f"{text} does not exist; a factory is named by its module, here {hint}")
-        if path.is_dir():
-            graph = _read_headers(path, beside) if headers_only else _read_folder(path, input_shape, beside)
-        else:
-            graph = _read_file(path, ReadOptions(arch, trust, input_shape, beside, key))
+        refuse_special(path)
+        if not path.exists():
+            from elastic_ir.user_functions import written_as_file
+
+            if (hint := written_as_file(text)) is not None:
+                raise SourceError(f"{text} does not exist; a factory is named by its module, here {hint}")
+        graph = _read(path, ReadOptions(arch, trust, input_shape, beside, key, headers_only))
     if masks is not None:
         attach(graph, _mask_mapping(masks))
     if mask_from_zeros:
@@ -80,12 +79,6 @@ def is_name(text: str) -> bool:
     """Whether a source is a name of a factory, not a path."""
     head, colon, tail = text.partition(":")
     return bool(colon and head and tail) and "/" not in head and "\\" not in head and not Path(text).exists()
-
-
-def _written_as_file(text: str) -> str | None:
-    from elastic_ir import user_functions
-
-    return user_functions.written_as_file(text)
 
 
 def build(text: str, **arguments: Any) -> nn.Module:
@@ -173,11 +166,11 @@ def _one_network(source: str, key: str) -> SourceError:
     )
 
 
-def _read_file(path: Path, options: ReadOptions) -> Graph:
-    """Read a file in its format; one whose suffix is nobody's in that which its first bytes tell."""
+def _read(path: Path, options: ReadOptions) -> Graph:
+    """Read a folder, or a file in its format; one whose suffix is nobody's in that which its first bytes tell."""
     if path.suffix.lower() == ".pt2":
         raise SourceError(f"{path.name}: reading {path.suffix} files is not part of this version")
-    form = registry.format_named(path) or registry.format_recognised(path)
+    form = registry.format_of(path)
     if options.key is not None and form is not None and not form.several:
         raise _one_network(os.fspath(path), options.key)
     try:
@@ -321,35 +314,29 @@ def _tie(graph: Graph, state: Mapping[str, torch.Tensor]) -> None:
                 graph.weights[name] = replace(weight, storage=storage)
 
 
-def _read_headers(path: Path, beside: bool) -> Graph:
-    from elastic_ir.checkpoints.read import load_checkpoint
+def read_folder(path: Path, options: ReadOptions) -> Graph:
+    """A model folder, with the masks that lie in it: its network traced, or names and shapes from headers alone."""
+    from elastic_ir.checkpoints.read import load_checkpoint, masks_beside
 
-    graph = load_checkpoint(path)
-    return _with_masks_beside(graph, graph, path) if beside else graph
+    read = load_checkpoint(path)
+    graph = read if options.headers_only else _trace(_model_of(read, path), options.input_shape)
+    sidecar = masks_beside(path)
+    if sidecar is not None and options.masks_beside and isinstance(read.origin, CheckpointSource):
+        attach(graph, _masks_beside(sidecar, read.origin.shards))
+    return graph
 
 
-def _read_folder(path: Path, input_shape: Shapes, beside: bool) -> Graph:
-    from elastic_ir.checkpoints.read import load_checkpoint, read_configuration
+def _model_of(read: Graph, folder: Path) -> nn.Module:
+    """The network of a folder that was read by its headers, in transformers' class and with the folder's tensors."""
+    from elastic_ir.checkpoints.read import read_configuration
     from elastic_ir.safety.registered import configuration, filled, model_class
     from elastic_ir.tensors.torch_bridge import to_torch
 
-    read, where = load_checkpoint(path), f"{path}/config.json"
-    config = read_configuration(path)
+    config, where = read_configuration(folder), f"{folder}/{CONFIG}"
     kind = model_class(config, where)
     made = configuration(kind.config_class, config, where)
     state = {name: to_torch(weight.storage.data) for name, weight in read.weights.items()}
-    graph = _trace(filled(kind, made, state, where), input_shape)
-    return _with_masks_beside(graph, read, path) if beside else graph
-
-
-def _with_masks_beside(graph: Graph, read: Graph, folder: Path) -> Graph:
-    """A graph of a folder with the masks that lie in it, which have to be of the shards ``read`` by their headers."""
-    from elastic_ir.checkpoints.read import masks_beside
-
-    sidecar = masks_beside(folder)
-    if sidecar is not None and isinstance(read.origin, CheckpointSource):
-        attach(graph, _masks_beside(sidecar, read.origin.shards))
-    return graph
+    return filled(kind, made, state, where)
 
 
 # -- masks -------------------------------------------------------------------------------------------------------------

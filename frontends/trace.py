@@ -20,7 +20,7 @@ from elastic_ir.frontends.side_effects import undisturbed
 from elastic_ir.frontends.weight_table import absorb_pruning, attach_masks, weight_table
 from elastic_ir.ir.example_inputs import Inputs
 from elastic_ir.ir.graph import Graph
-from elastic_ir.ir.origin import Origin
+from elastic_ir.ir.info import Origin
 from elastic_ir.tensors.weights import Weight
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.lazy_names import lazy_names
 from elastic_ir.passes.infra.base import Pass
-from elastic_ir.user_functions import offered
 
 if TYPE_CHECKING:
     from elastic_ir.passes.cleanup.cse import CommonSubexpressions
@@ -116,6 +115,8 @@ def registered() -> dict[str, type[Pass]]:
 
 
 def _of_others() -> dict[str, type[Pass]]:
+    from elastic_ir.user_functions import offered
+
     found: dict[str, type[Pass]] = {}
     for where, kind in offered("elastic_ir.passes", "pass", PlanError):
         if not (isinstance(kind, type) and issubclass(kind, Pass)):

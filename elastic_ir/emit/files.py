@@ -20,7 +20,7 @@ from elastic_ir.formats.model_folder import MASKS, CheckpointSource
 from elastic_ir.formats.registry import ReadOptions, Stored
 from elastic_ir.ir.described import described
 from elastic_ir.ir.graph import Graph
-from elastic_ir.ir.origin import UNKNOWN
+from elastic_ir.ir.info import UNKNOWN
 from elastic_ir.ir.serialise import InlineData, graph_to_data
 from elastic_ir.tensors.lazy import Mask, TensorData
 
@@ -46,14 +46,10 @@ def save(graph: Graph, path: str | os.PathLike[str], *, check: bool = True) -> l
 
 
 def _save(graph: Graph, path: Path, check: bool) -> list[Path]:
-    # Llama-3.1-8B is a folder's name
-    if isinstance(graph.origin, CheckpointSource) and not registry.writable(path):
-        from elastic_ir.checkpoints.write import save_checkpoint
-
-        return [save_checkpoint(graph, path, check=check)]
-    if path.suffix == "":
-        return [_save_folder(graph, path, check)]
     form = registry.format_named(path)
+    streamed = isinstance(graph.origin, CheckpointSource)
+    if path.suffix == "" or (streamed and not registry.writable(path)):  # Llama-3.1-8B is a folder's name
+        form = registry.FOLDER
     if form is None:
         known = ", ".join(registry.suffixes(registry.registered(), written=True))
         raise OutputError(
@@ -253,7 +249,12 @@ def _header_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(item["shape"]) for name, item in header.items() if name != "__metadata__"}
 
 
-def _save_folder(graph: Graph, path: Path, check: bool) -> Path:
+def save_folder(graph: Graph, path: Path, check: bool) -> list[Path]:
+    """A model folder, streamed from the one that was read by its headers, or by the model's own ``save_pretrained``."""
+    if isinstance(graph.origin, CheckpointSource):
+        from elastic_ir.checkpoints.write import save_checkpoint
+
+        return [save_checkpoint(graph, path, check=check)]
     from elastic_ir.formats.mask_tie import TIE, tie_of
     from elastic_ir.formats.packed_masks import packed_masks
     from elastic_ir.formats.safetensors import write_safetensors
@@ -270,4 +271,4 @@ def _save_folder(graph: Graph, path: Path, check: bool) -> Path:
             tensors, metadata = packed_masks(_masks(graph))
             tie = tie_of(sorted(temporary.glob("*.safetensors")))
             write_safetensors(temporary / MASKS, tensors, {**metadata, TIE: tie})
-    return path
+    return [path]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from elastic_ir.ir.origin import Origin
+from elastic_ir.ir.info import Origin
 
 #: The configuration beside the weights.
 CONFIG = "config.json"

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import ElasticError, EmitError, OutputError, SourceError
 from elastic_ir.safety.limits import open_plain
-from elastic_ir.user_functions import offered
 
 if TYPE_CHECKING:
     from elastic_ir.ir.graph import Graph
@@ -46,6 +45,7 @@ class ReadOptions:
     input_shape: Sequence[Sequence[int]] | None = None  #: of the inputs that the network is traced with
     masks_beside: bool = True  #: whether masks in a file beside the weights are taken
     key: str | None = None  #: which of several networks in the file is meant
+    headers_only: bool = False  #: whether a folder is read without its network, by the headers of its files
 
 
 Reader = Callable[[Path, ReadOptions], "Graph | Stored"]
@@ -95,7 +95,10 @@ TICKET = Format(
 )  # fmt: skip
 PYTHON = Format("python", (".py",), None, "elastic_ir.emit.files:save_python")
 
-#: Our own formats, in the order in which messages list them.
+#: A model folder of Hugging Face's; an existing folder, and any name that is to be written and has no suffix.
+FOLDER = Format("folder", (), "elastic_ir.frontends.sources:read_folder", "elastic_ir.emit.files:save_folder")
+
+#: Our own formats of files, in the order in which messages list them.
 OWN = (PYTORCH, SAFETENSORS, ONNX, TICKET, PYTHON)
 _registered: list[Format] = []
 
@@ -117,6 +120,8 @@ def registered() -> tuple[Format, ...]:
     or one suffix.
     """
     found = {form.name: form for form in (*OWN, *_registered)}
+    from elastic_ir.user_functions import offered
+
     for where, form in offered(GROUP, "format", SourceError):
         if found.get(getattr(form, "name", "")) is not form:
             _add(found, form, where)
@@ -159,7 +164,12 @@ def format_named(path: Path) -> Format | None:
     return next((form for form in registered() if form.names(path)), None)
 
 
-def format_recognised(path: Path) -> Format | None:
+def format_of(path: Path) -> Format | None:
+    """The format of what lies at a path: a folder, else by its suffix, else by its first bytes; None if none fits."""
+    return FOLDER if path.is_dir() else format_named(path) or _format_recognised(path)
+
+
+def _format_recognised(path: Path) -> Format | None:
     """The first format that recognises a file by its first bytes; None where none does, or it cannot be read."""
     try:
         with open_plain(path) as file:
@@ -206,7 +216,7 @@ def read(form: Format, path: Path, options: ReadOptions) -> Graph | Stored:
             f"{', '.join(suffixes(registered(), written=False))}"
         )
     reader: Reader = _function(form, form.read, SourceError)
-    if form in OWN:
+    if form in (*OWN, FOLDER):
         return reader(path, options)
     try:
         return reader(path, options)
@@ -226,7 +236,7 @@ def write(form: Format, graph: Graph, path: Path, check: bool) -> list[Path]:
             f"{', '.join(suffixes(registered(), written=True))} or a folder name"
         )
     writer: Writer = _function(form, form.write, EmitError)
-    if form in OWN:
+    if form in (*OWN, FOLDER):
         return list(writer(graph, path, check))
     try:
         return list(writer(graph, path, check))
@@ -244,7 +254,7 @@ def _function(form: Format, reference: str, kind: type[ElasticError]) -> Any:
     try:
         found = getattr(importlib.import_module(module), name)
     except Exception as error:
-        if form in OWN:
+        if form in (*OWN, FOLDER):
             raise
         raise kind(
             f"the format {form.name!r} names {reference!r}, which cannot be imported: {error}"

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from elastic_ir.errors import StructureError
-from elastic_ir.ir.info import Edits, Emitted, GraphInfo, History
-from elastic_ir.ir.origin import UNKNOWN, Origin
+from elastic_ir.ir.info import UNKNOWN, Edits, Emitted, GraphInfo, History, Origin
 from elastic_ir.ir.structure import Resequenced, Stage, Structure
 from elastic_ir.tensors.weights import Weight
 

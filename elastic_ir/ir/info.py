@@ -1,31 +1,38 @@
-"""What is known of a graph beside its nodes and weights: stated by a front end, edited, run over it, or emitted.
+"""What is known of a graph beside its nodes and weights: its source, its edits, what ran over it, how it was emitted.
 
-Each kind has one frozen record and one owner, which puts another in place of it with :func:`dataclasses.replace`.
+Each record has one owner, which replaces it by :func:`dataclasses.replace`. A front end owes two of them: a
+:class:`GraphInfo`, and an :class:`Origin`, through which emission reaches the source again. The origins of ONNX files
+and checkpoint folders, which add to it, are defined beside what reads those.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from elastic_ir.errors import TraceError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from elastic_ir.ir.example_inputs import Inputs
+    from elastic_ir.ir.graph import Graph
 
 
 @dataclass(frozen=True)
 class GraphInfo:
     """What a front end states once, when it hands a graph out; ``graph.info``."""
 
-    frontend: str = (
-        ""  #: whose operations the nodes are: "fx", "export", "onnx", or "names" where there are none
-    )
+    #: Whose operations the nodes are: "fx", "export" or "onnx"; "names" where there are no nodes.
+    frontend: str = ""
     source_names: tuple[str, ...] = ()  #: the names of the source's weights, in its order
-    ties: Mapping[str, str] = field(default_factory=dict)  #: names that share an earlier name's tensor
-    file: str = (
-        ""  #: the name of the file that described the network: what makes no sense is that file's fault
-    )
-    prefix: str = ""  #: what the file has in front of every name, taken off here
-    left_behind: tuple[str, ...] = ()  #: what the file holds beside the weights, which is not carried on
-    lineage: Mapping[str, str] = field(default_factory=dict)  #: what the file says of each weight's origin
-    plan: Sequence[Sequence[object]] = ()  #: the change of depth that the file says it is from
+    ties: Mapping[str, str] = field(default_factory=dict)  #: for a name its tensor's first name, if another
+    file: str = ""  #: the name of the file that described the network, and is at fault if it makes no sense
+    prefix: str = ""  #: what precedes every name in the file, and is removed here
+    left_behind: tuple[str, ...] = ()  #: what the file contains beside the weights, which is not kept
+    lineage: Mapping[str, str] = field(default_factory=dict)  #: the weights' origins that the file states
+    plan: Sequence[Sequence[object]] = ()  #: the change of depth that the file states
     sealed_note: str = ""  #: which modules count as one layer each, because no tracer reads them
     class_note: str = ""  #: why the class that the file describes was not built
 
@@ -34,29 +41,23 @@ class GraphInfo:
 class Edits:
     """What was edited since, as far as emission has to know; ``graph.edits``, which the rewriter keeps."""
 
-    rewired: bool = False  #: nodes were added, taken out, or read something else
+    rewired: bool = False  #: nodes were added or removed, or read something else
     edited_layers: bool = False  #: layers have other attributes than the source's
-    sources: tuple[str, ...] = ()  #: the networks that weights are from by number, where there are several
+    sources: tuple[str, ...] = ()  #: the networks that weights are from by number, if there are several
     ghosts: Mapping[str, Any] = field(default_factory=dict)  #: how each kind of ghost fades, as plain data
-    keep_beside: tuple[str, ...] = ()  #: what stays as it is beside a change of depth
-    unproven_beside: Mapping[str, str] = field(
-        default_factory=dict
-    )  #: lists and tensors that may have to change
-    #: with it, and why that is a refusal unless the network itself shows that they do not
-    keep_constants: bool = False  #: rates that go by a block's place stay those of the block that was copied
+    keep_beside: tuple[str, ...] = ()  #: names of what stays as it is beside a change of depth
+    #: Lists and tensors that may have to follow that change, and the refusal unless the network shows otherwise.
+    unproven_beside: Mapping[str, str] = field(default_factory=dict)
+    keep_constants: bool = False  #: rates that depend on a block's place are those of the block copied
 
 
 @dataclass(frozen=True)
 class History:
     """What ran over it; ``graph.history``, which passes and pipelines keep."""
 
-    pipeline: tuple[
-        str, ...
-    ] = ()  #: the passes, as they would be written, those that its file names included
+    pipeline: tuple[str, ...] = ()  #: the passes in text form, after those that the file lists
     verified: tuple[Mapping[str, Any], ...] = ()  #: for each pass what running the network after it showed
-    reports: Mapping[str, Mapping[str, Any]] = field(
-        default_factory=dict
-    )  #: plain data of passes, by their names
+    reports: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  #: plain data by the pass's name
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,26 @@ class Emitted:
 
     unchecked: str = ""  #: why outputs were not compared
     replaced: str = ""  #: why a GraphModule stands in place of the class
-    constants: Mapping[str, str] = field(
-        default_factory=dict
-    )  #: where constants of a place are from, by kind
+    constants: Mapping[str, str] = field(default_factory=dict)  #: for each kind where its values are from
+
+
+@dataclass(eq=False, kw_only=True)
+class Origin:
+    """What emission asks of any source, with the answers of one that has nothing but weights; ``graph.origin``."""
+
+    module: nn.Module | None = None  #: the live module, never changed; None if its class was not built
+    described: nn.Module | None = None  #: instead of the module, what a file describes: a tree of stand-ins
+    inputs: Inputs | None = None  #: example inputs that the network runs on
+    from_file: bool = False  #: whether the nodes come from a file, so that the names in them are not trusted
+    #: What a file's description of the class was not compared with: "wiring", or "exact" for constants in calls too.
+    unproven: str = ""
+    #: Builds the same network with values, if this one, a reference, was read on the meta device.
+    rebuild: Callable[[], nn.Module] | None = None
+
+    def retrace(self, module: nn.Module, frontend: str) -> Graph:
+        """Another module of the kind as a graph, read in the same way on the same inputs. Raises TraceError."""
+        raise TraceError(f"{type(module).__name__} was not traced, and cannot be traced again")
+
+
+#: The origin of bare weights, and of a graph whose file says nothing of its module and inputs.
+UNKNOWN = Origin()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elastic_ir.ir.graph import Argument, Literal, Symbol, TensorType
-from elastic_ir.ir.origin import Origin
+from elastic_ir.ir.info import Origin
 from elastic_ir.tensors.lazy import Mask, TensorData
 
 if TYPE_CHECKING:

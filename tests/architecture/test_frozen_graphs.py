@@ -9,7 +9,7 @@ import pytest
 
 import elastic_ir as eir
 from elastic_ir.ir.graph import Graph, Node
-from elastic_ir.ir.origin import Origin
+from elastic_ir.ir.info import Origin
 from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.zoo import cifar_resnet
 from tests.frozen_graphs import REFUSED

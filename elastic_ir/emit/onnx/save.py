@@ -19,7 +19,7 @@ from elastic_ir.emit.state import refuse_without_values
 from elastic_ir.errors import EmitError, OutputError, reason
 from elastic_ir.formats.files import atomic_output, refuse_long_name, sync, temporary_name
 from elastic_ir.ir.graph import Graph
-from elastic_ir.ir.origin import UNKNOWN
+from elastic_ir.ir.info import UNKNOWN
 from elastic_ir.onnx_model.source import MARK, OnnxSource, mark_of
 from elastic_ir.tensors.lazy import TensorData
 

@@ -15,7 +15,7 @@ import elastic_ir as eir
 from elastic_ir.emit.source.check import check_source, run_source
 from elastic_ir.emit.source.file import network_of, source_of
 from elastic_ir.ir.graph import Graph, Node
-from elastic_ir.ir.origin import Origin
+from elastic_ir.ir.info import Origin
 from elastic_ir.zoo import cifar_resnet, cifar_vgg
 from tests.emit.nets import image, network, ticket
 from tests.emit.source_networks import GOLDEN, Bert, Odd, TiedHead, WithBuffers, ascending
