@@ -17,7 +17,6 @@ import torch
 
 from elastic_ir.errors import SourceError
 from elastic_ir.formats.files import opened
-from elastic_ir.formats.pickles.allow_list import class_allowed, resolve_class
 from elastic_ir.formats.pickles.module import restricted_pickle
 from elastic_ir.formats.registry import PYTORCH
 from elastic_ir.formats.torch_zip import Place, check_content, content, places_of
@@ -101,6 +100,3 @@ def read_zip_records(path: str | os.PathLike[str], folder: str = "elastic_ir/") 
             }
     except OSError as error:
         raise SourceError(f"{name} is damaged in the records that ElasticIR wrote ({error})") from error
-
-
-__all__ = ["class_allowed", "read_torch_file", "read_zip_records", "resolve_class"]

@@ -254,7 +254,7 @@ def test_a_hostile_folder_is_one_line(tmp_path: Path) -> None:
         (b"\x80\x02}]K\x01a.", "it is damaged|puts elements|holds"),
         (b"\x80\x02ctorch\nFloatStorage\n)R.", "calls torch.FloatStorage"),
         (b"\x80\x02ctorch\nfloat32\n}b.", "sets the state of a Name"),
-        (b"\x80\x02K\x01Q.", "refers to something that is no storage"),
+        (b"\x80\x02K\x01Q.", "refers to something that is not a storage"),
         (b"\x80\x02ccollections\nOrderedDict\nK\x01K\x02s.", "puts elements into a Name"),
         (b"\x80\x02.", "its pickle cannot be read"),
         (b"\x80\x02}", "its pickle cannot be read"),

@@ -130,7 +130,7 @@ def main(place: Path, names: list[str]) -> None:
         watch.folder = folder
         try:
             found = reader()
-            said = f"read: {getattr(found, 'metadata', {}).get('class_note', '')}"
+            said = f"read: {getattr(getattr(found, 'info', None), 'class_note', '') or ''}"
         except ElasticError as error:
             said = f"refused: {error}"
         except Exception as error:

@@ -217,23 +217,14 @@ def untrusted(module: str, qualname: str, where: str) -> UntrustedError:
 def resolve_class(
     qualified_name: str, trust: Sequence[str] = (), where: str = "the description"
 ) -> type[nn.Module]:
-    """The module class of a name, ``package.module.Class`` or ``package.module:Class``.
+    """The module class of a name, ``package.module:Class``.
 
     Modules are imported only inside the allowed packages and those of ``trust``. Raises UntrustedError and SourceError
     as :func:`find` does, and SourceError where the name is of something else than a module class.
     """
     module, colon, qualname = qualified_name.partition(":")
     if not colon:
-        parts = qualified_name.split(".")
-        if len(parts) < 2 or not all(part.isidentifier() for part in parts if part != "<locals>"):
-            raise SourceError(f"{where}: {qualified_name!r} is no name of a class in a module")
-        # Classes may be nested: the module is the longest part of the name that imports.
-        cuts = (".".join(parts[:cut]) for cut in range(len(parts) - 1, 0, -1))
-        module = next(
-            (name for name in cuts if defines(name, trust) and (name in sys.modules or _exists(name))),
-            ".".join(parts[:-1]),
-        )
-        qualname = qualified_name.removeprefix(module + ".")
+        raise SourceError(f"{where}: {qualified_name!r} is not the name of a class, package.module:Class")
     found = find(module, qualname, trust, where)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise SourceError(f"{where}: {qualified_name} is no torch.nn.Module")

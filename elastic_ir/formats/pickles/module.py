@@ -2,7 +2,7 @@
 
 A pickle is a program. Its dangerous instructions are REDUCE, which calls whatever is on the stack, and BUILD, which may
 call a ``__setstate__``. Looking at names only, as ``find_class`` can, does not tell a function that is kept from one
-that is called, so the instructions themselves are replaced here (hence Python's own ``pickle._Unpickler``; the graphs
+that is called, so the instructions themselves are replaced (:mod:`elastic_ir.formats.pickles.unpickler`; the graphs
 of objects are small, tensors lie outside the pickle):
 
 - REDUCE calls only *makers*: tensor rebuilding, containers and numbers, each with its arguments checked. A maker is
@@ -32,9 +32,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from elastic_ir.errors import SourceError, UntrustedError
+from elastic_ir.errors import SourceError
 from elastic_ir.formats.pickles.allow_list import find, is_pure
-from elastic_ir.formats.pickles.state import Steps, without_collection
+from elastic_ir.formats.pickles.unpickler import GuardedUnpickler
 from elastic_ir.safety.guard import guarded
 from elastic_ir.safety.limits import PICKLE_STEPS, REPEATED
 
@@ -267,30 +267,31 @@ _VALUES: dict[str, Any] = {
 }
 
 
-class RestrictedUnpickler(pickle._Unpickler):
+class RestrictedUnpickler(GuardedUnpickler):
     """See the module; subclassed with ``trust``, ``where`` and ``sizes`` by :func:`restricted_pickle`."""
 
+    unneeded = "a saved network does not; nothing of it was run"
+    dicts = _DICTS
+    replaced: ClassVar[Mapping[bytes, str]] = {
+        pickle.REDUCE: "load_reduce", pickle.BUILD: "load_build", pickle.NEWOBJ: "load_newobj",
+        pickle.ADDITEMS: "load_additems", pickle.FROZENSET: "load_frozenset",
+        pickle.BINPERSID: "load_binpersid",
+    }  # fmt: skip
+    as_python = {bytes([code]) for code in pickle._Unpickler.dispatch} - {
+        pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.PERSID,
+        pickle.NEXT_BUFFER,
+    }  # fmt: skip
     trust: ClassVar[tuple[str, ...]] = ()
-    where: ClassVar[str] = "the file"
+    where: str = "the file"
     sizes: ClassVar[Mapping[str, int] | int] = 0
-    stack: list[Any]
-    append: Callable[[Any], None]  # onto the stack
-    pop_mark: Callable[[], list[Any]]
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, file: Any, **options: Any) -> None:
-        super().__init__(file, **options)
         size = self.sizes if isinstance(self.sizes, int) else sum(self.sizes.values())
-        self.dispatch = Steps(type(self).dispatch, self.where, size)  # type: ignore[misc]  # of this run
+        super().__init__(file, self.where, size, **options)
         self.made: dict[int, Any] = {}  #: instances that NEWOBJ made, by identity
         self.makers = _makers()
         self.makers["functools.partial"] = Maker("functools.partial", _partial(self.trust))
         self.makers["builtins.getattr"] = Maker("getattr", _attribute(self.trust, self.where))
-
-    def load(self) -> Any:
-        """As Python's own, in one go."""
-        with without_collection():
-            return super().load()
 
     def find_class(self, module: str, name: str) -> Any:
         """The only way from a name to an object."""
@@ -301,11 +302,6 @@ class RestrictedUnpickler(pickle._Unpickler):
         if full in _VALUES:
             return _VALUES[full]
         return handed_out(find(module, name, self.trust, self.where), self.trust)
-
-    def refuse(self, what: str) -> UntrustedError:
-        return UntrustedError(
-            f"{self.where}: it {what}, which a saved network does not; nothing of it was run"
-        )
 
     def load_reduce(self) -> None:
         args = self.stack.pop()
@@ -364,45 +360,19 @@ class RestrictedUnpickler(pickle._Unpickler):
             raise self.refuse("changes what a partial calls")
         made.__setstate__((function, args, keywords, None))
 
-    def _onto(self, target: Any, kinds: tuple[type, ...]) -> None:
-        """Elements go into the builtin containers only: any other class's methods would run."""
-        if type(target) not in kinds:
-            raise self.refuse(f"puts elements into a {type(target).__name__}")
-
-    def load_append(self) -> None:
-        self._onto(self.stack[-2], (list,))
-        value = self.stack.pop()
-        self.stack[-1].append(value)
-
-    def load_appends(self) -> None:
-        items = self.pop_mark()
-        self._onto(self.stack[-1], (list,))
-        self.stack[-1].extend(items)
-
-    def load_setitem(self) -> None:
-        self._onto(self.stack[-3], _DICTS)
-        value, key = self.stack.pop(), self.stack.pop()
-        self.stack[-1][self._key(key)] = value
-
-    def load_setitems(self) -> None:
-        items = self.pop_mark()
-        self._onto(self.stack[-1], _DICTS)
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            self.stack[-1][self._key(key)] = value  # not update(), which adds up in a Counter
-
     def load_additems(self) -> None:
         items = self.pop_mark()
-        self._onto(self.stack[-1], (set,))
-        self.stack[-1].update(map(self._key, items))
+        self.onto(self.stack[-1], set)
+        self.stack[-1].update(map(self.checked_key, items))
 
-    def _key(self, item: Any) -> Any:
+    def checked_key(self, item: Any) -> Any:
         try:
             return _key(item)
         except Refused:
             raise self.refuse("has deeply nested keys") from None
 
     def load_frozenset(self) -> None:
-        self.append(frozenset(map(self._key, self.pop_mark())))
+        self.append(frozenset(map(self.checked_key, self.pop_mark())))
 
     def load_binpersid(self) -> None:
         reference = self.stack.pop()
@@ -415,11 +385,7 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     def _check_storage(self, reference: Any) -> None:
         """SourceError where a storage would have more bytes than the file has for it."""
-        if not (type(reference) is tuple and len(reference) in (5, 6) and reference[0] == "storage"):
-            raise self.refuse("refers to something that is no storage")
-        kind, key, count = reference[1], reference[2], reference[4]
-        if type(key) is not str or type(count) is not int or count < 0:
-            raise self.refuse("refers to a storage in an unusual way")
+        kind, key, count = self.storage_of(reference)
         dtype = torch.uint8 if kind is torch.UntypedStorage else getattr(kind, "dtype", None)
         if not isinstance(dtype, torch.dtype):
             raise self.refuse("refers to a storage in an unusual way")
@@ -432,9 +398,6 @@ class RestrictedUnpickler(pickle._Unpickler):
                 f"has {there} for it"
             )
 
-    def load_denied(self) -> None:
-        raise self.refuse("uses an instruction that torch.save does not write")
-
 
 def _plain_numpy_state(made: Any, state: Any) -> bool:
     """Whether it is the state of a numeric dtype, or of an array of numbers."""
@@ -445,40 +408,13 @@ def _plain_numpy_state(made: Any, state: Any) -> bool:
     return type(made) is np.ndarray and len(state) == 5 and _numeric(state[2]) and type(state[4]) is bytes
 
 
-for _opcode, _method in (
-    (pickle.REDUCE, RestrictedUnpickler.load_reduce),
-    (pickle.NEWOBJ, RestrictedUnpickler.load_newobj),
-    (pickle.BUILD, RestrictedUnpickler.load_build),
-    (pickle.APPEND, RestrictedUnpickler.load_append),
-    (pickle.APPENDS, RestrictedUnpickler.load_appends),
-    (pickle.SETITEM, RestrictedUnpickler.load_setitem),
-    (pickle.SETITEMS, RestrictedUnpickler.load_setitems),
-    (pickle.ADDITEMS, RestrictedUnpickler.load_additems),
-    (pickle.FROZENSET, RestrictedUnpickler.load_frozenset),
-    (pickle.BINPERSID, RestrictedUnpickler.load_binpersid),
-    *(
-        (opcode, RestrictedUnpickler.load_denied)
-        for opcode in (
-            pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.PERSID,
-            pickle.NEXT_BUFFER,
-        )
-    ),
-):  # fmt: skip
-    RestrictedUnpickler.dispatch[_opcode[0]] = _method
-
-
 def restricted_pickle(trust: Sequence[str], where: str, sizes: Mapping[str, int] | int) -> Any:
     """What ``torch.load(pickle_module=...)`` wants: a module-like object with this unpickler.
 
     ``sizes`` has the bytes of each record of the file's zip by name, or is those of the whole file.
     """
-
-    class Unpickler(RestrictedUnpickler):
-        pass
-
-    Unpickler.trust = tuple(trust)
-    Unpickler.where = where
-    Unpickler.sizes = sizes
+    given: dict[str, Any] = {"trust": tuple(trust), "where": where, "sizes": sizes}
+    Unpickler: Any = type("Unpickler", (RestrictedUnpickler,), given)
 
     def load(file: Any, **options: Any) -> Any:
         return Unpickler(file, **options).load()

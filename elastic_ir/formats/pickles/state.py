@@ -2,21 +2,19 @@
 
 Nothing is imported and nothing is called. A name in the pickle becomes a :class:`Name`, which is text; of what REDUCE
 would call, a handful of names is understood here (an ordered dictionary, a tensor over a storage), and every other
-name, and every instruction that ``torch.save`` does not write for a state dict, is refused. Python's own
-``pickle._Unpickler`` does the rest, as in :mod:`elastic_ir.formats.pickles.module`, which rebuilds whole networks.
+name, and every instruction that ``torch.save`` does not write for a state dict, is refused.
+:mod:`elastic_ir.formats.pickles.module` rebuilds whole networks.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, ClassVar
 
-from elastic_ir.errors import SourceError, UntrustedError
-from elastic_ir.safety.limits import BYTES_A_STEP, PICKLE_STEPS
+from elastic_ir.errors import SourceError
+from elastic_ir.formats.pickles.unpickler import GuardedUnpickler, is_count
 from elastic_ir.tensors.lazy import ITEM_SIZES
 
 #: The dtype of each storage class that torch names in a pickle; an untyped one leaves it to the tensor.
@@ -95,8 +93,7 @@ def read_state_pickle(file: BinaryIO, where: str, size: int = 0) -> Any:
     that names or does anything else, SourceError for a damaged one.
     """
     try:
-        with without_collection():
-            return _Reader(file, where, size).load()
+        return _Reader(file, where, size).load()
     except SourceError:
         raise
     except Exception as error:  # on damaged bytes Python's unpickler raises nearly anything
@@ -104,47 +101,18 @@ def read_state_pickle(file: BinaryIO, where: str, size: int = 0) -> Any:
         raise SourceError(f"{where} is damaged: its pickle cannot be read ({said[0][:120]})") from error
 
 
-class Steps(dict[int, Callable[[Any], None]]):
-    """An unpickler's table of instructions, which hands out only so many: each may take a hundred bytes."""
-
-    def __init__(self, table: Mapping[int, Callable[[Any], None]], where: str, size: int) -> None:
-        super().__init__(table)
-        self.where = where
-        self.allowed = self.left = PICKLE_STEPS + size // BYTES_A_STEP
-
-    def __getitem__(self, code: int) -> Callable[[Any], None]:
-        self.left -= 1
-        if self.left < 0:
-            raise SourceError(
-                f"{self.where} has a pickle of more than {self.allowed:,} instructions, which no state dict needs"
-            )
-        return super().__getitem__(code)
-
-
-@contextlib.contextmanager
-def without_collection() -> Iterator[None]:
-    """Without the search for cycles, which looks again and again at all that a pickle has made so far."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-class _Reader(pickle._Unpickler):
+class _Reader(GuardedUnpickler):
     """See the module."""
 
-    stack: list[Any]
-    append: Callable[[Any], None]
-    pop_mark: Callable[[], list[Any]]
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {}
-
-    def __init__(self, file: BinaryIO, where: str, size: int) -> None:
-        super().__init__(file)
-        self.dispatch = Steps(type(self).dispatch, where, size)  # type: ignore[misc]  # of this run
-        self.where = where
+    replaced: ClassVar[Mapping[bytes, str]] = {pickle.REDUCE: "load_reduce", pickle.BUILD: "load_build"}
+    unneeded = "plain weights have no need of; nothing of it was run. Ask for the weights as safetensors"
+    as_python = (
+        pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.BINPERSID,
+        pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1,
+        pickle.BINFLOAT, pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINUNICODE8, pickle.EMPTY_TUPLE,
+        pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.EMPTY_LIST, pickle.EMPTY_DICT,
+        pickle.BINPUT, pickle.LONG_BINPUT, pickle.BINGET, pickle.LONG_BINGET, pickle.MEMOIZE,
+    )  # fmt: skip
 
     def find_class(self, module: str, name: str) -> Any:
         """The name itself, if it is one that a state dict needs."""
@@ -152,29 +120,17 @@ class _Reader(pickle._Unpickler):
         dtype = module == "torch" and name in ITEM_SIZES
         if full in _CALLED or full in _STORAGES or full in _UNTYPED or dtype:
             return Name(full)
-        raise UntrustedError(
-            f"{self.where}: it names {full}, which plain weights have no need of; nothing of it was run. Ask for the "
-            "weights as safetensors"
-        )
-
-    def refuse(self, what: str) -> UntrustedError:
-        return UntrustedError(
-            f"{self.where}: it {what}, which plain weights have no need of; nothing of it was run. Ask for the weights "
-            "as safetensors"
-        )
+        raise self.refuse(f"names {full}")
 
     def persistent_load(self, reference: Any) -> StorageReference:
         """A storage by its key."""
-        if not (type(reference) is tuple and len(reference) in (5, 6) and reference[0] == "storage"):
-            raise self.refuse("refers to something that is no storage")
-        kind, key, count = reference[1], reference[2], reference[4]
+        kind, key, count = self.storage_of(reference)
         if len(reference) == 6 and reference[5] is not None:
             raise SourceError(
                 f"{self.where} holds a view of a storage, as torch wrote them before 0.4; load it with torch and save "
                 "it again"
             )
-        known = type(kind) is Name and (kind.full in _STORAGES or kind.full in _UNTYPED)
-        if not known or type(key) is not str or not _count(count):
+        if type(kind) is not Name or (kind.full not in _STORAGES and kind.full not in _UNTYPED):
             raise self.refuse("refers to a storage in an unusual way")
         return StorageReference(key, _STORAGES.get(kind.full), count)
 
@@ -203,7 +159,7 @@ class _Reader(pickle._Unpickler):
         for pair in pairs:
             if type(pair) not in (list, tuple) or len(pair) != 2:
                 raise self.refuse("makes an OrderedDict in an unusual way")
-            table[self._key(pair[0])] = pair[1]
+            table[self.checked_key(pair[0])] = pair[1]
         return table
 
     def _tensor(self, name: str, args: tuple[Any, ...]) -> StoredTensor:
@@ -216,7 +172,9 @@ class _Reader(pickle._Unpickler):
             dtype = kind.full.removeprefix("torch.") if type(kind) is Name else None
         else:
             dtype = storage.dtype
-        plain = type(shape) is tuple and type(stride) is tuple and all(map(_count, (offset, *shape, *stride)))
+        plain = (
+            type(shape) is tuple and type(stride) is tuple and all(map(is_count, (offset, *shape, *stride)))
+        )
         if (
             dtype not in ITEM_SIZES
             or not plain
@@ -232,60 +190,7 @@ class _Reader(pickle._Unpickler):
         if type(self.stack[-1]) is not dict or type(state) is not dict:  # the versions of a state dict
             raise self.refuse(f"sets the state of a {type(self.stack[-1]).__name__}")
 
-    def _key(self, key: Any) -> Any:
+    def checked_key(self, key: Any) -> Any:
         if type(key) not in (str, int, float, bool, type(None)):  # hashing anything nested may take for ever
             raise self.refuse(f"has a {type(key).__name__} as a key")
         return key
-
-    def _onto(self, target: Any, kind: type) -> None:
-        if type(target) is not kind:
-            raise self.refuse(f"puts elements into a {type(target).__name__}")
-
-    def load_append(self) -> None:
-        self._onto(self.stack[-2], list)
-        value = self.stack.pop()
-        self.stack[-1].append(value)
-
-    def load_appends(self) -> None:
-        items = self.pop_mark()
-        self._onto(self.stack[-1], list)
-        self.stack[-1].extend(items)
-
-    def load_setitem(self) -> None:
-        self._onto(self.stack[-3], dict)
-        value, key = self.stack.pop(), self.stack.pop()
-        self.stack[-1][self._key(key)] = value
-
-    def load_setitems(self) -> None:
-        items = self.pop_mark()
-        self._onto(self.stack[-1], dict)
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            self.stack[-1][self._key(key)] = value
-
-    def load_denied(self) -> None:
-        raise self.refuse("uses an instruction that torch.save does not write for weights")
-
-
-def _count(item: Any) -> bool:
-    return type(item) is int and item >= 0
-
-
-_AS_PYTHON = (
-    pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.BINPERSID,
-    pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1,
-    pickle.BINFLOAT, pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINUNICODE8, pickle.EMPTY_TUPLE,
-    pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.EMPTY_LIST, pickle.EMPTY_DICT,
-    pickle.BINPUT, pickle.LONG_BINPUT, pickle.BINGET, pickle.LONG_BINGET, pickle.MEMOIZE,
-)  # fmt: skip
-_Reader.dispatch.update(dict.fromkeys(range(256), _Reader.load_denied))
-_Reader.dispatch.update({code[0]: pickle._Unpickler.dispatch[code[0]] for code in _AS_PYTHON})
-_Reader.dispatch.update(
-    {
-        pickle.REDUCE[0]: _Reader.load_reduce,
-        pickle.BUILD[0]: _Reader.load_build,
-        pickle.APPEND[0]: _Reader.load_append,
-        pickle.APPENDS[0]: _Reader.load_appends,
-        pickle.SETITEM[0]: _Reader.load_setitem,
-        pickle.SETITEMS[0]: _Reader.load_setitems,
-    }
-)

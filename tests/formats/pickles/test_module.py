@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from elastic_ir.errors import SourceError, UntrustedError
-from elastic_ir.frontends.torch_file import class_allowed, read_torch_file, resolve_class
+from elastic_ir.formats.pickles.allow_list import class_allowed, resolve_class
+from elastic_ir.frontends.torch_file import read_torch_file
 
 
 class Calls:
@@ -221,7 +222,7 @@ def test_a_package_must_be_trusted(foreign: Path, monkeypatch: pytest.MonkeyPatc
         read = read_torch_file(foreign, ["foreign_nets"])
         assert type(read).__name__ == "Net"
         assert type(read.inner).__qualname__ == "Net.Inner"
-        assert resolve_class("foreign_nets.Net.Inner", ["foreign_nets"]) is type(read.inner)
+        assert resolve_class("foreign_nets:Net.Inner", ["foreign_nets"]) is type(read.inner)
     finally:
         sys.modules.pop("foreign_nets", None)
 
@@ -266,11 +267,10 @@ def test_class_allowed_and_resolve_class() -> None:
     assert class_allowed(Calls, [Calls.__module__])
     assert not class_allowed(torch.fx.GraphModule, ["torch"])
     assert not class_allowed(subprocess.Popen)
-    assert resolve_class("torch.nn.modules.linear.Linear") is nn.Linear
     assert resolve_class("torch.nn.modules.linear:Linear") is nn.Linear
     with pytest.raises(SourceError, match=r"is no torch\.nn\.Module"):
-        resolve_class("timm.layers.format.Format")
+        resolve_class("timm.layers.format:Format")
     with pytest.raises(UntrustedError, match="nothing of it was run"):
-        resolve_class("subprocess.Popen")
-    with pytest.raises(SourceError, match="is no name of a class"):
-        resolve_class("..")
+        resolve_class("subprocess:Popen")
+    with pytest.raises(SourceError, match="is not the name of a class"):
+        resolve_class("torch.nn.modules.linear.Linear")
