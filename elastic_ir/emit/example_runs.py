@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree
 
-from elastic_ir.emit.comparison import Outputs, coarsest
+from elastic_ir.emit.comparison import Outputs, coarsest, refuse_not_finite
 from elastic_ir.errors import EmitError
 from elastic_ir.tensors.torch_bridge import dtype_name
 
@@ -57,6 +57,17 @@ def _other(tensor: torch.Tensor) -> torch.Tensor:
     return turned * 0.75
 
 
+def with_another(module: nn.Module, first: Call) -> list[Call]:
+    """A call, and a second one of other numbers where the module takes it and returns no NaN."""
+    second = another(first)
+    try:
+        if second is not None:
+            refuse_not_finite(run_module(module, [second]), None)
+    except EmitError:  # these numbers are made up, and the network need not take them
+        second = None
+    return [first] if second is None else [first, second]
+
+
 def run_module(module: nn.Module, calls: Sequence[Call], what: str = "the network made") -> Outputs:
     """What a module returns on each input, without gradients, with the same random numbers each time.
 
@@ -73,7 +84,7 @@ def run_module(module: nn.Module, calls: Sequence[Call], what: str = "the networ
                 torch.manual_seed(0)
                 made = module(*given, **options)
         except Exception as error:  # a forward may raise anything
-            raise EmitError(f"{what} does not run: {type(error).__name__}: {_line(error)}") from error
+            raise EmitError(f"{what} does not run: {type(error).__name__}: {message(error)}") from error
         tensors = tensors_of(made)
         dtypes.update(dtype_name(tensor.dtype) for tensor in tensors if tensor.is_floating_point())
         if not runs:
@@ -103,6 +114,7 @@ def _array(tensor: torch.Tensor) -> Any:
     return plain.resolve_conj().resolve_neg().numpy()
 
 
-def _line(error: Exception) -> str:
+def message(error: Exception) -> str:
+    """What an exception says, on one line of at most 300 characters."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     return " ".join(lines[:2])[:300]

@@ -198,7 +198,7 @@ def mask_file(path: Path) -> Path:
 def save_safetensors(graph: Graph, path: Path, check: bool) -> list[Path]:
     """Tensors with the graph as metadata, and a sidecar of masks."""
     from elastic_ir.formats.mask_tie import TIE, tie_of
-    from elastic_ir.formats.safetensors import write_safetensors
+    from elastic_ir.formats.safetensors import read_safetensors, write_safetensors
 
     refuse_without_values(graph)
     module = _checked_module(graph, check)
@@ -213,7 +213,7 @@ def save_safetensors(graph: Graph, path: Path, check: bool) -> list[Path]:
     with atomic_output(path) as temporary:
         write_safetensors(temporary, tensors, metadata)
         if check:
-            _compare(_header_shapes(temporary), graph, path)
+            _compare({name: held.shape for name, held in read_safetensors(temporary)[0].items()}, graph, path)
         if found:  # before the file itself gets its name: whoever sees the file finds its masks
             sync(temporary)  # what a full disk can stop is stopped before the masks are replaced
             with atomic_output(mask_file(path)) as sidecar:
@@ -241,12 +241,6 @@ def save_ticket(graph: Graph, path: Path, check: bool) -> list[Path]:
 
 def _mask_data(mask: Mask) -> TensorData:
     return InlineData(mask.shape, "bool", mask.array().tobytes())
-
-
-def _header_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return {name: tuple(item["shape"]) for name, item in header.items() if name != "__metadata__"}
 
 
 def save_folder(graph: Graph, path: Path, check: bool) -> list[Path]:

@@ -54,7 +54,7 @@ def remap_optimizer_state(graph: Graph, state: Mapping[str, Any], names: Sequenc
     for name in names:
         if name not in known:
             raise EmitError(
-                f"{name!r} is no parameter of the source network, which is the one that was traced or loaded; "
+                f"{name!r} is not a parameter of the source network, which is the one that was traced or loaded; "
                 "to start from a later one, trace its module"
             )
     order = {name: place for place, name in enumerate(ordered)}

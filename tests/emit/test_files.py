@@ -382,7 +382,7 @@ INSIDE = [
     ("out.pt", "os.fsync"),
     ("out.pt", "os.replace"),
     ("out.safetensors", "elastic_ir.emit.files.write_safetensors"),
-    ("out.safetensors", "elastic_ir.emit.files._header_shapes"),
+    ("out.safetensors", "elastic_ir.formats.safetensors.read_safetensors"),
     ("out.safetensors", "os.fsync"),
     ("out.safetensors", "os.replace"),
 ]

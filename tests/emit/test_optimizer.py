@@ -161,7 +161,7 @@ def test_names_that_do_not_fit() -> None:
         ),
         (
             ["nothing", *names[1:]],
-            "'nothing' is no parameter of the source network, which is the one that was traced or loaded; "
+            "'nothing' is not a parameter of the source network, which is the one that was traced or loaded; "
             "to start from a later one, trace its module",
         ),
     ):

@@ -151,7 +151,9 @@ class _Builder:
             return self.made.call_module(path)
         if item is None:
             return None
-        raise _refusal(node, f"reads {item.name if isinstance(item, Symbol) else item!r}, which is no tensor")
+        raise _refusal(
+            node, f"reads {item.name if isinstance(item, Symbol) else item!r}, which is not a tensor"
+        )
 
     def _device(self) -> fx.Node | None:
         if self.anchor is None and self.graph.weights:

@@ -105,7 +105,7 @@ def _check_texts(graph: Graph) -> None:
             raise EmitError(f"node %{node.name} calls {node.op}, which a file may not name")
         for name in names:
             if not name.isidentifier() or keyword.iskeyword(name):
-                raise EmitError(f"node %{node.name} has the name {name!r}, which is none in Python")
+                raise EmitError(f"node %{node.name} has the name {name!r}, which is not a name in Python")
 
 
 #: Tracing bakes the mode it saw into these; as modules they follow the module's mode again.
@@ -225,7 +225,7 @@ def _emit(node: Node, made: fx.Graph, values: dict[Value, fx.Node], trusted: boo
     function = resolve_function(node.op, trusted)
     if function is getattr and (len(args) < 2 or args[1] not in _ATTRIBUTES):
         raise EmitError(
-            f"node %{node.name} reads the attribute {args[1:]!r}, which is no plain tensor attribute"
+            f"node %{node.name} reads the attribute {args[1:]!r}, which is not a plain tensor attribute"
         )
     return made.call_function(function, args, kwargs)
 

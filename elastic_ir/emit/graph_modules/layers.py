@@ -77,7 +77,7 @@ def build_layer(node: Node) -> nn.Module:
     kind = getattr(nn, node.op.removeprefix("nn."), None) if node.op.startswith("nn.") else None
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise EmitError(
-            f"node %{node.name}: {node.op} is no layer of torch.nn, so it cannot be built from the file"
+            f"node %{node.name}: {node.op} is not a layer of torch.nn, so it cannot be built from the file"
         )
     accepted = inspect.signature(kind.__init__).parameters
     options = {

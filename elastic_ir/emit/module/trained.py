@@ -76,7 +76,9 @@ def _tensors(trained: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Ten
         return state, {name: buffer for name, buffer in inner.named_buffers() if name not in state}
     bad = [name for name, tensor in trained.items() if not isinstance(tensor, torch.Tensor)]
     if bad:
-        raise SourceError(f"{bad[0]!r} of the trained weights is no tensor; give a module or its state dict")
+        raise SourceError(
+            f"{bad[0]!r} of the trained weights is not a tensor; give a module or its state dict"
+        )
     return dict(trained), {}
 
 

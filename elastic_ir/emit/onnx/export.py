@@ -21,8 +21,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree
 
-from elastic_ir.emit.comparison import refuse_not_finite
-from elastic_ir.emit.example_runs import Call, another, run_module, tensors_of
+from elastic_ir.emit.example_runs import run_module, tensors_of, with_another
 from elastic_ir.emit.onnx.check import Expected
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.example_inputs import map_tensors, tensors_in
@@ -85,12 +84,7 @@ def export_module(
     proto, tensors = _to_proto(model, graph)
     if not compare:
         return Exported(proto, tensors, None, opened)
-    calls: list[Call] = [(tuple(args), kwargs)]
-    second = another(calls[0])
-    if second is not None:
-        with contextlib.suppress(EmitError):  # these numbers are made up, and the network need not take them
-            refuse_not_finite(run_module(module, [second]), None)
-            calls.append(second)
+    calls = with_another(module, (tuple(args), kwargs))
     names = [entry.name for entry in proto.graph.input]
     feeds = [
         {

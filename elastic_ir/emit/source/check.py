@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
 
-from elastic_ir.emit.comparison import Outputs, compare_outputs, refuse_not_finite
-from elastic_ir.emit.example_runs import Call, another, run_module
+from elastic_ir.emit.comparison import Outputs, compare_outputs
+from elastic_ir.emit.example_runs import Call, message, run_module, with_another
 from elastic_ir.emit.module.module import build_module
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.graph import Graph
@@ -24,7 +21,9 @@ def run_source(text: str, name: str) -> nn.Module:
         exec(compile(text, "<emitted source>", "exec"), namespace.__dict__)
         made = namespace.__dict__[name]()
     except Exception as error:
-        raise EmitError(f"the source made does not run: {type(error).__name__}: {_line(error)}") from error
+        raise EmitError(
+            f"the written source does not run: {type(error).__name__}: {message(error)}"
+        ) from error
     assert isinstance(made, nn.Module)
     return made
 
@@ -36,48 +35,36 @@ def check_source(text: str, name: str, graph: Graph) -> None:
     found = {n: tuple(t.shape) for n, t in made.state_dict().items()}
     if found != wanted:
         odd = [n for n in (*wanted, *found) if found.get(n) != wanted.get(n)]
-        raise EmitError(f"the source made has not the state dict's names and shapes: {', '.join(odd[:3])}")
+        raise EmitError(
+            f"the written source does not have the state dict's names and shapes: {', '.join(odd[:3])}"
+        )
     reference = build_module(graph).eval()
     shapes_only = any(tensor.is_meta for tensor in reference.state_dict().values())
     if shapes_only:
         made = made.to("meta")
     else:
         made.load_state_dict(graph.state_dict(), strict=True)
-    made.eval()
-    names = [node.op if node.op != "input" else node.name for node in graph if node.kind == "input"]
     first = example_inputs(graph, "meta" if shapes_only else "cpu")
-    second = another(first)
-    calls = [first] if second is None or shapes_only else [first, second]
-    theirs = run_module(reference, calls[:1], "the graph's module")
-    for made_up in calls[1:]:
-        try:
-            more = run_module(reference, [made_up])
-            refuse_not_finite(more, None)
-            theirs = replace(theirs, runs=(*theirs.runs, *more.runs))
-        except EmitError:  # these numbers are made up, and the network need not take them
-            calls = calls[:1]
-    given = [((), _named(names, *call)) for call in calls]
-    ours = run_module(made, given, "the source made")
+    calls = [first] if shapes_only else with_another(reference, first)
+    names = [node.op if node.op != "input" else node.name for node in graph if node.kind == "input"]
+    given = [dict(zip(names, args, strict=False)) | {key: kwargs[key] for key in names if key in kwargs}
+             for args, kwargs in calls]  # fmt: skip
+    theirs = run_module(reference, calls, "the graph's module")
+    ours = run_module(made.eval(), [((), options) for options in given], "the written source")
     if _kinds(ours) != _kinds(theirs):
-        raise EmitError(f"the source made gives {_kinds(ours)}, the graph {_kinds(theirs)}")
-    if not shapes_only:
-        try:
-            compare_outputs(ours, theirs, "the source made", "the graph's module's")
-        except EmitError as error:
-            raise EmitError(
-                f"the source made computes other outputs than the graph's module: {error}"
-            ) from error
-
-
-def _named(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(zip(names, args, strict=False)) | {
-        key: value for key, value in kwargs.items() if key in names
-    }
+        raise EmitError(f"the written source gives {_kinds(ours)}, the graph {_kinds(theirs)}")
+    try:
+        if not shapes_only:
+            compare_outputs(ours, theirs, "the written source", "the graph's module's")
+    except EmitError as error:
+        raise EmitError(
+            f"the written source computes other outputs than the graph's module: {error}"
+        ) from error
 
 
 def _kinds(outputs: Outputs) -> str:
-    told = [f"{dtype} {list(a.shape)}" for dtype, a in zip(outputs.dtypes, outputs.runs[0], strict=True)]
-    return ", ".join(told) or "no tensors"
+    found = [f"{dtype} {list(a.shape)}" for dtype, a in zip(outputs.dtypes, outputs.runs[0], strict=True)]
+    return ", ".join(found) or "no tensors"
 
 
 def example_inputs(graph: Graph, device: str) -> Call:
@@ -90,19 +77,11 @@ def example_inputs(graph: Graph, device: str) -> Call:
     made = []
     for node in graph:
         if node.kind == "input":
-            if node.output.type is None:
+            kind = node.output.type
+            if kind is None:
                 raise EmitError(f"the type of the input {node.op!r} is not known, so the source cannot be checked; "
                                 "--no-check writes it unchecked")  # fmt: skip
-            dtype = getattr(torch, node.output.type.dtype)
-            shape = node.output.type.shape
-            if dtype.is_floating_point:
-                one = torch.randn(shape, generator=generator).to(dtype)
-            else:
-                one = torch.ones(shape, dtype=dtype)
-            made.append(one.to(device))
+            dtype = getattr(torch, kind.dtype)
+            noise = torch.randn(kind.shape, generator=generator)
+            made.append((noise if dtype.is_floating_point else torch.ones(kind.shape)).to(device, dtype))
     return tuple(made), {}
-
-
-def _line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return " ".join(lines[:2])[:300]

@@ -21,8 +21,8 @@ def save_source(graph: Graph, path: str | os.PathLike[str], *, check: bool = Tru
     The stages' counts are arguments, so that the file defines the whole family. ``weights`` is the name that its
     docstring loads the state dict from; without it the file's own with ``.pt``. ``check`` runs the source in a fresh
     namespace, loads the state dict strictly and compares the outputs with those of ``graph.to_module()``. Raises
-    EmitError, and writes nothing, for what source cannot say: operations that are no functions of torch, transient
-    buffers whose numbers show no rule, names that are no identifiers, ONNX graphs, bare state dicts.
+    EmitError, and writes nothing, for what source cannot express: operations that are not functions of torch, transient
+    buffers whose numbers show no rule, names that are not identifiers, ONNX graphs, bare state dicts.
     """
     path = Path(path)
     file = weights or path.with_suffix(PYTORCH.suffixes[0]).name
@@ -54,11 +54,9 @@ def source_of(graph: Graph, weights: str = "model.pt", *, check: bool = True) ->
             "the state dict, which training would fill unless the masks are enforced."
         )
     try:
-        text = write_source(graph, weights, notes + _export_notes(graph))
-        read = graph
+        text = write_source(graph, weights, notes)
     except Unwritable as error:
-        read = _exported(graph, error)
-        text = write_source(read, weights, notes + _export_notes(read))
+        text = write_source(_exported(graph, error), weights, notes)
     if check:
         check_source(text, network_of(text), graph)
     return text
@@ -68,13 +66,6 @@ def network_of(text: str) -> str:
     """The name of the network's class, which a source file defines last."""
     *_, last = re.finditer(r"^class (\w+)\(", text, re.MULTILINE)
     return last[1]
-
-
-def _export_notes(graph: Graph) -> list[str]:
-    if graph.info.frontend != "export":
-        return []
-    return ["It was read by torch.export in evaluation mode: what only training does, such as stochastic depth, is not "
-            "part of it."]  # fmt: skip
 
 
 def _exported(graph: Graph, error: Unwritable) -> Graph:

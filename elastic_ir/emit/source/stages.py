@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from itertools import permutations
 from typing import Any
 
-from elastic_ir.emit.source.expressions.expr import IDENTITY, Expr, lit, walk
+from elastic_ir.emit.source.expressions.expr import IDENTITY, Expr, change, group, lit, walk
 from elastic_ir.emit.source.expressions.print import same
-from elastic_ir.emit.source.merge import Joined, Mismatch, Sized, join
+from elastic_ir.emit.source.merge import Join, Mismatch, Parameter, Sizes
 from elastic_ir.emit.source.reading.tree import Body, Part, Path, Tree
 from elastic_ir.errors import StructureError
 from elastic_ir.ir.structure import Stage
@@ -38,64 +40,43 @@ def stages_of(tree: Tree) -> Plan:
     return plan
 
 
-def items_of(part: Part, plan: Plan, make: Callable[[Part], Expr], sized: Sized) -> list[tuple[str, Expr]]:
+def items_of(part: Part, plan: Plan, make: Callable[[Part], Expr], sizes: Sizes) -> list[tuple[str, Expr]]:
     """A container's children as named expressions; a stage is one ``stage`` expression under its first child's name."""
-    starts: dict[str, tuple[list[str], list[list[str]]]] = {}
-    if part.kind == "sequential" or part.loop:
-        for entry, blocks in plan.get(part.path, ()):
-            starts[[*entry, *blocks[0]][0]] = (entry, blocks)
+    found = plan.get(part.path, ()) if part.kind == "sequential" or part.loop else ()
+    starts = {[*entry, *blocks[0]][0]: (entry, blocks) for entry, blocks in found}
     names = list(part.children)
     items: list[tuple[str, Expr]] = []
-    at = 0
-    while at < len(names):
-        name = names[at]
-        found = starts.get(name)
-        if found is not None:
-            entry, blocks = found
-            members = [*entry, *(child for block in blocks for child in block)]
-            if names[at : at + len(members)] == members:
-                stage = _stage(part, entry, blocks, make, sized)
-                if stage is not None:
-                    items.append((name, stage))
-                    at += len(members)
-                    continue
-        items.append((name, make(part.children[name])))
-        at += 1
+    while names:
+        entry, blocks = starts.get(names[0], ([], []))
+        members = [*entry, *(child for block in blocks for child in block)]
+        whole = members and names[: len(members)] == members
+        stage = _stage(part, entry, blocks, make, sizes) if whole else None
+        items.append((names[0], stage or make(part.children[names[0]])))
+        names = names[len(members) if stage else 1 :]
     return items
 
 
 def _stage(
-    part: Part,
-    entry: list[str],
-    blocks: list[list[str]],
-    make: Callable[[Part], Expr],
-    sized: Sized,
+    part: Part, entry: list[str], blocks: list[list[str]], make: Callable[[Part], Expr], sizes: Sizes
 ) -> Expr | None:
-    made = [tuple(make(part.children[name]) for name in block) for block in blocks]
+    """A stage's blocks as one template, None where they differ in more than numbers."""
+    made = [[make(part.children[name]) for name in block] for block in blocks]
     try:
-        joined = join(made, list(blocks[0]), sized)
-    except (Mismatch, IndexError):
+        joined = Join(made, blocks[0], sizes, optional=False)
+    except (Mismatch, ValueError):  # blocks of several children, and one that has another number of them
         return None
-    if joined.presence or len({len(block) for block in made}) != 1:
-        return None
-
-    def fill(expr: Expr) -> Expr:
-        if expr.kind == "hole":
-            return _series(joined, expr.value)
-        return Expr(expr.kind, expr.value, tuple(fill(part) for part in expr.parts), expr.names)
-
-    first = Expr("tuple", None, tuple(make(part.children[name]) for name in entry))
-    count = Expr("count", len(blocks) + bool(entry))
-    return Expr("stage", None, (first, count, Expr("tuple", None, tuple(map(fill, joined.templates)))))
+    first = group("tuple", [make(part.children[name]) for name in entry])
+    filled = [change(each, lambda n: _series(joined.holes[n.value]) if n.kind == "hole" else None)
+              for each in joined.templates]  # fmt: skip
+    return group("stage", (first, Expr("count", len(blocks) + bool(entry)), group("tuple", filled)))
 
 
-def _series(joined: Joined, number: int) -> Expr:
+def _series(hole: Parameter) -> Expr:
     """What a hole takes block by block: values in turn, or a list."""
-    hole = joined.holes[number]
     values = hole.values
     for period in range(2, len(values) // 2 + 1):
         if len(values) % period == 0 and all(same(a, values[i % period]) for i, a in enumerate(values)):
-            return Expr("cycle", None, tuple(lit(value) for value in values[:period]))
+            return Expr("cycle", None, tuple(map(lit, values[:period])))
     return Expr("each", None, (Expr("series", tuple(values)),), (hole.role,))
 
 
@@ -108,48 +89,40 @@ def roll_loops(tree: Tree) -> None:
 
 
 def _lists(part: Part) -> list[Part]:
-    found = []
-    for child in part.children.values():
-        if child.inlined:
-            found += [child] if child.kind == "list" else _lists(child)
-    return found
+    inlined = [child for child in part.children.values() if child.inlined]
+    return [each for child in inlined for each in ([child] if child.kind == "list" else _lists(child))]
 
 
 def _rolled(body: Body, part: Part, container: Part) -> Body | None:
+    """A body with a list's calls as one loop, None where they are not one."""
     below = container.path[len(part.path) :]
-    wanted = [(*below, name) for name in container.children]
-    if len(wanted) < 2:
-        return None
-    touching = [
-        index for index, (_, expr) in enumerate(body.statements)
+    lines = body.statements
+    places = [
+        place for place, (_, expr) in enumerate(lines)
         if any(leaf.kind in ("self", "attr") and leaf.value[: len(below)] == below for leaf in walk(expr))
     ]  # fmt: skip
-    if len(touching) != len(wanted) or touching != list(range(touching[0], touching[0] + len(wanted))):
+    calls = [lines[place] for place in places]
+    if len(calls) < 2 or places != list(range(places[0], places[0] + len(calls))):
         return None
-    calls = [body.statements[index] for index in touching]
-    if any(expr.kind != "self" or expr.value != path for (_, expr), path in zip(calls, wanted, strict=True)):
+    first = calls[0][1]
+    called = [expr.value if expr.kind == "self" else None for _, expr in calls]
+    plain = all(len(results) == 1 and len(expr.parts) == len(first.parts) and not any(expr.names)
+                for results, expr in calls)  # fmt: skip
+    if called != [(*below, name) for name in container.children] or not plain:
         return None
-    if any(len(results) != 1 or len(expr.parts) != len(calls[0][1].parts) for results, expr in calls):
-        return None
+    made = [Expr("local", results[0]) for results, _ in calls]
     marks: list[str] = []
-    for place, argument in enumerate(calls[0][1].parts):
+    for place, argument in enumerate(first.parts):
         later = [expr.parts[place] for _, expr in calls[1:]]
-        if all(each == Expr("local", calls[index][0][0]) for index, each in enumerate(later)):
-            marks.append("carry")
-        elif all(each == argument for each in later):
-            marks.append("")
-        else:
+        if later != made[:-1] and later != [argument] * len(later):
             return None
-    if marks.count("carry") != 1 or any(set(e.names) - {""} for _, e in calls):
-        return None
-    inner = {results[0] for results, _ in calls[:-1]}
-    rest = [expr for index, (_, expr) in enumerate(body.statements) if index not in touching] + [body.returns]
-    if any(leaf.kind == "local" and leaf.value in inner for expr in rest for leaf in walk(expr)):
+        marks.append("carry" if later == made[:-1] else "")
+    rest = [body.returns, *(expr for place, (_, expr) in enumerate(lines) if place not in places)]
+    if marks.count("carry") != 1 or any(leaf in made[:-1] for expr in rest for leaf in walk(expr)):
         return None
     container.loop = True
-    loop = (calls[-1][0], Expr("loop", below, calls[0][1].parts, tuple(marks)))
-    statements = (*body.statements[: touching[0]], loop, *body.statements[touching[-1] + 1 :])
-    return Body(body.inputs, statements, body.returns, body.values)
+    loop = (calls[-1][0], Expr("loop", below, first.parts, tuple(marks)))
+    return replace(body, statements=(*lines[: places[0]], loop, *lines[places[-1] + 1 :]))
 
 
 def offer_identities(tree: Tree) -> None:
@@ -158,108 +131,85 @@ def offer_identities(tree: Tree) -> None:
     The layer is an ``nn.Identity`` where it is missing (a downsampling shortcut), the addition is made if a flag says
     so (a residual connection that only some blocks have).
     """
-    groups: dict[str, list[Part]] = {}
+    groups: dict[str, dict[Any, list[Part]]] = {}
     for part in tree.parts[()].below():
         if part.kind == "class" and part.body is not None and part.hint and part.base is None:
-            groups.setdefault(part.hint, []).append(part)
-    for parts in groups.values():
-        kinds: dict[Any, list[Part]] = {}
-        for part in parts:
-            assert part.body is not None
-            kinds.setdefault((part.body.statements, part.body.returns, tuple(part.weights)), []).append(part)
-        if 1 < len(kinds) < 6:
-            _offer(list(kinds.values()))
+            form = (part.body.statements, part.body.returns, tuple(part.weights))
+            groups.setdefault(part.hint, {}).setdefault(form, []).append(part)
+    for kinds in groups.values():
+        ordered = sorted(kinds.values(), key=lambda parts: -len(_body(parts[0]).statements))
+        for more, less in permutations(ordered, 2) if len(kinds) < 6 else ():
+            a, b = _body(less[0]), _body(more[0])
+            extra = len(b.statements) - len(a.statements)
+            alike = len(a.inputs) == len(b.inputs) and less[0].weights.keys() == more[0].weights.keys()
+            if alike and 0 < extra <= 3:
+                removed = _missing(b, a, less[0].children, list(range(len(b.values))))
+                if removed is not None:
+                    _share(less, more, b, removed)
 
 
-def _offer(kinds: list[list[Part]]) -> None:
-    ordered = sorted(kinds, key=lambda parts: -len(parts[0].body.statements))  # type: ignore[union-attr]
-    for more in ordered:
-        for less in ordered:
-            if less is more:
-                continue
-            a, b = less[0].body, more[0].body
-            assert a is not None and b is not None
-            if (a.statements, a.returns) == (b.statements, b.returns) or len(a.inputs) != len(b.inputs):
-                continue
-            if (
-                not 0 < len(b.statements) - len(a.statements) <= 3
-                or less[0].weights.keys() != more[0].weights.keys()
-            ):
-                continue
-            places, keys = list(range(len(b.statements))), list(range(len(b.values)))
-            removed = _explain(b, places, keys, a, set(less[0].children))
-            if removed is not None:
-                _share(less, more, b, removed)
+def _body(part: Part) -> Body:
+    assert part.body is not None
+    return part.body
 
 
-def _explain(
-    b: Body, places: list[int], keys: list[int], a: Body, children: set[str]
+def _missing(
+    b: Body, a: Body, children: Collection[str], keys: list[int], done: int = 0
 ) -> list[tuple[int, int]] | None:
-    """Which statements of ``b`` may be left out to give ``a``, and which value stands for each of their results.
+    """The statements of ``b`` that ``a`` lacks, each with the value that stands for its result in ``a``.
 
-    None where that is not how they differ. ``places`` and ``keys`` are the statements' and the values' first numbers.
+    None where that is not how they differ. ``keys`` are the values' first numbers, ``done`` counts what was left out.
     """
     if len(b.statements) == len(a.statements):
         return [] if (b.statements, b.returns) == (a.statements, a.returns) else None
-    for index, (results, expr) in enumerate(b.statements):
-        if len(results) != 1:
-            continue
-        layer = (
-            expr.kind == "self"
-            and len(expr.value) == 1
-            and len(expr.parts) == 1
-            and expr.parts[0].kind == "local"
-        )
-        addition = expr.kind == "binary" and expr.value == "+" and all(p.kind == "local" for p in expr.parts)
-        if not (layer or addition) or (layer and expr.value[0] in children):
-            continue
+    pairs = zip(b.statements, a.statements, strict=False)
+    at = next((place for place, (x, y) in enumerate(pairs) if x != y), len(a.statements))
+    results, expr = b.statements[at]
+    layer = expr.kind == "self" and len(expr.value) == len(expr.parts) == 1 and expr.value[0] not in children
+    addition = expr.kind == "binary" and expr.value == "+"
+    if len(results) == 1 and (layer or addition) and all(part.kind == "local" for part in expr.parts):
         for operand in reversed(expr.parts):
-            statements, returns = _without(b, index, operand.value)
-            rest = Body(b.inputs, statements, returns, b.values)
+            rest = _without(b, at, operand.value)
             left = [*keys[: results[0]], *keys[results[0] + 1 :]]
-            found = _explain(rest, [*places[:index], *places[index + 1 :]], left, a, children)
+            found = _missing(rest, a, children, left, done + 1)
             if found is not None:
-                return [(places[index], keys[operand.value]), *found]
+                return [(at + done, keys[operand.value]), *found]
     return None
 
 
-def _share(less: list[Part], more: list[Part], b: Body, removed: list[tuple[int, int]]) -> None:
-    """Give both kinds the longer forward, with identities and flags where the shorter one has less."""
-    for parts, has in ((less, False), (more, True)):
-        lines = list(b.statements)
-        for index, operand in removed:
-            results, expr = lines[index]
-            if expr.kind == "binary":
-                lines[index] = (results, Expr("ternary", None, (lit(has), expr, Expr("local", operand))))
-        for part in parts:
-            part.body = Body(part.body.inputs if part.body else (), tuple(lines), b.returns, b.values)
-            for index, _ in removed:
-                expr = b.statements[index][1]
-                if expr.kind == "self" and not has:
-                    name = expr.value[0]
-                    part.children[name] = Part((*part.path, name), kind="identity", make=IDENTITY)
-            order = [n for n in more[0].children if n in part.children]
-            part.children = {
-                n: part.children[n] for n in [*order, *(n for n in part.children if n not in order)]
-            }
-
-
-def _without(body: Body, index: int, operand: int) -> tuple[Any, Any]:
-    """A body's statements and result without one of its statements, whose result an operand stands for."""
+def _without(body: Body, index: int, operand: int) -> Body:
+    """A body without one of its statements, whose result an operand stands for."""
     gone = body.statements[index][0][0]
 
     def number(old: int) -> int:
         old = operand if old == gone else old
         return old - (old > gone)
 
-    def renumber(expr: Expr) -> Expr:
-        if expr.kind == "local":
-            return Expr("local", number(expr.value))
-        return Expr(expr.kind, expr.value, tuple(renumber(part) for part in expr.parts), expr.names)
+    def renumbered(expr: Expr) -> Expr:
+        return change(expr, lambda leaf: Expr("local", number(leaf.value)) if leaf.kind == "local" else None)
 
     statements = tuple(
-        (tuple(number(r) for r in results), renumber(expr))
+        (tuple(map(number, results)), renumbered(expr))
         for place, (results, expr) in enumerate(body.statements)
         if place != index
     )
-    return statements, renumber(body.returns)
+    return replace(body, statements=statements, returns=renumbered(body.returns))
+
+
+def _share(less: list[Part], more: list[Part], b: Body, removed: list[tuple[int, int]]) -> None:
+    """Give both kinds the longer forward, with identities and flags where the shorter one has less."""
+    for parts, has in ((less, False), (more, True)):
+        lines = list(b.statements)
+        missing = []
+        for index, operand in removed:
+            results, expr = lines[index]
+            if expr.kind == "binary":
+                lines[index] = (results, group("ternary", (lit(has), expr, Expr("local", operand))))
+            elif not has:
+                missing.append(expr.value[0])
+        for part in parts:
+            part.body = Body(_body(part).inputs, tuple(lines), b.returns, b.values)
+            absent = {name: Part((*part.path, name), kind="identity", make=IDENTITY) for name in missing}
+            children = part.children | absent
+            order = [name for name in more[0].children if name in children]
+            part.children = {name: children[name] for name in dict.fromkeys([*order, *children])}

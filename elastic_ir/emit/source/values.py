@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 
-from elastic_ir.emit.source.expressions.expr import Expr, lit, literal, raw
+from elastic_ir.emit.source.expressions.expr import Expr, call, group, lit, literal, method, raw
+from elastic_ir.emit.source.expressions.print import Printer
 from elastic_ir.errors import EmitError
 from elastic_ir.tensors.lazy import ShapeOnly
 from elastic_ir.tensors.torch_bridge import to_torch
 from elastic_ir.tensors.weights import Weight
 
 LIMIT = 512  #: numbers that are still written out one by one
+
+RELATIVE_POSITIONS = '''
+def relative_positions(side: int) -> Tensor:
+    """For each pair of places in a square window the row of its table (Swin, Liu et al. 2021)."""
+    rows = torch.arange(side).repeat_interleave(side)
+    columns = torch.arange(side).repeat(side)
+    down, right = (steps[:, None] - steps[None, :] + side - 1 for steps in (rows, columns))
+    return down * (2 * side - 1) + right
+'''
 
 
 def value_of(weight: Weight) -> Expr:
@@ -21,79 +34,45 @@ def value_of(weight: Weight) -> Expr:
             f"the buffer {weight.name!r} is in no state dict and has no values on the meta device"
         )
     tensor = to_torch(data)
-    dtype = Expr("raw", str(tensor.dtype))
-    if not tensor.numel():
-        return _make("torch.zeros", [lit(n) for n in tensor.shape], dtype, tensor.dtype)
-    for made, expr in _rules(tensor, dtype):
-        if made.dtype == tensor.dtype and made.shape == tensor.shape and torch.equal(made, tensor):
+    scope: dict[str, Any] = {"torch": torch, "Tensor": torch.Tensor}
+    exec(RELATIVE_POSITIONS, scope)
+    for expr in _rules(tensor):
+        made = eval(Printer().flat(expr), scope)
+        if made.dtype == tensor.dtype and torch.equal(made, tensor):
             return expr
     if tensor.numel() > LIMIT:
         raise EmitError(
             f"the buffer {weight.name!r} ({tensor.numel():,} numbers) is in no state dict, and its numbers show no "
             "rule by which source could make them; register it as a persistent buffer"
         )
-    return _make("torch.tensor", [literal(tensor.tolist())], dtype, tensor.dtype)
+    return call("torch.tensor", literal(tensor.tolist()), **_typed(tensor, torch.float32))
 
 
-def _make(name: str, parts: list[Expr], dtype: Expr, kind: torch.dtype) -> Expr:
-    if name in ("torch.zeros", "torch.ones") and not parts:
-        parts = [Expr("tuple")]
-    plain = kind == torch.float32
-    names = ("",) * len(parts) + (() if plain else ("dtype",))
-    return Expr("call", name, (*parts, *(() if plain else (dtype,))), names)
+def _typed(tensor: torch.Tensor, usual: torch.dtype) -> dict[str, Expr]:
+    return {} if tensor.dtype == usual else {"dtype": raw(str(tensor.dtype))}
 
 
-def _rules(tensor: torch.Tensor, dtype: Expr) -> list[tuple[torch.Tensor, Expr]]:
+def _rules(tensor: torch.Tensor) -> Iterator[Expr]:
     """Candidates: constants, counting, tables of attention, the frequencies of rotary positions."""
-    shape = [lit(n) for n in tensor.shape]
-    found: list[tuple[torch.Tensor, Expr]] = []
-    kind = tensor.dtype
+    kind, shape = tensor.dtype, [lit(extent) for extent in tensor.shape]
+    for name in ("torch.zeros", "torch.ones"):
+        yield call(name, *shape or [group("tuple", ())], **_typed(tensor, torch.float32))
+    count = tensor.numel()
+    if not count:
+        return
     first = tensor.reshape(-1)[0].item()
-    if first == 0:
-        found.append((torch.zeros_like(tensor), _make("torch.zeros", shape, dtype, kind)))
-    if first == 1:
-        found.append((torch.ones_like(tensor), _make("torch.ones", shape, dtype, kind)))
-    found.append(
-        (torch.full_like(tensor, first),
-         Expr("call", "torch.full", (Expr("tuple", None, tuple(shape)), lit(first), dtype), ("", "", "dtype")))
-    )  # fmt: skip
-    if tensor.dim() >= 1 and not kind.is_complex and kind != torch.bool:
-        count = tensor.shape[-1]
-        counting = torch.arange(count, dtype=kind).expand(tensor.shape)
-        base = _make(
-            "torch.arange", [lit(count)], Expr("raw", str(kind)), torch.int64 if kind == torch.int64 else kind
-        )
-        if kind == torch.int64:
-            base = Expr("call", "torch.arange", (lit(count),), ("",))
-        elif kind == torch.float32:
-            base = Expr("call", "torch.arange", (lit(count), dtype), ("", "dtype"))
-        if tensor.dim() > 1:
-            base = Expr(
-                "method",
-                "repeat",
-                (base, *(lit(n) for n in tensor.shape[:-1]), lit(1)),
-                ("",) * (tensor.dim() + 1),
-            )
-        found.append((counting.contiguous(), base))
-    if tensor.dim() >= 2 and tensor.shape[-1] == tensor.shape[-2]:
-        side = tensor.shape[-1]
-        lower = torch.ones(side, side, dtype=kind).tril()
-        text = f"torch.ones({side}, {side}, dtype={kind}).tril()"
-        if tensor.dim() > 2:
-            text += f".view({', '.join(str(n) for n in tensor.shape)})"
-        if tensor.numel() == side * side:
-            found.append((lower.view(tensor.shape), raw(text)))
-    for pairs in (tensor.numel(),):
-        side = round(pairs**0.25)
-        if kind == torch.int64 and side > 1 and side**4 == pairs:
-            steps = torch.arange(side).repeat_interleave(side), torch.arange(side).repeat(side)
-            rows, columns = (step[:, None] - step[None, :] + side - 1 for step in steps)
-            text = f"relative_positions({side})" + ("" if tensor.dim() == 2 else ".flatten()")
-            found.append(((rows * (2 * side - 1) + columns).view(tensor.shape), raw(text)))
-    if tensor.dim() == 1 and kind == torch.float32 and first == 1.0 and tensor.numel() > 1:
-        size = 2 * tensor.numel()
+    yield call("torch.full", group("tuple", shape), lit(first), dtype=raw(str(kind)))
+    if shape and not kind.is_complex and kind != torch.bool:
+        counting = call("torch.arange", shape[-1], **_typed(tensor, torch.int64))
+        yield counting if len(shape) == 1 else method("repeat", counting, *shape[:-1], lit(1))
+    side = tensor.shape[-1] if shape else 0
+    if len(shape) >= 2 and count == side * side:
+        view = "" if len(shape) == 2 else f".view({', '.join(map(str, tensor.shape))})"
+        yield raw(f"torch.ones({side}, {side}, dtype={kind}).tril(){view}")
+    side = round(count**0.25)
+    if kind == torch.int64 and side > 1 and side**4 == count:
+        yield raw(f"relative_positions({side})" + ("" if len(shape) == 2 else ".flatten()"))
+    if len(shape) == 1 and kind == torch.float32 and first == 1.0 and count > 1:
         for theta in (10000.0, 500000.0, 1000000.0, 100.0):
-            made = 1.0 / (theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size))
-            text = f"1.0 / ({theta} ** (torch.arange(0, {size}, 2, dtype=torch.float32) / {size}))"
-            found.append((made, raw(text)))
-    return found
+            steps = f"torch.arange(0, {2 * count}, 2, dtype=torch.float32) / {2 * count}"
+            yield raw(f"1.0 / ({theta} ** ({steps}))")

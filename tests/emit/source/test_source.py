@@ -268,11 +268,11 @@ def hostile(change: str) -> Graph:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("function", "the network calls os.system, which is no function of torch"),
-        ("keyword", "is no name in Python, so it cannot be written as source"),
-        ("input", "is no name in Python, so it cannot be written as source"),
-        ("name", "the attribute 'a b' is no name in Python"),
-        ("dunder", "which is no plain tensor attribute"),
+        ("function", "the network calls os.system, which is not a function of torch"),
+        ("keyword", "is not a name in Python, so it cannot be written as source"),
+        ("input", "is not a name in Python, so it cannot be written as source"),
+        ("name", "the attribute 'a b' is not a name in Python"),
+        ("dunder", "which is not a plain tensor attribute"),
     ],
 )
 def test_what_a_file_may_not_say(change: str, message: str) -> None:
@@ -300,7 +300,7 @@ def test_the_check_finds_a_difference() -> None:
     text = source_of(graph)
     with pytest.raises(eir.EmitError, match="computes other outputs than the graph's module"):
         check_source(text.replace("F.relu(out)", "out"), "CifarResNet", graph)
-    with pytest.raises(eir.EmitError, match=r"has not the state dict's names and shapes: fc\.weight"):
+    with pytest.raises(eir.EmitError, match=r"does not have the state dict's names and shapes: fc\.weight"):
         check_source(text.replace("self.fc", "self.head"), "CifarResNet", graph)
-    with pytest.raises(eir.EmitError, match="the source made does not run: NameError"):
+    with pytest.raises(eir.EmitError, match="the written source does not run: NameError"):
         check_source(text.replace("self.bn2(", "bn2("), "CifarResNet", graph)

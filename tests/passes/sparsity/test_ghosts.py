@@ -381,7 +381,7 @@ def test_weights_that_do_not_fit() -> None:
         ({**state, "more": torch.ones(1)}, "more is unknown to it"),
         ({**state, "fc.bias": torch.ones(3)}, r"fc.bias is \[3\], the graph has \[10\]"),
         ({**state, "fc.bias": torch.ones(10).half()}, "fc.bias is float16, the graph has float32"),
-        ({**state, "fc.bias": 3}, "'fc.bias' of the trained weights is no tensor"),
+        ({**state, "fc.bias": 3}, "'fc.bias' of the trained weights is not a tensor"),
     ]
     for given, message in bad:
         with pytest.raises(SourceError, match=message):

@@ -105,7 +105,7 @@ def locals_of(expr: Expr) -> list[Any]:
 
 
 def literal(item: Any, leaf: Callable[[Any], Expr] = lit) -> Expr:
-    """Nested plain data as an expression; ``leaf`` makes that of what is no tuple, list, dictionary or slice."""
+    """Nested plain data as an expression; ``leaf`` converts what is not a tuple, list, dictionary or slice."""
     if isinstance(item, Expr):
         return item
     if isinstance(item, (tuple, list)):
@@ -117,7 +117,7 @@ def literal(item: Any, leaf: Callable[[Any], Expr] = lit) -> Expr:
     return leaf(item)
 
 
-OPAQUE = object()  #: what is no plain data
+OPAQUE = object()  #: stands for what is not plain data
 
 
 def plain(expr: Expr) -> Any:

@@ -118,7 +118,7 @@ class Printer:
         start, stop, step = ("" if part == none else self.flat(part) for part in expr.parts)
         if all(re.fullmatch(r"-?[\w]*", part) for part in (start, stop, step)):
             return f"{start}:{stop}" + (f":{step}" if step else "")
-        found = f"{start} :" if start else ":"  # black's way with what is no name and no number
+        found = f"{start} :" if start else ":"  # black's way with what is neither a name nor a number
         return found + (f" {stop}" if stop else "") + (f" : {step}" if step else "")
 
     def _items(self, parts: Sequence[Expr], names: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 """Nodes of torch.fx as expressions: torch's functions, methods of tensors and operators, by an allow-list of names.
 
-The graph may come from a file, and what is made here becomes source text that is run: whatever is no plain identifier
-or no function that a file may name is refused (see :mod:`elastic_ir.ir.functions`).
+The graph may come from a file, and what is made here becomes source text that is run: whatever is not a plain
+identifier or a function that a file may name is refused (see :mod:`elastic_ir.ir.functions`).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ TRAINING = raw("self.training")
 def identifier(name: str, what: str) -> str:
     """A name that may stand in source text; EmitError for anything else."""
     if not name.isidentifier() or not name.isascii() or keyword.iskeyword(name):
-        raise EmitError(f"{what} {name!r} is no name in Python, so it cannot be written as source")
+        raise EmitError(f"{what} {name!r} is not a name in Python, so it cannot be written as source")
     return name
 
 
@@ -110,13 +110,13 @@ def call_of(node: Node, later: Callable[[Value], bool]) -> Expr:
     if last == "getattr" and owner in ("", "builtins"):
         if len(node.args) < 2 or node.args[1] not in _ATTRIBUTES:
             raise EmitError(
-                f"node %{node.name} reads the attribute {node.args[1:]!r}, which is no plain tensor attribute"
+                f"node %{node.name} reads the attribute {node.args[1:]!r}, which is not a plain tensor attribute"
             )
         return Expr("getattr", node.args[1], (args[0],))
     homes = {"operator": "", "math": "math", "torch": "torch", "torch.functional": "torch",
              "torch.nn.functional": "F", "torch._C._nn": "F"}  # fmt: skip
     if owner not in homes:
-        raise Unwritable(f"the network calls {node.op}, which is no function of torch")
+        raise Unwritable(f"the network calls {node.op}, which is not a function of torch")
     resolve_function(node.op)
     if owner == "operator":
         return _operator(last, args, node, later)
@@ -173,7 +173,7 @@ def function_call(text: str, args: list[Expr], options: dict[str, Expr]) -> Expr
 
 @cache
 def parameters(text: str) -> dict[str, Any]:
-    """The parameters of a function of ``torch.nn.functional`` with defaults; empty where nothing tells them.
+    """The parameters of a function of ``torch.nn.functional`` with their defaults; empty where they are not known.
 
     They are those of Python's signature, or of ATen's schema, under the names that Python has for them.
     """

@@ -20,6 +20,7 @@ from elastic_ir.emit.source.reading.calls import identifier, parameters
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.functions import resolve_symbol
 from elastic_ir.ir.graph import Node, Symbol
+from elastic_ir.tensors.weights import Weight
 
 Shape = tuple[int, ...]
 #: Attributes that are one number where they are the same along every axis.
@@ -60,11 +61,11 @@ def _option(name: str, value: Any) -> Expr:
 
 
 def layer_of(node: Node) -> Expr:
-    """The constructor of a leaf module's node; EmitError for what is no layer of ``torch.nn``."""
+    """The constructor of a leaf module's node; EmitError for what is not a layer of ``torch.nn``."""
     kind = getattr(nn, node.op.removeprefix("nn."), None) if node.op.startswith("nn.") else None
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise EmitError(
-            f"{node.scope} is a {node.op}, which is no layer of torch.nn, so it cannot be written as source"
+            f"{node.scope} is a {node.op}, which is not a layer of torch.nn, so it cannot be written as source"
         )
     accepted = inspect.signature(kind.__init__).parameters
     takes_any = any(item.kind is inspect.Parameter.VAR_POSITIONAL for item in accepted.values())
@@ -90,10 +91,10 @@ class Layered:
     roles: tuple[str, ...]
 
 
-def as_layer(expr: Expr, shapes: Mapping[tuple[str, ...], Shape], rank: int | None) -> Layered | None:
+def as_layer(expr: Expr, weights: Mapping[tuple[str, ...], Weight], rank: int | None) -> Layered | None:
     """A functional call as the layer of ``torch.nn`` that has its name, None where there is none with its weights.
 
-    ``shapes`` are those of the weights by their full paths, ``rank`` the number of the input's axes.
+    ``weights`` are the network's by their full paths, ``rank`` is the number of the input's axes.
     """
     if expr.kind == "call" and expr.value.startswith(("F.", "torch.")):
         name = expr.value.rpartition(".")[2]
@@ -119,10 +120,11 @@ def as_layer(expr: Expr, shapes: Mapping[tuple[str, ...], Shape], rank: int | No
         return None
     norm = name in ("batch_norm", "instance_norm") and rank is not None
     kind = _layers().get(name.replace("_", "") + (f"{max(rank - 2, 1)}d" if norm and rank else ""))
+    shapes = {key: weights[path].shape for key, path in roles.items() if path in weights}
     if kind is None:
         return None
     usual = {key: value for key, value in defaults(f"nn.{kind.__name__}").items() if key in order}
-    made = _with_weights(kind, usual, options, {key: shapes.get(path, ()) for key, path in roles.items()})
+    made = _with_weights(kind, usual, options, shapes)
     return Layered(made, source, tuple(roles)) if made is not None else None
 
 
@@ -159,8 +161,8 @@ def _with_weights(
 
 
 def zeros(shape: Shape, dtype: str = "float32") -> Expr:
-    """``torch.zeros(...)`` of a shape. Raises EmitError for what is no dtype."""
+    """``torch.zeros(...)`` of a shape. Raises EmitError where torch has no such dtype."""
     if not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise EmitError(f"{dtype!r} is no dtype of torch")
+        raise EmitError(f"{dtype!r} is not a dtype of torch")
     sizes = [lit(extent) for extent in shape] or [group("tuple", ())]
     return call("torch.zeros", *sizes, **({} if dtype == "float32" else {"dtype": raw(f"torch.{dtype}")}))

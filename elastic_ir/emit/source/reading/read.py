@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from elastic_ir.emit.source.expressions.expr import Expr, change, walk
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+from elastic_ir.emit.source.expressions.expr import Expr, call, change, locals_of, walk
 from elastic_ir.emit.source.reading.aten import call_of_aten
 from elastic_ir.emit.source.reading.calls import call_of, convert, identifier
-from elastic_ir.emit.source.reading.layers import as_layer, layer_of
+from elastic_ir.emit.source.reading.layers import Layered, as_layer, layer_of
 from elastic_ir.emit.source.reading.tree import (
     Path,
     Sizes,
@@ -45,49 +49,41 @@ def _read_statements(tree: Tree) -> None:
     nodes = [node for node in graph if not (node.op == "torch._assert" or node.op in CHECKS)]
     needed = _needed(nodes)
     nodes = [node for node in nodes if node in needed]
-    last: dict[Value, int] = {}
-    for place, node in enumerate(nodes):
-        for value in node.operands():
-            last[value] = place
+    last = {value: place for place, node in enumerate(nodes) for value in node.operands()}
     for place, node in enumerate(nodes):
         if node.kind == "input":
             if node.op.startswith("*"):
                 raise EmitError(f"{graph.name}.forward takes {node.op}, which a graph does not spell out")
             tree.inputs.append(node)
-            continue
-        if node.kind == "output":
+        elif node.kind == "output":
             tree.output = node
-            continue
-        if node.kind == "constant":
-            continue
-        scope = tuple(node.scope.split(".")) if node.scope else ()
-        if node.kind == "module":
-            for option in node.kwargs:
-                identifier(option, "the argument")
-            args = tuple(convert(item) for item in (*node.args, *node.kwargs.values()))
-            expr = Expr("self", scope, args, ("",) * len(node.args) + tuple(node.kwargs))
-            part = tree.part(scope)
-            part.kind, part.make = "leaf", layer_of(node)
-        else:
-
-            def later(value: Value, place: int = place) -> bool:
-                return last.get(value, -1) > place
-
-            args = tree.sizes.get(node, node.args)
-            expr = call_of_aten(node, args, later) if exported else call_of(node, later)
-            if exported and "device" in node.kwargs and expr.kind == "call" and tree.inputs:
-                device = Expr("getattr", "device", (Expr("local", tree.inputs[0].output),))
-                expr = Expr("call", expr.value, (*expr.parts, device), (*expr.names, "device"))
-        tree.statements.append(Statement(node.output, expr, scope))
-    for place, statement in enumerate(tree.statements):
-        for leaf in walk(statement.expr):
-            if leaf.kind == "local":
-                tree.readers.setdefault(leaf.value, []).append(place)
+        elif node.kind != "constant":
+            scope = tuple(node.scope.split(".")) if node.scope else ()
+            expr = _expression(tree, node, scope, exported, lambda value, at=place: last.get(value, -1) > at)  # type: ignore[misc]
+            tree.statements.append(Statement(node.output, expr, scope))
     if tree.output is None:
         raise EmitError(f"{graph.name} has no output, so there is no forward to write")
-    for leaf in walk(convert(tree.output.args)):
-        if leaf.kind == "local":
-            tree.readers.setdefault(leaf.value, []).append(-1)
+    ends = [(place, statement.expr) for place, statement in enumerate(tree.statements)]
+    for place, expr in [*ends, (-1, convert(tree.output.args))]:
+        for key in locals_of(expr):
+            tree.readers.setdefault(key, []).append(place)
+
+
+def _expression(tree: Tree, node: Node, scope: Path, exported: bool, later: Callable[[Value], bool]) -> Expr:
+    """What a node computes; ``later`` says whether a value is read again afterwards."""
+    if node.kind == "module":
+        part = tree.part(scope)
+        part.kind, part.make = "leaf", layer_of(node)
+        options = {identifier(name, "the argument"): convert(item) for name, item in node.kwargs.items()}
+        made = call("", *map(convert, node.args), **options)
+        return replace(made, kind="self", value=scope)
+    if not exported:
+        return call_of(node, later)
+    expr = call_of_aten(node, tree.sizes.get(node, node.args), later)
+    if "device" in node.kwargs and expr.kind == "call" and tree.inputs:
+        device = Expr("getattr", "device", (Expr("local", tree.inputs[0].output),))
+        expr = replace(expr, parts=(*expr.parts, device), names=(*expr.names, "device"))
+    return expr
 
 
 def _needed(nodes: list[Node]) -> set[Node]:
@@ -116,80 +112,66 @@ def _hints(tree: Tree) -> None:
             module = tree.live.get_submodule(_origin_path(".".join(path), tree.graph))
         except AttributeError:
             continue
-        if isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.Identity)):
-            continue
-        part.plain_sequential = type(module) is nn.Sequential
         part.sequence = isinstance(module, nn.Sequential)
-        if not part.plain_sequential:
-            part.hint = type(module).__name__.lstrip("_") if type(module) is not nn.Module else ""
+        nameless = isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.Identity))
+        if not nameless and type(module) not in (nn.Sequential, nn.Module):
+            part.hint = type(module).__name__.lstrip("_")
 
 
 def _borrowed(tree: Tree) -> None:
     """Layers whose weights the forward around them uses in a functional call: the layer is called instead."""
-    shapes = {path: weight.shape for path, weight in tree.weights.items()}
     running = {statement.scope for statement in tree.statements}
-    readers: dict[Path, int] = {}
-    for statement in tree.statements:
-        for path in {leaf.value[:-1] for leaf in walk(statement.expr) if leaf.kind == "attr"}:
-            readers[path] = readers.get(path, 0) + 1
-    for statement in tree.statements:
-        owners = {leaf.value[:-1] for leaf in walk(statement.expr) if leaf.kind == "attr"}
-        if len(owners) != 1:
-            continue
-        owner = owners.pop()
+    owners = [
+        {leaf.value[:-1] for leaf in walk(statement.expr) if leaf.kind == "attr"}
+        for statement in tree.statements
+    ]
+    readers = Counter(path for paths in owners for path in paths)
+    for statement, paths in zip(tree.statements, owners, strict=True):
+        owner = min(paths, default=())
         part = tree.parts.get(owner)
-        if part is None or owner in running or part.children or readers[owner] != 1 or not owner:
+        if (
+            len(paths) != 1
+            or not owner
+            or part is None
+            or part.children
+            or owner in running
+            or readers[owner] != 1
+        ):
             continue
-        found = as_layer(statement.expr, shapes, _rank(statement.expr))
-        if found is None or set(found.roles) != set(part.weights) or owner[:-1] != statement.scope:
-            continue
-        part.kind, part.make = "leaf", found.make
-        statement.scope, statement.expr = owner, Expr("self", owner, (found.input,), ("",))
+        found = _as_layer(tree, statement.expr)
+        if found is not None and set(found.roles) == set(part.weights) and owner[:-1] == statement.scope:
+            part.kind, part.make = "leaf", found.make
+            statement.scope, statement.expr = owner, Expr("self", owner, (found.input,), ("",))
 
 
 def _layers(tree: Tree) -> None:
     """Functional calls that are layers: a leaf where a path does nothing else, a base class where it does more."""
-    shapes = {path: weight.shape for path, weight in tree.weights.items()}
-    own: dict[Path, list[int]] = {}
-    for place, statement in enumerate(tree.statements):
-        own.setdefault(statement.scope, []).append(place)
-    for path, places in own.items():
-        part = tree.parts[path]
+    own: dict[Path, list[Statement]] = {}
+    for statement in tree.statements:
+        own.setdefault(statement.scope, []).append(statement)
+    for path, statements in own.items():
+        part, runs = tree.parts[path], tree.runs[path]
         if part.kind == "leaf" or not path:
             continue
-        alone = len(places) == len(tree.runs[path]) and not part.children
-        alone = alone and all(high - low == 1 for low, high in tree.runs[path])
-        for place in places if not alone else places[:1]:
-            statement = tree.statements[place]
-            expr = _untied(statement.expr, path, tree)
-            found = as_layer(expr, shapes, _rank(expr))
-            if found is None:
-                continue
-            roles = set(part.weights) - {"num_batches_tracked"}
-            owned = all((*path, role) in shapes for role in found.roles)
-            if alone and owned and set(found.roles) == roles and not part.children:
-                same = [
-                    as_layer(_untied(tree.statements[p].expr, path, tree), shapes, _rank(expr))
-                    for p in places
-                ]
-                if all(each is not None and each.make == found.make for each in same):
-                    part.kind, part.make = "leaf", found.make
-                    for p, each in zip(places, same, strict=True):
-                        assert each is not None
-                        tree.statements[p].expr = Expr("self", path, (each.input,), ("",))
-                    break
-            elif (
-                not alone
-                and found.roles
-                and owned
-                and set(found.roles) == roles
-                and len(tree.runs[path]) == 1
-            ):
-                used = sum(1 for p in places for leaf in walk(tree.statements[p].expr) if leaf.kind == "attr")
-                if used == len(found.roles):
-                    part.base = found.make
-                    statement.expr = Expr("call", "super().forward", (found.input,), ("",))
-                break
+        roles = set(part.weights) - {"num_batches_tracked"}
+        found = [(each, _as_layer(tree, _untied(each.expr, path, tree))) for each in statements]
+        layers = [(each, layer) for each, layer in found if layer is not None and set(layer.roles) == roles]
+        if not part.children and len(statements) == sum(high - low for low, high in runs) == len(runs):
+            if len(layers) == len(statements) and len({layer.make for _, layer in layers}) == 1:
+                part.kind, part.make = "leaf", layers[0][1].make
+                for statement, layer in layers:
+                    statement.expr = Expr("self", path, (layer.input,), ("",))
+        elif layers and roles and len(runs) == 1:
+            statement, layer = layers[0]
+            if len(roles) == sum(leaf.kind == "attr" for each in statements for leaf in walk(each.expr)):
+                part.base = layer.make
+                statement.expr = call("super().forward", layer.input)
+
+
+def _as_layer(tree: Tree, expr: Expr) -> Layered | None:
+    first = next((leaf.value for leaf in walk(expr) if leaf.kind == "local"), None)
+    rank = len(first.type.shape) if first is not None and first.type is not None else None
+    return as_layer(expr, tree.weights, rank)
 
 
 def _untied(expr: Expr, path: Path, tree: Tree) -> Expr:
@@ -203,8 +185,3 @@ def _untied(expr: Expr, path: Path, tree: Tree) -> Expr:
         return None
 
     return change(expr, own)
-
-
-def _rank(expr: Expr) -> int | None:
-    first = next((leaf.value for leaf in walk(expr) if leaf.kind == "local"), None)
-    return len(first.type.shape) if first is not None and first.type is not None else None

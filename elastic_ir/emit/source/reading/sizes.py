@@ -7,7 +7,7 @@ else, depends on the input; it is written as the size of a value at hand (``x.sh
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -85,25 +85,12 @@ def _compared(graph: Graph, other: Graph) -> dict[Node, tuple[Any, ...]] | None:
         return None
     twins = {a.output: b.output for a, b in zip(first, second, strict=True)}
     given = [node.output for node in first if node.kind == "input"]
-    place = {node: index for index, node in enumerate(first)}
-    entry: dict[str, Value] = {}
-    began: dict[str, int] = {}
     sizes: dict[Node, tuple[Any, ...]] = {}
-    before = ""
-    for a, b in zip(first, second, strict=True):
-        operands = [value for value in a.operands() if value.type is not None]
-        for scope in _scopes(a.scope):
-            if not f"{before}.".startswith(f"{scope}."):
-                began[scope] = place[a]
-                entry.pop(scope, None)
-            outer = [value for value in operands if place[value.node] < began[scope]]
-            if outer and scope not in entry:
-                entry[scope] = outer[0]  # what a run of this module is given first
-        before = a.scope
+    for place, (a, b) in enumerate(zip(first, second, strict=True)):
         if a.args == b.args or a.kind == "output":
             continue
-        near = [entry[scope] for scope in list(_scopes(a.scope))[-1:] if scope in entry]
-        candidates = [*near, *operands, *given]
+        operands = [value for value in a.operands() if value.type is not None]
+        candidates = [*_entry(first, place), *operands, *given]
         try:
             found = tuple(_matched(x, y, candidates, twins) for x, y in zip(a.args, b.args, strict=True))
         except LookupError:
@@ -113,11 +100,14 @@ def _compared(graph: Graph, other: Graph) -> dict[Node, tuple[Any, ...]] | None:
     return sizes
 
 
-def _scopes(scope: str) -> Iterator[str]:
-    """A scope's paths from the outermost to its own."""
-    steps = scope.split(".") if scope else []
-    for length in range(1, len(steps) + 1):
-        yield ".".join(steps[:length])
+def _entry(nodes: Sequence[Node], place: int) -> list[Value]:
+    """What the run of a module that a node is part of is given first."""
+    scope, start = nodes[place].scope, place
+    while scope and start and f"{nodes[start - 1].scope}.".startswith(f"{scope}."):
+        start -= 1
+    inside = {node.output for node in nodes[start : place + 1]}
+    read = [value for node in nodes[start : place + 1] for value in node.operands() if scope]
+    return [value for value in read if value.type is not None and value not in inside][:1]
 
 
 def _matched(one: Any, two: Any, candidates: list[Value], twins: dict[Value, Value]) -> Any:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from elastic_ir.emit.source.expressions.expr import IDENTITY, Expr, change, walk
+from elastic_ir.emit.source.expressions.expr import IDENTITY, Expr, change, group, walk
 from elastic_ir.emit.source.reading.calls import convert
 from elastic_ir.ir.graph import Graph, Node, Value
 from elastic_ir.ir.numbering import is_index
@@ -56,7 +56,6 @@ class Part:
     body: Body | None = None
     hint: str = ""  #: the class's name in the source, if known
     inlined: bool = False  #: its nodes stand in the forward around it
-    plain_sequential: bool = False  #: the source has a Sequential of torch there
     sequence: bool = False  #: the source has a Sequential there, or a class derived from it
     loop: bool = False  #: a list that its parent's forward runs through in order
 
@@ -80,6 +79,7 @@ class Tree:
         self.parts: dict[Path, Part] = {(): Part(())}
         self.runs: dict[Path, list[tuple[int, int]]] = {}
         self.readers: dict[Any, list[int]] = {}
+        self.bodies: dict[tuple[Path, int], Body] = {}  #: by the path and the first statement
 
     def part(self, path: Path) -> Part:
         """The part of a path, made if need be, with those above it."""
@@ -92,8 +92,8 @@ class Tree:
 
     def body(self, part: Part, low: int, high: int) -> Body:
         """What a part does in the statements from ``low`` to ``high``, calls of parts below it as one statement."""
-        numbers: dict[Any, int] = {}
-        inputs: list[Any] = []
+        if (part.path, low) in self.bodies:
+            return self.bodies[part.path, low]
         made: list[tuple[list[Any], Expr]] = []
         at = low
         while at < high:
@@ -111,51 +111,40 @@ class Tree:
             results = [body.values[leaf.value] for leaf in walk(body.returns) if leaf.kind == "local"]
             made.append((results, Expr("self", child.path, arguments, ("",) * len(arguments))))
             at = end
-        defined = {key for results, _ in made for key in results}
         depth = len(part.path)
-
-        def outside(leaf: Expr) -> None:
-            if leaf.kind == "local" and leaf.value not in defined and leaf.value not in inputs:
-                inputs.append(leaf.value)
-            if leaf.kind == "attr" and leaf.value[:depth] != part.path and leaf.value not in inputs:
-                inputs.append(leaf.value)
-
-        if not part.path:
-            inputs += [node.output for node in self.inputs]
-        for _, expr in made:
-            for leaf in walk(expr):
-                outside(leaf)
-        for key in inputs:
-            numbers[key] = len(numbers)
-        for results, _ in made:
-            for key in results:
-                numbers[key] = len(numbers)
+        results = [key for made_keys, _ in made for key in made_keys]
+        defined = set(results)
+        foreign = [
+            leaf.value for _, expr in made for leaf in walk(expr)
+            if (leaf.kind == "local" and leaf.value not in defined)
+            or (leaf.kind == "attr" and leaf.value[:depth] != part.path)
+        ]  # fmt: skip
+        inputs = dict.fromkeys([*(node.output for node in self.inputs if not part.path), *foreign])
+        numbers = {key: number for number, key in enumerate([*inputs, *results])}
 
         def own(leaf: Expr) -> Expr | None:
-            if leaf.kind == "local":
+            if leaf.kind in ("local", "attr") and leaf.value in numbers:
                 return Expr("local", numbers[leaf.value])
             if leaf.kind == "attr":
-                if leaf.value in numbers:
-                    return Expr("local", numbers[leaf.value])
                 return Expr("attr", leaf.value[depth:])
             if leaf.kind == "self":
-                return Expr("self", leaf.value[depth:], tuple(change(p, own) for p in leaf.parts), leaf.names)
+                return replace(
+                    leaf, value=leaf.value[depth:], parts=tuple(change(p, own) for p in leaf.parts)
+                )
             return None
 
-        statements = tuple(
-            (tuple(numbers[key] for key in results), change(expr, own)) for results, expr in made
-        )
+        statements = tuple((tuple(numbers[key] for key in keys), change(expr, own)) for keys, expr in made)
         if part.path:
             leaving = [
-                key for results, _ in made for key in results
+                Expr("local", numbers[key]) for key in results
                 if any(not low <= reader < high for reader in self.readers.get(key, ()))
             ]  # fmt: skip
-            parts = tuple(Expr("local", numbers[key]) for key in leaving)
-            returns = parts[0] if len(parts) == 1 else Expr("tuple", None, parts)
+            returns = leaving[0] if len(leaving) == 1 else group("tuple", leaving)
         else:
             assert self.output is not None
             returns = change(convert(self.output.args[0]), own)
-        return Body(tuple(inputs), statements, returns, tuple(numbers))
+        found = self.bodies[part.path, low] = Body(tuple(inputs), statements, returns, tuple(numbers))
+        return found
 
     def _called(self, part: Part, scope: Path) -> Part | None:
         """The nearest part below ``part`` on the way to a scope that is called as a module."""
@@ -179,47 +168,30 @@ def count_runs(tree: Tree) -> None:
 
 def settle(tree: Tree, part: Part) -> None:
     """What kind of module a part is; those below it are settled already."""
-    runs = tree.runs.get(part.path, [])
-    if part.path and runs:
-        bodies = [tree.body(part, low, high) for low, high in runs]
-        first = bodies[0]
-        if any((b.statements, b.returns, len(b.inputs)) != (first.statements, first.returns, len(first.inputs))
-               for b in bodies[1:]) or first.returns == Expr("tuple"):  # fmt: skip
-            part.inlined = True
-        else:
-            part.body = first
-    elif part.path:
-        part.inlined = True
-    else:
-        part.body = tree.body(part, 0, len(tree.statements))
-    if part.body is not None:
-        named = part.sequence or all(is_index(name) for name in part.children)
-        named = named or _is_series(part.children) or any(not name.isidentifier() for name in part.children)
-        if part.children and named and _is_chain(part):
+    runs = tree.runs.get(part.path, []) if part.path else [(0, len(tree.statements))]
+    bodies = [tree.body(part, low, high) for low, high in runs]
+    forms = {(body.statements, body.returns, len(body.inputs)) for body in bodies}
+    numbered = bool(part.children) and all(map(is_index, part.children))
+    if len(forms) == 1 and (not part.path or bodies[0].returns != Expr("tuple")):
+        part.body = bodies[0]
+        named = any(not name.isidentifier() for name in part.children) or _is_series(part.children)
+        if part.children and (part.sequence or numbered or named) and _is_chain(part):
             part.kind = "sequential"
             return
-        numeric = part.children and all(is_index(name) for name in part.children)
-        if part.path and numeric and not part.weights:
-            part.inlined, part.body = True, None  # a list, which the forward around it runs through
-    if part.inlined:
-        if part.children and all(is_index(name) for name in part.children) and not part.weights:
-            part.kind = "list"
-        elif part.children and not part.weights:
-            part.kind = "dict"
-        elif not part.children and part.weights:
-            part.kind = "parameters"
+        if part.path and numbered and not part.weights:
+            part.body = None  # a list, which the forward around it runs through
+    part.inlined = part.body is None
+    if part.inlined and (part.children or part.weights) and not (part.children and part.weights):
+        part.kind = "list" if numbered else "dict" if part.children else "parameters"
 
 
 def _is_series(names: Iterable[str]) -> bool:
     """Whether names are one word with numbers that count up: RegNet's ``b1``, ``b2``, ``b3``."""
     found = [re.fullmatch(r"([a-z]|block|layer)_?(\d+)", name) for name in names]
+    words = {match[1] if match is not None else None for match in found}
     numbers = [int(match[2]) for match in found if match is not None]
-    one = len({match[1] for match in found if match is not None}) == 1
     return (
-        bool(found)
-        and None not in found
-        and one
-        and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+        len(words) == 1 and None not in words and numbers == [numbers[0] + at for at in range(len(numbers))]
     )
 
 
@@ -236,21 +208,21 @@ def _is_chain(part: Part) -> bool:
             return False
         current = results[0]
         ran.append(expr.value[0])
+    idle = [part.children[name] for name in part.children if name not in ran]
     if len(set(ran)) != len(ran) or body.returns != Expr("local", current):
         return False
-    idle = [name for name in part.children if name not in ran]
-    if any(part.children[name].weights or part.children[name].children for name in idle):
+    if any(child.weights or child.children for child in idle):
         return False
-    if all(is_index(name) for name in part.children):
-        if [int(name) for name in ran] != sorted(int(name) for name in ran):
+    if all(map(is_index, part.children)):
+        if ran != sorted(ran, key=int):
             return False
-        for number in range(
-            int(ran[-1])
+        for name in map(
+            str, range(int(ran[-1]))
         ):  # what a Sequential holds and the graph does not run keeps its place
-            if str(number) not in ran:
-                part.children[str(number)] = Part((*part.path, str(number)), kind="identity", make=IDENTITY)
-    part.children = {name: part.children[name] for name in
-                     (sorted(part.children, key=int) if is_index(ran[0]) else ran)}  # fmt: skip
+            if name not in ran:
+                part.children[name] = Part((*part.path, name), kind="identity", make=IDENTITY)
+    order = sorted(part.children, key=int) if is_index(ran[0]) else ran
+    part.children = {name: part.children[name] for name in order}
     return True
 
 
@@ -267,15 +239,12 @@ def order_children(tree: Tree) -> None:
     for path, part in tree.parts.items():
         if part.kind == "sequential":
             continue
-        listed = {name: index for index, name in enumerate(known.get(".".join(path), ()))}
-        if all(name in listed for name in part.children):
-            part.children = {
-                name: part.children[name] for name in sorted(part.children, key=lambda n: listed[n])
-            }
-        else:
-            part.children = {
-                name: part.children[name]
-                for name in sorted(part.children, key=lambda n: place.get((*path, n), (1 << 60, 0)))
-            }
+        names = list(part.children)
+        listed = known.get(".".join(path), ())
         if part.kind == "list":
-            part.children = {name: part.children[name] for name in sorted(part.children, key=int)}
+            names.sort(key=int)
+        elif all(name in listed for name in names):
+            names.sort(key=listed.index)
+        else:
+            names.sort(key=lambda name: place.get((*path, name), (1 << 60, 0)))
+        part.children = {name: part.children[name] for name in names}
