@@ -381,7 +381,7 @@ INSIDE = [
     ("out.pt", "elastic_ir.emit.files._check_state"),
     ("out.pt", "os.fsync"),
     ("out.pt", "os.replace"),
-    ("out.safetensors", "elastic_ir.emit.files.write_safetensors"),
+    ("out.safetensors", "elastic_ir.formats.safetensors.write_safetensors"),
     ("out.safetensors", "elastic_ir.formats.safetensors.read_safetensors"),
     ("out.safetensors", "os.fsync"),
     ("out.safetensors", "os.replace"),
