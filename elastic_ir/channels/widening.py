@@ -22,25 +22,24 @@ from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.tensors.lazy import TensorData
 from elastic_ir.tensors.recipes import (
     Columns,
-    Recipe,
+    Derived,
     Taken,
-    _double,
-    _written,
+    double,
     index_tables,
     select_mask,
     with_values,
+    written,
 )
 
 
 @dataclass(frozen=True)
-class Widened(Recipe):
+class Widened(Derived):
     """A tensor with rows and columns several times, its inputs divided by how often their channel comes.
 
     An optimizer's moments begin anew: the gradients of a row that comes k times are a k-th of what they were, and a
     moment does not tell whether it goes with them or with their square.
     """
 
-    data: TensorData
     rows: tuple[int, ...]
     columns: Columns  #: for each group, as in :class:`elastic_ir.tensors.recipes.Selected`
     counts: tuple[int, ...] | None = (
@@ -56,14 +55,10 @@ class Widened(Recipe):
     def shape(self) -> tuple[int, ...]:
         return (len(self.rows), len(self.columns[0]), *self.data.shape[2:])
 
-    @property
-    def dtype(self) -> str:
-        return self.data.dtype
-
     def chunks(self) -> Iterator[memoryview]:
         import torch
 
-        source = _double(self.data)
+        source = double(self.data)
         table = index_tables(self.data.shape, self.rows, self.columns)
         made = source[tuple(torch.from_numpy(part) for part in table)]
         places, columns = (np.broadcast_to(part, made.shape[:2]) for part in table)
@@ -81,7 +76,7 @@ class Widened(Recipe):
             )
             size = self.noise * float(source.std(correction=0))
             made = made + size * dots * torch.from_numpy(again).reshape(*again.shape, *behind)
-        yield from _written(made, self.dtype)
+        yield from written(made, self.dtype)
 
 
 class Widening:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from elastic_ir.tensors.lazy import TensorData
-from elastic_ir.tensors.recipes import Recipe
+from elastic_ir.tensors.recipes import Recipe, written
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,6 @@ class IdentityKernel(Recipe):
     def chunks(self) -> Iterator[memoryview]:
         import torch
 
-        from elastic_ir.tensors.torch_bridge import TorchData
-
         rows, columns, *kernel = self.shape
         weight = torch.zeros(self.shape)
         place: Any = (..., *(extent // 2 for extent in kernel))
@@ -34,7 +32,7 @@ class IdentityKernel(Recipe):
         at = torch.arange(rows)
         middle[at, at % columns] = 1
         assert rows == columns * self.groups
-        yield from TorchData(weight.to(getattr(torch, self.dtype))).chunks()
+        yield from written(weight, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,7 @@ class Constant(Recipe):
     def chunks(self) -> Iterator[memoryview]:
         import torch
 
-        from elastic_ir.tensors.torch_bridge import TorchData
-
-        yield from TorchData(torch.full(self.shape, self.value, dtype=getattr(torch, self.dtype))).chunks()
+        yield from written(torch.full(self.shape, self.value, dtype=getattr(torch, self.dtype)), self.dtype)
 
 
 def idle_norm(shapes: dict[str, tuple[tuple[int, ...], str]], epsilon: float) -> dict[str, TensorData]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import EmitError
 from elastic_ir.tensors.lazy import TensorData
-from elastic_ir.tensors.recipes import Recipe
+from elastic_ir.tensors.recipes import Derived, Recipe, carried, double, written
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,9 +66,7 @@ class Split:
         """Both kernels, in double precision; EmitError where they miss the source's by more than the tolerance."""
         import numpy as np
 
-        from elastic_ir.tensors.torch_bridge import to_torch
-
-        source = to_torch(self.data).double().numpy()
+        source = double(self.data).numpy()
         pads = [(w - s) // 2 for w, s in zip(self._whole, source.shape[2:], strict=True)]
         source = np.pad(source, [(0, 0), (0, 0), *((p, p) for p in pads)])
         dice = np.random.default_rng(self.seed)
@@ -186,36 +184,27 @@ class Factor(Recipe):
         import numpy as np
         import torch
 
-        from elastic_ir.tensors.torch_bridge import TorchData
-
         made = torch.from_numpy(np.ascontiguousarray(self.split.kernels()[self.place]))
-        yield from TorchData(made.to(getattr(torch, self.dtype))).chunks()
+        yield from written(made, self.dtype)
 
 
 @dataclass(frozen=True)
-class PaddedKernel(Recipe):
+class PaddedKernel(Derived):
     """A kernel with zeros around it, to a larger size."""
 
-    data: TensorData
     size: tuple[int, ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
         return (*self.data.shape[:2], *self.size)
 
-    @property
-    def dtype(self) -> str:
-        return self.data.dtype
-
     def chunks(self) -> Iterator[memoryview]:
-        from elastic_ir.tensors.torch_bridge import TorchData, to_torch
+        from elastic_ir.tensors.torch_bridge import to_torch
 
-        yield from TorchData(self._padded(to_torch(self.data))).chunks()
+        yield from written(self._padded(to_torch(self.data)), self.dtype)
 
     def carried(self, moment: torch.Tensor) -> torch.Tensor | None:
         """The moment with zeros around it, where the new weights have none yet."""
-        from elastic_ir.tensors.recipes import carried
-
         inner = carried(self.data, moment)
         return None if inner is None else self._padded(inner)
 

@@ -33,6 +33,21 @@ class Recipe:
         return None
 
 
+@dataclass(frozen=True)
+class Derived(Recipe):
+    """A tensor that is computed from another one, of its shape and dtype unless a subclass says otherwise."""
+
+    data: TensorData
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def dtype(self) -> str:
+        return self.data.dtype
+
+
 def _no_moments() -> EmitError:
     return EmitError(
         "fold-batchnorm has rescaled the weights, and an optimizer's state cannot follow; train before folding"
@@ -40,13 +55,12 @@ def _no_moments() -> EmitError:
 
 
 @dataclass(frozen=True)
-class Selected(Recipe):
+class Selected(Derived):
     """The tensor cut to some rows (axis 0) and columns (axis 1); None keeps all of an axis.
 
     ``columns`` has one list for each group of the result; the rows are shared out among the groups in equal runs.
     """
 
-    data: TensorData
     rows: tuple[int, ...] | None = None
     columns: Columns | None = None
 
@@ -56,10 +70,6 @@ class Selected(Recipe):
         if self.columns is None:
             return (height, *self.data.shape[1:])
         return (height, len(self.columns[0]), *self.data.shape[2:])
-
-    @property
-    def dtype(self) -> str:
-        return self.data.dtype
 
     def chunks(self) -> Iterator[memoryview]:
         import numpy as np
@@ -92,10 +102,9 @@ def index_tables(
 
 
 @dataclass(frozen=True)
-class Taken(Recipe):
+class Taken(Derived):
     """The tensor cut to some places along one axis."""
 
-    data: TensorData
     axis: int
     places: tuple[int, ...]
 
@@ -103,10 +112,6 @@ class Taken(Recipe):
     def shape(self) -> tuple[int, ...]:
         shape = self.data.shape
         return (*shape[: self.axis], len(self.places), *shape[self.axis + 1 :])
-
-    @property
-    def dtype(self) -> str:
-        return self.data.dtype
 
     def chunks(self) -> Iterator[memoryview]:
         import numpy as np
@@ -116,18 +121,12 @@ class Taken(Recipe):
 
 
 @dataclass(frozen=True)
-class Turned(Recipe):
+class Turned(Derived):
     """A matrix with its axes swapped."""
-
-    data: TensorData
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.data.shape[::-1]
-
-    @property
-    def dtype(self) -> str:
-        return self.data.dtype
 
     def chunks(self) -> Iterator[memoryview]:
         import numpy as np
@@ -175,13 +174,15 @@ class Zeros(Recipe):
             left -= min(left, _PIECE)
 
 
-def _double(data: TensorData) -> torch.Tensor:
+def double(data: TensorData) -> torch.Tensor:
+    """A lazy tensor evaluated, in double precision."""
     from elastic_ir.tensors.torch_bridge import to_torch
 
     return to_torch(data).double()
 
 
-def _written(tensor: torch.Tensor, dtype: str) -> Iterator[memoryview]:
+def written(tensor: torch.Tensor, dtype: str) -> Iterator[memoryview]:
+    """The bytes of a tensor, rounded to a dtype."""
     import torch
 
     from elastic_ir.tensors.torch_bridge import TorchData
@@ -190,29 +191,20 @@ def _written(tensor: torch.Tensor, dtype: str) -> Iterator[memoryview]:
 
 
 @dataclass(frozen=True)
-class Shifted(Recipe):
-    """``base + sign * (weight applied to constant input channels)``: what those channels gave to every row."""
+class Shifted(Derived):
+    """``data + sign * (weight applied to constant input channels)``: what those channels gave to every row."""
 
-    base: TensorData
     weight: TensorData
     constants: tuple[float, ...]  #: one for each input channel; 0 for those that go on flowing
     groups: int = 1
     sign: int = 1
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.base.shape
-
-    @property
-    def dtype(self) -> str:
-        return self.base.dtype
-
     def chunks(self) -> Iterator[memoryview]:
-        shift = contribution(_double(self.weight), self.constants, self.groups)
-        yield from _written(_double(self.base) + self.sign * shift, self.dtype)
+        shift = contribution(double(self.weight), self.constants, self.groups)
+        yield from written(double(self.data) + self.sign * shift, self.dtype)
 
     def carried(self, moment: torch.Tensor) -> torch.Tensor | None:
-        return carried(self.base, moment)
+        return carried(self.data, moment)
 
 
 def contribution(weight: torch.Tensor, constants: tuple[float, ...], groups: int) -> torch.Tensor:
@@ -238,35 +230,26 @@ class Norm:
         """``scale / sqrt(variance + epsilon)`` in double precision."""
         import torch
 
-        inverse = torch.rsqrt(_double(self.variance) + self.epsilon)
-        return inverse if self.scale is None else inverse * _double(self.scale)
+        inverse = torch.rsqrt(double(self.variance) + self.epsilon)
+        return inverse if self.scale is None else inverse * double(self.scale)
 
     def offsets(self, bias: TensorData | None) -> torch.Tensor:
         """What is added once the input is scaled, for an input that carries a bias, in double precision."""
-        moved = -_double(self.mean) if bias is None else _double(bias) - _double(self.mean)
+        moved = -double(self.mean) if bias is None else double(bias) - double(self.mean)
         shifted = moved * self.factors()
-        return shifted if self.shift is None else shifted + _double(self.shift)
+        return shifted if self.shift is None else shifted + double(self.shift)
 
 
 @dataclass(frozen=True)
-class ScaledRows(Recipe):
+class ScaledRows(Derived):
     """A weight with each row scaled as the batch norm behind it would scale its channel; zeros stay zeros."""
 
-    data: TensorData
     norm: Norm
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.data.shape
-
-    @property
-    def dtype(self) -> str:
-        return self.data.dtype
-
     def chunks(self) -> Iterator[memoryview]:
-        weight = _double(self.data)
+        weight = double(self.data)
         factors = self.norm.factors().reshape(-1, *[1] * (weight.ndim - 1))
-        yield from _written(weight * factors, self.dtype)
+        yield from written(weight * factors, self.dtype)
 
     def carried(self, moment: torch.Tensor) -> torch.Tensor | None:
         raise _no_moments()
@@ -285,30 +268,21 @@ class NormBias(Recipe):
         return self.norm.mean.shape
 
     def chunks(self) -> Iterator[memoryview]:
-        yield from _written(self.norm.offsets(self.bias), self.dtype)
+        yield from written(self.norm.offsets(self.bias), self.dtype)
 
     def carried(self, moment: torch.Tensor) -> torch.Tensor | None:
         raise _no_moments()
 
 
 @dataclass(frozen=True)
-class Scaled(Recipe):
+class Scaled(Derived):
     """A tensor times a number, to the bit as torch computes it; one chunk of it is in memory, and no torch."""
 
-    data: TensorData
     factor: float
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.data.shape
-
-    @property
-    def dtype(self) -> str:
-        return self.data.dtype
 
     def chunks(self) -> Iterator[memoryview]:
         if self.dtype not in FLOATS:  # eight bits, which torch does not multiply either
-            yield from _written(_double(self.data) * self.factor, self.dtype)
+            yield from written(double(self.data) * self.factor, self.dtype)
             return
         for chunk in self.data.chunks():
             yield multiplied(chunk, self.dtype, self.factor)
