@@ -14,7 +14,7 @@ from torch.fx.node import _get_qualified_name
 
 from elastic_ir.frontends.example_inputs import device_of
 from elastic_ir.ir.example_inputs import Inputs, map_tensors
-from elastic_ir.ir.graph import Graph, Node, Symbol, TensorType, Value, WeightRef
+from elastic_ir.ir.graph import Argument, Graph, Node, Symbol, TensorType, Value, WeightRef, map_argument
 from elastic_ir.ir.info import GraphInfo
 from elastic_ir.ir.naming import name_nodes
 from elastic_ir.tensors.lazy import ShapeOnly
@@ -235,34 +235,22 @@ def _scope(source: fx.Node, modules: dict[str, nn.Module], leaf: str | None = No
 
 def _plain(item: Any) -> Any:
     """Plain data as an IR argument: torch's named constants by name; TypeError for anything else."""
-    if item is None or isinstance(item, (bool, int, float, complex, str)):
-        return item
-    if isinstance(item, (torch.dtype, torch.memory_format, torch.layout)):
-        return Symbol(str(item))
-    if isinstance(item, torch.device):
-        return Symbol(f"device.{item}")
-    if item is Ellipsis:
+    return map_argument(item, _constant)
+
+
+def _constant(leaf: Any) -> Argument:
+    if leaf is None or isinstance(leaf, (bool, int, float, complex, str)):
+        return leaf
+    if isinstance(leaf, (torch.dtype, torch.memory_format, torch.layout)):
+        return Symbol(str(leaf))
+    if isinstance(leaf, torch.device):
+        return Symbol(f"device.{leaf}")
+    if leaf is Ellipsis:
         return Symbol("...")
-    if isinstance(item, tuple):
-        return tuple(_plain(part) for part in item)
-    if isinstance(item, list):
-        return [_plain(part) for part in item]
-    if isinstance(item, dict):
-        return {str(key): _plain(part) for key, part in item.items()}
-    raise TypeError(f"{type(item).__name__} is no plain data")
+    if isinstance(leaf, FakeTensor):
+        raise TypeError("a tensor constant stands in the graph")
+    raise TypeError(f"{type(leaf).__name__} is no plain data")
 
 
 def _argument(item: Any, values: dict[fx.Node, Value]) -> Any:
-    if isinstance(item, fx.Node):
-        return values[item]
-    if isinstance(item, tuple):
-        return tuple(_argument(part, values) for part in item)
-    if isinstance(item, list):
-        return [_argument(part, values) for part in item]
-    if isinstance(item, dict):
-        return {str(key): _argument(part, values) for key, part in item.items()}
-    if isinstance(item, slice):
-        return slice(*(_argument(part, values) for part in (item.start, item.stop, item.step)))
-    if isinstance(item, FakeTensor):
-        raise TypeError("a tensor constant stands in the graph")
-    return _plain(item)
+    return map_argument(item, lambda leaf: values[leaf] if isinstance(leaf, fx.Node) else _constant(leaf))

@@ -103,20 +103,23 @@ def masks_from_zeros(tensors: Mapping[str, Any], prunable: Iterable[str]) -> dic
     return masks
 
 
-def attach_packed(weights: Mapping[str, Weight], masks: Mapping[str, Mask]) -> None:
-    """Attach packed masks by name; MaskError names an unknown weight or a wrong shape, and nothing is attached."""
-    for name, mask in masks.items():
+def attach_masks(weights: Mapping[str, Weight], masks: Mapping[str, Any]) -> None:
+    """Attach masks (of :meth:`Mask.of`) by weight name, all or none.
+
+    Raises MaskError that names the weight: unknown name, a buffer, wrong shape, values other than 0 and 1.
+    """
+    packed = {name: Mask.of(mask, name) for name, mask in masks.items()}
+    for name, mask in packed.items():
         if name not in weights:
-            near = ([other for other in weights if other.endswith(name.rsplit(".", 1)[-1])] or list(weights))[
-                :3
-            ]
+            role = name.rsplit(".", 1)[-1]
+            near = ([other for other in weights if other.endswith(role)] or list(weights))[:3]
             raise MaskError(
                 f"the mask {name!r} fits no weight of the network (it has, for example, {', '.join(near) or 'none'})"
             )
         if not weights[name].is_parameter:
             raise MaskError(f"{name!r} is a buffer; masks are for parameters")
         _check_shape(name, mask, weights[name].shape)
-    for name, mask in masks.items():
+    for name, mask in packed.items():
         weights[name].storage.mask = mask
 
 

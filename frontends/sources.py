@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elastic_ir.errors import ElasticError, MaskError, SourceError
+from elastic_ir.errors import MaskError, SourceError
 from elastic_ir.formats import registry
 from elastic_ir.formats.files import parse_json
 from elastic_ir.formats.model_folder import CONFIG, CheckpointSource
@@ -366,12 +366,8 @@ def attach(graph: Graph, masks: Mapping[str, Any]) -> None:
     prefix = graph.info.prefix
     if prefix and all(name.startswith(prefix) for name in masks):
         masks = {name.removeprefix(prefix): mask for name, mask in masks.items()}
-    if masks and all(isinstance(mask, Mask) for mask in masks.values()):
-        from elastic_ir.frontends.masks import attach_packed
-
-        attach_packed(graph.weights, masks)
-    elif masks:
-        from elastic_ir.frontends.weight_table import attach_masks
+    if masks:
+        from elastic_ir.frontends.masks import attach_masks
 
         attach_masks(graph.weights, masks)
 
@@ -386,6 +382,3 @@ def _masks_from_zeros(graph: Graph) -> None:
             f"{graph.name} has no exact zeros in its prunable weights, so --mask-from-zeros finds no mask"
         )
     attach(graph, found)
-
-
-__all__ = ["ElasticError", "attach", "build", "is_name", "load"]

@@ -42,12 +42,8 @@ def choose(found: object, where: str, key: str | None = None) -> Chosen | None:
     ``key`` names it: ``ema``, or with dots ``state.model``. Without, it is the only one that has a weight of two
     dimensions or more. Raises SourceError where several are left, or nothing is under the key.
     """
-    path: Path = ()
     inner: Any
-    if key is not None:
-        path, inner = _under(found, key, where)
-    else:
-        inner = found
+    path, inner = _under(found, key, where) if key is not None else ((), found)
     tables = {(*path, *below): table for below, table in _tables(inner)}
     if key is not None and path not in tables and _is_table(inner):
         tables = {path: inner}  # named by the user, whatever its name
@@ -61,14 +57,10 @@ def choose(found: object, where: str, key: str | None = None) -> Chosen | None:
     masks = {
         other: mask for other, mask in _masks(found) if other[:-1] == at[: len(other) - 1] and other != at
     }
-    if len(masks) > 1:
-        said = ", ".join(".".join(other) for other in masks)
-        raise MaskError(
-            f"{where} holds several sets of masks: {said}; save the one that is meant to a file of its own"
-        )
+    given = _only(masks, where)
     left = tuple(_left(found, at, masks))
     held = table if isinstance(table, nn.Module) else _unwrapped(table)
-    return Chosen(held, _unwrapped(dict(*masks.values())) if masks else {}, left)
+    return Chosen(held, given or {}, left)
 
 
 def state_dict_of(found: object, where: str = "it") -> dict[str, torch.Tensor] | None:
@@ -79,11 +71,14 @@ def state_dict_of(found: object, where: str = "it") -> dict[str, torch.Tensor] |
 
 def masks_in(found: object, where: str) -> dict[str, Any] | None:
     """The only set of masks in what a file holds beside other things; MaskError where there are several."""
-    masks = dict(_masks(found))
+    return _only(dict(_masks(found)), where)
+
+
+def _only(masks: Mapping[Path, Mapping[str, Any]], where: str) -> dict[str, Any] | None:
     if len(masks) > 1:
-        said = ", ".join(".".join(path) for path in masks)
+        listed = ", ".join(".".join(path) for path in masks)
         raise MaskError(
-            f"{where} holds several sets of masks: {said}; save the one that is meant to a file of its own"
+            f"{where} holds several sets of masks: {listed}; save the one that is meant to a file of its own"
         )
     return _unwrapped(dict(*masks.values())) if masks else None
 

@@ -17,7 +17,7 @@ from elastic_ir.errors import TraceError
 from elastic_ir.frontends.example_inputs import from_shapes, guesses
 from elastic_ir.frontends.fx import holds_layers, is_torchs, read_fx, read_sealed
 from elastic_ir.frontends.side_effects import undisturbed
-from elastic_ir.frontends.weight_table import absorb_pruning, attach_masks, weight_table
+from elastic_ir.frontends.weight_table import absorb_pruning, weight_table
 from elastic_ir.ir.example_inputs import Inputs
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.info import Origin
@@ -92,7 +92,10 @@ def trace(
         raise ValueError(f"frontend is 'auto', {', '.join(map(repr, READERS))}, not {frontend!r}")
     model, found = absorb_pruning(model)
     weights = weight_table(model)
-    attach_masks(weights, {**found, **(masks or {})})
+    if given := {**found, **(masks or {})}:
+        from elastic_ir.frontends.masks import attach_masks  # and with it the formats of masks
+
+        attach_masks(weights, given)
     if isinstance(example_inputs, torch.Tensor):
         example_inputs = (example_inputs,)
     if example_inputs is not None or example_kwargs is not None:

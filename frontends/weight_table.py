@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from elastic_ir.tensors.lazy import Mask, ShapeOnly, TensorData
-from elastic_ir.tensors.torch_bridge import TorchData, dtype_name, mask_from_torch
+from elastic_ir.tensors.lazy import ShapeOnly, TensorData
+from elastic_ir.tensors.prunable import is_prunable
+from elastic_ir.tensors.torch_bridge import TorchData, dtype_name
 from elastic_ir.tensors.weights import Storage, Weight
 
 
 def prunable_names(model: nn.Module) -> set[str]:
-    """Names of the weights of convolutions and linear layers, fused attention's input projection included.
-
-    Told by form, not by a list of classes: a ``weight`` of two to five dimensions that belongs neither to an
-    embedding nor to a normalisation.
-    """
-    names = set()
-    for path, module in model.named_modules(remove_duplicate=False):
-        head = f"{path}." if path else ""
-        for name, parameter in module.named_parameters(recurse=False):
-            if not 2 <= parameter.ndim <= 5:
-                continue
-            lookup = hasattr(module, "num_embeddings") or hasattr(module, "normalized_shape")
-            fused = isinstance(module, nn.MultiheadAttention) and name.endswith("_proj_weight")
-            if fused or (name == "weight" and not lookup):
-                names.add(head + name)
-    return names
+    """Names of the weights of convolutions and linear layers, fused attention's input projection included."""
+    return {
+        f"{path}.{role}" if path else role
+        for path, module in model.named_modules(remove_duplicate=False)
+        for role, parameter in module.named_parameters(recurse=False)
+        if is_prunable(module, role, parameter)
+    }
 
 
 def weight_table(model: nn.Module) -> dict[str, Weight]:
@@ -60,26 +51,6 @@ def _identity(tensor: torch.Tensor) -> Any:
 
 def _lazy(tensor: torch.Tensor) -> TensorData:
     return ShapeOnly(tuple(tensor.shape), dtype_name(tensor.dtype)) if tensor.is_meta else TorchData(tensor)
-
-
-def attach_masks(weights: Mapping[str, Weight], masks: Mapping[str, Any]) -> None:
-    """Attach 0/1 masks (tensors, arrays or :class:`Mask`) to weights by name.
-
-    Raises MaskError that names the weight: unknown name, wrong shape, values other than 0 and 1.
-    """
-    if not masks:
-        return
-    from elastic_ir.frontends.masks import attach_packed  # and with it the formats of masks
-
-    packed = {}
-    for name, given in masks.items():
-        if isinstance(given, Mask):
-            packed[name] = given
-        elif isinstance(given, torch.Tensor):
-            packed[name] = mask_from_torch(given, name)
-        else:
-            packed[name] = Mask.from_array(given, name)
-    attach_packed(weights, packed)
 
 
 def absorb_pruning(model: nn.Module) -> tuple[nn.Module, dict[str, torch.Tensor]]:

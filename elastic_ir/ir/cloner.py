@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection
+from dataclasses import replace
 
 from elastic_ir.ir.graph import Argument, Graph, Node, Value, WeightRef, map_argument
 from elastic_ir.ir.structure import Block, Child, Container, Stage, Structure
@@ -61,15 +62,7 @@ def copy_graph(graph: Graph) -> Graph:
     storages: dict[int, Storage] = {}
     for name, weight in graph.weights.items():
         storage = storages.setdefault(id(weight.storage), weight.storage.clone())
-        twin.weights[name] = type(weight)(
-            name,
-            storage,
-            weight.origin,
-            weight.is_parameter,
-            weight.persistent,
-            weight.prunable,
-            weight.source,
-        )
+        twin.weights[name] = replace(weight, storage=storage)
     if graph._structure is not None:
         twin._structure = copy_structure(graph._structure, values, nodes)
     return twin

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from elastic_ir.errors import StructureError
@@ -314,23 +315,13 @@ class Graph:
         seen: dict[int, tuple[int, int]] = {}
         for weight in self.weights.values():
             if weight.prunable:
-                size = 1
-                for extent in weight.shape:
-                    size *= extent
-                seen[id(weight.storage)] = (weight.mask.zeros if weight.mask else 0, size)
+                seen[id(weight.storage)] = (weight.mask.zeros if weight.mask else 0, prod(weight.shape))
         total = sum(size for _, size in seen.values())
         return sum(zeros for zeros, _ in seen.values()) / total if total else 0.0
 
     def parameter_count(self) -> int:
         """How many parameters it has; tied ones count once."""
-        sizes: dict[int, int] = {}
-        for weight in self.weights.values():
-            if weight.is_parameter:
-                size = 1
-                for extent in weight.shape:
-                    size *= extent
-                sizes[id(weight.storage)] = size
-        return sum(sizes.values())
+        return sum({id(w.storage): prod(w.shape) for w in self.weights.values() if w.is_parameter}.values())
 
     # -- the public face: emission, delegated so that the IR itself stays free of torch ------------------------------
 

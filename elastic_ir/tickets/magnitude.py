@@ -6,16 +6,14 @@ broken by position, so that one network always gives the same masks.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from elastic_ir.errors import MaskError
+from elastic_ir.tensors.prunable import is_prunable, looks_prunable
 from elastic_ir.tickets.masked import places
-
-_LOOKUP = re.compile(r"emb|wte|wpe|bias_table|position")
 
 
 def sparsity(masks: Mapping[str, Tensor]) -> float:
@@ -114,24 +112,12 @@ def _magnitude(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _prunable(source: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The prunable weights by plain name. The frontends tell them alike (a test compares); this room imports none."""
+    """The prunable weights by plain name; a tied weight once, under its first name."""
     if not isinstance(source, nn.Module):
-        return {
-            name: tensor
-            for name, tensor in source.items()
-            if isinstance(tensor, Tensor)
-            and name.rpartition(".")[2].endswith("weight")
-            and 2 <= tensor.ndim <= 5
-            and not _LOOKUP.search(name.lower())
-        }
-    found: dict[str, Tensor] = {}
-    seen: set[int] = set()
+        tensors = {name: tensor for name, tensor in source.items() if isinstance(tensor, Tensor)}
+        return {name: tensor for name, tensor in tensors.items() if looks_prunable(name, tuple(tensor.shape))}
+    found: dict[int, tuple[str, Tensor]] = {}
     for name, owner, attribute, parameter in places(source):
-        lookup = hasattr(owner, "num_embeddings") or hasattr(owner, "normalized_shape")
-        attention = isinstance(owner, nn.MultiheadAttention) and attribute.endswith("_proj_weight")
-        layer = attribute == "weight" and not lookup
-        # a tied weight is pruned once, under its first name
-        if (layer or attention) and 2 <= parameter.ndim <= 5 and id(parameter) not in seen:
-            seen.add(id(parameter))
-            found[name] = parameter
-    return found
+        if is_prunable(owner, attribute, parameter):
+            found.setdefault(id(parameter), (name, parameter))
+    return dict(found.values())

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from elastic_ir.errors import MaskError
 from elastic_ir.tensors.lazy import Mask
-from elastic_ir.tensors.torch_bridge import mask_to_torch
+from elastic_ir.tensors.torch_bridge import mask_to_torch, unwrapped
 
 #: What torch.compile and activation checkpointing put into the names of what they wrap.
 _WRAPPER_PARTS = ("_orig_mod", "_checkpoint_wrapped_module")
@@ -112,18 +112,6 @@ def zero_pruned(pairs: Iterable[tuple[MaskedWeight, Tensor]]) -> None:
         torch._foreach_mul_(tensors, masks)
 
 
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The network inside DataParallel, DDP and torch.compile."""
-    inner = module
-    while True:
-        if isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            inner = inner.module
-        elif isinstance(compiled := inner._modules.get("_orig_mod"), nn.Module):
-            inner = compiled
-        else:
-            return inner
-
-
 def places(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
     """Plain name, owner, attribute and parameter of all parameters; tied ones under each of their names."""
     for path, owner in unwrapped(module).named_modules(remove_duplicate=False):
@@ -165,22 +153,13 @@ def masked_weights(module: nn.Module, masks: Mapping[str, Any]) -> list[MaskedWe
 
 def _checked(name: str, given: Any, parameter: Tensor) -> Tensor:
     """A mask as a boolean tensor of its own storage, on the weight's device where that has values."""
-    if isinstance(given, Mask):
-        mask = mask_to_torch(given, torch.bool)
-    else:
-        mask = given.detach() if isinstance(given, Tensor) else torch.tensor(np.asarray(given))
+    mask = Mask.of(given if isinstance(given, Mask | Tensor) else np.asarray(given), name)
     if mask.shape != parameter.shape:
         raise MaskError(
             f"the mask of {name!r} has shape {list(mask.shape)}, its weight {list(parameter.shape)}"
         )
-    if mask.is_floating_point() and mask.element_size() == 1:
-        mask = mask.float()  # float8 has no comparisons
-    ones = mask == 1
-    allowed = ones | (mask == 0)
-    if not allowed.all():
-        bad = mask[~allowed].reshape(-1)[0].item()
-        raise MaskError(f"the mask of {name!r} holds the value {bad}; a mask holds only 0 and 1")
-    return ones if parameter.is_meta else ones.to(parameter.device)
+    keep = mask_to_torch(mask, torch.bool)
+    return keep if parameter.is_meta else keep.to(parameter.device)
 
 
 def _unknown(given_name: str, name: str, known: Mapping[str, object]) -> str:

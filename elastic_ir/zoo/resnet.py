@@ -7,6 +7,7 @@ ticket literature. The parameters carry either the usual names (``layer1.0.conv1
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, TypeAlias, get_args
 
 import torch.nn.functional as F
@@ -170,36 +171,11 @@ def cifar_resnet(
     return network(blocks, num_classes, width)
 
 
-def cifar_resnet14(num_classes: int = 10, width: int = 16, names: Names = "torchvision") -> nn.Module:
-    """CIFAR ResNet-14: 2 blocks in each stage."""
-    return cifar_resnet(14, num_classes, width, names)
-
-
-def cifar_resnet20(num_classes: int = 10, width: int = 16, names: Names = "torchvision") -> nn.Module:
-    """CIFAR ResNet-20: 3 blocks in each stage."""
-    return cifar_resnet(20, num_classes, width, names)
-
-
-def cifar_resnet32(num_classes: int = 10, width: int = 16, names: Names = "torchvision") -> nn.Module:
-    """CIFAR ResNet-32: 5 blocks in each stage."""
-    return cifar_resnet(32, num_classes, width, names)
-
-
-def cifar_resnet44(num_classes: int = 10, width: int = 16, names: Names = "torchvision") -> nn.Module:
-    """CIFAR ResNet-44: 7 blocks in each stage."""
-    return cifar_resnet(44, num_classes, width, names)
-
-
-def cifar_resnet56(num_classes: int = 10, width: int = 16, names: Names = "torchvision") -> nn.Module:
-    """CIFAR ResNet-56: 9 blocks in each stage."""
-    return cifar_resnet(56, num_classes, width, names)
-
-
-def cifar_resnet110(num_classes: int = 10, width: int = 16, names: Names = "torchvision") -> nn.Module:
-    """CIFAR ResNet-110: 18 blocks in each stage."""
-    return cifar_resnet(110, num_classes, width, names)
-
-
-def cifar_resnet1202(num_classes: int = 10, width: int = 16, names: Names = "torchvision") -> nn.Module:
-    """CIFAR ResNet-1202: 200 blocks in each stage; the deepest of He et al., here to measure growth."""
-    return cifar_resnet(1202, num_classes, width, names)
+#: 2, 3, 5, 7, 9, 18 and 200 blocks in each stage; the last is the deepest of He et al., here to measure growth.
+cifar_resnet14 = partial(cifar_resnet, 14)
+cifar_resnet20 = partial(cifar_resnet, 20)
+cifar_resnet32 = partial(cifar_resnet, 32)
+cifar_resnet44 = partial(cifar_resnet, 44)
+cifar_resnet56 = partial(cifar_resnet, 56)
+cifar_resnet110 = partial(cifar_resnet, 110)
+cifar_resnet1202 = partial(cifar_resnet, 1202)

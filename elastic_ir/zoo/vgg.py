@@ -7,6 +7,8 @@ open_lth's (``layers.N.conv``), so that tickets of either kind load strictly.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -115,16 +117,6 @@ def cifar_vgg(
     return OpenLTHVGG(COUNTS[depth], num_classes, width)
 
 
-def cifar_vgg13(num_classes: int = 10, batch_norm: bool = True, names: Names = "torchvision") -> nn.Module:
-    """CIFAR VGG-13: stages of 2, 2, 2, 2, 2 convolutions."""
-    return cifar_vgg(13, num_classes, batch_norm, names)
-
-
-def cifar_vgg16(num_classes: int = 10, batch_norm: bool = True, names: Names = "torchvision") -> nn.Module:
-    """CIFAR VGG-16: stages of 2, 2, 3, 3, 3 convolutions."""
-    return cifar_vgg(16, num_classes, batch_norm, names)
-
-
-def cifar_vgg19(num_classes: int = 10, batch_norm: bool = True, names: Names = "torchvision") -> nn.Module:
-    """CIFAR VGG-19: stages of 2, 2, 4, 4, 4 convolutions."""
-    return cifar_vgg(19, num_classes, batch_norm, names)
+cifar_vgg13 = partial(cifar_vgg, 13)
+cifar_vgg16 = partial(cifar_vgg, 16)
+cifar_vgg19 = partial(cifar_vgg, 19)

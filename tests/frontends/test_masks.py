@@ -15,7 +15,7 @@ from torch.nn.utils import prune
 
 from elastic_ir.errors import MaskError, SourceError
 from elastic_ir.formats.safetensors import DTYPES, read_safetensors
-from elastic_ir.frontends.masks import attach_packed, masks_from_state, masks_from_zeros, read_masks
+from elastic_ir.frontends.masks import attach_masks, masks_from_state, masks_from_zeros, read_masks
 from elastic_ir.tensors.lazy import Mask, ShapeOnly
 from elastic_ir.tensors.torch_bridge import TorchData, mask_to_torch
 from elastic_ir.tensors.weights import Storage, Weight
@@ -179,9 +179,9 @@ def test_attaching_names_what_does_not_fit() -> None:
     }
     mask = Mask.from_array(np.array([1, 0]))
     with pytest.raises(MaskError, match=r"the mask 'c\.weight' fits no weight .*a\.weight, b\.weight"):
-        attach_packed(weights, {"a.weight": mask, "c.weight": mask})
+        attach_masks(weights, {"a.weight": mask, "c.weight": mask})
     assert weights["a.weight"].mask is None, "nothing is attached"
     with pytest.raises(MaskError, match=r"the mask of 'a\.weight' has shape \[1\], its weight \[2\]"):
-        attach_packed(weights, {"a.weight": Mask.from_array(np.array([1]))})
-    attach_packed(weights, {"a.weight": mask})
+        attach_masks(weights, {"a.weight": Mask.from_array(np.array([1]))})
+    attach_masks(weights, {"a.weight": mask})
     assert weights["a.weight"].mask == mask

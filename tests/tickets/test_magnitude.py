@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from elastic_ir.checkpoints.names import looks_prunable
 from elastic_ir.errors import MaskError
 from elastic_ir.frontends.weight_table import prunable_names
+from elastic_ir.tensors.prunable import looks_prunable
 from elastic_ir.tickets import magnitude_masks, sparsity
 from elastic_ir.zoo import cifar_resnet
 
@@ -58,6 +58,7 @@ def test_prunable_weights_are_those_of_the_frontends() -> None:
             self.norm = nn.LayerNorm([2, 4])
             self.bn = nn.BatchNorm1d(8)
             self.conv = nn.Conv1d(8, 8, 3)
+            self.patch_embeddings = nn.Conv2d(3, 8, 2)  # named as a table, and a layer
             self.attention = nn.MultiheadAttention(8, 2)
             self.cross = nn.MultiheadAttention(8, 2, kdim=4, vdim=4)
             self.head = nn.Linear(8, 9)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from elastic_ir.errors import MaskError
+from elastic_ir.tensors.torch_bridge import unwrapped
 from elastic_ir.tickets.magnitude import magnitude_masks, masks_from_scores, prunable_weights, pruned_count
-from elastic_ir.tickets.masked import masked_weights, plain_name, unwrapped
+from elastic_ir.tickets.masked import masked_weights, plain_name
 from elastic_ir.training.pruning.scores import Batch, Loss, grasp_scores, snip_scores, synflow_masks
 
 

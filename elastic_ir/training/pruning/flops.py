@@ -30,7 +30,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from elastic_ir.errors import MaskError
-from elastic_ir.tickets.masked import plain_name, unwrapped
+from elastic_ir.tensors.torch_bridge import unwrapped
+from elastic_ir.tickets.masked import plain_name
 from elastic_ir.training.pruning.scores import _modes
 
 

@@ -20,8 +20,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 
 from elastic_ir.errors import MaskError
+from elastic_ir.tensors.torch_bridge import unwrapped
 from elastic_ir.tickets.magnitude import masks_from_scores, prunable_weights, pruned_count
-from elastic_ir.tickets.masked import plain_name, unwrapped
+from elastic_ir.tickets.masked import plain_name
 
 #: What a loss is here: the network's output and the targets to one number, a mean over the batch.
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
