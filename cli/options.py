@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
+import pkgutil
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,8 +62,7 @@ def checked_by(reference: str) -> Callable[[str], str]:
     """A reader that leaves a text as it is once ``module:function``, imported only then, has accepted it."""
 
     def read(text: str) -> str:
-        module, _, function = reference.partition(":")
-        getattr(importlib.import_module(module), function)(text)
+        pkgutil.resolve_name(reference)(text)
         return text
 
     return read

@@ -18,7 +18,6 @@ import hashlib
 import json
 import os
 import secrets
-import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic_ir.errors import ElasticError, OutputError, SourceChangedError, SourceError, reason
-from elastic_ir.formats.files import boot_id, read_json, refuse_taken, sync
+from elastic_ir.formats.files import read_json, refuse_taken, remove, sync
 from elastic_ir.formats.locks import locked
 from elastic_ir.tensors.lazy import Mask, TensorData
 
@@ -106,7 +105,7 @@ class Work:
         """Of what an earlier run left in ``whole``, leave only the files of these names."""
         for part in self.whole.iterdir():
             if part.name not in names:
-                _remove(part)
+                remove(part)
 
     def finish(self, name: str) -> None:
         """Mark a file in ``begun`` as finished; where it is synced first, that happens while the next is written."""
@@ -129,7 +128,7 @@ class Work:
     def remove(self) -> None:
         """Remove everything, the journal last: without it nobody could tell what the rest is."""
         for name in (_BEGUN, _WHOLE, _NEW, _JOURNAL):
-            _remove(self.folder / name)
+            remove(self.folder / name)
 
     def read(self) -> Journal | None:
         """What the journal states; None where there is none, or nothing sound in it."""
@@ -287,12 +286,12 @@ def _continued(work: Work, journal: Journal, resume: bool) -> bool:
 
 def _prepare(work: Work, journal: Journal, continued: bool) -> None:
     """Have the folders ready for this run, with what an earlier one finished where it is continued."""
-    _remove(work.begun)
+    remove(work.begun)
     if continued:
         work.sync(*work.whole.rglob("*"))  # the earlier run may not have been durable
     else:
         work.write(replace(journal, plan=""))  # from here on, what lies there belongs to no plan
-        _remove(work.whole)
+        remove(work.whole)
     work.write(journal)
     work.begun.mkdir()
     work.whole.mkdir(exist_ok=continued)  # what could not be removed is never taken for this run's
@@ -305,7 +304,7 @@ def _left(work: Work, error: BaseException) -> BaseException:
     again = isinstance(error, OutputError | SourceError) and not isinstance(error, SourceChangedError)
     kept = kept_files(work.folder) if again or not isinstance(error, ElasticError) else 0
     if kept:
-        _remove(work.begun)
+        remove(work.begun)
     else:
         work.remove()
     if isinstance(error, OSError):
@@ -314,9 +313,9 @@ def _left(work: Work, error: BaseException) -> BaseException:
     return SourceError(f"{error}; {KEPT.format(kept)}") if isinstance(error, SourceError) and kept else error
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+def boot_id() -> str:
+    """The identifier of this start of the system; empty where there is none, as off Linux."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

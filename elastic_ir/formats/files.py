@@ -1,19 +1,15 @@
 """What every format needs of files: output that appears whole or not at all, and JSON of a size that it may have.
 
 Output is written beside its target under another name, then renamed: a crash, a full disk or Ctrl-C leaves what stood
-at the target before. Temporary names say whose they are, so that what a killed process has left goes with the next
-save: a name holds the machine, the process and when that began, and a file of a process that lives, of another machine
-on a shared disk, or of another container, is nobody's to remove but its own. No torch here.
+at the target before. What is being written is locked, and the kernel gives a lock back when its process ends: so what
+a killed process has left is known by its free lock, and goes with the next save into that folder. No torch here.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
 import json
 import os
-import platform
 import re
 import secrets
 import shutil
@@ -22,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from elastic_ir.errors import OutputError, SourceError, reason
+from elastic_ir.formats.locks import is_named, try_lock
 from elastic_ir.safety.limits import JSON_BYTES, JSON_ENTRIES, JSON_LEVELS, open_plain
 
 NAME_BYTES = 255  #: of a file's name, on nearly every file system
@@ -39,27 +36,23 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
     given = Path(path)
     target = Path(os.path.realpath(given))
     mode = _existing_mode(given, target)
-    temporary = temporary_name(target)
-    try:
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-    except OSError as error:
-        raise OutputError(f"{given} cannot be written: {reason(error)}") from error
-    try:
-        yield temporary
-        if mode is not None:
-            temporary.chmod(mode)
-        sync(temporary)  # before the name says so; some file systems report a full disk only now
-        os.replace(temporary, target)
-    except OSError as error:
-        if error.filename is None or Path(os.fsdecode(error.filename)) == temporary:
-            raise OutputError(
-                f"{given} could not be written: {reason(error)}; what was there is unchanged"
-            ) from error
-        raise  # of some other file
-    finally:
-        # After the rename there is nothing of this name; before it, whatever stopped us, it goes.
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            made = stack.enter_context(temporary(target))
+        except OSError as error:
+            raise OutputError(f"{given} cannot be written: {reason(error)}") from error
+        try:
+            yield made
+            if mode is not None:
+                made.chmod(mode)
+            sync(made)  # before it gets the name; some file systems report a full disk only now
+            os.replace(made, target)
+        except OSError as error:
+            if error.filename is None or Path(os.fsdecode(error.filename)) == made:
+                raise OutputError(
+                    f"{given} could not be written: {reason(error)}; what was there is unchanged"
+                ) from error
+            raise  # of some other file
 
 
 def refuse_long_name(path: Path, why: str) -> None:
@@ -98,21 +91,21 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     something already, its parent is missing, or it cannot be written.
     """
     refuse_taken(path)
-    try:
-        temporary = temporary_name(path)
-        temporary.mkdir(0o700)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {reason(error)}") from error
-    try:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        if path.exists():
-            path.rmdir()  # it is empty; where another run has filled it meanwhile, this fails and nothing is lost
-        temporary.rename(path)
-    except OSError as error:
-        raise OutputError(f"{path} could not be written: {reason(error)}; nothing of it is left") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            made = stack.enter_context(temporary(path, folder=True))
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written: {reason(error)}") from error
+        try:
+            yield made
+            made.chmod(0o777 & ~_umask())
+            if path.exists():
+                path.rmdir()  # it is empty; where another run has filled it meanwhile, this fails and nothing is lost
+            made.rename(path)
+        except OSError as error:
+            raise OutputError(
+                f"{path} could not be written: {reason(error)}; nothing of it is left"
+            ) from error
 
 
 def refuse_taken(path: Path) -> None:
@@ -221,79 +214,63 @@ def _check_levels(found: Any) -> None:
     raise ValueError("it is nested too deeply")
 
 
-# -- temporary names ---------------------------------------------------------------------------------------------------
+# -- temporary files and folders ---------------------------------------------------------------------------------------
 
 _STEM, _SUFFIX = 100, 20  #: bytes of a target's name that its temporary's keeps
-#: ``.STEM.MACHINE-PROCESS-BEGUN.TOKEN.tmp`` and the target's ending, for writers that go by it.
-_OURS = re.compile(
-    r"\..*\.([0-9a-f]{12})-([0-9]{1,10})-([0-9]{1,20})\.[0-9a-f]{8}\.tmp(?:\.[^.]*)?", re.DOTALL
-)
+_OURS = re.compile(r"\..*\.elastic-ir-[0-9a-f]{16}\.tmp(?:\.[^.]*)?", re.DOTALL)
 
 
-def temporary_name(target: Path) -> Path:
-    """A new name beside a target; what earlier processes have left in that folder is removed.
+@contextlib.contextmanager
+def temporary(target: Path, *, folder: bool = False) -> Iterator[Path]:
+    """A new file or folder beside a target, locked while the block runs, and removed when it ends.
 
-    The ending stays the target's.
+    Its name begins like the target's and has the target's ending, for writers that go by it. What earlier processes
+    have left beside the target is removed first. OSError is left to the caller.
     """
     sweep(target.parent)
-    owner = f"{_machine()}-{os.getpid()}-{_begun(os.getpid())}"
     stem, suffix = _cut(target.stem, _STEM), _cut(target.suffix, _SUFFIX)
-    return target.with_name(f".{stem}.{owner}.{secrets.token_hex(4)}.tmp{suffix}")
+    while True:
+        path = target.with_name(f".{stem}.elastic-ir-{secrets.token_hex(8)}.tmp{suffix}")
+        if folder:
+            path.mkdir(0o700)
+        with _opened(path, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT | os.O_EXCL) as handle:
+            if try_lock(handle) is False or not is_named(path, handle):
+                continue  # another process has swept it before it was locked
+            try:
+                yield path
+            finally:
+                remove(path)
+            return
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporaries of this machine's processes that are gone; what cannot be removed stays."""
+    """Remove the temporaries that no process has locked; what cannot be locked or removed stays."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            match = _OURS.fullmatch(entry.name)
-            if match is None or match[1] != _machine() or _lives(int(match[2]), int(match[3])):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path, ignore_errors=True)
-            elif entry.is_file(follow_symlinks=False):
-                with contextlib.suppress(OSError):
-                    os.unlink(entry.path)
+            inside = entry.is_dir(follow_symlinks=False)
+            if _OURS.fullmatch(entry.name) and (inside or entry.is_file(follow_symlinks=False)):
+                flags = os.O_NOFOLLOW | (os.O_RDONLY if inside else os.O_RDWR)
+                with contextlib.suppress(OSError), _opened(Path(entry.path), flags) as handle:
+                    if try_lock(handle):
+                        remove(Path(entry.path))
 
 
-def boot_id() -> str:
-    """The identifier of this start of the system; empty where there is none, as off Linux."""
+@contextlib.contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    handle = os.open(path, flags, 0o666)
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
+        yield handle
+    finally:
+        os.close(handle)
 
 
-@functools.cache
-def _machine() -> str:
-    """A digest of this machine, since its start, and of this container on it."""
-    parts = [platform.node(), boot_id()]
-    with contextlib.suppress(OSError):
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:12]
-
-
-def _begun(process: int) -> int:
-    """When a process began, in the system's own units; 0 where the system does not say, -1 where there is none."""
-    try:
-        text = Path(f"/proc/{process}/stat").read_text(errors="replace")
-    except FileNotFoundError:
-        return -1 if Path("/proc/self/stat").exists() else 0
-    except OSError:  # it ended just now
-        return -1
-    return int(text.rpartition(")")[2].split()[19])  # the name in brackets may hold anything
-
-
-def _lives(process: int, begun: int) -> bool:
-    """Whether the process of that id is still there, and no later one that got its id."""
-    if begun:
-        return _begun(process) == begun
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # it is another user's, or no process could have this id
-        return True
-    return True
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, as far as that can be done."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _cut(text: str, size: int) -> str:

@@ -61,10 +61,6 @@ def owner(path: Path) -> str:
 
 def _taken(path: Path) -> int | None:
     """The open file of a lock that was got, -1 where files cannot be locked, None where another process has it."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        return -1
     while True:
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -74,15 +70,11 @@ def _taken(path: Path) -> int | None:
             if not path.exists():
                 return -1  # in a folder that is only read; what has to write says so
             handle = os.open(path, os.O_RDONLY)  # of another user, who shares the folder
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        got = try_lock(handle)
+        if not got:
             os.close(handle)
-            return None
-        except OSError:
-            os.close(handle)
-            return -1
-        if _names(path, handle):
+            return -1 if got is None else None
+        if is_named(path, handle):
             with contextlib.suppress(OSError):
                 os.ftruncate(handle, 0)
                 os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
@@ -90,7 +82,20 @@ def _taken(path: Path) -> int | None:
         os.close(handle)  # the one who had it has taken its file away meanwhile
 
 
-def _names(path: Path, handle: int) -> bool:
+def try_lock(handle: int) -> bool | None:
+    """Lock an open file or folder: whether that worked, False where another has it; None where it cannot be locked."""
+    try:
+        import fcntl  # not on Windows
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return None
+    return True
+
+
+def is_named(path: Path, handle: int) -> bool:
     """Whether a path is still that of an open file."""
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.stat(path), os.fstat(handle))

@@ -6,7 +6,7 @@ entry-point group ``elastic_ir.formats`` or from :func:`register`; docs/writing-
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -208,24 +208,15 @@ def suffixes(forms: Sequence[Format], *, written: bool) -> list[str]:
 def read(form: Format, path: Path, options: ReadOptions) -> Graph | Stored:
     """Have a format's reader read a file; SourceError, and what the reader raises of our errors.
 
-    What else the reader of a plug-in raises is the file's fault, as far as anybody can tell, and said in one line.
+    Anything else that the reader of a plug-in raises is taken for the file's fault, and becomes one line.
     """
     if form.read is None:
         raise SourceError(
             f"{path.name} is of the format {form.name!r}, which is written and not read; files are read from "
             f"{', '.join(suffixes(registered(), written=False))}"
         )
-    reader: Reader = _function(form, form.read, SourceError)
-    if form in (*OWN, FOLDER):
-        return reader(path, options)
-    try:
-        return reader(path, options)
-    except ElasticError:
-        raise
-    except Exception as error:
-        raise SourceError(
-            f"{path} cannot be read as {form.name!r}: {type(error).__name__}: {error}"
-        ) from error
+    found: Graph | Stored = _called(form, form.read, SourceError, f"{path} cannot be read", path, options)
+    return found
 
 
 def write(form: Format, graph: Graph, path: Path, check: bool) -> list[Path]:
@@ -235,28 +226,19 @@ def write(form: Format, graph: Graph, path: Path, check: bool) -> list[Path]:
             f"{path.name}: the format {form.name!r} is read and not written; use "
             f"{', '.join(suffixes(registered(), written=True))} or a folder name"
         )
-    writer: Writer = _function(form, form.write, EmitError)
-    if form in (*OWN, FOLDER):
-        return list(writer(graph, path, check))
+    return list(_called(form, form.write, EmitError, f"{path} cannot be written", graph, path, check))
+
+
+def _called(form: Format, reference: str, kind: type[ElasticError], refusal: str, *given: object) -> Any:
+    """What the function of a reference, imported now, returns; other errors of a plug-in than ours become ``kind``."""
+    where = f"the format {form.name!r} names {reference!r}, which cannot be imported"
     try:
-        return list(writer(graph, path, check))
+        function = pkgutil.resolve_name(reference)
+        where = f"{refusal} as {form.name!r}"
+        return function(*given)
     except ElasticError:
         raise
     except Exception as error:
-        raise EmitError(
-            f"{path} cannot be written as {form.name!r}: {type(error).__name__}: {error}"
-        ) from error
-
-
-def _function(form: Format, reference: str, kind: type[ElasticError]) -> Any:
-    """The function that a reference names, imported now."""
-    module, _, name = reference.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except Exception as error:
         if form in (*OWN, FOLDER):
             raise
-        raise kind(
-            f"the format {form.name!r} names {reference!r}, which cannot be imported: {error}"
-        ) from error
-    return found
+        raise kind(f"{where}: {type(error).__name__}: {error}") from error

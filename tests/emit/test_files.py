@@ -435,7 +435,7 @@ def test_a_real_interrupt(tmp_path: Path, name: str) -> None:
     import os, signal, time
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     import elastic_ir as eir
-    from elastic_ir.emit import files
+    from elastic_ir.formats import safetensors
     from elastic_ir.zoo import cifar_resnet
     def slow(*arguments, genuine=None, **options):
         genuine(*arguments, **options)
@@ -443,7 +443,7 @@ def test_a_real_interrupt(tmp_path: Path, name: str) -> None:
         time.sleep(60)
     import functools, torch
     torch.save = functools.partial(slow, genuine=torch.save)
-    files.write_safetensors = functools.partial(slow, genuine=files.write_safetensors)
+    safetensors.write_safetensors = functools.partial(slow, genuine=safetensors.write_safetensors)
     eir.save(eir.trace(cifar_resnet(14, width=4)), {name!r})
     """
     process = subprocess.Popen(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import random
 import signal
 import subprocess
@@ -18,8 +17,8 @@ from torch import nn
 
 import elastic_ir as eir
 from elastic_ir.errors import OutputError
-from elastic_ir.formats import files
-from elastic_ir.formats.files import atomic_folder, atomic_output, sweep, temporary_name
+from elastic_ir.formats.files import atomic_folder, atomic_output, sweep, temporary
+from elastic_ir.formats.locks import try_lock
 from tests.checkpoints import killed
 from tests.checkpoints.folders import config, llama, write
 
@@ -68,48 +67,53 @@ def test_what_a_living_process_writes_stays(tmp_path: Path) -> None:
     assert names(tmp_path) == {"folder"}
 
 
-def test_only_what_is_ours_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    mine = temporary_name(tmp_path / "model.pt").name
-    machine, owner = mine.split(".")[2].split("-")[0], mine.split(".")[2]
-    gone = f"{machine}-{dead.pid}-1"
+def test_only_what_is_ours_is_removed(tmp_path: Path) -> None:
+    token = "elastic-ir-0123456789abcdef.tmp"
     kept = [
-        mine, mine.replace(machine, "0" * 12), f"x.model.{gone}.01234567.tmp.pt", f".model.{gone}.0123456.tmp.pt",
-        f".model.{gone}.01234567.pt", f".model.{gone}.01234567.tmp.pt.bak", ".model.0123abcd.pt", ".model.partial",
-        f".model.{machine.replace(machine[0], 'f' if machine[0] != 'f' else 'e')}-{dead.pid}-1.01234567.tmp.pt",
+        f"x.model.{token}", ".model.elastic-ir-0123456789abcde.tmp.pt", ".model.elastic-ir-0123456789abcdef.pt",
+        f".model.{token}.pt.bak", ".model.0123456789abcdef.tmp", ".model.partial",
     ]  # fmt: skip
-    for name in kept:
+    swept = [f".model.{token}.pt", f".a.b\n.c.{token}", f".{token}.x.{token}.onnx"]
+    for name in (*kept, *swept, "elsewhere"):
         (tmp_path / name).write_text("x")
-    swept = [
-        f".model.{gone}.01234567.tmp.pt",
-        f".a.b\n.c.{gone}.89abcdef.tmp",
-        f".{gone}.x.{gone}.89abcdef.tmp.onnx",
-    ]
-    # an id that a later process got: it lives, and is another
-    swept.append(f".model.{machine}-{os.getpid()}-1.01234567.tmp.pt")
-    for name in swept:
-        (tmp_path / name).write_text("x")
-    (tmp_path / "elsewhere").write_text("x")
-    (tmp_path / f".link.{gone}.01234567.tmp").symlink_to(tmp_path / "elsewhere")
-    sweep(tmp_path)
-    assert names(tmp_path) == {*kept, "elsewhere", f".link.{gone}.01234567.tmp"}
-    assert owner in mine
-    sweep(tmp_path / "nowhere")  # nothing to do, and nothing to complain of
+    (tmp_path / f".folder.{token}").mkdir()
+    (tmp_path / f".folder.{token}" / "inside").write_text("x")
+    (tmp_path / f".link.{token}").symlink_to(tmp_path / "elsewhere")
+    with temporary(tmp_path / "model.pt") as mine:
+        sweep(tmp_path)
+        assert names(tmp_path) == {*kept, "elsewhere", f".link.{token}", mine.name}
+        assert mine.name.startswith(".model.") and mine.suffix == ".pt"
+    assert names(tmp_path) == {*kept, "elsewhere", f".link.{token}"}
+    sweep(tmp_path / "nowhere")  # nothing to do, and no error
 
 
-def test_where_the_system_does_not_say_when_a_process_began(
+def test_where_files_cannot_be_locked_everything_stays(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(files, "_begun", lambda process: 0)
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    mine = temporary_name(tmp_path / "model.pt")
-    mine.write_text("x")
-    stale = mine.with_name(mine.name.replace(f"-{os.getpid()}-", f"-{dead.pid}-"))
-    stale.write_text("x")
-    sweep(tmp_path)
-    assert names(tmp_path) == {mine.name}
+    left = tmp_path / ".model.elastic-ir-0123456789abcdef.tmp.pt"
+    left.write_text("x")
+    monkeypatch.setattr("elastic_ir.formats.files.try_lock", lambda handle: None)
+    with atomic_output(tmp_path / "model.pt") as path:
+        path.write_text("y")
+    assert names(tmp_path) == {left.name, "model.pt"}
+
+
+def test_a_temporary_that_another_sweeps_before_it_is_locked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    taken: list[str] = []
+
+    def late(handle: int) -> bool | None:
+        if not taken:
+            taken.extend(names(tmp_path))
+            (tmp_path / taken[0]).unlink()
+        return try_lock(handle)
+
+    monkeypatch.setattr("elastic_ir.formats.files.try_lock", late)
+    with atomic_output(tmp_path / "model.pt") as path:
+        path.write_text("x")
+        assert names(tmp_path) == {path.name} != set(taken)
+    assert names(tmp_path) == {"model.pt"}
 
 
 def test_names_that_take_many_bytes(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from elastic_ir.emit.onnx.model import build_onnx
 from elastic_ir.emit.onnx.sparse import dense_size, sparsify
 from elastic_ir.emit.state import refuse_without_values
 from elastic_ir.errors import EmitError, OutputError, reason
-from elastic_ir.formats.files import atomic_output, refuse_long_name, sync, temporary_name
+from elastic_ir.formats.files import atomic_output, refuse_long_name, sync, temporary
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.info import UNKNOWN
 from elastic_ir.onnx_model.source import MARK, OnnxSource, mark_of
@@ -175,22 +174,19 @@ def _save_external(
         raise OutputError(f"{path} is a folder; give the name of a file")
     data = path.with_name(f"{path.name}.data")
     refuse_long_name(data, "the file of tensors")
-    folder = temporary_name(path)
     try:
-        folder.mkdir(0o700)
-        made, bytes_of = folder / path.name, folder / data.name
-        write_external(made, bytes_of, data.name, model, tensors)
-        difference = _checked(made, path, model, expected)
-        size = made.stat().st_size + bytes_of.stat().st_size
-        sync(bytes_of)
-        sync(made)
-        _replace_both((bytes_of, data), (made, path), folder / "before")
+        with temporary(path, folder=True) as folder:
+            made, bytes_of = folder / path.name, folder / data.name
+            write_external(made, bytes_of, data.name, model, tensors)
+            difference = _checked(made, path, model, expected)
+            size = made.stat().st_size + bytes_of.stat().st_size
+            sync(bytes_of)
+            sync(made)
+            _replace_both((bytes_of, data), (made, path), folder / "before")
     except OSError as error:
         raise OutputError(
             f"{path} could not be written: {reason(error)}; what was there is unchanged"
         ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return replace(report, paths=(path, data), size=size, difference=difference)
 
 
