@@ -12,7 +12,7 @@ import base64
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -23,7 +23,7 @@ from elastic_ir.formats.packed_masks import VERSION, StoredMask, mask_entry, pac
 from elastic_ir.formats.registry import TICKET
 from elastic_ir.formats.safetensors import MAX_HEADER, FileTensor, read_safetensors, write_safetensors
 from elastic_ir.ir.serialise import InlineData
-from elastic_ir.tensors.lazy import ITEM_SIZES, KeptData, Mask, TensorData, ones_between
+from elastic_ir.tensors.lazy import ITEM_SIZES, KeptData, Mask, ScatteredData, TensorData
 from elastic_ir.tensors.weights import Storage
 
 #: Metadata: the index as JSON, ``{"version": 1, "masked": {NAME: {"shape": [...], "mask": DTYPE}}}``.
@@ -60,41 +60,8 @@ def unpack_graph(packed: str) -> str:
 
 # -- reading -----------------------------------------------------------------------------------------------------------
 
-STEP = 1 << 20  #: elements expanded at once
 _MAX_DIMENSIONS = 64  #: numpy has no more
 _MAX_BYTES = (1 << 63) - 1  #: of a tensor, empty dimensions not counted: sizes are 64-bit numbers everywhere
-
-
-@dataclass(frozen=True)
-class PackedData:
-    """A weight of which the file holds the surviving values; zero elsewhere."""
-
-    mask: StoredMask
-    kept: FileTensor
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.mask.shape
-
-    @property
-    def dtype(self) -> str:
-        return self.kept.dtype
-
-    def chunks(self) -> Iterator[memoryview]:
-        """The expanded bytes, about a million elements at a time; SourceError as the mask and the file give it."""
-        import numpy as np
-
-        size, bits, item = self.mask.size, self.mask.bits, ITEM_SIZES[self.dtype]
-        pieces, unused = self.kept.chunks(), memoryview(b"")
-        for begin in range(0, size, STEP):
-            ones = ones_between(bits, begin, min(STEP, size - begin))
-            needed = int(np.count_nonzero(ones)) * item
-            while len(unused) < needed:  # the mask was counted: so many are there
-                unused = memoryview(b"".join((unused, next(pieces))))
-            values = np.zeros(len(ones), f"<u{item}")
-            values[ones] = np.frombuffer(unused[:needed], values.dtype)
-            unused = unused[needed:]
-            yield values.view(np.uint8).data
 
 
 @dataclass(frozen=True)
@@ -169,7 +136,7 @@ def _masked(
     if kept is not None and len(kept.shape) != 1:
         raise SourceError(f"{where}the values of {name!r} have {len(kept.shape)} dimensions, not one")
     mask = StoredMask(name, bits, tuple(shape), dtype, kept=prod(values.shape))
-    return (PackedData(mask, values) if whole is None else whole), mask
+    return (ScatteredData(mask, values) if whole is None else whole), mask
 
 
 def _graph(metadata: Mapping[str, str], path: Path) -> str | None:

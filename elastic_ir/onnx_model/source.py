@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,6 +89,28 @@ def operator(proto: onnx.NodeProto) -> str:
 def mark_of(tensor: onnx.TensorProto) -> str | None:
     """The mark of a tensor that was cut out; None for all others."""
     return next((entry.value for entry in tensor.external_data if entry.key == MARK), None)
+
+
+def set_aside(proto: onnx.TensorProto, data: TensorData, tensors: dict[str, TensorData]) -> None:
+    """Let a message stand for a lazy tensor, which joins ``tensors`` under a mark that is free."""
+    mark = next(mark for number in count(len(tensors)) if (mark := f"{number}:9") not in tensors)
+    tensors[mark] = data
+    proto.dims.extend(data.shape)
+    proto.data_type = TYPES[data.dtype]
+    proto.data_location = 1  # type: ignore[assignment]  # the stubs want the enum's member
+    proto.external_data.add(key=MARK, value=mark)
+
+
+def is_external(tensor: onnx.TensorProto) -> bool:
+    """Whether the file has this tensor's bytes in another file."""
+    return tensor.data_location == 1 and mark_of(tensor) is None
+
+
+def constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """The tensor of a Constant node; None for all other nodes, and for constants that are listed numbers."""
+    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
+        return None
+    return next((item.t for item in node.attribute if item.name == "value" and item.type == 4), None)
 
 
 def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

@@ -53,6 +53,9 @@ PACKED_BITS: dict[str, int] = {
 }
 
 
+_STEP = 1 << 20  #: elements that are made dense at once
+
+
 @runtime_checkable
 class TensorData(Protocol):
     """A tensor whose bytes are read only by :meth:`chunks`."""
@@ -213,6 +216,38 @@ class KeptData:
             elements = np.frombuffer(chunk, f"V{item}")
             yield elements[ones_between(bits, done, len(elements))].view(np.uint8).data
             done += len(elements)
+
+
+@dataclass(frozen=True)
+class ScatteredData:
+    """The tensor whose values where a mask is 1 are stored, in order; zero elsewhere."""
+
+    mask: Mask
+    kept: TensorData  #: of shape [ones]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.mask.shape
+
+    @property
+    def dtype(self) -> str:
+        return self.kept.dtype
+
+    def chunks(self) -> Iterator[memoryview]:
+        """The dense bytes, about a million elements at a time; errors are those of reading the mask and the values."""
+        import numpy as np
+
+        size, bits, item = self.mask.size, self.mask.bits, item_size(self.dtype)
+        pieces, unused = self.kept.chunks(), memoryview(b"")
+        for begin in range(0, size, _STEP):
+            ones = ones_between(bits, begin, min(_STEP, size - begin))
+            needed = int(np.count_nonzero(ones)) * item
+            while len(unused) < needed:  # the mask was counted: so many are there
+                unused = memoryview(b"".join((unused, next(pieces))))
+            values = np.zeros(len(ones), f"V{item}")
+            values[ones] = np.frombuffer(unused[:needed], values.dtype)
+            unused = unused[needed:]
+            yield values.view(np.uint8).data
 
 
 @dataclass(frozen=True)

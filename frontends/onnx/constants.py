@@ -15,7 +15,7 @@ from elastic_ir.errors import SourceError
 from elastic_ir.frontends.onnx.file import OnnxFile
 from elastic_ir.frontends.onnx.sparse import SparseReader
 from elastic_ir.ir.graph import Literal
-from elastic_ir.onnx_model.source import DTYPES, Constant, captured, operator
+from elastic_ir.onnx_model.source import DTYPES, Constant, captured, constant_tensor, operator
 from elastic_ir.tensors.lazy import ITEM_SIZES, TensorData
 
 if TYPE_CHECKING:
@@ -103,11 +103,11 @@ class ConstantReader:
     def _constant_node(self, index: int, node: onnx.NodeProto) -> Constant | None:
         """A Constant, or a ConstantOfShape whose shape is one; None for all other nodes."""
         name = node.output[0]
+        value = constant_tensor(node)
+        if value is not None:
+            return Constant(name, value, self.opened.data(value, f"the constant {name!r}"), index)
         if node.op_type == "Constant":
             for attribute in node.attribute:
-                if attribute.name == "value" and attribute.type == 4:
-                    owner = f"the constant {name!r}"
-                    return Constant(name, attribute.t, self.opened.data(attribute.t, owner), index)
                 if attribute.name in ("value_int", "value_ints", "value_float", "value_floats"):
                     return Constant(name, None, None, index, literal=_plain_literal(attribute))
             return Constant(name, None, None, index)

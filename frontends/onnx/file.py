@@ -1,16 +1,15 @@
 """ONNX files: the model without the bytes of its weights, and for each weight the place where its bytes lie.
 
-The protobuf library (and onnx_ir on top of it) holds a whole file in memory. Here the file is mapped, its messages are
-walked by their lengths, and large tensors are cut out before anything is parsed; what is parsed is small. External data
-stays where it is. Fields by number: onnx.proto, https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
+The protobuf library (and onnx_ir on top of it) holds a whole file in memory. Here the file is mapped, and large tensors
+are cut out before anything is parsed; what is parsed is small. External data stays where it is.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as default
 from itertools import islice
 from math import prod
 from pathlib import Path
@@ -18,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from elastic_ir.errors import SourceError, reason
 from elastic_ir.formats.model_folder import stamp_of
-from elastic_ir.formats.protobuf import BYTES, Field, WireError, fields
-from elastic_ir.formats.protobuf import field as wire_field
+from elastic_ir.formats.onnx_wire import Pieces, TensorWalk
+from elastic_ir.formats.protobuf import BYTES, Field, WireError, field
 from elastic_ir.formats.safetensors import FileTensor
 from elastic_ir.ir.serialise import InlineData
 from elastic_ir.onnx_model.source import DTYPES, MARK, SAID, mark_of, tensors_of
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 
 #: Tensors from this size on stay in the file; smaller ones may be shapes that shape inference has to see.
 LARGE = 2048
-_DEEPEST = 64  #: bodies within bodies
-_FIELDS = 1 << 22  #: fields that are walked at most; no network has as many, and each costs time and memory
 _MODEL = 1 << 28  #: bytes outside of large tensors, which the protobuf library holds in memory
 
 
@@ -42,7 +39,7 @@ class OnnxFile:
 
     path: Path
     model: onnx.ModelProto
-    tensors: dict[str, FileTensor] = field(default_factory=dict)  #: by the mark that stands for each
+    tensors: dict[str, FileTensor] = default(default_factory=dict)  #: by the mark that stands for each
     size: int = 0
 
     def data(self, tensor: onnx.TensorProto, owner: str) -> TensorData | None:
@@ -131,7 +128,7 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
                 raise SourceError(f"{path} is empty")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
                 opened = OnnxFile(path, onnx.ModelProto(), size=status.st_size)
-                small = _Stripper(view, opened, stamp_of(status)).model()
+                small = _without_bytes(view, opened, stamp_of(status))
     except WireError as error:
         raise SourceError(f"{path.name} is no ONNX model, or was cut short: {error}") from error
     except (OSError, ValueError) as error:
@@ -172,78 +169,28 @@ def _check_marks(opened: OnnxFile) -> None:
         raise SourceError(f"{opened.path.name} is damaged: its tensors do not lie where they seem to")
 
 
-class _Stripper:
-    """Walks a mapped model and leaves out the bytes of large tensors, noting where they are."""
+def _without_bytes(view: memoryview, opened: OnnxFile, stamp: tuple[int, int, int]) -> bytes:
+    """A mapped model without the bytes of its large tensors; where they are is noted in ``opened``."""
 
-    def __init__(self, view: memoryview, opened: OnnxFile, stamp: tuple[int, int, int]) -> None:
-        self.view = view
-        self.opened = opened
-        self.stamp = stamp
-        self.walked = 0
-
-    def model(self) -> bytes:
-        """The model without them."""
-        return self._message(0, len(self.view), {7: lambda item: self._graph(item, 0)})
-
-    def _message(self, start: int, end: int, inner: dict[int, Callable[[Field], bytes]]) -> bytes:
-        """A message with some of its messages rebuilt and all else as it was."""
-        pieces: list[bytes] = []
-        kept = start  # what lies from here on is copied as it is
-        for item in self._fields(start, end):
-            if item.wire == BYTES and item.number in inner:
-                pieces += [
-                    bytes(self.view[kept : item.begin]),
-                    wire_field(item.number, inner[item.number](item)),
-                ]
-                kept = item.end
-        pieces.append(bytes(self.view[kept:end]))
-        return b"".join(pieces)
-
-    def _fields(self, start: int, end: int) -> Iterator[Field]:
-        for item in fields(self.view, start, end):
-            self.walked += 1
-            if self.walked > _FIELDS:
-                raise WireError(
-                    f"it has more than {_FIELDS} fields outside its tensors, which no network needs"
-                )
-            yield item
-
-    def _graph(self, at: Field, depth: int) -> bytes:
-        if depth > _DEEPEST:
-            raise WireError(f"bodies lie more than {_DEEPEST} deep in one another at byte {at.begin}")
-        return self._message(
-            at.start, at.end, {1: lambda item: self._node(item, depth), 5: self._tensor, 15: self._sparse}
-        )
-
-    def _sparse(self, at: Field) -> bytes:
-        return self._message(at.start, at.end, {1: self._tensor, 2: self._tensor})
-
-    def _node(self, at: Field, depth: int) -> bytes:
-        if at.end - at.start < LARGE:  # nothing large can be in it
-            return bytes(self.view[at.start : at.end])
-        return self._message(at.start, at.end, {5: lambda item: self._attribute(item, depth)})
-
-    def _attribute(self, at: Field, depth: int) -> bytes:
-        body: Callable[[Field], bytes] = lambda item: self._graph(item, depth + 1)  # noqa: E731
-        return self._message(at.start, at.end, {5: self._tensor, 6: body, 11: body})
-
-    def _tensor(self, at: Field) -> bytes:
-        """A tensor; where it is large, without its bytes (raw, or floats and doubles packed as raw ones are)."""
-        if at.end - at.start < LARGE:
-            return bytes(self.view[at.start : at.end])
-        noted = list(islice((f for f in self._fields(at.start, at.end) if f.number in (4, 9, 10, 14)), 3))
+    def cut(at: Field) -> Pieces | None:
+        """A tensor without its bytes (raw, or floats and doubles packed as raw ones are); None where it has few."""
+        noted = list(islice((f for f in walk.fields(at.start, at.end) if f.number in (4, 9, 10, 14)), 3))
         bulky = [item for item in noted if item.number != 14]
         if len(bulky) != 1 or bulky[0].wire != BYTES or bulky[0].end - bulky[0].start < LARGE:
-            return bytes(self.view[at.start : at.end])
+            return None
         place = bulky[0]
-        mark = f"{len(self.opened.tensors)}:{place.number}"
+        mark = f"{len(opened.tensors)}:{place.number}"
         if len(noted) > len(bulky):  # it says that its bytes are in it, which none has to
             mark += SAID
-        size = place.end - place.start
-        self.opened.tensors[mark] = FileTensor(self.opened.path, place.start, (size,), "uint8", self.stamp)
-        entry = wire_field(1, MARK.encode()) + wire_field(2, mark.encode())
-        rest = bytes(self.view[at.start : place.begin]) + bytes(self.view[place.end : at.end])
-        return rest + wire_field(13, entry) + bytes((14 << 3, 1))
+        opened.tensors[mark] = FileTensor(
+            opened.path, place.start, (place.end - place.start,), "uint8", stamp
+        )
+        entry = field(1, MARK.encode()) + field(2, mark.encode())
+        rest = bytes(view[at.start : place.begin]) + bytes(view[place.end : at.end])
+        return [rest + field(13, entry) + bytes((14 << 3, 1))]
+
+    walk = TensorWalk(view, cut, LARGE)
+    return b"".join(piece for piece in walk.pieces() if isinstance(piece, bytes))
 
 
 def _bytes_of(tensor: onnx.TensorProto, dtype: str) -> bytes:

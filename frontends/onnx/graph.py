@@ -23,7 +23,15 @@ from elastic_ir.ir.info import GraphInfo, History
 from elastic_ir.ir.naming import name_nodes, rename_references
 from elastic_ir.onnx_model.limits import check_limits
 from elastic_ir.onnx_model.record import read_record
-from elastic_ir.onnx_model.source import BODY, Constant, OnnxSource, captured, operator, plain_attributes
+from elastic_ir.onnx_model.source import (
+    BODY,
+    Constant,
+    OnnxSource,
+    captured,
+    operator,
+    opsets_of,
+    plain_attributes,
+)
 from elastic_ir.tensors.weights import Storage, Weight
 
 if TYPE_CHECKING:
@@ -74,8 +82,7 @@ def _check_versions(opened: OnnxFile) -> None:
 
     name, model = opened.path.name, opened.model
     newest = onnx.defs.onnx_opset_version()
-    versions = {entry.domain: entry.version for entry in model.opset_import}
-    version = versions.get("", versions.get("ai.onnx"))
+    version = opsets_of(model).get("")
     if not model.HasField("graph"):
         raise SourceError(f"{name} is no ONNX model: it holds no graph")
     if version is None:

@@ -15,7 +15,7 @@ from elastic_ir.frontends.onnx.contrib_shapes import DOMAIN, KEPT, LIKE, own_typ
 from elastic_ir.ir.graph import TensorType
 from elastic_ir.onnx_model.evaluate import LARGEST, is_small, run_nodes
 from elastic_ir.onnx_model.limits import shape_operand
-from elastic_ir.onnx_model.source import DTYPES, TYPES, bodies, mark_of, opsets_of, type_of
+from elastic_ir.onnx_model.source import DTYPES, TYPES, bodies, opsets_of, type_of
 
 if TYPE_CHECKING:
     import onnx
@@ -82,7 +82,7 @@ class _Inference:
         if tensor.data_type not in DTYPES or any(extent < 0 for extent in tensor.dims):
             return
         self.types[name] = TensorType(tuple(tensor.dims), DTYPES[tensor.data_type])
-        if prod(tensor.dims) <= LARGEST and tensor.data_location != 1 and mark_of(tensor) is None:
+        if prod(tensor.dims) <= LARGEST and tensor.data_location != 1:
             try:
                 self.numbers[name] = self.onnx.numpy_helper.to_array(tensor)
             except (

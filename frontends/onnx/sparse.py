@@ -6,13 +6,11 @@ coordinates, in ascending order without repetition; ``dims`` of the dense tensor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
 from elastic_ir.errors import SourceError
-from elastic_ir.tensors.lazy import ITEM_SIZES, Mask, TensorData
+from elastic_ir.tensors.lazy import Mask, ScatteredData, TensorData
 
 if TYPE_CHECKING:
     import onnx
@@ -22,39 +20,6 @@ if TYPE_CHECKING:
 #: Elements that the dense tensors of a file may have in all, and how many more for each value that is stored: a mask
 #: costs a bit for each, so that a small file could fill any memory. Beyond that it is damage, not a network.
 _ELEMENTS, _FOR_EACH = 1 << 28, 1 << 9
-_PIECE = 1 << 22  #: elements that are made dense at once
-
-
-@dataclass(frozen=True)
-class Scattered:
-    """The dense tensor of a sparse one, zero outside its mask; made when it is read."""
-
-    values: TensorData
-    mask: Mask
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.mask.shape
-
-    @property
-    def dtype(self) -> str:
-        return self.values.dtype
-
-    def chunks(self) -> Iterator[memoryview]:
-        import numpy as np
-
-        item = ITEM_SIZES[self.dtype]
-        values = np.frombuffer(b"".join(map(bytes, self.values.chunks())), np.uint8).reshape(-1, item)
-        bits = np.frombuffer(self.mask.bits, np.uint8)
-        done = 0
-        for start in range(0, self.mask.size, _PIECE):
-            count = min(_PIECE, self.mask.size - start)
-            keep = np.unpackbits(bits[start // 8 : (start + count + 7) // 8], count=count).view(np.bool_)
-            dense = np.zeros((count, item), np.uint8)
-            found = int(keep.sum())
-            dense[keep] = values[done : done + found]
-            done += found
-            yield dense.reshape(-1).data
 
 
 class SparseReader:
@@ -83,7 +48,7 @@ class SparseReader:
                 f"{self.elements}; so few of so many are not read"
             )
         mask = _mask(indices, shape, prod(values.shape), owner, file)
-        return Scattered(values, mask), mask
+        return ScatteredData(mask, values), mask
 
 
 def _mask(indices: TensorData, shape: tuple[int, ...], count: int, owner: str, file: str) -> Mask:

@@ -22,9 +22,9 @@ import elastic_ir as eir
 from elastic_ir.errors import EmitError, OutputError, SourceError
 from elastic_ir.formats import ticket as ticket_file
 from elastic_ir.formats.safetensors import DTYPES
-from elastic_ir.formats.ticket import PackedData, read_ticket, write_ticket
+from elastic_ir.formats.ticket import read_ticket, write_ticket
 from elastic_ir.ir.serialise import InlineData
-from elastic_ir.tensors.lazy import ITEM_SIZES, Mask, MaskedData, TensorData
+from elastic_ir.tensors.lazy import ITEM_SIZES, Mask, MaskedData, ScatteredData, TensorData
 from elastic_ir.tensors.weights import Storage
 from elastic_ir.zoo import CifarResNet
 from tests.emit.nets import IMAGE, contents, image, network, same_tensors, ticket
@@ -170,7 +170,7 @@ class Pieces:
 
 @pytest.mark.parametrize("step", [1, 5, 8, 64, 1000])
 def test_pieces_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    monkeypatch.setattr(ticket_file, "STEP", step)
+    monkeypatch.setattr("elastic_ir.tensors.lazy._STEP", step)
     monkeypatch.setattr("elastic_ir.formats.safetensors.CHUNK", 4 * 7)
     data, mask = Pieces((301,), step), Mask.from_array(np.random.default_rng(0).random(301) < 0.5)
     write_ticket(tmp_path / "a.ticket", {"w": Storage(data, mask)})
@@ -196,7 +196,7 @@ def test_reading_the_header_reads_no_tensor(tmp_path: Path) -> None:
     assert list(read.tensors) == list(wanted)
     for name, tensor in read.tensors.items():
         assert (tensor.shape, f"torch.{tensor.dtype}") == (tuple(wanted[name].shape), str(wanted[name].dtype))
-    assert isinstance(read.tensors["conv1.weight"], PackedData)
+    assert isinstance(read.tensors["conv1.weight"], ScatteredData)
     with pytest.raises(SourceError, match=r"the mask of 'conv1\.weight' keeps 0 values"):
         next(read.tensors["conv1.weight"].chunks())
 

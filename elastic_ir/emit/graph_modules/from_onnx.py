@@ -24,7 +24,7 @@ from elastic_ir.emit.onnx_operators.norms import BatchNorm, Dropout, batch_norm_
 from elastic_ir.emit.onnx_operators.table import CONTEXT, Operator, operator_for
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.graph import Argument, Graph, Literal, Node, Symbol, Value, WeightRef
-from elastic_ir.onnx_model.source import OnnxSource
+from elastic_ir.onnx_model.source import OnnxSource, opsets_of
 
 _INSTEAD = "write the network as .onnx instead"
 
@@ -58,7 +58,7 @@ class _Builder:
         if not isinstance(graph.origin, OnnxSource):
             raise EmitError(f"{graph.name} came from an ONNX file that is not at hand; load that file again")
         self.model = graph.origin.model
-        self.opsets = {entry.domain or "ai.onnx": entry.version for entry in self.model.opset_import}
+        self.opsets = opsets_of(self.model)
         self.own = {f"{item.domain}.{item.name}".removeprefix(".") for item in self.model.functions}
         self.root = nn.Module()
         self.made = fx.Graph()
@@ -185,8 +185,7 @@ class _Builder:
 
     def _operator(self, node: Node) -> None:
         name = node.op.removeprefix("onnx.")
-        domain = name.rpartition(".")[0] or "ai.onnx"
-        opset = self.opsets.get(domain, self.opsets.get("ai.onnx", 1))
+        opset = self.opsets.get(name.rpartition(".")[0], self.opsets.get("", 1))
         if self._sizes(node):
             return
         form = None if name in self.own else operator_for(name, opset)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from elastic_ir.emit.comparison import Difference, Outputs, coarsest, compare_outputs
 from elastic_ir.errors import EmitError
 from elastic_ir.onnx_model.limits import unbounded_shapes
-from elastic_ir.onnx_model.source import MARK, OnnxSource, bodies
+from elastic_ir.onnx_model.source import OnnxSource, bodies, constant_tensor, mark_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,49 +48,34 @@ def _without_tensors(model: onnx.ModelProto) -> onnx.ModelProto:
     twin = onnx.ModelProto()
     twin.CopyFrom(model)
 
-    def bulky(tensor: onnx.TensorProto) -> bool:
-        return any(entry.key == MARK for entry in tensor.external_data)
+    listed = {entry.name for entry in twin.graph.input}
 
-    def declare(tensor: onnx.TensorProto, name: str) -> None:
-        if name not in {entry.name for entry in twin.graph.input}:
-            twin.graph.input.append(
-                onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims))
-            )
+    def declare(name: str, tensor: onnx.TensorProto, dims: Sequence[int]) -> None:
+        if name not in listed:
+            listed.add(name)
+            twin.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, dims))
 
-    def strip(graph: onnx.GraphProto, *, outer: bool) -> None:
-        for table in (graph.initializer, graph.sparse_initializer):
-            kept = []
-            for item in table:
-                values = item.values if isinstance(item, onnx.SparseTensorProto) else item
-                sparse = isinstance(item, onnx.SparseTensorProto)
-                if not sparse and not bulky(values):
-                    kept.append(item)
-                elif isinstance(item, onnx.SparseTensorProto):
-                    dense = onnx.TensorProto(name=values.name, data_type=values.data_type, dims=item.dims)
-                    declare(dense, values.name)
-                else:
-                    declare(item, item.name)
-            del table[:]
-            table.extend(kept)  # type: ignore[arg-type]
-        nodes = []
-        for node in graph.node:
-            tensor = next((a.t for a in node.attribute if a.type == 4 and bulky(a.t)), None)
-            if tensor is not None and node.op_type == "Constant":
-                declare(tensor, node.output[0])
-                continue
-            for body in bodies(node):
-                strip(body, outer=False)
-            nodes.append(node)
-        kept_nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-        del graph.node[:]
-        graph.node.extend(kept_nodes)
+    def strip(graph: onnx.GraphProto) -> None:
+        for sparse in graph.sparse_initializer:
+            declare(sparse.values.name, sparse.values, sparse.dims)
+        del graph.sparse_initializer[:]
+        for place, tensor in reversed([*enumerate(graph.initializer)]):
+            if mark_of(tensor) is not None:
+                declare(tensor.name, tensor, tensor.dims)
+                del graph.initializer[place]
+        for place, node in reversed([*enumerate(graph.node)]):
+            value = constant_tensor(node)
+            if value is not None and mark_of(value) is not None:
+                declare(node.output[0], value, value.dims)
+                del graph.node[place]
+            else:
+                for body in bodies(node):
+                    strip(body)
 
-    strip(twin.graph, outer=True)
+    strip(twin.graph)
     if twin.ir_version < 4:
-        names = {entry.name for entry in twin.graph.input}
         for tensor in twin.graph.initializer:
-            if tensor.name not in names:
-                declare(tensor, tensor.name)
+            declare(tensor.name, tensor, tensor.dims)
     return twin
 
 

@@ -28,7 +28,7 @@ from elastic_ir.ir.example_inputs import map_tensors, tensors_in
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.serialise import InlineData
 from elastic_ir.onnx_model.record import write_record
-from elastic_ir.onnx_model.source import DTYPES, MARK
+from elastic_ir.onnx_model.source import DTYPES, SCOPES, TYPES, set_aside
 from elastic_ir.tensors.lazy import TensorData
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     import onnx_ir
 
 OPSET = 20  #: where none is asked for; onnxruntime 1.17 and later run it
-_SCOPES = "pkg.torch.onnx.name_scopes"
 _FOLDED = 1024  #: elements of a constant that may be computed in advance; a weight's never are
 
 
@@ -221,7 +220,7 @@ def _clean(model: onnx_ir.Model, weights: set[str], *, fold_batchnorm: bool) -> 
         steps(model)
     _drop_zero_biases(model, weights)
     for node in model.graph:
-        for key in [key for key in node.metadata_props if key != _SCOPES]:
+        for key in [key for key in node.metadata_props if key != SCOPES]:
             del node.metadata_props[
                 key
             ]  # stack traces with paths of the machine, and longer than the network
@@ -244,7 +243,6 @@ def _to_proto(model: onnx_ir.Model, graph: Graph) -> tuple[onnx.ModelProto, dict
     import onnx
     import onnx_ir
 
-    numbers = {name: number for number, name in DTYPES.items()}
     tensors: dict[str, TensorData] = {}
     kept: list[onnx.TensorProto] = []
     found = dict(model.graph.initializers)
@@ -253,25 +251,24 @@ def _to_proto(model: onnx_ir.Model, graph: Graph) -> tuple[onnx.ModelProto, dict
         held = found[name].const_value
         assert held is not None
         weight = graph.weights.get(name)
-        if weight is not None and weight.shape == tuple(held.shape.numpy()) and weight.dtype in numbers:
+        if weight is not None and weight.shape == tuple(held.shape.numpy()) and weight.dtype in TYPES:
             data = weight.storage.emitted()
         else:
             dtype = DTYPES.get(int(held.dtype))
             if dtype is None:
                 continue
             data = InlineData(tuple(held.shape.numpy()), dtype, held.tobytes())
-        tensor = onnx.TensorProto(name=name, data_type=numbers[data.dtype], dims=data.shape)
-        kept.append(tensor)
         del model.graph.initializers[name]
         if (
             isinstance(data, InlineData) and len(data.raw) < _FOLDED
-        ):  # a shape or an axis: every reader needs it at hand
-            tensor.raw_data = data.raw
-            continue
-        mark = f"{len(tensors)}:9"
-        tensors[mark] = data
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        tensor.external_data.add(key=MARK, value=mark)
+        ):  # a shape or an axis: every reader needs it
+            tensor = onnx.TensorProto(
+                name=name, data_type=TYPES[data.dtype], dims=data.shape, raw_data=data.raw
+            )
+        else:
+            tensor = onnx.TensorProto(name=name)
+            set_aside(tensor, data, tensors)
+        kept.append(tensor)
     proto = onnx_ir.to_proto(model)
     rest = list(proto.graph.initializer)
     del proto.graph.initializer[:]

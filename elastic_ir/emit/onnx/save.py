@@ -19,7 +19,7 @@ from elastic_ir.errors import EmitError, OutputError, reason
 from elastic_ir.formats.files import atomic_output, refuse_long_name, sync, temporary
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.info import UNKNOWN
-from elastic_ir.onnx_model.source import MARK, OnnxSource, mark_of
+from elastic_ir.onnx_model.source import OnnxSource, is_external, mark_of, opsets_of
 from elastic_ir.tensors.lazy import TensorData
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def save_onnx(
     if source is not None:
         model, tensors = build_onnx(graph, sparse=sparse is not False)
         _refuse_changes(source, path, opset, fold_batchnorm=fold_batchnorm)
-        external = any(map(_is_external, source.model.graph.initializer))
+        external = any(map(is_external, source.model.graph.initializer))
     else:
         exported = _export(graph, check=check, opset=opset, dynamic=dynamic, fold_batchnorm=fold_batchnorm)
         model, tensors = exported.model, exported.tensors
@@ -84,9 +84,8 @@ def save_onnx(
         if source is not None and check and turned:
             expected = _dense_runs(source, *before)
     expected = expected if check else None
-    versions = {entry.domain: entry.version for entry in model.opset_import}
     report = OnnxReport(
-        (path,), versions.get("", versions.get("ai.onnx", 0)), 0, dense, turned,
+        (path,), opsets_of(model).get("", 0), 0, dense, turned,
         exported.dynamic if exported is not None else None,
     )  # fmt: skip
     external = external and any(map(mark_of, model.graph.initializer))
@@ -99,14 +98,8 @@ def save_onnx(
     return report
 
 
-def _is_external(tensor: onnx.TensorProto) -> bool:
-    """Whether the source has this tensor in another file."""
-    return tensor.data_location == 1 and all(entry.key != MARK for entry in tensor.external_data)
-
-
 def _refuse_changes(source: OnnxSource, path: Path, opset: int | None, *, fold_batchnorm: bool) -> None:
-    versions = {entry.domain: entry.version for entry in source.model.opset_import}
-    have = versions.get("", versions.get("ai.onnx"))
+    have = opsets_of(source.model)[""]
     if opset is not None and opset != have:
         raise EmitError(
             f"{source.path.name} has opset {have} and keeps it; convert it with onnx.version_converter to get {opset}"

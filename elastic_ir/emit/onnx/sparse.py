@@ -13,7 +13,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir.ir.serialise import InlineData
-from elastic_ir.onnx_model.source import DTYPES, MARK, mark_of
+from elastic_ir.onnx_model.source import DTYPES, constant_tensor, is_external, mark_of, set_aside
 from elastic_ir.tensors.lazy import ITEM_SIZES, KeptData, Mask, TensorData, nbytes, size_of
 from elastic_ir.tensors.zeros import nonzero
 
@@ -58,35 +58,21 @@ class Typed:
         return self.data.chunks()
 
 
-def sparsify(model: onnx.ModelProto, tensors: dict[str, TensorData]) -> int:
-    """Turn initializers, and constants that are nodes, into sparse initializers where that takes less room; how many.
+def sparsify(model: onnx.ModelProto, tensors: dict[str, TensorData]) -> None:
+    """Turn initializers, and constants that are nodes, into sparse initializers where that takes less room.
 
     What survives is what the mask keeps, or else what is no exact zero. ``model`` and ``tensors`` are changed.
     """
     graph = model.graph
-    turned = 0
-    kept = []
-    for tensor in graph.initializer:
-        if _turn(graph, tensor, tensor.name, tensors):
-            turned += 1
-        else:
-            kept.append(_copy(tensor))
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-    nodes = []
-    for node in graph.node:
-        value = next((a.t for a in node.attribute if a.name == "value" and a.type == 4), None)
-        constant = node.op_type == "Constant" and node.domain in ("", "ai.onnx") and value is not None
-        if constant and value is not None and _turn(graph, value, node.output[0], tensors):
-            turned += 1
-        else:
-            nodes.append(_copy(node))
-    if len(nodes) < len(graph.node):
-        del graph.node[:]
-        graph.node.extend(nodes)
-    if turned and model.ir_version < _SPARSE_IR:
+    turned = [i for i, tensor in enumerate(graph.initializer) if _turn(graph, tensor, tensor.name, tensors)]
+    for place in reversed(turned):
+        del graph.initializer[place]
+    constants = [(i, node, constant_tensor(node)) for i, node in enumerate(graph.node)]
+    gone = [i for i, node, t in constants if t is not None and _turn(graph, t, node.output[0], tensors)]
+    for place in reversed(gone):
+        del graph.node[place]
+    if (turned or gone) and model.ir_version < _SPARSE_IR:
         model.ir_version = _SPARSE_IR
-    return turned
 
 
 def dense_size(model: onnx.ModelProto, tensors: dict[str, TensorData]) -> int:
@@ -101,13 +87,6 @@ def dense_size(model: onnx.ModelProto, tensors: dict[str, TensorData]) -> int:
     return size
 
 
-def _copy(message: Any) -> Any:
-    """A message of its own: emptying a table takes away what is in it."""
-    twin = type(message)()
-    twin.CopyFrom(message)
-    return twin
-
-
 def _turn(
     graph: onnx.GraphProto, tensor: onnx.TensorProto, name: str, tensors: dict[str, TensorData]
 ) -> bool:
@@ -118,15 +97,8 @@ def _turn(
         return False
     sparse = graph.sparse_initializer.add()
     sparse.dims.extend(data.shape)
-    values, indices = KeptData(data, mask), Positions(mask)
-    for proto, part, kind in ((sparse.values, values, tensor.data_type), (sparse.indices, indices, 7)):
-        made = f"sparse{len(tensors)}:9"  # the source's marks are numbers, some of which are gone
-        tensors[made] = part
-        proto.dims.extend(part.shape)
-        proto.data_type = kind
-        proto.data_location = 1  # type: ignore[assignment]  # the stubs want the enum's member
-        entry = proto.external_data.add()
-        entry.key, entry.value = MARK, made
+    set_aside(sparse.values, KeptData(data, mask), tensors)
+    set_aside(sparse.indices, Positions(mask), tensors)
     sparse.values.name = name
     return True
 
@@ -137,7 +109,7 @@ def _data_of(tensor: onnx.TensorProto, tensors: dict[str, TensorData]) -> Tensor
     if dtype is None or prod(shape) < _FEWEST:
         return None
     mark = mark_of(tensor)
-    if mark is None and tensor.data_location == 1:
+    if is_external(tensor):
         return None
     if mark is None:
         from onnx import numpy_helper

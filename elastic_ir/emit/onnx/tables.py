@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING
 
 from elastic_ir.emit.onnx.names import Names
 from elastic_ir.ir.graph import Literal, TensorType, Value
-from elastic_ir.onnx_model.source import DTYPES, MARK, Constant, OnnxSource, mark_of
+from elastic_ir.onnx_model.source import Constant, OnnxSource, is_external, set_aside
 from elastic_ir.tensors.lazy import TensorData
 from elastic_ir.tensors.weights import Weight
 
 if TYPE_CHECKING:
     import onnx
-
-_TYPES = {name: number for number, name in DTYPES.items()}
 
 
 def unchanged(constant: Constant, weight: Weight) -> bool:
@@ -69,21 +67,12 @@ class Tables:
                         twin.values.name = name
                 return
             proto = constant.proto
-            if proto is not None and (proto.data_location != 1 or mark_of(proto) is not None):
+            if proto is not None and not is_external(proto):
                 same = self.new.initializer.add()
                 same.CopyFrom(proto)
                 same.name = name
                 return
-        data = weight.storage.emitted()
-        proto = self.new.initializer.add()
-        proto.name = name
-        proto.dims.extend(data.shape)
-        proto.data_type = _TYPES[data.dtype]
-        mark = f"{len(self.tensors)}:9"
-        self.tensors[mark] = data
-        entry = proto.external_data.add()
-        entry.key, entry.value = MARK, mark
-        proto.data_location = self.onnx.TensorProto.EXTERNAL
+        set_aside(self.new.initializer.add(name=name), weight.storage.emitted(), self.tensors)
 
     def _tensor_of(self, name: str, item: Literal) -> onnx.TensorProto:
         import numpy as np
