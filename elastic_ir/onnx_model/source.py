@@ -35,6 +35,8 @@ DTYPES = {
     17: "float8_e4m3fn", 18: "float8_e4m3fnuz", 19: "float8_e5m2", 20: "float8_e5m2fnuz", 24: "float8_e8m0fnu",
 }  # fmt: skip
 TYPES = {name: number for number, name in DTYPES.items()}
+#: AttributeProto.AttributeType by number to the field that holds such a value: one up to 3, a list from 6 on.
+_PLAIN = {1: "f", 2: "i", 3: "s", 6: "floats", 7: "ints", 8: "strings"}
 
 
 @dataclass(eq=False)
@@ -192,20 +194,13 @@ def plain_attributes(proto: onnx.NodeProto) -> dict[str, Argument]:
     """A node's attributes as plain data; tensors and bodies are named, and stay in the source."""
     found: dict[str, Argument] = {}
     for item in proto.attribute:
-        if item.type == 1:
-            found[item.name] = item.f
-        elif item.type == 2:
-            found[item.name] = item.i
-        elif item.type == 3:
-            found[item.name] = item.s.decode("utf-8", "replace")
-        elif item.type == 6:
-            found[item.name] = list(item.floats)
-        elif item.type == 7:
-            found[item.name] = list(item.ints)
-        elif item.type == 8:
-            found[item.name] = [text.decode("utf-8", "replace") for text in item.strings]
-        else:
+        if item.type not in _PLAIN:
             found[item.name] = Symbol(
                 "body" if item.type in (5, 10) else "tensor" if item.type in (4, 9) else "other"
             )
+            continue
+        value = getattr(item, _PLAIN[item.type])
+        values = [value] if item.type < 4 else list(value)
+        plain = [one.decode("utf-8", "replace") if isinstance(one, bytes) else one for one in values]
+        found[item.name] = plain[0] if item.type < 4 else plain
     return found

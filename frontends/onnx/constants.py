@@ -161,13 +161,12 @@ class ConstantReader:
 
 
 def _plain_literal(attribute: onnx.AttributeProto) -> Literal:
-    if attribute.name == "value_int":
-        return Literal("int64", (), (attribute.i,))
-    if attribute.name == "value_float":
-        return Literal("float32", (), (attribute.f,))
-    if attribute.name == "value_ints":
-        return Literal("int64", (len(attribute.ints),), tuple(attribute.ints))
-    return Literal("float32", (len(attribute.floats),), tuple(attribute.floats))
+    import onnx
+
+    value = onnx.helper.get_attribute_value(attribute)
+    listed = tuple(value) if attribute.name.endswith("s") else (value,)
+    dtype = "int64" if "int" in attribute.name else "float32"
+    return Literal(dtype, (len(listed),) if attribute.name.endswith("s") else (), listed)
 
 
 def _small(data: TensorData) -> list[Any] | None:

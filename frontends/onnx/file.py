@@ -58,7 +58,14 @@ class OnnxFile:
             )
         if tensor.data_location == 1:
             return self._external(tensor, shape, dtype, owner)
-        raw = _bytes_of(tensor, dtype)
+        raw = tensor.raw_data
+        if not tensor.HasField("raw_data"):
+            from onnx import numpy_helper
+
+            try:
+                raw = numpy_helper.to_array(tensor).tobytes()
+            except (OverflowError, TypeError, ValueError) as error:
+                raise SourceError(f"{self.path.name}: {owner} is damaged ({error})") from error
         if len(raw) != prod(shape) * ITEM_SIZES[dtype]:
             raise SourceError(
                 f"{self.path.name}: {owner} has {len(raw)} bytes where its shape {list(shape)} needs "
@@ -191,21 +198,3 @@ def _without_bytes(view: memoryview, opened: OnnxFile, stamp: tuple[int, int, in
 
     walk = TensorWalk(view, cut, LARGE)
     return b"".join(piece for piece in walk.pieces() if isinstance(piece, bytes))
-
-
-def _bytes_of(tensor: onnx.TensorProto, dtype: str) -> bytes:
-    """The bytes of a small tensor, whichever of its fields they are in (onnx.proto says which for each type)."""
-    import numpy as np
-
-    if tensor.HasField("raw_data"):
-        return tensor.raw_data
-    size = ITEM_SIZES[dtype]
-    if dtype in ("float32", "complex64"):
-        return np.array(tensor.float_data, "<f4").tobytes()
-    if dtype in ("float64", "complex128"):
-        return np.array(tensor.double_data, "<f8").tobytes()
-    if dtype == "int64":
-        return np.array(tensor.int64_data, "<i8").tobytes()
-    if dtype in ("uint32", "uint64"):
-        return np.array(tensor.uint64_data, "<u8").astype(f"<u{size}").tobytes()
-    return np.array(tensor.int32_data, "<i4").astype(f"<i{size}").tobytes()  # short floats by their bits

@@ -7,6 +7,7 @@ things after modules, else the source's with the block's path behind.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from elastic_ir.emit.onnx.moves import relocate, rename_inside
@@ -60,21 +61,24 @@ class _Builder:
         self.emitted: set[str] = set()  # constant nodes that stand before the point we are at
 
     def build(self) -> tuple[onnx.ModelProto, dict[str, TensorData]]:
-        needed = self._needed()
+        made: list[
+            tuple[int | None, onnx.NodeProto]
+        ] = []  # with the index in the source of the first node of each
+        for node in self.graph:
+            if node.kind == "onnx":  # else an input, an output, or a part of a node's results, named with it
+                first = bool(node.origin) and node.origin not in self.copied
+                made.append((int(node.origin) if first else None, self._node(node)))
+        needed = self._needed([proto for _, proto in made])
         body: list[onnx.NodeProto] = []
         waiting = sorted(
             (constant.node, name)
             for name, constant in self.source.constants.items()
             if constant.node is not None and name in needed
         )
-        for node in self.graph:
-            if node.kind != "onnx":
-                continue  # inputs, outputs, and parts of a node's results, which are named with it
-            first = node.origin and node.origin not in self.copied
-            while first and waiting and waiting[0][0] < int(node.origin):
+        for index, proto in made:
+            while index is not None and waiting and waiting[0][0] < index:
                 self._emit_constant(waiting.pop(0)[1], body)
-            proto = self._node(node)
-            for name in (*proto.input, *self._captures(node)):
+            for name in (*proto.input, *captured(proto)):
                 self._emit_constant(name, body)
             body.append(proto)
         for _, name in waiting:
@@ -87,29 +91,15 @@ class _Builder:
         used = {mark_of(tensor) for tensor in tensors_of(self.model)}
         return self.model, {mark: data for mark, data in self.tables.tensors.items() if mark in used}
 
-    def _needed(self) -> set[str]:
+    def _needed(self, made: list[onnx.NodeProto]) -> set[str]:
         """The constants of the source that are read here, and those that nothing read there either."""
-        read = {name for node in self.old.node for name in node.input}
-        read |= {name for node in self.old.node for name in captured(node)} | {
-            e.name for e in self.old.output
-        }
-        needed = {name for name in self.source.constants if name not in read}
-        for node in self.graph:
-            if node.kind == "onnx":
-                old = self._origin(node)
-                for place, item in enumerate(node.args):
-                    if isinstance(item, (Literal, Symbol)) and old is not None and place < len(old.input):
-                        constant = self.source.constants.get(old.input[place])
-                        if isinstance(item, Symbol) or constant is None or constant.literal == item:
-                            needed.add(old.input[place])
-                captures = node.kwargs.get(BODY)
-                if isinstance(captures, dict):
-                    needed |= {n for n, item in captures.items() if isinstance(item, (Literal, Symbol))}
-        for entry in self.old.output:
-            needed.add(entry.name)
-        for name, (constant, _) in self.names.holders.items():
-            needed.add(name)
-            needed.add(constant.name if name == constant.name else name)
+
+        def read(nodes: Iterable[onnx.NodeProto]) -> set[str]:
+            return {name for node in nodes for name in (*node.input, *captured(node))}
+
+        outputs = {entry.name for entry in self.old.output}
+        needed = read(made) | outputs | self.names.holders.keys()
+        needed |= self.source.constants.keys() - read(self.old.node) - outputs
         for name in list(needed):  # the shape that a ConstantOfShape fills
             filled = self.source.constants.get(name)
             if filled is not None and filled.node is not None:
@@ -178,12 +168,6 @@ class _Builder:
             kept = [item for item in proto.attribute if item.name in node.attributes]
             del proto.attribute[:]
             proto.attribute.extend(kept)
-
-    def _captures(self, node: Node) -> list[str]:
-        captures = node.kwargs.get(BODY)
-        if not isinstance(captures, dict):
-            return []
-        return [self._captured_name(name, item) for name, item in captures.items()]
 
     def _captured_name(self, name: str, item: Argument) -> str:
         return name if isinstance(item, (Literal, Symbol)) else self.names.operand(item, None, 0)

@@ -5,7 +5,6 @@ Where torch's own function means the same it is used; else inputs are padded, or
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -136,25 +135,22 @@ class _Pool:
         ends = [width + rest for width, rest in zip(self.after, self.missing, strict=True)]
         return _padded(x, self.before, ends, value)
 
-    def fold(self, x: Tensor, compute: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Combine what is in each window of a padded input, axis by axis."""
-        for axis, size in enumerate(self.kernel):
-            stop = (self.counts[axis] - 1) * self.strides[axis] + 1
-            parts = []
-            for place in range(size):
-                start = place * self.dilations[axis]
-                cut = [slice(None)] * (axis + 2) + [slice(start, start + stop, self.strides[axis])]
-                parts.append(x[tuple(cut)])
-            x = functools.reduce(compute, parts)
+    def windows(self, x: Tensor) -> Tensor:
+        """What is in each window of a padded input: [batch, channels, *windows, *kernel]."""
+        for axis, count in enumerate(self.counts):
+            x = x.unfold(2 + axis, self.span(axis), self.strides[axis])
+            x = x.narrow(2 + axis, 0, count)[..., :: self.dilations[axis]]
         return x
+
+    def sums(self, x: Tensor) -> Tensor:
+        """The sum over each window of a padded input."""
+        return self.windows(x).flatten(2 + len(self.kernel)).sum(-1)
 
     def sizes(self, like: Tensor, *, padding: bool) -> Tensor:
         """How many elements each window has; those of the padding count if ``padding``."""
         shape = [extent + a + b for extent, a, b in zip(self.extents, self.before, self.after, strict=True)]
         ones = torch.ones([1, 1, *(shape if padding else self.extents)], dtype=like.dtype, device=like.device)
-        if padding:
-            return self.fold(_padded(ones, [0] * len(shape), self.missing), torch.add)
-        return self.fold(self.padded(ones, 0), torch.add)
+        return self.sums(_padded(ones, [0] * len(shape), self.missing) if padding else self.padded(ones, 0))
 
 
 def max_pool(
@@ -166,7 +162,7 @@ def max_pool(
     rank = len(kernel_shape)
     real = x if x.is_floating_point() else x.to(torch.float32)  # eight-bit numbers
     if outputs == 1 and not pool.plain:
-        return pool.fold(pool.padded(real, -math.inf), torch.maximum).to(x.dtype)
+        return pool.windows(pool.padded(real, -math.inf)).flatten(2 + rank).amax(-1).to(x.dtype)
     if outputs == 1:
         values = _MAX[rank](real, pool.kernel, pool.strides, pool.before, pool.dilations, bool(ceil_mode))
         return values.to(x.dtype)
@@ -204,7 +200,7 @@ def average_pool(
         return _AVERAGE[len(kernel_shape)](
             x, pool.kernel, pool.strides, pool.before, bool(ceil_mode), bool(count_include_pad)
         )
-    return pool.fold(pool.padded(x, 0), torch.add) / pool.sizes(x, padding=bool(count_include_pad))
+    return pool.sums(pool.padded(x, 0)) / pool.sizes(x, padding=bool(count_include_pad))
 
 
 def lp_pool(
@@ -212,7 +208,7 @@ def lp_pool(
     dilations: list[int] | None = None, p: int = 2, pads: list[int] | None = None, strides: list[int] | None = None,
 ) -> Tensor:  # fmt: skip
     pool = _Pool(x, kernel_shape, auto_pad, ceil_mode, dilations, pads, strides)
-    return pool.fold(pool.padded(x.abs() ** p, 0), torch.add) ** (1 / p)
+    return pool.sums(pool.padded(x.abs() ** p, 0)) ** (1 / p)
 
 
 def _spatial(x: Tensor) -> list[int]:
