@@ -27,7 +27,7 @@ _FIELDS = 1 << 22  #: fields that are walked at most; no network has as many, an
 
 
 class TensorWalk:
-    """Walks a model and lets ``replace`` say what stands in the place of each tensor's message; None leaves it.
+    """Walks a model; ``replace`` gives what stands in the place of each tensor's message, None to leave it.
 
     Messages of fewer than ``smallest`` bytes are left as they are. Raises WireError where the bytes are not messages,
     or have more fields, or bodies deeper in one another, than any network.

@@ -7,12 +7,11 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from elastic_ir.ir.graph import Argument, Literal, Node
 from elastic_ir.onnx_model.evaluate import run_nodes
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
@@ -23,6 +22,7 @@ def elementwise(node: Node, constants: Floats, opsets: Mapping[str, int]) -> Flo
 
     Operands behind the first are literals. Without ``opsets`` the newest ones are meant.
     """
+    import numpy as np
     import onnx
 
     result = np.full(constants.shape, math.nan)
@@ -71,6 +71,8 @@ def pads(node: Node) -> bool:
 
 def pooled(node: Node, constants: Floats) -> Floats:
     """A pool's results on constant channels: zeros that are averaged in make borders differ."""
+    import numpy as np
+
     if node.op == "onnx.AveragePool" and node.attributes.get("count_include_pad", 0) and pads(node):
         return np.where(constants == 0, 0.0, math.nan)
     return constants

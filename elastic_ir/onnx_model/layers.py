@@ -47,7 +47,7 @@ def label(node: Node) -> str:
 
 
 def zero_bias(node: Node, users: dict[Value, list[Node]]) -> bool:
-    """Whether a layer's bias is a zero that is spread for it alone: as good as none, and so PyTorch exports some."""
+    """Whether a layer's bias is a zero that is expanded for it alone: PyTorch exports some layers without bias so."""
     given = node.args[2] if len(node.args) == 3 else None
     if not isinstance(given, Value) or given.node.op != "onnx.Expand" or len(users.get(given, ())) != 1:
         return False

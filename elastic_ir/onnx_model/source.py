@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: Entry of ``external_data`` by which a tensor that was cut out is known, as "NUMBER:FIELD" with the field that held
 #: its bytes; no file of others has it.
 MARK = "elastic-ir"
-SAID = ":in"  #: ends the mark of a tensor whose message says that its bytes are in it (``data_location``)
+STATED = ":in"  #: ends the mark of a tensor whose message states that its bytes are in it (``data_location``)
 SCOPES = "pkg.torch.onnx.name_scopes"  #: the key of a node's metadata in what torch exports
 _LONGEST = 1 << 14  #: characters of that entry
 #: The keyword of a node's operands that only its bodies read.
@@ -116,7 +116,7 @@ def constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
 
 
 def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """All tensors of a model's graph and of its bodies, whatever type an attribute says it has."""
+    """All tensors of a model's graph and of its bodies, whatever type an attribute states."""
     waiting = [model.graph]
     while waiting:
         graph = waiting.pop()
@@ -182,8 +182,8 @@ def module_scopes(proto: onnx.NodeProto) -> list[str] | None:
 def path_step(path: list[str], part: str) -> list[str]:
     """What a part of a node's name (``/layer1/layer1.0/conv1/Conv``) adds to the path of modules before it.
 
-    Children of a container carry its name, nested ones all of it (``/features/features.1/features.1.0``); those of a
-    container that did not run itself bring it along (``/layer.0``).
+    Children of a container carry its name, nested ones the whole path (``/features/features.1/features.1.0``); those
+    of a container that did not run itself bring it along (``/layer.0``).
     """
     names = part.split(".")
     above = names[:-1]

@@ -35,7 +35,7 @@ _LITERAL = 64  #: the most integers that are a literal; more are a table
 
 @dataclass(frozen=True)
 class Filled:
-    """A tensor of one value throughout, as ConstantOfShape makes it; no byte of it is kept."""
+    """A tensor of one value throughout, as ConstantOfShape makes it; its bytes are made when they are read."""
 
     shape: tuple[int, ...]
     dtype: str

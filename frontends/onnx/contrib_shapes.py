@@ -1,4 +1,4 @@
-"""Shapes of the operators that onnxruntime's optimisers and quantisers put into a file, of which onnx has no rules.
+"""Shapes of the operators that onnxruntime's optimisers and quantisers put into a file, which onnx has no rules for.
 
 Their meaning: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
@@ -11,7 +11,7 @@ from typing import Any
 from elastic_ir.ir.graph import TensorType
 
 DOMAIN = "com.microsoft"
-#: Whose first result is of its first operand's type.
+#: The operators whose first result has the type of their first operand.
 _SAME = {
     "BiasGelu", "BiasSplitGelu", "FastGelu", "Gelu", "QuickGelu", "SkipLayerNormalization", "SkipGroupNorm",
     "SkipSimplifiedLayerNormalization", "SimplifiedLayerNormalization", "RotaryEmbedding", "QLinearLeakyRelu",
@@ -24,7 +24,7 @@ LIKE: dict[str, tuple[str, tuple[int, ...]]] = {
     "DynamicQuantizeMatMul": ("MatMul", (0, 1)), "MatMulIntegerToFloat": ("MatMul", (0, 1)),
     "FusedGemm": ("Gemm", (0, 1)), "QGemm": ("Gemm", (0, 3)), "FusedMatMul": ("MatMul", (0, 1)),
 }  # fmt: skip
-#: The attributes of theirs that onnx's operator has as well.
+#: Those of their attributes that onnx's operator has as well.
 KEPT = {"Conv": {"auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"}, "Gemm": {"transA", "transB"},
         "AveragePool": {"auto_pad", "ceil_mode", "count_include_pad", "kernel_shape", "pads", "strides"}}  # fmt: skip
 _FLOAT = {"DynamicQuantizeMatMul", "MatMulIntegerToFloat"}

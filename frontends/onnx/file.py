@@ -21,7 +21,7 @@ from elastic_ir.formats.onnx_wire import Pieces, TensorWalk
 from elastic_ir.formats.protobuf import BYTES, Field, WireError, field
 from elastic_ir.formats.safetensors import FileTensor
 from elastic_ir.ir.serialise import InlineData
-from elastic_ir.onnx_model.source import DTYPES, MARK, SAID, mark_of, tensors_of
+from elastic_ir.onnx_model.source import DTYPES, MARK, STATED, mark_of, tensors_of
 from elastic_ir.safety.limits import open_plain
 from elastic_ir.tensors.lazy import ITEM_SIZES, TensorData
 
@@ -43,7 +43,7 @@ class OnnxFile:
     size: int = 0
 
     def data(self, tensor: onnx.TensorProto, owner: str) -> TensorData | None:
-        """A tensor of the model as a lazy one; None where its type is none of torch's (strings, four bits)."""
+        """A tensor of the model as a lazy one; None where torch has no such type (strings, four bits)."""
         dtype = DTYPES.get(tensor.data_type)
         if dtype is None:
             return None
@@ -107,7 +107,9 @@ class OnnxFile:
                 f"{reason(error)}"
             ) from error
         if not path.is_file():
-            raise SourceError(f"{self.path.name}: {location}, with the data of {owner}, is no plain file")
+            raise SourceError(
+                f"{self.path.name}: {location}, with the data of {owner}, is not a regular file"
+            )
         need = prod(shape) * ITEM_SIZES[dtype]
         if length is None:
             length = need
@@ -123,7 +125,10 @@ class OnnxFile:
 
 
 def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
-    """Open an ONNX file without reading its weights. Raises SourceError: missing, empty, truncated, no ONNX model."""
+    """Open an ONNX file without reading its weights.
+
+    Raises SourceError: missing, empty, truncated, or not an ONNX model.
+    """
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -137,7 +142,7 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
                 opened = OnnxFile(path, onnx.ModelProto(), size=status.st_size)
                 small = _without_bytes(view, opened, stamp_of(status))
     except WireError as error:
-        raise SourceError(f"{path.name} is no ONNX model, or was cut short: {error}") from error
+        raise SourceError(f"{path.name} is not an ONNX model, or was cut short: {error}") from error
     except (OSError, ValueError) as error:
         raise SourceError(f"{path} could not be read: {reason(error)}") from error
     if len(small) > _MODEL:
@@ -147,7 +152,7 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
     try:
         opened.model.ParseFromString(small)
     except (DecodeError, RecursionError) as error:
-        raise SourceError(f"{path.name} is no ONNX model: {error}") from error
+        raise SourceError(f"{path.name} is not an ONNX model: {error}") from error
     _check_marks(opened)
     return opened
 
@@ -187,8 +192,8 @@ def _without_bytes(view: memoryview, opened: OnnxFile, stamp: tuple[int, int, in
             return None
         place = bulky[0]
         mark = f"{len(opened.tensors)}:{place.number}"
-        if len(noted) > len(bulky):  # it says that its bytes are in it, which none has to
-            mark += SAID
+        if len(noted) > len(bulky):  # it states that its bytes are in it, which is optional
+            mark += STATED
         opened.tensors[mark] = FileTensor(
             opened.path, place.start, (place.end - place.start,), "uint8", stamp
         )

@@ -63,7 +63,7 @@ _CARRIERS = {
 def load_onnx(path: str | os.PathLike[str], input_shape: Sequence[Sequence[int]] | None = None) -> Graph:
     """Read an ONNX file into a graph; no weight is read. ``input_shape`` fills in open extents of the inputs.
 
-    Raises SourceError: no ONNX model, an opset that is not known, a graph that is cyclic or has dangling names.
+    Raises SourceError: not an ONNX model, an opset that is not known, a graph that is cyclic or has dangling names.
     """
     try:
         opened = read_onnx(path)
@@ -84,9 +84,9 @@ def _check_versions(opened: OnnxFile) -> None:
     newest = onnx.defs.onnx_opset_version()
     version = opsets_of(model).get("")
     if not model.HasField("graph"):
-        raise SourceError(f"{name} is no ONNX model: it holds no graph")
+        raise SourceError(f"{name} is not an ONNX model: it holds no graph")
     if version is None:
-        raise SourceError(f"{name} does not say which opset it uses")
+        raise SourceError(f"{name} does not state which opset it uses")
     if not OLDEST_OPSET <= version <= newest:
         raise SourceError(
             f"{name} uses opset {version}; opsets {OLDEST_OPSET} to {newest} are read (convert it with "
@@ -217,7 +217,7 @@ class _Reader:
         self._choose_scopes(nodes, weights)
 
     def _choose_scopes(self, nodes: list[tuple[int, Node]], weights: dict[str, Constant]) -> None:
-        """The first scopes in which something repeats: what the file says, else the flow of data."""
+        """The first scopes in which something repeats: what the file states, else the flow of data."""
         table = self.graph.weights
         before = [(node, node.args, node.kwargs) for node in self.graph]
 
@@ -297,9 +297,9 @@ class _Reader:
     ) -> dict[str, dict[str, str]]:
         """For each weight of the file a name for each scope that uses it; they are tied where there are several.
 
-        An exporter that keeps one of equal tensors (all norms of a fresh network) makes blocks share what is none of
-        them's; each then has a name of its own for it, as in the network that was exported. A path that the file gives
-        is kept where it lies in the scope.
+        An exporter that keeps one of equal tensors (all norms of a fresh network) makes blocks share what belongs to
+        no single one; each then has a name of its own for it, as in the network that was exported. A path that the
+        file gives is kept where it lies in the scope.
         """
         taken = set(self.source.constants)
         counts: Counter[str] = Counter()
@@ -357,7 +357,7 @@ _ROLES = {
 
 
 def role_of(node: Node, name: str) -> str:
-    """What a weight is to the node that reads it, in the words of PyTorch where it has one."""
+    """What a weight is to the node that reads it, by PyTorch's name for it where there is one."""
     kind = node.op.removeprefix("onnx.")
     place = next(
         (i for i, item in enumerate(node.args) if isinstance(item, WeightRef) and item.name == name), -1

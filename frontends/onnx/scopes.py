@@ -21,7 +21,7 @@ _ENOUGH = 0.9  #: the share of layers whose scope has to be known
 _NUMBER = re.compile(r"(^|[._a-z])\d+($|\.)")
 
 
-#: Sets the scope of every node, or says that it cannot.
+#: Sets the scope of every node; False where it cannot.
 Scoping: TypeAlias = "Callable[[Graph, onnx.ModelProto, list[tuple[int, Node]]], bool]"
 
 
@@ -36,7 +36,7 @@ def by_node_names(graph: Graph, model: onnx.ModelProto, nodes: list[tuple[int, N
 
 
 def by_weights(graph: Graph, model: onnx.ModelProto, nodes: list[tuple[int, Node]]) -> bool:
-    """As the weights are named that the nodes read."""
+    """After the names of the weights that the nodes read."""
     return _assign(graph, {node: _from_weights(graph, node) for _, node in nodes})
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 #: Heights and widths to try for an image with open sides: of classifiers, of text lines, of detectors.
 _SIDES = ((224, 224), (32, 320), (48, 320), (640, 640), (28, 28))
 
-#: Where a node goes of which shape inference is to know nothing: its result could have more extents than memory holds.
+#: The domain of nodes that shape inference must not follow: their results could have more extents than memory holds.
 _OPAQUE = "elastic-ir.opaque"
 _TURNS = 8
 
@@ -26,9 +26,9 @@ _TURNS = 8
 def infer_types(
     model: onnx.ModelProto, input_shape: Sequence[Sequence[int]] | None, file: str
 ) -> tuple[dict[str, TensorType], list[tuple[int, ...]]]:
-    """Types by value name, and the inputs' shapes; extents that cannot be told are -1.
+    """Types by value name, and the inputs' shapes; extents that are not known are -1.
 
-    Open extents of the inputs are filled in, a batch with 1: shapes tell where stages begin, and any that the network
+    Open extents of the inputs are filled in, a batch with 1: shapes show where stages begin, and any that the network
     accepts will do. ``input_shape`` gives them instead, one for each input. What is written keeps the open ones.
     """
     import onnx

@@ -1,4 +1,4 @@
-"""Constant folding: what is the same in every run is computed once, now.
+"""Constant folding: what is the same in every run is computed once, in advance.
 
 Shapes, ranks and arithmetic with them become numbers, and so do ONNX's Shape, Gather and Concat of what is known. A
 size counts as known only where it is the same for every input that the network takes
@@ -17,8 +17,9 @@ from elastic_ir.analysis.effects import Memory, effect_of
 from elastic_ir.analysis.evaluate import Evaluated, can_run_torch, literal_result, plain_result
 from elastic_ir.analysis.extents import Extents
 from elastic_ir.ir.cloner import copy_node
-from elastic_ir.ir.graph import Graph, Literal, Node, Symbol, Value, WeightRef
+from elastic_ir.ir.graph import Argument, Graph, Literal, Node, Symbol, Value, WeightRef
 from elastic_ir.ir.operations import kind_of
+from elastic_ir.onnx_model.arithmetic import whole_numbers
 from elastic_ir.onnx_model.source import BODY, OnnxSource
 from elastic_ir.passes.infra.base import Pass
 from elastic_ir.rewrite.rewriter import Rewriter
@@ -51,14 +52,14 @@ class FoldConstants(Pass):
     def summary(self, graph: Graph) -> str | None:
         """How much was folded."""
         report = self.report(graph)
-        told = []
+        parts = []
         if report["nodes"]:
-            told.append(f"folded {report['nodes']} nodes")
+            parts.append(f"folded {report['nodes']} nodes")
         if report["weights"]:
-            told.append(
+            parts.append(
                 f"{len(report['weights'])} weights are what was computed of them; this is for inference"
             )
-        return "; ".join(told) or "nothing is constant"
+        return "; ".join(parts) or "nothing is constant"
 
 
 class _Folder:
@@ -117,16 +118,21 @@ class _Folder:
             return None if None in sizes else tuple(sizes)
         return sizes
 
+    def _shape_of(self, item: Argument) -> Partial | None:
+        """The sizes of an operand, with None for those that may change; None where it is not a tensor."""
+        if isinstance(item, WeightRef):
+            return list(self.graph.weights[item.name].shape)
+        if isinstance(item, Literal):
+            return list(item.shape)
+        return self.extents.sizes(item) if isinstance(item, Value) else None
+
     def _sizes(self, node: Node) -> Partial | int | None:
         """A tensor's shape, or one of its sizes, or its rank."""
         kind = kind_of(node)
         given = node.args[0] if node.args else None
         if kind == "getitem" and isinstance(given, Value) and given in self.partial:
             return _item(self.partial[given], node.args[1])
-        if isinstance(given, WeightRef):
-            shape: Partial | None = list(self.graph.weights[given.name].shape)
-        else:
-            shape = self.extents.sizes(given) if isinstance(given, Value) else None
+        shape = self._shape_of(given)
         if shape is None or node.kwargs:
             return None
         asked = node.args[1] if len(node.args) > 1 else None
@@ -146,48 +152,39 @@ class _Folder:
         assert self.source is not None
         if effect_of(node) or any(isinstance(item, Symbol) for item in node.args):
             return None
-        kind = node.op.removeprefix("onnx.")
         given = node.args[0] if node.args else None
-        if kind in ("Shape", "Size"):
-            return self._shape(node, kind, given)
-        if kind == "Gather" and isinstance(given, Value) and given in self.partial:
+        if node.op in ("onnx.Shape", "onnx.Size"):
+            shape = self._shape_of(given)
+            return self._shape(node, shape) if shape is not None else None
+        if node.op == "onnx.Gather" and isinstance(given, Value) and given in self.partial:
             return self._gather(node, self.partial[given])
         return literal_result(node, self.source)
 
-    def _shape(self, node: Node, kind: str, given: object) -> Literal | None:
-        if isinstance(given, WeightRef):
-            shape: Partial | None = list(self.graph.weights[given.name].shape)
-        elif isinstance(given, Literal):
-            shape = list(given.shape)
-        else:
-            shape = self.extents.sizes(given) if isinstance(given, Value) else None
-        if shape is None:
-            return None
-        if kind == "Size":
+    def _shape(self, node: Node, shape: Partial) -> Literal | None:
+        if node.op == "onnx.Size":
             whole = _known(shape)
             return Literal("int64", (), (math.prod(whole),)) if whole is not None else None
         start, end = node.attributes.get("start", 0), node.attributes.get("end")
         if not isinstance(start, int) or not (end is None or isinstance(end, int)):
             return None
         part = shape[start:end]
-        self.partial[node.output] = part
-        whole = _known(part)
-        return Literal("int64", (len(whole),), tuple(whole)) if whole is not None else None
+        return self._partial(node, part, (len(part),))
 
     def _gather(self, node: Node, sizes: Partial) -> Literal | None:
         places = node.args[1]
-        from elastic_ir.onnx_model.arithmetic import whole_numbers
-
         wanted = whole_numbers(places)
         if wanted is None or not isinstance(places, Literal):
             return None
         if not all(-len(sizes) <= place < len(sizes) for place in wanted):
             return None
-        part = [sizes[place] for place in wanted]
-        if len(places.shape) == 1:
-            self.partial[node.output] = part
-        whole = _known(part)
-        return Literal("int64", places.shape, tuple(whole)) if whole is not None else None
+        return self._partial(node, [sizes[place] for place in wanted], places.shape)
+
+    def _partial(self, node: Node, sizes: Partial, shape: tuple[int, ...]) -> Literal | None:
+        """Note the sizes that a node gives; a literal where all are known."""
+        if len(shape) == 1:
+            self.partial[node.output] = sizes
+        whole = _known(sizes)
+        return Literal("int64", shape, tuple(whole)) if whole is not None else None
 
 
 def _known(sizes: Partial) -> list[int] | None:

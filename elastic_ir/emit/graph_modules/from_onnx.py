@@ -5,8 +5,8 @@ the graph's, clones learn apart, and tied weights stay one. onnx2torch (1.5.15) 
 do neither: they name weights after operators (``Conv__440.weight``), fold what feeds them into layers, and refused four
 and three of the five installed networks that this one runs (weights in Constant nodes, bounds that are tensors).
 
-The module comes in evaluation mode and computes what the file says; after ``.train()`` batch norms use and update their
-statistics, and dropouts drop.
+The module comes in evaluation mode and computes what the file describes; after ``.train()`` batch norms use and
+update their statistics, and dropouts drop.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class _Builder:
         self.made = fx.Graph()
         self.values: dict[Value, Any] = {}
         self.kinds: dict[Value, sizes.Kind] = {}  # of the values that are Python numbers
-        self.anchor: fx.Node | None = None  # a tensor that tells the device
+        self.anchor: fx.Node | None = None  # a tensor on the network's device
         self.paths: set[str] = set()  # what is taken in the tree of modules
         self.read: set[str] = set()  # the weights that some node reads as tensors
         self.numbers: set[str] = set()  # those that one reads as numbers: sizes, factors of a Resize
@@ -307,7 +307,7 @@ class _Builder:
         return 0.0, torch.float32
 
     def _result(self, node: Node) -> torch.dtype | None:
-        """The dtype of a result that no operand tells."""
+        """The dtype of a result that does not follow from an operand."""
         kinds = [node.output.type.dtype] if node.output.type is not None else []
         for item in node.args:
             if isinstance(item, Literal):

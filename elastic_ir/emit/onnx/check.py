@@ -21,7 +21,7 @@ _WHOLE = 64 << 20  #: up to this many bytes the file itself is checked; above, t
 
 
 def check_file(path: Path, model: onnx.ModelProto) -> None:
-    """Run ``onnx.checker`` (with shape inference) on what was written; EmitError with what it says.
+    """Run ``onnx.checker`` (with shape inference) on what was written; EmitError with its message.
 
     A large file is checked by its model alone, whose tensors are declared as inputs, because the checker would hold
     the whole file in memory.
@@ -121,7 +121,7 @@ def feeds_of(source: OnnxSource, seed: int) -> dict[str, NDArray[np.generic]]:
     for entry, shape in zip(entries, source.input_shapes, strict=True):
         number = entry.type.tensor_type.elem_type
         if number not in onnx.helper.get_all_tensor_dtypes():
-            raise EmitError(f"the input {entry.name!r} is no tensor of a known type")
+            raise EmitError(f"the input {entry.name!r} is not a tensor of a known type")
         kind = onnx.helper.tensor_dtype_to_np_dtype(number)
         ones = kind.kind != "f"
         found[entry.name] = np.ones(shape, kind) if ones else generator.standard_normal(shape).astype(kind)

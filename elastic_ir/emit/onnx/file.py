@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from elastic_ir.errors import EmitError
 from elastic_ir.formats.onnx_wire import Pieces, TensorWalk, size_of_pieces
 from elastic_ir.formats.protobuf import Field, field, head
-from elastic_ir.onnx_model.source import SAID, mark_of, tensors_of
+from elastic_ir.onnx_model.source import STATED, mark_of, tensors_of
 from elastic_ir.tensors.lazy import TensorData, nbytes
 
 if TYPE_CHECKING:
@@ -84,10 +84,10 @@ def _filled(model: onnx.ModelProto, put: Callable[[str], Pieces]) -> Pieces:
 
 
 def _inline(tensors: Mapping[str, TensorData], mark: str) -> Pieces:
-    """A tensor's bytes in the field of its message that the mark says."""
+    """A tensor's bytes in the field of its message that the mark names."""
     data = tensors[mark]
-    said = bytes((14 << 3, 0)) if mark.endswith(SAID) else b""
-    return [said + head(int(mark.split(":")[1]), nbytes(data)), data]
+    stated = bytes((14 << 3, 0)) if mark.endswith(STATED) else b""
+    return [stated + head(int(mark.split(":")[1]), nbytes(data)), data]
 
 
 def _write_pieces(path: Path, pieces: Pieces) -> None:

@@ -138,7 +138,7 @@ def _dense_runs(
         try:
             feeds = [feeds_of(source, seed) for seed in (0, 1)]
             return Expected(feeds, run_file(path, feeds), "the dense model's")
-        except EmitError:  # an operator of somebody's, or inputs that only the user knows
+        except EmitError:  # an operator that it lacks, or inputs that only the user knows
             return None
 
 

@@ -48,7 +48,7 @@ class Positions:
 
 @dataclass(frozen=True)
 class Typed:
-    """Bytes that lie in a file, as the tensor that an initializer says they are."""
+    """Bytes of a file as a tensor of the shape and dtype that an initializer states."""
 
     data: TensorData
     shape: tuple[int, ...]
@@ -61,7 +61,7 @@ class Typed:
 def sparsify(model: onnx.ModelProto, tensors: dict[str, TensorData]) -> None:
     """Turn initializers, and constants that are nodes, into sparse initializers where that takes less room.
 
-    What survives is what the mask keeps, or else what is no exact zero. ``model`` and ``tensors`` are changed.
+    What survives is what the mask keeps, or else what is not exactly zero. ``model`` and ``tensors`` are changed.
     """
     graph = model.graph
     turned = [i for i, tensor in enumerate(graph.initializer) if _turn(graph, tensor, tensor.name, tensors)]
@@ -104,7 +104,7 @@ def _turn(
 
 
 def _data_of(tensor: onnx.TensorProto, tensors: dict[str, TensorData]) -> TensorData | None:
-    """A tensor of the model, wherever its bytes are; None where its numbers are none of torch's, or too few."""
+    """A tensor of the model, wherever its bytes are; None where torch has no such dtype, or it is too small."""
     shape, dtype = tuple(tensor.dims), DTYPES.get(tensor.data_type)
     if dtype is None or prod(shape) < _FEWEST:
         return None
@@ -124,7 +124,7 @@ def _sparse_size(data: TensorData, mask: Mask) -> int:
 
 
 def _mask_of(data: Any) -> Mask | None:
-    """What survives in a tensor: told by its recipe, else by looking for zeros of either sign."""
+    """What survives in a tensor: by the mask of its recipe, else by looking for zeros of either sign."""
     mask = getattr(data, "mask", None)
     if isinstance(mask, Mask):
         return mask

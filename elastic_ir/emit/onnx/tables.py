@@ -1,4 +1,4 @@
-"""The tables of an ONNX model that is built from its source: initializers, inputs, and what is said of values."""
+"""The tables of an ONNX model that is built from its source: initializers, inputs, and types of values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def unchanged(constant: Constant, weight: Weight) -> bool:
 
 
 class Tables:
-    """Fills the tables of one model; large tensors are put aside by the marks that stand for them."""
+    """Fills the tables of one model; large tensors are set aside under the marks that stand for them."""
 
     def __init__(self, names: Names, model: onnx.ModelProto, source: OnnxSource, *, sparse: bool) -> None:
         import onnx
@@ -81,7 +81,7 @@ class Tables:
         return self.onnx.numpy_helper.from_array(array, name)
 
     def add_inputs_and_types(self, emitted: set[str]) -> None:
-        """Inputs, and what the source says of the values and of the Constant nodes that were ``emitted``."""
+        """Inputs, and the types that the source states for values and for the Constant nodes that were ``emitted``."""
         outputs = {entry.name for entry in self.old.output}
         names = {entry.name for entry in (*self.new.initializer,)}
         names |= {sparse.values.name for sparse in self.new.sparse_initializer}
@@ -123,7 +123,7 @@ class Tables:
     def _update_shape(
         self, entry: onnx.ValueInfoProto, before: TensorType | None, value: Value | None
     ) -> None:
-        """Bring what the file says of a value in step with the extents that a pass has changed."""
+        """Update the type that the file states for a value where a pass has changed its extents."""
         after = value.type if value is not None else None
         dims = entry.type.tensor_type.shape.dim
         if before is None or after is None or before == after:

@@ -28,7 +28,7 @@ class BatchNorm(nn.Module):
         return F.batch_norm(x, mean, var, scale, bias, self.training, 1 - self.momentum, self.epsilon)
 
     def extra_repr(self) -> str:
-        """What its printed form says."""
+        """What its printed form shows."""
         return f"epsilon={self.epsilon}, momentum={self.momentum}"
 
 
@@ -45,7 +45,7 @@ def batch_norm_training(
 
 
 class Dropout(nn.Module):
-    """Dropout; its second result says which elements were kept."""
+    """Dropout; its second result is the mask of what was kept."""
 
     def __init__(self, rate: float, outputs: int) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Dropout(nn.Module):
         return x * keep, keep.bool()
 
     def extra_repr(self) -> str:
-        """What its printed form says."""
+        """What its printed form shows."""
         return f"rate={self.rate}"
 
 

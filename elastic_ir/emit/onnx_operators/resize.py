@@ -26,7 +26,7 @@ def resize(
     exclude_outside: int = 0, extrapolation_value: float = 0.0, keep_aspect_ratio_policy: str = "stretch",
     mode: str = "nearest", nearest_mode: str = "round_prefer_floor",
 ) -> Tensor:  # fmt: skip
-    """Axis by axis, with weights reckoned in Python: exact for every mode, where torch.interpolate has a few."""
+    """Axis by axis, with weights computed in Python: exact for every mode, where torch.interpolate has a few."""
     places = list(range(x.dim())) if axes is None else [axis % x.dim() for axis in axes]
     factors = [] if scales is None else [float(factor) for factor in _numbers(scales)]
     wanted = [] if sizes is None else ints(sizes)

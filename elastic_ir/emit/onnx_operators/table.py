@@ -69,7 +69,7 @@ def _table(table: Mapping[str, Callable[..., Any]], **options: Any) -> dict[str,
 def _variants(
     function: Callable[..., Any], key: str, table: Mapping[str, str], **options: Any
 ) -> dict[str, tuple[Operator, ...]]:
-    """Operators that are one function, which a keyword tells what to do."""
+    """Operators that are one function, distinguished by a keyword."""
     return {name: (Operator(function, fixed={key: value}, **options),) for name, value in table.items()}
 
 

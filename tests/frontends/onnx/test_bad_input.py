@@ -53,18 +53,20 @@ def test_an_empty_file(path: Path) -> None:
 
 def test_a_text(path: Path) -> None:
     assert said_of(path, b"version https://git-lfs.github.com/spec/v1\n") == (
-        "a.onnx is no ONNX model, or was cut short: a field at byte 0 has the wire type 6"
+        "a.onnx is not an ONNX model, or was cut short: a field at byte 0 has the wire type 6"
     )
 
 
 def test_a_checkpoint_of_another_name(path: Path) -> None:
     torch.save({"weight": torch.zeros(3)}, path)
-    assert re.fullmatch(r"a\.onnx is no ONNX model, or was cut short: a field at byte \d+ .*", said_of(path))
+    assert re.fullmatch(
+        r"a\.onnx is not an ONNX model, or was cut short: a field at byte \d+ .*", said_of(path)
+    )
 
 
 def test_a_message_that_is_no_model(path: Path) -> None:
     assert said_of(path, onnx.ModelProto(producer_name="nobody")) == (
-        "a.onnx is no ONNX model: it holds no graph"
+        "a.onnx is not an ONNX model: it holds no graph"
     )
 
 
@@ -72,7 +74,7 @@ def test_a_file_that_was_cut_short(path: Path) -> None:
     whole = residual().SerializeToString()
     said = said_of(path, whole[:-2000])
     assert re.fullmatch(
-        r"a\.onnx is no ONNX model, or was cut short: a field at byte \d+ reaches \d+ bytes beyond its message",
+        r"a\.onnx is not an ONNX model, or was cut short: a field at byte \d+ reaches \d+ bytes beyond its message",
         said,
     )
 
@@ -82,7 +84,7 @@ def test_bodies_without_end(path: Path) -> None:
     for _ in range(70):
         body = field(1, field(5, field(6, body)))
     assert said_of(path, field(7, body)).startswith(
-        "a.onnx is no ONNX model, or was cut short: bodies lie more than 64 deep in one another at byte "
+        "a.onnx is not an ONNX model, or was cut short: bodies lie more than 64 deep in one another at byte "
     )
 
 
@@ -100,7 +102,7 @@ def test_an_opset_that_is_not_read(path: Path, opset: int) -> None:
 def test_no_opset(path: Path) -> None:
     made = model([Node("Relu", ["x"], ["y"])])
     made.ClearField("opset_import")
-    assert said_of(path, made) == "a.onnx does not say which opset it uses"
+    assert said_of(path, made) == "a.onnx does not state which opset it uses"
 
 
 def test_a_newer_format(path: Path) -> None:
@@ -297,7 +299,7 @@ def test_external_data_that_is_missing(path: Path) -> None:
         "a.onnx: the file w.bin with the data of the initializer 'w' cannot be read: no such file or directory"
     )
     (path.parent / "w.bin").mkdir()
-    assert said_of(path) == "a.onnx: w.bin, with the data of the initializer 'w', is no plain file"
+    assert said_of(path) == "a.onnx: w.bin, with the data of the initializer 'w', is not a regular file"
 
 
 def test_external_data_that_is_too_short(path: Path) -> None:

@@ -126,7 +126,7 @@ def test_damage_on_the_command_line_is_one_line(path: Path) -> None:
     path.write_bytes(b"no model")
     code, output = _run("inspect", path)
     assert code == 1
-    assert "a.onnx is no ONNX model" in output
+    assert "a.onnx is not an ONNX model" in output
     assert "Traceback" not in output
 
 
