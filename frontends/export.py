@@ -30,8 +30,8 @@ _CONSTANT_LIMIT = 256  #: numbers of a constant tensor that are kept with the gr
 
 
 def read_export(model: nn.Module, inputs: Inputs, weights: dict[str, Weight]) -> Graph:
-    """A module as a graph of ATen operations; raises whatever torch.export raises."""
-    with _eval_without_cache(model), torch.no_grad():
+    """A module in evaluation as a graph of ATen operations; raises whatever torch.export raises."""
+    with _without_cache(model), torch.no_grad():
         program = torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)
     graph = Graph(type(model).__name__, GraphInfo("export"))
     graph.weights = dict(weights)
@@ -180,19 +180,15 @@ def _call(source: fx.Node, values: dict[fx.Node, Value]) -> Node:
 
 
 @contextmanager
-def _eval_without_cache(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and no key-value cache object among the outputs, for the length of an export."""
-    flags = {child: child.training for child in model.modules()}
+def _without_cache(model: nn.Module) -> Iterator[None]:
+    """No key-value cache object among the outputs, for the length of an export."""
     found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
     configs = {id(config): config for config in found if hasattr(config, "use_cache")}
     caches = {key: config.use_cache for key, config in configs.items()}
     try:
-        model.eval()
         for config in configs.values():  # an encoder and a decoder have one each
             config.use_cache = False
         yield
     finally:
         for key, config in configs.items():
             config.use_cache = caches[key]
-        for child, flag in flags.items():
-            child.training = flag

@@ -97,7 +97,7 @@ class _Opening(fx.Tracer):
 
 
 def _run_fake(module: fx.GraphModule, inputs: Inputs) -> dict[fx.Node, Any]:
-    """Each node's result on fake tensors: shapes without arithmetic, and without allocating weights."""
+    """Each node's result on fake tensors, in evaluation: shapes without arithmetic, and without allocating weights."""
     results: dict[fx.Node, Any] = {}
 
     class Recorder(fx.Interpreter):
@@ -114,16 +114,8 @@ def _run_fake(module: fx.GraphModule, inputs: Inputs) -> dict[fx.Node, Any]:
     names = [n.target for n in module.graph.nodes if n.op == "placeholder"]
     given = [fake(item) for item in inputs.args]
     given += [fake(inputs.kwargs[name]) if name in inputs.kwargs else None for name in names[len(given) :]]
-    training = module.training
-    flags = {child: child.training for child in module.modules()}
-    try:
-        module.eval()  # batch-norm would refuse one value per channel; modes are put back below
-        with torch.no_grad(), mode if mode is not None else nullcontext():
-            Recorder(module, garbage_collect_values=True).run(*given)
-    finally:
-        for child, flag in flags.items():
-            child.training = flag
-        module.training = training
+    with torch.no_grad(), mode if mode is not None else nullcontext():
+        Recorder(module, garbage_collect_values=True).run(*given)
     return {node: value for node, value in results.items() if value is not None or node.op != "output"}
 
 

@@ -52,11 +52,9 @@ def _on_meta(make: Callable[[], nn.Module]) -> nn.Module:
 
 def _of_configuration(folder: Path, device: str = "cpu") -> nn.Module:
     from elastic_ir.checkpoints.read import read_configuration
-    from elastic_ir.safety.registered import configuration, model_class, network
+    from elastic_ir.safety.registered import network_of
 
-    config, where = read_configuration(folder), f"{folder}/config.json"
-    kind = model_class(config, where)
-    return network(kind, configuration(kind.config_class, config, where), where, device=device)
+    return network_of(read_configuration(folder), f"{folder}/config.json", device)
 
 
 def _traced(module: nn.Module, source: Graph, rebuild: Callable[[], nn.Module] | None) -> Graph:

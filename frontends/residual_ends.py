@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from elastic_ir.analysis.branches import branches_of
 from elastic_ir.checkpoints.config.depth import Stack, reindexed
 from elastic_ir.errors import ElasticError, PlanError
-from elastic_ir.formats.model_folder import CheckpointSource
+from elastic_ir.formats.model_folder import CONFIG, CheckpointSource
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Stage
 from elastic_ir.plans.copy_edits import candidates, weights_in
-
-if TYPE_CHECKING:
-    from torch import nn
 
 _LEAST = 3  #: layers that show what repeats
 
@@ -58,15 +55,13 @@ def _refuse(graph: Graph, why: str, stage: Stage | None = None) -> NoReturn:
 
 
 def _traced(source: CheckpointSource, graph: Graph) -> Graph:
-    import torch
-
     from elastic_ir.frontends.trace import trace
+    from elastic_ir.safety.registered import network_of
 
+    config = {key: value for key, value in _shallow(source, graph).items() if key != "quantization_config"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with torch.device("meta"):
-            module = _network(_shallow(source, graph))
-        return trace(module)
+        return trace(network_of(config, CONFIG))
 
 
 def _shallow(source: CheckpointSource, graph: Graph) -> dict[str, Any]:
@@ -81,21 +76,6 @@ def _shallow(source: CheckpointSource, graph: Graph) -> dict[str, Any]:
         return reindexed(source.config, stacks, [weight.origin for weight in graph.weights.values()])[0]
     except PlanError:
         return source.config
-
-
-def _network(config: dict[str, Any]) -> nn.Module:
-    import transformers
-
-    names = config.get("architectures") or [""]
-    kind = getattr(transformers, names[0], None)
-    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
-    if kind is None or config.get("model_type") not in known:
-        raise PlanError(f"transformers has no {names[0] or 'architecture that config.json names'}")
-    made = known[config["model_type"]].from_dict(
-        {k: v for k, v in config.items() if k != "quantization_config"}
-    )
-    module: nn.Module = kind(made)
-    return module
 
 
 def _ends_of(stage: Stage, graph: Graph, traced: Graph) -> tuple[str, ...]:

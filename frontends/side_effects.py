@@ -24,7 +24,7 @@ _LIBRARY = sysconfig.get_path("stdlib")  # torch warns from inside context manag
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def without_side_effects(model: nn.Module) -> Iterator[None]:
     """Put back whatever attributes the modules had, and pass on only warnings that are not torch's own.
 
     What is written to standard error meanwhile is dropped: torch.export prints the program it had come to there.

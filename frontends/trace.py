@@ -16,7 +16,7 @@ from torch import nn
 from elastic_ir.errors import TraceError
 from elastic_ir.frontends.example_inputs import from_shapes, guesses
 from elastic_ir.frontends.fx import holds_layers, is_torchs, read_fx, read_sealed
-from elastic_ir.frontends.side_effects import undisturbed
+from elastic_ir.frontends.side_effects import without_side_effects
 from elastic_ir.frontends.weight_table import absorb_pruning, weight_table
 from elastic_ir.ir.example_inputs import Inputs
 from elastic_ir.ir.graph import Graph
@@ -112,10 +112,9 @@ def trace(
     for name, reader in readers.items():
         for inputs in candidates:
             try:
-                with undisturbed(model):  # which puts the modes back
-                    for (
-                        part
-                    ) in model.modules():  # draws of training (stochastic depth) would stay in the graph
+                with without_side_effects(model):  # which puts the modes back
+                    # draws of training (stochastic depth) would stay in the graph
+                    for part in model.modules():
                         part.training = False
                     graph = reader(model, inputs, weights)
             except Exception as error:  # any tracer may raise anything; what it said is reported below

@@ -139,6 +139,12 @@ def network(
     return made
 
 
+def network_of(config: Mapping[str, Any], where: str, device: str = "meta") -> torch.nn.Module:
+    """The network that a ``config.json`` describes, in the class that it names. Raises SourceError as those above."""
+    kind = model_class(config, where)
+    return network(kind, configuration(kind.config_class, config, where), where, device=device)
+
+
 @contextmanager
 def _at_most(parts: int, where: str) -> Iterator[None]:
     """SourceError, from within, once a constructor has registered more modules and parameters than that."""

@@ -45,9 +45,9 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def whole(source: Path, tmp_path: Path) -> dict[str, bytes]:
-    """What an undisturbed run writes."""
-    assert run("stretch", source, *PLAN, "-o", tmp_path / "undisturbed").exit_code == 0
-    return tree(tmp_path / "undisturbed")
+    """What an without_side_effects run writes."""
+    assert run("stretch", source, *PLAN, "-o", tmp_path / "without_side_effects").exit_code == 0
+    return tree(tmp_path / "without_side_effects")
 
 
 def stop_at(number: int, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,9 +277,9 @@ def test_killed_between_the_name_and_the_end(
 
 
 def test_a_leftover_of_nothing_does_not_stay(source: Path, tmp_path: Path, whole: dict[str, bytes]) -> None:
-    (tmp_path / ".undisturbed.partial").mkdir()
-    done = run("stretch", source, *PLAN, "-o", tmp_path / "undisturbed", "--resume")
-    assert "undisturbed exists already" in done.output
+    (tmp_path / ".without_side_effects.partial").mkdir()
+    done = run("stretch", source, *PLAN, "-o", tmp_path / "without_side_effects", "--resume")
+    assert "without_side_effects exists already" in done.output
     assert not list(tmp_path.glob(".*"))
 
 
@@ -510,13 +510,13 @@ def test_killed_at_random_moments(tmp_path: Path, moments: int, durable: bool) -
 
     seconds: list[float] = []
     for files in (0, 1, 0, 1):  # the first one also starts the server
-        process = start(tmp_path / "undisturbed", files)
+        process = start(tmp_path / "without_side_effects", files)
         begun = time.perf_counter()
         process.join()
         seconds.append(time.perf_counter() - begun)
         assert process.exitcode == 0
-        whole = tree(tmp_path / "undisturbed")
-        subprocess.run(["rm", "-r", str(tmp_path / "undisturbed")], check=True)
+        whole = tree(tmp_path / "without_side_effects")
+        subprocess.run(["rm", "-r", str(tmp_path / "without_side_effects")], check=True)
     before = tree(source)
     assert len(whole) > 100
     stamps = {path: path.stat() for path in source.iterdir()}
