@@ -52,9 +52,15 @@ EXCEPTIONS = {
 
 #: Rooms whose import does not load torch, directly or indirectly.
 WITHOUT_TORCH = set(LEVEL) - {"tickets", "zoo", "frontends", "emit", "training"}
-#: Exceptions in these rooms, files that handle PyTorch modules: descriptions, pickles of whole modules.
-TORCH_FILES = {"elastic_ir.analysis.gradinit"} | {
-    f"elastic_ir.formats.pickles.{name}" for name in ("allow_list", "description", "module", "rebuild")
+#: Exceptions in these rooms, files that handle PyTorch modules: scores and scales, descriptions, pickles of modules.
+TORCH_FILES = {
+    f"elastic_ir.{folder}.{name}"
+    for folder, names in (
+        ("analysis", ("gradinit",)),
+        ("analysis.pruning", ("scores", "distributions", "flops")),
+        ("formats.pickles", ("allow_list", "description", "module", "rebuild")),
+    )
+    for name in names
 }
 TORCH = {"torch", "torchvision", "timm", "transformers"}
 #: Packages that only the command line may import.

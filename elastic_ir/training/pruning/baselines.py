@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from elastic_ir.analysis.pruning.scores import Batch, Loss, grasp_scores, snip_scores, synflow_masks
 from elastic_ir.errors import MaskError
 from elastic_ir.tensors.torch_bridge import unwrapped
 from elastic_ir.tickets.magnitude import magnitude_masks, masks_from_scores, prunable_weights, pruned_count
 from elastic_ir.tickets.masked import masked_weights, plain_name
-from elastic_ir.training.pruning.scores import Batch, Loss, grasp_scores, snip_scores, synflow_masks
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def prune(
     - ``magnitude``: the smallest go, in one shot.
     - ``random``: each of the reference's masks, permuted within its layer.
     - ``reinit``: the reference's masks; the weights are drawn anew, by ``factory()`` or layer by layer.
-    - ``snip``, ``grasp``, ``synflow``: see :mod:`elastic_ir.training.pruning.scores`.
+    - ``snip``, ``grasp``, ``synflow``: see :mod:`elastic_ir.analysis.pruning.scores`.
     - ``hybrid``: the reference's masks where it has one, and SNIP for the other weights, so that the total is met.
 
     For ``random`` and ``reinit`` the reference sets the sparsity; one that is given as well must agree with it.

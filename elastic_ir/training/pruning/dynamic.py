@@ -42,7 +42,7 @@ class RigL:
     """Rigged lottery (Evci et al. 2020, algorithm 1): drop small weights, grow where the gradient is large.
 
     The module trains under ``masks`` (see :func:`~elastic_ir.tickets.enforce`;
-    :func:`~elastic_ir.training.pruning.distributions.rigl_masks` draws them). At every ``interval``-th step before
+    :func:`~elastic_ir.analysis.pruning.distributions.rigl_masks` draws them). At every ``interval``-th step before
     ``end * total_steps`` each layer drops the fraction :meth:`drop_fraction` of its alive weights, those of smallest
     magnitude, and grows as many of its dead ones, those of largest gradient; weights that were just dropped may
     return. Grown weights start at zero with no momentum. Such a step changes masks *instead of* weights: gradients are

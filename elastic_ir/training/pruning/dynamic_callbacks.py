@@ -13,8 +13,8 @@ import lightning.pytorch as pl
 from torch import nn
 from torch.optim import Optimizer
 
+from elastic_ir.analysis.pruning.distributions import rigl_masks
 from elastic_ir.errors import MaskError
-from elastic_ir.training.pruning.distributions import rigl_masks
 from elastic_ir.training.pruning.dynamic import DPF, RigL
 
 
@@ -74,7 +74,7 @@ class RigLCallback(_DynamicCallback):
     """:class:`~elastic_ir.training.pruning.dynamic.RigL` in a Trainer, from given masks or from random ones.
 
     Give ``masks``, or a ``sparsity`` with a ``distribution`` and a ``seed`` for random masks
-    (:func:`~elastic_ir.training.pruning.distributions.rigl_masks`: under ``uniform`` the first layer stays dense).
+    (:func:`~elastic_ir.analysis.pruning.distributions.rigl_masks`: under ``uniform`` the first layer stays dense).
     Names are those of the LightningModule's submodule ``network`` (``""``: of the LightningModule itself). The other
     options are RigL's.
     """

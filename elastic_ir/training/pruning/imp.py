@@ -27,8 +27,8 @@ from elastic_ir.tickets import magnitude_masks, sparsity
 from elastic_ir.training.callbacks import save_state
 from elastic_ir.training.checks import check_search
 from elastic_ir.training.data import Data
-from elastic_ir.training.fingerprints import of_images, of_loss, of_tensors
 from elastic_ir.training.fit import Engine, Measured, fit, logger_in, measured
+from elastic_ir.training.pruning.fingerprints import of_images, of_loss, of_tensors
 from elastic_ir.training.settings import Pruning, Training
 from elastic_ir.training.task import Loss
 

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elastic_ir.analysis.pruning.flops import fixed_step, forward_cost
 from elastic_ir.tickets import sparsity
 from elastic_ir.training.callbacks import save_state
 from elastic_ir.training.checks import check_fit
 from elastic_ir.training.connectivity import barrier
 from elastic_ir.training.data import Data, load_data
 from elastic_ir.training.fit import Engine, fit, logger_in, measured
-from elastic_ir.training.pruning.flops import fixed_step, forward_cost
 from elastic_ir.training.pruning.imp import train_level
 from elastic_ir.training.settings import Pruning, Training, read
 from elastic_ir.training.studies.methods import starting_point

@@ -81,7 +81,7 @@ def _number(name: str, value: Any) -> None:
 
 
 def _distribution(name: str, value: Any) -> None:
-    from elastic_ir.training.pruning.distributions import DISTRIBUTIONS  # late: it imports torch
+    from elastic_ir.analysis.pruning.distributions import DISTRIBUTIONS  # late: it imports torch
 
     if value not in tuple(DISTRIBUTIONS):
         raise PlanError(f"there is no distribution {value!r}; there are {', '.join(DISTRIBUTIONS)}")

@@ -14,13 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import elastic_ir as eir
-from elastic_ir.errors import PlanError
-from elastic_ir.ir.graph import Graph
-from elastic_ir.training.data import Data
-from elastic_ir.training.items.read import weights_dtype
-from elastic_ir.training.loader import BatchStream
-from elastic_ir.training.losses import ClassEntropy
-from elastic_ir.training.pruning.flops import (
+from elastic_ir.analysis.pruning.flops import (
     ForwardCost,
     dpf_step,
     forward_cost,
@@ -29,6 +23,12 @@ from elastic_ir.training.pruning.flops import (
     snip_cost,
     synflow_cost,
 )
+from elastic_ir.errors import PlanError
+from elastic_ir.ir.graph import Graph
+from elastic_ir.training.data import Data
+from elastic_ir.training.items.read import weights_dtype
+from elastic_ir.training.loader import BatchStream
+from elastic_ir.training.losses import ClassEntropy
 from elastic_ir.training.settings import Training
 from elastic_ir.training.studies.jobs import SPARSITY
 from elastic_ir.training.studies.start import Start

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from elastic_ir.analysis.pruning.flops import ForwardCost, fixed_step, forward_cost
 from elastic_ir.training.data import Data
 from elastic_ir.training.losses import SoftLabels
-from elastic_ir.training.pruning.flops import ForwardCost, fixed_step, forward_cost
 from elastic_ir.training.task import Loss
 
 

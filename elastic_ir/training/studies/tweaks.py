@@ -15,6 +15,7 @@ from torch import nn
 
 import elastic_ir as eir
 from elastic_ir.analysis.gradinit import GradInit, find_scales
+from elastic_ir.analysis.pruning.flops import forward_cost, gradinit_cost
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.training.callbacks import FollowSchedule
@@ -22,7 +23,6 @@ from elastic_ir.training.data import Data
 from elastic_ir.training.items.read import weights_dtype
 from elastic_ir.training.loader import BatchStream
 from elastic_ir.training.losses import ClassEntropy, SoftLabels
-from elastic_ir.training.pruning.flops import forward_cost, gradinit_cost
 from elastic_ir.training.schedules import schedule_of
 from elastic_ir.training.settings import Training
 from elastic_ir.training.studies.start import Start

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elastic_ir.analysis.pruning.scores import snip_scores
 from elastic_ir.errors import MaskError
 from elastic_ir.tickets import magnitude_masks, sparsity
 from elastic_ir.training.pruning.baselines import METHODS, prune, reinitialise
-from elastic_ir.training.pruning.scores import snip_scores
 from elastic_ir.zoo import cifar_resnet
 
 

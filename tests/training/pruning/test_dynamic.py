@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elastic_ir.analysis.pruning.distributions import random_masks
 from elastic_ir.errors import MaskError
 from elastic_ir.tickets import magnitude_masks, sparsity
-from elastic_ir.training.pruning.distributions import random_masks
 from elastic_ir.training.pruning.dynamic import DPF, RigL
 from tests.training.digits import accuracy, batches, network, train
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from elastic_ir.analysis.pruning.distributions import random_masks
 from elastic_ir.errors import MaskError
 from elastic_ir.tickets import sparsity
-from elastic_ir.training.pruning.distributions import random_masks
 from elastic_ir.training.pruning.dynamic import DPF, RigL
 from elastic_ir.training.pruning.dynamic_callbacks import DPFCallback, RigLCallback
 from tests.training.digits import accuracy, digits, network

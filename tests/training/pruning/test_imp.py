@@ -22,9 +22,8 @@ import elastic_ir as eir
 from elastic_ir.cli.app import elastic_ir as program
 from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.tickets import sparsity
-from elastic_ir.training import fingerprints
 from elastic_ir.training.data import Split, load_data
-from elastic_ir.training.pruning import imp
+from elastic_ir.training.pruning import fingerprints, imp
 from elastic_ir.training.pruning.imp import Level, find_tickets, next_masks
 from elastic_ir.training.settings import Pruning, Training
 from tests.training.nets import QUICK, TWO_LEVELS, digits, perceptron

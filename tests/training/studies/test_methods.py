@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import elastic_ir as eir
+from elastic_ir.analysis.pruning.flops import dpf_step, forward_cost, snip_cost
 from elastic_ir.tickets import magnitude_masks, sparsity
 from elastic_ir.training.callbacks import save_state
 from elastic_ir.training.fit import fit
-from elastic_ir.training.pruning.flops import dpf_step, forward_cost, snip_cost
 from elastic_ir.training.pruning.imp import save_ticket
 from elastic_ir.training.settings import Training
 from elastic_ir.training.studies.methods import copies_in, of_method, transformed

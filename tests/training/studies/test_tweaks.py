@@ -11,6 +11,7 @@ import yaml
 from torch import nn
 
 import elastic_ir as eir
+from elastic_ir.analysis.pruning.flops import forward_cost, gradinit_cost
 from elastic_ir.errors import PlanError
 from elastic_ir.passes import GhostSkips
 from elastic_ir.tickets import magnitude_masks
@@ -19,7 +20,6 @@ from elastic_ir.training.callbacks import FollowSchedule
 from elastic_ir.training.data import load_data
 from elastic_ir.training.fit import fit
 from elastic_ir.training.loader import BatchStream
-from elastic_ir.training.pruning.flops import forward_cost, gradinit_cost
 from elastic_ir.training.settings import Training
 from elastic_ir.training.studies import tweaks
 from elastic_ir.training.studies.executors import Here

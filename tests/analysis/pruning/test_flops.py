@@ -12,11 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import elastic_ir as eir
 from elastic_ir.analysis.cost import cost
+from elastic_ir.analysis.pruning import flops
+from elastic_ir.analysis.pruning.distributions import densities
+from elastic_ir.analysis.pruning.scores import grasp_scores, snip_scores, synflow_scores
 from elastic_ir.errors import MaskError
 from elastic_ir.tickets import magnitude_masks
-from elastic_ir.training.pruning import flops
-from elastic_ir.training.pruning.distributions import densities
-from elastic_ir.training.pruning.scores import grasp_scores, snip_scores, synflow_scores
 from elastic_ir.zoo import cifar_resnet
 
 

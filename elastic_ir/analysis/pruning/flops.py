@@ -29,10 +29,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from elastic_ir.analysis.pruning.scores import _modes
 from elastic_ir.errors import MaskError
 from elastic_ir.tensors.torch_bridge import unwrapped
 from elastic_ir.tickets.masked import plain_name
-from elastic_ir.training.pruning.scores import _modes
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ForwardCost:
         return self.at({name: _density(mask) for name, mask in masks.items()})
 
     def at(self, densities: Mapping[str, float]) -> float:
-        """f_S for densities by weight name, as :func:`~elastic_ir.training.pruning.distributions.densities` gives
+        """f_S for densities by weight name, as :func:`~elastic_ir.analysis.pruning.distributions.densities` gives
         them.
         """
         for name in densities:

@@ -7,15 +7,15 @@ import math
 import pytest
 import torch
 
-from elastic_ir.errors import MaskError
-from elastic_ir.tickets import magnitude_masks
-from elastic_ir.training.pruning.distributions import (
+from elastic_ir.analysis.pruning.distributions import (
     DISTRIBUTIONS,
     densities,
     kept_counts,
     random_masks,
     rigl_masks,
 )
+from elastic_ir.errors import MaskError
+from elastic_ir.tickets import magnitude_masks
 from elastic_ir.zoo import cifar_resnet
 
 SHAPES = {

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elastic_ir.analysis.pruning.scores import grasp_scores, snip_scores, synflow_masks, synflow_scores
 from elastic_ir.errors import MaskError
 from elastic_ir.tickets import magnitude_masks, sparsity
 from elastic_ir.tickets.magnitude import masks_from_scores
-from elastic_ir.training.pruning.scores import grasp_scores, snip_scores, synflow_masks, synflow_scores
 from elastic_ir.zoo import cifar_resnet, cifar_vgg
 
 

@@ -1,0 +1,1 @@
+"""What pruning goes by: scores of weights, sparsities of layers, and what sparse training costs."""
