@@ -17,7 +17,7 @@ DPF                   f_S + 2 f_D
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from elastic_ir.analysis.pruning.scores import _modes
+from elastic_ir.analysis.pruning.scores import modes
 from elastic_ir.errors import MaskError
 from elastic_ir.tensors.torch_bridge import unwrapped
 from elastic_ir.tickets.masked import plain_name
@@ -85,7 +85,7 @@ def forward_cost(module: nn.Module, *inputs: Any) -> ForwardCost:
     try:
         with (
             torch.no_grad(),
-            _modes(network, batch_statistics=False),
+            modes(network, batch_statistics=False),
             sdpa_kernel(SDPBackend.MATH),
             fakes,
             counter,
@@ -136,11 +136,6 @@ def _density(mask: Any) -> float:
     return int(mask.count_nonzero()) / mask.numel() if mask.numel() else 0.0
 
 
-def dense_step(f_dense: float) -> float:
-    """Dense training, for one sample of one step."""
-    return 3 * f_dense
-
-
 def fixed_step(f_sparse: float) -> float:
     """Training under masks that do not move (tickets, IMP's levels, SNIP, GraSP, SynFlow, SET between updates)."""
     return 3 * f_sparse
@@ -162,20 +157,6 @@ def dpf_step(f_sparse: float, f_dense: float, *, sparse_activations: bool = Fals
     which the pruned weights allow, as the RigL paper does for the like of it (SNFS): ``2 f_S + f_D``.
     """
     return 2 * f_sparse + f_dense if sparse_activations else f_sparse + 2 * f_dense
-
-
-def dpf_training(
-    cost: ForwardCost, sparsities: Sequence[float], samples: float, *, sparse_activations: bool = False
-) -> float:
-    """DPF over a schedule: the mean over steps (``[dpf.sparsity_at(t) for t in range(total_steps)]``) times samples.
-
-    Every layer counts with the total sparsity of its step, for which layer had which is not known beforehand.
-    """
-    if not sparsities:
-        raise MaskError("there are no steps; give the sparsity of each")
-    mean = sum(sparsities) / len(sparsities)
-    f_sparse = cost.at(dict.fromkeys(cost.weights, 1 - mean))
-    return samples * dpf_step(f_sparse, cost.dense, sparse_activations=sparse_activations)
 
 
 def snip_cost(f_dense: float, samples: int) -> float:
@@ -203,18 +184,3 @@ def gradinit_cost(f_sparse: float, samples: int) -> float:
     instead take a second gradient (3). Which ones do depends on the data.
     """
     return 9 * f_sparse * samples
-
-
-def imp_cost(f_sparse: Sequence[float], samples: float, rewound: float = 0) -> float:
-    """Iterative magnitude pruning: one training for each level before the masks that are wanted.
-
-    ``f_sparse`` has the forward cost at each level, the dense one first; ``samples`` is what one training sees, of
-    which all but the first leave out the ``rewound`` before the rewind point. The final training of the ticket is not
-    in it, nor is any cost of ranking weights.
-    """
-    if not f_sparse:
-        raise MaskError("IMP has at least one level; give the forward cost of each")
-    if not 0 <= rewound <= samples:
-        raise MaskError(f"the rewind point lies at {rewound} samples, outside the {samples} of a training")
-    later = sum(fixed_step(level) for level in f_sparse[1:])
-    return fixed_step(f_sparse[0]) * samples + later * (samples - rewound)

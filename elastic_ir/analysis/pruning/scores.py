@@ -7,6 +7,7 @@ gradients and modes are afterwards as they were, also after an error.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeAlias
@@ -18,6 +19,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from elastic_ir.errors import MaskError
 from elastic_ir.tensors.torch_bridge import unwrapped
@@ -100,8 +102,7 @@ def synflow_scores(
     only scale and shift. Activations of ReLU's kind are the identity, which ReLU is for positive values anyway; gates
     (sigmoid, softmax) stay as they are.
     """
-    network = _Network(module, leave_out, masks, linear=True)
-    return network.flow(input_shape)
+    return _Network(module, leave_out, masks, linear=True).flow(input_shape)
 
 
 def synflow_masks(
@@ -115,20 +116,19 @@ def synflow_masks(
     """Masks by iterative SynFlow: in round k of n the density is ``(1 - sparsity) ** (k / n)``, scored anew.
 
     Tanaka et al. 2020, algorithm 1 (n = 100). Exactly ``round(sparsity * weights)`` are pruned in the end.
+    Raises MaskError for fewer than one iteration, a sparsity outside 0 to 1, and what :func:`synflow_scores` refuses.
     """
     if iterations < 1:
         raise MaskError(f"SynFlow needs at least one iteration, not {iterations}")
-    network = _Network(module, leave_out, linear=True)
-    total = sum(weight.numel() for weight in network.weights.values())
+    total = sum(weight.numel() for weight in prunable_weights(module, leave_out).values())
     wanted = pruned_count(total, sparsity)
     masks: dict[str, Tensor] = {}
     for done in range(1, iterations + 1):
-        scores = network.flow(input_shape)
+        scores = synflow_scores(module, input_shape, masks=masks, leave_out=leave_out)
         for name, mask in masks.items():
             scores[name][~mask] = -torch.inf  # pruned stays pruned, also beside scores of 0
         share = 1 - (1 - sparsity) ** (done / iterations)
         masks = masks_from_scores(scores, wanted if done == iterations else min(wanted, round(share * total)))
-        network.put_masks(masks)
     return masks
 
 
@@ -155,8 +155,10 @@ class _Network:
             self._tensors[raw] = self._stand_in(parameter).requires_grad_(parameter.is_floating_point())
         #: the names in the module that is called, by plain name, in the network's order
         self._raw = {name: raw_of[id(parameter)] for name, parameter in prunable.items()}
-        if masks:
-            self.put_masks(masks)
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                if masks and name in masks:
+                    weight.masked_fill_(~masks[name].to(weight.device), 0)
 
     def _stand_in(self, tensor: Tensor) -> Tensor:
         plain = tensor.detach().clone()
@@ -166,13 +168,6 @@ class _Network:
     def weights(self) -> dict[str, Tensor]:
         """The prunable weights' stand-ins, by plain name in the network's order."""
         return {name: self._tensors[raw] for name, raw in self._raw.items()}
-
-    @torch.no_grad()
-    def put_masks(self, masks: Mapping[str, Tensor]) -> None:
-        """Zero the stand-ins where masks are."""
-        for name, weight in self.weights.items():
-            if name in masks:
-                weight.masked_fill_(~masks[name].to(weight.device), 0)
 
     def gradients(
         self, batches: Sequence[Batch], loss: Loss, along: Mapping[str, Tensor] | None = None
@@ -184,7 +179,7 @@ class _Network:
         samples = 0
         # fused attention has no second derivative
         attention = nullcontext() if along is None else sdpa_kernel(SDPBackend.MATH)
-        with torch.enable_grad(), _modes(self._module, batch_statistics=True), attention:
+        with torch.enable_grad(), modes(self._module, batch_statistics=True), attention:
             for inputs, targets in batches:
                 value = loss(self._call(_moved(inputs, device)), _moved(targets, device))
                 if not isinstance(value, Tensor) or value.numel() != 1:
@@ -209,8 +204,10 @@ class _Network:
         """SynFlow's scores of the stand-ins as they are now."""
         parameters = list(self.weights.values())
         ones = torch.ones(1, *input_shape, dtype=torch.float64, device=parameters[0].device)
-        with torch.enable_grad(), _modes(self._module, batch_statistics=False), _Linear():
-            outputs = [tensor.sum() for tensor in _floats(self._call(ones))]
+        with torch.enable_grad(), modes(self._module, batch_statistics=False), _Linear():
+            output = self._call(ones)
+            leaves = tree_leaves(dict(output) if isinstance(output, Mapping) else output)
+            outputs = [leaf.sum() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
             if not outputs:
                 raise MaskError("the network's output holds no tensor of floats, so that no flow ends there")
             gradients = _grad(torch.stack(outputs).sum(), parameters)
@@ -239,87 +236,40 @@ class _Linear(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        replacement = _LINEAR.get(func)
-        return (replacement or func)(*args, **(kwargs or {}))
+        if func in _IDENTITIES:
+            return args[0]
+        if func in _NORMS:
+            return _scaled(func, **inspect.signature(func).bind(*args, **(kwargs or {})).arguments)
+        return func(*args, **(kwargs or {}))
 
 
-def _channelwise(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    shape = (1, -1, *(1 for _ in x.shape[2:]))
-    x = x if scale is None else x * scale.reshape(shape)
-    return x if shift is None else x + shift.reshape(shape)
+def _scaled(
+    norm: Any, input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None,
+    running_var: Tensor | None = None, eps: float = 1e-5, **others: Any,
+) -> Tensor:  # fmt: skip
+    """What a norm does but for subtracting means and dividing by the batch's own deviation."""
+
+    def along_channels(tensor: Tensor) -> Tensor:
+        return tensor if norm in _OF_LAST_AXES else tensor.reshape(1, -1, *(1 for _ in input.shape[2:]))
+
+    if norm is F.batch_norm and running_var is not None:
+        input = input * along_channels((running_var + eps).rsqrt())
+    if weight is not None:
+        input = input * along_channels(weight)
+    return input if bias is None else input + along_channels(bias)
 
 
-def _batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    if running_var is not None:
-        input = _channelwise(input, (running_var + eps).rsqrt(), None)
-    return _channelwise(input, weight, bias)
-
-
-def _instance_norm(
-    input: Tensor,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    *args: Any,
-    **kwargs: Any,
-) -> Tensor:
-    return _channelwise(input, weight, bias)
-
-
-def _group_norm(
-    input: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    return _channelwise(input, weight, bias)
-
-
-def _layer_norm(
-    input: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float | None = None,
-) -> Tensor:
-    input = input if weight is None else input * weight
-    return input if bias is None else input + bias
-
-
-def _identity(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return input
-
-
-_LINEAR: dict[Any, Callable[..., Tensor]] = {
-    F.batch_norm: _batch_norm,
-    F.instance_norm: _instance_norm,
-    F.group_norm: _group_norm,
-    F.layer_norm: _layer_norm,
-    F.rms_norm: _layer_norm,
-    **dict.fromkeys(
-        [
-            *(F.relu, F.relu_, F.relu6, F.hardtanh, F.hardtanh_, F.leaky_relu, F.leaky_relu_, F.prelu),
-            *(F.elu, F.elu_, F.celu, F.selu, F.gelu, F.silu, F.mish, F.hardswish, F.softplus),
-            *(torch.relu, torch.relu_, Tensor.relu, Tensor.relu_),
-        ],
-        _identity,
-    ),
-}
+_OF_LAST_AXES = (F.layer_norm, F.rms_norm)
+_NORMS = (*_OF_LAST_AXES, F.batch_norm, F.instance_norm, F.group_norm)
+_IDENTITIES = (
+    *(F.relu, F.relu_, F.relu6, F.hardtanh, F.hardtanh_, F.leaky_relu, F.leaky_relu_, F.prelu),
+    *(F.elu, F.elu_, F.celu, F.selu, F.gelu, F.silu, F.mish, F.hardswish, F.softplus),
+    *(torch.relu, torch.relu_, Tensor.relu, Tensor.relu_),
+)
 
 
 @contextmanager
-def _modes(module: nn.Module, batch_statistics: bool) -> Iterator[None]:
+def modes(module: nn.Module, batch_statistics: bool) -> Iterator[None]:
     """Evaluation mode, but for norms that are to use the batch's statistics; all modes come back."""
     before = [(layer, layer.training) for layer in module.modules()]
     try:
@@ -331,15 +281,11 @@ def _modes(module: nn.Module, batch_statistics: bool) -> Iterator[None]:
             layer.training = training
 
 
-def _grad(value: Tensor, parameters: Sequence[Tensor], create_graph: bool = False) -> list[Tensor]:
+def _grad(value: Tensor, parameters: Sequence[Tensor], create_graph: bool = False) -> Sequence[Tensor]:
     """Gradients, zero for what the value does not depend on."""
     if not value.requires_grad:
         return [torch.zeros_like(parameter) for parameter in parameters]
-    found = torch.autograd.grad(value, parameters, create_graph=create_graph, allow_unused=True)
-    return [
-        torch.zeros_like(parameter) if gradient is None else gradient
-        for gradient, parameter in zip(found, parameters, strict=True)
-    ]
+    return torch.autograd.grad(value, parameters, create_graph=create_graph, materialize_grads=True)
 
 
 def _listed(batches: Iterable[Batch]) -> list[Batch]:
@@ -356,15 +302,3 @@ def _length(inputs: Any) -> int:
 
 def _moved(item: Any, device: torch.device) -> Any:
     return item.to(device) if isinstance(item, Tensor) else item
-
-
-def _floats(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        if output.is_floating_point():
-            yield output
-    elif isinstance(output, Mapping):
-        for item in output.values():
-            yield from _floats(item)
-    elif isinstance(output, list | tuple):
-        for item in output:
-            yield from _floats(item)

@@ -78,16 +78,11 @@ def test_a_tied_weight_counts_each_time() -> None:
 
 def test_steps_by_hand() -> None:
     """f_D = 100, f_S = 10."""
-    assert flops.dense_step(100) == 300
     assert flops.fixed_step(10) == 30
     assert flops.rigl_step(10, 100, 9) == (3 * 10 * 9 + 2 * 10 + 100) / 10 == 39
     assert flops.rigl_step(10, 100, 10**9) == pytest.approx(30)
     assert flops.dpf_step(10, 100) == 210
     assert flops.dpf_step(10, 100, sparse_activations=True) == 120
-    assert flops.imp_cost([100, 80, 64], 1000) == 3 * 244 * 1000
-    assert flops.imp_cost([100, 80, 64], 1000, rewound=100) == 3 * (100 * 1000 + 144 * 900)
-    pair = flops.ForwardCost({"a": 60, "b": 30}, 10)
-    assert flops.dpf_training(pair, [0.0, 0.5, 1.0, 0.5], 7) == pytest.approx(7 * (10 + 45 + 200))
 
 
 @pytest.mark.parametrize("method", ["snip", "grasp", "synflow"])
@@ -120,9 +115,9 @@ def test_figures_of_the_paper_on_imagenet() -> None:
     image = torch.randn(1, 3, 224, 224)
     r26 = flops.forward_cost(ResNet(BasicBlock, [3, 3, 3, 3]), image)
     r34 = flops.forward_cost(ResNet(BasicBlock, [3, 4, 6, 3]), image)
-    unit = flops.dense_step(r34.dense)
+    unit = flops.fixed_step(r34.dense)
     levels = [r26.at(dict.fromkeys(r26.weights, 0.8**level)) for level in range(6)]
-    assert flops.imp_cost(levels, 1) / unit == pytest.approx(2.77, abs=0.06)
+    assert sum(map(flops.fixed_step, levels)) / unit == pytest.approx(2.77, abs=0.06)
     ticket = r26.at(dict.fromkeys(r26.weights, 1 - 0.7379))
     assert flops.fixed_step(ticket) / unit == pytest.approx(0.20, abs=0.005)
     # RigL-5x: "(1 - 73.79 %) x 5 = 1.30"; the paper leaves the updates out, which the formula counts
@@ -156,9 +151,3 @@ def test_errors() -> None:
     found = flops.forward_cost(small(), torch.randn(1, 3, 4, 4))
     with pytest.raises(MaskError, match="'head' took no part in the forward pass"):
         found.sparse({"head": torch.ones(3)})
-    with pytest.raises(MaskError, match="at least one level"):
-        flops.imp_cost([], 10)
-    with pytest.raises(MaskError, match="rewind point lies at 11 samples"):
-        flops.imp_cost([1.0], 10, rewound=11)
-    with pytest.raises(MaskError, match="no steps"):
-        flops.dpf_training(found, [], 10)
