@@ -1,6 +1,6 @@
 """The baselines that tickets are compared with: one entry point, :func:`prune`, over a table of methods by name.
 
-All start from the weights that the module holds (the rewind point) and answer with masks over its prunable weights,
+All start from the weights that the module holds (the rewind point) and return masks over its prunable weights,
 of an exact number of zeros. The methods are those of figures 3 to 7 of Chen et al., *The Elastic Lottery Ticket
 Hypothesis* (NeurIPS 2021), and SynFlow.
 """
@@ -20,34 +20,18 @@ from elastic_ir.tensors.torch_bridge import unwrapped
 from elastic_ir.tickets.magnitude import magnitude_masks, masks_from_scores, prunable_weights, pruned_count
 from elastic_ir.tickets.masked import masked_weights, plain_name
 
-
-@dataclass(frozen=True)
-class Request:
-    """What a method may use; see :func:`prune`."""
-
-    module: nn.Module
-    sparsity: float | None
-    batches: Sequence[Batch] | None
-    loss: Loss | None
-    reference: Mapping[str, Any] | None
-    factory: Callable[[], nn.Module] | None
-    input_shape: Sequence[int] | None
-    seed: int
-    leave_out: Collection[str] | str
-    iterations: int
-    temperature: float
+Masks = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Method:
-    """A baseline: how it makes masks, and which parts of a request it cannot do without."""
+    """A baseline: how it makes masks, and which arguments of :func:`prune` it cannot do without.
 
-    masks: Callable[[Request], dict[str, Tensor]]
+    ``masks`` is called with the module and all arguments of :func:`prune` by name; it takes those that it uses.
+    """
+
+    masks: Callable[..., Masks]
     needs: tuple[str, ...]
-
-
-#: The methods by name; others may be added.
-METHODS: dict[str, Method] = {}
 
 
 def prune(
@@ -64,13 +48,13 @@ def prune(
     leave_out: Collection[str] | str = (),
     iterations: int = 100,
     temperature: float = 200.0,
-) -> dict[str, Tensor]:
+) -> Masks:
     """Boolean masks of a module's prunable weights by one of :data:`METHODS`, True where a weight is kept.
 
     ``sparsity`` is the wanted share of zeros over all prunable weights that are not left out, met to the weight.
     ``batches`` is a finite iterable of (inputs, targets), ``loss(module(inputs), targets)`` a mean over the batch;
     ``reference`` holds masks of a ticket; ``input_shape`` is one input's, without the batch (else it is read off the
-    first batch). The module stays as it is, with one exception: ``reinit`` writes new weights into it.
+    first batch). The module is not changed, except by ``reinit``, which writes new weights into it.
 
     - ``magnitude``: the smallest go, in one shot.
     - ``random``: each of the reference's masks, permuted within its layer.
@@ -87,23 +71,15 @@ def prune(
     listed = None if batches is None else list(batches)
     if input_shape is None and listed and isinstance(listed[0][0], Tensor):
         input_shape = tuple(listed[0][0].shape[1:])
-    request = Request(
-        module,
-        sparsity,
-        listed,
-        loss,
-        reference,
-        factory,
-        input_shape,
-        seed,
-        leave_out,
-        iterations,
-        temperature,
-    )
+    given = {
+        "sparsity": sparsity, "batches": listed, "loss": loss, "reference": reference, "factory": factory,
+        "input_shape": input_shape, "seed": seed, "leave_out": leave_out, "iterations": iterations,
+        "temperature": temperature,
+    }  # fmt: skip
     for need in METHODS[method].needs:
-        if getattr(request, need) is None:
+        if given[need] is None:
             raise MaskError(f"pruning by {method!r} needs {need!r}: {_WHAT[need]}")
-    return METHODS[method].masks(request)
+    return METHODS[method].masks(module, **given)
 
 
 _WHAT = {
@@ -131,13 +107,11 @@ def reinitialise(module: nn.Module, factory: Callable[[], nn.Module] | None = No
         if factory is not None:
             _load(network, factory())
             return
-        for path, layer in network.named_modules():
-            # checked first, so that a refusal leaves the module whole
-            if (
-                layer._parameters
-                and any(p is not None for p in layer._parameters.values())
-                and not _reset_of(layer)
-            ):
+        for (
+            path,
+            layer,
+        ) in network.named_modules():  # checked first, so that a refusal leaves the module whole
+            if any(True for _ in layer.parameters(recurse=False)) and not _reset_of(layer):
                 where = plain_name(path) or "the network itself"
                 raise MaskError(
                     f"{where} ({type(layer).__name__}) has parameters and no reset_parameters(); "
@@ -167,130 +141,123 @@ def _load(network: nn.Module, fresh: nn.Module) -> None:
             tensor.copy_(theirs[name])
 
 
-def _magnitude(request: Request) -> dict[str, Tensor]:
-    return magnitude_masks(request.module, _sparsity(request), request.leave_out)
+def _magnitude(module: nn.Module, sparsity: float, leave_out: Collection[str] | str, **_: Any) -> Masks:
+    return magnitude_masks(module, sparsity, leave_out)
 
 
-def _random(request: Request) -> dict[str, Tensor]:
-    dice = torch.Generator().manual_seed(request.seed)
+def _random(module: nn.Module, seed: int, **given: Any) -> Masks:
+    dice = torch.Generator().manual_seed(seed)
     permuted = {}
-    for name, mask in _reference(request, total=True).items():
+    for name, mask in _reference_of_total(module, **given).items():
         order = torch.randperm(mask.numel(), generator=dice).to(mask.device)
         permuted[name] = mask.reshape(-1)[order].reshape(mask.shape)
     return permuted
 
 
-def _reinit(request: Request) -> dict[str, Tensor]:
-    masks = _reference(request, total=True)
-    reinitialise(request.module, request.factory, seed=request.seed)
+def _reinit(module: nn.Module, factory: Callable[[], nn.Module] | None, seed: int, **given: Any) -> Masks:
+    masks = _reference_of_total(module, **given)
+    reinitialise(module, factory, seed=seed)
     return masks
 
 
-def _snip(request: Request) -> dict[str, Tensor]:
-    assert request.batches is not None and request.loss is not None
-    scores = snip_scores(request.module, request.batches, request.loss, leave_out=request.leave_out)
-    return _lowest(scores, request)
+def _snip(
+    module: nn.Module, sparsity: float, batches: Sequence[Batch], loss: Loss, leave_out: Collection[str] | str,
+    **_: Any,
+) -> Masks:  # fmt: skip
+    return _without_lowest(snip_scores(module, batches, loss, leave_out=leave_out), sparsity)
 
 
-def _grasp(request: Request) -> dict[str, Tensor]:
-    assert request.batches is not None and request.loss is not None
-    scores = grasp_scores(
-        request.module,
-        request.batches,
-        request.loss,
-        temperature=request.temperature,
-        leave_out=request.leave_out,
-    )
-    return _lowest(scores, request)
+def _grasp(
+    module: nn.Module, sparsity: float, batches: Sequence[Batch], loss: Loss, leave_out: Collection[str] | str,
+    temperature: float, **_: Any,
+) -> Masks:  # fmt: skip
+    scores = grasp_scores(module, batches, loss, temperature=temperature, leave_out=leave_out)
+    return _without_lowest(scores, sparsity)
 
 
-def _synflow(request: Request) -> dict[str, Tensor]:
-    assert request.input_shape is not None
-    return synflow_masks(
-        request.module,
-        _sparsity(request),
-        request.input_shape,
-        iterations=request.iterations,
-        leave_out=request.leave_out,
-    )
+def _synflow(
+    module: nn.Module, sparsity: float, input_shape: Sequence[int], leave_out: Collection[str] | str,
+    iterations: int, **_: Any,
+) -> Masks:  # fmt: skip
+    return synflow_masks(module, sparsity, input_shape, iterations=iterations, leave_out=leave_out)
 
 
-def _hybrid(request: Request) -> dict[str, Tensor]:
-    assert request.batches is not None and request.loss is not None
-    given = _reference(request, total=False)
-    weights = prunable_weights(request.module, request.leave_out)
+def _hybrid(
+    module: nn.Module, sparsity: float, batches: Sequence[Batch], loss: Loss, reference: Mapping[str, Any],
+    leave_out: Collection[str] | str, **_: Any,
+) -> Masks:  # fmt: skip
+    weights = prunable_weights(module, leave_out)
+    given = _reference(module, reference, leave_out)
+    if not leave_out and (strange := [name for name in given if name not in weights]):
+        raise MaskError(
+            f"{strange[0]!r} has a mask but is not a prunable weight, so that it does not count in the total"
+        )
     extra = [name for name in weights if name not in given]
     if not extra:
         raise MaskError(
             "the reference has a mask for every weight, so that none is left for SNIP; use it as it is"
         )
     total = sum(weight.numel() for weight in weights.values())
-    pruned = pruned_count(total, _sparsity(request)) - sum(int((~mask).sum()) for mask in given.values())
+    pruned = pruned_count(total, sparsity) - sum(int((~mask).sum()) for mask in given.values())
     free = sum(weights[name].numel() for name in extra)
     if not 0 <= pruned <= free:
+        kept = _kept(given)
         raise MaskError(
-            f"a sparsity of {request.sparsity} would prune {pruned:,} of the {free:,} weights without a given mask; "
-            f"with these masks it can be {(total - free - _kept(given)) / total:.4f} "
-            f"to {(total - _kept(given)) / total:.4f}"
+            f"a sparsity of {sparsity} would prune {pruned:,} of the {free:,} weights without a given mask; "
+            f"with these masks it can be {(total - free - kept) / total:.4f} to {(total - kept) / total:.4f}"
         )
-    scores = snip_scores(
-        request.module, request.batches, request.loss, masks=given, leave_out=request.leave_out
-    )
+    scores = snip_scores(module, batches, loss, masks=given, leave_out=leave_out)
     chosen = masks_from_scores({name: scores[name] for name in extra}, pruned)
     return {name: given[name] if name in given else chosen[name] for name in weights}
 
 
-def _kept(masks: Mapping[str, Tensor]) -> int:
+def _kept(masks: Masks) -> int:
     return sum(int(mask.sum()) for mask in masks.values())
 
 
-def _sparsity(request: Request) -> float:
-    assert request.sparsity is not None
-    return request.sparsity
+def _without_lowest(scores: Masks, sparsity: float) -> Masks:
+    return masks_from_scores(scores, pruned_count(sum(score.numel() for score in scores.values()), sparsity))
 
 
-def _lowest(scores: Mapping[str, Tensor], request: Request) -> dict[str, Tensor]:
-    return masks_from_scores(
-        scores, pruned_count(sum(score.numel() for score in scores.values()), _sparsity(request))
-    )
-
-
-def _reference(request: Request, total: bool) -> dict[str, Tensor]:
-    """The given masks by plain name; ``total`` checks that they have the wanted sparsity, if one was given."""
-    assert request.reference is not None
-    left = prunable_weights(request.module, request.leave_out)
-    first = {
-        id(parameter): name for name, parameter in left.items()
-    }  # a tied weight's name may be another one
+def _reference(module: nn.Module, reference: Mapping[str, Any], leave_out: Collection[str] | str) -> Masks:
+    """The given masks by plain name, but for those of weights that are left out."""
+    left = prunable_weights(module, leave_out)
+    # a tied weight may have its mask under another of its names
+    first = {id(parameter): name for name, parameter in left.items()}
     known = {
         first.get(id(weight.parameter), weight.name): weight.keep
-        for weight in masked_weights(request.module, request.reference)
+        for weight in masked_weights(module, reference)
     }
-    if request.leave_out:
+    if leave_out:
         known = {name: mask for name, mask in known.items() if name in left}
-    elif not total and (strange := [name for name in known if name not in left]):
-        raise MaskError(
-            f"{strange[0]!r} has a mask but is no prunable weight, so that it does not count in the total"
-        )
     if not known:
         raise MaskError("the reference has no mask of a weight that is to be pruned")
-    size = sum(mask.numel() for mask in known.values())
-    if total and request.sparsity is not None:
-        zeros = size - _kept(known)
-        if zeros != pruned_count(size, request.sparsity):
-            raise MaskError(
-                f"the reference masks have a sparsity of {zeros / size:.4f}, not {request.sparsity}; "
-                "leave the sparsity out to take theirs"
-            )
     return known
 
 
-METHODS.update(
-    magnitude=Method(_magnitude, ("sparsity",)),
-    random=Method(_random, ("reference",)),
-    reinit=Method(_reinit, ("reference",)),
-    snip=Method(_snip, ("sparsity", "batches", "loss")),
-    grasp=Method(_grasp, ("sparsity", "batches", "loss")),
-    synflow=Method(_synflow, ("sparsity", "input_shape")),
-    hybrid=Method(_hybrid, ("sparsity", "batches", "loss", "reference")),
-)
+def _reference_of_total(
+    module: nn.Module, sparsity: float | None, reference: Mapping[str, Any], leave_out: Collection[str] | str,
+    **_: Any,
+) -> Masks:  # fmt: skip
+    """The given masks by plain name; MaskError where a sparsity is given and they have another one."""
+    known = _reference(module, reference, leave_out)
+    size = sum(mask.numel() for mask in known.values())
+    zeros = size - _kept(known)
+    if sparsity is not None and zeros != pruned_count(size, sparsity):
+        raise MaskError(
+            f"the reference masks have a sparsity of {zeros / size:.4f}, not {sparsity}; "
+            "leave the sparsity out to take theirs"
+        )
+    return known
+
+
+#: The methods by name; others may be added.
+METHODS: dict[str, Method] = {
+    "magnitude": Method(_magnitude, ("sparsity",)),
+    "random": Method(_random, ("reference",)),
+    "reinit": Method(_reinit, ("reference",)),
+    "snip": Method(_snip, ("sparsity", "batches", "loss")),
+    "grasp": Method(_grasp, ("sparsity", "batches", "loss")),
+    "synflow": Method(_synflow, ("sparsity", "input_shape")),
+    "hybrid": Method(_hybrid, ("sparsity", "batches", "loss", "reference")),
+}
