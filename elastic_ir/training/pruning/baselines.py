@@ -146,12 +146,19 @@ def _magnitude(module: nn.Module, sparsity: float, leave_out: Collection[str] | 
 
 
 def _random(module: nn.Module, seed: int, **given: Any) -> Masks:
+    return permuted(_reference_of_total(module, **given), seed)
+
+
+def permuted(masks: Masks, seed: int, chosen: Collection[str] | None = None) -> Masks:
+    """Masks with the entries of all, or of those of the chosen names, in random places; each keeps its sparsity."""
     dice = torch.Generator().manual_seed(seed)
-    permuted = {}
-    for name, mask in _reference_of_total(module, **given).items():
-        order = torch.randperm(mask.numel(), generator=dice).to(mask.device)
-        permuted[name] = mask.reshape(-1)[order].reshape(mask.shape)
-    return permuted
+    found = {}
+    for name, mask in masks.items():
+        if chosen is None or name in chosen:
+            order = torch.randperm(mask.numel(), generator=dice).to(mask.device)
+            mask = mask.reshape(-1)[order].reshape(mask.shape)
+        found[name] = mask
+    return found
 
 
 def _reinit(module: nn.Module, factory: Callable[[], nn.Module] | None, seed: int, **given: Any) -> Masks:

@@ -6,17 +6,18 @@ ticket paper (section 4): its transformations, and what they are compared with a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 import elastic_ir as eir
 from elastic_ir.analysis.pruning.flops import (
     ForwardCost,
     dpf_step,
+    fixed_step,
     forward_cost,
     grasp_cost,
     rigl_step,
@@ -25,70 +26,86 @@ from elastic_ir.analysis.pruning.flops import (
 )
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
+from elastic_ir.tickets import sparsity
 from elastic_ir.training.data import Data
-from elastic_ir.training.items.read import weights_dtype
-from elastic_ir.training.loader import BatchStream
-from elastic_ir.training.losses import ClassEntropy
-from elastic_ir.training.settings import Training
+from elastic_ir.training.losses import ClassEntropy, SoftLabels
+from elastic_ir.training.pruning.baselines import permuted, prune
+from elastic_ir.training.pruning.dynamic_callbacks import DPFCallback, RigLCallback
 from elastic_ir.training.studies.jobs import SPARSITY
-from elastic_ir.training.studies.start import Start
+from elastic_ir.training.studies.names import build
+from elastic_ir.training.studies.work import Work
 from elastic_ir.training.task import Loss
 
-_OTHER = 100_003  # added to a seed, for weights that are initialized anew
 _SCORED = 8  # batches on which scores of weights are found
 
 
-def starting_point(
-    network: nn.Module, data: Data, training: Training, options: Mapping[str, Any], needs: Mapping[str, Path], *,
-    loss: Loss | None,
-) -> Start:  # fmt: skip
-    """The start of a method's training, with the tweaks that ``options["tweaks"]`` names; see :func:`of_method`."""
-    start = of_method(network, data, training, options, needs, loss=loss)
-    if options.get("tweaks"):
-        from elastic_ir.training.studies.tweaks import tweaked
+@dataclass
+class Start:
+    """What is trained from the rewind point on, under which masks, and what is done with it in the end."""
 
-        start = tweaked(start, options["tweaks"], data, training, options, needs)
-    return start
+    network: nn.Module
+    masks: dict[str, Tensor]
+    loss: Loss | SoftLabels | None = None
+    callbacks: Sequence[Any] = ()
+    masks_at_end: Callable[[], dict[str, Tensor]] | None = None  #: where training changes them
+    finish: Callable[[nn.Module], nn.Module] | None = None  #: what is done to the network when it is trained
+    #: floating-point operations that finding the masks (and scales) took, before the training
+    scoring: float = 0.0
+    beside: float = 0.0  #: operations for each sample of the training beside the network's own: a teacher's
+    #: operations of one sample's step, of its forward cost and the masks; by default those of masks that do not move
+    step_cost: Callable[[ForwardCost, dict[str, Tensor]], float] | None = None
+
+    def final_masks(self) -> dict[str, Tensor]:
+        return self.masks if self.masks_at_end is None else self.masks_at_end()
+
+    def flops(self, data: Data, samples: int) -> float:
+        """Operations of the training, and of what was scored for it beforehand."""
+        cost = forward_cost(self.network, data.example(self.network))
+        masks = self.final_masks()
+        each = fixed_step(cost.sparse(masks)) if self.step_cost is None else self.step_cost(cost, masks)
+        return self.scoring + (each + self.beside) * samples
+
+    def finished(self) -> nn.Module:
+        return self.network if self.finish is None else self.finish(self.network)
 
 
-def of_method(
-    network: nn.Module, data: Data, training: Training, options: Mapping[str, Any], needs: Mapping[str, Path], *,
-    loss: Loss | None,
-) -> Start:  # fmt: skip
-    """The start of a method's training; ``network`` holds the target's weights at the rewind point.
+def of_method(work: Work) -> Start:
+    """The start of a method's training; ``work.network`` holds the target's weights at the rewind point.
 
-    ``options["method"]`` names it. The folder ``needs["ticket"]`` (or ``"sparsity"``, where only its sparsity is used)
-    holds the target's own ticket of the level, ``needs["source"]`` that of the network that is transformed. Raises
-    PlanError.
+    ``work.options["method"]`` names it. The folder ``needs["ticket"]`` (or ``"sparsity"``, where only its sparsity is
+    used) holds the target's own ticket of the level, ``needs["source"]`` that of the network that is transformed.
+    Raises PlanError.
     """
-    method = options["method"]
+    method = work.options["method"]
     if method in ("transform", "hybrid"):
-        graph = transformed(_source(data, options, needs), network, data, options)
-        if method == "transform":
-            return _from_graph(graph, network, options, loss)
-        return _hybrid(graph, network, data, training, options, loss)
-    folder = needs.get("ticket") or needs.get(SPARSITY)
+        graph = transformed(_source(work), work.network, work.data, work.options)
+        return _from_graph(work, graph) if method == "transform" else _hybrid(work, graph)
+    folder = work.needs.get("ticket") or work.needs.get(SPARSITY)
     reference = masks_in(folder / "ticket.pt") if folder is not None else {}
-    if method == "imp":
-        return Start(network, reference, loss)
-    if method == "dense":
-        return Start(network, {}, loss)
+    if method in ("imp", "dense"):
+        return Start(work.network, reference if method == "imp" else {}, work.loss)
+    wanted = sparsity(reference) if reference else work.options["sparsity"]
     if method in ("rigl", "dpf"):
-        return _dynamic(method, network, reference, options, loss)
-    return _baseline(method, network, reference, data, training, options, loss)
+        return _dynamic(work, method, wanted)
+    if method in ("random", "reinit"):
+        return _pruned(work, method, None, reference)
+    if method == "synflow" and not work.data.first.is_floating_point():
+        raise PlanError(
+            f"synflow scores a network by sending ones through it as floats; the inputs of {work.data.name} are whole "
+            f"numbers ({str(work.data.first.dtype)[6:]}), so that it cannot be compared here"
+        )
+    return _pruned(work, method, wanted)
 
 
-def _source(data: Data, options: Mapping[str, Any], needs: Mapping[str, Path]) -> Graph:
+def _source(work: Work) -> Graph:
     """The ticket to transform, over all weights of its rewind point.
 
     A ticket's file has zeros where it is pruned, and masks that are permuted want to know what was there.
     """
-    from elastic_ir.training.studies.names import build
-
-    network = build({"network": options["source"], "seed": options["seed"]})
-    network.load_state_dict(torch.load(needs["source_rewind"] / "state.pt", weights_only=True))
-    masks = masks_in(needs["source"] / "ticket.pt")
-    return eir.trace(network.eval(), (data.example(network),), masks=masks)
+    network = build({"network": work.options["source"], "seed": work.seed})
+    network.load_state_dict(work.tensors("source_rewind", "state.pt"))
+    masks = masks_in(work.needs["source"] / "ticket.pt")
+    return eir.trace(network.eval(), (work.data.example(network),), masks=masks)
 
 
 def masks_in(path: Path) -> dict[str, Tensor]:
@@ -110,23 +127,19 @@ def transformed(source: Graph, target: nn.Module, data: Data, options: Mapping[s
     return eir.squeeze(source, to_stages=counts, drop=given.get("drop", "tail"))
 
 
-def _from_graph(graph: Graph, network: nn.Module, options: Mapping[str, Any], loss: Loss | None) -> Start:
+def _from_graph(work: Work, graph: Graph) -> Start:
     """The transformed ticket, or what section 4.1 compares it with: random masks for the copies or for all weights,
     and the weights of another initialization.
     """
-    from elastic_ir.training.studies.names import build
-
-    given = options.get("options", {})
-    if given.get("new_weights"):
-        network.load_state_dict(build({**options, "seed": options["seed"] + _OTHER}).state_dict())
-    else:
-        network.load_state_dict(graph.state_dict(masked=False))
+    given = work.options.get("options", {})
+    new = given.get("new_weights")
+    work.network.load_state_dict(work.another().state_dict() if new else graph.state_dict(masked=False))
     masks = {name: mask.bool() for name, mask in graph.masks().items()}
     if given.get("permute_masks"):
-        masks = permuted(masks, set(masks), options["seed"])
+        masks = permuted(masks, work.seed)
     elif given.get("permute_copies"):
-        masks = permuted(masks, copies_in(graph), options["seed"])
-    return Start(network, masks, loss)
+        masks = permuted(masks, work.seed, copies_in(graph))
+    return Start(work.network, masks, work.loss)
 
 
 def copies_in(graph: Graph) -> set[str]:
@@ -140,107 +153,49 @@ def copies_in(graph: Graph) -> set[str]:
     return found
 
 
-def permuted(masks: Mapping[str, Tensor], chosen: set[str], seed: int) -> dict[str, Tensor]:
-    """Some of the masks with their entries in random places; each keeps its sparsity."""
-    generator = torch.Generator().manual_seed(seed)
-    found = {}
-    for name, mask in masks.items():
-        if name in chosen:
-            mask = mask.reshape(-1)[torch.randperm(mask.numel(), generator=generator)].reshape(mask.shape)
-        found[name] = mask
-    return found
-
-
-def _batches(
-    network: nn.Module, data: Data, training: Training, options: Mapping[str, Any]
-) -> list[tuple[Tensor, Tensor]]:
-    """Batches for scores that need data, with an order of their own."""
-    seed, dtype = options["seed"] + 10_007, weights_dtype(network)
-    return list(BatchStream(data, training.batch_size, seed=seed, stop=_SCORED, dtype=dtype))
-
-
-def _hybrid(
-    graph: Graph,
-    network: nn.Module,
-    data: Data,
-    training: Training,
-    options: Mapping[str, Any],
-    loss: Loss | None,
-) -> Start:
+def _hybrid(work: Work, graph: Graph) -> Start:
     """The source's masks for the blocks that it has, SNIP's for the extra ones, at the transform's sparsity (4.1).
 
     A source that is deeper has all blocks; its hybrid is the transformed ticket.
     """
-    from elastic_ir.tickets import sparsity
-    from elastic_ir.training.pruning.baselines import prune
-
     masks = {name: mask.bool() for name, mask in graph.masks().items()}
     extra = copies_in(graph)
     kept = {name: mask for name, mask in masks.items() if name not in extra}
-    network.load_state_dict(graph.state_dict(masked=False))
+    work.network.load_state_dict(graph.state_dict(masked=False))
     if len(kept) == len(masks):
-        return Start(network, masks, loss)
-    found = prune(
-        "hybrid", network, sparsity(masks), reference=kept, seed=options["seed"],
-        batches=_batches(network, data, training, options), loss=loss or ClassEntropy(),
-        leave_out=options.get("leave_out", ()),
-    )  # fmt: skip
-    scoring = snip_cost(forward_cost(network, data.example(network)).dense, _SCORED * training.batch_size)
-    return Start(network, found, loss, scoring=scoring)
+        return Start(work.network, masks, work.loss)
+    return _pruned(work, "hybrid", sparsity(masks), kept)
 
 
-def _baseline(
-    method: str, network: nn.Module, reference: dict[str, Tensor], data: Data, training: Training,
-    options: Mapping[str, Any], loss: Loss | None,
-) -> Start:  # fmt: skip
-    from elastic_ir.tickets import sparsity
-    from elastic_ir.training.pruning.baselines import prune
-    from elastic_ir.training.studies.names import build
-
-    if method == "synflow" and not data.first.is_floating_point():
-        raise PlanError(
-            f"synflow scores a network by sending ones through it as floats; the inputs of {data.name} are whole "
-            f"numbers ({str(data.first.dtype)[6:]}), so that it cannot be compared here"
-        )
-    wanted = sparsity(reference) if reference else options["sparsity"]
-    found = prune(
-        method, network, None if method in ("random", "reinit") else wanted,
-        reference=reference if method in ("random", "reinit") else None,
-        seed=options["seed"], batches=_batches(network, data, training, options), loss=loss or ClassEntropy(),
-        leave_out=options.get("leave_out", ()), input_shape=data.shape,
-        factory=lambda: build({**options, "seed": options["seed"] + _OTHER}),
-    )  # fmt: skip
-    dense = forward_cost(network, data.example(network)).dense
-    samples = _SCORED * training.batch_size
-    costs = {
-        "snip": snip_cost(dense, samples),
-        "grasp": grasp_cost(dense, samples),
-        "synflow": synflow_cost(dense),
-    }
-    return Start(network, found, loss, scoring=costs.get(method, 0.0))
-
-
-def _dynamic(
-    method: str,
-    network: nn.Module,
-    reference: dict[str, Tensor],
-    options: Mapping[str, Any],
-    loss: Loss | None,
+def _pruned(
+    work: Work, method: str, wanted: float | None, reference: Mapping[str, Tensor] | None = None
 ) -> Start:
-    """RigL from random masks, or DPF from the dense network, to the reference's sparsity."""
-    from elastic_ir.tickets import sparsity
-    from elastic_ir.training.pruning.dynamic_callbacks import DPFCallback, RigLCallback
+    """The network under the masks of one of the baselines; see :func:`prune`."""
+    size = work.training.batch_size
+    masks = prune(
+        method, work.network, wanted, reference=reference, seed=work.seed,
+        batches=work.batches(work.network, _SCORED, size, 10_007), loss=work.loss or ClassEntropy(),
+        leave_out=work.leave_out, input_shape=work.data.shape, factory=work.another,
+    )  # fmt: skip
+    dense = work.cost(work.network).dense
+    costs = {"grasp": grasp_cost(dense, _SCORED * size), "synflow": synflow_cost(dense)}
+    costs |= dict.fromkeys(("snip", "hybrid"), snip_cost(dense, _SCORED * size))
+    return Start(work.network, masks, work.loss, scoring=costs.get(method, 0.0))
 
-    wanted = sparsity(reference) if reference else options["sparsity"]
-    given = dict(options.get("options", {}))
-    leave_out = options.get("leave_out", ())
+
+def _dynamic(work: Work, method: str, wanted: float) -> Start:
+    """RigL from random masks, or DPF from the dense network, to a sparsity."""
+    given: dict[str, Any] = {
+        "leave_out": work.leave_out,
+        "network": "network",
+        **work.options.get("options", {}),
+    }
     callback: RigLCallback | DPFCallback
-    if method == "rigl":
-        callback = RigLCallback(
-            sparsity=wanted, seed=options["seed"], leave_out=leave_out, network="network", **given
-        )
-    else:
-        callback = DPFCallback(wanted, leave_out=leave_out, network="network", **given)
+    callback = (
+        RigLCallback(sparsity=wanted, seed=work.seed, **given)
+        if method == "rigl"
+        else DPFCallback(wanted, **given)
+    )
 
     def masks() -> dict[str, Tensor]:
         assert callback.method is not None
@@ -257,4 +212,4 @@ def _dynamic(
         share = sum(made.sparsity_at(step) for step in steps) / (len(steps) * made.sparsity)
         return dpf_step(cost.dense - share * (cost.dense - sparse), cost.dense)
 
-    return Start(network, {}, loss, [callback], masks, step_cost=step_cost)
+    return Start(work.network, {}, work.loss, [callback], masks, step_cost=step_cost)

@@ -6,41 +6,36 @@ layers re-scaled for the first step, softer labels. Masks stay; what is measured
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-import torch
 from torch import nn
 
 import elastic_ir as eir
 from elastic_ir.analysis.gradinit import GradInit, find_scales
-from elastic_ir.analysis.pruning.flops import forward_cost, gradinit_cost
+from elastic_ir.analysis.pruning.flops import gradinit_cost
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
+from elastic_ir.passes import LayerwiseRescale, Pipeline, RemoveGhosts
 from elastic_ir.training.callbacks import FollowSchedule
-from elastic_ir.training.data import Data
-from elastic_ir.training.items.read import weights_dtype
-from elastic_ir.training.loader import BatchStream
 from elastic_ir.training.losses import ClassEntropy, SoftLabels
 from elastic_ir.training.schedules import schedule_of
-from elastic_ir.training.settings import Training
-from elastic_ir.training.studies.start import Start
+from elastic_ir.training.studies.methods import Start
+from elastic_ir.training.studies.names import build
 from elastic_ir.training.studies.study import TWEAKS
+from elastic_ir.training.studies.work import Work
 
 _GHOSTS = ("ghost-skips", "ghost-softness")
 _SMOOTHING = 0.1
 _SCORED = 16  # batches on which scales are found
 
 
-def tweaked(
-    start: Start, names: Sequence[str], data: Data, training: Training, options: Mapping[str, Any],
-    needs: Mapping[str, Path],
-) -> Start:  # fmt: skip
+def tweaked(start: Start, names: Sequence[str], work: Work) -> Start:
     """A start with these tweaks; ``soft-labels`` needs the folder ``needs["teacher"]`` of the trained dense network.
 
     Raises PlanError for an unknown tweak, and for two that both choose the loss's labels.
     """
+    if not names:
+        return start
     for name in names:
         if name not in TWEAKS:
             raise PlanError(f"there is no tweak {name!r}; the tweaks are {', '.join(TWEAKS)}")
@@ -53,24 +48,23 @@ def tweaked(
     if "label-smoothing" in names:
         start.loss = ClassEntropy(label_smoothing=_SMOOTHING)
     if "soft-labels" in names:
-        teacher = _teacher(options, needs)
+        teacher = build(work.options)
+        teacher.load_state_dict(work.tensors("teacher", "trained.pt"))
         start.loss = SoftLabels(teacher)
-        start.beside += forward_cost(teacher, data.example(teacher)).dense
+        start.beside += work.cost(teacher).dense
     ghosts = [name for name in _GHOSTS if name in names]
     if not ghosts and "layerwise-rescale" not in names:
         return start
-    example = data.example(start.network)
+    example = work.data.example(start.network)
     graph = eir.trace(start.network.eval(), (example,), masks=start.masks or None)
     if "layerwise-rescale" in names:
-        graph = _rescaled(start, graph, data, training, options)
+        graph = _rescaled(start, graph, work)
     if not ghosts:
         start.network = graph.to_module(masked=False)
         return start
-    from elastic_ir.passes import Pipeline, RemoveGhosts
-
     graph = Pipeline.parse(",".join(ghosts)).run(graph)
     start.network = graph.to_module(masked=False)
-    start.callbacks = [FollowSchedule(schedule_of(graph), options["rewind"], training.steps)]
+    start.callbacks = [FollowSchedule(schedule_of(graph), work.options["rewind"], work.training.steps)]
     haunted = graph
 
     def finish(module: nn.Module) -> nn.Module:
@@ -80,26 +74,13 @@ def tweaked(
     return start
 
 
-def _rescaled(
-    start: Start, graph: Graph, data: Data, training: Training, options: Mapping[str, Any]
-) -> Graph:
+def _rescaled(start: Start, graph: Graph, work: Work) -> Graph:
     """The graph with its layers scaled by what GradInit finds under the training's own loss."""
-    from elastic_ir.passes import LayerwiseRescale
-
-    size, settings = min(training.batch_size, 64), GradInit()
-    dtype = weights_dtype(start.network)
-    stream = BatchStream(data, size, seed=options["seed"] + 20_011, stop=_SCORED, dtype=dtype)
+    size, settings = min(work.training.batch_size, 64), GradInit()
+    batches = work.batches(start.network, _SCORED, size, 20_011)
     # soft labels need the images, which this search does not pass on: it goes by the labels themselves
     own = None if isinstance(start.loss, SoftLabels) else start.loss
-    loss = own or ClassEntropy(label_smoothing=training.label_smoothing)
-    cost = forward_cost(start.network, data.example(start.network)).sparse(start.masks)
+    loss = own or ClassEntropy(label_smoothing=work.training.label_smoothing)
+    cost = work.cost(start.network).sparse(start.masks)
     start.scoring += gradinit_cost(cost, settings.steps * 2 * size)  # two batches a step
-    return LayerwiseRescale(scales=find_scales(graph, list(stream), loss, settings)).run(graph)
-
-
-def _teacher(options: Mapping[str, Any], needs: Mapping[str, Path]) -> nn.Module:
-    from elastic_ir.training.studies.names import build
-
-    teacher = build(options)
-    teacher.load_state_dict(torch.load(needs["teacher"] / "trained.pt", weights_only=True))
-    return teacher
+    return LayerwiseRescale(scales=find_scales(graph, batches, loss, settings)).run(graph)

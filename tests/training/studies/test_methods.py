@@ -17,8 +17,8 @@ from elastic_ir.training.callbacks import save_state
 from elastic_ir.training.fit import fit
 from elastic_ir.training.pruning.imp import save_ticket
 from elastic_ir.training.settings import Training
-from elastic_ir.training.studies.methods import copies_in, of_method, transformed
-from elastic_ir.training.studies.start import Start
+from elastic_ir.training.studies.methods import Start, copies_in, of_method, transformed
+from elastic_ir.training.studies.work import Work
 from tests.training.nets import digits, perceptron
 
 DATA = digits()
@@ -46,7 +46,9 @@ def start(
         "source": {"factory": "tests.training.nets:Perceptron", "blocks": source},
         "network": {"factory": "tests.training.nets:Perceptron", "blocks": target},
     }  # fmt: skip
-    return of_method(own, DATA, TRAINING, given, needs, loss=their_loss)
+    work = Work(given, needs)
+    work.network, work.data, work.training, work.loss = own, DATA, TRAINING, their_loss
+    return of_method(work)
 
 
 @pytest.mark.parametrize(

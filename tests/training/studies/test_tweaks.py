@@ -23,17 +23,24 @@ from elastic_ir.training.loader import BatchStream
 from elastic_ir.training.settings import Training
 from elastic_ir.training.studies import tweaks
 from elastic_ir.training.studies.executors import Here
+from elastic_ir.training.studies.methods import Start
 from elastic_ir.training.studies.run import run
-from elastic_ir.training.studies.start import Start
 from elastic_ir.training.studies.store import Store
 from elastic_ir.training.studies.study import TWEAKS, runs
 from elastic_ir.training.studies.study_file import read_study
 from elastic_ir.training.studies.tweaks import tweaked
+from elastic_ir.training.studies.work import Work
 from elastic_ir.zoo import CifarResNet, cifar_resnet
 
 DATA = load_data("digits", channels=3)
 TRAINING = Training(steps=6, batch_size=64)
-OPTIONS = {"rewind": 0, "seed": 0}
+
+
+def work(needs: dict[str, Path] | None = None, **options: Any) -> Work:
+    """A job's work on the digits from step 0."""
+    made = Work({"rewind": 0, "seed": 0, **options}, needs or {})
+    made.data, made.training = DATA, TRAINING
+    return made
 
 
 def start() -> Start:
@@ -44,7 +51,7 @@ def start() -> Start:
 
 @pytest.mark.parametrize("names", [["ghost-skips"], ["ghost-softness"], ["ghost-skips", "ghost-softness"]])
 def test_ghosts_are_gone_when_the_ticket_is_measured(names: list[str]) -> None:
-    point = tweaked(start(), names, DATA, TRAINING, OPTIONS, {})
+    point = tweaked(start(), names, work())
     fit(point.network, DATA, TRAINING, masks=point.masks, callbacks=point.callbacks)
     final = point.finished()
     assert isinstance(final, CifarResNet) and list(final.state_dict()) == list(start().network.state_dict())
@@ -60,7 +67,7 @@ def test_ghosts_are_gone_when_the_ticket_is_measured(names: list[str]) -> None:
 
 @pytest.mark.slow
 def test_scales_change_weights_and_no_mask() -> None:
-    point, plain = tweaked(start(), ["layerwise-rescale"], DATA, TRAINING, OPTIONS, {}), start()
+    point, plain = tweaked(start(), ["layerwise-rescale"], work()), start()
     name = "layer1.0.conv1.weight"
     ratio = (point.network.get_parameter(name) / plain.network.get_parameter(name)).detach()
     assert float(ratio.std()) < 1e-5 and abs(float(ratio.mean()) - 1) > 1e-3
@@ -81,7 +88,7 @@ def test_the_search_for_scales_is_counted_and_goes_by_the_loss_of_the_training(
     batches = list(BatchStream(DATA, 32, seed=0, stop=4))
     with FlopCounterMode(display=False) as counter:
         find_scales(graph, batches, settings=short)
-    point = tweaked(start(), ["layerwise-rescale"], DATA, TRAINING, OPTIONS, {})
+    point = tweaked(start(), ["layerwise-rescale"], work())
     cost = forward_cost(plain.network, torch.zeros(1, *DATA.shape))
     bound = gradinit_cost(cost.dense, 3 * 2 * 32)
     assert 0.5 * bound < counter.get_total_flops() <= bound  # no mask makes torch's own count smaller
@@ -90,20 +97,18 @@ def test_the_search_for_scales_is_counted_and_goes_by_the_loss_of_the_training(
 
     theirs = start()
     theirs.loss = nn.CrossEntropyLoss(label_smoothing=0.4)
-    theirs = tweaked(theirs, ["layerwise-rescale"], DATA, TRAINING, OPTIONS, {})
+    theirs = tweaked(theirs, ["layerwise-rescale"], work())
     name = "layer1.0.conv1.weight"
     assert not torch.equal(theirs.network.get_parameter(name), point.network.get_parameter(name))
     theirs.loss = nn.MultiMarginLoss()
     with pytest.raises(PlanError, match=r"differentiates the loss twice: .*multi_margin_loss_backward"):
-        tweaked(theirs, ["layerwise-rescale"], DATA, TRAINING, OPTIONS, {})
+        tweaked(theirs, ["layerwise-rescale"], work())
 
 
 def test_a_teacher_costs_its_forward_pass(tmp_path: Path) -> None:
     network = {"factory": "elastic_ir.zoo:cifar_resnet", "depth": 20, "width": 4}
     torch.save(cifar_resnet(20, width=4).state_dict(), tmp_path / "trained.pt")
-    taught = tweaked(
-        start(), ["soft-labels"], DATA, TRAINING, {**OPTIONS, "network": network}, {"teacher": tmp_path}
-    )
+    taught = tweaked(start(), ["soft-labels"], work({"teacher": tmp_path}, network=network))
     teacher = forward_cost(cifar_resnet(20, width=4), torch.zeros(1, *DATA.shape)).dense
     assert (
         taught.flops(DATA, 7) - start().flops(DATA, 7) == pytest.approx(7 * teacher) and taught.scoring == 0
@@ -129,12 +134,12 @@ def test_a_schedule_that_begins_at_the_rewind_point_ends_with_the_training() -> 
 
 
 def test_labels() -> None:
-    smoothed = tweaked(start(), ["label-smoothing"], DATA, TRAINING, OPTIONS, {})
+    smoothed = tweaked(start(), ["label-smoothing"], work())
     assert isinstance(smoothed.loss, nn.CrossEntropyLoss) and smoothed.loss.label_smoothing == 0.1
     with pytest.raises(PlanError, match="soft-labels and label-smoothing both say what the labels are"):
-        tweaked(start(), ["label-smoothing", "soft-labels"], DATA, TRAINING, OPTIONS, {})
+        tweaked(start(), ["label-smoothing", "soft-labels"], work())
     with pytest.raises(PlanError, match="there is no tweak 'luck'; the tweaks are ghost-skips"):
-        tweaked(start(), ["luck"], DATA, TRAINING, OPTIONS, {})
+        tweaked(start(), ["luck"], work())
 
 
 @pytest.mark.slow
