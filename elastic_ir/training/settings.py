@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from elastic_ir.errors import PlanError
 
 _T = TypeVar("_T")
-#: Tickets are compared by weights and scores of 32 bits; the others of Lightning would leave networks in fewer.
-#: Data that are found by these names; others are of a function of the user's.
+#: Data that are found by these names; all others come from a function of the user.
 DATA_KINDS = ("digits", "fashion-mnist", "idx", "cifar10", "cifar100", "images")
 _NEAR = 0.005  # how near a level's sparsity has to be to one that is wanted
+#: Tickets are compared by weights and scores of 32 bits; the others of Lightning would leave networks in fewer.
 _PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
@@ -43,7 +43,7 @@ class Training:
                 f"a training needs at least one step and one image a batch, not {self.steps}, {self.batch_size}"
             )
         if self.warmup < 0 or self.workers < 0:
-            raise PlanError(f"warmup and workers are no negative numbers: {self.warmup}, {self.workers}")
+            raise PlanError(f"warmup and workers cannot be negative: {self.warmup}, {self.workers}")
         if self.precision not in _PRECISIONS:
             raise PlanError(
                 f"precision is {', '.join(_PRECISIONS)}, not {self.precision!r}; weights stay in 32 bits"
@@ -78,7 +78,7 @@ class Pruning:
         if not 0 < self.share < 1:
             raise PlanError(f"the share pruned at each level is between 0 and 1, not {self.share}")
         if self.levels < 0 or self.rewind < 0:
-            raise PlanError(f"levels and rewind are no negative numbers: {self.levels}, {self.rewind}")
+            raise PlanError(f"levels and rewind cannot be negative: {self.levels}, {self.rewind}")
 
     def sparsity_at(self, level: int) -> float:
         """The share of zeros of the ticket that a level trains: 0 at level 0."""
@@ -117,38 +117,75 @@ class Pruning:
         )
 
 
-def read(kind: type[_T], data: Mapping[str, Any], where: str) -> _T:
-    """A settings object from a mapping of a study file; PlanError that says where for unknown or mistyped entries."""
-    if not isinstance(data, Mapping):
-        raise PlanError(
-            f"{where}: expected entries such as {dataclasses.fields(kind)[0].name}: ..., not {data!r}"
-        )
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where an entry stands, for messages: its file, the line in it, and the entries that lead there."""
+
+    file: str  #: or whatever else the entries are read from
+    node: Any = None  #: the entry as PyYAML composes it; None where there is no YAML
+    entries: str = ""
+    line: int = 0  #: from 1; 0 where it is not known
+
+    def at(self, *keys: str | int) -> Place:
+        """The place of an entry below this one, by names in mappings and indices in lists."""
+        place = self
+        for key in keys:
+            value = getattr(place.node, "value", None)
+            items = value if isinstance(value, list) else []
+            if isinstance(key, int):
+                found = [(item, item) for item in items[key : key + 1]]
+                entries = f"{place.entries}[{key}]"
+            else:
+                found = [pair for pair in items if isinstance(pair, tuple) and pair[0].value == key]
+                entries = f"{place.entries}.{key}" if place.entries else key
+            name, node = found[0] if found else (None, None)
+            line = place.line if name is None else name.start_mark.line + 1
+            place = Place(place.file, node, entries, line)
+        return place
+
+    def fail(self, what: str, key: str | int = "") -> NoReturn:
+        """Raise PlanError that says what is wrong with this entry, on the line of its own entry ``key`` if given."""
+        line = (self.at(key) if key != "" else self).line
+        place = self.file + (f" line {line}" if line else "")
+        raise PlanError(f"{place}: {self.entries}: {what}" if self.entries else f"{place}: {what}")
+
+
+#: What a value that does not fit is not.
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def read(kind: type[_T], data: object, where: Place) -> _T:
+    """A settings object from a mapping of a study file; PlanError that says where for entries that do not fit."""
     known = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(data, Mapping):
+        where.fail(f"expected a mapping with entries such as {next(iter(known))}, not {data!r}")
     hints = get_type_hints(kind)
     given: dict[str, Any] = {}
     for name, value in data.items():
         if name not in known:
-            raise PlanError(f"{where}: there is no entry {name!r}; the entries are {', '.join(known)}")
-        given[name] = _fitted(hints[name], value, f"{where}.{name}")
-    missing = [
-        name for name, field in known.items()
-        if name not in given and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    ]  # fmt: skip
-    if missing:
-        raise PlanError(f"{where}: {missing[0]} is missing")
-    return kind(**given)
+            where.fail(f"there is no entry {name!r}; the entries are {', '.join(known)}", name)
+        given[name] = _fitted(hints[name], value, where.at(name))
+    for name, field in known.items():
+        if name not in given and field.default is field.default_factory is dataclasses.MISSING:
+            where.fail(f"{name} is missing")
+    try:
+        return kind(**given)
+    except PlanError as error:
+        where.fail(str(error))
 
 
-def _fitted(hint: Any, value: Any, where: str) -> Any:
-    if get_origin(hint) is dict or hint is dict:
+def _fitted(hint: Any, value: Any, where: Place) -> Any:
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return read(hint, value, where)
+    if get_origin(hint) is dict:
         if not isinstance(value, Mapping):
-            raise PlanError(f"{where}: expected entries, not {value!r}")
-        return dict(value)
+            where.fail(f"expected a mapping, not {value!r}")
+        return {name: _fitted(get_args(hint)[1], item, where.at(name)) for name, item in value.items()}
     if get_origin(hint) is tuple:
         items = value if isinstance(value, (list, tuple)) else [value]
-        return tuple(_fitted(get_args(hint)[0], item, where) for item in items)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return tuple(_fitted(get_args(hint)[0], item, where.at(index)) for index, item in enumerate(items))
+    if hint is float and type(value) is int:
         return float(value)
-    if type(value) is not hint:
-        raise PlanError(f"{where}: expected {hint.__name__}, not {value!r}")
+    if hint is not Any and type(value) is not hint:
+        where.fail(f"{value!r} is not {_WORDS[hint]}")
     return value

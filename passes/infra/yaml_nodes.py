@@ -22,7 +22,7 @@ def compose(path: str | os.PathLike[str]) -> Any:
     try:
         import yaml
     except ImportError as error:
-        raise SourceError("recipes need PyYAML; pip install 'elastic-ir[recipes]'") from error
+        raise SourceError("YAML files need PyYAML; pip install 'elastic-ir[recipes]'") from error
     path = Path(path)
     try:
         with open_plain(path) as file:

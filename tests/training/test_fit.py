@@ -14,7 +14,7 @@ from elastic_ir.errors import MaskError, PlanError
 from elastic_ir.tickets import magnitude_masks
 from elastic_ir.training.callbacks import KeepMasks, SaveRewindPoint
 from elastic_ir.training.fit import Engine, accuracy, fit, mean_loss
-from elastic_ir.training.settings import Pruning, Training, read
+from elastic_ir.training.settings import Place, Pruning, Training, read
 from elastic_ir.training.task import Task
 from tests.training.nets import QUICK, digits, perceptron
 
@@ -172,7 +172,7 @@ def test_settings_are_checked() -> None:
         Training(steps=1, schedule="linear")
     with pytest.raises(PlanError, match=r"precision is 32-true, bf16-mixed, 16-mixed, not 'bf16-true'"):
         Training(steps=1, precision="bf16-true")
-    with pytest.raises(PlanError, match="no negative numbers: -1, 0"):
+    with pytest.raises(PlanError, match="cannot be negative: -1, 0"):
         Training(steps=1, warmup=-1)
     with pytest.raises(PlanError, match="at least one step"):
         Training(steps=0)
@@ -181,12 +181,12 @@ def test_settings_are_checked() -> None:
     with pytest.raises(
         PlanError, match="here: there is no entry 'stepps'; the entries are steps, batch_size"
     ):
-        read(Training, {"stepps": 3}, "here")
+        read(Training, {"stepps": 3}, Place("here"))
     with pytest.raises(PlanError, match="here: steps is missing"):
-        read(Training, {}, "here")
-    with pytest.raises(PlanError, match=r"here\.steps: expected int, not 'many'"):
-        read(Training, {"steps": "many"}, "here")
-    made = read(Training, {"steps": 5, "lr": 1, "milestones": [1, 0.5]}, "here")
+        read(Training, {}, Place("here"))
+    with pytest.raises(PlanError, match="here: steps: 'many' is not a whole number"):
+        read(Training, {"steps": "many"}, Place("here"))
+    made = read(Training, {"steps": 5, "lr": 1, "milestones": [1, 0.5]}, Place("here"))
     assert made.lr == 1.0 and made.milestones == (1.0, 0.5)
     pruning = Pruning(levels=3, share=0.2)
     assert pruning.sparsity_at(2) == pytest.approx(0.36) and pruning.level_for(0.36) == 2

@@ -23,18 +23,11 @@ FROM_SOURCE = ("transform", "hybrid")
 WITHOUT_MASKS = ("imp", "dense", "transform")  # what there is at sparsity 0, too
 DYNAMIC = ("rigl", "dpf")
 #: What a transformation does unless told; said or not, the job is the same.
-_USUAL = {
-    "order": "append",
-    "drop": "tail",
-    "permute_copies": False,
-    "permute_masks": False,
-    "new_weights": False,
-}
-_UNDER_TICKETS = (
-    "imp",
-    "random",
-    "reinit",
-)  # they use the masks of the target's own ticket; others its sparsity alone
+_USUAL = {"order": "append", "drop": "tail"} | dict.fromkeys(
+    ("permute_copies", "permute_masks", "new_weights"), False
+)
+#: They use the masks of the target's own ticket; others its sparsity alone.
+_UNDER_TICKETS = ("imp", "random", "reinit")
 
 
 @dataclass(frozen=True)
@@ -44,13 +37,11 @@ class Entry:
     method: str
     label: str = ""  #: how it is called in tables and plots; ``{source}`` stands for the source network
     targets: tuple[str, ...] = ()  #: target networks; all of the study without it
-    sources: tuple[
-        str, ...
-    ] = ()  #: for transformations: the networks whose tickets are transformed; all without it
+    #: for transformations: the networks whose tickets are transformed; all without it
+    sources: tuple[str, ...] = ()
     sparsities: tuple[float, ...] = ()  #: those of the study without it
-    options: dict[str, Any] = field(
-        default_factory=dict
-    )  #: what the method takes (order, replicate, drop, ...)
+    #: what the method takes (order, replicate, drop, ...)
+    options: dict[str, Any] = field(default_factory=dict)
     tweaks: tuple[str, ...] = ()  #: names of :data:`TWEAKS`, applied together
     connect: bool = False  #: train it twice in different orders, and measure the barrier between the two
 
@@ -81,26 +72,26 @@ class Claim:
 
 @dataclass(frozen=True)
 class Study:
-    """All that a study file says."""
+    """All that a study file says; the fields are its entries."""
 
-    name: str
     data: dict[str, Any]
     networks: dict[str, dict[str, Any]]
     training: Training
     pruning: Pruning
     sparsities: tuple[float, ...]
     seeds: tuple[int, ...]
-    entries: tuple[Entry, ...]
+    compare: tuple[Entry, ...]
     claims: tuple[Claim, ...] = ()
-    loss: str = ""
+    name: str = ""
     title: str = ""
+    loss: str = ""
     dense_at_least: float = 0.0  #: accuracy that the dense network must reach, or claims stay undecided
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What its reader should know: sparsities that no level meets, and what would meet them."""
         asked = dict.fromkeys(self.sparsities)
-        for entry in self.entries:
+        for entry in self.compare:
             asked |= dict.fromkeys(entry.sparsities)
         for claim in self.claims:
             asked |= dict.fromkeys(claim.sparsities)
@@ -222,7 +213,7 @@ def runs(study: Study) -> Iterator[Run]:
 
 def _all_runs(study: Study) -> Iterator[Run]:
     plan = Planner(study)
-    for entry in study.entries:
+    for entry in study.compare:
         for network in entry.targets or study.networks:
             sources = entry.sources or tuple(study.networks) if entry.method in FROM_SOURCE else ("",)
             for source in sources:

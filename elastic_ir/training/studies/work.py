@@ -15,7 +15,7 @@ from elastic_ir.training.data import Data, load_data
 from elastic_ir.training.fit import Engine
 from elastic_ir.training.items.read import weights_dtype
 from elastic_ir.training.loader import BatchStream
-from elastic_ir.training.settings import Training, read
+from elastic_ir.training.settings import Place, Training, read
 from elastic_ir.training.studies.names import build, loss_of
 from elastic_ir.training.task import Loss
 
@@ -45,7 +45,7 @@ class Work:
 
     @cached_property
     def training(self) -> Training:
-        return read(Training, self.options["training"], "training")
+        return read(Training, self.options["training"], Place("training"))
 
     @cached_property
     def loss(self) -> Loss | None:

@@ -126,22 +126,22 @@ def test_a_setting_at_its_default_changes_no_key(tmp_path: Path) -> None:
         ({"training": {"steps": 0}}, "at least one step"),
         ({"sparsity": 1}, "there is no entry 'sparsity'"),
         ({"seeds": None}, "seeds is missing"),
-        ({"networks": []}, "networks is a mapping"),
-        ({"seeds": ["a"]}, "seeds: 'a' is no whole number"),
+        ({"networks": []}, r"networks: expected a mapping, not \[\]"),
+        ({"seeds": ["a"]}, r"seeds\[0\]: 'a' is not a whole number"),
         ({"sparsities": [90]}, r"a share from 0 to below 1, not 90; write 0\.9 for 90 %"),
         (
             {"pruning": {"share": 1e-5}},
             r"pruning a share of 1e-05 a level does not reach 0\.5 in 1,000 levels",
         ),
-        ({"sparsities": ["high"]}, "sparsities: 'high' is no number"),
-        ({"pruning": 3}, "pruning is a mapping, not 3"),
+        ({"sparsities": ["high"]}, r"sparsities\[0\]: 'high' is not a number"),
+        ({"pruning": 3}, "pruning: expected a mapping .*, not 3"),
         ({"pruning": {"rewind": 12}}, "a training of 12 steps cannot be rewound to step 12"),
         (
             {"data": {"name": "digits", "chanels": 3}},
             "data: there is no entry 'chanels'; the entries are name,",
         ),
-        ({"data": {"channels": 3}}, r"data\.name is missing"),
-        ({"data": {"name": "digits", "channels": "3"}}, r"data\.channels: expected int, not '3'"),
+        ({"data": {"channels": 3}}, "data: name is missing"),
+        ({"data": {"name": "digits", "channels": "3"}}, r"data\.channels: '3' is not a whole number"),
         (
             {"compare": [{"method": "transform", "options": {"oder": "interpolate"}}]},
             r"compare\[0\]: transform has no option 'oder'; its options are order, replicate, drop",
@@ -200,7 +200,7 @@ def test_a_file_that_is_no_study(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("a: [")
     with pytest.raises(SourceError, match=r"a\.yaml line 1: not valid YAML"):
         read_study(tmp_path / "a.yaml")
-    with pytest.raises(SourceError, match=r"absent\.yaml cannot be read"):
+    with pytest.raises(SourceError, match=r"absent\.yaml could not be read: no such file"):
         read_study(tmp_path / "absent.yaml")
     (tmp_path / "b.yaml").write_text("3")
     with pytest.raises(PlanError, match="a study is a mapping"):

@@ -56,7 +56,7 @@ def test_the_transformations_of_a_study_are_those_of_its_networks(name: str) -> 
     found = study(name)
     size = 32 if name == "vgg" else 28
     results = {}
-    for entry in found.entries:
+    for entry in found.compare:
         if entry.method != "transform" or set(entry.options) & {
             "permute_copies",
             "permute_masks",

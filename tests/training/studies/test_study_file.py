@@ -10,7 +10,7 @@ import yaml
 from click.testing import CliRunner
 
 from elastic_ir.cli.app import elastic_ir as program
-from elastic_ir.errors import PlanError
+from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.training.reports.report import collect, markdown
 from elastic_ir.training.studies.store import Store
 from elastic_ir.training.studies.study import Study
@@ -39,9 +39,13 @@ def study(folder: Path, **changes: Any) -> Study:
     [
         ("transform", {"order": "zzz"}, "order is append or interpolate, not 'zzz'"),
         ("hybrid", {"order": ["append"]}, r"order is append or interpolate, not \['append'\]"),
-        ("transform", {"drop": "nonsense"}, "drop is tail, even or a list of blocks, not 'nonsense'"),
-        ("transform", {"drop": [1, "2"]}, r"drop is a list of blocks such as \[1, 2\], .* not \[1, '2'\]"),
-        ("hybrid", {"drop": []}, r"drop is a list of blocks .* not \[\]"),
+        ("transform", {"drop": "nonsense"}, "drop is tail, even or a list of blocks .*, not 'nonsense'"),
+        (
+            "transform",
+            {"drop": [1, "2"]},
+            r"drop is .* a list of blocks such as \[1, 2\], .* not \[1, '2'\]",
+        ),
+        ("hybrid", {"drop": []}, r"drop is tail, even or a list of blocks .* not \[\]"),
         ("transform", {"replicate": 1}, r"replicate is a list of blocks such as \[1, 2\], .* not 1"),
         ("transform", {"replicate": [-1]}, r"replicate is a list of blocks .* not \[-1\]"),
         ("transform", {"replicate": [True]}, r"replicate is a list of blocks .* not \[True\]"),
@@ -50,7 +54,7 @@ def study(folder: Path, **changes: Any) -> Study:
         (
             "rigl",
             {"distribution": "foo"},
-            "there is no distribution 'foo'; there are uniform, erdos-renyi, erk",
+            "there is no distribution 'foo'; the distributions are uniform, erdos-renyi, erk",
         ),
         ("rigl", {"distribution": ["erk"]}, r"there is no distribution \['erk'\]"),
         ("rigl", {"interval": "x"}, "interval is a whole number of steps, not 'x'"),
@@ -68,9 +72,44 @@ def test_values_of_options_are_looked_at(
     tmp_path: Path, method: str, options: dict[str, Any], message: str
 ) -> None:
     compare = [{"method": "imp"}, {"method": method, "options": options}]
-    with pytest.raises(PlanError, match=rf"study\.yaml: compare\[1\]: {message}") as caught:
+    with pytest.raises(PlanError, match=rf"study\.yaml line \d+: compare\[1\]: {message}") as caught:
         study(tmp_path, compare=compare)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "message"),
+    [
+        (5, "  steps: many", r"training\.steps: 'many' is not a whole number"),
+        (6, "  learning_rate: 1", "training: there is no entry 'learning_rate'; the entries are steps, batch_size"),
+        (8, "seeds: [0, yes]", r"seeds\[1\]: True is not a whole number"),
+        (11, "  - {method: transform, options: {order: up}}", r"compare\[1\]: order is append or interpolate"),
+        (13, "    sparsities: 0.5", r"compare\[2\]: the dense network has a sparsity of 0, not 0\.5"),
+        (14, "colour: red", "there is no entry 'colour'"),
+    ],
+)  # fmt: skip
+def test_the_line_of_what_is_wrong_is_named(tmp_path: Path, line: int, text: str, message: str) -> None:
+    lines = [
+        "data: digits", "networks:", "  two: {factory: 'tests.training.nets:Perceptron'}", "training:", "  steps: 12",
+        "  lr: 0.1", "sparsities: [0.5]", "seeds: [0]", "compare:", "  - method: imp", "  - method: snip",
+        "  - method: dense", "    label: whole", "title: t",
+    ]  # fmt: skip
+    path = tmp_path / "study.yaml"
+    path.write_text("\n".join(lines))
+    assert read_study(path).title == "t"
+    lines[line - 1] = text
+    path.write_text("\n".join(lines))
+    with pytest.raises(PlanError, match=rf"study\.yaml line {line}: {message}"):
+        read_study(path)
+
+
+def test_a_tag_that_would_make_an_object_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("data: digits\ntitle: !!python/object/apply:os.getcwd []\n")
+    with pytest.raises(
+        SourceError, match=r"study\.yaml line 2: not valid YAML \(could not determine a constructor"
+    ):
+        read_study(path)
 
 
 def test_values_that_methods_take_are_taken(tmp_path: Path) -> None:
@@ -82,7 +121,7 @@ def test_values_that_methods_take_are_taken(tmp_path: Path) -> None:
         ("dpf", {"interval": 4, "initial": 0.2, "start": 0.1, "end": 1.0}),
     ]
     found = study(tmp_path, compare=[{"method": method, "options": options} for method, options in entries])
-    assert [(entry.method, entry.options) for entry in found.entries] == entries
+    assert [(entry.method, entry.options) for entry in found.compare] == entries
 
 
 @pytest.mark.parametrize(
@@ -91,8 +130,8 @@ def test_values_that_methods_take_are_taken(tmp_path: Path) -> None:
         ({"dense_at_least": 88}, r"dense_at_least: an accuracy is a share from 0 to 1, not 88; write 0\.88 for 88 %"),
         ({"dense_at_least": -0.1}, r"dense_at_least: an accuracy is a share from 0 to 1, not -0\.1$"),
         ({"dense_at_least": float("nan")}, "dense_at_least: an accuracy is a share from 0 to 1, not nan"),
-        ({"dense_at_least": "high"}, "dense_at_least: 'high' is no number"),
-        ({"data": {"name": "digits", "limit": -5}}, r"data\.limit: -5 is no whole number from 0 on"),
+        ({"dense_at_least": "high"}, "dense_at_least: 'high' is not a number"),
+        ({"data": {"name": "digits", "limit": -5}}, r"data\.limit: -5 is negative"),
         ({"seeds": []}, "seeds: none is given; at least one is wanted"),
         ({"seeds": [0, 1, 0]}, "seeds: 0 is given twice"),
         ({"sparsities": []}, "sparsities: none is given"),
@@ -101,12 +140,12 @@ def test_values_that_methods_take_are_taken(tmp_path: Path) -> None:
         ({"sparsities": [float("nan")]}, "sparsities: a sparsity is a share from 0 to below 1, not nan"),
         (
             {"compare": [{"method": "imp", "sparsities": [50]}]},
-            r"compare\[0\]: sparsities: a sparsity .* not 50; write 0\.5 for 50 %",
+            r"compare\[0\]\.sparsities: a sparsity .* not 50; write 0\.5 for 50 %",
         ),
     ],
 )  # fmt: skip
 def test_shares_and_seeds_are_looked_at(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(PlanError, match=rf"study\.yaml: {message}"):
+    with pytest.raises(PlanError, match=rf"study\.yaml line \d+: {message}"):
         study(tmp_path, **changes)
 
 
@@ -204,5 +243,5 @@ def test_networks_that_a_claim_does_not_name_may_have_one_side_only(
 
 def test_a_claim_s_sparsity_is_a_share(tmp_path: Path) -> None:
     claim = {"text": "x", "better": "imp", "than": "imp", "sparsities": 90}
-    with pytest.raises(PlanError, match=r"claims\[0\]: sparsities: .* not 90; write 0\.9 for 90 %"):
+    with pytest.raises(PlanError, match=r"claims\[0\]\.sparsities: .* not 90; write 0\.9 for 90 %"):
         study(tmp_path, claims=[claim])
