@@ -9,19 +9,9 @@ from elastic_ir.formats.files import atomic_output
 from elastic_ir.training.reports.report import Findings
 
 RESULTS = (
-    "network",
-    "label",
-    "method",
-    "sparsity",
-    "reached",
-    "seed",
-    "accuracy",
-    "loss",
-    "barrier",
-    "flops",
-    "seconds",
+    "network", "label", "method", "sparsity", "reached", "seed", "accuracy", "loss", "barrier", "flops", "seconds",
     "job",
-)
+)  # fmt: skip
 LAYERS = ("network", "label", "method", "sparsity", "seed", "layer", "reached", "job")
 
 
@@ -30,7 +20,7 @@ def write_numbers(found: Findings, folder: Path, stem: str) -> list[str]:
 
     Sparsities and accuracies are shares of 1; ``sparsity`` is the one that was wanted, ``reached`` the ticket's own, in
     total or of the layer. Where a line between two trainings was measured, ``accuracy`` is the lowest on it, and
-    ``loss``, which stands in its place where targets are no classes, the highest.
+    ``loss``, which stands in its place where targets are not classes, the highest.
     """
     results, layers = [], []
     for row in found.rows:

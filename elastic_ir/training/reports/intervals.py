@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
+from statistics import variance
 
 MOST = 9999  #: seeds beyond which nobody goes on counting
 
@@ -28,20 +30,9 @@ def seeds_needed(one: Sequence[float], two: Sequence[float], distance: float, le
     An estimate: it takes means and variances for what they are now. Needs two values of each.
     """
     spread = variance(one), variance(two)
-    low, high = 2, MOST
-    while low < high:
-        middle = (low + high) // 2
-        if _welch(spread, (middle, middle), level) < distance:
-            high = middle
-        else:
-            low = middle + 1
-    return low
-
-
-def variance(values: Sequence[float]) -> float:
-    """The sample variance of two values or more."""
-    mean = sum(values) / len(values)
-    return sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return 2 + bisect_left(
+        range(2, MOST), True, key=lambda seeds: _welch(spread, (seeds, seeds), level) < distance
+    )
 
 
 def _welch(variances: tuple[float, float], counts: tuple[int, int], level: float) -> float:

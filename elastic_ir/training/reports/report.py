@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from elastic_ir.printable import printable
@@ -28,7 +29,7 @@ class Cell:
     flops_needed: list[float] = field(default_factory=list)  #: of all jobs that led to it, itself included
     losses: list[float] = field(
         default_factory=list
-    )  #: in the place of accuracies, where targets are no classes
+    )  #: in place of accuracies, where targets are not classes
 
     @property
     def measure(self) -> str:
@@ -47,7 +48,7 @@ class Cell:
 
     @property
     def mean(self) -> float:
-        return sum(self.scores) / len(self.scores)
+        return fmean(self.scores)
 
     @property
     def error(self) -> float:
@@ -113,28 +114,20 @@ def collect(study: Study, store: Store) -> Findings:
         unneeded = {needs[role] for role in roles if role in needs} - {needs.get("source_rewind")}
         if run.own and run.sparsity == 0:
             found.dense.setdefault(run.network, cell)
-        cell.flops_needed.append(
-            sum(
-                store.result(job.key)["flops"]
-                for job in in_order([run.job], SPARSITY)
-                if job.key not in unneeded
-            )
-        )
+        needed = [job.key for job in in_order([run.job], SPARSITY) if job.key not in unneeded]
+        cell.flops_needed.append(sum(store.result(key)["flops"] for key in needed))
     return found
 
 
 def _enter(cell: Cell, result: dict[str, Any]) -> None:
-    unit = 1 if "loss" in result else 100
-    if "loss" in result:
-        cell.losses.append(result["loss"])
-    else:
-        cell.accuracies.append(100 * result["accuracy"])
+    by_loss = "loss" in result
+    unit = 1 if by_loss else 100
+    (cell.losses if by_loss else cell.accuracies).append(unit * result["loss" if by_loss else "accuracy"])
     cell.reached.append(result["sparsity"])
     cell.flops.append(result["flops"] - result.get("scoring", 0.0))
     if "barrier" in result:
         cell.barriers.append(unit * result["barrier"])
-        line = result["losses"] if "loss" in result else result["accuracies"]
-        cell.lines.append([unit * value for value in line])
+        cell.lines.append([unit * value for value in result["losses" if by_loss else "accuracies"]])
 
 
 @dataclass(frozen=True)
@@ -186,7 +179,7 @@ def _unmeasured(found: Findings, claim: Claim, network: str, sparsity: float) ->
 
 def _answer(found: Findings, claim: Claim, network: str, sparsity: float, one: Cell, two: Cell) -> Answer:
     better, than = one.values(claim.measure), two.values(claim.measure)
-    difference = sum(better) / len(better) - sum(than) / len(than)
+    difference = fmean(better) - fmean(than)
     error = welch(better, than)
     # a low barrier is the better one, and so is a low loss
     gain = -difference if claim.measure == "barrier" or one.measure == "loss" else difference
@@ -232,26 +225,113 @@ def markdown(found: Findings, plots: Iterable[str] = ()) -> str:
         lines += [f"![{plot}]({plot})", ""]
     for network in study.networks:
         lines += _table(found, network)
-    lines += _connectivity(found) + _misalignment(found) + _cost(found)
-    given = answers(found)
-    if given:
-        lines += [
-            "## Claims",
-            "",
-            "A claim holds where the difference (for barriers and losses: how much lower) is above the margin, in "
-            "points (of losses in their own unit), by more than its error.",
-            "",
-            "| claim | network | sparsity | difference | margin | answer |",
-            "|---|---|--:|--:|--:|---|",
-        ]
-        for item in given:
-            verdict = item.verdict + (f": {item.why}" if item.why else "")
-            lines.append(
-                f"| {item.claim.text} | {item.network} | {100 * item.sparsity:.1f} % | {_difference(item)} | "
-                f"{item.claim.margin:+g} | {verdict} |"
-            )
-        lines.append("")
+    lines += _connectivity(found) + _misalignment(found) + _cost(found) + _claims(found)
     return "\n".join(map(printable, lines))
+
+
+def _section(
+    title: str, text: str, columns: Sequence[str], rows: Iterable[Sequence[str]], texts: int
+) -> list[str]:
+    """A heading, a text and a table whose first columns hold so many texts, the rest numbers; nothing without rows."""
+    shown = [f"| {' | '.join(cells)} |" for cells in (columns, *rows)]
+    if len(shown) == 1:
+        return []
+    rule = "|---" * texts + "|--:" * (len(columns) - texts) + "|"
+    return [f"## {title}", "", *([text, ""] if text else []), shown[0], rule, *shown[1:], ""]
+
+
+def _percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def _spread(values: Sequence[float], digits: str) -> str:
+    """The mean with half the width of its confidence interval."""
+    error = half_width(values)
+    return f"{fmean(values):{digits}}" + (f" ± {error:{digits}}" if math.isfinite(error) else " (1 seed)")
+
+
+def _scales(found: Findings) -> str:
+    """What the numbers of the tables are; both where a study's networks are measured differently."""
+    scales = []
+    measures = {cell.measure for cell in found.cells.values()}
+    if measures != {"loss"}:
+        scales.append("Accuracy in percent")
+    if "loss" in measures:
+        scales.append("Loss on the test data (the targets are not classes; the lower the better)")
+    return " and ".join(scales)
+
+
+def _table(found: Findings, network: str) -> list[str]:
+    plain = {key: cell for key, cell in found.cells.items() if key[0] == network and not cell.barriers}
+    columns = sorted({sparsity for _, _, sparsity in plain})
+    losses = all(cell.measure == "loss" for cell in plain.values())
+    rows = [
+        [label, *(_cell(plain.get((network, label, sparsity))) for sparsity in columns)]
+        for label in dict.fromkeys(label for _, label, _ in plain)
+    ]
+    title = f"{network}{' (loss)' if losses else ''}"
+    return _section(title, "", ["method", *map(_percent, columns)], rows, 1)
+
+
+def _cell(cell: Cell | None) -> str:
+    return "" if cell is None else _spread(cell.scores, ".2f" if cell.measure == "accuracy" else ".4g")
+
+
+def _connectivity(found: Findings) -> list[str]:
+    measured = {key: cell for key, cell in found.cells.items() if cell.barriers}
+    losses = all(cell.losses for cell in measured.values())
+    rows = [
+        [network, label, _percent(sparsity), _spread(cell.barriers, ".4g" if losses else ".2f")]
+        for (network, label, sparsity), cell in measured.items()
+    ]
+    columns = ["network", "ticket", "sparsity", f"barrier, {'of the loss' if losses else 'points'}"]
+    return _section("Linear mode connectivity", "", columns, rows, 2)
+
+
+def _misalignment(found: Findings) -> list[str]:
+    """Where the tickets' sparsity is not the wanted one, since transformations cannot choose it."""
+    rows = [
+        [network, label, _percent(sparsity), _percent(reached, 2)]
+        for (network, label, sparsity), cell in found.cells.items()
+        if abs((reached := fmean(cell.reached)) - sparsity) >= 0.0005
+    ]
+    return _section("Misaligned sparsity", "", ["network", "method", "wanted", "reached"], rows, 2)
+
+
+def _cost(found: Findings) -> list[str]:
+    """Training FLOPs as section 4.5 of the paper counts them, in dense trainings of the same network."""
+    rows = []
+    for network in found.study.networks:
+        dense = found.dense.get(network)
+        for (at, label, sparsity), cell in found.cells.items():
+            if at != network or sparsity == 0 or cell.barriers or dense is None:
+                continue
+            own, whole = (
+                fmean(flops) / fmean(dense.flops_needed) for flops in (cell.flops, cell.flops_needed)
+            )
+            rows.append([network, label, _percent(sparsity), f"{own:.3f}", f"{whole:.2f}"])
+    text = (
+        "In dense trainings of the same network: the training of the ticket alone, and with all that finding "
+        "it took (a transformed ticket's source is found once for all targets)."
+    )
+    columns = ["network", "method", "sparsity", "training", "with the search"]
+    return _section("Training FLOPs", text, columns, rows, 2)
+
+
+def _claims(found: Findings) -> list[str]:
+    rows = [
+        [
+            item.claim.text, item.network, _percent(item.sparsity), _difference(item), f"{item.claim.margin:+g}",
+            item.verdict + (f": {item.why}" if item.why else ""),
+        ]
+        for item in answers(found)
+    ]  # fmt: skip
+    text = (
+        "A claim holds where the difference (for barriers and losses: how much lower) is above the margin, in "
+        "points (of losses in their own unit), by more than its error."
+    )
+    columns = ["claim", "network", "sparsity", "difference", "margin", "answer"]
+    return _section("Claims", text, columns, rows, 2)
 
 
 def _difference(item: Answer) -> str:
@@ -260,95 +340,3 @@ def _difference(item: Answer) -> str:
     digits = ".4g" if item.losses else ".2f"
     spread = f" ± {item.error:{digits}}" if math.isfinite(item.error) else ""
     return f"{item.difference:+{digits}}{spread}"
-
-
-def _scales(found: Findings) -> str:
-    """What the numbers of the tables are; a study whose networks are measured differently says both."""
-    said = []
-    measures = {cell.measure for cell in found.cells.values()}
-    if measures != {"loss"}:
-        said.append("Accuracy in percent")
-    if "loss" in measures:
-        said.append("Loss on the test data (the targets are no classes; the lower the better)")
-    return " and ".join(said)
-
-
-def _table(found: Findings, network: str) -> list[str]:
-    plain = {key: cell for key, cell in found.cells.items() if key[0] == network and not cell.barriers}
-    columns = sorted({sparsity for _, _, sparsity in plain})
-    if not plain:
-        return []
-    losses = all(cell.measure == "loss" for cell in plain.values())
-    lines = [
-        f"## {network}{' (loss)' if losses else ''}",
-        "",
-        "| method | " + " | ".join(f"{100 * s:.1f} %" for s in columns) + " |",
-    ]
-    lines.append("|---" * 1 + "|--:" * len(columns) + "|")
-    for label in dict.fromkeys(name for _, name, _ in plain):
-        row = [plain.get((network, label, sparsity)) for sparsity in columns]
-        lines.append(f"| {label} | " + " | ".join(_cell(cell) for cell in row) + " |")
-    return [*lines, ""]
-
-
-def _cell(cell: Cell | None) -> str:
-    if cell is None:
-        return ""
-    digits = ".2f" if cell.measure == "accuracy" else ".4g"
-    spread = f" ± {cell.error:{digits}}" if math.isfinite(cell.error) else " (1 seed)"
-    return f"{cell.mean:{digits}}{spread}"
-
-
-def _connectivity(found: Findings) -> list[str]:
-    measured = {key: cell for key, cell in found.cells.items() if cell.barriers}
-    if not measured:
-        return []
-    losses = all(cell.losses for cell in measured.values())
-    digits = ".4g" if losses else ".2f"
-    lines = [
-        "## Linear mode connectivity",
-        "",
-        f"| network | ticket | sparsity | barrier, {'of the loss' if losses else 'points'} |",
-        "|---|---|--:|--:|",
-    ]
-    for (network, label, sparsity), cell in measured.items():
-        mean = sum(cell.barriers) / len(cell.barriers)
-        error = half_width(cell.barriers)
-        spread = f" ± {error:{digits}}" if math.isfinite(error) else " (1 seed)"
-        lines.append(f"| {network} | {label} | {100 * sparsity:.1f} % | {mean:{digits}}{spread} |")
-    return [*lines, ""]
-
-
-def _misalignment(found: Findings) -> list[str]:
-    """Where the tickets' sparsity is not the wanted one, since transformations cannot choose it."""
-    off = []
-    for (network, label, sparsity), cell in found.cells.items():
-        reached = sum(cell.reached) / len(cell.reached)
-        if abs(reached - sparsity) >= 0.0005:
-            off.append(f"| {network} | {label} | {100 * sparsity:.1f} % | {100 * reached:.2f} % |")
-    if not off:
-        return []
-    head = ["## Misaligned sparsity", "", "| network | method | wanted | reached |", "|---|---|--:|--:|"]
-    return [*head, *off, ""]
-
-
-def _cost(found: Findings) -> list[str]:
-    """Training FLOPs as section 4.5 of the paper counts them, in dense trainings of the same network."""
-    lines = []
-    for network in found.study.networks:
-        dense = found.dense.get(network)
-        for (at, label, sparsity), cell in found.cells.items():
-            if at != network or sparsity == 0 or cell.barriers or dense is None:
-                continue
-            unit = sum(dense.flops_needed) / len(dense.flops_needed)
-            own, whole = (sum(values) / len(values) / unit for values in (cell.flops, cell.flops_needed))
-            lines.append(f"| {network} | {label} | {100 * sparsity:.1f} % | {own:.3f} | {whole:.2f} |")
-    if not lines:
-        return []
-    head = [
-        "## Training FLOPs", "",
-        "In dense trainings of the same network: the training of the ticket alone, and with all that finding "
-        "it took (a transformed ticket's source is found once for all targets).", "",
-        "| network | method | sparsity | training | with the search |", "|---|---|--:|--:|--:|",
-    ]  # fmt: skip
-    return [*head, *lines, ""]
