@@ -14,7 +14,7 @@ from elastic_ir.cli.options import DEBUG_OPTION
 from elastic_ir.errors import SourceError
 
 if TYPE_CHECKING:
-    from elastic_ir.training.studies.jobs import Job, Sort
+    from elastic_ir.training.studies.jobs import Job
     from elastic_ir.training.studies.run import Progress
     from elastic_ir.training.studies.store import Store
     from elastic_ir.training.studies.study import Run, Study
@@ -234,7 +234,7 @@ def _show_plan(studies: list[Study], store: str) -> None:
 def status_(studies: tuple[str, ...], store: str) -> None:
     """Show how far each STUDY is, and what works on it now."""
     from elastic_ir.training.studies.jobs import in_order
-    from elastic_ir.training.studies.run import time_of
+    from elastic_ir.training.studies.run import Progress
     from elastic_ir.training.studies.study import runs
     from elastic_ir.training.studies.study_file import read_study
 
@@ -247,21 +247,18 @@ def status_(studies: tuple[str, ...], store: str) -> None:
         _show_notes([study])
         numbers = [item.job for item in runs(study)]
         jobs = in_order(numbers)
-        took: dict[Sort, list[float]] = {}
-        left: dict[Sort, int] = {}
-        for job in jobs:
-            if place.has(job.key):
-                took.setdefault(job.sort, []).append(float(place.result(job.key)["seconds"]))
-            else:
-                left[job.sort] = left.get(job.sort, 0) + 1
-                if job.key in working:
-                    busy.append(("at work", f"{job.key} of {study.name}, for {_clock(working[job.key])}"))
-        rest = time_of(left, took)
-        found = sum(place.has(job.key) for job in {job.key: job for job in numbers}.values())
+        finished = {job.key for job in jobs if place.has(job.key)}
+        busy += [
+            ("at work", f"{job.key} of {study.name}, for {_clock(working[job.key])}")
+            for job in jobs
+            if job.key in working and job.key not in finished
+        ]
+        now = Progress.of(jobs, place, finished)
+        rest = now.time_left
+        wanted = {job.key for job in numbers}
         table.rows.append(
-            (study.name, f"{found} of {len({job.key for job in numbers})}", str(len(jobs)),
-             str(len(jobs) - sum(left.values())), _clock(sum(map(sum, took.values()))),
-             "unknown" if rest is None else _clock(rest))
+            (study.name, f"{len(wanted & finished)} of {len(wanted)}", str(now.total), str(now.done),
+             _clock(sum(map(sum, now.before.values()))), "unknown" if rest is None else _clock(rest))
         )  # fmt: skip
     tables.show_table(table)
     if busy:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
 from elastic_ir import user_functions
-from elastic_ir.errors import SourceError
+from elastic_ir.errors import ElasticError, SourceError
 from elastic_ir.training.items.read import as_tensor, read_item, read_items, taken, weights_dtype
 from elastic_ir.training.settings import DATA_KINDS
 
@@ -125,7 +125,7 @@ def check_name(name: str) -> None:
             f"there is no data {name!r}; give digits, fashion-mnist, idx:FOLDER, cifar10:FOLDER, cifar100:FOLDER, "
             "images:FOLDER or package.module:function"
         )
-    _function(name)
+    find_function(name)
 
 
 def check_splits(data: Data) -> None:
@@ -337,15 +337,16 @@ def _folders(folder: Path) -> Data:
     return Data(f"images:{folder}", train, test, len(classes), flips=True, augmented=True)
 
 
-def _function(name: str) -> Any:
+def find_function(name: str, what: str = "", raises: type[ElasticError] = SourceError) -> Any:
+    """What ``package.module:function`` stands for; an error of the kind ``raises`` where it is not there."""
     try:
         return user_functions.find(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise SourceError(f"{name} cannot be found: {error}") from error
+        raise raises(f"{what}{name} cannot be found: {error}") from error
 
 
 def _from_function(name: str) -> Data:
-    function = _function(name)
+    function = find_function(name)
     made = user_functions.call(function, name, SourceError, what="the data's function")
     try:
         train, test = (_split(part) for part in made)

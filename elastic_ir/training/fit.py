@@ -26,7 +26,7 @@ from elastic_ir.training.callbacks import KeepMasks
 from elastic_ir.training.data import Data, Split
 from elastic_ir.training.items.read import weights_dtype
 from elastic_ir.training.loader import batches_of
-from elastic_ir.training.losses import ClassEntropy, SoftLabels, first_of
+from elastic_ir.training.losses import ClassEntropy, SoftLabels, evaluating, first_of
 from elastic_ir.training.settings import Training
 from elastic_ir.training.task import Loss, Task
 
@@ -232,16 +232,14 @@ def mean_loss(
 
 @contextmanager
 def _measured(network: nn.Module, engine: Engine | None) -> Iterator[torch.device]:
-    """The network in evaluation on the engine's device; every part has its own mode again behind it."""
-    modes = {part: part.training for part in network.modules()}
+    """The network in evaluation mode on the engine's device; afterwards as it was."""
     home = next(network.parameters()).device
     wanted = (engine or Engine()).accelerator
     faster = home.type == "cpu" and wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     device = torch.device("cuda", torch.cuda.current_device()) if faster else home
-    try:
-        network.eval().to(device)
-        yield device
-    finally:
-        network.to(home)
-        for part, mode in modes.items():
-            part.training = mode
+    with evaluating(network):
+        try:
+            network.to(device)
+            yield device
+        finally:
+            network.to(home)

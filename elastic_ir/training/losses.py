@@ -8,6 +8,8 @@ Network*, section 2; for tickets Jaiswal et al. 2021, *Good Students Play Big Lo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,6 +33,18 @@ def first_of(output: Any) -> Tensor:
     """A network's output, the first of several."""
     found: Tensor = output if isinstance(output, Tensor) else output[0]
     return found
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """The network in evaluation mode while the block runs; afterwards every part has its own mode again."""
+    modes = {part: part.training for part in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
 
 
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:
@@ -80,32 +94,18 @@ class SoftLabels:
         self.temperature, self.weight, self.smoothing = temperature, weight, smoothing
 
     def __call__(self, inputs: Tensor, logits: Any, labels: Tensor) -> Tensor:
-        soft = self.soft(inputs)
         return distillation_loss(
-            first_of(logits),
-            soft,
-            labels,
-            temperature=self.temperature,
-            weight=self.weight,
+            first_of(logits), self.soft(inputs), labels, temperature=self.temperature, weight=self.weight,
             smoothing=self.smoothing,
-        )
+        )  # fmt: skip
 
     def soft(self, inputs: Tensor) -> Tensor:
         """The teacher's logits; all its modules keep their modes, and its norms their statistics."""
         weight = next(self.teacher.parameters(), None)
-        if (
-            weight is not None and weight.device != inputs.device
-        ):  # no trainer moves what is no part of its module
-            self.teacher.to(inputs.device)
-        modes = {part: part.training for part in self.teacher.modules()}
-        self.teacher.eval()
-        try:
-            with torch.no_grad():
-                out = first_of(self.teacher(inputs))
-        finally:
-            for part, mode in modes.items():
-                part.training = mode
-        return out
+        if weight is not None and weight.device != inputs.device:
+            self.teacher.to(inputs.device)  # a trainer moves only what is part of its module
+        with torch.no_grad(), evaluating(self.teacher):
+            return first_of(self.teacher(inputs))
 
 
 def _check(temperature: float = 1.0, weight: float = 0.0, smoothing: float = 0.0) -> None:

@@ -11,10 +11,11 @@ import logging
 import multiprocessing
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor as Pool
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from elastic_ir.errors import SourceError
@@ -48,6 +49,14 @@ def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
+def _ended(key: str, result: Callable[[], dict[str, Any] | None]) -> Ended:
+    """A job that ended as its result says, or failed: no reason to lose the others, unlike a SIGTERM."""
+    try:
+        return Ended(key, result())
+    except Exception as error:
+        return Ended(key, None, _told(getattr(error, "cause", None) or error))  # Ray wraps what a job raised
+
+
 class Here:
     """In this process, one job after the other."""
 
@@ -61,15 +70,8 @@ class Here:
         self._waiting.append(spec)
 
     def wait(self, seconds: float | None = None) -> list[Ended]:
-        from elastic_ir.training.studies.job_kinds import execute
-
         spec = self._waiting.pop(0)
-        try:
-            return [Ended(spec["key"], execute(spec, self.folder, self.threads, self.log))]
-        except (
-            Exception
-        ) as error:  # one job's failure is no reason to lose the others; a SIGTERM is for them all
-            return [Ended(spec["key"], None, _told(error))]
+        return [_ended(spec["key"], lambda: _work(spec, self.folder, self.threads, self.log))]
 
     def close(self) -> None:
         self._waiting.clear()
@@ -135,22 +137,17 @@ class Processes:
         for future in done:
             pool, spec = self._running.pop(future)
             key = spec["key"]
-            try:
-                ended.append(Ended(key, future.result()))
-            except (
-                BrokenProcessPool,
-                SystemExit,
-            ) as error:  # killed, or told to end (SIGTERM) while it trained
-                pool.shutdown(wait=False)
-                self._deaths[key] = self._deaths.get(key, 0) + 1
-                if self._deaths[key] < _TRIES:
-                    self._waiting.append(spec)
-                else:
-                    ended.append(Ended(key, None, f"its worker died {_TRIES} times ({_told(error)})"))
+            error = future.exception()
+            if not isinstance(error, (BrokenProcessPool, SystemExit)):
+                ended.append(_ended(key, future.result))
+                self._idle.append(pool)
                 continue
-            except Exception as error:  # the job's own failure
-                ended.append(Ended(key, None, _told(error)))
-            self._idle.append(pool)
+            pool.shutdown(wait=False)  # killed, or told to end (SIGTERM) while it trained
+            self._deaths[key] = self._deaths.get(key, 0) + 1
+            if self._deaths[key] < _TRIES:
+                self._waiting.append(spec)
+            else:
+                ended.append(Ended(key, None, f"its worker died {_TRIES} times ({_told(error)})"))
         self._hand_out()
         return ended
 
@@ -208,15 +205,10 @@ class RayCluster:
 
     def wait(self, seconds: float | None = None) -> list[Ended]:
         done, _ = self._ray.wait(list(self._running), num_returns=1, timeout=seconds)
-        ended = []
-        for reference in done:
-            spec = self._running.pop(reference)
-            try:
-                ended.append(Ended(spec["key"], self._ray.get(reference)))
-            except Exception as error:  # the job's own failure, or a worker that died too often
-                cause = getattr(error, "cause", None) or error
-                ended.append(Ended(spec["key"], None, _told(cause)))
-        return ended
+        return [
+            _ended(self._running.pop(reference)["key"], partial(self._ray.get, reference))
+            for reference in done
+        ]
 
     def close(self) -> None:
         for reference in self._running:

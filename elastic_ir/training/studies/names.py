@@ -14,7 +14,7 @@ from torch import nn
 
 from elastic_ir import user_functions
 from elastic_ir.errors import ElasticError, PlanError
-from elastic_ir.training.data import check_name
+from elastic_ir.training.data import check_name, find_function
 
 if TYPE_CHECKING:
     from elastic_ir.training.studies.study import Study
@@ -42,10 +42,7 @@ def build(options: Mapping[str, Any]) -> nn.Module:
 
         factory = functools.partial(sources.build, whole)
     else:
-        try:
-            factory = user_functions.find(whole)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise PlanError(f"the network's factory {whole} cannot be found: {error}") from error
+        factory = find_function(whole, "the network's factory ", PlanError)
     with torch.random.fork_rng():
         torch.manual_seed(options["seed"])
         made = user_functions.call(factory, whole, PlanError, network)
@@ -59,10 +56,7 @@ def loss_of(options: Mapping[str, Any]) -> Loss | None:
     name = options.get("loss")
     if not name:
         return None
-    try:
-        found: Any = user_functions.find(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise PlanError(f"the loss {name} cannot be found: {error}") from error
+    found = find_function(name, "the loss ", PlanError)
     made: Loss = (
         found() if isinstance(found, type) else found
     )  # a class such as torch.nn:MSELoss, or a function

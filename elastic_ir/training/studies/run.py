@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from elastic_ir.formats.locks import LOOK
@@ -32,35 +33,34 @@ class Progress:
     slots: int = 1
     elsewhere: list[str] = field(default_factory=list)  #: jobs that other commands on the store are at
 
+    @classmethod
+    def of(cls, jobs: Sequence[Job], store: Store, finished: Collection[str], slots: int = 1) -> Progress:
+        """Jobs of which those with the keys ``finished`` are done, and no other has been begun."""
+        found = cls(len(jobs), len(finished), slots=slots)
+        for job in jobs:
+            if job.key in finished:
+                found.before.setdefault(job.sort, []).append(float(store.result(job.key)["seconds"]))
+            else:
+                found.left[job.sort] = found.left.get(job.sort, 0) + 1
+        return found
+
     @property
     def time_left(self) -> float | None:
-        """Seconds until all is done, by what such jobs have taken, here if any were; None before anything is known."""
-        total = time_of(self.left, self.before | self.seconds)
-        return None if total is None else total / self.slots
+        """Seconds until all is done; None before anything is known.
 
-
-def time_of(left: Mapping[Sort, int], seconds: Mapping[Sort, list[float]]) -> float | None:
-    """Seconds that jobs take one after the other, each the mean of its sort; None where nothing is known.
-
-    A sort that was never seen counts as its kind does on other networks, a kind that was never seen as all do.
-    """
-    means = {sort: mean for sort, times in seconds.items() if (mean := sum(times) / len(times)) > 0}
-    if not means:
-        return None
-    typical = _mean(means.values())
-
-    def guess(sort: Sort) -> float:
-        return (
-            means.get(sort) or _mean(mean for (kind, _), mean in means.items() if kind == sort[0]) or typical
-        )
-
-    return sum(count * guess(sort) for sort, count in left.items())
-
-
-def _mean(values: Iterable[float]) -> float:
-    """The mean, 0 of nothing."""
-    found = list(values)
-    return sum(found) / len(found) if found else 0.0
+        A job takes the mean of its sort, here if any were done here. A sort that was never seen counts as its kind does
+        on other networks, a kind that was never seen as all do.
+        """
+        seen = self.before | self.seconds
+        means = {sort: mean for sort, times in seen.items() if (mean := fmean(times)) > 0}
+        if not means:
+            return None
+        typical: dict[str, float] = {
+            kind: fmean(mean for (other, _), mean in means.items() if other == kind) for kind, _ in means
+        }
+        every = fmean(means.values())
+        total = sum(count * means.get(sort, typical.get(sort[0], every)) for sort, count in self.left.items())
+        return total / self.slots
 
 
 def run(
@@ -75,16 +75,12 @@ def run(
     jobs = in_order(wanted)
     by_key = {job.key: job for job in jobs}
     finished = {job.key for job in jobs if store.has(job.key)}
-    progress = Progress(len(jobs), len(finished), slots=executor.slots)
-    for job in jobs:
-        if job.key in finished:
-            progress.before.setdefault(job.sort, []).append(float(store.result(job.key)["seconds"]))
+    progress = Progress.of(jobs, store, finished, executor.slots)
     waiting = {
         job.key: {n.key for n in job.needs.values()} - finished for job in jobs if job.key not in finished
     }
     readers: dict[str, list[str]] = {}
     for key, needs in waiting.items():
-        progress.left[by_key[key].sort] = progress.left.get(by_key[key].sort, 0) + 1
         for needed in needs:
             readers.setdefault(needed, []).append(key)
     # the first of what can be done: a job that waited stands before those of later studies

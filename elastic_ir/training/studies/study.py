@@ -224,23 +224,17 @@ def _all_runs(study: Study) -> Iterator[Run]:
 
 
 def _of_entry(plan: Planner, entry: Entry, network: str, source: str, seed: int) -> Iterator[Run]:
-    label = entry.name(source)
     pruning = plan.study.pruning
-    plain = not entry.connect and not entry.sparsities and not entry.tweaks
-    if plain and entry.method in ("imp", "dense"):
-        numbers = range(1 if entry.method == "dense" else pruning.levels + 1)
-        for number in numbers:
-            job = plan.level(network, seed, number)
-            yield Run(network, label, entry.method, round(pruning.sparsity_at(number), 4), seed, job, plain)
-        return
-    for sparsity in (0.0,) if entry.method == "dense" else entry.sparsities or plan.study.sparsities:
-        number = pruning.level_for(sparsity)
-        wanted = round(pruning.sparsity_at(number), 4)
-        if entry.connect:
-            job = plan.connect(entry, network, source, seed, number)
-        elif entry.method in ("imp", "dense") and not entry.tweaks:
+    own = entry.method in ("imp", "dense") and not entry.connect and not entry.tweaks
+    if own and entry.method == "imp" and not entry.sparsities:
+        levels = list(range(pruning.levels + 1))
+    else:
+        wanted = (0.0,) if entry.method == "dense" else entry.sparsities or plan.study.sparsities
+        levels = [pruning.level_for(sparsity) for sparsity in wanted]
+    for number in levels:
+        if own:
             job = plan.level(network, seed, number)
         else:
-            job = plan.train(entry, network, source, seed, number)
-        untouched = entry.method in ("imp", "dense") and not entry.connect and not entry.tweaks
-        yield Run(network, label, entry.method, wanted, seed, job, untouched)
+            job = (plan.connect if entry.connect else plan.train)(entry, network, source, seed, number)
+        met = round(pruning.sparsity_at(number), 4)
+        yield Run(network, entry.name(source), entry.method, met, seed, job, own)
