@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -12,13 +13,17 @@ from elastic_ir.cli import tables
 from elastic_ir.cli.app import COMMANDS, GO_ON
 from elastic_ir.cli.options import DEBUG_OPTION
 from elastic_ir.errors import SourceError
-
-if TYPE_CHECKING:
-    from elastic_ir.training.studies.jobs import Job
-    from elastic_ir.training.studies.run import Progress
-    from elastic_ir.training.studies.store import Store
-    from elastic_ir.training.studies.study import Run, Study
-
+from elastic_ir.formats.files import atomic_output
+from elastic_ir.training.reports.csv import write_numbers
+from elastic_ir.training.reports.plots import draw
+from elastic_ir.training.reports.report import answers, collect, markdown
+from elastic_ir.training.settings import Pruning, Training
+from elastic_ir.training.studies.executors import Executor, Here, Processes, RayCluster
+from elastic_ir.training.studies.jobs import Job, in_order
+from elastic_ir.training.studies.run import Progress, run
+from elastic_ir.training.studies.store import Store
+from elastic_ir.training.studies.study import Run, Study, runs
+from elastic_ir.training.studies.study_file import read_study
 
 EPILOG = """\
 \b
@@ -96,8 +101,6 @@ def run_(
     Several such commands may share a store: each job is done by one of them. Numbers are shown as they are found.
     Stop it whenever you like: only jobs that run are lost.
     """
-    from elastic_ir.training.studies.study_file import read_study
-
     found = [read_study(study) for study in studies]
     _show_notes(found)
     _check_names(found, store)
@@ -106,10 +109,6 @@ def run_(
         return
     _need_extra()
     click.get_current_context().meta[GO_ON] = True
-    from elastic_ir.training.studies.executors import Executor, Here, Processes, RayCluster
-    from elastic_ir.training.studies.run import run
-    from elastic_ir.training.studies.store import Store
-    from elastic_ir.training.studies.study import runs
 
     place = Store(store)
     place.sweep()
@@ -183,9 +182,6 @@ def _told(now: Progress) -> tuple[int, int, str]:
 
 def _check_names(studies: list[Study], store: str) -> None:
     """Refuse studies with a name that stands for nothing before any job is done; finished ones need none of them."""
-    from elastic_ir.training.studies.store import Store
-    from elastic_ir.training.studies.study import runs
-
     place = Store(store)
     unfinished = [study for study in studies if not all(place.has(item.job.key) for item in runs(study))]
     if unfinished:
@@ -197,8 +193,6 @@ def _check_names(studies: list[Study], store: str) -> None:
 
 def _store_of(folder: str) -> Store:
     """A store to read; SourceError where there is none."""
-    from elastic_ir.training.studies.store import Store
-
     if not Path(folder).is_dir():
         raise SourceError(
             f"there is no store {folder}: nothing was run with it; give --store DIR as lottery run had it"
@@ -207,22 +201,13 @@ def _store_of(folder: str) -> Store:
 
 
 def _show_plan(studies: list[Study], store: str) -> None:
-    from elastic_ir.training.studies.jobs import in_order
-    from elastic_ir.training.studies.store import Store
-    from elastic_ir.training.studies.study import runs
-
     numbers = [item for study in studies for item in runs(study)]
     jobs = in_order(item.job for item in numbers)
     place = Store(store)
-    counts: dict[str, list[int]] = {}
-    for job in jobs:
-        entry = counts.setdefault(job.kind, [0, 0])
-        entry[0] += 1
-        entry[1] += place.has(job.key)
-    table = tables.Table(("kind", "jobs", "done"))
-    for kind, (count, done) in counts.items():
-        table.rows.append((kind, str(count), str(done)))
-    tables.show_table(table)
+    counts = Counter(job.kind for job in jobs)
+    done = Counter(job.kind for job in jobs if place.has(job.key))
+    rows = [(kind, str(count), str(done[kind])) for kind, count in counts.items()]
+    tables.show_table(tables.Table(("kind", "jobs", "done"), rows))
     tables.say()
     tables.show_facts([("numbers", str(len(numbers))), ("dry run", f"{len(jobs)} jobs, nothing was done")])
 
@@ -233,11 +218,6 @@ def _show_plan(studies: list[Study], store: str) -> None:
 @DEBUG_OPTION
 def status_(studies: tuple[str, ...], store: str) -> None:
     """Show how far each STUDY is, and what works on it now."""
-    from elastic_ir.training.studies.jobs import in_order
-    from elastic_ir.training.studies.run import Progress
-    from elastic_ir.training.studies.study import runs
-    from elastic_ir.training.studies.study_file import read_study
-
     place = _store_of(store)
     working = place.working()
     table = tables.Table(("study", "numbers", "jobs", "done", "training so far", "left, about"))
@@ -294,20 +274,11 @@ def report_(studies: tuple[str, ...], store: str, out: str | None, no_plots: boo
 
 
 def _report(study: str, store: str, out: str | None, no_plots: bool) -> None:
-    from elastic_ir.formats.files import atomic_output
-    from elastic_ir.training.reports.csv import write_numbers
-    from elastic_ir.training.reports.report import answers, collect, markdown
-    from elastic_ir.training.studies.study_file import read_study
-
     found = collect(read_study(study), _store_of(store))
     _show_notes([found.study])
     folder = Path(out) if out is not None else Path(study).resolve().parent
     folder.mkdir(parents=True, exist_ok=True)
-    plots: list[str] = []
-    if not no_plots:
-        from elastic_ir.training.reports.plots import draw
-
-        plots = draw(found, folder)
+    plots = [] if no_plots else draw(found, folder)
     tabled = write_numbers(found, folder, Path(study).stem)
     path = folder / f"{Path(study).stem}.md"
     with atomic_output(path) as temporary:
@@ -409,7 +380,6 @@ def find_(
     click.get_current_context().meta[GO_ON] = True
     from elastic_ir.training.data import load_data
     from elastic_ir.training.pruning.imp import find_tickets
-    from elastic_ir.training.settings import Pruning, Training
     from elastic_ir.training.studies.names import build, loss_of
 
     network = build({"network": {"factory": factory}, "seed": seed})

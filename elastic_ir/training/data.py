@@ -291,8 +291,7 @@ def _torchvision() -> Any:
 
 
 def _cifar(kind: str, folder: str) -> Data:
-    sets = _torchvision()
-    made = sets.CIFAR10 if kind == "cifar10" else sets.CIFAR100
+    made = getattr(_torchvision(), kind.upper())
     parts = {}
     for key in ("train", "test"):
         try:
@@ -308,25 +307,17 @@ def _folders(folder: Path) -> Data:
     from torchvision import transforms
 
     norm = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    ways = {
-        "train": transforms.Compose(
-            [
-                transforms.RandomResizedCrop(224),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                norm,
-            ]
-        ),
-        "val": transforms.Compose(
-            [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), norm]
-        ),
+    ways: dict[str, list[Any]] = {
+        "train": [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()],
+        "val": [transforms.Resize(256), transforms.CenterCrop(224)],
     }
     found = {}
     for key, way in ways.items():
         if not (folder / key).is_dir():
             raise SourceError(f"{folder} has no folder {key!r}; images lie in train/CLASS/ and val/CLASS/")
         try:
-            found[key] = _torchvision().ImageFolder(os.fspath(folder / key), way)
+            whole = transforms.Compose([*way, transforms.ToTensor(), norm])
+            found[key] = _torchvision().ImageFolder(os.fspath(folder / key), whole)
         except FileNotFoundError as error:
             raise SourceError(f"{folder / key} holds no images of classes: {error}") from error
     classes = found["train"].classes

@@ -230,14 +230,17 @@ def markdown(found: Findings, plots: Iterable[str] = ()) -> str:
 
 
 def _section(
-    title: str, text: str, columns: Sequence[str], rows: Iterable[Sequence[str]], texts: int
+    title: str, text: str, columns: Sequence[str], rows: Iterable[Sequence[str]], align: str
 ) -> list[str]:
-    """A heading, a text and a table whose first columns hold so many texts, the rest numbers; nothing without rows."""
+    """A heading, a text and a table, whose columns are aligned as ``align`` says (l, r), the rest to the right.
+
+    Nothing without rows.
+    """
     shown = [f"| {' | '.join(cells)} |" for cells in (columns, *rows)]
     if len(shown) == 1:
         return []
-    rule = "|---" * texts + "|--:" * (len(columns) - texts) + "|"
-    return [f"## {title}", "", *([text, ""] if text else []), shown[0], rule, *shown[1:], ""]
+    rule = "|".join("---" if side == "l" else "--:" for side in align.ljust(len(columns), "r"))
+    return [f"## {title}", "", *([text, ""] if text else []), shown[0], f"|{rule}|", *shown[1:], ""]
 
 
 def _percent(share: float, digits: int = 1) -> str:
@@ -270,7 +273,7 @@ def _table(found: Findings, network: str) -> list[str]:
         for label in dict.fromkeys(label for _, label, _ in plain)
     ]
     title = f"{network}{' (loss)' if losses else ''}"
-    return _section(title, "", ["method", *map(_percent, columns)], rows, 1)
+    return _section(title, "", ["method", *map(_percent, columns)], rows, "l")
 
 
 def _cell(cell: Cell | None) -> str:
@@ -285,7 +288,7 @@ def _connectivity(found: Findings) -> list[str]:
         for (network, label, sparsity), cell in measured.items()
     ]
     columns = ["network", "ticket", "sparsity", f"barrier, {'of the loss' if losses else 'points'}"]
-    return _section("Linear mode connectivity", "", columns, rows, 2)
+    return _section("Linear mode connectivity", "", columns, rows, "ll")
 
 
 def _misalignment(found: Findings) -> list[str]:
@@ -295,7 +298,7 @@ def _misalignment(found: Findings) -> list[str]:
         for (network, label, sparsity), cell in found.cells.items()
         if abs((reached := fmean(cell.reached)) - sparsity) >= 0.0005
     ]
-    return _section("Misaligned sparsity", "", ["network", "method", "wanted", "reached"], rows, 2)
+    return _section("Misaligned sparsity", "", ["network", "method", "wanted", "reached"], rows, "ll")
 
 
 def _cost(found: Findings) -> list[str]:
@@ -315,7 +318,7 @@ def _cost(found: Findings) -> list[str]:
         "it took (a transformed ticket's source is found once for all targets)."
     )
     columns = ["network", "method", "sparsity", "training", "with the search"]
-    return _section("Training FLOPs", text, columns, rows, 2)
+    return _section("Training FLOPs", text, columns, rows, "ll")
 
 
 def _claims(found: Findings) -> list[str]:
@@ -331,7 +334,7 @@ def _claims(found: Findings) -> list[str]:
         "points (of losses in their own unit), by more than its error."
     )
     columns = ["claim", "network", "sparsity", "difference", "margin", "answer"]
-    return _section("Claims", text, columns, rows, 2)
+    return _section("Claims", text, columns, rows, "llrrrl")
 
 
 def _difference(item: Answer) -> str:
