@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +206,7 @@ def _show_plan(studies: list[Study], store: str) -> None:
     place = Store(store)
     counts = Counter(job.kind for job in jobs)
     done = Counter(job.kind for job in jobs if place.has(job.key))
-    rows = [(kind, str(count), str(done[kind])) for kind, count in counts.items()]
+    rows: list[Sequence[str]] = [(kind, str(count), str(done[kind])) for kind, count in counts.items()]
     tables.show_table(tables.Table(("kind", "jobs", "done"), rows))
     tables.say()
     tables.show_facts([("numbers", str(len(numbers))), ("dry run", f"{len(jobs)} jobs, nothing was done")])
