@@ -24,7 +24,7 @@ from elastic_ir.training.data import Data, Split, load_data
 from elastic_ir.training.fit import accuracy, fit
 from elastic_ir.training.pruning.imp import find_tickets
 from elastic_ir.training.settings import Pruning, Training
-from elastic_ir.training.studies.executors import Here, Processes
+from elastic_ir.training.studies.executors import InProcess, Processes
 from elastic_ir.training.studies.jobs import Job
 from elastic_ir.training.studies.run import run
 from elastic_ir.training.studies.store import Store
@@ -90,9 +90,9 @@ def scheduling() -> float:
     load_data("digits", 3)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
-        run(_jobs(1, 0), store, Here(folder))  # imports, and the data
+        run(_jobs(1, 0), store, InProcess(folder))  # imports, and the data
         begun = time.perf_counter()
-        run(_jobs(41, 0), store, Here(folder))
+        run(_jobs(41, 0), store, InProcess(folder))
         return (time.perf_counter() - begun) / 40
 
 

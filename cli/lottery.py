@@ -18,7 +18,7 @@ from elastic_ir.training.reports.csv import write_numbers
 from elastic_ir.training.reports.plots import draw
 from elastic_ir.training.reports.report import answers, collect, markdown
 from elastic_ir.training.settings import Pruning, Training
-from elastic_ir.training.studies.executors import Executor, Here, Processes, RayCluster
+from elastic_ir.training.studies.executors import Executor, InProcess, Processes, RayCluster
 from elastic_ir.training.studies.jobs import Job, in_order
 from elastic_ir.training.studies.run import Progress, run
 from elastic_ir.training.studies.store import Store
@@ -87,7 +87,7 @@ LOG = click.option(
     "--ray",
     metavar="auto|local|ADDRESS",
     help="Run the jobs on a Ray cluster instead; it has to see the store. local starts one of this machine, which "
-    "nobody else reaches.",
+    "no other machine reaches.",
 )
 @LOG
 @click.option("--dry-run", is_flag=True, help="Show what there is to do, and do nothing.")
@@ -118,18 +118,18 @@ def run_(
     elif jobs > 1:
         executor = Processes(store, jobs, threads or 1, log or "")
     else:
-        executor = Here(store, threads or 0, log or "")
+        executor = InProcess(store, threads or 0, log or "")
     wanted = [item for study in found for item in runs(study)]
     readers: dict[str, list[Run]] = {}
     for item in wanted:
         readers.setdefault(item.job.key, []).append(item)
 
-    def tell(job: Job, result: dict[str, Any]) -> None:
+    def show(job: Job, result: dict[str, Any]) -> None:
         for item in readers.get(job.key, ()):
             tables.say(f"{_placed(item)}: {_number(result)}")
 
     with tables.progress("jobs") as bar:
-        ended = run([item.job for item in wanted], place, executor, lambda now: bar(*_told(now)), tell)
+        ended = run([item.job for item in wanted], place, executor, lambda now: bar(*_progress(now)), show)
     facts = [("jobs done", f"{ended.done} of {ended.total}")]
     facts += _failures(ended.failed, readers)
     if ended.skipped:
@@ -140,7 +140,7 @@ def run_(
 
 
 def _number(result: dict[str, Any]) -> str:
-    """What a job found: a share in percent, or a loss (of no classes) in its own unit."""
+    """What a job found: a share in percent, or a loss in its own unit."""
     what = next(name for name in ("barrier", "loss", "accuracy") if name in result)
     return f"{what} {result[what]:.4g}" if "loss" in result else f"{what} {100 * result[what]:.2f} %"
 
@@ -157,7 +157,7 @@ def _placed(item: Run) -> str:
 
 
 def _failures(failed: dict[str, str], readers: dict[str, list[Run]]) -> list[tuple[str, str]]:
-    """What went wrong, each once, with the first of the jobs that it befell."""
+    """What went wrong, each once, with the first of the jobs that failed so."""
     by_reason: dict[str, list[str]] = {}
     for key, why in failed.items():
         name = f"{key} ({_placed(readers[key][0])})" if key in readers else key
@@ -168,7 +168,7 @@ def _failures(failed: dict[str, str], readers: dict[str, list[Run]]) -> list[tup
     ]
 
 
-def _told(now: Progress) -> tuple[int, int, str]:
+def _progress(now: Progress) -> tuple[int, int, str]:
     left = now.time_left
     words = f"{len(now.running)} running, {now.total - now.done - len(now.running)} left"
     if now.elsewhere:
@@ -181,7 +181,7 @@ def _told(now: Progress) -> tuple[int, int, str]:
 
 
 def _check_names(studies: list[Study], store: str) -> None:
-    """Refuse studies with a name that stands for nothing before any job is done; finished ones need none of them."""
+    """Refuse studies that name what does not exist before any job is done; finished ones need none of the names."""
     place = Store(store)
     unfinished = [study for study in studies if not all(place.has(item.job.key) for item in runs(study))]
     if unfinished:
@@ -217,7 +217,7 @@ def _show_plan(studies: list[Study], store: str) -> None:
 @STORE
 @DEBUG_OPTION
 def status_(studies: tuple[str, ...], store: str) -> None:
-    """Show how far each STUDY is, and what works on it now."""
+    """Show how far each STUDY is, and which of its jobs are running now."""
     place = _store_of(store)
     working = place.working()
     table = tables.Table(("study", "numbers", "jobs", "done", "training so far", "left, about"))
@@ -352,7 +352,7 @@ def _report(study: str, store: str, out: str | None, no_plots: bool) -> None:
 @click.option(
     "--no-channels-last",
     is_flag=True,
-    help="Leave the layout in memory as it is; for inputs that are no images.",
+    help="Leave the layout in memory as it is; for inputs that are not images.",
 )
 @LOG
 @click.option(
@@ -389,7 +389,7 @@ def find_(
                  channels_last=not no_channels_last),
         Pruning(levels, rewind, share, leave_out), Path(out), seed=seed, loss=loss_of({"loss": loss}),
         log=log or "",
-        waiting=lambda who: tables.say(f"{who} is at the same search; waiting for what it finds", err=True),
+        waiting=lambda who: tables.say(f"{who} is working on the same search; waiting for its results", err=True),
         report=lambda level: tables.say(
             f"level {level.number:2}: sparsity {100 * level.sparsity:5.1f} %, "
             f"{level.measured}, {level.path}"

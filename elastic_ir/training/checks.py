@@ -25,10 +25,10 @@ _IGNORED = -100  # the label that torch's cross-entropy passes over
 def check_search(
     network: nn.Module, data: Data, training: Training, pruning: Pruning, loss: Loss | None
 ) -> None:
-    """Whether a search can be done; raises what :func:`check_fit` does.
+    """Check that a search can be done; raises what :func:`check_fit` does.
 
-    PlanError also for a rewind step that the training does not have, MaskError for a name to leave out that is not
-    there.
+    PlanError also for a rewind step that the training does not have, MaskError for a name to leave out that does not
+    exist.
     """
     if pruning.rewind >= training.steps:
         raise PlanError(
@@ -40,23 +40,23 @@ def check_search(
 
 
 def check_fit(network: nn.Module, data: Data, training: Training, loss: Loss | None) -> None:
-    """Whether a copy of the network takes a batch of the images, and its outputs are as many as the labels ask for.
+    """Check that a copy of the network takes a batch of the images, and has an output for every class.
 
-    What labels mean to a loss of the user's own is its affair; PlanError only where torch would compare each output
-    with the target of every other item. Raises SourceError where images and labels do not fit each other, PlanError
+    A loss of the user's own may take any labels; PlanError only where torch would compare each output with the target
+    of every other item. Raises SourceError where images and labels do not fit each other, PlanError
     where the network does not fit them.
     """
     check_splits(data)
     shape = data.shape
-    if training.augment and not data.augmented and (told := _not_augmented(data)):
-        raise PlanError(f"augment moves and mirrors images, and {told}; set augment: false")
+    if training.augment and not data.augmented and (reason := _not_augmented(data)):
+        raise PlanError(f"augment moves and mirrors images, and {reason}; set augment: false")
     # rows of numbers, tokens and volumes have no such layout and are left alone; pictures may lack an axis
     flat = len(shape) == 2 and data.first.is_floating_point()
     if (flat and training.channels_last) or (len(shape) != 3 and training.augment):
         what = "channels_last: false" if not training.augment else "channels_last: false and augment: false"
-        like = f"1x{_told(shape)}" if len(shape) == 2 else "channels x height x width"
+        like = f"1x{_shape(shape)}" if len(shape) == 2 else "channels x height x width"
         raise PlanError(
-            f"an image of {data.name} is {_told(shape)}, without an axis of channels; make each {like} "
+            f"an image of {data.name} is {_shape(shape)}, without an axis of channels; make each {like} "
             f"(images[:, None] for grey ones), or set {what}"
         )
     inputs, targets = _two(network, data)
@@ -66,9 +66,9 @@ def check_fit(network: nn.Module, data: Data, training: Training, loss: Loss | N
     except (KeyError, IndexError, TypeError):
         outputs = given
     if not isinstance(outputs, Tensor) or (outputs.ndim < 2 and loss is None):
-        what = _told(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        what = _shape(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise PlanError(
-            f"{type(network).__name__} gives {what} for a batch of {data.name}; wanted is a tensor, "
+            f"{type(network).__name__} returns {what} for a batch of {data.name}; expected a tensor, "
             "batch x classes"
         )
     if loss is None:
@@ -83,30 +83,30 @@ def _two(network: nn.Module, data: Data) -> tuple[Tensor, Tensor]:
 
 
 def _not_augmented(data: Data) -> str:
-    """Why the images of some data cannot be moved and mirrored; nothing where they can."""
+    """Why the images of some data cannot be moved and mirrored; empty where they can."""
     _, target = next(iter(batches_of(data.train, 1, "cpu")))
     if target.ndim > 2 and target.shape[-2:] == data.shape[-2:]:
         return (
-            f"the targets of {data.name} are {_told(target.shape[1:])} each, which would stay where they are"
+            f"the targets of {data.name} are {_shape(target.shape[1:])} each, which would stay where they are"
         )
     if len(data.shape) == 3 and not data.first.is_floating_point() and data.first.dtype != torch.uint8:
-        return f"the inputs of {data.name} are {_dtype(data.first)}, which are no images"
+        return f"the inputs of {data.name} are {_dtype(data.first)}, which are not images"
     return ""
 
 
 def _check_loss(name: str, data: Data, given: Any, outputs: Tensor, targets: Tensor, loss: Loss) -> None:
     """PlanError where a loss would spread outputs and targets of other shapes over each other, as torch warns then."""
-    with warnings.catch_warnings(record=True) as told, torch.random.fork_rng():
+    with warnings.catch_warnings(record=True) as caught, torch.random.fork_rng():
         warnings.simplefilter("always")
         try:
             copy.deepcopy(loss)(given, targets.to(outputs.device))
-        except Exception:  # of its own; a training that needs it says so
+        except Exception:  # the loss's own error, which a training will report
             return
-    if any("different to the input size" in str(one.message) for one in told):
+    if any("different to the input size" in str(one.message) for one in caught):
         kind = type(loss).__name__ if isinstance(loss, nn.Module) else getattr(loss, "__name__", "the loss")
         raise PlanError(
-            f"the outputs of {name} for a batch of two of {data.name} are {_told(outputs.shape)}, its targets "
-            f"{_told(targets.shape)}: {kind} would compare every output with every target; give them one shape "
+            f"the outputs of {name} for a batch of two of {data.name} are {_shape(outputs.shape)}, its targets "
+            f"{_shape(targets.shape)}: {kind} would compare every output with every target; give them one shape "
             "(targets[:, None], or squeeze the output)"
         )
 
@@ -116,9 +116,9 @@ def _check_labels(name: str, data: Data, outputs: Tensor, targets: Tensor) -> No
     count, shares = outputs.shape[1], targets.is_floating_point()
     if shares and not (targets.shape == outputs.shape and count > 1 and _sum_to_one(data, targets)):
         raise PlanError(
-            f"the targets of {data.name} are {_dtype(targets)}, {_told(targets.shape)} for a batch of two, which are "
+            f"the targets of {data.name} are {_dtype(targets)}, {_shape(targets.shape)} for a batch of two, which are "
             f"neither numbers of classes nor shares of them that add up to 1, one for each of the outputs of {name} "
-            f"({_told(outputs.shape)}); name a loss that takes them (loss: torch.nn:MSELoss), or give classes as int64"
+            f"({_shape(outputs.shape)}); name a loss that takes them (loss: torch.nn:MSELoss), or give classes as int64"
         )
     for split, role in () if shares else ((data.train, "training"), (data.test, "test")):
         low, high = 0, data.classes - 1
@@ -136,8 +136,8 @@ def _check_labels(name: str, data: Data, outputs: Tensor, targets: Tensor) -> No
         ClassEntropy()(outputs, targets.to(outputs.device))
     except (RuntimeError, ValueError, IndexError) as error:
         raise PlanError(
-            f"the outputs of {name} for a batch of {data.name} are {_told(outputs.shape)}, its labels "
-            f"{_told(targets.shape)} ({_line(error)}); wanted are batch x classes and batch"
+            f"the outputs of {name} for a batch of {data.name} are {_shape(outputs.shape)}, its labels "
+            f"{_shape(targets.shape)} ({_line(error)}); expected batch x classes and batch"
         ) from error
 
 
@@ -148,7 +148,7 @@ def _sum_to_one(data: Data, few: Tensor) -> bool:
 
 
 def _forward(network: nn.Module, data: Data, batch: Tensor) -> Any:
-    """What a copy of the network gives for two images, in evaluation; the caller's dice are left as they were."""
+    """The output of a copy of the network for two images, in evaluation mode; global generators keep their states."""
     first = next(network.parameters(), None)
     tried = copy.deepcopy(network).eval()
     seen: list[
@@ -173,13 +173,13 @@ def _refusal(
     """One line on a forward pass that failed: the images' shape, and the layer's where one can be named."""
     batch, floats = tuple(images.shape), images.is_floating_point()
     of = "" if images.dtype == torch.float32 else f" of {_dtype(images)}"
-    said = f"{name} cannot take the images of {data.name}, {_told(batch)}{of} as a batch of two: "
+    start = f"{name} cannot take the images of {data.name}, {_shape(batch)}{of} as a batch of two: "
     hint = ""
     if seen:
         place, layer, shape = seen[-1]
         weight = getattr(layer, "weight", None)
         if isinstance(weight, Tensor):
-            said += f"{place or 'it'} has a weight of {_told(weight.shape)} and got {_told(shape)}; "
+            start += f"{place or 'it'} has a weight of {_shape(weight.shape)} and got {_shape(shape)}; "
             lookup = isinstance(layer, (nn.Embedding, nn.EmbeddingBag))
             if (
                 len(seen) == 1 and lookup == floats
@@ -187,24 +187,24 @@ def _refusal(
                 what = (
                     "token ids, int64" if lookup else f"{_dtype(weight)}, as images.float() / 255 gives them"
                 )
-                return f"{said}{place or 'it'} takes {what}; the data's function has to return that"
+                return f"{start}{place or 'it'} takes {what}; the data's function has to return that"
         wanted = getattr(layer, "in_channels", None)
         if isinstance(wanted, int) and len(seen) == 1 and len(batch) == 4 and batch[1] == 1 < wanted:
             return (
-                f"{said}the images are grey and it wants {wanted} channels: give --channels {wanted} "
+                f"{start}the images are grey and it wants {wanted} channels: give --channels {wanted} "
                 f"(in a study data: {{..., channels: {wanted}}}, in Python load_data(name, channels={wanted}))"
             )
         features = getattr(layer, "in_features", None)
         if isinstance(features, int) and shape and shape[-1] != features:
             hint = f"; it wants {features} values each, an image has {math.prod(batch[1:])}"
-    return f"{said}{_line(error)}{hint}"
+    return f"{start}{_line(error)}{hint}"
 
 
 def _shape_of(given: tuple[Any, ...]) -> tuple[int, ...]:
     return tuple(given[0].shape) if given and isinstance(given[0], Tensor) else ()
 
 
-def _told(shape: Any) -> str:
+def _shape(shape: Any) -> str:
     return "x".join(map(str, shape)) or "a single number"
 
 

@@ -21,7 +21,7 @@ from elastic_ir.training.task import Loss
 class Line:
     """Accuracies at shares of the way from one network to the other; the ends are the first and the last.
 
-    Where targets are no classes, ``losses`` are there in their place.
+    Where targets are not classes, ``losses`` takes their place.
     """
 
     shares: list[float]
@@ -51,7 +51,7 @@ def barrier(
 ) -> Line:  # fmt: skip
     """The accuracies on the test split along the line between two state dicts; the network ends as the second.
 
-    Where targets are no classes, it is the losses. Statistics of batch norms lie on the line too: they are part of the
+    Where targets are not classes, it is the losses. Statistics of batch norms lie on the line too: they are part of the
     state, which the elastic ticket paper's code (Chen et al. 2021; VITA-Group/ElasticLTH,
     lottery/branch/change_depth_linear_connect.py) mixes whole but for masks.
     """

@@ -58,9 +58,9 @@ class Data:
     name: str
     train: Split
     test: Split
-    classes: int = 0  #: 0 where it is not known, or the targets are no classes
+    classes: int = 0  #: 0 where it is not known, or the targets are not classes
     flips: bool = False  #: whether a mirrored image is still one of its class
-    augmented: bool = False  #: whether its training split augments what is read, so that nobody else has to
+    augmented: bool = False  #: whether its training split is augmented as it is read
 
     @cached_property
     def first(self) -> Tensor:
@@ -92,11 +92,11 @@ def load_data(name: str, channels: int = 0, limit: int = 0) -> Data:
     which gives the same items every time.
 
     ``channels=3`` repeats grey images for networks that take colours; ``limit`` keeps the first images of the training
-    split, or, where they lie class by class or sorted, as many at even distances (of a Dataset that is read, its
-    attribute ``targets`` tells). Raises SourceError, for colours that would have to become grey, too.
+    split, or, where they lie class by class or sorted, as many at even distances (of a Dataset that is read, by its
+    attribute ``targets``). Raises SourceError, for colours that would have to become grey, too.
     """
     if channels < 0 or limit < 0:
-        raise SourceError(f"channels and limit of data are no negative numbers: {channels}, {limit}")
+        raise SourceError(f"channels and limit of data cannot be negative: {channels}, {limit}")
     check_name(name)
     kind, _, rest = name.partition(":")
     if kind == "digits":
@@ -116,7 +116,7 @@ def load_data(name: str, channels: int = 0, limit: int = 0) -> Data:
 
 
 def check_name(name: str) -> None:
-    """Whether data of that name can be asked for; a function is looked up, nothing is loaded. Raises SourceError."""
+    """Check that data of that name exist: a function is looked up, nothing is loaded. Raises SourceError."""
     kind, _, rest = name.partition(":")
     if kind in DATA_KINDS:
         return
@@ -129,7 +129,7 @@ def check_name(name: str) -> None:
 
 
 def check_splits(data: Data) -> None:
-    """Whether the images and labels of both splits fit each other; SourceError says both shapes."""
+    """Check that the images and labels of both splits fit each other; SourceError names both shapes."""
     for split, role in ((data.train, "training"), (data.test, "test")):
         if not len(split):
             raise SourceError(f"{data.name} has no {role} images")
@@ -143,7 +143,7 @@ def check_splits(data: Data) -> None:
             )
         if split.images.ndim < 2:
             raise SourceError(
-                f"the {role} images of {data.name} are {images}; wanted are count x channels x height x width"
+                f"the {role} images of {data.name} are {images}; expected count x channels x height x width"
             )
     try:
         one, two = data.first, _first(data.test)
@@ -269,10 +269,10 @@ def _one_of(folder: Path, file: str) -> Path:
 
 
 def read_idx(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """An array of bytes in LeCun's idx format (gzipped where the name ends in .gz); SourceError where it is none."""
+    """An array of bytes in LeCun's idx format (gzipped where the name ends in .gz); SourceError where it is not one."""
     raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     if len(raw) < 4 or raw[:3] != b"\0\0\x08":
-        raise SourceError(f"{path.name} is no idx file of bytes")
+        raise SourceError(f"{path.name} is not an idx file of bytes")
     count = raw[3]
     shape = struct.unpack(f">{count}I", raw[4 : 4 + 4 * count])
     values = np.frombuffer(raw, np.uint8, offset=4 + 4 * count)
@@ -342,10 +342,10 @@ def _from_function(name: str) -> Data:
     try:
         train, test = (_split(part) for part in made)
     except Exception as error:  # a Dataset of the user's may raise anything
-        said = user_functions.one_line(error)
+        message = user_functions.one_line(error)
         raise SourceError(
             f"{name} returns a pair (train, test), each a Dataset or a pair (images, labels): "
-            f"{said if isinstance(error, (TypeError, ValueError)) else f'{type(error).__name__}: {said}'}"
+            f"{message if isinstance(error, (TypeError, ValueError)) else f'{type(error).__name__}: {message}'}"
         ) from error
     labels = train.labels
     if labels is None:

@@ -1,4 +1,4 @@
-"""Fitting: one training from any step to any step, and how well it did: the accuracy, or the loss of no classes.
+"""Fitting: one training from any step to any step, and how well it did: its accuracy, or its loss.
 
 Lightning runs the loop (devices, precision, processes); this file gives it the stream of steps and nothing to guess.
 """
@@ -73,7 +73,7 @@ def fit(
 
     ``order`` seeds the order of the data, and what is random in the network (dropout). ``masks`` maps parameter names
     to 0/1 tensors; pruned weights stay zero. The generators of the caller are left as they were. Raises PlanError for a
-    range of steps that the training does not have, and for one that diverged, whose weights are no result;
+    range of steps that the training does not have, and for one that diverged;
     KeyboardInterrupt at Ctrl-C, and at a SIGTERM SystemExit with the status that a shell gives it, 143.
     """
     stop = training.steps if stop is None else stop
@@ -139,7 +139,7 @@ def _quiet() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Measured:
-    """How well a network does on a split: by its accuracy, or by its loss, where targets are no classes."""
+    """How well a network does on a split: by its accuracy, or by its loss, where targets are not classes."""
 
     measure: str  #: "accuracy", a share of 1, or "loss", the lower the better
     value: float
@@ -154,10 +154,10 @@ class Measured:
 def measured(
     network: nn.Module, split: Split, loss: Loss | None = None, *, batch_size: int = 500, engine: Engine | None = None
 ) -> Measured:  # fmt: skip
-    """The accuracy on a split, where its targets are classes that the network tells apart, else the loss.
+    """The accuracy on a split, where its targets are classes that the network distinguishes, else the loss.
 
-    They are where whole numbers [batch, ...] from 0 to below the number of classes stand beside outputs
-    [batch, classes, ...] of two classes or more; looked at are the first few. Without ``loss`` it is cross-entropy.
+    They are where targets are whole numbers [batch, ...] from 0 to below the number of classes and outputs are
+    [batch, classes, ...] of two classes or more; the first few are examined. Without ``loss`` it is cross-entropy.
     Raises PlanError where the outputs are not a number, or the loss is not finite.
     """
     loss = loss or ClassEntropy()
@@ -176,7 +176,7 @@ def measured(
 
 
 def are_classes(outputs: Tensor, targets: Tensor, values: Tensor, ignored: int = _IGNORED) -> bool:
-    """Whether targets of these shapes and values are numbers of the classes that outputs tell apart."""
+    """Whether targets of these shapes and values are numbers of the classes that outputs distinguish."""
     if targets.is_floating_point() or outputs.ndim != targets.ndim + 1 or outputs.shape[1] < 2:
         return False
     if (outputs.shape[0], *outputs.shape[2:]) != tuple(targets.shape):
@@ -193,7 +193,7 @@ def accuracy(
     """The share of labels that are a network's largest output, in evaluation mode and full precision.
 
     Every label counts, of a mask that of each pixel, but for ``ignored``. Lightning leaves a trained network on the
-    CPU; it is measured where ``engine`` trains it, and comes back as it was. Raises PlanError for targets that are no
+    CPU; it is measured where ``engine`` trains it, and comes back as it was. Raises PlanError for targets that are not
     class numbers, and for outputs that are not a number.
     """
     right = counted = 0
@@ -218,7 +218,7 @@ def mean_loss(
 ) -> float:
     """The loss over a split in evaluation mode, where ``engine`` trains: the mean of its batches by their sizes.
 
-    The loss is given what the network gives, as in training. PlanError where it is not finite.
+    The loss is given the network's output, as in training. PlanError where it is not finite.
     """
     with _measured(network, engine) as device:
         total = sum(

@@ -2,7 +2,7 @@
 
 Training can therefore begin at any step (a rewound ticket) and see what it would have seen. A training is one stream
 of steps; where several processes share it, each takes its part of every batch. A dataset that is read item by item is
-read anew each epoch, every item with dice of its own, so that it does not matter which process reads it.
+read anew each epoch, every item with a seed of its own, so that it does not matter which process reads it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from elastic_ir.training.data import Data, Split
-from elastic_ir.training.items import dice
+from elastic_ir.training.items import randomness
 from elastic_ir.training.items.read import read_items, taken
 
 
@@ -46,7 +46,9 @@ class BatchStream:
         for step in range(self.start, self.stop):
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
-                order = torch.randperm(len(self.data.train), generator=dice.generator(self.seed, 1, epoch))
+                order = torch.randperm(
+                    len(self.data.train), generator=randomness.generator(self.seed, 1, epoch)
+                )
             at = (step % per_epoch) * self.batch_size
             yield order[at : at + self.batch_size][self.rank :: self.world]
 
@@ -64,7 +66,8 @@ class BatchStream:
         """Datasets, read by torch's loader in the same order; what they augment themselves stays as it is."""
         loader: Any = torch.utils.data.DataLoader(
             _Read(self.data.train.dataset, self.seed), batch_sampler=_Steps(self),
-            num_workers=self.workers, pin_memory=self.device.type == "cuda", generator=dice.generator(self.seed, 4),
+            num_workers=self.workers, pin_memory=self.device.type == "cuda",
+            generator=randomness.generator(self.seed, 4),
         )  # fmt: skip
         for step, (images, labels) in enumerate(loader, self.start):
             images, labels = (
@@ -75,13 +78,13 @@ class BatchStream:
     def _finished(self, images: Tensor, step: int) -> Tensor:
         if self.augment and not self.data.augmented:
             images = augmented(
-                images, dice.generator(self.seed, 2, step * self.world + self.rank), self.data.flips
+                images, randomness.generator(self.seed, 2, step * self.world + self.rank), self.data.flips
             )
         return _laid_out(images, self.channels_last)
 
 
 def _laid_out(images: Tensor, channels_last: bool) -> Tensor:
-    """Images with their channels last in memory; of what is no batch of images that means nothing."""
+    """Images with their channels last in memory; other inputs as they are."""
     if not channels_last or images.ndim != 4:
         return images
     return images.contiguous(memory_format=torch.channels_last)
@@ -120,7 +123,7 @@ class _Read(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     def __getitems__(self, places: list[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
         """A batch as torch's loader asks for it."""
         # one step's seeds differ by their items' numbers, spread over 32 bits (Knuth's multiplier)
-        begun = {step: dice.hashed(self.seed, 3, step) for step in {step for step, _ in places}}
+        begun = {step: randomness.seed_of(self.seed, 3, step) for step in {step for step, _ in places}}
         seeds = ((index, (begun[step] + 2654435761 * index) % 2**32) for step, index in places)
         return read_items(self.dataset, seeds)
 
@@ -165,7 +168,7 @@ def batches_of(
     if split.images is None or split.labels is None:
         places = [(0, index) for index in range(len(split))]
         batches = torch.utils.data.DataLoader(
-            _Read(split.dataset, 0), batch_size, sampler=places, generator=dice.generator(0)
+            _Read(split.dataset, 0), batch_size, sampler=places, generator=randomness.generator(0)
         )
     else:
         batches = zip(

@@ -82,8 +82,8 @@ def distillation_loss(
 class SoftLabels:
     """The loss against a teacher's soft labels: ``loss(inputs, logits, labels)``; see :func:`distillation_loss`.
 
-    The teacher, the dense network, runs in evaluation without gradients, and is left in the mode it was in. It is no
-    part of any module, so no optimizer and no checkpoint takes it for one's own.
+    The teacher, the dense network, runs in evaluation mode without gradients and keeps its own mode. It is not part of
+    any module, so that no optimizer and no checkpoint takes it for the network's own.
     """
 
     def __init__(
@@ -110,8 +110,8 @@ class SoftLabels:
 
 def _check(temperature: float = 1.0, weight: float = 0.0, smoothing: float = 0.0) -> None:
     if not temperature > 0:
-        raise PlanError(f"temperature={temperature:g} softens nothing; it is above 0")
+        raise PlanError(f"temperature={temperature:g} softens nothing; it must be above 0")
     if not 0 <= weight <= 1:
-        raise PlanError(f"weight={weight:g} is no share of the loss; it is between 0 and 1")
+        raise PlanError(f"weight={weight:g} is not a share of the loss; it must be between 0 and 1")
     if not 0 <= smoothing < 1:
-        raise PlanError(f"smoothing={smoothing:g} is no share of a label; it is from 0 to below 1")
+        raise PlanError(f"smoothing={smoothing:g} is not a share of a label; it must be from 0 to below 1")

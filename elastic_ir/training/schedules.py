@@ -40,7 +40,7 @@ class Schedule:
     def at(self, progress: float) -> dict[str, float]:
         """The value of every buffer at a point of the training, by name; PlanError outside 0 to 1."""
         if not 0 <= progress <= 1:
-            raise PlanError(f"progress={progress} is no point of the training; it goes from 0 to 1")
+            raise PlanError(f"progress={progress} is outside the training, which goes from 0 to 1")
         return {name: fading.decay.at(progress) for fading in self.fadings for name in fading.buffers}
 
     def apply(self, module: torch.nn.Module, progress: float) -> None:

@@ -87,7 +87,7 @@ class Pruning:
     def level_for(self, sparsity: float) -> int:
         """The first level whose ticket is at least so sparse, to within half a percent of the weights.
 
-        PlanError for a sparsity that is no share below 1, or that the share pruned reaches in no 1,000 levels.
+        Raises PlanError for a sparsity that is not a share below 1, or that 1,000 levels do not reach.
         """
         if not 0 <= sparsity < 1:
             hint = f"; write {sparsity / 100:g} for {sparsity:g} %" if 1 < sparsity < 100 else ""
@@ -100,7 +100,7 @@ class Pruning:
         return level
 
     def miss(self, sparsity: float) -> str:
-        """One line on a sparsity that the level taken for it misses by more than half a percent; nothing for others.
+        """One line about a sparsity that its level misses by more than half a percent; empty for others.
 
         It names the levels on both sides, and the share nearest to this one that would meet it.
         """
@@ -112,8 +112,8 @@ class Pruning:
         shares = (1 - (1 - sparsity) ** (1 / k) for k in levels if k)
         share = min(shares, key=lambda one: abs(one - self.share))
         return (
-            f"a sparsity of {100 * sparsity:g} % is met by no level: pruning a share of {self.share:g} gives {around}, "
-            f"which is taken; share: {share:.4g} would meet it"
+            f"a sparsity of {100 * sparsity:g} % is not met by any level: pruning a share of {self.share:g} gives "
+            f"{around}; level {level} is used; share: {share:.4g} would meet it"
         )
 
 
@@ -155,7 +155,7 @@ _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or 
 
 
 def read(kind: type[_T], data: object, where: Place) -> _T:
-    """A settings object from a mapping of a study file; PlanError that says where for entries that do not fit."""
+    """A settings object from a mapping of a study file; PlanError with the place of an entry that does not fit."""
     known = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if not isinstance(data, Mapping):
         where.fail(f"expected a mapping with entries such as {next(iter(known))}, not {data!r}")

@@ -76,7 +76,7 @@ def test_outputs_that_are_no_scores() -> None:
             return {"scores": x}
 
     with pytest.raises(
-        PlanError, match="Told gives dict for a batch of digits; wanted is a tensor, batch x cl"
+        PlanError, match="Told returns dict for a batch of digits; expected a tensor, batch x cl"
     ):
         check_fit(Told(), digits(), SHORT, None)
 

@@ -71,7 +71,7 @@ def test_idx_files_with_and_without_gzip(tmp_path: Path) -> None:
 def test_a_damaged_idx_file_is_told(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(b"\x89PNG")
-    with pytest.raises(SourceError, match="x is no idx file of bytes"):
+    with pytest.raises(SourceError, match="x is not an idx file of bytes"):
         read_idx(path)
     path.write_bytes(b"\0\0\x08\x01" + struct.pack(">I", 5) + b"abc")
     with pytest.raises(SourceError, match="x holds 3 values, its header says 5"):
@@ -172,7 +172,7 @@ def test_limit_and_channels_hold_for_a_set_that_is_read_item_by_item(streamed: s
 def test_colours_are_not_silently_left_as_they_are(tmp_path: Path, channels: int) -> None:
     with pytest.raises(SourceError, match=rf"have 3 channels; only grey ones can be made into {channels}"):
         load_data(f"images:{picture_folder(tmp_path)}", channels=channels)
-    with pytest.raises(SourceError, match="no negative numbers: 0, -1"):
+    with pytest.raises(SourceError, match="cannot be negative: 0, -1"):
         load_data("digits", limit=-1)
 
 

@@ -26,7 +26,7 @@ from elastic_ir.training.loader import BatchStream, batches_of
 from elastic_ir.training.reports.csv import write_numbers
 from elastic_ir.training.reports.plots import draw
 from elastic_ir.training.reports.report import Cell, Findings, answers, collect, markdown
-from elastic_ir.training.studies.executors import Here
+from elastic_ir.training.studies.executors import InProcess
 from elastic_ir.training.studies.run import run
 from elastic_ir.training.studies.store import Store
 from elastic_ir.training.studies.study import Study, runs
@@ -141,10 +141,10 @@ def test_what_would_be_trained_wrong_is_refused(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("named", r"item 0 is a dict; wanted is a pair \(input, target\)"),
-        ("boxes", r"the target of item 0 is a dict; wanted is one tensor, array or number"),
-        ("two_inputs", r"the input of item 0 is a tuple; wanted is one tensor"),
-        ("two_arrays", r"the array of inputs is a tuple; wanted is one tensor"),
+        ("named", r"item 0 is a dict; expected a pair \(input, target\)"),
+        ("boxes", r"the target of item 0 is a dict; expected one tensor, array or number"),
+        ("two_inputs", r"the input of item 0 is a tuple; expected one tensor"),
+        ("two_arrays", r"the array of inputs is a tuple; expected one tensor"),
     ],
 )
 def test_items_that_are_no_pairs_of_tensors_are_told(name: str, message: str) -> None:
@@ -285,7 +285,7 @@ def regression(folder: Path, **changes: Any) -> Study:
 
 def test_a_study_of_a_regression_says_loss(tmp_path: Path) -> None:
     study, store = regression(tmp_path), Store(tmp_path / "store")
-    ended = run([item.job for item in runs(study)], store, Here(str(store.folder)))
+    ended = run([item.job for item in runs(study)], store, InProcess(str(store.folder)))
     assert not ended.failed and ended.done == ended.total
     results = [store.result(item.job.key) for item in runs(study)]
     assert all(0 < result["loss"] < 1 and "accuracy" not in result for result in results)
@@ -294,7 +294,7 @@ def test_a_study_of_a_regression_says_loss(tmp_path: Path) -> None:
     assert ends["barrier"] == pytest.approx(max(middle, 0)) and ends["loss"] == max(ends["losses"])
     found = collect(study, store)
     text = markdown(found)
-    assert "Loss on the test data (the targets are no classes; the lower the better), mean" in text
+    assert "Loss on the test data (the targets are not classes; the lower the better), mean" in text
     assert "## one (loss)\n" in text and "barrier, of the loss" in text and "ccuracy" not in text
     (given_,) = answers(found)
     assert given_.verdict == "yes" and abs(given_.difference) < 1  # at most one worse: a gain above -1

@@ -22,7 +22,7 @@ from elastic_ir.formats.locks import locked, owner, waited_for
 from elastic_ir.training.fit import Measured
 from elastic_ir.training.pruning import imp
 from elastic_ir.training.settings import Pruning, Training
-from elastic_ir.training.studies.executors import Ended, Here
+from elastic_ir.training.studies.executors import Ended, InProcess
 from elastic_ir.training.studies.job_kinds import execute
 from elastic_ir.training.studies.jobs import Job
 from elastic_ir.training.studies.run import run
@@ -123,7 +123,7 @@ def plain(key: str, **needs: Job) -> Job:
     return Job("rewind", {"name": key}, needs)
 
 
-class Quick(Here):
+class Quick(InProcess):
     """Does nothing for a job, under its lock as the real thing does it."""
 
     def __init__(self, store: Store) -> None:
@@ -225,7 +225,9 @@ def test_two_searches_in_one_folder_share_their_levels(
             (tmp_path / "level00.json").write_text(before)
             os.kill(process.pid, signal.SIGKILL)
 
-        with pytest.raises(PlanError, match=rf"steps was 4, now 5.*\(process {process.pid} on .* is at it\)"):
+        with pytest.raises(
+            PlanError, match=rf"steps was 4, now 5.*\(process {process.pid} on .* is working on it\)"
+        ):
             search(tmp_path, steps=5)
         levels = search(tmp_path, other)
     assert trained == [1] and len(levels) == 2 and len(told) == 1

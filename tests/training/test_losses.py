@@ -59,11 +59,13 @@ def test_the_teacher_is_left_as_it_was() -> None:
 
 
 def test_what_makes_no_sense() -> None:
-    with pytest.raises(PlanError, match="smoothing=1 is no share of a label; it is from 0 to below 1"):
+    with pytest.raises(
+        PlanError, match="smoothing=1 is not a share of a label; it must be from 0 to below 1"
+    ):
         smoothed_cross_entropy(logits(0), LABELS, 1.0)
-    with pytest.raises(PlanError, match="temperature=0 softens nothing; it is above 0"):
+    with pytest.raises(PlanError, match="temperature=0 softens nothing; it must be above 0"):
         SoftLabels(nn.Identity(), temperature=0)
-    with pytest.raises(PlanError, match=r"weight=1.5 is no share of the loss; it is between 0 and 1"):
+    with pytest.raises(PlanError, match=r"weight=1.5 is not a share of the loss; it must be between 0 and 1"):
         SoftLabels(nn.Identity(), weight=1.5)
     with pytest.raises(PlanError, match=r"the teacher gives \[6, 3\] logits, the network \[6, 4\]"):
         distillation_loss(logits(0), logits(1)[:, :3], LABELS)

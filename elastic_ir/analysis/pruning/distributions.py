@@ -1,6 +1,6 @@
 """How a total sparsity is spread over layers before anything is trained: uniform, Erdos-Renyi, Erdos-Renyi-Kernel.
 
-They say how many weights a layer keeps; which ones is left to chance (:func:`random_masks`; :func:`rigl_masks` as RigL
+They determine how many weights a layer keeps; which ones is random (:func:`random_masks`; :func:`rigl_masks` as RigL
 has it). The layers' counts add up to the total exactly.
 """
 
@@ -57,10 +57,12 @@ def densities(
     the total is the same.
 
     Raises MaskError: an unknown distribution, a sparsity outside 0 to 1, nothing to spread over, a shape without
-    inputs, a name in ``dense`` that is not there, or a sparsity that is out of reach beside the dense ones.
+    inputs, a name in ``dense`` that does not exist, or a sparsity that is out of reach beside the dense ones.
     """
     if distribution not in DISTRIBUTIONS:
-        raise MaskError(f"there is no distribution {distribution!r}; there are {', '.join(DISTRIBUTIONS)}")
+        raise MaskError(
+            f"there is no distribution {distribution!r}; the distributions are {', '.join(DISTRIBUTIONS)}"
+        )
     if not shapes:
         raise MaskError("there are no weights to spread a sparsity over")
     for name, shape in shapes.items():
@@ -96,7 +98,9 @@ def _named(shapes: Mapping[str, Sequence[int]], dense: Collection[str] | str) ->
     for item in [dense] if isinstance(dense, str) else dense:
         below = {name for name in shapes if name == item or name.startswith(f"{item}.")}
         if not below:
-            raise MaskError(f"{item!r}, to be kept dense, is no prunable weight and no module that holds one")
+            raise MaskError(
+                f"{item!r}, to be kept dense, is neither a prunable weight nor a module that holds one"
+            )
         found |= below
     return found
 
@@ -146,11 +150,11 @@ def random_masks(
     counts = kept_counts(
         {name: tuple(weight.shape) for name, weight in weights.items()}, sparsity, distribution, dense=dense
     )
-    dice = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     masks = {}
     for name, weight in weights.items():
         mask = torch.zeros(weight.numel(), dtype=torch.bool)
-        mask[torch.randperm(weight.numel(), generator=dice)[: counts[name]]] = True
+        mask[torch.randperm(weight.numel(), generator=generator)[: counts[name]]] = True
         masks[name] = mask.reshape(weight.shape).to(weight.device)
     return masks
 

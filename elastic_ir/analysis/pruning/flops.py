@@ -81,7 +81,9 @@ def forward_cost(module: nn.Module, *inputs: Any) -> ForwardCost:
     counter = _Counter({_storage(stand_ins[raw]): plain for raw, plain in parameters.items()})
     arguments = tuple(fakes.from_tensor(item) if isinstance(item, Tensor) else item for item in inputs)
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one opaque operator, which nobody counts
+    torch.backends.mha.set_fastpath_enabled(
+        False
+    )  # it is one opaque operator, which the registry does not count
     try:
         with (
             torch.no_grad(),
@@ -115,7 +117,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **kwargs)
         flops = int(count(*args, **kwargs, out_val=result))
         for item in args:
-            # a bias of an addmm is no factor
+            # the bias of an addmm is not a factor
             if (
                 isinstance(item, Tensor)
                 and item.ndim > 1

@@ -1,6 +1,6 @@
 """Scores of weights at a rewind point, by which pruning at initialization chooses: SNIP, GraSP, SynFlow.
 
-A score says what a weight is worth: the lowest are pruned first, in all layers together. The network is called with
+A score is what a weight is worth: the lowest are pruned first, in all layers together. The network is called with
 its own weights or stand-ins put in for the length of a call (``torch.func.functional_call``): weights, buffers,
 gradients and modes are afterwards as they were, also after an error.
 """
@@ -296,7 +296,7 @@ def _listed(batches: Iterable[Batch]) -> list[Batch]:
 
 
 def _length(inputs: Any) -> int:
-    """Samples of a batch; 1 where that cannot be told."""
+    """Samples of a batch; 1 where that is not known."""
     return len(inputs) if isinstance(inputs, Tensor) and inputs.ndim else 1
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elastic_ir.training.items import dice
+from elastic_ir.training.items import randomness
 
 
 def weights_dtype(network: nn.Module) -> torch.dtype:
@@ -23,19 +23,19 @@ def taken(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def read_item(dataset: Any, index: int) -> tuple[Tensor, Tensor]:
-    """An item of a dataset as (input, target), what is random in it drawn alike every time; see :func:`read_items`."""
+    """An item of a dataset as (input, target), random parts drawn alike every time; see :func:`read_items`."""
     return read_items(dataset, [(index, 0)])[0]
 
 
 def read_items(dataset: Any, places: Iterable[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
     """Items of a dataset by index as (input, target), with what is random in each decided by the seed beside it.
 
-    The dice that the dataset shares with others are left as they were. TypeError for an item that is no such pair.
+    The global generators keep their states. TypeError for an item that is not such a pair.
     """
     found = []
-    with dice.kept():
+    with randomness.preserved():
         for index, seed in places:
-            dice.begin(seed)
+            randomness.seed_all(seed)
             found.append(_pair(dataset[index], index))
     return found
 
@@ -43,7 +43,7 @@ def read_items(dataset: Any, places: Iterable[tuple[int, int]]) -> list[tuple[Te
 def _pair(item: Any, index: int) -> tuple[Tensor, Tensor]:
     if not isinstance(item, (tuple, list)) or len(item) != 2:
         many = f" of {len(item)}" if isinstance(item, (tuple, list)) else ""
-        raise TypeError(f"item {index} is a {type(item).__name__}{many}; wanted is a pair (input, target)")
+        raise TypeError(f"item {index} is a {type(item).__name__}{many}; expected a pair (input, target)")
     return as_tensor(item[0], f"the input of item {index}"), as_tensor(item[1], f"the target of item {index}")
 
 
@@ -55,5 +55,5 @@ def as_tensor(value: Any, what: str) -> Tensor:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
-            f"{what} is a {type(value).__name__}; wanted is one tensor, array or number"
+            f"{what} is a {type(value).__name__}; expected one tensor, array or number"
         ) from error

@@ -151,11 +151,11 @@ def _random(module: nn.Module, seed: int, **given: Any) -> Masks:
 
 def permuted(masks: Masks, seed: int, chosen: Collection[str] | None = None) -> Masks:
     """Masks with the entries of all, or of those of the chosen names, in random places; each keeps its sparsity."""
-    dice = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     found = {}
     for name, mask in masks.items():
         if chosen is None or name in chosen:
-            order = torch.randperm(mask.numel(), generator=dice).to(mask.device)
+            order = torch.randperm(mask.numel(), generator=generator).to(mask.device)
             mask = mask.reshape(-1)[order].reshape(mask.shape)
         found[name] = mask
     return found

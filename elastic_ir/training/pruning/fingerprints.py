@@ -1,4 +1,4 @@
-"""Fingerprints: what tells tensors, images and a loss from others, short enough to be noted beside a search."""
+"""Fingerprints: what distinguishes tensors, images and a loss from others, short enough to be noted beside a search."""
 
 from __future__ import annotations
 
@@ -43,36 +43,36 @@ def _sample(dataset: Any, place: int) -> list[Tensor]:
 
 
 def of_loss(loss: Any) -> str:
-    """What tells a loss from others: its qualified name; of an object that of its class, and how it is set up."""
+    """What distinguishes a loss from others: its qualified name; of an object that of its class, and its settings."""
     if loss is None:
         return "cross-entropy"
     if isinstance(loss, functools.partial):
-        given = [_told_value(value) for value in loss.args]
-        given += [f"{name}={_told_value(value)}" for name, value in sorted(loss.keywords.items())]
+        given = [_value_text(value) for value in loss.args]
+        given += [f"{name}={_value_text(value)}" for name, value in sorted(loss.keywords.items())]
         return " ".join([of_loss(loss.func), *given])
     named = loss if hasattr(loss, "__qualname__") else type(loss)
-    told = [f"{named.__module__}.{named.__qualname__}"]
+    parts = [f"{named.__module__}.{named.__qualname__}"]
     if isinstance(loss, nn.Module):  # most losses of torch leave their settings out of their repr
-        told += [" ".join(repr(loss).split())]
+        parts += [" ".join(repr(loss).split())]
         for part in loss.modules():
-            told += _settings(part)
+            parts += _settings(part)
         state = loss.state_dict().values()
-        told += [of_tensors(state)] if state else []
+        parts += [of_tensors(state)] if state else []
     elif named is not loss:
-        told += _settings(loss)
-    return " ".join(told)
+        parts += _settings(loss)
+    return " ".join(parts)
 
 
 def _settings(thing: object) -> list[str]:
     """The plain attributes of an object and its tensors, but for private ones and a module's mode."""
     return [
-        f"{name}={_told_value(value)}"
+        f"{name}={_value_text(value)}"
         for name, value in sorted(getattr(thing, "__dict__", {}).items())
         if isinstance(value, (*_PLAIN, Tensor)) and not name.startswith("_") and name != "training"
     ]
 
 
-def _told_value(value: object) -> str:
+def _value_text(value: object) -> str:
     if isinstance(value, Tensor):
         return of_tensors([value])
     return repr(value) if isinstance(value, _PLAIN) else of_loss(value)

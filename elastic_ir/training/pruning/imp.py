@@ -41,10 +41,10 @@ class Level:
 
     number: int
     sparsity: float
-    accuracy: float  #: on the test data; not a number where the targets are no classes, so that the loss is measured
+    accuracy: float  #: on the test data; not a number where the targets are not classes, so that the loss is measured
     seconds: float  #: of training
     path: Path  #: ``.pt``: the weights at the rewind point with the masks of this level
-    loss: float | None = None  #: on the test data, where the targets are no classes
+    loss: float | None = None  #: on the test data, where the targets are not classes
 
     @property
     def measured(self) -> Measured:
@@ -62,13 +62,13 @@ def find_tickets(
     Level 0 is the dense network; level k trains the ticket that k prunings have left. The network given is the
     initialization; it is not changed. ``log`` is "csv" or "tensorboard": each training logs into a folder of its own,
     ``logs/NAME``. Where another process does the same search in the folder, its levels are waited for, and gone on
-    with if it ends; ``waiting`` is told who that is.
+    with if it ends; ``waiting`` is called with that process's name.
 
     Raises PlanError where the folder holds another search: of another network, with other images, another loss or
-    other settings, or one that does not say all of these; a search that has finished no level yet gives way, unless a
-    process is at it. Raises PlanError also for a training that diverged. What does not fit is told before anything is
-    written: PlanError for a network and data or a rewind step and a training, SourceError for images and labels,
-    MaskError for a name to leave out that is not there.
+    other settings, or one that does not record all of these; a search that has finished no level yet gives way, unless
+    a process is working on it; and for a training that diverged. Before anything is written it raises PlanError for a
+    network that does not fit the data, or a rewind step outside the training, SourceError for images that do not fit
+    their labels, MaskError for a name to leave out that does not exist.
     """
     folder = Path(folder)
     check_search(network, data, training, pruning, loss)
@@ -224,7 +224,7 @@ def _claim(
                     if begun:
                         raise
                     if not free:
-                        raise PlanError(f"{error} ({owner(folder / _LOCK)} is at it)") from error
+                        raise PlanError(f"{error} ({owner(folder / _LOCK)} is working on it)") from error
                     for name in ("rewind.pt", "level00.pt", "next00.pt"):
                         (folder / name).unlink(missing_ok=True)
                 else:
@@ -247,7 +247,7 @@ def _noted(path: Path) -> dict[str, Any]:
 
 
 def _compare(folder: Path, mine: dict[str, Any], found: dict[str, Any]) -> None:
-    """PlanError that says in what a search differs from the one that its folder holds."""
+    """PlanError that names in what a search differs from the one that its folder holds."""
     other = [
         f"another {part} ({_difference(entries, found[part])})"
         for part, entries in mine.items()
@@ -258,7 +258,7 @@ def _compare(folder: Path, mine: dict[str, Any], found: dict[str, Any]) -> None:
     missing = [part for part in mine if part not in found]
     if missing:
         raise PlanError(
-            f"{folder} holds an earlier search, which does not say its {' and '.join(missing)}; "
+            f"{folder} holds an earlier search, which does not record its {' and '.join(missing)}; "
             "give another folder"
         )
 

@@ -139,7 +139,7 @@ def _lines(found: Findings, folder: Path) -> str:
         shares = [i / (points - 1) for i in range(points)]
         means = [sum(column) / len(column) for column in columns]
         color = f"C{place % 10}"
-        for line in cell.lines:  # each seed's own, since barriers differ by more than their interval tells
+        for line in cell.lines:  # each seed's own, since barriers differ by more than their interval shows
             axes.plot(shares, line, color=color, linewidth=0.6, alpha=0.5)
         axes.errorbar(
             shares, means, yerr=_bars(means, [half_width(column) for column in columns], cell),

@@ -232,7 +232,7 @@ def markdown(found: Findings, plots: Iterable[str] = ()) -> str:
 def _section(
     title: str, text: str, columns: Sequence[str], rows: Iterable[Sequence[str]], align: str
 ) -> list[str]:
-    """A heading, a text and a table, whose columns are aligned as ``align`` says (l, r), the rest to the right.
+    """A heading, a text and a table, whose columns are aligned by ``align`` (l, r), the rest to the right.
 
     Nothing without rows.
     """

@@ -1,7 +1,7 @@
 """Executors: where jobs run. In this process, in several, or on a Ray cluster; the same jobs for each.
 
-An executor takes a job's spec and later says which have ended. A worker that dies is no job that failed: its job is
-handed out again, a few times.
+An executor takes a job's spec and later returns which have ended. A worker that dies does not make its job fail: the
+job is handed out again, a few times.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Executor(Protocol):
     def close(self) -> None: ...
 
 
-def _told(error: BaseException) -> str:
+def _in_one_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
@@ -54,10 +54,12 @@ def _ended(key: str, result: Callable[[], dict[str, Any] | None]) -> Ended:
     try:
         return Ended(key, result())
     except Exception as error:
-        return Ended(key, None, _told(getattr(error, "cause", None) or error))  # Ray wraps what a job raised
+        return Ended(
+            key, None, _in_one_line(getattr(error, "cause", None) or error)
+        )  # Ray wraps what a job raised
 
 
-class Here:
+class InProcess:
     """In this process, one job after the other."""
 
     slots = 1
@@ -142,12 +144,12 @@ class Processes:
                 ended.append(_ended(key, future.result))
                 self._idle.append(pool)
                 continue
-            pool.shutdown(wait=False)  # killed, or told to end (SIGTERM) while it trained
+            pool.shutdown(wait=False)  # killed, or terminated (SIGTERM) while it trained
             self._deaths[key] = self._deaths.get(key, 0) + 1
             if self._deaths[key] < _TRIES:
                 self._waiting.append(spec)
             else:
-                ended.append(Ended(key, None, f"its worker died {_TRIES} times ({_told(error)})"))
+                ended.append(Ended(key, None, f"its worker died {_TRIES} times ({_in_one_line(error)})"))
         self._hand_out()
         return ended
 
@@ -186,7 +188,7 @@ class RayCluster:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise SourceError(
-                    f"no Ray cluster at {address!r} ({_told(error)}); start one with: "
+                    f"no Ray cluster at {address!r} ({_in_one_line(error)}); start one with: "
                     f"{_WIDE}=0 ray start --head --include-dashboard=false, or give local"
                 ) from error
             here = str(self._ray.util.get_node_ip_address())

@@ -1,4 +1,4 @@
-"""What a study names: its networks and its loss, found by name, and what a name that is wrong has to be told.
+"""What a study names: its networks and its loss, found by name, and a check that all names exist.
 
 No Lightning is imported here, so that a study can be looked at where nothing is trained.
 """
@@ -33,7 +33,7 @@ def build(options: Mapping[str, Any]) -> nn.Module:
     module, colon, name = network.pop("factory").partition(":")
     if not colon:
         raise PlanError(
-            f"{module!r} names no network; give PACKAGE.MODULE:FACTORY, timm:NAME or torchvision:NAME"
+            f"{module!r} does not name a network; give PACKAGE.MODULE:FACTORY, timm:NAME or torchvision:NAME"
         )
     whole = f"{module}:{name}"
     factory: Callable[..., Any]
@@ -47,7 +47,7 @@ def build(options: Mapping[str, Any]) -> nn.Module:
         torch.manual_seed(options["seed"])
         made = user_functions.call(factory, whole, PlanError, network)
     if not isinstance(made, nn.Module):
-        raise PlanError(f"the network's factory {whole} gives a {type(made).__name__}, no torch module")
+        raise PlanError(f"the network's factory {whole} returns a {type(made).__name__}, not a torch module")
     return made
 
 
@@ -64,9 +64,9 @@ def loss_of(options: Mapping[str, Any]) -> Loss | None:
 
 
 def check_names(study: Study) -> None:
-    """Whether what a study names is there: each network is built once, no data are loaded.
+    """Check that what a study names exists: each network is built once, no data are loaded.
 
-    Raises PlanError that says the study and the entry.
+    Raises PlanError that names the study and the entry.
     """
     base = {"seed": study.seeds[0], "loss": study.loss}
     tries: list[tuple[str, Any]] = [

@@ -69,8 +69,8 @@ def run(
 ) -> Progress:  # fmt: skip
     """Do all jobs that are wanted and what they need; a job that fails takes only those with it that need it.
 
-    ``report`` is told of the progress, ``ended_well`` of each job that was finished meanwhile, with its result, be it
-    here or by another command on the same store.
+    ``report`` is called with the progress, ``ended_well`` with each job that was finished meanwhile and its result, be
+    it here or by another command on the same store.
     """
     jobs = in_order(wanted)
     by_key = {job.key: job for job in jobs}

@@ -1,7 +1,7 @@
 """A study: one YAML file that says which networks, data, methods, sparsities and seeds are compared.
 
-What the file says (:mod:`elastic_ir.training.studies.study_file` reads it), and the runs that it asks for: each run is
-one number of one seed, with the job that finds it.
+What the file holds (:mod:`elastic_ir.training.studies.study_file` reads it), and the runs that it asks for: each run is
+one number of one seed, with the job that computes it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TWEAKS = ("ghost-skips", "ghost-softness", "layerwise-rescale", "label-smoothing
 FROM_SOURCE = ("transform", "hybrid")
 WITHOUT_MASKS = ("imp", "dense", "transform")  # what there is at sparsity 0, too
 DYNAMIC = ("rigl", "dpf")
-#: What a transformation does unless told; said or not, the job is the same.
+#: What a transformation does by default; written out or not, the job is the same.
 _USUAL = {"order": "append", "drop": "tail"} | dict.fromkeys(
     ("permute_copies", "permute_masks", "new_weights"), False
 )
@@ -46,7 +46,7 @@ class Entry:
     connect: bool = False  #: train it twice in different orders, and measure the barrier between the two
 
     def name(self, source: str = "") -> str:
-        """The label, or one that says all in which the entry differs from its method alone."""
+        """The label, or one made of all in which the entry differs from its method alone."""
         label = self.label
         if not label:
             label = f"{self.method} from {{source}}" if self.method in FROM_SOURCE else self.method
@@ -72,7 +72,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Study:
-    """All that a study file says; the fields are its entries."""
+    """All that a study file holds; the fields are its entries."""
 
     data: dict[str, Any]
     networks: dict[str, dict[str, Any]]
@@ -106,7 +106,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Run:
-    """One number of one seed: where it belongs in a table, and the job that finds it."""
+    """One number of one seed: where it belongs in a table, and the job that computes it."""
 
     network: str
     label: str

@@ -1,6 +1,6 @@
 """Reading a study from its YAML file, and what is wrong with it in one line.
 
-A value that a method would refuse costs the whole search if nobody looks at it earlier.
+A value that a method would refuse is found here, before the search has been paid for.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def read_study(path: str | os.PathLike[str]) -> Study:
 
 
 def _levels(pruning: Pruning, sparsities: Iterable[float], where: Place) -> dict[float, int]:
-    """The levels that meet these sparsities; PlanError that says where for one that is not a share below 1."""
+    """The levels that meet these sparsities; PlanError with the place for one that is not a share below 1."""
     try:
         return {sparsity: pruning.level_for(sparsity) for sparsity in sparsities}
     except PlanError as error:
@@ -121,7 +121,7 @@ def _check_known(names: Iterable[str], known: Iterable[str], what: str, where: P
 
 
 def _check_claim(study: Study, claim: Claim, labels: Mapping[str, str], where: Place) -> None:
-    """Whether what a claim names is there, and can be compared."""
+    """Check that what a claim names exists and can be compared."""
     if claim.measure not in _MEASURES:
         where.fail(f"measure is {', '.join(_MEASURES[1:])}, not {claim.measure!r}", "measure")
     _check_known(claim.targets, study.networks, "network", where, "targets")
@@ -137,7 +137,7 @@ def _check_claim(study: Study, claim: Claim, labels: Mapping[str, str], where: P
 
 
 def _check_answerable(study: Study, claim: Claim, asked: set[tuple[str, str, float]], where: Place) -> None:
-    """Whether runs answer a claim on each network and at each sparsity that it names; a report is silent where none do.
+    """Check that runs answer a claim on each network and at each sparsity that it names; a report omits the others.
 
     Of networks that it does not name, one has to answer it.
     """
@@ -196,7 +196,7 @@ def _check_entry(study: Study, entry: Entry, where: Place) -> None:
     if tweaks and method in DYNAMIC:
         where.fail(f"tweaks are for tickets whose masks stay as they are, not for {method}", "tweaks")
     if tweaks >= _LABELS:
-        where.fail("soft-labels and label-smoothing both say what the labels are; give one of them", "tweaks")
+        where.fail("soft-labels and label-smoothing both choose the labels; give one of them", "tweaks")
     if study.loss and (chosen := tweaks & _LABELS):
         where.fail(f"{chosen.pop()} would take the place of the study's own loss {study.loss}", "tweaks")
 

@@ -44,7 +44,7 @@ def tweaked(start: Start, names: Sequence[str], work: Work) -> Start:
             "tweaks are for tickets whose masks stay as they are, not for dynamic sparse training"
         )
     if "soft-labels" in names and "label-smoothing" in names:
-        raise PlanError("soft-labels and label-smoothing both say what the labels are; give one of them")
+        raise PlanError("soft-labels and label-smoothing both choose the labels; give one of them")
     if "label-smoothing" in names:
         start.loss = ClassEntropy(label_smoothing=_SMOOTHING)
     if "soft-labels" in names:
@@ -65,10 +65,10 @@ def tweaked(start: Start, names: Sequence[str], work: Work) -> Start:
     graph = Pipeline.parse(",".join(ghosts)).run(graph)
     start.network = graph.to_module(masked=False)
     start.callbacks = [FollowSchedule(schedule_of(graph), work.options["rewind"], work.training.steps)]
-    haunted = graph
+    with_ghosts = graph
 
     def finish(module: nn.Module) -> nn.Module:
-        return RemoveGhosts().run(eir.with_weights(haunted, module)).to_module()
+        return RemoveGhosts().run(eir.with_weights(with_ghosts, module)).to_module()
 
     start.finish = finish
     return start

@@ -89,7 +89,7 @@ def test_layers_that_are_named_stay_dense_and_the_others_give() -> None:
         match=r"sparsity of 0\.2 leaves 800 of 1,000 weights, fewer than the 900 of b\.one, b\.two, to be",
     ):
         densities(shapes, 0.2, "uniform", dense="b")
-    with pytest.raises(MaskError, match="'c', to be kept dense, is no prunable weight"):
+    with pytest.raises(MaskError, match="'c', to be kept dense, is neither a prunable weight"):
         kept_counts(shapes, 0.2, dense=["c"])
 
 
@@ -130,7 +130,7 @@ def test_masks_have_the_counts_and_follow_the_seed() -> None:
 @pytest.mark.parametrize(
     ("shapes", "share", "distribution", "message"),
     [
-        (SHAPES, 0.5, "er", "no distribution 'er'; there are uniform, erdos-renyi, erk"),
+        (SHAPES, 0.5, "er", "no distribution 'er'; the distributions are uniform, erdos-renyi, erk"),
         (SHAPES, 1.1, "erk", "between 0 and 1"),
         ({}, 0.5, "erk", "no weights to spread"),
         ({"norm": (4,)}, 0.5, "erk", r"'norm' has shape \[4\]"),

@@ -340,7 +340,7 @@ def test_a_schedule_of_another_module_is_refused() -> None:
     schedule = schedule_of(GhostSkips().run(graph))
     with pytest.raises(PlanError, match=r"CifarResNet has no buffer 'layer1.0.conv1.ghost_skip' to set"):
         schedule.apply(model, 0.5)
-    with pytest.raises(PlanError, match=r"progress=1.5 is no point of the training"):
+    with pytest.raises(PlanError, match=r"progress=1.5 is outside the training"):
         schedule.apply(model, 1.5)
     schedule_of(graph).apply(model, 0.5)  # without ghosts there is nothing to set
 

@@ -215,7 +215,7 @@ def test_a_folder_of_an_earlier_search_is_told(tmp_path: Path) -> None:
     (tmp_path / "search.json").write_text(json.dumps(noted))
     with pytest.raises(
         PlanError,
-        match="holds an earlier search, which does not say its set of images and loss; give another",
+        match="holds an earlier search, which does not record its set of images and loss; give another",
     ):
         imp._claim(*claim)
     (tmp_path / "search.json").write_text("[1]")

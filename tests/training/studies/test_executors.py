@@ -17,7 +17,7 @@ import pytest
 from elastic_ir.training.fit import fit
 from elastic_ir.training.settings import Training
 from elastic_ir.training.studies import executors
-from elastic_ir.training.studies.executors import Ended, Here, Processes, RayCluster
+from elastic_ir.training.studies.executors import Ended, InProcess, Processes, RayCluster
 from elastic_ir.training.studies.jobs import Job
 from elastic_ir.training.studies.run import run
 from elastic_ir.training.studies.store import Store
@@ -126,10 +126,10 @@ def test_a_training_that_is_told_to_end_runs_again_in_another_process(tmp_path: 
 def test_a_study_in_this_process_ends_when_it_is_told_to(tmp_path: Path) -> None:
     job, store = signalled(tmp_path, signal.SIGTERM), Store(tmp_path / "store")
     with pytest.raises(SystemExit) as ended:
-        run([job], store, Here(str(store.folder)))
+        run([job], store, InProcess(str(store.folder)))
     assert ended.value.code == 143  # Lightning's own says 0
     assert not store.has(job.key) and list(store.folder.iterdir()) == []
-    assert run([job], store, Here(str(store.folder))).done == 1
+    assert run([job], store, InProcess(str(store.folder))).done == 1
 
 
 def test_a_training_that_is_interrupted_says_so(tmp_path: Path) -> None:

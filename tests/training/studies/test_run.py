@@ -18,7 +18,7 @@ import yaml
 
 from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.training.fit import logger_in
-from elastic_ir.training.studies.executors import Ended, Here, Processes, RayCluster
+from elastic_ir.training.studies.executors import Ended, InProcess, Processes, RayCluster
 from elastic_ir.training.studies.jobs import Job, in_order
 from elastic_ir.training.studies.names import build
 from elastic_ir.training.studies.run import Progress, run
@@ -211,14 +211,14 @@ def test_a_study_runs_and_nothing_is_done_twice(tmp_path: Path) -> None:
     found, store = study(tmp_path), Store(tmp_path / "store")
     seen: list[tuple[int, int]] = []
     ended = run(
-        jobs_of(found), store, Here(str(store.folder)), lambda now: seen.append((now.done, now.total))
+        jobs_of(found), store, InProcess(str(store.folder)), lambda now: seen.append((now.done, now.total))
     )
     assert (ended.done, ended.total, ended.failed) == (8, 8, {}) and seen[0] == (0, 8) and seen[-1] == (8, 8)
     for item in runs(found):
         result = store.result(item.job.key)
         assert 0.1 < result["accuracy"] <= 1 and result["sparsity"] == pytest.approx(item.sparsity, abs=0.05)
 
-    class Never(Here):
+    class Never(InProcess):
         def submit(self, spec: Mapping[str, Any]) -> None:
             raise AssertionError(f"{spec['key']} is done")
 
@@ -234,7 +234,7 @@ def test_what_a_search_leaves_out_no_method_prunes(tmp_path: Path) -> None:
     ]
     pruning = {"rewind": 2, "share": 0.5, "leave_out": "head"}
     found, store = study(tmp_path, compare=compare, pruning=pruning), Store(tmp_path / "store")
-    ended = run(jobs_of(found), store, Here(str(store.folder)))
+    ended = run(jobs_of(found), store, InProcess(str(store.folder)))
     assert not ended.failed
     for item in runs(found):
         layers = store.result(item.job.key)["layers"]
@@ -244,7 +244,7 @@ def test_what_a_search_leaves_out_no_method_prunes(tmp_path: Path) -> None:
 def test_a_study_that_was_killed_goes_on(tmp_path: Path) -> None:
     found, store = study(tmp_path), Store(tmp_path / "store")
 
-    class Killed(Here):
+    class Killed(InProcess):
         count = 0
 
         def wait(self, seconds: float | None = None) -> list[Ended]:
@@ -257,7 +257,7 @@ def test_a_study_that_was_killed_goes_on(tmp_path: Path) -> None:
         run(jobs_of(found), store, Killed(str(store.folder)))
     done = [job.key for job in in_order(jobs_of(found)) if store.has(job.key)]
     assert len(done) == 3
-    ended = run(jobs_of(found), store, Here(str(store.folder)))
+    ended = run(jobs_of(found), store, InProcess(str(store.folder)))
     assert ended.done == 8
     assert sum(len(took) for (kind, _), took in ended.seconds.items() if kind == "train") == 2
     assert sum(map(len, ended.seconds.values())) == 5
@@ -266,7 +266,7 @@ def test_a_study_that_was_killed_goes_on(tmp_path: Path) -> None:
 def test_a_failure_takes_only_what_needs_it(tmp_path: Path) -> None:
     networks = {**NETWORKS, "three": {"factory": "tests.training.nets:Doomed"}}
     found, store = study(tmp_path, networks=networks), Store(tmp_path / "store")
-    ended = run(jobs_of(found), store, Here(str(store.folder)))
+    ended = run(jobs_of(found), store, InProcess(str(store.folder)))
     (why,) = ended.failed.values()
     assert why.endswith("nets:Doomed fails without arguments: ValueError: no such network")
     assert ended.done == 3 and len(ended.skipped) == 4 and ended.done + len(ended.skipped) + 1 == ended.total
@@ -280,7 +280,7 @@ def test_what_a_killed_job_left_is_no_result(tmp_path: Path) -> None:
     assert not store.has(job.key)
     with pytest.raises(SourceError, match="is not done"):
         store.result(job.key)
-    run([job], store, Here(str(tmp_path)))
+    run([job], store, InProcess(str(tmp_path)))
     assert store.has(job.key) and (store.path(job.key) / "state.pt").stat().st_size > 100
     (store.path(job.key) / "result.json").write_text("{")
     with pytest.raises(SourceError, match=r"is damaged .* delete its folder"):
@@ -301,7 +301,7 @@ def test_workspaces_that_nobody_works_in_are_swept(tmp_path: Path) -> None:
 def test_several_processes_do_the_same(tmp_path: Path) -> None:
     found = study(tmp_path, compare=[{"method": "imp"}])
     stores = [Store(tmp_path / name) for name in ("one", "many")]
-    run(jobs_of(found), stores[0], Here(str(stores[0].folder)))
+    run(jobs_of(found), stores[0], InProcess(str(stores[0].folder)))
     ended = run(jobs_of(found), stores[1], Processes(str(stores[1].folder), 2))
     assert ended.done == ended.total and not ended.failed
     for job in jobs_of(found):
@@ -351,7 +351,7 @@ def test_workers_end_with_the_study_that_was_killed(tmp_path: Path) -> None:
 def test_trainings_log_into_the_folder_of_their_job(tmp_path: Path, kind: str) -> None:
     job = network_job(tmp_path)
     store = Store(tmp_path)
-    run([job], store, Here(str(tmp_path), log=kind))
+    run([job], store, InProcess(str(tmp_path), log=kind))
     names = [path.name for path in (store.path(job.key) / "log").iterdir()]
     if kind == "csv":
         lines = (store.path(job.key) / "log" / "metrics.csv").read_text().splitlines()
@@ -371,7 +371,7 @@ def test_a_missing_tensorboard_is_told(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_store_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("a file")
-    ended = run([network_job(tmp_path)], Store(tmp_path / "store"), Here(str(tmp_path / "store")))
+    ended = run([network_job(tmp_path)], Store(tmp_path / "store"), InProcess(str(tmp_path / "store")))
     assert "FileExistsError" in next(iter(ended.failed.values()))
 
 
@@ -390,8 +390,11 @@ def test_a_store_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
         ({"factory": ":absent"}, r"cannot be found"),
         ({"factory": "tests.training.nets:perceptrons"}, r"cannot be found"),
         ({"factory": "tests.training.nets:Block"}, r"nets:Block fails without arguments: .*width"),
-        ({"factory": "resnet20"}, r"'resnet20' names no network; give PACKAGE\.MODULE:FACTORY, timm:NAME or"),
-        ({"factory": "tests.training.nets:nothing"}, r"gives a int, no torch module"),
+        (
+            {"factory": "resnet20"},
+            r"'resnet20' does not name a network; give PACKAGE\.MODULE:FACTORY, timm:NAME or",
+        ),
+        ({"factory": "tests.training.nets:nothing"}, r"returns a int, not a torch module"),
     ],
 )
 def test_a_factory_that_fails_is_told(network: dict[str, Any], message: str) -> None:
@@ -452,7 +455,7 @@ def test_what_can_be_done_is_done_in_the_order_of_the_studies(tmp_path: Path) ->
     run(
         wanted,
         Store(tmp_path / "store"),
-        Here(str(tmp_path / "store")),
+        InProcess(str(tmp_path / "store")),
         ended_well=lambda job, _: order.append(job.key),
     )
     assert order == [job.key for job in in_order(wanted)]
@@ -496,7 +499,7 @@ def test_a_ray_cluster_of_two_workers_one_of_which_is_killed(tmp_path: Path) -> 
     assert executor.slots == 2 and killed
     assert ended.done == ended.total == 16 and not ended.failed
     alone = Store(tmp_path / "alone")
-    run(jobs_of(found), alone, Here(str(alone.folder)))
+    run(jobs_of(found), alone, InProcess(str(alone.folder)))
     for job in jobs_of(found):
         assert json.dumps(store.result(job.key)["layers"]) == json.dumps(alone.result(job.key)["layers"])
         assert store.result(job.key)["accuracy"] == pytest.approx(alone.result(job.key)["accuracy"], abs=0.02)

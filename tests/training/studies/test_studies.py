@@ -13,7 +13,7 @@ import yaml
 import elastic_ir as eir
 from elastic_ir.training.data import Data, Split
 from elastic_ir.training.reports.report import answers, collect, markdown
-from elastic_ir.training.studies.executors import Here
+from elastic_ir.training.studies.executors import InProcess
 from elastic_ir.training.studies.jobs import in_order
 from elastic_ir.training.studies.methods import transformed
 from elastic_ir.training.studies.names import build
@@ -90,7 +90,7 @@ def test_a_study_runs_to_its_end_on_digits(name: str, tmp_path: Path) -> None:
     path = tmp_path / f"{name}.yaml"
     path.write_text(yaml.safe_dump(small))
     found, store = read_study(path), Store(tmp_path / "store")
-    ended = run([item.job for item in runs(found)], store, Here(str(store.folder), 1))
+    ended = run([item.job for item in runs(found)], store, InProcess(str(store.folder), 1))
     assert not ended.failed and ended.done == ended.total
     report = collect(found, store)
     assert report.missing == 0 and markdown(report)

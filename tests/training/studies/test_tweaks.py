@@ -22,7 +22,7 @@ from elastic_ir.training.fit import fit
 from elastic_ir.training.loader import BatchStream
 from elastic_ir.training.settings import Training
 from elastic_ir.training.studies import tweaks
-from elastic_ir.training.studies.executors import Here
+from elastic_ir.training.studies.executors import InProcess
 from elastic_ir.training.studies.methods import Start
 from elastic_ir.training.studies.run import run
 from elastic_ir.training.studies.store import Store
@@ -136,7 +136,7 @@ def test_a_schedule_that_begins_at_the_rewind_point_ends_with_the_training() -> 
 def test_labels() -> None:
     smoothed = tweaked(start(), ["label-smoothing"], work())
     assert isinstance(smoothed.loss, nn.CrossEntropyLoss) and smoothed.loss.label_smoothing == 0.1
-    with pytest.raises(PlanError, match="soft-labels and label-smoothing both say what the labels are"):
+    with pytest.raises(PlanError, match="soft-labels and label-smoothing both choose the labels"):
         tweaked(start(), ["label-smoothing", "soft-labels"], work())
     with pytest.raises(PlanError, match="there is no tweak 'luck'; the tweaks are ghost-skips"):
         tweaked(start(), ["luck"], work())
@@ -153,7 +153,7 @@ def test_a_study_of_tweaks(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(text, sort_keys=False))
     found, store = read_study(path), Store(tmp_path / "store")
-    ended = run([item.job for item in runs(found)], store, Here(str(store.folder)))
+    ended = run([item.job for item in runs(found)], store, InProcess(str(store.folder)))
     assert not ended.failed and not ended.skipped
     teachers = {item.job.needs["teacher"].key for item in runs(found) if "teacher" in item.job.needs}
     assert len(teachers) == 1 and ended.total == 1 + 2 + 1 + len(TWEAKS)

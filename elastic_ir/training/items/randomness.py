@@ -1,4 +1,4 @@
-"""Dice: random numbers that follow from a seed and a place alone, torch's, Python's and NumPy's alike."""
+"""Randomness that follows from a seed and a place alone, in torch, Python and NumPy alike."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 
-def hashed(*numbers: int) -> int:
+def seed_of(*numbers: int) -> int:
     """A seed of 32 bits for these numbers; hashed, since torch's generator looks at the low half of its seed only."""
     (found,) = np.random.SeedSequence(numbers).generate_state(1)
     return int(found)
@@ -18,12 +18,12 @@ def hashed(*numbers: int) -> int:
 
 def generator(*numbers: int) -> torch.Generator:
     """A random stream of its own for these numbers: a seed, a purpose, an epoch or a step."""
-    return torch.Generator().manual_seed(hashed(*numbers))
+    return torch.Generator().manual_seed(seed_of(*numbers))
 
 
 @contextmanager
-def kept() -> Iterator[None]:
-    """The dice that all share (torch's on the CPU, Python's, NumPy's) put back behind the block as they were."""
+def preserved() -> Iterator[None]:
+    """The global generators (torch's on the CPU, Python's, NumPy's) get their states back after the block."""
     states = torch.default_generator.get_state(), random.getstate(), np.random.get_state()
     try:
         yield
@@ -33,8 +33,8 @@ def kept() -> Iterator[None]:
         np.random.set_state(states[2])
 
 
-def begin(seed: int) -> None:
-    """The dice that all share begun at a seed of 32 bits."""
+def seed_all(seed: int) -> None:
+    """Seed the global generators (torch's on the CPU, Python's, NumPy's) with 32 bits."""
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
