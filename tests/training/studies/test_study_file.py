@@ -159,10 +159,10 @@ def test_a_line_has_one_ticket_at_its_ends(tmp_path: Path, method: str) -> None:
 @pytest.mark.parametrize(
     ("sparsity", "share", "message"),
     [
-        (0.8, 0.2, r"a sparsity of 80 % is not met by any level: pruning a share of 0.2 gives 79.0 % at level 7 and 83.2 % "
-                   "at level 8; level 8 is used; share: 0.2054 would meet it"),
-        (0.1, 0.5, r"a sparsity of 10 % is not met by any level: pruning a share of 0.5 gives 0.0 % at level 0 and 50.0 % "
-                   "at level 1; level 1 is used; share: 0.1 would meet it"),
+        (0.8, 0.2, r"a sparsity of 80 % is not met by any level: pruning a share of 0.2 gives 79.0 % at level 7 and "
+                   "83.2 % at level 8; level 8 is used; share: 0.2054 would meet it"),
+        (0.1, 0.5, r"a sparsity of 10 % is not met by any level: pruning a share of 0.5 gives 0.0 % at level 0 and "
+                   "50.0 % at level 1; level 1 is used; share: 0.1 would meet it"),
     ],
 )  # fmt: skip
 def test_a_sparsity_that_no_level_meets_is_told(
