@@ -8,6 +8,7 @@ interrupted goes on behind its last finished level.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 import os
@@ -74,7 +75,7 @@ def find_tickets(
     check_search(network, data, training, pruning, loss)
     folder.mkdir(parents=True, exist_ok=True)
     mine = _claim(folder, network, data, training, pruning, seed, loss)
-    network = _copy(network)
+    network = copy.deepcopy(network)
     start = folder / "rewind.pt"
     with _to_do(folder, start, waiting) as wanted:
         if wanted:
@@ -100,9 +101,8 @@ def find_tickets(
                 with atomic_output(result) as temporary:
                     temporary.write_text(json.dumps({**found, "seconds": seconds}, indent=1) + "\n", "utf-8")
         level = Level(**{"accuracy": math.nan, **json.loads(result.read_text("utf-8"))}, path=path)
-        masks = {
-            n: m.bool() for n, m in torch.load(folder / f"next{number:02}.pt", weights_only=True).items()
-        }
+        saved = torch.load(folder / f"next{number:02}.pt", weights_only=True)
+        masks = {name: mask.bool() for name, mask in saved.items()}
         levels.append(level)
         if report is not None:
             report(level)
@@ -128,33 +128,15 @@ def train_level(
 
     Writes the ticket that was trained, and the masks that follow.
     """
-    seconds = train_ticket(
-        network, rewound, masks, data, training, order=order, start=pruning.rewind, loss=loss, engine=engine
+    network.load_state_dict(rewound)
+    seconds = fit(
+        network, data, training, order=order, start=pruning.rewind, masks=masks, loss=loss, engine=engine
     )
     score = measured(network, data.test, loss, engine=engine)
     save_ticket(network, rewound, masks, data, ticket)
     pruned = next_masks(network, masks, pruning, number + 1)
     save_state({name: mask.to(torch.uint8) for name, mask in pruned.items()}, following)
     return seconds, score
-
-
-def train_ticket(
-    network: nn.Module, rewound: dict[str, Tensor], masks: dict[str, Tensor], data: Data, training: Training, *,
-    order: int, start: int, loss: Loss | None = None, engine: Engine | None = None, callbacks: Any = (),
-) -> float:  # fmt: skip
-    """Train a network from its weights at the rewind point under masks, in place; returns the seconds."""
-    network.load_state_dict(rewound)
-    return fit(
-        network,
-        data,
-        training,
-        order=order,
-        start=start,
-        masks=masks,
-        loss=loss,
-        engine=engine,
-        callbacks=callbacks,
-    )
 
 
 def next_masks(
@@ -177,7 +159,7 @@ def save_ticket(
     """The weights at the rewind point with the masks, as a file that every command of ElasticIR takes."""
     import elastic_ir as eir
 
-    ticket = _copy(network)
+    ticket = copy.deepcopy(network)
     ticket.load_state_dict(rewound)
     ticket = ticket.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     graph = eir.trace(ticket, (data.example(ticket),), masks=masks or None)
@@ -188,12 +170,6 @@ def _logging(engine: Engine | None, log: str, folder: Path, name: str) -> Engine
     if not log:
         return engine
     return replace(engine or Engine(), logger=logger_in(log, folder / "logs", name))
-
-
-def _copy(network: nn.Module) -> nn.Module:
-    import copy
-
-    return copy.deepcopy(network)
 
 
 def _claim(
