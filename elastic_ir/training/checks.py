@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from elastic_ir.errors import PlanError
 from elastic_ir.tickets.magnitude import prunable_weights
 from elastic_ir.training.data import Data, check_splits
-from elastic_ir.training.items.read import weights_dtype
+from elastic_ir.training.items import weights_dtype
 from elastic_ir.training.loader import batches_of
 from elastic_ir.training.losses import ClassEntropy, first_of
 from elastic_ir.training.settings import Pruning, Training

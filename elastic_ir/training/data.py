@@ -24,7 +24,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from elastic_ir import user_functions
 from elastic_ir.errors import ElasticError, SourceError
-from elastic_ir.training.items.read import as_tensor, read_item, read_items, taken, weights_dtype
+from elastic_ir.training.items import as_tensor, read_item, read_items, taken, weights_dtype
 from elastic_ir.training.settings import DATA_KINDS
 
 #: Where Debian's package dataset-fashion-mnist puts its four files.

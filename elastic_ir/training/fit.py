@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.training.callbacks import KeepMasks
 from elastic_ir.training.data import Data, Split
-from elastic_ir.training.items.read import weights_dtype
+from elastic_ir.training.items import weights_dtype
 from elastic_ir.training.loader import batches_of
 from elastic_ir.training.losses import ClassEntropy, SoftLabels, evaluating, first_of
 from elastic_ir.training.settings import Training

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from elastic_ir.training.data import Data, Split
-from elastic_ir.training.items import randomness
-from elastic_ir.training.items.read import read_items, taken
+from elastic_ir.training.items import generator_for, read_items, seed_of, taken
 
 
 class BatchStream:
@@ -46,9 +45,7 @@ class BatchStream:
         for step in range(self.start, self.stop):
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
-                order = torch.randperm(
-                    len(self.data.train), generator=randomness.generator(self.seed, 1, epoch)
-                )
+                order = torch.randperm(len(self.data.train), generator=generator_for(self.seed, 1, epoch))
             at = (step % per_epoch) * self.batch_size
             yield order[at : at + self.batch_size][self.rank :: self.world]
 
@@ -64,10 +61,13 @@ class BatchStream:
 
     def _streamed(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Datasets, read by torch's loader in the same order; what they augment themselves stays as it is."""
+        # made as they are asked for: those of a whole training on a large set would fill gigabytes as Python's integers
+        steps = enumerate(self.indices(), self.start)
+        places = ([(step, index) for index in chosen.tolist()] for step, chosen in steps)
         loader: Any = torch.utils.data.DataLoader(
-            _Read(self.data.train.dataset, self.seed), batch_sampler=_Steps(self),
+            _Read(self.data.train.dataset, self.seed), batch_sampler=places,
             num_workers=self.workers, pin_memory=self.device.type == "cuda",
-            generator=randomness.generator(self.seed, 4),
+            generator=generator_for(self.seed, 4),
         )  # fmt: skip
         for step, (images, labels) in enumerate(loader, self.start):
             images, labels = (
@@ -78,7 +78,7 @@ class BatchStream:
     def _finished(self, images: Tensor, step: int) -> Tensor:
         if self.augment and not self.data.augmented:
             images = augmented(
-                images, randomness.generator(self.seed, 2, step * self.world + self.rank), self.data.flips
+                images, generator_for(self.seed, 2, step * self.world + self.rank), self.data.flips
             )
         return _laid_out(images, self.channels_last)
 
@@ -123,26 +123,9 @@ class _Read(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     def __getitems__(self, places: list[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
         """A batch as torch's loader asks for it."""
         # one step's seeds differ by their items' numbers, spread over 32 bits (Knuth's multiplier)
-        begun = {step: randomness.seed_of(self.seed, 3, step) for step in {step for step, _ in places}}
+        begun = {step: seed_of(self.seed, 3, step) for step in {step for step, _ in places}}
         seeds = ((index, (begun[step] + 2654435761 * index) % 2**32) for step, index in places)
         return read_items(self.dataset, seeds)
-
-
-class _Steps(torch.utils.data.Sampler[list[tuple[int, int]]]):
-    """The step and index of each item of a batch as torch's loader wants them, made as they are asked for.
-
-    Those of a whole training on a large set would fill gigabytes as Python's integers.
-    """
-
-    def __init__(self, stream: BatchStream) -> None:
-        self.stream = stream
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step, chosen in enumerate(self.stream.indices(), self.stream.start):
-            yield [(step, index) for index in chosen.tolist()]
-
-    def __len__(self) -> int:
-        return len(self.stream)
 
 
 def augmented(images: Tensor, generator: torch.Generator, flips: bool) -> Tensor:
@@ -168,7 +151,7 @@ def batches_of(
     if split.images is None or split.labels is None:
         places = [(0, index) for index in range(len(split))]
         batches = torch.utils.data.DataLoader(
-            _Read(split.dataset, 0), batch_size, sampler=places, generator=randomness.generator(0)
+            _Read(split.dataset, 0), batch_size, sampler=places, generator=generator_for(0)
         )
     else:
         batches = zip(

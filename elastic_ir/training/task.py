@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from elastic_ir.errors import PlanError
 from elastic_ir.training.data import Data
-from elastic_ir.training.items.read import weights_dtype
+from elastic_ir.training.items import weights_dtype
 from elastic_ir.training.loader import BatchStream
 from elastic_ir.training.losses import ClassEntropy, SoftLabels
 from elastic_ir.training.settings import Training

@@ -15,24 +15,11 @@ from torch import Tensor, nn
 from elastic_ir.errors import MaskError
 from elastic_ir.tickets.magnitude import prunable_weights, pruned_count
 
-
-def _uniform(shape: Sequence[int]) -> float:
-    return 1.0
-
-
-def _erdos_renyi(shape: Sequence[int]) -> float:
-    return (shape[0] + shape[1]) / (shape[0] * shape[1])
-
-
-def _erdos_renyi_kernel(shape: Sequence[int]) -> float:
-    return sum(shape) / math.prod(shape)
-
-
 #: What a layer's density is proportional to, given its weight's shape (outputs, inputs, kernel).
 DISTRIBUTIONS: dict[str, Callable[[Sequence[int]], float]] = {
-    "uniform": _uniform,
-    "erdos-renyi": _erdos_renyi,
-    "erk": _erdos_renyi_kernel,
+    "uniform": lambda shape: 1.0,
+    "erdos-renyi": lambda shape: (shape[0] + shape[1]) / (shape[0] * shape[1]),
+    "erk": lambda shape: sum(shape) / math.prod(shape),
 }
 
 

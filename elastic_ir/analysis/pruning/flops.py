@@ -161,22 +161,20 @@ def dpf_step(f_sparse: float, f_dense: float, *, sparse_activations: bool = Fals
     return 2 * f_sparse + f_dense if sparse_activations else f_sparse + 2 * f_dense
 
 
-def snip_cost(f_dense: float, samples: int) -> float:
-    """SNIP's scores: one gradient of the dense network over so many samples."""
-    return 3 * f_dense * samples
+#: Forward passes that scoring weights costs for each sample, by method.
+SCORING = {
+    "snip": 3,  # one gradient of the dense network
+    "hybrid": 3,  # by SNIP
+    # a gradient (3), one that can be differentiated (3), and its derivative (6), which takes two products for each of
+    # the three that a layer's gradient is made of
+    "grasp": 12,
+    "synflow": 3,  # a sample is the one input of a round; counted as dense
+}
 
 
-def grasp_cost(f_dense: float, samples: int) -> float:
-    """GraSP's scores: a gradient (3), one that can be differentiated (3), and its derivative (6).
-
-    The last takes two products for each of the three that a layer's gradient is made of.
-    """
-    return 12 * f_dense * samples
-
-
-def synflow_cost(f_dense: float, iterations: int = 100) -> float:
-    """SynFlow's scores: one gradient at one input in each round, counted as dense."""
-    return 3 * f_dense * iterations
+def scoring_cost(method: str, f_dense: float, samples: int) -> float:
+    """What it costs to score the weights of the dense network on so many samples; 0 for methods without scores."""
+    return SCORING.get(method, 0.0) * f_dense * samples
 
 
 def gradinit_cost(f_sparse: float, samples: int) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from elastic_ir.training.data import Split
-from elastic_ir.training.items.read import read_item
+from elastic_ir.training.items import read_item
 
 _PLAIN = (bool, int, float, str)
 

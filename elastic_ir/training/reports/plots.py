@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from elastic_ir.errors import SourceError
@@ -134,10 +135,9 @@ def _lines(found: Findings, folder: Path) -> str:
         return ""
     figure, axes = _axes()
     for place, ((network, label, sparsity), cell) in enumerate(measured.items()):
-        points = len(cell.lines[0])
-        columns = [[line[i] for line in cell.lines] for i in range(points)]
-        shares = [i / (points - 1) for i in range(points)]
-        means = [sum(column) / len(column) for column in columns]
+        columns = list(zip(*cell.lines, strict=True))
+        shares = [place / (len(columns) - 1) for place in range(len(columns))]
+        means = [fmean(column) for column in columns]
         color = f"C{place % 10}"
         for line in cell.lines:  # each seed's own, since barriers differ by more than their interval shows
             axes.plot(shares, line, color=color, linewidth=0.6, alpha=0.5)

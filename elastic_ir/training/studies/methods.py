@@ -19,10 +19,8 @@ from elastic_ir.analysis.pruning.flops import (
     dpf_step,
     fixed_step,
     forward_cost,
-    grasp_cost,
     rigl_step,
-    snip_cost,
-    synflow_cost,
+    scoring_cost,
 )
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
@@ -37,6 +35,7 @@ from elastic_ir.training.studies.work import Work
 from elastic_ir.training.task import Loss
 
 _SCORED = 8  # batches on which scores of weights are found
+_ROUNDS = 100  # of SynFlow
 
 
 @dataclass
@@ -175,12 +174,11 @@ def _pruned(
     masks = prune(
         method, work.network, wanted, reference=reference, seed=work.seed,
         batches=work.batches(work.network, _SCORED, size, 10_007), loss=work.loss or ClassEntropy(),
-        leave_out=work.leave_out, input_shape=work.data.shape, factory=work.another,
+        leave_out=work.leave_out, input_shape=work.data.shape, factory=work.another, iterations=_ROUNDS,
     )  # fmt: skip
     dense = work.cost(work.network).dense
-    costs = {"grasp": grasp_cost(dense, _SCORED * size), "synflow": synflow_cost(dense)}
-    costs |= dict.fromkeys(("snip", "hybrid"), snip_cost(dense, _SCORED * size))
-    return Start(work.network, masks, work.loss, scoring=costs.get(method, 0.0))
+    scoring = scoring_cost(method, dense, _ROUNDS if method == "synflow" else _SCORED * size)
+    return Start(work.network, masks, work.loss, scoring=scoring)
 
 
 def _dynamic(work: Work, method: str, wanted: float) -> Start:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from elastic_ir.analysis.pruning.flops import ForwardCost, forward_cost
 from elastic_ir.training.data import Data, load_data
 from elastic_ir.training.fit import Engine
-from elastic_ir.training.items.read import weights_dtype
+from elastic_ir.training.items import weights_dtype
 from elastic_ir.training.loader import BatchStream
 from elastic_ir.training.settings import Place, Training, read
 from elastic_ir.training.studies.names import build, loss_of

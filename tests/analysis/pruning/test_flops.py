@@ -95,9 +95,12 @@ def test_scores_cost_what_torch_counts(method: str) -> None:
     data = [(torch.randn(8, 32), torch.randint(32, (8,)))]
     f_dense = flops.forward_cost(model, torch.randn(1, 32)).dense
     runs: dict[str, tuple[Callable[[], object], float]] = {
-        "snip": (lambda: snip_scores(model, data, F.cross_entropy), flops.snip_cost(f_dense, 8)),
-        "grasp": (lambda: grasp_scores(model, data, F.cross_entropy), flops.grasp_cost(f_dense, 8)),
-        "synflow": (lambda: synflow_scores(model, (32,)), flops.synflow_cost(f_dense, 1)),
+        "snip": (lambda: snip_scores(model, data, F.cross_entropy), flops.scoring_cost("snip", f_dense, 8)),
+        "grasp": (
+            lambda: grasp_scores(model, data, F.cross_entropy),
+            flops.scoring_cost("grasp", f_dense, 8),
+        ),
+        "synflow": (lambda: synflow_scores(model, (32,)), flops.scoring_cost("synflow", f_dense, 1)),
     }
     run, expected = runs[method]
     with FlopCounterMode(display=False) as counter:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import elastic_ir as eir
-from elastic_ir.analysis.pruning.flops import dpf_step, forward_cost, snip_cost
+from elastic_ir.analysis.pruning.flops import dpf_step, forward_cost, scoring_cost
 from elastic_ir.tickets import magnitude_masks, sparsity
 from elastic_ir.training.callbacks import save_state
 from elastic_ir.training.fit import fit
@@ -111,7 +111,7 @@ def test_a_hybrid_leaves_out_what_the_search_left_out(tmp_path: Path) -> None:
 def test_scores_are_counted_where_weights_are_scored(tmp_path: Path, method: str, counted: bool) -> None:
     found = start(tmp_path, method)
     dense = forward_cost(found.network, torch.zeros(1, *DATA.shape)).dense
-    assert found.scoring == (snip_cost(dense, 8 * TRAINING.batch_size) if counted else 0)
+    assert found.scoring == (scoring_cost("snip", dense, 8 * TRAINING.batch_size) if counted else 0)
 
 
 def test_the_hybrid_of_a_deeper_source_has_no_extra_blocks(tmp_path: Path) -> None:

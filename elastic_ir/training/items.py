@@ -1,14 +1,18 @@
-"""Items: pairs of an input and a target, as a dataset gives them and as a network takes them."""
+"""Items: pairs of an input and a target, as a dataset gives them and as a network takes them.
+
+What is random in an item follows from a seed and a place alone, in torch, Python and NumPy alike.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-
-from elastic_ir.training.items import randomness
 
 
 def weights_dtype(network: nn.Module) -> torch.dtype:
@@ -33,9 +37,9 @@ def read_items(dataset: Any, places: Iterable[tuple[int, int]]) -> list[tuple[Te
     The global generators keep their states. TypeError for an item that is not such a pair.
     """
     found = []
-    with randomness.preserved():
+    with _preserved():
         for index, seed in places:
-            randomness.seed_all(seed)
+            _seed_all(seed)
             found.append(_pair(dataset[index], index))
     return found
 
@@ -57,3 +61,33 @@ def as_tensor(value: Any, what: str) -> Tensor:
         raise TypeError(
             f"{what} is a {type(value).__name__}; expected one tensor, array or number"
         ) from error
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed of 32 bits for these numbers; hashed, since torch's generator looks at the low half of its seed only."""
+    (found,) = np.random.SeedSequence(numbers).generate_state(1)
+    return int(found)
+
+
+def generator_for(*numbers: int) -> torch.Generator:
+    """A random stream of its own for these numbers: a seed, a purpose, an epoch or a step."""
+    return torch.Generator().manual_seed(seed_of(*numbers))
+
+
+@contextmanager
+def _preserved() -> Iterator[None]:
+    """The global generators (torch's on the CPU, Python's, NumPy's) get their states back after the block."""
+    states = torch.default_generator.get_state(), random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])
+
+
+def _seed_all(seed: int) -> None:
+    """Seed the global generators (torch's on the CPU, Python's, NumPy's) with 32 bits."""
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)

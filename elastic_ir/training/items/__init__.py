@@ -1,1 +1,0 @@
-"""Items of a user's data, with an augmentation that a seed decides."""
