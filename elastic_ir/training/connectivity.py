@@ -7,7 +7,7 @@ error on the line less the mean error of its ends; two trainings of a stable tic
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,22 +19,21 @@ from elastic_ir.training.task import Loss
 
 @dataclass(frozen=True)
 class Line:
-    """Accuracies at shares of the way from one network to the other; the ends are the first and the last.
-
-    Where targets are not classes, ``losses`` takes their place.
-    """
+    """Accuracies or losses at shares of the way from one network to the other; the ends are the first and the last."""
 
     shares: list[float]
-    accuracies: list[float]
-    losses: list[float] = field(default_factory=list)
+    values: list[float]
+    measure: str = "accuracy"  #: or "loss", where targets are not classes
+
+    @property
+    def worst(self) -> float:
+        return min(self.values) if self.measure == "accuracy" else max(self.values)
 
     @property
     def height(self) -> float:
         """The error barrier: 0 where no point of the line is worse than the mean of the ends."""
-        if self.losses:
-            return max(0.0, max(self.losses) - (self.losses[0] + self.losses[-1]) / 2)
-        ends = (self.accuracies[0] + self.accuracies[-1]) / 2
-        return max(0.0, ends - min(self.accuracies))
+        ends = (self.values[0] + self.values[-1]) / 2
+        return max(0.0, ends - self.worst if self.measure == "accuracy" else self.worst - ends)
 
 
 def between(one: Mapping[str, Tensor], two: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
@@ -60,7 +59,4 @@ def barrier(
     for share in shares:
         network.load_state_dict(between(one, two, share))
         found.append(measured(network, data.test, loss, engine=engine))
-    accuracies, losses = (
-        [point.value for point in found if point.measure == measure] for measure in ("accuracy", "loss")
-    )
-    return Line(shares, accuracies, losses)
+    return Line(shares, [point.value for point in found], found[0].measure)

@@ -21,24 +21,15 @@ _TICKETS = ("ticket", "source")  #: roles of jobs that hold a ticket and train i
 class Cell:
     """What the seeds found for one method on one network at one sparsity."""
 
-    accuracies: list[float] = field(default_factory=list)  #: in percent
+    scores: list[float] = field(
+        default_factory=list
+    )  #: accuracies in percent, or losses, the lower the better
+    measure: str = "accuracy"  #: or "loss", where targets are not classes
     reached: list[float] = field(default_factory=list)  #: the sparsities of the tickets
     barriers: list[float] = field(default_factory=list)  #: where connectivity was measured
     lines: list[list[float]] = field(default_factory=list)  #: accuracies along the line
     flops: list[float] = field(default_factory=list)  #: of each training, without what was scored for it
     flops_needed: list[float] = field(default_factory=list)  #: of all jobs that led to it, itself included
-    losses: list[float] = field(
-        default_factory=list
-    )  #: in place of accuracies, where targets are not classes
-
-    @property
-    def measure(self) -> str:
-        return "loss" if self.losses else "accuracy"
-
-    @property
-    def scores(self) -> list[float]:
-        """What was measured: accuracies, the higher the better, or losses, the lower."""
-        return self.losses or self.accuracies
 
     def values(self, measure: str) -> list[float]:
         """What a claim compares: scores of trainings, or barriers between two; none of another measure than asked."""
@@ -76,9 +67,8 @@ class Findings:
     methods: dict[str, str] = field(default_factory=dict)  #: by label
     dense: dict[str, Cell] = field(default_factory=dict)  #: the dense training of each network
     rows: list[Row] = field(default_factory=list)  #: the numbers themselves
-    seconds: dict[str, float] = field(
-        default_factory=dict
-    )  #: of training, by job, those that led there included
+    #: of training, by job, those that led there included
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def labels(self, network: str) -> list[str]:
         return list(dict.fromkeys(label for at, label, _ in self.cells if at == network))
@@ -120,14 +110,13 @@ def collect(study: Study, store: Store) -> Findings:
 
 
 def _enter(cell: Cell, result: dict[str, Any]) -> None:
-    by_loss = "loss" in result
-    unit = 1 if by_loss else 100
-    (cell.losses if by_loss else cell.accuracies).append(unit * result["loss" if by_loss else "accuracy"])
+    cell.measure, unit = ("loss", 1) if "loss" in result else ("accuracy", 100)
+    cell.scores.append(unit * result[cell.measure])
     cell.reached.append(result["sparsity"])
     cell.flops.append(result["flops"] - result.get("scoring", 0.0))
     if "barrier" in result:
         cell.barriers.append(unit * result["barrier"])
-        cell.lines.append([unit * value for value in result["losses" if by_loss else "accuracies"]])
+        cell.lines.append([unit * value for value in result["losses" if unit == 1 else "accuracies"]])
 
 
 @dataclass(frozen=True)
@@ -282,7 +271,7 @@ def _cell(cell: Cell | None) -> str:
 
 def _connectivity(found: Findings) -> list[str]:
     measured = {key: cell for key, cell in found.cells.items() if cell.barriers}
-    losses = all(cell.losses for cell in measured.values())
+    losses = all(cell.measure == "loss" for cell in measured.values())
     rows = [
         [network, label, _percent(sparsity), _spread(cell.barriers, ".4g" if losses else ".2f")]
         for (network, label, sparsity), cell in measured.items()

@@ -109,13 +109,11 @@ def connect(work: Work) -> Result:
         work.network, one, two, work.data, points=work.options["points"], engine=work.engine, loss=work.loss
     )
     reached = json.loads((work.needs["one"] / "result.json").read_text())["sparsity"]
-    line: Result = (
-        {"losses": found.losses, "loss": max(found.losses)}
-        if found.losses
-        else {"accuracies": found.accuracies, "accuracy": min(found.accuracies)}
-    )
-    return {"shares": found.shares, **line, "barrier": found.height, "sparsity": reached,
-            "seconds": 0.0, "flops": 0.0}  # fmt: skip
+    every = "accuracies" if found.measure == "accuracy" else "losses"
+    return {
+        "shares": found.shares, every: found.values, found.measure: found.worst, "barrier": found.height,
+        "sparsity": reached, "seconds": 0.0, "flops": 0.0,
+    }  # fmt: skip
 
 
 def _sparsities(masks: Mapping[str, Tensor]) -> dict[str, Any]:

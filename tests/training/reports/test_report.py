@@ -325,10 +325,10 @@ def test_the_line_between_two_networks() -> None:
     half = between(ends[0], ends[1], 0.5)
     torch.testing.assert_close(half["head.bias"], (ends[0]["head.bias"] + ends[1]["head.bias"]) / 2)
     line = barrier(perceptron(), ends[0], ends[1], data, points=5)
-    assert line.shares == [0, 0.25, 0.5, 0.75, 1.0] and len(line.accuracies) == 5
+    assert line.shares == [0, 0.25, 0.5, 0.75, 1.0] and len(line.values) == 5
     assert line.height > 0.1  # two initializations share no basin
     flat = barrier(perceptron(), ends[0], ends[0], data, points=3)
-    assert flat.height == 0 and len(set(flat.accuracies)) == 1
+    assert flat.height == 0 and len(set(flat.values)) == 1
     assert Line([0, 0.5, 1], [0.9, 0.5, 0.7]).height == pytest.approx(0.3)
 
 
