@@ -319,14 +319,14 @@ def test_claims_on_losses_know_that_less_is_better(tmp_path: Path) -> None:
     )
     found = Findings(study, {}, 0, 0)
     found.asked = {("one", label, 0.5) for label in ("imp", "random")}
-    found.cells["one", "imp", 0.5] = Cell(losses=[0.1, 0.11])
-    found.cells["one", "random", 0.5] = Cell(losses=[0.5, 0.52])
+    found.cells["one", "imp", 0.5] = Cell([0.1, 0.11], measure="loss")
+    found.cells["one", "random", 0.5] = Cell([0.5, 0.52], measure="loss")
     whys = [(item.verdict, item.why) for item in answers(found)]
     assert (
         whys[0] == whys[1] == ("undecided", "the dense network was not trained: add imp or dense to compare")
     )
     assert whys[2] == ("undecided", "the loss was measured, not the accuracy")
-    found.dense["one"] = Cell(losses=[0.1])
+    found.dense["one"] = Cell([0.1], measure="loss")
     assert (
         answers(found)[0].why
         == "dense_at_least is an accuracy, and the dense network is measured by its loss"
