@@ -5,8 +5,8 @@ Importing this file imports Lightning; :mod:`elastic_ir.training.pruning.dynamic
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -23,13 +23,13 @@ class _DynamicCallback(pl.Callback):
 
     method: RigL | DPF | None = None
 
-    def __init__(self, network: str) -> None:
-        self._network = network
+    def __init__(self, network: str, method: Callable[..., Any]) -> None:
+        self._network, self._method = network, method
         self._state: dict[str, Any] | None = None
 
-    @abstractmethod
-    def make(self, module: nn.Module, optimizer: Optimizer, total_steps: int) -> RigL | DPF:
+    def make(self, module: nn.Module, optimizer: Optimizer, total_steps: int) -> Any:
         """The method for a network that is about to be trained."""
+        return self._method(module, optimizer, total_steps=total_steps)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make the method, with the state of the checkpoint if training goes on."""
@@ -94,12 +94,11 @@ class RigLCallback(_DynamicCallback):
         drop_fraction: float = 0.3,
         end: float = 0.75,
     ) -> None:
-        super().__init__(network)
+        super().__init__(network, partial(RigL, interval=interval, drop_fraction=drop_fraction, end=end))
         if (masks is None) == (sparsity is None):
             raise MaskError("RigLCallback takes masks, or a sparsity for random masks; give one of them")
         self._masks, self._sparsity = masks, sparsity
         self._distribution, self._seed, self._leave_out = distribution, seed, leave_out
-        self._options: dict[str, Any] = {"interval": interval, "drop_fraction": drop_fraction, "end": end}
 
     def make(self, module: nn.Module, optimizer: Optimizer, total_steps: int) -> RigL:
         """RigL with this callback's masks, or a checkpoint's."""
@@ -109,7 +108,8 @@ class RigLCallback(_DynamicCallback):
             masks = rigl_masks(
                 module, self._sparsity, self._distribution, seed=self._seed, leave_out=self._leave_out
             )
-        return RigL(module, optimizer, masks, total_steps, **self._options)
+        found: RigL = self._method(module, optimizer, masks, total_steps)
+        return found
 
 
 class DPFCallback(_DynamicCallback):
@@ -131,16 +131,7 @@ class DPFCallback(_DynamicCallback):
         end: float = 0.5,
         leave_out: Collection[str] | str = (),
     ) -> None:
-        super().__init__(network)
-        self._sparsity = sparsity
-        self._options: dict[str, Any] = {
-            "interval": interval,
-            "initial": initial,
-            "start": start,
-            "end": end,
-            "leave_out": leave_out,
-        }
-
-    def make(self, module: nn.Module, optimizer: Optimizer, total_steps: int) -> DPF:
-        """DPF on this module."""
-        return DPF(module, optimizer, self._sparsity, total_steps, **self._options)
+        method = partial(
+            DPF, sparsity=sparsity, interval=interval, initial=initial, start=start, end=end, leave_out=leave_out
+        )  # fmt: skip
+        super().__init__(network, method)
