@@ -144,7 +144,7 @@ class Place:
         return place
 
     def fail(self, what: str, key: str | int = "") -> NoReturn:
-        """Raise PlanError that says what is wrong with this entry, on the line of its own entry ``key`` if given."""
+        """Raise PlanError about this entry, on the line of its own entry ``key`` if that is given."""
         line = (self.at(key) if key != "" else self).line
         place = self.file + (f" line {line}" if line else "")
         raise PlanError(f"{place}: {self.entries}: {what}" if self.entries else f"{place}: {what}")

@@ -1,1 +1,1 @@
-"""What pruning goes by: scores of weights, sparsities of layers, and what sparse training costs."""
+"""What pruning decides by: scores of weights, sparsities of layers, and the cost of sparse training."""

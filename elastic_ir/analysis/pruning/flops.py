@@ -156,7 +156,7 @@ def dpf_step(f_sparse: float, f_dense: float, *, sparse_activations: bool = Fals
 
     The elastic ticket paper counts both halves of the backward pass as dense: its total of 1.49 billion for ten
     trainings comes out so (see the tests). ``sparse_activations=True`` counts the gradients of activations as sparse,
-    which the pruned weights allow, as the RigL paper does for the like of it (SNFS): ``2 f_S + f_D``.
+    which the pruned weights allow, as the RigL paper does for the similar SNFS: ``2 f_S + f_D``.
     """
     return 2 * f_sparse + f_dense if sparse_activations else f_sparse + 2 * f_dense
 

@@ -133,7 +133,7 @@ def synflow_masks(
 
 
 class _Network:
-    """A module with stand-ins for its parameters and buffers, so that scoring changes nothing of it."""
+    """A module with stand-ins for its parameters and buffers, so that scoring does not change it."""
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from statistics import variance
 
-MOST = 9999  #: seeds beyond which nobody goes on counting
+MOST = 9999  #: the most seeds that are considered
 
 
 def half_width(values: Sequence[float], level: float = 0.95) -> float:

@@ -25,7 +25,7 @@ _TRIES = 3
 
 @dataclass(frozen=True)
 class Ended:
-    """A job that ended: its result, or what went wrong in one line; neither where another process is at it."""
+    """A job that ended: its result, or what went wrong in one line; neither where another process is doing it."""
 
     key: str
     result: dict[str, Any] | None
@@ -50,7 +50,7 @@ def _in_one_line(error: BaseException) -> str:
 
 
 def _ended(key: str, result: Callable[[], dict[str, Any] | None]) -> Ended:
-    """A job that ended as its result says, or failed: no reason to lose the others, unlike a SIGTERM."""
+    """A job that ended with a result or an exception, which must not end the other jobs; a SIGTERM does."""
     try:
         return Ended(key, result())
     except Exception as error:
@@ -102,8 +102,8 @@ def _work(spec: Mapping[str, Any], folder: str, threads: int, log: str) -> dict[
 class Processes:
     """In so many processes of this machine, each with ``threads`` threads.
 
-    Each is a pool of its own. A pool of several is broken as a whole by one worker that dies: nobody could say whose
-    job killed it, and what ran in the others would be lost with it.
+    Each is a pool of its own. A pool of several is broken as a whole by one worker that dies: it would not be known
+    whose job killed it, and what ran in the others would be lost with it.
     """
 
     def __init__(self, folder: str, count: int, threads: int = 1, log: str = "") -> None:
@@ -113,7 +113,7 @@ class Processes:
             concurrent.futures.Future[dict[str, Any] | None], tuple[Pool, Mapping[str, Any]]
         ] = {}
         self._waiting: list[Mapping[str, Any]] = []
-        self._deaths: dict[str, int] = {}  #: by key, how many workers died at a job
+        self._deaths: dict[str, int] = {}  #: by key, how many workers died while doing a job
 
     def _made(self) -> Pool:
         return Pool(1, multiprocessing.get_context("spawn"), _prepare, (self.threads,))

@@ -32,7 +32,7 @@ Result = dict[str, Any]
 def execute(spec: Mapping[str, Any], folder: str, threads: int = 0, log: str = "") -> Result | None:
     """Do a job of a store, unless it is done, and return its result; for any process that sees the store.
 
-    None where another process is at it: its result will be there, or the job will be free again.
+    None where another process is doing it: its result will be there, or the job will be free again.
     ``log`` is "csv" or "tensorboard": Lightning's logger then writes into the job's folder, below ``log``.
     """
     if threads:

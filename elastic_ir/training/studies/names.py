@@ -1,6 +1,6 @@
 """What a study names: its networks and its loss, found by name, and a check that all names exist.
 
-No Lightning is imported here, so that a study can be looked at where nothing is trained.
+No Lightning is imported here, so that a study can be checked where nothing is trained.
 """
 
 from __future__ import annotations

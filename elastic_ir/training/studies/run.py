@@ -1,6 +1,6 @@
 """Running: jobs handed to an executor as soon as what they need is there, and none that is done already.
 
-A job that another command is at is set aside; its result is taken when it is there, and the job when it is free again.
+A job that another command is doing is set aside; its result is taken when it is there, and the job when it is free again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Progress:
     before: dict[Sort, list[float]] = field(default_factory=dict)  #: of those that were finished already
     left: dict[Sort, int] = field(default_factory=dict)  #: jobs neither finished nor given up
     slots: int = 1
-    elsewhere: list[str] = field(default_factory=list)  #: jobs that other commands on the store are at
+    elsewhere: list[str] = field(default_factory=list)  #: jobs that other commands are doing
 
     @classmethod
     def of(cls, jobs: Sequence[Job], store: Store, finished: Collection[str], slots: int = 1) -> Progress:

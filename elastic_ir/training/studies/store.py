@@ -52,13 +52,13 @@ class Store:
 
     @contextlib.contextmanager
     def locked(self, key: str) -> Iterator[bool]:
-        """Whether a job is this process's to do while the block runs; it is not where another one is at it."""
+        """Whether this process may do a job while the block runs; not where another one is doing it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self._lock(key)) as mine:
             yield mine
 
     def busy(self, key: str) -> bool:
-        """Whether another process is at a job."""
+        """Whether another process is doing a job."""
         if not self._lock(key).exists():
             return False
         with self.locked(key) as mine:
@@ -88,7 +88,7 @@ class Store:
             shutil.rmtree(place, ignore_errors=True)
 
     def working(self) -> dict[str, float]:
-        """Jobs that are worked on, and for how many seconds; of other machines also those whose process was killed."""
+        """Jobs being done, and for how many seconds; of other machines also those whose process was killed."""
         found: dict[str, float] = {}
         for place in self.folder.glob(".*-*.*") if self.folder.is_dir() else ():
             key, _, worker = place.name[1:].partition(".")
@@ -103,17 +103,17 @@ class Store:
         (place / RESULT).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
 
     def sweep(self, older_than: float = 7 * 24 * 3600.0) -> int:
-        """Delete what killed processes have left: workspaces and locks; how many workspaces went.
+        """Delete what killed processes have left, workspaces and locks; returns the number of workspaces.
 
-        Of this machine's those whose process is gone and whose job nobody is at, of others' those that nobody touched
-        for so many seconds: a job writes into its own at its end only, so that a long training's looks abandoned.
+        Of this machine those whose process is gone and whose job is not being done, of others those unchanged for so many
+        seconds: a job writes into its workspace at its end only, so that a long training's looks abandoned.
         """
         gone = 0
         for place in self.folder.glob(".*-*.*") if self.folder.is_dir() else ():
             key, _, worker = place.name[1:].partition(".")
             with contextlib.suppress(OSError):
                 if worker == "lock":
-                    self.busy(key)  # a lock that nobody has goes with the look at it
+                    self.busy(key)  # which deletes a lock that no process holds
                 elif place.is_dir() and (
                     time.time() - place.stat().st_mtime > older_than or (_left(worker) and not self.busy(key))
                 ):

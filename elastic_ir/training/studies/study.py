@@ -1,4 +1,4 @@
-"""A study: one YAML file that says which networks, data, methods, sparsities and seeds are compared.
+"""A study: one YAML file with the networks, data, methods, sparsities and seeds to compare.
 
 What the file holds (:mod:`elastic_ir.training.studies.study_file` reads it), and the runs that it asks for: each run is
 one number of one seed, with the job that computes it.

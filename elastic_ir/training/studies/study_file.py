@@ -206,7 +206,7 @@ def _check_options(
 ) -> None:
     """PlanError for an option that a method does not have, and for a value that it would refuse.
 
-    ``steps`` is how many it trains, ``sparsities`` those that it is asked for. Blocks are looked at without a network,
+    ``steps`` is how many it trains, ``sparsities`` those that it is asked for. Blocks are checked without a network,
     so that one which a stage does not have is not found here.
     """
     allowed = _OPTIONS.get(method, ())
