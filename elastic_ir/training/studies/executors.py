@@ -54,9 +54,8 @@ def _ended(key: str, result: Callable[[], dict[str, Any] | None]) -> Ended:
     try:
         return Ended(key, result())
     except Exception as error:
-        return Ended(
-            key, None, _in_one_line(getattr(error, "cause", None) or error)
-        )  # Ray wraps what a job raised
+        raised = getattr(error, "cause", None) or error  # Ray wraps what a job raised
+        return Ended(key, None, _in_one_line(raised))
 
 
 class InProcess:

@@ -1,6 +1,7 @@
 """Running: jobs handed to an executor as soon as what they need is there, and none that is done already.
 
-A job that another command is doing is set aside; its result is taken when it is there, and the job when it is free again.
+A job that another command is doing is set aside: its result is taken when it is there, or the job when it is
+free again.
 """
 
 from __future__ import annotations

@@ -105,8 +105,8 @@ class Store:
     def sweep(self, older_than: float = 7 * 24 * 3600.0) -> int:
         """Delete what killed processes have left, workspaces and locks; returns the number of workspaces.
 
-        Of this machine those whose process is gone and whose job is not being done, of others those unchanged for so many
-        seconds: a job writes into its workspace at its end only, so that a long training's looks abandoned.
+        Of this machine those whose process is gone and whose job is not being done, of others those unchanged for so
+        many seconds: a job writes into its workspace at its end only, so that a long training's looks abandoned.
         """
         gone = 0
         for place in self.folder.glob(".*-*.*") if self.folder.is_dir() else ():
