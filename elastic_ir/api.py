@@ -138,7 +138,17 @@ def stretch(
     kept = listed_names(keep_beside)
     with allowing_blocks(max_blocks):
         return Stretch(
-            to_depth, to_stages, to_units, reference, plan, order, replicate, others, scale, zero, kept
+            to_depth,
+            to_stages,
+            to_units,
+            reference,
+            plan,
+            order,
+            replicate,
+            others,
+            scale,
+            zero,
+            keep_beside=kept,
         ).run(whole)
 
 
@@ -170,7 +180,10 @@ def squeeze(
     whole = _in_units(graph, unit)
     kept = listed_names(keep_beside)
     with allowing_blocks(max_blocks):
-        return Squeeze(to_depth, to_stages, to_units, _reference(like, graph), plan, drop, kept).run(whole)
+        squeeze = Squeeze(
+            to_depth, to_stages, to_units, _reference(like, graph), plan, drop, keep_beside=kept
+        )
+        return squeeze.run(whole)
 
 
 def merge(recipe: str | os.PathLike[str], *, keep_beside: Sequence[str] | str | None = None) -> Graph:

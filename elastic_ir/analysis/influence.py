@@ -79,8 +79,7 @@ def _run(module: torch.nn.Module, units: list[Unit], part: Samples) -> Ends:
     if isinstance(module, fx.GraphModule) and any("values" in node.meta for node in module.graph.nodes):
         found = _interpreted(module, units, part)
         for unit in units:
-            first, last = unit.blocks[0].input, unit.blocks[-1].output
-            assert first is not None and last is not None
+            first, last = unit.ends
             ends[unit] = (found[first.name], found[last.name])
         return ends
     with contextlib.ExitStack() as hooks:
@@ -99,7 +98,7 @@ def _interpreted(module: Any, units: list[Unit], part: Samples) -> dict[str, Any
     """The wanted values of a GraphModule's run, by the names of the graph's nodes."""
     from torch import fx
 
-    wanted = {end.name for u in units for end in (u.blocks[0].input, u.blocks[-1].output) if end is not None}
+    wanted = {end.name for unit in units for end in unit.ends}
     found: dict[str, Any] = {}
 
     class Recorder(fx.Interpreter):

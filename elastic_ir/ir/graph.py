@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from elastic_ir.errors import StructureError
 from elastic_ir.ir.info import UNKNOWN, Edits, Emitted, GraphInfo, History, Origin
-from elastic_ir.ir.structure import Resequenced, Stage, Structure
+from elastic_ir.ir.structure import Block, Resequenced, Stage, Structure
 from elastic_ir.tensors.weights import Weight
 
 if TYPE_CHECKING:
@@ -260,6 +260,11 @@ class Graph:
         return table
 
     # -- structure -------------------------------------------------------------------------------------------------
+
+    @property
+    def blocks(self) -> list[Block]:
+        """Every block of the structure as far as it has been discovered; none where nothing repeats."""
+        return self._structure.blocks if self._structure is not None else []
 
     @property
     def structure(self) -> Structure:

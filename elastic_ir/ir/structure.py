@@ -88,11 +88,20 @@ class Block:
         return self.children[0].origin
 
     @property
+    def ends(self) -> tuple[Value, ...]:
+        """The values that pass between it and its neighbours: what it takes, and what it gives; none by names alone."""
+        return tuple(end for end in (self.input, self.output) if end is not None)
+
+    def replace_end(self, old: Value, new: Value) -> None:
+        """Let it take and give ``new`` where it took or gave ``old``."""
+        self.input = new if self.input is old else self.input
+        self.output = new if self.output is old else self.output
+
+    @property
     def preserving(self) -> bool:
         """Whether the activation has one shape before and behind it; False where that is not known."""
-        ends = (self.input, self.output)
-        kinds = [end.type if end is not None else None for end in ends]
-        return kinds[0] is not None and kinds[0].fits(kinds[1])
+        kinds = [end.type for end in self.ends]
+        return len(kinds) == 2 and kinds[0] is not None and kinds[0].fits(kinds[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +113,11 @@ class Unit:
     @property
     def path(self) -> str:
         return self.blocks[0].path
+
+    @property
+    def ends(self) -> tuple[Value, ...]:
+        """The values that pass between it and its neighbours: what its first block takes, and its last one gives."""
+        return (*self.blocks[0].ends[:1], *self.blocks[-1].ends[1:])
 
     @property
     def layers(self) -> int | None:
@@ -174,6 +188,11 @@ class Structure:
     stem: tuple[str, ...] = ()  #: paths of the weight layers before the first stage
     head: tuple[str, ...] = ()  #: paths of the weight layers after the last stage
     note: str = ""  #: what a reader should know about its limits
+
+    @property
+    def blocks(self) -> list[Block]:
+        """Every block of every stage, in order."""
+        return [block for stage in self.stages for block in stage.all_blocks]
 
     @property
     def containers(self) -> list[Container]:

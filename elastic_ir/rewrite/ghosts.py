@@ -107,11 +107,9 @@ class Ghostwriter:
     def __init__(self, graph: Graph, rewriter: Rewriter) -> None:
         self.graph, self.rewriter = graph, rewriter
         self.paths: dict[Node, tuple[str, ...]] = {}  #: of the children of the block that a node lies in
-        structure = graph._structure
-        for stage in structure.stages if structure is not None else ():
-            for block in stage.all_blocks:
-                children = tuple(child.path for child in block.children)
-                self.paths.update(dict.fromkeys(block.nodes, children))
+        for block in graph.blocks:
+            children = tuple(child.path for child in block.children)
+            self.paths.update(dict.fromkeys(block.nodes, children))
 
     def factor(self, node: Node, name: str, start: float) -> WeightRef:
         """A buffer of no dimension for a node, in the part of the network that is cloned with it."""

@@ -203,13 +203,11 @@ class LayerEdits:
 
         VerifyError where a block takes or gives the value: a constant is no activation.
         """
-        structure = self.graph._structure
-        for stage in structure.stages if structure is not None else ():
-            for block in stage.all_blocks:
-                if value in (block.input, block.output):
-                    raise VerifyError(
-                        f"%{value.name} passes between blocks, by {block.path}; it is no constant"
-                    )
+        for block in self.graph.blocks:
+            if value in block.ends:
+                raise VerifyError(
+                    f"%{value.name} passes between blocks, by {block.path}; it is not a constant"
+                )
 
         def change(leaf: Argument) -> Argument:
             return constant if leaf is value else leaf
@@ -224,11 +222,9 @@ class LayerEdits:
         """For each node the blocks that it lies in."""
         if self._blocks_of is None:
             self._blocks_of = {}
-            structure = self.graph._structure
-            for stage in structure.stages if structure is not None else ():
-                for block in stage.all_blocks:
-                    for node in block.nodes:
-                        self._blocks_of.setdefault(node, []).append(block)
+            for block in self.graph.blocks:
+                for node in block.nodes:
+                    self._blocks_of.setdefault(node, []).append(block)
         return self._blocks_of
 
     def _join_blocks(self, node: Node, beside: Node) -> None:

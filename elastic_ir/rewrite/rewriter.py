@@ -140,10 +140,7 @@ class Rewriter(LayerEdits, StageEdits, Grafting, Renumbering):
             if reader is not new.node:
                 self._rewire(reader, old, new)
         for block in self._stage_of:
-            if block.input is old:
-                block.input = new
-            if block.output is old:
-                block.output = new
+            block.replace_end(old, new)
 
     def rewire(self, reader: Node, old: Value, new: Value) -> None:
         """Let one node read ``new`` where it read ``old``."""
@@ -395,10 +392,9 @@ class Rewriter(LayerEdits, StageEdits, Grafting, Renumbering):
         if len(self.graph) and structure is not None and structure.depth is not None:
             if self._layers_changed:
                 lengths = path_lengths(self.graph)
-                for stage in structure.stages:
-                    for block in stage.all_blocks:
-                        if block.input in lengths and block.output in lengths:
-                            block.layers = lengths[block.output] - lengths[block.input]
+                for block in structure.blocks:
+                    if block.input in lengths and block.output in lengths:
+                        block.layers = lengths[block.output] - lengths[block.input]
                 structure.depth = longest_path(self.graph, lengths)
                 self._layers_changed = False
             elif touched:  # not a sum: of parallel branches (HRNet) only the longest counts

@@ -70,10 +70,7 @@ def _replaceable(node: Node, kept: Node, rewriter: Rewriter) -> bool:
 def _places(graph: Graph) -> dict[Node, Hashable]:
     """Where a node may be merged: its blocks, or the gap between blocks in which it runs."""
     blocks: dict[Node, tuple[int, ...]] = {}
-    structure = graph._structure
-    for number, block in enumerate(
-        block for stage in (structure.stages if structure is not None else ()) for block in stage.all_blocks
-    ):
+    for number, block in enumerate(graph.blocks):
         for node in block.nodes:
             blocks[node] = (*blocks.get(node, ()), number)
     found: dict[Node, Hashable] = {}

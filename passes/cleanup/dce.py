@@ -54,11 +54,7 @@ class DeadCode(Pass):
 def _live_nodes(graph: Graph) -> set[Node]:
     """The nodes that something needs: from the output, from effects, and from what blocks take and give."""
     memory = Memory(graph)
-    structure = graph._structure
-    waiting: list[Node] = []
-    for stage in structure.stages if structure is not None else ():
-        for block in stage.all_blocks:
-            waiting += [value.node for value in (block.input, block.output) if value is not None]
+    waiting = [value.node for block in graph.blocks for value in block.ends]
     readers: dict[int, int] = {}
     for node in graph:
         for key in {id(graph.weights[name].storage) for name in node.weight_names()}:

@@ -12,8 +12,8 @@ import dataclasses
 from collections import Counter
 from typing import ClassVar
 
-from elastic_ir.ir.graph import Graph, Node, Value, WeightRef
-from elastic_ir.ir.operations import BatchNorm, Layer, kind_of, layer_of, norm_of, operation_of
+from elastic_ir.ir.graph import Graph, Node, Value
+from elastic_ir.ir.operations import BatchNorm, Layer, bias_slot, kind_of, layer_of, norm_of, operation_of
 from elastic_ir.onnx_model.layers import count_reads, label, plain_gemm, weight_readers, zero_bias
 from elastic_ir.passes.infra.base import Pass, reasons
 from elastic_ir.rewrite.rewriter import Rewriter
@@ -129,19 +129,29 @@ class _Folder:
             scaled = Turned(ScaledRows(Turned(data), factors))
         self.rewriter.replace_tensor(weight.name, with_values(scaled, data, factors.mean), weight.mask)
         origin = self.graph.weights[held.shift or held.mean].origin
-        if norm.kind == "module":
-            self._shift_module(before, layer, weight.dtype, factors, origin)
-            self.rewriter.become(norm, "nn.Identity")
-            return
-        self.idle += norm.weight_names()
+        fresh = with_values(NormBias(None, factors, weight.dtype), factors.mean)
+        if norm.kind == "onnx":
+            self.idle += norm.weight_names()
         if before.op == "onnx.MatMul":  # it has no bias: an addition takes the norm's place
             self.rewriter.become(norm, "onnx.Add", args=(value,))
-            fresh = with_values(NormBias(None, factors, weight.dtype), factors.mean)
             name = self.rewriter.add_operand(norm, 1, fresh, beside=held.shift or held.mean, origin=origin)
             self.reads[name] += 1
             return
-        self._shift_operand(before, layer, weight.dtype, factors, origin)
-        self.rewriter.dissolve(norm, value)
+        slot = bias_slot(before)
+        if zero_bias(before, self.users):
+            self.rewriter.drop_operand(before, 2)
+        if layer.bias is not None:
+            name = self.rewriter.own_tensor(before, slot, self.reads)
+            old = self.graph.weights[name].storage.emitted()
+            moved = with_values(NormBias(old, factors, old.dtype), old, factors.mean)
+            self.rewriter.replace_tensor(name, moved)
+        else:
+            name = self.rewriter.give_tensor(before, slot, fresh, beside=weight.name, origin=origin)
+            self.reads[name] += 1
+        if norm.kind == "module":
+            self.rewriter.become(norm, "nn.Identity")
+        else:
+            self.rewriter.dissolve(norm, value)
 
     def _factors(self, norm: BatchNorm) -> Norm:
         def emitted(name: str | None) -> TensorData | None:
@@ -149,32 +159,6 @@ class _Folder:
 
         mean, variance = (self.graph.weights[name].storage.emitted() for name in (norm.mean, norm.variance))
         return Norm(mean, variance, emitted(norm.scale), emitted(norm.shift), norm.epsilon)
-
-    def _move_bias(self, name: str, factors: Norm) -> None:
-        bias = self.graph.weights[name]
-        old = bias.storage.emitted()
-        self.rewriter.replace_tensor(name, with_values(NormBias(old, factors, bias.dtype), old, factors.mean))
-
-    def _shift_module(self, node: Node, layer: Layer, dtype: str, factors: Norm, origin: str) -> None:
-        """Give a module the bias that the norm leaves."""
-        if layer.bias is not None:
-            self._move_bias(layer.bias, factors)
-            return
-        fresh = with_values(NormBias(None, factors, dtype), factors.mean)
-        self.rewriter.add_weight(node, "bias", fresh, origin=origin)
-        self.rewriter.set_attributes(node, bias=True)
-
-    def _shift_operand(self, node: Node, layer: Layer, dtype: str, factors: Norm, origin: str) -> None:
-        """Give an operator the bias that the norm leaves."""
-        if len(node.args) > 2 and isinstance(node.args[2], Value):  # zeros, spread
-            self.rewriter.drop_operand(node, 2)
-        if len(node.args) > 2 and isinstance(node.args[2], WeightRef):
-            self._move_bias(self.rewriter.own_operand(node, 2, self.reads), factors)
-            return
-        assert layer.weight is not None
-        fresh = with_values(NormBias(None, factors, dtype), factors.mean)
-        name = self.rewriter.add_operand(node, 2, fresh, beside=layer.weight, origin=origin)
-        self.reads[name] += 1
 
     def drop_idle_weights(self) -> None:
         """Drop the weights of ONNX norms that went, where nothing else reads them."""

@@ -68,9 +68,7 @@ class _Folder:
         self.extents = Extents(graph, open_axes)
         self.graph = graph
         self.source = graph.origin if isinstance(graph.origin, OnnxSource) else None
-        structure = graph._structure
-        blocks = [block for stage in (structure.stages if structure else ()) for block in stage.all_blocks]
-        self.kept = {value for block in blocks for value in (block.input, block.output)}
+        self.kept = {value for block in graph.blocks for value in block.ends}
         self.partial: dict[Value, Partial] = {}
         self.count = 0
 

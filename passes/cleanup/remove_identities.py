@@ -69,8 +69,7 @@ class _Finder:
         self.dropout = dropout
         self.extents = Extents(graph)
         self.memory = Memory(graph)
-        structure = graph._structure
-        self.blocks = [b for stage in (structure.stages if structure else ()) for b in stage.all_blocks]
+        self.blocks = graph.blocks
 
     def source(self, node: Node) -> Value | WeightRef | None:
         """What a node hands on as it is; None where it does something, or has to stay."""
@@ -81,8 +80,7 @@ class _Finder:
         if node.kind not in ("module", "function", "method", "onnx") or not self._does_nothing(node, given):
             return None
         if isinstance(given, WeightRef):
-            taken = [value for block in self.blocks for value in (block.input, block.output)]
-            return given if node.output not in taken else None
+            return given if all(node.output not in block.ends for block in self.blocks) else None
         # a block that would hand on what it was given, and compute nothing, stays
         empty = any(block.output is node.output and block.input is given for block in self.blocks)
         return None if empty else given

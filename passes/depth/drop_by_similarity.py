@@ -7,38 +7,30 @@ influence is measured once, and those of least influence are deleted together.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from elastic_ir.analysis.samples import Samples
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Resequenced, Stage, Unit
-from elastic_ir.passes.infra.base import Pass
+from elastic_ir.passes.infra.depth_options import TargetPass
 from elastic_ir.plans.resequence import resequence
 from elastic_ir.plans.target import Target, target_counts
 from elastic_ir.rewrite.rewriter import Rewriter
 
 
 @dataclasses.dataclass(frozen=True)
-class DropBySimilarity(Pass):
+class DropBySimilarity(TargetPass):
     """Delete the units that change least of what flows through them, measured on data (ShortGPT)."""
 
     name: ClassVar[str] = "drop-by-similarity"
 
     count: int | None = None  #: how many units go, from whatever stages
-    to_depth: int | None = None  #: the network's depth, as its name counts it (ResNet-56)
-    to_stages: Sequence[int] | Mapping[str, int] | str | None = (
-        None  #: blocks of every stage, or of those named
-    )
-    to_units: int | None = None  #: units of a network of one stage
     #: A file of inputs (.npy, .npz, .safetensors), samples along the first axis; in Python also tensors. Without it the
     #: example inputs that the network was traced with.
     data: Any = None
     batch: int = 16  #: samples run at a time
-    keep_beside: Sequence[str] | None = (
-        None  #: lists, tensors or entries of a configuration beside a stage that stay as they are
-    )
 
     def __post_init__(self) -> None:
         if self.data is not None and not isinstance(self.data, (str, Samples)):
@@ -76,7 +68,7 @@ class DropBySimilarity(Pass):
 
     def _wanted(self, graph: Graph) -> dict[Stage, int] | int:
         """How many units go in each stage, or in all."""
-        target = Target(self.to_depth, self.to_stages, self.to_units)
+        target = self.target
         if self.count is not None:
             if target != Target():
                 raise PlanError("say what goes in one way: count, to_depth, to_stages or to_units")

@@ -7,28 +7,24 @@ Gong et al. 2019, *Efficient Training of BERT by Progressively Stacking*, sectio
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import ClassVar
 
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Resequenced, Stage
-from elastic_ir.passes.infra.base import Pass
+from elastic_ir.passes.infra.depth_options import DepthPass
 from elastic_ir.plans.resequence import resequence
 from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.safety.limits import check_blocks
 
 
 @dataclasses.dataclass(frozen=True)
-class Stack(Pass):
+class Stack(DepthPass):
     """Repeat the free units of every stage as a whole (StackBERT)."""
 
     name: ClassVar[str] = "stack"
 
     times: int = 2  #: how often the units stand there then
-    keep_beside: Sequence[str] | None = (
-        None  #: lists, tensors or entries of a configuration beside a stage that stay as they are
-    )
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> Resequenced:
         if self.times < 2:
@@ -39,16 +35,13 @@ class Stack(Pass):
 
 
 @dataclasses.dataclass(frozen=True)
-class DepthUpscale(Pass):
+class DepthUpscale(DepthPass):
     """Two copies of every stage, without the last units of the first and the first of the second (SOLAR)."""
 
     name: ClassVar[str] = "depth-upscale"
 
     drop: int | None = (
         None  #: units left out on either side; a quarter of a stage's units by default (8 of 32)
-    )
-    keep_beside: Sequence[str] | None = (
-        None  #: lists, tensors or entries of a configuration beside a stage that stay as they are
     )
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> Resequenced:

@@ -9,27 +9,20 @@ from typing import Any, ClassVar
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Resequenced
-from elastic_ir.passes.infra.base import Pass
+from elastic_ir.passes.infra.depth_options import ResizePass
 from elastic_ir.plans.copy_edits import CopyEdits
 from elastic_ir.plans.resequence import resequence
-from elastic_ir.plans.target import Target, stretch_plan
+from elastic_ir.plans.target import stretch_plan
 from elastic_ir.rewrite.rewriter import Rewriter
 
 
 @dataclasses.dataclass(frozen=True)
-class Stretch(Pass):
+class Stretch(ResizePass):
     """Clone repeatable units with their weights and masks, to reach a depth, counts or a plan."""
 
     name: ClassVar[str] = "stretch"
     choices: ClassVar[Mapping[str, Sequence[str]]] = {"order": ("append", "interpolate")}
 
-    to_depth: int | None = None  #: the network's depth, as its name counts it (ResNet-56)
-    to_stages: Sequence[int] | Mapping[str, int] | str | None = (
-        None  #: blocks of every stage, or of those named
-    )
-    to_units: int | None = None  #: units of a network of one stage
-    like: Graph | None = None
-    plan: Any = None  #: each stage's blocks by their source, 0,1,1|0,1, or sources and targets, 0:0;1:1,2
     order: str = (
         "append"  #: "append": the copies follow as a group; "interpolate": each right after its source
     )
@@ -37,38 +30,25 @@ class Stretch(Pass):
     others: Mapping[str, Graph] | None = None  #: networks that the plan takes layers from, by name
     scale: Any = None  #: factors of the copies' tensors by name: a mapping, or "o_proj=0.5,down_proj=0.5"
     zero: Any = None  #: names of the copies' tensors that start at zero, or "auto" for identity blocks
-    keep_beside: Sequence[str] | None = (
-        None  #: lists, tensors or entries of a configuration beside a stage that stay as they are
-    )
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> Resequenced:
-        target = Target(self.to_depth, self.to_stages, self.to_units, self.like, self.plan)
         edits = CopyEdits.of(self.scale, self.zero)
         if self.others:
             from elastic_ir.plans.layer_sources import plan_layers, take_layers
 
-            target.check()
+            self.target.check()
             layers = plan_layers(graph, self.plan, self.others)
             made = resequence(rewriter, graph, layers.plan, self.keep_beside, written=layers.sequence)
             take_layers(rewriter, graph, layers, self.others)
             edits.apply(rewriter, graph, layers.sequence)
             return made
-        plan = stretch_plan(graph, target, self.order, self.replicate)
+        plan = stretch_plan(graph, self.target, self.order, self.replicate)
         made = resequence(rewriter, graph, plan, self.keep_beside)
         edits.apply(rewriter, graph, plan)
         return made
 
-    def run(self, graph: Graph) -> Graph:
-        """The rewritten and verified copy of a graph; the graph given stays as it was."""
-        return super().run(graph) if self.like is None else self._after_reference(graph)
-
-    def run_on(self, target: Graph) -> Graph:
-        """As :meth:`run`, on a graph that nobody else holds."""
-        return super().run_on(target) if self.like is None else self._after_reference(target)
-
-    def _after_reference(self, graph: Graph) -> Graph:
-        Target(self.to_depth, self.to_stages, self.to_units, self.like, self.plan).check()
-        assert self.like is not None
+    def after_reference(self, graph: Graph, reference: Graph) -> Graph:
+        """A deeper copy, made like the reference."""
         if self.others or self.scale or self.zero:
             raise PlanError(
                 "after a reference nothing is scaled, zero or of other networks; say the target by a plan"
@@ -76,5 +56,5 @@ class Stretch(Pass):
         from elastic_ir.plans.like import resize_like
 
         return resize_like(
-            graph, self.like, "stretch", self.order, replicate=self.replicate, keep_beside=self.keep_beside
+            graph, reference, "stretch", self.order, replicate=self.replicate, keep_beside=self.keep_beside
         )

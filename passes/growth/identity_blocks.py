@@ -16,37 +16,28 @@ from elastic_ir.analysis.branches import branches_of
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Block, Resequenced
-from elastic_ir.passes.infra.base import Pass
+from elastic_ir.passes.infra.depth_options import TargetPass
 from elastic_ir.plans.resequence import resequence
-from elastic_ir.plans.target import Target, stretch_plan
+from elastic_ir.plans.target import stretch_plan
 from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.tensors.recipes import Zeros
 
 
 @dataclasses.dataclass(frozen=True)
-class IdentityBlocks(Pass):
+class IdentityBlocks(TargetPass):
     """Insert copies of blocks that compute nothing yet: the function stays the same, and training fills them."""
 
     name: ClassVar[str] = "identity-blocks"
     preserves_function: ClassVar[bool] = True
     choices: ClassVar[Mapping[str, Sequence[str]]] = {"order": ("append", "interpolate")}
 
-    to_depth: int | None = None  #: the network's depth, as its name counts it (ResNet-56)
-    to_stages: Sequence[int] | Mapping[str, int] | str | None = (
-        None  #: blocks of every stage, or of those named
-    )
-    to_units: int | None = None  #: units of a network of one stage
     order: str = "interpolate"  #: where the copies stand: each behind its source, or as a group ("append")
-    keep_beside: Sequence[str] | None = (
-        None  #: lists, tensors or entries of a configuration beside a stage that stay as they are
-    )
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> Resequenced:
-        target = Target(self.to_depth, self.to_stages, self.to_units)
-        plan = stretch_plan(graph, target, self.order, None)
-        sources = {block for stage in graph.stages for block in stage.all_blocks}
+        plan = stretch_plan(graph, self.target, self.order, None)
+        sources = set(graph.blocks)
         reordered = resequence(rewriter, graph, plan, self.keep_beside)
-        made = [block for stage in graph.stages for block in stage.blocks if block not in sources]
+        made = [block for block in graph.blocks if block not in sources]
         for block in made:
             _empty(block, graph, rewriter)
         rewriter.report({"blocks": len(made)})

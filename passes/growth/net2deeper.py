@@ -17,7 +17,7 @@ from typing import ClassVar
 from elastic_ir.channels.torch_rules import source
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph, Node, Value
-from elastic_ir.ir.operations import Trait, has, known_kind, operation_of
+from elastic_ir.ir.operations import Trait, has, known_kind, layer_of, operation_of
 from elastic_ir.ir.structure import Block
 from elastic_ir.passes.infra.base import Pass, reasons
 from elastic_ir.passes.infra.chosen import Chosen, blocks_of, need_modules
@@ -26,12 +26,6 @@ from elastic_ir.tensors.identity import IdentityKernel, idle_norm
 from elastic_ir.tensors.lazy import TensorData
 from elastic_ir.tensors.recipes import Zeros, with_values
 
-_NORMS = {"nn.Conv1d": "nn.BatchNorm1d", "nn.Conv2d": "nn.BatchNorm2d", "nn.Conv3d": "nn.BatchNorm3d",
-          "nn.Linear": "nn.BatchNorm1d"}  # fmt: skip
-#: Applied twice they give what they give once.
-_IDEMPOTENT = {"relu", "relu6", "hardtanh", "threshold"}
-_OTHERS = {"prelu", "rrelu", "glu"}  #: beside what works element by element
-_NO_ACTIVATIONS = {"neg", "abs", "exp"}
 #: Norms that depend on each input, so that no setting makes them the identity; the new layer gets none.
 _MOVING = {"groupnorm", "layernorm", "instancenorm"}
 
@@ -115,14 +109,13 @@ class Net2Deeper(Pass):
         taken: dict[Block, int] = {}
         places = []
         for node in graph:
-            kind = known_kind(node)
-            if not _is_activation(node):
+            if not known_kind(node) or not has(node, Trait.ACTIVATION):
                 continue
             before = _layer_before(node)
             if before is None or not chosen(before[0]):
                 continue
             layer, norm = before
-            if kind not in _IDEMPOTENT and not self.linear:
+            if not _idempotent(node) and not self.linear:
                 skipped[layer.scope] = (
                     f"{node.op} twice is not {node.op} once; linear=true puts the new layer in front of it, where "
                     "the two layers begin as one linear map"
@@ -251,15 +244,8 @@ def _whole(item: object) -> int:
     return item
 
 
-def _is_activation(node: Node) -> bool:
-    kind = known_kind(node)
-    return kind in _IDEMPOTENT | _OTHERS or (
-        kind not in ("", *_NO_ACTIVATIONS) and has(node, Trait.POINTWISE)
-    )
-
-
 def _idempotent(node: Node) -> bool:
-    return known_kind(node) in _IDEMPOTENT
+    return known_kind(node) != "" and has(node, Trait.IDEMPOTENT)
 
 
 def _layer_before(activation: Node) -> tuple[Node, Node | None] | None:
@@ -268,16 +254,16 @@ def _layer_before(activation: Node) -> tuple[Node, Node | None] | None:
     norm: Node | None = None
     while value is not None:
         node = value.node
-        kind = known_kind(node)
+        kind, layer = known_kind(node), layer_of(node)
         if node.kind != "module":
             return None
-        if node.op in _NORMS:
-            plain = "weight" in node.weights and set(node.weights) <= {"weight", "bias"}
-            fits = norm is None or norm.op == _NORMS[node.op]
-            return (node, norm) if plain and fits else None
+        if layer is not None and not layer.transposed:
+            axes = "1d" if layer.matrix else kind[-2:]
+            fits = norm is None or known_kind(norm) == f"batchnorm{axes}"
+            return (node, norm) if layer.weight is not None and fits else None
         if kind == "identity" or operation_of(node).family in _MOVING:
             pass
-        elif node.op in _NORMS.values() and "running_mean" in node.weights and norm is None:
+        elif kind.startswith("batchnorm") and "running_mean" in node.weights and norm is None:
             norm = node
         else:
             return None

@@ -127,6 +127,11 @@ class Pass(ABC):
         return (cls.__doc__ or "").strip().splitlines()[0]
 
 
+def option_fields(kind: type[Pass] | Pass) -> list[dataclasses.Field[Any]]:
+    """The options of a pass in the order that readers see them: those that are given by keyword alone come last."""
+    return sorted(dataclasses.fields(kind), key=lambda field: bool(field.kw_only))
+
+
 def need_network(graph: Graph, name: str) -> None:
     """PlanError where a graph is weights alone, for the pass of that name, which has to see the nodes."""
     if not len(graph):

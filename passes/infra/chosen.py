@@ -40,9 +40,7 @@ def _fits(path: str, pattern: str) -> bool:
 
 def blocks_of(graph: Graph) -> dict[Node, Block]:
     """For each node the block that it lies in; nothing where nothing repeats."""
-    structure = graph._structure
-    stages = structure.stages if structure is not None else ()
-    return {node: block for stage in stages for block in stage.all_blocks for node in block.nodes}
+    return {node: block for block in graph.blocks for node in block.nodes}
 
 
 def need_modules(graph: Graph, name: str) -> None:

@@ -12,10 +12,9 @@ import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from elastic_ir.passes.infra.base import Pass
+from elastic_ir.passes.infra.base import Pass, option_fields
 
 #: What can be typed for each plain type.
 _WORDS: dict[Any, str] = {bool: "yes/no", int: "whole number", float: "number", Any: "text"}
@@ -26,7 +25,7 @@ def option_table(kind: type[Pass]) -> list[tuple[str, str, str, str]]:
     """Name, what can be typed, default and comment of each option of a pass; comments may be empty."""
     hints, comments = typing.get_type_hints(kind), _comments(kind)
     rows = []
-    for field in dataclasses.fields(kind):
+    for field in option_fields(kind):
         told = typed(hints[field.name], kind.choices.get(field.name, ()))
         if told is not None:
             name = field.name.replace("_", "-")

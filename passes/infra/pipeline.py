@@ -10,7 +10,7 @@ from typing import Any
 
 from elastic_ir.errors import PASS_NOTE, ElasticError, VerifyError
 from elastic_ir.ir.graph import Graph
-from elastic_ir.passes.infra.base import Pass
+from elastic_ir.passes.infra.base import Pass, option_fields
 from elastic_ir.passes.infra.spec import PassSpec, make_pass, parse_pipeline
 
 #: Told after each pass: the pass, what it made, and the seconds that it took.
@@ -124,7 +124,7 @@ class _Runs:
 def describe(item: Pass) -> PassSpec:
     """A pass as it would be written: its name and the options that differ from their defaults."""
     options: dict[str, str | bool] = {}
-    for field in dataclasses.fields(item):
+    for field in option_fields(item):
         value = getattr(item, field.name)
         made = field.default_factory
         default = made() if made is not dataclasses.MISSING else field.default

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elastic_ir.errors import PlanError
-from elastic_ir.passes.infra.base import Pass
+from elastic_ir.passes.infra.base import Pass, option_fields
 from elastic_ir.passes.infra.option_table import kinds_of, typed
 from elastic_ir.plans.plan import parse_indices
 
@@ -111,7 +111,7 @@ class _Reader:
 
 def make_pass(spec: PassSpec, kind: type[Pass]) -> Pass:
     """The pass with its options; PlanError for an option that it has not, or of another type."""
-    fields = {field.name.replace("_", "-"): field for field in dataclasses.fields(kind)}
+    fields = {field.name.replace("_", "-"): field for field in option_fields(kind)}
     hints = typing.get_type_hints(kind)
     values: dict[str, Any] = {}
     for key, given in spec.options.items():

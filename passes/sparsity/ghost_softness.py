@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Argument, Graph, Node, Value
-from elastic_ir.ir.operations import kind_of
+from elastic_ir.ir.operations import kind_of, known_kind
 from elastic_ir.passes.infra.base import Pass
 from elastic_ir.rewrite.ghosts import (
     Decay,
@@ -30,9 +30,6 @@ from elastic_ir.rewrite.rewriter import Rewriter
 
 SOFT, BETA = "soft", "beta"
 _KINDS = {"pswish": "", "swish": "SiLU", "mish": "Mish"}
-_MODULES = {"nn.ReLU", "nn.ReLU6"}
-_RELUS = {"relu", "relu_", "relu6"}
-_OWNERS = ("torch", "torch.nn.functional", "method")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,10 +117,7 @@ def _is_relu(node: Node) -> bool:
     """Whether a node is a ReLU or ReLU6 of a known type, as a module, a function or a method."""
     if node.output.type is None or "float" not in node.output.type.dtype or len(node.operands()) != 1:
         return False
-    if node.kind == "module":
-        return node.op in _MODULES
-    owner, _, last = node.op.rpartition(".")
-    return owner in _OWNERS and last in _RELUS and kind_of_ghost(node) is None
+    return known_kind(node) in ("relu", "relu6") and kind_of_ghost(node) is None
 
 
 def _replace(node: Node, layer: str, rewriter: Rewriter) -> None:

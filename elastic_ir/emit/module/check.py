@@ -162,9 +162,7 @@ def _replace(module: nn.Module, filled: dict[str, nn.Parameter]) -> None:
 
 
 def _paths(graph: Graph) -> list[str]:
-    if graph._structure is None:
-        return []
-    return [block.path for stage in graph.structure.stages for block in stage.all_blocks]
+    return [block.path for block in graph.blocks]
 
 
 def _watched(module: nn.Module, graph: Graph, calls: Sequence[Call]) -> Outputs:
