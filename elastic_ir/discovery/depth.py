@@ -11,9 +11,7 @@ import re
 from elastic_ir.discovery.from_names import in_channels
 from elastic_ir.discovery.parts import Group
 from elastic_ir.ir.graph import Graph, Node, Value
-from elastic_ir.ir.operations import Trait, has, is_product
-
-_SIZES = {"onnx.Shape", "onnx.Size"}
+from elastic_ir.ir.operations import Trait, has, is_product, reads_form_only
 
 #: Names of tables that are looked up: without a graph only their name tells them from a linear layer.
 _LOOKUPS = re.compile(r"emb|wte|wpe|token|pos")
@@ -43,7 +41,7 @@ def path_lengths(graph: Graph) -> dict[Value, int]:
         reshaped = (
             not flowing and (operands or node.weight_names()) and not (direct and has(node, Trait.CONTRACTS))
         )
-        if node.op in _SIZES:  # what is known without reading a tensor's values is no flow
+        if reads_form_only(node):  # what is known without reading a tensor's values is no flow
             lengths[node.output], made_of[node.output] = 0, frozenset()
             continue
         if reshaped and node.kind in ("function", "method", "onnx"):

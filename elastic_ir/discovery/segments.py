@@ -16,10 +16,10 @@ import networkx as nx
 
 from elastic_ir.discovery.depth import only_gates, path_lengths
 from elastic_ir.ir.graph import Graph, Node, Value
+from elastic_ir.ir.operations import reads_form_only
 
 _STARTS = 6  #: ways to begin a trunk that are tried
 _LARGEST = 12  #: layers on a path through a block; in more, other blocks hide
-_NO_FLOW = {"onnx.Shape", "onnx.Size"}
 
 #: A layer's kind: its operator, the extents of its kernel, whether each channel has a filter of its own. Of such a
 #: filter the extents are left out, here and among the shapes: blocks of one stage may differ in them.
@@ -123,7 +123,7 @@ def _flow(graph: Graph, done: set[Node]) -> dict[Node, tuple[Node, ...]]:
                 carries.add(node.output)
             continue
         looked_up = node.op == "onnx.Gather"
-        if node.op not in _NO_FLOW and (inputs or (weighted and not looked_up)):
+        if not reads_form_only(node) and (inputs or (weighted and not looked_up)):
             flow[node] = inputs
     return flow
 
@@ -142,7 +142,7 @@ def _sources(
         kind = node.output.type
         if node.kind == "input" or any(value in fed for value in node.operands()):
             fed.add(node.output)
-        if node in done or node.op in _NO_FLOW or node.kind == "output":
+        if node in done or reads_form_only(node) or node.kind == "output":
             continue
         operands = tuple(dict.fromkeys(value.node for value in node.operands() if value.node in made))
         operands = tuple(item for item in operands if item not in flow)

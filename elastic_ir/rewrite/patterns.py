@@ -14,13 +14,13 @@ by nothing outside of it (after torch.fx's SubgraphMatcher, onnxscript's rewrite
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import PlanError
-from elastic_ir.ir.graph import Graph, Node, Value, WeightRef
-from elastic_ir.ir.operations import operation_of
+from elastic_ir.ir.graph import Graph, Node, Value
+from elastic_ir.ir.operations import layer_of, operation_of
 from elastic_ir.ir.structure import Block, Stage, Unit
 
 if TYPE_CHECKING:
@@ -44,64 +44,105 @@ def kinds_of(node: Node) -> set[str]:
     return found
 
 
-def weight_of(node: Node, role: str = "weight") -> str | None:
-    """The name of a node's weight by its role; where operands have no roles, its first operand that is a weight.
+def _weight_of(node: Node, role: str = "weight") -> str | None:
+    """The name of a node's weight by its role, as its layer applies it or its module holds it."""
+    layer = layer_of(node)
+    applied = {"weight": layer.weight, "bias": layer.bias}.get(role) if layer is not None else None
+    return applied or node.weights.get(role)
 
-    Of such operands a ``bias`` is the second. None where there is none.
-    """
-    if node.weights:
-        return node.weights.get(role)
-    given = node.kwargs.get(role)
-    if isinstance(given, WeightRef):
-        return given.name
-    listed = [item.name for item in node.args if isinstance(item, WeightRef)]
-    place = {"weight": 0, "bias": 1}.get(role, len(listed))
-    return listed[place] if place < len(listed) else None
+
+@dataclass(frozen=True)
+class _State:
+    """What is settled so far: each pattern's value, names, and the nodes that belong to the match."""
+
+    settled: Mapping[Pattern, Value] = field(default_factory=dict)
+    captures: Mapping[str, Value] = field(default_factory=dict)
+    nodes: Mapping[Node, bool] = field(default_factory=dict)  #: whether others may read its result
+
+    def capture(self, name: str, found: Value) -> _State | None:
+        """The state with a name for a value; None where the name means another one."""
+        if not name:
+            return self
+        same = self.captures.get(name, found) is found
+        return replace(self, captures={**self.captures, name: found}) if same else None
+
+    def take(self, node: Node, shared: bool) -> _State:
+        """The state with one node more in the match."""
+        return replace(self, nodes={**self.nodes, node: shared})
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Where patterns are looked for: a graph, and the nodes of it that no match holds."""
+
+    graph: Graph
+    free: Callable[[Node], bool]
 
 
 class Pattern:
     """What a value may be: anything (:func:`value`), the result of an operation (:func:`op`), or one of several."""
+
+    def ways(self, found: Value, state: _State, search: _Search) -> Iterator[_State]:
+        """The ways in which a value can be what the pattern says, given what is settled."""
+        raise NotImplementedError
+
+    def settle(self, found: Value, state: _State, search: _Search) -> Iterator[_State]:
+        """The same, for a pattern that may have been settled at another place."""
+        if self not in state.settled:
+            for inner in self.ways(found, state, search):
+                yield replace(inner, settled={**inner.settled, self: found})
+        elif state.settled[self] is found:
+            yield state
 
 
 @dataclass(frozen=True, eq=False)
 class _Anything(Pattern):
     name: str
 
+    def ways(self, found: Value, state: _State, search: _Search) -> Iterator[_State]:
+        bound = state.capture(self.name, found)
+        if bound is not None:
+            yield bound
+
 
 @dataclass(frozen=True, eq=False)
 class _AnyOf(Pattern):
     choices: tuple[Pattern, ...]
 
+    def ways(self, found: Value, state: _State, search: _Search) -> Iterator[_State]:
+        for choice in self.choices:
+            yield from choice.settle(found, state, search)
+
 
 @dataclass(frozen=True, eq=False)
 class _Through(Pattern):
     to: Pattern
-    ops: tuple[str, ...]
+    step: _Operation
+
+    def ways(self, found: Value, state: _State, search: _Search) -> Iterator[_State]:
+        """Every place along the way at which a path may end, the nearest first."""
+        while True:
+            yield from self.to.settle(found, state, search)
+            node, operands = found.node, found.node.operands()
+            if len(operands) != 1 or not search.free(node) or not self.step.fits(node, search.graph):
+                return
+            state, found = state.take(node, False), operands[0]
 
 
 @dataclass(frozen=True, eq=False)
 class _Operation(Pattern):
     ops: tuple[str, ...]
-    operands: tuple[Pattern | EllipsisType, ...] | None
-    name: str
-    weight: Extents | None
-    attributes: Mapping[str, Any]
-    where: Condition | None
-    shared: bool
-    commutative: bool
+    operands: tuple[Pattern | EllipsisType, ...] | None = None
+    name: str = ""
+    weight: Extents | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    where: Condition | None = None
+    shared: bool = False
+    commutative: bool = False
 
     def fits(self, node: Node, graph: Graph) -> bool:
         """Whether a node by itself is what is looked for."""
-        kinds: set[str] | None = None
-        for wanted in self.ops:
-            if "." in wanted:
-                found = node.op == wanted
-            else:
-                kinds = kinds_of(node) if kinds is None else kinds
-                found = wanted in kinds
-            if found:
-                break
-        else:
+        if node.op not in self.ops and kinds_of(node).isdisjoint(self.ops):
             return False
         for name, expected in self.attributes.items():
             given = node.attributes.get(name, node.kwargs.get(name))
@@ -111,19 +152,52 @@ class _Operation(Pattern):
             return False
         return self.where is None or self.where(node, graph)
 
+    def ways(self, found: Value, state: _State, search: _Search) -> Iterator[_State]:
+        node = found.node
+        bound = state.capture(self.name, found)
+        if bound is None or not search.free(node) or not self.fits(node, search.graph):
+            return
+        for operands in self._orders(node):
+            states: Iterator[_State] = iter((bound.take(node, self.shared),))
+            for pattern, value in operands:
+                states = _each(states, pattern, value, search)
+            yield from states
+
+    def _orders(self, node: Node) -> Iterator[list[tuple[Pattern, Value]]]:
+        """The ways to match operands: in order, and the other way round where order does not matter."""
+        given = node.operands()
+        patterns = [item for item in self.operands or () if isinstance(item, Pattern)]
+        more = self.operands is None or len(patterns) < len(self.operands)
+        if len(given) < len(patterns) or (len(given) > len(patterns) and not more):
+            return
+        yield list(zip(patterns, given, strict=False))
+        if self.commutative:
+            yield list(zip(patterns, reversed(given), strict=True))
+
+
+def _each(states: Iterator[_State], pattern: Pattern, found: Value, search: _Search) -> Iterator[_State]:
+    """The ways in which one operand more can be what its pattern says."""
+    for state in states:
+        yield from pattern.settle(found, state, search)
+
 
 def _plain(item: Any) -> Any:
     return tuple(_plain(part) for part in item) if isinstance(item, (list, tuple)) else item
 
 
 def _has_shape(node: Node, graph: Graph, wanted: Extents) -> bool:
-    name = weight_of(node)
+    name = _weight_of(node)
     shape = graph.weights[name].shape if name is not None else None
     return (
         shape is not None
         and len(shape) == len(wanted)
         and all(extent is None or extent == own for extent, own in zip(wanted, shape, strict=True))
     )
+
+
+def _spelled(ops: Sequence[str]) -> tuple[str, ...]:
+    """Operations as they are written, kinds without what dialects spell differently."""
+    return tuple(item if "." in item else item.replace("_", "").lower() for item in ops)
 
 
 def value(name: str) -> Pattern:
@@ -161,8 +235,9 @@ def op(
     if commutative and (len(operands) != 2 or ... in operands):
         raise PlanError(f"the pattern of {listed[0]!r} is commutative, which takes two operands")
     found = tuple(value(item) if isinstance(item, str) else item for item in operands)
-    kinds = tuple(item if "." in item else item.replace("_", "").lower() for item in listed)
-    return _Operation(kinds, found or None, name, weight, dict(attributes or {}), where, shared, commutative)
+    return _Operation(
+        _spelled(listed), found or None, name, weight, dict(attributes or {}), where, shared, commutative
+    )
 
 
 def any_of(*choices: Pattern | str) -> Pattern:
@@ -181,9 +256,7 @@ def chain(start: Pattern | str, *steps: str | Sequence[str] | Pattern) -> Patter
         if not isinstance(step, Pattern):
             at = op(step, at)
         elif isinstance(step, _Operation) and step.operands is None:
-            at = _Operation(
-                step.ops, (at,), step.name, step.weight, step.attributes, step.where, step.shared, False
-            )
+            at = replace(step, operands=(at,))
         else:
             raise PlanError(
                 "a step of a chain is an operation without operands; they come from the step before"
@@ -193,7 +266,7 @@ def chain(start: Pattern | str, *steps: str | Sequence[str] | Pattern) -> Patter
 
 def through(to: Pattern | str, *ops: str) -> Pattern:
     """A value behind any number of nodes of these kinds, none included: ``through(x, "identity", "dropout")``."""
-    return _Through(value(to) if isinstance(to, str) else to, tuple(ops))
+    return _Through(value(to) if isinstance(to, str) else to, _Operation(_spelled(ops)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,31 +296,13 @@ class Match:
 
     def weight(self, name: str, role: str = "weight") -> str:
         """The name of a captured node's weight; PlanError where it has none of that role."""
-        found = weight_of(self.node(name), role)
+        found = _weight_of(self.node(name), role)
         if found is None:
             raise PlanError(f"node %{self.node(name).name} ({self.node(name).op}) has no {role}")
         return found
 
     def __contains__(self, name: str) -> bool:
         return name in self.captures
-
-
-@dataclass(frozen=True)
-class _State:
-    """What is settled so far: each pattern's value, names, and the nodes that belong to the match."""
-
-    settled: Mapping[Pattern, Value] = field(default_factory=dict)
-    captures: Mapping[str, Value] = field(default_factory=dict)
-    nodes: Mapping[Node, bool] = field(default_factory=dict)  #: whether others may read its result
-
-    def bind(self, pattern: Pattern, name: str, found: Value) -> _State | None:
-        if name and self.captures.get(name, found) is not found:
-            return None
-        captures = {**self.captures, name: found} if name else self.captures
-        return _State({**self.settled, pattern: found}, captures, self.nodes)
-
-    def take(self, node: Node, shared: bool) -> _State:
-        return _State(self.settled, self.captures, {**self.nodes, node: shared})
 
 
 def find(
@@ -274,10 +329,9 @@ def find(
     def free(node: Node) -> bool:
         return node not in taken and inside(node)
 
+    search = _Search(graph, free)
     for node in graph:
-        if not free(node) or not pattern.fits(node, graph):
-            continue
-        for state in _match(pattern, node.output, _State(), graph, free):
+        for state in pattern.settle(node.output, _State(), search):
             if _closed(state, node, readers):
                 taken.update(part for part, shared in state.nodes.items() if not shared)
                 yield Match(graph, _in_order(state.nodes, node), dict(state.captures))
@@ -328,76 +382,3 @@ def _closed(state: _State, root: Node, readers: Callable[[Value], Iterable[Node]
         ):
             return False
     return True
-
-
-def _match(
-    pattern: Pattern, found: Value, state: _State, graph: Graph, free: Callable[[Node], bool]
-) -> Iterator[_State]:
-    """The ways in which a value can be what a pattern says, given what is settled."""
-    if pattern in state.settled:
-        if state.settled[pattern] is found:
-            yield state
-        return
-    if isinstance(pattern, _Anything):
-        bound = state.bind(pattern, pattern.name, found)
-        if bound is not None:
-            yield bound
-    elif isinstance(pattern, _AnyOf):
-        for choice in pattern.choices:
-            for inner in _match(choice, found, state, graph, free):
-                yield _State({**inner.settled, pattern: found}, inner.captures, inner.nodes)
-    elif isinstance(pattern, _Through):
-        yield from _pass_through(pattern, found, state, graph, free)
-    elif isinstance(pattern, _Operation):
-        node = found.node
-        if not free(node) or not pattern.fits(node, graph):
-            return
-        bound = state.bind(pattern, pattern.name, found)
-        if bound is None:
-            return
-        bound = bound.take(node, pattern.shared)
-        for pairs in _pairings(pattern, node):
-            yield from _match_all(pairs, bound, graph, free)
-
-
-def _pass_through(
-    pattern: _Through, found: Value, state: _State, graph: Graph, free: Callable[[Node], bool]
-) -> Iterator[_State]:
-    """Every place along the way at which a path may end, the nearest first."""
-    step = _Operation(pattern.ops, None, "", None, {}, None, False, False)
-    at, passed = found, state
-    while True:
-        for inner in _match(pattern.to, at, passed, graph, free):
-            yield _State({**inner.settled, pattern: found}, inner.captures, inner.nodes)
-        operands = at.node.operands()
-        if len(operands) != 1 or not free(at.node) or not step.fits(at.node, graph):
-            return
-        passed = passed.take(at.node, False)
-        at = operands[0]
-
-
-def _pairings(pattern: _Operation, node: Node) -> Iterator[list[tuple[Pattern, Value]]]:
-    """The ways to match operands: in order, and the other way round where order does not matter."""
-    wanted = pattern.operands
-    if wanted is None:
-        yield []
-        return
-    given = node.operands()
-    patterns = [item for item in wanted if isinstance(item, Pattern)]
-    more = len(patterns) < len(wanted)
-    if len(given) < len(patterns) or (len(given) > len(patterns) and not more):
-        return
-    yield list(zip(patterns, given, strict=False))
-    if pattern.commutative:
-        yield list(zip(patterns, reversed(given), strict=True))
-
-
-def _match_all(
-    pairs: Sequence[tuple[Pattern, Value]], state: _State, graph: Graph, free: Callable[[Node], bool]
-) -> Iterator[_State]:
-    if not pairs:
-        yield state
-        return
-    (pattern, found), *rest = pairs
-    for inner in _match(pattern, found, state, graph, free):
-        yield from _match_all(rest, inner, graph, free)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import elastic_ir as eir
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph, Node
-from elastic_ir.rewrite.patterns import Pattern, any_of, chain, find, kinds_of, op, through, value, weight_of
+from elastic_ir.rewrite.patterns import Pattern, any_of, chain, find, kinds_of, op, through, value
 from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.zoo import cifar_resnet
 
@@ -110,9 +110,8 @@ def test_kinds_are_those_of_every_spelling() -> None:
     assert found == ["torch.nn.functional.relu", "torch.relu", "method.relu_", "method.relu", "nn.ReLU"]
     add = next(node for node in graph if node.op == "operator.add")
     assert "add" in kinds_of(add)
-    linear = next(node for node in graph if node.op == "nn.Linear")
-    assert weight_of(linear) == "one.weight" and weight_of(linear, "bias") == "one.bias"
-    assert weight_of(add) is None
+    linear = next(find(graph, op("nn.Linear", name="linear")))
+    assert (linear.weight("linear"), linear.weight("linear", "bias")) == ("one.weight", "one.bias")
 
 
 def test_paths_and_choices() -> None:

@@ -195,6 +195,8 @@ def is_product(node: Node) -> bool:
 
 def reads_form_only(node: Node) -> bool:
     """Whether a node reads a tensor's shape or type, and none of its numbers."""
+    if node.kind == "onnx":
+        return known_kind(node) in ("shape", "size")
     if kind_of(node) == "getattr":
         return len(node.args) > 1 and node.args[1] in _FORM_ATTRIBUTES
     return node.kind == "method" and has(node, Trait.FORM)
