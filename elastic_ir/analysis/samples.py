@@ -1,4 +1,4 @@
-"""Inputs that a network is measured on: what it was traced with, tensors, or a file of arrays."""
+"""Inputs that a network is measured on: what it was traced with, tensors, or a file of arrays, perhaps with labels."""
 
 from __future__ import annotations
 
@@ -104,9 +104,9 @@ def _read(path: Path) -> Samples:
     if not path.is_file():
         raise SourceError(f"{path} does not exist")
     try:
-        if path.suffix == ".npy":
+        if path.suffix.lower() == ".npy":
             return Samples((_tensor(np.load(path, allow_pickle=False)),))
-        if path.suffix == ".npz":
+        if path.suffix.lower() == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 return Samples.of({name: arrays[name] for name in arrays.files})
         if SAFETENSORS.names(path):
@@ -116,3 +116,29 @@ def _read(path: Path) -> Samples:
     except Exception as error:  # the readers raise anything on damaged files
         raise SourceError(f"{path.name} cannot be read as inputs: {error}") from error
     raise SourceError(f"{path.name} is none of .npy, .npz and .safetensors, which inputs are read from")
+
+
+def read_batches(path: str, batch: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The labelled examples of a file in its order, in batches; the last one is smaller.
+
+    The file, ``.npz`` or ``.safetensors``, holds ``inputs``, [examples, ...], and ``labels``, class numbers [examples].
+    Raises SourceError for a file that cannot be read, or does not hold ``inputs`` and as many ``labels``.
+    """
+    file = Path(path)
+    if batch < 1:
+        raise SourceError(f"batch={batch}: a batch holds one example or more")
+    found = _read(file).kwargs
+    missing = next((name for name in ("inputs", "labels") if name not in found), None)
+    if missing is not None:
+        raise SourceError(
+            f"{file.name} holds no {missing!r} but {', '.join(map(repr, found)) or 'nothing'}; "
+            "call the examples 'inputs' and their class numbers 'labels'"
+        )
+    x, y = found["inputs"], found["labels"]
+    kind = str(y.dtype).removeprefix("torch.")
+    if y.ndim != 1 or "int" not in kind:
+        raise SourceError(f"{file.name}: the labels are {kind}{list(y.shape)}, not a row of class numbers")
+    if not x.ndim or len(x) != len(y) or not len(x):
+        raise SourceError(f"{file.name}: {len(y)} labels do not fit inputs of {list(x.shape)}")
+    inputs, labels = x.float() if x.is_floating_point() else x, y.long()
+    return [(inputs[at : at + batch], labels[at : at + batch]) for at in range(0, len(labels), batch)]

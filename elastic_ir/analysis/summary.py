@@ -17,7 +17,7 @@ from typing import Any
 from elastic_ir.discovery.depth import looks_up, path_lengths
 from elastic_ir.discovery.from_names import NameReader
 from elastic_ir.ir.graph import Graph, Value
-from elastic_ir.ir.naming import rename_path
+from elastic_ir.ir.naming import head_in, rename_path
 from elastic_ir.ir.structure import Block, Stage, Structure
 
 #: Layers that mix or scale channels: along axis 1, and along the last axis.
@@ -100,26 +100,14 @@ def _share_out(graph: Graph, structure: Structure, rows: list[Row], idle: Row) -
         for block in row.stage.all_blocks
         for child in block.children
     }
-    left = []
+    left: list[str] = []
     for name in graph.weights:
-        row = _owner(name, owner)
-        if row is None:
-            left.append(name)
-        else:
-            row.weights.append(name)
+        head = head_in(name, owner)
+        (left if head is None else owner[head].weights).append(name)
     if len(graph):
         _by_execution(graph, rows, idle, left)
     else:
         _by_names(graph, structure, rows, left)
-
-
-def _owner(name: str, owner: dict[str, Row]) -> Row | None:
-    end = name.find(".")
-    while end != -1:
-        if name[:end] in owner:
-            return owner[name[:end]]
-        end = name.find(".", end + 1)
-    return owner.get(name)
 
 
 def _by_execution(graph: Graph, rows: list[Row], idle: Row, left: Iterable[str]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from elastic_ir.ir.graph import Argument, Graph, Node, WeightRef, map_argument
+from elastic_ir.tensors.weights import Weight
 
 
-def head_in(path: str, heads: set[str]) -> str | None:
+def head_in(path: str, heads: Collection[str]) -> str | None:
     """The prefix of a dotted path, itself included, that is among ``heads``."""
     end = len(path)
     while end != -1:
@@ -20,14 +21,18 @@ def head_in(path: str, heads: set[str]) -> str | None:
 
 def rename_path(path: str, renames: dict[str, str]) -> str:
     """A dotted path with its longest renamed prefix (whole components only) replaced."""
-    if path in renames:
-        return renames[path]
-    end = path.rfind(".")
-    while end != -1:
-        if path[:end] in renames:
-            return renames[path[:end]] + path[end:]
-        end = path.rfind(".", 0, end)
-    return path
+    head = head_in(path, renames)
+    return path if head is None else renames[head] + path[len(head) :]
+
+
+def weights_below(weights: Mapping[str, Weight], paths: Iterable[str]) -> dict[str, dict[str, Weight]]:
+    """For each of some paths the weights that lie in it, by their names within it; "" for one of that name itself."""
+    found: dict[str, dict[str, Weight]] = {path: {} for path in paths}
+    for name, weight in weights.items():
+        head = head_in(name, found)
+        if head is not None:
+            found[head][name[len(head) + 1 :]] = weight
+    return found
 
 
 def module_order(names: Iterable[str]) -> list[str]:
@@ -48,7 +53,7 @@ def module_order(names: Iterable[str]) -> list[str]:
 
 
 def rename_references(node: Node, renames: dict[str, str]) -> None:
-    """Let a node use weights under their new names; for front ends."""
+    """Let a node use weights under their new names."""
 
     def change(leaf: Argument) -> Argument:
         return WeightRef(renames[leaf.name]) if isinstance(leaf, WeightRef) and leaf.name in renames else leaf

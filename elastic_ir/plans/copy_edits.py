@@ -13,6 +13,7 @@ from typing import Any
 
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.naming import weights_below
 from elastic_ir.ir.structure import Block, Stage
 from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.tensors.recipes import Scaled, Zeros, with_values
@@ -131,12 +132,8 @@ def set_zero(rewriter: Rewriter, weight: Weight) -> None:
 
 def weights_in(block: Block, graph: Graph) -> list[tuple[Weight, str]]:
     """The weights of a block, each with its name inside the block's child."""
-    heads = tuple(f"{child.path}." for child in block.children)
-    return [
-        (weight, name[len(next(head for head in heads if name.startswith(head))) :])
-        for name, weight in graph.weights.items()
-        if name.startswith(heads)
-    ]
+    held = weights_below(graph.weights, (child.path for child in block.children))
+    return [(weight, name) for inside in held.values() for name, weight in inside.items() if name]
 
 
 def fits(wanted: str, name: str) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 from elastic_ir.errors import PlanError, StructureError
 from elastic_ir.formats.model_folder import CheckpointSource
 from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.naming import weights_below
 from elastic_ir.ir.structure import Block, Stage
 from elastic_ir.plans.plan import SOURCE_NAME, Layer, Plan, StagePlan, StageShape, check_plan
 from elastic_ir.plans.target import planned_layers
@@ -184,16 +185,9 @@ class _Likes:
 
 def _weights(graph: Graph, stage: Stage) -> dict[str, dict[str, Weight]]:
     """The weights of each child of a stage's blocks, by their names within it."""
-    found: dict[str, dict[str, Weight]] = {
-        child.path: {} for block in stage.all_blocks for child in block.children
-    }
-    depth = stage.container.path.count(".") + 2 if stage.container.path else 1
-    for name, weight in graph.weights.items():
-        parts = name.split(".")
-        path = ".".join(parts[:depth])
-        if path in found:
-            found[path][".".join(parts[depth:])] = weight
-    return found
+    return weights_below(
+        graph.weights, (child.path for block in stage.all_blocks for child in block.children)
+    )
 
 
 def _weights_of(block: Block, held: Mapping[str, Mapping[str, Weight]]) -> list[Mapping[str, Weight]]:

@@ -312,8 +312,3 @@ def plan_of_mapping(mapping: dict[int, list[int]], name: str) -> list[int]:
         if target not in source_of:
             raise PlanError(f"stage {name!r}: the mapping leaves target block {target} without a source")
     return [source_of[target] for target in range(len(source_of))]
-
-
-def format_plan(plan: Plan) -> str:
-    """A plan as the command line takes it."""
-    return "|".join(",".join(map(str, stage)) for stage in plan)

@@ -7,8 +7,7 @@ from dataclasses import replace
 
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Block, Resequenced
-from elastic_ir.plans.keep_beside import known_names
-from elastic_ir.plans.left_behind import refuse_left_behind
+from elastic_ir.plans.keep_beside import known_names, refuse_left_behind
 from elastic_ir.plans.plan import Plan
 from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.safety.limits import check_blocks

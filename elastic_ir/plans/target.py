@@ -13,7 +13,7 @@ from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.numbering import DIGITS, number_of
 from elastic_ir.ir.structure import Stage
 from elastic_ir.plans.families import counts_for_depth
-from elastic_ir.plans.left_behind import about_inner_list
+from elastic_ir.plans.keep_beside import about_inner_list
 from elastic_ir.plans.plan import (
     Layer,
     Plan,
@@ -75,7 +75,7 @@ _DEEPER = (
 def stretch_plan(graph: Graph, target: Target, order: str, replicate: Sequence[int] | None) -> Plan:
     """The plan that makes a graph as deep as wanted; PlanError where that would be no stretch.
 
-    What follows a reference is planned by :mod:`elastic_ir.plans.matching`.
+    What follows a reference is planned by :mod:`elastic_ir.plans.like`.
     """
     target.check()
     if target.plan is not None:

@@ -7,8 +7,8 @@ container are numbered afresh, in order, and nodes, weights and the list of modu
 from __future__ import annotations
 
 from elastic_ir.errors import VerifyError
-from elastic_ir.ir.graph import Argument, Graph, WeightRef, map_argument
-from elastic_ir.ir.naming import head_in, rename_path
+from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.naming import head_in, rename_path, rename_references
 from elastic_ir.ir.numbering import Series
 from elastic_ir.ir.structure import Container
 from elastic_ir.tensors.weights import Weight
@@ -71,20 +71,10 @@ class Renumbering:
                 fresh[weight.name] = weight
         self.graph.weights = fresh
         moved = {old: new for old, new in renames.items() if old != new}
-
-        def change(leaf: Argument) -> Argument:
-            return (
-                WeightRef(changed[leaf.name])
-                if isinstance(leaf, WeightRef) and leaf.name in changed
-                else leaf
-            )
-
         for node in self.graph:
             node.scope = rename_path(node.scope, moved)
             if changed:
-                node.weights = {role: changed.get(name, name) for role, name in node.weights.items()}
-                node.args = map_argument(node.args, change)
-                node.kwargs = map_argument(node.kwargs, change)
+                rename_references(node, changed)
 
     def _list_modules(self, renames: dict[str, str]) -> None:
         """Keep the front end's list of registered modules in step with the containers."""

@@ -20,7 +20,7 @@ from elastic_ir.errors import StructureError, VerifyError
 from elastic_ir.ir.cloner import copy_node
 from elastic_ir.ir.graph import Argument, Graph, Node, Value, map_argument
 from elastic_ir.ir.info import Edits
-from elastic_ir.ir.naming import name_nodes, rename_path
+from elastic_ir.ir.naming import head_in, name_nodes, rename_path
 from elastic_ir.ir.structure import Block, Child, Container, Stage, Structure, Unit
 from elastic_ir.rewrite.grafting import Grafting
 from elastic_ir.rewrite.layer_edits import LayerEdits
@@ -160,12 +160,7 @@ class Rewriter(LayerEdits, StageEdits, Grafting, Renumbering):
 
     def _owner(self, name: str) -> str | None:
         """The path of the container child that a dotted name lies in, or None."""
-        end = name.find(".")
-        while end != -1:
-            if name[:end] in self._paths:
-                return name[:end]
-            end = name.find(".", end + 1)
-        return name if name in self._paths else None
+        return head_in(name, self._paths)
 
     def set_mask(self, name: str, mask: Any) -> None:
         """Give a weight another mask of its shape, or none.

@@ -24,6 +24,7 @@ from typing import ClassVar
 from elastic_ir.checkpoints.ends import stands_behind
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.naming import weights_below
 from elastic_ir.ir.structure import Resequenced, Stage
 from elastic_ir.passes.infra.base import Pass
 from elastic_ir.plans.copy_edits import set_scaled
@@ -138,13 +139,11 @@ class _Merge(Pass):
         inside: set[str] = set()
         for stage, along in zip(graph.stages, places, strict=True):
             owners = {child.path: at for at, b in enumerate(stage.all_blocks) for child in b.children}
-            depth = stage.container.path.count(".") + 2 if stage.container.path else 1
-            for name, weight in list(graph.weights.items()):
-                at = owners.get(".".join(name.split(".")[:depth]))
-                if at is not None:
-                    inside.add(name)
-                    item, place = along[at]
-                    _scale(rewriter, graph, name, item.factor(weight.origin, place))
+            for path, held in weights_below(graph.weights, owners).items():
+                item, place = along[owners[path]]
+                for weight in held.values():
+                    inside.add(weight.name)
+                    _scale(rewriter, graph, weight.name, item.factor(weight.origin, place))
         self._outside(rewriter, graph, [slices for _, slices in stages], inside)
         return made
 

@@ -58,8 +58,8 @@ class LayerwiseRescale(Pass):
         rewriter.report(scales)
 
     def _find(self, graph: Graph) -> dict[str, float]:
-        from elastic_ir.analysis.examples import read_batches
         from elastic_ir.analysis.gradinit import GradInit, find_scales
+        from elastic_ir.analysis.samples import read_batches
 
         self._need_pytorch(graph)
         assert self.data is not None

@@ -172,18 +172,18 @@ def test_data_that_does_not_fit(form: str, arrays: dict[str, Any], message: str,
 def test_files_that_are_none(tmp_path: Path) -> None:
     graph = ticket(cifar_resnet(8, width=4))
     for name, content, message in [
-        ("a.npz", b"not a zip", "a.npz is no readable .npz file"),
+        ("a.npz", b"not a zip", "a.npz cannot be read as inputs: "),
         (
             "a.safetensors",
             b"\xff" * 20,
             "a.safetensors is no .safetensors file: its first 8 bytes ask for a header",
         ),
-        ("a.csv", b"1,2", "a.csv: data is read from .npz and .safetensors files"),
+        ("a.csv", b"1,2", "a.csv is none of .npy, .npz and .safetensors, which inputs are read from"),
     ]:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(SourceError, match=message):
             LayerwiseRescale(data=str(tmp_path / name)).run(graph)
-    with pytest.raises(SourceError, match=r"none.npz is no file"):
+    with pytest.raises(SourceError, match=r"none.npz does not exist"):
         LayerwiseRescale(data=str(tmp_path / "none.npz")).run(graph)
 
 

@@ -21,7 +21,7 @@ from torch import nn
 
 import elastic_ir as eir
 from elastic_ir.checkpoints.names import graph_of_tensors
-from elastic_ir.plans.left_behind import refuse_left_behind
+from elastic_ir.plans.keep_beside import refuse_left_behind
 from elastic_ir.tensors.lazy import ShapeOnly
 from elastic_ir.zoo import cifar_resnet, cifar_vgg
 from tests.networks.transformers_families import FAMILIES

@@ -11,7 +11,6 @@ from elastic_ir.plans.plan import (
     StageShape,
     check_plan,
     drop_exactly,
-    format_plan,
     grow,
     parse_indices,
     parse_plan,
@@ -96,7 +95,6 @@ def test_notations() -> None:
     assert mapping == [{0: [0], 1: [1, 2], 2: [3, 4]}]
     assert isinstance(mapping[0], dict)
     assert plan_of_mapping(mapping[0], "s") == [0, 1, 1, 2, 2]
-    assert format_plan(((0, 1, 1), (0,))) == "0,1,1|0"
 
 
 @pytest.mark.parametrize(
