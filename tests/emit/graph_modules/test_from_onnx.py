@@ -326,6 +326,15 @@ def test_what_no_node_reads_stays(tmp_path: Path) -> None:
     assert len(graph.weights) == 2
 
 
+@pytest.mark.parametrize("attribute", ["function", "operation"])
+def test_keywords_of_ours_are_no_attributes(tmp_path: Path, attribute: str) -> None:
+    """A file cannot set what distinguishes operators that are one function."""
+    kind = "ReduceSum" if attribute == "function" else "Sum"
+    node = helper.make_node(kind, ["x"], ["y"], **{attribute: "prod"})
+    with pytest.raises(EmitError, match=f"the attribute '{attribute}', which has no form in PyTorch here"):
+        small([node], tmp_path).to_module()
+
+
 def test_sizes_stay_numbers(tmp_path: Path) -> None:
     """So that torch.compile sees one graph, for all sizes."""
     weights = {
