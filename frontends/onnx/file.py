@@ -53,9 +53,8 @@ class OnnxFile:
         mark = mark_of(tensor)
         if mark is not None:
             found = self.tensors[mark]
-            return self._checked(
-                FileTensor(found.path, found.offset, shape, dtype, found.stamp), found.shape[0], owner
-            )
+            self._check_size(shape, dtype, found.shape[0], owner)
+            return FileTensor(found.path, found.offset, shape, dtype, found.stamp)
         if tensor.data_location == 1:
             return self._external(tensor, shape, dtype, owner)
         raw = tensor.raw_data
@@ -66,20 +65,15 @@ class OnnxFile:
                 raw = numpy_helper.to_array(tensor).tobytes()
             except (OverflowError, TypeError, ValueError) as error:
                 raise SourceError(f"{self.path.name}: {owner} is damaged ({error})") from error
-        if len(raw) != prod(shape) * ITEM_SIZES[dtype]:
-            raise SourceError(
-                f"{self.path.name}: {owner} has {len(raw)} bytes where its shape {list(shape)} needs "
-                f"{prod(shape) * ITEM_SIZES[dtype]}"
-            )
+        self._check_size(shape, dtype, len(raw), owner)
         return InlineData(shape, dtype, raw)
 
-    def _checked(self, data: FileTensor, have: int, owner: str) -> FileTensor:
-        need = prod(data.shape) * ITEM_SIZES[data.dtype]
+    def _check_size(self, shape: tuple[int, ...], dtype: str, have: int, owner: str) -> None:
+        need = prod(shape) * ITEM_SIZES[dtype]
         if need != have:
             raise SourceError(
-                f"{self.path.name}: {owner} has {have} bytes where its shape {list(data.shape)} needs {need}"
+                f"{self.path.name}: {owner} has {have} bytes where its shape {list(shape)} needs {need}"
             )
-        return data
 
     def _external(
         self, tensor: onnx.TensorProto, shape: tuple[int, ...], dtype: str, owner: str
@@ -121,7 +115,8 @@ class OnnxFile:
             raise SourceError(
                 f"{self.path.name}: {location} has {status.st_size} bytes, and {owner} should end at {offset + length}"
             )
-        return self._checked(FileTensor(path, offset, shape, dtype, stamp_of(status)), length, owner)
+        self._check_size(shape, dtype, length, owner)
+        return FileTensor(path, offset, shape, dtype, stamp_of(status))
 
 
 def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:

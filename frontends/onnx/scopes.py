@@ -25,37 +25,21 @@ _NUMBER = re.compile(r"(^|[._a-z])\d+($|\.)")
 Scoping: TypeAlias = "Callable[[Graph, onnx.ModelProto, list[tuple[int, Node]]], bool]"
 
 
-def by_metadata(graph: Graph, model: onnx.ModelProto, nodes: list[tuple[int, Node]]) -> bool:
-    """As PyTorch's exporter noted at each node."""
-    return _assign(graph, {node: _from_metadata(model.graph.node[index]) for index, node in nodes})
-
-
-def by_node_names(graph: Graph, model: onnx.ModelProto, nodes: list[tuple[int, Node]]) -> bool:
-    """As PyTorch's older exporter named the nodes."""
-    return _assign(graph, {node: _from_node_name(model.graph.node[index]) for index, node in nodes})
-
-
-def by_weights(graph: Graph, model: onnx.ModelProto, nodes: list[tuple[int, Node]]) -> bool:
-    """After the names of the weights that the nodes read."""
-    return _assign(graph, {node: _from_weights(graph, node) for _, node in nodes})
-
-
 def by_regions(graph: Graph, model: onnx.ModelProto, nodes: list[tuple[int, Node]]) -> bool:
     """As the data flows; the file's names are not looked at."""
     return scope_regions(graph)
 
 
-SCOPINGS: tuple[Scoping, ...] = (by_metadata, by_node_names, by_weights, by_regions)
-
-
-def _from_metadata(proto: onnx.NodeProto) -> str | None:
+def _from_metadata(graph: Graph, proto: onnx.NodeProto, node: Node) -> str | None:
+    """As PyTorch's exporter noted at the node."""
     names = module_scopes(proto)
     if names is None:
         return None
     return names[-2] if len(names) > 1 else ""  # the last is the operation's own name
 
 
-def _from_node_name(proto: onnx.NodeProto) -> str | None:
+def _from_node_name(graph: Graph, proto: onnx.NodeProto, node: Node) -> str | None:
+    """As PyTorch's older exporter named the node."""
     if not proto.name.startswith("/"):
         return None
     path: list[str] = []
@@ -64,9 +48,20 @@ def _from_node_name(proto: onnx.NodeProto) -> str | None:
     return ".".join(path)
 
 
-def _from_weights(graph: Graph, node: Node) -> str | None:
+def _from_weights(graph: Graph, proto: onnx.NodeProto, node: Node) -> str | None:
+    """After the weights that the node reads."""
     names = [name for name in node.weight_names() if "." in name and graph.weights[name].is_parameter]
     return names[0].rpartition(".")[0] if names else None
+
+
+def _by(scope_of: Callable[[Graph, onnx.NodeProto, Node], str | None]) -> Scoping:
+    """The scoping that asks for each node by itself."""
+    return lambda graph, model, nodes: _assign(
+        graph, {node: scope_of(graph, model.graph.node[index], node) for index, node in nodes}
+    )
+
+
+SCOPINGS: tuple[Scoping, ...] = (_by(_from_metadata), _by(_from_node_name), _by(_from_weights), by_regions)
 
 
 def _enough(graph: Graph, scopes: dict[Node, str | None]) -> bool:

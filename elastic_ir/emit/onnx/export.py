@@ -9,6 +9,7 @@ they can be streamed.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
@@ -71,7 +72,7 @@ def export_module(
     program = None
     if dynamic and batch is not None:
         wide: Any = map_tensors((args, kwargs), lambda tensor: _widened(tensor, batch))
-        shapes = _dynamic_shapes(wide[0], wide[1], batch)
+        shapes = _dynamic_shapes(module, tuple(wide[0]), wide[1])
         with contextlib.suppress(EmitError):
             program = _export(module, tuple(wide[0]), wide[1], opset, shapes)
             args, kwargs = tuple(wide[0]), wide[1]
@@ -111,29 +112,26 @@ def _widened(item: torch.Tensor, batch: int) -> torch.Tensor:
     return torch.cat([item, item])
 
 
-def _dynamic_shapes(args: Sequence[Any], kwargs: Mapping[str, Any], batch: int) -> Any:
+def _dynamic_shapes(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """By the parameters of the module's forward: the first axis of each tensor as one open batch."""
     open_batch = torch.export.Dim("batch")
 
     def one(item: Any) -> Any:
         return {0: open_batch} if isinstance(item, torch.Tensor) and item.ndim else None
 
-    return {"args": _pytree.tree_map(one, tuple(args)), "kwargs": _pytree.tree_map(one, dict(kwargs))}
+    names = inspect.signature(module.forward).parameters
+    shapes: dict[str, Any] = _pytree.tree_map(one, {**dict(zip(names, args, strict=False)), **kwargs})
+    return shapes
 
 
 def _export(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], opset: int | None, shapes: Any
 ) -> torch.onnx.ONNXProgram:
-    import inspect
-
-    dynamic: Any = None
-    if shapes is not None:
-        names = list(inspect.signature(module.forward).parameters)
-        dynamic = {**dict(zip(names, shapes["args"], strict=False)), **shapes["kwargs"]}
     try:
         with _quiet(), _without_cache(module):
             program = torch.onnx.export(
                 module, args, kwargs=kwargs or None, dynamo=True, optimize=False, verbose=False,
-                opset_version=opset or OPSET, dynamic_shapes=dynamic, keep_initializers_as_inputs=False,
+                opset_version=opset or OPSET, dynamic_shapes=shapes, keep_initializers_as_inputs=False,
             )  # fmt: skip
     except Exception as error:  # the exporter wraps whatever an operator or a constraint raised
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -28,7 +28,7 @@ def resize(
 ) -> Tensor:  # fmt: skip
     """Axis by axis, with weights computed in Python: exact for every mode, where torch.interpolate has a few."""
     places = list(range(x.dim())) if axes is None else [axis % x.dim() for axis in axes]
-    factors = [] if scales is None else [float(factor) for factor in _numbers(scales)]
+    factors = [] if scales is None else [float(factor) for factor in ints(scales)]
     wanted = [] if sizes is None else ints(sizes)
     if wanted:
         factors = [wanted[i] / x.shape[axis] for i, axis in enumerate(places)]
@@ -60,11 +60,6 @@ def upsample(x: Tensor, scales: Any, *, mode: str = "nearest") -> Tensor:
     return resize(
         x, None, scales, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="floor"
     )
-
-
-def _numbers(value: Any) -> list[Any]:
-    plain: Any = value.tolist() if isinstance(value, Tensor) else value
-    return list(plain)
 
 
 def _coordinate(place: int, extent: int, target: int, factor: float, mode: str) -> float:
