@@ -19,7 +19,6 @@ from elastic_ir.cli.options import (
     note_source,
     source_options,
 )
-from elastic_ir.formats.registry import PYTORCH
 
 if TYPE_CHECKING:
     from elastic_ir.ir.graph import Graph
@@ -109,7 +108,8 @@ def apply(
     for name in print_after:
         if name not in names:
             raise click.UsageError(f"--print-after {name}: the pipeline has no such pass")
-    path = Path(out) if out is not None else _beside(source)
+    base, extension = output.named_after(source)
+    path = Path(out) if out is not None else base.with_name(f"{base.name}-applied{extension.lower()}")
     output.refuse_source(path)
     output.refuse_overwriting(path, reading.inputs(source))
     before = reading.load(source)
@@ -160,13 +160,6 @@ def _pipeline(text: str | None, recipe: str | None, files: tuple[str, ...]) -> P
 
     assert recipe is not None
     return read_recipe(recipe)
-
-
-def _beside(source: str) -> Path:
-    """The source's name with ``-applied`` behind, and its extension where that can be written."""
-    kept = "" if Path(source).is_dir() else output.kept_suffix(Path(source)).lower()
-    path = output.beside(source, PYTORCH.suffixes[0])
-    return path.with_name(f"{path.stem}-applied{kept}")
 
 
 def _verified(found: Mapping[str, Any]) -> str:

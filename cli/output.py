@@ -32,19 +32,23 @@ def default_output(source: str, before: Graph, after: Graph) -> Path:
 
     The source's own tag is replaced: ``model-depth56.pt`` squeezed is ``model-depth20.pt``.
     """
+    base, extension = named_after(source)
+    return base.with_name(f"{base.name.removesuffix(f'-{tag(before)}')}-{tag(after)}{extension}")
+
+
+def named_after(source: str) -> tuple[Path, str]:
+    """A path as the source's without its suffix, and the suffix that a result keeps: none for a folder's.
+
+    For a source that is not a file it is a name in the current folder.
+    """
     from elastic_ir.frontends.sources import is_name
 
-    path = Path(source)
     if is_name(source):
-        name = re.sub(r"[^\w.-]+", "-", source.rpartition(":")[2]).strip("-")
-        return Path(f"{name}-{tag(after)}{PYTORCH.suffixes[0]}")
+        return Path(re.sub(r"[^\w.-]+", "-", source.rpartition(":")[2]).strip("-")), PYTORCH.suffixes[0]
+    path = Path(source)
     if path.is_dir():
-        stem, extension = path.name or path.resolve().name or "network", ""
-        if path.name in ("", ".."):
-            path = path.resolve()
-    else:
-        stem, extension = path.stem, kept_suffix(path)
-    return path.with_name(f"{stem.removesuffix(f'-{tag(before)}')}-{tag(after)}{extension}")
+        return (path.resolve() if path.name in ("", "..") else path), ""
+    return path.with_suffix(""), kept_suffix(path)
 
 
 def kept_suffix(path: Path) -> str:
@@ -54,14 +58,8 @@ def kept_suffix(path: Path) -> str:
 
 def beside(source: str, extension: str) -> Path:
     """The source's name with another extension, or in the current folder for one that is not a file."""
-    from elastic_ir.frontends.sources import is_name
-
-    if is_name(source):
-        return Path(re.sub(r"[^\w.-]+", "-", source.rpartition(":")[2]).strip("-") + extension)
-    path = Path(source)
-    if path.is_dir():
-        return path.resolve().with_name(path.resolve().name + extension)
-    return path.with_suffix(extension)
+    base, _ = named_after(source)
+    return base.with_name(base.name + extension)
 
 
 def refuse_overwriting(out: Path, inputs: dict[str, str | None]) -> None:

@@ -1,4 +1,4 @@
-"""The section of a model card that says where a checkpoint of another depth comes from."""
+"""The section of a model card that states where a checkpoint of another depth comes from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def card(path: Path, step: Step, stacks: Sequence[Stack], names: Sequence[str] =
     """The source's card, if there is one, with a section on what was done: sources, plan and lineage.
 
     ``names`` are what the sources are called in plans, the first one's included. The text before is kept as it is, its
-    metadata included; earlier sections of ours stay, so that the card tells the whole descent.
+    metadata included; earlier sections of ours stay, so that the card has the whole descent.
     """
     before = ""
     if path.is_file():
@@ -34,9 +34,9 @@ def card(path: Path, step: Step, stacks: Sequence[Stack], names: Sequence[str] =
     copied = "Every tensor is a copy of one of the " + ("sources'" if more else "source's")
     if changed:
         zeros = changed.count(0)
-        told = [f"zeros ({zeros})"] if zeros else []
-        told += [f"multiples ({len(changed) - zeros})"] if len(changed) > zeros else []
-        copied += f", but for {' and '.join(told)}"
+        changes = [f"zeros ({zeros})"] if zeros else []
+        changes += [f"multiples ({len(changed) - zeros})"] if len(changed) > zeros else []
+        copied += f", but for {' and '.join(changes)}"
     lines = [
         "## Depth changed by ElasticIR",
         "",

@@ -1,6 +1,6 @@
 """What stands outside of a checkpoint's layers: before them (embeddings) or behind them (the final norm, heads).
 
-Files come sorted by name, so order tells nothing; the words in the names do, or nothing does. It is asked only where
+Files come sorted by name, so order shows nothing; only the words in the names may. It is asked only where
 the two sides are given different sources or factors.
 """
 
@@ -17,7 +17,7 @@ _BEFORE = re.compile(r".*emb.*|wte|wpe|shared|.*position.*|patch.*|pre_layrnorm|
 
 
 def stands_behind(name: str) -> bool | None:
-    """Whether a tensor outside of the layers stands behind them; None where its name does not tell."""
+    """Whether a tensor outside of the layers stands behind them; None where its name does not show it."""
     for part in name.split(".")[:-1] or [name]:
         if part == "embed_out":
             return True

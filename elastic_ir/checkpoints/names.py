@@ -1,4 +1,4 @@
-"""A bare state dict as a graph without nodes: names, shapes, and what they tell. No torch is needed."""
+"""A bare state dict as a graph without nodes: names, shapes, and what follows from them. No torch is needed."""
 
 from __future__ import annotations
 

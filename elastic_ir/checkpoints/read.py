@@ -2,8 +2,8 @@
 
 The shards are safetensors, or else files of ``torch.save``, whose pickles are read as data.
 
-What is wrong with a folder is found before a byte of a tensor is read: every header is parsed and held against the
-others, the index and the configuration.
+What is wrong with a folder is found before a byte of a tensor is read: every header is parsed and compared with
+the others, the index and the configuration.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ _OURS = "elastic_ir."
 def load_checkpoint(folder: Path) -> Graph:
     """A folder's tensors as a graph without nodes, found from names and shapes.
 
-    Raises SourceError, one line: no configuration, a shard missing, truncated or damaged, an index that does not say
-    what the shards hold, a name in two shards, a link out of the folder, or a configuration that counts other
+    Raises SourceError, one line: no configuration, a shard missing, truncated or damaged, an index that does not
+    match the shards, a name in two shards, a link out of the folder, or a configuration that counts other
     numbers of layers than the weights hold.
     """
     root, config = _root(folder), read_configuration(folder)
@@ -55,16 +55,16 @@ def load_checkpoint(folder: Path) -> Graph:
     try:
         stacks = [Stack.of(container) for container in graph.structure.containers]
     except StructureError:
-        stacks = []  # nothing repeats, which whoever changes the depth will be told
+        stacks = []  # nothing repeats, and a change of the depth will be refused for it
     check_depth(config, stacks, tensors, str(folder / CONFIG))
     graph.origin.kinds = {stack.label: _kinds(stack, tensors) for stack in stacks}
     return graph
 
 
 def read_configuration(folder: Path) -> dict[str, Any]:
-    """What a folder's ``config.json`` says; SourceError where there is none, or it is no table."""
+    """The content of a folder's ``config.json``; SourceError where there is none, or it is not a table."""
     if not (folder / CONFIG).exists():
-        raise SourceError(f"{folder} has no config.json, so it is no Hugging Face model folder")
+        raise SourceError(f"{folder} has no config.json, so it is not a Hugging Face model folder")
     return read_table(folder / CONFIG, _root(folder))
 
 
@@ -142,8 +142,8 @@ def _tensors(folder: Path, root: Path) -> tuple[dict[str, TensorData], tuple[Pat
             if name in found:
                 raise SourceError(f"{folder}: the tensor {name!r} lies in both {held[name]} and {file}")
             if places is not None and places.get(name) != file:
-                said = f"as in {places[name]}" if name in places else "not at all"
-                raise SourceError(f"{path} holds the tensor {name!r}, which {index} names {said}")
+                place = f"as in {places[name]}" if name in places else "not at all"
+                raise SourceError(f"{path} holds the tensor {name!r}, which {index} names {place}")
             found[name], held[name] = data, file
     absent = [name for name in places or () if name not in found]
     if places is not None and absent:
@@ -152,13 +152,13 @@ def _tensors(folder: Path, root: Path) -> tuple[dict[str, TensorData], tuple[Pat
             f"{folder / str(index)} names the tensor {absent[0]!r}, which {places[absent[0]]} does not hold{more}"
         )
     # safetensors by name, as single files come: discovery then goes by the numbers in the names, however the shards are
-    # cut; torch.save keeps the order in which the network has its layers, which tells more
+    # cut; torch.save keeps the order in which the network has its layers, which shows more
     order = list(found) if whole == BIN or index == BIN_INDEX else sorted(found)
     return {name: found[name] for name in order}, tuple(folder / file for file in files), metadata
 
 
 def _read(path: Path) -> tuple[Mapping[str, TensorData], dict[str, str]]:
-    """A shard's tensors and metadata, by the form that its name tells."""
+    """A shard's tensors and metadata, by the form that its name shows."""
     if not SAFETENSORS.names(path):
         return read_bin(path), {}
     return read_safetensors(path)
@@ -167,7 +167,7 @@ def _read(path: Path) -> tuple[Mapping[str, TensorData], dict[str, str]]:
 def _index(path: Path, root: Path) -> Mapping[str, str]:
     places = read_table(path, root).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
-        raise SourceError(f"{path} is damaged: its weight_map is no table of tensors and files")
+        raise SourceError(f"{path} is damaged: its weight_map is not a table of tensors and files")
     if not places:
         raise SourceError(f"{path} names no tensor")
     for file in places.values():

@@ -1,7 +1,7 @@
 """The record beside a checkpoint, ``elastic_ir.json``: for each change of depth sources, plan, lineage. No torch.
 
-One step a change, the oldest first. A step's lineage says of each tensor of *its* result where it comes from in *its*
-sources; a tensor that has the same name and the same bytes in the first source is left out of the file.
+One step a change, the oldest first. A step's lineage states for each tensor of *its* result where it comes from in
+*its* sources; a tensor that has the same name and the same bytes in the first source is left out of the file.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ class Origin:
     scale: float | None = None  #: None where it is a copy, byte for byte; 0 where it is zeros, of either sign
 
     def data(self) -> str | dict[str, Any]:
-        """As the file has it: the bare name where nothing else is to be said."""
+        """As the file has it: the bare name where nothing else is needed."""
         if self.source == 0 and self.scale is None:
             return self.name
-        said: dict[str, Any] = {"name": self.name}
+        fields: dict[str, Any] = {"name": self.name}
         if self.source:
-            said["source"] = self.source
+            fields["source"] = self.source
         if self.scale is not None:
-            said["scale"] = self.scale
-        return said
+            fields["scale"] = self.scale
+        return fields
 
     @staticmethod
     def of(data: Any) -> Origin:
@@ -48,7 +48,7 @@ class Origin:
             numbered = isinstance(source, int) and not isinstance(source, bool) and source >= 0
             if numbered and (scale is None or isinstance(scale, int | float)):
                 return Origin(data["name"], source, None if scale is None else float(scale))
-        raise ValueError(f"{data!r} is no origin of a tensor")
+        raise ValueError(f"{data!r} is not the origin of a tensor")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Step:
     version: str  #: of ElasticIR
     sources: tuple[str, ...]  #: the names of the folders
     plan: Mapping[str, str]  #: for each stack its source layers in order, as ``--plan`` takes them
-    lineage: Mapping[str, Origin] = field(default_factory=dict)  #: what is no plain copy of its own name
+    lineage: Mapping[str, Origin] = field(default_factory=dict)  #: what is not a plain copy of its own name
 
     def origin(self, name: str) -> Origin:
         """Where a tensor of the result comes from."""
@@ -79,11 +79,11 @@ class Step:
             lineage = {str(name): Origin.of(origin) for name, origin in data["lineage"].items()}
             step = Step(str(data["elastic_ir"]), sources, dict(data["plan"].items()), lineage)
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError("it is no step of a record") from error
+            raise ValueError("it is not a step of a record") from error
         if not all(isinstance(text, str) for text in step.plan.values()):
-            raise ValueError("its plan is no table of texts")
+            raise ValueError("its plan is not a table of texts")
         if not sources or any(origin.source >= len(sources) for origin in lineage.values()):
-            raise ValueError("its lineage speaks of a source that it does not name")
+            raise ValueError("its lineage refers to a source that it does not name")
         return step
 
 

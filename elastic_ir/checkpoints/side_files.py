@@ -27,7 +27,7 @@ _WEIGHTS = re.compile(
     re.IGNORECASE,
 )
 _OURS = {CONFIG, RECORD, CARD}
-#: Files about texts and images, full of numbers that are no layers'.
+#: Files about texts and images, full of numbers that are not layers'.
 _NO_LAYERS = re.compile(
     r"token|vocab|merges|template|processor|dictionary|lexicon|sentence|label", re.IGNORECASE
 )
@@ -64,7 +64,7 @@ def side_files(source: CheckpointSource) -> list[SideFile]:
 
 @dataclass
 class FollowedFiles:
-    """The texts of files beside the weights that speak of layers, and what was kept because the user said so."""
+    """The texts of files beside the weights that concern layers, and what was kept because the user asked for it."""
 
     texts: dict[str, str] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)
@@ -73,10 +73,10 @@ class FollowedFiles:
 def followed_files(
     side: Iterable[SideFile], stacks: Sequence[Stack], names: Iterable[str], keep: Sequence[str] = ()
 ) -> FollowedFiles:
-    """JSON files that speak of layers (``generation_config.json``, ``quantize_config.json``), in step with the depth.
+    """JSON files that concern layers (``generation_config.json``, ``quantize_config.json``), in step with the depth.
 
-    A file that says nothing of them, or cannot be read, goes along as it is. Raises PlanError, with file and entry, for
-    what speaks of layers and cannot be followed.
+    A file that does not, or cannot be read, is copied as it is. Raises PlanError, with file and entry, for what
+    concerns layers and cannot be followed.
     """
     found = FollowedFiles()
     names = list(names)

@@ -25,11 +25,11 @@ def set_tail_apart(graph: Graph, config: dict[str, Any]) -> None:
         structure = graph.structure
     except StructureError:
         return
-    said = counted(config, [Stack.of(container) for container in structure.containers], graph.weights)
+    counts = counted(config, [Stack.of(container) for container in structure.containers], graph.weights)
     tails: dict[tuple[str, str], list[str]] = {}
     for container in structure.containers:
         stack = Stack.of(container)
-        numbers = said[stack.label]
+        numbers = counts[stack.label]
         if not numbers or stack.before in numbers or not 0 < max(numbers) < stack.before:
             continue
         count = max(numbers)
@@ -54,7 +54,7 @@ def _set_apart(graph: Graph, tails: dict[tuple[str, str], list[str]]) -> None:
         for path in tails.get((container.path, container.prefix), ()):
             container.children.append(Child(path, path))
             container.tail += 1
-    told = ", ".join(path for tail in tails.values() for path in tail)
-    note = f"{told} is not counted by config.json: it stays the last layer, and is never cloned"
+    apart = ", ".join(path for tail in tails.values() for path in tail)
+    note = f"{apart} is not counted by config.json: it stays the last layer, and is never cloned"
     structure.note = "; ".join(filter(None, (structure.note, note)))
     Rewriter(graph, structure)

@@ -1,8 +1,8 @@
-"""Whether a checkpoint folder holds what its record says: every tensor against its origin, streamed. No torch here.
+"""Whether a checkpoint folder holds what its record states: every tensor is compared with its origin, streamed.
 
 The last step of the record names each tensor's origin in the sources, and the layers' plan; what it does not name is
 to be the first source's tensor of that name, byte for byte. Two files are read piece by piece, so memory does not
-depend on the size of the model. Only what a recipe multiplied is computed again, by that recipe.
+depend on the size of the model. Only what a recipe multiplied is computed again, by that recipe. No torch here.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Verified:
     folder: Path
     sources: tuple[
         Path, ...
-    ]  #: the folders that it was held against; none where the origins were not at hand
+    ]  #: the folders that it was compared with; none where the origins were not at hand
     wanted: tuple[str, ...]  #: the names of the sources in the record; none where there is no record
     tensors: int = 0
     nbytes: int = 0
@@ -97,11 +97,11 @@ def verify_checkpoint(
     hashes: bool = False,
     tell: Callable[[int, int], None] | None = None,
 ) -> Verified:
-    """Hold every tensor of a checkpoint folder against its origin, and say what differs.
+    """Compare every tensor of a checkpoint folder with its origin, and return what differs.
 
     ``against`` are the sources, in the record's order; without them folders of their names beside this one are taken,
-    and where there are none, copies of one origin are held against each other. A folder without a record is compared
-    by names. ``hashes`` has the SHA-256 of each tensor's bytes kept; ``tell`` is told bytes done and bytes in all.
+    and where there are none, copies of one origin are compared with each other. A folder without a record is compared
+    by names. ``hashes`` has the SHA-256 of each tensor's bytes kept; ``tell`` is called with bytes done and in all.
     Raises SourceError for a folder that cannot be read whole (:func:`load_checkpoint`), for another number of sources
     than the record has, and where there is neither a record nor a source.
     """
@@ -131,13 +131,13 @@ def _sources(folder: Path, step: Step | None, against: list[Path]) -> tuple[Path
     """The folders to compare with."""
     for path in against:
         if not is_checkpoint(path):
-            raise SourceError(f"{path} is no folder of a checkpoint's weights")
+            raise SourceError(f"{path} is not a folder of a checkpoint's weights")
         if path.resolve() == folder.resolve():
             raise SourceError(f"{path} is the folder itself; give the source that it was made from")
     if step is None:
         if len(against) != 1:
             raise SourceError(
-                f"{folder} has no {RECORD}, which says where its tensors come from; give one source to compare with "
+                f"{folder} has no {RECORD}, which states where its tensors come from; give one source to compare with "
                 "by names (--against SOURCE)"
             )
         return tuple(against)
@@ -149,7 +149,7 @@ def _sources(folder: Path, step: Step | None, against: list[Path]) -> tuple[Path
     twice = next((name for name in step.sources if step.sources.count(name) > 1), None)
     if not against and twice is not None:
         raise SourceError(
-            f"{folder} was made from two folders that are called {twice!r}; say which is which, by --against SOURCE "
+            f"{folder} was made from two folders that are called {twice!r}; state which is which, by --against SOURCE "
             f"for each of {', '.join(step.sources)}"
         )
     beside = [folder.resolve().parent / name for name in step.sources]
@@ -193,7 +193,7 @@ def _planned(text: str, folder: str) -> list[int]:
 
 
 def _misplaced(target: _Folder, origins: Sequence[_Folder], step: Step | None) -> Iterator[Difference]:
-    """Tensors that are missing, or more, or of another layer than the plan says."""
+    """Tensors that are missing, or more, or of another layer than the plan states."""
     if origins:
         first = origins[0]
         wanted = first.outside if step is not None else set(first.tensors)
@@ -211,7 +211,7 @@ def _off_plan(
     stack = target.layers[label]
     if numbers and not stack:
         raise SourceError(
-            f"{RECORD} of {target.name} is damaged: there are no layers at {label!r}, which its plan is of"
+            f"{RECORD} of {target.name} is damaged: there are no layers at {label!r}, which its plan states"
         )
     # the first source's last layers that nothing counts; without it they are only known to be there
     numbers = numbers + (origins[0] if origins else target).tails.get(label, [])
@@ -232,10 +232,10 @@ def _off_plan(
         for rest in sorted(like.keys() - layer.keys()):
             yield Difference(f"{label}.{at}.{rest}".rstrip("."), f"{holder.name}:{like[rest]}", "is missing")
         for rest, name in layer.items() if origins else ():
-            said = step.origin(name).name
-            if like and said != like.get(rest):
-                what = f"is of {said!r} by the record's lineage, of layer {number} by its plan"
-                yield Difference(name, f"{holder.name}:{said}", what)
+            recorded = step.origin(name).name
+            if like and recorded != like.get(rest):
+                what = f"is of {recorded!r} by the record's lineage, of layer {number} by its plan"
+                yield Difference(name, f"{holder.name}:{recorded}", what)
 
 
 # -- bytes ---------------------------------------------------------------------------------------------------------
@@ -288,7 +288,7 @@ def _compare(
 
 
 def _of_source(source: _Folder, origin: Origin, data: TensorData, target: _Folder, name: str) -> _Expected:
-    """What the record says of a tensor, from the source's."""
+    """What a tensor should be by the record, from the source's."""
     where = f"{source.name}:{origin.name}"
     theirs = source.tensors.get(origin.name)
     if theirs is None:
@@ -297,8 +297,8 @@ def _of_source(source: _Folder, origin: Origin, data: TensorData, target: _Folde
     if source.masks is not None:
         other = source.masks.get(origin.name)
         if (other is None) != (mask is None):
-            said = "has a mask, and its origin none" if other is None else "has no mask, and its origin one"
-            return _Expected(None, where, said)
+            what = "has a mask, and its origin none" if other is None else "has no mask, and its origin one"
+            return _Expected(None, where, what)
         if other is not None and mask is not None and other.bits != mask.bits:
             return _Expected(None, where, "has another mask than its origin")
     if origin.scale is not None and origin.scale != 0:
@@ -335,8 +335,8 @@ def _streamed(
         elif first is not None:
             break
         at += len(piece)
-    said = own.hexdigest() if own is not None else ""
-    return first, said, theirs.hexdigest() if theirs is not None else said
+    digest = own.hexdigest() if own is not None else ""
+    return first, digest, theirs.hexdigest() if theirs is not None else digest
 
 
 def _pairs(data: TensorData, expected: TensorData, zeros: bool) -> Iterator[tuple[bytes, bytes]]:

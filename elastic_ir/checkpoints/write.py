@@ -50,11 +50,11 @@ class Plan:
     side: list[SideFile]
     config: dict[str, Any]  #: the configuration as it will be
     stacks: list[Stack]
-    kept: list[str]  #: entries of the configuration that may speak of layers by their place
+    kept: list[str]  #: entries of the configuration that may refer to layers by their place
     kept_beside: list[
         str
-    ]  #: entries and files that would have changed, and were kept because the user said so
-    notes: list[str]  #: what the configurations of further sources say otherwise
+    ]  #: entries and files that would have changed, and were kept because the user asked for it
+    notes: list[str]  #: where the configurations of further sources differ
 
     @property
     def total(self) -> int:
@@ -84,7 +84,7 @@ class Plan:
 
     @property
     def journal(self) -> Journal:
-        """What tells this plan and its source from others, for a run that goes on with what another has begun."""
+        """What distinguishes this plan and its source from others, for a run that continues what another has begun."""
         files = {name: tensors for name, (tensors, _) in self.streams.items()}
         return Journal(__version__, *digests(files, self.texts))
 
@@ -93,7 +93,7 @@ def plan_checkpoint(graph: Graph, shard_size: int = SHARD_SIZE) -> Plan:
     """Decide on everything that :func:`save_checkpoint` writes; nothing is written.
 
     ``shard_size`` is in bytes of tensors; a larger tensor gets a shard of its own. Raises EmitError for a graph that
-    was not read from a folder by its headers, PlanError where config.json cannot say the new depth.
+    was not read from a folder by its headers, PlanError where config.json cannot state the new depth.
     """
     source = graph.origin
     if not isinstance(source, CheckpointSource):
@@ -121,7 +121,7 @@ def plan_checkpoint(graph: Graph, shard_size: int = SHARD_SIZE) -> Plan:
     texts[RECORD] = record_text(steps)
     texts[CARD] = card(source.folder / CARD, steps[-1], stacks, names)
     masks = {name: weight.mask for name, weight in graph.weights.items() if weight.mask is not None}
-    notes = [told for name, other in configs.items() for told in differences(source.config, other, name)]
+    notes = [note for name, other in configs.items() for note in differences(source.config, other, name)]
     return Plan(source, shards, masks, texts, side, config, stacks, kept, [*follow.kept, *beside.kept], notes)
 
 
@@ -138,14 +138,15 @@ def save_checkpoint(
 ) -> Path:
     """Write a graph that was read by headers as a folder, and return its path.
 
-    ``durable`` has it on the disk before it gets its name; ``resume`` goes on with what a run of the same plan has
-    left, see :mod:`elastic_ir.checkpoints.resumable`; ``tell`` is told bytes done and bytes in all, at the start what
-    was there. ``check`` has names and shapes compared with the class that the new config.json names, where transformers
-    can build it, meanwhile in a process of its own; ``tell_compared`` is told what came of it. Raises OutputError where
-    the target is taken, another run is at it, the disk is too small, or what lies there is of another plan; SourceError
-    where a source file changed since its header was read; EmitError where the network would not take what would be
-    written, PlanError where there is none to compare with and a list or tensor seems to go by the number of layers.
-    Whatever goes wrong, ``path`` is as it was.
+    ``durable`` has it on the disk before it gets its name; ``resume`` continues what a run of the same plan has left,
+    see :mod:`elastic_ir.checkpoints.resumable`; ``tell`` is called with bytes done and bytes in all, at the start with
+    what was there. ``check`` compares names and shapes with the class that the new config.json names, where
+    transformers can build it, meanwhile in a process of its own; ``tell_compared`` is called with the result.
+
+    Raises OutputError where the target is taken, another run works on it, the disk is too small, or what lies there is
+    of another plan; SourceError where a source file changed since its header was read; EmitError where the network
+    would not take what would be written; PlanError where there is none to compare with and the length of a list or
+    tensor seems to follow the number of layers. Whatever goes wrong, ``path`` is as it was.
     """
     if not partial_folder(path).is_dir():
         refuse_taken(path)
@@ -168,7 +169,7 @@ def save_checkpoint(
         check_room(plan, path, held_by(work.folder))
         if compared is not None and graph.edits.unproven_beside:
             compared.result().prove(graph.edits.unproven_beside)  # before the first byte is copied
-        # the masks say which weights they belong to, as these came out, and so are written last, and always
+        # the masks state which weights, as written, they belong to, and so are written last, and always
         kept = {name for name in plan.shards if _is_whole(work.whole / name, *streams[name])}
         work.keep(kept)
         count(sum(nbytes(data) for name in kept for data in plan.shards.get(name, {}).values()))

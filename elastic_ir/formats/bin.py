@@ -3,7 +3,7 @@
 ``torch.save`` writes a zip whose records are not compressed, one for each storage, so that every tensor is a range of
 the file's bytes; before torch 1.6 it wrote three small pickles, the state dict's, and behind them the storages one
 after another (`torch/serialization.py`, ``_save`` and ``_legacy_save``). Either way only names, shapes and places are
-read; of the checksums that a zip keeps of its records, those of tensors are not reckoned anew here.
+read; of the checksums that a zip keeps of its records, those of tensors are not computed again here.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def read_bin(path: Path) -> dict[str, TensorData]:
     odd = odd if odd is not None else next((key for key in found if type(key) is not str), None)
     if odd is not None:
         kind = "tensor" if type(found[odd]) is StoredTensor else type(found[odd]).__name__
-        raise SourceError(f"{path} is no bare state dict: under {odd!r} it holds a {kind}; {AGAIN} as one")
+        raise SourceError(f"{path} is not a bare state dict: under {odd!r} it holds a {kind}; {AGAIN} as one")
     stamp = stamp_of(status)
     return {name: _data(name, tensor, places, path, stamp) for name, tensor in found.items()}
 
@@ -61,7 +61,7 @@ def _no_form(path: Path, head: bytes) -> str:
         return f"{path} is empty"
     if head.startswith(b"version https://git-lfs"):
         return f"{path} is only a pointer to a file in Git LFS; get the file itself with `git lfs pull`"
-    return f"{path} is no file of torch.save: it begins with {head[:8]!r}"
+    return f"{path} is not a file of torch.save: it begins with {head[:8]!r}"
 
 
 def _data(

@@ -75,7 +75,7 @@ def _existing_mode(given: Path, target: Path) -> int | None:
         if not target.exists():
             return None
         if not target.is_file():  # renaming onto /dev/null would replace the device
-            raise OutputError(f"{given} is no plain file; give the name of a file")
+            raise OutputError(f"{given} is not a plain file; give the name of a file")
         if not os.access(target, os.W_OK):
             raise OutputError(f"{given} cannot be written: it is read-only")
         return target.stat().st_mode & 0o7777
@@ -117,7 +117,7 @@ def refuse_taken(path: Path) -> None:
             f"{path} is the folder that this runs in, which a new one would take away; name another"
         )
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise OutputError(f"{path} exists already and is no empty folder")
+        raise OutputError(f"{path} exists already and is not an empty folder")
     if not path.parent.is_dir():
         raise OutputError(f"the folder {path.parent} does not exist")
 
@@ -163,10 +163,10 @@ Pairs = Callable[[list[tuple[str, Any]]], Any]
 
 
 def read_json(path: Path) -> Any:
-    """What the file says.
+    """The content of a JSON file.
 
-    Raises OSError where it cannot be read, ValueError, which says what is wrong, where it is too large or no JSON,
-    SourceError where it is no plain file.
+    Raises OSError where it cannot be read, ValueError, which states what is wrong, where it is too large or not JSON,
+    SourceError where it is not a plain file.
     """
     with open_plain(path) as file:
         # the size is asked for first: a read takes memory for as much as it may return
@@ -180,7 +180,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: str | bytes, pairs: Pairs | None = None) -> Any:
-    """What a text says; ValueError where it is no JSON, nested too deeply, or of more entries than any honest one.
+    """The content of a text; ValueError where it is not JSON, nested too deeply, or has more entries than honest ones.
 
     The entries are counted by their commas and brackets before anything is made of them; ``pairs`` is json's
     ``object_pairs_hook``.

@@ -22,7 +22,7 @@ LOOK = 0.5  #: seconds between two looks at what another process has
 def locked(path: Path, needed: bool = False) -> Iterator[bool]:
     """Whether the lock at ``path`` is this process's while the block runs; it is not where another one has it.
 
-    The file says who has it, and goes with the lock. Nobody waits here. ``needed`` raises OSError where files cannot
+    The file names who has it, and goes with the lock. Nobody waits here. ``needed`` raises OSError where files cannot
     be locked.
     """
     handle = _taken(path)
@@ -68,7 +68,7 @@ def _taken(path: Path) -> int | None:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
             if not path.exists():
-                return -1  # in a folder that is only read; what has to write says so
+                return -1  # in a folder that is only read; whoever has to write reports it
             handle = os.open(path, os.O_RDONLY)  # of another user, who shares the folder
         got = try_lock(handle)
         if not got:

@@ -1,7 +1,7 @@
 """What ties a file of masks to the weights beside it: a digest of their names, shapes and some bytes. No torch here.
 
 Weights and masks are two files, and either may be replaced without the other: by another tool, by a run that was
-killed between two renames, by two runs at once. So the masks' metadata says which weights they were written for. Of
+killed between two renames, by two runs at once. So the masks' metadata states which weights they were written for. Of
 each tensor a few places are read, however large it is.
 """
 

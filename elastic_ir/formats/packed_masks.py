@@ -167,18 +167,18 @@ def masks_of_records(records: Mapping[str, bytes], path: Path) -> dict[str, Mask
     except ValueError as error:
         raise SourceError(f"{where}the index of masks cannot be read ({error})") from error
     if not isinstance(entries, dict):
-        raise SourceError(f"{where}the index of masks is no table")
+        raise SourceError(f"{where}the index of masks is not a table")
     masks: dict[str, Mask] = {}
     end = 0
     for name, item in entries.items():
-        told = item if isinstance(item, dict) else {}
+        entry = item if isinstance(item, dict) else {}
         try:
-            shape, dtype = mask_entry({"shape": told.get("shape"), "mask": told.get("dtype")})
+            shape, dtype = mask_entry({"shape": entry.get("shape"), "mask": entry.get("dtype")})
         except ValueError as error:
             raise SourceError(f"{where}the entry of the mask {name!r} has {error}") from error
         begin, size = end, prod(shape)
         end += packed_size(size)
-        if told.get("offset") != begin or end > len(bits):
+        if entry.get("offset") != begin or end > len(bits):
             raise SourceError(f"{where}the bits of the mask {name!r} are not where its entry says")
         if _runs_over(bits[begin:end], size):
             raise SourceError(f"{where}the mask of {name!r} has ones behind its end")

@@ -15,7 +15,7 @@ _FIXED = {FIXED64: 8, FIXED32: 4}
 
 
 class WireError(ValueError):
-    """The bytes are no protobuf message; says at which byte."""
+    """The bytes are not a protobuf message; the text names the byte."""
 
 
 class Field(NamedTuple):

@@ -1,6 +1,6 @@
 """The formats of files, by their suffixes: who reads and who writes each, named as text and imported when it is used.
 
-So front ends and emission need not import each other, and a suffix is said once. Further formats come from the
+So front ends and emission need not import each other, and a suffix is stated once. Further formats come from the
 entry-point group ``elastic_ir.formats`` or from :func:`register`; docs/writing-formats.md builds one.
 """
 
@@ -49,7 +49,7 @@ class ReadOptions:
 
 
 Reader = Callable[[Path, ReadOptions], "Graph | Stored"]
-#: Writes a graph to a path, runs it first if the flag says so, and returns all paths that were written.
+#: Writes a graph to a path, runs it first if the flag is set, and returns all paths that were written.
 Writer = Callable[["Graph", Path, bool], Sequence[Path]]
 
 
@@ -59,7 +59,7 @@ class Format:
 
     ``read(path, options)`` returns what the file holds or a graph, ``write(graph, path, check)`` the paths written;
     None where a format is only written, or only read. ``recognises`` is asked, with the first 64 bytes, of files
-    whose suffix is nobody's. ``several`` says that a file may hold several networks, of which a key chooses.
+    whose suffix is nobody's. ``several`` means that a file may hold several networks, of which a key chooses.
     """
 
     name: str
@@ -154,7 +154,7 @@ def _add(found: dict[str, Format], form: object, where: str) -> None:
 
 
 def format_named(path: Path) -> Format | None:
-    """The format that a file's name tells by its suffix; None for one that is nobody's.
+    """The format of a file by the suffix of its name; None for one that is nobody's.
 
     Plug-ins are imported only where the suffix is none of our own.
     """

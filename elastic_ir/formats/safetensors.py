@@ -163,10 +163,10 @@ def read_safetensors(
         if size == 0:
             raise SourceError(f"{path} is empty")
         if size < 8:
-            raise SourceError(f"{path} is no {form} file: it has only {size} bytes")
+            raise SourceError(f"{path} is not a {form} file: it has only {size} bytes")
         if length > MAX_HEADER:
             raise SourceError(
-                f"{path} is no {form} file: its first 8 bytes ask for a header of {length} bytes"
+                f"{path} is not a {form} file: its first 8 bytes ask for a header of {length} bytes"
             )
         if 8 + length > size:
             raise SourceError(
@@ -176,7 +176,7 @@ def read_safetensors(
     header = _parse(text, path, form)
     metadata = header.pop(METADATA, None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise SourceError(f"{path} is damaged: its metadata is no table of texts")
+        raise SourceError(f"{path} is damaged: its metadata is not a table of texts")
     start = 8 + length
     tensors: dict[str, FileTensor] = {}
     spans: list[tuple[int, int, str]] = []
@@ -199,10 +199,10 @@ def _parse(text: bytes, path: Path, form: str) -> dict[str, Any]:
         header = parse_json(text, unique)
     except ValueError as error:
         raise SourceError(
-            f"{path} is no {form} file, or damaged: its header is not JSON ({error})"
+            f"{path} is not a {form} file, or damaged: its header is not JSON ({error})"
         ) from error
     if not isinstance(header, dict):
-        raise SourceError(f"{path} is damaged: its header is no table of tensors")
+        raise SourceError(f"{path} is damaged: its header is not a table of tensors")
     return header
 
 
@@ -216,7 +216,7 @@ def _entry(name: str, item: Any, path: Path) -> tuple[tuple[int, ...], str, int,
             f"{path}: the tensor {name!r} has the dtype {dtype!r}, which ElasticIR does not know"
         )
     if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
-        raise SourceError(f"{where} has a shape or offsets that are no counts: {shape!r}, {offsets!r}")
+        raise SourceError(f"{where} has a shape or offsets that are not counts: {shape!r}, {offsets!r}")
     needed = size_of(shape, _DTYPES[dtype])
     if offsets[1] - offsets[0] != needed:
         raise SourceError(f"{where} has offsets {offsets}, but {dtype} of shape {shape} takes {needed} bytes")

@@ -2,7 +2,7 @@
 
 A ticket file is a ``.safetensors`` file; docs/ticket-file.md has it byte by byte. Of a masked weight it holds the bits
 of the mask as ``NAME:mask`` and, where the mask prunes anything, only the surviving values as ``NAME:kept``. The header
-is read at once, and a weight is expanded when asked for: a claimed shape is held against the bytes that are there
+is read at once, and a weight is expanded when asked for: a claimed shape is compared with the bytes that are there
 before anything is made of that size, and what is expanded at once is bounded.
 """
 
@@ -86,7 +86,7 @@ def read_ticket(path: str | os.PathLike[str]) -> Ticket:
     path = Path(path)
     stored, metadata = read_safetensors(path, TICKET.suffixes[0])
     if INDEX not in metadata:
-        raise SourceError(f"{path} is no ticket file: its metadata has no {INDEX!r}")
+        raise SourceError(f"{path} is not a ticket file: its metadata has no {INDEX!r}")
     index = parse_index(metadata[INDEX], "masked", "the ticket format", path)
     tensors: dict[str, TensorData] = {}
     masks: dict[str, StoredMask] = {}

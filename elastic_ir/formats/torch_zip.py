@@ -2,7 +2,7 @@
 
 ``torch.load(mmap=True)`` and the readers here take a record's bytes as they stand in the file, so a record that is
 compressed or encrypted, or that is not where its directory says, is refused. What is read into memory (the pickle, and
-the records that ElasticIR wrote) is held against its checksum. Further records, which ``torch.load`` ignores, are the
+the records that ElasticIR wrote) is compared with its checksum. Further records, which ``torch.load`` ignores, are the
 place of our graph and masks. No torch here at import.
 """
 
@@ -136,7 +136,7 @@ def _spoilt(name: str, where: str) -> SourceError:
 
 
 class _Watched:
-    """An open file that remembers why a write failed: torch tells only that the place is not the one it thought of."""
+    """An open file that remembers why a write failed: torch reports only that the place is not the expected one."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -177,11 +177,13 @@ def append_zip_records(path: str | os.PathLike[str], records: Mapping[str, bytes
             roots = [name.removesuffix("data.pkl") for name in present if name.count("/") == 1]
             roots = [root for root in roots if root + "data.pkl" in present]
             if len(roots) != 1:
-                raise EmitError(f"{os.fspath(path)} is no file of torch.save, so nothing can be added to it")
+                raise EmitError(
+                    f"{os.fspath(path)} is not a file of torch.save, so nothing can be added to it"
+                )
             for name, content in records.items():
                 if roots[0] + name in present:
                     raise EmitError(f"{os.fspath(path)} already has a record {name!r}")
                 # A ZipInfo of its own has a fixed date: the same graph gives the same bytes.
                 archive.writestr(zipfile.ZipInfo(roots[0] + name), content)
     except zipfile.BadZipFile as error:
-        raise EmitError(f"{os.fspath(path)} is no zip file, so nothing can be added to it") from error
+        raise EmitError(f"{os.fspath(path)} is not a zip file, so nothing can be added to it") from error

@@ -176,7 +176,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         (
             "a.safetensors",
             b"\xff" * 20,
-            "a.safetensors is no .safetensors file: its first 8 bytes ask for a header",
+            "a.safetensors is not a .safetensors file: its first 8 bytes ask for a header",
         ),
         ("a.csv", b"1,2", "a.csv is none of .npy, .npz and .safetensors, which inputs are read from"),
     ]:

@@ -137,8 +137,8 @@ def test_the_index_leads_out_of_the_folder(sharded: Path, name: str) -> None:
     [
         ("{", "is damaged: it is not JSON"),
         ("[1]", "is damaged: it holds no table"),
-        ("{}", "is damaged: its weight_map is no table of tensors and files"),
-        ('{"weight_map": {"a": 1}}', "is damaged: its weight_map is no table of tensors and files"),
+        ("{}", "is damaged: its weight_map is not a table of tensors and files"),
+        ('{"weight_map": {"a": 1}}', "is damaged: its weight_map is not a table of tensors and files"),
         ('{"weight_map": {}}', "names no tensor"),
     ],
 )
@@ -222,7 +222,7 @@ def test_a_name_that_stands_twice_in_the_index(sharded: Path) -> None:
         ([[0, 4], [0, 4]], "overlap"),
         ([[0, 4], [4, 8]], "truncated"),
         ([[0, 4], [4, 900]], "takes 4 bytes"),
-        ([[0, 4], [-4, 0]], "offsets that are no counts"),
+        ([[0, 4], [-4, 0]], "offsets that are not counts"),
         ([[0, 4], [1 << 62, (1 << 62) + 4]], "belong to no tensor"),
     ],
 )

@@ -35,10 +35,10 @@ def test_none_is_no_step(tmp_path: Path) -> None:
         ("{", "is damaged: "),
         ("[]", "it holds no history"),
         ('{"version": 2}', "was written by a later ElasticIR (version 2)"),
-        ('{"version": 1, "history": [1]}', "it is no step of a record"),
+        ('{"version": 1, "history": [1]}', "it is not a step of a record"),
         (
             '{"version": 1, "history": [{"elastic_ir": "1", "sources": [], "plan": {}, "lineage": {}}]}',
-            "speaks of",
+            "refers to",
         ),
         ("[" * 100_000, "is damaged: "),
     ],
@@ -54,5 +54,5 @@ def test_what_is_no_origin(tmp_path: Path, origin: object) -> None:
     data = json.loads(record_text([STEP]))
     data["history"][0]["lineage"]["x.4"] = origin
     (tmp_path / "elastic_ir.json").write_text(json.dumps(data))
-    with pytest.raises(SourceError, match="is no origin of a tensor"):
+    with pytest.raises(SourceError, match="is not the origin of a tensor"):
         read_record(tmp_path)

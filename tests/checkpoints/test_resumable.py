@@ -107,7 +107,7 @@ def test_resume_of_nothing_is_a_run(source: Path, tmp_path: Path, whole: dict[st
     assert run("stretch", source, *PLAN, "-o", tmp_path / "out", "--resume").exit_code == 0
     assert same(tmp_path / "out", whole)
     done = run("stretch", source, *PLAN, "-o", tmp_path / "out", "--resume")
-    assert done.output.endswith(f"error: {tmp_path / 'out'} exists already and is no empty folder\n")
+    assert done.output.endswith(f"error: {tmp_path / 'out'} exists already and is not an empty folder\n")
     assert same(tmp_path / "out", whole)
 
 
@@ -392,7 +392,7 @@ def test_a_target_that_appears_meanwhile(
     assert tree(out) == {"a": b"another's"}
     done = run("stretch", source, *PLAN, "-o", out, "--resume")
     assert done.output.endswith(
-        f"out exists already and is no empty folder; {tmp_path / '.out.partial'} holds unfinished work on it\n"
+        f"out exists already and is not an empty folder; {tmp_path / '.out.partial'} holds unfinished work on it\n"
     )
     assert run("stretch", source, *PLAN, "-o", out).output == done.output
     out.rename(tmp_path / "away")

@@ -84,5 +84,5 @@ def test_it_cannot_be_cloned_and_kinds_keep_their_places(tmp_path: Path) -> None
 
 def test_a_layer_too_many_of_the_usual_kind_is_refused(tmp_path: Path) -> None:
     source = write(tmp_path / "source", llama(7), config(6))
-    with pytest.raises(SourceError, match="says num_hidden_layers = 6, but the weights hold 7 layers"):
+    with pytest.raises(SourceError, match="states num_hidden_layers = 6, but the weights hold 7 layers"):
         eir.load(source, headers_only=True)

@@ -331,8 +331,8 @@ def test_without_a_record(source: Path, out: Path, tmp_path: Path) -> None:
     done = run("verify", out)
     assert done.exit_code == 1
     assert done.output == (
-        f"error: {out} has no elastic_ir.json, which says where its tensors come from; give one source to compare with "
-        "by names (--against SOURCE)\n"
+        f"error: {out} has no elastic_ir.json, which states where its tensors come from; give one source to compare "
+        "with by names (--against SOURCE)\n"
     )
     twin = write(tmp_path / "twin", llama(), config(4))
     done = run("verify", twin, "--against", source)
@@ -353,7 +353,7 @@ def test_against_what_is_no_source(source: Path, out: Path, tmp_path: Path) -> N
     for path in (tmp_path / "empty", tmp_path / "none", source / "config.json"):
         with pytest.raises(SourceError) as error:
             eir.verify_checkpoint(out, path)
-        assert str(error.value) == f"{path} is no folder of a checkpoint's weights"
+        assert str(error.value) == f"{path} is not a folder of a checkpoint's weights"
     with pytest.raises(SourceError, match="out is the folder itself; give the source that it was made from"):
         eir.verify_checkpoint(out, out)
     (source / "model-00002-of-00003.safetensors").write_bytes(b"")
@@ -368,7 +368,7 @@ def test_a_damaged_folder_is_no_difference_but_an_error(out: Path) -> None:
         eir.verify_checkpoint(out)
     (out / "model.safetensors").write_bytes(whole)
     (out / "config.json").write_text(json.dumps(config(4)))
-    with pytest.raises(SourceError, match="says num_hidden_layers = 4, but the weights hold 5 layers"):
+    with pytest.raises(SourceError, match="states num_hidden_layers = 4, but the weights hold 5 layers"):
         eir.verify_checkpoint(out)
     (out / "elastic_ir.json").rename(out.parent / "secret")
     (out / "elastic_ir.json").symlink_to(out.parent / "secret")
@@ -427,8 +427,8 @@ def test_large_tensors_in_pieces(tmp_path: Path) -> None:
     ("plan", "message"),
     [
         ({"model.layers": "0-5000000000"}, "is not a plan .the plan has 5,000,000,001 blocks"),
-        ({"model.layers": 5}, "its plan is no table of texts"),
-        ({"other": "0-3"}, "there are no layers at 'other', which its plan is of"),
+        ({"model.layers": 5}, "its plan is not a table of texts"),
+        ({"other": "0-3"}, "there are no layers at 'other', which its plan states"),
     ],
 )
 def test_a_plan_that_cannot_be(out: Path, plan: Any, message: str) -> None:

@@ -334,7 +334,7 @@ def test_a_record_that_is_not_where_the_directory_says(tmp_path: Path) -> None:
     [
         (b"", "is empty"),
         (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
-        (b"<html>", "is no file of torch.save: it begins with b'<html>'"),
+        (b"<html>", "is not a file of torch.save: it begins with b'<html>'"),
         (pickle.dumps({"a": 1}, 2), "is a pickle, but none of torch.save"),
     ],
 )

@@ -185,7 +185,7 @@ def test_targets_that_cannot_be_written(tmp_path: Path) -> None:
     missing = tmp_path / "missing" / "out.pt"
     assert said_of(missing) == f"{missing} cannot be written: the folder {missing.parent} does not exist"
     assert said_of(tmp_path) == f"{tmp_path} is a folder; give the name of a file"
-    assert said_of(Path("/dev/null")) == "/dev/null is no plain file; give the name of a file"
+    assert said_of(Path("/dev/null")) == "/dev/null is not a plain file; give the name of a file"
     too_long = tmp_path / ("x" * 300)
     assert said_of(too_long).endswith("file name too long")
     assert names(tmp_path) == []

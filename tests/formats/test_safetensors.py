@@ -193,16 +193,16 @@ def entry(begin: int, end: int, dtype: Any = "U8", shape: Any = None) -> dict[st
         ({"a": entry(0, 1, "F5")}, 1, "the tensor 'a' has the dtype 'F5', which ElasticIR does not know"),
         ({"a": entry(0, 1, ["F4"])}, 1, "the tensor 'a' has the dtype ['F4'], which ElasticIR does not know"),
         ({"a": entry(0, 4, "F32", [2])}, 4, "has offsets [0, 4], but F32 of shape [2] takes 8 bytes"),
-        ({"a": entry(0, 4, "F32", [-1])}, 4, "has a shape or offsets that are no counts: [-1], [0, 4]"),
-        ({"a": entry(0, 4, "F32", [True])}, 4, "has a shape or offsets that are no counts"),
-        ({"a": entry(0, 4, "F32", 3)}, 4, "has a shape or offsets that are no counts"),
+        ({"a": entry(0, 4, "F32", [-1])}, 4, "has a shape or offsets that are not counts: [-1], [0, 4]"),
+        ({"a": entry(0, 4, "F32", [True])}, 4, "has a shape or offsets that are not counts"),
+        ({"a": entry(0, 4, "F32", 3)}, 4, "has a shape or offsets that are not counts"),
         ({"a": {"dtype": "F32"}}, 4, "the header's entry for 'a' lacks dtype, shape or data_offsets"),
         ({"a": 3}, 4, "the header's entry for 'a' lacks dtype, shape or data_offsets"),
-        ([1, 2], 0, "is damaged: its header is no table of tensors"),
-        ({"__metadata__": {"a": 1}}, 0, "is damaged: its metadata is no table of texts"),
+        ([1, 2], 0, "is damaged: its header is not a table of tensors"),
+        ({"__metadata__": {"a": 1}}, 0, "is damaged: its metadata is not a table of texts"),
         (b'{"a": 1, "a": 2}', 0, "is damaged: a name stands twice in its header"),
-        (b"{garbage", 0, "is no .safetensors file, or damaged: its header is not JSON ("),
-        (b"\xff\xfe\x00", 0, "is no .safetensors file, or damaged: its header is not JSON ("),
+        (b"{garbage", 0, "is not a .safetensors file, or damaged: its header is not JSON ("),
+        (b"\xff\xfe\x00", 0, "is not a .safetensors file, or damaged: its header is not JSON ("),
     ],
 )
 def test_bad_headers(tmp_path: Path, header: Any, size: int, said: str) -> None:
@@ -218,8 +218,11 @@ def test_bad_headers(tmp_path: Path, header: Any, size: int, said: str) -> None:
     ("content", "said"),
     [
         (b"", "is empty"),
-        (b"1234", "is no .safetensors file: it has only 4 bytes"),
-        (b"PK\x03\x04" + bytes(range(60)), "is no .safetensors file: its first 8 bytes ask for a header of"),
+        (b"1234", "is not a .safetensors file: it has only 4 bytes"),
+        (
+            b"PK\x03\x04" + bytes(range(60)),
+            "is not a .safetensors file: its first 8 bytes ask for a header of",
+        ),
         (
             (500).to_bytes(8, "little") + b"{}",
             "is truncated: the header should have 500 bytes, the file has 10",

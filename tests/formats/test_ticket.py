@@ -208,7 +208,7 @@ def test_an_index_that_is_none(tmp_path: Path, index: str) -> None:
 
 def test_another_safetensors_file_under_this_name(tmp_path: Path) -> None:
     save_file({"w": torch.ones(2)}, tmp_path / "a.ticket")
-    assert said(tmp_path / "a.ticket") == "is no ticket file: its metadata has no 'elastic_ir.ticket'"
+    assert said(tmp_path / "a.ticket") == "is not a ticket file: its metadata has no 'elastic_ir.ticket'"
 
 
 GOOD = '{"version":1,"masked":{}}'
@@ -261,7 +261,7 @@ def test_a_truncated_file(tmp_path: Path) -> None:
 def test_garbage(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.ticket").write_bytes(content)
     assert said(tmp_path / "a.ticket").startswith(
-        ("is empty", "is no .ticket file: its first 8", "is no .tick")
+        ("is empty", "is not a .ticket file: its first 8", "is no .tick")
     )
 
 

@@ -47,7 +47,7 @@ def test_layers_of_two_folders(folders: tuple[Path, Path], tmp_path: Path) -> No
     done = run("stretch", folders[0], "--with", f"b={folders[1]}", "--plan", "0-2,b/2-5,3,b/2", "-o", out)
     assert done.exit_code == 0, done.output
     assert "model.layers  4 -> 9  0-2,b/2-5,3,b/2" in done.output
-    assert "note:       config.json says rope_theta = 10000.0, 'b' has 500000.0\n" in done.output
+    assert "note:       config.json has rope_theta = 10000.0, 'b' has 500000.0\n" in done.output
     assert "token" not in done.output
     order = [(0, 0), (0, 1), (0, 2), (1, 2), (1, 3), (1, 4), (1, 5), (0, 3), (1, 2)]
     assert made(out) == expected([llama(4), llama(6, seed=1)], order)
@@ -197,7 +197,7 @@ def test_a_list_that_the_other_configuration_lacks(tmp_path: Path, folders: tupl
     plain = write(tmp_path / "plain", llama(4), config(4))
     graphs = [eir.load(folder, headers_only=True) for folder in (folders[0], plain)]
     with pytest.raises(
-        PlanError, match=r"config\.json's layer_types says something of each layer, and that of 'b'"
+        PlanError, match=r"config\.json's layer_types has an entry for each layer, and that of 'b'"
     ):
         eir.save(eir.stretch(graphs[0], plan="0,b/1", others={"b": graphs[1]}), tmp_path / "out", check=False)
 
@@ -218,9 +218,9 @@ def test_what_configurations_say_otherwise() -> None:
         "y": 2,
     }
     assert differences(one, other, "b") == [
-        'config.json says hidden_act = "silu", \'b\' has "gelu"',
-        "config.json says rope.theta = 1, 'b' has 2",
-        "config.json says x = 1, 'b' has none",
+        'config.json has hidden_act = "silu", \'b\' has "gelu"',
+        "config.json has rope.theta = 1, 'b' has 2",
+        "config.json has x = 1, 'b' has none",
         "y: 'b' has 2, and the first source has none",
     ]
 

@@ -1,8 +1,8 @@
 """A checkpoint's ``config.json`` in step with its depth: counts, per-layer lists, paths of layers in texts.
 
 Entries are found by evidence, never by a table of architectures: a number that equals the number of blocks and whose
-name speaks of layers is a count, a list as long as the stack is a list of its layers. Where one entry would have to
-say two things, or none speaks of a stack that changed, the change is refused. No torch here.
+name refers to layers is a count, a list as long as the stack is a list of its layers. Where one entry would have to
+state two things, or none counts a stack that changed, the change is refused. No torch here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ONE = re.compile(r"(layers?|blocks?)_to_\w+")
 _PER_LAYER = re.compile(r"layer|block|attention|mlp")
 _LONG = 12  #: a list as long as a stack of so many layers is one of its layers, whatever its name
 _TOKENS = re.compile(r"token|language|label|bucket|stage")
-#: Numbers that may speak of layers by their place; they are kept, and told.
+#: Numbers that may refer to layers by their place; they are kept, and reported.
 _BY_PLACE = re.compile(
     r".*(layer|block)s?(_|$).*|.*(pattern|interval|_freq|frequency|sparse_step|first_k\w*|_every(_n)?|period|offset)"
 )
@@ -55,15 +55,15 @@ def check_depth(config: dict[str, Any], stacks: Sequence[Stack], names: Iterable
     for stack in stacks:
         counts = reader.counts(stack)
         if counts and not any(entry in claimed for entry, _ in counts):
-            said = ", ".join(f"{entry} = {value}" for entry, value in counts)
+            stated = ", ".join(f"{entry} = {value}" for entry, value in counts)
             raise SourceError(
-                f"{where} says {said}, but the weights hold {stack.before} layers at {stack.label}; "
+                f"{where} states {stated}, but the weights hold {stack.before} layers at {stack.label}; "
                 "one of the two belongs to another model"
             )
 
 
 def counted(config: dict[str, Any], stacks: Sequence[Stack], names: Iterable[str]) -> dict[str, set[int]]:
-    """What a configuration says that each stack counts, by the stacks' labels."""
+    """The counts that a configuration has for each stack, by the stacks' labels."""
     reader = _Reader(config, stacks, names)
     return {stack.label: {value for _, value in reader.counts(stack)} for stack in stacks}
 
@@ -90,7 +90,7 @@ def reindexed(
         other = claims.setdefault(entry, (stack, value))
         if other[1] != value:
             raise PlanError(
-                f"config.json's {entry} speaks of both {other[0].label} and {stack.label}, which would become "
+                f"config.json's {entry} applies to both {other[0].label} and {stack.label}, which would become "
                 "different; change them alike, or give config.json an entry for each"
             )
 
@@ -114,7 +114,7 @@ def reindexed(
         if len(stack.order) != stack.before and stack not in counted:
             raise PlanError(
                 f"config.json has no entry that counts the {stack.before} layers at {stack.label}, so it cannot "
-                "say the new depth; add one, num_hidden_layers for example"
+                "state the new depth; add one, num_hidden_layers for example"
             )
     made = copy.deepcopy(config)
     for entry, (_, value) in claims.items():
@@ -131,20 +131,20 @@ def beside_reindexed(
 ) -> dict[str, Any]:
     """Another file's table (``params.json``, ``adapter_config.json``): its counts and lists of layers, if it has any.
 
-    ``keep`` are names of what stays as it is. Raises PlanError where an entry speaks of several stacks that become
+    ``keep`` are names of what stays as it is. Raises PlanError where an entry applies to several stacks that become
     different, or chooses one layer that has several places then, or none.
     """
     reader = _Reader(document, stacks, names)
     made = copy.deepcopy(document)
     claims: dict[Entry, Any] = {}
     for stack in stacks:
-        said = [(entry, len(stack.order)) for entry, value in reader.counts(stack) if value == stack.before]
-        for entry, value in [*said, *reader.lists(stack), *reader.chosen(stack)]:
+        counts = [(entry, len(stack.order)) for entry, value in reader.counts(stack) if value == stack.before]
+        for entry, value in [*counts, *reader.lists(stack), *reader.chosen(stack)]:
             if is_kept(keep, file, f"{file}.{entry}"):
                 continue
             if claims.setdefault(entry, value) != value:
                 raise PlanError(
-                    f"{file}'s {entry} speaks of several stacks, which would become different; change them alike, or "
+                    f"{file}'s {entry} applies to several stacks, which would become different; change them alike, or "
                     f"--keep-beside {file}.{entry} (keep_beside=) keeps it as it is"
                 )
     for entry, value in claims.items():
@@ -158,17 +158,17 @@ def beside_reindexed(
 
 
 def _tells(listed: list[Any], kinds: Sequence[int]) -> bool:
-    """Whether a list of layers, or of the numbers of some, says another thing wherever they are of another kind."""
-    said = listed if len(listed) == len(kinds) else [at in listed for at in range(len(kinds))]
-    return len({repr(one) for one in said}) == len(
-        {(repr(one), k) for one, k in zip(said, kinds, strict=True)}
+    """Whether a list of layers, or of the numbers of some, differs wherever they are of another kind."""
+    values = listed if len(listed) == len(kinds) else [at in listed for at in range(len(kinds))]
+    return len({repr(one) for one in values}) == len(
+        {(repr(one), k) for one, k in zip(values, kinds, strict=True)}
     )
 
 
 def _check_kinds(stack: Stack, kinds: Sequence[int]) -> None:
     """PlanError where a layer would stand where the network builds one of another kind.
 
-    Without a list of its layers a configuration says by numbers which layer is of which kind: the first ones are
+    Without a list of its layers a configuration states by numbers which layer is of which kind: the first ones are
     others (``first_k_dense_replace``, T5's block 0), or every n-th is (``attn_layer_period``). Whichever the source
     obeys, the target has to obey.
     """
@@ -176,15 +176,15 @@ def _check_kinds(stack: Stack, kinds: Sequence[int]) -> None:
         return
     made = [kinds[source] for source in stack.order]
     period = next(n for n in range(1, len(kinds) + 1) if all(k == kinds[i % n] for i, k in enumerate(kinds)))
-    led = [kinds[at] if at < len(kinds) else kinds[-1] for at in range(len(made))]
+    first_others = [kinds[at] if at < len(kinds) else kinds[-1] for at in range(len(made))]
     turned = [kinds[at % period] for at in range(len(made))]
-    rules = [led] if 2 * period > len(kinds) else [turned]
+    rules = [first_others] if 2 * period > len(kinds) else [turned]
     if made not in rules:
         at = next(i for i, (one, other) in enumerate(zip(made, rules[0], strict=True)) if one != other)
         raise PlanError(
             f"{stack.label}: layer {at} of the target, a copy of layer {stack.order[at]}, holds other weights than the "
-            "network builds there, as config.json tells kinds of layers by their numbers; keep the kinds in their "
-            "places with --plan"
+            "network builds there, as config.json derives the kinds of layers from their numbers; keep the kinds in "
+            "their places with --plan"
         )
 
 
@@ -203,7 +203,7 @@ class _Reader:
         self.stacks = stacks
         words = {part for name in names for part in name.split(".") if number_of(part) is None}
         self.holders = [(), *_tables(config)]
-        #: tables that speak of one part of the network, by the word that its weights' names share with them
+        #: tables that concern one part of the network, by the word that its weights' names share with them
         self.owners: dict[tuple[str, ...], str] = {}
         for path in self.holders:
             for key in path:
@@ -218,7 +218,7 @@ class _Reader:
         return found
 
     def _mine(self, stack: Stack) -> list[tuple[str, ...]]:
-        """The tables that may speak of a stack: those of its part, else those of no part."""
+        """The tables that may concern a stack: those of its part, else those of no part."""
         own = [path for path, stem in self.owners.items() if stem in stack.path]
         return own or [path for path in self.holders if path not in self.owners]
 
@@ -241,7 +241,7 @@ class _Reader:
         return found
 
     def counts(self, stack: Stack) -> list[tuple[Entry, int]]:
-        """All entries that by their names count the stack's blocks, whatever they say."""
+        """All entries that by their names count the stack's blocks, whatever their values."""
         return self._entries(stack, lambda name, value: type(value) is int and bool(COUNT.fullmatch(name)))
 
     def lists(self, stack: Stack) -> list[tuple[Entry, Any]]:
@@ -286,14 +286,14 @@ class _Reader:
                 by_number = is_index_list(entry.name, value, stack.before)
                 if own is None or (not by_number and layer >= len(own)):
                     raise PlanError(
-                        f"config.json's {entry} says something of each layer, and that of {names[source - 1]!r} says "
-                        f"nothing of layer {layer}; give it such a list"
+                        f"config.json's {entry} has an entry for each layer, and that of {names[source - 1]!r} has "
+                        f"none for layer {layer}; give it such a list"
                     )
             found.append((layer, own))
         return found
 
     def depth_lists(self) -> list[Entry]:
-        """Lists of all stacks' depths (Swin's and ConvNeXt's ``depths``), told by name and values."""
+        """Lists of all stacks' depths (Swin's and ConvNeXt's ``depths``), recognised by name and values."""
         before = [stack.before for stack in self.stacks]
         return [
             Entry(path, name)
@@ -303,8 +303,8 @@ class _Reader:
         ]
 
     def kept(self, claims: Iterable[Entry]) -> list[str]:
-        """Entries that may speak of layers by their numbers, and were left as they are."""
-        done, said = set(claims), []
+        """Entries that may refer to layers by their numbers, and were left as they are."""
+        done, kept = set(claims), []
         if not any(stack.changed for stack in self.stacks):
             return []
         for path in self.holders:
@@ -317,15 +317,15 @@ class _Reader:
                     and _BY_PLACE.fullmatch(name)
                     and not COUNT.fullmatch(name)
                 ):
-                    said.append(f"{entry} = {value}")
-        return said
+                    kept.append(f"{entry} = {value}")
+        return kept
 
 
 def _tables(config: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """The configurations inside a configuration."""
     for key, value in config.items():
-        speaks = key.endswith("config") and key != "quantization_config"
-        if isinstance(value, dict) and (speaks or key in ("encoder", "decoder")):
+        is_table = key.endswith("config") and key != "quantization_config"
+        if isinstance(value, dict) and (is_table or key in ("encoder", "decoder")):
             yield (*path, key)
             yield from _tables(value, (*path, key))
 
@@ -337,7 +337,7 @@ def _layer_list(name: str, value: list[Any], count: int) -> bool:
 
 
 def _runs(name: str, value: list[Any]) -> list[Any] | None:
-    """``[[["global", "local"], 12]]`` written out (GPT-Neo's ``attention_types``); None where it is no such list."""
+    """``[[["global", "local"], 12]]`` written out (GPT-Neo's ``attention_types``); None where it is not such a list."""
     if not value or not _PER_LAYER.search(name):
         return None
     whole: list[Any] = []

@@ -1,8 +1,8 @@
-"""Where the configurations of two checkpoints say different things of a layer: told, since shapes do not show it.
+"""Where the configurations of two checkpoints differ in what a layer computes: reported, since shapes do not show it.
 
 A layer of another model runs under the first one's configuration. Which entries matter to a layer is not looked up in
-a table: what speaks of the vocabulary, the tokens, the depth or of where the checkpoint came from is left out, and all
-else that differs is told. No torch here.
+a table: what concerns the vocabulary, the tokens, the depth or of where the checkpoint came from is left out, and all
+else that differs is reported. No torch here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from elastic_ir.ir.numbering import COUNT
 
-#: Entries that say nothing of what a layer computes.
+#: Entries that do not affect what a layer computes.
 _OTHER = re.compile(
     r"_.*|architectures|model_type|transformers_version|(torch_)?dtype|use_cache|.*token.*|vocab.*|.*_vocab_size"
     r"|tie_.*|id2label|label2id|num_labels|problem_type|task_specific_params|auto_map|finetuning_task|tokenizer_class"
@@ -24,25 +24,27 @@ _OTHER = re.compile(
 
 
 def differences(config: dict[str, Any], other: dict[str, Any], name: str) -> list[str]:
-    """What another configuration says otherwise of what its layers compute, a sentence each."""
+    """Where another configuration differs in what its layers compute, a sentence each."""
     found = []
     mine, theirs = dict(_entries(config)), dict(_entries(other))
     for key in sorted({**mine, **theirs}):
         if key not in theirs:
-            said = "has none"
+            theirs_text = "has none"
         elif key not in mine:
-            said = f"has {_text(theirs[key])}, and the first source has none"
+            theirs_text = f"has {_text(theirs[key])}, and the first source has none"
         elif mine[key] != theirs[key]:
-            said = f"has {_text(theirs[key])}"
+            theirs_text = f"has {_text(theirs[key])}"
         else:
             continue
-        told = f"config.json says {key} = {_text(mine[key])}, {name!r}" if key in mine else f"{key}: {name!r}"
-        found.append(f"{told} {said}")
+        mine_text = (
+            f"config.json has {key} = {_text(mine[key])}, {name!r}" if key in mine else f"{key}: {name!r}"
+        )
+        found.append(f"{mine_text} {theirs_text}")
     return found
 
 
 def _entries(config: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """All entries that speak of layers, with their paths; those of layers one by one are lists, and go with them."""
+    """All entries that concern layers, with their paths; those of layers one by one are lists, and go with them."""
     for key, value in config.items():
         if _OTHER.fullmatch(key) or (COUNT.fullmatch(key) and isinstance(value, int)):
             continue

@@ -1,7 +1,7 @@
-"""Entries of JSON files that speak of layers by number: texts and keys with paths, tables, pairs of layer and head.
+"""Entries of JSON files that refer to layers by number: texts and keys with paths, tables, pairs of layer and head.
 
 What is plain is followed along the plan: a copy gets what its source has. What is not is refused, with the file and
-the entry, unless the user said that it stays as it is (``--keep-beside``). Counts and lists of layers are
+the entry, unless the user wants it to stay as it is (``--keep-beside``). Counts and lists of layers are
 :mod:`elastic_ir.checkpoints.config.depth`'s. No torch here.
 """
 
@@ -19,7 +19,7 @@ from elastic_ir.formats.model_folder import CONFIG
 from elastic_ir.ir.numbering import number_of, split_number
 from elastic_ir.plans.keep_beside import is_kept
 
-#: Names of what is numbered otherwise: classes, tokens, buckets. A tower's stages are no layers.
+#: Names of what is numbered otherwise: classes, tokens, buckets. A tower's stages are not layers.
 NOT_LAYERS = re.compile(r"token|language|label|lang|bucket|stage|class|vocab|beam|expert|group|device")
 _LAYERS = re.compile(r"layer|block|head|bits|quant|module|attention|attn|mlp|skip")
 _LONG = 12  #: a table of so many numbers, as many as there are layers, is one of layers whatever its name
@@ -28,7 +28,7 @@ _SIDES = ("encoder", "decoder")
 
 @dataclass
 class Followed:
-    """A document of the changed stacks, and the entries in it that were kept because the user said so."""
+    """A document of the changed stacks, and the entries in it that were kept because the user asked for it."""
 
     document: Any
     kept: list[str] = field(default_factory=list)
@@ -37,9 +37,9 @@ class Followed:
 def followed(
     document: Any, file: str, stacks: Sequence[Stack], names: Iterable[str], keep: Sequence[str] = ()
 ) -> Followed:
-    """A document of a file beside the weights with the layers that it speaks of led along the plan.
+    """A document of a file beside the weights, with the layers that it refers to renumbered by the plan.
 
-    ``names`` are those of the source's tensors, ``keep`` what the user said stays as it is. Raises PlanError, which
+    ``names`` are those of the source's tensors, ``keep`` what the user wants to stay as it is. Raises PlanError, which
     names the file and the entry, for what cannot be followed.
     """
     if not any(stack.changed for stack in stacks):
@@ -114,7 +114,7 @@ class _Follower:
     def pairs(self, items: list[list[int]], path: tuple[str, ...]) -> list[list[int]]:
         """Pairs of a layer and a head."""
 
-        def led(stack: Stack) -> list[list[int]]:
+        def renumbered(stack: Stack) -> list[list[int]]:
             return [
                 [at, head]
                 for at, source in enumerate(stack.order)
@@ -123,7 +123,7 @@ class _Follower:
             ]
 
         most = max(layer for layer, _ in items)
-        made: list[list[int]] = self.of_one_stack(path, lambda stack: most < stack.before, led, items)
+        made: list[list[int]] = self.of_one_stack(path, lambda stack: most < stack.before, renumbered, items)
         if not made:
             raise self.refusal(path, "names heads of layers of which none is left")
         return made
@@ -155,21 +155,21 @@ class _Follower:
         own = path[-1] + prefix
         if NOT_LAYERS.search(own) or (prefix and not re.search(r"layer|block|\bh\W", prefix)):
             return None
-        speaks = bool(_LAYERS.search(".".join((*path, prefix))))
+        by_layer = bool(_LAYERS.search(".".join((*path, prefix))))
         whole = found == list(range(found[0], found[0] + len(found)))
 
         def fits(stack: Stack) -> bool:
             every = whole and len(found) == stack.before and found[0] in (0, 1, stack.base)
-            return every or (speaks and found[-1] < stack.before)
+            return every or (by_layer and found[-1] < stack.before)
 
         if not any(fits(stack) for stack in self.stacks):
             return None
-        if not speaks and len(found) < max(2, _LONG):
+        if not by_layer and len(found) < max(2, _LONG):
             if any(stack.changed and fits(stack) for stack in self.stacks) and len(found) > 1:
                 raise self.refusal(path, f"is a table of {len(found)} numbers, which may be layers or not")
             return None
 
-        def led(stack: Stack) -> dict[str, Any]:
+        def renumbered(stack: Stack) -> dict[str, Any]:
             first = found[0] if whole and len(found) == stack.before else 0
             return {
                 f"{prefix}{at + first}": table[f"{prefix}{source + first}"]
@@ -177,11 +177,15 @@ class _Follower:
                 if f"{prefix}{source + first}" in table
             }
 
-        made: dict[str, Any] = self.of_one_stack(path, fits, led, table)
+        made: dict[str, Any] = self.of_one_stack(path, fits, renumbered, table)
         return made
 
     def of_one_stack(
-        self, path: Sequence[str], fits: Callable[[Stack], bool], led: Callable[[Stack], Any], item: Any
+        self,
+        path: Sequence[str],
+        fits: Callable[[Stack], bool],
+        renumbered: Callable[[Stack], Any],
+        item: Any,
     ) -> Any:
         """What an entry without a path becomes; refused where it may be of several stacks that change differently."""
         words = [word for word in _SIDES if any(word in part for part in path)]
@@ -190,12 +194,12 @@ class _Follower:
         sided = [stack for stack in self.stacks if any(word in stack.path for word in words)]
         found: list[Any] = []
         for stack in filter(fits, sided or self.stacks):
-            made = led(stack) if stack.changed else item
+            made = renumbered(stack) if stack.changed else item
             if made not in found:
                 found.append(made)
         if len(found) > 1:
             raise self.refusal(
-                path, "speaks of layers by number, and of several stacks it does not say which"
+                path, "chooses layers by number, and does not state of which of several stacks"
             )
         return found[0] if found else item
 

@@ -37,10 +37,10 @@ class Compared:
     def __str__(self) -> str:
         if self.kind is None:
             return f"not compared with the network: {self.why}"
-        told = f"every name and shape with {self.kind} as config.json has it"
+        text = f"every name and shape with {self.kind} as config.json has it"
         if self.doubtful:
-            told += f", but {len(self.doubtful)} that do not fit the source's either, such as {min(self.doubtful)}"
-        return told
+            text += f", but {len(self.doubtful)} that do not fit the source's either, such as {min(self.doubtful)}"
+        return text
 
     def prove(self, beside: Mapping[str, str]) -> None:
         """PlanError, the reason, for names of what may go by the number of layers and which no network vouches for."""
@@ -50,7 +50,7 @@ class Compared:
                 raise PlanError(why)
 
 
-#: What is said where the comparison was not wanted.
+#: The result where the comparison was not wanted.
 NOT_WANTED = Compared(None, "--no-check")
 
 
@@ -63,7 +63,7 @@ class Comparison:
         self._found: Compared | None = None
 
     def result(self) -> Compared:
-        """Wait for what came of it; EmitError, one line, for a folder that the network would not take."""
+        """Wait for the result; EmitError, one line, for a folder that the network would not take."""
         if self._found is None:
             self._found = self._collected()
         return self._found
@@ -75,7 +75,7 @@ class Comparison:
         try:
             source, target = self._process.answer()
         except ProcessError as error:
-            return Compared(None, f"asking transformers failed: {error}")
+            return Compared(None, f"transformers could not be asked: {error}")
         return judged(source, target, self._stacks)
 
 
@@ -134,10 +134,11 @@ def judged(source: Mapping[str, Any], target: Mapping[str, Any], stacks: Sequenc
 
 
 def origins(name: str, stacks: Sequence[Stack]) -> set[str]:
-    """What a name of the target may have been in the source: each number of a changed stack's layer led back.
+    """What a name of the target may have been in the source: each number of a changed stack's layer is replaced by
+    its source's.
 
     transformers may call a stack otherwise than the checkpoint does (``encoder.layer`` is ``layers``); only a name that
-    is known is led back strictly.
+    is known is replaced strictly.
     """
     found = {name}
     for stack in filter(lambda stack: stack.changed, stacks):

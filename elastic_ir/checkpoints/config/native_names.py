@@ -1,4 +1,4 @@
-"""What transformers would say of a checkpoint if it loaded it: names that are missing, unexpected, of another shape.
+"""What transformers would report if it loaded a checkpoint: names that are missing, unexpected, of another shape.
 
 Run as a process of its own, ``python -m elastic_ir.checkpoints.config.native_names``, which
 :mod:`elastic_ir.checkpoints.config.native_check` starts. The class that a configuration names is built on the meta
@@ -24,17 +24,17 @@ from elastic_ir.safety.own_process import answering, bounded, received
 
 Shape = Sequence[int]
 
-#: Entries that say how weights are packed or which code computes with them, and nothing of names and shapes.
+#: Entries that say how weights are packed or which code computes with them, and do not affect names and shapes.
 _LEFT_OUT = re.compile(
     r"(quantization|compression)_config|\w*_implementation\w*|transformers_weights|(torch_)?dtype"
 )
 
 
 def main() -> None:
-    """Read configurations and tensors, and answer what loading each would tell."""
+    """Read configurations and tensors, and answer what loading each would report."""
     networks = received()["networks"]
     with answering() as out:
-        with contextlib.suppress(Exception):  # which is told with the answers
+        with contextlib.suppress(Exception):  # which is reported with the answers
             importlib.import_module("transformers.modeling_utils")
         count = sum(len(network["tensors"]) for network in networks)
         bounded(NETWORK_BYTES + NETWORK_BYTES_EACH * count, NETWORK_SECONDS + NETWORK_SECONDS_EACH * count)
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def answers(networks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each network, its ``config`` and the shapes of its ``tensors``, what :func:`loading` tells.
+    """For each network, its ``config`` and the shapes of its ``tensors``, what :func:`loading` returns.
 
     Or ``unknown``, why its class is not to be had, or ``fails``, why the class cannot be made of the configuration.
     """
@@ -97,10 +97,10 @@ def _structural(table: Any) -> Any:
 
 
 def loading(module: Any, tensors: Mapping[str, Shape]) -> dict[str, Any]:
-    """What loading tensors of these shapes into a module on the meta device would tell.
+    """What loading tensors of these shapes into a module on the meta device would report.
 
-    ``missing`` and ``unexpected`` are names as transformers tells them, ``ignored`` those of both that it says nothing
-    of; ``shapes`` has name, held and expected shape; ``failed`` what could not be converted.
+    ``missing`` and ``unexpected`` are names as transformers reports them, ``ignored`` those of both that it does not
+    report; ``shapes`` has name, held and expected shape; ``failed`` what could not be converted.
     """
     import torch
 
@@ -117,7 +117,7 @@ def loading(module: Any, tensors: Mapping[str, Shape]) -> dict[str, Any]:
 
 
 def _loaded(module: Any, state: Mapping[str, Any]) -> dict[str, set[Any]]:
-    """By the loading of transformers 5, which tells its result before it drops what a class ignores."""
+    """By the loading of transformers 5, which returns its result before it drops what a class ignores."""
     import torch
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.modeling_utils import LoadStateDictConfig

@@ -1,6 +1,6 @@
-"""Texts that speak of layers by number: a path (``model.layers.3.mlp``), or a pattern of paths. No torch here.
+"""Texts that refer to layers by number: a path (``model.layers.3.mlp``), or a pattern of paths. No torch here.
 
-A path is followed along the plan: once for each place of its layer, or nowhere. A pattern stays as it is where it means
+A path follows the plan: once for each place of its layer, or nowhere. A pattern stays as it is where it means
 the same of each new layer as of the layer that it is a copy of; one that writes a layer's path out is followed like
 a path, if what comes out means the same. By which rule its reader matches is not known, so all rules have to agree.
 """
@@ -60,7 +60,7 @@ class Texts:
         raise Unclear("chooses layers by a pattern of their numbers")
 
     def _renamed(self, text: str) -> list[str]:
-        """A text with the layer's number led along the plan."""
+        """A text with the layer's number replaced by the plan."""
         for match in _PATH.finditer(text):
             words = [word for word in re.split(r"\\?\.", match[1]) if word]
             found = {

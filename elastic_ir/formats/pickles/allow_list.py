@@ -35,7 +35,7 @@ _DEFINE = ("modeling_", "configuration_")
 #: only these are handed out as classes; the others serve for making empty instances.
 PURE_PACKAGES = ("torch.nn.modules", "torchvision.ops", "timm.layers", "elastic_ir.zoo")
 
-#: Classes that are no modules: torch's own hooks for modules, torchvision's layer settings; empty instances only.
+#: Classes that are not modules: torch's own hooks for modules, torchvision's layer settings; empty instances only.
 PLAIN_CLASSES = {
     "argparse.Namespace",
     "torch.nn.modules.module._WrappedHook",
@@ -194,21 +194,21 @@ def _import(module: str, qualname: str, where: str, *, vouched: bool) -> Any:
 def untrusted(module: str, qualname: str, where: str) -> UntrustedError:
     """The refusal of a name, with the way to trust its package where that would help."""
     top = module.partition(".")[0]
-    said = f"{where}: it names {module}.{qualname}, which a pickle may not hold; nothing of it was run. "
+    refusal = f"{where}: it names {module}.{qualname}, which a pickle may not hold; nothing of it was run. "
     if top != "__main__" and (top in sys.stdlib_module_names or top in ("torch", "numpy")):
-        return UntrustedError(said + "A saved network has no need of it: save a state dict instead")
+        return UntrustedError(refusal + "A saved network has no need of it: save a state dict instead")
     if top in {package.partition(".")[0] for package in PACKAGES}:
         return UntrustedError(
-            said + f"Only modules, enums and configurations of {top} are rebuilt; save a state dict"
+            refusal + f"Only modules, enums and configurations of {top} are rebuilt; save a state dict"
         )
     from elastic_ir.user_functions import working_folder_on_path
 
     with working_folder_on_path():  # found or not, a top-level package is not imported by this
         there = top in sys.modules or _exists(top)
     if not there:
-        said += f"The package {top} is not installed here either. "
+        refusal += f"The package {top} is not installed here either. "
     return UntrustedError(
-        said
+        refusal
         + f'If you trust the package {top}, pass --trust {top} (in Python: trust=["{top}"]); it may then hold '
         "classes of it. Else ask for a state dict"
     )
@@ -227,7 +227,7 @@ def resolve_class(
         raise SourceError(f"{where}: {qualified_name!r} is not the name of a class, package.module:Class")
     found = find(module, qualname, trust, where)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise SourceError(f"{where}: {qualified_name} is no torch.nn.Module")
+        raise SourceError(f"{where}: {qualified_name} is not a torch.nn.Module")
     return found
 
 

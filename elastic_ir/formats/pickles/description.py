@@ -1,7 +1,7 @@
 """A module as plain data: classes by name, plain attributes, configurations; never a pickle.
 
 Together with a state dict this is enough to build the module again without calling its constructor, wherever its
-class can be imported. What is no plain data is kept as the reason why, and then the class is not built again; the rest
+class can be imported. What is not plain data is kept as the reason why, and then the class is not built again; the rest
 of the description serves all the same.
 """
 
@@ -37,7 +37,7 @@ _TENSOR_BYTES = 1 << 16  #: of a plain tensor among a module's attributes
 def describe_module(module: nn.Module) -> dict[str, Any]:
     """A description for :func:`elastic_ir.formats.pickles.rebuild.rebuild_module`.
 
-    Its ``opaque`` says what it lacks.
+    Its ``opaque`` states what it lacks.
     """
     describer = _Describer(module)
     parts = []
@@ -64,11 +64,11 @@ def describe_module(module: nn.Module) -> dict[str, Any]:
             }
         )
     made: dict[str, Any] = {"parts": parts, "objects": describer.objects}
-    told: dict[str, Any] | None = vars(module).get(TOLD)
+    read: dict[str, Any] | None = vars(module).get(TOLD)
     if any(str(part.get("class")).startswith("__main__:") for part in parts):
-        made["script"] = _script() if told is None else told["script"]
+        made["script"] = _script() if read is None else read["script"]
     config: Any = getattr(module, "config", None)
-    pretrained = hasattr(module, "save_pretrained") or bool(told and told["pretrained"])
+    pretrained = hasattr(module, "save_pretrained") or bool(read and read["pretrained"])
     if describer.opaque and pretrained and hasattr(config, "to_dict"):
         # a transformers model is made again from its configuration, as from_pretrained does it
         made |= {
@@ -159,7 +159,7 @@ class _Describer:
             return {"tensor": describe_tensor(value, whole=True)}
         if _is_configuration(value) or _is_plain_object(value):
             return self._object(value, where)
-        return self._unread({"opaque": f"{where} holds a {type(value).__name__}, which is no plain data"})
+        return self._unread({"opaque": f"{where} holds a {type(value).__name__}, which is not plain data"})
 
     def _unread(self, item: Any) -> Any:
         if isinstance(item, dict) and "opaque" in item:
@@ -174,8 +174,8 @@ class _Describer:
             if _is_configuration(value):
                 self.objects[place] = {"config": class_of(value), "data": _json_safe(value.to_dict())}
             else:
-                told = {name: self.value(part, f"{where}.{name}") for name, part in vars(value).items()}
-                self.objects[place] = {"instance": class_of(value), "attributes": told}
+                attributes = {name: self.value(part, f"{where}.{name}") for name, part in vars(value).items()}
+                self.objects[place] = {"instance": class_of(value), "attributes": attributes}
         return {"object": self._places[id(value)]}
 
 
@@ -189,7 +189,7 @@ def qualified(item: Any) -> str:
 
 
 def _is_configuration(value: Any) -> bool:
-    """Whether it is a configuration of transformers, which tells its content and is made from it."""
+    """Whether it is a configuration of transformers, which gives its content as a dictionary and is made from one."""
     if isinstance(value, Configuration):
         return True
     return hasattr(value, "to_dict") and hasattr(type(value), "from_dict") and hasattr(value, "model_type")

@@ -1,8 +1,8 @@
 """A restricted unpickler for whole modules: a pickle makes empty instances and fills them; it calls nothing else.
 
 A pickle is a program. Its dangerous instructions are REDUCE, which calls whatever is on the stack, and BUILD, which may
-call a ``__setstate__``. Looking at names only, as ``find_class`` can, does not tell a function that is kept from one
-that is called, so the instructions themselves are replaced (:mod:`elastic_ir.formats.pickles.unpickler`; the graphs
+call a ``__setstate__``. Looking at names only, as ``find_class`` can, does not distinguish a function that is kept from
+one that is called, so the instructions themselves are replaced (:mod:`elastic_ir.formats.pickles.unpickler`; the graphs
 of objects are small, tensors lie outside the pickle):
 
 - REDUCE calls only *makers*: tensor rebuilding, containers and numbers, each with its arguments checked. A maker is

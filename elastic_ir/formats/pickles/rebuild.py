@@ -2,7 +2,7 @@
 
 No constructor is called, but of models and configurations of transformers, by :mod:`elastic_ir.safety.registered`.
 
-Where its class may not be built, a tree of stand-ins carries what the file says of it
+Where its class may not be built, a tree of stand-ins carries what the file states of it
 (:mod:`elastic_ir.formats.pickles.stand_ins`).
 """
 
@@ -82,7 +82,7 @@ class _Reader:
         for item in described:  # what they hold may be another part
             for name, value in item["attributes"].items():
                 if name in _INTERNAL:
-                    raise SourceError(f"the description: {name!r} is no attribute of a module's own")
+                    raise SourceError(f"the description: {name!r} is not an attribute of a module's own")
                 parts[item["path"]].__dict__[name] = self.value(value)
             table = parts[item["path"]]._modules  # children in their registered order, absent ones included
             ordered = {name: table[name] for name in item["children"]}
@@ -146,13 +146,13 @@ class _Reader:
         if kind == "class":
             found = resolve_class(self._known_as(content), self.trust)
             if not is_pure(found, self.trust):  # the network's own code may call it
-                raise SourceError(f"the class {content} is no layer; pass --trust to allow its package")
+                raise SourceError(f"the class {content} is not a layer; pass --trust to allow its package")
             return found
         if kind == "partial":
             function, args, keywords = (self.value(part) for part in content)
             if not is_pure(function, self.trust):
                 raise SourceError(
-                    f"a partial of {function} is no part of a network; pass --trust to allow its package"
+                    f"a partial of {function} is not part of a network; pass --trust to allow its package"
                 )
             return functools.partial(function, *args, **keywords)
         if kind == "function":
@@ -183,7 +183,7 @@ class _Reader:
                     raise
                 self._objects[place] = Configuration(item["config"], copy.deepcopy(item["data"]))
             return self._objects[place]
-        name, told = str(item["instance"]), item["attributes"]
+        name, attributes = str(item["instance"]), item["attributes"]
         made: Any
         if name == "types:SimpleNamespace":
             made = types.SimpleNamespace()
@@ -193,7 +193,7 @@ class _Reader:
                 kind = find(module, qualname, self.trust, "the description")
                 if not (within(kind.__module__, self.trust) or kind is argparse.Namespace):
                     raise SourceError(
-                        f"the description: {name} is no class whose objects are their attributes"
+                        f"the description: {name} is not a class whose objects are their attributes"
                     )
                 made = object.__new__(kind)
             except (SourceError, TypeError) as error:
@@ -201,7 +201,7 @@ class _Reader:
                     raise SourceError(str(error)) from error
                 made = Instance(name, {})
         self._objects[place] = made  # before what it holds, which may hold it
-        vars(made).update({role: self.value(part) for role, part in told.items()})
+        vars(made).update({role: self.value(part) for role, part in attributes.items()})
         return made
 
 
@@ -246,5 +246,5 @@ def _config(item: Mapping[str, Any], trust: Sequence[str]) -> Any:
     module, _, name = item["config"].partition(":")
     kind = find(module, name, trust, "the description")
     if not is_config(kind) and not within(kind.__module__, trust):
-        raise SourceError(f"{item['config']} is no configuration class")
+        raise SourceError(f"{item['config']} is not a configuration class")
     return configuration(kind, item["data"], "the description")

@@ -1,6 +1,6 @@
 """Stand-ins: what a file describes of classes that this process may not build; data, and no code.
 
-A network of one's own is read where its class is not at hand, changed, and written again. What the file says of its
+A network of one's own is read where its class is not at hand, changed, and written again. What the file states of its
 modules is carried through as a tree of stand-ins, which emission lays out as it would the modules themselves; so a
 later reader who trusts the class gets what it would have got from the class all along.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: The attribute of a stand-in module that holds its class's name, ``package.module:Class``.
 MARK = "_stands_for"
-#: The attribute of a root that holds what else its file said: by which name the script that defines ``__main__``'s
+#: The attribute of a root that holds what else its file stated: by which name the script that defines ``__main__``'s
 #: classes is imported, and whether the network is made of a configuration, as transformers does it.
 TOLD = "_told"
 #: The class of what was a GraphModule when it was written.

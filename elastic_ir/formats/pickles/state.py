@@ -47,7 +47,7 @@ class Name:
 
 @dataclass(frozen=True)
 class StorageReference:
-    """Bytes that lie outside the pickle; ``dtype`` is None where the tensor says it."""
+    """Bytes that lie outside the pickle; ``dtype`` is None where the tensor has it."""
 
     key: str
     dtype: str | None
@@ -77,7 +77,7 @@ class StoredTensor:
 
     @property
     def contiguous(self) -> bool:
-        """Whether its elements lie in order without gaps; where an extent is 1, its stride says nothing."""
+        """Whether its elements lie in order without gaps; where an extent is 1, its stride does not matter."""
         expected = 1
         for size, step in zip(reversed(self.shape), reversed(self.stride), strict=True):
             if size != 1 and step != expected:
@@ -97,8 +97,8 @@ def read_state_pickle(file: BinaryIO, where: str, size: int = 0) -> Any:
     except SourceError:
         raise
     except Exception as error:  # on damaged bytes Python's unpickler raises nearly anything
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise SourceError(f"{where} is damaged: its pickle cannot be read ({said[0][:120]})") from error
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise SourceError(f"{where} is damaged: its pickle cannot be read ({lines[0][:120]})") from error
 
 
 class _Reader(GuardedUnpickler):
@@ -138,12 +138,12 @@ class _Reader(GuardedUnpickler):
         args = self.stack.pop()
         name = self.stack[-1]
         if type(name) is not Name or type(args) is not tuple:
-            raise self.refuse("calls something that is no name")
+            raise self.refuse("calls something that is not a name")
         if name.full == _ORDERED:
             self.stack[-1] = self._ordered(args)
         elif name.full == f"{_REBUILD}parameter":
             if len(args) != 3 or type(args[0]) is not StoredTensor or args[2]:
-                raise self.refuse("makes a parameter of something that is no tensor")
+                raise self.refuse("makes a parameter of something that is not a tensor")
             self.stack[-1] = args[0]
         elif name.full in _CALLED:
             self.stack[-1] = self._tensor(name.full, args)
@@ -165,7 +165,7 @@ class _Reader(GuardedUnpickler):
     def _tensor(self, name: str, args: tuple[Any, ...]) -> StoredTensor:
         """``(storage, offset, shape, stride)``, and then, as they come: requires_grad, hooks, the dtype, metadata."""
         if len(args) < 4 or type(args[0]) is not StorageReference:
-            raise self.refuse("makes a tensor of something that is no storage")
+            raise self.refuse("makes a tensor of something that is not a storage")
         storage, offset, shape, stride, *rest = args
         if name.endswith("_v3"):
             kind = rest[2] if len(rest) > 2 else None

@@ -97,7 +97,7 @@ def test_one_count_for_two_depths() -> None:
     with pytest.raises(PlanError) as error:
         reindexed({"num_layers": 3}, [ENCODER, DECODER], NAMES)
     assert str(error.value) == (
-        "config.json's num_layers speaks of both model.encoder.layers and model.decoder.layers, which would become "
+        "config.json's num_layers applies to both model.encoder.layers and model.decoder.layers, which would become "
         "different; change them alike, or give config.json an entry for each"
     )
 
@@ -144,7 +144,7 @@ def test_counts_of_another_model() -> None:
     check_depth({"hidden_size": 4}, [LAYERS], NAMES, "config.json")
     front = Stack("feature_extractor.convs", "", 0, 7, tuple(range(7)))
     check_depth({"num_hidden_layers": 4}, [front, LAYERS], NAMES, "config.json")  # speaks of the other stack
-    with pytest.raises(SourceError, match="says num_hidden_layers = 6, but the weights hold 4 layers"):
+    with pytest.raises(SourceError, match="states num_hidden_layers = 6, but the weights hold 4 layers"):
         check_depth({"num_hidden_layers": 6}, [LAYERS], NAMES, "config.json")
 
 

@@ -205,7 +205,7 @@ def test_one_layer_that_is_not_one(document: dict[str, Any], entry: str, said: s
 
 
 def test_a_count_of_two_stacks() -> None:
-    with pytest.raises(PlanError, match=r"params.json's n_layers speaks of several stacks"):
+    with pytest.raises(PlanError, match=r"params.json's n_layers applies to several stacks"):
         beside_reindexed(
             {"n_layers": 4}, "params.json", [ENCODER, Stack("model.x.layers", "", 0, 4, (0,))], BOTH
         )

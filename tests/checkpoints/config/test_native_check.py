@@ -273,7 +273,7 @@ def test_a_process_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     told: list[Compared] = []
     folder = write(tmp_path / "source", llama(), config(4))
     save_checkpoint(stretched(folder), tmp_path / "out", tell_compared=told.append)
-    assert "asking transformers failed: " in str(told[0])
+    assert "transformers could not be asked: " in str(told[0])
     assert "no_such_module" in str(told[0])
 
 

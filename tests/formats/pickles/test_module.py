@@ -268,7 +268,7 @@ def test_class_allowed_and_resolve_class() -> None:
     assert not class_allowed(torch.fx.GraphModule, ["torch"])
     assert not class_allowed(subprocess.Popen)
     assert resolve_class("torch.nn.modules.linear:Linear") is nn.Linear
-    with pytest.raises(SourceError, match=r"is no torch\.nn\.Module"):
+    with pytest.raises(SourceError, match=r"is not a torch\.nn\.Module"):
         resolve_class("timm.layers.format:Format")
     with pytest.raises(UntrustedError, match="nothing of it was run"):
         resolve_class("subprocess:Popen")
