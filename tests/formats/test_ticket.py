@@ -261,7 +261,7 @@ def test_a_truncated_file(tmp_path: Path) -> None:
 def test_garbage(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.ticket").write_bytes(content)
     assert said(tmp_path / "a.ticket").startswith(
-        ("is empty", "is not a .ticket file: its first 8", "is no .tick")
+        ("is empty", "is not a .ticket file: its first 8", "is not a .ticket")
     )
 
 

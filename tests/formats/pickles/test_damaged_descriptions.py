@@ -59,7 +59,7 @@ def entry(**told: Any) -> Callable[[Any], Any]:
         (BITS, lambda bits: bits[:-1], "are not where its entry says"),
         (BITS, lambda bits: bits + b"\0", "1 bytes of masks belong to no weight"),
         (BITS, lambda bits: bits[:-1] + b"\xff", "ones behind its end"),
-        (INDEX, lambda index: [], "is no table"),
+        (INDEX, lambda index: [], "is not a table"),
         (INDEX, lambda index: b"[" * 100_000, "too deep"),
         (INDEX, lambda index: {"nobody.weight": index["0.0.weight"]}, "fits no weight"),
         (INDEX, lambda index: {"0.0.weight": 3}, "no shape, or no dtype"),
