@@ -1,8 +1,8 @@
 """Whether two runs of a network agree: the one place where outputs are compared, whoever made them.
 
-A comparison that cannot fail is none: NaN fails it, so does an infinity where the other side is finite, and so do
-outputs without a number in them. The tolerance is relative to the largest finite number of an output, without a floor
-of one, because outputs of a small scale would else never differ.
+A comparison that cannot fail proves nothing: NaN fails it, so does an infinity where the other side is finite, and so
+do outputs without a number in them. The tolerance is relative to the largest finite number of an output, without a
+floor of one, because outputs of a small scale would otherwise never differ.
 """
 
 from __future__ import annotations

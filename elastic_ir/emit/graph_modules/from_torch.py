@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from elastic_ir.emit.graph_modules.layers import build_layer
+from elastic_ir.emit.graph_modules.layers import build_layer, submodule
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.functions import CHECKS, method_allowed, resolve_function, resolve_symbol
 from elastic_ir.ir.graph import FRESH, Graph, Literal, Node, Symbol, Value, WeightRef
@@ -138,7 +138,7 @@ def _norm(node: Node, graph: Graph) -> tuple[str, nn.Module] | None:
     """A functional batch norm that is a module's own (timm's norms with an activation), as that module, and its path.
 
     The call has the mode in it that was traced, and leaves the count of batches alone; a module follows the mode.
-    None where the statistics are no module's, or something is not as ``nn.BatchNorm2d`` has it.
+    None where the statistics do not belong to a module, or something differs from ``nn.BatchNorm2d``.
     """
     if node.op not in _NORM_ARGUMENTS:
         return None
@@ -162,30 +162,22 @@ def _norm(node: Node, graph: Graph) -> tuple[str, nn.Module] | None:
 def _restore_flags(module: fx.GraphModule, graph: Graph, source: nn.Module | None) -> None:
     """What the source has set: modes (a frozen norm stays frozen), what is trained, what a state dict leaves out."""
     for path, part in module.named_modules():
-        twin = _part(source, _origin_path(path, graph)) if source is not None else None
+        twin = submodule(source, _origin_path(path, graph)) if source is not None else None
         twin = source if twin is None else twin  # a container that the source does not have under this name
         part.training = twin.training if twin is not None else True
     for name, weight in graph.weights.items():
         owner, _, role = name.rpartition(".")
-        holder = _part(module, owner)
+        holder = submodule(module, owner)
         if holder is None:
             continue
         if not weight.persistent and role in holder._buffers:  # fx copies such buffers as persistent ones
             holder._non_persistent_buffers_set.add(role)
         origin, _, part_role = weight.origin.rpartition(".")
-        twin = _part(source, origin) if source is not None else None
-        told = twin._parameters.get(part_role) if twin is not None else None
+        twin = submodule(source, origin) if source is not None else None
+        theirs = twin._parameters.get(part_role) if twin is not None else None
         own = holder._parameters.get(role)
-        if told is not None and own is not None and own.requires_grad != told.requires_grad:
-            own.requires_grad_(told.requires_grad)
-
-
-def _part(root: nn.Module, path: str) -> nn.Module | None:
-    """The submodule of that path, if there is one."""
-    try:
-        return root.get_submodule(path)
-    except AttributeError:
-        return None
+        if theirs is not None and own is not None and own.requires_grad != theirs.requires_grad:
+            own.requires_grad_(theirs.requires_grad)
 
 
 def _emit(node: Node, made: fx.Graph, values: dict[Value, fx.Node], trusted: bool, root: nn.Module) -> Any:

@@ -8,6 +8,7 @@ changed.
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ def conform_layers(module: nn.Module, graph: Graph) -> None:
     for node in graph:
         if node.kind != "module" or not node.op.startswith("nn."):
             continue
-        layer = _layer(module, node.scope)
+        layer = submodule(module, node.scope)
         if (
             layer is None
         ):  # a pass has given the node a module of its own, which the source's class does not have
@@ -53,7 +54,8 @@ def conform_layers(module: nn.Module, graph: Graph) -> None:
             layer._parameters["bias"] = nn.Parameter(empty, requires_grad=beside.requires_grad)
 
 
-def _layer(module: nn.Module, path: str) -> nn.Module | None:
+def submodule(module: nn.Module, path: str) -> nn.Module | None:
+    """The module of a path, None where there is none."""
     try:
         return module.get_submodule(path)
     except AttributeError:
@@ -74,16 +76,22 @@ def _differs(layer: nn.Module, node: Node) -> bool:
 
 def build_layer(node: Node) -> nn.Module:
     """A layer of ``torch.nn`` on the meta device, built from what its node records; EmitError for any other class."""
-    kind = getattr(nn, node.op.removeprefix("nn."), None) if node.op.startswith("nn.") else None
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise EmitError(
-            f"node %{node.name}: {node.op} is not a layer of torch.nn, so it cannot be built from the file"
-        )
-    accepted = inspect.signature(kind.__init__).parameters
+    kind, recorded = recorded_layer(node, "built from the file")
     options = {
         key: resolve_symbol(value.name) if isinstance(value, Symbol) else value
-        for key, value in node.attributes.items()
-        if key in accepted
+        for key, value in recorded.items()
     }
     with guarded(f"node %{node.name}: {node.op}"), torch.device("meta"):
         return kind(**options)
+
+
+def recorded_layer(node: Node, use: str) -> tuple[type[nn.Module], dict[str, Any]]:
+    """The class of a leaf's node and what its constructor is given; EmitError for what is not a layer of torch.nn.
+
+    ``use`` says in the message what the layer cannot be: ``"built from the file"``.
+    """
+    kind = getattr(nn, node.op.removeprefix("nn."), None) if node.op.startswith("nn.") else None
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise EmitError(f"node %{node.name}: {node.op} is not a layer of torch.nn, so it cannot be {use}")
+    accepted = inspect.signature(kind.__init__).parameters
+    return kind, {key: value for key, value in node.attributes.items() if key in accepted}

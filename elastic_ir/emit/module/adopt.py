@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from elastic_ir.emit.graph_modules.layers import submodule
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Container
@@ -35,7 +36,7 @@ def adopt(module: nn.Module, graph: Graph, containers: list[Container]) -> dict[
     rebuilt = isinstance(module, fx.GraphModule)  # it has only the layers that its graph calls
     for container in containers:
         for child in container.children:
-            mine, theirs = _find(module, child.path), _find(live, child.path)
+            mine, theirs = submodule(module, child.path), submodule(live, child.path)
             if mine is not None and theirs is not None and rebuilt:
                 _adopt_leaves(mine, theirs, changes)
             elif mine is not None and theirs is not None:
@@ -52,7 +53,7 @@ def _adopt_rates(
     """Rates and epsilons of what is kept: numbers that no weight shows, and that may differ within a family."""
     inside = tuple(f"{child.path}." for container in containers for child in container.children)
     for path, part in module.named_modules():
-        other = None if f"{path}.".startswith(inside) else _find(live, path)
+        other = None if f"{path}.".startswith(inside) else submodule(live, path)
         if other is None or type(other) is not type(part):
             continue
         for name, value in vars(other).items():
@@ -62,16 +63,9 @@ def _adopt_rates(
                 changes[name] = changes.get(name, 0) + 1
 
 
-def _find(module: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return module.get_submodule(path)
-    except AttributeError:
-        return None
-
-
 def _adopt_leaves(mine: nn.Module, theirs: nn.Module, changes: dict[str, int]) -> None:
     for path, part in mine.named_modules():
-        other = _find(theirs, path)
+        other = submodule(theirs, path)
         if other is not None and type(other) is type(part) and type(part) is not nn.Module:
             _adopt_constants(part, other, changes)
 
@@ -142,7 +136,7 @@ def _is_plain(value: Any) -> bool:
 def _adopt_lists(module: nn.Module, live: nn.Module, path: str, changes: dict[str, int]) -> None:
     """Per-block lists of the modules around a container (a description of features): those whose length differs."""
     while True:
-        mine, theirs = _find(module, path), _find(live, path)
+        mine, theirs = submodule(module, path), submodule(live, path)
         for name, value in vars(theirs).items() if mine is not None and theirs is not None else ():
             own = vars(mine).get(name)
             if name in _OWN or not isinstance(value, (list, tuple)) or not isinstance(own, (list, tuple)):
@@ -171,9 +165,9 @@ def _fill_buffers(
     wanting: list[tuple[nn.Module, str, str]] = []
     for container in containers:
         for child in container.children:
-            mine, theirs = _find(module, child.path), _find(live, child.path)
+            mine, theirs = submodule(module, child.path), submodule(live, child.path)
             for inner, part in theirs.named_modules() if theirs is not None else ():
-                own = _find(mine, inner) if mine is not None else None
+                own = submodule(mine, inner) if mine is not None else None
                 for role in part._non_persistent_buffers_set if own is not None else ():
                     assert own is not None
                     value, old = part._buffers.get(role), own._buffers.get(role)
@@ -206,12 +200,16 @@ def _fill_buffers(
 def _alike(places: list[nn.Module], own: nn.Module, role: str, wanted: torch.Tensor) -> torch.Tensor | None:
     """The values of a buffer without any, from a module of the same class, made with the same constants.
 
-    None where there is none, or where what shows of the constants does not tell the values.
+    None where there is none, or where the constants that are known do not determine the values.
     """
-    constants = _told(own)
+    constants = _constants_of(own)
     found: list[torch.Tensor] = []
     for other in [part for place in places for part in place.modules()]:
-        value = other._buffers.get(role) if type(other) is type(own) and _told(other) == constants else None
+        value = (
+            other._buffers.get(role)
+            if type(other) is type(own) and _constants_of(other) == constants
+            else None
+        )
         if (
             value is not None
             and not value.is_meta
@@ -221,7 +219,7 @@ def _alike(places: list[nn.Module], own: nn.Module, role: str, wanted: torch.Ten
     return found[0] if found and all(torch.equal(found[0], value) for value in found[1:]) else None
 
 
-def _told(module: nn.Module) -> dict[str, Any]:
+def _constants_of(module: nn.Module) -> dict[str, Any]:
     """What a module was made with, as far as it shows: its plain attributes."""
     return {name: value for name, value in vars(module).items() if name not in _OWN and _is_plain(value)}
 

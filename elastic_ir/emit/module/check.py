@@ -181,7 +181,7 @@ def _watched(module: nn.Module, graph: Graph, calls: Sequence[Call]) -> Outputs:
         def note(*_: object, path: str = path) -> None:
             ran[path] = True
 
-        # its own layers tell too, for the caller may run them itself; an activation that many blocks share does not
+        # its own layers count too, for the caller may run them itself; an activation that many blocks share does not
         handles += [part.register_forward_hook(note) for part in parts if owners[part] == 1]
     module.eval()
     try:

@@ -1,8 +1,8 @@
 """Configurations: the counts and per-layer lists that a network keeps about its own depth.
 
-They are told by evidence, never by a class: an integer that equals the number of blocks and whose name speaks of
-layers is a count. A configuration that is written beside checkpoints follows by the rules for its file; what modules
-keep for themselves, one by one.
+They are recognised by evidence, never by a class: an integer that equals the number of blocks and whose name
+mentions layers is a count. A configuration that is written beside checkpoints follows by the rules for its file; what
+modules keep for themselves, one by one.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from elastic_ir.ir.structure import Container
 
 
 def update_configuration(target: nn.Module, containers: Sequence[Container]) -> set[int]:
-    """Have the network's own configuration say its new depth, as its file beside a checkpoint would say it.
+    """Set the new depth in the network's own configuration, as in its file beside a checkpoint.
 
-    Returns the ids of the objects that need no other care: none where there is no configuration that tells its content
-    (``to_dict``), or where the rules for files cannot say the new depth.
+    Returns the ids of the objects that are done: none where no configuration gives its content (``to_dict``), or where
+    the rules for files cannot express the new depth.
     """
     config: Any = getattr(target, "config", None)
     if not callable(getattr(config, "to_dict", None)):
@@ -31,24 +31,24 @@ def update_configuration(target: nn.Module, containers: Sequence[Container]) -> 
     from elastic_ir.checkpoints.config.entries import followed
     from elastic_ir.formats.model_folder import CONFIG
 
-    told = config.to_dict()
+    before = config.to_dict()
     stacks, names = [Stack.of(container) for container in containers], list(target.state_dict())
     try:
-        made, _ = reindexed(told, stacks, names)
+        made, _ = reindexed(before, stacks, names)
     except PlanError:
         return set()
     with suppress(PlanError):  # what is refused in a file stays as it is
         made = followed(made, CONFIG, stacks, names).document
-    return set(_take_over(config, told, made))
+    return set(_take_over(config, before, made))
 
 
-def _take_over(config: Any, told: dict[str, Any], made: dict[str, Any]) -> Iterator[int]:
+def _take_over(config: Any, before: dict[str, Any], made: dict[str, Any]) -> Iterator[int]:
     yield id(config)
     for name, value in made.items():
         held = getattr(config, name, None)
         if isinstance(value, dict) and hasattr(held, "__dict__"):  # a configuration inside
-            yield from _take_over(held, told[name], value)
-        elif value != told.get(name):
+            yield from _take_over(held, before[name], value)
+        elif value != before.get(name):
             setattr(config, name, tuple(value) if isinstance(held, tuple) else value)
 
 
@@ -68,9 +68,9 @@ def update_counts(target: nn.Module, container: Container, done: Set[int] = froz
 def update_stage_counts(
     target: nn.Module, containers: Sequence[Container], done: Set[int] = frozenset()
 ) -> None:
-    """Lists of all stages' depths (Swin's and ConvNeXt's ``depths``), told by name and values: one for each container.
+    """Update lists of all stages' depths (Swin's and ConvNeXt's ``depths``), recognised by name and values.
 
-    Values alone do not tell: a stage may have as many heads as blocks.
+    Values alone prove nothing: a stage may have as many heads as blocks.
     """
     old = [container.source_count for container in containers]
     new = [len(container.children) for container in containers]
@@ -102,7 +102,7 @@ def _holders(target: nn.Module, path: str) -> Iterator[Any]:
 
 
 def _update(holder: Any, path: str, old: int, new: int, order: list[int]) -> None:
-    """Set the counts and re-index the lists of one holder; ``path`` tells stacks apart where it is shared."""
+    """Set the counts and re-index the lists of one holder; ``path`` distinguishes stacks where it is shared."""
     values = vars(holder)
     counts = [
         name

@@ -1,6 +1,6 @@
-"""What depends on a block's number and is no weight: layer indices.
+"""What depends on a block's number and is not a weight: layer indices.
 
-It is told by evidence in the source network, never by a class: an integer that equals the block's number in every
+It is recognised by evidence in the source network, never by a class: an integer that equals the block's number in every
 block is an index.
 """
 

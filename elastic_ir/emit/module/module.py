@@ -41,7 +41,7 @@ def to_module(graph: Graph, masked: bool = True, check: bool = True) -> nn.Modul
     """A trainable module that shares no storage with the source.
 
     Pruned weights are zero (``masked=False`` gives the stored values). ``check`` runs what was changed, where there are
-    example inputs, and holds its outputs against those of the graph's nodes (:mod:`elastic_ir.emit.module.check`); why
+    example inputs, and compares its outputs with those of the graph's nodes (:mod:`elastic_ir.emit.module.check`); why
     they could not be compared is left in ``graph.emitted.unchecked``. Where the class does something else than the
     plan says, a ``torch.fx.GraphModule`` takes its place, and ``graph.emitted.replaced`` says why.
 
@@ -113,7 +113,7 @@ def _build(graph: Graph, masked: bool, check: bool) -> nn.Module:
 def as_described(graph: Graph) -> tuple[nn.Module | None, str]:
     """What a file is to say of the module of a graph whose class is not at hand, as a tree without values.
 
-    It is what would be emitted, had the class been built; the second result says what remains to be proven of it by
+    This is what would be emitted if the class had been built; the second result says what remains to be proven by
     whoever builds it. None where it would be a GraphModule.
     """
     described = graph.origin.described
@@ -140,7 +140,7 @@ class _InClass(NamedTuple):
     """The source's class with re-filled containers, or why its forward cannot follow the plan."""
 
     module: nn.Module | None
-    unproven: str  #: what is to be proven of it
+    unproven: str  #: what remains to be proven
     why: str
     placed: bool = False  #: whether constants were set to what their new places have
 
@@ -171,7 +171,7 @@ def _in_its_class(graph: Graph, source: nn.Module) -> _InClass:
 def _problem(module: nn.Module, graph: Graph, placed: bool) -> RunsOtherwiseError | None:
     """What a module of the source's class computes otherwise than the graph; None where that is as it should be.
 
-    Numbers are no proof against it where the trace was of a network in training, whose dropouts the nodes keep; traced
+    Numbers prove nothing where the trace was of a network in training, whose dropouts the nodes keep; traced
     again, the module then has to be the graph, constants included. Constants of a place (a layer's index, the
     reference's factors) are the network's own and not the graph's, which has those of the block that was copied: where
     emission has ``placed`` some, operations, weights and wiring must agree.
@@ -280,7 +280,7 @@ def _refill(graph: Graph, live: nn.Module, touched: list[Container]) -> tuple[nn
                 shared[id(value)] = memo[id(value)]
     # a network in which nothing repeats has no structure to ask for
     containers = graph.structure.containers if touched else ()
-    told = update_configuration(target, containers) if touched else set()
+    known = update_configuration(target, containers) if touched else set()
     placed = False
     for container in touched:
         source, place = live.get_submodule(container.path), target.get_submodule(container.path)
@@ -298,8 +298,8 @@ def _refill(graph: Graph, live: nn.Module, touched: list[Container]) -> tuple[nn
         place._modules.clear()
         place._modules.update(children)
         placed |= bool(renumber_indices(source, place, container))
-        update_counts(target, container, told)
-    update_stage_counts(target, containers, told)
+        update_counts(target, container, known)
+    update_stage_counts(target, containers, known)
     if touched and graph.reference is None:
         # blocks that add nothing yet leave the variances as they were
         constants = {} if graph.edits.keep_constants else respread_constants(live, target, graph)

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from torch import nn
 
+from elastic_ir.emit.graph_modules.layers import submodule
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Block, Structure
 from elastic_ir.plans.positions import Place, respread
@@ -20,7 +21,7 @@ from elastic_ir.plans.positions import Place, respread
 Key: TypeAlias = tuple[str, str]
 
 
-KEPT = "kept from the source"  #: said of a constant that follows no known rule
+KEPT = "kept from the source"  #: reported for a constant that follows no known rule
 
 
 @dataclass
@@ -45,11 +46,11 @@ def respread_constants(live: nn.Module, target: nn.Module, graph: Graph) -> dict
     for key, values in sorted(_constants(before).items()):
         if len(set(values.values())) == 1 and len(values) == len(before):
             continue
-        told = [values.get(index, _absent(slot.module, key)) for index, slot in enumerate(before)]
-        numbers = [value for value in told if value is not None]
+        known = [values.get(index, _absent(slot.module, key)) for index, slot in enumerate(before)]
+        numbers = [value for value in known if value is not None]
         holder = next(before[index].module for index, value in values.items())
         found = None
-        if len(numbers) == len(told):
+        if len(numbers) == len(known):
             found = respread(numbers, [slot.place for slot in before], [slot.place for slot in after])
         if found is None:
             if _differs_in_a_stage(values, before):
@@ -73,7 +74,7 @@ def _constants(slots: list[_Slot]) -> dict[Key, dict[int, float]]:
 
 
 def _differs_in_a_stage(values: dict[int, float], slots: list[_Slot]) -> bool:
-    """Whether blocks of one shape differ: what follows from channels alone is no constant of a position."""
+    """Whether blocks of one shape differ: what follows from channels alone is not a constant of a position."""
     seen: dict[int, set[float]] = {}
     for index, value in values.items():
         if not slots[index].place.entry:
@@ -88,7 +89,7 @@ def _absent(block: nn.Module, key: Key) -> float | None:
 
 def _is_vacant(block: nn.Module, path: str) -> bool:
     parent, _, role = path.rpartition(".")
-    holder = _part(block, parent)
+    holder = submodule(block, parent)
     if holder is None or not role:
         return False
     if role in holder._modules:
@@ -96,16 +97,9 @@ def _is_vacant(block: nn.Module, path: str) -> bool:
     return vars(holder).get(role, 0) is None
 
 
-def _part(block: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return block.get_submodule(path)
-    except AttributeError:
-        return None
-
-
 def _set(block: nn.Module, key: Key, value: float, holder: nn.Module) -> None:
     path, name = key
-    part = _part(block, path)
+    part = submodule(block, path)
     if _is_vacant(block, path):
         if value == 0.0:
             return
@@ -147,7 +141,7 @@ def _source_slots(live: nn.Module, structure: Structure) -> list[_Slot] | None:
         start = container.source_index(stage.all_blocks[0].origin)
         end = min((other for other in starts if other > start), default=container.source_count)
         for offset in range(start, end):
-            part = _part(live, container.child_path(offset))
+            part = submodule(live, container.child_path(offset))
             if part is None:
                 return None
             slots.append(_Slot(part, Place(index, stage.entry is not None and offset == start)))

@@ -39,7 +39,7 @@ def with_weights(graph: Graph, trained: torch.nn.Module | Mapping[str, torch.Ten
     missing = [f"{name} is missing" for name in wanted if name not in tensors]
     extra = [f"{name} is unknown to it" for name in tensors if name not in set(wanted)]
     other = [
-        told for name in wanted if name in tensors and (told := _unlike(graph.weights[name], tensors[name]))
+        why for name in wanted if name in tensors and (why := _unlike(graph.weights[name], tensors[name]))
     ]
     _refuse(graph, [*other, *missing, *extra])
     known = {name: weight for name, weight in graph.weights.items() if not weight.persistent}

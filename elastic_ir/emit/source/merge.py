@@ -20,8 +20,8 @@ from elastic_ir.emit.source.expressions.expr import (
     plain,
     raw,
 )
-from elastic_ir.emit.source.expressions.print import Printer, same
-from elastic_ir.emit.source.reading.calls import parameters
+from elastic_ir.emit.source.expressions.print import Printer
+from elastic_ir.emit.source.expressions.signatures import same
 
 #: The arguments of emitted classes and functions that are sizes, by the names of both.
 Sizes = set[tuple[str, str]]
@@ -151,7 +151,7 @@ def _positional(expr: Expr, index: int) -> str:
         return "axis" if expr.value in ("permute", "transpose", "flatten") else ""
     known = {"torch.permute": ("input", "dims"), "stochastic_depth": ("x", "p", "mode", "training"),
              "torch.roll": ("input", "shifts", "dims")}  # fmt: skip
-    names = known.get(expr.value) or list(parameters(expr.value))
+    names = known.get(expr.value, ())
     return names[index] if index < len(names) else ""
 
 

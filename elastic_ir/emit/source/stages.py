@@ -8,7 +8,7 @@ from itertools import permutations
 from typing import Any
 
 from elastic_ir.emit.source.expressions.expr import IDENTITY, Expr, change, group, lit, walk
-from elastic_ir.emit.source.expressions.print import same
+from elastic_ir.emit.source.expressions.signatures import same
 from elastic_ir.emit.source.merge import Join, Mismatch, Parameter, Sizes
 from elastic_ir.emit.source.reading.tree import Body, Part, Path, Tree
 from elastic_ir.errors import StructureError

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import keyword
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import Any
+
+from torch import nn
 
 from elastic_ir.emit.source.classes import Builder, Definition
 from elastic_ir.emit.source.containers import listed, printable, stage_items
 from elastic_ir.emit.source.expressions.expr import Expr
 from elastic_ir.emit.source.expressions.print import Printer, attribute, number, wrap
+from elastic_ir.emit.source.expressions.signatures import REQUIRED, parameters
 from elastic_ir.emit.source.forward import Forward
 from elastic_ir.emit.source.merge import MISSING, Parameter, unused
 from elastic_ir.emit.source.network import define_network
 from elastic_ir.emit.source.reading.calls import identifier
-from elastic_ir.emit.source.reading.layers import defaults
 from elastic_ir.emit.source.reading.read import read_tree
 from elastic_ir.emit.source.reading.sizes import following_sizes
 from elastic_ir.emit.source.reading.tree import Body, Part, Tree
@@ -64,60 +67,51 @@ def write_source(graph: Graph, weights: str, notes: Sequence[str] = ()) -> str:
     network = define_network(_root_name(graph, builder.names), tree.parts[()], entries)
     definitions = [*builder.definitions, network]
     known = {
-        d.name: {p.name: p.default for p in d.parameters if p.default is not MISSING} for d in definitions
+        d.name: {p.name: REQUIRED if p.default is MISSING else p.default for p in d.parameters}
+        for d in definitions
     }
-    writer = _Writer(known)
-    last = [*_ties(tree), *_dtype_lines(tree)]
-    body = "\n\n\n".join(writer.definition(each, last if each is network else ()) for each in definitions)
+    printer = Printer(defaults=lambda name: known.get(name) or parameters(name))
+    texts = [_definition(each, printer) for each in builder.definitions]
+    texts.append(_definition(network, printer, [*_ties(tree), *_dtype_lines(tree)]))
+    body = "\n\n\n".join(texts)
     helpers = [text.strip("\n") for name, text in _HELPERS.items() if f" {name}(" in body]
     text = "\n\n\n".join([*helpers, body]) + "\n"
     return _head(graph, network, weights, notes, text) + "\n\n\n" + text
 
 
+#: Imports by what in the text needs them, in the order of the file.
+_IMPORTS = (
+    (r"\bmath\.", "import math"),
+    (r"\bOrderedDict\(", "from collections import OrderedDict"),
+    (r"\bSequence\[", "from collections.abc import Sequence"),
+    (r"\btorch\.", "import torch"),
+    (r"\bF\.", "import torch.nn.functional as F"),
+)
+
+
 def _head(graph: Graph, network: Definition, weights: str, notes: Sequence[str], text: str) -> str:
     depth = graph._structure.depth if graph._structure is not None else None
     what = f"{network.name}, depth {depth}" if depth is not None else network.name
-    lines = [f'"""{what}: a definition {SIGNATURE}', ""]
-    lines += ["Load its weights, a state dict, with", ""]
+    counts = [p.name for p in network.parameters if p.forced == "count"][:1]
+    family = [
+        f"Other values of ``{name}`` give the deeper and shallower networks of the family." for name in counts
+    ]
+    lines = [f'"""{what}: a definition {SIGNATURE}', "", "Load its weights, a state dict, with", ""]
     lines += [f"    model = {network.name}()", f"    model.load_state_dict(torch.load({number(weights)}))"]
-    counts = [p.name for p in network.parameters if p.forced == "count"]
-    if counts:
-        lines += [
-            "",
-            f"Other values of ``{counts[0]}`` give the deeper and shallower networks of the family.",
-        ]
-    for note in notes:
-        lines += ["", *_wrapped(note)]
+    for note in [*family, *notes]:
+        lines += ["", *textwrap.wrap(note, 98)]
     lines += ['"""', "", "from __future__ import annotations", ""]
-    standard = []
-    if "OrderedDict(" in text:
-        standard.append("from collections import OrderedDict")
-    if "Sequence[" in text:
-        standard.append("from collections.abc import Sequence")
-    if re.search(r"\bmath\.", text):
-        standard.insert(0, "import math")
-    if standard:
-        lines += [*standard, ""]
-    lines += ["import torch"]
-    if re.search(r"\bF\.", text):
-        lines.append("import torch.nn.functional as F")
-    names = [name for name in ("Tensor", "nn") if re.search(rf"\b{name}\b", text)]
-    lines.append(f"from torch import {', '.join(names)}")
-    if not re.search(r"\btorch\.", text):
-        lines.remove("import torch")
-    return "\n".join(lines)
-
-
-def _wrapped(text: str) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(text, 98)
+    imports = [line for pattern, line in _IMPORTS if re.search(pattern, text)]
+    standard = [line for line in imports if "torch" not in line]
+    names = ", ".join(name for name in ("Tensor", "nn") if re.search(rf"\b{name}\b", text))
+    lines += [*standard, ""] if standard else []
+    return "\n".join([*lines, *imports[len(standard) :], f"from torch import {names}"])
 
 
 def _root_name(graph: Graph, taken: set[str]) -> str:
     name = re.sub(r"\W+", "", graph.name, flags=re.ASCII)
     name = name if name.isidentifier() and not keyword.iskeyword(name) else "Network"
-    name = name[:1].upper() + name[1:] if not name[:1].isupper() else name
+    name = name[:1].upper() + name[1:]
     while name in taken or name in ("Sequential", "Module"):
         name = f"{name}Network" if not name.endswith("Network") else f"{name}_"
     return name
@@ -125,20 +119,17 @@ def _root_name(graph: Graph, taken: set[str]) -> str:
 
 def _check_names(tree: Tree) -> None:
     """EmitError for attributes that no class could have; names from a file end up in source text that is run."""
-    from torch import nn
-
     reserved = set(dir(nn.Module())) | {"super"}
     for part in tree.parts.values():
         sequence = part.kind in ("sequential", "list", "dict")
         for name in (*part.children, *part.weights):
             if is_index(name) or (sequence and re.fullmatch(r"[A-Za-z0-9_\-]+", name)):
                 continue
-            identifier(name, "the attribute")
-            if name in reserved:
+            if identifier(name, "the attribute") in reserved:
                 raise EmitError(
                     f"the attribute {name!r} is one of torch.nn.Module's own, so it cannot be written"
                 )
-        if part.kind == "class" and any(is_index(name) for name in part.children) and part.base is None:
+        if part.kind == "class" and part.base is None and any(map(is_index, part.children)):
             where = ".".join(part.path) or "the network"
             raise EmitError(
                 f"{where} runs its numbered children in a way of its own, which cannot be written as source"
@@ -172,35 +163,28 @@ def _dtype_lines(tree: Tree) -> list[str]:
 # -- definitions -------------------------------------------------------------------------------------------------------
 
 
-class _Writer:
-    """Definitions as text; ``known`` are the defaults of each one's parameters."""
-
-    def __init__(self, known: dict[str, dict[str, Any]]) -> None:
-        self.printer = Printer(defaults=lambda name: known.get(name, defaults(name)))
-
-    def definition(self, made: Definition, last: Sequence[str] = ()) -> str:
-        """A class or a function as text; ``last`` are more lines of the constructor."""
-        part = made.part
-        if part is None:
-            lines = signature(f"def {made.name}(", [], ") -> list[nn.Module]:", made.parameters)
-            items = listed(stage_items(made.entries[0].expr))
-            return "\n".join([*lines, *self.printer.lines("return ", items, 4)])
-        sequence = part.kind == "sequential"
-        base = "nn.Sequential" if sequence else part.base.value if part.base is not None else "nn.Module"
-        lines = [f"class {made.name}({base}):"]
-        lines += signature("    def __init__(", ["self"], ") -> None:", made.parameters)
-        if base == "nn.Module":
-            lines.append("        super().__init__()")
-        for entry in made.entries:
-            expr = printable(entry.expr)
-            if entry.alone and expr.kind == "new":  # of the class that this one derives from
-                lines += wrap(f"        super().__init__{self.printer.flat(expr).removeprefix(expr.value)}")
-            else:
-                lines += self.printer.lines("" if entry.alone else f"self.{entry.name} = ", expr, 8)
-        lines += [f"        {line}" for line in last]
-        if not sequence and part.body is not None:
-            lines += ["", *_forward(made, part, part.body)]
-        return "\n".join(lines)
+def _definition(made: Definition, printer: Printer, last: Sequence[str] = ()) -> str:
+    """A class or a function as text; ``last`` are more lines of the constructor."""
+    part = made.part
+    if part is None:
+        lines = signature(f"def {made.name}(", [], ") -> list[nn.Module]:", made.parameters)
+        return "\n".join([*lines, *printer.lines("return ", listed(stage_items(made.entries[0].expr)), 4)])
+    sequence = part.kind == "sequential"
+    base = "nn.Sequential" if sequence else part.base.value if part.base is not None else "nn.Module"
+    lines = [f"class {made.name}({base}):"]
+    lines += signature("    def __init__(", ["self"], ") -> None:", made.parameters)
+    if base == "nn.Module":
+        lines.append("        super().__init__()")
+    for entry in made.entries:
+        expr = printable(entry.expr)
+        if entry.alone and expr.kind == "new":  # of the class that this one derives from
+            lines += wrap(f"        super().__init__{printer.flat(expr).removeprefix(expr.value)}")
+        else:
+            lines += printer.lines("" if entry.alone else f"self.{entry.name} = ", expr, 8)
+    lines += [f"        {line}" for line in last]
+    if not sequence and part.body is not None:
+        lines += ["", *_forward(made, part, part.body)]
+    return "\n".join(lines)
 
 
 def _forward(made: Definition, part: Part, body: Body) -> list[str]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from elastic_ir.emit.source.expressions.expr import Expr
+from elastic_ir.emit.source.expressions.expr import Expr, plain
+from elastic_ir.emit.source.expressions.signatures import REQUIRED, is_default, parameters
 from elastic_ir.ir.numbering import is_index
 
 WIDTH = 100
@@ -16,11 +17,8 @@ _BINDING = {
     "+": 8, "-": 8, "*": 9, "/": 9, "//": 9, "%": 9, "@": 9, "**": 11,
 }  # fmt: skip
 _SIGN, _ATOM = 10, 20
-#: Constructor arguments that are written without their names.
-_POSITIONAL = {
-    "in_channels", "out_channels", "kernel_size", "num_features", "in_features", "out_features", "normalized_shape",
-    "num_embeddings", "embedding_dim", "embed_dim", "num_heads", "num_groups", "num_channels", "p", "output_size",
-}  # fmt: skip
+#: Arguments that are written without their names though they have defaults.
+_LEADING = ("weight", "bias", "running_mean", "running_var", "normalized_shape", "pad", "p", "attn_mask")
 
 
 def number(value: Any) -> str:
@@ -46,7 +44,7 @@ class Printer:
         self,
         local: Callable[[Any], str] = str,
         parameter: Callable[[str], str] = str,
-        defaults: Callable[[str], dict[str, Any]] = lambda _: {},
+        defaults: Callable[[str], Mapping[str, Any]] = parameters,
     ) -> None:
         self.local, self.parameter, self.defaults = local, parameter, defaults
 
@@ -93,8 +91,8 @@ class Printer:
             return value.format(*map(self.flat, parts)), _ATOM
         if kind == "method":
             return f"{self._under(parts[0], _ATOM)}.{value}({self._items(parts[1:], expr.names[1:])})", _ATOM
-        if kind == "new":
-            return f"{value}({self._constructor(expr)})", _ATOM
+        if kind in ("new", "call"):
+            return f"{value}({self._arguments(expr)})", _ATOM
         if kind == "dict":
             keys = ["**" if name == "**" else f"{number(name)}: " for name in expr.names]
             return (
@@ -106,7 +104,7 @@ class Printer:
             return f"({items},)" if len(parts) == 1 else f"({items})", _ATOM
         if kind == "list":
             return f"[{items}]", _ATOM
-        head = {"call": value, "self": attribute(value) if kind == "self" else "", "slice": kind}[kind]
+        head = attribute(value) if kind == "self" else {"slice": "slice"}[kind]
         return f"{head}({items})", _ATOM
 
     def _subscript(self, expr: Expr) -> str:
@@ -128,18 +126,18 @@ class Printer:
             for name, part in zip(names, parts, strict=True)
         )
 
-    def _constructor(self, expr: Expr) -> str:
-        """Arguments of a constructor without its defaults; those that everybody knows stand without their names."""
-        defaults = self.defaults(expr.value)
+    def _arguments(self, expr: Expr) -> str:
+        """Arguments of a call without those at their defaults; required ones stand without their names, as usual."""
+        accepted = self.defaults(expr.value)
+        leading = ("p",) if expr.kind == "new" else _LEADING
         shown, names = [], []
         ordered = True
         for name, part in zip(expr.names, expr.parts, strict=True):
-            plain = part.kind in ("lit", "count", "series")
-            if plain and name in defaults and same(defaults[name], part.value):
+            value = part.value if part.kind in ("count", "series") else plain(part)
+            if name in accepted and is_default(value, accepted[name]):
                 ordered = False
                 continue
-            own = not expr.value.startswith("nn.") and name not in defaults
-            ordered = ordered and (name in _POSITIONAL or own)
+            ordered = ordered and (not name or name in leading or accepted.get(name) is REQUIRED)
             shown.append(part)
             names.append("" if ordered else name)
         return self._items(shown, names)
@@ -204,8 +202,3 @@ def _split(text: str, separator: str, lead: str = "") -> Iterator[str]:
 def attribute(path: Sequence[str]) -> str:
     """A path below ``self``: ``self.layers[0].weight``."""
     return "self" + "".join(f"[{step}]" if is_index(step) else f".{step}" for step in path)
-
-
-def same(left: Any, right: Any) -> bool:
-    """Equal, and of one type: True is not 1."""
-    return type(left) is type(right) and bool(left == right)

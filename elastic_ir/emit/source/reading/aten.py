@@ -13,14 +13,13 @@ import torch
 from torch.nn import functional
 
 from elastic_ir.emit.source.expressions.expr import Expr, binary, call, group, index, lit, method, plain
+from elastic_ir.emit.source.expressions.signatures import RENAMED, parameters
 from elastic_ir.emit.source.reading.calls import (
     OPERATORS,
-    RENAMED,
     Unwritable,
     convert,
     function_call,
     identifier,
-    parameters,
 )
 from elastic_ir.ir.graph import Node, Value, WeightRef
 
@@ -67,7 +66,7 @@ def call_of_aten(node: Node, given: tuple[Any, ...], later: Callable[[Value], bo
 
 def _functional(name: str, args: list[Expr], options: dict[str, Expr], schema: Any) -> Expr:
     """A call of torch.nn.functional, whose arguments have another order, and in part other names, than ATen's."""
-    given = dict(zip((item.name for item in schema), args, strict=False)) | options
+    given: dict[str, Expr] = dict(zip((item.name for item in schema), args, strict=False)) | options
     if name == "pad" and not any(plain(given["pad"])):
         return args[0]
     usual = {item.name: lit(item.default_value) for item in schema if item.has_default_value()}

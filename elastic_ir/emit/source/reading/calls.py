@@ -6,10 +6,8 @@ identifier or a function that a file may name is refused (see :mod:`elastic_ir.i
 
 from __future__ import annotations
 
-import inspect
 import keyword
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -24,10 +22,9 @@ from elastic_ir.emit.source.expressions.expr import (
     lit,
     literal,
     method,
-    plain,
     raw,
 )
-from elastic_ir.emit.source.expressions.print import same
+from elastic_ir.emit.source.expressions.signatures import parameters
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.functions import method_allowed, resolve_function, resolve_symbol
 from elastic_ir.ir.graph import Literal, Node, Symbol, Value, WeightRef
@@ -42,15 +39,8 @@ OPERATORS = {
 }  # fmt: skip
 _UNARY = {"neg": "-", "pos": "+", "invert": "~"}
 _IN_PLACE = {"iadd": "add_", "isub": "sub_", "imul": "mul_", "itruediv": "div_"}
-#: Arguments that are usually written without their names.
-_LEADING = {
-    "input", "weight", "bias", "running_mean", "running_var", "normalized_shape", "num_groups", "pad", "p",
-    "attn_mask",
-}  # fmt: skip
-#: Arguments of ATen by the names that torch.nn.functional has for them.
-RENAMED = {"self": "input", "indices": "input", "train": "training"}
-_EMPTY = inspect.Parameter.empty
 TRAINING = raw("self.training")
+_NONE = lit(None)
 
 
 def identifier(name: str, what: str) -> str:
@@ -141,7 +131,7 @@ def _operator(name: str, args: list[Expr], node: Node, later: Callable[[Value], 
 
 
 def function_call(text: str, args: list[Expr], options: dict[str, Expr]) -> Expr:
-    """A call of a function by its text; arguments that are the function's own defaults are left out.
+    """A call of a function by its text, with all arguments by name where those are known.
 
     torch.fx bakes in the mode that it saw; a ``training`` argument follows the module's mode again.
     """
@@ -149,50 +139,7 @@ def function_call(text: str, args: list[Expr], options: dict[str, Expr]) -> Expr
     if not accepted:
         return call(text, *args, **options)
     given = dict(zip(accepted, args, strict=False)) | options
-    if "training" in accepted:
-        by_batch = text in ("F.batch_norm", "F.instance_norm") and given.get(
-            "running_mean", lit(None)
-        ) == lit(None)
-        if given.get("training", lit(None)).kind == "lit" and not by_batch:
-            given["training"] = TRAINING
-    shown: list[Expr] = []
-    named: dict[str, Expr] = {}
-    ordered = True
-    for name, default in accepted.items():
-        if name not in given or same(_uniform(default), _uniform(plain(given[name]))):
-            ordered = False
-            continue
-        placed = name in list(accepted)[: max(len(args), 1)] and name not in options
-        ordered = ordered and (name in _LEADING or default is _EMPTY or placed)
-        if ordered:
-            shown.append(given[name])
-        else:
-            named[name] = given[name]
-    return call(text, *shown, **named)
-
-
-@cache
-def parameters(text: str) -> dict[str, Any]:
-    """The parameters of a function of ``torch.nn.functional`` with their defaults; empty where they are not known.
-
-    They are those of Python's signature, or of ATen's schema, under the names that Python has for them.
-    """
-    home, _, name = text.partition(".")
-    if home != "F" or not hasattr(functional, name):
-        return {}
-    try:
-        found = inspect.signature(getattr(functional, name)).parameters.values()
-    except (ValueError, TypeError):
-        found = ()  # type: ignore[assignment]  # a function that is not written in Python
-    if found and all(item.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for item in found):
-        return {item.name: item.default for item in found}
-    schema = getattr(getattr(getattr(torch.ops.aten, name, None), "default", None), "_schema", None)
-    return {
-        RENAMED.get(item.name, item.name): item.default_value if item.has_default_value() else _EMPTY
-        for item in (schema.arguments if schema is not None else ())
-    }
-
-
-def _uniform(value: Any) -> Any:
-    """One number for a size that is the same along every axis."""
-    return value[0] if isinstance(value, (tuple, list)) and len(set(map(repr, value))) == 1 else value
+    by_batch = text in ("F.batch_norm", "F.instance_norm") and given.get("running_mean", _NONE) == _NONE
+    if "training" in accepted and not by_batch and given.get("training", _NONE).kind == "lit":
+        given["training"] = TRAINING
+    return call(text, **{name: given[name] for name in accepted if name in given})

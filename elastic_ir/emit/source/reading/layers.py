@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from elastic_ir.emit.graph_modules.layers import recorded_layer
 from elastic_ir.emit.source.expressions.expr import OPAQUE, Expr, call, group, lit, literal, plain, raw
-from elastic_ir.emit.source.reading.calls import identifier, parameters
+from elastic_ir.emit.source.expressions.signatures import REQUIRED, is_default, parameters
+from elastic_ir.emit.source.reading.calls import identifier
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.functions import resolve_symbol
 from elastic_ir.ir.graph import Node, Symbol
@@ -27,21 +29,9 @@ Shape = tuple[int, ...]
 _SIZES = ("kernel_size", "stride", "padding", "dilation", "output_size", "normalized_shape", "output_padding")
 
 
-def defaults(name: str) -> dict[str, Any]:
-    """The constructor's defaults of ``nn.X``."""
-    kind = getattr(nn, name.removeprefix("nn."), None) if name.startswith("nn.") else None
-    if kind is None:
-        return {}
-    found = inspect.signature(kind.__init__).parameters
-    return {n: p.default for n, p in found.items() if p.default is not inspect.Parameter.empty}
-
-
 def constructor(name: str, **options: Any) -> Expr:
     """A constructor call with all arguments by name."""
-    accepted = [
-        n for n in inspect.signature(getattr(nn, name.removeprefix("nn.")).__init__).parameters if n != "self"
-    ]
-    ordered = [n for n in accepted if n in options]
+    ordered = [option for option in parameters(name) if option in options]
     if name == "nn.MaxPool2d" and options.get("stride") == options.get("kernel_size"):
         ordered.remove("stride")
     return Expr("new", name, tuple(_option(n, options[n]) for n in ordered), tuple(ordered))
@@ -62,17 +52,13 @@ def _option(name: str, value: Any) -> Expr:
 
 def layer_of(node: Node) -> Expr:
     """The constructor of a leaf module's node; EmitError for what is not a layer of ``torch.nn``."""
-    kind = getattr(nn, node.op.removeprefix("nn."), None) if node.op.startswith("nn.") else None
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise EmitError(
-            f"{node.scope} is a {node.op}, which is not a layer of torch.nn, so it cannot be written as source"
-        )
-    accepted = inspect.signature(kind.__init__).parameters
-    takes_any = any(item.kind is inspect.Parameter.VAR_POSITIONAL for item in accepted.values())
-    if takes_any and node.op != "nn.Identity" and kind.__init__ is not nn.Module.__init__:
+    kind, recorded = recorded_layer(node, "written as source")
+    takes_any = any(
+        item.kind is item.VAR_POSITIONAL for item in inspect.signature(kind.__init__).parameters.values()
+    )
+    if takes_any and kind is not nn.Identity and kind.__init__ is not nn.Module.__init__:
         raise EmitError(f"{node.scope} is a {node.op}, whose constructor the graph does not record")
-    options = {identifier(k, "the argument"): v for k, v in node.attributes.items() if k in accepted}
-    options = {k: v for k, v in options.items() if not k.startswith("_")}
+    options = {identifier(k, "the argument"): v for k, v in recorded.items() if not k.startswith("_")}
     if issubclass(kind, nn.modules.batchnorm._NormBase) and not node.attributes.get("affine", True):
         options.pop("bias", None)
     if kind is nn.MultiheadAttention:
@@ -102,8 +88,9 @@ def as_layer(expr: Expr, weights: Mapping[tuple[str, ...], Weight], rank: int | 
         name = expr.value
     else:
         return None
-    order = list(parameters(f"F.{name}"))
-    if "input" not in order or len(expr.parts) - sum(map(bool, expr.names)) > len(order):
+    accepted = parameters(f"F.{name}")
+    order = list(accepted)
+    if "input" not in order or expr.names.count("") > len(order):
         return None
     given = {
         key or order[at]: part for at, (key, part) in enumerate(zip(expr.names, expr.parts, strict=True))
@@ -112,19 +99,16 @@ def as_layer(expr: Expr, weights: Mapping[tuple[str, ...], Weight], rank: int | 
     given.pop("training", None)
     roles = {key: part.value for key, part in given.items() if part.kind == "attr"}
     options = {key: plain(part) for key, part in given.items() if part.kind != "attr"}
-    if (
-        source.kind == "lit"
-        or OPAQUE in options.values()
-        or any(path[-1] != key for key, path in roles.items())
-    ):
+    options = {key: value for key, value in options.items() if not is_default(value, accepted.get(key))}
+    renamed = any(path[-1] != key for key, path in roles.items())
+    if source.kind == "lit" or OPAQUE in options.values() or renamed:
         return None
     norm = name in ("batch_norm", "instance_norm") and rank is not None
     kind = _layers().get(name.replace("_", "") + (f"{max(rank - 2, 1)}d" if norm and rank else ""))
     shapes = {key: weights[path].shape for key, path in roles.items() if path in weights}
     if kind is None:
         return None
-    usual = {key: value for key, value in defaults(f"nn.{kind.__name__}").items() if key in order}
-    made = _with_weights(kind, usual, options, shapes)
+    made = _with_weights(kind, order, options, shapes)
     return Layered(made, source, tuple(roles)) if made is not None else None
 
 
@@ -136,10 +120,14 @@ def _layers() -> dict[str, type[nn.Module]]:
 
 
 def _with_weights(
-    kind: type[nn.Module], usual: dict[str, Any], options: dict[str, Any], shapes: dict[str, Shape]
+    kind: type[nn.Module], order: list[str], options: dict[str, Any], shapes: dict[str, Shape]
 ) -> Expr | None:
-    """A layer's constructor from its options and the shapes of its weights; None where they do not fit."""
-    accepted = inspect.signature(kind.__init__).parameters
+    """A layer's constructor from its options and the shapes of its weights; None where they do not fit.
+
+    ``order`` are the arguments of the function: those that the layer has too are spelt out, so that layers compare.
+    """
+    accepted = parameters(f"nn.{kind.__name__}")
+    usual = {key: value for key, value in accepted.items() if key in order and value is not REQUIRED}
     first = next(iter(shapes.values()), ())
     rows, columns, *window = (*shapes.get("weight", first), 0, 0)
     window = window[:-2]

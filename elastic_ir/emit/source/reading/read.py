@@ -104,17 +104,14 @@ def _hints(tree: Tree) -> None:
     from torch import nn
 
     from elastic_ir.emit.graph_modules.from_torch import _origin_path
+    from elastic_ir.emit.graph_modules.layers import submodule
 
     for path, part in tree.parts.items():
-        if tree.live is None:
-            continue
-        try:
-            module = tree.live.get_submodule(_origin_path(".".join(path), tree.graph))
-        except AttributeError:
-            continue
+        origin = _origin_path(".".join(path), tree.graph)
+        module = submodule(tree.live, origin) if tree.live is not None else None
         part.sequence = isinstance(module, nn.Sequential)
         nameless = isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.Identity))
-        if not nameless and type(module) not in (nn.Sequential, nn.Module):
+        if module is not None and not nameless and type(module) not in (nn.Sequential, nn.Module):
             part.hint = type(module).__name__.lstrip("_")
 
 

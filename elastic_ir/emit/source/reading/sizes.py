@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from elastic_ir.emit.source.expressions.expr import Expr, lit
-from elastic_ir.ir.example_inputs import Inputs
+from elastic_ir.ir.example_inputs import map_tensors, tensors_in
 from elastic_ir.ir.graph import Graph, Node, Value
 
 _FIXED = (
@@ -23,59 +23,46 @@ _FIXED = (
 
 
 def following_sizes(graph: Graph) -> tuple[dict[Node, tuple[Any, ...]], str]:
-    """For each node of an exported graph whose numbers follow the input its arguments with expressions in them.
+    """The arguments of each node of an exported graph whose numbers follow the input, with expressions in them.
 
     The second result is a sentence for the source's docstring where that could not be found out.
     """
     if graph.info.frontend != "export":
         return {}, ""
-    note = _FIXED.format(shape=_shapes(graph))
-    inputs = graph.origin.inputs
-    if inputs is None or graph.origin.module is None:
-        return {}, note
     for axes in ((0, 1), (0,)):
-        other = _again(graph, inputs, axes)
-        if other is None:
-            continue
-        sizes = _compared(graph, other)
+        other = _again(graph, axes) if graph.origin.module is not None else None
+        sizes = _compared(graph, other) if other is not None else None
         if sizes is not None:
             return sizes, ""
-    return {}, note
-
-
-def _shapes(graph: Graph) -> str:
     types = [node.output.type for node in graph if node.kind == "input"]
-    return " and ".join(str(list(kind.shape)) for kind in types if kind is not None)
+    return {}, _FIXED.format(shape=" and ".join(str(list(kind.shape)) for kind in types if kind is not None))
 
 
-def _again(graph: Graph, inputs: Inputs, axes: tuple[int, ...]) -> Graph | None:
+def _again(graph: Graph, axes: tuple[int, ...]) -> Graph | None:
     """The same network exported with more samples and, where it takes token ids, other lengths; None if it fails."""
     from elastic_ir.emit.module.module import build_module
 
-    tensors = [item for item in (*inputs.args, *inputs.kwargs.values()) if isinstance(item, torch.Tensor)]
-    tokens = [item for item in tensors if item.dim() == 2 and not item.is_floating_point()]
-    if 1 in axes and not tokens:
-        return None
+    inputs = graph.origin.inputs
 
-    def grown(item: Any) -> Any:
-        if not isinstance(item, torch.Tensor) or item.dim() == 0:
+    def is_tokens(item: torch.Tensor) -> bool:
+        return item.dim() == 2 and not item.is_floating_point()
+
+    def grown(item: torch.Tensor) -> torch.Tensor:
+        if item.dim() == 0:
             return item
         item = item.repeat(3, *[1] * (item.dim() - 1))
-        if 1 in axes and item.dim() == 2 and not item.is_floating_point() and item.shape[1] > 2:
-            item = item[:, :-2]
-        return item
+        return item[:, :-2] if 1 in axes and is_tokens(item) and item.shape[1] > 2 else item
 
-    changed = dataclasses.replace(
-        inputs,
-        args=tuple(grown(item) for item in inputs.args),
-        kwargs={key: grown(item) for key, item in inputs.kwargs.items()},
-    )
+    if inputs is None or (1 in axes and not any(map(is_tokens, tensors_in((inputs.args, inputs.kwargs))))):
+        return None
+    args, kwargs = map_tensors((inputs.args, inputs.kwargs), grown)
     try:
-        source = dataclasses.replace(graph.origin, inputs=changed)
-        again = source.retrace(build_module(graph), "export")
+        source = dataclasses.replace(
+            graph.origin, inputs=dataclasses.replace(inputs, args=args, kwargs=kwargs)
+        )
+        return source.retrace(build_module(graph), "export")
     except Exception:  # an export may raise anything; then the sizes stay as they are
         return None
-    return again
 
 
 def _compared(graph: Graph, other: Graph) -> dict[Node, tuple[Any, ...]] | None:
