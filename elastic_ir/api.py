@@ -231,7 +231,7 @@ def verify_checkpoint(
     hashes: bool = False,
     tell: Callable[[int, int], None] | None = None,
 ) -> Verified:
-    """Hold a checkpoint folder against its sources; see :mod:`elastic_ir.checkpoints.verify`."""
+    """Compare a checkpoint folder with its sources; see :mod:`elastic_ir.checkpoints.verify`."""
     from elastic_ir.checkpoints.verify import verify_checkpoint as verify
 
     given = [against] if isinstance(against, str | os.PathLike) else against

@@ -61,7 +61,7 @@ def call(
 ) -> Any:  # fmt: skip
     """The function's result, with the working folder on the path for what it imports itself.
 
-    Errors of ElasticIR pass; any other is told in one line, as an error of the kind ``raises``.
+    Errors of ElasticIR pass; any other becomes one line, an error of the class ``raises``.
     """
     try:
         with working_folder_on_path():
@@ -75,7 +75,7 @@ def call(
 
 
 def written_as_file(name: str) -> str | None:
-    """``toy:net`` for ``toy.py:net`` and ``nets.toy:net`` for ``nets/toy.py:net``; None for what is no such slip."""
+    """``toy:net`` for ``toy.py:net`` and ``nets.toy:net`` for ``nets/toy.py:net``; None for anything else."""
     module, colon, function = name.partition(":")
     if not (colon and function.isidentifier() and module.endswith(".py")):
         return None
@@ -98,7 +98,7 @@ def offered(group: str, what: str, kind: type[ElasticError]) -> Iterator[tuple[s
     for entry in entry_points(group=group):
         try:
             found = entry.load()
-        except Exception as error:  # code of others: whatever it raises, the user is told which package it is
+        except Exception as error:  # code of others: whatever it raises, the message names the package
             raise kind(
                 f"the {what} {entry.name!r} ({entry.value}) cannot be imported: {error}; repair or uninstall "
                 "its package"

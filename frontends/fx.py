@@ -120,7 +120,7 @@ def _run_fake(module: fx.GraphModule, inputs: Inputs) -> dict[fx.Node, Any]:
 
 
 def _weight_reference(source: fx.Node, model: nn.Module, graph: Graph) -> WeightRef | None:
-    """A ``get_attr`` node as a weight reference; tensors that are no weights become transient buffers."""
+    """A ``get_attr`` node as a weight reference; other tensors become transient buffers."""
     if source.op != "get_attr":
         return None
     name = str(source.target)
@@ -129,7 +129,7 @@ def _weight_reference(source: fx.Node, model: nn.Module, graph: Graph) -> Weight
         for part in name.split("."):
             value = getattr(value, part)
         if not isinstance(value, torch.Tensor):
-            raise TypeError(f"attribute {name} is read as a value and is no tensor")
+            raise TypeError(f"attribute {name} is read as a value and is not a tensor")
         lazy = ShapeOnly(tuple(value.shape), dtype_name(value.dtype)) if value.is_meta else TorchData(value)
         graph.weights[name] = Weight(name, Storage(lazy), name, False, False)
     return WeightRef(name)
@@ -241,7 +241,7 @@ def _constant(leaf: Any) -> Argument:
         return Symbol("...")
     if isinstance(leaf, FakeTensor):
         raise TypeError("a tensor constant stands in the graph")
-    raise TypeError(f"{type(leaf).__name__} is no plain data")
+    raise TypeError(f"{type(leaf).__name__} is not plain data")
 
 
 def _argument(item: Any, values: dict[fx.Node, Value]) -> Any:

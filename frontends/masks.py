@@ -62,7 +62,7 @@ def read_masks(path: str | os.PathLike[str], trust: tuple[str, ...] = ()) -> dic
 def masks_from_state(state: Mapping[str, V]) -> tuple[dict[str, V], dict[str, Mask]]:
     """Take ``weight_orig`` and ``weight_mask`` pairs, as ``torch.nn.utils.prune`` makes them, out of a state dict.
 
-    The weight stands where its ``_orig`` stood. Names that are no pair are left alone. Raises MaskError, naming the
+    The weight stands where its ``_orig`` stood. Other names stay. Raises MaskError, naming the
     weight: values other than 0 and 1, another shape than the weight's, or a weight of that name beside the pair.
     """
     pairs = {

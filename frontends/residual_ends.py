@@ -25,7 +25,7 @@ def residual_ends(graph: Graph) -> dict[str, tuple[str, ...]]:
     """For each stage of a folder read by its headers the tensors, by their names inside a block, that close branches.
 
     Raises PlanError, one line with the names to choose from: transformers is not there or does not know the model, a
-    block is no residual block (BERT, whose stream goes through a norm), or the folder names its tensors otherwise.
+    block is not residual (BERT, whose stream goes through a norm), or the folder names its tensors otherwise.
     """
     source = graph.origin
     if not isinstance(source, CheckpointSource):

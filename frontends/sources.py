@@ -40,13 +40,13 @@ def load(
 ) -> Graph:
     """Read a source: a file of a registered format, a Hugging Face folder, or a name.
 
-    Formats are those of :mod:`elastic_ir.formats.registry`, and told by a file's suffix, else by its first bytes; else
-    it is read as PyTorch's. Names are ``timm:NAME``, ``torchvision:NAME`` and ``package.module:factory``. ``arch``
-    says what a bare state dict belongs to (a source, a module or a graph); ``masks`` is a mask file or a mapping of
+    Formats are those of :mod:`elastic_ir.formats.registry`, chosen by a file's suffix, else by its first bytes, else
+    PyTorch's. Names are ``timm:NAME``, ``torchvision:NAME`` and ``package.module:factory``. ``arch``
+    names the network of a bare state dict (a source, a module or a graph); ``masks`` is a mask file or a mapping of
     names to 0/1 tensors; ``mask_from_zeros`` takes exact zeros in prunable weights as pruned. ``headers_only`` reads a
-    folder of safetensors by its headers, without torch and without its network: names and shapes tell the structure,
-    and :func:`save` streams the tensors from folder to folder. ``key`` says which of several state dicts of a ``.pt``
-    is meant, with dots where it is nested; what is left behind is noted in ``graph.info.left_behind``. Raises
+    folder of safetensors by its headers, without torch and without its network: names and shapes show the structure,
+    and :func:`save` streams the tensors from folder to folder. ``key`` selects one of several state dicts of a ``.pt``,
+    with dots where it is nested; what is left behind is listed in ``graph.info.left_behind``. Raises
     SourceError, MaskError, TraceError.
     """
     if not isinstance(source, str | os.PathLike):
@@ -107,17 +107,17 @@ def build(text: str, **arguments: Any) -> nn.Module:
         try:
             factory = user_functions.find(text)
         except (ImportError, ValueError) as error:
-            said = f"{package} cannot be imported ({error})"
+            why = f"{package} cannot be imported ({error})"
             if isinstance(error, ModuleNotFoundError):
-                said += "; install it, or put its folder on PYTHONPATH"
-            raise SourceError(said) from error
+                why += "; install it, or put its folder on PYTHONPATH"
+            raise SourceError(why) from error
         except AttributeError:
             factory = None
         if not callable(factory):
             raise SourceError(f"{package} has no factory {name!r}")
         made = user_functions.call(factory, text, SourceError, arguments)
     if not isinstance(made, nn.Module):
-        raise SourceError(f"{text} makes a {type(made).__name__}, no torch.nn.Module")
+        raise SourceError(f"{text} returns a {type(made).__name__}, not a torch.nn.Module")
     return made
 
 
@@ -167,7 +167,7 @@ def _one_network(source: str, key: str) -> SourceError:
 
 
 def _read(path: Path, options: ReadOptions) -> Graph:
-    """Read a folder, or a file in its format; one whose suffix is nobody's in that which its first bytes tell."""
+    """Read a folder, or a file in its format; a file without a known suffix in the format that its first bytes show."""
     if path.suffix.lower() == ".pt2":
         raise SourceError(f"{path.name}: reading {path.suffix} files is not part of this version")
     form = registry.format_of(path)

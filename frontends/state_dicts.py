@@ -1,4 +1,4 @@
-"""What of a checkpoint is meant: its state dict among what else a training keeps, and the masks beside it.
+"""The state dict of a checkpoint among what else a training keeps, and the masks beside it.
 
 Checkpoints nest a state dict in dictionaries, next to an optimizer's, an average's, another network's. Where more than
 one could be meant none is chosen: the error lists them, and a key says which.
@@ -174,17 +174,17 @@ def _under(found: object, key: str, where: str) -> tuple[Path, object]:
                 if isinstance(name, str) and name and (rest == name or rest.startswith(f"{name}.")):
                     waiting.append(((*path, name), item[name], rest[len(name) + 1 :]))
     tables = {path: table for path, table in _tables(found) if path}
-    holds = f"it holds {_listed(tables)}" if tables else "it is no dictionary of state dicts"
+    holds = f"it holds {_listed(tables)}" if tables else "it is not a dictionary of state dicts"
     raise SourceError(f"{where} has nothing under the key {key!r}; {holds}")
 
 
 def _listed(tables: Mapping[Path, Mapping[str, torch.Tensor] | nn.Module]) -> str:
-    told = []
+    shown = []
     for path, table in tables.items():
         size = f"a {type(table).__name__}" if isinstance(table, nn.Module) else f"{len(table)} tensors"
-        told.append(f"{'.'.join(path)} ({size})")
-    more = f" and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
-    return ", ".join(told[:_SHOWN]) + more
+        shown.append(f"{'.'.join(path)} ({size})")
+    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+    return ", ".join(shown[:_SHOWN]) + more
 
 
 def _choice(tables: Mapping[Path, object]) -> str:

@@ -56,7 +56,7 @@ def _damaged(path: Path, error: Exception) -> SourceError:
         type(error).__name__
     ]
     return SourceError(
-        f"{path.name} is damaged, or no PyTorch file ({lines[0][:160]}); copy or download it again"
+        f"{path.name} is damaged, or not a PyTorch file ({lines[0][:160]}); copy or download it again"
     )
 
 
@@ -81,7 +81,7 @@ def _sniff(path: Path) -> dict[str, Place] | None:
         raise SourceError(
             f"{path.name} is a tar archive, not a file of torch.save (since 2017); load and save it anew"
         )
-    raise SourceError(f"{path.name} is no PyTorch file: it begins with {head[:8]!r}")
+    raise SourceError(f"{path.name} is not a PyTorch file: it begins with {head[:8]!r}")
 
 
 def read_zip_records(path: str | os.PathLike[str], folder: str = "elastic_ir/") -> dict[str, bytes]:

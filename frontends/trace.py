@@ -57,12 +57,12 @@ def _ties(weights: Mapping[str, Weight]) -> dict[str, str]:
 def _sealed_note(graph: Graph, model: nn.Module, frontend: str) -> str:
     """Which networks are one node each in a graph."""
     sealed = {node.scope: node.op for node in graph if node.kind == "module"}
-    told = [f"{path} ({op})" for path, op in sealed.items() if holds_layers(model.get_submodule(path))]
-    if not told:
+    networks = [f"{path} ({op})" for path, op in sealed.items() if holds_layers(model.get_submodule(path))]
+    if not networks:
         return ""
     by = "torch.fx cannot" if frontend == "fx" else "neither torch.fx nor torch.export can"
-    more = f" and {len(told) - 1} more" if len(told) > 1 else ""
-    return f"{told[0]}{more}: {by} trace into it, so it counts as one layer"
+    more = f" and {len(networks) - 1} more" if len(networks) > 1 else ""
+    return f"{networks[0]}{more}: {by} trace into it, so it counts as one layer"
 
 
 def trace(
@@ -82,7 +82,7 @@ def trace(
     ``torch.nn.utils.prune`` masks are taken from the module; ``masks`` maps weight names
     to 0/1 tensors of the weight's shape.
 
-    Raises TraceError (with what each way said), MaskError, or ``ValueError`` for an unknown front end.
+    Raises TraceError (with the reason of each way), MaskError, or ``ValueError`` for an unknown front end.
     """
     if not isinstance(model, nn.Module):
         raise TraceError(
@@ -117,8 +117,8 @@ def trace(
                     for part in model.modules():
                         part.training = False
                     graph = reader(model, inputs, weights)
-            except Exception as error:  # any tracer may raise anything; what it said is reported below
-                if name == _SEALED:  # fx has told its reason
+            except Exception as error:  # any tracer may raise anything; the reason is reported below
+                if name == _SEALED:  # fx has given its reason
                     continue
                 # a branch on values stops every input, and says more than that a guessed shape does not fit
                 branches = _reads_values(error)
@@ -159,5 +159,5 @@ def _reads_values(error: BaseException | None) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    said = str(error).strip()
-    return f"{type(error).__name__}: {said.splitlines()[0][:200]}" if said else type(error).__name__
+    message = str(error).strip()
+    return f"{type(error).__name__}: {message.splitlines()[0][:200]}" if message else type(error).__name__

@@ -1,8 +1,8 @@
-"""Networks as files describe them: what makes no sense in one is the file's fault, and told as that.
+"""Networks as files describe them: what makes no sense in one is the file's fault, and reported as such.
 
 A description may be of the right form and still say what no network can do: a convolution whose padding is a name, an
 operand that is another's. What it makes fail far from its reading (in discovery, in a pass, in torch when it is run)
-is told where the file is known.
+is reported where the file is known.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def described(graph: Graph) -> Iterator[None]:
 
 def damaged(file: str, error: Exception) -> SourceError:
     """What a file's network made fail, in one line."""
-    said = str(error).strip().splitlines() or ["no message"]
+    lines = str(error).strip().splitlines() or ["no message"]
     return SourceError(
-        f"{file} holds a network that cannot be followed ({type(error).__name__}: {said[0][:200]}); the file is "
+        f"{file} holds a network that cannot be followed ({type(error).__name__}: {lines[0][:200]}); the file is "
         "damaged, or its classes are of another version than those installed here"
     )

@@ -81,16 +81,16 @@ def describe_tensor(tensor: torch.Tensor, *, whole: bool = False) -> list[Any]:
     """Shape, dtype and, where they are kept, the values, deflated, in base64."""
     import torch
 
-    told: list[Any] = [list(tensor.shape), str(tensor.dtype).removeprefix("torch.")]
+    record: list[Any] = [list(tensor.shape), str(tensor.dtype).removeprefix("torch.")]
     exact = not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() <= KEPT_FLOATS or whole
     if exact and not tensor.is_meta and tensor.numel() * tensor.itemsize <= KEPT_BYTES:
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         raw = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
-        told.append(base64.b64encode(zlib.compress(raw)).decode())
-    return told
+        record.append(base64.b64encode(zlib.compress(raw)).decode())
+    return record
 
 
-def read_input(told: Any) -> tuple[Any, bool]:
+def read_input(record: Any) -> tuple[Any, bool]:
     """The input that was described, and whether any of its values are made up. Raises SourceError."""
     made_up, numbers = False, 0
 
@@ -122,25 +122,25 @@ def read_input(told: Any) -> tuple[Any, bool]:
             raise SourceError(f"one of its example inputs is a {content}, which no file can hold")
         raise SourceError(f"its example inputs hold an unknown kind of value, {kind!r}")
 
-    return one(told), made_up
+    return one(record), made_up
 
 
-def read_tensor(told: Any) -> tuple[torch.Tensor, bool]:
+def read_tensor(record: Any) -> tuple[torch.Tensor, bool]:
     """A described tensor, and whether it has the values that it had; noise, or ones, stand for what was not kept."""
     import torch
 
-    shape, dtype = [int(extent) for extent in told[0]], getattr(torch, str(told[1]), None)
+    shape, dtype = [int(extent) for extent in record[0]], getattr(torch, str(record[1]), None)
     if not isinstance(dtype, torch.dtype) or min(shape, default=0) < 0:
-        raise SourceError(f"its example inputs name a tensor of {told[:2]}, which does not exist")
+        raise SourceError(f"its example inputs name a tensor of {record[:2]}, which does not exist")
     if math.prod(shape) > INPUT_NUMBERS:
         raise SourceError(
             f"its example inputs name a tensor of shape {shape}, which is too large for an example"
         )
-    if len(told) > 2:
+    if len(record) > 2:
         wanted = math.prod(shape) * dtype.itemsize
         try:
             stream = zlib.decompressobj()
-            raw = stream.decompress(base64.b64decode(told[2]), wanted + 1)
+            raw = stream.decompress(base64.b64decode(record[2]), wanted + 1)
         except (binascii.Error, zlib.error) as error:
             raise SourceError(f"its example inputs are damaged ({error})") from error
         if len(raw) != wanted:

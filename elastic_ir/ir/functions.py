@@ -44,7 +44,7 @@ _ATEN = {"_unsafe_view", "alias", "lift_fresh", "lift_fresh_copy", "slice", "sym
 
 
 def resolve_symbol(name: str) -> Any:
-    """``torch.float32`` and the like; EmitError for anything that is no such constant."""
+    """``torch.float32`` and the like; EmitError for anything else."""
     import torch
 
     if name == "...":
@@ -54,7 +54,7 @@ def resolve_symbol(name: str) -> Any:
     value = getattr(torch, name.removeprefix("torch."), None)
     if isinstance(value, (torch.dtype, torch.memory_format, torch.layout)):
         return value
-    raise EmitError(f"{name} is no constant of torch")
+    raise EmitError(f"{name} is not a constant of torch")
 
 
 def method_allowed(name: str) -> bool:

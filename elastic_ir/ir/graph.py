@@ -1,7 +1,7 @@
 """The graph IR: SSA nodes and values with shapes, dtypes and module scopes, beside named weights.
 
-Operands are values; a weight is no value but a :class:`WeightRef` argument, so that the flow of activations is the flow
-of values and nothing else. Attributes are plain data only (numbers, strings, :class:`Symbol` for torch's named
+Operands are values; a weight is not a value but a :class:`WeightRef` argument, so that the flow of activations is the
+flow of values and nothing else. Attributes are plain data only (numbers, strings, :class:`Symbol` for torch's named
 constants), which is why a graph can be written to a file without a pickle. Nodes form a doubly linked list: inserting
 before any node costs constant time. Only :mod:`elastic_ir.rewrite` edits a graph that has been built.
 """
@@ -66,13 +66,13 @@ class Literal:
     values: tuple[bool | int | float, ...]  #: flat, in C order
 
 
-#: The origin of a node that a pass has made, and that is no copy of one of the source's.
+#: The origin of a node that a pass has made, and that is not a copy of one of the source's.
 FRESH = "new"
 
 
 @dataclass(eq=False)
 class Value:
-    """The result of one node; ``type`` is None for what is no tensor (a size, a tuple) or is not known."""
+    """The result of one node; ``type`` is None for what is not a tensor (a size, a tuple), or is not known."""
 
     node: Node
     type: TensorType | None = None
@@ -175,7 +175,7 @@ def _gather(items: Iterable[Any], kind: type[Any], found: list[Any]) -> None:
 
 
 def map_argument(argument: Any, change: Callable[[Argument], Argument]) -> Any:
-    """Rebuild an argument with ``change`` applied to each leaf (everything that is no tuple, list, dict, slice)."""
+    """Rebuild an argument with ``change`` applied to each leaf (everything but tuples, lists, dicts and slices)."""
     if isinstance(argument, tuple):
         return tuple(map_argument(item, change) for item in argument)
     if isinstance(argument, list):
@@ -295,7 +295,7 @@ class Graph:
     def with_unit(self, blocks: int) -> Graph:
         """Set the unit size, in blocks, of every stage that has free blocks. Returns self.
 
-        It says what names alone did not show, and overrides what was found: ``unit=1`` lets single blocks of a pair
+        It states what names alone did not show, and overrides what was found: ``unit=1`` lets single blocks of a pair
         (Swin's shifted windows) be cloned and dropped. Where it cuts units apart, the structure's note says so.
         """
         importlib.import_module("elastic_ir.rewrite.rewriter").Rewriter(self).set_unit(blocks)

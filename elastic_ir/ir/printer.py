@@ -66,7 +66,7 @@ def format_node(node: Node) -> str:
 
 
 def format_weight(weight: Weight) -> str:
-    """One weight on one line: name, type, what it is, mask and origin where they tell something."""
+    """One weight on one line: name, type, what it is, mask and origin where they are not the usual ones."""
     text = f"@{weight.name} : {format_type(TensorType(weight.shape, weight.dtype))}"
     if not weight.is_parameter:
         text += " buffer"

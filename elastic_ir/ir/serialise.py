@@ -81,7 +81,7 @@ def graph_from_data(data: Mapping[str, Any], tensors: Mapping[str, TensorData]) 
     Origins start anew: the network read is the source now.
     """
     if not isinstance(data, Mapping) or type(data.get("version")) is not int:
-        raise SourceError("the graph in this file is no ElasticIR graph")
+        raise SourceError("the graph in this file is not an ElasticIR graph")
     if data["version"] > VERSION:
         raise SourceError(
             f"the graph in this file has format version {data['version']}; this ElasticIR reads up to {VERSION}"
@@ -99,19 +99,19 @@ def _check(item: Any, form: Any, where: str) -> None:
     """ValueError where plain data has another form than a file's: types, lists and tables of one form, fixed lists."""
     if isinstance(form, type):
         if type(item) is not form and form is not object:
-            raise ValueError(f"{where} is no {form.__name__}")
+            raise ValueError(f"{where} is not of type {form.__name__}")
     elif isinstance(form, tuple):
         if not isinstance(item, list) or len(item) != len(form):
-            raise ValueError(f"{where} is no list of {len(form)}")
+            raise ValueError(f"{where} is not a list of {len(form)} items")
         for part, inner in zip(item, form, strict=True):
             _check(part, inner, where)
     elif isinstance(form, list):
         if not isinstance(item, list):
-            raise ValueError(f"{where} is no list")
+            raise ValueError(f"{where} is not a list")
         for part in item:
             _check(part, form[0], where)
     elif not isinstance(item, dict):
-        raise ValueError(f"{where} is no table")
+        raise ValueError(f"{where} is not a table")
     elif str in form:
         for key, part in item.items():
             _check(part, form[str], f"{where}[{key!r}]")
@@ -143,7 +143,7 @@ _FORM = {
 
 
 def _from_data(data: Mapping[str, Any], tensors: Mapping[str, TensorData]) -> Graph:
-    graph, told = Graph(data["name"]), data["metadata"]
+    graph, stated = Graph(data["name"]), data["metadata"]
     check_names((item[0] for item in data["weights"]), "the graph in this file")
     storages: dict[int, Storage] = {}
     for name, _origin, is_parameter, persistent, prunable, tie in data["weights"]:
@@ -165,14 +165,14 @@ def _from_data(data: Mapping[str, Any], tensors: Mapping[str, TensorData]) -> Gr
     if unknown:
         raise SourceError(f"the file's state dict has {unknown[0]!r}, which its graph lacks")
     graph.info = GraphInfo(
-        frontend=told.get("frontend") or "", source_names=tuple(graph.weights), lineage=told.get("lineage") or {},
-        plan=told.get("plan") or (),
+        frontend=stated.get("frontend") or "", source_names=tuple(graph.weights), lineage=stated.get("lineage") or {},
+        plan=stated.get("plan") or (),
     )  # fmt: skip
     graph.edits = Edits(
-        bool(told.get("rewired")), bool(told.get("edited_layers")), ghosts=told.get("ghosts") or {}
+        bool(stated.get("rewired")), bool(stated.get("edited_layers")), ghosts=stated.get("ghosts") or {}
     )
-    graph.modules = told.get("modules") or {}
-    graph.history = History(tuple(told.get("pipeline") or ()))
+    graph.modules = stated.get("modules") or {}
+    graph.history = History(tuple(stated.get("pipeline") or ()))
     values: list[Value] = []
     for item in data["nodes"]:
         node = Node(
@@ -188,7 +188,7 @@ def _from_data(data: Mapping[str, Any], tensors: Mapping[str, TensorData]) -> Gr
             and isinstance(node.kwargs, dict)
             and isinstance(node.attributes, dict)
         ):
-            raise ValueError(f"the arguments of {node.name!r} are no arguments")
+            raise ValueError(f"the arguments of {node.name!r} are not arguments")
         node.args = tuple(node.args)
         values.append(graph.append(node).output)
     verify(graph)
@@ -230,7 +230,7 @@ def _encode(item: Any, place: Mapping[Node, int]) -> Any:
         return {"dict": [[key, _encode(part, place)] for key, part in item.items()]}
     if isinstance(item, slice):
         return {"slice": [_encode(part, place) for part in (item.start, item.stop, item.step)]}
-    raise TypeError(f"{type(item).__name__} is no argument of a node")
+    raise TypeError(f"{type(item).__name__} cannot be an argument of a node")
 
 
 def _decode(item: Any, values: list[Value]) -> Any:

@@ -38,9 +38,7 @@ class Container:
     base: int
     children: list[Child] = field(default_factory=list)
     source_count: int = 0  #: how many children it had in the source, the tail left out
-    tail: int = (
-        0  #: children at its end that are no blocks of a stage: they stay the last ones, and are never cloned
-    )
+    tail: int = 0  #: children at its end that are not blocks of a stage: they stay last and are never cloned
     native: bool = True  #: False where other children stand beside them: its forward names them one by one
     width: int = 1  #: digits of the numbers where they are padded with zeros
 
@@ -57,7 +55,7 @@ class Container:
         """The position that a child of the source had, from its path there."""
         number = self.series.number(origin)
         if number is None:
-            raise StructureError(f"{origin!r} is no numbered child of {self.label!r}")
+            raise StructureError(f"{origin!r} is not a numbered child of {self.label!r}")
         return number - self.base
 
     @property
@@ -75,7 +73,7 @@ class Block:
     nodes: list[Node] = field(default_factory=list)
     input: Value | None = None
     output: Value | None = None
-    layers: int | None = None  #: weight layers on its longest path; None where names do not tell
+    layers: int | None = None  #: weight layers on its longest path; None where names do not show it
     signature: str = ""  #: hash of operations, attributes and weight shapes
 
     @property
@@ -134,7 +132,7 @@ class Stage:
     entry: Block | None
     blocks: list[Block]  #: the free blocks, in order
     period: int | None = 1  #: blocks in a unit; None where names alone do not show it
-    transition: str | None = None  #: path of the layer that downsamples before it, if it is no block
+    transition: str | None = None  #: path of the layer that downsamples before it, if it is not a block
     shape: tuple[int, ...] | None = None  #: of the activation between its blocks, where it is known
 
     def __repr__(self) -> str:

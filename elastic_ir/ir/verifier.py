@@ -77,7 +77,7 @@ def _verify_structure(graph: Graph) -> None:
             for child in block.children:
                 if child not in place:
                     raise VerifyError(
-                        f"stage {stage.name!r}: {child.path} is no child of {stage.container.path!r}"
+                        f"stage {stage.name!r}: {child.path} is not a child of {stage.container.path!r}"
                     )
                 if place[child] <= last:
                     raise VerifyError(

@@ -1,6 +1,6 @@
 """A guard around a library's code that is given values from a file: it opens no files, runs nothing, reaches no host.
 
-Python tells of such acts by audit events (PEP 578), before they happen and whoever asks for them; a hook that raises
+Python announces such acts by audit events (PEP 578), before they happen and whoever asks for them; a hook that raises
 stops them. Hooks stay for good, so there is one, and it does nothing outside of :func:`guarded`. What imports need
 stays possible: libraries import their parts when those are first used. No torch here.
 """
@@ -84,14 +84,14 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     guard = next((guard for guard in reversed(_up) if thread not in guard.others), None)
     if guard is None:
         return
-    said = _refusal(event, arguments)
-    if said is not None:
-        guard.blocked.append(said)
-        raise BlockedError(f"{guard.what} would {said}, which nothing that comes from a file may do")
+    act = _refusal(event, arguments)
+    if act is not None:
+        guard.blocked.append(act)
+        raise BlockedError(f"{guard.what} would {act}, which nothing that comes from a file may do")
 
 
 def _refusal(event: str, arguments: tuple[Any, ...]) -> str | None:
-    """What an event tells of, in words; None where it may be."""
+    """The act that an event announces, in words; None where it is allowed."""
     if event == "open":
         path, mode, flags = (*arguments, None, None, None)[:3]
         if isinstance(path, int) or (_reads(mode, flags) and _importable(path)):

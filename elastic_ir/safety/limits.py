@@ -99,11 +99,11 @@ def yaml_text(file: BinaryIO, where: str) -> str:
 
 def refuse_special(path: Path, kind: type[ElasticError] = SourceError) -> None:
     """An error where a path is neither a file nor a folder: reading a pipe or a device may never end."""
-    with contextlib.suppress(OSError, ValueError):  # that it is missing is told by whoever reads it
+    with contextlib.suppress(OSError, ValueError):  # whoever reads it reports that it is missing
         mode = path.stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise kind(
-                f"{path} is no plain file (a pipe, a device or a socket); copy what it gives into a file"
+                f"{path} is not a regular file (it is a pipe, a device or a socket); copy its contents into a file"
             )
 
 

@@ -118,7 +118,7 @@ def network(
     device: str = "meta",
     tensors: int | None = None,
 ) -> torch.nn.Module:
-    """A network of a model class; on the meta device, where it is made unless told otherwise, without values.
+    """A network of a model class; on the meta device, by default, and then without values.
 
     ``vouched`` is a class that the user trusts, of another package. ``tensors`` is how many the source holds, which
     bounds how large a network may come of it. Raises SourceError where the class is none of transformers', cannot be
@@ -127,7 +127,7 @@ def network(
     import torch
 
     if not (vouched or is_model(kind)):
-        raise SourceError(f"{where}: {getattr(kind, '__name__', kind)} is no model class of transformers")
+        raise SourceError(f"{where}: {getattr(kind, '__name__', kind)} is not a model class of transformers")
 
     most = _PARTS if tensors is None else min(_PARTS, _SOME_PARTS + _PARTS_EACH * tensors)
 

@@ -38,7 +38,7 @@ class Weight:
     is_parameter: bool = True
     persistent: bool = True  #: False for buffers that a state dict leaves out
     prunable: bool = False  #: the weight of a convolution or linear layer
-    source: int = 0  #: the number of the source that it is of, in the graph's ``metadata["sources"]``
+    source: int = 0  #: the number of its source network in ``graph.edits.sources``
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -68,7 +68,9 @@ def prunable_weights(
     for item in [leave_out] if isinstance(leave_out, str) else leave_out:
         below = [name for name in weights if name == item or name.startswith(f"{item}.")]
         if not below:
-            raise MaskError(f"{item!r}, to be left out, is no prunable weight and no module that holds one")
+            raise MaskError(
+                f"{item!r}, to be left out, is neither a prunable weight nor a module that contains one"
+            )
         for name in below:
             del weights[name]
     if not weights:

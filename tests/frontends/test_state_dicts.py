@@ -121,7 +121,7 @@ def test_a_key_is_refused_where_there_is_nothing_to_choose(tmp_path: Path) -> No
         with pytest.raises(SourceError, match="holds one network"):
             eir.load(tmp_path / name, key="model")
     with pytest.raises(
-        SourceError, match="nothing under the key 'model'; it is no dictionary of state dicts"
+        SourceError, match="nothing under the key 'model'; it is not a dictionary of state dicts"
     ):
         eir.load(tmp_path / "w.pt", key="model")
     with pytest.raises(SourceError, match="holds one network"):

@@ -116,18 +116,18 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     path.touch()
     assert said_of(path) == "a.pt is empty"
     path.write_bytes(bytes(4096))
-    assert said_of(path).startswith("a.pt is no PyTorch file: it begins with")
+    assert said_of(path).startswith("a.pt is not a PyTorch file: it begins with")
     path.write_bytes(b"hello world")
-    assert said_of(path) == "a.pt is no PyTorch file: it begins with b'hello wo'"
+    assert said_of(path) == "a.pt is not a PyTorch file: it begins with b'hello wo'"
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     assert (
         said_of(path)
         == "a.pt is only a pointer to a file in Git LFS; get the file itself with `git lfs pull`"
     )
     path.write_bytes(b"\x80\x02garbage")
-    assert said_of(path).startswith("a.pt is damaged, or no PyTorch file (")
+    assert said_of(path).startswith("a.pt is damaged, or not a PyTorch file (")
     path.write_bytes(pickle.dumps([1, 2], 2))
-    assert said_of(path).startswith("a.pt is damaged, or no PyTorch file (")
+    assert said_of(path).startswith("a.pt is damaged, or not a PyTorch file (")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("word/document.xml", "x")
     assert said_of(path) == "a.pt is a zip file, but none of torch.save: it has no record data.pkl"

@@ -26,7 +26,7 @@ def small() -> eir.Graph:
 def test_a_block_s_child_must_lie_in_its_container() -> None:
     graph = small()
     graph.stages[0].blocks[1].children[0] = Child("elsewhere.1", "elsewhere.1")
-    with pytest.raises(VerifyError, match=r"stage '0': elsewhere\.1 is no child of '0'"):
+    with pytest.raises(VerifyError, match=r"stage '0': elsewhere\.1 is not a child of '0'"):
         verify(graph)
 
 

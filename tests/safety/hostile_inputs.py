@@ -428,7 +428,7 @@ def graphs_nested_without_end(folder: Path) -> Words:
     return ["inspect", str(folder / "x.onnx")]
 
 
-SPECIAL = "is no plain file"
+SPECIAL = "is not a regular file"
 
 
 def fifo(path: Path) -> str:
@@ -488,19 +488,19 @@ def a_pipe_as_masks_beside(folder: Path) -> Words:
     return words
 
 
-@hostile("no plain file")
+@hostile(SPECIAL)
 def a_pipe_as_configuration(folder: Path) -> Words:
     fifo(model(folder) / "config.json")
     return ["inspect", str(folder / "m")]
 
 
-@hostile("no plain file")
+@hostile(SPECIAL)
 def a_pipe_as_configuration_to_trace(folder: Path) -> Words:
     fifo(model(folder) / "config.json")
     return ["stretch", str(folder / "m"), "--to-depth", "20"]
 
 
-@hostile("no plain file")
+@hostile(SPECIAL)
 def a_pipe_as_index(folder: Path) -> Words:
     where = model(folder)
     (where / "model.safetensors").unlink()
@@ -508,7 +508,7 @@ def a_pipe_as_index(folder: Path) -> Words:
     return ["inspect", str(where)]
 
 
-@hostile("no plain file")
+@hostile(SPECIAL)
 def a_pipe_as_weights(folder: Path) -> Words:
     fifo(model(folder) / "model.safetensors")
     return ["inspect", str(folder / "m")]

@@ -65,7 +65,7 @@ def test_other_names_are_refused(config: dict[str, Any], said: str) -> None:
 
 def test_a_class_that_is_none_of_transformers_is_not_made() -> None:
     for kind in (torch.nn.Linear, transformers.BertConfig, "BertModel"):
-        with pytest.raises(SourceError, match="is no model class of transformers"):
+        with pytest.raises(SourceError, match="is not a model class of transformers"):
             network(kind, transformers.BertConfig(), "a.pt")
 
 

@@ -111,7 +111,7 @@ def test_sparsity_of_masks() -> None:
         (
             {"a.weight": torch.ones(2, 2)},
             {"sparsity": 0.5, "leave_out": ("b",)},
-            "'b', to be left out, is no prunable",
+            "'b', to be left out, is neither a prunable weight",
         ),
         ({"a.bias": torch.ones(2)}, {"sparsity": 0.5}, "no weight of a convolution or linear layer"),
     ],

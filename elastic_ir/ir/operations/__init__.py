@@ -52,7 +52,7 @@ class Trait(Flag):
     DROPOUT = auto()  #: sets parts to zero at random in training
     RANDOM = auto()  #: draws from the random generator; dropouts do so in training
     STATEFUL = auto()  #: may keep running statistics in training
-    EFFECT = auto()  #: raises, prints, or changes something that is no tensor
+    EFFECT = auto()  #: raises, prints, or changes something that is not a tensor
     FRESH = auto()  #: always gives a tensor of its own; any other result may share memory with what was read
     FORM = auto()  #: as a method, reads a tensor's form and never its numbers
     CHANGES_FORM = auto()  #: in place, changes a tensor's shape, and so what is read of it
@@ -100,7 +100,7 @@ _IMPLIED = {
     Trait.RESHAPE: Trait.HOMOGENEOUS,
     Trait.DROPOUT: Trait.RANDOM,
 }
-#: Open classes, which an operation's whole name tells, whoever made it: ``my.attention`` contracts.
+#: Open classes, recognised by an operation's whole name, whoever made it: ``my.attention`` contracts.
 _BY_NAME = {
     Trait.CONTRACTS: re.compile(r"conv|(?<!quantize)linear|mm|matmul|einsum|attention", re.IGNORECASE),
     Trait.LOOKUP: re.compile(r"embedding|^onnx\.Gather$", re.IGNORECASE),

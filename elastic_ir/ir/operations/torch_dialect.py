@@ -1,7 +1,7 @@
 """PyTorch's operations in the terms of :mod:`elastic_ir.ir.operations`: names, in-place forms, and layers' weights.
 
 An operation is a module (``nn.Conv2d``), a function (``torch.nn.functional.relu``, ``operator.add``), a method
-(``method.add_``), or one of ATen's (``aten.add.Tensor``). No torch is imported: everything is told by names.
+(``method.add_``), or one of ATen's (``aten.add.Tensor``). No torch is imported: everything is known by its name.
 """
 
 from __future__ import annotations

@@ -72,14 +72,14 @@ def entry(**told: Any) -> Callable[[Any], Any]:
         (INDEX, entry(dtype="text"), "no dtype"),
         (GRAPH, lambda graph: b"[" * 100_000 + b"]" * 100_000, "too deep"),
         (GRAPH, lambda graph: b"{\"a\": 1" + b"0" * 5000 + b"}", "4300 digits"),
-        (GRAPH, lambda graph: {**graph, "version": "1"}, "no ElasticIR graph"),
+        (GRAPH, lambda graph: {**graph, "version": "1"}, "not an ElasticIR graph"),
         (GRAPH, lambda graph: {**graph, "version": 99}, "format version 99"),
-        (GRAPH, lambda graph: {**graph, "nodes": 3}, "'nodes' of the graph is no list"),
-        (GRAPH, lambda graph: {**graph, "name": ["x"]}, "'name' of the graph is no str"),
+        (GRAPH, lambda graph: {**graph, "nodes": 3}, "'nodes' of the graph is not a list"),
+        (GRAPH, lambda graph: {**graph, "name": ["x"]}, "'name' of the graph is not of type str"),
         (GRAPH, lambda graph: {k: v for k, v in graph.items() if k != "weights"}, "lacks 'weights'"),
         (GRAPH, lambda graph: {**graph, "nodes": graph["nodes"] * 2}, "two nodes"),
         (GRAPH, lambda graph: {**graph, "nodes": graph["nodes"][:-1]}, "one output node"),
-        (GRAPH, lambda graph: {**graph, "nodes": [{**n, "args": 3} for n in graph["nodes"]]}, "no arguments"),
+        (GRAPH, lambda graph: {**graph, "nodes": [{**n, "args": 3} for n in graph["nodes"]]}, "are not arguments"),
     ],
 )  # fmt: skip
 def test_a_damaged_record_is_told(
