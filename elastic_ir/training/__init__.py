@@ -10,13 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from elastic_ir.lazy_names import lazy_names
-from elastic_ir.training.schedules import Fading, Schedule, schedule_of
 
 if TYPE_CHECKING:
     from elastic_ir.analysis.gradinit import GradInit, find_scales
     from elastic_ir.training.data import Data, Split, load_data
     from elastic_ir.training.losses import SoftLabels, distillation_loss, smoothed_cross_entropy
     from elastic_ir.training.pruning.imp import find_tickets
+    from elastic_ir.training.schedules import Fading, Schedule, schedule_of
     from elastic_ir.training.settings import Pruning, Training
 
 __all__ = [
@@ -30,6 +30,7 @@ _LATER = {
     **dict.fromkeys(("GradInit", "find_scales"), ".analysis.gradinit"),
     **dict.fromkeys(("Data", "Split", "load_data"), "data"),
     **dict.fromkeys(("Pruning", "Training"), "settings"),
+    **dict.fromkeys(("Fading", "Schedule", "schedule_of"), "schedules"),
     "find_tickets": "pruning.imp",
 }
 __getattr__, __dir__ = lazy_names(__name__, _LATER)

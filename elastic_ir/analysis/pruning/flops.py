@@ -81,9 +81,8 @@ def forward_cost(module: nn.Module, *inputs: Any) -> ForwardCost:
     counter = _Counter({_storage(stand_ins[raw]): plain for raw, plain in parameters.items()})
     arguments = tuple(fakes.from_tensor(item) if isinstance(item, Tensor) else item for item in inputs)
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(
-        False
-    )  # it is one opaque operator, which the registry does not count
+    # the fast path is one opaque operator, which the registry does not count
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with (
             torch.no_grad(),

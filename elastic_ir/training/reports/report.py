@@ -21,9 +21,8 @@ _TICKETS = ("ticket", "source")  #: roles of jobs that hold a ticket and train i
 class Cell:
     """What the seeds found for one method on one network at one sparsity."""
 
-    scores: list[float] = field(
-        default_factory=list
-    )  #: accuracies in percent, or losses, the lower the better
+    #: accuracies in percent, or losses, the lower the better
+    scores: list[float] = field(default_factory=list)
     measure: str = "accuracy"  #: or "loss", where targets are not classes
     reached: list[float] = field(default_factory=list)  #: the sparsities of the tickets
     barriers: list[float] = field(default_factory=list)  #: where connectivity was measured

@@ -132,8 +132,6 @@ def _alive(process: int) -> bool:
     """Whether this machine has a process of that id."""
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # there is one, of somebody else
-        return True
+    except OSError as error:  # it may be another user's
+        return not isinstance(error, ProcessLookupError)
     return True

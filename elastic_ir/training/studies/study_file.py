@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from elastic_ir.errors import MaskError, PlanError
-from elastic_ir.passes.infra.yaml_nodes import compose, not_yaml
 from elastic_ir.plans.plan import DROPS, ORDERS
 from elastic_ir.training.settings import Place, Pruning, read
 from elastic_ir.training.studies.study import (
@@ -48,6 +47,8 @@ class _Data:
 
 def read_study(path: str | os.PathLike[str]) -> Study:
     """A study from its YAML file; SourceError where it cannot be read, PlanError with the line of what is wrong."""
+    from elastic_ir.passes.infra.yaml_nodes import compose, not_yaml  # late: it brings the rewriter
+
     root = compose(path)
     import yaml
 
