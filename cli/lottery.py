@@ -18,7 +18,6 @@ from elastic_ir.training.reports.csv import write_numbers
 from elastic_ir.training.reports.plots import draw
 from elastic_ir.training.reports.report import answers, collect, markdown
 from elastic_ir.training.settings import Pruning, Training
-from elastic_ir.training.studies.executors import Executor, InProcess, Processes, RayCluster
 from elastic_ir.training.studies.jobs import Job, in_order
 from elastic_ir.training.studies.run import Progress, run
 from elastic_ir.training.studies.store import Store
@@ -109,6 +108,7 @@ def run_(
         return
     _need_extra()
     click.get_current_context().meta[GO_ON] = True
+    from elastic_ir.training.studies.executors import Executor, InProcess, Processes, RayCluster
 
     place = Store(store)
     place.sweep()

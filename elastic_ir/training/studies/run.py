@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from elastic_ir.formats.locks import LOOK
-from elastic_ir.training.studies.executors import Executor
 from elastic_ir.training.studies.jobs import Job, Sort, in_order
 from elastic_ir.training.studies.store import Store
+
+if TYPE_CHECKING:
+    from elastic_ir.training.studies.executors import Executor
 
 
 @dataclass
