@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from elastic_ir.tensors.lazy import ShapeOnly, TensorData
-from elastic_ir.tensors.prunable import is_prunable
 from elastic_ir.tensors.torch_bridge import TorchData, dtype_name
-from elastic_ir.tensors.weights import Storage, Weight
+from elastic_ir.tensors.weights import Storage, Weight, is_prunable
 
 
 def prunable_names(model: nn.Module) -> set[str]:

@@ -8,8 +8,7 @@ from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.info import GraphInfo
 from elastic_ir.safety.limits import check_names
 from elastic_ir.tensors.lazy import TensorData
-from elastic_ir.tensors.prunable import looks_prunable
-from elastic_ir.tensors.weights import Storage, Weight
+from elastic_ir.tensors.weights import Storage, Weight, looks_prunable
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 

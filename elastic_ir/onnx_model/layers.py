@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from elastic_ir.ir.graph import Argument, Graph, Literal, Node, Value, WeightRef
+from elastic_ir.ir.graph import Graph, Literal, Node, Value, WeightRef
 
 #: A weight's readers: node and place of the operand.
 Readers = list[tuple[Node, int]]
@@ -31,11 +31,6 @@ def weight_readers(graph: Graph) -> dict[int, Readers]:
 def count_reads(graph: Graph) -> Counter[str]:
     """How often each weight is read, by name."""
     return Counter(name for node in graph for name in node.weight_names())
-
-
-def weight_name(item: Argument) -> str | None:
-    """The weight that an operand is, by name; None where it is none."""
-    return item.name if isinstance(item, WeightRef) else None
 
 
 def label(node: Node) -> str:

@@ -2,14 +2,22 @@
 
 Two names that share one :class:`Storage` are tied (a shared embedding, ALBERT's layers); that is the only notion of
 tying in the IR. A clone gets a storage of its own that refers to the same lazy tensor, which costs no bytes until
-emission reads it.
+emission reads it. A weight is prunable by its form, not by a list of classes: it has two to five axes and belongs
+neither to an embedding nor to a norm.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from elastic_ir.tensors.lazy import Mask, MaskedData, TensorData
+
+if TYPE_CHECKING:
+    import torch
+
+_LOOKUP = re.compile(r"emb|wte|wpe|bias_table|position")  #: names of tables that are looked up
 
 
 @dataclass(eq=False)
@@ -54,3 +62,21 @@ class Weight:
 
     def renamed(self, name: str) -> Weight:
         return replace(self, name=name)
+
+
+def is_prunable(owner: torch.nn.Module, role: str, parameter: torch.Tensor) -> bool:
+    """Whether a parameter of a module, by its name there, is prunable; so is fused attention's input projection."""
+    from torch import nn
+
+    lookup = hasattr(owner, "num_embeddings") or hasattr(owner, "normalized_shape")
+    fused = isinstance(owner, nn.MultiheadAttention) and role.endswith("_proj_weight")
+    return 2 <= parameter.ndim <= 5 and (fused or (role == "weight" and not lookup))
+
+
+def looks_prunable(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor of a state dict is prunable, as far as its name and shape show.
+
+    A table that is looked up has two axes; the convolution of a patch embedding has more.
+    """
+    looked_up = len(shape) == 2 and _LOOKUP.search(name.lower())
+    return name.rpartition(".")[2].endswith("weight") and 2 <= len(shape) <= 5 and not looked_up

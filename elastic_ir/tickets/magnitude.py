@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from elastic_ir.errors import MaskError
-from elastic_ir.tensors.prunable import is_prunable, looks_prunable
+from elastic_ir.tensors.weights import is_prunable, looks_prunable
 from elastic_ir.tickets.masked import places
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from elastic_ir.errors import MaskError
 from elastic_ir.frontends.weight_table import prunable_names
-from elastic_ir.tensors.prunable import looks_prunable
+from elastic_ir.tensors.weights import looks_prunable
 from elastic_ir.tickets import magnitude_masks, sparsity
 from elastic_ir.zoo import cifar_resnet
 
