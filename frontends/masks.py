@@ -6,9 +6,9 @@ Torch is imported only where a file or a value needs it: masks in ``.safetensors
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from elastic_ir.errors import MaskError, SourceError
 from elastic_ir.formats import registry
@@ -17,10 +17,6 @@ from elastic_ir.formats.registry import OWN, SAFETENSORS, TICKET
 from elastic_ir.tensors.lazy import Mask, TensorData
 from elastic_ir.tensors.weights import Weight
 from elastic_ir.tensors.zeros import nonzero
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 V = TypeVar("V")
 
@@ -88,19 +84,10 @@ def masks_from_state(state: Mapping[str, V]) -> tuple[dict[str, V], dict[str, Ma
     return weights, masks
 
 
-def masks_from_zeros(tensors: Mapping[str, Any], prunable: Iterable[str]) -> dict[str, Mask]:
-    """Masks that are 0 where a prunable weight (lazy tensor, array, torch tensor) is exactly zero, of either sign.
-
-    A weight without a zero gets no mask. Raises MaskError for a name that is not among the tensors.
-    """
-    masks: dict[str, Mask] = {}
-    for name in prunable:
-        if name not in tensors:
-            raise MaskError(f"there is no weight {name!r} to take a mask from")
-        kept = _nonzero(tensors[name])
-        if not bool(kept.all()):
-            masks[name] = Mask.from_array(kept, name)
-    return masks
+def masks_from_zeros(tensors: Mapping[str, TensorData]) -> dict[str, Mask]:
+    """Masks that are 0 where a lazy tensor is exactly zero, of either sign; none for a tensor without a zero."""
+    kept = {name: nonzero(data) for name, data in tensors.items()}
+    return {name: Mask.from_array(array, name) for name, array in kept.items() if not array.all()}
 
 
 def attach_masks(weights: Mapping[str, Weight], masks: Mapping[str, Any]) -> None:
@@ -126,15 +113,3 @@ def attach_masks(weights: Mapping[str, Weight], masks: Mapping[str, Any]) -> Non
 def _check_shape(name: str, mask: Mask, shape: tuple[int, ...]) -> None:
     if mask.shape != shape:
         raise MaskError(f"the mask of {name!r} has shape {list(mask.shape)}, its weight {list(shape)}")
-
-
-def _nonzero(value: Any) -> NDArray[np.bool_]:
-    import numpy as np
-
-    if hasattr(value, "detach"):
-        from elastic_ir.tensors.torch_bridge import TorchData
-
-        value = TorchData(value)
-    if not isinstance(value, TensorData):
-        return np.asarray(value != 0)
-    return nonzero(value)

@@ -376,7 +376,7 @@ def _masks_from_zeros(graph: Graph) -> None:
     from elastic_ir.frontends.masks import masks_from_zeros
 
     tensors = {n: w.storage.data for n, w in graph.weights.items() if w.prunable and w.mask is None}
-    found = masks_from_zeros(tensors, set(tensors))
+    found = masks_from_zeros(tensors)
     if not found:
         raise MaskError(
             f"{graph.name} has no exact zeros in its prunable weights, so --mask-from-zeros finds no mask"

@@ -50,7 +50,11 @@ def choose(found: object, where: str, key: str | None = None) -> Chosen | None:
     if len(tables) > 1:
         tables = {at: table for at, table in tables.items() if _has_weights(table)} or tables
     if len(tables) > 1:
-        raise SourceError(f"{where} holds several state dicts: {_listed(tables)}; {_choice(tables)}")
+        first = ".".join(next(iter(tables)))
+        raise SourceError(
+            f"{where} holds several state dicts: {_listed(tables)}; say which one is meant, for example "
+            f"by --key {first} (in Python key={first!r})"
+        )
     if not tables:
         return None
     ((at, table),) = tables.items()
@@ -185,11 +189,6 @@ def _listed(tables: Mapping[Path, Mapping[str, torch.Tensor] | nn.Module]) -> st
         shown.append(f"{'.'.join(path)} ({size})")
     more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
     return ", ".join(shown[:_SHOWN]) + more
-
-
-def _choice(tables: Mapping[Path, object]) -> str:
-    first = ".".join(next(iter(tables)))
-    return f"say which one is meant, for example by --key {first} (in Python key={first!r})"
 
 
 def _left(found: object, at: Path, masks: Mapping[Path, object]) -> Iterator[str]:
