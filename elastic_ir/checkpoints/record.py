@@ -29,14 +29,9 @@ class Origin:
 
     def data(self) -> str | dict[str, Any]:
         """As the file has it: the bare name where nothing else is needed."""
-        if self.source == 0 and self.scale is None:
-            return self.name
-        fields: dict[str, Any] = {"name": self.name}
-        if self.source:
-            fields["source"] = self.source
-        if self.scale is not None:
-            fields["scale"] = self.scale
-        return fields
+        given = {"name": self.name, "source": self.source or None, "scale": self.scale}
+        fields = {key: value for key, value in given.items() if value is not None}
+        return fields if len(fields) > 1 else self.name
 
     @staticmethod
     def of(data: Any) -> Origin:

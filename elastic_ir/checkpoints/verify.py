@@ -44,9 +44,8 @@ class Verified:
     """What was found in a folder."""
 
     folder: Path
-    sources: tuple[
-        Path, ...
-    ]  #: the folders that it was compared with; none where the origins were not at hand
+    #: the folders that it was compared with; none where the origins were not at hand
+    sources: tuple[Path, ...]
     wanted: tuple[str, ...]  #: the names of the sources in the record; none where there is no record
     tensors: int = 0
     nbytes: int = 0
@@ -68,13 +67,11 @@ class _Folder:
     name: str
     tensors: dict[str, TensorData]
     masks: Mapping[str, Mask] | None  #: None where there is no file of masks
-    layers: dict[
-        str, dict[int, dict[str, str]]
-    ]  #: by the stack's label and the layer's number: end of name, name
+    #: by the stack's label and the layer's number: end of name, name
+    layers: dict[str, dict[int, dict[str, str]]]
     outside: set[str]  #: what lies in no layer
-    tails: dict[
-        str, list[int]
-    ]  #: by the stack's label: layers behind those that are counted, which stay there
+    #: by the stack's label: layers behind those that are counted, which stay there
+    tails: dict[str, list[int]]
 
     @staticmethod
     def of(path: Path, graph: Graph, labels: Sequence[str]) -> _Folder:

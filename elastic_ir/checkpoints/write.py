@@ -51,9 +51,8 @@ class Plan:
     config: dict[str, Any]  #: the configuration as it will be
     stacks: list[Stack]
     kept: list[str]  #: entries of the configuration that may refer to layers by their place
-    kept_beside: list[
-        str
-    ]  #: entries and files that would have changed, and were kept because the user asked for it
+    #: entries and files that would have changed, and were kept because the user asked for it
+    kept_beside: list[str]
     notes: list[str]  #: where the configurations of further sources differ
 
     @property
@@ -183,8 +182,8 @@ def save_checkpoint(
                 )
                 if not _is_whole(work.begun / name, tensors, metadata):
                     raise EmitError(
-                        f"{name} did not come out as its header says"
-                    )  # a source that was cut meanwhile
+                        f"{name} did not come out as long as its header states"
+                    )  # a source was cut
                 work.finish(name)
         work.settle()
         for file in plan.side:

@@ -36,11 +36,7 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
     given = Path(path)
     target = Path(os.path.realpath(given))
     mode = _existing_mode(given, target)
-    with contextlib.ExitStack() as stack:
-        try:
-            made = stack.enter_context(temporary(target))
-        except OSError as error:
-            raise OutputError(f"{given} cannot be written: {reason(error)}") from error
+    with temporary(target) as made:
         try:
             yield made
             if mode is not None:
@@ -91,11 +87,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     something already, its parent is missing, or it cannot be written.
     """
     refuse_taken(path)
-    with contextlib.ExitStack() as stack:
-        try:
-            made = stack.enter_context(temporary(path, folder=True))
-        except OSError as error:
-            raise OutputError(f"{path} cannot be written: {reason(error)}") from error
+    with temporary(path, folder=True) as made:
         try:
             yield made
             made.chmod(0o777 & ~_umask())
@@ -225,22 +217,28 @@ def temporary(target: Path, *, folder: bool = False) -> Iterator[Path]:
     """A new file or folder beside a target, locked while the block runs, and removed when it ends.
 
     Its name begins like the target's and has the target's ending, for writers that go by it. What earlier processes
-    have left beside the target is removed first. OSError is left to the caller.
+    have left beside the target is removed first. OutputError, one line, where it cannot be made.
     """
     sweep(target.parent)
     stem, suffix = _cut(target.stem, _STEM), _cut(target.suffix, _SUFFIX)
     while True:
         path = target.with_name(f".{stem}.elastic-ir-{secrets.token_hex(8)}.tmp{suffix}")
-        if folder:
-            path.mkdir(0o700)
-        with _opened(path, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT | os.O_EXCL) as handle:
-            if try_lock(handle) is False or not is_named(path, handle):
-                continue  # another process has swept it before it was locked
-            try:
-                yield path
-            finally:
-                remove(path)
-            return
+        try:
+            if folder:
+                path.mkdir(0o700)
+            handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        except OSError as error:
+            raise OutputError(f"{target} cannot be written: {reason(error)}") from error
+        try:
+            if try_lock(handle) is not False and is_named(path, handle):
+                try:
+                    yield path
+                finally:
+                    remove(path)
+                return
+            # else another process has swept it before it was locked
+        finally:
+            os.close(handle)
 
 
 def sweep(folder: Path) -> None:
@@ -250,18 +248,11 @@ def sweep(folder: Path) -> None:
             inside = entry.is_dir(follow_symlinks=False)
             if _OURS.fullmatch(entry.name) and (inside or entry.is_file(follow_symlinks=False)):
                 flags = os.O_NOFOLLOW | (os.O_RDONLY if inside else os.O_RDWR)
-                with contextlib.suppress(OSError), _opened(Path(entry.path), flags) as handle:
+                with contextlib.suppress(OSError):
+                    handle = os.open(entry.path, flags)
                     if try_lock(handle):
                         remove(Path(entry.path))
-
-
-@contextlib.contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
-    handle = os.open(path, flags, 0o666)
-    try:
-        yield handle
-    finally:
-        os.close(handle)
+                    os.close(handle)
 
 
 def remove(path: Path) -> None:

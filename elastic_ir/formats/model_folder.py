@@ -34,9 +34,8 @@ class CheckpointSource(Origin):
     root: Path  #: outside of it no link may lead
     config: dict[str, Any]
     shards: tuple[Path, ...]
-    metadata: dict[str, str] = field(
-        default_factory=dict
-    )  #: of the shards, the first one's where they differ
+    #: of the shards, the first one's where they differ
+    metadata: dict[str, str] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  #: of all its tensors
     #: for each stack, by its label, what each layer holds: its kind, as a number
     kinds: dict[str, tuple[int, ...]] = field(default_factory=dict)
