@@ -85,10 +85,7 @@ class _Inference:
         if prod(tensor.dims) <= LARGEST and tensor.data_location != 1:
             try:
                 self.numbers[name] = self.onnx.numpy_helper.to_array(tensor)
-            except (
-                TypeError,
-                ValueError,
-            ):  # numpy lacks the type, or it is damaged: its shape alone is known
+            except (TypeError, ValueError):  # numpy lacks the type, or it is damaged; its shape is known
                 return
 
     def follow(self, node: onnx.NodeProto) -> None:
@@ -187,6 +184,11 @@ class _Inference:
             return
         given = {item: self.numbers[item] for item in node.input if item in self.numbers}
         if node.op_type not in _COMPUTED or any(item and item not in given for item in node.input):
+            return
+        if (
+            node.op_type == "Identity"
+        ):  # of weights, mostly: there are many in what PyTorch's older exporter writes
+            self._note(name, given[node.input[0]])
             return
         if not is_small(node.op_type, None if kind is None else kind.shape):
             return

@@ -157,17 +157,19 @@ class _Builder:
 
     def _set_attributes(self, proto: onnx.NodeProto, node: Node, old: onnx.NodeProto | None) -> None:
         before = plain_attributes(old) if old is not None else {}
-        for name, value in node.attributes.items():
-            if name in before and (before[name] == value or isinstance(value, Symbol)):
-                continue
-            kept = [item for item in proto.attribute if item.name != name]
+        changed = {
+            name: value
+            for name, value in node.attributes.items()
+            if name not in before or not (before[name] == value or isinstance(value, Symbol))
+        }
+        gone = changed.keys() | (before.keys() - node.attributes.keys())
+        if gone:
+            kept = [item for item in proto.attribute if item.name not in gone]
             del proto.attribute[:]
             proto.attribute.extend(kept)
-            proto.attribute.append(self.onnx.helper.make_attribute(name, value))
-        if before.keys() - node.attributes.keys():
-            kept = [item for item in proto.attribute if item.name in node.attributes]
-            del proto.attribute[:]
-            proto.attribute.extend(kept)
+        proto.attribute.extend(
+            self.onnx.helper.make_attribute(name, value) for name, value in changed.items()
+        )
 
     def _captured_name(self, name: str, item: Argument) -> str:
         return name if isinstance(item, (Literal, Symbol)) else self.names.operand(item, None, 0)
