@@ -143,11 +143,11 @@ def load_passes(path: str | os.PathLike[str]) -> list[type[Pass]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise SourceError(f"{path} is no file; give a Python file that defines a pass")
+        raise SourceError(f"{path} is not a file; give a Python file that defines a pass")
     name = f"elastic_ir_passes_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise SourceError(f"{path.name} is no Python file")
+        raise SourceError(f"{path.name} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     try:

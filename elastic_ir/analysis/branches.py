@@ -24,7 +24,7 @@ class Branch:
 
 
 def branches_of(block: Block, graph: Graph) -> tuple[list[Branch], str]:
-    """The branches of a block, the last first, or no branch and the reason why it is no residual block."""
+    """The branches of a block, the last first, or no branch and the reason why it is not a residual block."""
     if block.input is None or block.output is None:
         return [], "names alone do not show what it computes"
     if not block.preserving:
@@ -107,11 +107,11 @@ def _last_layer(
         if weights:
             return Branch(join, node, weights)
         if any(has(item.node, Trait.NORMALISER) for item in node.operands()):
-            return f"what %{join.name} adds goes through a norm (by {node.op}), whose own scale is no plain weight"
-        # a part of several results (an attention's) comes from what is no tensor
+            return f"what %{join.name} adds goes through a norm (by {node.op}), whose own scale is not a plain weight"
+        # a part of several results (an attention's) comes from what is not a tensor
         operands = [item for item in node.operands() if item.is_tensor or kind_of(node) == "getitem"]
         if not has(node, Trait.HOMOGENEOUS) or not operands:
-            return f"what %{join.name} adds comes from {node.op}, which is no linear layer or norm"
+            return f"what %{join.name} adds comes from {node.op}, which is neither a linear layer nor a norm"
         value = operands[0]
     return f"what %{join.name} adds is computed too far away"
 

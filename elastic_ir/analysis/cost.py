@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters and operations of one network; ``flops`` is None where there is no network to run."""
+    """Parameters and operations of one network; ``flops`` is None where no network can be run."""
 
     parameters: int
     pruned: int  #: prunable weights that a mask makes zero
@@ -36,7 +36,7 @@ class CostChange:
     after: Cost
 
     def lines(self) -> list[str]:
-        """One line for each figure: before, after, and what is left of it."""
+        """One line for each figure: before, after, and the share that is left."""
         rows = [("parameters", self.before.parameters, self.after.parameters)]
         rows.append(("pruned", self.before.pruned, self.after.pruned))
         if self.before.flops is not None and self.after.flops is not None:
@@ -95,7 +95,7 @@ def _flops(graph: Graph) -> int | None:
         with torch.no_grad(), contextlib.nullcontext() if on_meta else mode, counter:
             module(*arguments, **options)
     except RuntimeError:
-        if shaped:  # extents that follow from numbers cannot be told without running
+        if shaped:  # extents that follow from numbers cannot be known without running
             return None
         raise
     return int(counter.get_total_flops())

@@ -1,6 +1,7 @@
 """What a node does besides computing its result, by the traits of its operation: what clean-up passes ask.
 
-A node may be removed or merged only where nobody can tell. An operation that is not the dialect's own may do anything.
+A node may be removed or merged only where no reader can notice. An operation that is not the dialect's own may do
+anything.
 """
 
 from __future__ import annotations

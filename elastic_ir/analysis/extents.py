@@ -15,7 +15,7 @@ from elastic_ir.onnx_model.source import DTYPES, OnnxSource
 
 #: For each axis of a value whether its extent is fixed.
 Fixed = tuple[bool, ...]
-#: What may be said of the inputs' extents, each with whether the first axis and the others are open.
+#: What may be assumed of the inputs' extents, each with whether the first axis and the others are open.
 OPEN = {"all": (True, True), "batch": (True, False), "none": (False, False)}
 
 

@@ -120,10 +120,10 @@ def _loss(module: nn.Module, weights: dict[str, Tensor], batch: Batch, loss: Los
     try:
         value = loss(torch.func.functional_call(module, weights, (batch[0],)), batch[1])
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
-        told = str(error).strip().splitlines()
+        lines = str(error).strip().splitlines()
         raise PlanError(
             f"the network and its loss do not run on inputs of {list(batch[0].shape)} and targets of "
-            f"{list(batch[1].shape)}: {told[0] if told else type(error).__name__}"
+            f"{list(batch[1].shape)}: {lines[0] if lines else type(error).__name__}"
         ) from error
     if value.ndim or not bool(value.isfinite()):
         what = "no single number" if value.ndim else f"{value.item()}"
@@ -151,8 +151,8 @@ def _descend(
     try:
         grads = torch.autograd.grad(goal, list(scales.values()), allow_unused=True)
     except RuntimeError as error:  # some operators have no second derivative
-        told = str(error).strip().splitlines()[0]
-        raise PlanError(f"the search for scales differentiates the loss twice: {told}") from error
+        cause = str(error).strip().splitlines()[0]
+        raise PlanError(f"the search for scales differentiates the loss twice: {cause}") from error
     for scale, grad in zip(scales.values(), grads, strict=True):
         scale.grad = torch.zeros_like(scale) if grad is None else grad.clamp(-settings.clip, settings.clip)
     optimizer.step()

@@ -45,8 +45,8 @@ def block_influence(graph: Graph, samples: Samples, batch: int = 16) -> dict[Uni
             except PlanError:
                 raise
             except Exception as error:  # whatever a network raises on inputs that it was not made for
-                told = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise PlanError(f"{graph.name} does not run on the inputs given: {told}") from error
+                cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise PlanError(f"{graph.name} does not run on the inputs given: {cause}") from error
             for stage, unit in units:
                 cosines = _cosines(*ends[unit], stage)
                 sums[unit] += float(cosines.sum())

@@ -19,7 +19,7 @@ class InputAxes:
         self._onnx = is_onnx(graph)
 
     def __call__(self, weight: Weight) -> int | str:
-        """The axis of a weight's inputs, or why it cannot be told."""
+        """The axis of a weight's inputs, or why it cannot be determined."""
         axes: set[int] = set()
         for reader, _ in self._readers.get(id(weight.storage), ()):
             carried = len(weight.shape) == 2 and is_matrix_transpose(reader)

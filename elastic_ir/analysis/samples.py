@@ -93,7 +93,7 @@ def _tensor(item: Any) -> torch.Tensor:
         return item
     array = np.ascontiguousarray(item)
     if array.dtype.kind not in "fiub":
-        raise PlanError(f"data holds {array.dtype}, which is no input of a network; give numbers")
+        raise PlanError(f"data holds {array.dtype}, which cannot be an input of a network; give numbers")
     return torch.from_numpy(array)
 
 

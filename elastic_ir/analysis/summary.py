@@ -172,7 +172,7 @@ def _by_names(graph: Graph, structure: Structure, rows: list[Row], left: list[st
 
 
 def _by_kinship(graph: Graph, structure: Structure, rows: list[Row], left: list[str]) -> None:
-    """A file sorted by name, whose order tells nothing: what was found of transitions, stem and head decides."""
+    """A file sorted by name, whose order means nothing: what was found of transitions, stem and head decides."""
     opening = {
         row.stage.transition: rows[place - 1]
         for place, row in enumerate(rows)

@@ -107,7 +107,7 @@ class Flow:
         self.pinned += channels.atoms.tolist()
 
     def channels(self, value: Value, axis: int | None = None) -> Channels | None:
-        """A value's channels along an axis; pinned ones where they are not known, None where it is no tensor."""
+        """A value's channels along an axis; pinned ones where they are not known, None where it is not a tensor."""
         known = self._known.get(value)
         if known is not None and axis in (None, known.axis):
             return known
@@ -340,7 +340,7 @@ class Flow:
         return np.where(np.isfinite(result), result, math.nan)
 
     def read(self, name: str) -> Floats | None:
-        """A small tensor's values in double precision; None where it has none, or is no float."""
+        """A small tensor's values in double precision; None where it has none, or is not a float."""
         from elastic_ir.tensors.torch_bridge import to_torch
 
         storage = self.graph.weights[name].storage

@@ -112,7 +112,7 @@ def evaluate(node: Node, constants: Floats) -> Floats:
                 result = getattr(given, node.op.removeprefix("method."))(*arguments[1:], **options)
             else:
                 result = resolve_function(node.op)(*arguments, **options)
-    except (ElasticError, TypeError, ValueError, RuntimeError):  # an argument that is no plain number
+    except (ElasticError, TypeError, ValueError, RuntimeError):  # an argument that is not a plain number
         return np.full_like(constants, math.nan)
     return np.where(varies | ~np.isfinite(result.numpy()), math.nan, result.numpy())
 

@@ -1,8 +1,8 @@
 """Widening: which channels may get copies, how many each gets, and the tensors that follow from it.
 
 Net2WiderNet (Chen, Goodfellow & Shlens 2016, *Net2Net*, section 2.2) copies channels at random and divides what reads
-them by their number. Here every copy stands right behind its original. So one number for each channel says all, through
-additions, concatenations, flattenings and the runs of grouped convolutions alike.
+them by their number. Here every copy stands right behind its original. So one number for each channel is enough,
+through additions, concatenations, flattenings and the runs of grouped convolutions alike.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Widened(Derived):
     """A tensor with rows and columns several times, its inputs divided by how often their channel comes.
 
     An optimizer's moments begin anew: the gradients of a row that comes k times are a k-th of what they were, and a
-    moment does not tell whether it goes with them or with their square.
+    moment does not show whether it goes with them or with their square.
     """
 
     rows: tuple[int, ...]

@@ -183,7 +183,7 @@ def _rearranges(before: Value | None, after: Value | None) -> bool:
 
 
 def _release_output_layer(drafts: list[Draft], order: dict[str, int]) -> None:
-    """A last stage of one block that holds the network's last weight layer is no stage but the head."""
+    """A last stage of one block that holds the network's last weight layer is not a stage but the head."""
     if len(drafts) < 2 or drafts[-1].free or drafts[-1].entry is None or not order:
         return
     last = max(order, key=order.__getitem__)
@@ -218,7 +218,7 @@ def _outside(
 def _outside_by_channels(
     drafts: list[Draft], rest: list[str], reader: NameReader
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Stem and head of a file sorted by name, whose order tells nothing: what feeds the first block is the stem."""
+    """Stem and head of a file sorted by name, whose order means nothing: what feeds the first block is the stem."""
     entering = reader.channels(drafts[0].groups[0])
     shapes = {name: reader.graph.weights[name].shape for name in rest}
     stem = [

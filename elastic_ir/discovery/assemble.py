@@ -126,7 +126,7 @@ def _overridden(outer: Candidate, inner: list[Candidate]) -> bool:
 def _outweighed(series: Candidate, inner: list[Candidate], reader: Reader) -> bool:
     """Whether layers numbered among other children are but the stem of a repeated container that stands beside them.
 
-    Of names alone, where no data flow tells it: Whisper's encoder has ``conv1`` and ``conv2`` beside ``layers``.
+    Of names alone, where no data flow shows it: Whisper's encoder has ``conv1`` and ``conv2`` beside ``layers``.
     """
     own = tuple(f"{part.path}." for group in series.groups for part in group.parts)
     return (
@@ -167,7 +167,7 @@ def choose(found: list[Candidate]) -> list[Candidate]:
 def _akin(single: Candidate, other: Candidate) -> bool:
     """Whether a single block is of the kind of others: of their form and, a bare layer by names, of their kernel.
 
-    Such a layer has no names inside to tell it by, and convolutions of 7 by 7 that make VGG's head are no blocks.
+    Such a layer has no names inside to recognize it by, and convolutions of 7 by 7 that make VGG's head are not blocks.
     """
     bare = all(":" in part for part in single.form)
     kernels = single.kernels, other.kernels

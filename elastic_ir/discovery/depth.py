@@ -13,12 +13,12 @@ from elastic_ir.discovery.parts import Group
 from elastic_ir.ir.graph import Graph, Node, Value
 from elastic_ir.ir.operations import Trait, has, is_product, reads_form_only
 
-#: Names of tables that are looked up: without a graph only their name tells them from a linear layer.
+#: Names of tables that are looked up: without a graph only their name distinguishes them from a linear layer.
 _LOOKUPS = re.compile(r"emb|wte|wpe|token|pos")
 
 
 def looks_up(name: str) -> bool:
-    """Whether a weight known by name alone is a table of embeddings or positions, which is no layer."""
+    """Whether a weight known by name alone is a table of embeddings or positions, which is not a layer."""
     return _LOOKUPS.search(name) is not None
 
 
@@ -35,13 +35,13 @@ def path_lengths(graph: Graph) -> dict[Value, int]:
     for node in graph:
         operands = node.operands()
         flowing = [value for value in operands if value not in made_of]
-        looked_up = has(node, Trait.LOOKUP)  # an embedding may be tied to the head, and is no layer
+        looked_up = has(node, Trait.LOOKUP)  # an embedding may be tied to the head, and is not a layer
         direct = frozenset(() if looked_up else (name for name in node.weight_names() if name in prunable))
         layers = direct.union(*(made_of.get(value, frozenset()) for value in operands))
         reshaped = (
             not flowing and (operands or node.weight_names()) and not (direct and has(node, Trait.CONTRACTS))
         )
-        if reads_form_only(node):  # what is known without reading a tensor's values is no flow
+        if reads_form_only(node):  # what is known without reading a tensor's values is not flow
             lengths[node.output], made_of[node.output] = 0, frozenset()
             continue
         if reshaped and node.kind in ("function", "method", "onnx"):

@@ -159,7 +159,7 @@ class GraphReader:
             siblings = {owner[value.node] for value in reads[index] if value.node in owner}
             if previous is not None and previous.output in reads[index]:
                 group.input, group.linked = previous.output, True
-                # what the first block made for all others to read (T5's position bias) is no flow
+                # what the first block made for all others to read (T5's position bias) is not flow
                 if siblings - {index - 1, 0}:
                     group.sound = False
             else:

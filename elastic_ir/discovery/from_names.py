@@ -21,14 +21,14 @@ class NameReader:
         names = list(graph.weights)
         self.prunable = {name for name, weight in graph.weights.items() if weight.prunable}
         layers = [name for name in names if name in self.prunable]
-        #: safetensors files come sorted by name (within a dtype); then numbers tell more of the order than letters
+        #: safetensors files come sorted by name (within a dtype); then numbers show more of the order than letters
         self.sorted = layers == sorted(layers)
         if self.sorted:
             names.sort(key=lambda name: [natural_key(part) for part in name.split(".")])
         self.order = {name: index for index, name in enumerate(names)}
 
     def groups(self, container: Container, parts: list[Part]) -> list[Group]:
-        """The groups of a container; a gap in the numbers wider than the step tells of a pool."""
+        """The groups of a container; a gap in the numbers wider than the step indicates a pool."""
         layers = [index for index, part in enumerate(parts) if any(n in self.prunable for n in part.weights)]
         if not layers:
             return []
@@ -57,7 +57,7 @@ class NameReader:
             group.kind = hashlib.sha256(repr(kernels).encode()).hexdigest()
             groups.append(group)
         for index, group in enumerate(groups):
-            # equal neighbours chain, so what goes in is what comes out; else the channels of its layers tell
+            # equal neighbours chain, so what goes in is what comes out; else the channels of its layers decide
             near = groups[max(index - 1, 0) : index] + groups[index + 1 : index + 2]
             same = any(other.signature == group.signature for other in near)
             channels = self.channels(group)

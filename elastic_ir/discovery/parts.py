@@ -114,7 +114,7 @@ def _container(
 ) -> Iterator[tuple[Container, list[Part]]]:
     members = [name for name in part.children if _numbered_by(prefix, name)]
     width = width_of(name[len(prefix) :] for name in (*members, *names))
-    if not members or width is None:  # 1 beside 01: no rule tells how another one would be named
+    if not members or width is None:  # 1 beside 01: no rule shows how another one would be named
         return
     present = {int(name[len(prefix) :]): part.children[name] for name in members}
     # registered children count even where they ran nothing and hold nothing (an Identity at the end)
@@ -157,7 +157,7 @@ def form_of(group: Group) -> frozenset[str]:
         parts = name.split(".")
         if (
             len(parts) == 2
-        ):  # a bare layer has no names to tell it by: a convolution and a linear layer differ in rank
+        ):  # a bare layer has no names to recognize it by: a convolution and a linear layer differ in rank
             found.add(f"{parts[0]}:{len(shape)}")
         else:
             found.add(parts[1] if len(group.parts) == 1 else parts[0])

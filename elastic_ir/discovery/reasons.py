@@ -64,7 +64,7 @@ def _numbered_twice(part: Part) -> str | None:
         if last - first >= len(numbers) + GAPS:
             return (
                 f"the children of {part.path or 'the network'!r} are numbered from {first} to {last}, and only "
-                f"{len(numbers)} are there, so they are no list of layers"
+                f"{len(numbers)} are there, so they are not a list of layers"
             )
     return None
 
@@ -78,7 +78,7 @@ def _made_for_one_machine(graph: Graph) -> str | None:
         )
     for node in graph:
         if node.op == "operator.getitem" and node.args[1] == 3:
-            fused = next((value.node.op for value in node.operands()), "")  # a weight is no operand
+            fused = next((value.node.op for value in node.operands()), "")  # a weight is not an operand
             if "Skip" in fused and "LayerNormalization" in fused:
                 return (
                     "an optimiser has fused each block's last sum with the next one's norm "

@@ -46,7 +46,7 @@ def scope_regions(graph: Graph) -> bool:
 
 
 def _take_helpers(graph: Graph, paths: dict[Node, str], flow: set[Node]) -> None:
-    """What is no flow and is read by several segments of one block alone (a size) is that block's as well."""
+    """What is not flow and is read by several segments of one block alone (a size) is that block's as well."""
     users = graph.users()
     for node in reversed(graph.nodes):
         if node not in paths and node not in flow and node.kind not in ("input", "output"):
@@ -121,7 +121,7 @@ def _covered(steps: list[_Step]) -> int:
 
 
 def _best_period(steps: list[_Step]) -> tuple[int, int]:
-    """How many steps repeat, told by the shapes of the layers' weights: what covers most layers, then the fewest.
+    """How many steps repeat, by the shapes of the layers' weights: what covers most layers, then the fewest.
 
     Steps of the same operations and kinds of layers are blocks of one kind, and no parts of one, whatever their widths.
     """

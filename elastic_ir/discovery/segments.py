@@ -1,7 +1,7 @@
 """Segments: what lies between two values that all flow of a network passes through.
 
 Such a value dominates the output (Cooper, Harvey and Kennedy 2001 compute dominators as networkx does). Flow is what
-depends on a layer's weights: attention masks, rotary tables and shapes, read along the way, are none, and so do not
+depends on a layer's weights: attention masks, rotary tables and shapes, read along the way, are not, and so do not
 hide the cuts. In front of the first layer it is what the first segment alone reads: an embedding, an image.
 """
 
@@ -28,7 +28,7 @@ Kind: TypeAlias = tuple[str, tuple[int, ...], bool]
 
 @dataclass(eq=False)
 class Segment:
-    """What lies between two cuts; the later one's node belongs to it. What only makes a gate is no layer."""
+    """What lies between two cuts; the later one's node belongs to it. What only makes a gate is not a layer."""
 
     nodes: list[Node] = field(default_factory=list)
     operations: list[str] = field(default_factory=list)
@@ -49,7 +49,7 @@ def find_trunks(graph: Graph, done: set[Node]) -> Iterator[Trunk]:
     """The trunk that explains most layers, in the forms that differ by what it starts from, the plainest first.
 
     What stands before the first layer is flow only where no block far behind reads it as well (a mask): how far is to
-    be judged by what then repeats. ``done`` are the nodes of trunks that are known: their results are no flow, nor is
+    be judged by what then repeats. ``done`` are the nodes of trunks that are known: their results are not flow, nor is
     what is made of them alone.
     """
     flow = _flow(graph, done)
@@ -195,7 +195,7 @@ def _cut(
         cuts.append(over)
     cuts = [
         node for node in reversed(cuts) if node.output.is_tensor
-    ]  # several results are no value to cut at
+    ]  # several results are not a value to cut at
     number = {node: index for index, node in enumerate(cuts)}
     place = dict(number)
     for node in flow:  # in order, so that what dominates a node has its place before it
@@ -239,7 +239,7 @@ def _end_of_trunk(
 
 
 def _take_helpers(graph: Graph, flow: dict[Node, tuple[Node, ...]], place: dict[Node, int]) -> None:
-    """What is no flow (shapes, weights being transposed) goes to the one segment that reads it, if it is one."""
+    """What is not flow (shapes, weights being transposed) goes to the one segment that reads it, if it is one."""
     users = graph.users()
     for node in reversed(graph.nodes):
         if node not in flow and node.kind not in ("input", "output"):

@@ -2,7 +2,7 @@
 
 A decoder's layers read the memory that the first of them also takes as its input (``x = memory = embed(x)``). A copy
 has to read the memory where its source does, and elsewhere what the block before computes; in the first block one value
-is both, so a later equal block tells which operand is which.
+is both, so a later equal block shows which operand is which.
 """
 
 from __future__ import annotations

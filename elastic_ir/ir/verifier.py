@@ -91,7 +91,8 @@ def _verify_structure(graph: Graph) -> None:
                     )
         if stage.period and len(stage.blocks) % stage.period:
             raise VerifyError(
-                f"stage {stage.name!r} has {len(stage.blocks)} free blocks, no multiple of its unit of {stage.period}"
+                f"stage {stage.name!r} has {len(stage.blocks)} free blocks, not a multiple of its unit of "
+                f"{stage.period}"
             )
         for before, block in zip(stage.all_blocks, stage.all_blocks[1:], strict=False):
             if block.nodes and block.input is not before.output:

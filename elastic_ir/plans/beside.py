@@ -1,4 +1,4 @@
-"""What lies beside a stack and goes by its number of layers, as far as names and shapes tell: lists and tensors.
+"""What lies beside a stack and goes by its number of layers, as far as names and shapes show: lists and tensors.
 
 Without the network nothing shows which lists its forward steps through together (``zip(self.convs, self.norms)``),
 nor which tensor has an entry for each layer, expert or codebook. What is recognisably one of these, and would stay as
@@ -234,7 +234,7 @@ class Surroundings:
         shape, role = self.weights[name].shape, name.rpartition(".")[2]
         size = prod(shape)
         if role.endswith("weight") and len(shape) > 2:
-            shape = shape[:2]  # the extents of kernels are no counts
+            shape = shape[:2]  # the extents of kernels are not counts
         if count in widths or count not in shape or role in _STATISTICS:
             return None
         if size == count:

@@ -125,7 +125,7 @@ def set_zero(rewriter: Rewriter, weight: Weight) -> None:
     """Set a weight to zero; PlanError where its zeros would mean something else."""
     if not weight.dtype.startswith(("float8", *FLOATS)):
         raise PlanError(
-            f"{weight.origin} is {weight.dtype}, whose zeros may be no zeros; its layer is packed"
+            f"{weight.origin} is {weight.dtype}, whose zeros may not mean zero; its layer is packed"
         )
     rewriter.set_data(weight.name, Zeros(weight.shape, weight.dtype))
 
@@ -154,7 +154,7 @@ def parse_names(text: str) -> tuple[str, ...]:
     for name in names:
         if not re.fullmatch(r"\w+(\.\w+)*", name):
             raise PlanError(
-                f"{name!r} in {text!r} is no name inside a block; write for example o_proj,down_proj"
+                f"{name!r} in {text!r} is not a name inside a block; write for example o_proj,down_proj"
             )
     return names
 
@@ -169,7 +169,7 @@ def parse_scale(text: str) -> dict[str, float]:
         except ValueError:
             factor = None
         if factor is None or factor - factor != 0:  # infinities and NaNs are no factors
-            raise PlanError(f"{item.strip()!r} in {text!r} is no factor; write for example o_proj=0.5")
+            raise PlanError(f"{item.strip()!r} in {text!r} is not a factor; write for example o_proj=0.5")
         (key,) = parse_names(name)
         if key in factors:
             raise PlanError(f"{key!r} is scaled twice in {text!r}")

@@ -11,7 +11,7 @@ from elastic_ir.ir.structure import Stage, Structure
 
 @dataclass(frozen=True)
 class Family:
-    """A published family, told by structure and not by name: layers in a free block, entries, block counts."""
+    """A published family, recognized by structure and not by name: layers in a free block, entries, block counts."""
 
     layers: int
     entries: bool
@@ -128,7 +128,7 @@ def _refusal(structure: Structure, depth: int) -> str:
         )
     return (
         f"depth {depth} is not possible for this family: the nearest {text}; "
-        "or say how many blocks each stage gets with --to-stages"
+        "or state how many blocks each stage gets with --to-stages"
     )
 
 

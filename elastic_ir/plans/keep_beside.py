@@ -1,8 +1,8 @@
 """What goes by the number of layers beside a stage: a change of depth that would leave it behind is refused, or kept.
 
-As far as names and shapes tell, :mod:`elastic_ir.plans.beside` finds it. What the user names (``--keep-beside NAME``)
+:mod:`elastic_ir.plans.beside` finds it, as far as names and shapes show. What the user names (``--keep-beside NAME``)
 stays as it is: a name fits a numbered list, a tensor, a module that holds some, and in a checkpoint folder an entry of
-its configuration, a file beside it, or an entry of such a file: by the whole dotted name or by the last parts of it
+its configuration, a file beside it, or an entry of such a file: by the whole dotted name or by its last parts
 (``norms`` fits ``encoder.norms``, ``alignment_heads`` fits ``generation_config.json.alignment_heads``). Emission
 finds the names in ``graph.edits``. No torch here.
 """
@@ -23,7 +23,7 @@ from elastic_ir.plans.beside import Surroundings
 
 _SMALL = (
     1 << 20
-)  #: bytes of a file beside the weights whose entries may be named; a tokenizer's are no entries
+)  #: bytes of a file beside the weights whose entries may be named; a tokenizer's are not entries
 
 
 def listed_names(given: str | Iterable[str] | None) -> tuple[str, ...]:
@@ -38,7 +38,7 @@ def listed_names(given: str | Iterable[str] | None) -> tuple[str, ...]:
 
 
 def fits(name: str, dotted: str) -> bool:
-    """Whether a name is a dotted name or the last parts of it.
+    """Whether a name is a dotted name or its last parts.
 
     >>> fits("norms", "encoder.norms"), fits("norms", "encoder.layer_norms")
     (True, False)
@@ -71,14 +71,14 @@ def known_names(graph: Graph, given: str | Iterable[str] | None) -> tuple[str, .
         kinds = {"lists": outer, "entries": entries, "tensors": list(graph.weights)}
         near = difflib.get_close_matches(name, [one for known in kinds.values() for one in known], 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        told = "; ".join(
+        listing = "; ".join(
             f"{kind}: {', '.join(islice(known, 6))}{', ...' if len(known) > 6 else ''}"
             for kind, known in kinds.items()
             if known
         )
         raise PlanError(
             f"keep_beside (--keep-beside) names {name!r}, which {graph.name} does not have; what can be named are "
-            f"{told}{hint}"
+            f"{listing}{hint}"
         )
     return names
 
@@ -116,7 +116,7 @@ def _dotted(table: Any, path: str, depth: int = 8) -> Iterator[str]:
 
 
 def about_inner_list(graph: Graph, name: str) -> str:
-    """Of a list that was taken for a stage and lies inside of a block: why it is none, as the end of a message."""
+    """Why a list that was named as a stage, and lies inside of a block, is not one: the end of a message."""
     around = Surroundings(graph.weights)
     for one in around.lists:
         slot = around.enclosing(one)
@@ -136,7 +136,7 @@ def refuse_left_behind(
 ) -> dict[str, str]:
     """PlanError where a plan changes a stack and leaves behind what goes by its number of layers.
 
-    ``kept`` are the names of what is said to stay as it is. Of a checkpoint folder only lists of the same module and
+    ``kept`` are the names of what the user keeps as it is. Of a checkpoint folder only lists of the same module and
     what sizes a list inside of a block are a reason at once: its own network may show the rest when it is written, and
     the reasons are returned for that, each under the name of a list or tensor.
     """

@@ -1,4 +1,4 @@
-"""Layers of several networks in one: a plan that names them, held against names, shapes and dtypes, and carried out.
+"""Layers of several networks in one: a plan that names them, checked against names, shapes and dtypes, and carried out.
 
 A layer of another network takes the place of its like: a block of the first network with the same names, shapes and
 dtypes is cloned where the plan wants it, and then gets the other's tensors and masks. What lies outside of the layers
@@ -64,7 +64,7 @@ def plan_layers(graph: Graph, given: Any, others: Mapping[str, Graph]) -> Layers
             )
     for name, other in others.items():
         if not SOURCE_NAME.fullmatch(name):
-            raise PlanError(f"{name!r} is no name for a network; write letters and digits, for example b")
+            raise PlanError(f"{name!r} is not a name for a network; write letters and digits, for example b")
         if name not in used:
             raise PlanError(f"the plan takes no layer of {name!r}; write {name}/0-3, for example")
         _check_other(graph, other, name)
@@ -152,14 +152,14 @@ class _Likes:
         blocks = self.stage.all_blocks
         first = ""
         for place in places:
-            told = _difference(
+            difference = _difference(
                 _weights_of(blocks[place], self.held[""]), theirs, (self.graph.name, layer.source)
             )
-            if not told and blocks[place].signature != twin.signature and len(other):
-                told = f"{blocks[place].path} computes something else than {layer.source}'s {twin.path}"
-            if not told:
+            if not difference and blocks[place].signature != twin.signature and len(other):
+                difference = f"{blocks[place].path} computes something else than {layer.source}'s {twin.path}"
+            if not difference:
                 return place
-            first = first or told
+            first = first or difference
         raise PlanError(f"{layer} does not fit: {first or f'{self.stage.name} has no free block to clone'}")
 
     def _twin(self, layer: Layer) -> tuple[Graph, Block]:
@@ -197,7 +197,7 @@ def _weights_of(block: Block, held: Mapping[str, Mapping[str, Weight]]) -> list[
 def _difference(
     mine: Sequence[Mapping[str, Weight]], theirs: Sequence[Mapping[str, Weight]], names: tuple[str, str]
 ) -> str:
-    """What tells two blocks apart, of whose tensors the first; nothing where they are alike."""
+    """The first difference between the tensors of two blocks; empty where they are alike."""
     if len(mine) != len(theirs):
         return f"a block has {len(theirs)} parts in {names[1]}, {len(mine)} in {names[0]}"
     for own, other in zip(mine, theirs, strict=True):

@@ -1,6 +1,6 @@
 """Resizing after a reference: the source's stages matched with another network's, and made as many and as such.
 
-Which source block stands at each place of the reference, the weights that blocks hold tell. Counts alone do not do: in
+The weights that blocks hold determine which source block takes each place. Counts alone do not suffice: in
 a mixed stage (global among local attention blocks, a norm in every sixth block) each place takes a block that holds
 what the reference's holds there. Blocks of one kind are spread over the places of that kind by the rules of
 :mod:`elastic_ir.plans.plan`.

@@ -260,18 +260,20 @@ def parse_layers(text: str) -> list[int | Layer]:
         elif SOURCE_NAME.fullmatch(name):
             found += [Layer(name, index) for index in parse_indices(numbers)]
         else:
-            raise PlanError(f"{item.strip()!r}: {name!r} is no name of a network; write for example b/6-21")
+            raise PlanError(
+                f"{item.strip()!r}: {name!r} is not a name of a network; write for example b/6-21"
+            )
     return found
 
 
 def parse_indices(text: str) -> list[int]:
-    """``0,1,4-6`` as ``[0, 1, 4, 5, 6]``; PlanError names what is no number."""
+    """``0,1,4-6`` as ``[0, 1, 4, 5, 6]``; PlanError names what is not a number."""
     found: list[int] = []
     for item in text.split(","):
         match = re.fullmatch(rf"\s*({DIGITS})\s*(?:-\s*({DIGITS})\s*)?", item)
         if match is None:
             raise PlanError(
-                f"{item.strip()!r} in {text!r} is no block index; write for example 0,1,1 or 0-3,2-5, "
+                f"{item.strip()!r} in {text!r} is not a block index; write for example 0,1,1 or 0-3,2-5, "
                 "and | between the stages"
             )
         first = int(match[1])
@@ -292,7 +294,7 @@ def _parse_mapping(text: str) -> dict[int, list[int]]:
         number = number_of(source.strip())
         if not colon or number is None:
             raise PlanError(
-                f"{item.strip()!r} in {text!r} is no mapping; write source:targets, for example 1:1,2"
+                f"{item.strip()!r} in {text!r} is not a mapping; write source:targets, for example 1:1,2"
             )
         if number in mapping:
             raise PlanError(f"block {number} is mapped twice in {text!r}")

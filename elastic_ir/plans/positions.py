@@ -1,4 +1,4 @@
-"""Positions: the rules by which a constant follows from a block's place, told from its values in the source.
+"""Positions: the rules by which a constant follows from a block's place, inferred from its values in the source.
 
 A rate that rises evenly from the first block to the last (stochastic depth, Huang et al. 2016, section 3) keeps its
 ends and rises over the new blocks. A factor that undoes a variance growing by a fixed step in every block since the
@@ -47,7 +47,7 @@ def _near(left: float, right: float, scale: float) -> bool:
 
 
 def _is_even(values: Sequence[float]) -> bool:
-    """Whether values rise or fall by one step; two values tell nothing."""
+    """Whether values rise or fall by one step; two values show nothing."""
     if len(values) < 3:
         return False
     step = (values[-1] - values[0]) / (len(values) - 1)

@@ -1,4 +1,4 @@
-"""Targets: the five ways to say what is wanted, turned into a plan for one graph."""
+"""Targets: the five ways to state what is wanted, turned into a plan for one graph."""
 
 from __future__ import annotations
 
@@ -58,8 +58,10 @@ class Target:
         names = ("to_depth", "to_stages", "to_units", "like", "plan")
         given = [name for name in names if getattr(self, name) is not None]
         if len(given) != 1:
-            said = ", ".join(given) or "none"
-            raise PlanError(f"say the target in one way, by one of {', '.join(names)} (given: {said})")
+            stated = ", ".join(given) or "none"
+            raise PlanError(
+                f"state the target in exactly one way, by one of {', '.join(names)} (given: {stated})"
+            )
 
 
 _SHALLOWER = (
@@ -185,15 +187,17 @@ def parse_stages(text: str) -> list[int] | dict[str, int]:
         for number in items:
             if number_of(number) is None:
                 raise PlanError(
-                    f"{number!r} in {text!r} is no count of blocks; write one for each stage, for example 3,4,23,3, "
-                    "or name those that change: encoder.block=8"
+                    f"{number!r} in {text!r} is not a number of blocks; write one for each stage, for example "
+                    "3,4,23,3, or name those that change: encoder.block=8"
                 )
         return [int(number) for number in items]
     counts: dict[str, int] = {}
     for item in text.split(","):
         match = re.fullmatch(rf"\s*([^=\s]+)\s*=\s*({DIGITS})\s*", item)
         if match is None:
-            raise PlanError(f"{item.strip()!r} is no count of a stage; write for example encoder.block=8")
+            raise PlanError(
+                f"{item.strip()!r} is not a number of blocks for a stage; write for example encoder.block=8"
+            )
         counts[match[1]] = int(match[2])
     return counts
 

@@ -43,7 +43,9 @@ class Decay:
         if self.shape not in SHAPES:
             raise PlanError(f"decay is {', '.join(SHAPES[:-1])} or {SHAPES[-1]}, not {self.shape!r}")
         if not 0 < self.share <= 1:
-            raise PlanError(f"share={self.share} is no share of the training; it is above 0, and at most 1")
+            raise PlanError(
+                f"share={self.share} is not a share of the training; it is above 0, and at most 1"
+            )
         if not (math.isfinite(self.start) and math.isfinite(self.end)):
             raise PlanError(f"a factor cannot move from {self.start} to {self.end}")
         if self.shape == "geometric" and self.start * self.end <= 0:
@@ -152,7 +154,7 @@ class Ghostwriter:
         """A marked call behind a node, in the scope of ``beside``.
 
         Where it joins, what read its first operand reads it instead, but for ``keeps``, calls of the same ghost;
-        ``restore`` is what :func:`out_of_place` said of the activation that it stands on.
+        ``restore`` is what :func:`out_of_place` returned for the activation that it stands on.
         """
         marks: dict[str, Argument] = {MARK: kind}
         if joins:

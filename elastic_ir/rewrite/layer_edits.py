@@ -201,7 +201,7 @@ class LayerEdits:
     def substitute(self, value: Value, constant: Argument) -> None:
         """Let every reader of a value read a constant instead (a number, sizes, a literal, a weight).
 
-        VerifyError where a block takes or gives the value: a constant is no activation.
+        VerifyError where a block takes or gives the value: a constant is not an activation.
         """
         for block in self.graph.blocks:
             if value in block.ends:

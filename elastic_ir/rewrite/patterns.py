@@ -73,7 +73,7 @@ class _State:
 
 @dataclass(frozen=True)
 class _Search:
-    """Where patterns are looked for: a graph, and the nodes of it that no match holds."""
+    """Where patterns are looked for: a graph, and its nodes that no match holds."""
 
     graph: Graph
     free: Callable[[Node], bool]
@@ -218,7 +218,7 @@ def op(
     """The result of an operation.
 
     ``ops`` is an operation or a kind, or several of which any will do. ``operands`` are matched with the values that
-    the node reads, in order; weights and plain data are no values. A string captures one by that name, ``...`` at the
+    the node reads, in order; weights and plain data are not values. A string captures one by that name, ``...`` at the
     end allows more, and none at all says nothing about them. ``weight`` is the shape of its weight, None for any
     extent: ``(None, None, 1, 1)``. ``attributes`` are what the node records, each a value or a function of it.
     ``where`` is a condition on the node. ``shared`` lets others read its result too; ``commutative`` matches two
@@ -318,7 +318,7 @@ def find(
     read by the match alone, unless its pattern is ``shared``; the root may be read by anything. While matches are
     taken one by one, the graph may be edited through the rewriter that is given: what is found next is of the graph
     as it then is, and nodes inserted behind a root are not looked at. Time goes with the nodes times the pattern.
-    Raises PlanError for a pattern whose root is no operation.
+    Raises PlanError for a pattern whose root is not an operation.
     """
     if not isinstance(pattern, _Operation):
         raise PlanError("the root of a pattern is an operation: op(...) or chain(...)")

@@ -166,7 +166,7 @@ class Rewriter(LayerEdits, StageEdits, Grafting, Renumbering):
         """Give a weight another mask of its shape, or none.
 
         ``mask`` is a :class:`Mask`, a numpy array or torch tensor of zeros and ones, or None. Raises VerifyError for an
-        unknown name or another shape, MaskError for what is no mask.
+        unknown name or another shape, MaskError for what is not a mask.
         """
         weight = self._weight(name)
         made = None if mask is None else Mask.of(mask, name)
@@ -197,7 +197,7 @@ class Rewriter(LayerEdits, StageEdits, Grafting, Renumbering):
     def take_over(self, block: Block, other: Graph, twin: Block, source: int) -> None:
         """Give a block the tensors and masks of its like in another network, the source of that number.
 
-        Names stay; lineage tells where each tensor is from. VerifyError where the two differ in names, shapes or
+        Names stay; lineage records where each tensor is from. VerifyError where the two differ in names, shapes or
         dtypes, or where a weight is tied with one outside of the block.
         """
         own = {name for child in block.children for name in self._weights_of.get(child.path, ())}

@@ -22,14 +22,14 @@ class StageEdits:
         """Set the unit size, in blocks, of every stage that has free blocks.
 
         It overrides what was found; where it cuts units apart, the structure's note says so. StructureError where
-        nothing repeats, or where a stage's free blocks are no multiple of it.
+        nothing repeats, or where a stage's free blocks are not a multiple of it.
         """
         structure = self.graph.structure
         stages = [stage for stage in structure.stages if stage.blocks]
         for stage in stages:
             if stage.period != blocks and len(stage.blocks) % blocks:
                 raise StructureError(
-                    f"stage {stage.name!r} has {len(stage.blocks)} free blocks, no multiple of unit={blocks}"
+                    f"stage {stage.name!r} has {len(stage.blocks)} free blocks, not a multiple of unit={blocks}"
                 )
         cut = [stage for stage in stages if stage.period is not None and blocks % stage.period]
         if cut:

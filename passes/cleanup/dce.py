@@ -42,13 +42,13 @@ class DeadCode(Pass):
         """How many nodes went, and which weights nothing uses."""
         report = self.report(graph)
         count, idle = report["nodes"], report["weights"]
-        told = [f"took out {count} nodes" if count else "nothing is dead"]
+        parts = [f"took out {count} nodes" if count else "nothing is dead"]
         if idle:
             what = "dropped" if self.weights else "nothing uses"
-            told.append(f"{what} {len(idle)} weights ({idle[0]}{', ...' if len(idle) > 1 else ''})")
+            parts.append(f"{what} {len(idle)} weights ({idle[0]}{', ...' if len(idle) > 1 else ''})")
             if not self.weights:
-                told.append("dce{weights} drops them")
-        return "; ".join(told)
+                parts.append("dce{weights} drops them")
+        return "; ".join(parts)
 
 
 def _live_nodes(graph: Graph) -> set[Node]:

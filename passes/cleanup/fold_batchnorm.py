@@ -94,7 +94,7 @@ class _Folder:
         for node, held in ((before, [layer.weight, *before.weights.values()]), (norm, norm.weights.values())):
             if any(self.uses[id(self.graph.weights[each].storage)] > 1 for each in held):
                 return f"{label(node)} is used more than once"
-        return "" if self._bias_fits(layer, before) else f"the bias of {name} is no weight of its own"
+        return "" if self._bias_fits(layer, before) else f"the bias of {name} is not a weight of its own"
 
     def _same_axis(self, layer: Layer, before: Node, norm: Node) -> bool:
         """Whether the norm's axis, the second, is that of the layer's outputs."""

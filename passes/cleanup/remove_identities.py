@@ -57,9 +57,9 @@ class RemoveIdentities(Pass):
         gone = self.report(graph)
         if not gone:
             return "everything does something"
-        told = ", ".join(f"{count} {kind}" for kind, count in gone.items())
+        counts = ", ".join(f"{count} {kind}" for kind, count in gone.items())
         kept = "" if self.dropout else "; dropout stays"
-        return f"took out {told}{kept or '; this is for inference'}"
+        return f"took out {counts}{kept or '; this is for inference'}"
 
 
 class _Finder:

@@ -71,7 +71,9 @@ class DropBySimilarity(TargetPass):
         target = self.target
         if self.count is not None:
             if target != Target():
-                raise PlanError("say what goes in one way: count, to_depth, to_stages or to_units")
+                raise PlanError(
+                    "state in exactly one way what is dropped: count, to_depth, to_stages or to_units"
+                )
             free = sum(len(stage.units) - (stage.entry is None) for stage in graph.stages if stage.blocks)
             if not 1 <= self.count <= free:
                 raise PlanError(
@@ -80,7 +82,7 @@ class DropBySimilarity(TargetPass):
             return self.count
         if target == Target():
             raise PlanError(
-                "say how many units go by count, or what stays by to_depth, to_stages or to_units"
+                "state how many units are dropped by count, or what stays by to_depth, to_stages or to_units"
             )
         wanted = {}
         for stage, count in zip(graph.stages, target_counts(graph, target), strict=True):

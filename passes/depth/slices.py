@@ -49,7 +49,7 @@ class Slice:
     where: str  #: file and line, for messages
 
     def factor(self, name: str, place: float) -> float | None:
-        """What a tensor is multiplied by, at a place between 0 and 1 along the slice; None where nothing is said."""
+        """What a tensor is multiplied by, at a place between 0 and 1 along the slice; None where no setting applies."""
         for scale in self.scales:
             for part, numbers in scale:
                 if part in (None, "*") or (part and part in name):
@@ -148,7 +148,7 @@ class _Merge(Pass):
         return made
 
     def _of_stage(self, stage: Stage, graph: Graph) -> tuple[Slice, ...]:
-        """The slices of a stage: the only ones, or those of the module that its name speaks of."""
+        """The slices of a stage: the only ones, or those of the module that its name contains."""
         modules = self.slices.modules
         where = next(iter(modules.values()))[0].where
         names = ", ".join(one.name for one in graph.stages)

@@ -20,7 +20,7 @@ def read_slices(path: str | os.PathLike[str]) -> Slices:
     """A recipe of slices.
 
     Models are folders, by a path from the working directory, as mergekit has it, or from the recipe's own folder.
-    Raises SourceError where the file cannot be read or is no YAML, PlanError with the line for what it says.
+    Raises SourceError where the file cannot be read or is not YAML, PlanError with the line for what is wrong in it.
     """
     return _Reader(Path(path)).read(compose(path))
 
@@ -36,7 +36,7 @@ class _Reader(Nodes):
     def read(self, root: Any) -> Slices:
         if root is None:
             raise PlanError(
-                f"{self.name} is empty; a recipe of slices says slices and merge_method: passthrough"
+                f"{self.name} is empty; a recipe of slices states slices and merge_method: passthrough"
             )
         keys = (
             "slices",
@@ -79,7 +79,7 @@ class _Reader(Nodes):
         found = self.mapping(node, what)
         for key, (at, _) in found.items():
             if key not in keys:
-                self.fail(at, f"{key!r} is not read here; {what} may say {', '.join(keys)}")
+                self.fail(at, f"{key!r} is not read here; {what} may have {', '.join(keys)}")
         return found
 
     def _module(self, name: str, key: Any, node: Any, whole: tuple[Scale, ...]) -> tuple[Slice, ...]:
@@ -161,8 +161,8 @@ class _Reader(Nodes):
         """What a table's parameters say, if it has any."""
         if "parameters" not in found:
             return ()
-        told = self._keys(found["parameters"][1], "the parameters of passthrough", ("scale",))
-        return (self._scale(told["scale"][1]),) if "scale" in told else ()
+        settings = self._keys(found["parameters"][1], "the parameters of passthrough", ("scale",))
+        return (self._scale(settings["scale"][1]),) if "scale" in settings else ()
 
     def _scale(self, node: Any) -> Scale:
         items = node.value if is_node(node, "sequence") else [node]

@@ -51,7 +51,7 @@ class Stretch(ResizePass):
         """A deeper copy, made like the reference."""
         if self.others or self.scale or self.zero:
             raise PlanError(
-                "after a reference nothing is scaled, zero or of other networks; say the target by a plan"
+                "after a reference nothing is scaled, zero or of other networks; state the target by a plan"
             )
         from elastic_ir.plans.like import resize_like
 

@@ -48,7 +48,9 @@ class LayerwiseRescale(Pass):
             if name not in graph.weights or not graph.weights[name].is_parameter:
                 raise PlanError(f"{graph.name} has no parameter {name!r} to scale")
             if not (math.isfinite(scale) and scale >= 0):
-                raise PlanError(f"the scale {scale} of {name!r} is none; it is a number of 0 or more")
+                raise PlanError(
+                    f"the scale {scale} of {name!r} is not valid; a scale is a number of 0 or more"
+                )
         done: set[int] = set()
         for name, scale in scales.items():
             storage = graph.weights[name].storage

@@ -107,7 +107,7 @@ class Morph(Pass):
         fewest = min(-(-columns * whole // prod(second)), -(-(rows // groups) * whole // prod(first)))
         middle = self.mid if self.mid is not None else fewest * groups
         if middle % groups:
-            return f"mid={middle} is no multiple of its {groups} groups"
+            return f"mid={middle} is not a multiple of its {groups} groups"
         seed = zlib.crc32(f"{self.seed} {weight.name}".encode())
         given = self.tolerance if self.tolerance is not None else _EXACT
         split = Split(node.scope, weight.storage.data, groups, middle, first, second, seed, given)

@@ -284,7 +284,7 @@ def _plain(block: Block) -> bool:
 
 
 def _idle(norm: Node, graph: Graph) -> dict[str, TensorData]:
-    """The tensors of a batch norm like this one that does nothing; none for what is no norm."""
+    """The tensors of a batch norm like this one that does nothing; none for what is not a norm."""
     if not norm.weights:
         return {}
     epsilon = norm.attributes["eps"]

@@ -58,7 +58,7 @@ class Net2Wider(Pass):
         more = sum(after - before for *_, before, after in report["layers"].values())
         wider = sum(after > before for *_, before, after in report["layers"].values())
         left = f", {len(report['skipped'])} left{reasons(report['skipped'])}" if report["skipped"] else ""
-        alike = "" if self.noise else "; copies are alike until dropout or noise tells them apart"
+        alike = "" if self.noise else "; copies are alike until dropout or noise makes them differ"
         return f"{more} output channels more in {wider} layers{left}{alike}"
 
     def _draw(self, graph: Graph, plan: Widening) -> dict[str, str]:

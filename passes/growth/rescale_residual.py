@@ -61,7 +61,7 @@ def _number(text: str) -> float | None:
 def _rescale(block: Block, graph: Graph, rewriter: Rewriter, factor: float) -> None:
     found, reason = branches_of(block, graph)
     if not found:
-        raise PlanError(f"{block.path} is no residual block, so its step cannot be rescaled: {reason}")
+        raise PlanError(f"{block.path} is not a residual block, so its step cannot be rescaled: {reason}")
     for branch in found:
         for name in branch.weights:
             data = graph.weights[name].storage.data

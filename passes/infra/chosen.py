@@ -49,7 +49,7 @@ def need_modules(graph: Graph, name: str) -> None:
     if graph.info.frontend == "export":
         raise PlanError(
             f"{graph.name} was traced by torch.export, and is written as a module of its own class, to which {name} "
-            "cannot add layers; torch.fx has to trace it (frontend='fx' tells why it does not)"
+            "cannot add layers; torch.fx has to trace it (frontend='fx' shows why it does not)"
         )
     if is_onnx(graph):
         raise PlanError(

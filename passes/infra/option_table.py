@@ -26,10 +26,10 @@ def option_table(kind: type[Pass]) -> list[tuple[str, str, str, str]]:
     hints, comments = typing.get_type_hints(kind), _comments(kind)
     rows = []
     for field in option_fields(kind):
-        told = typed(hints[field.name], kind.choices.get(field.name, ()))
-        if told is not None:
+        words = typed(hints[field.name], kind.choices.get(field.name, ()))
+        if words is not None:
             name = field.name.replace("_", "-")
-            rows.append((name, told, _default(field), comments.get(field.name, "")))
+            rows.append((name, words, _default(field), comments.get(field.name, "")))
     return rows
 
 
@@ -48,19 +48,19 @@ def typed(hint: Any, choices: Sequence[str] = ()) -> str | None:
     """
     kinds = kinds_of(hint)
     text = str in kinds or Any in kinds
-    told: list[str] = ["|".join(choices)] if choices and text else []
+    words: list[str] = ["|".join(choices)] if choices and text else []
     for kind in kinds:
         origin = typing.get_origin(kind) or kind
         inner = (typing.get_args(kind) or (str,))[-1 if origin is Mapping else 0]
-        if kind in _WORDS and not (kind is Any and told):
-            told.append(_WORDS[kind])
+        if kind in _WORDS and not (kind is Any and words):
+            words.append(_WORDS[kind])
         elif origin in (Sequence, list, tuple):
-            told.append("numbers (3,4,6 or 0-2)" if inner is int else "names (a,b)")
+            words.append("numbers (3,4,6 or 0-2)" if inner is int else "names (a,b)")
         elif origin is Mapping and text:  # the pass reads it from the text
-            told.append(f"NAME={'NUMBER' if inner in (int, float) else 'TEXT'},...")
-    if not told and str in kinds:
-        told = ["text"]
-    return " or ".join(told) or None
+            words.append(f"NAME={'NUMBER' if inner in (int, float) else 'TEXT'},...")
+    if not words and str in kinds:
+        words = ["text"]
+    return " or ".join(words) or None
 
 
 def _default(field: dataclasses.Field[Any]) -> str:

@@ -82,11 +82,11 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = str(error)
+        message = str(error)
         if isinstance(error, ElasticError):
-            if told.startswith((f"before pass {name!r}: ", f"after pass {name!r}: ")):
+            if message.startswith((f"before pass {name!r}: ", f"after pass {name!r}: ")):
                 raise
-            named = f"pass {name!r}: {told}"
+            named = f"pass {name!r}: {message}"
             again: Exception | None = None
             with contextlib.suppress(TypeError):  # an error of somebody's, whose constructor takes more
                 again = type(error)(named)

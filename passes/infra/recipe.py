@@ -30,7 +30,7 @@ _KEYS = {"version", "description", "passes"}
 def read_recipe(path: str | os.PathLike[str]) -> Pipeline:
     """The pipeline of a recipe.
 
-    Raises SourceError where the file cannot be read or is no YAML, PlanError (with the line) for what it says.
+    Raises SourceError where the file cannot be read or is not YAML, PlanError (with the line) for what is wrong in it.
     """
     root = compose(path)
     return _Recipe(Path(path).name).pipeline(root)
@@ -39,11 +39,11 @@ def read_recipe(path: str | os.PathLike[str]) -> Pipeline:
 class _Recipe(Nodes):
     def pipeline(self, root: Any) -> Pipeline:
         if root is None:
-            raise PlanError(f"{self.name} is empty; a recipe says version: {VERSION} and passes")
+            raise PlanError(f"{self.name} is empty; a recipe states version: {VERSION} and passes")
         found = self.mapping(root, "a recipe")
         for key, (at, _) in found.items():
             if key not in _KEYS:
-                self.fail(at, f"{key!r} is no key of a recipe; its keys are {', '.join(sorted(_KEYS))}")
+                self.fail(at, f"{key!r} is not a key of a recipe; its keys are {', '.join(sorted(_KEYS))}")
         if "version" not in found:
             self.fail(root, f"the version is missing; write version: {VERSION}")
         version = found["version"][1]

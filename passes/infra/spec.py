@@ -35,10 +35,10 @@ class PassSpec:
     def __str__(self) -> str:
         if not self.options:
             return self.name
-        told = [
+        options = [
             key if value is True else f"{key}={_quoted(str(value))}" for key, value in self.options.items()
         ]
-        return f"{self.name}{{{' '.join(told)}}}"
+        return f"{self.name}{{{' '.join(options)}}}"
 
 
 def _quoted(text: str) -> str:
@@ -170,12 +170,14 @@ def _convert(given: str | bool, hint: Any, what: str) -> Any:
             return value
     if Any in kinds or str in kinds:
         return text
-    told = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds if kind is not types.NoneType)
-    raise PlanError(f"{what} is {told}, not {text!r}")
+    expected = " or ".join(
+        getattr(kind, "__name__", str(kind)) for kind in kinds if kind is not types.NoneType
+    )
+    raise PlanError(f"{what} is {expected}, not {text!r}")
 
 
 def _as(text: str, kind: Any) -> Any:
-    """The value of one type, or None where the text is none of it."""
+    """The value of one type, or None where the text is not of that type."""
     origin = typing.get_origin(kind)
     if kind is bool:
         return True if text.lower() in _TRUE else False if text.lower() in _FALSE else None

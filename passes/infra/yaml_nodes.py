@@ -28,7 +28,7 @@ def compose(path: str | os.PathLike[str]) -> Any:
         with open_plain(path) as file:
             text = yaml_text(file, path.name)
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
+        reason = getattr(error, "strerror", None) or "it is not text"
         raise SourceError(f"{path} could not be read: {reason.lower()}") from error
     if _brackets(text) > YAML_LEVELS:
         raise SourceError(f"{path.name} is nested too deeply: {YAML_LEVELS} brackets in one another are read")
@@ -46,7 +46,7 @@ def compose(path: str | os.PathLike[str]) -> Any:
 
 
 def not_yaml(path: Path, error: Exception) -> SourceError:
-    """What PyYAML says of a file, with its line, as our error; an end that comes too soon is not told as a surprise."""
+    """What PyYAML reports about a file, with its line, as our error; an early end is not reported as "unexpected"."""
     mark = getattr(error, "problem_mark", None)
     where = f" line {mark.line + 1}" if mark is not None else ""
     problem = " ".join(str(getattr(error, "problem", error)).split()).replace("unexpected ", "the ")
@@ -89,7 +89,7 @@ class Nodes:
             if not is_node(key, "scalar"):
                 self.fail(key, "a key is a name")
             if key.value in found:
-                self.fail(key, f"{key.value!r} stands there twice")
+                self.fail(key, f"{key.value!r} occurs twice")
             found[str(key.value)] = (key, value)
         return found
 

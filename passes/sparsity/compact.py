@@ -55,20 +55,20 @@ class Compact(Pass):
         report = self.report(graph)
         layers, units = report["layers"], report["units"]
         gone = sum(before - after for _, _, before, after in layers.values())
-        told = []
+        parts = []
         if units:
-            told.append(f"deleted {len(units)} blocks")
+            parts.append(f"deleted {len(units)} blocks")
         if layers:
-            told.append(f"cut {gone} output channels, {len(layers)} layers are smaller")
+            parts.append(f"cut {gone} output channels, {len(layers)} layers are smaller")
         left = sum(report["constant"].values())
         if left:
-            told.append(f"{left} constant channels stay, since something needs their number")
+            parts.append(f"{left} constant channels stay, since something needs their number")
         if report["refused"]:
             name, why = next(iter(report["refused"].items()))
-            told.append(f"%{name}: {why}{'; ...' if len(report['refused']) > 1 else ''}")
+            parts.append(f"%{name}: {why}{'; ...' if len(report['refused']) > 1 else ''}")
         if not units and not layers:
-            told.insert(0, "nothing is dead")
-        return "; ".join(told)
+            parts.insert(0, "nothing is dead")
+        return "; ".join(parts)
 
 
 def refuse_unseen(graph: Graph, name: str) -> None:

@@ -49,8 +49,8 @@ class GhostSkips(Pass):
         layers = [node for node in graph if node.kind == "module" and node.op in kinds]
         found = [(layer, end) for layer in layers if (end := _end(layer, rewriter)) is not None]
         if not found:
-            told = "convolution or linear layer" if self.linear else "convolution"
-            raise PlanError(f"no {told} of {graph.name} keeps its input's shape, so no skip fits around one")
+            kind = "convolution or linear layer" if self.linear else "convolution"
+            raise PlanError(f"no {kind} of {graph.name} keeps its input's shape, so no skip fits around one")
         writer = Ghostwriter(graph, rewriter)
         for layer, end in found:
             given = layer.args[0]

@@ -39,7 +39,7 @@ class NMProject(Pass):
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
         if not 0 < self.n < self.m:
             raise PlanError(
-                f"n={self.n} m={self.m} is no pattern: of every m weights fewer than m stay, at least 1"
+                f"n={self.n} m={self.m} is not a pattern: of every m weights fewer than m stay, at least 1"
             )
         if self.rows < 1 or self.columns < 1:
             raise PlanError("rows and columns are multiples, 1 or more")
@@ -77,16 +77,16 @@ class NMProject(Pass):
         if any(_fits(weight.name, pattern) for pattern in patterns):
             return "skipped as asked"
         if "float" not in weight.dtype:
-            return f"its numbers are {weight.dtype}, whose size is no magnitude"
+            return f"its numbers are {weight.dtype}, whose size is not a magnitude"
         if isinstance(axis, str):
             return axis
         out, into = weight.shape[1 - axis], weight.shape[axis]
         if into % self.m:
-            return f"{into} inputs are no multiple of {self.m}"
+            return f"{into} inputs are not a multiple of {self.m}"
         if into % self.columns:
-            return f"{into} inputs are no multiple of {self.columns}"
+            return f"{into} inputs are not a multiple of {self.columns}"
         if out % self.rows:
-            return f"{out} outputs are no multiple of {self.rows}"
+            return f"{out} outputs are not a multiple of {self.rows}"
         if isinstance(weight.storage.data, ShapeOnly):
             return "it has no values (meta device)"
         return ""

@@ -28,5 +28,5 @@ class RemoveGhosts(Pass):
     def summary(self, graph: Graph) -> str | None:
         """How many of each kind went."""
         gone = self.report(graph)
-        told = ", ".join(f"{count} of kind {kind}" for kind, count in gone.items())
-        return f"took out {told}" if told else "there are no ghosts"
+        counts = ", ".join(f"{count} of kind {kind}" for kind, count in gone.items())
+        return f"took out {counts}" if counts else "there are no ghosts"

@@ -193,7 +193,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         (LayerwiseRescale(), "needs data=FILE, or from Python the scales"),
         (LayerwiseRescale(scales={"no.weight": 1.0}), "CifarResNet has no parameter 'no.weight' to scale"),
         (LayerwiseRescale(scales={"bn1.running_mean": 2.0}), r"has no parameter 'bn1.running_mean' to scale"),
-        (LayerwiseRescale(scales={"fc.bias": float("nan")}), r"the scale nan of 'fc.bias' is none"),
+        (LayerwiseRescale(scales={"fc.bias": float("nan")}), r"the scale nan of 'fc.bias' is not valid"),
     ],
 )
 def test_scales_that_are_none(item: LayerwiseRescale, message: str) -> None:

@@ -592,7 +592,7 @@ def test_messages_of_the_command_line_speak_of_its_options(here: Path) -> None:
     assert "to_" not in told
     result = run("stretch", "model.safetensors", "--to-stages", "x")
     assert result.exit_code == 2
-    assert "'x' in 'x' is no count of blocks; write one for each stage" in " ".join(result.output.split())
+    assert "'x' in 'x' is not a number of blocks; write one for each stage" in " ".join(result.output.split())
 
 
 def test_a_factory_that_fails_shows_its_traceback_only_with_debug(here: Path) -> None:

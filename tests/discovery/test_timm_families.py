@@ -97,7 +97,7 @@ def test_one_block_of_a_pair_goes_only_when_asked_for() -> None:
     assert graph.structure.note == ""
     pairs = eir.stretch(graph, to_stages=(2, 2, 8), unit=2)
     assert pairs.structure.note == ""
-    with pytest.raises(eir.StructureError, match="no multiple of unit=4"):
+    with pytest.raises(eir.StructureError, match="not a multiple of unit=4"):
         graph.with_unit(4)
     assert [stage.period for stage in graph.stages] == [2, 2, 2]
 

@@ -184,7 +184,7 @@ def test_verifier_messages() -> None:
         verify(graph)
     graph = small().copy()
     graph.stages[0].period = 3
-    with pytest.raises(VerifyError, match="2 free blocks, no multiple of its unit of 3"):
+    with pytest.raises(VerifyError, match="2 free blocks, not a multiple of its unit of 3"):
         verify(graph)
     graph = small().copy()
     graph._unlink(graph.nodes[-1])

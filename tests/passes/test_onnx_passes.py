@@ -399,7 +399,7 @@ def save(graph: Graph, path: Path) -> Path:
 def test_what_nm_project_leaves_says_why(tmp_path: Path) -> None:
     after = NMProject(rows=1, columns=1).run(eir.load(PATHS["light-resnet50"]))
     skipped = after.history.reports["nm-project"]["skipped"]
-    assert list(skipped.values()) == ["3 inputs are no multiple of 4"]
+    assert list(skipped.values()) == ["3 inputs are not a multiple of 4"]
     path = tmp_path / "m.onnx"
     save_onnx(eir.trace(trained(Convolutions()), (torch.randn(2, 3, 16, 16),)), path)
     skipped = NMProject().run(eir.load(path)).history.reports["nm-project"]["skipped"]
@@ -464,5 +464,5 @@ def test_the_command(tmp_path: Path) -> None:
     assert notes[:2] == ["compact: nothing is dead", "fold-batchnorm: there is no batch norm"]
     assert (
         notes[2].startswith("nm-project: ")
-        and "left (conv1.weight: 3 inputs are no multiple of 4" in notes[2]
+        and "left (conv1.weight: 3 inputs are not a multiple of 4" in notes[2]
     )

@@ -107,17 +107,17 @@ def test_packed_layers_are_refused(tmp_path: Path) -> None:
         PlanError, match=r"model\.layers\.0\.self_attn\.o_proj\.weight is int16, which cannot be scaled"
     ):
         eir.stretch(graph, to_units=5, scale="o_proj=0.5")
-    with pytest.raises(PlanError, match="is int16, whose zeros may be no zeros; its layer is packed"):
+    with pytest.raises(PlanError, match="is int16, whose zeros may not mean zero; its layer is packed"):
         eir.stretch(graph, to_units=5, zero="o_proj")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("o_proj", "'o_proj' in 'o_proj' is no factor; write for example o_proj=0.5"),
+        ("o_proj", "'o_proj' in 'o_proj' is not a factor; write for example o_proj=0.5"),
         ("o_proj=x", "is no factor"),
         ("o_proj=inf", "is no factor"),
-        ("o-proj=1", "'o-proj' in 'o-proj' is no name inside a block"),
+        ("o-proj=1", "'o-proj' in 'o-proj' is not a name inside a block"),
         ("a=1,a=2", "'a' is scaled twice"),
     ],
 )

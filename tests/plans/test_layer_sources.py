@@ -139,7 +139,7 @@ def test_options_that_do_not_fit(folders: tuple[Path, Path]) -> None:
     done = run("stretch", folders[0], "--with", f"b={folders[1]}", "--to-units", 5)
     assert "layers of other networks are named by a plan; say --plan 0-15,b/6-21" in done.output
     done = run("stretch", folders[0], "--plan", "0,2b/1")
-    assert done.exit_code == 2 and "'2b' is no name of a network; write for example b/6-21" in done.output
+    assert done.exit_code == 2 and "'2b' is not a name of a network; write for example b/6-21" in done.output
 
 
 def test_layers_that_differ(folders: tuple[Path, Path], tmp_path: Path) -> None:

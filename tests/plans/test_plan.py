@@ -100,9 +100,9 @@ def test_notations() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("0,x", "'x' in '0,x' is no block index"),
+        ("0,x", "'x' in '0,x' is not a block index"),
         ("3-1", "runs backwards"),
-        ("0:0;1", "is no mapping"),
+        ("0:0;1", "is not a mapping"),
         ("0:0;0:1", "mapped twice"),
     ],
 )

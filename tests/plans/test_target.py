@@ -69,7 +69,7 @@ def test_counts_by_name_and_by_example() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "say the target in one way"),
+        ({}, "state the target in exactly one way"),
         ({"to_depth": 34, "to_units": 3}, r"given: to_depth, to_units"),
         ({"to_depth": 33}, "nearest depths are 32 and 34"),
         ({"to_depth": 16}, "shallower than the source .*: that is a squeeze, use 'squeeze'"),
@@ -87,9 +87,9 @@ def test_counts_by_name_and_by_example() -> None:
         ({"to_stages": 3}, "to_stages is a count of blocks for each stage, not 3"),
         ({"to_stages": [3]}, "1 count is given, the network has 4 stages"),
         ({"plan": "0,1"}, "the plan has 1 list, the network 4 stages"),
-        ({"to_stages": "layer1:3"}, "'layer1:3' in 'layer1:3' is no count of blocks"),
-        ({"to_stages": "3-6"}, "'3-6' in '3-6' is no count of blocks; write one for each stage"),
-        ({"to_stages": "layer1=x,layer2=3"}, "is no count of a stage"),
+        ({"to_stages": "layer1:3"}, "'layer1:3' in 'layer1:3' is not a number of blocks"),
+        ({"to_stages": "3-6"}, "'3-6' in '3-6' is not a number of blocks; write one for each stage"),
+        ({"to_stages": "layer1=x,layer2=3"}, "is not a number of blocks for a stage"),
     ],
 )
 def test_stretches_that_are_refused(options: dict[str, Any], message: str) -> None:

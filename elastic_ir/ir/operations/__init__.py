@@ -55,7 +55,7 @@ class Trait(Flag):
     EFFECT = auto()  #: raises, prints, or changes something that is not a tensor
     FRESH = auto()  #: always gives a tensor of its own; any other result may share memory with what was read
     FORM = auto()  #: as a method, reads a tensor's form and never its numbers
-    CHANGES_FORM = auto()  #: in place, changes a tensor's shape, and so what is read of it
+    CHANGES_FORM = auto()  #: in place, changes a tensor's shape, and so what reads its form
 
 
 _NAMES: dict[Trait, str] = {

@@ -132,7 +132,7 @@ def test_files(tmp_path: Path) -> None:
         ("objects.npy", r"objects\.npy cannot be read as inputs: Object arrays cannot be loaded"),
         ("none.npy", r"none\.npy does not exist"),
         ("x.txt", r"x\.txt is none of \.npy, \.npz and \.safetensors"),
-        ("text.npy", "data holds <U1, which is no input of a network; give numbers"),
+        ("text.npy", "data holds <U1, which cannot be an input of a network; give numbers"),
     ):
         (tmp_path / "x.txt").write_text("")
         with pytest.raises((SourceError, PlanError), match=message):
@@ -155,8 +155,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
             DropBySimilarity(count=1).run(guessed)
     assert DropBySimilarity(count=1).run(graph).history.reports["drop-by-similarity"]["samples"] == 1
     for options, message in (
-        ({}, "say how many units go by count, or what stays by to_depth, to_stages or to_units"),
-        ({"count": 1, "to_depth": 14}, "say what goes in one way"),
+        ({}, "state how many units are dropped by count, or what stays by to_depth, to_stages or to_units"),
+        ({"count": 1, "to_depth": 14}, "state in exactly one way what is dropped"),
         ({"count": 7}, "count=7: between 1 and 6 units can go"),
         ({"to_stages": (3, 3, 4)}, r"stage 'layer3' has 3 blocks, 2 free units of 1; it cannot be cut to 4"),
         ({"to_stages": (3, 3, 3)}, "the network is as shallow already"),

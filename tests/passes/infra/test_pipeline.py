@@ -397,7 +397,7 @@ def test_one_of_text_and_recipe(own: Path) -> None:
         (("version: 1\n", ""), "r.yaml line 1: the version is missing; write version: 1"),
         (
             ("passes:", "steps:"),
-            "r.yaml line 3: 'steps' is no key of a recipe; its keys are description, passes, version",
+            "r.yaml line 3: 'steps' is not a key of a recipe; its keys are description, passes, version",
         ),
         (("to-depth", "to-dept"), "r.yaml line 5: the pass stretch has no option 'to-dept'"),
         (
@@ -415,7 +415,7 @@ def test_one_of_text_and_recipe(own: Path) -> None:
         ),
         (("[4, 4, 4]", "[4, 4"), "r.yaml line"),
         (("passes:", '"passes:'), "r.yaml line 8: not valid YAML (found the end of stream)"),
-        (("order: interpolate", "to-depth: 1"), "r.yaml line 6: 'to-depth' stands there twice"),
+        (("order: interpolate", "to-depth: 1"), "r.yaml line 6: 'to-depth' occurs twice"),
     ],
 )
 def test_a_recipe_says_the_line(own: Path, change: tuple[str, str], message: str) -> None:

@@ -296,7 +296,7 @@ def test_summaries() -> None:
     ("item", "message"),
     [
         (GhostSkips(decay="square"), "decay is linear, cosine, geometric or step, not 'square'"),
-        (GhostSkips(share=0), "share=0 is no share of the training; it is above 0, and at most 1"),
+        (GhostSkips(share=0), "share=0 is not a share of the training; it is above 0, and at most 1"),
         (GhostSkips(decay="geometric"), r"decay=geometric cannot go from 1.0 to 0.0; take linear or cosine"),
         (GhostSoftness(kind="gelu"), "kind is pswish, swish or mish, not 'gelu'"),
         (GhostSoftness(keep=True), "keep takes kind=swish or kind=mish"),

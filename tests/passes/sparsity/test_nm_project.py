@@ -52,8 +52,8 @@ def test_every_group_holds_and_nothing_revives(n: int, m: int) -> None:
         assert (least >= most).all()
         assert kept.dtype == old.dtype and weight.mask is not None
     assert report["skipped"] == {
-        "conv1.weight": f"3 inputs are no multiple of {m}",
-        "fc.weight": "10 outputs are no multiple of 8",
+        "conv1.weight": f"3 inputs are not a multiple of {m}",
+        "fc.weight": "10 outputs are not a multiple of 8",
     }
 
 
@@ -92,7 +92,7 @@ def test_sizes_and_names_decide() -> None:
     report = NMProject(skip=["2"]).run(graph).history.reports["nm-project"]
     assert report["projected"] == ["0.weight"]
     assert report["skipped"] == {
-        "1.weight": "1 inputs are no multiple of 4",
+        "1.weight": "1 inputs are not a multiple of 4",
         "2.weight": "skipped as asked",
         "3.weight": "nn.ConvTranspose2d may store its weight another way round",
     }
@@ -134,8 +134,8 @@ def test_a_pattern_is_compacted_like_any_mask() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"n": 4, "m": 4}, "n=4 m=4 is no pattern"),
-        ({"n": 0}, "n=0 m=4 is no pattern"),
+        ({"n": 4, "m": 4}, "n=4 m=4 is not a pattern"),
+        ({"n": 0}, "n=0 m=4 is not a pattern"),
         ({"rows": 0}, "rows and columns are multiples"),
         ({"skip": ["fc.wight"]}, "skip='fc.wight' fits no weight"),
     ],
