@@ -16,7 +16,7 @@ from typing import ClassVar
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Argument, Graph, Node
 from elastic_ir.passes.infra.base import Pass, reasons
-from elastic_ir.passes.infra.chosen import Chosen, need_modules
+from elastic_ir.passes.infra.chosen import Chosen
 from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.tensors.identity import Constant
 from elastic_ir.tensors.kernels import Factor, PaddedKernel, Split
@@ -45,7 +45,7 @@ class Morph(Pass):
     layers: Sequence[str] | str = ()  #: paths of convolutions; * stands for anything
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
-        need_modules(graph, self.name)
+        self._need_pytorch(graph)
         self._check()
         chosen = Chosen(graph, self.stages, self.layers)
         uses: dict[int, int] = {}

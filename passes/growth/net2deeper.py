@@ -20,7 +20,7 @@ from elastic_ir.ir.graph import Graph, Node, Value
 from elastic_ir.ir.operations import Trait, has, known_kind, layer_of, operation_of
 from elastic_ir.ir.structure import Block
 from elastic_ir.passes.infra.base import Pass, reasons
-from elastic_ir.passes.infra.chosen import Chosen, blocks_of, need_modules
+from elastic_ir.passes.infra.chosen import Chosen, blocks_of
 from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.tensors.identity import IdentityKernel, idle_norm
 from elastic_ir.tensors.lazy import TensorData
@@ -86,7 +86,7 @@ class Net2Deeper(Pass):
         return f"{sum(report['behind'].values())} layers begin as the identity{left}"
 
     def _check(self, graph: Graph) -> None:
-        need_modules(graph, self.name)
+        self._need_pytorch(graph)
         if self.count < 1 or (self.per_unit is not None and self.per_unit < 1):
             raise PlanError("count and per_unit are numbers of layers, 1 or more")
         if self.kernel is not None and (self.kernel < 1 or self.kernel % 2 == 0):

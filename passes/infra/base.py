@@ -100,11 +100,16 @@ class Pass(ABC):
 
     def _need_pytorch(self, graph: Graph) -> None:
         """PlanError where a pass that inserts PyTorch's operations does not see layers, or sees those of ONNX."""
-        self._need_layers(graph)
+        need_network(graph, self.name)
+        if graph.info.frontend == "export":
+            raise PlanError(
+                f"{graph.name} was traced by torch.export, and is written as a module of its own class, to which "
+                f"{self.name} cannot add layers; torch.fx has to trace it (frontend='fx' shows why it does not)"
+            )
         if graph.info.frontend == "onnx":
             raise PlanError(
-                f"{graph.name} is an ONNX graph, and {self.name} inserts operations of PyTorch; "
-                "apply it to the PyTorch network that the file was exported from"
+                f"{graph.name} is an ONNX graph, and {self.name} inserts operations of PyTorch; apply it to the "
+                "PyTorch network that the file was exported from, or to the module (trace graph.to_module())"
             )
 
     def _discover(self, graph: Graph) -> None:

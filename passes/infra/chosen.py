@@ -9,8 +9,7 @@ from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph, Node
 from elastic_ir.ir.operations import layer_of
 from elastic_ir.ir.structure import Block
-from elastic_ir.onnx_model.layers import is_onnx, label
-from elastic_ir.passes.infra.base import need_network
+from elastic_ir.onnx_model.layers import label
 
 
 class Chosen:
@@ -41,18 +40,3 @@ def _fits(path: str, pattern: str) -> bool:
 def blocks_of(graph: Graph) -> dict[Node, Block]:
     """For each node the block that it lies in; nothing where nothing repeats."""
     return {node: block for block in graph.blocks for node in block.nodes}
-
-
-def need_modules(graph: Graph, name: str) -> None:
-    """PlanError unless the graph's layers are modules that can be added to and resized."""
-    need_network(graph, name)
-    if graph.info.frontend == "export":
-        raise PlanError(
-            f"{graph.name} was traced by torch.export, and is written as a module of its own class, to which {name} "
-            "cannot add layers; torch.fx has to trace it (frontend='fx' shows why it does not)"
-        )
-    if is_onnx(graph):
-        raise PlanError(
-            f"{graph.name} was read from an ONNX file, and {name} grows layers of PyTorch; give it the module "
-            "(trace graph.to_module()) or the network that was exported"
-        )
