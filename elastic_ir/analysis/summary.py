@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from elastic_ir.discovery.depth import looks_up, path_lengths
@@ -210,9 +211,7 @@ def _count(graph: Graph, rows: list[Row]) -> None:
     for row in rows:
         for name in row.weights:
             weight = graph.weights[name]
-            size = 1
-            for extent in weight.shape:
-                size *= extent
+            size = prod(weight.shape)
             key = id(weight.storage)
             if weight.is_parameter and key not in parameters:
                 parameters.add(key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection
+from math import prod
 
 from elastic_ir.discovery.assemble import (
     Draft,
@@ -21,7 +22,7 @@ from elastic_ir.discovery.from_names import NameReader
 from elastic_ir.discovery.parts import Group, Part, module_tree
 from elastic_ir.errors import StructureError
 from elastic_ir.ir.graph import Graph, Node, Value
-from elastic_ir.ir.structure import Structure
+from elastic_ir.ir.structure import Stage, Structure
 
 __all__ = ["discover"]
 
@@ -173,13 +174,7 @@ def _rearranges(before: Value | None, after: Value | None) -> bool:
     """Whether as many elements come out as went in, in another shape."""
     if before is None or after is None or before.type is None or after.type is None:
         return False
-    sizes = []
-    for kind in (before.type, after.type):
-        size = 1
-        for extent in kind.shape:
-            size *= extent
-        sizes.append(size)
-    return sizes[0] == sizes[1]
+    return prod(before.type.shape) == prod(after.type.shape)
 
 
 def _release_output_layer(drafts: list[Draft], order: dict[str, int]) -> None:
@@ -243,7 +238,7 @@ def _depth(
     graph: Graph,
     lengths: dict[Value, int],
     drafts: list[Draft],
-    stages: list,  # type: ignore[type-arg]
+    stages: list[Stage],
     prunable: list[str],
 ) -> int | None:
     """The whole network's depth; None where names leave it unclear."""

@@ -7,6 +7,7 @@ is left out: at a product the path runs through the operand that is scaled. A fu
 from __future__ import annotations
 
 import re
+from math import prod
 
 from elastic_ir.discovery.from_names import in_channels
 from elastic_ir.discovery.parts import Group
@@ -95,10 +96,7 @@ def _scaled(left: Value, right: Value, order: dict[Node, int]) -> Value:
 
 def _size(value: Value) -> int:
     """How many elements a value has; open extents, which are -1, count as 1."""
-    size = 1
-    for extent in value.type.shape if value.type is not None else ():
-        size *= abs(extent)
-    return size
+    return prod(abs(extent) for extent in value.type.shape) if value.type is not None else 1
 
 
 def _comes_from(value: Value, ancestor: Value, order: dict[Node, int]) -> bool:

@@ -115,8 +115,8 @@ def test_packed_layers_are_refused(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("o_proj", "'o_proj' in 'o_proj' is not a factor; write for example o_proj=0.5"),
-        ("o_proj=x", "is no factor"),
-        ("o_proj=inf", "is no factor"),
+        ("o_proj=x", "is not a factor"),
+        ("o_proj=inf", "is not a factor"),
         ("o-proj=1", "'o-proj' in 'o-proj' is not a name inside a block"),
         ("a=1,a=2", "'a' is scaled twice"),
     ],

@@ -71,7 +71,7 @@ def test_units_that_differ_in_layers() -> None:
     assert mixed.depth == 13
     assert counts_for_depth(mixed, 13) == (3, 4)
     with pytest.raises(
-        PlanError, match=r"depth 14 is not possible for this family: the nearest depth is 13; or say"
+        PlanError, match=r"depth 14 is not possible for this family: the nearest depth is 13; or state"
     ):
         counts_for_depth(mixed, 14)
 
