@@ -1,6 +1,7 @@
 """Classes of emitted source: modules of one structure share one, and what differs between them are its arguments.
 
-It is worked from the innermost modules outwards, so that a block's constructor call is known when its stage is joined.
+Classes are built from the innermost modules outwards, so that a block's constructor call is known when its stage is
+joined.
 """
 
 from __future__ import annotations
@@ -131,9 +132,8 @@ class Builder:
             return Join(some, owners + [""] * (len(some[0]) - len(owners)), self.sizes)
 
         found = clusters(rows, keys, join)
-        found.sort(
-            key=lambda some: (keys.index(keys[some[0]]), -len(some))
-        )  # the largest gets the plain name
+        # of classes with one name the largest gets the plain one
+        found.sort(key=lambda some: (keys.index(keys[some[0]]), -len(some)))
         for members in found:
             joined = join([rows[i] for i in members], keys[members[0]])
             self._define([parts[i] for i in members], lists[members[0]], joined)
@@ -147,11 +147,8 @@ class Builder:
         flags = {p.name: Expr("param", p.name) for p in found.found if p.stored} | found.flags
         at = bool(parts[0].base)
         entries[at:at] = [Entry(name, expr) for name, expr in flags.items()]
-        lines = (
-            [(results, expr) for (results, _), expr in zip(body.statements, statements, strict=False)]
-            if body
-            else []
-        )
+        results = [made_keys for made_keys, _ in body.statements] if body is not None else []
+        lines = list(zip(results, statements, strict=False))  # none in a sequence
         name = self._fresh(self._base_name(parts[0]), parts)
         returns = body.returns if body is not None else Expr("tuple")
         calls = self._declare(

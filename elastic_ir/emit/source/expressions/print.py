@@ -34,7 +34,7 @@ def number(value: Any) -> str:
         text = repr(value)  # black's quotes: double, unless more of them would have to be escaped
         body = text[1:-1]
         return f'"{body}"' if text[0] == "'" and '"' not in body else text
-    return repr(value)
+    return repr(value).replace("e+", "e")  # 1e+38
 
 
 class Printer:

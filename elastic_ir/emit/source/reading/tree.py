@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 from elastic_ir.emit.source.expressions.expr import IDENTITY, Expr, change, group, walk
@@ -190,9 +191,8 @@ def _is_series(names: Iterable[str]) -> bool:
     found = [re.fullmatch(r"([a-z]|block|layer)_?(\d+)", name) for name in names]
     words = {match[1] if match is not None else None for match in found}
     numbers = [int(match[2]) for match in found if match is not None]
-    return (
-        len(words) == 1 and None not in words and numbers == [numbers[0] + at for at in range(len(numbers))]
-    )
+    upwards = all(after == before + 1 for before, after in pairwise(numbers))
+    return len(words) == 1 and None not in words and upwards
 
 
 def _is_chain(part: Part) -> bool:
@@ -216,9 +216,8 @@ def _is_chain(part: Part) -> bool:
     if all(map(is_index, part.children)):
         if ran != sorted(ran, key=int):
             return False
-        for name in map(
-            str, range(int(ran[-1]))
-        ):  # what a Sequential holds and the graph does not run keeps its place
+        # what a Sequential holds and the graph does not run keeps its place
+        for name in map(str, range(int(ran[-1]))):
             if name not in ran:
                 part.children[name] = Part((*part.path, name), kind="identity", make=IDENTITY)
     order = sorted(part.children, key=int) if is_index(ran[0]) else ran
