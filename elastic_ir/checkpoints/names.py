@@ -1,7 +1,8 @@
-"""A bare state dict as a graph without nodes: names, shapes, and what follows from them. No torch is needed."""
+"""What follows from names and shapes alone: a graph without nodes, and on which side of the layers a tensor stands."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from elastic_ir.ir.graph import Graph
@@ -10,6 +11,12 @@ from elastic_ir.safety.limits import check_names
 from elastic_ir.tensors.lazy import TensorData
 from elastic_ir.tensors.weights import Storage, Weight, looks_prunable
 
+_BEHIND = re.compile(
+    r"(.*_)?(lm_head|head|score|classifier|cls|pooler|embed_out|logits?|outputs?|predictions?|final_.*|ln_f|norm_f|norm"
+    r"|layer_?norm|post_layernorm|final_logits_bias)(_.*)?",
+    re.IGNORECASE,
+)
+_BEFORE = re.compile(r".*emb.*|wte|wpe|shared|.*position.*|patch.*|pre_layrnorm|pre_layernorm", re.IGNORECASE)
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -24,3 +31,18 @@ def graph_of_tensors(name: str, tensors: Mapping[str, TensorData]) -> Graph:
             key, Storage(data), key, not statistic, True, looks_prunable(key, data.shape)
         )
     return graph
+
+
+def stands_behind(name: str) -> bool | None:
+    """Whether a tensor outside of the layers stands behind them (the final norm, heads) and not before (embeddings).
+
+    Files come sorted by name, so only words in the names can show it; None where they do not.
+    """
+    for part in name.split(".")[:-1] or [name]:
+        if part == "embed_out":
+            return True
+        if _BEFORE.fullmatch(part):
+            return False
+        if _BEHIND.fullmatch(part):
+            return True
+    return None

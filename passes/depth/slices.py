@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from elastic_ir.checkpoints.ends import stands_behind
+from elastic_ir.checkpoints.names import stands_behind
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.naming import weights_below

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import elastic_ir as eir
-from elastic_ir.checkpoints.ends import stands_behind
+from elastic_ir.checkpoints.names import stands_behind
 from elastic_ir.checkpoints.record import Origin, read_record
 from elastic_ir.errors import ElasticError
 from tests.checkpoints.folders import config, llama, run
