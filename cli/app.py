@@ -30,9 +30,8 @@ COMMANDS = {
 MODULES = {"stretch": "resize", "squeeze": "resize", "passes": "apply"}
 
 DEBUG = "elastic_ir.debug"  #: key in ``Context.meta``, set where ``--debug`` was given
-GO_ON = (
-    "elastic_ir.go_on"  #: key in ``Context.meta``, set where the same command continues what was interrupted
-)
+#: key in ``Context.meta``, set where the same command continues what was interrupted
+GO_ON = "elastic_ir.go_on"
 
 EPILOG = """\
 \b

@@ -42,12 +42,10 @@ class Widened(Derived):
 
     rows: tuple[int, ...]
     columns: Columns  #: for each group, as in :class:`elastic_ir.tensors.recipes.Selected`
-    counts: tuple[int, ...] | None = (
-        None  #: for each input how often its channel comes, one group after the other
-    )
-    noise: float = (
-        0.0  #: standard deviation of what is added to copied outputs, in standard deviations of the tensor
-    )
+    #: for each input how often its channel comes, one group after the other
+    counts: tuple[int, ...] | None = None
+    #: standard deviation of what is added to copied outputs, in standard deviations of the tensor
+    noise: float = 0.0
     seed: int = 0
     inputs_first: bool = False  #: whether the inputs lie along axis 0
 

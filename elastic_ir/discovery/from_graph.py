@@ -20,9 +20,8 @@ class GraphReader:
         self.order = {node: index for index, node in enumerate(graph)}
         self.users = graph.users()
         self.prunable = {name for name, weight in graph.weights.items() if weight.prunable}
-        self.live: set[Node] = (
-            set()
-        )  #: what depends on an input; weights made ready may stand anywhere before
+        #: what depends on an input; weights made ready may stand anywhere before
+        self.live: set[Node] = set()
         for node in graph:
             if node.kind == "input" or any(value.node in self.live for value in node.operands()):
                 self.live.add(node)

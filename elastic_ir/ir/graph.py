@@ -133,9 +133,8 @@ class Node:
         self.attributes: dict[str, Argument] = dict(attributes or {})  #: a leaf module's configuration
         self.weights: dict[str, str] = dict(weights or {})  #: a leaf module's parameters and buffers, by role
         self.scope = scope  #: path of the module whose forward ran it; for a leaf module its own path
-        self.origin = (
-            origin  #: which node of the source it is, or was copied from, where the source numbers them
-        )
+        #: which node of the source it is, or was copied from, where the source numbers them
+        self.origin = origin
         self.output = Value(self)
         self._prev: Node | None = None
         self._next: Node | None = None
@@ -199,9 +198,8 @@ class Graph:
         #: The names of the children of each module of the source by its path; none where no modules are known.
         self.modules: dict[str, list[str]] = {}
         self.weights: dict[str, Weight] = {}
-        self.origin: Origin = (
-            UNKNOWN  #: what emission needs again of the source: its module, its example inputs
-        )
+        #: what emission needs again of the source: its module, its example inputs
+        self.origin: Origin = UNKNOWN
         #: The graph whose depth this one was given (``like=``); emission takes position constants from its module.
         self.reference: Graph | None = None
         self.resequenced = Resequenced()  #: what the last change of depth made of the stages, for a reader

@@ -21,9 +21,8 @@ from elastic_ir.formats.model_folder import CONFIG, CheckpointSource
 from elastic_ir.ir.graph import Graph
 from elastic_ir.plans.beside import Surroundings
 
-_SMALL = (
-    1 << 20
-)  #: bytes of a file beside the weights whose entries may be named; a tokenizer's are not entries
+#: bytes of a file beside the weights whose entries may be named; a tokenizer's are not entries
+_SMALL = 1 << 20
 
 
 def listed_names(given: str | Iterable[str] | None) -> tuple[str, ...]:

@@ -20,9 +20,8 @@ from elastic_ir.rewrite.rewriter import Rewriter
 
 MARK = "ghost"  #: the attribute of a ghost's calls; its value is the kind
 JOINS = "joins"  #: the attribute of the call whose result stands in place of its first operand
-RESTORE = (
-    "restore"  #: an attribute of the call that joins: how what it stands on was kept from working in place
-)
+#: an attribute of the call that joins: how what it stands on was kept from working in place
+RESTORE = "restore"
 SHAPES = ("linear", "cosine", "geometric", "step")
 
 

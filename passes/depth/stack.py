@@ -40,9 +40,8 @@ class DepthUpscale(DepthPass):
 
     name: ClassVar[str] = "depth-upscale"
 
-    drop: int | None = (
-        None  #: units left out on either side; a quarter of a stage's units by default (8 of 32)
-    )
+    #: units left out on either side; a quarter of a stage's units by default (8 of 32)
+    drop: int | None = None
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> Resequenced:
         plan: list[tuple[int, ...]] = []

@@ -23,9 +23,8 @@ class Stretch(ResizePass):
     name: ClassVar[str] = "stretch"
     choices: ClassVar[Mapping[str, Sequence[str]]] = {"order": ("append", "interpolate")}
 
-    order: str = (
-        "append"  #: "append": the copies follow as a group; "interpolate": each right after its source
-    )
+    #: "append": the copies follow as a group; "interpolate": each right after its source
+    order: str = "append"
     replicate: Sequence[int] | None = None  #: block indices that alone are copied
     others: Mapping[str, Graph] | None = None  #: networks that the plan takes layers from, by name
     scale: Any = None  #: factors of the copies' tensors by name: a mapping, or "o_proj=0.5,down_proj=0.5"

@@ -31,9 +31,8 @@ class Net2Wider(Pass):
 
     factor: float = 2.0  #: times as many channels as before, rounded for each layer
     seed: int = 0  #: which channels are copied
-    noise: float = (
-        0.0  #: added to copies so that they learn to differ, in standard deviations of their weight
-    )
+    #: added to copies so that they learn to differ, in standard deviations of their weight
+    noise: float = 0.0
     stages: Sequence[str] | str = ()  #: names of stages; all layers of the network by default
     layers: Sequence[str] | str = ()  #: paths of the layers that get more outputs; * stands for anything
     stream: bool = False  #: also channels that additions tie together, the residual stream

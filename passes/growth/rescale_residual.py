@@ -28,9 +28,8 @@ class RescaleResidual(Pass):
     name: ClassVar[str] = "rescale-residual"
     choices: ClassVar[Mapping[str, Sequence[str]]] = {"factor": ("euler", "NUMBER")}
 
-    factor: str = (
-        "euler"  #: "euler" is 1/k for a block that occurs k times; or a number for every copied block
-    )
+    #: "euler" is 1/k for a block that occurs k times; or a number for every copied block
+    factor: str = "euler"
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
         number = _number(self.factor)

@@ -24,9 +24,8 @@ class TargetPass(DepthPass):
     """A pass that is given the number of blocks."""
 
     to_depth: int | None = None  #: the network's depth, as its name counts it (ResNet-56)
-    to_stages: Sequence[int] | Mapping[str, int] | str | None = (
-        None  #: blocks of every stage, or of those named
-    )
+    #: blocks of every stage, or of those named
+    to_stages: Sequence[int] | Mapping[str, int] | str | None = None
     to_units: int | None = None  #: units of a network of one stage
 
     @property

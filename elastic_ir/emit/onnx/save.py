@@ -38,9 +38,8 @@ class OnnxReport:
     dense_size: int | None = None  #: bytes of the dense form, where a sparse one was written
     sparse_weights: int = 0
     dynamic: bool | None = None  #: whether the batch is open; None for a graph that was ONNX before
-    difference: Difference | None = (
-        None  #: from the module's outputs; None where there was no module or no run
-    )
+    #: from the module's outputs; None where there was no module or no run
+    difference: Difference | None = None
 
 
 def save_onnx(

@@ -21,9 +21,8 @@ class Layer:
     groups: int
     matrix: bool  #: a linear layer, whose weight has two axes; False for a convolution
     transposed: bool = False  #: a transposed convolution
-    weight_first: bool = (
-        False  #: a product of the weight with the tensor, which then has its channels along rows
-    )
+    #: a product of the weight with the tensor, which then has its channels along rows
+    weight_first: bool = False
 
 
 @dataclass(frozen=True)
