@@ -186,7 +186,7 @@ def test_other_errors() -> None:
         ask("snip", model, 1.5)
     with pytest.raises(MaskError, match=r"sparsity of 0\.8000, not 0\.5"):
         prune("random", model, 0.5, reference=magnitude_masks(model, 0.8))
-    with pytest.raises(MaskError, match="no prunable weight"):
+    with pytest.raises(MaskError, match="neither a prunable weight nor a module"):
         ask("synflow", model, 0.5, leave_out="nothing")
 
 

@@ -236,7 +236,7 @@ def find(*arguments: object, factory: str = "tests.training.nets:Perceptron", st
     ("wrong", "message"),
     [
         (["--rewind", "70"], "a training of 6 steps cannot be rewound to step 70"),
-        (["--leave-out", "hedd"], "'hedd', to be left out, is no prunable weight"),
+        (["--leave-out", "hedd"], "'hedd', to be left out, is neither a prunable weight"),
         (["--data", "tests.training.nets:pair"], "stem has a weight of 16x64 and got 2x16; "),
     ],
 )
