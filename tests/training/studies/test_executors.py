@@ -135,7 +135,8 @@ def test_a_study_in_this_process_ends_when_it_is_told_to(tmp_path: Path) -> None
 def test_a_training_that_is_interrupted_says_so(tmp_path: Path) -> None:
     """Lightning makes a SystemExit of it, which a study would take for a worker that died."""
     network = Signalled(str(tmp_path / "mark"), signal.SIGINT)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+    # ignored where the tests run in the background
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             fit(network, digits(), Training(steps=4))
