@@ -183,12 +183,11 @@ class _Inference:
                 self._note(name, np.array(extents if node.op_type == "Shape" else size, np.int64))
             return
         given = {item: self.numbers[item] for item in node.input if item in self.numbers}
-        if node.op_type not in _COMPUTED or any(item and item not in given for item in node.input):
+        complete = all(item in given for item in node.input if item)
+        if node.op_type not in _COMPUTED or not given or not complete:
             return
-        if (
-            node.op_type == "Identity"
-        ):  # of weights, mostly: there are many in what PyTorch's older exporter writes
-            self._note(name, given[node.input[0]])
+        if node.op_type == "Identity":  # of weights, mostly: PyTorch's older exporter writes many
+            self._note(name, next(iter(given.values())))
             return
         if not is_small(node.op_type, None if kind is None else kind.shape):
             return

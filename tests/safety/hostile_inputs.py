@@ -530,6 +530,6 @@ def a_pipe_as_study(folder: Path) -> Words:
     return ["lottery", "run", fifo(folder / "s.yaml")]
 
 
-@hostile("is no file")
+@hostile("is not a file")
 def a_pipe_as_passes(folder: Path) -> Words:
     return ["apply", plain(folder), "--load-pass", fifo(folder / "p.py"), "--passes", "compact"]

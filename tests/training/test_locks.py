@@ -239,15 +239,15 @@ import os, sys
 from elastic_ir.training.studies import job_kinds as kinds
 from elastic_ir.cli.app import elastic_ir
 
-def counted(kind, work):
-    def done(options, needs, place, engine):
+def counted(do):
+    def done(work):
         with open(sys.argv[1], "a") as file:
-            file.write(f"{os.getpid()} {place.name.split('.')[1]}\\n")
-        return work(options, needs, place, engine)
+            file.write(f"{os.getpid()} {work.place.name.split('.')[1]}\\n")
+        return do(work)
     return done
 
-for kind, work in list(kinds.KINDS.items()):
-    kinds.KINDS[kind] = counted(kind, work)
+for kind, do in list(kinds.KINDS.items()):
+    kinds.KINDS[kind] = counted(do)
 elastic_ir(sys.argv[2:])
 """
 

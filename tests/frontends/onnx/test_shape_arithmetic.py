@@ -68,6 +68,8 @@ def test_sums_are_as_onnx_computes_them(name: str) -> None:
         ([node("ConstantOfShape", "many", "z"), node("ConstantOfShape", "z", "y")], {"many": [1 << 40]}),
         ([node("Range", "a b c", "n"), node("ConstantOfShape", "n", "y")], {"a": 0, "b": 1 << 40, "c": 1}),
         ([node("Unknown", "s", "n"), node("ConstantOfShape", "n", "y")], {}),
+        ([node("Identity", "", "n"), node("ConstantOfShape", "n", "y")], {}),
+        ([node("Concat", "", "n"), node("ConstantOfShape", "n", "y")], {}),
     ],
 )
 def test_what_is_not_followed_stays_open(nodes: list[onnx.NodeProto], constants: dict[str, Any]) -> None:
