@@ -18,13 +18,13 @@ from elastic_ir.errors import (
     UntrustedError,
     VerifyError,
 )
-from elastic_ir.ir.graph import Graph
-from elastic_ir.ir.structure import Block, Stage, Unit
 from elastic_ir.lazy_names import lazy_names
 from elastic_ir.version import __version__
 
 if TYPE_CHECKING:
     from elastic_ir.api import load, merge, save, squeeze, stretch, trace, verify_checkpoint, with_weights
+    from elastic_ir.ir.graph import Graph
+    from elastic_ir.ir.structure import Block, Stage, Unit
 
 __all__ = [
     "Block", "BlockedError", "ElasticError", "EmitError", "Graph", "MaskError", "OutputError", "PlanError",
@@ -33,6 +33,12 @@ __all__ = [
     "with_weights",
 ]  # fmt: skip
 
-#: The functions of the public face are imported when first used: what reads a checkpoint needs no torch.
-_LAZY = ("load", "merge", "save", "squeeze", "stretch", "trace", "verify_checkpoint", "with_weights")
-__getattr__, __dir__ = lazy_names(__name__, dict.fromkeys(_LAZY, "api"))
+#: All but the errors is imported when first used: what reads a checkpoint needs no torch, and help needs no graph.
+_HOMES = {
+    **dict.fromkeys(
+        ("load", "merge", "save", "squeeze", "stretch", "trace", "verify_checkpoint", "with_weights"), "api"
+    ),
+    **dict.fromkeys(("Block", "Stage", "Unit"), "ir.structure"),
+    "Graph": "ir.graph",
+}
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
