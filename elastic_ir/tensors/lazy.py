@@ -148,9 +148,14 @@ class Mask:
         return prod(self.shape)
 
     @cached_property
+    def ones(self) -> int:
+        """How many weights it keeps."""
+        return int.from_bytes(self.bits, "big").bit_count()
+
+    @property
     def zeros(self) -> int:
         """How many weights it prunes."""
-        return self.size - int.from_bytes(self.bits, "big").bit_count()
+        return self.size - self.ones
 
 
 def ones_between(bits: bytes, begin: int, count: int) -> NDArray[np.bool_]:
@@ -163,11 +168,10 @@ def ones_between(bits: bytes, begin: int, count: int) -> NDArray[np.bool_]:
 
 
 @dataclass(frozen=True)
-class MaskedData:
-    """The recipe "this tensor, zero wherever its mask is 0"; evaluated chunk by chunk when it is read."""
+class OfTensor:
+    """What is made of another tensor, of its shape and dtype unless a subclass says otherwise."""
 
     data: TensorData
-    mask: Mask
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -176,6 +180,13 @@ class MaskedData:
     @property
     def dtype(self) -> str:
         return self.data.dtype
+
+
+@dataclass(frozen=True)
+class MaskedData(OfTensor):
+    """The recipe "this tensor, zero wherever its mask is 0"; evaluated chunk by chunk when it is read."""
+
+    mask: Mask
 
     def chunks(self) -> Iterator[memoryview]:
         import numpy as np
@@ -193,19 +204,14 @@ class MaskedData:
 
 
 @dataclass(frozen=True)
-class KeptData:
+class KeptData(OfTensor):
     """The recipe "the values of this tensor where a mask is 1, in order", of shape [ones]; evaluated chunk by chunk."""
 
-    data: TensorData
     mask: Mask
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (self.mask.size - self.mask.zeros,)
-
-    @property
-    def dtype(self) -> str:
-        return self.data.dtype
+        return (self.mask.ones,)
 
     def chunks(self) -> Iterator[memoryview]:
         import numpy as np

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import EmitError
-from elastic_ir.tensors.lazy import Mask, ShapeOnly, TensorData, item_size, size_of
+from elastic_ir.tensors.lazy import Mask, OfTensor, ShapeOnly, TensorData, item_size, size_of
 from elastic_ir.tensors.rounding import FLOATS, multiplied
 
 if TYPE_CHECKING:
@@ -34,18 +34,8 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Derived(Recipe):
-    """A tensor that is computed from another one, of its shape and dtype unless a subclass says otherwise."""
-
-    data: TensorData
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.data.shape
-
-    @property
-    def dtype(self) -> str:
-        return self.data.dtype
+class Derived(OfTensor, Recipe):
+    """A tensor that is computed from another one."""
 
 
 def _no_moments() -> EmitError:

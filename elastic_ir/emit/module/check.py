@@ -114,13 +114,15 @@ def _nodes(graph: Graph, twin: nn.Module) -> nn.Module:
     tensors: dict[str, torch.Tensor] = dict(twin.named_parameters(remove_duplicate=False))
     tensors |= {name: buffer.clone() for name, buffer in twin.named_buffers(remove_duplicate=False)}
     from elastic_ir.emit.graph_modules.from_torch import build_graph_module
-    from elastic_ir.emit.graph_modules.layers import conform_layers
-    from elastic_ir.emit.module.adopt import adopt
 
     made = build_graph_module(graph, graph.origin.module)
     if graph.reference is not None:
+        from elastic_ir.emit.module.adopt import adopt
+
         adopt(made, graph, graph.structure.containers)
     if graph.edits.edited_layers:
+        from elastic_ir.emit.graph_modules.layers import conform_layers
+
         conform_layers(made, graph)
     for name, table, role in _places(made):
         if name in tensors:

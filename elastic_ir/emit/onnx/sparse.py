@@ -33,7 +33,7 @@ class Positions:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (self.mask.size - self.mask.zeros,)
+        return (self.mask.ones,)
 
     @property
     def dtype(self) -> str:
@@ -120,7 +120,7 @@ def _data_of(tensor: onnx.TensorProto, tensors: dict[str, TensorData]) -> Tensor
 
 
 def _sparse_size(data: TensorData, mask: Mask) -> int:
-    return (mask.size - mask.zeros) * (ITEM_SIZES[data.dtype] + 8) + _OVERHEAD
+    return mask.ones * (ITEM_SIZES[data.dtype] + 8) + _OVERHEAD
 
 
 def _mask_of(data: Any) -> Mask | None:
