@@ -64,9 +64,8 @@ class LayerChannels:
     inside: Channels
     outside: Channels
     used: Bools | None  #: rows of the weight by input channels of their group; None: no mask, all are used
-    absorbed: (
-        Bools  #: input channels that add nothing but a number to each row, and that number can be folded
-    )
+    #: input channels that add nothing but a number to each row, and that number can be folded
+    absorbed: Bools
     taker: tuple[Node, Slot] | None  #: what can take over what constants add
 
     @property

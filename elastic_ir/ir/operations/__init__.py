@@ -128,9 +128,8 @@ class Operation:
     spelled: str  #: as its dialect calls it, in the same letters: ``iadd``, ``batchnormalization``
     family: str  #: without the number of axes: ``conv``
     traits: Trait
-    known: (
-        bool  #: the dialect's own, of which hidden effects are known; False for somebody else's of that name
-    )
+    #: the dialect's own, of which hidden effects are known; False for somebody else's of that name
+    known: bool
     writes: bool  #: its name says that it writes into its first operand
 
 
