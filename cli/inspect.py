@@ -121,9 +121,7 @@ def stage_table(graph: Graph, rows: list[Row]) -> tables.Table:
                 share_text(row.layers, depth, unknown),
                 tables.number(row.parameters),
                 tables.percent(row.sparsity) if masked and row.prunable else none,
-                tables.run_of([block.path for block in stage.all_blocks])
-                if stage is not None and shared
-                else none,
+                _paths(stage, shared) if stage is not None else none,
             )
         )
     blocks = sum(len(stage) for stage in stages)
@@ -136,6 +134,13 @@ def stage_table(graph: Graph, rows: list[Row]) -> tables.Table:
         )
     )  # fmt: skip
     return table
+
+
+def _paths(stage: Stage, shared: bool) -> str:
+    """Where a stage's blocks lie, if its name does not show it: in a list among other stages, or in several lists."""
+    if len(stage.containers) > 1:
+        return ", ".join(box.template for box in stage.containers)
+    return tables.run_of([block.path for block in stage.all_blocks]) if shared else tables.ABSENT
 
 
 def share_text(layers: int | None, depth: int | None, unknown: str) -> str:
@@ -186,6 +191,8 @@ def stage_data(row: Row, stage: Stage, depth: int | None) -> dict[str, Any]:
         "entry": stage.entry.path if stage.entry is not None else None,
         "transition": stage.transition,
         "free": [block.path for block in stage.blocks],
+        "last": stage.exit.path if stage.exit is not None else None,
+        "names": [box.template for box in stage.containers],
         "unit": stage.period,
         "layers": unit_layers(stage),
         "shape": list(stage.shape) if stage.shape is not None else None,

@@ -76,6 +76,11 @@ def _run(module: torch.nn.Module, units: list[Unit], part: Samples) -> Ends:
     from torch import fx
 
     ends: Ends = {}
+    for unit in units:
+        if len(unit.ends) != 2:
+            raise PlanError(
+                f"{len(unit.blocks[0].inputs)} tensors flow into {unit.path}, and what a unit does is measured on one"
+            )
     if isinstance(module, fx.GraphModule) and any("values" in node.meta for node in module.graph.nodes):
         found = _interpreted(module, units, part)
         for unit in units:

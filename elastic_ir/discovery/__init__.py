@@ -16,10 +16,10 @@ from elastic_ir.discovery.assemble import (
     pin_first_blocks,
     sibling_entries,
 )
-from elastic_ir.discovery.depth import chain_layers, longest_path, looks_up, path_lengths
+from elastic_ir.discovery.depth import chain_layers, layers_between, longest_path, looks_up, path_lengths
 from elastic_ir.discovery.from_graph import GraphReader
 from elastic_ir.discovery.from_names import NameReader
-from elastic_ir.discovery.parts import Group, Part, module_tree
+from elastic_ir.discovery.parts import Group, Part
 from elastic_ir.errors import StructureError
 from elastic_ir.ir.graph import Graph, Node, Value
 from elastic_ir.ir.structure import Stage, Structure
@@ -38,14 +38,13 @@ def discover(
     weights. The graph is read, not changed.
     """
     reader: GraphReader | NameReader = GraphReader(graph) if len(graph) else NameReader(graph)
-    listed = graph.modules
-    tree = module_tree(graph)
+    tree = reader.tree
     if within is not None:
-        chosen = named_candidates(tree, reader, listed, within)
+        chosen = named_candidates(tree, reader, within)
     else:
-        chosen = choose(find_candidates(tree, reader, listed))
+        chosen = choose(find_candidates(tree, reader))
     if chosen and within is None:
-        chosen += sibling_entries(chosen, tree, reader, listed)
+        chosen += sibling_entries(chosen, tree, reader)
     if whole:
         drafts = [Draft(candidate, free=list(candidate.groups)) for candidate in chosen]
     else:
@@ -59,16 +58,14 @@ def discover(
     if not drafts or (within is None and not any(draft.free for draft in drafts)):
         from elastic_ir.discovery.reasons import why_nothing
 
-        raise StructureError(f"nothing in {graph.name} repeats: {why_nothing(tree, reader, listed)}")
+        raise StructureError(f"nothing in {graph.name} repeats: {why_nothing(reader)}")
     transitions = _transitions(drafts, reader, tree)
     lengths = path_lengths(graph) if len(graph) else {}
 
     def layers(group: Group) -> int | None:
         if not lengths:
             return chain_layers(group, graph)
-        if group.input is None or group.output is None:
-            return None
-        return lengths[group.output] - lengths[group.input]
+        return layers_between(group.inputs, group.outputs, lengths)
 
     stages = build_stages(drafts, reader, layers, transitions)
     stem, head = _outside(drafts, prunable, graph, reader, tuple(transitions.values()))
@@ -106,9 +103,9 @@ def _layer_on_the_way(
 
     Followed from operand to operand: of branches side by side, none lies between the other and what comes next.
     """
-    start = right.groups[0].input
-    if start is None:
+    if not right.groups[0].inputs:
         return None
+    start = right.groups[0].inputs[0]
     nodes: set[Node] = set()
     sources: dict[Draft, Value] = {}
     stack = [start]

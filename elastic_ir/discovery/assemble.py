@@ -8,12 +8,13 @@ like occurs in the network elsewhere.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 
 from elastic_ir.discovery.from_graph import GraphReader
 from elastic_ir.discovery.from_names import NameReader
-from elastic_ir.discovery.parts import Group, Part, containers, kin
+from elastic_ir.discovery.parts import Group, Part, kin
+from elastic_ir.ir.numbering import pattern_of
 from elastic_ir.ir.structure import Block, Container, Stage
 
 Reader = GraphReader | NameReader
@@ -53,6 +54,11 @@ class Candidate:
         }
 
     @property
+    def streams(self) -> int:
+        """How many tensors flow from block to block; of names alone one is taken for granted."""
+        return max((len(group.inputs) for group in self.groups if group.free), default=1) or 1
+
+    @property
     def kinds(self) -> set[str]:
         return {group.kind for group in self.groups if group.free}
 
@@ -64,19 +70,20 @@ class Draft:
     candidate: Candidate
     entry: Group | None = None
     free: list[Group] = field(default_factory=list)
+    exit: Group | None = None  #: a last block that lacks what the others have
     downsamples: bool = False  #: the entry changes the activation's shape, or a pool runs before it
     after_foreign: Group | None = None  #: a layer of another kind that runs before it in the same container
     ordinal: int = 0
 
     @property
     def groups(self) -> list[Group]:
-        return ([self.entry] if self.entry else []) + self.free
+        return [group for group in (self.entry, *self.free, self.exit) if group is not None]
 
 
-def find_candidates(part: Part, reader: Reader, listed: dict[str, list[str]]) -> list[Candidate]:
+def find_candidates(part: Part, reader: Reader) -> list[Candidate]:
     """Containers that may hold stages, the outermost sensible ones, in the order of the tree."""
     own: list[Candidate] = []
-    for container, parts in containers(part, listed):
+    for container, parts in reader.containers(part):
         groups = reader.groups(container, parts)
         free = [group for group in groups if group.free]
         if not free:
@@ -85,9 +92,15 @@ def find_candidates(part: Part, reader: Reader, listed: dict[str, list[str]]) ->
         weights = sum(len(group.weights) for group in groups)
         own.append(Candidate(container, part.path, groups, repeats, reader.on_trunk(groups), weights))
     strong = [candidate for candidate in own if candidate.strong]
+    if any(candidate.streams == 1 for candidate in strong):
+        return strong[:1]
+    inner = [c for child in part.children.values() for c in find_candidates(child, reader)]
+    # several streams may be of stages that run side by side (HRNet, CrossViT): then the lists inside are the stages
+    own = [one for one in own if one.streams == 1 or not _mostly_lists(one, inner)]
+    strong = [candidate for candidate in own if candidate.strong]
     if strong:
         return strong[:1]
-    inner = [c for child in part.children.values() for c in find_candidates(child, reader, listed)]
+    _take_together(inner)
     for candidate in own:
         if not _overridden(candidate, inner) and not _outweighed(candidate, inner, reader):
             candidate.inner = inner
@@ -95,18 +108,36 @@ def find_candidates(part: Part, reader: Reader, listed: dict[str, list[str]]) ->
     return inner
 
 
-def named_candidates(
-    root: Part, reader: Reader, listed: dict[str, list[str]], within: Collection[tuple[str, str]]
-) -> list[Candidate]:
+def _take_together(inner: list[Candidate]) -> None:
+    """Lists of equal path but for numbers, none of which repeats by itself, may show together what repeats.
+
+    Swin with two blocks in each of its stages: plain and shifted windows, in every stage again.
+    """
+    alike: dict[str, list[Candidate]] = {}
+    for candidate in inner:
+        alike.setdefault(pattern_of(candidate.container.path), []).append(candidate)
+    for candidates in alike.values():
+        if _period_together([[group for group in one.groups if group.free] for one in candidates]) > 1:
+            for one in candidates:
+                one.strong = True
+
+
+def named_candidates(root: Part, reader: Reader, within: Collection[tuple[str, str]]) -> list[Candidate]:
     """The containers of those paths and prefixes, as far as they are there and hold blocks."""
     found = []
     for part in root.walk():
-        for container, parts in containers(part, listed):
+        for container, parts in reader.containers(part):
             if (container.path, container.prefix) in within:
                 groups = reader.groups(container, parts)
                 if groups:
                     found.append(Candidate(container, part.path, groups, True, True, 0))
     return found
+
+
+def _mostly_lists(outer: Candidate, inner: list[Candidate]) -> bool:
+    """Whether lists that repeat hold half of the weights of an outer one's blocks, or more."""
+    held = sum(candidate.weights for candidate in inner)
+    return any(candidate.strong for candidate in inner) and 2 * held >= outer.weights
 
 
 def _overridden(outer: Candidate, inner: list[Candidate]) -> bool:
@@ -146,10 +177,25 @@ def choose(found: list[Candidate]) -> list[Candidate]:
     strong = [c for c in found if c.strong]
     if any(c.trunk for c in strong):
         # of branches side by side only the last looks like the trunk: what it starts from, the others start from too
-        forks = {c.groups[0].input for c in strong if c.trunk}
-        strong = [c for c in strong if c.trunk or c.groups[0].input in forks]
+        forks = {c.groups[0].inputs for c in strong if c.trunk}
+        strong = [c for c in strong if c.trunk or c.groups[0].inputs in forks]
     if strong:
-        weak = [c for c in found if not c.strong and any(_akin(c, other) for other in strong)]
+        # one free block behind an entry, in each of some lists side by side: a ResNet of 2, 2, 2, 2 in two towers
+        twins = Counter(
+            (_beside(c), kind)
+            for c in found
+            if c.container.native and not c.groups[0].preserving
+            for kind in c.kinds
+        )
+        weak = [
+            c
+            for c in found
+            if not c.strong
+            and (
+                any(_akin(c, other) for other in strong)
+                or any(twins[_beside(c), kind] > 1 for kind in c.kinds)
+            )
+        ]
     else:
         counts = Counter(g.kind for c in found for g in c.groups if g.free)
         weak = [c for c in found if any(counts[kind] > 1 for kind in c.kinds)]
@@ -161,7 +207,15 @@ def choose(found: list[Candidate]) -> list[Candidate]:
     passed = {
         i for c in unwanted for i in c.inner if i.strong and i.trunk and any(i.form == f for f in forms)
     }
-    return [c for outer in found for c in (outer, *outer.inner) if c in kept or c in passed]
+    return [
+        c for outer in found for c in ((outer,) if outer in kept else outer.inner) if c in kept or c in passed
+    ]
+
+
+def _beside(candidate: Candidate) -> tuple[str, str]:
+    """What lists side by side have in common: their parent, and their name but for its number."""
+    parent, _, name = candidate.container.path.rpartition(".")
+    return parent, pattern_of(name)
 
 
 def _akin(single: Candidate, other: Candidate) -> bool:
@@ -186,12 +240,16 @@ def draft_stages(candidate: Candidate) -> list[Draft]:
             current, foreign = None, group if drafts else None  # before the first stage it is the stem
             continue
         if group.free and current is not None and group.linked and not group.boundary:
-            current.free.append(group)
-            continue
+            if group.torn and group is candidate.groups[-1]:
+                current.exit = group
+                continue
+            if not group.torn:
+                current.free.append(group)
+                continue
         current = Draft(candidate, after_foreign=foreign)
         drafts.append(current)
         foreign = None
-        if group.free and not group.boundary:
+        if group.free and not group.boundary and not group.torn:
             current.free.append(group)
         else:
             current.entry = group
@@ -229,9 +287,7 @@ def _alternates(draft: Draft, drafts: list[Draft]) -> bool:
     return any(step > 1 and len(draft.free) % step == 0 for step in steps)
 
 
-def sibling_entries(
-    chosen: list[Candidate], root: Part, reader: Reader, listed: dict[str, list[str]]
-) -> list[Candidate]:
+def sibling_entries(chosen: list[Candidate], root: Part, reader: Reader) -> list[Candidate]:
     """Stages of one block (MobileNet's first): containers beside the chosen ones that hold the same kind of block."""
     parents = Counter(c.container.path.rpartition(".")[0] for c in chosen)
     taken = {c.container.path for c in chosen}
@@ -240,7 +296,7 @@ def sibling_entries(
         parent = part.path.rpartition(".")[0]
         if parents[parent] < 2 or part.path in taken or not part.path:
             continue
-        for container, parts in containers(part, listed):
+        for container, parts in reader.containers(part):
             groups = reader.groups(container, parts)
             forms = [c.form for c in chosen if c.container.path.rpartition(".")[0] == parent]
             if groups and all(any(kin(g.form, form) for form in forms) for g in groups):
@@ -248,7 +304,7 @@ def sibling_entries(
     return extra
 
 
-def _own_period(signatures: list[str]) -> int:
+def _own_period(signatures: Sequence[Hashable]) -> int:
     """The shortest period of a list of hashes that is seen twice, or 1."""
     if len(set(signatures)) <= 1:
         return 1
@@ -260,12 +316,32 @@ def _own_period(signatures: list[str]) -> int:
     return 1
 
 
+def _period_together(lists: list[list[Group]]) -> int:
+    """The period that lists of blocks show only one behind the other, or 1: a plain and a shifted window, every time.
+
+    Their blocks have equal weights, and which of them compute the same is what repeats.
+    """
+    mixed: list[int] = []
+    turns = 0
+    for groups in lists:
+        hashes = [group.signature for group in groups]
+        if len(set(hashes)) > 1 and all(group.weights == groups[0].weights for group in groups):
+            mixed += [hashes.index(one) for one in hashes]
+            turns += 1
+    period = _own_period(mixed) if turns > 1 else 1
+    return period if all(len(groups) % period == 0 for groups in lists) else 1
+
+
 def periods(drafts: list[Draft], reader: Reader) -> list[int | None]:
     """How many blocks make a unit, for each stage: the shortest period of the hashes of its free blocks."""
     lists = [[group.signature for group in draft.free] for draft in drafts]
     found = [_own_period(signatures) for signatures in lists]
     common = max(found, default=1)
-    if common > 1:
+    if common == 1:
+        # stages that hold one unit each show it together, where their blocks do the same in turn (Swin of 2, 2, 2)
+        together = _period_together([draft.free for draft in drafts if len(draft.free) > 1])
+        found = [together if len(draft.free) > 1 else 1 for draft in drafts]
+    elif common > 1:
         # where one stage alternates, stages of the same kind do too, even if their resolution hides it (Swin's last
         # stage is one window large, so its shift vanishes)
         form = drafts[found.index(common)].free[0].form
@@ -288,16 +364,19 @@ def build_stages(
     held = Counter(draft.candidate.container for draft in drafts)
     stages = []
     for draft, period in zip(drafts, periods(drafts, reader), strict=True):
-        container = draft.candidate.container
-        container.source_count = len(container.children)
-        slot = {child.path: child for child in container.children}
+        boxes = reader.bundle(draft.candidate.container)
+        container = boxes[0]
+        for box in boxes:
+            box.source_count = len(box.children)
+        slot = {child.path: child for box in boxes for child in box.children}
 
         def block(group: Group, slot: dict[str, object] = slot) -> Block:  # type: ignore[assignment]
             return Block(
                 [slot[part.path] for part in group.parts],  # type: ignore[misc]
                 list(group.nodes),
-                group.input,
-                group.output,
+                group.inputs,
+                group.outputs,
+                group.taps,
                 layers(group),
                 group.signature,
             )
@@ -305,16 +384,17 @@ def build_stages(
         name = container.label
         if held[container] > 1:
             name = f"{name}:{draft.ordinal + 1}"
-        last = draft.groups[-1].output
+        ends = draft.groups[-1].outputs
         stages.append(
             Stage(
                 name,
-                container,
+                boxes,
                 block(draft.entry) if draft.entry is not None else None,
                 [block(group) for group in draft.free],
                 period,
                 transitions.get(draft),
-                last.type.shape if last is not None and last.type is not None else None,
+                ends[0].type.shape if ends and ends[0].type is not None else None,
+                block(draft.exit) if draft.exit is not None else None,
             )
         )
     return stages

@@ -7,6 +7,7 @@ is left out: at a product the path runs through the operand that is scaled. A fu
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from math import prod
 
 from elastic_ir.discovery.from_names import in_channels
@@ -56,6 +57,15 @@ def path_lengths(graph: Graph) -> dict[Value, int]:
         # 1 for a convolution or linear layer, 2 for an attention that holds its projections
         lengths[node.output] = before + min(len(layers), 2)
     return lengths
+
+
+def layers_between(
+    inputs: Sequence[Value], outputs: Sequence[Value], lengths: Mapping[Value, int]
+) -> int | None:
+    """Weight layers on the longest path from what flows into a block to what flows out; None where that is unknown."""
+    if not inputs or not outputs or not all(value in lengths for value in (*inputs, *outputs)):
+        return None
+    return max(lengths[value] for value in outputs) - max(lengths[value] for value in inputs)
 
 
 def only_gates(graph: Graph, end: Node) -> set[Node]:

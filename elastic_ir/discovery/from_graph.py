@@ -1,11 +1,24 @@
-"""Groups of a container read from the graph: who reads what, which shapes go in and out, what repeats."""
+"""Groups of a container read from the graph: who reads what, what flows from one to the next, what repeats."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from elastic_ir.discovery.parts import Group, Part, form_of, group_children, relative_weights
+from elastic_ir.discovery.bundles import Bundle, Series, Span, bundles_of
+from elastic_ir.discovery.gaps import Gap, split
+from elastic_ir.discovery.links import Links
+from elastic_ir.discovery.parts import (
+    Group,
+    Part,
+    containers,
+    form_of,
+    group_children,
+    module_tree,
+    relative_weights,
+)
 from elastic_ir.ir.graph import Graph, Literal, Node, Symbol, TensorType, Value, WeightRef
 from elastic_ir.ir.structure import Container
 
@@ -17,7 +30,9 @@ class GraphReader:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.order = {node: index for index, node in enumerate(graph)}
+        self.tree = module_tree(graph)
+        self.nodes = list(graph)
+        self.order = {node: index for index, node in enumerate(self.nodes)}
         self.users = graph.users()
         self.prunable = {name for name, weight in graph.weights.items() if weight.prunable}
         #: what depends on an input; weights made ready may stand anywhere before
@@ -25,35 +40,202 @@ class GraphReader:
         for node in graph:
             if node.kind == "input" or any(value.node in self.live for value in node.operands()):
                 self.live.add(node)
+        self._listed: dict[Part, list[tuple[Container, list[Part]]]] = {}
+        self._bundles: dict[Container, Bundle] | None = None
+
+    def containers(self, part: Part) -> list[tuple[Container, list[Part]]]:
+        """The containers that a part is or holds, with their children in order; the same objects every time."""
+        if part not in self._listed:
+            self._listed[part] = list(containers(part, self.graph.modules))
+        return self._listed[part]
+
+    def bundle(self, container: Container) -> tuple[Container, ...]:
+        """The containers that advance with one, itself first."""
+        bundle = self._found().get(container)
+        return bundle.containers if bundle is not None else (container,)
 
     def groups(self, container: Container, parts: list[Part]) -> list[Group]:
-        """The groups of a container with links, shapes and signatures filled in; [] if nothing chains."""
-        if not any(part.nodes for part in parts):
+        """The blocks whose numbers are those of a container, with links, shapes and signatures filled in.
+
+        [] where nothing chains, and where the blocks are numbered by another container that advances with this one.
+        """
+        bundle = self._found().get(container)
+        if bundle is None or bundle.lead.container is not container:
             return []
-        groups = group_children(parts, self._weighted, lambda part: bool(part.weights), self._separates)
-        for group in groups:
-            group.nodes = sorted((n for part in group.parts for n in part.nodes), key=self.order.__getitem__)
-        groups = [group for group in groups if group.nodes]
+        if bundle.groups is None:
+            bundle.groups = self._blocks(bundle)
+        return bundle.groups
+
+    # -- bundles -----------------------------------------------------------------------------------------------------
+
+    def _found(self) -> dict[Container, Bundle]:
+        """The bundle of each container that has groups."""
+        if self._bundles is None:
+            series: list[Series] = []
+            self._gather(self.tree, "", series)
+            owned = {
+                node for one in series for group in one.groups for part in group.parts for node in part.nodes
+            }
+            found = bundles_of(series, self.nodes, lambda node: node not in owned and self._carries(node))
+            self._bundles = {}
+            for bundle in found:
+                if len(bundle.series) > 1:
+                    bundle.groups = self._blocks(bundle)
+                    if not any(
+                        group.free for group in bundle.groups
+                    ):  # then each of its lists may still be a stack
+                        alone = [Bundle([one]) for one in bundle.series if one.layered]
+                        self._bundles.update((one.lead.container, one) for one in alone)
+                        continue
+                self._bundles.update((one.container, bundle) for one in bundle.series)
+        return self._bundles
+
+    def _gather(self, part: Part, within: str, found: list[Series]) -> None:
+        """The series below a part."""
+        numbered: set[Part] = set()
+        for container, parts in self.containers(part):
+            numbered.update(parts)
+            one = self._series(container, parts, within)
+            if one is not None:
+                found.append(one)
+        for child in part.children.values():
+            self._gather(child, child.path if child in numbered else within, found)
+
+    def _series(self, container: Container, parts: list[Part], within: str) -> Series | None:
+        """A container's groups in the order they run; None where they do not run in the order of their numbers."""
+        layered = any(self._weighted(part) for part in parts)
+        if layered:
+            groups = group_children(parts, self._weighted, lambda part: bool(part.weights), self._separates)
+        else:
+            groups = [Group([part]) for part in parts]
+        groups = [group for group in groups if any(part.nodes for part in group.parts)]
         if not groups:
-            return []
-        self._absorb(container, groups)
-        starts = [self.position(group) for group in groups]
-        if starts != sorted(starts):
-            return []  # the children do not run in the order of their numbers
-        self._link(groups)
+            return None
+        spans = [self._span([node for part in group.parts for node in part.nodes]) for group in groups]
+        if spans != sorted(spans):
+            return None
+        inside = {part for group in groups for part in group.parts}
+        beside = [node for part in parts if part not in inside for node in part.nodes]
+        return Series(container, groups, spans, within, layered, beside)
+
+    def _span(self, nodes: Sequence[Node]) -> Span:
+        places = [self.order[node] for node in nodes]
+        return min(places), max(places)
+
+    @staticmethod
+    def _carries(node: Node) -> bool:
+        """Whether a node outside all slots may be part of a block: a caller's operation that has no weights."""
+        return not node.weight_names() and node.kind not in ("input", "output", "weight", "constant")
+
+    # -- blocks ------------------------------------------------------------------------------------------------------
+
+    def _blocks(self, bundle: Bundle) -> list[Group]:
+        """The blocks of a bundle: with all that the caller does between them where that links them.
+
+        Else with what keeps the shape alone: what changes it then stands between stages.
+        """
+        groups = self._put_together(bundle, self._carries)
+        if not any(group.free and group.linked for group in groups):
+            groups = self._put_together(bundle, lambda node: self._carries(node) and _keeps_extents(node))
+        return groups
+
+    def _put_together(self, bundle: Bundle, carries: Callable[[Node], bool]) -> list[Group]:
+        groups: list[Group] = []
+        spans: list[Span] = []
+        for group, span in bundle.blocks():
+            groups.append(group)
+            spans.append(span)
+        beside = {node for series in bundle.series for node in series.beside}
+        owner: dict[Node, int] = {}
+        for index, group in enumerate(groups):
+            for part in group.parts:
+                owner.update(dict.fromkeys(part.nodes, index))
+        if len(groups) > 1 and all(before[1] < after[0] for before, after in itertools.pairwise(spans)):
+            self._absorb(groups, owner, spans, lambda node: carries(node) and node not in beside)
+        for node, index in owner.items():
+            groups[index].nodes.append(node)
+        for group in groups:
+            group.nodes.sort(key=self.order.__getitem__)
+        Links(groups, owner, self.users, self.order).fill()
         for group in groups:
             group.weights = relative_weights(group.parts, self.graph)
             group.form = form_of(group)
             group.signature, group.kind = self._signatures(group)
         return groups
 
+    def _absorb(
+        self, groups: list[Group], owner: dict[Node, int], spans: list[Span], carries: Callable[[Node], bool]
+    ) -> None:
+        """Give what the caller does around all slots alike (a residual sum, an activation) to the blocks."""
+        first, last = spans[0][0], spans[-1][1]
+        window = self.nodes[first : last + 1]
+        joined = set(owner)
+        for node in window:  # what depends on a block
+            if (
+                node not in joined
+                and carries(node)
+                and any(value.node in joined for value in node.operands())
+            ):
+                joined.add(node)
+        for node in reversed(window):  # and what a block depends on
+            if (
+                node not in joined
+                and carries(node)
+                and any(user in joined for user in self.users.get(node.output, ()))
+            ):
+                joined.add(node)
+        gaps: list[list[Node]] = [[] for _ in spans]
+        row = 0
+        for place, node in enumerate(window, first):
+            while row + 1 < len(spans) and spans[row + 1][0] <= place:
+                row += 1
+            if node in owner or node not in joined:
+                continue
+            if place <= spans[row][1]:
+                owner[node] = row
+            else:
+                gaps[row].append(node)
+        rows = [self._gap(gaps[index], span, owner) for index, span in enumerate(spans[:-1])]
+        ends = _Ends(self, owner, len(spans) - 1, carries)
+        for index, (behind, before) in enumerate(split(rows, ends.lead, ends.trail)):
+            owner.update(dict.fromkeys(behind, index))
+            owner.update(dict.fromkeys(before, index + 1))
+            shape = [node.op for node in behind], [node.op for node in before]
+        leading, trailing = ends.lead(shape[1]), ends.trail(shape[0])
+        owner.update(dict.fromkeys(leading, 0))
+        owner.update(dict.fromkeys(trailing, len(spans) - 1))
+        groups[0].torn |= len(leading) < len(shape[1])
+        groups[-1].torn |= len(trailing) < len(shape[0])
+
+    def _gap(self, nodes: list[Node], span: Span, owner: dict[Node, int]) -> Gap:
+        """What runs behind a block, and what is alive behind each of its nodes."""
+        places = [span[1], *(self.order[node] for node in nodes)]
+        block = [node for node in self.nodes[span[0] : span[1] + 1] if node in owner]
+        values = dict.fromkeys(
+            [
+                *(node.output for node in (*block, *nodes)),
+                *(value for node in nodes for value in node.operands()),
+            ]
+        )
+        alive = [[0, 0] for _ in places]
+        for value in values:
+            made = self.order[value.node]
+            read = max((self.order[user] for user in self.users.get(value, ())), default=-1)
+            for index, place in enumerate(places):
+                if made <= place < read:
+                    # a tuple is taken apart by what made it
+                    alive[index][0] += 1 if value.is_tensor else 1000
+                    alive[index][1] += _elements(value)
+        return Gap(nodes, [(count, size) for count, size in alive])
+
+    # -- questions about groups ----------------------------------------------------------------------------------------
+
     def on_trunk(self, groups: list[Group]) -> bool:
         """False where what enters the container is read again behind it: it is a branch beside a shortcut."""
-        value = groups[0].input
-        if value is None:
-            return False
         end = self.order[groups[-1].nodes[-1]]
-        return all(self.order[reader] <= end for reader in self.users.get(value, ()))
+        return all(
+            self.order[reader] <= end for value in groups[0].inputs for reader in self.users.get(value, ())
+        )
 
     def position(self, group: Group) -> int:
         """Where the group runs, to order stages."""
@@ -61,14 +243,7 @@ class GraphReader:
 
     def between(self, left: Group, right: Group) -> list[Node]:
         """The nodes that run after one group and before another."""
-        first, last = self.order[left.nodes[-1]], self.order[right.nodes[0]]
-        nodes = []
-        node = left.nodes[-1]._next
-        for _ in range(last - first - 1):
-            assert node is not None
-            nodes.append(node)
-            node = node._next
-        return nodes
+        return self.nodes[self.order[left.nodes[-1]] + 1 : self.order[right.nodes[0]]]
 
     def _weighted(self, part: Part) -> bool:
         return any(name in self.prunable for name in part.weights)
@@ -81,102 +256,14 @@ class GraphReader:
         start = next((v.type for v in part.nodes[0].operands() if v.type is not None), None)
         return start is not None and end is not None and not _same_extents(start, end)
 
-    def _absorb(self, container: Container, groups: list[Group]) -> None:
-        """What the caller does between all children alike (an activation, a residual sum) joins the one before.
-
-        The same after the last child joins it; anything else there is the caller's own.
-        """
-        scopes = {container.path, container.path.rpartition(".")[0]}
-        starts = {group.nodes[0] for group in groups}
-        runs = [self._run_behind(group, scopes, starts) for group in groups]
-        pattern = [node.op for node in runs[0]]
-        if any([node.op for node in run] != pattern for run in runs[:-1]):
-            return
-        last = runs[-1][: len(pattern)]
-        if len(groups) < 2 or [node.op for node in last] != pattern:
-            return
-        for group, run in zip(groups, [*runs[:-1], last], strict=True):
-            group.nodes.extend(run)
-
-    def _run_behind(self, group: Group, scopes: set[str], starts: set[Node]) -> list[Node]:
-        """The weightless, shape-preserving operations of the caller that follow a group, each on the one before."""
-        run: list[Node] = []
-        last, node = group.nodes[-1], group.nodes[-1]._next
-        while node is not None and node.scope in scopes and node.kind in ("function", "method", "onnx"):
-            source = next((value.type for value in node.operands() if value.type is not None), None)
-            same = (
-                node.output.type is not None
-                and source is not None
-                and _same_extents(source, node.output.type)
-            )
-            if node in starts or node.weight_names() or not same:
-                break
-            if not any(value.node is last for value in node.operands()):
-                break
-            run.append(node)
-            last, node = node, node._next
-        return run
-
-    def _link(self, groups: list[Group]) -> None:
-        """Find each group's one input and output, and whether neighbours chain."""
-        owner = {node: index for index, group in enumerate(groups) for node in group.nodes}
-        readers: list[dict[Value, set[int]]] = []
-        for index, group in enumerate(groups):
-            leaving: dict[Value, set[int]] = {}
-            for node in group.nodes:
-                if not node.output.is_tensor:
-                    continue
-                who = {owner.get(reader, -1) for reader in self.users.get(node.output, ())} - {index}
-                if who:
-                    leaving[node.output] = who
-            readers.append(leaving)
-        for index, group in enumerate(groups):
-            leaving = readers[index]
-            following = [value for value, who in leaving.items() if index + 1 in who]
-            if len(following) == 1:
-                group.output = following[0]
-            elif len(leaving) == 1 or (leaving and index + 1 == len(groups)):
-                group.output = next(iter(leaving))
-            elif leaving:
-                group.output = max(leaving, key=lambda value: self.order[value.node])
-            group.sound = (
-                len(leaving) == 1 and len(leaving.get(group.output, ())) <= 1 if group.output else False
-            )
-        outside: dict[Value, int] = {}
-        reads: list[dict[Value, None]] = []
-        for index, group in enumerate(groups):
-            seen: dict[Value, None] = {}
-            for node in group.nodes:
-                for value in node.operands():
-                    if value.is_tensor and owner.get(value.node) != index:
-                        seen[value] = None
-            reads.append(seen)
-            for value in seen:
-                outside[value] = outside.get(value, 0) + 1
-        for index, group in enumerate(groups):
-            previous = groups[index - 1] if index else None
-            siblings = {owner[value.node] for value in reads[index] if value.node in owner}
-            if previous is not None and previous.output in reads[index]:
-                group.input, group.linked = previous.output, True
-                # what the first block made for all others to read (T5's position bias) is not flow
-                if siblings - {index - 1, 0}:
-                    group.sound = False
-            else:
-                candidates = [value for value in reads[index] if outside[value] == 1] or list(reads[index])
-                same = [v for v in candidates if group.output and v.type and v.type.fits(group.output.type)]
-                chosen = same or candidates
-                group.input = chosen[0] if chosen else None
-            if group.input is None or group.output is None:
-                group.sound = False
-                continue
-            group.preserving = group.input.type is not None and group.input.type.fits(group.output.type)
-
     def _signatures(self, group: Group) -> tuple[str, str]:
         """Hashes of what a group computes: with integers and weight shapes, and of its operations alone.
 
         Float literals are left out: rates (stochastic depth) differ in every block.
         """
-        place = {node.output: index for index, node in enumerate(group.nodes)}
+        place: dict[Value, int | str] = {node.output: index for index, node in enumerate(group.nodes)}
+        if len(group.inputs) > 1:
+            place.update((value, f"in{index}") for index, value in enumerate(group.inputs))
         exact, kinds = hashlib.sha256(), hashlib.sha256()
         for node in group.nodes:
             if node.op == "torch._assert":  # computes nothing, and its message names the traced values
@@ -188,7 +275,7 @@ class GraphReader:
         exact.update(repr(sorted(group.weights.items())).encode())
         return exact.hexdigest(), kinds.hexdigest()
 
-    def _plain(self, item: Any, place: dict[Value, int]) -> str:
+    def _plain(self, item: Any, place: dict[Value, int | str]) -> str:
         if isinstance(item, Value):
             return f"%{place.get(item, 'x')}"
         if isinstance(item, WeightRef):
@@ -206,6 +293,66 @@ class GraphReader:
         if isinstance(item, slice):
             return self._plain((item.start, item.stop, item.step), place)
         return repr(item)
+
+
+class _Ends:
+    """What the caller does before the first block and behind the last, as far as it is what it does in the gaps."""
+
+    def __init__(
+        self, reader: GraphReader, owner: dict[Node, int], last: int, carries: Callable[[Node], bool]
+    ) -> None:
+        self.reader, self.owner, self.carries = reader, owner, carries
+        self.first_nodes = [node for node, row in owner.items() if row == 0]
+        self.last_nodes = [node for node, row in owner.items() if row == last]
+
+    def lead(self, operations: Sequence[str]) -> list[Node]:
+        """Nodes of these operations, in order, that lead into the first block: the last ones, as far as they agree."""
+        order = self.reader.order
+        wanted = {value.node for node in self.first_nodes for value in node.operands()}
+        place = min((order[node] for node in self.first_nodes), default=0)
+        found: list[Node] = []
+        for operation in reversed(operations):
+            place -= 1
+            while place >= 0 and self.reader.nodes[place] not in wanted:
+                place -= 1
+            node = self.reader.nodes[place] if place >= 0 else None
+            if node is None or node.op != operation or not self._open(node):
+                break
+            found.append(node)
+            wanted |= {value.node for value in node.operands()}
+        return found[::-1]
+
+    def trail(self, operations: Sequence[str]) -> list[Node]:
+        """Nodes of these operations, in order, that follow the last block: the first ones, as far as they agree."""
+        order = self.reader.order
+        made = {node.output for node in self.last_nodes}
+        place = max((order[node] for node in self.last_nodes), default=-1)
+        found: list[Node] = []
+        for operation in operations:
+            place += 1
+            while place < len(order) and made.isdisjoint(self.reader.nodes[place].operands()):
+                place += 1
+            node = self.reader.nodes[place] if place < len(order) else None
+            if node is None or node.op != operation or not self._open(node):
+                break
+            found.append(node)
+            made.add(node.output)
+        return found
+
+    def _open(self, node: Node) -> bool:
+        return node not in self.owner and self.carries(node)
+
+
+def _elements(value: Value) -> int:
+    size = 1
+    for extent in value.type.shape if value.type is not None else ():
+        size *= abs(extent)
+    return size
+
+
+def _keeps_extents(node: Node) -> bool:
+    source = next((value.type for value in node.operands() if value.type is not None), None)
+    return node.output.type is not None and source is not None and _same_extents(source, node.output.type)
 
 
 def _same_extents(left: TensorType, right: TensorType) -> bool:

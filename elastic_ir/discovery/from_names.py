@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 
-from elastic_ir.discovery.parts import Group, Part, form_of, relative_weights
+from elastic_ir.discovery.parts import Group, Part, containers, form_of, module_tree, relative_weights
 from elastic_ir.ir.graph import Graph, Node
 from elastic_ir.ir.numbering import natural_key
 from elastic_ir.ir.structure import Child, Container
@@ -18,6 +18,7 @@ class NameReader:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
+        self.tree = module_tree(graph)
         names = list(graph.weights)
         self.prunable = {name for name, weight in graph.weights.items() if weight.prunable}
         layers = [name for name in names if name in self.prunable]
@@ -26,6 +27,14 @@ class NameReader:
         if self.sorted:
             names.sort(key=lambda name: [natural_key(part) for part in name.split(".")])
         self.order = {name: index for index, name in enumerate(names)}
+
+    def containers(self, part: Part) -> list[tuple[Container, list[Part]]]:
+        """The containers that a part is or holds, with their children in order."""
+        return list(containers(part, self.graph.modules))
+
+    def bundle(self, container: Container) -> tuple[Container, ...]:
+        """Names do not show which containers advance together."""
+        return (container,)
 
     def groups(self, container: Container, parts: list[Part]) -> list[Group]:
         """The groups of a container; a gap in the numbers wider than the step indicates a pool."""

@@ -7,6 +7,7 @@ activations that belong to it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -46,11 +47,15 @@ class Group:
     parts: list[Part]
     nodes: list[Node] = field(default_factory=list)
     boundary: bool = False  #: a weightless layer that changes the shape (a pool) runs right before it
-    input: Value | None = None
-    output: Value | None = None
-    linked: bool = False  #: it reads exactly what the group before it computes
-    sound: bool = True  #: nothing but its one output leaves it, and it reads no sibling but the one before
-    preserving: bool = False  #: activation shapes going in and out agree
+    inputs: tuple[Value, ...] = ()
+    outputs: tuple[Value, ...] = ()
+    taps: tuple[Value, ...] = ()  #: what something outside collects from every group in turn
+    linked: bool = False  #: it reads all that flows out of the group before it
+    sound: bool = (
+        True  #: nothing but its outputs and taps leaves it, and it reads no sibling but the one before
+    )
+    preserving: bool = False  #: what flows in and out has equal types
+    torn: bool = False  #: it lacks a slot, or an operation of the caller, that other blocks have
     signature: str = ""
     kind: str = ""
     form: frozenset[str] = frozenset()
@@ -205,4 +210,20 @@ def group_children(
             current.parts.append(part)
         elif leading:
             pending.append(part)
+    for before, group in itertools.pairwise(groups):
+        _leave_the_rest(before, group, has_weights)
     return groups
+
+
+def _leave_the_rest(before: Group, group: Group, has_weights: Callable[[Part], bool]) -> None:
+    """Take the norm behind a layer out where an equal layer before it has none: that norm is the head's."""
+
+    def behind(one: Group) -> int | None:
+        return next((at for at, part in enumerate(one.parts) if at and has_weights(part)), None)
+
+    def inside(part: Part) -> list[str]:
+        return [name[len(part.path) :] for name in part.weights]
+
+    at = behind(group)
+    if at is not None and behind(before) is None and inside(before.parts[0]) == inside(group.parts[0]):
+        del group.parts[at:]

@@ -6,14 +6,14 @@ import itertools
 
 from elastic_ir.discovery.from_graph import GraphReader
 from elastic_ir.discovery.from_names import NameReader, in_channels
-from elastic_ir.discovery.parts import Group, Part, containers
+from elastic_ir.discovery.parts import Group, Part
 from elastic_ir.ir.graph import Graph, Symbol
 from elastic_ir.ir.numbering import is_index, split_number, width_of
 from elastic_ir.ir.structure import Container
 from elastic_ir.safety.limits import GAPS
 
 
-def why_nothing(tree: Part, reader: GraphReader | NameReader, listed: dict[str, list[str]]) -> str:
+def why_nothing(reader: GraphReader | NameReader) -> str:
     """What stands in the way: layers of one kind that widen one after the other (DenseNet), or no likeness at all."""
     again = _applied_again(reader.graph)
     if again is not None:
@@ -21,11 +21,11 @@ def why_nothing(tree: Part, reader: GraphReader | NameReader, listed: dict[str, 
     made = _made_for_one_machine(reader.graph)
     if made is not None:
         return made
-    for part in tree.walk():
+    for part in reader.tree.walk():
         mixed = _numbered_twice(part)
         if mixed is not None:
             return mixed
-        for container, parts in containers(part, listed):
+        for container, parts in reader.containers(part):
             groups = reader.groups(container, parts)
             tapped = _tapped(container, groups, reader.graph)
             if tapped is not None:
@@ -91,7 +91,7 @@ def _made_for_one_machine(graph: Graph) -> str | None:
 def _tapped(container: Container, groups: list[Group], graph: Graph) -> str | None:
     """Blocks that would repeat, but each of whose results is a result of the network as well."""
     results = next((node.operands() for node in graph if node.kind == "output"), [])
-    taps = [group for group in groups if group.preserving and group.output in results]
+    taps = [group for group in groups if group.preserving and not set(results).isdisjoint(group.outputs)]
     if len(taps) < 2 or len({group.signature for group in taps}) == len(taps):
         return None
     return (

@@ -16,21 +16,18 @@ def staying_operands(structure: Structure) -> dict[Node, frozenset[int]]:
     found: dict[Node, frozenset[int]] = {}
     for stage in structure.stages:
         first, *later = stage.all_blocks
-        shared = first.input
-        if shared is None:
-            continue
+        shared = set(first.inputs)
         for block in later:
-            if block.input is shared:
-                continue
-            for node in block.nodes:
-                places = frozenset(place for place, value in enumerate(node.operands()) if value is shared)
+            kept = shared.difference(block.inputs)
+            for node in block.nodes if kept else ():
+                places = frozenset(place for place, value in enumerate(node.operands()) if value in kept)
                 if places:
                     found[node] = places
         for other in later:
             if _alike(first, other):
                 for node, twin in zip(first.nodes, other.nodes, strict=True):
                     mine = node.operands()
-                    places = frozenset(p for p in found.get(twin, ()) if p < len(mine) and mine[p] is shared)
+                    places = frozenset(p for p in found.get(twin, ()) if p < len(mine) and mine[p] in shared)
                     if places:
                         found[node] = places
                 break

@@ -91,8 +91,9 @@ def copy_structure(structure: Structure, values: dict[Value, Value], nodes: dict
         return Block(
             [children[child] for child in block.children],
             [nodes[node] for node in block.nodes],
-            values.get(block.input) if block.input is not None else None,
-            values.get(block.output) if block.output is not None else None,
+            tuple(values[value] for value in block.inputs),
+            tuple(values[value] for value in block.outputs),
+            tuple(values[value] for value in block.taps),
             block.layers,
             block.signature,
         )
@@ -100,12 +101,13 @@ def copy_structure(structure: Structure, values: dict[Value, Value], nodes: dict
     stages = [
         Stage(
             stage.name,
-            containers[stage.container],
+            tuple(containers[box] for box in stage.containers),
             copy_block(stage.entry) if stage.entry is not None else None,
             [copy_block(block) for block in stage.blocks],
             stage.period,
             stage.transition,
             stage.shape,
+            copy_block(stage.exit) if stage.exit is not None else None,
         )
         for stage in structure.stages
     ]

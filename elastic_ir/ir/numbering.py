@@ -40,6 +40,11 @@ def is_index(text: str) -> bool:
     return re.fullmatch(DIGITS, text) is not None and (text == "0" or text[0] != "0")
 
 
+def pattern_of(path: str) -> str:
+    """A dotted path with its numbers blanked: ``layers.#.blocks`` for ``layers.3.blocks``."""
+    return _PARTS.sub("#", path)
+
+
 def split_number(name: str) -> tuple[str, str] | None:
     """``block01`` as ``("block", "01")``; None where a name does not end in a number."""
     match = _NUMBERED.fullmatch(name)

@@ -84,6 +84,8 @@ def format_stage(stage: Stage) -> str:
         text += f", after {stage.transition}"
     if stage.entry is not None:
         text += f", entry {stage.entry.path}"
+    if stage.exit is not None:
+        text += f", last {stage.exit.path}"
     text += f", free [{', '.join(block.path for block in stage.blocks)}]"
     if stage.period != 1:
         text += f", unit of {stage.period or 'unknown'} blocks"

@@ -1,14 +1,16 @@
 """Structure: what repeats in a network, as stages of blocks that live in containers.
 
 A :class:`Container` is a module whose numbered children run in order (``Sequential``, ``ModuleList``, RegNet's
-``b1..bN``). A :class:`Block` is a run of such children; blocks of one activation shape form a :class:`Stage`. The
-words are those of the design: the *entry* is the downsampling block that opens a stage and is never cloned or
-deleted; a *transition* is a layer of its own between two stages; a *unit* is what is cloned or deleted as a whole,
-one block or several (Swin's shifted pair).
+``b1..bN``). A :class:`Block` has such children, its slots: a run of one container, or those of one rank in several
+containers that advance together (``zip(convs, norms)``), with what runs between them. Blocks whose inputs and outputs
+have the same types form a :class:`Stage`. The words are those of the design: the *entry* is the downsampling block that
+opens a stage and is never cloned or deleted; a *transition* is a layer of its own between two stages; a *unit* is what
+is cloned or deleted as a whole, one block or several (Swin's shifted pair).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -59,6 +61,11 @@ class Container:
         return number - self.base
 
     @property
+    def template(self) -> str:
+        """How its children are named, with ``{i}`` in place of the number."""
+        return f"{self.series.head}{{i}}"
+
+    @property
     def label(self) -> str:
         """The container's path for a reader; the root's series goes by its prefix."""
         parts = [part for part in (self.path, self.prefix.rstrip("_.")) if part]
@@ -67,12 +74,18 @@ class Container:
 
 @dataclass(eq=False)
 class Block:
-    """A run of children of one container; ``nodes`` is empty where the graph came from names alone."""
+    """The slots of one rank and the nodes that run in them; no nodes where the graph came from names alone.
+
+    What flows from block to block is a tuple, usually of one value: ``inputs[k]`` of a block is ``outputs[k]`` of the
+    one before it. Both are empty where that is not known.
+    """
 
     children: list[Child]
     nodes: list[Node] = field(default_factory=list)
-    input: Value | None = None
-    output: Value | None = None
+    inputs: tuple[Value, ...] = ()
+    outputs: tuple[Value, ...] = ()
+    #: values that something outside collects from every block in turn, hidden states for one
+    taps: tuple[Value, ...] = ()
     layers: int | None = None  #: weight layers on its longest path; None where names do not show it
     signature: str = ""  #: hash of operations, attributes and weight shapes
 
@@ -86,20 +99,37 @@ class Block:
         return self.children[0].origin
 
     @property
+    def input(self) -> Value | None:
+        """The one value that flows in; None where there are several, or it is not known."""
+        return self.inputs[0] if len(self.inputs) == 1 else None
+
+    @property
+    def output(self) -> Value | None:
+        """The one value that flows out; None where there are several, or it is not known."""
+        return self.outputs[0] if len(self.outputs) == 1 else None
+
+    @property
     def ends(self) -> tuple[Value, ...]:
         """The values that pass between it and its neighbours: what it takes, and what it gives; none by names alone."""
-        return tuple(end for end in (self.input, self.output) if end is not None)
+        return (*self.inputs, *self.outputs)
 
     def replace_end(self, old: Value, new: Value) -> None:
         """Let it take and give ``new`` where it took or gave ``old``."""
-        self.input = new if self.input is old else self.input
-        self.output = new if self.output is old else self.output
+        self.inputs = tuple(new if value is old else value for value in self.inputs)
+        self.outputs = tuple(new if value is old else value for value in self.outputs)
 
     @property
     def preserving(self) -> bool:
-        """Whether the activation has one shape before and behind it; False where that is not known."""
-        kinds = [end.type for end in self.ends]
-        return len(kinds) == 2 and kinds[0] is not None and kinds[0].fits(kinds[1])
+        """Whether what flows has the same types before and behind it; False where that is not known."""
+        return fit(self.inputs, self.outputs)
+
+
+def fit(inputs: Sequence[Value], outputs: Sequence[Value]) -> bool:
+    """Whether the values of two tuples have equal types, one by one; False where a type is not known."""
+    return len(inputs) == len(outputs) > 0 and all(
+        before.type is not None and before.type.fits(after.type)
+        for before, after in zip(inputs, outputs, strict=True)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +145,7 @@ class Unit:
     @property
     def ends(self) -> tuple[Value, ...]:
         """The values that pass between it and its neighbours: what its first block takes, and its last one gives."""
-        return (*self.blocks[0].ends[:1], *self.blocks[-1].ends[1:])
+        return (*self.blocks[0].inputs, *self.blocks[-1].outputs)
 
     @property
     def layers(self) -> int | None:
@@ -125,34 +155,47 @@ class Unit:
 
 @dataclass(eq=False, repr=False)
 class Stage:
-    """Blocks that share one activation shape. ``len(stage)`` counts blocks, the entry included."""
+    """Blocks that share one activation shape. ``len(stage)`` counts blocks, those that are kept included."""
 
     name: str
-    container: Container
+    containers: tuple[Container, ...]  #: those that its slots lie in, in the order in which a block runs them
     entry: Block | None
     blocks: list[Block]  #: the free blocks, in order
     period: int | None = 1  #: blocks in a unit; None where names alone do not show it
     transition: str | None = None  #: path of the layer that downsamples before it, if it is not a block
     shape: tuple[int, ...] | None = None  #: of the activation between its blocks, where it is known
+    exit: Block | None = None  #: its last block, where that lacks what the others have; kept as the entry is
 
     def __repr__(self) -> str:
         """Short, since ``graph.stages`` is what people print first; the parts are attributes."""
-        kept = f"entry {self.entry.path!r}, " if self.entry is not None else ""
+        ends = (("entry", self.entry), ("last", self.exit))
+        kept = "".join(f"{what} {block.path!r}, " for what, block in ends if block is not None)
         unit = {1: "", None: ", unit unknown"}.get(self.period, f", {self.period} to a unit")
         return f"<Stage {self.name!r}: {kept}{len(self.blocks)} free blocks{unit}>"
 
     def __len__(self) -> int:
-        return len(self.blocks) + (self.entry is not None)
+        return len(self.all_blocks)
+
+    @property
+    def container(self) -> Container:
+        """The first of its containers, whose numbers are those of the blocks."""
+        return self.containers[0]
 
     @property
     def all_blocks(self) -> list[Block]:
-        """Every block in order, the entry first: what plans index."""
-        return ([self.entry] if self.entry is not None else []) + self.blocks
+        """Every block in order, those that are kept among them: what plans index."""
+        first, last = ([block] if block is not None else [] for block in (self.entry, self.exit))
+        return [*first, *self.blocks, *last]
 
     @property
     def pinned(self) -> int:
         """How many leading blocks a plan has to keep as they are (0 or 1)."""
         return int(self.entry is not None)
+
+    @property
+    def fixed(self) -> int:
+        """How many blocks a plan has to keep as they are, at both ends (0 to 2)."""
+        return self.pinned + (self.exit is not None)
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -195,7 +238,7 @@ class Structure:
     @property
     def containers(self) -> list[Container]:
         """The containers that hold stages, each once, in order."""
-        return list(dict.fromkeys(stage.container for stage in self.stages))
+        return list(dict.fromkeys(box for stage in self.stages for box in stage.containers))
 
     def stage(self, name: str) -> Stage:
         """The stage of that name, or StructureError that lists the names there are."""

@@ -69,21 +69,23 @@ def _verify_weights(graph: Graph) -> None:
 def _verify_structure(graph: Graph) -> None:
     alive = set(graph)
     for stage in graph.structure.stages:
-        place = {child: index for index, child in enumerate(stage.container.children)}
-        last = -1
+        place = {child: (box, index) for box in stage.containers for index, child in enumerate(box.children)}
+        last = dict.fromkeys(stage.containers, -1)
         if not stage.all_blocks:
             raise VerifyError(f"nothing is left of stage {stage.name!r}; one of its blocks has to stay")
         for block in stage.all_blocks:
             for child in block.children:
                 if child not in place:
                     raise VerifyError(
-                        f"stage {stage.name!r}: {child.path} is not a child of {stage.container.path!r}"
+                        f"stage {stage.name!r}: {child.path} is not a child of "
+                        f"{' or '.join(repr(box.path) for box in stage.containers)}"
                     )
-                if place[child] <= last:
+                box, index = place[child]
+                if index <= last[box]:
                     raise VerifyError(
                         f"stage {stage.name!r}: {child.path} stands before the block it follows"
                     )
-                last = place[child]
+                last[box] = index
             for node in block.nodes:
                 if node not in alive:
                     raise VerifyError(
@@ -95,7 +97,7 @@ def _verify_structure(graph: Graph) -> None:
                 f"{stage.period}"
             )
         for before, block in zip(stage.all_blocks, stage.all_blocks[1:], strict=False):
-            if block.nodes and block.input is not before.output:
+            if block.nodes and block.inputs != before.outputs:
                 raise VerifyError(
                     f"stage {stage.name!r}: block {block.path} does not read what {before.path} computes"
                 )

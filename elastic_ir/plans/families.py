@@ -91,7 +91,7 @@ def _equal(stages: Sequence[Stage], now: int, wanted: int) -> Iterator[tuple[int
 
 
 def _possible(stage: Stage, count: int) -> bool:
-    return count >= max(1, stage.pinned)
+    return count >= max(1, stage.fixed)
 
 
 def _proportional(stages: Sequence[Stage], more: int) -> tuple[int, ...] | None:
@@ -111,7 +111,7 @@ def _proportional(stages: Sequence[Stage], more: int) -> tuple[int, ...] | None:
     for index in order[: total - sum(given)]:
         given[index] += 1
     free = dict(zip(growing, given, strict=True))
-    counts = tuple(stage.pinned + free.get(stage, 0) * (stage.period or 1) for stage in stages)
+    counts = tuple(stage.fixed + free.get(stage, 0) * (stage.period or 1) for stage in stages)
     return counts if all(_possible(s, c) for s, c in zip(stages, counts, strict=True)) else None
 
 

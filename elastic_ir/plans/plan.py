@@ -53,30 +53,40 @@ PlanGiven: TypeAlias = "str | Sequence[int | Layer] | Sequence[StageGiven] | Map
 
 @dataclass(frozen=True)
 class StageShape:
-    """What a plan needs to know of a stage: its blocks, how many of them are pinned, how many make a unit."""
+    """What a plan needs to know of a stage: its blocks, how many are pinned at its ends, how many make a unit."""
 
     name: str
     blocks: int
     pinned: int
     period: int
+    pinned_last: int = 0
 
     @staticmethod
     def of(stage: Stage) -> StageShape:
         """StructureError where names alone do not show the unit."""
         return StageShape(
-            stage.name, len(stage), stage.pinned, len(stage.units and stage.units[0].blocks) or 1
+            stage.name,
+            len(stage),
+            stage.pinned,
+            len(stage.units and stage.units[0].blocks) or 1,
+            int(stage.exit is not None),
         )
 
     @property
     def units(self) -> int:
-        return (self.blocks - self.pinned) // self.period
+        return (self.blocks - self.fixed) // self.period
+
+    @property
+    def fixed(self) -> int:
+        """How many blocks are kept as they are, at both ends."""
+        return self.pinned + self.pinned_last
 
     def expand(self, units: Sequence[int]) -> StagePlan:
-        """A list of free-unit indices as block indices, the pinned blocks first."""
+        """A list of free-unit indices as block indices, between the pinned blocks."""
         blocks = list(range(self.pinned))
         for unit in units:
             blocks += range(self.pinned + unit * self.period, self.pinned + (unit + 1) * self.period)
-        return tuple(blocks)
+        return (*blocks, *range(self.blocks - self.pinned_last, self.blocks))
 
 
 def grow(
@@ -158,9 +168,19 @@ def check_plan(stage: StageShape, plan: Sequence[int]) -> StagePlan:
         raise PlanError(
             f"stage {stage.name!r}: the plan clones block 0, the entry, which has to stay the only one"
         )
+    last = stage.blocks - 1
+    if stage.pinned_last and (not plan or plan[-1] != last):
+        raise PlanError(
+            f"stage {stage.name!r}: the plan does not end with block {last}, which lacks what the others have and has "
+            "to stay last"
+        )
+    if stage.pinned_last and last in plan[:-1]:
+        raise PlanError(
+            f"stage {stage.name!r}: the plan clones block {last}, which lacks what the others have and has to stay last"
+        )
     if not plan:
         raise PlanError(f"stage {stage.name!r} cannot have 0 blocks: at least one has to stay")
-    free = plan[stage.pinned :]
+    free = plan[stage.pinned : len(plan) - stage.pinned_last]
     if len(free) % stage.period or any(
         (index - stage.pinned) % stage.period != place % stage.period
         or (place % stage.period and index != free[place - 1] + 1)
@@ -174,13 +194,12 @@ def check_plan(stage: StageShape, plan: Sequence[int]) -> StagePlan:
 
 
 def _units_wanted(stage: StageShape, blocks: int) -> int:
-    if blocks < max(stage.pinned, 0 if stage.pinned else 1) or blocks < 1:
-        raise PlanError(
-            f"stage {stage.name!r} cannot have {blocks} blocks: at least one, its first, has to stay"
-        )
-    units, rest = divmod(blocks - stage.pinned, stage.period)
+    if blocks < max(stage.fixed, 1):
+        which = "both of its ends have" if stage.fixed > 1 else "at least one, its first, has"
+        raise PlanError(f"stage {stage.name!r} cannot have {blocks} blocks: {which} to stay")
+    units, rest = divmod(blocks - stage.fixed, stage.period)
     if rest:
-        below = stage.pinned + units * stage.period
+        below = stage.fixed + units * stage.period
         raise PlanError(
             f"stage {stage.name!r} cannot have {blocks} blocks: {stage.period} blocks make a unit; "
             f"{below or below + stage.period} or {below + stage.period} would do{_SINGLE}"
@@ -196,6 +215,11 @@ def _check_free(stage: StageShape, index: int, what: str) -> None:
     if index < stage.pinned:
         raise PlanError(
             f"{what}: block {index} of stage {stage.name!r} is its entry, which is never cloned or dropped"
+        )
+    if index >= stage.blocks - stage.pinned_last:
+        raise PlanError(
+            f"{what}: block {index} of stage {stage.name!r} is its last, which lacks what the others have, and "
+            "is never cloned or dropped"
         )
 
 

@@ -143,7 +143,7 @@ def _counts_of_units(graph: Graph, units: int) -> tuple[int, ...]:
     stage = StageShape.of(graph.stages[0])
     if units < 1:
         raise PlanError(f"to_units={units}: at least one unit has to stay")
-    return (stage.pinned + units * stage.period,)
+    return (stage.fixed + units * stage.period,)
 
 
 def _counts_of_stages(graph: Graph, wanted: Sequence[int] | Mapping[str, int] | str) -> tuple[int, ...]:

@@ -14,7 +14,8 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-from elastic_ir.discovery.depth import longest_path, path_lengths
+from elastic_ir.discovery.collecting import collects
+from elastic_ir.discovery.depth import layers_between, longest_path, path_lengths
 from elastic_ir.discovery.staying import staying_operands
 from elastic_ir.errors import StructureError, VerifyError
 from elastic_ir.ir.cloner import copy_node
@@ -56,12 +57,15 @@ class Rewriter(LayerEdits, StageEdits, Grafting, Renumbering):
         self._stays = staying_operands(structure) if structure else {}
         self._stage_of: dict[Block, Stage] = {}
         self._paths: dict[str, Child] = {}
+        self._homes: dict[Child, Container] = {}
         self._touched: dict[Container, None] = {}
         for stage in structure.stages if structure else ():
             for block in stage.all_blocks:
                 self._stage_of[block] = stage
-            for child in stage.container.children:
-                self._paths[child.path] = child
+            for box in stage.containers:
+                for child in box.children:
+                    self._paths[child.path] = child
+                    self._homes[child] = box
         self._weights_of: dict[str, list[str]] = {}
         self._names_of: dict[int, set[str]] = {}
         for name, weight in graph.weights.items():
@@ -250,8 +254,11 @@ class Rewriter(LayerEdits, StageEdits, Grafting, Renumbering):
         The clone reads what ``after`` computes, and what read that reads the clone instead.
         """
         stage = self._stage_of[after]
-        container = stage.container
         self._blocks_of = None
+        if block is stage.exit or after is stage.exit:
+            raise StructureError(
+                f"{stage.exit.path} is the last block of stage {stage.name!r} and stays the last"
+            )
         if self._stage_of[block] is not stage:
             raise StructureError(f"{block.path} cannot be cloned behind {after.path}: they are of two stages")
         renames: dict[str, str] = {}
@@ -260,25 +267,35 @@ class Rewriter(LayerEdits, StageEdits, Grafting, Renumbering):
         own = {name for child in block.children for name in self._weights_of.get(child.path, ())}
         for child in block.children:
             self._fresh += 1
+            container = self._homes[child]
             head = f"{container.path}." if container.path else ""
             twin = Child(f"{head}~{self._fresh}", child.origin, child.taken)
             children.append(twin)
             self._paths[twin.path] = twin
+            self._homes[twin] = container
             renames[child.path] = twin.path
             self._copied_from[twin.path] = self._copied_from.get(child.path, child.path)
             for name in self._weights_of.get(child.path, ()):
                 self._clone_weight(name, twin.path + name[len(child.path) :], own, storages, renames)
-        clone = Block(children, [], after.output, None, block.layers, block.signature)
-        place = container.children.index(after.children[-1]) + 1
-        container.children[place:place] = children
+        clone = Block(children, [], after.outputs, layers=block.layers, signature=block.signature)
+        for box, twins in self._by_home(children).items():
+            place = box.children.index(self._by_home(after.children)[box][-1]) + 1
+            box.children[place:place] = twins
+            self._touched[box] = None
         if block.nodes:
             self._clone_nodes(block, clone, after, renames)
         siblings = stage.blocks
         siblings.insert(0 if after is stage.entry else siblings.index(after) + 1, clone)
         self._stage_of[clone] = stage
-        self._touched[container] = None
         self._count_layers(block, 1)
         return clone
+
+    def _by_home(self, children: Iterable[Child]) -> dict[Container, list[Child]]:
+        """Slots by the containers that they lie in."""
+        found: dict[Container, list[Child]] = {}
+        for child in children:
+            found.setdefault(self._homes[child], []).append(child)
+        return found
 
     def _count_layers(self, block: Block, sign: int) -> None:
         """Without nodes the depth is a sum over the blocks; with nodes it is measured when the edit ends."""
@@ -301,9 +318,8 @@ class Rewriter(LayerEdits, StageEdits, Grafting, Renumbering):
         renames[name] = new
 
     def _clone_nodes(self, block: Block, clone: Block, after: Block, renames: dict[str, str]) -> None:
-        assert block.input is not None and block.output is not None and after.output is not None
-        values = {block.input: after.output}
-        readers = self.users(after.output)
+        values = dict(zip(block.inputs, after.outputs, strict=True))
+        readers = {value: self.users(value) for value in (*after.outputs, *after.taps)}
         last = (
             after.nodes[-1] if after.nodes else self.graph._root
         )  # a block's nodes are in the order they run
@@ -315,16 +331,28 @@ class Rewriter(LayerEdits, StageEdits, Grafting, Renumbering):
             twin.scope = rename_path(node.scope, renames)
             last = self._link(twin, after=last)
             clone.nodes.append(twin)
-        clone.output = values[block.output]
-        fresh = set(clone.nodes)
-        inside = set(after.nodes)
-        old, new = after.output, clone.output
-        for reader in readers:
-            if reader not in fresh and reader not in inside:
-                self._rewire(reader, old, new)
-        for other in self._neighbours(after):
-            if other is not clone and other.input is old:
-                other.input = new
+        clone.outputs = tuple(values[value] for value in block.outputs)
+        clone.taps = tuple(values[value] for value in block.taps)
+        inside = {*clone.nodes, *after.nodes}
+        for old, new in zip(after.taps, clone.taps, strict=True):
+            for reader in readers[old]:
+                if reader not in inside and collects(reader, old):
+                    self._collect(reader, old, new)
+        neighbours = [other for other in self._neighbours(after) if other is not clone]
+        for old, new in zip(after.outputs, clone.outputs, strict=True):
+            for reader in readers[old]:
+                if reader not in inside and not (old in after.taps and collects(reader, old)):
+                    self._rewire(reader, old, new)
+            for other in neighbours:
+                other.inputs = _with(other.inputs, old, new)
+
+    def _collect(self, reader: Node, old: Value, new: Value | None) -> None:
+        """Let a node that collects values take another one behind ``old``, or ``old`` no more."""
+        reader.args, reader.kwargs = (_collecting(part, old, new) for part in (reader.args, reader.kwargs))
+        if new is not None:
+            self._users.setdefault(new, {})[reader] = None
+        elif old not in reader.operands():
+            self._users.get(old, {}).pop(reader, None)
 
     def _neighbours(self, block: Block) -> list[Block]:
         """The blocks that may read a block's output: those of its own stage and of the following one."""
@@ -336,30 +364,34 @@ class Rewriter(LayerEdits, StageEdits, Grafting, Renumbering):
         """Delete a free block with all that is its own; what read its output reads its input instead."""
         stage = self._stage_of[block]
         self._blocks_of = None
-        if block is stage.entry:
-            raise StructureError(f"{block.path} is the entry of stage {stage.name!r} and cannot be deleted")
+        if block is stage.entry or block is stage.exit:
+            place = "entry" if block is stage.entry else "last block"
+            raise StructureError(f"{block.path} is the {place} of stage {stage.name!r} and cannot be deleted")
         if block.nodes:
-            assert block.input is not None and block.output is not None
             neighbours = self._neighbours(block)
-            old, new = block.output, block.input
             inside = set(block.nodes)
-            for reader in self.users(old):
-                if reader not in inside:
-                    self._rewire(reader, old, new)
-            for other in neighbours:
-                if other.input is old:
-                    other.input = new
+            for value in block.taps:
+                for reader in self.users(value):
+                    if reader not in inside and collects(reader, value):
+                        self._collect(reader, value, None)
+            for old, new in zip(block.outputs, block.inputs, strict=True):
+                for reader in self.users(old):
+                    if reader not in inside:
+                        self._rewire(reader, old, new)
+                for other in neighbours:
+                    other.inputs = _with(other.inputs, old, new)
             for node in reversed(block.nodes):
                 self._unlink(node)
         for child in block.children:
             for name in self._weights_of.pop(child.path, ()):
                 weight = self.graph.weights.pop(name)
                 self._names_of[id(weight.storage)].discard(name)
-            stage.container.children.remove(child)
+            home = self._homes.pop(child)
+            home.children.remove(child)
+            self._touched[home] = None
             self._paths.pop(child.path, None)
         stage.blocks.remove(block)
         del self._stage_of[block]
-        self._touched[stage.container] = None
         self._count_layers(block, -1)
 
     def clone_unit(self, unit: Unit, *, after: Block) -> Unit:
@@ -388,10 +420,29 @@ class Rewriter(LayerEdits, StageEdits, Grafting, Renumbering):
             if self._layers_changed:
                 lengths = path_lengths(self.graph)
                 for block in structure.blocks:
-                    if block.input in lengths and block.output in lengths:
-                        block.layers = lengths[block.output] - lengths[block.input]
+                    block.layers = layers_between(block.inputs, block.outputs, lengths)
                 structure.depth = longest_path(self.graph, lengths)
                 self._layers_changed = False
             elif touched:  # not a sum: of parallel branches (HRNet) only the longest counts
                 structure.depth = longest_path(self.graph)
         name_nodes(self.graph)
+
+
+def _with(values: tuple[Value, ...], old: Value, new: Value) -> tuple[Value, ...]:
+    """A tuple of values with one of them replaced; the tuple itself where that is not among them."""
+    return tuple(new if value is old else value for value in values) if old in values else values
+
+
+def _collecting(item: Any, old: Value, new: Value | None) -> Any:
+    """An argument with a value put behind ``old`` in the lists that hold it, or ``old`` taken out of them."""
+    if isinstance(item, dict):
+        return {key: _collecting(part, old, new) for key, part in item.items()}
+    if not isinstance(item, (list, tuple)):
+        return item
+    made: list[Any] = []
+    for part in item:
+        if part is not old:
+            made.append(_collecting(part, old, new))
+        elif new is not None:
+            made += [old, new]
+    return type(item)(made)

@@ -110,7 +110,7 @@ class _Finder:
         given = node.args[0]
         parts = self.rewriter.users(node.output)
         masks = [part for part in parts if part.args[1:] != (0,)]
-        ends = {block.output for block in self.blocks} & {part.output for part in parts}
+        ends = {value for block in self.blocks for value in block.outputs} & {part.output for part in parts}
         read = any(self.rewriter.users(mask.output) for mask in masks)
         if not isinstance(given, Value) or read or ends or not self._drops_nothing(node):
             return None

@@ -57,7 +57,7 @@ class DepthUpscale(DepthPass):
 
 
 def _repeated(stage: Stage, times: int, drop: int) -> tuple[int, ...]:
-    """The stage's plan: the entry, then the free blocks so often, with units left out at the seams."""
+    """The stage's plan: the free blocks so often between those that are kept, with units left out at the seams."""
     step = stage.period or 1
     first, count = stage.pinned, len(stage.blocks)
     plan = list(range(first))
@@ -65,4 +65,4 @@ def _repeated(stage: Stage, times: int, drop: int) -> tuple[int, ...]:
         start = drop * step if turn else 0
         stop = count - drop * step if turn < times - 1 else count
         plan += range(first + start, first + stop)
-    return tuple(plan)
+    return (*plan, *range(first + count, len(stage)))

@@ -16,7 +16,7 @@ def graph(depth: int | None, *counts: int) -> Graph:
     stages = []
     for place, count in enumerate(counts):
         blocks = [Block([Child(f"s{place}.{i}", f"s{place}.{i}")]) for i in range(count)]
-        stages.append(Stage(f"s{place}", Container(f"s{place}", "", 0), blocks[0], blocks[1:]))
+        stages.append(Stage(f"s{place}", (Container(f"s{place}", "", 0),), blocks[0], blocks[1:]))
     made = Graph("network")
     made._structure = Structure(stages, depth, "names")
     return made

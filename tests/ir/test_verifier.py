@@ -50,7 +50,7 @@ def test_a_block_holds_no_erased_node() -> None:
 def test_a_block_reads_what_the_one_before_computes() -> None:
     graph = small()
     first, second, third = graph.stages[0].blocks
-    third.input = first.output
+    third.inputs = first.outputs
     with pytest.raises(VerifyError, match=r"block 0\.2 does not read what 0\.1 computes"):
         verify(graph)
     assert second.input is first.output

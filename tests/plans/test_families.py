@@ -16,7 +16,7 @@ def stage(name: str, blocks: int, layers: int = 2, entry: bool = True, period: i
     for number in range(blocks):
         box.children.append(Child(f"{name}.{number}", f"{name}.{number}"))
         made.append(Block([box.children[-1]], layers=layers))
-    return Stage(name, box, made[0] if entry else None, made[entry:], period)
+    return Stage(name, (box,), made[0] if entry else None, made[entry:], period)
 
 
 def network(*stages: Stage) -> Structure:
