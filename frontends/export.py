@@ -58,12 +58,68 @@ def read_export(model: nn.Module, inputs: Inputs, weights: dict[str, Weight]) ->
         elif source.op == "output":
             node = Node("output", "output", (_result(program, source, values),), kind="output")
         else:
-            node = _call(source, values)
+            _operation(source, program.graph_module, values, graph)
+            continue
         _set_type(node, source)
         graph.append(node)
         values[source] = node.output
     name_nodes(graph)
     return graph
+
+
+def _operation(source: fx.Node, owner: fx.GraphModule, values: dict[fx.Node, Any], graph: Graph) -> None:
+    """Append an operation; one that runs a region (``no_grad``, autocast switched off) is replaced by the region's."""
+    first = source.args[0] if source.args else None
+    if source.op == "get_attr" and all(_region(user) is source for user in source.users):
+        return
+    if source.target is operator.getitem and isinstance(values.get(first), tuple):  # type: ignore[arg-type]
+        values[source] = values[first][source.args[1]]  # type: ignore[index]
+        return
+    if isinstance(first, fx.Node) and _gives_back(source, first):
+        values[source] = values[first]
+        return
+    region = _region(source)
+    if region is None:
+        node = _call(source, values)
+        _set_type(node, source)
+        graph.append(node)
+        values[source] = node.output
+        return
+    body = owner.get_submodule(str(region.target))
+    given = iter(source.args[source.args.index(region) + 1 :])
+    for inner in body.graph.nodes:  # type: ignore[union-attr]
+        if inner.op == "placeholder":
+            item = next(given)
+            values[inner] = values[item] if isinstance(item, fx.Node) else item
+        elif inner.op == "output":
+            values[source] = _argument(tuple(inner.args[0]), values)
+        else:
+            _operation(inner, body, values, graph)  # type: ignore[arg-type]
+
+
+def _gives_back(source: fx.Node, given: fx.Node) -> bool:
+    """Whether a cast returns the very tensor that it is given, of that dtype already.
+
+    An export then lets all that follows read the cast, so that a residual stream would seem to leave its block twice.
+    """
+    if str(source.target).rpartition(".")[0] not in ("aten.to", "aten.type_as") or "copy" in source.kwargs:
+        return False
+    before, after = given.meta.get("val"), source.meta.get("val")
+    return (
+        isinstance(before, torch.Tensor)
+        and isinstance(after, torch.Tensor)
+        and (before.dtype, before.device, before.stride()) == (after.dtype, after.device, after.stride())
+        and not any(isinstance(item, bool) and item for item in source.args[2:])
+    )
+
+
+def _region(source: fx.Node) -> fx.Node | None:
+    """The submodule that a node runs, where what runs it does nothing to its values."""
+    grad = torch.ops.higher_order.wrap_with_set_grad_enabled
+    autocast = torch.ops.higher_order.wrap_with_autocast  # its device, dtype, whether it is on, its cache, what it runs
+    if source.target is grad:
+        return source.args[1]  # type: ignore[return-value]
+    return source.args[4] if source.target is autocast and source.args[2] is False else None  # type: ignore[return-value]
 
 
 def _set_type(node: Node, source: fx.Node) -> None:

@@ -304,6 +304,15 @@ def sibling_entries(chosen: list[Candidate], root: Part, reader: Reader) -> list
     return extra
 
 
+def _shown_period(groups: Sequence[Group]) -> int:
+    """The period of a list of blocks: of what they compute and of which of the values beside it they read, or 1.
+
+    Masks of full and of sliding attention are made outside the blocks, so that nothing inside tells which is which.
+    """
+    period = _own_period([(group.signature, group.shared) for group in groups])
+    return period if period > 1 else _own_period([group.signature for group in groups])
+
+
 def _own_period(signatures: Sequence[Hashable]) -> int:
     """The shortest period of a list of hashes that is seen twice, or 1."""
     if len(set(signatures)) <= 1:
@@ -334,8 +343,7 @@ def _period_together(lists: list[list[Group]]) -> int:
 
 def periods(drafts: list[Draft], reader: Reader) -> list[int | None]:
     """How many blocks make a unit, for each stage: the shortest period of the hashes of its free blocks."""
-    lists = [[group.signature for group in draft.free] for draft in drafts]
-    found = [_own_period(signatures) for signatures in lists]
+    found = [_shown_period(draft.free) for draft in drafts]
     common = max(found, default=1)
     if common == 1:
         # stages that hold one unit each show it together, where their blocks do the same in turn (Swin of 2, 2, 2)
@@ -346,7 +354,8 @@ def periods(drafts: list[Draft], reader: Reader) -> list[int | None]:
         # stage is one window large, so its shift vanishes)
         form = drafts[found.index(common)].free[0].form
         for index, draft in enumerate(drafts):
-            if draft.free and kin(draft.free[0].form, form) and len(draft.free) % common == 0:
+            alike = bool(draft.free) and kin(draft.free[0].form, form)
+            if found[index] == 1 and alike and len(draft.free) % common == 0:
                 found[index] = common
         return list(found)
     # nothing but names: where every stage holds a whole number of pairs behind separate downsampling layers, the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ class GraphReader:
         self.order = {node: index for index, node in enumerate(self.nodes)}
         self.users = graph.users()
         self.prunable = {name for name, weight in graph.weights.items() if weight.prunable}
+        self._uses = Counter(name for node in self.nodes for name in node.weight_names())
         #: what depends on an input; weights made ready may stand anywhere before
         self.live: set[Node] = set()
         for node in graph:
@@ -122,10 +124,14 @@ class GraphReader:
         places = [self.order[node] for node in nodes]
         return min(places), max(places)
 
-    @staticmethod
-    def _carries(node: Node) -> bool:
-        """Whether a node outside all slots may be part of a block: a caller's operation that has no weights."""
-        return not node.weight_names() and node.kind not in ("input", "output", "weight", "constant")
+    def _carries(self, node: Node) -> bool:
+        """Whether a node outside all slots may be part of a block: a caller's operation, over shared weights at most.
+
+        A norm that the caller applies behind every block is one module, so that a copy of a block calls it as well.
+        """
+        if node.kind in ("input", "output", "weight", "constant"):
+            return False
+        return all(self._uses[name] > 1 for name in node.weight_names())
 
     # -- blocks ------------------------------------------------------------------------------------------------------
 

@@ -49,6 +49,8 @@ class Links:
         for index in range(len(self.groups)):
             self._inputs(index)
         for index, group in enumerate(self.groups):
+            outside = (value for value in self.reads[index] if value.node not in self.owner)
+            group.shared = frozenset(value for value in outside if self.readers[value] > 1)
             if not group.linked:
                 self._first_inputs(index)
             if not group.inputs or not group.outputs:

@@ -49,6 +49,7 @@ class Group:
     boundary: bool = False  #: a weightless layer that changes the shape (a pool) runs right before it
     inputs: tuple[Value, ...] = ()
     outputs: tuple[Value, ...] = ()
+    shared: frozenset[Value] = frozenset()  #: values made outside that it and other groups read
     taps: tuple[Value, ...] = ()  #: what something outside collects from every group in turn
     linked: bool = False  #: it reads all that flows out of the group before it
     sound: bool = (
