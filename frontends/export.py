@@ -116,7 +116,9 @@ def _gives_back(source: fx.Node, given: fx.Node) -> bool:
 def _region(source: fx.Node) -> fx.Node | None:
     """The submodule that a node runs, where what runs it does nothing to its values."""
     grad = torch.ops.higher_order.wrap_with_set_grad_enabled
-    autocast = torch.ops.higher_order.wrap_with_autocast  # its device, dtype, whether it is on, its cache, what it runs
+    autocast = (
+        torch.ops.higher_order.wrap_with_autocast
+    )  # its device, dtype, whether it is on, its cache, what it runs
     if source.target is grad:
         return source.args[1]  # type: ignore[return-value]
     return source.args[4] if source.target is autocast and source.args[2] is False else None  # type: ignore[return-value]

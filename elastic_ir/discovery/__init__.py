@@ -42,7 +42,7 @@ def discover(
     if within is not None:
         chosen = named_candidates(tree, reader, within)
     else:
-        chosen = choose(find_candidates(tree, reader))
+        chosen = choose(find_candidates(tree, reader), reader)
     if chosen and within is None:
         chosen += sibling_entries(chosen, tree, reader)
     if whole:

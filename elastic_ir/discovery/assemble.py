@@ -7,6 +7,7 @@ like occurs in the network elsewhere.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -172,7 +173,7 @@ def _outweighed(series: Candidate, inner: list[Candidate], reader: Reader) -> bo
     )
 
 
-def choose(found: list[Candidate]) -> list[Candidate]:
+def choose(found: list[Candidate], reader: Reader) -> list[Candidate]:
     """Keep repeated containers, and single ones whose like occurs elsewhere in the network."""
     strong = [c for c in found if c.strong]
     if any(c.trunk for c in strong):
@@ -180,21 +181,11 @@ def choose(found: list[Candidate]) -> list[Candidate]:
         forks = {c.groups[0].inputs for c in strong if c.trunk}
         strong = [c for c in strong if c.trunk or c.groups[0].inputs in forks]
     if strong:
-        # one free block behind an entry, in each of some lists side by side: a ResNet of 2, 2, 2, 2 in two towers
-        twins = Counter(
-            (_beside(c), kind)
-            for c in found
-            if c.container.native and not c.groups[0].preserving
-            for kind in c.kinds
-        )
+        twins = _twins(found, reader)
         weak = [
             c
             for c in found
-            if not c.strong
-            and (
-                any(_akin(c, other) for other in strong)
-                or any(twins[_beside(c), kind] > 1 for kind in c.kinds)
-            )
+            if not c.strong and (any(_akin(c, other) for other in strong) or not twins.isdisjoint(_places(c)))
         ]
     else:
         counts = Counter(g.kind for c in found for g in c.groups if g.free)
@@ -210,6 +201,31 @@ def choose(found: list[Candidate]) -> list[Candidate]:
     return [
         c for outer in found for c in ((outer,) if outer in kept else outer.inner) if c in kept or c in passed
     ]
+
+
+def _twins(found: list[Candidate], reader: Reader) -> set[tuple[tuple[str, str], str]]:
+    """The places and kinds of lists that run one after the other, each one block behind an entry.
+
+    So does a ResNet of 2, 2, 2, 2 that is one of two towers; the heads of a detector run side by side.
+    """
+    lists: dict[tuple[tuple[str, str], str], list[Candidate]] = {}
+    for candidate in found:
+        if candidate.container.native and not candidate.groups[0].preserving:
+            for place in _places(candidate):
+                lists.setdefault(place, []).append(candidate)
+    for alike in lists.values():
+        alike.sort(key=lambda one: reader.position(one.groups[0]))
+    return {
+        place
+        for place, alike in lists.items()
+        if any(reader.leads(a.groups[-1], b.groups[0]) for a, b in itertools.pairwise(alike))
+    }
+
+
+def _places(candidate: Candidate) -> set[tuple[tuple[str, str], str]]:
+    """Where its list stands, and the kinds of its free blocks of the commonest form."""
+    form, place = candidate.form, _beside(candidate)
+    return {(place, group.kind) for group in candidate.groups if group.free and group.form == form}
 
 
 def _beside(candidate: Candidate) -> tuple[str, str]:

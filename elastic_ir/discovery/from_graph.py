@@ -247,6 +247,20 @@ class GraphReader:
         """Where the group runs, to order stages."""
         return self.order[next((node for node in group.nodes if node in self.live), group.nodes[0])]
 
+    def leads(self, left: Group, right: Group) -> bool:
+        """Whether what one group computes is needed for what flows into another that runs later."""
+        start = self.order[left.nodes[0]]
+        waiting = [value.node for value in right.inputs]
+        seen: set[Node] = set()
+        while waiting:
+            node = waiting.pop()
+            if node.output in left.outputs:
+                return True
+            if node not in seen and self.order[node] > start:
+                seen.add(node)
+                waiting += [value.node for value in node.operands()]
+        return False
+
     def between(self, left: Group, right: Group) -> list[Node]:
         """The nodes that run after one group and before another."""
         return self.nodes[self.order[left.nodes[-1]] + 1 : self.order[right.nodes[0]]]

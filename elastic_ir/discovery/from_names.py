@@ -89,6 +89,11 @@ class NameReader:
     def position(self, group: Group) -> int:
         return min(self.order[name] for part in group.parts for name in part.weights)
 
+    def leads(self, left: Group, right: Group) -> bool:
+        """Whether one group has as many channels out as another has in."""
+        before, after = self.channels(left), self.channels(right)
+        return before is not None and after is not None and before[1] == after[0]
+
     def between(self, left: Group, right: Group) -> list[Node]:
         return []
 

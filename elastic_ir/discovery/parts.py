@@ -7,7 +7,6 @@ activations that belong to it.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -211,13 +210,13 @@ def group_children(
             current.parts.append(part)
         elif leading:
             pending.append(part)
-    for before, group in itertools.pairwise(groups):
-        _leave_the_rest(before, group, has_weights)
+    if len(groups) > 1:
+        _leave_the_rest(groups[-2], groups[-1], has_weights)
     return groups
 
 
 def _leave_the_rest(before: Group, group: Group, has_weights: Callable[[Part], bool]) -> None:
-    """Take the norm behind a layer out where an equal layer before it has none: that norm is the head's."""
+    """Take the norm behind the last layer out where an equal layer before it has none: that norm is the head's."""
 
     def behind(one: Group) -> int | None:
         return next((at for at, part in enumerate(one.parts) if at and has_weights(part)), None)

@@ -93,6 +93,10 @@ KNOWN: dict[str, tuple[str, Outline | None]] = {
             ("stages.2.blocks:2", 4, True),
         ],
     ),
+    "starnet_s2": (
+        "the first stage is one block behind a strided convolution of equal width: strides stand in no shape",
+        [("stages.1", 2, False), ("stages.2", 6, False), ("stages.3", 2, False)],
+    ),
     "efficientvit_l1": (
         "the stem is a residual branch of two like convolutions: a shortcut around them stands in no name",
         [
