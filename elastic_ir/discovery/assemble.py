@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from elastic_ir.discovery.from_graph import GraphReader
 from elastic_ir.discovery.from_names import NameReader
 from elastic_ir.discovery.parts import Group, Part, kin
+from elastic_ir.discovery.periods import period_together, shortest_period, shown_period
 from elastic_ir.ir.numbering import pattern_of
 from elastic_ir.ir.structure import Block, Container, Stage
 
@@ -118,7 +119,7 @@ def _take_together(inner: list[Candidate]) -> None:
     for candidate in inner:
         alike.setdefault(pattern_of(candidate.container.path), []).append(candidate)
     for candidates in alike.values():
-        if _period_together([[group for group in one.groups if group.free] for one in candidates]) > 1:
+        if period_together([[group for group in one.groups if group.free] for one in candidates]) > 1:
             for one in candidates:
                 one.strong = True
 
@@ -296,7 +297,7 @@ def pin_first_blocks(drafts: list[Draft]) -> None:
 def _alternates(draft: Draft, drafts: list[Draft]) -> bool:
     """Whether stages of the same kind go in pairs or more: an unlike first block is then the first of such a unit."""
     steps = {
-        _own_period([group.signature for group in other.free])
+        shortest_period([group.signature for group in other.free])
         for other in drafts
         if other is not draft and other.free and kin(other.free[0].form, draft.free[0].form)
     }
@@ -320,50 +321,13 @@ def sibling_entries(chosen: list[Candidate], root: Part, reader: Reader) -> list
     return extra
 
 
-def _shown_period(groups: Sequence[Group]) -> int:
-    """The period of a list of blocks: of what they compute and of which of the values beside it they read, or 1.
-
-    Masks of full and of sliding attention are made outside the blocks, so that nothing inside tells which is which.
-    """
-    period = _own_period([(group.signature, group.shared) for group in groups])
-    return period if period > 1 else _own_period([group.signature for group in groups])
-
-
-def _own_period(signatures: Sequence[Hashable]) -> int:
-    """The shortest period of a list of hashes that is seen twice, or 1."""
-    if len(set(signatures)) <= 1:
-        return 1
-    for period in range(2, len(signatures) // 2 + 1):
-        if len(signatures) % period == 0 and all(
-            signatures[i] == signatures[i + period] for i in range(len(signatures) - period)
-        ):
-            return period
-    return 1
-
-
-def _period_together(lists: list[list[Group]]) -> int:
-    """The period that lists of blocks show only one behind the other, or 1: a plain and a shifted window, every time.
-
-    Their blocks have equal weights, and which of them compute the same is what repeats.
-    """
-    mixed: list[int] = []
-    turns = 0
-    for groups in lists:
-        hashes = [group.signature for group in groups]
-        if len(set(hashes)) > 1 and all(group.weights == groups[0].weights for group in groups):
-            mixed += [hashes.index(one) for one in hashes]
-            turns += 1
-    period = _own_period(mixed) if turns > 1 else 1
-    return period if all(len(groups) % period == 0 for groups in lists) else 1
-
-
 def periods(drafts: list[Draft], reader: Reader) -> list[int | None]:
     """How many blocks make a unit, for each stage: the shortest period of the hashes of its free blocks."""
-    found = [_shown_period(draft.free) for draft in drafts]
+    found = [shown_period(draft.free) for draft in drafts]
     common = max(found, default=1)
     if common == 1:
         # stages that hold one unit each show it together, where their blocks do the same in turn (Swin of 2, 2, 2)
-        together = _period_together([draft.free for draft in drafts if len(draft.free) > 1])
+        together = period_together([draft.free for draft in drafts if len(draft.free) > 1])
         found = [together if len(draft.free) > 1 else 1 for draft in drafts]
     elif common > 1:
         # where one stage alternates, stages of the same kind do too, even if their resolution hides it (Swin's last
