@@ -122,7 +122,9 @@ def _learned_scale(node: Node, graph: Graph) -> tuple[Node, tuple[str, ...]] | N
         maker = value.node
         while not maker.weight_names() and has(maker, Trait.HOMOGENEOUS) and len(maker.operands()) == 1:
             maker = maker.operands()[0].node
-        if not maker.operands() and maker.weight_names():
+        # a multiple of the parameter has to give that multiple of the scale, which one more than it does not
+        plain = maker.kind == "weight" or (has(maker, Trait.HOMOGENEOUS) and not is_sum(maker))
+        if not maker.operands() and maker.weight_names() and plain:
             return maker, _scaled_by(maker, graph)
     return None
 

@@ -91,11 +91,17 @@ def find_candidates(part: Part, reader: Reader) -> list[Candidate]:
         if not free:
             continue
         repeats = Counter(group.signature for group in free).most_common(1)[0][1] > 1
-        weights = sum(len(group.weights) for group in groups)
+        # by names, norms that stand beside do not make a block's convolutions the block
+        own_weights = (
+            (part.weights for part in parts) if reader.form == "names" else (g.weights for g in groups)
+        )
+        weights = sum(map(len, own_weights))
         own.append(Candidate(container, part.path, groups, repeats, reader.on_trunk(groups), weights))
     strong = [candidate for candidate in own if candidate.strong]
     if any(candidate.streams == 1 for candidate in strong):
-        return strong[:1]
+        if not _is_frame(strong[0], reader):
+            return strong[:1]
+        own.remove(strong[0])
     inner = [c for child in part.children.values() for c in find_candidates(child, reader)]
     # several streams may be of stages that run side by side (HRNet, CrossViT): then the lists inside are the stages
     own = [one for one in own if one.streams == 1 or not _mostly_lists(one, inner)]
@@ -108,6 +114,18 @@ def find_candidates(part: Part, reader: Reader) -> list[Candidate]:
             candidate.inner = inner
             return [candidate]
     return inner
+
+
+def _is_frame(outer: Candidate, reader: Reader) -> bool:
+    """Whether what repeats in a container are but layers around a child that repeats inside and outweighs them.
+
+    ESRGAN is one Sequential: a convolution, the trunk of 23 blocks, two convolutions behind upsampling.
+    """
+    form = outer.form
+    repeated = sum(len(group.weights) for group in outer.groups if kin(group.form, form))
+    others = [group for group in outer.groups if not kin(group.form, form)]
+    inner = [c for group in others for part in group.parts for c in find_candidates(part, reader)]
+    return sum(candidate.weights for candidate in inner if candidate.strong) > repeated
 
 
 def _take_together(inner: list[Candidate]) -> None:
@@ -180,7 +198,9 @@ def choose(found: list[Candidate], reader: Reader) -> list[Candidate]:
     if any(c.trunk for c in strong):
         # of branches side by side only the last looks like the trunk: what it starts from, the others start from too
         forks = {c.groups[0].inputs for c in strong if c.trunk}
-        strong = [c for c in strong if c.trunk or c.groups[0].inputs in forks]
+        # and the stages of an encoder whose results a decoder reads again have the place of one that is the trunk
+        beside = {_beside(c) for c in strong if c.trunk}
+        strong = [c for c in strong if c.trunk or c.groups[0].inputs in forks or _beside(c) in beside]
     if strong:
         twins = _twins(found, reader)
         weak = [
@@ -256,11 +276,12 @@ def draft_stages(candidate: Candidate) -> list[Draft]:
         if not kin(group.form, form):
             current, foreign = None, group if drafts else None  # before the first stage it is the stem
             continue
-        if group.free and current is not None and group.linked and not group.boundary:
-            if group.torn and group is candidate.groups[-1]:
+        if current is not None and group.linked and not group.boundary:
+            last = group is candidate.groups[-1]
+            if last and ((group.free and group.torn) or 0 < len(group.outputs) < len(group.inputs)):
                 current.exit = group
                 continue
-            if not group.torn:
+            if group.free and not group.torn:
                 current.free.append(group)
                 continue
         current = Draft(candidate, after_foreign=foreign)

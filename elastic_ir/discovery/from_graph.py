@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from elastic_ir.discovery.bundles import Bundle, Series, Span, bundles_of
@@ -121,17 +122,31 @@ class GraphReader:
         return Series(container, groups, spans, within, layered, beside)
 
     def _span(self, nodes: Sequence[Node]) -> Span:
-        places = [self.order[node] for node in nodes]
+        # what makes weights ready (dequantises them) may stand anywhere before
+        places = [self.order[node] for node in nodes if node in self.live] or [
+            self.order[node] for node in nodes
+        ]
         return min(places), max(places)
 
-    def _carries(self, node: Node) -> bool:
-        """Whether a node outside all slots may be part of a block: a caller's operation, over shared weights at most.
+    def _carries(self, node: Node, shared: Collection[str] = ()) -> bool:
+        """Whether a node outside all slots may be part of a block: what the caller does, over shared weights."""
+        return node.kind not in ("input", "output", "weight", "constant") and all(
+            name in shared for name in node.weight_names()
+        )
 
-        A norm that the caller applies behind every block is one module, so that a copy of a block calls it as well.
+    def _shared(self, spans: Sequence[Span]) -> set[str]:
+        """The weights that the caller uses around every block, or every one but one.
+
+        A norm that is applied behind every block is one module, so that a copy of a block calls it as well.
         """
-        if node.kind in ("input", "output", "weight", "constant"):
-            return False
-        return all(self._uses[name] > 1 for name in node.weight_names())
+        starts = [first for first, _ in spans]
+        gap = max((after[0] - before[1] for before, after in itertools.pairwise(spans)), default=0)
+        rows: dict[str, set[int]] = {}
+        for node in self.nodes[max(spans[0][0] - gap, 0) : spans[-1][1] + gap]:
+            for name in node.weight_names():
+                if self._uses[name] > 1:
+                    rows.setdefault(name, set()).add(bisect_right(starts, self.order[node]))
+        return {name for name, found in rows.items() if len(found) >= max(2, len(spans) - 1)}
 
     # -- blocks ------------------------------------------------------------------------------------------------------
 
@@ -140,9 +155,12 @@ class GraphReader:
 
         Else with what keeps the shape alone: what changes it then stands between stages.
         """
-        groups = self._put_together(bundle, self._carries)
+        shared = self._shared([span for _, span in bundle.blocks()])
+        groups = self._put_together(bundle, lambda node: self._carries(node, shared))
         if not any(group.free and group.linked for group in groups):
-            groups = self._put_together(bundle, lambda node: self._carries(node) and _keeps_extents(node))
+            groups = self._put_together(
+                bundle, lambda node: self._carries(node, shared) and _keeps_extents(node)
+            )
         return groups
 
     def _put_together(self, bundle: Bundle, carries: Callable[[Node], bool]) -> list[Group]:
@@ -167,6 +185,9 @@ class GraphReader:
             group.weights = relative_weights(group.parts, self.graph)
             group.form = form_of(group)
             group.signature, group.kind = self._signatures(group)
+        if len(groups) > 1 and _starts_as_it_goes_on(*groups[:2]):
+            groups[0].preserving = True
+        _tear_odd_ends(groups)
         return groups
 
     def _absorb(
@@ -361,6 +382,31 @@ class _Ends:
 
     def _open(self, node: Node) -> bool:
         return node not in self.owner and self.carries(node)
+
+
+def _starts_as_it_goes_on(first: Group, second: Group) -> bool:
+    """Whether a first block does what a free one behind it does, with values that only broadcast to what flows later.
+
+    N-BEATS begins with a forecast of one number, Emformer with an empty memory.
+    """
+    return first.sound and second.linked and second.free and first.signature == second.signature
+
+
+def _tear_odd_ends(groups: list[Group]) -> None:
+    """Mark a first and a last block around which the caller does other things than around all others.
+
+    A counter in the caller's forward shows so: a position embedding before the first temporal block (Latte), a slice
+    of one token in the last block (FT-Transformer).
+    """
+    if len(groups) < 4:
+        return
+    around = []
+    for group in groups:
+        inside = {node for part in group.parts for node in part.nodes}
+        around.append([node.op for node in group.nodes if node not in inside])
+    if all(operations == around[1] for operations in around[2:-1]):
+        for end in (0, -1):
+            groups[end].torn |= around[end] != around[1]
 
 
 def _elements(value: Value) -> int:

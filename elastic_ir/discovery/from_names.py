@@ -27,14 +27,61 @@ class NameReader:
         if self.sorted:
             names.sort(key=lambda name: [natural_key(part) for part in name.split(".")])
         self.order = {name: index for index, name in enumerate(names)}
+        self._listed: dict[Part, list[tuple[Container, list[Part]]]] = {}
+        self._norms: dict[Container, list[tuple[Container, list[Part]]]] | None = None
 
     def containers(self, part: Part) -> list[tuple[Container, list[Part]]]:
-        """The containers that a part is or holds, with their children in order."""
-        return list(containers(part, self.graph.modules))
+        """The containers that a part is or holds, with their children in order; the same objects every time."""
+        if part not in self._listed:
+            self._listed[part] = list(containers(part, self.graph.modules))
+        return self._listed[part]
 
     def bundle(self, container: Container) -> tuple[Container, ...]:
-        """Names do not show which containers advance together."""
-        return (container,)
+        """A container, and those of the norms that advance with it as far as names show it."""
+        return (container, *(norms for norms, _ in self._joined().get(container, ())))
+
+    def _joined(self) -> dict[Container, list[tuple[Container, list[Part]]]]:
+        """By containers of layers those of norms that stand beside them, as many and of their channels.
+
+        A list that fits two lists of layers joins none, nor one that stands beside blocks with norms of their own (it
+        may belong to their results). Lists of layers are never joined: numbers that agree do not show which advance
+        together (two towers of equal depth are numbered alike).
+        """
+        if self._norms is None:
+            self._norms = {}
+            beside: dict[str, list[tuple[Container, list[Part]]]] = {}
+            for part in self.tree.walk():
+                for container, parts in self.containers(part):
+                    owner = container.path.rpartition(".")[0] if container.native else container.path
+                    beside.setdefault(owner, []).append((container, parts))
+            for lists in beside.values():
+                layered = [one for one in lists if all(map(self._bare, one[1]))]
+                for container, parts in lists if layered else ():
+                    if not all(part.weights for part in parts) or any(map(self._layered, parts)):
+                        continue
+                    fitting = [box for box, layers in layered if self._fit(parts, layers)]
+                    if len(fitting) == 1:
+                        self._norms.setdefault(fitting[0], []).append((container, parts))
+        return self._norms
+
+    def _layered(self, part: Part) -> bool:
+        return any(name in self.prunable for name in part.weights)
+
+    def _bare(self, part: Part) -> bool:
+        """Whether a part holds layers, with their biases, and nothing else."""
+        others = [name for name in part.weights if name not in self.prunable]
+        return self._layered(part) and all(name.rpartition(".")[2] == "bias" for name in others)
+
+    def _fit(self, norms: list[Part], layers: list[Part]) -> bool:
+        """Whether there is a norm for each layer, over its channels in or out."""
+        return len(norms) == len(layers) and all(
+            (channels := self.channels(Group([layer]))) is not None
+            and all(
+                self.graph.weights[name].shape in ((), *((count,) for count in channels))
+                for name in norm.weights
+            )
+            for norm, layer in zip(norms, layers, strict=True)
+        )
 
     def groups(self, container: Container, parts: list[Part]) -> list[Group]:
         """The groups of a container; a gap in the numbers wider than the step indicates a pool."""
@@ -57,6 +104,7 @@ class NameReader:
         groups = []
         for index, start in enumerate(starts):
             group = Group(parts[start : start + step], boundary=index > 0 and steps[index - 1] > step)
+            group.parts += [norms[start] for _, norms in self._joined().get(container, ())]
             group.weights = relative_weights(group.parts, self.graph)
             group.form = form_of(group)
             group.linked = index > 0 and not group.boundary

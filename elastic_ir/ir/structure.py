@@ -166,6 +166,16 @@ class Stage:
     shape: tuple[int, ...] | None = None  #: of the activation between its blocks, where it is known
     exit: Block | None = None  #: its last block, where that lacks what the others have; kept as the entry is
 
+    @property
+    def alike(self) -> bool:
+        """Whether all free blocks compute the same, so that the blocks of a unit differ only in what they read beside.
+
+        Full and sliding attention differ in their masks so. A plan may part them; a copy reads what its source reads.
+        """
+        return bool(self.blocks) and all(
+            block.nodes and block.signature == self.blocks[0].signature for block in self.blocks
+        )
+
     def __repr__(self) -> str:
         """Short, since ``graph.stages`` is what people print first; the parts are attributes."""
         ends = (("entry", self.entry), ("last", self.exit))

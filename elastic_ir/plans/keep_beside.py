@@ -211,12 +211,13 @@ def _orders(
         ranks = {number - container.base: rank for rank, number in enumerate(stack.slots)}
         after: dict[int, list[Hashable]] = {at: [at] for at in place.values()}
         for stage, wanted in zip(graph.stages, plan, strict=True):
-            if stage.container is not container:
+            if container not in stage.containers:
                 continue
-            blocks = [[place[child.path] for child in block.children] for block in stage.all_blocks]
-            for block in blocks:
-                after.update((at, []) for at in block)
-            after[blocks[0][0]] = [
+            slots = [[place.get(child.path) for child in block.children] for block in stage.all_blocks]
+            blocks = [[at for at in block if at is not None] for block in slots]
+            members = [at for block in blocks for at in block]
+            after.update((at, []) for at in members)
+            after[members[0]] = [
                 at for item in wanted for at in (blocks[item] if isinstance(item, int) else [item])
             ]
         order = [item for at in sorted(after) for item in after[at]]

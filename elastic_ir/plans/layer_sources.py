@@ -168,8 +168,8 @@ class _Likes:
             stage = other.structure.stage(self.stage.name)
         except StructureError as error:
             raise PlanError(f"{layer}: of {layer.source} {error}") from error
-        mine, theirs = self.stage.container, stage.container
-        if (mine.series, mine.base) != (theirs.series, theirs.base):
+        mine, theirs = ([(box.series, box.base) for box in one.containers] for one in (self.stage, stage))
+        if mine != theirs:
             raise PlanError(
                 f"{layer}: its layers are numbered in another way than those of {self.graph.name}"
             )

@@ -60,6 +60,9 @@ class StageShape:
     pinned: int
     period: int
     pinned_last: int = 0
+    alike: bool = (
+        False  #: the blocks of a unit differ only in what is made for them outside; a plan may part them
+    )
 
     @staticmethod
     def of(stage: Stage) -> StageShape:
@@ -70,6 +73,7 @@ class StageShape:
             stage.pinned,
             len(stage.units and stage.units[0].blocks) or 1,
             int(stage.exit is not None),
+            stage.alike,
         )
 
     @property
@@ -180,17 +184,22 @@ def check_plan(stage: StageShape, plan: Sequence[int]) -> StagePlan:
         )
     if not plan:
         raise PlanError(f"stage {stage.name!r} cannot have 0 blocks: at least one has to stay")
-    free = plan[stage.pinned : len(plan) - stage.pinned_last]
-    if len(free) % stage.period or any(
-        (index - stage.pinned) % stage.period != place % stage.period
-        or (place % stage.period and index != free[place - 1] + 1)
-        for place, index in enumerate(free)
-    ):
+    if not stage.alike and not keeps_units(stage, plan):
         raise PlanError(
             f"stage {stage.name!r}: {stage.period} blocks make a unit; a plan keeps them together and in order"
             f"{_SINGLE}"
         )
     return tuple(plan)
+
+
+def keeps_units(stage: StageShape, plan: Sequence[int]) -> bool:
+    """Whether a plan has the blocks of each unit together and in order."""
+    free = plan[stage.pinned : len(plan) - stage.pinned_last]
+    return len(free) % stage.period == 0 and all(
+        (index - stage.pinned) % stage.period == place % stage.period
+        and (place % stage.period == 0 or index == free[place - 1] + 1)
+        for place, index in enumerate(free)
+    )
 
 
 def _units_wanted(stage: StageShape, blocks: int) -> int:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Block, Resequenced
 from elastic_ir.plans.keep_beside import known_names, refuse_left_behind
-from elastic_ir.plans.plan import Plan
+from elastic_ir.plans.plan import Plan, StageShape, keeps_units
 from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.safety.limits import check_blocks
 
@@ -52,6 +52,7 @@ def resequence(
         originals = list(stage.all_blocks)
         if list(wanted) == list(range(len(originals))):
             continue
+        parted = stage.alike and not keeps_units(StageShape.of(stage), wanted)
         kept: set[int] = set()
         last_kept = -1
         for index in wanted:  # which originals stay where they are
@@ -73,4 +74,6 @@ def resequence(
                 after = rewriter.clone_block(block, after=after)
         for block in doomed:
             rewriter.delete_block(block)
+        if parted:
+            rewriter.loosen(stage, entry=False)
     return made

@@ -93,20 +93,6 @@ class Sliced(Base):
         return made
 
 
-class Paired(nn.Module):
-    """Pairs in a list, unpacked (vit-pytorch): a third one in a pair does not run."""
-
-    def __init__(self, count: int = 3) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.ModuleList([block(4), block(4)]) for _ in range(count))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for attention, feed in self.layers:  # type: ignore[misc]
-            x = attention(x) + x  # type: ignore[has-type]
-            x = feed(x) + x  # type: ignore[has-type]
-        return x
-
-
 def longer(model: nn.Module, frontend: str = "fx") -> eir.Graph:
     graph = eir.trace(model.eval(), (X,), frontend=frontend)
     stage = graph.stages[0]
@@ -148,12 +134,10 @@ def test_what_only_an_export_could_follow_is_refused(kind: type[Base], tmp_path:
     eir.save(deeper, tmp_path / "net.pt", check=False)
 
 
-@pytest.mark.parametrize("kind", [Sliced, Paired])
+@pytest.mark.parametrize("kind", [Sliced])
 def test_blocks_that_do_not_run_are_not_handed_out(kind: type[nn.Module], tmp_path: Path) -> None:
     deeper = longer(kind())
-    with pytest.raises(
-        eir.EmitError, match=r"would never run, 'blocks\.6' first|does not run: ValueError: too many values"
-    ):
+    with pytest.raises(eir.EmitError, match=r"would never run, 'blocks\.6' first"):
         deeper.to_module()
     with pytest.raises(eir.EmitError):
         eir.save(deeper, tmp_path / "net.pt")

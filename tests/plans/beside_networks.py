@@ -70,26 +70,16 @@ def by_names(model: nn.Module, *, sort: bool = False) -> eir.Graph:
     return graph_of_tensors("bare", {name: ShapeOnly(tuple(state[name].shape), "float32") for name in names})
 
 
-#: A network, the stage that is to change, and what is left beside it: lists.
-LISTS: dict[str, tuple[Callable[[], nn.Module], str, list[str]]] = {
+#: A network, its stage, and the norms that belong to its layers.
+JOINED: dict[str, tuple[Callable[[], nn.Module], str, list[str]]] = {
     "convolutions and norms of a graph network": (
         lambda: Net(convs=linears(3), norms=norms(3), out=nn.Linear(WIDTH, 5)), "convs", ["norms"]
     ),
-    "norms between the layers": (lambda: Net(lins=linears(4), norms=norms(3)), "lins", ["norms"]),
-    "norms around the layers": (lambda: Net(lins=linears(4), norms=norms(5)), "lins", ["norms"]),
     "a first layer of another width": (
         lambda: Net(
             convs=listed(4, lambda at: nn.Linear(8 if at == 0 else WIDTH, WIDTH)), norms=norms(4)
         ),
         "convs", ["norms"],
-    ),
-    "linear skips": (lambda: Net(convs=linears(4), skips=linears(4)), "convs", ["skips"]),
-    "dilated convolutions": (
-        lambda: Net(
-            start=nn.Conv1d(1, 8, 1), dilated=listed(6, lambda _: nn.Conv1d(8, WIDTH, 3)),
-            residual=listed(6, lambda _: nn.Conv1d(8, 8, 1)), skip=listed(6, lambda _: nn.Conv1d(8, 12, 1)),
-        ),
-        "residual", ["dilated", "skip"],
     ),
     "numbered attributes": (
         lambda: Net(
@@ -102,6 +92,20 @@ LISTS: dict[str, tuple[Callable[[], nn.Module], str, list[str]]] = {
             convs=nn.ModuleDict(numbered("layer", 3, lambda: nn.Linear(WIDTH, WIDTH))), norms=norms(3)
         ),
         "convs", ["norms"],
+    ),
+}  # fmt: skip
+
+#: A network, the stage that is to change, and what is left beside it: lists.
+LISTS: dict[str, tuple[Callable[[], nn.Module], str, list[str]]] = {
+    "norms between the layers": (lambda: Net(lins=linears(4), norms=norms(3)), "lins", ["norms"]),
+    "norms around the layers": (lambda: Net(lins=linears(4), norms=norms(5)), "lins", ["norms"]),
+    "linear skips": (lambda: Net(convs=linears(4), skips=linears(4)), "convs", ["skips"]),
+    "dilated convolutions": (
+        lambda: Net(
+            start=nn.Conv1d(1, 8, 1), dilated=listed(6, lambda _: nn.Conv1d(8, WIDTH, 3)),
+            residual=listed(6, lambda _: nn.Conv1d(8, 8, 1)), skip=listed(6, lambda _: nn.Conv1d(8, 12, 1)),
+        ),
+        "residual", ["dilated", "skip"],
     ),
     "a list of parameters": (
         lambda: Net(blocks=blocks(4), scales=nn.ParameterList(values() for _ in range(4))), "blocks", ["scales"]
