@@ -16,7 +16,6 @@ from typing import Protocol
 import networkx as nx
 import numpy as np
 
-from elastic_ir.channels import onnx_rules, torch_rules
 from elastic_ir.channels.atoms import Bools, Channels, Count, Floats, Integers, LayerChannels, Meeting, Place
 from elastic_ir.ir.graph import Argument, Graph, Literal, Node, Value, WeightRef
 from elastic_ir.ir.operations import (
@@ -70,6 +69,16 @@ class Rules(Protocol):
         """Whether a node asks for extents other than that of the channels."""
 
 
+def _rules_of(graph: Graph) -> Rules:
+    if is_onnx(graph):
+        from elastic_ir.channels import onnx_rules
+
+        return onnx_rules
+    from elastic_ir.channels import torch_rules
+
+    return torch_rules
+
+
 class Flow:
     """The channels of one graph. Reads masks, and of tensors only norms, biases and what has to be folded."""
 
@@ -77,7 +86,7 @@ class Flow:
         self.graph = graph
         self.users = graph.users()
         self.readers = weight_readers(graph)
-        self.rules: Rules = onnx_rules if is_onnx(graph) else torch_rules
+        self.rules = _rules_of(graph)
         self.layers: list[LayerChannels] = []
         self.norms: dict[Node, Channels] = {}
         self.meetings: list[Meeting] = []

@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
 
 from elastic_ir.discovery.from_graph import GraphReader
-from elastic_ir.discovery.from_names import NameReader
 from elastic_ir.discovery.parts import Group, Part, containers, kin
 from elastic_ir.ir.structure import Block, Container, Stage
 
-Reader = GraphReader | NameReader
+if TYPE_CHECKING:
+    from elastic_ir.discovery.from_names import NameReader
+
+Reader: TypeAlias = "GraphReader | NameReader"
 
 
 @dataclass(eq=False)

@@ -17,7 +17,6 @@ from typing import Any
 from elastic_ir.errors import PlanError
 from elastic_ir.passes.infra.base import Pass, option_fields
 from elastic_ir.passes.infra.option_table import kinds_of, typed
-from elastic_ir.plans.plan import parse_indices
 
 _TOKEN = re.compile(
     r"""\s*(?:(?P<name>[A-Za-z][\w-]*)|(?P<sign>[{},=])|"(?P<double>[^"]*)"|'(?P<single>[^']*)'|(?P<word>[^\s{},="']+))"""
@@ -189,6 +188,8 @@ def _as(text: str, kind: Any) -> Any:
     if origin in (Sequence, list, tuple) or kind in (list, tuple):
         inner = (typing.get_args(kind) or (str,))[0]
         if inner is int:
+            from elastic_ir.plans.plan import parse_indices
+
             try:
                 return parse_indices(text)
             except PlanError:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
-from elastic_ir.emit.module.aliases import refuse_aliases
 from elastic_ir.emit.module.check import RunsOtherwiseError, check_module
 from elastic_ir.emit.module.configuration import update_configuration, update_counts, update_stage_counts
 from elastic_ir.emit.module.indices import renumber_indices
@@ -75,7 +74,9 @@ def _build(graph: Graph, masked: bool, check: bool) -> nn.Module:
     touched = [container for container in _containers(graph) if _changed(container)]
     edited = graph.edits.rewired or graph.edits.edited_layers or graph.reference is not None
     check = check and (bool(touched) or bool(edited))
-    if check:
+    if check and graph.info.ties:
+        from elastic_ir.emit.module.aliases import refuse_aliases
+
         refuse_aliases(graph, touched)
     why = ""
     # an export fixes the sizes of its inputs: better than nothing where the class is not at hand

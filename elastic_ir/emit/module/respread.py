@@ -15,7 +15,6 @@ from torch import nn
 from elastic_ir.emit.graph_modules.layers import submodule
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Block, Structure
-from elastic_ir.plans.positions import Place, respread
 
 #: A constant of a block: the path of the module that holds it, within the block, and the attribute.
 Key: TypeAlias = tuple[str, str]
@@ -29,7 +28,8 @@ class _Slot:
     """One block on either side."""
 
     module: nn.Module
-    place: Place
+    stage: int
+    entry: bool  #: whether it is its stage's entry
 
 
 def respread_constants(live: nn.Module, target: nn.Module, graph: Graph) -> dict[str, str]:
@@ -40,7 +40,9 @@ def respread_constants(live: nn.Module, target: nn.Module, graph: Graph) -> dict
     """
     structure = graph.structure
     before, after = _source_slots(live, structure), _target_slots(target, structure)
-    if before is None or after is None or [s.place for s in before] == [s.place for s in after]:
+    if before is None or after is None:
+        return {}
+    if [(slot.stage, slot.entry) for slot in before] == [(slot.stage, slot.entry) for slot in after]:
         return {}
     done: dict[str, str] = {}
     for key, values in sorted(_constants(before).items()):
@@ -51,7 +53,7 @@ def respread_constants(live: nn.Module, target: nn.Module, graph: Graph) -> dict
         holder = next(before[index].module for index, value in values.items())
         found = None
         if len(numbers) == len(known):
-            found = respread(numbers, [slot.place for slot in before], [slot.place for slot in after])
+            found = _spread(numbers, before, after)
         if found is None:
             if _differs_in_a_stage(values, before):
                 done.setdefault(key[1], KEPT)
@@ -60,6 +62,14 @@ def respread_constants(live: nn.Module, target: nn.Module, graph: Graph) -> dict
             _set(slot.module, key, value, holder)
         done[key[1]] = found[1]
     return done
+
+
+def _spread(values: list[float], before: list[_Slot], after: list[_Slot]) -> tuple[list[float], str] | None:
+    """A constant's values in the target's blocks, and the rule in words; None where its values show no rule."""
+    from elastic_ir.plans.positions import Place, respread  # most networks have no such constants
+
+    source, target = ([Place(slot.stage, slot.entry) for slot in slots] for slots in (before, after))
+    return respread(values, source, target)
 
 
 def _constants(slots: list[_Slot]) -> dict[Key, dict[int, float]]:
@@ -77,8 +87,8 @@ def _differs_in_a_stage(values: dict[int, float], slots: list[_Slot]) -> bool:
     """Whether blocks of one shape differ: what follows from channels alone is not a constant of a position."""
     seen: dict[int, set[float]] = {}
     for index, value in values.items():
-        if not slots[index].place.entry:
-            seen.setdefault(slots[index].place.stage, set()).add(value)
+        if not slots[index].entry:
+            seen.setdefault(slots[index].stage, set()).add(value)
     return any(len(found) > 1 for found in seen.values())
 
 
@@ -126,7 +136,7 @@ def _target_slots(target: nn.Module, structure: Structure) -> list[_Slot] | None
     blocks = _blocks(structure)
     if blocks is None:
         return None
-    return [_Slot(target.get_submodule(block.path), Place(stage, entry)) for stage, block, entry in blocks]
+    return [_Slot(target.get_submodule(block.path), stage, entry) for stage, block, entry in blocks]
 
 
 def _source_slots(live: nn.Module, structure: Structure) -> list[_Slot] | None:
@@ -144,5 +154,5 @@ def _source_slots(live: nn.Module, structure: Structure) -> list[_Slot] | None:
             part = submodule(live, container.child_path(offset))
             if part is None:
                 return None
-            slots.append(_Slot(part, Place(index, stage.entry is not None and offset == start)))
+            slots.append(_Slot(part, index, stage.entry is not None and offset == start))
     return slots

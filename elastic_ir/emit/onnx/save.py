@@ -13,7 +13,6 @@ from elastic_ir.emit.comparison import SKIP, Difference
 from elastic_ir.emit.onnx.check import Expected, check_file, compare_runs, feeds_of, run_file
 from elastic_ir.emit.onnx.file import LIMIT, size_of, write_external, write_onnx
 from elastic_ir.emit.onnx.model import build_onnx
-from elastic_ir.emit.onnx.sparse import dense_size, sparsify
 from elastic_ir.emit.state import refuse_without_values
 from elastic_ir.errors import EmitError, OutputError, reason
 from elastic_ir.formats.files import atomic_output, refuse_long_name, sync, temporary
@@ -75,6 +74,8 @@ def save_onnx(
     expected = exported.expected if exported is not None else None
     turned, dense = 0, None
     if sparse:
+        from elastic_ir.emit.onnx.sparse import dense_size, sparsify
+
         if source is not None and check:
             before = copy.deepcopy(model), dict(tensors)
         dense = dense_size(model, tensors)
