@@ -12,7 +12,7 @@ _HOMES = {
     "remap_optimizer_state": "optimizer",
     "save": "files",
     "state_dict": "state",
-    "to_module": "module.module",
+    "to_module": "module",
 }
 
 __all__ = ["masks", "remap_optimizer_state", "save", "state_dict", "to_module"]

@@ -37,7 +37,7 @@ def save(graph: Graph, path: str | os.PathLike[str], *, check: bool = True) -> l
     (``state_dict(masked=False)``) is **not** kept. No extension: a folder by the model's own ``save_pretrained``, or of
     a graph read by headers alone as :func:`elastic_ir.checkpoints.write.save_checkpoint` streams it. ``.py``: a
     readable definition of the network without its weights, see :func:`elastic_ir.emit.source.file.save_source`.
-    ``check`` runs the module as :func:`elastic_ir.emit.module.module.to_module` does, or of a streamed folder compares
+    ``check`` runs the module as :func:`elastic_ir.emit.module.to_module` does, or of a streamed folder compares
     names and shapes with the class that its config.json names; that what was planned is written is always checked.
     Raises EmitError and OutputError; what stood at the target then still stands there.
     """
@@ -105,7 +105,7 @@ def _checked_module(graph: Graph, check: bool) -> Any:
         return None  # its nodes are ONNX's, or it has none; a state dict needs no module
     if graph.origin is UNKNOWN and not graph.is_program:
         return None
-    from elastic_ir.emit.module.module import to_module
+    from elastic_ir.emit.module import to_module
 
     return to_module(graph, check=check)
 
@@ -129,7 +129,7 @@ def _data(graph: Graph, module: Any) -> dict[str, Any]:
 
 def _description(graph: Graph, module: Any) -> dict[str, Any]:
     """The module that is emitted, without ghosts: a reader gets the class back, also where it is not at hand now."""
-    from elastic_ir.emit.module.module import as_described
+    from elastic_ir.emit.module import as_described
     from elastic_ir.formats.pickles.description import describe_module
     from elastic_ir.rewrite.ghosts import without_ghosts
 

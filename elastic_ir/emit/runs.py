@@ -86,8 +86,8 @@ def _run_module(graph: Graph) -> Run:
     import torch
 
     from elastic_ir.emit.example_runs import calls_of, run_module
+    from elastic_ir.emit.module import build_module
     from elastic_ir.emit.module.check import check_runs
-    from elastic_ir.emit.module.module import build_module
 
     inputs = graph.origin.inputs
     if inputs is None:

@@ -339,7 +339,7 @@ class Graph:
 
     def _module_for_shapes(self) -> torch.nn.Module:
         """The module unchecked, and on the meta device where the weights are: for counting, and never handed out."""
-        module: torch.nn.Module = importlib.import_module("elastic_ir.emit.module.module").build_module(self)
+        module: torch.nn.Module = importlib.import_module("elastic_ir.emit.module").build_module(self)
         return module
 
     def state_dict(self, masked: bool = True) -> dict[str, torch.Tensor]:

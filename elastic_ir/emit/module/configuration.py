@@ -1,12 +1,13 @@
-"""Configurations: the counts and per-layer lists that a network keeps about its own depth.
+"""Configurations: the counts, per-layer lists and layer indices that a network keeps about its own depth.
 
-They are recognised by evidence, never by a class: an integer that equals the number of blocks and whose name
-mentions layers is a count. A configuration that is written beside checkpoints follows by the rules for its file; what
-modules keep for themselves, one by one.
+They are recognised by evidence in the source, never by a class: an integer that equals the number of blocks and whose
+name mentions layers is a count, one that equals the block's number in every block an index. A configuration that is
+written beside checkpoints follows by the rules for its file; what modules keep for themselves, one by one.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence, Set
 from contextlib import suppress
 from typing import Any
@@ -16,6 +17,8 @@ from torch import nn
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.numbering import COUNT, DEPTHS, is_index_list
 from elastic_ir.ir.structure import Container
+
+_INDEX = re.compile(r"(idx|index|layer|block|_id$|^i$)")
 
 
 def update_configuration(target: nn.Module, containers: Sequence[Container]) -> set[int]:
@@ -134,3 +137,27 @@ def _update(holder: Any, path: str, old: int, new: int, order: list[int]) -> Non
         if "layer" in name or "block" in name or "attention" in name or "mlp" in name:
             kept = [values[name][index] for index in order]
             setattr(holder, name, tuple(kept) if isinstance(values[name], tuple) else kept)
+
+
+def renumber_indices(source: nn.Module, place: nn.Module, container: Container) -> set[str]:
+    """Set integers that number the blocks (an attention's ``layer_idx``) to the target's numbers; their names."""
+    done: set[str] = set()
+    numbered = [
+        {
+            (path, name): value
+            for path, module in child.named_modules()
+            for name, value in vars(module).items()
+            if type(value) is int and not name.startswith("_")
+        }
+        for child in source.children()
+    ]
+    if len(numbered) < 2:
+        return done
+    for key, first in numbered[0].items():
+        values = [table.get(key) for table in numbered]
+        evident = values == list(range(first, first + len(values)))
+        if evident and (len(values) > 2 or _INDEX.search(key[1])):
+            for number, child in enumerate(place.children()):
+                setattr(child.get_submodule(key[0]), key[1], first + number)
+                done.add(key[1])
+    return done

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from torch import nn
 
-from elastic_ir.emit.graph_modules.layers import submodule
+from elastic_ir.emit.module.layers import submodule
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Block, Structure
 

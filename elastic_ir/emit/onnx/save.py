@@ -111,7 +111,7 @@ def _refuse_changes(source: OnnxSource, path: Path, opset: int | None, *, fold_b
 
 
 def _export(graph: Graph, *, check: bool, opset: int | None, dynamic: bool, fold_batchnorm: bool) -> Exported:
-    from elastic_ir.emit.module.module import to_module
+    from elastic_ir.emit.module import to_module
 
     if graph.origin is UNKNOWN and not graph.is_program:
         raise EmitError(

@@ -9,7 +9,7 @@ from torch import nn
 
 from elastic_ir.emit.comparison import Outputs, compare_outputs
 from elastic_ir.emit.example_runs import Call, message, run_module, with_another
-from elastic_ir.emit.module.module import build_module
+from elastic_ir.emit.module import build_module
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.graph import Graph
 

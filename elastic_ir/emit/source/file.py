@@ -73,7 +73,7 @@ def _exported(graph: Graph, error: Unwritable) -> Graph:
     live = graph.origin.module
     if live is None or graph.info.frontend == "export":
         raise error
-    from elastic_ir.emit.module.module import build_module
+    from elastic_ir.emit.module import build_module
 
     module = build_module(graph)
     again = graph.origin.retrace(module, "export")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from elastic_ir.emit.graph_modules.from_torch import _ATTRIBUTES
+from elastic_ir.emit.module.from_torch import _ATTRIBUTES
 from elastic_ir.emit.source.expressions.expr import (
     Expr,
     binary,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from elastic_ir.emit.graph_modules.layers import recorded_layer
+from elastic_ir.emit.module.layers import recorded_layer
 from elastic_ir.emit.source.expressions.expr import OPAQUE, Expr, call, group, lit, literal, plain, raw
 from elastic_ir.emit.source.expressions.signatures import REQUIRED, is_default, parameters
 from elastic_ir.emit.source.reading.calls import identifier

@@ -40,7 +40,7 @@ def following_sizes(graph: Graph) -> tuple[dict[Node, tuple[Any, ...]], str]:
 
 def _again(graph: Graph, axes: tuple[int, ...]) -> Graph | None:
     """The same network exported with more samples and, where it takes token ids, other lengths; None if it fails."""
-    from elastic_ir.emit.module.module import build_module
+    from elastic_ir.emit.module import build_module
 
     inputs = graph.origin.inputs
 

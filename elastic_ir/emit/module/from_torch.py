@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from elastic_ir.emit.graph_modules.layers import build_layer, submodule
+from elastic_ir.emit.module.layers import build_layer, submodule
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.functions import CHECKS, method_allowed, resolve_function, resolve_symbol
 from elastic_ir.ir.graph import FRESH, Graph, Literal, Node, Symbol, Value, WeightRef
