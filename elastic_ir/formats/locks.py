@@ -33,7 +33,8 @@ def locked(path: Path, needed: bool = False) -> Iterator[bool]:
     finally:
         if handle is not None and handle >= 0:
             with contextlib.suppress(OSError):
-                path.unlink()  # before it is given back, so that nobody can have got this file
+                if is_named(path, handle):  # the block may have removed it, and another have a new one
+                    path.unlink()  # before it is given back, so that nobody can have got this file
             os.close(handle)
 
 
