@@ -14,9 +14,9 @@ from elastic_ir.errors import MaskError, SourceError
 from elastic_ir.formats import registry
 from elastic_ir.formats.packed_masks import named_masks, read_mask_tensors
 from elastic_ir.formats.registry import OWN, SAFETENSORS, TICKET
+from elastic_ir.tensors.arrays import nonzero
 from elastic_ir.tensors.lazy import Mask, TensorData
 from elastic_ir.tensors.weights import Weight
-from elastic_ir.tensors.zeros import nonzero
 
 V = TypeVar("V")
 

@@ -270,7 +270,7 @@ class Scaled(Derived):
     factor: float
 
     def chunks(self) -> Iterator[memoryview]:
-        from elastic_ir.tensors.rounding import FLOATS, multiplied
+        from elastic_ir.tensors.arrays import FLOATS, multiplied
 
         if self.dtype not in FLOATS:  # eight bits, which torch does not multiply either
             yield from written(double(self.data) * self.factor, self.dtype)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from elastic_ir.ir.serialise import InlineData
 from elastic_ir.onnx_model.source import DTYPES, constant_tensor, is_external, mark_of, set_aside
+from elastic_ir.tensors.arrays import nonzero
 from elastic_ir.tensors.lazy import ITEM_SIZES, KeptData, Mask, TensorData, nbytes, size_of
-from elastic_ir.tensors.zeros import nonzero
 
 if TYPE_CHECKING:
     import onnx

@@ -17,7 +17,7 @@ from torch import nn
 import elastic_ir as eir
 from elastic_ir.cli.app import elastic_ir
 from elastic_ir.emit.onnx.save import save_onnx
-from elastic_ir.tensors.zeros import nonzero
+from elastic_ir.tensors.arrays import nonzero
 from elastic_ir.tickets import magnitude_masks
 from elastic_ir.zoo import cifar_resnet
 
