@@ -14,9 +14,8 @@ from elastic_ir.formats import registry
 from elastic_ir.formats.files import parse_json
 from elastic_ir.formats.model_folder import CONFIG, CheckpointSource
 from elastic_ir.formats.registry import ReadOptions, Stored
-from elastic_ir.ir.described import described, read_from
 from elastic_ir.ir.graph import Graph
-from elastic_ir.ir.serialise import graph_from_data
+from elastic_ir.ir.info import described, read_from
 from elastic_ir.safety.limits import refuse_special
 from elastic_ir.tensors.lazy import Mask, TensorData
 
@@ -248,6 +247,8 @@ def _described(
 
 def _graph_of_file(data: Any, tensors: Mapping[str, TensorData], trust: Sequence[str], path: Path) -> Graph:
     """The graph that we wrote: in its class where that can be imported, else over its nodes."""
+    from elastic_ir.ir.serialise import graph_from_data
+
     graph = graph_from_data(data, tensors)
     graph.info = replace(graph.info, file=path.name)
     if "module" in data:

@@ -32,7 +32,6 @@ from elastic_ir.ir.operations import (
 )
 from elastic_ir.onnx_model.layers import is_onnx, weight_readers
 from elastic_ir.tensors.lazy import ShapeOnly, TensorData
-from elastic_ir.tensors.recipes import Turned
 
 #: A module's attributes that count what it reads, and what it makes.
 _COUNTS = ("in_features", "in_channels"), ("out_features", "out_channels", "num_features")
@@ -317,7 +316,10 @@ class Flow:
         still = _still_rows(absorbed, groups, rows, width, used)
         data: TensorData = weight.storage.emitted()
         heard = np.where(absorbed, inside.constants, 0.0)
-        data = Turned(data) if inputs_first and layer.matrix else data
+        if inputs_first and layer.matrix:
+            from elastic_ir.tensors.recipes import Turned
+
+            data = Turned(data)
         constants = self._row_constants(layer.bias, data, heard, used, still)
         outside = Channels(inside.axis, self._fresh(rows), np.where(still, constants, math.nan))
         self.layers.append(LayerChannels(node, layer, name, inside, outside, used, absorbed, taker))

@@ -12,17 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from elastic_ir.emit.state import refuse_without_values
+from elastic_ir.emit import refuse_without_values
 from elastic_ir.errors import EmitError, OutputError, SourceError
 from elastic_ir.formats import registry
 from elastic_ir.formats.files import atomic_folder, atomic_output, refuse_long_name, sync
 from elastic_ir.formats.model_folder import MASKS, CheckpointSource
 from elastic_ir.formats.registry import ReadOptions, Stored
-from elastic_ir.ir.described import described
 from elastic_ir.ir.graph import Graph
-from elastic_ir.ir.info import UNKNOWN
-from elastic_ir.ir.serialise import InlineData, graph_to_data
-from elastic_ir.tensors.lazy import Mask, TensorData
+from elastic_ir.ir.info import UNKNOWN, described
+from elastic_ir.tensors.lazy import InlineData, Mask, TensorData
 
 RECORDS = "elastic_ir/"  #: the folder of our records in a .pt's zip
 
@@ -111,6 +109,8 @@ def _checked_module(graph: Graph, check: bool) -> Any:
 
 
 def _data(graph: Graph, module: Any) -> dict[str, Any]:
+    from elastic_ir.ir.serialise import graph_to_data
+
     data = graph_to_data(graph)
     if module is not None and graph.origin is not UNKNOWN:
         data["module"] = _description(graph, module)

@@ -269,7 +269,7 @@ class Graph:
         """Stages and depth; StructureError where nothing repeats."""
         if self._structure is None:
             from elastic_ir.discovery import discover
-            from elastic_ir.ir.described import described
+            from elastic_ir.ir.info import described
 
             with described(self):
                 self._structure = discover(self)

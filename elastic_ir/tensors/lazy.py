@@ -262,6 +262,18 @@ class ScatteredData:
 
 
 @dataclass(frozen=True)
+class InlineData:
+    """A small tensor held in memory as bytes."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    raw: bytes
+
+    def chunks(self) -> Iterator[memoryview]:
+        yield memoryview(self.raw)
+
+
+@dataclass(frozen=True)
 class ShapeOnly:
     """A tensor of which only the shape is known: a model on the meta device, or a reference."""
 

@@ -11,16 +11,15 @@ from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from elastic_ir.frontends.onnx.contrib_shapes import DOMAIN, KEPT, LIKE, own_types, result_dtype
 from elastic_ir.ir.graph import TensorType
-from elastic_ir.onnx_model.evaluate import LARGEST, is_small, run_nodes
+from elastic_ir.onnx_model.arithmetic import LARGEST, is_small, run_nodes
 from elastic_ir.onnx_model.limits import shape_operand
 from elastic_ir.onnx_model.source import DTYPES, TYPES, bodies, opsets_of, type_of
 
 if TYPE_CHECKING:
     import onnx
 
-    from elastic_ir.onnx_model.evaluate import Array
+    from elastic_ir.onnx_model.arithmetic import Array
 
 #: The operators by which sizes are computed from sizes.
 _COMPUTED = {
@@ -30,6 +29,7 @@ _COMPUTED = {
     "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
 _RANK = 64  #: extents of a shape
+_CONTRIB = "com.microsoft"  #: the domain of onnxruntime's own operators
 _SIMPLE = "SimplifiedLayerNormalization"  #: onnxruntime has it in the default domain
 _TURNED = ("transBatchA", "transBatchB")  #: what changes the shape beyond what onnx's operator does
 
@@ -104,7 +104,7 @@ class _Inference:
             return
         given = {name: self.given[name] for name in node.output if _known(self.given.get(name))}
         if len(given) < sum(map(bool, node.output)):
-            own = domain == DOMAIN or node.op_type == _SIMPLE
+            own = domain == _CONTRIB or node.op_type == _SIMPLE
             given |= self._own(node) if own else self._inferred(node, domain)
         self.types.update((name, kind) for name, kind in given.items() if name and _known(kind))
         if domain == "" and len(node.output) == 1 and node.output[0]:
@@ -116,6 +116,8 @@ class _Inference:
 
     def _own(self, node: onnx.NodeProto) -> dict[str, TensorType]:
         """The types of an operator that onnx has no rule for."""
+        from elastic_ir.frontends.onnx.contrib_shapes import KEPT, LIKE, own_types, result_dtype
+
         operands = [self.types.get(name) for name in node.input]
         attributes = self._attributes(node)
         like = LIKE.get(node.op_type)

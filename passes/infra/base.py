@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from elastic_ir.errors import ElasticError, PlanError, StructureError, VerifyError
-from elastic_ir.ir.described import described
 from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.info import described
 from elastic_ir.ir.structure import Resequenced
 from elastic_ir.ir.verifier import verify
 from elastic_ir.rewrite.rewriter import Rewriter

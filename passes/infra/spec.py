@@ -16,7 +16,6 @@ from typing import Any
 
 from elastic_ir.errors import PlanError
 from elastic_ir.passes.infra.base import Pass, option_fields
-from elastic_ir.passes.infra.option_table import kinds_of, typed
 
 _TOKEN = re.compile(
     r"""\s*(?:(?P<name>[A-Za-z][\w-]*)|(?P<sign>[{},=])|"(?P<double>[^"]*)"|'(?P<single>[^']*)'|(?P<word>[^\s{},="']+))"""
@@ -153,6 +152,8 @@ def _joined(given: str | bool, fields: Mapping[str, object]) -> str:
 
 def _convert(given: str | bool, hint: Any, what: str) -> Any:
     """An option's text as its declared type, the first of a union that it fits."""
+    from elastic_ir.passes.infra.option_table import kinds_of, typed
+
     kinds = kinds_of(hint)
     if typed(hint) is None:
         raise PlanError(f"{what} is given from Python only, not as text")

@@ -8,9 +8,8 @@ import sys
 import pytest
 import torch
 
-from elastic_ir.ir.serialise import InlineData
 from elastic_ir.tensors.arrays import FLOATS
-from elastic_ir.tensors.lazy import nbytes
+from elastic_ir.tensors.lazy import InlineData, nbytes
 from elastic_ir.tensors.recipes import Scaled, Zeros
 from elastic_ir.tensors.torch_bridge import TorchData
 

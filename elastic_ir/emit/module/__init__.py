@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
+from elastic_ir.emit import refuse_without_values
 from elastic_ir.emit.module.check import RunsOtherwiseError, check_module, follows_plan, has_long_skips
 from elastic_ir.emit.module.configuration import (
     renumber_indices,
@@ -25,12 +26,10 @@ from elastic_ir.emit.module.configuration import (
     update_stage_counts,
 )
 from elastic_ir.emit.module.respread import KEPT, respread_constants
-from elastic_ir.emit.state import refuse_without_values
 from elastic_ir.errors import EmitError
 from elastic_ir.formats.pickles.stand_ins import MARK
-from elastic_ir.ir.described import described
 from elastic_ir.ir.graph import Graph
-from elastic_ir.ir.info import Emitted
+from elastic_ir.ir.info import Emitted, described
 from elastic_ir.ir.naming import head_in
 from elastic_ir.ir.structure import Container
 from elastic_ir.tensors.lazy import ShapeOnly

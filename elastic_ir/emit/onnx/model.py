@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from elastic_ir.emit.onnx.names import Names
-from elastic_ir.emit.onnx.relocation import relocate, rename_inside
+from elastic_ir.emit.onnx.names import Names, relocate, rename_inside
 from elastic_ir.emit.onnx.tables import Tables, unchanged
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.graph import Argument, Graph, Literal, Node, Symbol

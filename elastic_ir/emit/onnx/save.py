@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elastic_ir.emit.comparison import SKIP, Difference
+from elastic_ir.emit import refuse_without_values
 from elastic_ir.emit.onnx.check import Expected, check_file, compare_runs, feeds_of, run_file
 from elastic_ir.emit.onnx.file import LIMIT, size_of, write_external, write_onnx
 from elastic_ir.emit.onnx.model import build_onnx
-from elastic_ir.emit.state import refuse_without_values
 from elastic_ir.errors import EmitError, OutputError, reason
 from elastic_ir.formats.files import atomic_output, refuse_long_name, sync, temporary
 from elastic_ir.ir.graph import Graph
@@ -24,6 +23,7 @@ from elastic_ir.tensors.lazy import TensorData
 if TYPE_CHECKING:
     import onnx
 
+    from elastic_ir.emit.comparison import Difference
     from elastic_ir.emit.onnx.export import Exported
 
 
@@ -150,6 +150,8 @@ def _checked(file: Path, name: Path, model: onnx.ModelProto, expected: Expected 
     try:
         return compare_runs(file, expected) if expected is not None else None
     except EmitError as error:
+        from elastic_ir.emit.comparison import SKIP
+
         raise EmitError(f"{str(error).replace(file.name, name.name)}; nothing was written; {SKIP}") from error
 
 
