@@ -196,9 +196,11 @@ class Reading(Options):
         """Whether a source is a checkpoint folder, and no option asks to have its network traced."""
         from pathlib import Path
 
+        if self.arch is not None or self.input_shape or self.trust or not Path(source).is_dir():
+            return False
         from elastic_ir.formats.model_folder import is_checkpoint
 
-        return self.arch is None and not self.input_shape and not self.trust and is_checkpoint(Path(source))
+        return is_checkpoint(Path(source))
 
     def load(self, source: str, headers_only: bool = False) -> Graph:
         """Read the source of a command, with all the options."""

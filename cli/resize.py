@@ -27,7 +27,7 @@ from elastic_ir.cli.options import (
     refuse_given,
     source_options,
 )
-from elastic_ir.formats.registry import writable
+from elastic_ir.formats import writable
 
 if TYPE_CHECKING:
     from elastic_ir.checkpoints.config.native_check import Compared

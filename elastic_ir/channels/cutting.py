@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from elastic_ir.channels.atoms import Bools, Channels, Integers, LayerChannels
+from elastic_ir.channels import Bools, Channels, Integers, LayerChannels
 from elastic_ir.channels.edits import ChannelEdits, Places
 from elastic_ir.channels.flow import Flow
 from elastic_ir.ir.graph import Graph, Node, Value

@@ -16,7 +16,7 @@ from typing import Protocol
 import networkx as nx
 import numpy as np
 
-from elastic_ir.channels.atoms import Bools, Channels, Count, Floats, Integers, LayerChannels, Meeting, Place
+from elastic_ir.channels import Bools, Channels, Count, Floats, Integers, LayerChannels, Meeting, Place
 from elastic_ir.ir.graph import Argument, Graph, Literal, Node, Value, WeightRef
 from elastic_ir.ir.operations import (
     BatchNorm,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from elastic_ir.channels.atoms import Channels, Place, only, unchanged
+from elastic_ir.channels import Channels, Place, only, unchanged
 from elastic_ir.ir.graph import Argument, Literal, Node, Value, WeightRef
 from elastic_ir.ir.operations import Layer, Slot, Trait, has, norm_of, norm_slots, tensor_in
 from elastic_ir.onnx_model import arithmetic as numbers

@@ -12,12 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from elastic_ir import formats
 from elastic_ir.emit import refuse_without_values
 from elastic_ir.errors import EmitError, OutputError, SourceError
-from elastic_ir.formats import registry
+from elastic_ir.formats import ReadOptions, Stored
 from elastic_ir.formats.files import atomic_folder, atomic_output, refuse_long_name, sync
-from elastic_ir.formats.model_folder import MASKS, CheckpointSource
-from elastic_ir.formats.registry import ReadOptions, Stored
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.info import UNKNOWN, described
 from elastic_ir.tensors.lazy import InlineData, Mask, TensorData
@@ -44,16 +43,17 @@ def save(graph: Graph, path: str | os.PathLike[str], *, check: bool = True) -> l
 
 
 def _save(graph: Graph, path: Path, check: bool) -> list[Path]:
-    form = registry.format_named(path)
-    streamed = isinstance(graph.origin, CheckpointSource)
-    if path.suffix == "" or (streamed and not registry.writable(path)):  # Llama-3.1-8B is a folder's name
-        form = registry.FOLDER
+    form = formats.format_named(path)
+    if path.suffix == "" or (
+        graph.origin.streamed and not formats.writable(path)
+    ):  # Llama-3.1-8B is a folder's name
+        form = formats.FOLDER
     if form is None:
-        known = ", ".join(registry.suffixes(registry.registered(), written=True))
+        known = ", ".join(formats.suffixes(formats.registered(), written=True))
         raise OutputError(
             f"{path.name}: the extension {path.suffix.lower()} cannot be written; use {known} or a folder name"
         )
-    return registry.write(form, graph, path, check)
+    return formats.write(form, graph, path, check)
 
 
 def save_onnx_file(graph: Graph, path: Path, check: bool) -> list[Path]:
@@ -83,10 +83,10 @@ def save_stored(graph: Graph, path: Path, check: bool, write: Callable[[Path, St
     stored = Stored(tensors, _masks(graph), json.dumps(_data(graph, module)))
     with atomic_output(path) as temporary:
         write(temporary, stored)
-        form = registry.format_named(path)
+        form = formats.format_named(path)
         if check and form is not None and form.read is not None:
             try:
-                found = registry.read(form, temporary, ReadOptions())
+                found = formats.read(form, temporary, ReadOptions())
             except SourceError as error:
                 raise EmitError(f"{path.name} cannot be read back: {error}") from error
             if isinstance(found, Stored):
@@ -99,7 +99,7 @@ def save_stored(graph: Graph, path: Path, check: bool, write: Callable[[Path, St
 
 def _checked_module(graph: Graph, check: bool) -> Any:
     """The emitted module, run once if wanted; None where the graph has no network."""
-    if isinstance(graph.origin, CheckpointSource) or graph.info.frontend == "onnx":
+    if graph.origin.streamed or graph.info.frontend == "onnx":
         return None  # its nodes are ONNX's, or it has none; a state dict needs no module
     if graph.origin is UNKNOWN and not graph.is_program:
         return None
@@ -245,11 +245,12 @@ def _mask_data(mask: Mask) -> TensorData:
 
 def save_folder(graph: Graph, path: Path, check: bool) -> list[Path]:
     """A model folder, streamed from the one that was read by its headers, or by the model's own ``save_pretrained``."""
-    if isinstance(graph.origin, CheckpointSource):
+    if graph.origin.streamed:
         from elastic_ir.checkpoints.write import save_checkpoint
 
         return [save_checkpoint(graph, path, check=check)]
     from elastic_ir.formats.mask_tie import TIE, tie_of
+    from elastic_ir.formats.model_folder import MASKS
     from elastic_ir.formats.packed_masks import packed_masks
     from elastic_ir.formats.safetensors import write_safetensors
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from elastic_ir.errors import ElasticError, SourceError, TraceError
 
@@ -78,6 +78,8 @@ class Emitted:
 class Origin:
     """What emission asks of any source, with the answers of one that has nothing but weights; ``graph.origin``."""
 
+    #: Whether its tensors are copied from folder to folder, without the network.
+    streamed: ClassVar[bool] = False
     module: nn.Module | None = None  #: the live module, never changed; None if its class was not built
     described: nn.Module | None = None  #: instead of the module, what a file describes: a tree of stand-ins
     inputs: Inputs | None = None  #: example inputs that the network runs on

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Resequenced
-from elastic_ir.passes.infra.depth_options import ResizePass
+from elastic_ir.passes.depth import ResizePass
 from elastic_ir.plans.resequence import resequence
 from elastic_ir.plans.target import stretch_plan
 from elastic_ir.rewrite.rewriter import Rewriter

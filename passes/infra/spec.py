@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elastic_ir.errors import PlanError
-from elastic_ir.passes.infra.base import Pass, option_fields
+from elastic_ir.passes.infra import Pass, option_fields
 
 _TOKEN = re.compile(
     r"""\s*(?:(?P<name>[A-Za-z][\w-]*)|(?P<sign>[{},=])|"(?P<double>[^"]*)"|'(?P<single>[^']*)'|(?P<word>[^\s{},="']+))"""

@@ -27,7 +27,7 @@ from elastic_ir.emit.module.configuration import (
 )
 from elastic_ir.emit.module.respread import KEPT, respread_constants
 from elastic_ir.errors import EmitError
-from elastic_ir.formats.pickles.stand_ins import MARK
+from elastic_ir.formats.pickles.description import MARK
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.info import Emitted, described
 from elastic_ir.ir.naming import head_in

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from elastic_ir.emit.source.reading.calls import Unwritable
 from elastic_ir.errors import EmitError
+from elastic_ir.formats import PYTORCH
 from elastic_ir.formats.files import atomic_output
-from elastic_ir.formats.registry import PYTORCH
 from elastic_ir.ir.graph import Graph
 from elastic_ir.onnx_model.source import OnnxSource
 

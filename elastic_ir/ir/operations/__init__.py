@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from elastic_ir.ir.graph import Node, Value, WeightRef
 from elastic_ir.ir.operations import torch_dialect
-from elastic_ir.ir.operations.layers import BatchNorm, Layer
+from elastic_ir.tensors.weights import BatchNorm, Layer
 
 __all__ = [
     "RANDOM_BY", "BatchNorm", "Layer", "Operation", "Slot", "Trait", "bias_slot", "has", "is_product", "is_sum",

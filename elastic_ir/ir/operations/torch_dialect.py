@@ -10,7 +10,7 @@ import re
 
 from elastic_ir.ir.functions import NAMED_FUNCTIONS
 from elastic_ir.ir.graph import Argument, Node, WeightRef
-from elastic_ir.ir.operations.layers import BatchNorm, Layer
+from elastic_ir.tensors.weights import BatchNorm, Layer
 
 #: Where functions without hidden effects live; a module is one of ``torch.nn``.
 _HOMES = {
