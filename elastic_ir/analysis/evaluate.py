@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.functions import OPERATORS, method_allowed, resolve_function
 from elastic_ir.ir.graph import Argument, Literal, Node, Symbol, Value, WeightRef, map_argument
+from elastic_ir.onnx_model import OnnxSource, opsets_of
 from elastic_ir.onnx_model.arithmetic import LARGEST, is_small, run_nodes
-from elastic_ir.onnx_model.source import OnnxSource, opsets_of
 from elastic_ir.tensors.lazy import TensorData
 from elastic_ir.tensors.recipes import Recipe
 

@@ -16,10 +16,10 @@ import numpy as np
 from elastic_ir.channels import Channels, Place, only, unchanged
 from elastic_ir.ir.graph import Argument, Literal, Node, Value, WeightRef
 from elastic_ir.ir.operations import Layer, Slot, Trait, has, norm_of, norm_slots, tensor_in
+from elastic_ir.onnx_model import OnnxSource, opsets_of
 from elastic_ir.onnx_model import arithmetic as numbers
 from elastic_ir.onnx_model.arithmetic import pads as pads
 from elastic_ir.onnx_model.layers import plain_gemm, zero_bias
-from elastic_ir.onnx_model.source import OnnxSource, opsets_of
 
 if TYPE_CHECKING:
     from elastic_ir.channels.flow import Flow

@@ -16,7 +16,7 @@ from elastic_ir.emit.comparison import TOLERANCES, Outputs, coarsest, compare_ou
 from elastic_ir.emit.onnx.check import feeds_of, run_file
 from elastic_ir.errors import EmitError, PlanError, VerifyError
 from elastic_ir.ir.graph import Graph
-from elastic_ir.onnx_model.source import OnnxSource
+from elastic_ir.onnx_model import OnnxSource
 
 if TYPE_CHECKING:
     import numpy as np

@@ -30,6 +30,11 @@ class TensorType:
     shape: tuple[int, ...]
     dtype: str
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether no extent is open."""
+        return min(self.shape, default=0) >= 0
+
     def fits(self, other: TensorType | None) -> bool:
         """Whether two types are equal. An open batch fits any; another open extent fits none: it may hide a stride."""
         return (

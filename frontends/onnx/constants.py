@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from elastic_ir.errors import SourceError
 from elastic_ir.frontends.onnx.file import OnnxFile
 from elastic_ir.ir.graph import Literal
-from elastic_ir.onnx_model.source import DTYPES, Constant, captured, constant_tensor, operator
+from elastic_ir.onnx_model import DTYPES, Constant, captured, constant_tensor, operator
 from elastic_ir.tensors.lazy import ITEM_SIZES, TensorData
 
 if TYPE_CHECKING:

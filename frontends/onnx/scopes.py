@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 from elastic_ir.ir.graph import Graph, Node
-from elastic_ir.onnx_model.source import module_scopes, path_step
+from elastic_ir.onnx_model import module_scopes, path_step
 
 if TYPE_CHECKING:
     import onnx

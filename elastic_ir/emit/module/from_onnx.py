@@ -24,7 +24,7 @@ from elastic_ir.emit.onnx_operators.norms import BatchNorm, Dropout, batch_norm_
 from elastic_ir.emit.onnx_operators.table import CONTEXT, Operator, operator_for
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.graph import Argument, Graph, Literal, Node, Symbol, Value, WeightRef
-from elastic_ir.onnx_model.source import OnnxSource, opsets_of
+from elastic_ir.onnx_model import OnnxSource, opsets_of
 
 _INSTEAD = "write the network as .onnx instead"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elastic_ir.errors import EmitError
+from elastic_ir.onnx_model import OnnxSource, bodies, constant_tensor, mark_of
 from elastic_ir.onnx_model.limits import unbounded_shapes
-from elastic_ir.onnx_model.source import OnnxSource, bodies, constant_tensor, mark_of
 
 if TYPE_CHECKING:
     import numpy as np

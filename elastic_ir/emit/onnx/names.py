@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.graph import Argument, Graph, Literal, Node, Symbol, Value, WeightRef
-from elastic_ir.onnx_model.source import SCOPES, Constant, OnnxSource, bodies, module_scopes, path_step
+from elastic_ir.onnx_model import SCOPES, Constant, OnnxSource, bodies, module_scopes, path_step
 from elastic_ir.tensors.weights import Weight
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from elastic_ir.errors import EmitError, OutputError, reason
 from elastic_ir.formats.files import atomic_output, refuse_long_name, sync, temporary
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.info import UNKNOWN
-from elastic_ir.onnx_model.source import OnnxSource, is_external, mark_of, opsets_of
+from elastic_ir.onnx_model import OnnxSource, is_external, mark_of, opsets_of
 from elastic_ir.tensors.lazy import TensorData
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from elastic_ir.errors import EmitError
 from elastic_ir.formats import PYTORCH
 from elastic_ir.formats.files import atomic_output
 from elastic_ir.ir.graph import Graph
-from elastic_ir.onnx_model.source import OnnxSource
+from elastic_ir.onnx_model import OnnxSource
 
 
 def save_source(graph: Graph, path: str | os.PathLike[str], *, check: bool = True, weights: str = "") -> Path:
