@@ -131,9 +131,12 @@ def _description(graph: Graph, module: Any) -> dict[str, Any]:
     """The module that is emitted, without ghosts: a reader gets the class back, also where it is not at hand now."""
     from elastic_ir.emit.module import as_described
     from elastic_ir.formats.pickles.description import describe_module
-    from elastic_ir.rewrite.ghosts import without_ghosts
 
-    plain = without_ghosts(graph)
+    plain = graph
+    if graph.edits.ghosts:
+        from elastic_ir.rewrite.ghosts import without_ghosts
+
+        plain = without_ghosts(graph)
     described, unproven = as_described(plain)
     if described is not None:
         return {**describe_module(described), **({"unproven": unproven} if unproven else {})}

@@ -18,14 +18,15 @@ import torch
 from torch import fx, nn
 
 from elastic_ir.emit import refuse_without_values
-from elastic_ir.emit.module.check import RunsOtherwiseError, check_module, follows_plan, has_long_skips
-from elastic_ir.emit.module.configuration import (
+from elastic_ir.emit.module.attributes import (
+    KEPT,
     renumber_indices,
+    respread_constants,
     update_configuration,
     update_counts,
     update_stage_counts,
 )
-from elastic_ir.emit.module.respread import KEPT, respread_constants
+from elastic_ir.emit.module.check import RunsOtherwiseError, check_module, follows_plan, has_long_skips
 from elastic_ir.errors import EmitError
 from elastic_ir.formats.pickles.description import MARK
 from elastic_ir.ir.graph import Graph

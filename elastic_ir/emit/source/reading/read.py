@@ -85,7 +85,7 @@ def _hints(tree: Tree) -> None:
     from torch import nn
 
     from elastic_ir.emit.module.from_torch import _origin_path
-    from elastic_ir.emit.module.layers import submodule
+    from elastic_ir.emit.module.attributes import submodule
 
     for path, part in tree.parts.items():
         origin = _origin_path(".".join(path), tree.graph)
