@@ -84,8 +84,8 @@ def _hints(tree: Tree) -> None:
     """Class names of the source's modules, where the source is at hand."""
     from torch import nn
 
-    from elastic_ir.emit.module.from_torch import _origin_path
     from elastic_ir.emit.module.attributes import submodule
+    from elastic_ir.emit.module.from_torch import _origin_path
 
     for path, part in tree.parts.items():
         origin = _origin_path(".".join(path), tree.graph)
