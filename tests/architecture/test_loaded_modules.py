@@ -47,7 +47,7 @@ def test_a_command_loads_few_modules(command: list[str], most: int, sources: Pat
     """Packages and the networks' own file count too."""
     result = subprocess.run(
         [sys.executable, "-c", CODE, *command],
-        cwd=sources, capture_output=True, text=True, timeout=300, check=False,
+        cwd=sources, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert (sources / command[-1]).is_file()
