@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from elastic_ir import __version__
+from elastic_ir.errors import printable
 
 #: Command name -> one-line help. The module of a command is :data:`MODULES`, or else has its name.
 COMMANDS = {
@@ -80,8 +81,6 @@ class Program(click.Group):
         try:
             return super().invoke(ctx)
         except click.ClickException as error:
-            from elastic_ir.printable import printable
-
             # what was typed may be the name of a file; click means nobody else to change it
             error.message = printable(error.message)  # type: ignore[misc]
             raise  # a usage error (2)
@@ -102,8 +101,6 @@ class Program(click.Group):
 
 
 def _say(line: str) -> None:
-    from elastic_ir.printable import printable
-
     click.echo(printable(line), err=True)
 
 

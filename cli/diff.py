@@ -9,16 +9,7 @@ import click
 
 from elastic_ir.cli import tables
 from elastic_ir.cli.app import COMMANDS
-from elastic_ir.cli.options import (
-    INPUT_SHAPE,
-    KEY,
-    MASK_FROM_ZEROS,
-    SOURCE,
-    TRUST,
-    UNIT,
-    Reading,
-    reading_options,
-)
+from elastic_ir.cli.options import DEBUG_OPTION, SOURCE, Reading, gathered
 
 if TYPE_CHECKING:
     from elastic_ir.ir.graph import Graph
@@ -44,7 +35,7 @@ SHOWN = 10  #: names of a kind that the text form lists; --json has all
 @click.argument("b", type=SOURCE)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object, for programs.")
 @click.option("--key-b", metavar="NAME", help="As --key, which is about A, for B.")
-@reading_options(MASK_FROM_ZEROS, INPUT_SHAPE, UNIT, TRUST, KEY)
+@gathered("reading", Reading, DEBUG_OPTION, only=("mask_from_zeros", "input_shape", "unit", "trust", "key"))
 def diff(a: str, b: str, as_json: bool, key_b: str | None, reading: Reading) -> None:
     """Compare the networks A and B: stages, depth, parameters and sparsity, then names, shapes, values and masks."""
     left, right = reading.load(a), dataclasses.replace(reading, key=key_b).load(b)

@@ -10,7 +10,7 @@ import click
 from elastic_ir.cli import output, tables
 from elastic_ir.cli.app import COMMANDS
 from elastic_ir.cli.options import SOURCE, Reading, note_source, source_options
-from elastic_ir.formats.registry import ONNX, PYTHON, PYTORCH
+from elastic_ir.formats import ONNX, PYTHON, PYTORCH
 
 if TYPE_CHECKING:
     from elastic_ir.emit.onnx.save import OnnxReport

@@ -6,8 +6,8 @@ import dataclasses
 import functools
 import pkgutil
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,6 +26,7 @@ else:
     Kind = click.ParamType  # generic only in late versions of click
 
 Function = Callable[..., Any]
+Decorator = Callable[[Function], Function]
 _SHOWN = 8  #: keys of a checkpoint that are named
 
 #: Any form of source; the shell completes it as a file. Whether it exists is found out by the reader of its form.
@@ -119,6 +120,15 @@ def read_named(text: str) -> tuple[str, str]:
     return name, source
 
 
+def option(*names: str, **settings: Any) -> Any:
+    """A field of a dataclass of options: the option of these names, with click's settings."""
+    default = () if settings.get("multiple") else False if settings.get("is_flag") else None
+    flag = next(name for name in names if name.startswith("--"))
+    return dataclasses.field(
+        default=default, metadata={"flag": flag, "option": click.option(*names, **settings)}
+    )
+
+
 def refuse_given(given: Mapping[str, object], why: str) -> None:
     """A usage error where any of these options has a value."""
     for name, value in given.items():
@@ -127,21 +137,56 @@ def refuse_given(given: Mapping[str, object], why: str) -> None:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How sources are read: the common options, as given."""
+class Options:
+    """Options that several commands have; a command gets them as one object, see :func:`gathered`."""
 
-    arch: str | None = None
-    mask: str | None = None
-    mask_from_zeros: bool = False
-    input_shape: tuple[tuple[int, ...], ...] = ()
-    unit: int | None = None
-    trust: tuple[str, ...] = ()
-    key: str | None = None
+    def given(self, *names: str) -> dict[str, Any]:
+        """What these fields, or all, were given, by the names of their options."""
+        chosen = [field for field in fields(self) if not names or field.name in names]
+        return {field.metadata["flag"]: getattr(self, field.name) for field in chosen}
 
     def refuse(self, why: str) -> None:
         """A usage error where any of the options is given."""
-        given = dataclasses.asdict(self).items()
-        refuse_given({f"--{name.replace('_', '-')}": value for name, value in given}, why)
+        refuse_given(self.given(), why)
+
+
+@dataclass(frozen=True)
+class Reading(Options):
+    """How sources are read: the common options, as given."""
+
+    arch: str | None = option(
+        "--arch", type=SOURCE, metavar="SOURCE",
+        help="The network that a bare state dict belongs to, for example timm:resnet50. Without it the structure is "
+        "found from names and shapes alone.",
+    )  # fmt: skip
+    mask: str | None = option(
+        "--mask", type=SOURCE, metavar="FILE",
+        help="A file of masks, each with 0 and 1 in its weight's shape under its weight's name.",
+    )  # fmt: skip
+    mask_from_zeros: bool = option(
+        "--mask-from-zeros", is_flag=True,
+        help="Take every weight that is exactly zero as pruned.",
+    )  # fmt: skip
+    input_shape: tuple[tuple[int, ...], ...] = option(
+        "--input-shape", type=Parsed("shape", read_shape), multiple=True, metavar="1,3,224,224",
+        help="The shape of an input to trace the network with, the batch first. Give it once for each input. Without "
+        "it the shape is guessed.",
+    )  # fmt: skip
+    unit: int | None = option(
+        "--unit", type=click.IntRange(min=1), metavar="N",
+        help="How many blocks are cloned or deleted together: needed where names alone do not show it, and overrides "
+        "what was found. 1 lets one block of a pair go, as in Swin.",
+    )  # fmt: skip
+    trust: tuple[str, ...] = option(
+        "--trust", multiple=True, type=Parsed("package", read_package), metavar="PACKAGE",
+        help="Import this package, and let files name the classes that it defines: their code runs. It covers no other "
+        "package, and no function. May be given several times.",
+    )  # fmt: skip
+    key: str | None = option(
+        "--key", metavar="NAME",
+        help="Which state dict of a checkpoint is meant where it holds several: ema, or with dots where it is nested, "
+        "state.model.",
+    )  # fmt: skip
 
     def inputs(self, source: str) -> dict[str, str | None]:
         """The files that a command reads, by what they are to it; none is written over."""
@@ -151,9 +196,11 @@ class Reading:
         """Whether a source is a checkpoint folder, and no option asks to have its network traced."""
         from pathlib import Path
 
+        if self.arch is not None or self.input_shape or self.trust or not Path(source).is_dir():
+            return False
         from elastic_ir.formats.model_folder import is_checkpoint
 
-        return self.arch is None and not self.input_shape and not self.trust and is_checkpoint(Path(source))
+        return is_checkpoint(Path(source))
 
     def load(self, source: str, headers_only: bool = False) -> Graph:
         """Read the source of a command, with all the options."""
@@ -181,23 +228,28 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Copies:
+class Copies(Options):
     """What copies are made of, as the options of ``stretch`` state it: other networks, factors, and zeros."""
 
-    sources: tuple[tuple[str, str], ...] = ()
-    scale: str | None = None
-    zero: str | None = None
-    identity: bool = False
-
-    def refuse(self, why: str) -> None:
-        """A usage error where any of the options is given."""
-        given = {
-            "--with": self.sources,
-            "--scale": self.scale,
-            "--zero": self.zero,
-            "--identity": self.identity,
-        }
-        refuse_given(given, why)
+    sources: tuple[tuple[str, str], ...] = option(
+        "--with", "sources", type=Parsed("source", read_named), multiple=True, metavar="NAME=SOURCE",
+        help='Another network, whose layers the plan names: --with b=OTHER --plan "0-15,b/6-21". Names, shapes and '
+        "dtypes have to agree; what lies outside the layers is SOURCE's. May be given several times.",
+    )  # fmt: skip
+    scale: str | None = option(
+        "--scale", type=Parsed("factors", checked_by("elastic_ir.plans.copy_edits:parse_scale")), metavar="NAME=F,...",
+        help="Multiply tensors of the copies (every occurrence of a block after its first), by the names of modules in "
+        "a block: o_proj=0.5,down_proj=0.5.",
+    )  # fmt: skip
+    zero: str | None = option(
+        "--zero", type=Parsed("names", checked_by("elastic_ir.plans.copy_edits:parse_names")), metavar="NAME,...",
+        help="Let such tensors of the copies be zero, weights and biases: o_proj,down_proj.",
+    )  # fmt: skip
+    identity: bool = option(
+        "--identity", is_flag=True,
+        help="Let the copies start as the identity (LLaMA Pro): zero is what closes their residual branches, as the "
+        "network itself shows it. For a folder, transformers builds it without its weights.",
+    )  # fmt: skip
 
     def read(self, reading: Reading, streamed: bool) -> dict[str, Any]:
         """As the library takes it: the other networks read as the first one is."""
@@ -248,39 +300,6 @@ def _allow_blocks(ctx: click.Context, _param: click.Parameter, value: int | None
     ctx.find_root().with_resource(allowing_blocks(value))  # a usage error leaves its own context open
 
 
-ARCH = click.option(
-    "--arch", type=SOURCE, metavar="SOURCE",
-    help="The network that a bare state dict belongs to, for example timm:resnet50. Without it the structure is "
-    "found from names and shapes alone.",
-)  # fmt: skip
-MASK = click.option(
-    "--mask", type=SOURCE, metavar="FILE",
-    help="A file of masks, each with 0 and 1 in its weight's shape under its weight's name.",
-)  # fmt: skip
-MASK_FROM_ZEROS = click.option(
-    "--mask-from-zeros", is_flag=True,
-    help="Take every weight that is exactly zero as pruned.",
-)  # fmt: skip
-INPUT_SHAPE = click.option(
-    "--input-shape", type=Parsed("shape", read_shape), multiple=True, metavar="1,3,224,224",
-    help="The shape of an input to trace the network with, the batch first. Give it once for each input. Without "
-    "it the shape is guessed.",
-)  # fmt: skip
-UNIT = click.option(
-    "--unit", type=click.IntRange(min=1), metavar="N",
-    help="How many blocks are cloned or deleted together: needed where names alone do not show it, and overrides what "
-    "was found. 1 lets one block of a pair go, as in Swin.",
-)  # fmt: skip
-TRUST = click.option(
-    "--trust", multiple=True, type=Parsed("package", read_package), metavar="PACKAGE",
-    help="Import this package, and let files name the classes that it defines: their code runs. It covers no other "
-    "package, and no function. May be given several times.",
-)  # fmt: skip
-KEY = click.option(
-    "--key", metavar="NAME",
-    help="Which state dict of a checkpoint is meant where it holds several: ema, or with dots where it is nested, "
-    "state.model.",
-)  # fmt: skip
 MAX_BLOCKS = click.option(
     "--max-blocks", type=click.IntRange(min=1), metavar="N", expose_value=False, is_eager=True, callback=_allow_blocks,
     help="The most blocks of all stages together that the result may have, 10000 by default: a plan with a slip in it "
@@ -296,52 +315,26 @@ DEBUG_OPTION = click.option(
 )  # fmt: skip
 
 
-def gathered(
-    name: str, kind: type[Any], options: Sequence[Callable[[Function], Function]]
-) -> Callable[[Function], Function]:
-    """Add options that a command gets as one argument of that name: an object of a dataclass of them."""
+def gathered(name: str, kind: type[Options], *further: Decorator, only: Collection[str] = ()) -> Decorator:
+    """Add the options of a dataclass, which the command gets as one argument of that name, and further ones.
+
+    ``only`` names the fields to take where not all are wanted.
+    """
+    taken = [field for field in fields(kind) if not only or field.name in only]
 
     def decorate(command: Function) -> Function:
         @functools.wraps(command)
         def called(**given: Any) -> Any:
-            taken = {
-                field.name: given.pop(field.name) for field in dataclasses.fields(kind) if field.name in given
-            }
-            return command(**{name: kind(**taken)}, **given)
+            values = {field.name: given.pop(field.name) for field in taken}
+            return command(**{name: kind(**values)}, **given)
 
         decorated: Function = called
-        for option in reversed(options):
-            decorated = option(decorated)
+        for add in reversed([*(field.metadata["option"] for field in taken), *further]):
+            decorated = add(decorated)
         return decorated
 
     return decorate
 
 
-def reading_options(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
-    """Add source options and ``--debug``; the command gets them as one argument, ``reading``."""
-    return gathered("reading", Reading, (*options, DEBUG_OPTION))
-
-
-source_options = reading_options(ARCH, MASK, MASK_FROM_ZEROS, INPUT_SHAPE, UNIT, TRUST, KEY)
-COPY_OPTIONS = (
-    click.option(
-        "--with", "sources", type=Parsed("source", read_named), multiple=True, metavar="NAME=SOURCE",
-        help='Another network, whose layers the plan names: --with b=OTHER --plan "0-15,b/6-21". Names, shapes and '
-        "dtypes have to agree; what lies outside the layers is SOURCE's. May be given several times.",
-    ),
-    click.option(
-        "--scale", type=Parsed("factors", checked_by("elastic_ir.plans.copy_edits:parse_scale")), metavar="NAME=F,...",
-        help="Multiply tensors of the copies (every occurrence of a block after its first), by the names of modules in "
-        "a block: o_proj=0.5,down_proj=0.5.",
-    ),
-    click.option(
-        "--zero", type=Parsed("names", checked_by("elastic_ir.plans.copy_edits:parse_names")), metavar="NAME,...",
-        help="Let such tensors of the copies be zero, weights and biases: o_proj,down_proj.",
-    ),
-    click.option(
-        "--identity", is_flag=True,
-        help="Let the copies start as the identity (LLaMA Pro): zero is what closes their residual branches, as the "
-        "network itself shows it. For a folder, transformers builds it without its weights.",
-    ),
-)  # fmt: skip
-copy_options = gathered("copies", Copies, COPY_OPTIONS)
+source_options = gathered("reading", Reading, DEBUG_OPTION)
+copy_options = gathered("copies", Copies)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from elastic_ir.cli import tables
 from elastic_ir.errors import OutputError
-from elastic_ir.formats.registry import OWN, PYTHON, PYTORCH, SAFETENSORS, readable_and_writable
+from elastic_ir.formats import OWN, PYTHON, PYTORCH, SAFETENSORS, readable_and_writable
 
 if TYPE_CHECKING:
     from elastic_ir.ir.graph import Graph

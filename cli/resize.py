@@ -14,18 +14,20 @@ from elastic_ir.cli.options import (
     MAX_BLOCKS,
     SOURCE,
     Copies,
+    Options,
     Parsed,
     Reading,
     checked_by,
     copy_options,
     gathered,
     note_source,
+    option,
     read_indices,
     read_size,
     refuse_given,
     source_options,
 )
-from elastic_ir.formats.registry import writable
+from elastic_ir.formats import writable
 
 if TYPE_CHECKING:
     from elastic_ir.checkpoints.config.native_check import Compared
@@ -62,28 +64,67 @@ deleted.
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Wanted(Options):
     """The target as the options state it, and where the result goes."""
 
-    to_depth: int | None
-    to_stages: str | None
-    to_units: int | None
-    plan: str | None
-    like: str | None
-    out: str | None
-    no_check: bool
-    dry_run: bool
-    shard_size: int | None
-    durable: bool
-    resume: bool
-    keep_beside: tuple[str, ...]
+    to_depth: int | None = option(
+        "--to-depth", type=click.IntRange(min=1), metavar="N",
+        help="The number of weight layers on the longest path that the result shall have. They are spread over "
+        "the stages as the network's family does it.",
+    )  # fmt: skip
+    to_stages: str | None = option(
+        "--to-stages", type=Parsed("counts", checked_by("elastic_ir.plans.target:parse_stages")), metavar="N,N,...",
+        help="The blocks of each stage, the entry included: 3,4,23,3 for all stages, or by name "
+        "encoder.block=8, which leaves the others as they are.",
+    )  # fmt: skip
+    to_units: int | None = option(
+        "--to-units", type=click.IntRange(min=1), metavar="N",
+        help="The number of units, for a network of one stage, such as most transformers.",
+    )  # fmt: skip
+    plan: str | None = option(
+        "--plan", type=Parsed("plan", checked_by("elastic_ir.plans.plan:parse_plan")), metavar="PLAN",
+        help='The source blocks of each stage in target order, stages joined by "|": "0-2,1,2|0,1"; or by name, '
+        '"encoder.block=0-3,3", which leaves the others as they are. "b/6-21" are blocks of the network that --with '
+        'names. The notation source:targets of the lottery-ticket paper, "0:0;1:1,2", is taken too. Quote it in a '
+        "shell.",
+    )  # fmt: skip
+    like: str | None = option(
+        "--like", type=SOURCE, metavar="SOURCE",
+        help="Another network of the family; the result gets as many blocks in each stage as it has.",
+    )  # fmt: skip
+    keep_beside: tuple[str, ...] = option(
+        "--keep-beside", multiple=True, metavar="NAME",
+        help="A list, a tensor or, in a folder, an entry of config.json that stays as it is though something beside it "
+        "changes its count; a change that is refused for it names it. May be given several times.",
+    )  # fmt: skip
+    out: str | None = option(
+        "-o", "--out", type=click.Path(), metavar="OUT",
+        help=f"The file to write ({output.WITH_WEIGHTS}) or the folder. Without it a name with the new "
+        "depth is chosen beside the source, for example model-depth56.pt.",
+    )  # fmt: skip
+    no_check: bool = option(
+        "--no-check", is_flag=True,
+        help="Do not run the result once to see that every unit of the plan executes, nor compare a streamed folder "
+        "with the network that its config.json names.",
+    )  # fmt: skip
+    dry_run: bool = option("--dry-run", is_flag=True, help="Show what would change, and write nothing.")
+    shard_size: int | None = option(
+        "--shard-size", type=Parsed("size", read_size), metavar="SIZE",
+        help="The most bytes of tensors in one file of a folder that is streamed: 5GB, as transformers has it, or "
+        "500MB, 2GiB.",
+    )  # fmt: skip
+    durable: bool = option(
+        "--durable", is_flag=True,
+        help="Have a streamed folder on the disk (fsync) before it gets its name, against power cuts.",
+    )  # fmt: skip
+    resume: bool = option(
+        "--resume", is_flag=True,
+        help="Go on with the streamed folder that an interrupted run of the same command has begun, if there is one.",
+    )  # fmt: skip
 
     def ways(self) -> dict[str, object]:
         """The options that state the target, with what each was given."""
-        return {
-            "--to-depth": self.to_depth, "--to-stages": self.to_stages, "--to-units": self.to_units,
-            "--plan": self.plan, "--like": self.like,
-        }  # fmt: skip
+        return self.given("to_depth", "to_stages", "to_units", "plan", "like")
 
     def check(self, needed: bool = True) -> None:
         """A usage error unless the target is stated in one way, or in none where none is needed."""
@@ -103,76 +144,13 @@ class Wanted:
             and self.like is None
             and (self.out is None or not writable(Path(self.out)))
         )
-        given = {
-            "--shard-size": self.shard_size is not None, "--durable": self.durable, "--resume": self.resume,
-        }  # fmt: skip
-        for name, used in given.items():
-            if used and not streamed:
+        for name, value in self.given("shard_size", "durable", "resume").items():
+            if value and not streamed:
                 raise click.UsageError(f"{name} is for checkpoint folders that are written as folders")
         return streamed
 
 
-TARGET_OPTIONS = (
-    click.option(
-        "--to-depth", type=click.IntRange(min=1), metavar="N",
-        help="The number of weight layers on the longest path that the result shall have. They are spread over "
-        "the stages as the network's family does it.",
-    ),
-    click.option(
-        "--to-stages", type=Parsed("counts", checked_by("elastic_ir.plans.target:parse_stages")), metavar="N,N,...",
-        help="The blocks of each stage, the entry included: 3,4,23,3 for all stages, or by name "
-        "encoder.block=8, which leaves the others as they are.",
-    ),
-    click.option(
-        "--to-units", type=click.IntRange(min=1), metavar="N",
-        help="The number of units, for a network of one stage, such as most transformers.",
-    ),
-    click.option(
-        "--plan", type=Parsed("plan", checked_by("elastic_ir.plans.plan:parse_plan")), metavar="PLAN",
-        help='The source blocks of each stage in target order, stages joined by "|": "0-2,1,2|0,1"; or by name, '
-        '"encoder.block=0-3,3", which leaves the others as they are. "b/6-21" are blocks of the network that --with '
-        'names. The notation source:targets of the lottery-ticket paper, "0:0;1:1,2", is taken too. Quote it in a '
-        "shell.",
-    ),
-    click.option(
-        "--like", type=SOURCE, metavar="SOURCE",
-        help="Another network of the family; the result gets as many blocks in each stage as it has.",
-    ),
-    click.option(
-        "--keep-beside", multiple=True, metavar="NAME",
-        help="A list, a tensor or, in a folder, an entry of config.json that stays as it is though something beside it "
-        "changes its count; a change that is refused for it names it. May be given several times.",
-    ),
-)  # fmt: skip
-OUTPUT_OPTIONS = (
-    click.option(
-        "-o", "--out", type=click.Path(), metavar="OUT",
-        help=f"The file to write ({output.WITH_WEIGHTS}) or the folder. Without it a name with the new "
-        "depth is chosen beside the source, for example model-depth56.pt.",
-    ),
-    click.option(
-        "--no-check", is_flag=True,
-        help="Do not run the result once to see that every unit of the plan executes, nor compare a streamed folder "
-        "with the network that its config.json names.",
-    ),
-    click.option("--dry-run", is_flag=True, help="Show what would change, and write nothing."),
-    click.option(
-        "--shard-size", type=Parsed("size", read_size), metavar="SIZE",
-        help="The most bytes of tensors in one file of a folder that is streamed: 5GB, as transformers has it, or "
-        "500MB, 2GiB.",
-    ),
-    click.option(
-        "--durable", is_flag=True,
-        help="Have a streamed folder on the disk (fsync) before it gets its name, against power cuts.",
-    ),
-    click.option(
-        "--resume", is_flag=True,
-        help="Go on with the streamed folder that an interrupted run of the same command has begun, if there is one.",
-    ),
-)  # fmt: skip
-
-
-_wanted_options = gathered("wanted", Wanted, (*TARGET_OPTIONS, *OUTPUT_OPTIONS, MAX_BLOCKS))
+_wanted_options = gathered("wanted", Wanted, MAX_BLOCKS)
 
 
 @click.command("stretch", short_help=COMMANDS["stretch"], epilog=STRETCH_EPILOG)

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from elastic_ir.errors import StructureError
+from elastic_ir.errors import StructureError, printable
 from elastic_ir.ir.numbering import consecutive
-from elastic_ir.printable import printable
 
 if TYPE_CHECKING:
     from elastic_ir.ir.graph import Graph

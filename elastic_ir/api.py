@@ -89,6 +89,15 @@ def _in_units(graph: Graph, unit: int | None) -> Graph:
     return graph.copy().with_unit(unit)
 
 
+def _kept(keep_beside: Sequence[str] | str | None) -> tuple[str, ...]:
+    """The names of what stays as it is; PlanError where one is empty."""
+    if keep_beside is None or keep_beside == ():
+        return ()
+    from elastic_ir.plans.keep_beside import listed_names
+
+    return listed_names(keep_beside)
+
+
 def stretch(
     graph: Graph,
     to_depth: int | None = None,
@@ -127,7 +136,6 @@ def stretch(
     [5, 5, 5]
     """
     from elastic_ir.passes import Stretch
-    from elastic_ir.plans.keep_beside import listed_names
 
     whole = _in_units(graph, unit)
     reference = _reference(like, graph)
@@ -135,7 +143,7 @@ def stretch(
         from elastic_ir.frontends.residual_ends import residual_ends
 
         zero = residual_ends(graph)
-    kept = listed_names(keep_beside)
+    kept = _kept(keep_beside)
     with allowing_blocks(max_blocks):
         return Stretch(
             to_depth,
@@ -175,10 +183,9 @@ def squeeze(
     20
     """
     from elastic_ir.passes import Squeeze
-    from elastic_ir.plans.keep_beside import listed_names
 
     whole = _in_units(graph, unit)
-    kept = listed_names(keep_beside)
+    kept = _kept(keep_beside)
     with allowing_blocks(max_blocks):
         squeeze = Squeeze(
             to_depth, to_stages, to_units, _reference(like, graph), plan, drop, keep_beside=kept
@@ -194,11 +201,10 @@ def merge(recipe: str | os.PathLike[str], *, keep_beside: Sequence[str] | str | 
     with the line, for what would need more than copying and scaling. ``keep_beside`` is as for :func:`stretch`.
     """
     from elastic_ir.passes.depth.slices_file import read_slices
-    from elastic_ir.plans.keep_beside import listed_names
 
     slices = read_slices(recipe)
     models = [load(folder, headers_only=True) for folder in slices.models]
-    return slices.merged(models, listed_names(keep_beside))
+    return slices.merged(models, _kept(keep_beside))
 
 
 def with_weights(graph: Graph, trained: torch.nn.Module | Mapping[str, torch.Tensor]) -> Graph:

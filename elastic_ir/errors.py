@@ -1,16 +1,45 @@
 """The errors that ElasticIR raises: one line each that says what is wrong, where, and what to do.
 
-The command line prints ``str(error)`` after ``error:`` and exits with 1, so every message has to stand alone.
+The command line prints ``str(error)`` after ``error:`` and exits with 1, so every message has to stand alone. Text from
+files is made fit to be shown (:func:`printable`): a name may move the cursor, turn the reading order, or fill the
+screen.
 """
 
 from __future__ import annotations
 
-from elastic_ir.printable import printable
+import re
+import unicodedata
 
 #: How the note begins that a pipeline puts on an exception that is none of ours: it says in which pass that was.
 PASS_NOTE = "in pass "
 
-_LONGEST = 1500  #: characters of a message
+_LONGEST_MESSAGE = 1500  #: characters of a message
+#: Characters of a word that are shown; a longer one is no name that anybody reads.
+LONGEST = 300
+_HEAD, _TAIL = 200, 60
+_WORD = re.compile(rf"\S{{{LONGEST + 1},}}")
+#: Controls, what changes the reading order or is not seen, halves of surrogate pairs, and ends of lines.
+_HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def printable(text: str) -> str:
+    r"""One line that a terminal and a web page show as it is: controls as escapes, words that are too long cut short.
+
+    >>> printable("layers.\x1b[31m0\n")
+    'layers.\\x1b[31m0\\n'
+    """
+    if not (text.isascii() and text.isprintable()):
+        text = "".join(_escaped(char) if unicodedata.category(char) in _HIDDEN else char for char in text)
+    return _WORD.sub(_shortened_word, text) if len(text) > LONGEST else text
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape", "backslashreplace").decode()
+
+
+def _shortened_word(match: re.Match[str]) -> str:
+    word = match[0]
+    return f"{word[:_HEAD]}...({len(word) - _HEAD - _TAIL} more)...{word[-_TAIL:]}"
 
 
 def noted_pass(error: BaseException) -> str:
@@ -33,9 +62,9 @@ class ElasticError(Exception):
 
 def _shortened(line: str) -> str:
     """A line that somebody reads: what a file holds may stand in it, and be as long as the file."""
-    if len(line) <= _LONGEST:
+    if len(line) <= _LONGEST_MESSAGE:
         return line
-    return f"{line[: _LONGEST - 400]}...({len(line) - _LONGEST + 100} more)...{line[-300:]}"
+    return f"{line[: _LONGEST_MESSAGE - 400]}...({len(line) - _LONGEST_MESSAGE + 100} more)...{line[-300:]}"
 
 
 class SourceError(ElasticError):

@@ -14,8 +14,8 @@ import torch
 
 from elastic_ir.errors import ElasticError, SourceError, UntrustedError
 from elastic_ir.formats.pickles.allow_list import defines
+from elastic_ir.formats.pickles.description import GRAPH_MODULE
 from elastic_ir.formats.pickles.rebuild import rebuild_module, stand_in_module
-from elastic_ir.formats.pickles.stand_ins import GRAPH_MODULE
 from elastic_ir.frontends.trace import LiveSource
 from elastic_ir.ir.example_inputs import Inputs, read_input
 from elastic_ir.ir.graph import Graph

@@ -234,7 +234,9 @@ def _call(source: fx.Node, values: dict[fx.Node, Value]) -> Node:
     args = tuple(argument(item) for item in source.args)
     kwargs = {key: argument(item) for key, item in source.kwargs.items()}
     name = "operator.getitem" if source.target is operator.getitem else str(source.target)
-    if source.op == "get_attr":  # a region, numbered through the network: blocks of one kind each have their own
+    if (
+        source.op == "get_attr"
+    ):  # a region, numbered through the network: blocks of one kind each have their own
         name = "region"
     return Node(source.name, name, args, kwargs, kind="function", scope=scope)
 

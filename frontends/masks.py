@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from elastic_ir import formats
 from elastic_ir.errors import MaskError, SourceError
-from elastic_ir.formats import registry
+from elastic_ir.formats import OWN, SAFETENSORS, TICKET
 from elastic_ir.formats.packed_masks import named_masks, read_mask_tensors
-from elastic_ir.formats.registry import OWN, SAFETENSORS, TICKET
+from elastic_ir.tensors.arrays import nonzero
 from elastic_ir.tensors.lazy import Mask, TensorData
 from elastic_ir.tensors.weights import Weight
-from elastic_ir.tensors.zeros import nonzero
 
 V = TypeVar("V")
 
@@ -38,9 +38,9 @@ def read_masks(path: str | os.PathLike[str], trust: tuple[str, ...] = ()) -> dic
             return packed  # its names are meant as they stand
     elif SAFETENSORS.names(path):
         return read_mask_tensors(path)
-    elif (form := registry.format_named(path)) is not None and form not in OWN:
-        stored = registry.read(form, path, registry.ReadOptions(trust=trust))
-        if not isinstance(stored, registry.Stored):
+    elif (form := formats.format_named(path)) is not None and form not in OWN:
+        stored = formats.read(form, path, formats.ReadOptions(trust=trust))
+        if not isinstance(stored, formats.Stored):
             raise MaskError(f"{path.name} holds a network and no masks of their own; load it as a source")
         found = stored.masks or stored.tensors
     else:

@@ -9,14 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from elastic_ir import formats
 from elastic_ir.errors import MaskError, SourceError
-from elastic_ir.formats import registry
+from elastic_ir.formats import ReadOptions, Stored
 from elastic_ir.formats.files import parse_json
-from elastic_ir.formats.model_folder import CONFIG, CheckpointSource
-from elastic_ir.formats.registry import ReadOptions, Stored
-from elastic_ir.ir.described import described, read_from
 from elastic_ir.ir.graph import Graph
-from elastic_ir.ir.serialise import graph_from_data
+from elastic_ir.ir.info import described, read_from
 from elastic_ir.safety.limits import refuse_special
 from elastic_ir.tensors.lazy import Mask, TensorData
 
@@ -40,7 +38,7 @@ def load(
 ) -> Graph:
     """Read a source: a file of a registered format, a Hugging Face folder, or a name.
 
-    Formats are those of :mod:`elastic_ir.formats.registry`, chosen by a file's suffix, else by its first bytes, else
+    Formats are those of :mod:`elastic_ir.formats`, chosen by a file's suffix, else by its first bytes, else
     PyTorch's. Names are ``timm:NAME``, ``torchvision:NAME`` and ``package.module:factory``. ``arch``
     names the network of a bare state dict (a source, a module or a graph); ``masks`` is a mask file or a mapping of
     names to 0/1 tensors; ``mask_from_zeros`` takes exact zeros in prunable weights as pruned. ``headers_only`` reads a
@@ -170,14 +168,14 @@ def _read(path: Path, options: ReadOptions) -> Graph:
     """Read a folder, or a file in its format; a file without a known suffix in the format that its first bytes show."""
     if path.suffix.lower() == ".pt2":
         raise SourceError(f"{path.name}: reading {path.suffix} files is not part of this version")
-    form = registry.format_of(path)
+    form = formats.format_of(path)
     if options.key is not None and form is not None and not form.several:
         raise _one_network(os.fspath(path), options.key)
     try:
-        found = registry.read(form or registry.PYTORCH, path, options)
+        found = formats.read(form or formats.PYTORCH, path, options)
     except SourceError as error:
         if form is None and path.suffix and path.is_file():
-            known = ", ".join(registry.suffixes(registry.registered(), written=False))
+            known = ", ".join(formats.suffixes(formats.registered(), written=False))
             raise SourceError(f"{error}; networks are read from {known} files") from error
         raise
     if isinstance(found, Graph):
@@ -248,6 +246,8 @@ def _described(
 
 def _graph_of_file(data: Any, tensors: Mapping[str, TensorData], trust: Sequence[str], path: Path) -> Graph:
     """The graph that we wrote: in its class where that can be imported, else over its nodes."""
+    from elastic_ir.ir.serialise import graph_from_data
+
     graph = graph_from_data(data, tensors)
     graph.info = replace(graph.info, file=path.name)
     if "module" in data:
@@ -317,6 +317,7 @@ def _tie(graph: Graph, state: Mapping[str, torch.Tensor]) -> None:
 def read_folder(path: Path, options: ReadOptions) -> Graph:
     """A model folder, with the masks that lie in it: its network traced, or names and shapes from headers alone."""
     from elastic_ir.checkpoints.read import load_checkpoint, masks_beside
+    from elastic_ir.formats.model_folder import CheckpointSource
 
     read = load_checkpoint(path)
     graph = read if options.headers_only else _trace(_model_of(read, path), options.input_shape)
@@ -329,6 +330,7 @@ def read_folder(path: Path, options: ReadOptions) -> Graph:
 def _model_of(read: Graph, folder: Path) -> nn.Module:
     """The network of a folder that was read by its headers, in transformers' class and with the folder's tensors."""
     from elastic_ir.checkpoints.read import read_configuration
+    from elastic_ir.formats.model_folder import CONFIG
     from elastic_ir.safety.registered import configuration, filled, model_class
     from elastic_ir.tensors.torch_bridge import to_torch
 

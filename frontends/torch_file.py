@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from elastic_ir.errors import SourceError
+from elastic_ir.formats import PYTORCH
 from elastic_ir.formats.files import opened
 from elastic_ir.formats.pickles.module import restricted_pickle
-from elastic_ir.formats.registry import PYTORCH
 from elastic_ir.formats.torch_zip import Place, check_content, content, places_of
 from elastic_ir.safety.limits import open_plain
 

@@ -2,11 +2,22 @@
 
 Symbolic tracing goes into torch's own modules that hold layers, its transformers; most of their forwards ask for
 values, and torch.export reads them. Where that fails too, such a module is taken as one node, and a note says so.
+
+The module is left as it was, and torch's remarks about tracing are kept from the user. A forward that caches something
+(attention biases, masks) would keep a tracer's stand-ins in the live module, and fail with them later. What
+torch.export and torch.fx warn of concerns programs to be run, and ours are only read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import copy
+import io
+import logging
+import os
+import sysconfig
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,12 +27,12 @@ from torch import nn
 from elastic_ir.errors import TraceError
 from elastic_ir.frontends.example_inputs import from_shapes, guesses
 from elastic_ir.frontends.fx import holds_layers, is_torchs, read_fx, read_sealed
-from elastic_ir.frontends.side_effects import without_side_effects
-from elastic_ir.frontends.weight_table import absorb_pruning, weight_table
 from elastic_ir.ir.example_inputs import Inputs
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.info import Origin
-from elastic_ir.tensors.weights import Weight
+from elastic_ir.tensors.lazy import ShapeOnly, TensorData
+from elastic_ir.tensors.torch_bridge import TorchData, dtype_name
+from elastic_ir.tensors.weights import Storage, Weight, is_prunable
 
 
 class LiveSource(Origin):
@@ -161,3 +172,148 @@ def _reads_values(error: BaseException | None) -> bool:
 def _first_line(error: Exception) -> str:
     message = str(error).strip()
     return f"{type(error).__name__}: {message.splitlines()[0][:200]}" if message else type(error).__name__
+
+
+# -- the weight table: lazy, in state-dict order, with its ties, prunable weights and pruning hooks --------------------
+
+
+def prunable_names(model: nn.Module) -> set[str]:
+    """Names of the weights of convolutions and linear layers, fused attention's input projection included."""
+    return {
+        f"{path}.{role}" if path else role
+        for path, module in model.named_modules(remove_duplicate=False)
+        for role, parameter in module.named_parameters(recurse=False)
+        if is_prunable(module, role, parameter)
+    }
+
+
+def weight_table(model: nn.Module) -> dict[str, Weight]:
+    """All parameters and buffers of a module, those a state dict holds first and in its order."""
+    kept = {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, torch.Tensor)}
+    transient = {
+        name: buffer
+        for name, buffer in model.named_buffers(remove_duplicate=False)
+        if name not in kept and isinstance(buffer, torch.Tensor)
+    }
+    prunable = prunable_names(model)
+    storages: dict[Any, Storage] = {}
+    table: dict[str, Weight] = {}
+    for name, tensor in (*kept.items(), *transient.items()):
+        storage = storages.setdefault(_identity(tensor), Storage(_lazy(tensor)))
+        is_parameter = isinstance(tensor, nn.Parameter)
+        table[name] = Weight(name, storage, name, is_parameter, name in kept, name in prunable)
+    return table
+
+
+def _identity(tensor: torch.Tensor) -> Any:
+    """What two names must share to be tied: the object, or the same view of the same memory."""
+    if tensor.is_meta or tensor.numel() == 0 or type(tensor).__name__ == "FakeTensor":
+        return id(tensor)
+    return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+
+
+def _lazy(tensor: torch.Tensor) -> TensorData:
+    return ShapeOnly(tuple(tensor.shape), dtype_name(tensor.dtype)) if tensor.is_meta else TorchData(tensor)
+
+
+def absorb_pruning(model: nn.Module) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """A module without the hooks of ``torch.nn.utils.prune``, and the masks that they held, by weight name.
+
+    The module given is not changed: where hooks are found, a copy that shares its tensors is returned.
+    """
+    from torch.nn.utils.prune import BasePruningMethod
+
+    if not any(
+        isinstance(h, BasePruningMethod) for m in model.modules() for h in m._forward_pre_hooks.values()
+    ):
+        return model, {}
+    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    for module in model.modules():  # the masked products are plain attributes, made anew at every forward
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, BasePruningMethod):
+                memo[id(getattr(module, hook._tensor_name))] = None
+    twin = copy.deepcopy(model, memo)
+    masks: dict[str, torch.Tensor] = {}
+    for path, module in twin.named_modules():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if not isinstance(hook, BasePruningMethod):
+                continue
+            role = hook._tensor_name
+            masks[f"{path}.{role}" if path else role] = getattr(module, f"{role}_mask")
+            del module._forward_pre_hooks[key]
+            del module._buffers[f"{role}_mask"]
+            module.__dict__.pop(role, None)
+            # the pruned parameter stands last; put it back where an unpruned module has it
+            original = module._parameters.pop(f"{role}_orig")
+            assert original is not None
+            rest = dict(module._parameters)
+            module._parameters.clear()
+            if role == "weight":
+                module._parameters[role] = original
+                module._parameters.update(rest)
+            else:
+                module._parameters.update({**rest, role: original})
+    return twin, masks
+
+
+# -- without side effects ----------------------------------------------------------------------------------------------
+
+_TORCH = os.path.dirname(torch.__file__)
+_LIBRARY = sysconfig.get_path("stdlib")  # torch warns from inside context managers, in contextlib's name
+
+
+@contextlib.contextmanager
+def without_side_effects(model: nn.Module) -> Iterator[None]:
+    """Put back whatever attributes the modules had, and pass on only warnings that are not torch's own.
+
+    What is written to standard error meanwhile is dropped: torch.export prints the program it had come to there.
+    """
+    before = [(module, _state(module)) for module in model.modules()]
+    # a norm in training counts its batches while it is traced, in place; nothing larger is touched
+    numbers = [b for b in model.buffers() if not (b.ndim or b.is_meta or b.is_inference())]
+    counts = [(b, b._version, b.clone()) for b in numbers]
+    # each of torch's loggers may have a level of its own; what is made meanwhile asks its parents
+    names = ["torch", *(name for name in logging.root.manager.loggerDict if name.startswith("torch."))]
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with (
+            warnings.catch_warnings(record=True) as heard,
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("always")  # a filter that makes errors of warnings is for what is passed on
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        for module, state in before:
+            _restore(module, state)
+        for buffer, version, value in counts:
+            if buffer._version != version:
+                buffer.copy_(value)
+    for warning in heard:
+        if not warning.filename.startswith((_TORCH, _LIBRARY)):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def _state(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """Each attribute with, for a plain dict or list, a copy of what is in it."""
+    return {
+        name: (value, value.copy() if type(value) in (dict, list, set) else None)
+        for name, value in vars(module).items()
+    }
+
+
+def _restore(module: nn.Module, state: dict[str, tuple[Any, Any]]) -> None:
+    now = vars(module)
+    for name in [name for name in now if name not in state]:
+        del now[name]
+    for name, (value, content) in state.items():
+        now[name] = value
+        if isinstance(value, list) and content is not None:
+            value[:] = content
+        elif isinstance(value, (dict, set)) and content is not None:
+            value.clear()
+            value.update(content)

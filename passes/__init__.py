@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.lazy_names import lazy_names
-from elastic_ir.passes.infra.base import Pass
+from elastic_ir.passes.infra import Pass
 
 if TYPE_CHECKING:
     from elastic_ir.passes.cleanup.cse import CommonSubexpressions

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.example_inputs import map_tensors
 from elastic_ir.ir.graph import Graph
-from elastic_ir.onnx_model.source import OnnxSource
+from elastic_ir.onnx_model import OnnxSource
 
 if TYPE_CHECKING:
     import torch

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.functions import OPERATORS, method_allowed, resolve_function
 from elastic_ir.ir.graph import Argument, Literal, Node, Symbol, Value, WeightRef, map_argument
-from elastic_ir.onnx_model.evaluate import LARGEST, is_small, run_nodes
-from elastic_ir.onnx_model.source import OnnxSource, opsets_of
+from elastic_ir.onnx_model import OnnxSource, opsets_of
+from elastic_ir.onnx_model.arithmetic import LARGEST, is_small, run_nodes
 from elastic_ir.tensors.lazy import TensorData
 from elastic_ir.tensors.recipes import Recipe
 
@@ -74,7 +74,9 @@ class Evaluated(Recipe):
         if self.source is not None:
             import numpy as np
 
-            array = run_onnx(self.nodes, self.source, {n: _array(data) for n, data in self.weights.items()})
+            from elastic_ir.tensors.arrays import as_array
+
+            array = run_onnx(self.nodes, self.source, {n: as_array(data) for n, data in self.weights.items()})
             yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
             return
         tensors = {name: to_torch(data) for name, data in self.weights.items()}
@@ -190,9 +192,3 @@ def run_onnx(nodes: Sequence[Node], source: OnnxSource, weights: Mapping[str, Ar
         proto.output.append(names[node.output])
         made.append(proto)
     return run_nodes(made, given, opsets_of(source.model))
-
-
-def _array(data: TensorData) -> Array:
-    import numpy as np
-
-    return np.frombuffer(b"".join(data.chunks()), np.dtype(data.dtype)).reshape(data.shape)

@@ -11,7 +11,7 @@ from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph, Node, Value
 from elastic_ir.ir.numbering import number_of
 from elastic_ir.ir.operations import Trait, operation_of
-from elastic_ir.onnx_model.source import DTYPES, OnnxSource
+from elastic_ir.onnx_model import DTYPES, OnnxSource
 
 #: For each axis of a value whether its extent is fixed.
 Fixed = tuple[bool, ...]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import PlanError, SourceError
-from elastic_ir.formats.registry import SAFETENSORS
+from elastic_ir.formats import SAFETENSORS
 from elastic_ir.formats.safetensors import tensors_of_file
 from elastic_ir.ir.example_inputs import map_tensors, tensors_in
 from elastic_ir.ir.graph import Graph

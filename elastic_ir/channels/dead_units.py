@@ -7,7 +7,6 @@ ReLU does where the stream is not negative to begin with.
 from __future__ import annotations
 
 from elastic_ir.channels.flow import Flow
-from elastic_ir.channels.torch_rules import source
 from elastic_ir.ir.graph import Graph, Literal, Node, Value
 from elastic_ir.ir.operations import Trait, has, known_kind
 from elastic_ir.ir.structure import Block, Stage
@@ -77,5 +76,6 @@ def _stays(node: Node, kind: str, flow: Flow) -> Value | None:
                     return value
         return None
     if kind == "relu" or (kind and has(node, Trait.SAME)):
-        return source(node)
+        value = flow.rules.source(node)
+        return value if node.operands() == [value] and not node.weight_names() else None
     return None

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
-from elastic_ir.channels.atoms import Channels, LayerChannels
+from elastic_ir.channels import Channels, LayerChannels
 from elastic_ir.channels.flow import Flow
 from elastic_ir.ir.graph import Graph, Literal, Node, Value
 from elastic_ir.ir.operations import Slot

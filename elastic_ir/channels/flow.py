@@ -16,8 +16,7 @@ from typing import Protocol
 import networkx as nx
 import numpy as np
 
-from elastic_ir.channels import onnx_rules, torch_rules
-from elastic_ir.channels.atoms import Bools, Channels, Count, Floats, Integers, LayerChannels, Meeting, Place
+from elastic_ir.channels import Bools, Channels, Count, Floats, Integers, LayerChannels, Meeting, Place
 from elastic_ir.ir.graph import Argument, Graph, Literal, Node, Value, WeightRef
 from elastic_ir.ir.operations import (
     BatchNorm,
@@ -33,7 +32,6 @@ from elastic_ir.ir.operations import (
 )
 from elastic_ir.onnx_model.layers import is_onnx, weight_readers
 from elastic_ir.tensors.lazy import ShapeOnly, TensorData
-from elastic_ir.tensors.recipes import Turned
 
 #: A module's attributes that count what it reads, and what it makes.
 _COUNTS = ("in_features", "in_channels"), ("out_features", "out_channels", "num_features")
@@ -70,6 +68,16 @@ class Rules(Protocol):
         """Whether a node asks for extents other than that of the channels."""
 
 
+def _rules_of(graph: Graph) -> Rules:
+    if is_onnx(graph):
+        from elastic_ir.channels import onnx_rules
+
+        return onnx_rules
+    from elastic_ir.channels import torch_rules
+
+    return torch_rules
+
+
 class Flow:
     """The channels of one graph. Reads masks, and of tensors only norms, biases and what has to be folded."""
 
@@ -77,7 +85,7 @@ class Flow:
         self.graph = graph
         self.users = graph.users()
         self.readers = weight_readers(graph)
-        self.rules: Rules = onnx_rules if is_onnx(graph) else torch_rules
+        self.rules = _rules_of(graph)
         self.layers: list[LayerChannels] = []
         self.norms: dict[Node, Channels] = {}
         self.meetings: list[Meeting] = []
@@ -308,7 +316,10 @@ class Flow:
         still = _still_rows(absorbed, groups, rows, width, used)
         data: TensorData = weight.storage.emitted()
         heard = np.where(absorbed, inside.constants, 0.0)
-        data = Turned(data) if inputs_first and layer.matrix else data
+        if inputs_first and layer.matrix:
+            from elastic_ir.tensors.recipes import Turned
+
+            data = Turned(data)
         constants = self._row_constants(layer.bias, data, heard, used, still)
         outside = Channels(inside.axis, self._fresh(rows), np.where(still, constants, math.nan))
         self.layers.append(LayerChannels(node, layer, name, inside, outside, used, absorbed, taker))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from elastic_ir.channels.atoms import Channels, Floats, Place
+from elastic_ir.channels import Channels, Floats, Place
 from elastic_ir.errors import ElasticError
 from elastic_ir.ir.functions import resolve_function
 from elastic_ir.ir.graph import Argument, Node, Value

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from elastic_ir.channels.atoms import Channels, Integers, LayerChannels
+from elastic_ir.channels import Channels, Integers, LayerChannels
 from elastic_ir.channels.edits import ChannelEdits, Places
 from elastic_ir.channels.flow import Flow, representatives
 from elastic_ir.ir.graph import Graph, Value

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from elastic_ir.checkpoints.config.depth import Stack
 from elastic_ir.checkpoints.record import Step
+from elastic_ir.errors import printable
 from elastic_ir.ir.numbering import consecutive
-from elastic_ir.printable import printable
 
 CARD = "README.md"
 _LIMIT = 4 << 20  #: bytes of a card that are kept

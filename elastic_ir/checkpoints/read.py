@@ -17,6 +17,7 @@ from elastic_ir.checkpoints.config.depth import Stack, check_depth
 from elastic_ir.checkpoints.names import graph_of_tensors
 from elastic_ir.checkpoints.uncounted_layers import set_tail_apart
 from elastic_ir.errors import SourceError, StructureError, reason
+from elastic_ir.formats import SAFETENSORS
 from elastic_ir.formats.bin import read_bin
 from elastic_ir.formats.files import read_json
 from elastic_ir.formats.model_folder import (
@@ -28,7 +29,6 @@ from elastic_ir.formats.model_folder import (
     WEIGHT_FORMS,
     CheckpointSource,
 )
-from elastic_ir.formats.registry import SAFETENSORS
 from elastic_ir.formats.safetensors import read_safetensors
 from elastic_ir.ir.graph import Graph
 from elastic_ir.tensors.lazy import TensorData, nbytes

@@ -2,37 +2,33 @@
 
 Beside the target OUT lies ``.OUT.partial`` while it is made. In it, ``begun`` holds the files that are being written,
 ``whole`` those that are finished: a file moves from one to the other by a rename, so its name in ``whole`` is the mark
-that it is finished. ``whole`` gets the name OUT in the end. ``journal`` states what the work is for. ``lock`` is
-there while a run works on it; the lock of a process that has died is free at once.
-
-What the marks promise: a file in ``whole`` was written to its end, whatever ended the process. After a crash of the
-machine the file system may know a name without its bytes, so work from before the last start of the system counts
-only where each file was synced before its rename (``durable``).
+that it was written to its end, whatever ended the process. ``whole`` gets the name OUT in the end. ``journal`` states
+what the work is for. ``lock`` is there while a run works on it; the lock of a process that has died is free at once.
+After a crash of the machine the file system may know a name without its bytes, so work from before the last start of
+the system counts only where each file was synced before its rename (``durable``).
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from elastic_ir.errors import ElasticError, OutputError, SourceChangedError, SourceError, reason
 from elastic_ir.formats.files import read_json, refuse_taken, remove, sync
 from elastic_ir.formats.locks import locked
-from elastic_ir.tensors.lazy import Mask, TensorData
+from elastic_ir.tensors.lazy import TensorData
 
 #: What a user reads of work that is kept.
 KEPT = "what is finished of it is kept (files: {}), and --resume goes on with that"
 #: What lies in the folder of a run.
-_OURS = _JOURNAL, _NEW, _LOCK, _BEGUN, _WHOLE = "journal", "journal.new", "lock", "begun", "whole"
+_JOURNAL, _NEW, _LOCK, _BEGUN, _WHOLE = "journal", "journal.new", "lock", "begun", "whole"
 
 
 @dataclass(frozen=True)
@@ -40,19 +36,19 @@ class Journal:
     """What the work in a folder is for, and how far its files can be trusted."""
 
     version: str  #: of ElasticIR
-    plan: str  #: a digest of what is written; empty while the files of other work are removed
+    plan: str  #: a digest of what is written
     source: str  #: a digest of the files that it is read from, as they were
     boot: str = ""  #: the start of the system since which it was written, where that is known
     durable: bool = False  #: whether each file in ``whole`` was synced
     ending: bool = False  #: whether ``whole`` was about to get the target's name
 
-    def refused(self, other: Journal) -> str | None:
-        """Why work that was begun as ``other`` cannot be continued as this one; None where it can."""
-        if self.version != other.version:
-            return f"by ElasticIR {other.version}"
-        if self.plan != other.plan:
+    def refused(self, found: Journal) -> str:
+        """Why work with the journal that was found cannot be continued as this one; empty where it can."""
+        if found.version != self.version:
+            return f"by ElasticIR {found.version}"
+        if found.plan != self.plan:
             return "for another plan, source or shard size"
-        return "from a source that was changed since" if self.source != other.source else None
+        return "from a source that was changed since" if found.source != self.source else ""
 
 
 def digests(files: Mapping[str, Mapping[str, TensorData]], texts: Mapping[str, str]) -> tuple[str, str]:
@@ -62,8 +58,7 @@ def digests(files: Mapping[str, Mapping[str, TensorData]], texts: Mapping[str, s
     refers to, the stamp (inode, size, time of change) goes into the second digest. A tensor of another kind gives
     a digest that no other plan has: such work is not resumed.
     """
-    stamps: set[tuple[str, Any]] = set()
-    masks: dict[int, tuple[Mask, str]] = {}  # clones share them; each is held, so that its id stays its own
+    stamps: set[str] = set()
 
     def described(item: Any) -> Any:
         """What JSON has no form for."""
@@ -71,49 +66,37 @@ def digests(files: Mapping[str, Mapping[str, TensorData]], texts: Mapping[str, s
             return item.name  # however it is reached, now or after a move; its content is in the stamp
         if isinstance(item, bytes | bytearray | memoryview):
             return hashlib.sha256(item).hexdigest()
-        if isinstance(item, Mask):
-            stored = getattr(item, "stored", None)  # a range of a file
-            if stored is None and id(item) not in masks:
-                masks[id(item)] = item, hashlib.sha256(item.bits).hexdigest()
-            return ["Mask", item.shape, item.dtype, masks[id(item)][1] if stored is None else stored]
-        if not dataclasses.is_dataclass(item) or isinstance(item, type):
-            raise TypeError(type(item))
-        fields = {part.name: getattr(item, part.name) for part in dataclasses.fields(item)}
-        if "stamp" in fields:
-            stamps.add((Path(fields.get("path", "")).name, fields.pop("stamp")))
-        return [type(item).__name__, *fields.values()]
+        if hasattr(item, "stored"):  # a mask, whose bits are a range of a file
+            return [item.shape, item.dtype, item.stored]
+        if not is_dataclass(type(item)):
+            return os.urandom(16).hex()
+        parts = {part.name: getattr(item, part.name) for part in fields(item)}
+        if "stamp" in parts:
+            stamps.add(f"{parts['path'].name} {parts.pop('stamp')}")
+        return [type(item).__name__, *parts.values()]
 
-    try:
-        plan = json.dumps([list(files.items()), sorted(texts.items())], default=described)
-    except TypeError:
-        return secrets.token_hex(32), ""
-    found = plan, json.dumps(sorted(map(str, stamps)))
-    return hashlib.sha256(found[0].encode()).hexdigest(), hashlib.sha256(found[1].encode()).hexdigest()
+    plan = json.dumps([list(files.items()), sorted(texts.items())], default=described)
+    return described(plan.encode()), described(repr(sorted(stamps)).encode())
 
 
 class Work:
     """The folder in the making, held by this process alone."""
 
-    def __init__(self, target: Path, durable: bool) -> None:
-        self.target, self.folder, self.durable = target, partial_folder(target), durable
+    def __init__(self, target: Path, journal: Journal) -> None:
+        self.target, self.folder, self.journal = target, partial_folder(target), journal
         self.begun, self.whole = self.folder / _BEGUN, self.folder / _WHOLE
-        self.complete = False  #: whether an earlier run had given the target its name already
+        self.complete = False  #: whether the target has its name
         self.pool = ThreadPoolExecutor(1)
         self._pending: list[Future[None]] = []
 
-    def keep(self, names: set[str]) -> None:
-        """Of what an earlier run left in ``whole``, leave only the files of these names."""
-        for part in self.whole.iterdir():
-            if part.name not in names:
-                remove(part)
-
     def finish(self, name: str) -> None:
         """Mark a file in ``begun`` as finished; where it is synced first, that happens while the next is written."""
-        self._pending.append(self.pool.submit(self._finish, name))
 
-    def _finish(self, name: str) -> None:
-        self.sync(self.begun / name)
-        os.rename(self.begun / name, self.whole / name)
+        def mark() -> None:
+            self.sync(self.begun / name)
+            os.rename(self.begun / name, self.whole / name)
+
+        self._pending.append(self.pool.submit(mark))
 
     def settle(self) -> None:
         """Wait until every finished file has its mark."""
@@ -122,74 +105,118 @@ class Work:
 
     def sync(self, *paths: Path) -> None:
         """Have files and folders on the disk, where that is asked for."""
-        for path in paths if self.durable else ():
+        for path in paths if self.journal.durable else ():
             sync(path)
 
-    def remove(self) -> None:
-        """Remove everything, the journal last: without it nobody could tell what the rest is."""
-        for name in (_BEGUN, _WHOLE, _NEW, _JOURNAL):
-            remove(self.folder / name)
-
-    def read(self) -> Journal | None:
-        """What the journal states; None where there is none, or nothing sound in it."""
+    def lock(self, stack: contextlib.ExitStack) -> None:
+        """Make the folder and hold its lock; OutputError where another run has it, or what is there is not ours."""
         try:
-            return Journal(**read_json(self.folder / _JOURNAL))
-        except (OSError, ValueError, TypeError, SourceError):
-            return None
+            self.folder.mkdir(0o700, exist_ok=True)
+            names = set(os.listdir(self.folder)) - {_LOCK, _NEW}
+            if (names and _JOURNAL not in names) or self.folder.lstat().st_uid != os.geteuid():
+                raise FileExistsError
+            if not stack.enter_context(locked(self.folder / _LOCK, needed=True)):
+                raise BlockingIOError
+        except (BlockingIOError, FileNotFoundError) as error:  # it may just have removed the folder
+            text = "is being written by another run; wait for it, or write elsewhere with -o OUT"
+            raise OutputError(f"{self.target} {text}") from error
+        except FileExistsError as error:
+            text = "is in the way, and was not left by a run of yours; move it elsewhere"
+            raise OutputError(f"{self.folder} {text}") from error
+        except OSError as error:
+            raise OutputError(f"{self.target} cannot be written: {reason(error)}") from error
+
+    def begin(self, resume: bool) -> None:
+        """Have what an earlier run has finished where it can be used, and room for the rest; OutputError where not."""
+        found, why = Journal("", "", ""), "and its journal is damaged"
+        with contextlib.suppress(OSError, ValueError, TypeError, SourceError):
+            found = Journal(**read_json(self.folder / _JOURNAL))
+            why = self.journal.refused(found)
+        if resume and not why and found.ending and leftover(self.target) is None:
+            self.complete = self.target.is_dir()  # it got its name, and then the process died
+        if self.complete:
+            return
+        refuse_taken(self.target)
+        resume = resume and kept_files(self.folder) > 0
+        if resume and why:
+            text = f"{self.folder.name} beside it was begun {why}; without --resume it is begun anew"
+            raise OutputError(f"{self.target} cannot be resumed: {text}")
+        remove(self.begun)
+        if resume and (found.durable or found.boot == self.journal.boot != ""):
+            self.sync(*self.whole.rglob("*"))  # the earlier run may not have been durable
+        elif self.whole.exists():
+            os.rename(self.whole, self.begun)  # takes every mark away at once
+        self.write(self.journal)
+        remove(self.begun)
+        self.begun.mkdir()
+        self.whole.mkdir(exist_ok=True)
+        self.sync(self.folder, self.folder.parent)
 
     def write(self, journal: Journal) -> None:
         """Replace the journal; a process that dies leaves the one before or this one."""
-        (self.folder / _NEW).write_text(json.dumps(asdict(journal)))
-        self.sync(self.folder / _NEW)
-        os.replace(self.folder / _NEW, self.folder / _JOURNAL)
+        new = self.folder / _NEW
+        new.write_text(json.dumps(asdict(journal)))
+        self.sync(new)
+        os.replace(new, self.folder / _JOURNAL)
+
+    def stop(self, error: BaseException) -> None:
+        """Keep or remove what an error has ended, and raise the error that says which, where it does not itself."""
+        # a source that cannot be read may be there again; one that has changed, or a fault of ours, is beyond that
+        again = isinstance(error, OutputError | SourceError) and not isinstance(error, SourceChangedError)
+        kept = kept_files(self.folder) if again or not isinstance(error, ElasticError) else 0
+        remove(self.begun)
+        if not kept:
+            self.remove()
+        left = KEPT.format(kept) if kept else "nothing of it is left"
+        if isinstance(error, OSError):
+            text = f"could not be written: {reason(error)}; {left}"
+            if self.complete:
+                text = f"is written and whole, but its name may not be on the disk: {reason(error)}"
+            raise OutputError(f"{self.target} {text}") from error
+        if kept and isinstance(error, SourceError):
+            raise SourceError(f"{error}; {left}") from error
+        if kept and isinstance(error, OutputError) and self.target.exists():  # it would be forgotten
+            raise OutputError(f"{error}; {self.folder} holds unfinished work on it") from error
+
+    def remove(self) -> None:
+        """Remove everything; without the journal nobody could tell what the rest is, so that goes late."""
+        for name in (_BEGUN, _WHOLE, _NEW, _JOURNAL, _LOCK):
+            remove(self.folder / name)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
 
 @contextlib.contextmanager
-def resumable_folder(
-    path: Path, journal: Journal, *, resume: bool = False, durable: bool = False
-) -> Iterator[Work]:
+def resumable_folder(path: Path, journal: Journal, resume: bool, durable: bool) -> Iterator[Work]:
     """Yield the work on a folder ``path``, which gets its name when the block ends well.
 
     The block writes files of ``begun`` and marks them by :meth:`Work.finish`; small ones it may write into ``whole``.
-    With ``resume``, what an earlier run of the same journal has finished lies in ``whole`` already; without, it is
-    removed.
+    With ``resume``, what an earlier run of the same journal has finished lies in ``whole`` already, or the work is
+    ``complete``; without, it is removed. After an interrupt, a full disk or any error that another try may not meet,
+    the work is kept where a file of it is finished; otherwise, and where the source changed, nothing is left.
 
-    After an interrupt, a full disk or any error that another try may not meet, the work is kept where a file of it is
-    finished; otherwise, and where the source changed, nothing is left. Raises OutputError, one line: the target is
-    taken, another run works on it, earlier work is of another plan, or it cannot be written.
+    Raises OutputError: the target is taken or cannot be written, another run has it, earlier work is of another plan.
     """
-    work = Work(path.resolve() if path.name in ("", "..") else path, durable)
-    journal = replace(journal, boot=boot_id(), durable=durable)
-    if not work.folder.is_dir():
-        refuse_taken(work.target)
-    with _locked(work):
-        continued = _continued(work, journal, resume)
-        if work.complete:
-            yield work
-            work.remove()
-            return
+    work = Work(path, replace(journal, boot=boot_id(), durable=durable))
+    with contextlib.ExitStack() as stack:
+        work.lock(stack)
         try:
             with work.pool:
-                _prepare(work, journal, continued)
+                work.begin(resume)
                 yield work
                 work.settle()
+            if not work.complete:
                 work.sync(*work.whole.rglob("*"), work.whole)
-                work.write(replace(journal, ending=True))
+                work.write(replace(work.journal, ending=True))
+                remove(work.begun)
                 # an empty folder gives way; one that another has filled meanwhile does not
                 os.rename(work.whole, work.target)
+                work.complete = True
+                work.sync(work.target.parent)
         except BaseException as error:
-            left = _left(work, error)
-            if left is error:
-                raise
-            raise left from error
-        try:
-            work.sync(work.target.parent)
-        except OSError as error:
-            raise OutputError(
-                f"{work.target} is written and whole, but its name may not be on the disk: {reason(error)}"
-            ) from error
-        finally:
-            work.remove()
+            work.stop(error)
+            raise
+        work.remove()
 
 
 def leftover(path: Path) -> Path | None:
@@ -205,8 +232,7 @@ def kept_files(folder: Path) -> int:
 
 def held_by(folder: Path) -> int:
     """Bytes of disk that earlier work takes, and gives back or uses again."""
-    files = (part for part in folder.rglob("*") if part.is_file() and not part.is_symlink())
-    return sum(part.lstat().st_blocks * 512 for part in files)
+    return sum(part.lstat().st_blocks * 512 for part in folder.rglob("*") if part.is_file())
 
 
 def partial_folder(path: Path) -> Path:
@@ -218,104 +244,7 @@ def partial_folder(path: Path) -> Path:
     return path.with_name(f".{name}.partial")
 
 
-# -- its steps ---------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _locked(work: Work) -> Iterator[None]:
-    """Hold the lock of a folder, which is made; OutputError where another run has it, or it is not one of ours."""
-    mine: bool | None = None
-    try:
-        with contextlib.ExitStack() as stack:
-            while mine is None:
-                _refuse_foreign(work.folder)
-                try:
-                    work.folder.mkdir(0o700, exist_ok=True)
-                    mine = stack.enter_context(locked(work.folder / _LOCK, needed=True))
-                except OSError as error:
-                    if isinstance(error, FileNotFoundError) and work.folder.parent.is_dir():
-                        continue  # another run has ended, and removed the folder
-                    raise OutputError(f"{work.target} cannot be written: {reason(error)}") from error
-            if not mine:
-                raise OutputError(
-                    f"{work.target} is being written by another run; wait for it, or write elsewhere with -o OUT"
-                )
-            yield
-    finally:
-        with contextlib.suppress(OSError):
-            work.folder.rmdir()  # where nothing is left in it
-
-
-def _refuse_foreign(folder: Path) -> None:
-    """OutputError where something lies in the place that no run of ours has left."""
-    if not os.path.lexists(folder):
-        return
-    plain = folder.is_dir() and not folder.is_symlink() and folder.stat().st_uid == os.geteuid()
-    names = {part.name for part in folder.iterdir()} if plain else {""}
-    if not names <= {*_OURS} or (_JOURNAL not in names and not names <= {_LOCK, _NEW}):
-        raise OutputError(f"{folder} is in the way, and was not left by a run of yours; move it elsewhere")
-
-
-def _continued(work: Work, journal: Journal, resume: bool) -> bool:
-    """Whether earlier files are used; OutputError where they are of other work, or the target is taken."""
-    found, empty = work.read(), not kept_files(work.folder)
-    if resume and found is not None and found.ending and journal.refused(found) is None:
-        # the name was given, and then the process died
-        work.complete = not work.whole.exists() and work.target.is_dir()
-    try:
-        if work.complete:
-            return True
-        refuse_taken(work.target)
-        # a journal without a plan is of a run that was to remove the files, and died over it
-        if not resume or empty or (found is not None and not found.plan):
-            return False
-        why = "and its journal is damaged" if found is None else journal.refused(found)
-        if found is None or why is not None:
-            raise OutputError(
-                f"{work.target} cannot be resumed: {work.folder.name} beside it was begun {why}; "
-                "without --resume it is begun anew"
-            )
-        return found.durable or (found.boot != "" and found.boot == journal.boot)
-    except OutputError as error:
-        if empty:
-            work.remove()
-        elif work.target.exists():  # a hidden folder would be forgotten
-            raise OutputError(f"{error}; {work.folder} holds unfinished work on it") from error
-        raise
-
-
-def _prepare(work: Work, journal: Journal, continued: bool) -> None:
-    """Have the folders ready for this run, with what an earlier one finished where it is continued."""
-    remove(work.begun)
-    if continued:
-        work.sync(*work.whole.rglob("*"))  # the earlier run may not have been durable
-    else:
-        work.write(replace(journal, plan=""))  # from here on, what lies there belongs to no plan
-        remove(work.whole)
-    work.write(journal)
-    work.begun.mkdir()
-    work.whole.mkdir(exist_ok=continued)  # what could not be removed is never taken for this run's
-    work.sync(work.folder, work.folder.parent)
-
-
-def _left(work: Work, error: BaseException) -> BaseException:
-    """Keep or remove the work that an error has ended; the error to raise, which says which of the two."""
-    # a source that cannot be read may be there again; one that has changed, or a fault of ours, is beyond that
-    again = isinstance(error, OutputError | SourceError) and not isinstance(error, SourceChangedError)
-    kept = kept_files(work.folder) if again or not isinstance(error, ElasticError) else 0
-    if kept:
-        remove(work.begun)
-    else:
-        work.remove()
-    if isinstance(error, OSError):
-        left = KEPT.format(kept) if kept else "nothing of it is left"
-        return OutputError(f"{work.target} could not be written: {reason(error)}; {left}")
-    return SourceError(f"{error}; {KEPT.format(kept)}") if isinstance(error, SourceError) and kept else error
-
-
 def boot_id() -> str:
     """The identifier of this start of the system; empty where there is none, as off Linux."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else ""

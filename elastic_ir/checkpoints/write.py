@@ -24,7 +24,7 @@ from elastic_ir.checkpoints.record import Origin, Step, read_record, record_text
 from elastic_ir.checkpoints.resumable import Journal, digests, held_by, partial_folder, resumable_folder
 from elastic_ir.checkpoints.side_files import SideFile, copy_side_file, followed_files, json_text, side_files
 from elastic_ir.errors import EmitError, OutputError, StructureError
-from elastic_ir.formats.files import refuse_taken
+from elastic_ir.formats.files import refuse_taken, remove
 from elastic_ir.formats.mask_tie import TIE, tie_of
 from elastic_ir.formats.model_folder import CONFIG, INDEX, MASKS, RECORD, WEIGHTS, CheckpointSource
 from elastic_ir.formats.packed_masks import packed_masks, packed_size
@@ -160,7 +160,7 @@ def save_checkpoint(
 
     streams = plan.streams
     with (
-        resumable_folder(path, plan.journal, resume=resume, durable=durable) as work,
+        resumable_folder(path, plan.journal, resume, durable) as work,
         plan.comparison() if check else nullcontext() as compared,
     ):
         if work.complete:
@@ -170,7 +170,8 @@ def save_checkpoint(
             compared.result().prove(graph.edits.unproven_beside)  # before the first byte is copied
         # the masks state which weights, as written, they belong to, and so are written last, and always
         kept = {name for name in plan.shards if _is_whole(work.whole / name, *streams[name])}
-        work.keep(kept)
+        for name in set(os.listdir(work.whole)) - kept:
+            remove(work.whole / name)
         count(sum(nbytes(data) for name in kept for data in plan.shards.get(name, {}).values()))
         for name, (tensors, metadata) in streams.items():
             if name not in kept:
@@ -185,7 +186,6 @@ def save_checkpoint(
                         f"{name} did not come out as long as its header states"
                     )  # a source was cut
                 work.finish(name)
-        work.settle()
         for file in plan.side:
             copy_side_file(file, work.whole / file.name)
         for name, text in plan.texts.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection
 from math import prod
+from typing import TYPE_CHECKING
 
 from elastic_ir.discovery.assemble import (
     Draft,
@@ -18,11 +19,13 @@ from elastic_ir.discovery.assemble import (
 )
 from elastic_ir.discovery.depth import chain_layers, layers_between, longest_path, looks_up, path_lengths
 from elastic_ir.discovery.from_graph import GraphReader
-from elastic_ir.discovery.from_names import NameReader
 from elastic_ir.discovery.parts import Group, Part
 from elastic_ir.errors import StructureError
 from elastic_ir.ir.graph import Graph, Node, Value
 from elastic_ir.ir.structure import Stage, Structure
+
+if TYPE_CHECKING:
+    from elastic_ir.discovery.from_names import NameReader
 
 __all__ = ["discover"]
 
@@ -37,7 +40,7 @@ def discover(
     container as one stage, block by block, whatever its blocks do to the shape. Time is linear in nodes and
     weights. The graph is read, not changed.
     """
-    reader: GraphReader | NameReader = GraphReader(graph) if len(graph) else NameReader(graph)
+    reader = _reader_of(graph)
     tree = reader.tree
     if within is not None:
         chosen = named_candidates(tree, reader, within)
@@ -71,6 +74,14 @@ def discover(
     stem, head = _outside(drafts, prunable, graph, reader, tuple(transitions.values()))
     depth = _depth(graph, lengths, drafts, stages, prunable)
     return Structure(stages, depth, reader.form, stem, head)
+
+
+def _reader_of(graph: Graph) -> GraphReader | NameReader:
+    if len(graph):
+        return GraphReader(graph)
+    from elastic_ir.discovery.from_names import NameReader
+
+    return NameReader(graph)
 
 
 def _transitions(drafts: list[Draft], reader: GraphReader | NameReader, tree: Part) -> dict[Draft, str]:
@@ -195,7 +206,7 @@ def _outside(
     held = {name for name in prunable if name.startswith(tuple(blocks))}
     if not held:
         return (), ()
-    if isinstance(reader, NameReader) and reader.sorted:
+    if not isinstance(reader, GraphReader) and reader.sorted:
         between = tuple(f"{path}." for path in transitions)
         rest = [name for name in prunable if name not in held and not name.startswith(between)]
         return _outside_by_channels(drafts, rest, reader)

@@ -11,15 +11,18 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
 
 from elastic_ir.discovery.from_graph import GraphReader
-from elastic_ir.discovery.from_names import NameReader
 from elastic_ir.discovery.parts import Group, Part, kin
 from elastic_ir.discovery.periods import period_together, shortest_period, shown_period
 from elastic_ir.ir.numbering import pattern_of
 from elastic_ir.ir.structure import Block, Container, Stage
 
-Reader = GraphReader | NameReader
+if TYPE_CHECKING:
+    from elastic_ir.discovery.from_names import NameReader
+
+Reader: TypeAlias = "GraphReader | NameReader"
 
 
 @dataclass(eq=False)

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from math import prod
 
-from elastic_ir.discovery.from_names import in_channels
 from elastic_ir.discovery.parts import Group
 from elastic_ir.ir.graph import Graph, Node, Value
 from elastic_ir.ir.operations import Trait, has, is_product, reads_form_only
@@ -128,6 +127,8 @@ def chain_layers(group: Group, graph: Graph) -> int | None:
 
     Unclear is a block in which two linear weights of equal shape stand side by side (query, key and value).
     """
+    from elastic_ir.discovery.from_names import in_channels  # here and below, as only names need it
+
     names = [n for part in group.parts for n in part.weights if graph.weights[n].prunable]
     shapes = [graph.weights[name].shape for name in names]
     if not shapes:
@@ -164,6 +165,8 @@ def _follows(before: tuple[int, ...], after: tuple[int, ...], entering: int) -> 
     ``entering`` are the channels that enter the block: a convolution that takes just those is a projection of the
     shortcut, not a grouped one.
     """
+    from elastic_ir.discovery.from_names import in_channels
+
     out, into = before[0], in_channels(after)
     if len(after) > 2 and after[1] == 1 and len(before) > 2:
         return out == after[0]

@@ -12,17 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from elastic_ir.emit.state import refuse_without_values
+from elastic_ir import formats
+from elastic_ir.emit import refuse_without_values
 from elastic_ir.errors import EmitError, OutputError, SourceError
-from elastic_ir.formats import registry
+from elastic_ir.formats import ReadOptions, Stored
 from elastic_ir.formats.files import atomic_folder, atomic_output, refuse_long_name, sync
-from elastic_ir.formats.model_folder import MASKS, CheckpointSource
-from elastic_ir.formats.registry import ReadOptions, Stored
-from elastic_ir.ir.described import described
 from elastic_ir.ir.graph import Graph
-from elastic_ir.ir.info import UNKNOWN
-from elastic_ir.ir.serialise import InlineData, graph_to_data
-from elastic_ir.tensors.lazy import Mask, TensorData
+from elastic_ir.ir.info import UNKNOWN, described
+from elastic_ir.tensors.lazy import InlineData, Mask, TensorData
 
 RECORDS = "elastic_ir/"  #: the folder of our records in a .pt's zip
 
@@ -37,7 +34,7 @@ def save(graph: Graph, path: str | os.PathLike[str], *, check: bool = True) -> l
     (``state_dict(masked=False)``) is **not** kept. No extension: a folder by the model's own ``save_pretrained``, or of
     a graph read by headers alone as :func:`elastic_ir.checkpoints.write.save_checkpoint` streams it. ``.py``: a
     readable definition of the network without its weights, see :func:`elastic_ir.emit.source.file.save_source`.
-    ``check`` runs the module as :func:`elastic_ir.emit.module.module.to_module` does, or of a streamed folder compares
+    ``check`` runs the module as :func:`elastic_ir.emit.module.to_module` does, or of a streamed folder compares
     names and shapes with the class that its config.json names; that what was planned is written is always checked.
     Raises EmitError and OutputError; what stood at the target then still stands there.
     """
@@ -46,16 +43,17 @@ def save(graph: Graph, path: str | os.PathLike[str], *, check: bool = True) -> l
 
 
 def _save(graph: Graph, path: Path, check: bool) -> list[Path]:
-    form = registry.format_named(path)
-    streamed = isinstance(graph.origin, CheckpointSource)
-    if path.suffix == "" or (streamed and not registry.writable(path)):  # Llama-3.1-8B is a folder's name
-        form = registry.FOLDER
+    form = formats.format_named(path)
+    if path.suffix == "" or (
+        graph.origin.streamed and not formats.writable(path)
+    ):  # Llama-3.1-8B is a folder's name
+        form = formats.FOLDER
     if form is None:
-        known = ", ".join(registry.suffixes(registry.registered(), written=True))
+        known = ", ".join(formats.suffixes(formats.registered(), written=True))
         raise OutputError(
             f"{path.name}: the extension {path.suffix.lower()} cannot be written; use {known} or a folder name"
         )
-    return registry.write(form, graph, path, check)
+    return formats.write(form, graph, path, check)
 
 
 def save_onnx_file(graph: Graph, path: Path, check: bool) -> list[Path]:
@@ -85,10 +83,10 @@ def save_stored(graph: Graph, path: Path, check: bool, write: Callable[[Path, St
     stored = Stored(tensors, _masks(graph), json.dumps(_data(graph, module)))
     with atomic_output(path) as temporary:
         write(temporary, stored)
-        form = registry.format_named(path)
+        form = formats.format_named(path)
         if check and form is not None and form.read is not None:
             try:
-                found = registry.read(form, temporary, ReadOptions())
+                found = formats.read(form, temporary, ReadOptions())
             except SourceError as error:
                 raise EmitError(f"{path.name} cannot be read back: {error}") from error
             if isinstance(found, Stored):
@@ -101,16 +99,18 @@ def save_stored(graph: Graph, path: Path, check: bool, write: Callable[[Path, St
 
 def _checked_module(graph: Graph, check: bool) -> Any:
     """The emitted module, run once if wanted; None where the graph has no network."""
-    if isinstance(graph.origin, CheckpointSource) or graph.info.frontend == "onnx":
+    if graph.origin.streamed or graph.info.frontend == "onnx":
         return None  # its nodes are ONNX's, or it has none; a state dict needs no module
     if graph.origin is UNKNOWN and not graph.is_program:
         return None
-    from elastic_ir.emit.module.module import to_module
+    from elastic_ir.emit.module import to_module
 
     return to_module(graph, check=check)
 
 
 def _data(graph: Graph, module: Any) -> dict[str, Any]:
+    from elastic_ir.ir.serialise import graph_to_data
+
     data = graph_to_data(graph)
     if module is not None and graph.origin is not UNKNOWN:
         data["module"] = _description(graph, module)
@@ -129,11 +129,14 @@ def _data(graph: Graph, module: Any) -> dict[str, Any]:
 
 def _description(graph: Graph, module: Any) -> dict[str, Any]:
     """The module that is emitted, without ghosts: a reader gets the class back, also where it is not at hand now."""
-    from elastic_ir.emit.module.module import as_described
+    from elastic_ir.emit.module import as_described
     from elastic_ir.formats.pickles.description import describe_module
-    from elastic_ir.rewrite.ghosts import without_ghosts
 
-    plain = without_ghosts(graph)
+    plain = graph
+    if graph.edits.ghosts:
+        from elastic_ir.rewrite.ghosts import without_ghosts
+
+        plain = without_ghosts(graph)
     described, unproven = as_described(plain)
     if described is not None:
         return {**describe_module(described), **({"unproven": unproven} if unproven else {})}
@@ -245,11 +248,12 @@ def _mask_data(mask: Mask) -> TensorData:
 
 def save_folder(graph: Graph, path: Path, check: bool) -> list[Path]:
     """A model folder, streamed from the one that was read by its headers, or by the model's own ``save_pretrained``."""
-    if isinstance(graph.origin, CheckpointSource):
+    if graph.origin.streamed:
         from elastic_ir.checkpoints.write import save_checkpoint
 
         return [save_checkpoint(graph, path, check=check)]
     from elastic_ir.formats.mask_tie import TIE, tie_of
+    from elastic_ir.formats.model_folder import MASKS
     from elastic_ir.formats.packed_masks import packed_masks
     from elastic_ir.formats.safetensors import write_safetensors
 

@@ -16,7 +16,7 @@ from elastic_ir.emit.comparison import TOLERANCES, Outputs, coarsest, compare_ou
 from elastic_ir.emit.onnx.check import feeds_of, run_file
 from elastic_ir.errors import EmitError, PlanError, VerifyError
 from elastic_ir.ir.graph import Graph
-from elastic_ir.onnx_model.source import OnnxSource
+from elastic_ir.onnx_model import OnnxSource
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,8 +86,8 @@ def _run_module(graph: Graph) -> Run:
     import torch
 
     from elastic_ir.emit.example_runs import calls_of, run_module
+    from elastic_ir.emit.module import build_module
     from elastic_ir.emit.module.check import check_runs
-    from elastic_ir.emit.module.module import build_module
 
     inputs = graph.origin.inputs
     if inputs is None:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from elastic_ir.errors import OutputError, SourceError, reason
-from elastic_ir.formats.locks import is_named, try_lock
 from elastic_ir.safety.limits import JSON_BYTES, JSON_ENTRIES, JSON_LEVELS, open_plain
 
 NAME_BYTES = 255  #: of a file's name, on nearly every file system
@@ -269,3 +268,23 @@ def _cut(text: str, size: int) -> str:
     while len(os.fsencode(text)) > size:
         text = text[: min(len(text) - 1, size)]
     return text
+
+
+def try_lock(handle: int) -> bool | None:
+    """Lock an open file or folder: whether that worked, False where another has it; None where it cannot be locked."""
+    try:
+        import fcntl  # not on Windows
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return None
+    return True
+
+
+def is_named(path: Path, handle: int) -> bool:
+    """Whether a path is still that of an open file."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.stat(path), os.fstat(handle))
+    return False

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from elastic_ir.formats.files import is_named, try_lock
+
 LOOK = 0.5  #: seconds between two looks at what another process has
 
 
@@ -33,7 +35,8 @@ def locked(path: Path, needed: bool = False) -> Iterator[bool]:
     finally:
         if handle is not None and handle >= 0:
             with contextlib.suppress(OSError):
-                path.unlink()  # before it is given back, so that nobody can have got this file
+                if is_named(path, handle):  # the block may have removed it, and another have a new one
+                    path.unlink()  # before it is given back, so that nobody can have got this file
             os.close(handle)
 
 
@@ -80,23 +83,3 @@ def _taken(path: Path) -> int | None:
                 os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
             return handle
         os.close(handle)  # the one who had it has taken its file away meanwhile
-
-
-def try_lock(handle: int) -> bool | None:
-    """Lock an open file or folder: whether that worked, False where another has it; None where it cannot be locked."""
-    try:
-        import fcntl  # not on Windows
-
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (ImportError, OSError):
-        return None
-    return True
-
-
-def is_named(path: Path, handle: int) -> bool:
-    """Whether a path is still that of an open file."""
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.stat(path), os.fstat(handle))
-    return False

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from elastic_ir.errors import MaskError
+from elastic_ir.formats import SAFETENSORS
 from elastic_ir.formats.packed_masks import INDEX
-from elastic_ir.formats.registry import SAFETENSORS
 from elastic_ir.formats.safetensors import NAMES, FileTensor, read_safetensors
 from elastic_ir.tensors.lazy import ITEM_SIZES, Mask, nbytes
 

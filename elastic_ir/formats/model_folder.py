@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from elastic_ir.ir.info import Origin
 
@@ -30,6 +30,7 @@ def is_checkpoint(path: Path) -> bool:
 class CheckpointSource(Origin):
     """A folder, its configuration as data, and the files that its tensors lie in."""
 
+    streamed: ClassVar[bool] = True
     folder: Path
     root: Path  #: outside of it no link may lead
     config: dict[str, Any]

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from elastic_ir.errors import EmitError, SourceChangedError, SourceError, reason
+from elastic_ir.formats import SAFETENSORS
 from elastic_ir.formats.files import opened, parse_json
 from elastic_ir.formats.model_folder import stamp_of
-from elastic_ir.formats.registry import SAFETENSORS
 from elastic_ir.tensors.lazy import ITEM_SIZES, TensorData, nbytes, size_of
 
 if TYPE_CHECKING:

@@ -30,6 +30,11 @@ class TensorType:
     shape: tuple[int, ...]
     dtype: str
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether no extent is open."""
+        return min(self.shape, default=0) >= 0
+
     def fits(self, other: TensorType | None) -> bool:
         """Whether two types are equal. An open batch fits any; another open extent fits none: it may hide a stride."""
         return (
@@ -269,7 +274,7 @@ class Graph:
         """Stages and depth; StructureError where nothing repeats."""
         if self._structure is None:
             from elastic_ir.discovery import discover
-            from elastic_ir.ir.described import described
+            from elastic_ir.ir.info import described
 
             with described(self):
                 self._structure = discover(self)
@@ -339,7 +344,7 @@ class Graph:
 
     def _module_for_shapes(self) -> torch.nn.Module:
         """The module unchecked, and on the meta device where the weights are: for counting, and never handed out."""
-        module: torch.nn.Module = importlib.import_module("elastic_ir.emit.module.module").build_module(self)
+        module: torch.nn.Module = importlib.import_module("elastic_ir.emit.module").build_module(self)
         return module
 
     def state_dict(self, masked: bool = True) -> dict[str, torch.Tensor]:

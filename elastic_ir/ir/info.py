@@ -3,15 +3,20 @@
 Each record has one owner, which replaces it by :func:`dataclasses.replace`. A front end owes two of them: a
 :class:`GraphInfo`, and an :class:`Origin`, through which emission reaches the source again. The origins of ONNX files
 and checkpoint folders, which add to it, are defined beside what reads those.
+
+A file's description may be of the right form and still say what no network can do: a convolution whose padding is a
+name, an operand that is another's. What it makes fail far from its reading (in discovery, in a pass, in torch when it
+is run) is reported where the file is known, see :func:`described`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from elastic_ir.errors import TraceError
+from elastic_ir.errors import ElasticError, SourceError, TraceError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,6 +78,8 @@ class Emitted:
 class Origin:
     """What emission asks of any source, with the answers of one that has nothing but weights; ``graph.origin``."""
 
+    #: Whether its tensors are copied from folder to folder, without the network.
+    streamed: ClassVar[bool] = False
     module: nn.Module | None = None  #: the live module, never changed; None if its class was not built
     described: nn.Module | None = None  #: instead of the module, what a file describes: a tree of stand-ins
     inputs: Inputs | None = None  #: example inputs that the network runs on
@@ -89,3 +96,32 @@ class Origin:
 
 #: The origin of bare weights, and of a graph whose file says nothing of its module and inputs.
 UNKNOWN = Origin()
+
+
+@contextlib.contextmanager
+def read_from(file: str) -> Iterator[None]:
+    """Around the reading of a network from a file of that name: SourceError in place of what it makes fail."""
+    try:
+        yield
+    except ElasticError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError):
+            raise
+        raise damaged(file, error) from error
+
+
+@contextlib.contextmanager
+def described(graph: Graph) -> Iterator[None]:
+    """Around work on a graph: SourceError in place of what a file's description makes fail, in the file's name."""
+    with read_from(graph.info.file) if graph.info.file else contextlib.nullcontext():
+        yield
+
+
+def damaged(file: str, error: Exception) -> SourceError:
+    """What a file's network made fail, in one line."""
+    lines = str(error).strip().splitlines() or ["no message"]
+    return SourceError(
+        f"{file} holds a network that cannot be followed ({type(error).__name__}: {lines[0][:200]}); the file is "
+        "damaged, or its classes are of another version than those installed here"
+    )

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from elastic_ir.errors import StructureError
+from elastic_ir.errors import StructureError, printable
 from elastic_ir.ir.graph import Graph, Literal, Node, Symbol, TensorType, Value, WeightRef
 from elastic_ir.ir.structure import Stage
-from elastic_ir.printable import printable
 from elastic_ir.tensors.weights import Weight
 
 _SHORT = {

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from elastic_ir.errors import SourceError, VerifyError
@@ -17,7 +16,7 @@ from elastic_ir.ir.graph import Graph, Literal, Node, Symbol, TensorType, Value,
 from elastic_ir.ir.info import Edits, GraphInfo, History
 from elastic_ir.ir.verifier import verify
 from elastic_ir.safety.limits import check_names
-from elastic_ir.tensors.lazy import ITEM_SIZES, TensorData, nbytes
+from elastic_ir.tensors.lazy import ITEM_SIZES, InlineData, TensorData, nbytes
 from elastic_ir.tensors.weights import Storage, Weight
 
 VERSION = 1
@@ -193,18 +192,6 @@ def _from_data(data: Mapping[str, Any], tensors: Mapping[str, TensorData]) -> Gr
         values.append(graph.append(node).output)
     verify(graph)
     return graph
-
-
-@dataclass(frozen=True)
-class InlineData:
-    """A small tensor held in memory as bytes."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    raw: bytes
-
-    def chunks(self) -> Iterator[memoryview]:
-        yield memoryview(self.raw)
 
 
 def _encode(item: Any, place: Mapping[Node, int]) -> Any:

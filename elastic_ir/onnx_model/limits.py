@@ -13,7 +13,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from elastic_ir.errors import SourceError
-from elastic_ir.onnx_model.source import bodies
+from elastic_ir.onnx_model import bodies
 
 if TYPE_CHECKING:
     import onnx

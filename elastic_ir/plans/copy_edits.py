@@ -16,8 +16,8 @@ from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.naming import weights_below
 from elastic_ir.ir.structure import Block, Stage
 from elastic_ir.rewrite.rewriter import Rewriter
+from elastic_ir.tensors.arrays import FLOATS
 from elastic_ir.tensors.recipes import Scaled, Zeros, with_values
-from elastic_ir.tensors.rounding import FLOATS
 from elastic_ir.tensors.weights import Weight
 
 AUTO = "auto"  #: what closes the residual branches, as the graph's nodes show it

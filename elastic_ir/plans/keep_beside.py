@@ -133,15 +133,13 @@ def about_inner_list(graph: Graph, name: str) -> str:
 def refuse_left_behind(
     graph: Graph, plan: Sequence[Sequence[Hashable]], kept: Sequence[str]
 ) -> dict[str, str]:
-    """PlanError where a plan changes a stack and leaves behind what goes by its number of layers.
+    """PlanError where a plan changes a stack and leaves behind what goes by its number of layers; for bare weights.
 
     ``kept`` are the names of what the user keeps as it is. Of a checkpoint folder only lists of the same module and
     what sizes a list inside of a block are a reason at once: its own network may show the rest when it is written, and
     the reasons are returned for that, each under the name of a list or tensor.
     """
     unproven: dict[str, str] = {}
-    if len(graph):
-        return unproven
     around = Surroundings(graph.weights)
     orders = _orders(graph, plan, around)
     folder = isinstance(graph.origin, CheckpointSource)

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Block, Resequenced
-from elastic_ir.plans.keep_beside import known_names, refuse_left_behind
 from elastic_ir.plans.plan import Plan, StageShape, keeps_units
 from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.safety.limits import check_blocks
@@ -33,9 +32,17 @@ def resequence(
     Raises PlanError for a name that fits nothing, and where what lies beside a stage would be left behind.
     """
     check_blocks(sum(map(len, plan)), sum(map(len, graph.stages)))
-    stays = known_names(graph, keep_beside)
+    stays: tuple[str, ...] = ()
+    if keep_beside is not None and keep_beside != ():
+        from elastic_ir.plans.keep_beside import known_names
+
+        stays = known_names(graph, keep_beside)
     sequence = plan if written is None else written
-    unproven = {} if shown else refuse_left_behind(graph, sequence, stays)
+    unproven: dict[str, str] = {}
+    if not shown and not len(graph):  # nodes show themselves what changes together
+        from elastic_ir.plans.keep_beside import refuse_left_behind
+
+        unproven = refuse_left_behind(graph, sequence, stays)
     earlier = graph.edits
     rewriter.note(
         replace(

@@ -13,7 +13,6 @@ from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.numbering import DIGITS, number_of
 from elastic_ir.ir.structure import Stage
 from elastic_ir.plans.families import counts_for_depth
-from elastic_ir.plans.keep_beside import about_inner_list
 from elastic_ir.plans.plan import (
     Layer,
     Plan,
@@ -173,6 +172,8 @@ def known_stage(graph: Graph, name: str) -> Stage:
     try:
         return graph.structure.stage(name)
     except StructureError as error:
+        from elastic_ir.plans.keep_beside import about_inner_list
+
         raise StructureError(f"{error}{about_inner_list(graph, name)}") from error
 
 

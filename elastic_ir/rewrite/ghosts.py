@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping
 
 from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.ir.graph import FRESH, Argument, Graph, Node, Value, WeightRef
-from elastic_ir.ir.serialise import InlineData
 from elastic_ir.rewrite.rewriter import Rewriter
+from elastic_ir.tensors.lazy import InlineData
 
 MARK = "ghost"  #: the attribute of a ghost's calls; its value is the kind
 JOINS = "joins"  #: the attribute of the call whose result stands in place of its first operand

@@ -6,98 +6,92 @@ operations of constants' making (no stochastic depth where the rate is 0). The r
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from elastic_ir.ir.cloner import copy_node, copy_structure
 from elastic_ir.ir.graph import Argument, Graph, Node, Value, WeightRef, map_argument
 from elastic_ir.ir.structure import Structure
 
+if TYPE_CHECKING:
+    from elastic_ir.rewrite.rewriter import Rewriter
 
-class Grafting:
-    """What the rewriter takes over of a reference whose names the graph has already."""
 
-    graph: Graph
+def graft(rewriter: Rewriter, reference: Graph, structure: Structure) -> int:
+    """Take over a reference's constants, or all its nodes where the operations differ; the names agree already.
 
-    def _read(self) -> None:
-        raise NotImplementedError
+    ``structure`` is the reference's, as it was matched. Returns how many nodes changed. No node does where one of
+    the two has none, where they come of different front ends, or where the reference's nodes use weights that the
+    graph lacks.
+    """
+    graph = rewriter.graph
+    graph.reference = reference
+    if not len(graph) or not len(reference):
+        return 0
+    if graph.info.frontend != reference.info.frontend:
+        return 0
+    if _aligned(graph, reference):
+        return sum(
+            _take_constants(rewriter, mine, theirs) for mine, theirs in zip(graph, reference, strict=True)
+        )
+    if graph.info.frontend == "onnx":
+        return 0  # its nodes are taken over from its own file, and the reference's are of another
+    known = graph.weights.keys()
+    if any(name not in known for node in reference for name in node.weight_names()):
+        return 0
+    _take_nodes(rewriter, reference, structure)
+    return len(graph)
 
-    def _set_arguments(self, node: Node, args: tuple[Argument, ...], kwargs: dict[str, Argument]) -> None:
-        raise NotImplementedError
 
-    def graft(self, reference: Graph, structure: Structure) -> int:
-        """Take over the reference's constants, or all its nodes where the operations differ.
+def _take_constants(rewriter: Rewriter, mine: Node, theirs: Node) -> bool:
+    """Write the reference's constants into a node; whether anything changed."""
+    constants: list[Argument] = []
 
-        ``structure`` is the reference's, as it was matched. Returns how many nodes changed. No node does where one of
-        the two has none, where they come of different front ends, or where the reference's nodes use weights that the
-        graph lacks.
-        """
-        graph = self.graph
-        graph.reference = reference
-        if not len(graph) or not len(reference):
-            return 0
-        if graph.info.frontend != reference.info.frontend:
-            return 0
-        if _aligned(graph, reference):
-            return sum(
-                self._take_constants(mine, theirs) for mine, theirs in zip(graph, reference, strict=True)
-            )
-        if graph.info.frontend == "onnx":
-            return 0  # its nodes are taken over from its own file, and the reference's are of another
-        known = graph.weights.keys()
-        if any(name not in known for node in reference for name in node.weight_names()):
-            return 0
-        self._take_nodes(reference, structure)
-        return len(graph)
+    def collect(leaf: Argument) -> Argument:
+        if not isinstance(leaf, (Value, WeightRef)):
+            constants.append(leaf)
+        return leaf
 
-    def _take_constants(self, mine: Node, theirs: Node) -> bool:
-        """Write the reference's constants into a node; whether anything changed."""
-        constants: list[Argument] = []
+    map_argument((theirs.args, theirs.kwargs), collect)
+    queue = iter(constants)
+    changed = False
 
-        def collect(leaf: Argument) -> Argument:
-            if not isinstance(leaf, (Value, WeightRef)):
-                constants.append(leaf)
+    def put(leaf: Argument) -> Argument:
+        nonlocal changed
+        if isinstance(leaf, (Value, WeightRef)):
             return leaf
+        fresh = next(queue)
+        changed = changed or fresh != leaf
+        return fresh
 
-        map_argument((theirs.args, theirs.kwargs), collect)
-        queue = iter(constants)
-        changed = False
+    args, kwargs = map_argument((mine.args, mine.kwargs), put)
+    if mine.attributes != theirs.attributes:
+        changed = True
+        mine.attributes = dict(theirs.attributes)
+    if changed:
+        rewriter._set_arguments(mine, args, kwargs)
+    return changed
 
-        def put(leaf: Argument) -> Argument:
-            nonlocal changed
-            if isinstance(leaf, (Value, WeightRef)):
-                return leaf
-            fresh = next(queue)
-            changed = changed or fresh != leaf
-            return fresh
 
-        args, kwargs = map_argument((mine.args, mine.kwargs), put)
-        if mine.attributes != theirs.attributes:
-            changed = True
-            mine.attributes = dict(theirs.attributes)
-        if changed:
-            self._set_arguments(mine, args, kwargs)
-        return changed
-
-    def _take_nodes(self, reference: Graph, structure: Structure) -> None:
-        graph = self.graph
-        containers = graph.structure.containers
-        origins = {child.path: child.origin for box in containers for child in box.children}
-        counts = {(box.path, box.prefix): (box.source_count, box.native) for box in containers}
-        values: dict[Value, Value] = {}
-        nodes: dict[Node, Node] = {}
-        for node in reversed(graph.nodes):
-            graph._unlink(node)
-        for node in reference:
-            nodes[node] = graph.append(copy_node(node, values))
-        graph._structure = copy_structure(structure, values, nodes)
-        for container in graph._structure.containers:
-            if (container.path, container.prefix) in counts:
-                container.source_count, container.native = counts[container.path, container.prefix]
-            for child in container.children:
-                child.origin = origins.get(child.path, child.path)
-        if reference.modules:
-            graph.modules = reference.modules
-        self._read()
+def _take_nodes(rewriter: Rewriter, reference: Graph, structure: Structure) -> None:
+    graph = rewriter.graph
+    containers = graph.structure.containers
+    origins = {child.path: child.origin for box in containers for child in box.children}
+    counts = {(box.path, box.prefix): (box.source_count, box.native) for box in containers}
+    values: dict[Value, Value] = {}
+    nodes: dict[Node, Node] = {}
+    for node in reversed(graph.nodes):
+        graph._unlink(node)
+    for node in reference:
+        nodes[node] = graph.append(copy_node(node, values))
+    graph._structure = copy_structure(structure, values, nodes)
+    for container in graph._structure.containers:
+        if (container.path, container.prefix) in counts:
+            container.source_count, container.native = counts[container.path, container.prefix]
+        for child in container.children:
+            child.origin = origins.get(child.path, child.path)
+    if reference.modules:
+        graph.modules = reference.modules
+    rewriter._read()
 
 
 def _aligned(graph: Graph, reference: Graph) -> bool:

@@ -23,7 +23,6 @@ from elastic_ir.ir.graph import Argument, Graph, Node, Value, map_argument
 from elastic_ir.ir.info import Edits
 from elastic_ir.ir.naming import head_in, name_nodes, rename_path
 from elastic_ir.ir.structure import Block, Child, Container, Stage, Structure, Unit
-from elastic_ir.rewrite.grafting import Grafting
 from elastic_ir.rewrite.layer_edits import LayerEdits
 from elastic_ir.rewrite.renumbering import Renumbering
 from elastic_ir.rewrite.stage_edits import StageEdits
@@ -31,7 +30,7 @@ from elastic_ir.tensors.lazy import Mask, TensorData
 from elastic_ir.tensors.weights import Storage, Weight
 
 
-class Rewriter(LayerEdits, StageEdits, Grafting, Renumbering):
+class Rewriter(LayerEdits, StageEdits, Renumbering):
     """Edits one graph in place; use it as a context manager, which names what was made, and measures it, at its end.
 
     With a ``structure`` the graph is seen by it from now on, in place of what discovery finds.
@@ -94,6 +93,12 @@ class Rewriter(LayerEdits, StageEdits, Grafting, Renumbering):
     def report(self, findings: Mapping[str, Any]) -> None:
         """What the pass at work found and did, as plain data; it stands in ``graph.history.reports`` by its name."""
         self.findings = findings
+
+    def graft(self, reference: Graph, structure: Structure) -> int:
+        """Take over a reference's constants, or all its nodes; see :func:`elastic_ir.rewrite.grafting.graft`."""
+        from elastic_ir.rewrite.grafting import graft
+
+        return graft(self, reference, structure)
 
     # -- nodes -----------------------------------------------------------------------------------------------------
 

@@ -107,9 +107,10 @@ class Mask:
         """Pack an array of zeros and ones; MaskError names ``name`` where it holds anything else."""
         import numpy as np
 
-        ones = array == 1
-        if not bool((ones | (array == 0)).all()):
-            bad = array[~(ones | (array == 0))].reshape(-1)[0]
+        with np.errstate(invalid="ignore"):  # a NaN of eight bits
+            ones, zeros = array == 1, array == 0
+        if not bool((ones | zeros).all()):
+            bad = array[~(ones | zeros)].reshape(-1)[0]
             raise MaskError(f"the mask of {name!r} holds the value {bad}; a mask holds only 0 and 1")
         bits = np.packbits(ones.reshape(-1)).tobytes()
         return Mask(tuple(array.shape), bits, dtype or str(array.dtype))
@@ -120,13 +121,17 @@ class Mask:
         if isinstance(given, Mask):
             return given
         if hasattr(given, "detach") and hasattr(given, "shape"):  # whoever has such a tensor has torch
-            from elastic_ir.tensors.torch_bridge import mask_from_torch
+            from elastic_ir.tensors.torch_bridge import TorchData
 
-            return mask_from_torch(given, name)
+            given = TorchData(given)
         if isinstance(given, TensorData):
-            from elastic_ir.tensors.mask_values import mask_of_data
+            from elastic_ir.tensors.arrays import as_array
 
-            return mask_of_data(given, name)
+            if given.dtype == "float8_e8m0fnu":
+                raise MaskError(
+                    f"the mask of {name!r} has the dtype {given.dtype}, which has no zero; give it as bool"
+                )
+            given = as_array(given)
         import numpy as np
 
         if isinstance(given, np.ndarray):
@@ -254,6 +259,18 @@ class ScatteredData:
             values[ones] = np.frombuffer(unused[:needed], values.dtype)
             unused = unused[needed:]
             yield values.view(np.uint8).data
+
+
+@dataclass(frozen=True)
+class InlineData:
+    """A small tensor held in memory as bytes."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    raw: bytes
+
+    def chunks(self) -> Iterator[memoryview]:
+        yield memoryview(self.raw)
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,9 @@ class PatternMask(Mask):
     def bits(self) -> bytes:
         import numpy as np
 
-        from elastic_ir.tensors.torch_bridge import to_torch
+        from elastic_ir.tensors.arrays import as_array
 
-        magnitudes = to_torch(self._data).detach().cpu().abs().double().numpy()
+        magnitudes = np.abs(as_array(self._data)).astype(np.float64)
         if self._within is not None:
             magnitudes = np.where(self._within.array(), magnitudes, -1.0)  # comes last, and goes in any case
         chosen = keep_largest(magnitudes, self._kept, self._group, self._axis)

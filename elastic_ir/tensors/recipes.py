@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import EmitError
 from elastic_ir.tensors.lazy import Mask, OfTensor, ShapeOnly, TensorData, item_size, size_of
-from elastic_ir.tensors.rounding import FLOATS, multiplied
 
 if TYPE_CHECKING:
     import torch
@@ -271,6 +270,8 @@ class Scaled(Derived):
     factor: float
 
     def chunks(self) -> Iterator[memoryview]:
+        from elastic_ir.tensors.arrays import FLOATS, multiplied
+
         if self.dtype not in FLOATS:  # eight bits, which torch does not multiply either
             yield from written(double(self.data) * self.factor, self.dtype)
             return

@@ -89,14 +89,3 @@ def mask_to_torch(mask: Mask, dtype: torch.dtype | None = None) -> torch.Tensor:
 
     tensor = torch.from_numpy(mask.array())
     return tensor.to(dtype or getattr(torch, mask.dtype, torch.bool))
-
-
-def mask_from_torch(tensor: torch.Tensor, name: str) -> Mask:
-    """Pack a 0/1 tensor; MaskError names the weight where it holds anything else."""
-    import torch
-
-    plain = tensor.detach().cpu()
-    dtype = dtype_name(plain.dtype)
-    if plain.dtype in (torch.bfloat16,) or dtype.startswith("float8"):
-        plain = plain.float()
-    return Mask.from_array(plain.numpy(), name, dtype)

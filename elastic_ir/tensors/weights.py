@@ -1,4 +1,4 @@
-"""Weights: named references to lazily read tensors, with mask and origin.
+"""Weights: named references to lazily read tensors, with mask and origin, and how layers apply them.
 
 Two names that share one :class:`Storage` are tied (a shared embedding, ALBERT's layers); that is the only notion of
 tying in the IR. A clone gets a storage of its own that refers to the same lazy tensor, which costs no bytes until
@@ -80,3 +80,34 @@ def looks_prunable(name: str, shape: tuple[int, ...]) -> bool:
     """
     looked_up = len(shape) == 2 and _LOOKUP.search(name.lower())
     return name.rpartition(".")[2].endswith("weight") and 2 <= len(shape) <= 5 and not looked_up
+
+
+@dataclass(frozen=True)
+class Layer:
+    """How a node applies a weight: ``inputs`` is the axis along which products are summed, ``outputs`` the other one.
+
+    The axes are those of the weight as it is stored, also where an ONNX Transpose stands between. With ``groups``,
+    the axis of the outputs (of a transposed convolution: of the inputs) counts all groups, the other one a single
+    group.
+    """
+
+    weight: str | None  #: by name in :attr:`Graph.weights`; None where it is computed
+    bias: str | None  #: None where there is none, or it is computed
+    outputs: int
+    inputs: int
+    groups: int
+    matrix: bool  #: a linear layer, whose weight has two axes; False for a convolution
+    transposed: bool = False  #: a transposed convolution
+    #: a product of the weight with the tensor, which then has its channels along rows
+    weight_first: bool = False
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """A batch norm in evaluation, with its tensors by name in :attr:`Graph.weights`; its channels lie along axis 1."""
+
+    scale: str | None
+    shift: str | None
+    mean: str
+    variance: str
+    epsilon: float

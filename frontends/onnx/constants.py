@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import SourceError
 from elastic_ir.frontends.onnx.file import OnnxFile
-from elastic_ir.frontends.onnx.sparse import SparseReader
 from elastic_ir.ir.graph import Literal
-from elastic_ir.onnx_model.source import DTYPES, Constant, captured, constant_tensor, operator
+from elastic_ir.onnx_model import DTYPES, Constant, captured, constant_tensor, operator
 from elastic_ir.tensors.lazy import ITEM_SIZES, TensorData
 
 if TYPE_CHECKING:
@@ -83,10 +82,13 @@ class ConstantReader:
             self._add(
                 Constant(tensor.name, tensor, self.opened.data(tensor, f"the initializer {tensor.name!r}"))
             )
-        reader = SparseReader(self.opened)
-        for sparse in self.proto.sparse_initializer:
-            data, mask = reader.read(sparse)
-            self._add(Constant(sparse.values.name, None, data, mask=mask))
+        if self.proto.sparse_initializer:
+            from elastic_ir.frontends.onnx.sparse import SparseReader
+
+            reader = SparseReader(self.opened)
+            for sparse in self.proto.sparse_initializer:
+                data, mask = reader.read(sparse)
+                self._add(Constant(sparse.values.name, None, data, mask=mask))
         for index, node in enumerate(self.proto.node):
             if node.domain in ("", "ai.onnx") and len(node.output) == 1:
                 made = self._constant_node(index, node)

@@ -10,7 +10,6 @@ from typing import Any
 
 from elastic_ir.ir.graph import TensorType
 
-DOMAIN = "com.microsoft"
 #: The operators whose first result has the type of their first operand.
 _SAME = {
     "BiasGelu", "BiasSplitGelu", "FastGelu", "Gelu", "QuickGelu", "SkipLayerNormalization", "SkipGroupNorm",

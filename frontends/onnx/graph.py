@@ -21,9 +21,7 @@ from elastic_ir.frontends.onnx.types import infer_types
 from elastic_ir.ir.graph import Argument, Graph, Node, Symbol, Value, WeightRef
 from elastic_ir.ir.info import GraphInfo, History
 from elastic_ir.ir.naming import name_nodes, rename_references
-from elastic_ir.onnx_model.limits import check_limits
-from elastic_ir.onnx_model.record import read_record
-from elastic_ir.onnx_model.source import (
+from elastic_ir.onnx_model import (
     BODY,
     Constant,
     OnnxSource,
@@ -32,6 +30,8 @@ from elastic_ir.onnx_model.source import (
     opsets_of,
     plain_attributes,
 )
+from elastic_ir.onnx_model.limits import check_limits
+from elastic_ir.onnx_model.record import read_record
 from elastic_ir.tensors.weights import Storage, Weight
 
 if TYPE_CHECKING:

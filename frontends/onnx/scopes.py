@@ -10,9 +10,8 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
-from elastic_ir.discovery.regions import scope_regions
 from elastic_ir.ir.graph import Graph, Node
-from elastic_ir.onnx_model.source import module_scopes, path_step
+from elastic_ir.onnx_model import module_scopes, path_step
 
 if TYPE_CHECKING:
     import onnx
@@ -27,6 +26,8 @@ Scoping: TypeAlias = "Callable[[Graph, onnx.ModelProto, list[tuple[int, Node]]],
 
 def by_regions(graph: Graph, model: onnx.ModelProto, nodes: list[tuple[int, Node]]) -> bool:
     """As the data flows; the file's names are not looked at."""
+    from elastic_ir.discovery.regions import scope_regions  # the last resort
+
     return scope_regions(graph)
 
 

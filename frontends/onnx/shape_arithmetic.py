@@ -11,16 +11,15 @@ from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from elastic_ir.frontends.onnx.contrib_shapes import DOMAIN, KEPT, LIKE, own_types, result_dtype
 from elastic_ir.ir.graph import TensorType
-from elastic_ir.onnx_model.evaluate import LARGEST, is_small, run_nodes
+from elastic_ir.onnx_model import DTYPES, TYPES, bodies, opsets_of, type_of
+from elastic_ir.onnx_model.arithmetic import LARGEST, is_small, run_nodes
 from elastic_ir.onnx_model.limits import shape_operand
-from elastic_ir.onnx_model.source import DTYPES, TYPES, bodies, opsets_of, type_of
 
 if TYPE_CHECKING:
     import onnx
 
-    from elastic_ir.onnx_model.evaluate import Array
+    from elastic_ir.onnx_model.arithmetic import Array
 
 #: The operators by which sizes are computed from sizes.
 _COMPUTED = {
@@ -30,31 +29,12 @@ _COMPUTED = {
     "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
 _RANK = 64  #: extents of a shape
+_CONTRIB = "com.microsoft"  #: the domain of onnxruntime's own operators
 _SIMPLE = "SimplifiedLayerNormalization"  #: onnxruntime has it in the default domain
 _TURNED = ("transBatchA", "transBatchB")  #: what changes the shape beyond what onnx's operator does
 
 
-def complete_types(
-    model: onnx.ModelProto, types: Mapping[str, TensorType]
-) -> tuple[dict[str, TensorType], bool]:
-    """Types of the values that ``types`` lacks or knows in part only, and whether no operator refused its operands.
-
-    ``types`` has those of the inputs, with no open extent. Nothing large is read or made.
-    """
-    results = [name for node in model.graph.node for name in node.output if name]
-    if all(_known(types.get(name)) for name in results):
-        return {}, True
-    inference = _Inference(model, types)
-    for node in model.graph.node:
-        inference.follow(node)
-    return {name: kind for name, kind in inference.types.items() if types.get(name) != kind}, inference.fits
-
-
-def _known(kind: TensorType | None) -> bool:
-    return kind is not None and min(kind.shape, default=0) >= 0
-
-
-class _Inference:
+class ShapeInference:
     """Types of a model's values, and the contents of its small ones, node by node."""
 
     def __init__(self, model: onnx.ModelProto, types: Mapping[str, TensorType]) -> None:
@@ -69,8 +49,8 @@ class _Inference:
         self.imports = [onnx.helper.make_opsetid(domain, number) for domain, number in self.opsets.items()]
         self.ir_version = model.ir_version
         for entry in model.graph.input:
-            if _known(types.get(entry.name)):
-                self.types[entry.name] = types[entry.name]
+            if (kind := types.get(entry.name)) is not None and kind.is_closed:
+                self.types[entry.name] = kind
         for tensor in model.graph.initializer:
             self._constant(tensor.name, tensor)
         for sparse in model.graph.sparse_initializer:
@@ -102,11 +82,15 @@ class _Inference:
                     dtype = "int64" if "int" in attribute.name else "float32"
                     self._note(node.output[0], np.array(value, dtype))
             return
-        given = {name: self.given[name] for name in node.output if _known(self.given.get(name))}
+        given = {
+            name: kind
+            for name in node.output
+            if (kind := self.given.get(name)) is not None and kind.is_closed
+        }
         if len(given) < sum(map(bool, node.output)):
-            own = domain == DOMAIN or node.op_type == _SIMPLE
+            own = domain == _CONTRIB or node.op_type == _SIMPLE
             given |= self._own(node) if own else self._inferred(node, domain)
-        self.types.update((name, kind) for name, kind in given.items() if name and _known(kind))
+        self.types.update((name, kind) for name, kind in given.items() if name and kind.is_closed)
         if domain == "" and len(node.output) == 1 and node.output[0]:
             self._compute(node)
 
@@ -116,6 +100,8 @@ class _Inference:
 
     def _own(self, node: onnx.NodeProto) -> dict[str, TensorType]:
         """The types of an operator that onnx has no rule for."""
+        from elastic_ir.frontends.onnx.contrib_shapes import KEPT, LIKE, own_types, result_dtype
+
         operands = [self.types.get(name) for name in node.input]
         attributes = self._attributes(node)
         like = LIKE.get(node.op_type)

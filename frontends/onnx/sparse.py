@@ -10,6 +10,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from elastic_ir.errors import SourceError
+from elastic_ir.tensors.arrays import as_array
 from elastic_ir.tensors.lazy import Mask, ScatteredData, TensorData
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def _mask(indices: TensorData, shape: tuple[int, ...], count: int, owner: str, f
     import numpy as np
 
     size = prod(shape)
-    flat = np.frombuffer(b"".join(map(bytes, indices.chunks())), np.int64)
+    flat = as_array(indices).reshape(-1)
     if len(indices.shape) == 2:
         if indices.shape != (count, len(shape)) or not shape:
             raise SourceError(f"{file}: {owner} has {count} values and indices {list(indices.shape)}")

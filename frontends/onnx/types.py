@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from elastic_ir.errors import SourceError
-from elastic_ir.frontends.onnx.shape_arithmetic import complete_types
 from elastic_ir.ir.graph import TensorType
+from elastic_ir.onnx_model import TYPES, bodies, type_of
 from elastic_ir.onnx_model.limits import unbounded_shapes
-from elastic_ir.onnx_model.source import TYPES, bodies, type_of
 
 if TYPE_CHECKING:
     import onnx
@@ -96,6 +95,24 @@ def _infer(
             for name, kind in found.items()
         )
     return types, fits
+
+
+def complete_types(
+    model: onnx.ModelProto, types: Mapping[str, TensorType]
+) -> tuple[dict[str, TensorType], bool]:
+    """Types of the values that ``types`` lacks or knows in part only, and whether no operator refused its operands.
+
+    ``types`` has those of the inputs, with no open extent. Nothing large is read or made.
+    """
+    results = [name for node in model.graph.node for name in node.output if name]
+    if all((kind := types.get(name)) is not None and kind.is_closed for name in results):
+        return {}, True
+    from elastic_ir.frontends.onnx.shape_arithmetic import ShapeInference
+
+    inference = ShapeInference(model, types)
+    for node in model.graph.node:
+        inference.follow(node)
+    return {name: kind for name, kind in inference.types.items() if types.get(name) != kind}, inference.fits
 
 
 def _bind(

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from elastic_ir.analysis.effects import Memory, effect_of
 from elastic_ir.ir.graph import Graph, Node, Value, WeightRef
 from elastic_ir.ir.operations import reads_form_only
-from elastic_ir.passes.infra.base import Pass
+from elastic_ir.passes.infra import Pass
 from elastic_ir.rewrite.rewriter import Rewriter
 
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from elastic_ir.analysis.effects import Memory, effect_of
 from elastic_ir.ir.graph import Graph, Node, Value
-from elastic_ir.passes.infra.base import Pass
+from elastic_ir.passes.infra import Pass
 from elastic_ir.rewrite.rewriter import Rewriter
 
 

@@ -15,7 +15,7 @@ from typing import ClassVar
 from elastic_ir.ir.graph import Graph, Node, Value
 from elastic_ir.ir.operations import BatchNorm, Layer, bias_slot, kind_of, layer_of, norm_of, operation_of
 from elastic_ir.onnx_model.layers import count_reads, label, plain_gemm, weight_readers, zero_bias
-from elastic_ir.passes.infra.base import Pass, reasons
+from elastic_ir.passes.infra import Pass, reasons
 from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.tensors.lazy import TensorData
 from elastic_ir.tensors.recipes import Norm, NormBias, ScaledRows, Turned, with_values

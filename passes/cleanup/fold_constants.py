@@ -19,9 +19,9 @@ from elastic_ir.analysis.extents import Extents
 from elastic_ir.ir.cloner import copy_node
 from elastic_ir.ir.graph import Argument, Graph, Literal, Node, Symbol, Value, WeightRef
 from elastic_ir.ir.operations import kind_of
+from elastic_ir.onnx_model import BODY, OnnxSource
 from elastic_ir.onnx_model.arithmetic import whole_numbers
-from elastic_ir.onnx_model.source import BODY, OnnxSource
-from elastic_ir.passes.infra.base import Pass
+from elastic_ir.passes.infra import Pass
 from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.tensors.recipes import with_values
 

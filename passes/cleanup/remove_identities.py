@@ -13,7 +13,7 @@ from elastic_ir.analysis.effects import Memory, effect_of
 from elastic_ir.analysis.extents import Extents
 from elastic_ir.ir.graph import Graph, Node, Value, WeightRef
 from elastic_ir.ir.operations import Trait, has, kind_of, written
-from elastic_ir.passes.infra.base import Pass
+from elastic_ir.passes.infra import Pass
 from elastic_ir.rewrite.rewriter import Rewriter
 
 #: Results of these are contiguous, whatever they read.

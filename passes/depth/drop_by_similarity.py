@@ -14,7 +14,7 @@ from elastic_ir.analysis.samples import Samples
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Resequenced, Stage, Unit
-from elastic_ir.passes.infra.depth_options import TargetPass
+from elastic_ir.passes.depth import TargetPass
 from elastic_ir.plans.resequence import resequence
 from elastic_ir.plans.target import Target, target_counts
 from elastic_ir.rewrite.rewriter import Rewriter

@@ -26,7 +26,7 @@ from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.naming import weights_below
 from elastic_ir.ir.structure import Resequenced, Stage
-from elastic_ir.passes.infra.base import Pass
+from elastic_ir.passes.infra import Pass
 from elastic_ir.plans.copy_edits import set_scaled
 from elastic_ir.plans.layer_sources import plan_layers, take_layers
 from elastic_ir.plans.plan import Layer

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Resequenced
-from elastic_ir.passes.infra.depth_options import ResizePass
+from elastic_ir.passes.depth import ResizePass
 from elastic_ir.plans.resequence import resequence
 from elastic_ir.plans.target import squeeze_plan
 from elastic_ir.rewrite.rewriter import Rewriter

@@ -12,7 +12,7 @@ from typing import ClassVar
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Resequenced, Stage
-from elastic_ir.passes.infra.depth_options import DepthPass
+from elastic_ir.passes.depth import DepthPass
 from elastic_ir.plans.resequence import resequence
 from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.safety.limits import check_blocks

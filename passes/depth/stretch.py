@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Resequenced
-from elastic_ir.passes.infra.depth_options import ResizePass
-from elastic_ir.plans.copy_edits import CopyEdits
+from elastic_ir.passes.depth import ResizePass
 from elastic_ir.plans.resequence import resequence
 from elastic_ir.plans.target import stretch_plan
 from elastic_ir.rewrite.rewriter import Rewriter
+
+if TYPE_CHECKING:
+    from elastic_ir.plans.copy_edits import CopyEdits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Stretch(ResizePass):
     zero: Any = None  #: names of the copies' tensors that start at zero, or "auto" for identity blocks
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> Resequenced:
-        edits = CopyEdits.of(self.scale, self.zero)
+        edits = self._copy_edits()
         if self.others:
             from elastic_ir.plans.layer_sources import plan_layers, take_layers
 
@@ -39,12 +41,21 @@ class Stretch(ResizePass):
             layers = plan_layers(graph, self.plan, self.others)
             made = resequence(rewriter, graph, layers.plan, self.keep_beside, written=layers.sequence)
             take_layers(rewriter, graph, layers, self.others)
-            edits.apply(rewriter, graph, layers.sequence)
+            if edits is not None:
+                edits.apply(rewriter, graph, layers.sequence)
             return made
         plan = stretch_plan(graph, self.target, self.order, self.replicate)
         made = resequence(rewriter, graph, plan, self.keep_beside)
-        edits.apply(rewriter, graph, plan)
+        if edits is not None:
+            edits.apply(rewriter, graph, plan)
         return made
+
+    def _copy_edits(self) -> CopyEdits | None:
+        if self.scale is None and self.zero is None:
+            return None
+        from elastic_ir.plans.copy_edits import CopyEdits
+
+        return CopyEdits.of(self.scale, self.zero)
 
     def after_reference(self, graph: Graph, reference: Graph) -> Graph:
         """A deeper copy, made like the reference."""

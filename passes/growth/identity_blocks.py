@@ -16,7 +16,7 @@ from elastic_ir.analysis.branches import branches_of
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Block, Resequenced
-from elastic_ir.passes.infra.depth_options import TargetPass
+from elastic_ir.passes.depth import TargetPass
 from elastic_ir.plans.resequence import resequence
 from elastic_ir.plans.target import stretch_plan
 from elastic_ir.rewrite.rewriter import Rewriter

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Argument, Graph, Node
-from elastic_ir.passes.infra.base import Pass, reasons
+from elastic_ir.passes.infra import Pass, reasons
 from elastic_ir.passes.infra.chosen import Chosen
 from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.tensors.identity import Constant

@@ -19,7 +19,7 @@ from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph, Node, Value
 from elastic_ir.ir.operations import Trait, has, known_kind, layer_of, operation_of
 from elastic_ir.ir.structure import Block
-from elastic_ir.passes.infra.base import Pass, reasons
+from elastic_ir.passes.infra import Pass, reasons
 from elastic_ir.passes.infra.chosen import Chosen, blocks_of
 from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.tensors.identity import IdentityKernel, idle_norm

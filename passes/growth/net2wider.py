@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
-from elastic_ir.passes.infra.base import Pass, reasons
+from elastic_ir.passes.infra import Pass, reasons
 from elastic_ir.passes.infra.chosen import Chosen
 from elastic_ir.passes.sparsity.compact import refuse_unseen
 from elastic_ir.rewrite.rewriter import Rewriter

@@ -16,7 +16,7 @@ from elastic_ir.analysis.branches import branches_of
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Block
-from elastic_ir.passes.infra.base import Pass
+from elastic_ir.passes.infra import Pass
 from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.tensors.recipes import Scaled, with_values
 

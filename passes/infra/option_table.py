@@ -14,7 +14,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from elastic_ir.passes.infra.base import Pass, option_fields
+from elastic_ir.passes.infra import Pass, option_fields
 
 #: What can be typed for each plain type.
 _WORDS: dict[Any, str] = {bool: "yes/no", int: "whole number", float: "number", Any: "text"}

@@ -10,7 +10,7 @@ from typing import Any
 
 from elastic_ir.errors import PASS_NOTE, ElasticError, VerifyError
 from elastic_ir.ir.graph import Graph
-from elastic_ir.passes.infra.base import Pass, option_fields
+from elastic_ir.passes.infra import Pass, option_fields
 from elastic_ir.passes.infra.spec import PassSpec, make_pass, parse_pipeline
 
 #: Told after each pass: the pass, what it made, and the seconds that it took.

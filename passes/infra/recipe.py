@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import PlanError
-from elastic_ir.passes.infra.base import Pass
+from elastic_ir.passes.infra import Pass
 from elastic_ir.passes.infra.pipeline import Pipeline
 from elastic_ir.passes.infra.spec import PassSpec, make_pass
 from elastic_ir.passes.infra.yaml_nodes import Nodes, compose, is_node

@@ -15,9 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elastic_ir.errors import PlanError
-from elastic_ir.passes.infra.base import Pass, option_fields
-from elastic_ir.passes.infra.option_table import kinds_of, typed
-from elastic_ir.plans.plan import parse_indices
+from elastic_ir.passes.infra import Pass, option_fields
 
 _TOKEN = re.compile(
     r"""\s*(?:(?P<name>[A-Za-z][\w-]*)|(?P<sign>[{},=])|"(?P<double>[^"]*)"|'(?P<single>[^']*)'|(?P<word>[^\s{},="']+))"""
@@ -154,6 +152,8 @@ def _joined(given: str | bool, fields: Mapping[str, object]) -> str:
 
 def _convert(given: str | bool, hint: Any, what: str) -> Any:
     """An option's text as its declared type, the first of a union that it fits."""
+    from elastic_ir.passes.infra.option_table import kinds_of, typed
+
     kinds = kinds_of(hint)
     if typed(hint) is None:
         raise PlanError(f"{what} is given from Python only, not as text")
@@ -189,6 +189,8 @@ def _as(text: str, kind: Any) -> Any:
     if origin in (Sequence, list, tuple) or kind in (list, tuple):
         inner = (typing.get_args(kind) or (str,))[0]
         if inner is int:
+            from elastic_ir.plans.plan import parse_indices
+
             try:
                 return parse_indices(text)
             except PlanError:

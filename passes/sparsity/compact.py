@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
-from elastic_ir.passes.infra.base import Pass
+from elastic_ir.passes.infra import Pass
 from elastic_ir.rewrite.rewriter import Rewriter
 
 

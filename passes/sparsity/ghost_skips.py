@@ -17,7 +17,7 @@ from typing import ClassVar
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph, Node, Value
 from elastic_ir.ir.operations import kind_of
-from elastic_ir.passes.infra.base import Pass
+from elastic_ir.passes.infra import Pass
 from elastic_ir.rewrite.ghosts import Decay, Ghostwriter, factors, record
 from elastic_ir.rewrite.rewriter import Rewriter
 

@@ -17,7 +17,7 @@ from typing import ClassVar
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Argument, Graph, Node, Value
 from elastic_ir.ir.operations import kind_of, known_kind
-from elastic_ir.passes.infra.base import Pass
+from elastic_ir.passes.infra import Pass
 from elastic_ir.rewrite.ghosts import (
     Decay,
     Ghostwriter,

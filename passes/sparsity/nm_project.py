@@ -16,7 +16,7 @@ from typing import ClassVar
 from elastic_ir.analysis.input_axes import InputAxes
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
-from elastic_ir.passes.infra.base import Pass, reasons
+from elastic_ir.passes.infra import Pass, reasons
 from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.tensors.lazy import ShapeOnly
 from elastic_ir.tensors.nm_mask import PatternMask

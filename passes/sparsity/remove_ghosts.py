@@ -10,7 +10,7 @@ import dataclasses
 from typing import ClassVar
 
 from elastic_ir.ir.graph import Graph
-from elastic_ir.passes.infra.base import Pass
+from elastic_ir.passes.infra import Pass
 from elastic_ir.rewrite.ghosts import lay
 from elastic_ir.rewrite.rewriter import Rewriter
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 #: The rooms from the bottom up. A module may import from its own room and from the rooms in earlier lines; rooms in the
 #: same line do not import each other. A room is a folder, or a file beside the folders.
 ORDER = (
-    ("printable", "version", "lazy_names"),
+    ("version", "lazy_names"),
     ("errors",),
     ("safety",),
     ("user_functions", "tensors"),

@@ -276,6 +276,17 @@ def test_killed_between_the_name_and_the_end(
     assert same(tmp_path / "out", whole)
 
 
+def test_killed_while_earlier_work_is_removed(source: Path, tmp_path: Path, stopped: Path) -> None:
+    """Its files count no more, and what another has put at the target since is not taken for its end."""
+    change_journal(stopped, ending=True)
+    (stopped / "whole").rename(stopped / "begun")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").write_text("another's")
+    done = run("stretch", source, *PLAN, "-o", tmp_path / "out", "--resume")
+    assert done.output.endswith(f"error: {tmp_path / 'out'} exists already and is not an empty folder\n")
+    assert tree(tmp_path / "out") == {"a": b"another's"} and not stopped.exists()
+
+
 def test_a_leftover_of_nothing_does_not_stay(source: Path, tmp_path: Path, whole: dict[str, bytes]) -> None:
     (tmp_path / ".without_side_effects.partial").mkdir()
     done = run("stretch", source, *PLAN, "-o", tmp_path / "without_side_effects", "--resume")

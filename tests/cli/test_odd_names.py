@@ -16,8 +16,7 @@ from safetensors.torch import save_file
 import elastic_ir as eir
 from elastic_ir.cli import tables
 from elastic_ir.cli.app import elastic_ir
-from elastic_ir.errors import ElasticError, SourceError
-from elastic_ir.printable import LONGEST, printable
+from elastic_ir.errors import LONGEST, ElasticError, SourceError, printable
 
 ODD = (
     "\x1b[31mred", "\x1b]0;title\x07", "\x9b2J", "\u202egnp", "a\nerror: b", "a\rb", "\x7f", "[red]c[/red]", "\u2028x",

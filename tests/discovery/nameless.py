@@ -10,7 +10,7 @@ import onnx
 import torch
 from torch import nn
 
-from elastic_ir.onnx_model.source import bodies
+from elastic_ir.onnx_model import bodies
 
 
 def nameless(model: onnx.ModelProto) -> onnx.ModelProto:

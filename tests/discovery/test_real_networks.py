@@ -13,8 +13,8 @@ from torch import nn
 
 import elastic_ir as eir
 from elastic_ir.checkpoints.names import graph_of_tensors
-from elastic_ir.emit.module.module import build_module
-from elastic_ir.frontends.weight_table import weight_table
+from elastic_ir.emit.module import build_module
+from elastic_ir.frontends.trace import weight_table
 from elastic_ir.zoo import cifar_resnet, cifar_vgg
 
 # name: blocks of each stage, whether stages have entries, blocks in a unit, depth

@@ -23,7 +23,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         y = self.project(x)
-        return x + torch.softmax(y @ y.transpose(1, 2) + mask, -1) @ y
+        return x + torch.softmax(y @ y.transpose(1, 2) + mask, -1) @ y  # type: ignore[no-any-return]
 
 
 class Sliding(nn.Module):
@@ -115,7 +115,7 @@ class Residual(nn.Module):
         self.conv1, self.conv2 = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(self.conv1(x).relu())
+        return x + self.conv2(self.conv1(x).relu())  # type: ignore[no-any-return]
 
 
 class Heads(nn.Module):

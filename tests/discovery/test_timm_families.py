@@ -15,7 +15,7 @@ from torch import nn
 
 import elastic_ir as eir
 from elastic_ir.checkpoints.names import graph_of_tensors
-from elastic_ir.frontends.weight_table import weight_table
+from elastic_ir.frontends.trace import weight_table
 from elastic_ir.plans.plan import Drop, Order
 
 IMAGES = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))

@@ -6,8 +6,7 @@ import onnx
 import onnxruntime
 import torch
 
-from elastic_ir.emit import files
-from elastic_ir.emit.module import module
+from elastic_ir.emit import files, module
 from elastic_ir.emit.onnx import export as onnx_export
 from elastic_ir.frontends import described, sources, torch_file
 

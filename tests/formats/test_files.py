@@ -17,8 +17,8 @@ import pytest
 from elastic_ir.errors import OutputError, SourceError
 from elastic_ir.formats.files import atomic_output, parse_json
 from elastic_ir.formats.safetensors import write_safetensors
-from elastic_ir.ir.serialise import InlineData
 from elastic_ir.safety.limits import JSON_LEVELS
+from elastic_ir.tensors.lazy import InlineData
 
 
 def names(folder: Path) -> list[str]:

@@ -17,8 +17,7 @@ from torch import nn
 
 import elastic_ir as eir
 from elastic_ir.errors import OutputError
-from elastic_ir.formats.files import atomic_folder, atomic_output, sweep, temporary
-from elastic_ir.formats.locks import try_lock
+from elastic_ir.formats.files import atomic_folder, atomic_output, sweep, temporary, try_lock
 from tests.checkpoints import killed
 from tests.checkpoints.folders import config, llama, write
 

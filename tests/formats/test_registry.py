@@ -16,11 +16,11 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 import elastic_ir as eir
+from elastic_ir import formats
 from elastic_ir.cli.app import elastic_ir
 from elastic_ir.cli.output import kept_suffix
 from elastic_ir.errors import ElasticError, EmitError, OutputError, SourceError
-from elastic_ir.formats import Format, ReadOptions, Stored, registry
-from elastic_ir.formats.registry import OWN, PYTHON, register, registered
+from elastic_ir.formats import OWN, PYTHON, Format, ReadOptions, Stored, register, registered
 from elastic_ir.ir.graph import Graph
 from elastic_ir.tensors.torch_bridge import TorchData
 from elastic_ir.zoo import cifar_resnet
@@ -80,7 +80,7 @@ HELD_FORMAT = Format(
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test registers for itself."""
-    monkeypatch.setattr(registry, "_registered", [])
+    monkeypatch.setattr(formats, "_registered", [])
     HELD.clear()
 
 
@@ -89,8 +89,8 @@ def offer(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     real = importlib.metadata.entry_points
 
     def with_it(**given: str) -> Any:
-        if given == {"group": registry.GROUP}:
-            return [importlib.metadata.EntryPoint("held", value, registry.GROUP)]
+        if given == {"group": formats.GROUP}:
+            return [importlib.metadata.EntryPoint("held", value, formats.GROUP)]
         return real(**given)
 
     monkeypatch.setattr(importlib.metadata, "entry_points", with_it)
@@ -131,7 +131,7 @@ def test_every_suffix_is_said_once() -> None:
     ]
     assert len(files) > 200
     found = {str(path.relative_to(ROOT)) for path in files if asked & texts(path)}
-    assert found == {"elastic_ir/formats/registry.py"}
+    assert found == {"elastic_ir/formats/__init__.py"}
 
 
 def test_every_reference_of_ours_leads_somewhere() -> None:

@@ -21,8 +21,7 @@ from elastic_ir.errors import MaskError, SourceError
 from elastic_ir.formats.safetensors import read_safetensors, write_safetensors
 from elastic_ir.formats.ticket import GRAPH, INDEX, pack_graph, read_ticket, unpack_graph, write_ticket
 from elastic_ir.frontends.masks import read_masks
-from elastic_ir.ir.serialise import InlineData
-from elastic_ir.tensors.lazy import Mask, TensorData
+from elastic_ir.tensors.lazy import InlineData, Mask, TensorData
 from elastic_ir.tensors.weights import Storage
 from tests.emit.nets import IMAGE, network, same_tensors, some_masks, ticket
 

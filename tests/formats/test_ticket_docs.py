@@ -13,8 +13,7 @@ import torch
 import elastic_ir as eir
 from elastic_ir.formats.safetensors import DTYPES
 from elastic_ir.formats.ticket import write_ticket
-from elastic_ir.ir.serialise import InlineData
-from elastic_ir.tensors.lazy import ITEM_SIZES, Mask
+from elastic_ir.tensors.lazy import ITEM_SIZES, InlineData, Mask
 from elastic_ir.tensors.weights import Storage
 from tests.emit.nets import ticket
 

@@ -23,8 +23,7 @@ from elastic_ir.errors import EmitError, OutputError, SourceError
 from elastic_ir.formats import ticket as ticket_file
 from elastic_ir.formats.safetensors import DTYPES
 from elastic_ir.formats.ticket import read_ticket, write_ticket
-from elastic_ir.ir.serialise import InlineData
-from elastic_ir.tensors.lazy import ITEM_SIZES, Mask, MaskedData, ScatteredData, TensorData
+from elastic_ir.tensors.lazy import ITEM_SIZES, InlineData, Mask, MaskedData, ScatteredData, TensorData
 from elastic_ir.tensors.weights import Storage
 from elastic_ir.zoo import CifarResNet
 from tests.emit.nets import IMAGE, contents, image, network, same_tensors, ticket

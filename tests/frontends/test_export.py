@@ -23,7 +23,7 @@ class Casting(nn.Module):
         with torch.autocast("cpu", enabled=False), torch.no_grad():
             scale = x.float().pow(2).mean(-1, keepdim=True)
             scale, _ = scale.rsqrt(), scale.sqrt()
-        return residual + self.outer(self.inner(x * scale).relu())
+        return residual + self.outer(self.inner(x * scale).relu())  # type: ignore[no-any-return]
 
 
 class Casts(nn.Module):
@@ -60,7 +60,7 @@ class Half(nn.Module):
         copied = x.to(torch.float32, copy=True)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             y = self.layer(x)
-        return y.to(torch.float32) + copied.to(torch.float64)
+        return y.to(torch.float32) + copied.to(torch.float64)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(("operation", "count"), [("aten.to.", 6), ("wrap_with_autocast", 2)])

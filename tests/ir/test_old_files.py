@@ -9,7 +9,8 @@ import pytest
 
 import elastic_ir as eir
 from elastic_ir.ir.info import Edits, GraphInfo, History
-from elastic_ir.ir.serialise import InlineData, graph_from_data, graph_to_data
+from elastic_ir.ir.serialise import graph_from_data, graph_to_data
+from elastic_ir.tensors.lazy import InlineData
 
 #: A linear layer, as ElasticIR wrote it when a graph's facts were keys of one table.
 OLD: dict[str, Any] = {

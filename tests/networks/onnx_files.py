@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 
 from elastic_ir.ir.graph import Graph
-from elastic_ir.onnx_model.source import OnnxSource
+from elastic_ir.onnx_model import OnnxSource
 
 SITE = Path(sysconfig.get_paths()["purelib"])
 LIGHT = Path(str(importlib.util.find_spec("onnx").origin)).parent / "backend/test/data/light"  # type: ignore[union-attr]

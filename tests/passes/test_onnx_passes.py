@@ -23,7 +23,7 @@ from elastic_ir.emit.onnx.model import build_onnx
 from elastic_ir.emit.onnx.save import save_onnx
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
-from elastic_ir.onnx_model.source import OnnxSource
+from elastic_ir.onnx_model import OnnxSource
 from elastic_ir.passes import Compact, FoldBatchNorm, Net2Wider, NMProject, Pass, Pipeline
 from elastic_ir.tensors.lazy import Mask
 from elastic_ir.zoo import cifar_resnet

@@ -81,8 +81,10 @@ def test_norms_beside_bare_layers_change_with_them(name: str, sort: bool) -> Non
     assert {new for new in lineage if new.startswith(joined)} and {
         new for new in lineage if new.startswith(stage)
     }
-    number = lambda name: int(re.search(r"\d+", name).group())  # noqa: E731
-    assert {number(new) - number(old) for new, old in lineage.items()} == {1}
+    numbers = [
+        [int(found) for found in re.findall(r"\d+", f"{new} {old}")[:2]] for new, old in lineage.items()
+    ]
+    assert {new - old for new, old in numbers} == {1}
     before = eir.squeeze(after, plan=[list(range(len(graph.stages[0])))])
     assert list(before.weights) == list(graph.weights)
 

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 import elastic_ir as eir
 from elastic_ir.formats.safetensors import DTYPES
 from elastic_ir.formats.ticket import read_ticket, ticket_shapes, write_ticket
-from elastic_ir.ir.serialise import InlineData
 from elastic_ir.plans.plan import Order
-from elastic_ir.tensors.lazy import ITEM_SIZES, Mask
+from elastic_ir.tensors.lazy import ITEM_SIZES, InlineData, Mask
 from elastic_ir.tensors.weights import Storage
 from tests.emit.nets import same_tensors
 from tests.properties.test_invariants import Recipe, orders, recipes, source

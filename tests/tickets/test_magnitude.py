@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from elastic_ir.errors import MaskError
-from elastic_ir.frontends.weight_table import prunable_names
+from elastic_ir.frontends.trace import prunable_names
 from elastic_ir.tensors.weights import looks_prunable
 from elastic_ir.tickets import magnitude_masks, sparsity
 from elastic_ir.zoo import cifar_resnet

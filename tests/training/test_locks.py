@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,18 @@ def test_a_lock_is_had_by_one_of_many(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert most == [1] and not path.exists()
+
+
+def test_the_lock_that_another_made_meanwhile_stays(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    with locked(path) as mine:
+        assert mine
+        path.unlink()
+        stack = ExitStack()
+        assert stack.enter_context(locked(path))
+    with stack, locked(path) as third:
+        assert path.exists() and not third
+    assert not path.exists()
 
 
 def test_where_files_cannot_be_locked_everybody_works(

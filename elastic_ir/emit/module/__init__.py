@@ -1,1 +1,373 @@
-"""Modules: the source's own class with re-filled containers."""
+"""Emission to a module: the source's own class with re-filled containers, or a GraphModule.
+
+Where the units are children of a container, the source is copied without its tensors, the container's children are
+laid out as planned, and every parameter and buffer gets a tensor of its own; so the class, modes, hooks and names
+stay. Where the forward names its units one by one, the graph's nodes become a ``torch.fx.GraphModule``; those of an
+ONNX file always do.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx, nn
+
+from elastic_ir.emit import refuse_without_values
+from elastic_ir.emit.module.attributes import (
+    KEPT,
+    renumber_indices,
+    respread_constants,
+    update_configuration,
+    update_counts,
+    update_stage_counts,
+)
+from elastic_ir.emit.module.check import RunsOtherwiseError, check_module, follows_plan, has_long_skips
+from elastic_ir.errors import EmitError
+from elastic_ir.formats.pickles.description import MARK
+from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.info import Emitted, described
+from elastic_ir.ir.naming import head_in
+from elastic_ir.ir.structure import Container
+from elastic_ir.tensors.lazy import ShapeOnly
+from elastic_ir.tensors.torch_bridge import to_torch
+
+_PLAIN = (int, float, str, bytes, bool, type(None), torch.dtype, torch.device, type)
+
+
+def to_module(graph: Graph, masked: bool = True, check: bool = True) -> nn.Module:
+    """A trainable module that shares no storage with the source.
+
+    Pruned weights are zero (``masked=False`` gives the stored values). ``check`` runs what was changed, where there are
+    example inputs, and compares its outputs with those of the graph's nodes (:mod:`elastic_ir.emit.module.check`); why
+    they could not be compared is left in ``graph.emitted.unchecked``. Where the class does something else than the
+    plan says, a ``torch.fx.GraphModule`` takes its place, and ``graph.emitted.replaced`` says why.
+
+    Raises EmitError where there is no network to emit (a bare state dict) or no values (the meta device), where the
+    names and shapes made are not the planned ones, and where the check fails.
+    """
+    refuse_without_values(graph)
+    made = build_module(graph, masked, check=check)
+    lacking = [name for name, tensor in _tensors(made) if tensor.is_meta]
+    if lacking:
+        raise EmitError(
+            f"{lacking[0]!r} has no values: it is in no state dict, and was read on the meta device; give like= a "
+            "network with values, or its name"
+        )
+    return made
+
+
+def build_module(graph: Graph, masked: bool = True, check: bool = False) -> nn.Module:
+    """As :func:`to_module`, and on the meta device where the weights are: for what needs no values, as counting."""
+    with described(graph):
+        return _build(graph, masked, check)
+
+
+def _build(graph: Graph, masked: bool, check: bool) -> nn.Module:
+    graph.emitted = Emitted()
+    live = graph.origin.module
+    if live is None and len(graph) and graph.info.frontend == "onnx":
+        from elastic_ir.emit.module.from_onnx import build_onnx_module
+
+        return _finish(build_onnx_module(graph), graph, masked)
+    touched = [container for container in _containers(graph) if _changed(container)]
+    edited = graph.edits.rewired or graph.edits.edited_layers or graph.reference is not None
+    check = check and (bool(touched) or bool(edited))
+    if check and graph.info.ties:
+        from elastic_ir.emit.module.aliases import refuse_aliases
+
+        refuse_aliases(graph, touched)
+    why = ""
+    # an export fixes the sizes of its inputs: better than nothing where the class is not at hand
+    fixed = live is not None and not graph.origin.from_file and graph.info.frontend != "fx"
+    program = graph.is_program and not fixed
+    if live is not None:
+        module, unproven, why, placed = _in_its_class(graph, live)
+        if module is not None:
+            module = _finish(module, graph, masked)
+            if not unproven or follows_plan(module, graph, exact=unproven == "exact"):
+                problem = _problem(module, graph, placed or graph.reference is not None) if check else None
+                if problem is None:
+                    return module
+                if not program:
+                    raise problem
+                graph.emitted = replace(graph.emitted, replaced=str(problem))
+    if program:
+        from elastic_ir.emit.module.from_torch import build_graph_module
+
+        made = _finish(build_graph_module(graph, live), graph, masked)
+        if check:
+            _note_unchecked(graph, check_module(made, graph))
+        return made
+    if live is not None:
+        raise EmitError(
+            f"{graph.name}.forward {why}; torch.fx, which could write a forward that follows the plan, "
+            "cannot trace it; put the units into a Sequential or ModuleList, and take skips where a stage ends"
+        )
+    raise EmitError(
+        f"{graph.name} was read without its network, so there is no module to emit; pass --arch SOURCE "
+        "(arch=...), or write a state dict (.pt, .safetensors)"
+    )
+
+
+def as_described(graph: Graph) -> tuple[nn.Module | None, str]:
+    """What a file is to say of the module of a graph whose class is not at hand, as a tree without values.
+
+    This is what would be emitted if the class had been built; the second result says what remains to be proven by
+    whoever builds it. None where it would be a GraphModule.
+    """
+    described = graph.origin.described
+    if described is None:
+        return None, ""
+    module, unproven, *_ = _in_its_class(graph, described)
+    if module is None:
+        return None, ""
+    changed = "wiring" if any(map(_changed, _containers(graph))) else ""
+    return _finish(module, graph, masked=False, values=False), max(
+        graph.origin.unproven, unproven, changed, key=_PROOFS.index
+    )
+
+
+_PROOFS = ("", "wiring", "exact")  #: what may remain to be proven of a class, the most last
+
+
+def _containers(graph: Graph) -> list[Container]:
+    """The containers of a structure that was asked for; a network in which nothing repeats has none."""
+    return graph._structure.containers if graph._structure is not None else []
+
+
+class _InClass(NamedTuple):
+    """The source's class with re-filled containers, or why its forward cannot follow the plan."""
+
+    module: nn.Module | None
+    unproven: str  #: what remains to be proven
+    why: str
+    placed: bool = False  #: whether constants were set to what their new places have
+
+
+def _in_its_class(graph: Graph, source: nn.Module) -> _InClass:
+    """The source's class for a graph.
+
+    ``source`` is the live module, or the stand-ins for it.
+    """
+    touched = [container for container in _containers(graph) if _changed(container)]
+    names = ", ".join(repr(container.label) for container in touched)
+    rewired = graph.edits.rewired
+    follows = all(container.native and _iterates(container, source) for container in touched)
+    why = f"names the units of {names} one by one"
+    if follows:
+        why = f"gets a skip from one of the units of {names}, and would take it from another one now"
+    if rewired:
+        why = "computes something else than the graph does, which a pass has rewired"
+    if not follows or (rewired and not _same_weights(graph, source, touched)):
+        return _InClass(None, "", why)
+    skips = bool(touched) and len(graph) > 0 and has_long_skips(graph, touched)
+    unproven = "exact" if rewired else "wiring" if skips else ""
+    unproven = max(unproven, graph.origin.unproven, key=_PROOFS.index)
+    module, placed = _refill(graph, source, touched)
+    return _InClass(module, unproven, why, placed)
+
+
+def _problem(module: nn.Module, graph: Graph, placed: bool) -> RunsOtherwiseError | None:
+    """What a module of the source's class computes otherwise than the graph; None where that is as it should be.
+
+    Numbers prove nothing where the trace was of a network in training, whose dropouts the nodes keep; traced
+    again, the module then has to be the graph, constants included. Constants of a place (a layer's index, the
+    reference's factors) are the network's own and not the graph's, which has those of the block that was copied: where
+    emission has ``placed`` some, operations, weights and wiring must agree.
+    """
+    try:
+        _note_unchecked(graph, check_module(module, graph))
+    except RunsOtherwiseError as error:
+        if not follows_plan(module, graph, exact=not placed):
+            return error
+        if placed:
+            _note_unchecked(graph, "constants follow the place; operations, weights and wiring were compared")
+    return None
+
+
+def _note_unchecked(graph: Graph, why: str) -> None:
+    if why:
+        graph.emitted = replace(graph.emitted, unchecked=why)
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def _same_weights(graph: Graph, live: nn.Module, touched: list[Container]) -> bool:
+    """Whether the source's class, its containers re-filled, has the graph's weights: none new, none gone."""
+    copies: dict[str, list[str]] = {}
+    for container in touched:
+        for child in container.children:
+            copies.setdefault(child.origin, []).append(child.path)
+    expected: set[str] = set()
+    heads = set(copies)
+    names = (live.named_parameters(remove_duplicate=False), live.named_buffers(remove_duplicate=False))
+    for name, _ in itertools.chain(*names):
+        head = head_in(name, heads)
+        if head is not None:
+            expected.update(path + name[len(head) :] for path in copies[head])
+        elif not any(_in_series(name, container) for container in touched):
+            expected.add(name)
+    return expected == graph.weights.keys()
+
+
+def _in_series(name: str, container: Container) -> bool:
+    """Whether a weight lies in one of a container's numbered children, of those that are gone too."""
+    return container.series.number(name) is not None
+
+
+def _finish(module: nn.Module, graph: Graph, masked: bool, *, values: bool = True) -> nn.Module:
+    """A module with tensors of its own (without ``values`` on the meta device), its names and shapes checked."""
+    if graph.reference is not None:
+        from elastic_ir.emit.module.adopt import adopt
+
+        changes = adopt(module, graph, graph.structure.containers)
+        constants = dict.fromkeys(changes, "as the reference has it")
+        graph.emitted = replace(graph.emitted, constants=constants)
+    if graph.edits.edited_layers:
+        from elastic_ir.emit.module.layers import conform_layers
+
+        conform_layers(module, graph)
+    if isinstance(module, fx.GraphModule):
+        _order(module, graph)
+    _assign(module, graph, masked, values)
+    check_names(module, graph)
+    return module
+
+
+def _iterates(container: Container, live: nn.Module) -> bool:
+    """Whether a container's own forward runs its children by iteration, so that new ones run too.
+
+    A Sequential does, and a ModuleList leaves it to its parent. Any other class (RegNet's stages) is tried: a copy
+    with its last child twice, traced, must run both.
+    """
+    module = live.get_submodule(container.path)
+    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) or MARK in vars(module):
+        return True  # of a stand-in it is to be proven by whoever builds the class
+    probe = copy.copy(module)
+    probe._modules = dict(module._modules)
+    extra = container.child_path(container.source_count).rpartition(".")[2]
+    probe._modules[extra] = nn.Identity()
+    try:
+        traced = fx.Tracer().trace(probe)
+    except Exception:  # tracing may raise anything; then the run before writing has the last word
+        return True
+    ran = {str(node.target).partition(".")[0] for node in traced.nodes if node.op == "call_module"}
+    return extra in ran
+
+
+def _changed(container: Container) -> bool:
+    return any(child.path != child.origin for child in container.children) or (
+        len(container.children) != container.source_count
+    )
+
+
+def _refill(graph: Graph, live: nn.Module, touched: list[Container]) -> tuple[nn.Module, bool]:
+    """The source's class with re-filled containers, and whether constants were set to what their new places have."""
+    tensors = itertools.chain(live.parameters(), live.buffers())
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
+    memo = dict(shared)
+    target = copy.deepcopy(live, memo)
+    inside = {id(m) for c in touched for m in live.get_submodule(c.path).modules()}
+    for module in live.modules():  # what blocks hold in common with the rest (a configuration) stays common
+        if id(module) in inside:
+            continue
+        for value in vars(module).values():
+            if not isinstance(value, (*_PLAIN, dict, list, tuple, set)) and id(value) in memo:
+                shared[id(value)] = memo[id(value)]
+    # a network in which nothing repeats has no structure to ask for
+    containers = graph.structure.containers if touched else ()
+    known = update_configuration(target, containers) if touched else set()
+    placed = False
+    for container in touched:
+        source, place = live.get_submodule(container.path), target.get_submodule(container.path)
+        head = f"{container.path}." if container.path else ""
+        used: set[str] = set()
+        children: dict[str, nn.Module | None] = {}
+        for child in container.children:
+            origin = child.origin[len(head) :]
+            if origin not in used:
+                used.add(origin)
+                twin = place._modules[origin]
+            else:
+                twin = copy.deepcopy(source._modules[origin], dict(shared))
+            children[child.path[len(head) :]] = twin
+        place._modules.clear()
+        place._modules.update(children)
+        placed |= bool(renumber_indices(source, place, container))
+        update_counts(target, container, known)
+    update_stage_counts(target, containers, known)
+    if touched and graph.reference is None:
+        # blocks that add nothing yet leave the variances as they were
+        constants = {} if graph.edits.keep_constants else respread_constants(live, target, graph)
+        graph.emitted = replace(graph.emitted, constants=constants)
+        placed |= any(how != KEPT for how in constants.values())
+    return target, placed
+
+
+def _order(module: fx.GraphModule, graph: Graph) -> None:
+    """Put what fx lists in the order it runs into the order of the state dict, which optimizers go by."""
+    place: dict[str, int] = {}
+    for index, name in enumerate(graph.weights):
+        while name:
+            place.setdefault(name, index)
+            name = name.rpartition(".")[0]
+    for path, part in list(module.named_modules()):
+        head = f"{path}." if path else ""
+        tables: tuple[dict[str, Any], ...] = (part._modules, part._parameters, part._buffers)
+        for table in tables:
+            fresh = sorted(table, key=lambda role, head=head: place.get(head + role, len(place)))  # type: ignore[misc]
+            values = {role: table[role] for role in fresh}
+            table.clear()
+            table.update(values)
+
+
+def _assign(module: nn.Module, graph: Graph, masked: bool, values: bool) -> None:
+    """Give every parameter and buffer a tensor of its own; tied names get the same one."""
+    done: dict[tuple[int, bool], torch.Tensor] = {}
+    for path, part in module.named_modules(remove_duplicate=False):
+        head = f"{path}." if path else ""
+        for table in (part._parameters, part._buffers):
+            for role, old in table.items():
+                weight = graph.weights.get(head + role)
+                if old is None or weight is None:
+                    continue
+                is_parameter = table is part._parameters
+                key = (id(weight.storage), is_parameter)
+                if key not in done:
+                    if not values or isinstance(weight.storage.data, ShapeOnly):
+                        tensor = torch.empty(weight.shape, dtype=old.dtype, device="meta")
+                    else:
+                        tensor = to_torch(weight.storage.emitted(masked))
+                        if old.device.type != "meta" and tensor.device != old.device:
+                            tensor = tensor.to(old.device)
+                    if is_parameter:
+                        tensor = nn.Parameter(tensor, requires_grad=old.requires_grad)
+                        tensor.__dict__.update(old.__dict__)
+                    done[key] = tensor
+                table[role] = done[key]
+
+
+def check_names(module: nn.Module, graph: Graph) -> None:
+    """EmitError unless the module's state dict has exactly the graph's names and shapes, in order."""
+    made = {
+        n: tuple(t.shape) for n, t in module.state_dict(keep_vars=True).items() if isinstance(t, torch.Tensor)
+    }
+    planned = {name: weight.shape for name, weight in graph.weights.items() if weight.persistent}
+    if made == planned:
+        return
+    missing = [name for name in planned if name not in made][:3]
+    extra = [name for name in made if name not in planned][:3]
+    other = [f"{n} {list(made[n])} instead of {list(s)}" for n, s in planned.items() if made.get(n, s) != s][
+        :3
+    ]
+    parts = [("missing", missing), ("unplanned", extra), ("of another shape", other)]
+    listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in parts if names)
+    raise EmitError(f"the module made is not what a strict load expects ({listed})")

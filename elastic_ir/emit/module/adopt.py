@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from elastic_ir.emit.graph_modules.layers import submodule
+from elastic_ir.emit.module.attributes import submodule
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Container

@@ -3,11 +3,16 @@
 A forward that returns proves nothing: it may skip new blocks (a count in a configuration), or do something at every
 third one. The graph's nodes are therefore run too, with the module's own tensors, and the outputs compared. What runs
 is a twin that shares the parameters, so that the module keeps its buffers, caches and counters.
+
+A forward may also take a skip by a block's number (``if i == 3: skips.append(x)``). Cloned blocks shift the numbers,
+and it would then read another block than the plan says. Where something besides the next block reads a block, the
+module is therefore traced again, and its wiring compared with the graph's.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,7 +24,8 @@ from torch import fx, nn
 from elastic_ir.emit.comparison import SKIP, Outputs, compare_outputs, refuse_not_finite, wide
 from elastic_ir.emit.example_runs import Call, calls_of, run_module
 from elastic_ir.errors import EmitError
-from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.graph import Argument, Graph, Node, Value, map_argument
+from elastic_ir.ir.structure import Container
 from elastic_ir.tensors.torch_bridge import to_torch
 
 
@@ -113,7 +119,7 @@ def _nodes(graph: Graph, twin: nn.Module) -> nn.Module:
     """The graph's nodes as a module with the twin's parameters and buffers of its own. Raises EmitError."""
     tensors: dict[str, torch.Tensor] = dict(twin.named_parameters(remove_duplicate=False))
     tensors |= {name: buffer.clone() for name, buffer in twin.named_buffers(remove_duplicate=False)}
-    from elastic_ir.emit.graph_modules.from_torch import build_graph_module
+    from elastic_ir.emit.module.from_torch import build_graph_module
 
     made = build_graph_module(graph, graph.origin.module)
     if graph.reference is not None:
@@ -121,7 +127,7 @@ def _nodes(graph: Graph, twin: nn.Module) -> nn.Module:
 
         adopt(made, graph, graph.structure.containers)
     if graph.edits.edited_layers:
-        from elastic_ir.emit.graph_modules.layers import conform_layers
+        from elastic_ir.emit.module.layers import conform_layers
 
         conform_layers(made, graph)
     for name, table, role in _places(made):
@@ -198,3 +204,64 @@ def _watched(module: nn.Module, graph: Graph, calls: Sequence[Call]) -> Outputs:
             "follow the number of its blocks (a count in its configuration was not updated)"
         )
     return outputs
+
+
+# -- wiring ------------------------------------------------------------------------------------------------------------
+
+
+def has_long_skips(graph: Graph, touched: list[Container]) -> bool:
+    """Whether a block of one of these containers is read by anything besides the block after it.
+
+    The last block of a stage may be read by one module outside, and by the network's output.
+    """
+    owner: dict[Node, int] = {}
+    stages = graph.structure.stages
+    for number, block in enumerate(block for stage in stages for block in stage.all_blocks):
+        owner.update(dict.fromkeys(block.nodes, number))
+    users = graph.users()
+    for stage in stages:
+        if stage.container not in touched or not all(block.nodes for block in stage.all_blocks):
+            continue
+        for block in stage.all_blocks:
+            number = owner[block.nodes[0]]
+            last = block is stage.all_blocks[-1]
+            places: set[int | str] = set()
+            for node in block.nodes:
+                for reader in users.get(node.output, ()) if node.output.is_tensor else ():
+                    if owner.get(reader) != number and not (last and reader.kind == "output"):
+                        places.add(owner.get(reader, reader.scope if reader.kind != "output" else "output"))
+            if len(places) > 1:
+                return True
+    return False
+
+
+def follows_plan(module: nn.Module, graph: Graph, *, exact: bool = False) -> bool:
+    """Whether a module, traced as its source was, computes its outputs from the same weights in the same way.
+
+    ``exact`` compares the constants in the calls too. Where it cannot be traced again, it is not known to follow the
+    plan.
+    """
+    try:
+        found = graph.origin.retrace(module, graph.info.frontend)
+    except Exception:  # a tracer may raise anything
+        return False
+    return _wiring(found, exact) == _wiring(graph, exact)
+
+
+def _wiring(graph: Graph, exact: bool) -> list[str]:
+    """A hash of each output's history: operations, weights by name, and what reads what; literals if wanted."""
+    digests: dict[Value, str] = {}
+    ends = []
+    for node in graph:
+        text = [node.name if node.kind == "input" else node.op, *node.weight_names()]
+        text += [digests[value] for value in node.operands()]
+        if exact:
+            text.append(repr(map_argument((node.args, node.kwargs), _plain)))
+        digests[node.output] = hashlib.sha256("\n".join(text).encode()).hexdigest()
+        if node.kind == "output":
+            ends.append(digests[node.output])
+    return ends
+
+
+def _plain(leaf: Argument) -> Argument:
+    return "value" if isinstance(leaf, Value) else leaf

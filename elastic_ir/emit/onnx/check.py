@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elastic_ir.emit.comparison import Difference, Outputs, coarsest, compare_outputs
 from elastic_ir.errors import EmitError
+from elastic_ir.onnx_model import OnnxSource, bodies, constant_tensor, mark_of
 from elastic_ir.onnx_model.limits import unbounded_shapes
-from elastic_ir.onnx_model.source import OnnxSource, bodies, constant_tensor, mark_of
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx
     from numpy.typing import NDArray
+
+    from elastic_ir.emit.comparison import Difference, Outputs
 
 _WHOLE = 64 << 20  #: up to this many bytes the file itself is checked; above, the model without its tensors
 
@@ -90,6 +91,8 @@ class Expected:
 
 def compare_runs(path: Path, expected: Expected) -> Difference:
     """Run a file in onnxruntime and compare what it returns; EmitError where it differs."""
+    from elastic_ir.emit.comparison import compare_outputs
+
     return compare_outputs(run_file(path, expected.feeds), expected.outputs, path.name, expected.whose)
 
 
@@ -97,6 +100,8 @@ def run_file(path: Path, feeds: Sequence[Mapping[str, NDArray[np.generic]]], wha
     """What a file returns on each input in onnxruntime on the CPU; EmitError where that does not run it."""
     import numpy as np
     import onnxruntime
+
+    from elastic_ir.emit.comparison import Outputs, coarsest
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

@@ -27,10 +27,9 @@ from elastic_ir.emit.onnx.check import Expected
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.example_inputs import map_tensors, tensors_in
 from elastic_ir.ir.graph import Graph
-from elastic_ir.ir.serialise import InlineData
+from elastic_ir.onnx_model import DTYPES, SCOPES, TYPES, set_aside
 from elastic_ir.onnx_model.record import write_record
-from elastic_ir.onnx_model.source import DTYPES, SCOPES, TYPES, set_aside
-from elastic_ir.tensors.lazy import TensorData
+from elastic_ir.tensors.lazy import InlineData, TensorData
 
 if TYPE_CHECKING:
     import onnx

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from elastic_ir.errors import EmitError
-from elastic_ir.formats.onnx_wire import Pieces, TensorWalk, size_of_pieces
-from elastic_ir.formats.protobuf import Field, field, head
-from elastic_ir.onnx_model.source import STATED, mark_of, tensors_of
+from elastic_ir.formats.protobuf import Field, Pieces, TensorWalk, field, head, size_of_pieces
+from elastic_ir.onnx_model import STATED, mark_of, tensors_of
 from elastic_ir.tensors.lazy import TensorData, nbytes
 
 if TYPE_CHECKING:

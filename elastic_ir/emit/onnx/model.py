@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from elastic_ir.emit.onnx.names import Names
-from elastic_ir.emit.onnx.relocation import relocate, rename_inside
+from elastic_ir.emit.onnx.names import Names, relocate, rename_inside
 from elastic_ir.emit.onnx.tables import Tables, unchanged
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.graph import Argument, Graph, Literal, Node, Symbol
-from elastic_ir.onnx_model.record import write_record
-from elastic_ir.onnx_model.source import (
+from elastic_ir.onnx_model import (
     BODY,
     OnnxSource,
     bodies,
@@ -25,6 +23,7 @@ from elastic_ir.onnx_model.source import (
     plain_attributes,
     tensors_of,
 )
+from elastic_ir.onnx_model.record import write_record
 from elastic_ir.tensors.lazy import TensorData
 
 if TYPE_CHECKING:

@@ -9,22 +9,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elastic_ir.emit.comparison import SKIP, Difference
+from elastic_ir.emit import refuse_without_values
 from elastic_ir.emit.onnx.check import Expected, check_file, compare_runs, feeds_of, run_file
 from elastic_ir.emit.onnx.file import LIMIT, size_of, write_external, write_onnx
 from elastic_ir.emit.onnx.model import build_onnx
-from elastic_ir.emit.onnx.sparse import dense_size, sparsify
-from elastic_ir.emit.state import refuse_without_values
 from elastic_ir.errors import EmitError, OutputError, reason
 from elastic_ir.formats.files import atomic_output, refuse_long_name, sync, temporary
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.info import UNKNOWN
-from elastic_ir.onnx_model.source import OnnxSource, is_external, mark_of, opsets_of
+from elastic_ir.onnx_model import OnnxSource, is_external, mark_of, opsets_of
 from elastic_ir.tensors.lazy import TensorData
 
 if TYPE_CHECKING:
     import onnx
 
+    from elastic_ir.emit.comparison import Difference
     from elastic_ir.emit.onnx.export import Exported
 
 
@@ -75,6 +74,8 @@ def save_onnx(
     expected = exported.expected if exported is not None else None
     turned, dense = 0, None
     if sparse:
+        from elastic_ir.emit.onnx.sparse import dense_size, sparsify
+
         if source is not None and check:
             before = copy.deepcopy(model), dict(tensors)
         dense = dense_size(model, tensors)
@@ -110,7 +111,7 @@ def _refuse_changes(source: OnnxSource, path: Path, opset: int | None, *, fold_b
 
 
 def _export(graph: Graph, *, check: bool, opset: int | None, dynamic: bool, fold_batchnorm: bool) -> Exported:
-    from elastic_ir.emit.module.module import to_module
+    from elastic_ir.emit.module import to_module
 
     if graph.origin is UNKNOWN and not graph.is_program:
         raise EmitError(
@@ -149,6 +150,8 @@ def _checked(file: Path, name: Path, model: onnx.ModelProto, expected: Expected 
     try:
         return compare_runs(file, expected) if expected is not None else None
     except EmitError as error:
+        from elastic_ir.emit.comparison import SKIP
+
         raise EmitError(f"{str(error).replace(file.name, name.name)}; nothing was written; {SKIP}") from error
 
 

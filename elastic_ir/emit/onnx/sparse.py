@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from elastic_ir.ir.serialise import InlineData
-from elastic_ir.onnx_model.source import DTYPES, constant_tensor, is_external, mark_of, set_aside
-from elastic_ir.tensors.lazy import ITEM_SIZES, KeptData, Mask, TensorData, nbytes, size_of
-from elastic_ir.tensors.zeros import nonzero
+from elastic_ir.onnx_model import DTYPES, constant_tensor, is_external, mark_of, set_aside
+from elastic_ir.tensors.arrays import nonzero
+from elastic_ir.tensors.lazy import ITEM_SIZES, InlineData, KeptData, Mask, TensorData, nbytes, size_of
 
 if TYPE_CHECKING:
     import onnx

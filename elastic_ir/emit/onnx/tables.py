@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from elastic_ir.emit.onnx.names import Names
 from elastic_ir.ir.graph import Literal, TensorType, Value
-from elastic_ir.onnx_model.source import Constant, OnnxSource, is_external, set_aside
+from elastic_ir.onnx_model import Constant, OnnxSource, is_external, set_aside
 from elastic_ir.tensors.lazy import TensorData
 from elastic_ir.tensors.weights import Weight
 

@@ -1,7 +1,7 @@
 """Classes of emitted source: modules of one structure share one, and what differs between them are its arguments.
 
 Classes are built from the innermost modules outwards, so that a block's constructor call is known when its stage is
-joined.
+joined. The network's own is the last: the counts of its stages, rates and the number of classes are its arguments.
 """
 
 from __future__ import annotations
@@ -9,37 +9,32 @@ from __future__ import annotations
 import keyword
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
-from elastic_ir.emit.source.expressions.expr import IDENTITY, Expr, call, change, lit, plain, walk
+from elastic_ir.emit.source.expr import IDENTITY, Expr, call, change, lit, plain, raw, walk
 from elastic_ir.emit.source.merge import Join, Parameter, Parameters, Row, Sizes, clusters, unused
 from elastic_ir.emit.source.reading.layers import constructor, zeros
 from elastic_ir.emit.source.reading.tree import Part, Tree
-from elastic_ir.emit.source.stages import Plan, items_of
-from elastic_ir.emit.source.values import value_of
+from elastic_ir.emit.source.reading.values import value_of
+from elastic_ir.emit.source.stages import Containers, Plan
 from elastic_ir.ir.numbering import is_index
 
 
 @dataclass
-class Entry:
-    """One line of a constructor: an attribute of that name, or a call that stands by itself."""
-
-    name: str
-    expr: Expr
-    alone: bool = False
-
-
-@dataclass
 class Definition:
-    """A class, or a function that makes a stage's blocks."""
+    """A class, or a function that returns a stage's blocks."""
 
     name: str
     parameters: list[Parameter]
-    entries: list[Entry]
+    lines: list[Expr]  #: of the constructor, or the function's
+    forward: list[Expr] = field(default_factory=list)
     part: Part | None = None  #: an instance, whose inputs give types; None for a function
-    statements: Sequence[Any] = ()
-    returns: Expr = field(default_factory=lambda: Expr("tuple"))
+
+
+#: Layers that may be a network's last one with weights.
+_WEIGHTED = ("nn.Linear", "nn.Conv2d", "nn.LayerNorm", "nn.BatchNorm2d")
 
 
 class Builder:
@@ -50,22 +45,16 @@ class Builder:
         self.definitions: list[Definition] = []
         self.names: set[str] = {"F", "nn", "torch", "Tensor", "math", "OrderedDict", "stochastic_depth"}
         self.sizes: Sizes = set()
+        self.containers = Containers(plan, self.make, self.sizes)
 
-    def build(self) -> list[Entry]:
-        """Define all classes but the network's own, whose entries are returned."""
+    def build(self) -> Row:
+        """Define all classes but the network's own, whose lines are returned."""
         root = self.tree.parts[()]
         root.kind = "sequential" if root.kind == "sequential" else "class"
-        heights: dict[int, int] = {}
-        levels: dict[int, list[Part]] = {}
-        for part in root.below():
-            inner = max((heights[id(child)] for child in part.children.values()), default=0)
-            own = part.kind == "class" or (part.kind == "sequential" and (part.hint or not part.path))
-            heights[id(part)] = inner + bool(own)
-            if own and part.path:
-                levels.setdefault(inner, []).append(part)
-        for level in sorted(levels):
-            self._level(levels[level])
-        return self._stages([self._entries(root)])[0]
+        own = [part for part in root.below() if part.path and _has_class(part)]
+        for _, level in groupby(sorted(own, key=_height), key=_height):
+            self._define(list(level))
+        return self._share_stages([self._row(root)])[0]
 
     # -- constructors ----------------------------------------------------------------------------------------------
 
@@ -76,14 +65,7 @@ class Builder:
         if part.kind == "parameters":
             return self._parameters(part)
         kinds = {"sequential": "nn.Sequential", "list": "nn.ModuleList"}
-        return self._container(part, kinds.get(part.kind, "nn.ModuleDict"))
-
-    def _container(self, part: Part, name: str) -> Expr:
-        """A container's constructor; its children's names are kept where they are not just numbers."""
-        items = items_of(part, self.plan, self.make, self.sizes)
-        numbered = all(is_index(child) for child in part.children)
-        names = () if numbered else tuple(key for key, _ in items)
-        return Expr("container", name, tuple(expr for _, expr in items), names)
+        return self.containers.call(part, kinds.get(part.kind, "nn.ModuleDict"))
 
     def _parameters(self, part: Part) -> Expr:
         """What holds weights that another module's forward reads."""
@@ -95,103 +77,74 @@ class Builder:
             made = tuple(call("nn.Parameter", zeros(shape)) for shape in shapes.values())
             return call("nn.ParameterDict", Expr("dict", None, made, tuple(shapes)))
         part.kind = "class"
-        self._level([part])
+        self._define([part])
         assert part.make is not None
         return part.make
 
-    def _entries(self, part: Part) -> list[Entry]:
+    def _row(self, part: Part) -> Row:
+        """What makes a module: the lines of its constructor, then its forward's."""
         if part.kind == "sequential":
-            return [Entry("", self._container(part, "super().__init__"), alone=True)]
-        entries: list[Entry] = []
-        if part.base is not None:
-            entries.append(Entry("", part.base, alone=True))
+            return [Expr("field", "", (self.containers.call(part, "super().__init__"),))]
+        made: list[tuple[str, Expr]] = [("", part.base)] if part.base is not None else []
         for role, weight in part.weights.items() if part.base is None else ():
-            made = zeros(weight.shape, weight.dtype) if weight.persistent else value_of(weight)
+            value = zeros(weight.shape, weight.dtype) if weight.persistent else value_of(weight)
             if weight.persistent and weight.is_parameter:
-                entries.append(Entry(role, call("nn.Parameter", made)))
+                made.append((role, call("nn.Parameter", value)))
             else:
                 options = {} if weight.persistent else {"persistent": lit(False)}
-                register = call("self.register_buffer", lit(role), made, **options)
-                entries.append(Entry(role, register, alone=True))
+                made.append(("", call("self.register_buffer", lit(role), value, **options)))
         for name, child in part.children.items():
             if child.kind != "class" or child.body is not None or child.weights or child.children:
-                entries.append(Entry(name, self.make(child)))
-        return entries
+                made.append((name, self.make(child)))
+        return [*(Expr("field", name, (expr,)) for name, expr in made), *part.lines]
 
     # -- classes ---------------------------------------------------------------------------------------------------
 
-    def _level(self, parts: list[Part]) -> None:
+    def _define(self, parts: list[Part]) -> None:
         """One class for all parts of one name that join."""
-        lists = self._stages([self._entries(part) for part in parts])
-        rows = [_row(part, entries) for part, entries in zip(parts, lists, strict=True)]
-        keys = [(self._base_name(part), *_outline(part, entries))
-                for part, entries in zip(parts, lists, strict=True)]  # fmt: skip
-
-        def join(some: Sequence[Row], key: Any) -> Join:
-            owners = [name or "base" for name, _ in key[2]]
-            return Join(some, owners + [""] * (len(some[0]) - len(owners)), self.sizes)
-
-        found = clusters(rows, keys, join)
+        rows = self._share_stages([self._row(part) for part in parts])
+        keys = [(self._base_name(part), part.kind, part.body and len(part.body.inputs)) for part in parts]
+        found = clusters(rows, keys, self.sizes)
         # of classes with one name the largest gets the plain one
         found.sort(key=lambda some: (keys.index(keys[some[0]]), -len(some)))
         for members in found:
-            joined = join([rows[i] for i in members], keys[members[0]])
-            self._define([parts[i] for i in members], lists[members[0]], joined)
+            some, name = [parts[i] for i in members], keys[members[0]][0]
+            made = Parameters(Join([rows[i] for i in members], self.sizes))
+            lines = without_empty(made.lines)
+            fields = [line for line in lines if line.kind == "field"]
+            flags = {p.name: Expr("param", p.name) for p in made.found if p.stored} | made.flags
+            at = bool(some[0].base)
+            fields[at:at] = [Expr("field", flag, (expr,)) for flag, expr in flags.items()]
+            forward = [line for line in lines if line.kind != "field"]
+            definition = Definition(self._fresh(name, some), made.found, fields, forward, some[0])
+            for part, make in zip(some, self._declare(definition, made, len(some)), strict=True):
+                part.make = make
 
-    def _define(self, parts: list[Part], first: list[Entry], joined: Join) -> None:
-        body = parts[0].body
-        found = Parameters(joined, {entry.name for entry in first})
-        made = [found.fill(template) for template in joined.templates]
-        entries = [Entry(e.name, expr, e.alone) for e, expr in zip(first, made, strict=False)]
-        entries, statements = without_empty(entries, made[len(first) :])
-        flags = {p.name: Expr("param", p.name) for p in found.found if p.stored} | found.flags
-        at = bool(parts[0].base)
-        entries[at:at] = [Entry(name, expr) for name, expr in flags.items()]
-        results = [made_keys for made_keys, _ in body.statements] if body is not None else []
-        lines = list(zip(results, statements, strict=False))  # none in a sequence
-        name = self._fresh(self._base_name(parts[0]), parts)
-        returns = body.returns if body is not None else Expr("tuple")
-        calls = self._declare(
-            Definition(name, found.found, entries, parts[0], lines, returns), found, len(parts)
-        )
-        for part, made_by in zip(parts, calls, strict=True):
-            part.make = made_by
-
-    def _declare(self, definition: Definition, found: Parameters, count: int) -> list[Expr]:
+    def _declare(self, definition: Definition, made: Parameters, count: int) -> list[Expr]:
         """Take a definition in; the calls that make its instances."""
         self.names.add(definition.name)
         self.definitions.append(definition)
-        self.sizes |= {(definition.name, p.name) for p in found.found if p.size}
-        names = tuple(p.name for p in found.found)
-        return [Expr("new", definition.name, found.values(index), names) for index in range(count)]
+        self.sizes |= {(definition.name, p.name) for p in made.found if p.size}
+        names = tuple(p.name for p in made.found)
+        return [Expr("new", definition.name, made.values(index), names) for index in range(count)]
 
-    # -- stages ----------------------------------------------------------------------------------------------------
-
-    def _stages(self, lists: list[list[Entry]]) -> list[list[Entry]]:
+    def _share_stages(self, rows: list[Row]) -> list[Row]:
         """Stages of one form become calls of one function."""
-        nodes = [node for entries in lists for entry in entries for node in walk(entry.expr)]
-        containers = [node for node in nodes if node.kind == "container" and not node.names]
-        stages = [part for node in containers for part in node.parts if part.kind == "stage"]
-
-        def join(rows: Sequence[Row], _: object = "") -> Join:
-            return Join(rows, ["stage"], self.sizes, optional=False)
-
+        stages = [node for row in rows for node in walk(*row) if node.kind == "stage"]
+        lists = [[Expr("field", "stage", stage.parts)] for stage in stages]
         calls: dict[Expr, Expr] = {}
-        for members in clusters([[stage] for stage in stages], [""] * len(stages), join):
+        for members in clusters(lists, [""] * len(lists), self.sizes, optional=False):
             if len(members) > 1:
-                found = Parameters(join([[stages[i]] for i in members]))
-                template = found.fill(found.joined.templates[0])
-                block = next((node.value for node in walk(template.parts[2]) if node.kind == "new"), "")
+                made = Parameters(Join([lists[i] for i in members], self.sizes, optional=False))
+                blocks = made.lines[0].parts[0]
+                block = next((node.value for node in walk(blocks.parts[-1]) if node.kind == "new"), "")
                 name = unused(["make_stage", f"make_{snake(block.removeprefix('nn.'))}_stage"], self.names)
-                made = self._declare(
-                    Definition(name, found.found, [Entry("", template)]), found, len(members)
-                )
+                definition = Definition(name, made.found, [Expr("return", None, (blocks,))])
+                found = self._declare(definition, made, len(members))
                 calls |= {
-                    stages[i]: Expr("text", "*{}", (each,)) for i, each in zip(members, made, strict=True)
+                    stages[i]: Expr("stage", None, (new,)) for i, new in zip(members, found, strict=True)
                 }
-        if not calls:
-            return lists
-        return [[Entry(e.name, change(e.expr, calls.get), e.alone) for e in entries] for entries in lists]
+        return [[change(line, calls.get) for line in row] for row in rows] if calls else rows
 
     # -- names -----------------------------------------------------------------------------------------------------
 
@@ -208,58 +161,129 @@ class Builder:
 
     def _fresh(self, name: str, parts: list[Part]) -> str:
         """A class name that is not taken, which says where its instances are if another class has the plain one."""
-        usable = name.isidentifier() and name.isascii() and not keyword.iskeyword(name)
-        name = name[:1].upper() + name[1:] if usable else "Block"
+        name = class_name(name, "Block")
         options = [name]
         entries = {(*path, entry[0]) for path, stages in self.plan.items() for entry, _ in stages if entry}
         if all(part.path in entries for part in parts):
             options += [f"{name}Entry", f"Downsample{name}"]
         elif len(parts) == 1:
             kind = (parts[0].hint, parts[0].kind)
-            alike = [part.path for part in self.tree.parts.values() if (part.hint, part.kind) == kind]
-            alike.sort(key=lambda path: self.tree.runs.get(path, [(0, 0)])[0][0])
-            if parts[0].path in (alike[0], alike[-1]):
-                options.append(f"{'First' if parts[0].path == alike[0] else 'Last'}{name}")
+            alike = [part for part in self.tree.parts.values() if (part.hint, part.kind) == kind]
+            if parts[0] in (alike[0], alike[-1]):
+                options.append(f"{'First' if parts[0] is alike[0] else 'Last'}{name}")
         options += [f"{camel(step)}{name}" for step in parts[0].path if not step[:1].isdigit()]
         return unused([*options, name], self.names)
 
 
-def without_empty(entries: list[Entry], statements: list[Expr]) -> tuple[list[Entry], list[Expr]]:
-    """A module without the layers that do nothing in either mode: identities, and dropouts of nothing."""
-    idle = {entry.name for entry in entries if entry.expr == IDENTITY or _drops_nothing(entry.expr)}
-    idle -= {
-        node.value[0]
-        for expr in statements
-        for node in walk(expr)
-        if node.kind in ("attr", "loop") and node.value
-    }
+def _has_class(part: Part) -> bool:
+    return part.kind == "class" or (part.kind == "sequential" and bool(part.hint))
+
+
+def _height(part: Part) -> int:
+    """How many classes stand below each other inside a part."""
+    return max((_height(child) + _has_class(child) for child in part.children.values()), default=0)
+
+
+def without_empty(lines: Sequence[Expr]) -> list[Expr]:
+    """A module's lines without the layers that do nothing in either mode: identities, and dropouts of nothing."""
+    idle = {line.value for line in lines if line.kind == "field" and _does_nothing(line.parts[0])}
+    idle -= {node.value[0] for node in walk(*lines) if node.kind in ("attr", "loop") and node.value}
 
     def skip(node: Expr) -> Expr | None:
         if node.kind == "self" and len(node.value) == 1 and node.value[0] in idle and len(node.parts) == 1:
             return change(node.parts[0], skip)
         return None
 
-    return [e for e in entries if e.name not in idle], [change(expr, skip) for expr in statements]
+    return [change(line, skip) for line in lines if line.kind != "field" or line.value not in idle]
 
 
-def _drops_nothing(expr: Expr) -> bool:
+def _does_nothing(expr: Expr) -> bool:
     rate = dict(zip(expr.names, map(plain, expr.parts), strict=False)).get("p")
-    return expr.kind == "new" and bool(re.fullmatch(r"nn\.Dropout\dd|nn\.Dropout", expr.value)) and rate == 0
+    dropout = expr.kind == "new" and re.fullmatch(r"nn\.Dropout\dd|nn\.Dropout", expr.value)
+    return expr == IDENTITY or (bool(dropout) and rate == 0)
 
 
-def _row(part: Part, entries: list[Entry]) -> list[Expr]:
-    """What makes a module: the constructor's expressions, then the forward's."""
-    lines = part.body.statements if part.body is not None and part.kind != "sequential" else ()
-    return [*(entry.expr for entry in entries), *(expr for _, expr in lines)]
+# -- the network's own class -------------------------------------------------------------------------------------------
 
 
-def _outline(part: Part, entries: list[Entry]) -> tuple[Any, ...]:
-    """What modules of one class have in common besides expressions: names, results, and the number of inputs."""
-    body = part.body
-    made = [(entry.name, entry.alone) for entry in entries]
-    if body is None or part.kind == "sequential":
-        return part.kind, made
-    return part.kind, made, [results for results, _ in body.statements], body.returns, len(body.inputs)
+def define_network(name: str, root: Part, row: Row) -> Definition:
+    """The definition of the network from the lines of its constructor and its forward."""
+    found = Parameters(Join([row], set()))
+    for p in found.found:
+        p.default = p.values[0]
+    counts = [p for p in found.found if p.forced == "count"]
+    series = [p for p in found.found if p.forced == "series"]
+    given, total, texts = list(counts), "depth", {}
+    if len(counts) > 1:
+        total = "sum(depths)"
+        texts = {p.name: f"depths[{place}]" for place, p in enumerate(counts)}
+        given = [_argument("depths", tuple(p.default for p in counts), "count")]
+    fields = [line for line in found.lines if line.kind == "field"]
+    forward = [line for line in found.lines if line.kind != "field"]
+    layer = _last_linear(fields, forward, root)
+    if layer is not None:
+        at = layer.names.index("out_features")
+        given.append(_argument("num_classes", layer.parts[at].value))
+        parts = (*layer.parts[:at], raw("num_classes"), *layer.parts[at + 1 :])
+        made = replace(layer, parts=parts)
+        fields[-1] = change(fields[-1], lambda node: made if node is layer else None)
+    even = _even_rates([p.default for p in series], [p.default for p in counts])
+    if even is not None:
+        given.append(_argument("drop_rate", even))
+        rates = raw(f"[drop_rate * i / max({total} - 1, 1) for i in range({total})]")
+        fields = [Expr("set", ("rates",), (rates,)), *fields]
+        for place, p in enumerate(series):
+            part = f"[sum(depths[:{place}]) : sum(depths[:{place + 1}])]" if len(counts) > 1 else ""
+            texts[p.name] = f"rates{part}"
+    else:
+        given += series
+
+    def named(node: Expr) -> Expr | None:
+        return raw(texts[node.value]) if node.kind == "param" and node.value in texts else None
+
+    lines = without_empty([change(line, named) for line in [*fields, *forward]])
+    cut = len(lines) - len(forward)
+    return Definition(name, given, lines[:cut], lines[cut:], root)
+
+
+def _argument(name: str, value: Any, forced: str = "") -> Parameter:
+    return Parameter("", "", [value], forced, name=name, default=value)
+
+
+def _even_rates(series: list[Any], counts: list[int]) -> float | None:
+    """The last of the blocks' rates where they rise evenly from 0 over all stages (Huang et al. 2016, section 3)."""
+    values = [value for part in series for value in part]
+    floats = all(isinstance(value, float) for value in values)
+    if len(values) < 3 or [len(part) for part in series] != counts or not floats:
+        return None
+    last = float(values[-1])
+    even = all(abs(v - last * place / (len(values) - 1)) <= 1e-6 * last for place, v in enumerate(values))
+    return last if even and last > 0 else None
+
+
+def _last_linear(fields: Sequence[Expr], forward: Sequence[Expr], root: Part) -> Expr | None:
+    """The network's last layer, where that is a linear one."""
+    if not fields:
+        return None
+    called = [node.value[0] for node in walk(*forward) if node.kind == "self"]
+    ends = root.kind == "sequential" or (called[-1:] == [fields[-1].value] and called.count(called[-1]) == 1)
+    last = fields[-1].parts[0]
+    while last.kind == "call" and len(last.parts) == 1:
+        last = last.parts[0]
+    layers = [
+        node for node in (last.parts if last.kind in ("call", "dict") else (last,))
+        if node.kind != "new" or node.value in _WEIGHTED or not node.value.startswith("nn.")
+    ]  # fmt: skip
+    return layers[-1] if ends and layers and layers[-1].value == "nn.Linear" else None
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+def class_name(text: str, default: str) -> str:
+    """A text as a class's name, the default if it cannot be one."""
+    usable = text.isidentifier() and text.isascii() and not keyword.iskeyword(text)
+    return text[:1].upper() + text[1:] if usable else default
 
 
 def camel(name: str) -> str:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from elastic_ir.emit.source.reading.calls import Unwritable
 from elastic_ir.errors import EmitError
+from elastic_ir.formats import PYTORCH
 from elastic_ir.formats.files import atomic_output
-from elastic_ir.formats.registry import PYTORCH
 from elastic_ir.ir.graph import Graph
-from elastic_ir.onnx_model.source import OnnxSource
+from elastic_ir.onnx_model import OnnxSource
 
 
 def save_source(graph: Graph, path: str | os.PathLike[str], *, check: bool = True, weights: str = "") -> Path:
@@ -73,7 +73,7 @@ def _exported(graph: Graph, error: Unwritable) -> Graph:
     live = graph.origin.module
     if live is None or graph.info.frontend == "export":
         raise error
-    from elastic_ir.emit.module.module import build_module
+    from elastic_ir.emit.module import build_module
 
     module = build_module(graph)
     again = graph.origin.retrace(module, "export")

@@ -6,14 +6,20 @@ come out as in the graph.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from elastic_ir.emit.source.expressions.expr import Expr, change, index, lit, locals_of, walk
-from elastic_ir.emit.source.expressions.print import Printer, attribute
+from elastic_ir.emit.source.expr import Expr, index, lit, locals_of, substitute, walk
 from elastic_ir.emit.source.merge import unused
+from elastic_ir.emit.source.reading.tree import Body, Part
+from elastic_ir.emit.source.text import Printer, attribute
+from elastic_ir.ir.graph import Node, Value
 from elastic_ir.ir.numbering import is_index
+
+#: Shapes of a forward's values by their numbers: empty if it is not known, None for what is not a tensor.
+Shapes = Mapping[Any, tuple[int, ...] | None]
 
 _CALLS = ("call", "self", "method")
 _FOLD_WIDTH = 84
@@ -27,71 +33,61 @@ _AXES = {
 _SPARE = ("out", "y", "z", "h", "u", "v")
 _KEPT = {"q", "k", "v", "query", "key", "value", "mask"}  #: names that say what a value is, not handed on
 _RESERVED = {"F", "nn", "torch", "Tensor", "math", "self"}
+_SAMPLE = Printer(
+    defaultdict(lambda: "xxxxx"), "self."
+)  #: measures an expression before its values have names
 
-Line = tuple[tuple[Any, ...], Expr]
 
-
-def fold(
-    statements: Sequence[Line],
-    returns: Expr,
-    shapes: Callable[[Any], tuple[int, ...] | None] = lambda _: None,
-) -> tuple[list[Line], Expr]:
-    """Statements with single uses written into their users, in an unchanged order of evaluation."""
-    statements = unpack(statements, returns, shapes)
-    uses = Counter(key for expr in (*(expr for _, expr in statements), returns) for key in locals_of(expr))
-    done: list[Line] = []
-    pending: list[tuple[Any, Expr]] = []  # used once, and not yet written
+def fold(lines: Sequence[Expr], shapes: Shapes) -> list[Expr]:
+    """Lines with single uses written into their users, in an unchanged order of evaluation."""
+    lines = _unpack(lines, shapes)
+    uses = Counter(locals_of(*lines))
+    done: list[Expr] = []
+    pending: list[Expr] = []  # what is used once, and not yet written
     pure: dict[Any, Expr] = {}
-
-    def flush() -> None:
-        done.extend(((key,), expr) for key, expr in pending)
-        pending.clear()
-
-    def merged(expr: Expr) -> Expr:
-        """The expression with the last pending ones put into it, as many as keep it readable."""
-        waiting = [key for key, _ in pending]
-        wanted = [key for key in locals_of(expr) if key in waiting]
-        while wanted:
-            if waiting[-len(wanted) :] == wanted:
-                made = _put(expr, dict(pending[-len(wanted) :]))
-                if _small(made):
-                    del pending[-len(wanted) :]
-                    return made
-            wanted = wanted[1:]  # the later ones may still be put in
-        return expr
-
-    for results, expr in statements:
-        expr = _put(expr, pure)
-        if expr.kind == "ternary" and expr.parts[0].kind == "lit":
-            expr = expr.parts[1] if expr.parts[0].value else expr.parts[2]
-        if expr.kind == "call" and expr.value == "F.dropout" and expr.parts[1:2] == (Expr("lit", 0.0),):
-            expr = expr.parts[0]
-        key = results[0]
-        single = len(results) == 1
-        if expr.kind == "local" or (single and _is_pure(expr) and (uses[key] == 1 or expr.kind == "getattr")):
+    for line in lines:
+        expr = _simplified(substitute(line.parts[0], pure))
+        key = line.value[0] if line.kind == "set" and len(line.value) == 1 else None
+        movable = expr.kind == "local" or (_is_pure(expr) and (uses[key] == 1 or expr.kind == "getattr"))
+        if key is not None and movable:
             pure[key] = expr
             if expr.kind == "local":
                 uses[expr.value] += uses[key] - 1
             continue
         compound = expr.kind in ("loop", "ternary")
-        expr = expr if compound else merged(expr)
-        if compound or {key for key, _ in pending} & set(locals_of(expr)):
-            flush()
-        if single and uses[key] == 1 and not compound:
-            pending.append((key, expr))
-            continue
-        flush()
-        done.append((tuple(results), expr))
-    returns = merged(_put(returns, pure))
-    flush()
-    if done and done[-1][1].kind == "ternary" and returns == Expr("local", done[-1][0][0]):
-        returns = done.pop()[1]
-    return done, returns
+        expr = expr if compound else _with_pending(expr, pending)
+        waits = key is not None and uses[key] == 1 and not compound
+        if not waits or {each.value[0] for each in pending} & set(locals_of(expr)):
+            done += pending
+            pending = []
+        (pending if waits else done).append(replace(line, parts=(expr,)))
+    kinds = [line.parts[0].kind for line in done[-2:]]
+    if kinds == ["ternary", "local"] and done[-1].parts[0].value in done[-2].value:
+        done[-2:] = [replace(done[-1], parts=done[-2].parts)]
+    return done
 
 
-def _put(expr: Expr, table: dict[Any, Expr]) -> Expr:
-    """An expression with others in the place of some of its values."""
-    return change(expr, lambda leaf: table.get(leaf.value) if leaf.kind == "local" else None)
+def _simplified(expr: Expr) -> Expr:
+    """An expression whose condition is known, or that drops nothing, as what is left of it."""
+    if expr.kind == "ternary" and expr.parts[0].kind == "lit":
+        return expr.parts[1] if expr.parts[0].value else expr.parts[2]
+    nothing = expr.kind == "call" and expr.value == "F.dropout" and expr.parts[1:2] == (lit(0.0),)
+    return expr.parts[0] if nothing else expr
+
+
+def _with_pending(expr: Expr, pending: list[Expr]) -> Expr:
+    """An expression with the last pending ones put into it, as many as keep it readable."""
+    waiting = [line.value[0] for line in pending]
+    wanted = [key for key in locals_of(expr) if key in waiting]
+    while wanted:
+        if waiting[-len(wanted) :] == wanted:
+            made = substitute(expr, {line.value[0]: line.parts[0] for line in pending[-len(wanted) :]})
+            calls = sum(node.kind in _CALLS and not _is_pure(node) for node in walk(made))
+            if calls <= _FOLD_CALLS and len(_SAMPLE.text(made)) <= _FOLD_WIDTH:
+                del pending[-len(wanted) :]
+                return made
+        wanted = wanted[1:]  # the later ones may still be put in
+    return expr
 
 
 def _is_pure(expr: Expr) -> bool:
@@ -104,118 +100,105 @@ def _is_pure(expr: Expr) -> bool:
     return size and all(part.kind == "lit" for part in expr.parts[1:])
 
 
-def _small(expr: Expr) -> bool:
-    calls = sum(node.kind in _CALLS and not _is_pure(node) for node in walk(expr))
-    text = Printer(local=lambda _: "xxxxx", parameter=lambda name: f"self.{name}").flat(expr)
-    return calls <= _FOLD_CALLS and len(text) <= _FOLD_WIDTH
-
-
-def unpack(
-    statements: Sequence[Line], returns: Expr, shapes: Callable[[Any], tuple[int, ...] | None]
-) -> list[Line]:
+def _unpack(lines: Sequence[Expr], shapes: Shapes) -> list[Expr]:
     """``q, k, v = ...`` where a value is only ever indexed by 0, 1, 2 right after it was made."""
-    uses = Counter(key for expr in (*(expr for _, expr in statements), returns) for key in locals_of(expr))
-    found: list[Line] = []
-    rest = list(statements)
+    uses = Counter(locals_of(*lines))
+    found: list[Expr] = []
+    rest = list(lines)
     while rest:
-        results, expr = rest.pop(0)
-        value, count = Expr("local", results[0]), 0
-        while count < len(rest) and rest[count][1] == index(value, lit(count)):
-            count += 1
-        last = str(expr.value).rpartition(".")[2] if expr.kind in ("method", "call") else ""
-        splits = (shapes(results[0]) or ())[:1] == (count,) or last in ("unbind", "chunk")
-        if len(results) == 1 and count >= 2 and splits and uses[results[0]] == count:
-            results = tuple(made[0] for made, _ in rest[:count])
-            del rest[:count]
-        found.append((results, expr))
+        line = rest.pop(0)
+        if line.kind == "set" and len(line.value) == 1:
+            (key,), expr, count = line.value, line.parts[0], 0
+            while rest[count].kind == "set" and rest[count].parts[0] == index(Expr("local", key), lit(count)):
+                count += 1
+            last = str(expr.value).rpartition(".")[2] if expr.kind in ("method", "call") else ""
+            splits = (shapes.get(key) or ())[:1] == (count,) or last in ("unbind", "chunk")
+            if count >= 2 and splits and uses[key] == count:
+                line = replace(line, value=tuple(made.value[0] for made in rest[:count]))
+                del rest[:count]
+        found.append(line)
     return found
 
 
 class Forward:
-    """Lines of one forward. ``inputs`` are its values' keys with the names they get, in the order of the signature."""
+    """The text of one forward; ``lines`` are the part's with parameters in them."""
 
-    def __init__(
-        self, inputs: Sequence[tuple[Any, str]], statements: Sequence[Line], returns: Expr,
-        shapes: Callable[[Any], tuple[int, ...] | None],
-    ) -> None:  # fmt: skip
-        self.names: dict[Any, str] = dict(inputs)
-        self.shapes = shapes
-        self.statements, self.returns = fold(statements, returns, shapes)
-        expressions = [*(expr for _, expr in self.statements), self.returns]
-        #: for each value the place of the last statement that reads it
-        self.last = {key: place for place, expr in enumerate(expressions) for key in locals_of(expr)}
-        self.printer = Printer(local=lambda key: self.names[key], parameter=lambda name: f"self.{name}")
+    def __init__(self, part: Part, lines: Sequence[Expr]) -> None:
+        assert part.body is not None
+        inputs = _inputs(part, part.body)
+        values = part.body.values
+        self.shapes = dict(enumerate(map(_shape, values)))
+        self.names: dict[Any, str] = dict(enumerate(inputs))
+        self.body = fold(lines, self.shapes)
+        #: for each value the place of the last line that reads it
+        self.last = {key: place for place, line in enumerate(self.body) for key in locals_of(line)}
+        self.printer = Printer(self.names, "self.")
+        given = ", ".join(["self", *(f"{name}: {kind}" for name, kind in inputs.items())])
+        self.head = f"def forward({given}) -> {_returned(lines[-1].parts[0], values)}:"
 
-    def lines(self, indent: int) -> list[str]:
-        """The body, indented."""
+    def lines(self) -> list[str]:
+        """The body as text."""
         found: list[str] = []
-        for place, (results, expr) in enumerate(self.statements):
+        for place, line in enumerate(self.body):
+            expr = line.parts[0]
             if expr.kind == "loop":
-                found += self._loop(place, results, expr, indent)
-                continue
-            names: list[str] = []
-            for key in results:
-                names.append(self._name(place, key, expr, len(results), {*names} - {"_"}))
-            head = ", ".join(names) + " = " if any(key in self.last for key in results) else ""
-            found += self.printer.lines(head, expr, indent)
-            self.names.update(zip(results, names, strict=True))
-        return [*found, *self.printer.lines("return ", self.returns, indent)]
+                found += self._loop(place, line.value[0], expr)
+            elif line.kind == "return":
+                found.append(f"return {self.printer.text(expr)}")
+            else:
+                names, text = self._new_names(place, line.value, expr), self.printer.text(expr)
+                found.append(f"{', '.join(names)} = {text}" if set(names) != {"_"} else text)
+                self.names.update(zip(line.value, names, strict=True))
+        return found
 
-    def _loop(self, place: int, results: tuple[Any, ...], expr: Expr, indent: int) -> list[str]:
-        pad, carry = " " * indent, expr.names.index("carry")
-        start = expr.parts[carry]
-        name = self._name(place, results[0], Expr("loop", expr.value, (start,)))
-        same = start.kind == "local" and self.names[start.value] == name
-        found = [] if same else self.printer.lines(f"{name} = ", start, indent)
+    def _loop(self, place: int, key: Any, expr: Expr) -> list[str]:
+        carry = expr.names.index("carry")
+        given = [self.printer.text(part) for part in expr.parts]
+        (name,) = self._new_names(place, [key], replace(expr, parts=(expr.parts[carry],)))
         item = expr.value[-1].rstrip("0123456789_")
         item = item[:-1] if item.endswith("s") and len(item) > 2 else item if item == "layer" else "block"
         while item in self._live(place) or item == name:
             item += "_"
-        given = [name if at == carry else self.printer.flat(part) for at, part in enumerate(expr.parts)]
-        found.append(f"{pad}for {item} in {attribute(expr.value)}:")
-        found.append(f"{pad}    {name} = {item}({', '.join(given)})")
-        self.names[results[0]] = name
-        return found
+        self.names[key] = name
+        start = [f"{name} = {given[carry]}"] if given[carry] != name else []
+        given[carry] = name
+        head = f"for {item} in {attribute(expr.value)}:"
+        return [*start, head, f"    {name} = {item}({', '.join(given)})"]
 
     def _live(self, place: int) -> set[str]:
-        """Names that are read after a statement."""
+        """Names that are read after a line."""
         return {name for key, name in self.names.items() if self.last.get(key, -1) > place}
 
-    def _name(
-        self, place: int, key: Any, expr: Expr, count: int = 1, beside: Collection[str] = frozenset()
-    ) -> str:
-        """What a value is called; ``beside`` are the names of the statement's other results."""
-        if key not in self.last:
-            return "_"
-        live = self._live(place) | _RESERVED | set(beside)
-        if count == 3:
-            free = not (live - set(beside)) & {"q", "k", "v"}
-            return "qkv"[len(beside)] if free else _free(f"part{len(beside)}", live)
+    def _new_names(self, place: int, keys: Sequence[Any], expr: Expr) -> list[str]:
+        """What the results of a line are called; "_" where nothing reads them."""
+        live = self._live(place) | _RESERVED
         size = self._size(expr)
-        hint = size or _hint(expr)
-        if count == 1 and not size and hint not in _KEPT:
+        wanted = [size or _hint(expr)] * len(keys)
+        if len(keys) == 3:
+            wanted = ["part0", "part1", "part2"] if live & {"q", "k", "v"} else ["q", "k", "v"]
+        elif len(keys) == 1 and not size and wanted[0] not in _KEPT:
             for used in locals_of(expr):
                 name = self.names[used]
-                passed = self.last[used] == place and name not in live and self.shapes(used) is not None
-                if passed and name not in _KEPT and not name.startswith("part"):
-                    return name
-        return _free(hint, live)
+                passed = self.last[used] == place and self.shapes.get(used) is not None
+                if passed and name not in live | _KEPT and not name.startswith("part"):
+                    wanted = [name]
+                    break
+        names: list[str] = []
+        for key, name in zip(keys, wanted, strict=True):
+            names.append(_free(name, live | {*names}) if key in self.last else "_")
+        return names
 
     def _size(self, expr: Expr) -> str:
         """What a size is called; "" for other values."""
-        axis: Any = None
-        shape: tuple[int, ...] | None = ()
-        if expr.kind == "index" and _is_pure(expr) and expr.parts[0].value == "shape":
-            shape, axis = self.shapes(expr.parts[0].parts[0].value), expr.parts[1].value
-        elif expr.kind == "method" and expr.value == "size" and len(expr.parts) == 2:
-            shape, axis = self.shapes(expr.parts[0].value), expr.parts[1].value
-        else:
-            reads = locals_of(expr)
-            looks = sum(node.kind == "getattr" and node.value == "shape" for node in walk(expr))
-            sizes = all(self.shapes(key) is None for key in reads) or looks >= len(reads)
-            return "size" if expr.kind in ("binary", "unary") and reads and sizes else ""
-        axes = _AXES.get(len(shape or ()), ())
-        return axes[axis] if isinstance(axis, int) and -len(axes) <= axis < len(axes) else "size"
+        if expr.kind in ("index", "method") and _is_pure(expr) and len(expr.parts) == 2:
+            owner, axis = expr.parts[0], expr.parts[1].value
+            shape = self.shapes.get(locals_of(owner)[0]) if locals_of(owner) else ()
+            axes = _AXES.get(len(shape or ()), ())
+            return axes[axis] if isinstance(axis, int) and -len(axes) <= axis < len(axes) else "size"
+        reads = locals_of(expr)
+        looks = sum(node.kind == "getattr" and node.value == "shape" for node in walk(expr))
+        sizes = all(self.shapes.get(key) is None for key in reads) or looks >= len(reads)
+        return "size" if expr.kind in ("binary", "unary") and reads and sizes else ""
 
 
 def _hint(expr: Expr) -> str:
@@ -232,3 +215,52 @@ def _hint(expr: Expr) -> str:
 def _free(wanted: str, live: Collection[str]) -> str:
     spare = _SPARE if wanted in (*_SPARE, "x") else ()
     return unused([wanted, *spare, wanted], live)
+
+
+# -- types -------------------------------------------------------------------------------------------------------------
+
+
+def input_name(node: Node) -> str:
+    """The name of the network's input."""
+    return node.op if node.op != "input" else node.name
+
+
+def _inputs(part: Part, body: Body) -> dict[str, str]:
+    """The names of a forward's inputs, and their types."""
+    found: dict[str, str] = {}
+    for key in body.inputs:
+        kind = "int" if _shape(key) is None else "Tensor"
+        if not isinstance(key, Value):  # a weight of another module
+            wanted = str(key[-1]) if str(key[-1]).isidentifier() else "weight"
+            wanted = "index" if wanted.startswith("_tensor_constant") else wanted
+        elif key.node.kind == "input" and (found or not part.path):
+            wanted = input_name(key.node)
+        elif not found:
+            wanted = "x"
+        elif key.type is not None and key.type.dtype == "bool":
+            wanted = "mask"
+        else:
+            wanted = "size" if kind == "int" else "y"
+        found[unused([wanted], {*found, "F", "nn", "torch", "self"})] = kind
+    return found
+
+
+def _shape(key: Any) -> tuple[int, ...] | None:
+    """The shape of a value or weight; empty where it is not known, None for what is not a tensor."""
+    if not isinstance(key, Value):
+        return ()
+    return key.type.shape if key.type is not None else () if key.is_tensor else None
+
+
+def _returned(expr: Expr, values: Sequence[Any]) -> str:
+    """The type that a forward returns."""
+    if expr.kind in ("tuple", "list", "dict"):
+        kinds = {_returned(part, values) for part in expr.parts}
+        inner = kinds.pop() if len(kinds) == 1 else "object"
+        return {"tuple": f"tuple[{inner}, ...]", "list": f"list[{inner}]", "dict": f"dict[str, {inner}]"}[
+            expr.kind
+        ]
+    key = values[expr.value] if expr.kind == "local" else None
+    if not isinstance(key, Value) or _shape(key) is not None:
+        return "Tensor"
+    return "int" if key.node.kind == "function" and "getattr" in key.node.op else "tuple[Tensor, ...]"

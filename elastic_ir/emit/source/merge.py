@@ -1,4 +1,4 @@
-"""Joining expressions that differ in numbers only: the numbers become holes, and holes become parameters.
+"""Joining lines that differ in numbers only: the numbers become holes, and holes become parameters.
 
 Equal numbers share a parameter, and a size that is always the same multiple of another is computed from it, so that a
 bottleneck takes its channels once.
@@ -6,22 +6,16 @@ bottleneck takes its channels once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+import itertools
+import operator
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from types import NoneType
 from typing import Any
 
-from elastic_ir.emit.source.expressions.expr import (
-    IDENTITY,
-    OPAQUE,
-    Expr,
-    binary,
-    change,
-    lit,
-    plain,
-    raw,
-)
-from elastic_ir.emit.source.expressions.print import Printer
-from elastic_ir.emit.source.expressions.signatures import same
+from elastic_ir.emit.source.expr import IDENTITY, OPAQUE, Expr, binary, change, lit, plain, raw
+from elastic_ir.emit.source.signatures import positional, same
+from elastic_ir.emit.source.text import Printer
 
 #: The arguments of emitted classes and functions that are sizes, by the names of both.
 Sizes = set[tuple[str, str]]
@@ -39,10 +33,11 @@ _RENAMED = {
     "num_features": "channels", "normalized_shape": "dim", "num_channels": "channels", "embed_dim": "dim",
     "p": "rate", "": "value", "size": "dim", "negative_slope": "slope",
 }  # fmt: skip
+_OPERANDS = {"*": "scale", "/": "scale", "+": "offset", "-": "offset"}
 
 
 class Mismatch(Exception):
-    """Expressions that differ in more than numbers."""
+    """Lines that differ in more than numbers."""
 
 
 @dataclass
@@ -64,40 +59,44 @@ class Parameter:
 
     @property
     def annotation(self) -> str:
-        kinds = {type(value) for value in self.known}
         if self.forced == "series":
-            return "Sequence[float]" if isinstance(self.known[0][0], float) else "Sequence[int]"
-        if kinds == {tuple}:
-            inner = {type(item) for value in self.known for item in value}
-            return f"tuple[{inner.pop().__name__ if len(inner) == 1 else 'float'}, ...]"
-        if type(None) in kinds:
-            return " | ".join(sorted(kind.__name__ for kind in kinds - {type(None)})) + " | None"
-        if kinds <= {int, float}:
-            return "float" if float in kinds else "int"
-        return " | ".join(sorted(kind.__name__ if kind is not tuple else "tuple[int, ...]" for kind in kinds))
+            return f"Sequence[{_type_of(self.known[0][:1])}]"
+        return _type_of(self.known)
+
+
+def _type_of(values: Sequence[Any]) -> str:
+    """The annotation of what has these values."""
+    kinds = {type(value) for value in values}
+    if float in kinds:
+        kinds.discard(int)
+    items = [item for value in values if isinstance(value, tuple) for item in value]
+    texts = sorted(
+        f"tuple[{_type_of(items)}, ...]" if kind is tuple else kind.__name__ for kind in kinds - {NoneType}
+    )
+    return " | ".join([*texts, *(["None"] if NoneType in kinds else [])])
 
 
 class Join:
-    """One template for the expressions of several instances, place by place; Mismatch where structure differs.
+    """One template for the lines of several instances, place by place; Mismatch where structure differs.
 
-    ``owners`` names each place's attribute, "" in a forward. With ``optional`` a layer may be an identity in some
-    instances.
+    With ``optional`` a layer may be an identity in some instances.
     """
 
-    def __init__(
-        self, rows: Sequence[Row], owners: Sequence[str], sizes: Sizes, optional: bool = True
-    ) -> None:
+    def __init__(self, rows: Sequence[Row], sizes: Sizes, optional: bool = True) -> None:
         self.sizes, self.optional = sizes, optional
         self.holes: list[Parameter] = []
         self.presence: list[tuple[str, list[bool]]] = []  #: where optional layers are
-        self.templates: list[Expr] = []
-        for self.owner, *column in zip(owners, *rows, strict=True):
-            self.templates.append(self._join(column, "", False))
+        self.owner = ""  #: the attribute that the line at hand assigns
+        if len({len(row) for row in rows}) > 1:
+            raise Mismatch
+        self.templates = [self._join(column, "", False) for column in zip(*rows, strict=True)]
 
     def _join(self, column: Sequence[Expr | None], role: str, size: bool) -> Expr:
         known = [expr for expr in column if expr is not None]
         first, kinds = known[0], {expr.kind for expr in known}
         equal = all(expr.kind == first.kind and same(first.value, expr.value) for expr in known)
+        if first.kind in ("field", "set", "return"):
+            self.owner = (first.value or "base") if first.kind == "field" else ""
         if kinds == {"lit"}:
             if equal and (None not in column or not self.presence):
                 return first
@@ -105,7 +104,7 @@ class Join:
                 raise Mismatch
             return self._hole(column, role, size=size or role in _SIZES)
         if kinds in ({"count"}, {"series"}):
-            return self._hole(column, role, forced=first.kind)
+            return self._hole(column, "".join(first.names) or role, forced=first.kind)
         listed = kinds <= {"list", "tuple"} and all(plain(expr) is not OPAQUE for expr in known)
         if not self.owner and listed and len(first.parts) > 1 and any(expr != first for expr in known):
             return self._hole(column, role or "values")
@@ -122,13 +121,8 @@ class Join:
             return Expr("ternary", None, (present, self._join(others, role, False), IDENTITY))
         raise Mismatch
 
-    def _hole(
-        self, column: Sequence[Expr | None], role: str, *, forced: str = "", size: bool = False
-    ) -> Expr:
-        values = [
-            MISSING if expr is None else plain(expr) if expr.kind in ("list", "tuple") else expr.value
-            for expr in column
-        ]
+    def _hole(self, column: Sequence[Expr | None], role: str, forced: str = "", size: bool = False) -> Expr:
+        values = [MISSING if expr is None else plain(expr) for expr in column]
         self.holes.append(Parameter(role, self.owner, values, forced, size))
         return Expr("hole", len(self.holes) - 1)
 
@@ -139,54 +133,44 @@ class Join:
             return name, name in _SIZES or (expr.value, name) in self.sizes
         if expr.kind in ("call", "method") and (name == "" or name in _SIZES):
             size = expr.value in _SHAPED
-            return name or ("size" if size else _positional(expr, index) or role), size
+            return name or ("size" if size else positional(expr.kind, expr.value, index) or role), size
         if expr.kind == "binary":
-            return {"*": "scale", "/": "scale", "+": "offset", "-": "offset"}.get(expr.value, role), False
+            return _OPERANDS.get(expr.value, role), False
         return "residual" if expr.kind == "ternary" and index == 0 else name or role, False
 
 
-def _positional(expr: Expr, index: int) -> str:
-    """What a positional argument of a function or method is called."""
-    if expr.kind == "method":
-        return "axis" if expr.value in ("permute", "transpose", "flatten") else ""
-    known = {"torch.permute": ("input", "dims"), "stochastic_depth": ("x", "p", "mode", "training"),
-             "torch.roll": ("input", "shifts", "dims")}  # fmt: skip
-    names = known.get(expr.value, ())
-    return names[index] if index < len(names) else ""
-
-
 def clusters(
-    rows: Sequence[Row], keys: Sequence[Any], join: Callable[[list[Row], Any], Join]
+    rows: Sequence[Row], keys: Sequence[Any], sizes: Sizes, optional: bool = True
 ) -> list[list[int]]:
     """The numbers of the rows that have one key and join, in the order of each first one."""
     found: list[list[int]] = []
     for number, row in enumerate(rows):
         for members in found:
-            known = [rows[member] for member in members]
-            try:
-                if keys[number] != keys[members[0]]:
-                    continue
-                if row not in known:
-                    join([*known, row], keys[number])
+            known = [rows[member] for member in members if keys[member] == keys[number]]
+            if known and (row in known or _joins([*known, row], sizes, optional)):
                 members.append(number)
                 break
-            except Mismatch:
-                continue
         else:
             found.append([number])
     return found
 
 
-class Parameters:
-    """The parameters of one class or function, and what fills the holes of its templates."""
+def _joins(rows: Sequence[Row], sizes: Sizes, optional: bool) -> bool:
+    try:
+        return bool(Join(rows, sizes, optional))
+    except Mismatch:
+        return False
 
-    def __init__(self, joined: Join, taken: Collection[str] = ()) -> None:
-        self.joined = joined
+
+class Parameters:
+    """The parameters of one class or function, and its lines with them in the place of holes."""
+
+    def __init__(self, joined: Join) -> None:
         self.found: list[Parameter] = []
-        self.taken = set(taken)
-        self.filled = [lit(None)] * len(joined.holes)
+        self.taken = {line.value for line in joined.templates if line.kind == "field"}
         self.flags: dict[str, Expr] = {}  #: attributes that follow from parameters
         holes = joined.holes
+        self.filled = [lit(None)] * len(holes)
         # what all instances have comes first
         for number in sorted(range(len(holes)), key=lambda n: MISSING in holes[n].values):
             hole = holes[number]
@@ -197,7 +181,7 @@ class Parameters:
                     parameter.stored |= self.filled[number] == Expr("param", parameter.name)
         #: sizes that are computed from parameters, ``4 * channels``
         self.computed = [
-            (Printer().flat(self.filled[number]), hole.values) for number, hole in enumerate(holes)
+            (Printer().text(self.filled[number]), hole.values) for number, hole in enumerate(holes)
             if self.filled[number].kind == "binary" and MISSING not in hole.values
         ]  # fmt: skip
         self.present = [self._presence(owner, values) for owner, values in joined.presence]
@@ -207,15 +191,12 @@ class Parameters:
             if test:
                 self.found, self.flags[flag.name] = others, raw(test)
         self.found.sort(key=lambda p: p.default is not MISSING)
+        self.lines = [change(template, self._fill) for template in joined.templates]
 
-    def fill(self, template: Expr) -> Expr:
-        """A template with its holes as parameters and its optional parts under their conditions."""
-
-        def filled(node: Expr) -> Expr | None:
-            found: dict[str, Sequence[Expr]] = {"presence": self.present, "hole": self.filled}
-            return found[node.kind][node.value] if node.kind in found else None
-
-        return change(template, filled)
+    def _fill(self, node: Expr) -> Expr | None:
+        """What stands in the place of a hole, or of the condition of an optional part."""
+        found = {"hole": self.filled, "presence": self.present}.get(node.kind)
+        return found[node.value] if found is not None else None
 
     def values(self, index: int) -> tuple[Expr, ...]:
         """The arguments of one instance."""
@@ -231,22 +212,22 @@ class Parameters:
         """A parameter that has the hole's values, or of which they are a multiple or a part."""
         for p in self.found:
             role = p.forced == hole.forced != "count" and (p.role == hole.role or hole.forced == "series")
-            pairs = list(_pairs(hole.values, p.values))
+            pairs = _pairs(hole, p)
             if ((p.size and hole.size) or role) and pairs and all(same(a, b) for a, b in pairs):
                 p.values = [b if a is MISSING else a for a, b in zip(p.values, hole.values, strict=True)]
                 return Expr("param", p.name)
         if not hole.size or hole.forced or not hole.owner:
             return None
         for p in self.found:
-            pairs = list(_pairs(hole.values, p.values))
+            pairs = _pairs(hole, p)
             whole = all(type(a) is int and type(b) is int and a > 0 and b > 0 for a, b in pairs)
             if not p.size or len({b for _, b in pairs}) < 2 or not whole:
                 continue
-            for operator, ratios in (("*", {a / b for a, b in pairs}), ("//", {b / a for a, b in pairs})):
+            for sign, ratios in (("*", {a / b for a, b in pairs}), ("//", {b / a for a, b in pairs})):
                 ratio = ratios.pop()
                 if not ratios and ratio > 1 and ratio.is_integer():
                     sides = (lit(int(ratio)), Expr("param", p.name))
-                    return binary(operator, *(sides if operator == "*" else reversed(sides)))
+                    return binary(sign, *(sides if sign == "*" else reversed(sides)))
         return None
 
     def _new(self, hole: Parameter) -> Expr:
@@ -269,8 +250,7 @@ class Parameters:
             names = ["size"]
         if hole.owner.strip("_"):
             names.append(f"{hole.owner.strip('_')}_{base}")
-        taken = self.taken | {p.name for p in self.found}
-        return unused(names, taken)
+        return unused(names, self.taken | {p.name for p in self.found})
 
     def _presence(self, owner: str, values: list[bool]) -> Expr:
         """When an optional layer is there: by a stride or a change of channels, else by a parameter of its own."""
@@ -285,34 +265,30 @@ class Parameters:
         whole = [p for p in given if MISSING not in p.values]
         sizes = [(p.name, p.values) for p in whole if p.size and not p.forced and p.role != "kernel_size"]
         sizes += [item for item in self.computed if item not in sizes]
-        pairs = [(a, b) for i, a in enumerate(sizes) for b in sizes[i + 1 :] if b[0] != a[0]]
-        differ = [(f"{a} {{}} {b}", [x != y for x, y in zip(left, right, strict=True)])
-                  for (a, left), (b, right) in pairs]  # fmt: skip
-        tests = []
+        tests = [(f"{a} {{0}} {b}", list(map(operator.ne, left, right)))
+                 for (a, left), (b, right) in itertools.combinations(sizes, 2) if a != b]  # fmt: skip
         for stride in [p for p in whole if p.role == "stride"][:1]:
-            alone = (f"{stride.name} {{}} 1", [value != 1 for value in stride.values])
-            tests += [(f"{alone[0]} {{}} {text}", [a or b for a, b in zip(alone[1], outcome, strict=True)])
-                      for text, outcome in differ]  # fmt: skip
-            tests.append(alone)
-        for text, outcome in tests + differ:
+            moved = [value != 1 for value in stride.values]
+            both = [
+                (f"{stride.name} {{0}} 1 {{1}} {text}", list(map(operator.or_, moved, outcome)))
+                for text, outcome in tests
+            ]
+            tests = [*both, (f"{stride.name} {{0}} 1", moved), *tests]
+        for text, outcome in tests:
             if outcome == values:
-                return text.format("!=", "or", "!=")
+                return text.format("!=", "or")
             if outcome == [not value for value in values]:
-                return text.format("==", "and", "==")
+                return text.format("==", "and")
         return ""
 
 
 def unused(names: Sequence[str], taken: Collection[str]) -> str:
     """The first of some names that is not taken, else the last with the next free number."""
-    for name in names:
-        if name not in taken:
-            return name
-    number = 2
-    while f"{names[-1]}{number}" in taken:
-        number += 1
-    return f"{names[-1]}{number}"
+    numbered = (f"{names[-1]}{number}" for number in itertools.count(2))
+    return next(name for name in itertools.chain(names, numbered) if name not in taken)
 
 
-def _pairs(left: Iterable[Any], right: Iterable[Any]) -> Iterable[tuple[Any, Any]]:
-    pairs = zip(left, right, strict=True)
-    return ((a, b) for a, b in pairs if a is not MISSING and b is not MISSING)
+def _pairs(hole: Parameter, parameter: Parameter) -> list[tuple[Any, Any]]:
+    """The values of both in the instances that have them."""
+    pairs = zip(hole.values, parameter.values, strict=True)
+    return [(a, b) for a, b in pairs if a is not MISSING and b is not MISSING]

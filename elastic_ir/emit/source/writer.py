@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import keyword
 import re
 import textwrap
 from collections.abc import Sequence
-from typing import Any
 
 from torch import nn
 
-from elastic_ir.emit.source.classes import Builder, Definition
-from elastic_ir.emit.source.containers import listed, printable, stage_items
-from elastic_ir.emit.source.expressions.expr import Expr
-from elastic_ir.emit.source.expressions.print import Printer, attribute, number, wrap
-from elastic_ir.emit.source.expressions.signatures import REQUIRED, parameters
-from elastic_ir.emit.source.forward import Forward
-from elastic_ir.emit.source.merge import MISSING, Parameter, unused
-from elastic_ir.emit.source.network import define_network
+from elastic_ir.emit.source.alike import offer_identities, roll_loops
+from elastic_ir.emit.source.classes import Builder, Definition, class_name, define_network
+from elastic_ir.emit.source.expr import Expr, raw
+from elastic_ir.emit.source.forward import Forward, input_name
+from elastic_ir.emit.source.merge import MISSING, unused
 from elastic_ir.emit.source.reading.calls import identifier
 from elastic_ir.emit.source.reading.read import read_tree
 from elastic_ir.emit.source.reading.sizes import following_sizes
-from elastic_ir.emit.source.reading.tree import Body, Part, Tree
-from elastic_ir.emit.source.stages import offer_identities, roll_loops, stages_of
-from elastic_ir.emit.source.values import RELATIVE_POSITIONS
+from elastic_ir.emit.source.reading.tree import Tree
+from elastic_ir.emit.source.reading.values import RELATIVE_POSITIONS
+from elastic_ir.emit.source.signatures import REQUIRED, parameters
+from elastic_ir.emit.source.stages import stages_of
+from elastic_ir.emit.source.text import Printer, attribute, tidy, wrap
 from elastic_ir.errors import EmitError
-from elastic_ir.ir.graph import Graph, Node, Value
+from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.numbering import is_index
 
 #: What the first line of every file says, by which a file is known for one of ours.
@@ -63,58 +60,57 @@ def write_source(graph: Graph, weights: str, notes: Sequence[str] = ()) -> str:
     roll_loops(tree)
     offer_identities(tree)
     builder = Builder(tree, plan)
-    entries = builder.build()
-    network = define_network(_root_name(graph, builder.names), tree.parts[()], entries)
+    row = builder.build()
+    name = class_name(re.sub(r"\W+", "", graph.name), "Network")
+    name = unused([name, f"{name}Network"], builder.names | {"Sequential", "Module"})
+    network = define_network(name, tree.parts[()], row)
+    network.lines += [*_ties(tree), *_dtype_lines(tree)]
     definitions = [*builder.definitions, network]
     known = {
-        d.name: {p.name: REQUIRED if p.default is MISSING else p.default for p in d.parameters}
-        for d in definitions
+        each.name: {p.name: REQUIRED if p.default is MISSING else p.default for p in each.parameters}
+        for each in definitions
     }
     printer = Printer(defaults=lambda name: known.get(name) or parameters(name))
-    texts = [_definition(each, printer) for each in builder.definitions]
-    texts.append(_definition(network, printer, [*_ties(tree), *_dtype_lines(tree)]))
-    body = "\n\n\n".join(texts)
+    body = "\n\n\n".join("\n".join(_definition(each, printer)) for each in definitions)
     helpers = [text.strip("\n") for name, text in _HELPERS.items() if f" {name}(" in body]
     text = "\n\n\n".join([*helpers, body]) + "\n"
     return _head(graph, network, weights, notes, text) + "\n\n\n" + text
 
 
+_HEAD = '''"""{name}{depth}: a definition {signature}
+
+Load its weights, a state dict, with
+
+    model = {name}()
+    model.load_state_dict(torch.load({weights}))
+{notes}"""
+
+from __future__ import annotations
+
+{imports}'''
+_FAMILY = "Other values of ``{name}`` give the deeper and shallower networks of the family."
 #: Imports by what in the text needs them, in the order of the file.
-_IMPORTS = (
-    (r"\bmath\.", "import math"),
-    (r"\bOrderedDict\(", "from collections import OrderedDict"),
-    (r"\bSequence\[", "from collections.abc import Sequence"),
-    (r"\btorch\.", "import torch"),
-    (r"\bF\.", "import torch.nn.functional as F"),
-)
+_IMPORTS = {
+    r"\bmath\.": "import math",
+    r"\bOrderedDict\(": "from collections import OrderedDict",
+    r"\bSequence\[": "from collections.abc import Sequence",
+    r"\btorch\.": "import torch",
+    r"\bF\.": "import torch.nn.functional as F",
+}
 
 
 def _head(graph: Graph, network: Definition, weights: str, notes: Sequence[str], text: str) -> str:
     depth = graph._structure.depth if graph._structure is not None else None
-    what = f"{network.name}, depth {depth}" if depth is not None else network.name
-    counts = [p.name for p in network.parameters if p.forced == "count"][:1]
-    family = [
-        f"Other values of ``{name}`` give the deeper and shallower networks of the family." for name in counts
-    ]
-    lines = [f'"""{what}: a definition {SIGNATURE}', "", "Load its weights, a state dict, with", ""]
-    lines += [f"    model = {network.name}()", f"    model.load_state_dict(torch.load({number(weights)}))"]
-    for note in [*family, *notes]:
-        lines += ["", *textwrap.wrap(note, 98)]
-    lines += ['"""', "", "from __future__ import annotations", ""]
-    imports = [line for pattern, line in _IMPORTS if re.search(pattern, text)]
+    family = [_FAMILY.format(name=p.name) for p in network.parameters if p.forced == "count"][:1]
+    imports = [line for pattern, line in _IMPORTS.items() if re.search(pattern, text)]
     standard = [line for line in imports if "torch" not in line]
     names = ", ".join(name for name in ("Tensor", "nn") if re.search(rf"\b{name}\b", text))
-    lines += [*standard, ""] if standard else []
-    return "\n".join([*lines, *imports[len(standard) :], f"from torch import {names}"])
-
-
-def _root_name(graph: Graph, taken: set[str]) -> str:
-    name = re.sub(r"\W+", "", graph.name, flags=re.ASCII)
-    name = name if name.isidentifier() and not keyword.iskeyword(name) else "Network"
-    name = name[:1].upper() + name[1:]
-    while name in taken or name in ("Sequential", "Module"):
-        name = f"{name}Network" if not name.endswith("Network") else f"{name}_"
-    return name
+    imports = [*standard, *[""] * bool(standard), *imports[len(standard) :], f"from torch import {names}"]
+    return _HEAD.format(
+        name=network.name, depth=f", depth {depth}" if depth is not None else "", signature=SIGNATURE,
+        weights=tidy(repr(weights)), imports="\n".join(imports),
+        notes="".join(f"\n{textwrap.fill(note, 98)}\n" for note in [*family, *notes]),
+    )  # fmt: skip
 
 
 def _check_names(tree: Tree) -> None:
@@ -135,21 +131,20 @@ def _check_names(tree: Tree) -> None:
                 f"{where} runs its numbered children in a way of its own, which cannot be written as source"
             )
     for node in tree.inputs:
-        identifier(_input_name(node), "the input")
+        identifier(input_name(node), "the input")
 
 
-def _ties(tree: Tree) -> list[str]:
-    """Statements that make one tensor of names that share one."""
+def _ties(tree: Tree) -> list[Expr]:
+    """Lines that make one tensor of names that share one."""
     first: dict[int, tuple[str, ...]] = {}
-    lines = []
-    for path, weight in tree.weights.items():
-        earliest = first.setdefault(id(weight.storage), path)
-        if earliest != path:
-            lines.append(f"{attribute(path)} = {attribute(earliest)}")
-    return lines
+    earliest = {path: first.setdefault(id(weight.storage), path) for path, weight in tree.weights.items()}
+    return [
+        Expr("field", attribute(path).removeprefix("self."), (Expr("attr", other),))
+        for path, other in earliest.items() if other != path
+    ]  # fmt: skip
 
 
-def _dtype_lines(tree: Tree) -> list[str]:
+def _dtype_lines(tree: Tree) -> list[Expr]:
     kinds = {w.dtype for w in tree.weights.values() if w.dtype.startswith(("float", "bfloat", "complex"))}
     if kinds <= {"float32"}:
         return []
@@ -157,95 +152,44 @@ def _dtype_lines(tree: Tree) -> list[str]:
         raise EmitError(
             f"the weights have different floating dtypes ({', '.join(sorted(kinds))}); cast the network to one"
         )
-    return [f"self.to(torch.{kinds.pop()})"]
+    return [Expr("field", "", (raw(f"self.to(torch.{kinds.pop()})"),))]
 
 
 # -- definitions -------------------------------------------------------------------------------------------------------
 
 
-def _definition(made: Definition, printer: Printer, last: Sequence[str] = ()) -> str:
-    """A class or a function as text; ``last`` are more lines of the constructor."""
-    part = made.part
+def _definition(made: Definition, printer: Printer) -> list[str]:
+    """The lines of a class or a function."""
+    part, lines = made.part, [_line(line, printer) for line in made.lines]
+    defaults = [f" = {tidy(repr(p.default))}" if p.default is not MISSING else "" for p in made.parameters]
+    given = [
+        f"{p.name}: {p.annotation}{default}" for p, default in zip(made.parameters, defaults, strict=True)
+    ]
     if part is None:
-        lines = signature(f"def {made.name}(", [], ") -> list[nn.Module]:", made.parameters)
-        return "\n".join([*lines, *printer.lines("return ", listed(stage_items(made.entries[0].expr)), 4)])
-    sequence = part.kind == "sequential"
-    base = "nn.Sequential" if sequence else part.base.value if part.base is not None else "nn.Module"
-    lines = [f"class {made.name}({base}):"]
-    lines += signature("    def __init__(", ["self"], ") -> None:", made.parameters)
+        return _block(f"def {made.name}({', '.join(given)}) -> list[nn.Module]:", lines, 0)
+    base = "nn.Sequential" if part.kind == "sequential" else part.base.value if part.base else "nn.Module"
     if base == "nn.Module":
-        lines.append("        super().__init__()")
-    for entry in made.entries:
-        expr = printable(entry.expr)
-        if entry.alone and expr.kind == "new":  # of the class that this one derives from
-            lines += wrap(f"        super().__init__{printer.flat(expr).removeprefix(expr.value)}")
-        else:
-            lines += printer.lines("" if entry.alone else f"self.{entry.name} = ", expr, 8)
-    lines += [f"        {line}" for line in last]
-    if not sequence and part.body is not None:
-        lines += ["", *_forward(made, part, part.body)]
-    return "\n".join(lines)
+        lines.insert(0, "super().__init__()")
+    head = f"def __init__({', '.join(['self', *given])}) -> None:"
+    found = [f"class {made.name}({base}):", *_block(head, lines, 4)]
+    if made.forward:
+        forward = Forward(part, made.forward)
+        found += ["", *_block(forward.head, forward.lines(), 4)]
+    return found
 
 
-def _forward(made: Definition, part: Part, body: Body) -> list[str]:
-    inputs = _inputs(part, body)
-    shapes = dict(enumerate(map(_shape, body.values)))
-    named = [(index, name) for index, (name, _) in enumerate(inputs)]
-    forward = Forward(named, made.statements, made.returns, shapes.get)
-    head = ["self", *(f"{name}: {kind}" for name, kind in inputs)]
-    lines = signature("    def forward(", head, f") -> {_returned(made.returns, body.values)}:")
-    return lines + forward.lines(8)
+def _line(line: Expr, printer: Printer) -> str:
+    """A line of a constructor, or what a function returns."""
+    text = printer.text(line.parts[0])
+    if line.kind == "return":
+        return f"return {text}"
+    if line.value:
+        return f"self.{line.value} = {text}" if line.kind == "field" else f"{line.value[0]} = {text}"
+    base = line.parts[0].kind == "new"  # of the class that this one derives from
+    return "super().__init__" + text.removeprefix(line.parts[0].value) if base else text
 
 
-def _inputs(part: Part, body: Body) -> list[tuple[str, str]]:
-    """The names of a forward's inputs, and their types."""
-    found: dict[str, str] = {}
-    for key in body.inputs:
-        kind = "Tensor" if not isinstance(key, Value) or key.is_tensor or key.type is not None else "int"
-        if not isinstance(key, Value):  # a weight of another module
-            wanted = str(key[-1]) if str(key[-1]).isidentifier() else "weight"
-            wanted = "index" if wanted.startswith("_tensor_constant") else wanted
-        elif key.node.kind == "input" and (found or not part.path):
-            wanted = _input_name(key.node)
-        elif not found:
-            wanted = "x"
-        elif key.type is not None and key.type.dtype == "bool":
-            wanted = "mask"
-        else:
-            wanted = "size" if kind == "int" else "y"
-        found[unused([wanted], {*found, "F", "nn", "torch", "self"})] = kind
-    return list(found.items())
-
-
-def _input_name(node: Node) -> str:
-    return node.op if node.op != "input" else node.name
-
-
-def _shape(key: Any) -> tuple[int, ...] | None:
-    """The shape of a value; empty where it is not known, None for what is not a tensor."""
-    if isinstance(key, Value) and key.type is None:
-        return () if key.is_tensor else None
-    return key.type.shape if isinstance(key, Value) and key.type is not None else ()
-
-
-def _returned(expr: Expr, values: Sequence[Any]) -> str:
-    """The type that a forward returns."""
-    if expr.kind in ("tuple", "list", "dict"):
-        kinds = {_returned(part, values) for part in expr.parts}
-        inner = kinds.pop() if len(kinds) == 1 else "object"
-        return {"tuple": f"tuple[{inner}, ...]", "list": f"list[{inner}]", "dict": f"dict[str, {inner}]"}[
-            expr.kind
-        ]
-    key = values[expr.value] if expr.kind == "local" else None
-    if not isinstance(key, Value) or key.type is not None or key.is_tensor:
-        return "Tensor"
-    return "int" if key.node.kind == "function" and "getattr" in key.node.op else "tuple[Tensor, ...]"
-
-
-def signature(head: str, names: Sequence[str], tail: str, parameters: Sequence[Parameter] = ()) -> list[str]:
-    """The lines of a ``def``."""
-    given = list(names)
-    for p in parameters:
-        default = f" = {number(p.default)}" if p.default not in (None, MISSING) else ""
-        given.append(f"{p.name}: {p.annotation}{default}")
-    return wrap(head + ", ".join(given) + tail)
+def _block(head: str, lines: Sequence[str], indent: int) -> list[str]:
+    """A function's lines, indented and split."""
+    pad = " " * indent
+    return [*wrap(pad + head), *(each for line in lines for each in wrap(f"{pad}    {line}"))]

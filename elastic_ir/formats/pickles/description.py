@@ -3,32 +3,37 @@
 Together with a state dict this is enough to build the module again without calling its constructor, wherever its
 class can be imported. What is not plain data is kept as the reason why, and then the class is not built again; the rest
 of the description serves all the same.
+
+A network of one's own is read where its class is not at hand, changed, and written again. What the file states of its
+modules is then carried through as a tree of stand-ins, data and no code, which emission lays out as it would the
+modules themselves; so a later reader who trusts the class gets what it would have got from the class all along.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import enum
 import functools
 import inspect
 import sys
 import types
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from elastic_ir.formats.pickles.stand_ins import (
-    GRAPH_MODULE,
-    MARK,
-    TOLD,
-    Configuration,
-    Instance,
-    Unread,
-    class_of,
-)
 from elastic_ir.ir.example_inputs import describe_tensor
+
+#: The attribute of a stand-in module that holds its class's name, ``package.module:Class``.
+MARK = "_stands_for"
+#: The attribute of a root that holds what else its file stated: by which name the script that defines ``__main__``'s
+#: classes is imported, and whether the network is made of a configuration, as transformers does it.
+TOLD = "_told"
+#: The class of what was a GraphModule when it was written.
+GRAPH_MODULE = "torch.fx.graph_module:GraphModule"
 
 _INTERNAL = set(vars(nn.Module())) | {MARK, TOLD}
 _TENSOR_BYTES = 1 << 16  #: of a plain tensor among a module's attributes
@@ -219,3 +224,54 @@ def _json_safe(item: Any) -> Any:
     if item is None or isinstance(item, (bool, int, float, str)):
         return item
     return str(item).removeprefix("torch.")
+
+
+# -- stand-ins ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A value in its described form (a function, a class, an enum's member), written again as it was read."""
+
+    item: Any
+
+
+class Instance:
+    """The attributes of an object whose class is not at hand."""
+
+    __slots__ = ("__dict__", MARK)
+
+    def __init__(self, stands_for: str, attributes: dict[str, Any]) -> None:
+        setattr(self, MARK, stands_for)
+        vars(self).update(attributes)
+
+
+class Configuration(Instance):
+    """A configuration of transformers whose class is not at hand."""
+
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its content, as the class's own method gives it."""
+        return copy.deepcopy(vars(self))
+
+
+class StandIn(nn.Module):
+    """A module without a forward: parameters, buffers, children and attributes under their names."""
+
+
+def stand_in(stands_for: str) -> nn.Module:
+    """An empty module that stands for one of a class that is not at hand."""
+    made = StandIn()
+    vars(made)[MARK] = stands_for
+    return made
+
+
+def class_of(item: Any) -> str:
+    """The class of a module or an object, ``package.module:Class``; of a stand-in the class that it stands for."""
+    if isinstance(item, Instance):
+        return str(getattr(item, MARK))
+    kind = type(item)
+    if kind is StandIn:
+        return str(vars(item)[MARK])
+    return f"{kind.__module__}:{kind.__qualname__}"

@@ -3,7 +3,7 @@
 No constructor is called, but of models and configurations of transformers, by :mod:`elastic_ir.safety.registered`.
 
 Where its class may not be built, a tree of stand-ins carries what the file states of it
-(:mod:`elastic_ir.formats.pickles.stand_ins`).
+(:mod:`elastic_ir.formats.pickles.description`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import nn
 
 from elastic_ir.errors import ElasticError, EmitError, SourceError
 from elastic_ir.formats.pickles.allow_list import find, is_pure, resolve_class, within
-from elastic_ir.formats.pickles.stand_ins import TOLD, Configuration, Instance, Unread, stand_in
+from elastic_ir.formats.pickles.description import TOLD, Configuration, Instance, Unread, stand_in
 from elastic_ir.ir.example_inputs import read_tensor
 from elastic_ir.ir.functions import resolve_function, resolve_symbol
 from elastic_ir.safety.registered import configuration, is_config, network

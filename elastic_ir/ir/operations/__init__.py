@@ -15,8 +15,8 @@ from functools import lru_cache
 from typing import TypeAlias
 
 from elastic_ir.ir.graph import Node, Value, WeightRef
-from elastic_ir.ir.operations import onnx_dialect, torch_dialect
-from elastic_ir.ir.operations.layers import BatchNorm, Layer
+from elastic_ir.ir.operations import torch_dialect
+from elastic_ir.tensors.weights import BatchNorm, Layer
 
 __all__ = [
     "RANDOM_BY", "BatchNorm", "Layer", "Operation", "Slot", "Trait", "bias_slot", "has", "is_product", "is_sum",
@@ -146,16 +146,19 @@ _TRAITS = _all_traits()
 
 @lru_cache(maxsize=4096)
 def _operation(op: str, kind: str) -> Operation:
-    onnx = kind == "onnx"
     spelled = torch_dialect.spelled(op).replace("_", "")
-    name = onnx_dialect.canonical(op) if onnx else torch_dialect.canonical(op)
+    if kind == "onnx":
+        from elastic_ir.ir.operations import onnx_dialect  # networks of PyTorch do without it
+
+        name, known, writes = onnx_dialect.canonical(op), onnx_dialect.is_known(op), False
+    else:
+        name, known = torch_dialect.canonical(op), torch_dialect.is_known(op, kind)
+        writes = torch_dialect.writes_by_name(op, kind)
     family = _AXES.sub("", name)
     traits = _TRAITS.get(name, _NONE) | _TRAITS.get(family, _NONE)
     for trait, pattern in _BY_NAME.items():
         if pattern.search(op):
             traits |= trait
-    known = onnx_dialect.is_known(op) if onnx else torch_dialect.is_known(op, kind)
-    writes = not onnx and torch_dialect.writes_by_name(op, kind)
     return Operation(name, spelled, family, traits, known, writes)
 
 
@@ -224,7 +227,11 @@ def written(node: Node) -> list[Value | WeightRef]:
 
 def layer_of(node: Node) -> Layer | None:
     """How a node applies its weight: of a convolution, a linear layer or an ONNX product with a matrix; else None."""
-    return onnx_dialect.layer_of(node) if node.kind == "onnx" else torch_dialect.layer_of(node)
+    if node.kind != "onnx":
+        return torch_dialect.layer_of(node)
+    from elastic_ir.ir.operations import onnx_dialect
+
+    return onnx_dialect.layer_of(node)
 
 
 def norm_of(node: Node) -> BatchNorm | None:
@@ -232,7 +239,11 @@ def norm_of(node: Node) -> BatchNorm | None:
     operation = operation_of(node)
     if operation.family != "batchnorm" or not operation.known:
         return None
-    return onnx_dialect.norm_of(node) if node.kind == "onnx" else torch_dialect.norm_of(node)
+    if node.kind != "onnx":
+        return torch_dialect.norm_of(node)
+    from elastic_ir.ir.operations import onnx_dialect
+
+    return onnx_dialect.norm_of(node)
 
 
 def bias_slot(node: Node) -> Slot:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from elastic_ir.ir.graph import Node, Value, WeightRef
-from elastic_ir.ir.operations.layers import BatchNorm, Layer
+from elastic_ir.tensors.weights import BatchNorm, Layer
 
 #: What ONNX calls an operation that PyTorch calls otherwise; the rest has the same name in lower case.
 _NAMES = {

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 
-from elastic_ir.ir.functions import NAMED_FUNCTIONS
 from elastic_ir.ir.graph import Argument, Node, WeightRef
-from elastic_ir.ir.operations.layers import BatchNorm, Layer
+from elastic_ir.tensors.weights import BatchNorm, Layer
 
 #: Where functions without hidden effects live; a module is one of ``torch.nn``.
 _HOMES = {
@@ -45,7 +44,11 @@ def is_known(op: str, kind: str) -> bool:
     place = op.rpartition(".")[0]
     if kind == "module":
         return place == "nn"
-    return op.startswith("aten.") or place in _HOMES or op in NAMED_FUNCTIONS
+    if op.startswith("aten.") or place in _HOMES:
+        return True
+    from elastic_ir.ir.functions import NAMED_FUNCTIONS
+
+    return op in NAMED_FUNCTIONS
 
 
 def writes_by_name(op: str, kind: str) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from elastic_ir.printable import printable
+from elastic_ir.errors import printable
 from elastic_ir.training.reports.intervals import MOST, half_width, seeds_needed, welch
 from elastic_ir.training.studies.jobs import SPARSITY, in_order
 from elastic_ir.training.studies.store import Store

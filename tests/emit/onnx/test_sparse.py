@@ -17,7 +17,7 @@ from torch import nn
 import elastic_ir as eir
 from elastic_ir.cli.app import elastic_ir
 from elastic_ir.emit.onnx.save import save_onnx
-from elastic_ir.tensors.zeros import nonzero
+from elastic_ir.tensors.arrays import nonzero
 from elastic_ir.tickets import magnitude_masks
 from elastic_ir.zoo import cifar_resnet
 
@@ -236,7 +236,7 @@ def test_a_file_of_negative_zeros_is_as_small_as_one_of_zeros(tmp_path: Path) ->
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_zeros_are_told_from_bytes(dtype: str) -> None:
-    from elastic_ir.ir.serialise import InlineData
+    from elastic_ir.tensors.lazy import InlineData
 
     values = np.array([0.0, -0.0, 1.0, -1.0, np.nan, np.inf, np.finfo(dtype).smallest_subnormal], dtype)
     found = nonzero(InlineData((7,), dtype, values.tobytes()))

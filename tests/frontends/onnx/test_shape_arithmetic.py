@@ -10,7 +10,7 @@ import pytest
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from elastic_ir.frontends.onnx.shape_arithmetic import complete_types
+from elastic_ir.frontends.onnx.types import complete_types
 from elastic_ir.ir.graph import TensorType
 
 INPUT = {"x": TensorType((2, 7, 5), "float32")}

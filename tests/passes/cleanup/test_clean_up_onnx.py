@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 import elastic_ir as eir
 from elastic_ir.emit.onnx.save import save_onnx
 from elastic_ir.ir.graph import Graph
-from elastic_ir.onnx_model.source import OnnxSource
+from elastic_ir.onnx_model import OnnxSource
 from elastic_ir.passes import CommonSubexpressions, DeadCode, FoldConstants, Pipeline, RemoveIdentities
 from tests.networks.onnx_files import PATHS, feeds, run
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from elastic_ir.emit.source.expressions.expr import Expr, lit
+from elastic_ir.emit.source.expr import Expr, binary, index, lit
 from elastic_ir.ir.example_inputs import map_tensors, tensors_in
 from elastic_ir.ir.graph import Graph, Node, Value
 
@@ -40,7 +40,7 @@ def following_sizes(graph: Graph) -> tuple[dict[Node, tuple[Any, ...]], str]:
 
 def _again(graph: Graph, axes: tuple[int, ...]) -> Graph | None:
     """The same network exported with more samples and, where it takes token ids, other lengths; None if it fails."""
-    from elastic_ir.emit.module.module import build_module
+    from elastic_ir.emit.module import build_module
 
     inputs = graph.origin.inputs
 
@@ -48,18 +48,14 @@ def _again(graph: Graph, axes: tuple[int, ...]) -> Graph | None:
         return item.dim() == 2 and not item.is_floating_point()
 
     def grown(item: torch.Tensor) -> torch.Tensor:
-        if item.dim() == 0:
-            return item
-        item = item.repeat(3, *[1] * (item.dim() - 1))
+        item = item.repeat(3, *[1] * (item.dim() - 1)) if item.dim() else item
         return item[:, :-2] if 1 in axes and is_tokens(item) and item.shape[1] > 2 else item
 
     if inputs is None or (1 in axes and not any(map(is_tokens, tensors_in((inputs.args, inputs.kwargs))))):
         return None
     args, kwargs = map_tensors((inputs.args, inputs.kwargs), grown)
+    source = dataclasses.replace(graph.origin, inputs=dataclasses.replace(inputs, args=args, kwargs=kwargs))
     try:
-        source = dataclasses.replace(
-            graph.origin, inputs=dataclasses.replace(inputs, args=args, kwargs=kwargs)
-        )
         return source.retrace(build_module(graph), "export")
     except Exception:  # an export may raise anything; then the sizes stay as they are
         return None
@@ -70,16 +66,25 @@ def _compared(graph: Graph, other: Graph) -> dict[Node, tuple[Any, ...]] | None:
     first, second = graph.nodes, other.nodes
     if [node.op for node in first] != [node.op for node in second]:
         return None
-    twins = {a.output: b.output for a, b in zip(first, second, strict=True)}
     given = [node.output for node in first if node.kind == "input"]
+    #: each axis whose extents differ: its expression, and both extents
+    extents: dict[Value, list[tuple[Expr, int, int]]] = {}
+    for a, b in zip(first, second, strict=True):
+        shape = Expr("getattr", "shape", (Expr("local", a.output),))
+        here, there = (node.output.type.shape if node.output.type is not None else () for node in (a, b))
+        extents[a.output] = [
+            (index(shape, lit(axis)), one, two)
+            for axis, (one, two) in enumerate(zip(here, there, strict=False)) if one != two
+        ]  # fmt: skip
     sizes: dict[Node, tuple[Any, ...]] = {}
     for place, (a, b) in enumerate(zip(first, second, strict=True)):
         if a.args == b.args or a.kind == "output":
             continue
-        operands = [value for value in a.operands() if value.type is not None]
-        candidates = [*_entry(first, place), *operands, *given]
+        at_hand = [
+            each for value in (*_entry(first, place), *a.operands(), *given) for each in extents[value]
+        ]
         try:
-            found = tuple(_matched(x, y, candidates, twins) for x, y in zip(a.args, b.args, strict=True))
+            found = tuple(_matched(x, y, at_hand) for x, y in zip(a.args, b.args, strict=True))
         except LookupError:
             return None
         if found != a.args:
@@ -92,27 +97,20 @@ def _entry(nodes: Sequence[Node], place: int) -> list[Value]:
     scope, start = nodes[place].scope, place
     while scope and start and f"{nodes[start - 1].scope}.".startswith(f"{scope}."):
         start -= 1
-    inside = {node.output for node in nodes[start : place + 1]}
-    read = [value for node in nodes[start : place + 1] for value in node.operands() if scope]
+    run = nodes[start : place + 1]
+    inside = {node.output for node in run}
+    read = [value for node in run for value in node.operands() if scope]
     return [value for value in read if value.type is not None and value not in inside][:1]
 
 
-def _matched(one: Any, two: Any, candidates: list[Value], twins: dict[Value, Value]) -> Any:
-    if isinstance(one, Value):
-        return one
+def _matched(one: Any, two: Any, at_hand: Sequence[tuple[Expr, int, int]]) -> Any:
+    """An argument of both exports, with what differs as one of the sizes at hand, or else a multiple of one."""
     if isinstance(one, (list, tuple)) and isinstance(two, (list, tuple)) and len(one) == len(two):
-        return type(one)(_matched(a, b, candidates, twins) for a, b in zip(one, two, strict=True))
+        return type(one)(_matched(a, b, at_hand) for a, b in zip(one, two, strict=True))
     if type(one) is not int or type(two) is not int or one == two:
         return one
-    for factor in (False, True):
-        for value in candidates:
-            here, there = value.type, twins[value].type
-            if here is None or there is None or len(here.shape) != len(there.shape):
-                continue
-            for axis, (a, b) in enumerate(zip(here.shape, there.shape, strict=True)):
-                size = Expr("index", None, (Expr("getattr", "shape", (Expr("local", value),)), lit(axis)))
-                if (a, b) == (one, two):
-                    return size
-                if factor and a > 0 and one % a == 0 and one // a * b == two and a != b:
-                    return Expr("binary", "*", (size, lit(one // a)))
-    raise LookupError(one)
+    fits = [(one // a, size) for size, a, b in at_hand if a > 0 and one % a == 0 and one // a * b == two]
+    if not fits:
+        raise LookupError(one)
+    factor, size = min(fits, key=lambda fit: fit[0] != 1)
+    return size if factor == 1 else binary("*", size, lit(factor))

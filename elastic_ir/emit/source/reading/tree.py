@@ -1,46 +1,44 @@
 """The module tree of a graph, for source: which paths are modules with a forward of their own, and what each runs.
 
-A node's scope says which module's forward ran it, and a weight's name where it lives. A path whose nodes stand
-together in one run, or in several equal ones, becomes a module that is called; the nodes of any other path are written
-into the forward around it, and the path only holds what lies below it.
+A node's scope says which module's forward ran it, and a weight's name where it lives. From the innermost paths
+outwards, a path whose lines stand together in one run, or in several equal ones, becomes a module, and one line that
+calls it takes their place; the lines of any other path become part of the forward around it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
-from elastic_ir.emit.source.expressions.expr import IDENTITY, Expr, change, group, walk
-from elastic_ir.emit.source.reading.calls import convert
+from elastic_ir.emit.source.expr import IDENTITY, Expr, call, change, group, locals_of, walk
+from elastic_ir.emit.source.reading.layers import Layered, as_layer
 from elastic_ir.ir.graph import Graph, Node, Value
 from elastic_ir.ir.numbering import is_index
 from elastic_ir.tensors.weights import Weight
 
 Path = tuple[str, ...]
-Sizes = dict[Node, tuple[Any, ...]]
 
 
 @dataclass
-class Statement:
-    """One operation; locals in its expression are values of the graph, paths are whole."""
+class Line:
+    """One operation; ``results`` and the locals of its expression are the graph's values, its paths are whole."""
 
-    value: Any
+    results: tuple[Value, ...]
     expr: Expr
     scope: Path
 
 
-@dataclass
+@dataclass(frozen=True)
 class Body:
-    """What a module's forward does, in its own numbers: inputs come first, then each statement's results."""
+    """What a module's forward does, in its own numbers: inputs come first, then each line's results."""
 
-    inputs: tuple[
-        Any, ...
-    ]  #: the graph's values, or paths of weights of others, in the order of their first use
-    statements: tuple[tuple[tuple[int, ...], Expr], ...]
-    returns: Expr
+    #: the graph's values, or paths of weights of other modules, in the order of their first use
+    inputs: tuple[Any, ...]
+    lines: tuple[Expr, ...]
     values: tuple[Any, ...]  #: the graph's value behind each number
 
 
@@ -56,9 +54,18 @@ class Part:
     base: Expr | None = None  #: the layer of torch.nn that a class derives from
     body: Body | None = None
     hint: str = ""  #: the class's name in the source, if known
-    inlined: bool = False  #: its nodes stand in the forward around it
     sequence: bool = False  #: the source has a Sequential there, or a class derived from it
     loop: bool = False  #: a list that its parent's forward runs through in order
+
+    @property
+    def lines(self) -> tuple[Expr, ...]:
+        """What its forward does, if it has one."""
+        return self.body.lines if self.body is not None else ()
+
+    @property
+    def inlined(self) -> bool:
+        """Whether its lines stand in the forward around it."""
+        return self.kind in ("list", "dict", "parameters") or (self.kind == "class" and self.body is None)
 
     def below(self) -> list[Part]:
         """Itself and everything under it, children first."""
@@ -67,20 +74,16 @@ class Part:
 
 
 class Tree:
-    """Statements and parts of a graph; see :func:`elastic_ir.emit.source.reading.read.read_tree`."""
+    """Lines and parts of a graph; see :func:`elastic_ir.emit.source.reading.read.read_tree`."""
 
-    def __init__(self, graph: Graph, sizes: Sizes) -> None:
+    def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.sizes = sizes  #: arguments of exported nodes whose numbers follow the input
         self.live = graph.origin.module
         self.weights = {tuple(name.split(".")): weight for name, weight in graph.weights.items()}
         self.inputs: list[Node] = []
-        self.output: Node | None = None
-        self.statements: list[Statement] = []
+        self.returns = Expr("tuple")  #: what the network returns, in the graph's values
+        self.lines: list[Line] = []
         self.parts: dict[Path, Part] = {(): Part(())}
-        self.runs: dict[Path, list[tuple[int, int]]] = {}
-        self.readers: dict[Any, list[int]] = {}
-        self.bodies: dict[tuple[Path, int], Body] = {}  #: by the path and the first statement
 
     def part(self, path: Path) -> Part:
         """The part of a path, made if need be, with those above it."""
@@ -89,91 +92,94 @@ class Tree:
             self.parts[path] = above.children[path[-1]] = Part(path)
         return self.parts[path]
 
-    # -- bodies ----------------------------------------------------------------------------------------------------
+    def runs(self, depth: int) -> list[tuple[Path, list[Line]]]:
+        """The lines in order, those together that stand together below one path of this length."""
+        return [(path, list(run)) for path, run in groupby(self.lines, key=lambda line: line.scope[:depth])]
 
-    def body(self, part: Part, low: int, high: int) -> Body:
-        """What a part does in the statements from ``low`` to ``high``, calls of parts below it as one statement."""
-        if (part.path, low) in self.bodies:
-            return self.bodies[part.path, low]
-        made: list[tuple[list[Any], Expr]] = []
-        at = low
-        while at < high:
-            statement = self.statements[at]
-            child = self._called(part, statement.scope)
-            if child is None or child.kind == "leaf":
-                made.append(([statement.value], statement.expr))
-                at += 1
-                continue
-            end = next(b for a, b in self.runs[child.path] if a <= at < b)
-            body = self.body(child, at, end)
-            arguments = tuple(
-                Expr("local", key) if isinstance(key, Value) else Expr("attr", key) for key in body.inputs
-            )
-            results = [body.values[leaf.value] for leaf in walk(body.returns) if leaf.kind == "local"]
-            made.append((results, Expr("self", child.path, arguments, ("",) * len(arguments))))
-            at = end
+    def body(self, part: Part, lines: Sequence[Line], reads: Counter[Value]) -> Body:
+        """What a part does in one run of lines; ``reads`` counts how often each value is read in the whole graph."""
         depth = len(part.path)
-        results = [key for made_keys, _ in made for key in made_keys]
-        defined = set(results)
+        results = dict.fromkeys(key for line in lines for key in line.results)
+        exprs = [line.expr for line in lines]
+        if part.path:
+            inside = Counter(locals_of(*exprs))
+            leaving = [Expr("local", key) for key in results if reads[key] > inside[key]]
+            returns = leaving[0] if len(leaving) == 1 else group("tuple", leaving)
+        else:
+            returns = self.returns
         foreign = [
-            leaf.value for _, expr in made for leaf in walk(expr)
-            if (leaf.kind == "local" and leaf.value not in defined)
+            leaf.value for leaf in walk(*exprs)
+            if (leaf.kind == "local" and leaf.value not in results)
             or (leaf.kind == "attr" and leaf.value[:depth] != part.path)
         ]  # fmt: skip
-        inputs = dict.fromkeys([*(node.output for node in self.inputs if not part.path), *foreign])
-        numbers = {key: number for number, key in enumerate([*inputs, *results])}
+        inputs = tuple(dict.fromkeys([*(node.output for node in self.inputs if not part.path), *foreign]))
 
         def own(leaf: Expr) -> Expr | None:
-            if leaf.kind in ("local", "attr") and leaf.value in numbers:
-                return Expr("local", numbers[leaf.value])
+            """Weights of other modules are inputs, paths begin below the part."""
             if leaf.kind == "attr":
-                return Expr("attr", leaf.value[depth:])
+                return Expr("local", leaf.value) if leaf.value in inputs else Expr("attr", leaf.value[depth:])
             if leaf.kind == "self":
                 return replace(
                     leaf, value=leaf.value[depth:], parts=tuple(change(p, own) for p in leaf.parts)
                 )
             return None
 
-        statements = tuple((tuple(numbers[key] for key in keys), change(expr, own)) for keys, expr in made)
-        if part.path:
-            leaving = [
-                Expr("local", numbers[key]) for key in results
-                if any(not low <= reader < high for reader in self.readers.get(key, ()))
-            ]  # fmt: skip
-            returns = leaving[0] if len(leaving) == 1 else group("tuple", leaving)
-        else:
-            assert self.output is not None
-            returns = change(convert(self.output.args[0]), own)
-        found = self.bodies[part.path, low] = Body(tuple(inputs), statements, returns, tuple(numbers))
-        return found
-
-    def _called(self, part: Part, scope: Path) -> Part | None:
-        """The nearest part below ``part`` on the way to a scope that is called as a module."""
-        for length in range(len(part.path) + 1, len(scope) + 1):
-            found = self.parts[scope[:length]]
-            if not found.inlined:
-                return found
-        return None
+        made = [Expr("set", line.results, (change(line.expr, own),)) for line in lines]
+        return Body(inputs, numbered(inputs, [*made, Expr("return", None, (returns,))]), (*inputs, *results))
 
 
-def count_runs(tree: Tree) -> None:
-    """For each path the runs of statements below it."""
-    for place, statement in enumerate(tree.statements):
-        for length in range(len(statement.scope) + 1):
-            runs = tree.runs.setdefault(statement.scope[:length], [])
-            if runs and runs[-1][1] == place:
-                runs[-1] = (runs[-1][0], place + 1)
-            else:
-                runs.append((place, place + 1))
+def numbered(inputs: Iterable[Any], lines: Sequence[Expr]) -> tuple[Expr, ...]:
+    """The lines of a forward with its values as numbers: the inputs first, then each line's results."""
+    results = [key for line in lines if line.kind == "set" for key in line.value]
+    numbers = {key: number for number, key in enumerate([*inputs, *results])}
+
+    def number(node: Expr) -> Expr | None:
+        if node.kind == "set":
+            kept = tuple(change(part, number) for part in node.parts)
+            return Expr("set", tuple(numbers[key] for key in node.value), kept)
+        return Expr("local", numbers[node.value]) if node.kind == "local" else None
+
+    return tuple(change(line, number) for line in lines)
 
 
-def settle(tree: Tree, part: Part) -> None:
-    """What kind of module a part is; those below it are settled already."""
-    runs = tree.runs.get(part.path, []) if part.path else [(0, len(tree.statements))]
-    bodies = [tree.body(part, low, high) for low, high in runs]
-    forms = {(body.statements, body.returns, len(body.inputs)) for body in bodies}
+# -- modules -----------------------------------------------------------------------------------------------------------
+
+
+def find_modules(tree: Tree) -> None:
+    """Decide for each path what kind of module it is, the inner ones first, and put calls for what modules run."""
+    for depth in range(max(map(len, tree.parts)), -1, -1):
+        reads = Counter(locals_of(*(line.expr for line in tree.lines), tree.returns))
+        runs = tree.runs(depth) or [((), [])]
+        found: dict[Path, list[list[Line]]] = {path: [] for path in tree.parts if len(path) == depth}
+        for path, lines in runs:
+            if path in found:
+                found[path].append(lines)
+        bodies: dict[Path, list[Body]] = {}
+        for path, mine in found.items():
+            part = tree.parts[path]
+            if part.kind == "class" and mine and path:
+                _restore_layer(tree, part, mine)
+            if part.kind == "class":
+                made = [tree.body(part, lines, reads) for lines in mine]
+                _settle(part, made)
+                if not part.inlined:
+                    bodies[path] = made
+        tree.lines = []
+        for path, lines in runs:
+            tree.lines += [_call(path, bodies[path].pop(0))] if path in bodies else lines
+
+
+def _call(path: Path, body: Body) -> Line:
+    arguments = tuple(Expr("local" if isinstance(key, Value) else "attr", key) for key in body.inputs)
+    results = tuple(body.values[key] for key in locals_of(body.lines[-1]))
+    return Line(results, Expr("self", path, arguments, ("",) * len(arguments)), path)
+
+
+def _settle(part: Part, bodies: Sequence[Body]) -> None:
+    """What kind of module a part is that runs these bodies; those below it are settled already."""
+    forms = {(body.lines, len(body.inputs)) for body in bodies}
     numbered = bool(part.children) and all(map(is_index, part.children))
-    if len(forms) == 1 and (not part.path or bodies[0].returns != Expr("tuple")):
+    if len(forms) == 1 and (not part.path or bodies[0].lines[-1].parts[0] != Expr("tuple")):
         part.body = bodies[0]
         named = any(not name.isidentifier() for name in part.children) or _is_series(part.children)
         if part.children and (part.sequence or numbered or named) and _is_chain(part):
@@ -181,8 +187,7 @@ def settle(tree: Tree, part: Part) -> None:
             return
         if part.path and numbered and not part.weights:
             part.body = None  # a list, which the forward around it runs through
-    part.inlined = part.body is None
-    if part.inlined and (part.children or part.weights) and not (part.children and part.weights):
+    if part.body is None and bool(part.children) != bool(part.weights):
         part.kind = "list" if numbered else "dict" if part.children else "parameters"
 
 
@@ -196,22 +201,16 @@ def _is_series(names: Iterable[str]) -> bool:
 
 
 def _is_chain(part: Part) -> bool:
-    """Whether a part runs its children one after the other, each once, and does nothing else."""
-    body = part.body
-    assert body is not None
-    if part.weights or len(body.inputs) != 1 or not body.statements:
+    """Whether a part runs its children one after the other, each once, and does nothing else; orders them if so."""
+    assert part.body is not None
+    *lines, last = part.body.lines
+    ran = [line.parts[0].value[0] for line in lines if line.parts[0].kind == "self"]
+    chain = [Expr("set", (place + 1,), (Expr("self", (name,), (Expr("local", place),), ("",)),))
+             for place, name in enumerate(ran)]  # fmt: skip
+    once = bool(ran) and len(set(ran)) == len(ran) and last.parts == (Expr("local", len(ran)),)
+    if part.weights or len(part.body.inputs) != 1 or not once or lines != chain:
         return False
-    current, ran = 0, []
-    for results, expr in body.statements:
-        plain = expr.kind == "self" and len(expr.value) == 1 and expr.parts == (Expr("local", current),)
-        if not plain or len(results) != 1 or expr.names != ("",):
-            return False
-        current = results[0]
-        ran.append(expr.value[0])
-    idle = [part.children[name] for name in part.children if name not in ran]
-    if len(set(ran)) != len(ran) or body.returns != Expr("local", current):
-        return False
-    if any(child.weights or child.children for child in idle):
+    if any(child.weights or child.children for name, child in part.children.items() if name not in ran):
         return False
     if all(map(is_index, part.children)):
         if ran != sorted(ran, key=int):
@@ -226,24 +225,67 @@ def _is_chain(part: Part) -> bool:
 
 
 def order_children(tree: Tree) -> None:
-    """Children in the order of the state dict; those without weights where the source or the forward has them."""
-    known = tree.graph.modules
-    place: dict[Path, tuple[int, int]] = {}
-    for index, path in enumerate(tree.weights):
-        for length in range(len(path)):
-            place.setdefault(path[:length], (index, 0))
-    for index, statement in enumerate(tree.statements):
-        for length in range(len(statement.scope) + 1):
-            place.setdefault(statement.scope[:length], (len(tree.weights), index))
+    """Children in the order of the source where that is known; else those with weights are first, as they were made."""
     for path, part in tree.parts.items():
-        if part.kind == "sequential":
-            continue
-        names = list(part.children)
-        listed = known.get(".".join(path), ())
+        listed = tree.graph.modules.get(".".join(path), ())
         if part.kind == "list":
-            names.sort(key=int)
-        elif all(name in listed for name in names):
-            names.sort(key=listed.index)
-        else:
-            names.sort(key=lambda name: place.get((*path, name), (1 << 60, 0)))
-        part.children = {name: part.children[name] for name in names}
+            part.children = dict(sorted(part.children.items(), key=lambda item: int(item[0])))
+        elif part.kind != "sequential" and all(name in listed for name in part.children):
+            part.children = {name: part.children[name] for name in listed if name in part.children}
+
+
+# -- layers ------------------------------------------------------------------------------------------------------------
+
+
+def borrow_layers(tree: Tree) -> None:
+    """Layers whose weights the forward around them uses in a functional call: the layer is called instead."""
+    running = {line.scope for line in tree.lines}
+    owners = [{leaf.value[:-1] for leaf in walk(line.expr) if leaf.kind == "attr"} for line in tree.lines]
+    readers = Counter(path for paths in owners for path in paths)
+    for line, paths in zip(tree.lines, owners, strict=True):
+        owner = min(paths, default=())
+        part = tree.parts.get(owner)
+        alone = len(paths) == 1 and readers[owner] == 1 and owner not in running and owner[:-1] == line.scope
+        if not alone or not owner or part is None or part.children:
+            continue
+        found = _layer(tree, line.expr)
+        if found is not None and set(found.roles) == set(part.weights):
+            part.kind, part.make = "leaf", found.make
+            line.scope, line.expr = owner, Expr("self", owner, (found.input,), ("",))
+
+
+def _restore_layer(tree: Tree, part: Part, runs: Sequence[Sequence[Line]]) -> None:
+    """A functional call that is a layer: a leaf where a path does nothing else, a base class where it does more."""
+    own = [line for lines in runs for line in lines if line.scope == part.path]
+    roles = set(part.weights) - {"num_batches_tracked"}
+    found = [(line, _layer(tree, _untied(line.expr, part.path, tree))) for line in own]
+    layers = [(line, layer) for line, layer in found if layer is not None and set(layer.roles) == roles]
+    if not part.children and len(own) == len(runs):
+        if len(layers) == len(own) and len({layer.make for _, layer in layers}) == 1:
+            part.kind, part.make = "leaf", layers[0][1].make
+            for line, layer in layers:
+                line.expr = Expr("self", part.path, (layer.input,), ("",))
+    elif layers and roles and len(runs) == 1:
+        line, layer = layers[0]
+        if len(roles) == sum(leaf.kind == "attr" for leaf in walk(*(each.expr for each in own))):
+            part.base = layer.make
+            line.expr = call("super().forward", layer.input)
+
+
+def _layer(tree: Tree, expr: Expr) -> Layered | None:
+    first = next(iter(locals_of(expr)), None)
+    rank = len(first.type.shape) if first is not None and first.type is not None else None
+    return as_layer(expr, tree.weights, rank)
+
+
+def _untied(expr: Expr, path: Path, tree: Tree) -> Expr:
+    """Tied weights under the names of the module that runs: a graph knows a tensor by the first of its names."""
+
+    def own(leaf: Expr) -> Expr | None:
+        if leaf.kind == "attr" and leaf.value[:-1] != path and leaf.value in tree.weights:
+            mine = tree.weights.get((*path, leaf.value[-1]))
+            if mine is not None and mine.storage is tree.weights[leaf.value].storage:
+                return Expr("attr", (*path, leaf.value[-1]))
+        return None
+
+    return change(expr, own)

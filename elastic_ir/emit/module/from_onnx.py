@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from elastic_ir.emit.graph_modules.from_torch import _QUOTES, _ensure, _parent
+from elastic_ir.emit.module.from_torch import _QUOTES, _ensure, _parent
 from elastic_ir.emit.onnx_operators import sizes
 from elastic_ir.emit.onnx_operators.norms import BatchNorm, Dropout, batch_norm_training
 from elastic_ir.emit.onnx_operators.table import CONTEXT, Operator, operator_for
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.graph import Argument, Graph, Literal, Node, Symbol, Value, WeightRef
-from elastic_ir.onnx_model.source import OnnxSource, opsets_of
+from elastic_ir.onnx_model import OnnxSource, opsets_of
 
 _INSTEAD = "write the network as .onnx instead"
 

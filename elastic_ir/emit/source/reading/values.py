@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from elastic_ir.emit.source.expressions.expr import Expr, call, group, lit, literal, method, raw
-from elastic_ir.emit.source.expressions.print import Printer
+from elastic_ir.emit.source.expr import Expr, call, group, lit, literal, method, raw
+from elastic_ir.emit.source.text import Printer
 from elastic_ir.errors import EmitError
 from elastic_ir.tensors.lazy import ShapeOnly
 from elastic_ir.tensors.torch_bridge import to_torch
@@ -37,7 +37,7 @@ def value_of(weight: Weight) -> Expr:
     scope: dict[str, Any] = {"torch": torch, "Tensor": torch.Tensor}
     exec(RELATIVE_POSITIONS, scope)
     for expr in _rules(tensor):
-        made = eval(Printer().flat(expr), scope)
+        made = eval(Printer().text(expr), scope)
         if made.dtype == tensor.dtype and torch.equal(made, tensor):
             return expr
     if tensor.numel() > LIMIT:

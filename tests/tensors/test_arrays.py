@@ -8,10 +8,9 @@ import sys
 import pytest
 import torch
 
-from elastic_ir.ir.serialise import InlineData
-from elastic_ir.tensors.lazy import nbytes
+from elastic_ir.tensors.arrays import FLOATS
+from elastic_ir.tensors.lazy import InlineData, nbytes
 from elastic_ir.tensors.recipes import Scaled, Zeros
-from elastic_ir.tensors.rounding import FLOATS
 from elastic_ir.tensors.torch_bridge import TorchData
 
 
@@ -54,7 +53,7 @@ def test_zeros_come_in_pieces() -> None:
 
 def test_no_torch() -> None:
     code = (
-        "import sys; from elastic_ir.tensors.recipes import Scaled; from elastic_ir.ir.serialise import InlineData\n"
+        "import sys; from elastic_ir.tensors.recipes import Scaled; from elastic_ir.tensors.lazy import InlineData\n"
         "for dtype in ('float16', 'bfloat16'):\n"
         "    assert list(map(bytes, Scaled(InlineData((1,), dtype, b'\\0\\x40'), 0.5).chunks()))\n"
         "assert 'torch' not in sys.modules"

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from elastic_ir.ir.graph import Literal, Node
-from elastic_ir.onnx_model.arithmetic import elementwise
-from elastic_ir.onnx_model.evaluate import LARGEST, is_small, run_nodes
+from elastic_ir.onnx_model.arithmetic import LARGEST, elementwise, is_small, run_nodes
 from elastic_ir.onnx_model.limits import unbounded_shapes
 
 UNARY = (

@@ -8,8 +8,8 @@ import torch
 from torch import fx, nn
 
 import elastic_ir as eir
-from elastic_ir.emit.graph_modules.from_torch import build_graph_module
-from elastic_ir.emit.module.module import _finish
+from elastic_ir.emit.module import _finish
+from elastic_ir.emit.module.from_torch import build_graph_module
 
 
 class Block(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -33,11 +33,24 @@ def parameters(text: str) -> Mapping[str, Any]:
         found = []  # a function that is not written in Python
     if found and (home == "nn" or all(item.kind is item.POSITIONAL_OR_KEYWORD for item in found)):
         return {item.name: item.default for item in found if item.name != "self"}
-    schema = getattr(getattr(getattr(torch.ops.aten, name, None), "default", None), "_schema", None)
     return {
         RENAMED.get(item.name, item.name): item.default_value if item.has_default_value() else REQUIRED
-        for item in (schema.arguments if schema is not None else ())
+        for item in schema(name, "default")
     }
+
+
+def schema(name: str, overload: str) -> Sequence[Any]:
+    """The arguments of an operation of ATen, none where there is no such operation."""
+    operation = getattr(getattr(torch.ops.aten, name, None), overload, None)
+    return operation._schema.arguments if operation is not None else ()
+
+
+def positional(kind: str, text: str, index: int) -> str:
+    """What a positional argument of a method or of one of torch's functions is called; "" if that is not known."""
+    if kind == "method":
+        return "axis" if text in ("permute", "transpose", "flatten") else ""
+    names = [item.name for item in schema(text.removeprefix("torch."), "default")]
+    return names[index] if index < len(names) else ""
 
 
 def is_default(value: Any, default: Any) -> bool:

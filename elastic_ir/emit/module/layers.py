@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from elastic_ir.emit.module.attributes import submodule
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.functions import resolve_symbol
 from elastic_ir.ir.graph import Graph, Node, Symbol
@@ -52,14 +53,6 @@ def conform_layers(module: nn.Module, graph: Graph) -> None:
             weight = graph.weights[bias]
             empty = torch.empty(weight.shape, dtype=getattr(torch, weight.dtype), device=beside.device)
             layer._parameters["bias"] = nn.Parameter(empty, requires_grad=beside.requires_grad)
-
-
-def submodule(module: nn.Module, path: str) -> nn.Module | None:
-    """The module of a path, None where there is none."""
-    try:
-        return module.get_submodule(path)
-    except AttributeError:
-        return None
 
 
 def _differs(layer: nn.Module, node: Node) -> bool:

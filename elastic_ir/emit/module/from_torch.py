@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from elastic_ir.emit.graph_modules.layers import build_layer, submodule
+from elastic_ir.emit.module.attributes import submodule
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.functions import CHECKS, method_allowed, resolve_function, resolve_symbol
 from elastic_ir.ir.graph import FRESH, Graph, Literal, Node, Symbol, Value, WeightRef
@@ -246,6 +246,8 @@ def _leaf(node: Node, live: nn.Module | None, origins: dict[str, str], graph: Gr
         module = live.get_submodule(path)
         memo: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
         return copy.deepcopy(module, memo)
+    from elastic_ir.emit.module.layers import build_layer  # its class is not at hand
+
     return build_layer(node)
 
 

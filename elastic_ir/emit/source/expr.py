@@ -1,11 +1,11 @@
-"""Expressions of emitted source: what a statement or a constructor is made of, before it is text.
+"""Expressions and lines of emitted source, before they are text.
 
 They are plain trees, so that two blocks can be compared, and joined where they differ in numbers only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,28 +19,29 @@ class Expr:
     ========= ============================= =========================================
     lit       a plain value
     count     the blocks of a stage
-    series    one value for each block
+    series    one value for each block      (its name is what they are)
     raw       text that stands as it is
     param     a constructor parameter
     hole      a number of a join
+    presence  an optional layer of a join
     local     a value of the forward
     attr      a path below ``self``
     self      a path below ``self``         arguments of its call
     call      a function's text             arguments, with names
     method    a method's name               the object, then arguments, with names
     new       a class                       constructor arguments, with names
-    container a container's class           its children, with names unless numbered
     binary    an operator                   two operands
     unary     an operator                   one operand
     index                                   object and index
     getattr   an attribute's name           object
     tuple, list, dict, slice                items (names are a dict's keys)
     text      a template for ``format``     what fills it
-    stage                                   entry (a tuple), count, blocks (a tuple)
-    each                                    a series, of which each block takes its own
-    cycle                                   values that blocks take in turn
-    loop      a path below ``self``         arguments; the name "carry" marks the one handed on
+    stage                                   a list of blocks, or a call that makes it
     ternary                                 a condition, what holds if it is true, and if not
+    loop      a path below ``self``         arguments; the name "carry" marks the one handed on
+    field     an attribute, "" for none     what a line of a constructor assigns
+    set       the values of a forward       what a line of a forward assigns
+    return                                  what a forward returns
     ========= ============================= =========================================
     """
 
@@ -84,11 +85,11 @@ def group(kind: str, parts: Sequence[Expr]) -> Expr:
     return Expr(kind, None, tuple(parts))
 
 
-def walk(expr: Expr) -> Iterator[Expr]:
-    """The tree's nodes, parents first, parts in the order they are evaluated."""
-    yield expr
-    for part in expr.parts:
-        yield from walk(part)
+def walk(*exprs: Expr) -> Iterator[Expr]:
+    """The nodes of trees, parents first, parts in the order they are evaluated."""
+    for expr in exprs:
+        yield expr
+        yield from walk(*expr.parts)
 
 
 def change(expr: Expr, function: Callable[[Expr], Expr | None]) -> Expr:
@@ -99,9 +100,14 @@ def change(expr: Expr, function: Callable[[Expr], Expr | None]) -> Expr:
     return replace(expr, parts=tuple(change(part, function) for part in expr.parts)) if expr.parts else expr
 
 
-def locals_of(expr: Expr) -> list[Any]:
-    """The values that an expression reads, in order, with repetitions."""
-    return [node.value for node in walk(expr) if node.kind == "local"]
+def locals_of(*exprs: Expr) -> list[Any]:
+    """The values that expressions read, in order, with repetitions."""
+    return [node.value for node in walk(*exprs) if node.kind == "local"]
+
+
+def substitute(expr: Expr, table: Mapping[Any, Expr]) -> Expr:
+    """An expression with others in the place of some of its values."""
+    return change(expr, lambda leaf: table.get(leaf.value) if leaf.kind == "local" else None)
 
 
 def literal(item: Any, leaf: Callable[[Any], Expr] = lit) -> Expr:
@@ -122,7 +128,7 @@ OPAQUE = object()  #: stands for what is not plain data
 
 def plain(expr: Expr) -> Any:
     """The data that an expression writes; OPAQUE where it is computed."""
-    if expr.kind == "lit":
+    if expr.kind in ("lit", "count", "series"):
         return expr.value
     if expr.kind in ("tuple", "list"):
         items = [plain(part) for part in expr.parts]

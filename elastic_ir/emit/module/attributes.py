@@ -1,0 +1,317 @@
+"""Attributes of modules that go by depth: counts, per-layer lists, layer indices, and constants of a block's position.
+
+They are recognised by evidence in the source, never by a class: an integer that equals the number of blocks and whose
+name mentions layers is a count, one that equals the block's number in every block an index. A configuration that is
+written beside checkpoints follows by the rules for its file; what modules keep for themselves, one by one. Constants
+of positions are spread anew over the target's blocks where their rule is evident (:mod:`elastic_ir.plans.positions`);
+one that differs from block to block by no known rule stays with its block, and is reported.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Sequence, Set
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from elastic_ir.errors import PlanError
+from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.numbering import COUNT, DEPTHS, is_index_list
+from elastic_ir.ir.structure import Block, Container, Structure
+
+_INDEX = re.compile(r"(idx|index|layer|block|_id$|^i$)")
+#: A constant of a block: the path of the module that holds it, within the block, and the attribute.
+Key: TypeAlias = tuple[str, str]
+KEPT = "kept from the source"  #: reported for a constant that follows no known rule
+
+
+def submodule(module: nn.Module, path: str) -> nn.Module | None:
+    """The module of a path, None where there is none."""
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def update_configuration(target: nn.Module, containers: Sequence[Container]) -> set[int]:
+    """Set the new depth in the network's own configuration, as in its file beside a checkpoint.
+
+    Returns the ids of the objects that are done: none where no configuration gives its content (``to_dict``), or where
+    the rules for files cannot express the new depth.
+    """
+    config: Any = getattr(target, "config", None)
+    if not callable(getattr(config, "to_dict", None)):
+        return set()
+    from elastic_ir.checkpoints.config.depth import Stack, reindexed
+    from elastic_ir.checkpoints.config.entries import followed
+    from elastic_ir.formats.model_folder import CONFIG
+
+    before = config.to_dict()
+    stacks, names = [Stack.of(container) for container in containers], list(target.state_dict())
+    try:
+        made, _ = reindexed(before, stacks, names)
+    except PlanError:
+        return set()
+    with suppress(PlanError):  # what is refused in a file stays as it is
+        made = followed(made, CONFIG, stacks, names).document
+    return set(_take_over(config, before, made))
+
+
+def _take_over(config: Any, before: dict[str, Any], made: dict[str, Any]) -> Iterator[int]:
+    yield id(config)
+    for name, value in made.items():
+        held = getattr(config, name, None)
+        if isinstance(value, dict) and hasattr(held, "__dict__"):  # a configuration inside
+            yield from _take_over(held, before[name], value)
+        elif value != before.get(name):
+            setattr(config, name, tuple(value) if isinstance(held, tuple) else value)
+
+
+def update_counts(target: nn.Module, container: Container, done: Set[int] = frozenset()) -> None:
+    """Bring the counts and per-layer lists of the modules around a container up to date; not those of some ids."""
+    old, new = container.source_count, len(container.children)
+    order = [container.source_index(child.origin) for child in container.children]
+    done = set(done)
+    common = {id(target), *(id(getattr(target, name, None)) for name in ("config", "cfg"))}
+    for holder in _holders(target, container.path):
+        if id(holder) not in done:
+            done.add(id(holder))
+            # what the whole network shares may count two stacks; a stack's own configuration counts itself
+            _update(holder, container.path if id(holder) in common else "", old, new, order)
+
+
+def update_stage_counts(
+    target: nn.Module, containers: Sequence[Container], done: Set[int] = frozenset()
+) -> None:
+    """Update lists of all stages' depths (Swin's and ConvNeXt's ``depths``), recognised by name and values.
+
+    Values alone prove nothing: a stage may have as many heads as blocks.
+    """
+    old = [container.source_count for container in containers]
+    new = [len(container.children) for container in containers]
+    if len(old) < 2:
+        return
+    done = set(done)
+    for container in containers:
+        for holder in _holders(target, container.path):
+            if id(holder) in done:
+                continue
+            done.add(id(holder))
+            for name, value in list(vars(holder).items()):
+                if isinstance(value, (list, tuple)) and list(value) == old and DEPTHS.search(name):
+                    setattr(holder, name, type(value)(new))
+
+
+def _holders(target: nn.Module, path: str) -> Iterator[Any]:
+    """The modules on the way to a container, the nearest first, and their configuration objects."""
+    while True:
+        module = target.get_submodule(path)
+        yield module
+        for name in ("config", "cfg"):
+            config = getattr(module, name, None)
+            if config is not None and hasattr(config, "__dict__"):
+                yield config
+        if not path:
+            return
+        path = path.rpartition(".")[0]
+
+
+def _update(holder: Any, path: str, old: int, new: int, order: list[int]) -> None:
+    """Set the counts and re-index the lists of one holder; ``path`` distinguishes stacks where it is shared."""
+    values = vars(holder)
+    counts = [
+        name
+        for name, value in values.items()
+        if type(value) is int and value == old and COUNT.fullmatch(name)
+    ]
+    chosen = [name for name, value in values.items() if is_index_list(name, value, old)]
+    for name in chosen:
+        members = set(values[name])
+        kept = [place for place, source in enumerate(order) if source in members]
+        setattr(holder, name, type(values[name])(kept))
+    lists = [
+        name
+        for name, value in values.items()
+        if isinstance(value, (list, tuple))
+        and len(value) == old
+        and len(value) > 1
+        and name not in chosen
+        and not name.startswith("_")
+    ]
+    for side, other in (("decoder", "encoder"), ("encoder", "decoder")):
+        # two stacks in one configuration: the name says whose count it is
+        if side in path and any(side in name for name in counts):
+            counts = [name for name in counts if side in name]
+        counts = [name for name in counts if not (side in path and other in name and other not in path)]
+    for name in counts:
+        setattr(holder, name, new)
+    for name in lists:
+        if "layer" in name or "block" in name or "attention" in name or "mlp" in name:
+            kept = [values[name][index] for index in order]
+            setattr(holder, name, tuple(kept) if isinstance(values[name], tuple) else kept)
+
+
+def renumber_indices(source: nn.Module, place: nn.Module, container: Container) -> set[str]:
+    """Set integers that number the blocks (an attention's ``layer_idx``) to the target's numbers; their names."""
+    done: set[str] = set()
+    numbered = [
+        {
+            (path, name): value
+            for path, module in child.named_modules()
+            for name, value in vars(module).items()
+            if type(value) is int and not name.startswith("_")
+        }
+        for child in source.children()
+    ]
+    if len(numbered) < 2:
+        return done
+    for key, first in numbered[0].items():
+        values = [table.get(key) for table in numbered]
+        evident = values == list(range(first, first + len(values)))
+        if evident and (len(values) > 2 or _INDEX.search(key[1])):
+            for number, child in enumerate(place.children()):
+                setattr(child.get_submodule(key[0]), key[1], first + number)
+                done.add(key[1])
+    return done
+
+
+# -- constants of positions --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Slot:
+    """One block on either side."""
+
+    module: nn.Module
+    stage: int
+    entry: bool  #: whether it is its stage's entry
+
+
+def respread_constants(live: nn.Module, target: nn.Module, graph: Graph) -> dict[str, str]:
+    """Give the blocks of a re-filled module the constants of their new places.
+
+    ``live`` is the source and stays as it is. Returns for each attribute that differs between blocks what was done:
+    the rule in words, or ``"kept from the source"``.
+    """
+    structure = graph.structure
+    before, after = _source_slots(live, structure), _target_slots(target, structure)
+    if before is None or after is None:
+        return {}
+    if [(slot.stage, slot.entry) for slot in before] == [(slot.stage, slot.entry) for slot in after]:
+        return {}
+    done: dict[str, str] = {}
+    for key, values in sorted(_constants(before).items()):
+        if len(set(values.values())) == 1 and len(values) == len(before):
+            continue
+        known = [values.get(index, _absent(slot.module, key)) for index, slot in enumerate(before)]
+        numbers = [value for value in known if value is not None]
+        holder = next(before[index].module for index, value in values.items())
+        found = None
+        if len(numbers) == len(known):
+            found = _spread(numbers, before, after)
+        if found is None:
+            if _differs_in_a_stage(values, before):
+                done.setdefault(key[1], KEPT)
+            continue
+        for slot, value in zip(after, found[0], strict=True):
+            _set(slot.module, key, value, holder)
+        done[key[1]] = found[1]
+    return done
+
+
+def _spread(values: list[float], before: list[_Slot], after: list[_Slot]) -> tuple[list[float], str] | None:
+    """A constant's values in the target's blocks, and the rule in words; None where its values show no rule."""
+    from elastic_ir.plans.positions import Place, respread  # most networks have no such constants
+
+    source, target = ([Place(slot.stage, slot.entry) for slot in slots] for slots in (before, after))
+    return respread(values, source, target)
+
+
+def _constants(slots: list[_Slot]) -> dict[Key, dict[int, float]]:
+    """The float attributes of each block's modules, by block."""
+    found: dict[Key, dict[int, float]] = {}
+    for index, slot in enumerate(slots):
+        for path, part in slot.module.named_modules():
+            for name, value in vars(part).items():
+                if type(value) is float and not name.startswith("_"):
+                    found.setdefault((path, name), {})[index] = value
+    return found
+
+
+def _differs_in_a_stage(values: dict[int, float], slots: list[_Slot]) -> bool:
+    """Whether blocks of one shape differ: what follows from channels alone is not a constant of a position."""
+    seen: dict[int, set[float]] = {}
+    for index, value in values.items():
+        if not slots[index].entry:
+            seen.setdefault(slots[index].stage, set()).add(value)
+    return any(len(found) > 1 for found in seen.values())
+
+
+def _absent(block: nn.Module, key: Key) -> float | None:
+    """0 where nothing or an identity stands for a layer whose rate is 0; None where there is no place for it."""
+    return 0.0 if _is_vacant(block, key[0]) else None
+
+
+def _is_vacant(block: nn.Module, path: str) -> bool:
+    parent, _, role = path.rpartition(".")
+    holder = submodule(block, parent)
+    if holder is None or not role:
+        return False
+    if role in holder._modules:
+        return holder._modules[role] is None or isinstance(holder._modules[role], nn.Identity)
+    return vars(holder).get(role, 0) is None
+
+
+def _set(block: nn.Module, key: Key, value: float, holder: nn.Module) -> None:
+    path, name = key
+    part = submodule(block, path)
+    if _is_vacant(block, path):
+        if value == 0.0:
+            return
+        parent, _, role = path.rpartition(".")
+        owner = block.get_submodule(parent)
+        part = copy.deepcopy(holder.get_submodule(path)).train(owner.training)
+        vars(owner).pop(role, None)
+        owner._modules[role] = part
+    if part is not None and vars(part).get(name) != value:
+        setattr(part, name, value)
+
+
+def _blocks(structure: Structure) -> list[tuple[int, Block, bool]] | None:
+    """Stage, block and whether it is the entry, in running order; None where blocks are several modules."""
+    found = [
+        (index, block, block is stage.entry)
+        for index, stage in enumerate(structure.stages)
+        for block in stage.all_blocks
+    ]
+    return found if all(len(block.children) == 1 for _, block, _ in found) else None
+
+
+def _target_slots(target: nn.Module, structure: Structure) -> list[_Slot] | None:
+    blocks = _blocks(structure)
+    if blocks is None:
+        return None
+    return [_Slot(target.get_submodule(block.path), stage, entry) for stage, block, entry in blocks]
+
+
+def _source_slots(live: nn.Module, structure: Structure) -> list[_Slot] | None:
+    """The source's blocks: of each stage those from its first one to the next stage's in the same container."""
+    if _blocks(structure) is None:
+        return None
+    slots: list[_Slot] = []
+    for index, stage in enumerate(structure.stages):
+        container = stage.container
+        firsts = [other.all_blocks[0] for other in structure.stages if other.container is container]
+        starts = sorted({container.source_index(block.origin) for block in firsts})
+        start = container.source_index(stage.all_blocks[0].origin)
+        end = min((other for other in starts if other > start), default=container.source_count)
+        for offset in range(start, end):
+            part = submodule(live, container.child_path(offset))
+            if part is None:
+                return None
+            slots.append(_Slot(part, index, stage.entry is not None and offset == start))
+    return slots

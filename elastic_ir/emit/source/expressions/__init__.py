@@ -1,1 +1,0 @@
-"""Expressions of Python source, and their text."""
