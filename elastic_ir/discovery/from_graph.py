@@ -45,6 +45,9 @@ class GraphReader:
                 self.live.add(node)
         self._listed: dict[Part, list[tuple[Container, list[Part]]]] = {}
         self._bundles: dict[Container, Bundle] | None = None
+        self._slots: dict[Node, Part] = {}  #: the innermost numbered child that a node runs in
+        #: containers whose blocks each have a partner in another one, with the paths of two such blocks
+        self.paired: dict[Container, tuple[str, str]] = {}
 
     def containers(self, part: Part) -> list[tuple[Container, list[Part]]]:
         """The containers that a part is or holds, with their children in order; the same objects every time."""
@@ -76,10 +79,12 @@ class GraphReader:
         if self._bundles is None:
             series: list[Series] = []
             self._gather(self.tree, "", series)
-            owned = {
-                node for one in series for group in one.groups for part in group.parts for node in part.nodes
-            }
-            found = bundles_of(series, self.nodes, lambda node: node not in owned and self._carries(node))
+            for one in series:
+                for part in (part for group in one.groups for part in group.parts):
+                    self._slots.update(dict.fromkeys(part.nodes, part))
+            found = bundles_of(
+                series, self.nodes, lambda node: node not in self._slots and self._carries(node)
+            )
             self._bundles = {}
             for bundle in found:
                 if len(bundle.series) > 1:
@@ -180,7 +185,9 @@ class GraphReader:
             groups[index].nodes.append(node)
         for group in groups:
             group.nodes.sort(key=self.order.__getitem__)
-        Links(groups, owner, self.users, self.order).fill()
+        links = Links(groups, owner, self.users, self.order)
+        links.fill()
+        self._pair(bundle, links)
         for group in groups:
             group.weights = relative_weights(group.parts, self.graph)
             group.form = form_of(group)
@@ -189,6 +196,25 @@ class GraphReader:
             groups[0].preserving = True
         _tear_odd_ends(groups)
         return groups
+
+    def _pair(self, bundle: Bundle, links: Links) -> None:
+        """Find out whether blocks hand values to blocks elsewhere one by one, as U-ViT's long skips do.
+
+        A copy would have no partner, so that none of these blocks is sound.
+        """
+        partners: list[str] = []
+        for index, group in enumerate(links.groups):
+            given = [v for v in links.reads[index] if links.readers[v] == 1 and v not in group.inputs]
+            takers = [user for value in links.leaving[index] for user in self.users.get(value, ())]
+            nodes = (*(value.node for value in given), *takers)
+            paths = [
+                self._slots[node].path for node in nodes if node in self._slots and node not in links.owner
+            ]
+            partners += paths[:1]
+        if len(partners) >= max(2, len(links.groups) - 1) and len(set(partners)) == len(partners):
+            self.paired[bundle.lead.container] = links.groups[0].path, partners[0]
+            for group in links.groups:
+                group.sound = False
 
     def _absorb(
         self, groups: list[Group], owner: dict[Node, int], spans: list[Span], carries: Callable[[Node], bool]

@@ -28,6 +28,7 @@ class NameReader:
             names.sort(key=lambda name: [natural_key(part) for part in name.split(".")])
         self.order = {name: index for index, name in enumerate(names)}
         self._listed: dict[Part, list[tuple[Container, list[Part]]]] = {}
+        self.paired: dict[Container, tuple[str, str]] = {}  #: names show no pairs
         self._norms: dict[Container, list[tuple[Container, list[Part]]]] | None = None
 
     def containers(self, part: Part) -> list[tuple[Container, list[Part]]]:

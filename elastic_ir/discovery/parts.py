@@ -110,8 +110,28 @@ def containers(part: Part, listed: dict[str, list[str]]) -> Iterator[tuple[Conta
         series = [name for name in part.children if _numbered_by(prefix, name)]
         order = list(part.children)
         at = [order.index(name) for name in series]
-        if len(series) > 1 and at == list(range(at[0], at[0] + len(at))):
+        if len(series) > 1 and (
+            at == list(range(at[0], at[0] + len(at))) or _in_turn(series, order[at[0] :])
+        ):
             yield from _container(part, prefix, series, native=False)
+
+
+def _in_turn(series: list[str], following: list[str]) -> bool:
+    """Whether attributes are registered in turn with others that are numbered alike: conv1, bn1, conv2, bn2, conv3.
+
+    Two are a block's, whose forward names them.
+    """
+    turn = following.index(series[1])
+    rows = [following[place : place + turn] for place in range(0, turn * (len(series) - 1), turn)]
+    if len(rows) < 2 or [row[0] for row in rows] != series[:-1]:
+        return False
+    for column in zip(*rows, strict=True):
+        numbered = [split_number(name) for name in column]
+        numbers = [int(found[1]) for found in numbered if found]
+        alike = len({found[0] for found in numbered if found}) == 1 and all(numbered)
+        if not alike or numbers != list(range(numbers[0], numbers[0] + len(rows))):
+            return False
+    return True
 
 
 def _container(

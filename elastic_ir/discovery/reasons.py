@@ -27,6 +27,13 @@ def why_nothing(reader: GraphReader | NameReader) -> str:
             return mixed
         for container, parts in reader.containers(part):
             groups = reader.groups(container, parts)
+            if container in reader.paired:
+                block, partner = reader.paired[container]
+                return (
+                    f"each block of {container.label!r} hands a value to a block elsewhere or gets one from there "
+                    f"({block} and {partner} are such a pair: long skips, as U-ViT has them), so that a copy would "
+                    "have no partner"
+                )
             tapped = _tapped(container, groups, reader.graph)
             if tapped is not None:
                 return tapped
