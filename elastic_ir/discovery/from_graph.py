@@ -6,7 +6,7 @@ import hashlib
 import itertools
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from elastic_ir.discovery.bundles import Bundle, Series, Span, bundles_of
@@ -206,15 +206,26 @@ class GraphReader:
         for index, group in enumerate(links.groups):
             given = [v for v in links.reads[index] if links.readers[v] == 1 and v not in group.inputs]
             takers = [user for value in links.leaving[index] for user in self.users.get(value, ())]
-            nodes = (*(value.node for value in given), *takers)
-            paths = [
-                self._slots[node].path for node in nodes if node in self._slots and node not in links.owner
-            ]
-            partners += paths[:1]
+            near = (
+                *(self._near(value.node, links.owner, forward=False) for value in given),
+                *(self._near(user, links.owner, forward=True) for user in takers),
+            )
+            partners += [part.path for part in near if part is not None][:1]
         if len(partners) >= max(2, len(links.groups) - 1) and len(set(partners)) == len(partners):
             self.paired[bundle.lead.container] = links.groups[0].path, partners[0]
             for group in links.groups:
                 group.sound = False
+
+    def _near(self, node: Node, own: Mapping[Node, int], *, forward: bool) -> Part | None:
+        """The slot that a node runs in, or the first one found a few of the caller's operations further on."""
+        found = [node]
+        for at in range(8):
+            node = found[at] if at < len(found) else node
+            if node in self._slots and node not in own:
+                return self._slots[node]
+            if node not in own:
+                found += self.users.get(node.output, ()) if forward else [v.node for v in node.operands()]
+        return None
 
     def _absorb(
         self, groups: list[Group], owner: dict[Node, int], spans: list[Span], carries: Callable[[Node], bool]
