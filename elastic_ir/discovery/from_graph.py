@@ -180,7 +180,16 @@ class GraphReader:
             for part in group.parts:
                 owner.update(dict.fromkeys(part.nodes, index))
         if len(groups) > 1 and all(before[1] < after[0] for before, after in itertools.pairwise(spans)):
-            self._absorb(groups, owner, spans, lambda node: carries(node) and node not in beside)
+            within = f"{bundle.lead.container.path}."
+
+            def outside(node: Node) -> bool:
+                """Whether a node lies in no numbered child but those that hold the whole container."""
+                slot = self._slots.get(node)
+                return slot is None or within.startswith(f"{slot.path}.")
+
+            self._absorb(
+                groups, owner, spans, lambda node: carries(node) and outside(node) and node not in beside
+            )
         for node, index in owner.items():
             groups[index].nodes.append(node)
         for group in groups:
@@ -202,18 +211,25 @@ class GraphReader:
 
         A copy would have no partner, so that none of these blocks is sound.
         """
-        partners: list[str] = []
-        for index, group in enumerate(links.groups):
+        self.paired.pop(bundle.lead.container, None)
+        groups, partners = links.groups, []
+        if not all(group.linked for group in groups[1:]):
+            return
+        for index, group in enumerate(groups):
             given = [v for v in links.reads[index] if links.readers[v] == 1 and v not in group.inputs]
-            takers = [user for value in links.leaving[index] for user in self.users.get(value, ())]
+            taken = links.leaving[index] if group is not groups[-1] else ()
             near = (
                 *(self._near(value.node, links.owner, forward=False) for value in given),
-                *(self._near(user, links.owner, forward=True) for user in takers),
+                *(
+                    self._near(user, links.owner, forward=True)
+                    for v in taken
+                    for user in self.users.get(v, ())
+                ),
             )
             partners += [part.path for part in near if part is not None][:1]
-        if len(partners) >= max(2, len(links.groups) - 1) and len(set(partners)) == len(partners):
-            self.paired[bundle.lead.container] = links.groups[0].path, partners[0]
-            for group in links.groups:
+        if len(partners) >= max(2, len(groups) - 1) and len(set(partners)) == len(partners):
+            self.paired[bundle.lead.container] = groups[0].path, partners[0]
+            for group in groups:
                 group.sound = False
 
     def _near(self, node: Node, own: Mapping[Node, int], *, forward: bool) -> Part | None:

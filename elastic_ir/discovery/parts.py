@@ -123,7 +123,7 @@ def _in_turn(series: list[str], following: list[str]) -> bool:
     """
     turn = following.index(series[1])
     rows = [following[place : place + turn] for place in range(0, turn * (len(series) - 1), turn)]
-    if len(rows) < 2 or [row[0] for row in rows] != series[:-1]:
+    if len(rows) < 2 or any(len(row) < turn for row in rows) or [row[0] for row in rows] != series[:-1]:
         return False
     for column in zip(*rows, strict=True):
         numbered = [split_number(name) for name in column]

@@ -21,6 +21,7 @@ def why_nothing(reader: GraphReader | NameReader) -> str:
     made = _made_for_one_machine(reader.graph)
     if made is not None:
         return made
+    widening: list[tuple[int, str, list[int]]] = []
     for part in reader.tree.walk():
         mixed = _numbered_twice(part)
         if mixed is not None:
@@ -43,11 +44,14 @@ def why_nothing(reader: GraphReader | NameReader) -> str:
             ]
             rising = all(left < right for left, right in itertools.pairwise(widths))
             if len(groups) > 2 and rising and len({group.kind for group in groups}) == 1:
-                return (
-                    f"the {len(groups)} layers of {container.label!r} are of one kind, but each is wider than the one "
-                    f"before it ({widths[0]}, {widths[1]}, {widths[2]} channels and so on), so none fits in a second "
-                    "time and there is nothing to clone or delete"
-                )
+                widening.append((len(groups), container.label, widths))
+    if widening:
+        count, label, widths = max(widening, key=lambda one: one[0])
+        return (
+            f"the {count} layers of {label!r} are of one kind, but each is wider than the one before it "
+            f"({widths[0]}, {widths[1]}, {widths[2]} channels and so on), so none fits in a second time and there is "
+            "nothing to clone or delete"
+        )
     plain = "no two blocks in a row have equal operations and weight shapes, so there is nothing to clone or delete"
     return plain + _about_bodies(reader.graph)
 
