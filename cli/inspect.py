@@ -43,7 +43,9 @@ def inspect(source: str, as_json: bool, reading: Reading) -> None:
     graph = reading.load(source, headers_only=reading.by_headers(source))
     with tables.status(f"reading {source}"):
         structure, sentence = tables.structure_of(graph)
-        rows = rows_of(graph) if structure is not None else []
+        from elastic_ir.analysis.summary import summarise
+
+        rows = summarise(graph) if structure is not None else []
     if as_json:
         tables.say_json(as_data(graph, source, rows))
         return
@@ -63,13 +65,6 @@ def inspect(source: str, as_json: bool, reading: Reading) -> None:
     if structure is not None:
         tables.say()
         tables.show_table(stage_table(graph, rows))
-
-
-def rows_of(graph: Graph) -> list[Row]:
-    """The rows of the table; imported late, like everything that commands share with the library."""
-    from elastic_ir.analysis.summary import summarise
-
-    return summarise(graph)
 
 
 def found_from(graph: Graph) -> str:

@@ -263,8 +263,13 @@ def read_pt(path: Path, options: ReadOptions) -> Graph:
     """A file of ``torch.save``: ours, a state dict among whatever a training keeps, or a whole module."""
     from torch import nn
 
-    from elastic_ir.frontends.state_dicts import Chosen, check_tensors, choose
-    from elastic_ir.frontends.torch_file import read_torch_file, read_zip_records
+    from elastic_ir.frontends.torch_file import (
+        Chosen,
+        check_tensors,
+        choose,
+        read_torch_file,
+        read_zip_records,
+    )
 
     key = options.key
     found = read_torch_file(path, options.trust)

@@ -16,7 +16,7 @@ from typing import Any
 from elastic_ir.checkpoints.config.depth import Stack, check_depth
 from elastic_ir.checkpoints.names import graph_of_tensors
 from elastic_ir.checkpoints.uncounted_layers import set_tail_apart
-from elastic_ir.errors import SourceError, StructureError, reason
+from elastic_ir.errors import SourceError, reason
 from elastic_ir.formats import SAFETENSORS
 from elastic_ir.formats.bin import read_bin
 from elastic_ir.formats.files import read_json
@@ -52,10 +52,7 @@ def load_checkpoint(folder: Path) -> Graph:
     shapes = {name: data.shape for name, data in tensors.items()}
     graph.origin = CheckpointSource(folder, root, config, shards, metadata, shapes)
     set_tail_apart(graph, config)
-    try:
-        stacks = [Stack.of(container) for container in graph.structure.containers]
-    except StructureError:
-        stacks = []  # nothing repeats, and a change of the depth will be refused for it
+    stacks = Stack.all_of(graph)
     check_depth(config, stacks, tensors, str(folder / CONFIG))
     graph.origin.kinds = {stack.label: _kinds(stack, tensors) for stack in stacks}
     return graph

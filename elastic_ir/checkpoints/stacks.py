@@ -1,12 +1,16 @@
-"""Stacks: the layers of one container before and after an edit, as numbers. No torch, and no graph."""
+"""Stacks: the layers of one container before and after an edit, as numbers. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from elastic_ir.ir.numbering import Series
 from elastic_ir.ir.structure import Container
+
+if TYPE_CHECKING:
+    from elastic_ir.ir.graph import Graph
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,12 @@ class Stack:
         return Stack(
             container.path, container.prefix, base, count, order, taken, container.tail, container.width
         )
+
+    @staticmethod
+    def all_of(graph: Graph) -> list[Stack]:
+        """The stacks of a graph; none where nothing repeats."""
+        structure = graph.structure_or_none
+        return [Stack.of(container) for container in structure.containers] if structure else []
 
     @property
     def series(self) -> Series:

@@ -10,7 +10,6 @@ from typing import Any
 
 from elastic_ir.checkpoints.config.depth import counted
 from elastic_ir.checkpoints.stacks import Stack
-from elastic_ir.errors import StructureError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Child
 from elastic_ir.rewrite.rewriter import Rewriter
@@ -21,13 +20,10 @@ def set_tail_apart(graph: Graph, config: dict[str, Any]) -> None:
 
     Where either is not so, nothing happens, and a count that does not agree is refused later.
     """
-    try:
-        structure = graph.structure
-    except StructureError:
-        return
-    counts = counted(config, [Stack.of(container) for container in structure.containers], graph.weights)
+    counts = counted(config, Stack.all_of(graph), graph.weights)
     tails: dict[tuple[str, str], list[str]] = {}
-    for container in structure.containers:
+    structure = graph.structure_or_none
+    for container in structure.containers if structure is not None else ():
         stack = Stack.of(container)
         numbers = counts[stack.label]
         if not numbers or stack.before in numbers or not 0 < max(numbers) < stack.before:
@@ -46,9 +42,8 @@ def _set_apart(graph: Graph, tails: dict[tuple[str, str], list[str]]) -> None:
     paths = tuple(f"{path}." for tail in tails.values() for path in tail)
     plain = Graph(graph.name, graph.info)
     plain.weights = {name: weight for name, weight in graph.weights.items() if not name.startswith(paths)}
-    try:
-        structure = plain.structure
-    except StructureError:
+    structure = plain.structure_or_none
+    if structure is None:
         return
     for container in structure.containers:
         for path in tails.get((container.path, container.prefix), ()):

@@ -16,14 +16,15 @@ from pathlib import Path
 from elastic_ir.checkpoints.config.depth import Stack
 from elastic_ir.checkpoints.read import inside, load_checkpoint, masks_beside
 from elastic_ir.checkpoints.record import Origin, Step, read_record
-from elastic_ir.errors import PlanError, SourceError, StructureError
+from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.formats.model_folder import RECORD, CheckpointSource, is_checkpoint
 from elastic_ir.formats.packed_masks import read_mask_tensors
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.numbering import DIGITS
 from elastic_ir.plans.plan import parse_indices
 from elastic_ir.safety.limits import allowing_blocks
-from elastic_ir.tensors.lazy import ITEM_SIZES, Mask, MaskedData, TensorData, nbytes
+from elastic_ir.tensors.arrays import FLOATS, array_dtype
+from elastic_ir.tensors.lazy import Mask, MaskedData, TensorData, nbytes
 from elastic_ir.tensors.recipes import Scaled
 
 _LAYERS = 100_000  #: more than any network has
@@ -81,8 +82,8 @@ class _Folder:
         held = {n for stack in layers.values() for layer in stack.values() for n in layer.values()}
         masks = read_mask_tensors(sidecar) if sidecar is not None else None
         tails = {
-            label: [stack.before + extra for extra in range(stack.tail)]
-            for label, stack in _stacks(graph).items()
+            stack.label: [stack.before + extra for extra in range(stack.tail)]
+            for stack in Stack.all_of(graph)
         }
         return _Folder(path.resolve().name, tensors, masks, layers, tensors.keys() - held, tails)
 
@@ -158,14 +159,6 @@ def _sources(folder: Path, step: Step | None, against: list[Path]) -> tuple[Path
 # -- names ---------------------------------------------------------------------------------------------------------
 
 
-def _stacks(graph: Graph) -> dict[str, Stack]:
-    """What repeats, by its label."""
-    try:
-        return {stack.label: stack for stack in map(Stack.of, graph.structure.containers)}
-    except StructureError:
-        return {}  # one layer is left, and nothing repeats
-
-
 def _layers(graph: Graph, label: str) -> dict[int, dict[str, str]]:
     """The tensors of a stack's layers by number, counted from 0; the label is a path, as in the record."""
     head = "" if label == "network" else re.escape(label) + "[._]?"
@@ -175,8 +168,8 @@ def _layers(graph: Graph, label: str) -> dict[int, dict[str, str]]:
         match = pattern.fullmatch(name)
         if match:
             found.setdefault(int(match[1]), {})[match[2] or ""] = name
-    stack = _stacks(graph).get(label)
-    base = stack.base if stack is not None else min(found, default=0)
+    bases = [stack.base for stack in Stack.all_of(graph) if stack.label == label]
+    base = bases[0] if bases else min(found, default=0)
     return {number - base: layer for number, layer in found.items()}
 
 
@@ -355,16 +348,10 @@ def _pairs(data: TensorData, expected: TensorData, zeros: bool) -> Iterator[tupl
 
 def _zeros_like(chunk: memoryview, dtype: str) -> bytes:
     """Zeros with the signs that a piece's elements have: a negative number times 0 is a negative zero."""
-    size = chunk.nbytes
-    if (
-        dtype not in ITEM_SIZES
-        or not dtype.startswith(("float", "bfloat"))
-        or dtype.endswith(("fnuz", "e8m0fnu"))
-    ):
-        return bytes(size)
+    if dtype not in (*FLOATS, "float8_e4m3fn", "float8_e5m2"):  # all others have one zero
+        return bytes(chunk.nbytes)
     import numpy as np
 
-    raw = np.frombuffer(chunk, np.uint8).reshape(-1, ITEM_SIZES[dtype])
-    signs = np.zeros_like(raw)
-    signs[:, -1] = raw[:, -1] & 0x80
-    return signs.tobytes()
+    values = np.frombuffer(chunk, array_dtype(dtype))
+    zeros: bytes = np.copysign(np.zeros_like(values), values).tobytes()
+    return zeros

@@ -23,7 +23,7 @@ from elastic_ir.checkpoints.config.native_check import NOT_WANTED, Compared, Com
 from elastic_ir.checkpoints.record import Origin, Step, read_record, record_text
 from elastic_ir.checkpoints.resumable import Journal, digests, held_by, partial_folder, resumable_folder
 from elastic_ir.checkpoints.side_files import SideFile, copy_side_file, followed_files, json_text, side_files
-from elastic_ir.errors import EmitError, OutputError, StructureError
+from elastic_ir.errors import EmitError, OutputError
 from elastic_ir.formats.files import refuse_taken, remove
 from elastic_ir.formats.mask_tie import TIE, tie_of
 from elastic_ir.formats.model_folder import CONFIG, INDEX, MASKS, RECORD, WEIGHTS, CheckpointSource
@@ -97,10 +97,7 @@ def plan_checkpoint(graph: Graph, shard_size: int = SHARD_SIZE) -> Plan:
     source = graph.origin
     if not isinstance(source, CheckpointSource):
         raise EmitError(f"{graph.name} was not read from a checkpoint folder by its headers")
-    try:
-        stacks = [Stack.of(container) for container in graph.structure.containers]
-    except StructureError:
-        stacks = []  # nothing repeats, so nothing was changed
+    stacks = Stack.all_of(graph)
     side = side_files(source)  # first, since it sees that no text read here is a link out of the folder
     origins = [weight.origin for weight in graph.weights.values()]
     names = graph.edits.sources

@@ -72,9 +72,8 @@ class StoredMask(Mask):
     def __init__(
         self, name: str, stored: TensorData, shape: tuple[int, ...], dtype: str, kept: int | None = None
     ) -> None:
-        given = {"name": name, "stored": stored, "shape": shape, "dtype": dtype, "kept": kept}
-        for field, value in given.items():  # a mask is frozen, and its bits are not here
-            object.__setattr__(self, field, value)
+        # a mask is frozen, and its bits are not here
+        vars(self).update(name=name, stored=stored, shape=shape, dtype=dtype, kept=kept)
 
     name: str
     stored: TensorData  #: packed bits, most significant bit first

@@ -90,16 +90,10 @@ class FileTensor:
 
     def chunks(self) -> Iterator[memoryview]:
         """The bytes in pieces of at most 16 MiB; SourceError if the file was replaced, cut short, or is gone."""
-        left = nbytes(self)
         with self._open() as file:
             file.seek(self.offset)
-            while left:
-                piece = file.read(min(left, CHUNK))
-                if len(piece) < min(left, CHUNK):
-                    raise self._cut_short()
-                left -= len(piece)
+            for piece in self._pieces(file, nbytes(self), CHUNK):
                 yield memoryview(piece)
-            self._check_stamp(file)  # what was read is what was there when the reading began
 
     def copy_into(self, target: BinaryIO) -> None:
         """Append the bytes to an open file without their passing through this process, where the system can do that.
@@ -121,13 +115,16 @@ class FileTensor:
                     raise self._cut_short()
                 at, left = at + done, left - done
             file.seek(at)
-            while left:
-                piece = file.read(min(left, BUFFER))
-                if len(piece) < min(left, BUFFER):
-                    raise self._cut_short()
-                target.write(piece)
-                left -= len(piece)
-            self._check_stamp(file)  # what was copied is what was there when the copying began
+            target.writelines(self._pieces(file, left, BUFFER))
+
+    def _pieces(self, file: BinaryIO, left: int, size: int) -> Iterator[bytes]:
+        """So many bytes from where the file stands, in pieces of that size."""
+        while left:
+            piece = file.read(min(left, size))
+            if len(piece) < min(left, size):
+                raise self._cut_short()
+            yield piece
+            left -= len(piece)
 
     def _cut_short(self) -> SourceError:
         return SourceChangedError(f"{self.path} was cut short while it was being read")
@@ -141,6 +138,7 @@ class FileTensor:
         with file:
             self._check_stamp(file)
             yield file
+            self._check_stamp(file)  # what was read is what was there when the reading began
 
     def _check_stamp(self, file: BinaryIO) -> None:
         if self.stamp not in (None, stamp_of(os.fstat(file.fileno()))):

@@ -281,6 +281,14 @@ class Graph:
         return self._structure
 
     @property
+    def structure_or_none(self) -> Structure | None:
+        """The structure, or None where nothing repeats."""
+        try:
+            return self.structure
+        except StructureError:
+            return None
+
+    @property
     def stages(self) -> tuple[Stage, ...]:
         return tuple(self.structure.stages)
 

@@ -86,10 +86,8 @@ def _readings(graph: Graph, reference: Graph, direction: str) -> Iterator[tuple[
 
 def _places(graph: Graph) -> frozenset[tuple[str, str]] | None:
     """The containers that hold a network's stages; None where nothing in it repeats."""
-    try:
-        return frozenset((box.path, box.prefix) for box in graph.structure.containers)
-    except StructureError:
-        return None
+    structure = graph.structure_or_none
+    return frozenset((box.path, box.prefix) for box in structure.containers) if structure else None
 
 
 def _check_direction(ours: Structure, theirs: Structure, direction: str) -> None:

@@ -49,10 +49,7 @@ class Rewriter(LayerEdits, StageEdits, Renumbering):
         self._users: dict[Value, dict[Node, None]] = {}
         for node in graph:
             self._note_operands(node)
-        try:  # now, because what is found later would not know of the edits
-            structure: Structure | None = graph.structure
-        except StructureError:
-            structure = None
+        structure = graph.structure_or_none  # now: what is found later would not know of the edits
         self._stays = staying_operands(structure) if structure else {}
         self._stage_of: dict[Block, Stage] = {}
         self._paths: dict[str, Child] = {}

@@ -37,10 +37,13 @@ class Derived(OfTensor, Recipe):
     """A tensor that is computed from another one."""
 
 
-def _no_moments() -> EmitError:
-    return EmitError(
-        "fold-batchnorm has rescaled the weights, and an optimizer's state cannot follow; train before folding"
-    )
+class Folded(Recipe):
+    """A tensor that belongs to another parametrisation than its source."""
+
+    def carried(self, moment: torch.Tensor) -> torch.Tensor | None:
+        raise EmitError(
+            "fold-batchnorm has rescaled the weights, and an optimizer's state cannot follow; train before folding"
+        )
 
 
 @dataclass(frozen=True)
@@ -230,7 +233,7 @@ class Norm:
 
 
 @dataclass(frozen=True)
-class ScaledRows(Derived):
+class ScaledRows(Folded, Derived):
     """A weight with each row scaled as the batch norm behind it would scale its channel; zeros stay zeros."""
 
     norm: Norm
@@ -240,12 +243,9 @@ class ScaledRows(Derived):
         factors = self.norm.factors().reshape(-1, *[1] * (weight.ndim - 1))
         yield from written(weight * factors, self.dtype)
 
-    def carried(self, moment: torch.Tensor) -> torch.Tensor | None:
-        raise _no_moments()
-
 
 @dataclass(frozen=True)
-class NormBias(Recipe):
+class NormBias(Folded):
     """The bias of a layer that has taken over the batch norm behind it."""
 
     bias: TensorData | None
@@ -258,9 +258,6 @@ class NormBias(Recipe):
 
     def chunks(self) -> Iterator[memoryview]:
         yield from written(self.norm.offsets(self.bias), self.dtype)
-
-    def carried(self, moment: torch.Tensor) -> torch.Tensor | None:
-        raise _no_moments()
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from elastic_ir.tickets.masked import MaskedWeight, masked_weights, zero_pruned
-
-
-class _Handle(Protocol):
-    def remove(self) -> None: ...
 
 
 def enforce(
@@ -67,9 +64,9 @@ class MaskEnforcer:
         self._weights = tuple(weights)
         self._optimizer = optimizer
         self._mask_gradients = mask_gradients
-        self._handles: list[_Handle] = [
+        self._handles: list[RemovableHandle] = [
             optimizer.register_step_post_hook(self._after_step),
-            optimizer.register_load_state_dict_post_hook(self._after_state_load),
+            optimizer.register_load_state_dict_post_hook(lambda _: self._mask_momenta()),
         ]
         owned: dict[nn.Module, list[MaskedWeight]] = {}
         for weight in self._weights:
@@ -131,9 +128,6 @@ class MaskEnforcer:
             for weight, parameter in pairs:
                 if weight.watched is not parameter:
                     weight.watch()  # unfrozen, or replaced, since the last step
-
-    def _after_state_load(self, optimizer: Optimizer) -> None:
-        self._mask_momenta()
 
     @torch.no_grad()
     def _mask_momenta(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from elastic_ir.errors import SourceError, StructureError
+from elastic_ir.errors import SourceError
 from elastic_ir.frontends.onnx.constants import ConstantReader, count_uses
 from elastic_ir.frontends.onnx.file import OnnxFile, read_onnx
 from elastic_ir.frontends.onnx.scopes import SCOPINGS, Scoping, by_regions
@@ -232,17 +232,10 @@ class _Reader:
             self._rename(nodes, weights)
             return True
 
-        if any(apply(way) and self._repeats() for way in SCOPINGS):
+        if any(apply(way) and self.graph.structure_or_none for way in SCOPINGS):
             return
         if not any(apply(way) for way in SCOPINGS):  # nothing repeats: shown as the file has it
             self._rename(nodes, weights)
-
-    def _repeats(self) -> bool:
-        try:
-            self.graph.structure  # noqa: B018 - raises where nothing repeats
-        except StructureError:
-            return False
-        return True
 
     def _rename(self, nodes: list[tuple[int, Node]], weights: dict[str, Constant]) -> None:
         names = self._names_by_scope(nodes, weights, keep=self.source.named)

@@ -29,14 +29,11 @@ class Positions:
     """The flat positions at which a mask is 1: int64 [NNZ]."""
 
     mask: Mask
+    dtype: str = "int64"
 
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.mask.ones,)
-
-    @property
-    def dtype(self) -> str:
-        return "int64"
 
     def chunks(self) -> Iterator[memoryview]:
         import numpy as np

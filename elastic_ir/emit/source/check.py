@@ -9,6 +9,7 @@ from torch import nn
 from elastic_ir.emit.comparison import Outputs, compare_outputs
 from elastic_ir.emit.example_runs import Call, message, run_module, with_another
 from elastic_ir.emit.module import build_module
+from elastic_ir.emit.source.forward import input_name
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.example_inputs import read_tensor
 from elastic_ir.ir.graph import Graph
@@ -46,7 +47,7 @@ def check_source(text: str, name: str, graph: Graph) -> None:
         made.load_state_dict(graph.state_dict(), strict=True)
     first = example_inputs(graph, "meta" if shapes_only else "cpu")
     calls = [first] if shapes_only else with_another(reference, first)
-    names = [node.op if node.op != "input" else node.name for node in graph if node.kind == "input"]
+    names = [input_name(node) for node in graph if node.kind == "input"]
     given = [dict(zip(names, args, strict=False)) | {key: kwargs[key] for key in names if key in kwargs}
              for args, kwargs in calls]  # fmt: skip
     theirs = run_module(reference, calls, "the graph's module")

@@ -46,18 +46,19 @@ class _Style(ast.NodeTransformer):
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
         self.generic_visit(node)
-        simple = all(re.fullmatch(r"-?[\w.]+", ast.unparse(side)) for side in (node.left, node.right))
-        if isinstance(node.op, ast.Pow) and simple:
-            node.right = ast.Name(_TIGHT + ast.unparse(node.right))
+        left, right = ast.unparse(node.left), ast.unparse(node.right)
+        if isinstance(node.op, ast.Pow) and re.fullmatch(r"[\w.]+ -?[\w.]+", f"{left} {right}"):
+            node.right = ast.Name(_TIGHT + right)
+        elif isinstance(node.op, ast.Div) and isinstance(node.right, ast.BinOp) and _TIGHT not in right:
+            node.right = ast.Name(f"({right})")  # around a power too, which needs none
         return node
 
     def visit_Slice(self, node: ast.Slice) -> ast.expr:
         self.generic_visit(node)
         parts = [ast.unparse(part) if part else "" for part in (node.lower, node.upper, node.step)]
         text = " ".join(filter(None, [parts[0], ":", parts[1], parts[2] and f": {parts[2]}"]))
-        return ast.Name(
-            text.replace(" ", "") if all(re.fullmatch(r"-?\w*", part) for part in parts) else text
-        )
+        simple = all(re.fullmatch(r"-?\w*", part) for part in parts)
+        return ast.Name(text.replace(" ", "") if simple else text.replace(": :", "::"))
 
 
 #: Expressions by their kinds, with all the parentheses that they may need.

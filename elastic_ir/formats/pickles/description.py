@@ -145,7 +145,7 @@ class _Describer:
         if type(value) in (dict, OrderedDict):
             return {"dict": [[self.value(k, where), self.value(v, where)] for k, v in value.items()]}
         if isinstance(value, type) and issubclass(value, nn.Module):
-            return {"class": qualified(value)}
+            return {"class": f"{value.__module__}:{value.__qualname__}"}
         if isinstance(value, functools.partial) and isinstance(value.func, type):
             return {
                 "partial": [
@@ -187,10 +187,6 @@ class _Describer:
 _FUNCTIONAL = ("torch.nn.functional", "torch._C._nn")
 #: Whose objects are more than their attributes, or are made again by the library itself.
 _LIBRARIES = ("torch", "torchvision", "timm", "transformers", "numpy")
-
-
-def qualified(item: Any) -> str:
-    return f"{item.__module__}:{item.__qualname__}"
 
 
 def _is_configuration(value: Any) -> bool:

@@ -238,7 +238,7 @@ def order_children(tree: Tree) -> None:
 
 
 def borrow_layers(tree: Tree) -> None:
-    """Layers whose weights the forward around them uses in a functional call: the layer is called instead."""
+    """Give functional calls that are layers to the modules that own their weights, where those run nothing else."""
     running = {line.scope for line in tree.lines}
     owners = [{leaf.value[:-1] for leaf in walk(line.expr) if leaf.kind == "attr"} for line in tree.lines]
     readers = Counter(path for paths in owners for path in paths)
@@ -246,12 +246,10 @@ def borrow_layers(tree: Tree) -> None:
         owner = min(paths, default=())
         part = tree.parts.get(owner)
         alone = len(paths) == 1 and readers[owner] == 1 and owner not in running and owner[:-1] == line.scope
-        if not alone or not owner or part is None or part.children:
-            continue
-        found = _layer(tree, line.expr)
-        if found is not None and set(found.roles) == set(part.weights):
-            part.kind, part.make = "leaf", found.make
-            line.scope, line.expr = owner, Expr("self", owner, (found.input,), ("",))
+        if alone and owner and part is not None and not part.children:
+            found = _layer(tree, line.expr)
+            if found is not None and set(found.roles) == set(part.weights):
+                line.scope = owner
 
 
 def _restore_layer(tree: Tree, part: Part, runs: Sequence[Sequence[Line]]) -> None:
