@@ -113,7 +113,7 @@ def test_layers_that_widen_are_said_to(library: str) -> None:
         with pytest.raises(eir.StructureError) as caught:
             _ = graph.stages
         message = str(caught.value)
-        assert "the 6 layers of 'features.denseblock1'" in message
+        assert "the 24 layers of 'features.denseblock3'" in message
         assert "each is wider than the one before it (64, 96, 128 channels" in message
         assert "\n" not in message
 
