@@ -114,7 +114,7 @@ def test_layers_that_widen_are_said_to(library: str) -> None:
             _ = graph.stages
         message = str(caught.value)
         assert "the 24 layers of 'features.denseblock3'" in message
-        assert "each is wider than the one before it (64, 96, 128 channels" in message
+        assert "each is wider than the one before it (256, 288, 320 channels" in message
         assert "\n" not in message
 
 
