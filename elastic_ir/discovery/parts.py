@@ -230,13 +230,12 @@ def group_children(
             current.parts.append(part)
         elif leading:
             pending.append(part)
-    if len(groups) > 1:
-        _leave_the_rest(groups[-2], groups[-1], has_weights)
+    _leave_the_rest(groups, has_weights)
     return groups
 
 
-def _leave_the_rest(before: Group, group: Group, has_weights: Callable[[Part], bool]) -> None:
-    """Take the norm behind the last layer out where an equal layer before it has none: that norm is the head's."""
+def _leave_the_rest(groups: list[Group], has_weights: Callable[[Part], bool]) -> None:
+    """Take out the one norm that stands behind a layer where an equal layer before it has none: it is the head's."""
 
     def behind(one: Group) -> int | None:
         return next((at for at, part in enumerate(one.parts) if at and has_weights(part)), None)
@@ -244,6 +243,8 @@ def _leave_the_rest(before: Group, group: Group, has_weights: Callable[[Part], b
     def inside(part: Part) -> list[str]:
         return [name[len(part.path) :] for name in part.weights]
 
-    at = behind(group)
-    if at is not None and behind(before) is None and inside(before.parts[0]) == inside(group.parts[0]):
-        del group.parts[at:]
+    normed = [index for index, group in enumerate(groups) if behind(group) is not None]
+    if len(normed) == 1 and normed[0]:
+        before, group = groups[normed[0] - 1 : normed[0] + 1]
+        if inside(before.parts[0]) == inside(group.parts[0]):
+            del group.parts[behind(group) :]
