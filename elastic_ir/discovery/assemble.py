@@ -114,8 +114,10 @@ def find_candidates(part: Part, reader: Reader) -> list[Candidate]:
     _take_together(inner)
     for candidate in own:
         if not _overridden(candidate, inner) and not _outweighed(candidate, inner, reader):
-            candidate.inner = inner
-            return [candidate]
+            blocks = tuple(f"{part.path}." for group in candidate.groups for part in group.parts)
+            candidate.inner = [one for one in inner if f"{one.container.path}.".startswith(blocks)]
+            # a series among other children does not hide what repeats in these
+            return [candidate, *(one for one in inner if one.strong and one not in candidate.inner)]
     return inner
 
 
@@ -196,7 +198,19 @@ def _outweighed(series: Candidate, inner: list[Candidate], reader: Reader) -> bo
 
 
 def choose(found: list[Candidate], reader: Reader) -> list[Candidate]:
-    """Keep repeated containers, and single ones whose like occurs elsewhere in the network."""
+    """Keep repeated containers, and single ones whose like occurs elsewhere in the network.
+
+    Where that leaves none, the lists inside are asked: a Sequential of stages, each of one block behind an entry.
+    """
+    while found:
+        chosen = _choose(found, reader)
+        if chosen:
+            return chosen
+        found = [one for outer in found for one in outer.inner]
+    return []
+
+
+def _choose(found: list[Candidate], reader: Reader) -> list[Candidate]:
     strong = [c for c in found if c.strong]
     if any(c.trunk for c in strong):
         # of branches side by side only the last looks like the trunk: what it starts from, the others start from too
