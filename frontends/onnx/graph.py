@@ -199,8 +199,10 @@ class _Reader:
         """Scopes for the nodes, and for each weight a name within the scope of the node that uses it."""
         weights = {n: c for n, c in self.source.constants.items() if c.literal is None and c.data is not None}
         layers = self._layer_weights(weights)
+        storages: dict[str, Storage] = {}
         for name, constant in weights.items():
             assert constant.data is not None
+            storage = storages.setdefault(constant.root, Storage(constant.data, constant.mask))
             float_like = constant.data.dtype.startswith(("float", "bfloat"))
             statistic = any(
                 place > 2 and operator(self.proto.node[index]) == "BatchNormalization"
@@ -208,7 +210,7 @@ class _Reader:
             )
             self.graph.weights[name] = Weight(
                 name,
-                Storage(constant.data, constant.mask),
+                storage,
                 name,
                 float_like and not statistic,
                 True,

@@ -99,10 +99,15 @@ class _Builder:
         outputs = {entry.name for entry in self.old.output}
         needed = read(made) | outputs | self.names.holders.keys()
         needed |= self.source.constants.keys() - read(self.old.node) - outputs
-        for name in list(needed):  # the shape that a ConstantOfShape fills
-            filled = self.source.constants.get(name)
-            if filled is not None and filled.node is not None:
-                needed.update(n for n in self.old.node[filled.node].input if n)
+        waiting = list(needed)
+        while waiting:  # the shape that a ConstantOfShape fills, what an Identity copies
+            name = waiting.pop()
+            made = self.source.constants.get(name)
+            if made is None or made.node is None or (made.alias is not None and name in self.names.holders):
+                continue
+            fresh = {n for n in self.old.node[made.node].input if n} - needed
+            needed |= fresh
+            waiting += fresh
         return needed
 
     def _origin(self, node: Node) -> onnx.NodeProto | None:
@@ -191,10 +196,13 @@ class _Builder:
         if constant is None or constant.node is None or name in self.emitted:
             return
         self.emitted.add(name)
-        if held is not None and not unchanged(*held):
+        base = self.names.base_of(name) if held is not None else name
+        if held is not None and (base == name if constant.alias is not None else not unchanged(*held)):
             return  # an initializer takes its place
         proto = self.onnx.NodeProto()
         proto.CopyFrom(self.old.node[constant.node])
+        if base != name and not self.names.one_tensor(proto.input[0], base):
+            proto.input[0] = base
         for operand in proto.input:
             self._emit_constant(operand, body)
         if name != constant.name:
