@@ -390,6 +390,7 @@ def build_stages(
                 group.inputs,
                 group.outputs,
                 group.taps,
+                group.given,
                 layers(group),
                 group.signature,
             )

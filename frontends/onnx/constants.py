@@ -137,7 +137,9 @@ class ConstantReader:
     def _literals(self) -> None:
         """Constants that are part of the program: few integers, and scalars that no layer has as its weight."""
         for constant in self.found.values():
-            if constant.alias is not None:  # what reads a tensor under any of its names decides for all of them
+            if (
+                constant.alias is not None
+            ):  # what reads a tensor under any of its names decides for all of them
                 self._readers.setdefault(constant.alias, []).extend(self._uses.get(constant.name, ()))
         for constant in self.found.values():
             name = constant.root

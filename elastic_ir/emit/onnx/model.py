@@ -52,7 +52,7 @@ class _Builder:
         self.model = onnx.ModelProto()
         self.model.CopyFrom(source.model)
         self.new = self.model.graph
-        for table in ("node", "initializer", "sparse_initializer", "input", "value_info"):
+        for table in ("node", "initializer", "sparse_initializer", "input", "output", "value_info"):
             self.new.ClearField(table)
         self.names = Names(graph, source)
         self.tables = Tables(self.names, self.model, source, sparse=sparse)
@@ -213,14 +213,16 @@ class _Builder:
 
     def _outputs(self, body: list[onnx.NodeProto]) -> None:
         """An output whose value has another name (an input, a weight, another output) is copied to its own."""
-        for item, entry in zip(self.names.results(), self.old.output, strict=True):
+        stated = {entry.name: entry for entry in self.old.output}
+        for item, (own, label) in zip(self.names.results(), self.names.outputs, strict=True):
+            entry = self.new.output.add()
+            entry.CopyFrom(stated[label])
+            entry.name = own
             if isinstance(item, (Literal, Symbol)):
                 continue
             name = self.names.operand(item, None, 0)
-            if name != entry.name:
+            if name != own:
                 self._emit_constant(name, body)
                 body.append(
-                    self.onnx.helper.make_node(
-                        "Identity", [name], [entry.name], name=self.names.fresh("Identity")
-                    )
+                    self.onnx.helper.make_node("Identity", [name], [own], name=self.names.fresh("Identity"))
                 )

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from elastic_ir.emit.onnx.ends import renumber
 from elastic_ir.errors import EmitError
-from elastic_ir.ir.graph import Argument, Graph, Literal, Node, Symbol, Value, WeightRef
+from elastic_ir.ir.graph import RESULTS, Argument, Graph, Literal, Node, Symbol, Value, WeightRef
 from elastic_ir.onnx_model import SCOPES, Constant, OnnxSource, bodies, module_scopes, path_step
 from elastic_ir.tensors.weights import Weight
 
@@ -32,9 +33,16 @@ class Names:
         #: what a weight is called here, by its storage's identity and its name in the file: of tensors that an Identity
         #: gives several names each keeps its own
         self.weights: dict[tuple[int, str], str] = {}
-        self.bases: dict[int, str] = {}  #: of the names of one tensor the one that holds it; the others are copies
+        self.bases: dict[
+            int, str
+        ] = {}  #: of the names of one tensor the one that holds it; the others are copies
         self.holders: dict[str, tuple[Constant, Weight]] = {}  #: constants by the names they have here
         self.literals: dict[str, Literal] = {}
+        #: inputs and outputs in order, each with its name here and that of the source's that it is or is like
+        self.inputs: list[tuple[str, str]] = []
+        self.outputs: list[tuple[str, str]] = []
+        self._name_ends()
+        self._ends = {entry.name for entry in self.old.output} | {name for name, _ in self.outputs}
         self._name_weights()
         self._name_results()
 
@@ -131,16 +139,41 @@ class Names:
         """For each weight's name here the name in the source file of the tensor that it holds."""
         return {name: self._file_name(weight) for name, (_, weight) in self.holders.items()}
 
-    def _name_results(self) -> None:
-        """The network's inputs and outputs keep their names, whatever computes them now."""
+    def _name_ends(self) -> None:
+        """The network's inputs and outputs keep their names; of those that blocks have each the numbers go on."""
+        before = [entry.name for entry in self.old.input if entry.name not in self.source.constants]
+        nodes = [node for node in self.graph if node.kind == "input"]
+        now = [node.origin or node.name for node in nodes]
+        self.inputs = list(zip(self._renumbered(before, now), now, strict=True))
+        for node, (name, _) in zip(nodes, self.inputs, strict=True):
+            self.values[node.output] = name
+        before = [entry.name for entry in self.old.output]
+        labels = self._result_labels()
+        self.outputs = list(zip(self._renumbered(before, labels), labels, strict=True))
+
+    def _renumbered(self, before: list[str], now: list[str]) -> list[str]:
+        names = renumber(before, now, self.fresh)
+        others = self.taken.difference(before)
+        names = [self.fresh(name) if name in others else name for name in names] if names != before else names
+        self.taken.update(names)
+        return names
+
+    def _result_labels(self) -> list[str]:
+        """For each result the name of the source's output that it is, or is like."""
         for node in self.graph:
-            if node.kind == "input":
-                self.values[node.output] = node.origin or node.name
+            if node.kind == "output":
+                labels = node.attributes.get(RESULTS)
+                if isinstance(labels, tuple) and len(labels) == len(self.results()):
+                    return [str(label) for label in labels]
+        return [entry.name for entry in self.old.output]
+
+    def _name_results(self) -> None:
+        """Values that are results have the names of the outputs, whatever computes them now."""
         taken = set()
-        for value, entry in zip(self.results(), self.old.output, strict=True):
-            if isinstance(value, Value) and value not in self.values and entry.name not in taken:
-                self.values[value] = entry.name
-                taken.add(entry.name)
+        for value, (name, _) in zip(self.results(), self.outputs, strict=True):
+            if isinstance(value, Value) and value not in self.values and name not in taken:
+                self.values[value] = name
+                taken.add(name)
 
     def results(self) -> tuple[Argument, ...]:
         """What the network returns; EmitError where it has no output."""
@@ -155,7 +188,7 @@ class Names:
         """Name a node's result that has a name in the source: a clone's, and what an output was called, is new."""
         if value is not None and value in self.values:
             new = self.values[value]
-        elif clone or name in {entry.name for entry in self.old.output}:
+        elif clone or name in self._ends:
             new = self.fresh(name, node.scope)
         else:
             new = name

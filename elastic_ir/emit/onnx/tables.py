@@ -86,12 +86,23 @@ class Tables:
 
     def add_inputs_and_types(self, emitted: set[str]) -> None:
         """Inputs, and the types that the source states for values and for the Constant nodes that were ``emitted``."""
-        outputs = {entry.name for entry in self.old.output}
+        outputs = {name for name, _ in self.names.outputs}
         names = {entry.name for entry in (*self.new.initializer,)}
         names |= {sparse.values.name for sparse in self.new.sparse_initializer}
+        stated = {entry.name: entry for entry in self.old.input}
+        waiting = list(self.names.inputs)
+        changed = any(name != label for name, label in waiting) or len(waiting) != len(
+            self.source.input_shapes
+        )
         for entry in self.old.input:
             if entry.name not in self.source.constants:
-                self.new.input.add().CopyFrom(entry)
+                # one after the other, in case weights stand among them; all where there are more or fewer now
+                same = [label for _, label in waiting[:1]] == [entry.name] and not changed
+                for name, label in waiting[: 1 if same else len(waiting)]:
+                    twin = self.new.input.add()
+                    twin.CopyFrom(stated[label])
+                    twin.name = name
+                del waiting[: 1 if same else len(waiting)]
                 continue
             for name, (constant, _) in self.names.holders.items():  # old models list initializers as inputs
                 if constant.name == entry.name and name in names:
