@@ -85,14 +85,10 @@ class Links:
             columns = self._columns(model, [value for value, who in self.leaving[1].items() if -1 in who])
             taken = [rank for rank, value in enumerate(model.outputs) if self._enter(value, columns, found)]
             self._enter(None, columns, found)
-            for rank in range(
-                len(model.inputs)
-            ):  # of hidden states the last one may be normed: then what flows in
-                if rank not in taken:
-                    flows = [
-                        group.inputs[rank] if rank < len(group.inputs) else None for group in self.groups
-                    ]
-                    self._enter(None, [flows], found, flowing=True)
+            # of hidden states the last one may be normed: then what flows into each block is collected
+            for rank in (rank for rank in range(len(model.inputs)) if rank not in taken):
+                flows = [group.inputs[rank] if rank < len(group.inputs) else None for group in self.groups]
+                self._enter(None, [flows], found, flowing=True)
         tapped = {value for taps in found for value in taps}
         for index, group in enumerate(self.groups):
             group.taps = tuple(found[index])

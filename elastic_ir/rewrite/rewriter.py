@@ -9,7 +9,7 @@ rewriter through which all edits go is xDSL's idea.) The tests freeze built grap
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any

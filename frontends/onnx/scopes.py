@@ -110,7 +110,7 @@ def _assign(graph: Graph, scopes: dict[Node, str | None]) -> bool:
 
 def _readers(node: Node, users: dict[Value, list[Node]]) -> list[Node]:
     """The nodes that read a node's results, not those that take them apart."""
-    found = []
+    found: list[Node] = []
     for reader in users.get(node.output, ()):
         found += users.get(reader.output, ()) if reader.op == "operator.getitem" else [reader]
     return found

@@ -1,8 +1,8 @@
 """The names of a model's inputs and outputs where a pass has made more of them, or fewer.
 
-A past key and value, or a hidden state, exists once for each block: ``present.0.key``, ``present.1.key``. Such names are
-numbered afresh in order, with the step and the first number that they have. Names in which nothing counts stay, and a
-new one is made after its like's.
+A past key and value, or a hidden state, exists once for each block: ``present.0.key``, ``present.1.key``. These names
+are numbered afresh in order, with the step and the first number that they have. Names in which nothing counts stay, and
+a new one is made after its like's.
 """
 
 from __future__ import annotations

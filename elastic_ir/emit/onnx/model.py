@@ -102,10 +102,14 @@ class _Builder:
         waiting = list(needed)
         while waiting:  # the shape that a ConstantOfShape fills, what an Identity copies
             name = waiting.pop()
-            made = self.source.constants.get(name)
-            if made is None or made.node is None or (made.alias is not None and name in self.names.holders):
+            filled = self.source.constants.get(name)
+            if (
+                filled is None
+                or filled.node is None
+                or (filled.alias is not None and name in self.names.holders)
+            ):
                 continue
-            fresh = {n for n in self.old.node[made.node].input if n} - needed
+            fresh = {n for n in self.old.node[filled.node].input if n} - needed
             needed |= fresh
             waiting += fresh
         return needed
