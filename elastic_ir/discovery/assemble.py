@@ -404,6 +404,7 @@ def build_stages(
                 group.inputs,
                 group.outputs,
                 group.taps,
+                group.given,
                 layers(group),
                 group.signature,
             )

@@ -10,6 +10,7 @@ from typing import Any
 
 from elastic_ir.discovery.parts import Group
 from elastic_ir.ir.graph import Node, Value
+from elastic_ir.ir.operations import reads_form_only
 from elastic_ir.ir.structure import fit
 
 
@@ -48,7 +49,7 @@ class Links:
         """Enter inputs and outputs, whether a group is linked to the one before it, sound and preserving."""
         for index in range(len(self.groups)):
             self._outputs(index)
-        self._taps()
+        self._given()
         for index in range(len(self.groups)):
             self._inputs(index)
         for index, group in enumerate(self.groups):
@@ -56,6 +57,8 @@ class Links:
             group.shared = frozenset(value for value in outside if self.readers[value] > 1)
             if not group.linked:
                 self._first_inputs(index)
+        self._taps()
+        for group in self.groups:
             if not group.inputs or not group.outputs:
                 group.sound = False
             group.preserving = fit(group.inputs, group.outputs)
@@ -79,41 +82,98 @@ class Links:
         found: list[list[Value]] = [[] for _ in self.groups]
         if len(self.groups) > 1:
             model = self.groups[1]
-            place = {node: at for at, node in enumerate(model.nodes)}
-            for value, who in self.leaving[1].items():
-                if -1 in who:
-                    column = [
-                        self._counterpart(group, value, model, place[value.node]) for group in self.groups
-                    ]
-                    values = [one for one in column if one is not None]
-                    if len(values) == len(column) and self._collected(values):
-                        for taps, one in zip(found, values, strict=True):
-                            taps.append(one)
+            columns = self._columns(model, [value for value, who in self.leaving[1].items() if -1 in who])
+            taken = [rank for rank, value in enumerate(model.outputs) if self._enter(value, columns, found)]
+            self._enter(None, columns, found)
+            # of hidden states the last one may be normed: then what flows into each block is collected
+            for rank in (rank for rank in range(len(model.inputs)) if rank not in taken):
+                flows = [group.inputs[rank] if rank < len(group.inputs) else None for group in self.groups]
+                self._enter(None, [flows], found, flowing=True)
+        tapped = {value for taps in found for value in taps}
         for index, group in enumerate(self.groups):
             group.taps = tuple(found[index])
             # the last one's outputs need not all be read: a residual sum that runs beside the sum of skips (WaveNet)
-            group.sound = all(value in (*group.outputs, *group.taps) for value in self.leaving[index])
+            group.sound &= all(value in tapped or value in group.outputs for value in self.leaving[index])
             for value in group.outputs:
                 who = self.leaving[index].get(value, set())
-                if len(who - {-1} if value in group.taps else who) > 1:
+                if len(who - {-1} if value in tapped else who) > 1:
                     group.sound = False
 
-    def _counterpart(self, group: Group, value: Value, model: Group, place: int) -> Value | None:
-        """A group's value in the place of one of the model's: an output of the same rank, or of the same node."""
-        if value in model.outputs:
-            rank = model.outputs.index(value)
-            return group.outputs[rank] if rank < len(group.outputs) else None
-        if len(group.nodes) != len(model.nodes) or group.nodes[place].op != model.nodes[place].op:
-            return None
-        return group.nodes[place].output
+    def _enter(
+        self,
+        only: Value | None,
+        columns: list[list[Value | None]],
+        found: list[list[Value]],
+        *,
+        flowing: bool = False,
+    ) -> bool:
+        """Enter the columns that are collected, all of them or that of one value; whether there was one."""
+        entered = False
+        for column in [column for column in columns if only is None or column[1] is only]:
+            values = [one for one in column if one is not None]
+            if len(values) == len(column) and self._collected(values, flowing=flowing):
+                columns.remove(column)
+                entered = True
+                for taps, one in zip(found, values, strict=True):
+                    taps.append(one)
+        return entered
 
-    def _collected(self, values: Sequence[Value]) -> bool:
-        """Whether all that reads one of these values outside the groups reads them all in turn, in a list."""
+    def _given(self) -> None:
+        """Enter the network's inputs of which each group has its own; nothing else may read more than their form.
+
+        A group with more or fewer than the others is none that could be cloned.
+        """
+        found: list[list[Value]] = []
+        for index, seen in enumerate(self.reads):
+            found.append([])
+            for value in seen:
+                outside = [user for user in self.users.get(value, ()) if self.owner.get(user) != index]
+                if value.node.kind == "input" and value.node.origin and all(map(reads_form_only, outside)):
+                    found[-1].append(value)
+        if len(found) < 2 or not found[1]:
+            return
+        flow = self.groups[0].outputs[:1]
+        while len(found[0]) > len(found[1]):  # the first group may read what flows into it there
+            fits = (v for v in found[0] if v.type is not None and flow and v.type.fits(flow[0].type))
+            one = next(fits, None)
+            if one is None:
+                break
+            found[0].remove(one)
+        for group, values in zip(self.groups, found, strict=True):
+            if len(values) == len(found[1]):
+                group.given = tuple(values)
+            else:
+                group.sound = False
+
+    def _columns(self, model: Group, values: Sequence[Value]) -> list[list[Value | None]]:
+        """For each of some values that leave a group their like in every group.
+
+        That is its output of the same rank, or the next that is made by such an operation and leaves the groups.
+        """
+        columns: list[list[Value | None]] = [[] for _ in values]
+        for group, leaving in zip(self.groups, self.leaving, strict=True):
+            left = [value for value, who in leaving.items() if -1 in who]
+            for column, value in zip(columns, values, strict=True):
+                if value in model.outputs:
+                    rank = model.outputs.index(value)
+                    column.append(group.outputs[rank] if rank < len(group.outputs) else None)
+                    continue
+                like = (one for one in left if one.node.op == value.node.op and one not in group.outputs)
+                column.append(next(like, None))
+                left = [one for one in left if one is not column[-1]]
+        return columns
+
+    def _collected(self, values: Sequence[Value], *, flowing: bool) -> bool:
+        """Whether all that reads one of these values outside the groups reads them all in turn, in a list.
+
+        Others may read what the last one makes, or, of what flows, what flows into the first.
+        """
         outside = [{user for user in self.users.get(value, ()) if user not in self.owner} for value in values]
+        open_end = outside.pop(0 if flowing else -1)
         return (
             bool(outside[0])
-            and all(readers == outside[0] for readers in outside[:-1])
-            and outside[0] <= outside[-1]
+            and all(readers == outside[0] for readers in outside)
+            and outside[0] <= open_end
             and all(collects_all(reader, values) for reader in outside[0])
         )
 
@@ -144,7 +204,8 @@ class Links:
             if found and all(value in self.reads[index] for value in found):
                 group.inputs = found
                 return
-        alone = [value for value in self.reads[index] if self.readers[value] == 1] or list(self.reads[index])
+        reads = [value for value in self.reads[index] if value not in group.given]
+        alone = [value for value in reads if self.readers[value] == 1] or reads
         chosen: list[Value] = []
         for output in group.outputs:
             same = [v for v in alone if v not in chosen and v.type and v.type.fits(output.type)]
@@ -170,14 +231,45 @@ def collects(node: Node, value: Value) -> bool:
 
 
 def collects_all(node: Node, values: Sequence[Value]) -> bool:
-    """Whether a node reads values one behind the other in a list, each once."""
-    wanted = list(values)
+    """Whether a node reads values in a list, each once, in order and evenly spaced.
+
+    They stand one behind the other, or with those that the same blocks give besides between them (keys and values).
+    """
     for items in _lists(node):
-        if wanted[0] in items:
-            at = items.index(wanted[0])
-            if items[at : at + len(wanted)] == wanted and all(items.count(value) == 1 for value in wanted):
+        if any(items.count(value) != 1 for value in values):
+            continue
+        at = [items.index(value) for value in values]
+        step = at[1] - at[0] if len(at) > 1 else 1
+        if step > 0 and at == list(range(at[0], at[0] + step * len(at), step)):
+            between = items[at[0] : at[-1] + 1]
+            if step == 1 or all(isinstance(item, Value) and between.count(item) == 1 for item in between):
                 return True
     return False
+
+
+def with_row(
+    items: Sequence[Any], row: Sequence[Value], after: Sequence[Value] | None
+) -> list[tuple[int, Any]]:
+    """A list's items with those of one more row put in, or with a row taken out where ``after`` is None.
+
+    ``row`` are the values put in behind the values ``after``, in their order; or those taken out. Neighbours stay
+    neighbours: a key and a value are put in behind a key and a value. Each item comes with the place, before, of itself
+    or of what it is the like of.
+    """
+    if after is None:
+        return [(place, item) for place, item in enumerate(items) if item not in row]
+    found: list[tuple[int, Any]] = []
+    waiting: list[tuple[int, Any]] = []
+    like = dict(zip(after, row, strict=True))
+    for place, item in enumerate(items):
+        found.append((place, item))
+        if isinstance(item, Value) and item in like:
+            waiting.append((place, like[item]))
+            following = items[place + 1] if place + 1 < len(items) else None
+            if not (isinstance(following, Value) and following in like):
+                found += waiting
+                waiting = []
+    return found
 
 
 def _lists(node: Node) -> Iterator[list[Any]]:

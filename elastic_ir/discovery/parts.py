@@ -50,6 +50,7 @@ class Group:
     outputs: tuple[Value, ...] = ()
     shared: frozenset[Value] = frozenset()  #: values made outside that it and other groups read
     taps: tuple[Value, ...] = ()  #: what something outside collects from every group in turn
+    given: tuple[Value, ...] = ()  #: inputs of the network of which each group has its own
     linked: bool = False  #: it reads all that flows out of the group before it
     sound: bool = (
         True  #: nothing but its outputs and taps leaves it, and it reads no sibling but the one before

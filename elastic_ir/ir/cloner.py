@@ -94,6 +94,7 @@ def copy_structure(structure: Structure, values: dict[Value, Value], nodes: dict
             tuple(values[value] for value in block.inputs),
             tuple(values[value] for value in block.outputs),
             tuple(values[value] for value in block.taps),
+            tuple(values[value] for value in block.given),
             block.layers,
             block.signature,
         )

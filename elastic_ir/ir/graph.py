@@ -71,6 +71,9 @@ class Literal:
     values: tuple[bool | int | float, ...]  #: flat, in C order
 
 
+#: The attribute of an output node with the names that the source has for its results, one for each; a new result has
+#: that of its like.
+RESULTS = "results"
 #: The origin of a node that a pass has made, and that is not a copy of one of the source's.
 FRESH = "new"
 

@@ -84,8 +84,10 @@ class Block:
     nodes: list[Node] = field(default_factory=list)
     inputs: tuple[Value, ...] = ()
     outputs: tuple[Value, ...] = ()
-    #: values that something outside collects from every block in turn, hidden states for one
+    #: values that something outside collects from every block in turn: what it makes, or what flows into it
     taps: tuple[Value, ...] = ()
+    #: inputs of the network that this block alone reads, as each of its like has its own: a past key and value
+    given: tuple[Value, ...] = ()
     layers: int | None = None  #: weight layers on its longest path; None where names do not show it
     signature: str = ""  #: hash of operations, attributes and weight shapes
 

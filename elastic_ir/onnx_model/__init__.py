@@ -46,9 +46,15 @@ class Constant:
     name: str
     proto: onnx.TensorProto | None
     data: TensorData | None
-    node: int | None = None  #: the index of the Constant or ConstantOfShape node; None for an initializer
+    node: int | None = None  #: the index of the node that makes it; None for an initializer
     mask: Mask | None = None  #: of a sparse initializer
     literal: Literal | None = None
+    alias: str | None = None  #: the constant that an Identity hands on under this name; they are one tensor
+
+    @property
+    def root(self) -> str:
+        """The name that its tensor has first; its own unless it is an alias."""
+        return self.alias or self.name
 
 
 @dataclass(eq=False)

@@ -23,6 +23,7 @@ from elastic_ir.ir.graph import Argument, Graph, Node, Value, map_argument
 from elastic_ir.ir.info import Edits
 from elastic_ir.ir.naming import head_in, name_nodes, rename_path
 from elastic_ir.ir.structure import Block, Child, Container, Stage, Structure, Unit
+from elastic_ir.rewrite.given import GivenAndCollected
 from elastic_ir.rewrite.layer_edits import LayerEdits
 from elastic_ir.rewrite.renumbering import Renumbering
 from elastic_ir.rewrite.stage_edits import StageEdits
@@ -30,7 +31,7 @@ from elastic_ir.tensors.lazy import Mask, TensorData
 from elastic_ir.tensors.weights import Storage, Weight
 
 
-class Rewriter(LayerEdits, StageEdits, Renumbering):
+class Rewriter(LayerEdits, StageEdits, GivenAndCollected, Renumbering):
     """Edits one graph in place; use it as a context manager, which names what was made, and measures it, at its end.
 
     With a ``structure`` the graph is seen by it from now on, in place of what discovery finds.
@@ -321,6 +322,8 @@ class Rewriter(LayerEdits, StageEdits, Renumbering):
 
     def _clone_nodes(self, block: Block, clone: Block, after: Block, renames: dict[str, str]) -> None:
         values = dict(zip(block.inputs, after.outputs, strict=True))
+        values |= self._clone_given(block, after)
+        clone.given = tuple(values[value] for value in block.given)
         readers = {value: self.users(value) for value in (*after.outputs, *after.taps)}
         last = (
             after.nodes[-1] if after.nodes else self.graph._root
@@ -336,10 +339,6 @@ class Rewriter(LayerEdits, StageEdits, Renumbering):
         clone.outputs = tuple(values[value] for value in block.outputs)
         clone.taps = tuple(values[value] for value in block.taps)
         inside = {*clone.nodes, *after.nodes}
-        for old, new in zip(after.taps, clone.taps, strict=True):
-            for reader in readers[old]:
-                if reader not in inside and collects(reader, old):
-                    self._collect(reader, old, new)
         neighbours = [other for other in self._neighbours(after) if other is not clone]
         for old, new in zip(after.outputs, clone.outputs, strict=True):
             for reader in readers[old]:
@@ -347,14 +346,10 @@ class Rewriter(LayerEdits, StageEdits, Renumbering):
                     self._rewire(reader, old, new)
             for other in neighbours:
                 other.inputs = _with(other.inputs, old, new)
-
-    def _collect(self, reader: Node, old: Value, new: Value | None) -> None:
-        """Let a node that collects values take another one behind ``old``, or ``old`` no more."""
-        reader.args, reader.kwargs = (_collecting(part, old, new) for part in (reader.args, reader.kwargs))
-        if new is not None:
-            self._users.setdefault(new, {})[reader] = None
-        elif old not in reader.operands():
-            self._users.get(old, {}).pop(reader, None)
+                other.taps = _with(other.taps, old, new) if old not in after.taps else other.taps
+        for reader in dict.fromkeys(reader for old in after.taps for reader in readers[old]):
+            if reader not in inside and any(collects(reader, old) for old in after.taps):
+                self._collect(reader, clone.taps, after.taps)
 
     def _neighbours(self, block: Block) -> list[Block]:
         """The blocks that may read a block's output: those of its own stage and of the following one."""
@@ -372,18 +367,19 @@ class Rewriter(LayerEdits, StageEdits, Renumbering):
         if block.nodes:
             neighbours = self._neighbours(block)
             inside = set(block.nodes)
-            for value in block.taps:
-                for reader in self.users(value):
-                    if reader not in inside and collects(reader, value):
-                        self._collect(reader, value, None)
+            for reader in dict.fromkeys(reader for value in block.taps for reader in self.users(value)):
+                if reader not in inside and any(collects(reader, value) for value in block.taps):
+                    self._collect(reader, block.taps, None)
             for old, new in zip(block.outputs, block.inputs, strict=True):
                 for reader in self.users(old):
                     if reader not in inside:
                         self._rewire(reader, old, new)
                 for other in neighbours:
                     other.inputs = _with(other.inputs, old, new)
+                    other.taps = _with(other.taps, old, new) if old not in block.taps else other.taps
             for node in reversed(block.nodes):
                 self._unlink(node)
+            self._delete_given(block, stage)
         for child in block.children:
             for name in self._weights_of.pop(child.path, ()):
                 weight = self.graph.weights.pop(name)
@@ -433,18 +429,3 @@ class Rewriter(LayerEdits, StageEdits, Renumbering):
 def _with(values: tuple[Value, ...], old: Value, new: Value) -> tuple[Value, ...]:
     """A tuple of values with one of them replaced; the tuple itself where that is not among them."""
     return tuple(new if value is old else value for value in values) if old in values else values
-
-
-def _collecting(item: Any, old: Value, new: Value | None) -> Any:
-    """An argument with a value put behind ``old`` in the lists that hold it, or ``old`` taken out of them."""
-    if isinstance(item, dict):
-        return {key: _collecting(part, old, new) for key, part in item.items()}
-    if not isinstance(item, (list, tuple)):
-        return item
-    made: list[Any] = []
-    for part in item:
-        if part is not old:
-            made.append(_collecting(part, old, new))
-        elif new is not None:
-            made += [old, new]
-    return type(item)(made)

@@ -1,7 +1,8 @@
 """The constants of an ONNX model, wherever it keeps them, and which of them are literals of the program.
 
-Initializers, dense and sparse, Constant nodes, and tensors that ConstantOfShape fills. Few integers, and scalars that
-no layer has as its weight, are literals; all else is a weight.
+Initializers, dense and sparse, Constant nodes, tensors that ConstantOfShape fills, and other names that an Identity
+gives to one of these: an exporter that keeps one of equal tensors leaves such a node for each of the others. Few
+integers, and scalars that no layer has as its weight, are literals; all else is a weight.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ class ConstantReader:
         self.file = opened.path.name
         self.found: dict[str, Constant] = {}
         self._uses = uses
+        self._readers = {name: list(found) for name, found in uses.items()}
         self._layers = layers
 
     def read(self) -> dict[str, Constant]:
@@ -103,8 +105,11 @@ class ConstantReader:
         self.found[constant.name] = constant
 
     def _constant_node(self, index: int, node: onnx.NodeProto) -> Constant | None:
-        """A Constant, or a ConstantOfShape whose shape is one; None for all other nodes."""
+        """A Constant, a ConstantOfShape whose shape is one, an Identity of one; None for all other nodes."""
         name = node.output[0]
+        if node.op_type == "Identity":
+            of = self.found.get(node.input[0]) if node.input else None
+            return Constant(name, None, of.data, index, of.mask, alias=of.root) if of is not None else None
         value = constant_tensor(node)
         if value is not None:
             return Constant(name, value, self.opened.data(value, f"the constant {name!r}"), index)
@@ -131,7 +136,13 @@ class ConstantReader:
 
     def _literals(self) -> None:
         """Constants that are part of the program: few integers, and scalars that no layer has as its weight."""
-        for name, constant in self.found.items():
+        for constant in self.found.values():
+            if (
+                constant.alias is not None
+            ):  # what reads a tensor under any of its names decides for all of them
+                self._readers.setdefault(constant.alias, []).extend(self._uses.get(constant.name, ()))
+        for constant in self.found.values():
+            name = constant.root
             data = constant.data
             if data is None or constant.mask is not None:
                 continue
@@ -149,13 +160,18 @@ class ConstantReader:
 
     def _is_number(self, name: str) -> bool:
         """Whether all that read a constant read it as numbers."""
-        uses = self._uses.get(name, ())
+        uses = [use for use in self._readers.get(name, ()) if not self._hands_on(use[0])]
         return bool(uses) and all(
             place in _NUMBERS.get(operator(self.proto.node[index]), ()) for index, place in uses
         )
 
+    def _hands_on(self, index: int) -> bool:
+        """Whether a node is one that gives a constant another name."""
+        made = self.found.get(self.proto.node[index].output[0]) if self.proto.node[index].output else None
+        return made is not None and made.node == index and made.alias is not None
+
     def _is_weight_operand(self, name: str) -> bool:
-        for index, place in self._uses.get(name, ()):
+        for index, place in self._readers.get(name, ()):
             kind = operator(self.proto.node[index])
             if kind in self._layers or (kind == "BatchNormalization" and place > 0):
                 return True

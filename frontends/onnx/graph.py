@@ -18,7 +18,7 @@ from elastic_ir.frontends.onnx.constants import ConstantReader, count_uses
 from elastic_ir.frontends.onnx.file import OnnxFile, read_onnx
 from elastic_ir.frontends.onnx.scopes import SCOPINGS, Scoping, by_regions
 from elastic_ir.frontends.onnx.types import infer_types
-from elastic_ir.ir.graph import Argument, Graph, Node, Symbol, Value, WeightRef
+from elastic_ir.ir.graph import RESULTS, Argument, Graph, Node, Symbol, Value, WeightRef
 from elastic_ir.ir.info import GraphInfo, History
 from elastic_ir.ir.naming import name_nodes, rename_references
 from elastic_ir.onnx_model import (
@@ -178,7 +178,8 @@ class _Reader:
                 )
                 self.values[name] = graph.append(part).output
         results = tuple(self._argument(entry.name) for entry in self.proto.output)
-        graph.append(Node("output", "output", (results,), kind="output"))
+        names = tuple(entry.name for entry in self.proto.output)
+        graph.append(Node("output", "output", (results,), kind="output", attributes={RESULTS: names}))
         return made
 
     def _argument(self, name: str) -> Argument:
@@ -199,8 +200,10 @@ class _Reader:
         """Scopes for the nodes, and for each weight a name within the scope of the node that uses it."""
         weights = {n: c for n, c in self.source.constants.items() if c.literal is None and c.data is not None}
         layers = self._layer_weights(weights)
+        storages: dict[str, Storage] = {}
         for name, constant in weights.items():
             assert constant.data is not None
+            storage = storages.setdefault(constant.root, Storage(constant.data, constant.mask))
             float_like = constant.data.dtype.startswith(("float", "bfloat"))
             statistic = any(
                 place > 2 and operator(self.proto.node[index]) == "BatchNormalization"
@@ -208,7 +211,7 @@ class _Reader:
             )
             self.graph.weights[name] = Weight(
                 name,
-                Storage(constant.data, constant.mask),
+                storage,
                 name,
                 float_like and not statistic,
                 True,

@@ -10,13 +10,16 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
-from elastic_ir.ir.graph import Graph, Node
+from elastic_ir.ir.graph import Graph, Node, Value
 from elastic_ir.onnx_model import module_scopes, path_step
 
 if TYPE_CHECKING:
     import onnx
 
+#: Operators that state a value in another form for who reads it; a quantiser's tools name them after what they read.
+_QUANTISERS = frozenset(("onnx.QuantizeLinear", "onnx.DequantizeLinear", "onnx.DynamicQuantizeLinear"))
 _ENOUGH = 0.9  #: the share of layers whose scope has to be known
+_STATED = 0.4  #: the share of nodes whose scope has to be stated for others to be told from theirs
 _NUMBER = re.compile(r"(^|[._a-z])\d+($|\.)")
 
 
@@ -41,7 +44,7 @@ def _from_metadata(graph: Graph, proto: onnx.NodeProto, node: Node) -> str | Non
 
 def _from_node_name(graph: Graph, proto: onnx.NodeProto, node: Node) -> str | None:
     """As PyTorch's older exporter named the node."""
-    if not proto.name.startswith("/"):
+    if not proto.name.startswith("/") or node.op in _QUANTISERS:
         return None
     path: list[str] = []
     for part in proto.name.split("/")[1:-1]:
@@ -66,36 +69,51 @@ SCOPINGS: tuple[Scoping, ...] = (_by(_from_metadata), _by(_from_node_name), _by(
 
 
 def _enough(graph: Graph, scopes: dict[Node, str | None]) -> bool:
-    """Whether most layers have a path, and some path a number: only then do containers show."""
-    layers = [
-        scope
-        for node, scope in scopes.items()
-        if any(graph.weights[name].prunable for name in node.weight_names())
-    ]
-    known = [scope for scope in layers if scope]
-    return len(known) >= max(1, _ENOUGH * len(layers)) and any(_NUMBER.search(scope) for scope in known)
+    """Whether most layers have a path, and some path a number: only then do containers show.
+
+    A layer's weight may be read by a node that makes it ready, of which the file says nothing (a quantiser's); if most
+    of the file's nodes have a path, the layer is where that node turns out to be.
+    """
+    layers = [node for node in scopes if any(graph.weights[name].prunable for name in node.weight_names())]
+    stated = sum(scope is not None for scope in scopes.values()) > _STATED * len(scopes)
+    known = [path for node in layers if (path := node.scope if stated else scopes[node])]
+    return len(known) >= max(1, _ENOUGH * len(layers)) and any(_NUMBER.search(path) for path in known)
 
 
 def _assign(graph: Graph, scopes: dict[Node, str | None]) -> bool:
     """Set what is known; the rest (an optimiser's nodes) lies in the innermost module that all its neighbours share."""
-    if not _enough(graph, scopes):
-        return False
     for node, scope in scopes.items():
         node.scope = scope or ""
     users = graph.users()
+    for node, scope in scopes.items():
+        readers = users.get(node.output, ())
+        if scope is None and readers and all(reader.kind == "output" for reader in readers):
+            scopes[node] = ""  # it gives a result the name of an output
     unknown = [node for node, scope in scopes.items() if scope is None]
     known = {node for node, scope in scopes.items() if scope is not None}
-    for nodes in (unknown, reversed(unknown)):
+    quantisers = [node for node in reversed(unknown) if node.op in _QUANTISERS]
+    for nodes in (quantisers, unknown, reversed(unknown)):
         for node in nodes:
-            near = [v.node.scope for v in node.operands() if v.node in known]
-            near += [reader.scope for reader in users.get(node.output, ()) if reader in known]
+            near = [reader.scope for reader in _readers(node, users) if reader in known]
+            if nodes is not quantisers:
+                near += [v.node.scope for v in node.operands() if v.node in known]
             if near and node not in known:
                 node.scope = _shared(near)
                 known.add(node)
+    if not _enough(graph, scopes):
+        return False
     for node in graph:
         if node.op == "operator.getitem":
             node.scope = node.operands()[0].node.scope
     return True
+
+
+def _readers(node: Node, users: dict[Value, list[Node]]) -> list[Node]:
+    """The nodes that read a node's results, not those that take them apart."""
+    found: list[Node] = []
+    for reader in users.get(node.output, ()):
+        found += users.get(reader.output, ()) if reader.op == "operator.getitem" else [reader]
+    return found
 
 
 def _shared(paths: list[str]) -> str:

@@ -52,7 +52,7 @@ class _Builder:
         self.model = onnx.ModelProto()
         self.model.CopyFrom(source.model)
         self.new = self.model.graph
-        for table in ("node", "initializer", "sparse_initializer", "input", "value_info"):
+        for table in ("node", "initializer", "sparse_initializer", "input", "output", "value_info"):
             self.new.ClearField(table)
         self.names = Names(graph, source)
         self.tables = Tables(self.names, self.model, source, sparse=sparse)
@@ -99,10 +99,19 @@ class _Builder:
         outputs = {entry.name for entry in self.old.output}
         needed = read(made) | outputs | self.names.holders.keys()
         needed |= self.source.constants.keys() - read(self.old.node) - outputs
-        for name in list(needed):  # the shape that a ConstantOfShape fills
+        waiting = list(needed)
+        while waiting:  # the shape that a ConstantOfShape fills, what an Identity copies
+            name = waiting.pop()
             filled = self.source.constants.get(name)
-            if filled is not None and filled.node is not None:
-                needed.update(n for n in self.old.node[filled.node].input if n)
+            if (
+                filled is None
+                or filled.node is None
+                or (filled.alias is not None and name in self.names.holders)
+            ):
+                continue
+            fresh = {n for n in self.old.node[filled.node].input if n} - needed
+            needed |= fresh
+            waiting += fresh
         return needed
 
     def _origin(self, node: Node) -> onnx.NodeProto | None:
@@ -191,10 +200,13 @@ class _Builder:
         if constant is None or constant.node is None or name in self.emitted:
             return
         self.emitted.add(name)
-        if held is not None and not unchanged(*held):
+        base = self.names.base_of(name) if held is not None else name
+        if held is not None and (base == name if constant.alias is not None else not unchanged(*held)):
             return  # an initializer takes its place
         proto = self.onnx.NodeProto()
         proto.CopyFrom(self.old.node[constant.node])
+        if base != name and not self.names.one_tensor(proto.input[0], base):
+            proto.input[0] = base
         for operand in proto.input:
             self._emit_constant(operand, body)
         if name != constant.name:
@@ -205,14 +217,16 @@ class _Builder:
 
     def _outputs(self, body: list[onnx.NodeProto]) -> None:
         """An output whose value has another name (an input, a weight, another output) is copied to its own."""
-        for item, entry in zip(self.names.results(), self.old.output, strict=True):
+        stated = {entry.name: entry for entry in self.old.output}
+        for item, (own, label) in zip(self.names.results(), self.names.outputs, strict=True):
+            entry = self.new.output.add()
+            entry.CopyFrom(stated[label])
+            entry.name = own
             if isinstance(item, (Literal, Symbol)):
                 continue
             name = self.names.operand(item, None, 0)
-            if name != entry.name:
+            if name != own:
                 self._emit_constant(name, body)
                 body.append(
-                    self.onnx.helper.make_node(
-                        "Identity", [name], [entry.name], name=self.names.fresh("Identity")
-                    )
+                    self.onnx.helper.make_node("Identity", [name], [own], name=self.names.fresh("Identity"))
                 )

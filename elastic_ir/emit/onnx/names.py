@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from elastic_ir.emit.onnx.ends import renumber
 from elastic_ir.errors import EmitError
-from elastic_ir.ir.graph import Argument, Graph, Literal, Node, Symbol, Value, WeightRef
+from elastic_ir.ir.graph import RESULTS, Argument, Graph, Literal, Node, Symbol, Value, WeightRef
 from elastic_ir.onnx_model import SCOPES, Constant, OnnxSource, bodies, module_scopes, path_step
 from elastic_ir.tensors.weights import Weight
 
@@ -29,9 +30,19 @@ class Names:
         self.copies: dict[str, dict[str, Value | None]] = {}
         self.known = frozenset(self._source_names())  #: of all values and weights of the source
         self.taken = {*self.known, *(entry.name for entry in self.old.value_info)}
-        self.weights: dict[int, str] = {}  #: by the storage's identity
+        #: what a weight is called here, by its storage's identity and its name in the file: of tensors that an Identity
+        #: gives several names each keeps its own
+        self.weights: dict[tuple[int, str], str] = {}
+        self.bases: dict[
+            int, str
+        ] = {}  #: of the names of one tensor the one that holds it; the others are copies
         self.holders: dict[str, tuple[Constant, Weight]] = {}  #: constants by the names they have here
         self.literals: dict[str, Literal] = {}
+        #: inputs and outputs in order, each with its name here and that of the source's that it is or is like
+        self.inputs: list[tuple[str, str]] = []
+        self.outputs: list[tuple[str, str]] = []
+        self._name_ends()
+        self._ends = {entry.name for entry in self.old.output} | {name for name, _ in self.outputs}
         self._name_weights()
         self._name_results()
 
@@ -65,13 +76,11 @@ class Names:
 
     def _name_weights(self) -> None:
         """One name for each tensor: the file's where it is the first of its kind, the path's where it has one."""
-        source = self.source
         kept: set[str] = set()
         later: list[Weight] = []
         for name, weight in self.graph.weights.items():
-            key = id(weight.storage)
-            file_name = source.initializer_of.get(weight.origin, weight.origin)
-            if key in self.weights:
+            file_name = self._file_name(weight)
+            if self._key(weight) in self.weights:
                 continue
             if file_name == weight.origin and name != file_name:  # a path of modules, and it has moved
                 later.append(weight)
@@ -82,9 +91,9 @@ class Names:
             kept.add(file_name)
             self._hold(file_name, weight)
         for weight in later:
-            if id(weight.storage) in self.weights:
+            if self._key(weight) in self.weights:
                 continue
-            file_name = source.initializer_of.get(weight.origin, weight.origin)
+            file_name = self._file_name(weight)
             path = file_name == weight.origin
             if path and weight.name not in kept and self._is_free(weight.name):
                 kept.add(weight.name)
@@ -95,31 +104,76 @@ class Names:
                     self.fresh(weight.name if path else file_name, "" if path else weight.name), weight
                 )
 
+    def _file_name(self, weight: Weight) -> str:
+        """What the tensor that a weight came from is called in the source file."""
+        return self.source.initializer_of.get(weight.origin, weight.origin)
+
+    def _key(self, weight: Weight) -> tuple[int, str]:
+        return id(weight.storage), self._file_name(weight)
+
     def _is_free(self, name: str) -> bool:
         """Whether nothing in the source but a weight of a block has this name."""
         return name not in self.taken or name in self.source.initializer_of
 
     def _hold(self, name: str, weight: Weight) -> None:
-        self.weights[id(weight.storage)] = name
-        file_name = self.source.initializer_of.get(weight.origin, weight.origin)
+        self.weights[self._key(weight)] = name
+        file_name = self._file_name(weight)
         constant = self.source.constants.get(file_name) or Constant(file_name, None, weight.storage.data)
         self.holders[name] = (constant, weight)
+        base = self.bases.setdefault(id(weight.storage), name)
+        if constant.alias is None and self.holders[base][0].alias is not None:
+            self.bases[id(weight.storage)] = name
+
+    def base_of(self, name: str) -> str:
+        """The name that holds a weight's tensor: its own, unless an Identity is what gives it this one."""
+        constant, weight = self.holders[name]
+        return self.bases[id(weight.storage)] if constant.alias is not None else name
+
+    def one_tensor(self, name: str, other: str) -> bool:
+        """Whether two names stand for one tensor, the first of them under the name it has in the source."""
+        if name not in self.holders or name != self.holders[name][0].name:
+            return False
+        return self.holders[name][1].storage is self.holders[other][1].storage
 
     def lineage(self) -> dict[str, str]:
         """For each weight's name here the name in the source file of the tensor that it holds."""
-        known = self.source.initializer_of
-        return {name: known.get(weight.origin, weight.origin) for name, (_, weight) in self.holders.items()}
+        return {name: self._file_name(weight) for name, (_, weight) in self.holders.items()}
+
+    def _name_ends(self) -> None:
+        """The network's inputs and outputs keep their names; of those that blocks have each the numbers go on."""
+        before = [entry.name for entry in self.old.input if entry.name not in self.source.constants]
+        nodes = [node for node in self.graph if node.kind == "input"]
+        now = [node.origin or node.name for node in nodes]
+        self.inputs = list(zip(self._renumbered(before, now), now, strict=True))
+        for node, (name, _) in zip(nodes, self.inputs, strict=True):
+            self.values[node.output] = name
+        before = [entry.name for entry in self.old.output]
+        labels = self._result_labels()
+        self.outputs = list(zip(self._renumbered(before, labels), labels, strict=True))
+
+    def _renumbered(self, before: list[str], now: list[str]) -> list[str]:
+        names = renumber(before, now, self.fresh)
+        others = self.taken.difference(before)
+        names = [self.fresh(name) if name in others else name for name in names] if names != before else names
+        self.taken.update(names)
+        return names
+
+    def _result_labels(self) -> list[str]:
+        """For each result the name of the source's output that it is, or is like."""
+        for node in self.graph:
+            if node.kind == "output":
+                labels = node.attributes.get(RESULTS)
+                if isinstance(labels, tuple) and len(labels) == len(self.results()):
+                    return [str(label) for label in labels]
+        return [entry.name for entry in self.old.output]
 
     def _name_results(self) -> None:
-        """The network's inputs and outputs keep their names, whatever computes them now."""
-        for node in self.graph:
-            if node.kind == "input":
-                self.values[node.output] = node.origin or node.name
+        """Values that are results have the names of the outputs, whatever computes them now."""
         taken = set()
-        for value, entry in zip(self.results(), self.old.output, strict=True):
-            if isinstance(value, Value) and value not in self.values and entry.name not in taken:
-                self.values[value] = entry.name
-                taken.add(entry.name)
+        for value, (name, _) in zip(self.results(), self.outputs, strict=True):
+            if isinstance(value, Value) and value not in self.values and name not in taken:
+                self.values[value] = name
+                taken.add(name)
 
     def results(self) -> tuple[Argument, ...]:
         """What the network returns; EmitError where it has no output."""
@@ -134,7 +188,7 @@ class Names:
         """Name a node's result that has a name in the source: a clone's, and what an output was called, is new."""
         if value is not None and value in self.values:
             new = self.values[value]
-        elif clone or name in {entry.name for entry in self.old.output}:
+        elif clone or name in self._ends:
             new = self.fresh(name, node.scope)
         else:
             new = name
@@ -150,7 +204,7 @@ class Names:
         if isinstance(item, Value):
             return self.values[item]
         if isinstance(item, WeightRef):
-            return self.weights[id(self.graph.weights[item.name].storage)]
+            return self.weights[self._key(self.graph.weights[item.name])]
         if isinstance(item, (Literal, Symbol)):
             name = old.input[place] if old is not None and place < len(old.input) else None
             constant = self.source.constants.get(name) if name else None

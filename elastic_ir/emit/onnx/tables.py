@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from elastic_ir.emit.onnx.names import Names
 from elastic_ir.ir.graph import Literal, TensorType, Value
-from elastic_ir.onnx_model import Constant, OnnxSource, is_external, set_aside
+from elastic_ir.onnx_model import TYPES, Constant, OnnxSource, is_external, set_aside
 from elastic_ir.tensors.lazy import TensorData
 from elastic_ir.tensors.weights import Weight
 
@@ -38,7 +38,7 @@ class Tables:
         """The weights and literals, in the order of the source; of its other constants those that are needed."""
         after: dict[str, list[str]] = {}
         for name, (constant, _) in self.names.holders.items():
-            after.setdefault(constant.name, []).append(name)
+            after.setdefault(constant.root, []).append(name)
         for old in (*self.old.initializer, *(sparse.values for sparse in self.old.sparse_initializer)):
             if (
                 old.name not in self.names.holders
@@ -56,10 +56,14 @@ class Tables:
 
     def _initializer(self, name: str) -> None:
         constant, weight = self.names.holders[name]
+        if self.names.base_of(name) != name:
+            return  # an Identity makes it
+        if constant.alias is not None:  # what held the tensor is gone
+            constant = self.source.constants[constant.alias]
+        elif unchanged(constant, weight) and constant.node is not None:
+            return  # a node of its own
         if unchanged(constant, weight):
-            if constant.node is not None:
-                return  # a node of its own
-            if constant.proto is None and self.sparse:
+            if constant.proto is None and constant.node is None and self.sparse:
                 for sparse in self.old.sparse_initializer:
                     if sparse.values.name == constant.name:
                         twin = self.new.sparse_initializer.add()
@@ -67,7 +71,7 @@ class Tables:
                         twin.values.name = name
                 return
             proto = constant.proto
-            if proto is not None and not is_external(proto):
+            if proto is not None and constant.node is None and not is_external(proto):
                 same = self.new.initializer.add()
                 same.CopyFrom(proto)
                 same.name = name
@@ -82,12 +86,23 @@ class Tables:
 
     def add_inputs_and_types(self, emitted: set[str]) -> None:
         """Inputs, and the types that the source states for values and for the Constant nodes that were ``emitted``."""
-        outputs = {entry.name for entry in self.old.output}
+        outputs = {name for name, _ in self.names.outputs}
         names = {entry.name for entry in (*self.new.initializer,)}
         names |= {sparse.values.name for sparse in self.new.sparse_initializer}
+        stated = {entry.name: entry for entry in self.old.input}
+        waiting = list(self.names.inputs)
+        changed = any(name != label for name, label in waiting) or len(waiting) != len(
+            self.source.input_shapes
+        )
         for entry in self.old.input:
             if entry.name not in self.source.constants:
-                self.new.input.add().CopyFrom(entry)
+                # one after the other, in case weights stand among them; all where there are more or fewer now
+                same = [label for _, label in waiting[:1]] == [entry.name] and not changed
+                for name, label in waiting[: 1 if same else len(waiting)]:
+                    twin = self.new.input.add()
+                    twin.CopyFrom(stated[label])
+                    twin.name = name
+                del waiting[: 1 if same else len(waiting)]
                 continue
             for name, (constant, _) in self.names.holders.items():  # old models list initializers as inputs
                 if constant.name == entry.name and name in names:
@@ -134,9 +149,14 @@ class Tables:
                 dim.dim_value = new
 
     def _update_weight(self, entry: onnx.ValueInfoProto, name: str) -> None:
-        constant, weight = self.names.holders.get(name, (None, None))
-        if constant is None or weight is None or constant.data is None or constant.data.shape == weight.shape:
+        """Update a weight's type: it may be cut, or another of that name now (a flat list is numbered anew)."""
+        if name not in self.names.holders:
             return
-        del entry.type.tensor_type.shape.dim[:]
-        for extent in weight.shape:
-            entry.type.tensor_type.shape.dim.add().dim_value = extent
+        weight = self.names.holders[name][1]
+        kind = entry.type.tensor_type
+        if [dim.dim_value for dim in kind.shape.dim] != list(weight.shape):
+            del kind.shape.dim[:]
+            for extent in weight.shape:
+                kind.shape.dim.add().dim_value = extent
+        if weight.dtype in TYPES:
+            kind.elem_type = TYPES[weight.dtype]
