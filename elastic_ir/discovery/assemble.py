@@ -89,6 +89,10 @@ def find_candidates(part: Part, reader: Reader) -> list[Candidate]:
     """Containers that may hold stages, the outermost sensible ones, in the order of the tree."""
     own: list[Candidate] = []
     for container, parts in reader.containers(part):
+        if reader.follows(container):
+            if container.native:
+                return []
+            continue
         groups = reader.groups(container, parts)
         free = [group for group in groups if group.free]
         if not free:
@@ -160,9 +164,11 @@ def named_candidates(root: Part, reader: Reader, within: Collection[tuple[str, s
 
 
 def _mostly_lists(outer: Candidate, inner: list[Candidate]) -> bool:
-    """Whether lists that repeat hold half of the weights of an outer one's blocks, or more."""
+    """Whether lists that repeat, one for each stream of an outer block, hold half of its blocks' weights or more."""
     held = sum(candidate.weights for candidate in inner)
-    return any(candidate.strong for candidate in inner) and 2 * held >= outer.weights
+    block = tuple(f"{part.path}." for part in outer.groups[-1].parts)
+    lists = [one for one in inner if one.strong and f"{one.container.path}.".startswith(block)]
+    return len(lists) >= outer.streams and 2 * held >= outer.weights
 
 
 def _overridden(outer: Candidate, inner: list[Candidate]) -> bool:

@@ -60,6 +60,15 @@ class GraphReader:
         bundle = self._found().get(container)
         return bundle.containers if bundle is not None else (container,)
 
+    def follows(self, container: Container) -> bool:
+        """Whether a container's slots are parts of free blocks that another container numbers."""
+        bundle = self._found().get(container)
+        return (
+            bundle is not None
+            and bundle.lead.container is not container
+            and any(group.free for group in bundle.groups or ())
+        )
+
     def groups(self, container: Container, parts: list[Part]) -> list[Group]:
         """The blocks whose numbers are those of a container, with links, shapes and signatures filled in.
 

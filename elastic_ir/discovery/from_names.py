@@ -84,6 +84,10 @@ class NameReader:
             for norm, layer in zip(norms, layers, strict=True)
         )
 
+    def follows(self, container: Container) -> bool:
+        """Never: what joins another container by names holds norms alone."""
+        return False
+
     def groups(self, container: Container, parts: list[Part]) -> list[Group]:
         """The groups of a container; a gap in the numbers wider than the step indicates a pool."""
         layers = [index for index, part in enumerate(parts) if any(n in self.prunable for n in part.weights)]

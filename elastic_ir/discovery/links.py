@@ -5,6 +5,7 @@ A list of hidden states reads a value of every block in turn, collects it, and g
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -49,6 +50,8 @@ class Links:
         """Enter inputs and outputs, whether a group is linked to the one before it, sound and preserving."""
         for index in range(len(self.groups)):
             self._outputs(index)
+        for before, group in itertools.pairwise(self.groups):
+            group.outputs = _in_the_order_of(before.outputs, group.outputs)
         self._given()
         for index in range(len(self.groups)):
             self._inputs(index)
@@ -178,9 +181,12 @@ class Links:
         )
 
     def _like_before(self, index: int) -> list[Value]:
-        """The outputs of the last group, made where those of an equal group before it are made."""
-        before, group = self.groups[index - 1], self.groups[index]
-        if [node.op for node in before.nodes] != [node.op for node in group.nodes]:
+        """The outputs of the last group, made where those of the nearest equal group before it are made."""
+        group = self.groups[index]
+        operations = [node.op for node in group.nodes]
+        equal = (one for one in self.groups[index - 1 :: -1] if [node.op for node in one.nodes] == operations)
+        before = next(equal, None) if index else None
+        if before is None:
             return []
         place = {node: at for at, node in enumerate(before.nodes)}
         return [group.nodes[place[value.node]].output for value in before.outputs if value.node in place]
@@ -211,6 +217,20 @@ class Links:
             same = [v for v in alone if v not in chosen and v.type and v.type.fits(output.type)]
             chosen += same[:1]
         group.inputs = tuple(chosen) if chosen and len(chosen) == len(group.outputs) else tuple(alone[:1])
+
+
+def _in_the_order_of(model: tuple[Value, ...], values: tuple[Value, ...]) -> tuple[Value, ...]:
+    """Values in the order in which those of the block before have their types; blocks that alternate read in turn."""
+    if len(values) < 2 or len(model) != len(values) or fit(model, values):
+        return values
+    rest, found = list(values), []
+    for one in model:
+        same = next((v for v in rest if one.type is not None and one.type.fits(v.type)), None)
+        if same is None:
+            return values
+        rest.remove(same)
+        found.append(same)
+    return tuple(found)
 
 
 def _at_the_places_of(model: Group, group: Group) -> tuple[Value, ...]:
