@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from elastic_ir.emit.onnx.names import Names, relocate, rename_inside
+from elastic_ir.emit.onnx.quantised import follow_scales
 from elastic_ir.emit.onnx.tables import Tables, unchanged
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.graph import Argument, Graph, Literal, Node, Symbol
@@ -67,6 +68,7 @@ class _Builder:
             if node.kind == "onnx":  # else an input, an output, or a part of a node's results, named with it
                 first = bool(node.origin) and node.origin not in self.copied
                 made.append((int(node.origin) if first else None, self._node(node)))
+        follow_scales([proto for _, proto in made], self.old.node, self._root)
         needed = self._needed([proto for _, proto in made])
         body: list[onnx.NodeProto] = []
         waiting = sorted(
@@ -89,6 +91,12 @@ class _Builder:
         write_record(self.model, self.graph, self.names.lineage())
         used = {mark_of(tensor) for tensor in tensors_of(self.model)}
         return self.model, {mark: data for mark, data in self.tables.tensors.items() if mark in used}
+
+    def _root(self, name: str) -> str:
+        """The first name of a constant's tensor; a clone's own is that of its source."""
+        held = self.names.holders.get(name)
+        constant = held[0] if held is not None else self.source.constants.get(name)
+        return constant.root if constant is not None else name
 
     def _needed(self, made: list[onnx.NodeProto]) -> set[str]:
         """The constants of the source that are read here, and those that nothing read there either."""
