@@ -9,8 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from elastic_ir.discovery.bundles import Bundle, Series, Span, bundles_of
-from elastic_ir.discovery.gaps import Gap, split
+from elastic_ir.discovery.bundles import Bundle, Gap, Series, Span, bundles_of, split
 from elastic_ir.discovery.links import Links
 from elastic_ir.discovery.parts import (
     Group,

@@ -15,8 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from elastic_ir.discovery.depth import layers_between, longest_path, path_lengths
-from elastic_ir.discovery.links import collects
-from elastic_ir.discovery.staying import staying_operands
+from elastic_ir.discovery.links import collects, staying_operands
 from elastic_ir.errors import StructureError, VerifyError
 from elastic_ir.ir.cloner import copy_node
 from elastic_ir.ir.graph import Argument, Graph, Node, Value, map_argument
