@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def trace(
-    model: torch.nn.Module,
+    model: torch.nn.Module | torch.export.ExportedProgram,
     example_inputs: Sequence[Any] | torch.Tensor | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
     masks: Mapping[str, MaskGiven] | None = None,
@@ -37,7 +37,7 @@ def trace(
     frontend: str = "auto",
     input_shape: Sequence[Sequence[int]] | None = None,
 ) -> Graph:
-    """Read a module into a graph; see :func:`elastic_ir.frontends.trace.trace`."""
+    """Read a module, or an exported program, into a graph; see :func:`elastic_ir.frontends.trace.trace`."""
     from elastic_ir.frontends.trace import trace as read
 
     return read(model, example_inputs, example_kwargs, masks, frontend=frontend, input_shape=input_shape)

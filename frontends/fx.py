@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.node import _get_qualified_name
 
@@ -43,6 +45,12 @@ def read_fx(model: nn.Module, inputs: Inputs, weights: dict[str, Weight], *, sea
     graph.weights = dict(weights)
     values: dict[fx.Node, Value] = {}
     modules = dict(model.named_modules(remove_duplicate=False))
+    program = False
+    if isinstance(model, fx.GraphModule):
+        from elastic_ir.frontends import graph_modules  # rarely needed
+
+        program = graph_modules.is_exported(model.graph)
+        values = sizes = graph_modules.PrivateSizes(graph)
     for source in traced.nodes:
         reference = _weight_reference(source, model, graph)
         if reference is not None:
@@ -54,8 +62,14 @@ def read_fx(model: nn.Module, inputs: Inputs, weights: dict[str, Weight], *, sea
                 node.output.is_tensor = False
                 values[source] = graph.append(node).output
             continue
-        node = _convert(source, values, modules, graph)
         result = results.get(source)
+        convert = functools.partial(_convert, source, values, modules, graph)
+        if program:
+            if graph_modules.computes_size(source.target) and isinstance(result, int | float):
+                sizes.put_off(source, convert)
+                continue
+            sizes.scope = _scope(source, modules)
+        node = convert()
         if isinstance(result, torch.Tensor):
             node.output.type = TensorType(tuple(result.shape), dtype_name(result.dtype))
         else:
@@ -63,6 +77,13 @@ def read_fx(model: nn.Module, inputs: Inputs, weights: dict[str, Weight], *, sea
         graph.append(node)
         values[source] = node.output
     name_nodes(graph)
+    if isinstance(model, fx.GraphModule):
+        for node in graph:
+            node.scope = node.scope or graph_modules.owner_of(node)
+        graph.modules = graph_modules.modules_of(model, graph)
+        if program:
+            graph.info = GraphInfo("export")
+            graph.weights = graph_modules.with_prunable(graph.weights, graph)
     return graph
 
 
@@ -90,10 +111,31 @@ def holds_layers(module: nn.Module) -> bool:
 
 
 class _Opening(fx.Tracer):
-    """Traces into torch's own modules where they hold layers, which the usual tracer takes as one call."""
+    """Traces into torch's own modules where they hold layers, which the usual tracer takes as one call.
+
+    GraphModules are run node by node, so that the scopes of their first trace stay.
+    """
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return super().is_leaf_module(m, module_qualified_name) and not holds_layers(m)
+
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        return (self._replayed if isinstance(self.root, fx.GraphModule) else function), args
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if isinstance(m, fx.GraphModule):
+            forward = functools.partial(self._replayed, m)
+        return super().call_module(m, forward, args, kwargs)
+
+    def _replayed(self, module: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
+        from elastic_ir.frontends.graph_modules import Replay
+
+        return Replay(module, self).run(*args, **kwargs)
 
 
 def _run_fake(module: fx.GraphModule, inputs: Inputs) -> dict[fx.Node, Any]:
@@ -169,6 +211,8 @@ def _convert(
 
 def function_name(function: Callable[..., Any]) -> str:
     """A function's importable name; torch's built-in ones under ``torch.``, operators under ``operator.``."""
+    if isinstance(function, OpOverload):
+        return str(function)
     name = str(_get_qualified_name(function))
     return name.replace("_operator.", "operator.").replace("torch._C._nn.", "torch._C._nn.")
 

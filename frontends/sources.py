@@ -166,8 +166,6 @@ def _one_network(source: str, key: str) -> SourceError:
 
 def _read(path: Path, options: ReadOptions) -> Graph:
     """Read a folder, or a file in its format; a file without a known suffix in the format that its first bytes show."""
-    if path.suffix.lower() == ".pt2":
-        raise SourceError(f"{path.name}: reading {path.suffix} files is not part of this version")
     form = formats.format_of(path)
     if options.key is not None and form is not None and not form.several:
         raise _one_network(os.fspath(path), options.key)

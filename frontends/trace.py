@@ -15,14 +15,15 @@ import copy
 import io
 import logging
 import os
+import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from elastic_ir.errors import TraceError
 from elastic_ir.frontends.example_inputs import from_shapes, guesses
@@ -33,6 +34,9 @@ from elastic_ir.ir.info import Origin
 from elastic_ir.tensors.lazy import ShapeOnly, TensorData
 from elastic_ir.tensors.torch_bridge import TorchData, dtype_name
 from elastic_ir.tensors.weights import Storage, Weight, is_prunable
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 
 class LiveSource(Origin):
@@ -55,7 +59,7 @@ READERS = {"fx": read_fx, "export": _read_export}
 _SEALED = "sealed"  #: the last resort, where a module of torch that holds layers cannot be traced into
 
 
-def _ties(weights: Mapping[str, Weight]) -> dict[str, str]:
+def ties_of(weights: Mapping[str, Weight]) -> dict[str, str]:
     """For each name that shares its tensor with an earlier one, the earliest of them."""
     first: dict[int, str] = {}
     return {
@@ -63,6 +67,12 @@ def _ties(weights: Mapping[str, Weight]) -> dict[str, str]:
         for name, weight in weights.items()
         if (earliest := first.setdefault(id(weight.storage), name)) != name
     }
+
+
+def _is_program(model: object) -> TypeGuard[ExportedProgram]:
+    """Whether it is what ``torch.export.export`` returns; whoever has one has imported torch.export."""
+    exported = sys.modules.get("torch.export.exported_program")
+    return exported is not None and isinstance(model, exported.ExportedProgram)
 
 
 def _sealed_note(graph: Graph, model: nn.Module, frontend: str) -> str:
@@ -77,7 +87,7 @@ def _sealed_note(graph: Graph, model: nn.Module, frontend: str) -> str:
 
 
 def trace(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     example_inputs: Sequence[Any] | torch.Tensor | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
     masks: Mapping[str, Any] | None = None,
@@ -87,6 +97,8 @@ def trace(
 ) -> Graph:
     """Read a module into a :class:`~elastic_ir.ir.graph.Graph`; its weights are referred to, not copied.
 
+    A GraphModule of torch.fx or of torch.export is read with the scopes that it was traced with; an ``ExportedProgram``
+    as its ``module()``, on its own example inputs where none are given.
     ``frontend`` is ``"fx"``, ``"export"`` or ``"auto"`` (fx, then export). A module of torch that holds layers and
     that none of these can trace into is one node; ``info.sealed_note`` says so. Without example
     inputs, shapes are guessed from the model's published configuration or its first layer.
@@ -95,9 +107,14 @@ def trace(
 
     Raises TraceError (with the reason of each way), MaskError, or ``ValueError`` for an unknown front end.
     """
+    if _is_program(model):
+        if example_inputs is None and example_kwargs is None and model.example_inputs is not None:
+            example_inputs, example_kwargs = model.example_inputs
+        model = model.module()
     if not isinstance(model, nn.Module):
         raise TraceError(
-            f"trace reads a torch.nn.Module, not a {type(model).__name__}; for a file or a name use load"
+            f"trace reads a torch.nn.Module or an ExportedProgram, not a {type(model).__name__}; "
+            "for a file or a name use load"
         )
     if frontend not in ("auto", *READERS):
         raise ValueError(f"frontend is 'auto', {', '.join(map(repr, READERS))}, not {frontend!r}")
@@ -118,6 +135,8 @@ def trace(
     problems: dict[str, str] = {}
     values: dict[str, bool] = {}  # by front end, whether it met control flow on a tensor's values
     readers = dict(READERS) if frontend == "auto" else {frontend: READERS[frontend]}
+    if isinstance(model, fx.GraphModule):  # torch.export would lose the scopes that it has
+        readers = dict(READERS)
     if "fx" in readers and any(is_torchs(part) and holds_layers(part) for part in model.modules()):
         readers[_SEALED] = read_sealed
     for name, reader in readers.items():
@@ -138,10 +157,11 @@ def trace(
                     problems[name] = _first_line(error)
                 continue
             graph.origin = LiveSource(module=model, inputs=inputs)
-            graph.modules = {path: list(module._modules) for path, module in model.named_modules()}
+            if not graph.modules:
+                graph.modules = {path: list(module._modules) for path, module in model.named_modules()}
             sealed = _sealed_note(graph, model, frontend) if name == _SEALED else ""
             graph.info = replace(
-                graph.info, source_names=tuple(weights), ties=_ties(weights), sealed_note=sealed
+                graph.info, source_names=tuple(weights), ties=ties_of(weights), sealed_note=sealed
             )
             return graph
     tried = "; ".join(f"torch.{name}: {text}" for name, text in problems.items())

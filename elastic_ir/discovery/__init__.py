@@ -71,6 +71,10 @@ def discover(
         return layers_between(group.inputs, group.outputs, lengths)
 
     stages = build_stages(drafts, reader, layers, transitions)
+    if len({id(weight.storage) for weight in graph.weights.values()}) < len(graph.weights):
+        from elastic_ir.discovery.registered_twice import add_second_registrations  # few networks tie weights
+
+        add_second_registrations(graph, stages)
     stem, head = _outside(drafts, prunable, graph, reader, tuple(transitions.values()))
     depth = _depth(graph, lengths, drafts, stages, prunable)
     return Structure(stages, depth, reader.form, stem, head)

@@ -260,8 +260,10 @@ def save_folder(graph: Graph, path: Path, check: bool) -> list[Path]:
     refuse_without_values(graph)
     module = _checked_module(graph, check)
     if not hasattr(module, "save_pretrained"):
+        replaced = graph.emitted.replaced
+        why = f", and here a GraphModule stands for the class: {replaced}" if replaced else ""
         raise OutputError(
-            f"{path}: a folder is written for transformers models; give a name with .pt or .safetensors"
+            f"{path}: a folder is written for transformers models{why}; give a name with .pt or .safetensors"
         )
     with atomic_folder(path) as temporary:
         module.save_pretrained(temporary)

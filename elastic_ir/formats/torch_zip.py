@@ -33,10 +33,13 @@ class Place:
     crc: int = 0  #: 0 where none was kept, as ``torch.serialization.set_crc32_options(False)`` has it
 
 
-def directory(file: BinaryIO, where: str) -> tuple[dict[str, zipfile.ZipInfo], int]:
+def directory(
+    file: BinaryIO, where: str, *, exported: bool = False
+) -> tuple[dict[str, zipfile.ZipInfo], int]:
     """The records by their names in the archive's folder, and where their bytes end.
 
-    Raises SourceError: no directory, a record that stands twice, TorchScript, an exported program, no file of torch.
+    ``exported`` is for an exported program, which has no pickle of its own. Raises SourceError: no directory, a
+    record that stands twice, TorchScript, an exported program, no file of torch.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -56,6 +59,10 @@ def directory(file: BinaryIO, where: str) -> tuple[dict[str, zipfile.ZipInfo], i
             f"{where} is a TorchScript archive, which holds code; save the state dict of the model it was made "
             "from (torch.save(model.state_dict(), NAME))"
         )
+    if exported:
+        if twice is not None:
+            raise SourceError(f"{where} is damaged: the record {twice!r} stands twice in it")
+        return records, end
     if "archive_format" in records or "serialized_exported_program.json" in records:
         raise SourceError(f"{where} is an exported program of torch.export; name it .pt2")
     if "data.pkl" not in records:
@@ -68,12 +75,12 @@ def directory(file: BinaryIO, where: str) -> tuple[dict[str, zipfile.ZipInfo], i
     return records, end
 
 
-def places_of(file: BinaryIO, where: str) -> dict[str, Place]:
+def places_of(file: BinaryIO, where: str, *, exported: bool = False) -> dict[str, Place]:
     """Where the bytes of each record lie, by its name in the archive's folder.
 
     Raises SourceError as :func:`directory` does, and for a record whose bytes do not stand there as they are.
     """
-    records, end = directory(file, where)
+    records, end = directory(file, where, exported=exported)
     found = {name: _place(file, item, end, where) for name, item in records.items() if item.file_size}
     done, before = 0, ""
     for name, place in sorted(found.items(), key=lambda pair: pair[1].offset):

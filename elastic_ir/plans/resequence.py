@@ -34,9 +34,13 @@ def resequence(
     check_blocks(sum(map(len, plan)), sum(map(len, graph.stages)))
     stays: tuple[str, ...] = ()
     if keep_beside is not None and keep_beside != ():
-        from elastic_ir.plans.keep_beside import known_names
+        from elastic_ir.plans.keep_beside import is_kept, known_names
 
         stays = known_names(graph, keep_beside)
+        for container in graph.structure.containers:
+            second = all(stage.container is not container for stage in graph.stages)
+            if second and is_kept(stays, container.label, container.path):
+                rewriter.leave_list(container)
     sequence = plan if written is None else written
     unproven: dict[str, str] = {}
     if not shown and not len(graph):  # nodes show themselves what changes together

@@ -10,13 +10,17 @@ from dataclasses import replace
 
 from elastic_ir.errors import StructureError
 from elastic_ir.ir.graph import Graph
-from elastic_ir.ir.structure import Stage
+from elastic_ir.ir.naming import head_in
+from elastic_ir.ir.structure import Child, Container, Stage
 
 
 class StageEdits:
     """What the rewriter can do to a stage as a whole."""
 
     graph: Graph
+    _paths: dict[str, Child]
+    _homes: dict[Child, Container]
+    _names_of: dict[int, set[str]]
 
     def set_unit(self, blocks: int) -> None:
         """Set the unit size, in blocks, of every stage that has free blocks.
@@ -48,6 +52,22 @@ class StageEdits:
         if entry and stage.entry is not None:
             stage.blocks.insert(0, stage.entry)
             stage.entry = None
+
+    def leave_list(self, container: Container) -> None:
+        """Let a list that holds a stage's blocks a second time stay as it is: its members are no slots any more."""
+        inside = set(container.children)
+        for stage in self.graph.structure.stages:
+            if container in stage.containers:
+                stage.containers = tuple(box for box in stage.containers if box is not container)
+                for block in stage.all_blocks:
+                    block.children = [child for child in block.children if child not in inside]
+        for child in inside:
+            self._paths.pop(child.path, None)
+            self._homes.pop(child, None)
+        heads = {child.path for child in inside}
+        for name, weight in self.graph.weights.items():  # clones have tensors of their own
+            if head_in(name, heads) is not None:
+                self._names_of[id(weight.storage)].discard(name)
 
     def add_sources(self, names: Iterable[str]) -> list[int]:
         """Enter other networks whose tensors the graph is to take; their numbers, for :meth:`take_over`."""

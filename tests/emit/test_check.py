@@ -93,6 +93,20 @@ class Sliced(Base):
         return made
 
 
+class Paired(nn.Module):
+    """Pairs in a list, unpacked (vit-pytorch)."""
+
+    def __init__(self, count: int = 3) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.ModuleList([block(4), block(4)]) for _ in range(count))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for attention, feed in self.layers:  # type: ignore[misc]
+            x = attention(x) + x  # type: ignore[has-type]
+            x = feed(x) + x  # type: ignore[has-type]
+        return x
+
+
 def longer(model: nn.Module, frontend: str = "fx") -> eir.Graph:
     graph = eir.trace(model.eval(), (X,), frontend=frontend)
     stage = graph.stages[0]
@@ -121,27 +135,98 @@ def test_a_class_that_counts_its_blocks_is_not_handed_out(kind: type[Base], tmp_
 
 
 @pytest.mark.parametrize("kind", [Periodic, Scaled])
-def test_what_only_an_export_could_follow_is_refused(kind: type[Base], tmp_path: Path) -> None:
-    """An export fixes the sizes of its inputs, and takes no class's place."""
-    deeper = longer(kind(), "export")
-    with pytest.raises(
-        eir.EmitError, match=r"forward does something else .*--no-check \(check=False\) skips"
-    ):
+def test_an_export_takes_the_place_of_a_class_too(kind: type[Base], tmp_path: Path) -> None:
+    """Its nodes are those of the other tracer; that it fixes the sizes of its inputs is said."""
+    torch.manual_seed(0)
+    model = kind()
+    deeper = longer(model, "export")
+    module = deeper.to_module().eval()
+    assert isinstance(module, fx.GraphModule)
+    assert torch.allclose(module(X), longer(model).to_module().eval()(X), atol=1e-6)
+    assert "forward does something else" in deeper.emitted.replaced
+    assert deeper.emitted.replaced.endswith("inputs of the sizes of the example inputs only")
+    eir.save(deeper, tmp_path / "net.pt")
+    assert torch.equal(eir.load(tmp_path / "net.pt").to_module().eval()(X), module(X))
+
+
+class Named(Base):
+    """A forward that takes its blocks by name."""
+
+    def __init__(self, count: int = 3) -> None:
+        super().__init__(count)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second, third = self.blocks
+        made: torch.Tensor = self.out(third(second(first(self.inp(x)))))
+        return made
+
+
+@pytest.mark.parametrize("frontend", ["fx", "export"])
+@pytest.mark.parametrize(
+    ("kind", "said"), [(Sliced, "1 of 7 blocks would never run"), (Named, "does not run")]
+)
+def test_a_forward_that_leaves_blocks_out_is_not_handed_out(
+    kind: type[Base], said: str, frontend: str, tmp_path: Path
+) -> None:
+    """A GraphModule runs them all, as a forward does that does not count."""
+    torch.manual_seed(0)
+    deeper = longer(kind(), frontend)
+    assert isinstance(deeper.to_module(check=False), kind)
+    module = deeper.to_module().eval()
+    assert isinstance(module, fx.GraphModule) and said in deeper.emitted.replaced
+    plain = Base(len(deeper.stages[0])).eval()
+    plain.load_state_dict(module.state_dict())
+    assert torch.allclose(module(X), plain(X), atol=1e-6)
+    eir.save(deeper, tmp_path / "net.pt")
+    assert torch.equal(eir.load(tmp_path / "net.pt").to_module().eval()(X), module(X))
+    eir.save(deeper, tmp_path / "net.onnx")
+    assert said in deeper.emitted.replaced
+
+
+def test_pairs_in_a_list_grow_as_pairs() -> None:
+    deeper = longer(Paired())
+    assert type(deeper.to_module()) is Paired and not deeper.emitted.replaced
+
+
+class Tabled(Base):
+    """A forward that counts its blocks, and a table that is neither parameter nor buffer."""
+
+    def __init__(self, count: int = 6) -> None:
+        super().__init__(count)
+        self.table = torch.ones(300, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.inp(x) + self.table[:1]
+        for part in self.blocks[:6]:
+            x = part(x)
+        made: torch.Tensor = self.out(x)
+        return made
+
+
+def test_where_a_graph_module_cannot_follow_either_both_reasons_are_said(tmp_path: Path) -> None:
+    deeper = longer(Tabled(), "export")
+    said = r"1 of 7 blocks would never run, 'blocks\.6' first.*constant tensor that is too large"
+    with pytest.raises(eir.EmitError, match=said):
         deeper.to_module()
-    with pytest.raises(eir.EmitError, match="forward does something else"):
+    with pytest.raises(eir.EmitError, match=said):
         eir.save(deeper, tmp_path / "net.pt")
     assert not list(tmp_path.iterdir())
-    eir.save(deeper, tmp_path / "net.pt", check=False)
 
 
-@pytest.mark.parametrize("kind", [Sliced])
-def test_blocks_that_do_not_run_are_not_handed_out(kind: type[nn.Module], tmp_path: Path) -> None:
-    deeper = longer(kind())
-    with pytest.raises(eir.EmitError, match=r"would never run, 'blocks\.6' first"):
-        deeper.to_module()
-    with pytest.raises(eir.EmitError):
-        eir.save(deeper, tmp_path / "net.pt")
-    assert isinstance(deeper.to_module(check=False), kind)
+class Reciprocal(Base):
+    """A division by what is left of a count: infinite at the sixth block, and NaN behind it."""
+
+    def step(self, number: int, part: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = part(x) / (6 - number)
+        return made
+
+
+def test_a_class_that_returns_nan_is_not_handed_out() -> None:
+    deeper = longer(Reciprocal())
+    assert torch.isnan(deeper.to_module(check=False).eval()(X)).all()
+    module = deeper.to_module().eval()
+    assert isinstance(module, fx.GraphModule) and torch.isfinite(module(X)).all()
+    assert "not finite" in deeper.emitted.replaced
 
 
 @pytest.mark.parametrize("frontend", ["fx", "export"])
@@ -280,15 +365,35 @@ class Twice(Base):
         self.last = self.blocks[-1]  # one of them under a name of its own is no second list
 
 
-def test_a_second_list_of_the_same_blocks_is_named(tmp_path: Path) -> None:
+def test_a_second_list_of_the_same_blocks_grows_or_is_kept() -> None:
     graph = eir.trace(Twice().eval(), (X,))
-    said = "^'views' holds the blocks of 'blocks' a second time, and would keep its 3; .*--keep-beside views"
-    with pytest.raises(eir.EmitError, match=said):
-        eir.stretch(graph, to_units=4).to_module()
-    with pytest.raises(eir.EmitError, match=said):
-        eir.save(eir.stretch(graph, to_units=4), tmp_path / "net.pt")
+    deeper = eir.stretch(graph, to_units=4)
+    module = deeper.to_module()
+    assert [part.inner for part in module.views] == list(module.blocks)  # type: ignore[union-attr, arg-type]
     kept = eir.stretch(graph, to_units=4, keep_beside="views")
-    assert len(kept.to_module().views) == 3  # type: ignore[arg-type]
+    assert [template.template for template in kept.stages[0].containers] == ["blocks.{i}"]
+    module = kept.to_module()
+    assert len(module.views) == 3  # type: ignore[arg-type]
+    assert module.blocks[3][0].weight is not module.blocks[0][0].weight  # type: ignore[index, union-attr]
+
+
+class Some(Base):
+    """A second list of some of the blocks."""
+
+    def __init__(self, count: int = 4) -> None:
+        super().__init__(count)
+        self.taps = nn.ModuleList(View(part) for part in self.blocks[::2])
+
+
+def test_a_second_list_of_some_blocks_is_named(tmp_path: Path) -> None:
+    graph = eir.trace(Some().eval(), (X,))
+    said = "^'taps' holds the blocks of 'blocks' a second time, and would keep its 2; .*--keep-beside taps"
+    with pytest.raises(eir.EmitError, match=said):
+        eir.stretch(graph, to_units=5).to_module()
+    with pytest.raises(eir.EmitError, match=said):
+        eir.save(eir.stretch(graph, to_units=5), tmp_path / "net.pt")
+    kept = eir.stretch(graph, to_units=5, keep_beside="taps")
+    assert len(kept.to_module().taps) == 2  # type: ignore[arg-type]
 
 
 def test_the_command_line_says_what_took_the_place_of_the_class(

@@ -22,7 +22,7 @@ from torch import nn
 
 import elastic_ir as eir
 from elastic_ir.emit import files
-from elastic_ir.errors import EmitError, OutputError, SourceError
+from elastic_ir.errors import OutputError, SourceError
 from elastic_ir.zoo import CifarResNet, cifar_resnet
 from tests.emit.nets import IMAGE, contents, image, network, same_tensors, some_masks, ticket
 
@@ -319,7 +319,9 @@ def test_a_folder_is_for_transformers_models(tmp_path: Path) -> None:
     assert contents(tmp_path) == {}
 
 
-def test_a_network_that_does_not_run_is_not_written(tmp_path: Path) -> None:
+def test_a_class_that_does_not_run_all_is_not_written(tmp_path: Path) -> None:
+    """A GraphModule is, and a folder of the class is not."""
+
     class Short(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -331,10 +333,13 @@ def test_a_network_that_does_not_run_is_not_written(tmp_path: Path) -> None:
             return x
 
     deeper = eir.stretch(eir.trace(Short(), torch.zeros(1, 4)), to_units=5)
-    (tmp_path / "out.pt").write_bytes(b"old")
-    with pytest.raises(EmitError, match=r"2 of 5 blocks would never run, 'blocks\.3' first"):
-        eir.save(deeper, tmp_path / "out.pt")
-    assert contents(tmp_path) == {"out.pt": b"old"}
+    with pytest.raises(
+        OutputError, match=r"stands for the class: 2 of 5 blocks would never run, 'blocks\.3' first"
+    ):
+        eir.save(deeper, tmp_path / "out")
+    assert contents(tmp_path) == {}
+    eir.save(deeper, tmp_path / "out.pt")
+    assert isinstance(eir.load(tmp_path / "out.pt").to_module(), torch.fx.GraphModule)
 
 
 @pytest.fixture

@@ -157,7 +157,7 @@ def test_a_file_of_another_suffix_is_told_by_its_first_bytes(tmp_path: Path, nam
 def test_a_file_that_is_nobody_s_names_the_suffixes_there_are(tmp_path: Path) -> None:
     path = tmp_path / "net.gguf"
     path.write_bytes(b"GGUF" + bytes(60))
-    known = ".pt, .safetensors, .onnx, .ticket"
+    known = ".pt, .safetensors, .onnx, .ticket, .pt2"
     assert said(SourceError, path).endswith(
         f"it begins with b'GGUF\\x00\\x00\\x00\\x00'; networks are read from {known} files"
     )
@@ -178,7 +178,7 @@ def test_what_is_written_and_not_read(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text("import torch\n")
     assert said(SourceError, tmp_path / "net.py") == (
         "net.py is of the format 'python', which is written and not read; files are read from "
-        ".pt, .safetensors, .onnx, .ticket"
+        ".pt, .safetensors, .onnx, .ticket, .pt2"
     )
 
 

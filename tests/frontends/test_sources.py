@@ -82,10 +82,6 @@ def test_a_truncated_file(tmp_path: Path, name: str, ours: bool) -> None:
     assert any(part in said(path) for part in ("truncated", "damaged"))
 
 
-def test_forms_that_this_version_does_not_read(tmp_path: Path) -> None:
-    assert said(tmp_path / "a.pt2") == "a.pt2: reading .pt2 files is not part of this version"
-
-
 def test_what_is_no_state_dict(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "a.pt")
     assert said(tmp_path / "a.pt") == "a.pt holds a list and no state dict"

@@ -84,6 +84,30 @@ def bare_safetensors(folder: Path) -> Read:
     return read(folder / "a.safetensors")
 
 
+def exported(folder: Path) -> Read:
+    torch.export.save(torch.export.export(net().eval(), (torch.zeros(1, 3, 32, 32),)), folder / "a.pt2")
+    return read(folder / "a.pt2")
+
+
+def exported_with_gadget(folder: Path) -> Read:
+    """Example inputs whose pickle calls a function, and an expression in place of a size."""
+    exported(folder)
+    with zipfile.ZipFile(folder / "a.pt2") as old, zipfile.ZipFile(folder / "b.pt2", "w") as new:
+        for item in old.infolist():
+            content = old.read(item)
+            if item.filename.endswith("sample_inputs/model.pt"):
+                torch.save(((Gadget(),), {}), folder / "inputs.pt")
+                content = (folder / "inputs.pt").read_bytes()
+            elif item.filename.endswith("models/model.json"):
+                data = json.loads(content)
+                size = {"as_expr": {"expr_str": "__import__('os').system('touch marker')", "hint": None}}
+                for meta in data["graph_module"]["graph"]["tensor_values"].values():
+                    meta["sizes"] = [size for _ in meta["sizes"]]
+                content = json.dumps(data).encode()
+            new.writestr(item.filename, content)
+    return read(folder / "b.pt2")
+
+
 def ours(extension: str) -> Callable[[Path], Read]:
     def make(folder: Path) -> Read:
         eir.save(traced(masked=True), folder / f"a.{extension}")
@@ -187,6 +211,7 @@ ORDINARY: dict[str, Callable[[Path], Read]] = {
     "old state dict": old_state_dict,
     "pickled module": pickled_module,
     "bare safetensors": bare_safetensors,
+    "exported program": exported,
     "our pt": ours("pt"),
     "our safetensors": ours("safetensors"),
     "ticket": ours("ticket"),
@@ -377,6 +402,7 @@ _CLASSES = (
 )  # fmt: skip
 
 HOSTILE: dict[str, Callable[[Path], Read]] = {
+    "exported program with a call and an expression": exported_with_gadget,
     **{f"gadget {place}": gadget_at(place)
        for place in ("beside", "old", "raw", "module", "masks", "architecture", "bin")},
     **{f"class {name}": in_place_of_its_class(name) for name in _CLASSES},

@@ -44,11 +44,12 @@ def to_module(graph: Graph, masked: bool = True, check: bool = True) -> nn.Modul
 
     Pruned weights are zero (``masked=False`` gives the stored values). ``check`` runs what was changed, where there are
     example inputs, and compares its outputs with those of the graph's nodes (:mod:`elastic_ir.emit.module.check`); why
-    they could not be compared is left in ``graph.emitted.unchecked``. Where the class does something else than the
-    plan says, a ``torch.fx.GraphModule`` takes its place, and ``graph.emitted.replaced`` says why.
+    they could not be compared is left in ``graph.emitted.unchecked``. Where the class cannot follow the plan, does not
+    run with it or computes something else, a ``torch.fx.GraphModule`` takes its place, and ``graph.emitted.replaced``
+    says why.
 
     Raises EmitError where there is no network to emit (a bare state dict) or no values (the meta device), where the
-    names and shapes made are not the planned ones, and where the check fails.
+    names and shapes made are not the planned ones, and where the check fails for a GraphModule too.
     """
     refuse_without_values(graph)
     made = build_module(graph, masked, check=check)
@@ -81,37 +82,48 @@ def _build(graph: Graph, masked: bool, check: bool) -> nn.Module:
         from elastic_ir.emit.module.aliases import refuse_aliases
 
         refuse_aliases(graph, touched)
-    why = ""
-    # an export fixes the sizes of its inputs: better than nothing where the class is not at hand
-    fixed = live is not None and not graph.origin.from_file and graph.info.frontend != "fx"
-    program = graph.is_program and not fixed
+    replaced = ""
     if live is not None:
-        module, unproven, why, placed = _in_its_class(graph, live)
+        module, replaced = _proven_class(graph, live, masked, check)
         if module is not None:
-            module = _finish(module, graph, masked)
-            if not unproven or follows_plan(module, graph, exact=unproven == "exact"):
-                problem = _problem(module, graph, placed or graph.reference is not None) if check else None
-                if problem is None:
-                    return module
-                if not program:
-                    raise problem
-                graph.emitted = replace(graph.emitted, replaced=str(problem))
-    if program:
+            return module
+    if graph.is_program:
         from elastic_ir.emit.module.from_torch import build_graph_module
 
-        made = _finish(build_graph_module(graph, live), graph, masked)
-        if check:
-            _note_unchecked(graph, check_module(made, graph))
+        try:
+            made = _finish(build_graph_module(graph, live), graph, masked)
+            if check:
+                _note_unchecked(graph, check_module(made, graph))
+        except EmitError as error:
+            if not replaced:
+                raise
+            raise EmitError(
+                f"{replaced}; nor can a GraphModule take the place of the class: {error}"
+            ) from error
+        if replaced and not isinstance(live, fx.GraphModule):
+            if graph.info.frontend == "export":
+                replaced += (
+                    "; torch.export read it, so it takes inputs of the sizes of the example inputs only"
+                )
+            graph.emitted = replace(graph.emitted, replaced=replaced)
         return made
     if live is not None:
-        raise EmitError(
-            f"{graph.name}.forward {why}; torch.fx, which could write a forward that follows the plan, "
-            "cannot trace it; put the units into a Sequential or ModuleList, and take skips where a stage ends"
-        )
+        raise EmitError(replaced)
     raise EmitError(
         f"{graph.name} was read without its network, so there is no module to emit; pass --arch SOURCE "
         "(arch=...), or write a state dict (.pt, .safetensors)"
     )
+
+
+def _proven_class(graph: Graph, live: nn.Module, masked: bool, check: bool) -> tuple[nn.Module | None, str]:
+    """A module of the source's class that follows the plan as far as is checked, or None and why there is none."""
+    module, unproven, why, placed = _in_its_class(graph, live)
+    if module is not None:
+        module = _finish(module, graph, masked)
+        if not unproven or follows_plan(module, graph, exact=unproven == "exact"):
+            problem = _problem(module, graph, placed or graph.reference is not None) if check else None
+            return (module, "") if problem is None else (None, str(problem))
+    return None, f"{graph.name}.forward {why}"
 
 
 def as_described(graph: Graph) -> tuple[nn.Module | None, str]:
@@ -157,7 +169,9 @@ def _in_its_class(graph: Graph, source: nn.Module) -> _InClass:
     touched = [container for container in _containers(graph) if _changed(container)]
     names = ", ".join(repr(container.label) for container in touched)
     rewired = graph.edits.rewired
-    follows = all(container.native and _iterates(container, source) for container in touched)
+    # the forward of a GraphModule is its nodes, written out
+    follows = not isinstance(source, fx.GraphModule) or not touched
+    follows = follows and all(container.native and _iterates(container, source) for container in touched)
     why = f"names the units of {names} one by one"
     if follows:
         why = f"gets a skip from one of the units of {names}, and would take it from another one now"
@@ -183,7 +197,7 @@ def _problem(module: nn.Module, graph: Graph, placed: bool) -> RunsOtherwiseErro
     try:
         _note_unchecked(graph, check_module(module, graph))
     except RunsOtherwiseError as error:
-        if not follows_plan(module, graph, exact=not placed):
+        if not error.finite or not follows_plan(module, graph, exact=not placed):
             return error
         if placed:
             _note_unchecked(graph, "constants follow the place; operations, weights and wiring were compared")
@@ -286,8 +300,14 @@ def _refill(graph: Graph, live: nn.Module, touched: list[Container]) -> tuple[nn
     containers = graph.structure.containers if touched else ()
     known = update_configuration(target, containers) if touched else set()
     placed = False
+    filled: set[nn.Module] = set()
+    owner = {child: block for block in graph.blocks for child in block.children}
+    copied: dict[Any, dict[int, Any]] = {}  # a block in two lists is one module in both
     for container in touched:
         source, place = live.get_submodule(container.path), target.get_submodule(container.path)
+        if place in filled:
+            continue
+        filled.add(place)
         head = f"{container.path}." if container.path else ""
         used: set[str] = set()
         children: dict[str, nn.Module | None] = {}
@@ -297,7 +317,8 @@ def _refill(graph: Graph, live: nn.Module, touched: list[Container]) -> tuple[nn
                 used.add(origin)
                 twin = place._modules[origin]
             else:
-                twin = copy.deepcopy(source._modules[origin], dict(shared))
+                block = owner.get(child, child)
+                twin = copy.deepcopy(source._modules[origin], copied.setdefault(block, dict(shared)))
             children[child.path[len(head) :]] = twin
         place._modules.clear()
         place._modules.update(children)

@@ -1,7 +1,7 @@
-"""Second lists of the same blocks: what holds each block again under a number of its own, and would keep its length.
+"""Second lists of the same blocks that would keep their length: those that hold some of the blocks, or each twice.
 
-A network may list its blocks twice, wrapped the second time. Cloning changes the one list that runs; the native network
-has the new blocks in both, and its strict load would miss their second names.
+A list that holds every block once grows with the stack (:mod:`elastic_ir.discovery.registered_twice`). Where another
+one has a part of them, nothing shows which of the new blocks the native network has in it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ def refuse_aliases(graph: Graph, touched: list[Container]) -> None:
     ``--keep-beside NAME`` says of such a list that it stays as it is.
     """
     ties = graph.info.ties
+    known = {box.child_path(number) for box in touched for number in range(box.source_count)}
     for container in touched:
         head = f"{container.path}." if container.path else ""
         blocks = {container.child_path(number): number for number in range(container.source_count)}
@@ -26,7 +27,7 @@ def refuse_aliases(graph: Graph, touched: list[Container]) -> None:
         for pair in ties.items():
             for inside, outside in (pair, pair[::-1]):
                 block = head_in(inside, set(blocks))
-                if block is None or (head and outside.startswith(head)) or head_in(outside, set(blocks)):
+                if block is None or (head and outside.startswith(head)) or head_in(outside, known):
                     continue
                 parts = outside.split(".")
                 for place, part in enumerate(parts):

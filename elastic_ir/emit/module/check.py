@@ -30,7 +30,11 @@ from elastic_ir.tensors.torch_bridge import to_torch
 
 
 class RunsOtherwiseError(EmitError):
-    """A module that runs, and computes something else than its graph says."""
+    """A module of the source's class that does not compute what its graph says; the graph's nodes run by themselves."""
+
+    def __init__(self, message: str, *, finite: bool = True) -> None:
+        super().__init__(message)
+        self.finite = finite  #: whether what it returned, if anything, is without NaN
 
 
 def check_runs(module: nn.Module, graph: Graph) -> int:
@@ -52,8 +56,9 @@ def check_module(module: nn.Module, graph: Graph) -> str:
     """Check a module against the graph it was emitted from, on its example inputs and a second set of such.
 
     Returns "", or why the outputs were not compared (no example inputs, nodes that cannot be run). Raises EmitError as
-    :func:`check_runs` does, and where outputs are NaN, or infinite where the source's are not;
-    :class:`RunsOtherwiseError` where they are not those of the graph.
+    :func:`check_runs` does, and where outputs are NaN, or infinite where the source's are not. Where the graph's nodes
+    do better than the module, it is a :class:`RunsOtherwiseError`: the module does not run, leaves a block out, or
+    returns something else.
     """
     inputs = graph.origin.inputs
     if inputs is None:
@@ -66,10 +71,18 @@ def check_module(module: nn.Module, graph: Graph) -> str:
             expected = run_module(nodes, calls[:1], "the graph")
         except EmitError as error:
             nodes, why = None, f"the graph's nodes cannot be run by themselves: {error}"
-    found = _watched(twin, graph, calls[:1])
-    _finite(found, graph, calls[:1])
     if nodes is None:
+        try:
+            found = _watched(twin, graph, calls[:1])
+        except EmitError as error:
+            raise EmitError(f"{error}; {why}" if why else str(error)) from error
+        _finite(found, graph, calls[:1])
         return why
+    _finite(expected, graph, calls[:1])
+    try:
+        found = _watched(twin, graph, calls[:1])
+    except EmitError as error:
+        raise RunsOtherwiseError(f"{error}; {SKIP}") from error
     _compare(found, expected, graph)
     for second in calls[1:]:
         noise = _noise_for_zeros(twin)
@@ -89,7 +102,8 @@ def _compare(found: Outputs, expected: Outputs, graph: Graph) -> None:
         compare_outputs(found, expected, "the module made", "the graph's")
     except EmitError as error:
         raise RunsOtherwiseError(
-            f"{graph.name}.forward does something else with so many blocks than the plan says: {error}; {SKIP}"
+            f"{graph.name}.forward does something else with so many blocks than the plan says: {error}; {SKIP}",
+            finite=not any(np.isnan(wide(array)).any() for run in found.runs for array in run),
         ) from error
 
 

@@ -1,0 +1,132 @@
+"""Second registrations: numbered lists that hold the blocks of a stage once more, under other names.
+
+``self.views[i].block`` may be ``self.blocks[i]``, and an encoder that two heads share has a name in each. The weights
+are tied, name by name, and that is how such a list is known. Its members are further slots of the blocks, so that both
+registrations grow and shrink together, as they do where the network is built deeper.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.naming import head_in
+from elastic_ir.ir.numbering import split_number, width_of
+from elastic_ir.ir.structure import Block, Child, Container, Stage
+
+#: A list by its path and the prefix of its members' names.
+Key = tuple[str, str]
+
+
+def add_second_registrations(graph: Graph, stages: Sequence[Stage]) -> None:
+    """Let the blocks of stages have the slots of lists that hold them a second time, in containers of their own."""
+    tied = _tied_names(graph)
+    if not tied:
+        return
+    blocks: dict[Container, list[Block]] = defaultdict(list)
+    homes: dict[Child, Container] = {}
+    paths: dict[str, Child] = {}
+    for stage in stages:
+        for container in stage.containers:
+            blocks[container] += stage.all_blocks
+            homes.update(dict.fromkeys(container.children, container))
+            paths.update((child.path, child) for child in container.children)
+    found: dict[Container, dict[Key, _Twin]] = defaultdict(lambda: defaultdict(_Twin))
+    for names in tied:
+        inside = [(name, head) for name in names if (head := head_in(name, paths)) is not None]
+        outside = [name for name in names if head_in(name, paths) is None]
+        for name, head in inside[:1] if len({head for _, head in inside}) == 1 else ():
+            child = paths[head]
+            for other in outside:
+                for key, number, rest in _places(other):
+                    twin = found[homes[child]][key]
+                    twin.members.setdefault(number, set()).add(child)
+                    twin.parallel &= rest == name[len(head) :]
+    numbers = _numbers(graph, {key for twins in found.values() for key in twins})
+    for container, twins in found.items():
+        for key, twin in twins.items():
+            made = _container_of(container, key, twin, numbers[key], blocks[container])
+            if made is not None:
+                _join(made[0], made[1], container, stages)
+
+
+class _Twin:
+    """A numbered list outside the stages: which children of a container its members' weights are tied with."""
+
+    def __init__(self) -> None:
+        self.members: dict[str, set[Child]] = {}  #: by the number as it is written
+        self.parallel = True  #: whether names within a member are those within the child
+
+
+def _tied_names(graph: Graph) -> list[list[str]]:
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, weight in graph.weights.items():
+        names[id(weight.storage)].append(name)
+    return [held for held in names.values() if len(held) > 1]
+
+
+def _places(name: str) -> Iterator[tuple[Key, str, str]]:
+    """The numbered lists that a name lies in: each with its number there, and the rest of the name."""
+    parts = name.split(".")
+    for at, part in enumerate(parts):
+        split = split_number(part)
+        if split is not None:
+            yield (".".join(parts[:at]), split[0]), split[1], "".join(f".{one}" for one in parts[at + 1 :])
+
+
+def _numbers(graph: Graph, keys: set[Key]) -> dict[Key, set[str]]:
+    """All numbers that the members of some lists have in the names of weights."""
+    found: dict[Key, set[str]] = {key: set() for key in keys}
+    for name in graph.weights:
+        for key, number, _ in _places(name):
+            if key in found:
+                found[key].add(number)
+    return found
+
+
+def _container_of(
+    container: Container, key: Key, twin: _Twin, numbers: set[str], blocks: Sequence[Block]
+) -> tuple[Container, dict[Child, Child]] | None:
+    """A list as a container whose children are second slots, with the first slot of each; None for any other list."""
+    width = width_of(numbers)
+    if (
+        width is None
+        or numbers != twin.members.keys()
+        or any(len(held) > 1 for held in twin.members.values())
+    ):
+        return None
+    members = {int(number): child for number, (child,) in twin.members.items()}
+    place = {child: at for at, child in enumerate(container.children)}
+    offsets = {number - place[child] for number, child in members.items()}
+    listed = [child for child in container.children if any(child in block.children for block in blocks)]
+    weighted = set(members.values())
+    path, prefix = key
+    if (
+        twin.parallel and len(offsets) == 1
+    ):  # the container itself once more: those without weights are in it too
+        base = offsets.pop()
+        made = Container(path, prefix, base, native=container.native, width=width, tail=container.tail)
+        made.children = [Child(made.child_path(at), made.child_path(at)) for at in place.values()]
+        firsts = dict(zip(made.children, container.children, strict=True))
+    else:  # the blocks in something around them
+        base = min(members)
+        firsts_of = [next((c for c in block.children if c in weighted), None) for block in blocks]
+        in_order = [members.get(base + at) for at in range(len(members))]
+        if len(members) < 2 or in_order != firsts_of or len(weighted) != len(members):
+            return None
+        made = Container(path, prefix, base, native=not prefix, width=width)
+        made.children = [Child(made.child_path(at), made.child_path(at)) for at in range(len(members))]
+        firsts = {
+            second: first for second, first in zip(made.children, in_order, strict=True) if first is not None
+        }
+    made.source_count = len(made.children)
+    return made, {second: first for second, first in firsts.items() if first in listed}
+
+
+def _join(made: Container, firsts: dict[Child, Child], container: Container, stages: Sequence[Stage]) -> None:
+    for stage in stages:
+        if container in stage.containers:
+            stage.containers = (*stage.containers, made)
+            for block in stage.all_blocks:
+                block.children += [second for second, first in firsts.items() if first in block.children]
