@@ -69,10 +69,15 @@ def test_a_skip_from_inside_a_stage_stays_on_its_block(middle: int, stage: str, 
     assert torch.equal(back.to_module()(IMAGES), source(IMAGES))
 
 
-def test_a_skip_that_would_move_is_refused_where_no_forward_can_be_written() -> None:
-    graph = eir.trace(unet(form="list", middle=1), IMAGES, frontend="export")
-    with pytest.raises(eir.EmitError, match=r"gets a skip from one of the units of 'encoder\.1'"):
-        eir.stretch(graph, to_stages={"encoder.1:1": 3}).to_module()
+def test_where_a_skip_would_move_the_exported_operations_take_the_place_of_the_class() -> None:
+    source = unet(form="list", middle=1)
+    graph = eir.trace(source, IMAGES, frontend="export")
+    deeper = eir.stretch(graph, to_stages={"encoder.1:1": 3})
+    made = deeper.to_module()
+    assert isinstance(made, torch.fx.GraphModule)
+    assert "gets a skip from one of the units of 'encoder.1'" in str(deeper.emitted.replaced)
+    back = eir.squeeze(deeper, to_stages={"encoder.1:1": 1}).to_module()
+    assert torch.allclose(back(IMAGES), source(IMAGES))
     behind = eir.stretch(graph, to_stages={"encoder.1:2": 4})
     native = unet((2, 5, 2), form="list", middle=1)
     native.load_state_dict(behind.state_dict())
