@@ -23,6 +23,7 @@ from elastic_ir.ir.example_inputs import Inputs
 from elastic_ir.ir.graph import Graph, Literal, Node, TensorType, Value, WeightRef
 from elastic_ir.ir.info import GraphInfo
 from elastic_ir.ir.naming import name_nodes
+from elastic_ir.ir.operations import operation_of, recurrent_layers
 from elastic_ir.tensors.torch_bridge import dtype_name
 from elastic_ir.tensors.weights import Weight
 
@@ -81,6 +82,15 @@ def _operation(source: fx.Node, owner: fx.GraphModule, values: dict[fx.Node, Any
     region = _region(source)
     if region is None:
         node = _call(source, values)
+        if recurrent_layers(node) or operation_of(node).family in ("view", "reshape"):
+            from elastic_ir.frontends.recurrent import Call, layers_of_operation, open_layers
+
+            open_layers(node)
+            call = Call(source, graph, source.meta.get("val"), node.scope.rpartition(".")[0])
+            layers = layers_of_operation(call, node)
+            if layers is not None:
+                values[source] = layers
+                return
         _set_type(node, source)
         graph.append(node)
         values[source] = node.output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -16,7 +17,7 @@ from torch.fx.node import _get_qualified_name
 
 from elastic_ir.frontends.example_inputs import device_of
 from elastic_ir.ir.example_inputs import Inputs, map_tensors
-from elastic_ir.ir.graph import Argument, Graph, Node, Symbol, TensorType, Value, WeightRef, map_argument
+from elastic_ir.ir.graph import Argument, Graph, Node, Symbol, TensorType, WeightRef, map_argument
 from elastic_ir.ir.info import GraphInfo
 from elastic_ir.ir.naming import name_nodes
 from elastic_ir.tensors.lazy import ShapeOnly
@@ -43,7 +44,7 @@ def read_fx(model: nn.Module, inputs: Inputs, weights: dict[str, Weight], *, sea
     results = _run_fake(fx.GraphModule(model, traced), inputs)
     graph = Graph(type(model).__name__, GraphInfo("fx"))
     graph.weights = dict(weights)
-    values: dict[fx.Node, Value] = {}
+    values: dict[fx.Node, Any] = {}  # a value, a weight, or a nest of values
     modules = dict(model.named_modules(remove_duplicate=False))
     program = False
     if isinstance(model, fx.GraphModule):
@@ -51,16 +52,30 @@ def read_fx(model: nn.Module, inputs: Inputs, weights: dict[str, Weight], *, sea
 
         program = graph_modules.is_exported(model.graph)
         values = sizes = graph_modules.PrivateSizes(graph)
+
+    has_recurrent = any(isinstance(module, nn.RNNBase) for module in modules.values())
+
+    def zeros(constant: fx.Node) -> bool:
+        weight = graph.weights.get(str(constant.target))
+        return weight is not None and not weight.persistent and _holds_zeros(model, constant)
+
     for source in traced.nodes:
         reference = _weight_reference(source, model, graph)
         if reference is not None:
-            values[source] = reference  # type: ignore[assignment]  # read as an argument, not as a value
+            values[source] = reference  # read as an argument, not as a value
             continue
-        if source.op == "placeholder" and source.target.lstrip("*") in concrete:
+        nest = values.get(source.args[0]) if source.target is operator.getitem else None
+        if isinstance(nest, tuple):
+            values[source] = nest[source.args[1]]
+            continue
+        name = _defaulted(source, concrete, signature)
+        if name is not None:
             if source.users:
-                node = Node(source.name, "constant", (_plain(concrete[source.target]),), kind="constant")
+                node = Node(source.name, "constant", (_plain(concrete[name]),), kind="constant")
                 node.output.is_tensor = False
                 values[source] = graph.append(node).output
+            continue
+        if getattr(source.target, "__name__", "") == "_assert_is_none":  # of an argument that is left out
             continue
         result = results.get(source)
         convert = functools.partial(_convert, source, values, modules, graph)
@@ -70,6 +85,16 @@ def read_fx(model: nn.Module, inputs: Inputs, weights: dict[str, Weight], *, sea
                 continue
             sizes.scope = _scope(source, modules)
         node = convert()
+        if has_recurrent:
+            from elastic_ir.frontends.recurrent import Call, layers_of_module, open_layers
+
+            open_layers(node)
+        if has_recurrent and source.op == "call_module":
+            call = Call(source, graph, result, node.scope.rpartition(".")[0])
+            nest = layers_of_module(call, modules[str(source.target)], node, zeros)
+            if nest is not None:
+                values[source] = nest
+                continue
         if isinstance(result, torch.Tensor):
             node.output.type = TensorType(tuple(result.shape), dtype_name(result.dtype))
         else:
@@ -177,8 +202,25 @@ def _weight_reference(source: fx.Node, model: nn.Module, graph: Graph) -> Weight
     return WeightRef(name)
 
 
+def _defaulted(source: fx.Node, concrete: dict[str, Any], signature: inspect.Signature) -> str | None:
+    """The argument that a placeholder stands for where it is left at its default; fx numbers what is in such a one."""
+    if source.op != "placeholder":
+        return None
+    target = str(source.target).lstrip("*")
+    name = target if target in signature.parameters else target.removesuffix("_1")
+    return name if name in concrete else None
+
+
+def _holds_zeros(model: nn.Module, source: fx.Node) -> bool:
+    """Whether a constant of the forward is nothing but zeros."""
+    held: Any = model
+    for part in str(source.target).split("."):
+        held = getattr(held, part)
+    return isinstance(held, torch.Tensor) and not held.is_meta and not bool(held.any())
+
+
 def _convert(
-    source: fx.Node, values: dict[fx.Node, Value], modules: dict[str, nn.Module], graph: Graph
+    source: fx.Node, values: dict[fx.Node, Any], modules: dict[str, nn.Module], graph: Graph
 ) -> Node:
     def argument(item: Any) -> Any:
         return _argument(item, values)
@@ -228,7 +270,12 @@ def class_name(module: nn.Module) -> str:
 def configuration(module: nn.Module) -> dict[str, Any]:
     """What a leaf module was built with, read back from its attributes by its constructor's parameter names."""
     found: dict[str, Any] = {}
-    for name in inspect.signature(type(module).__init__).parameters:
+    names = list(inspect.signature(type(module).__init__).parameters)
+    if isinstance(module, nn.RNNBase):
+        from elastic_ir.ir.recurrent import options
+
+        names = list(options(class_name(module))) or names
+    for name in names:
         if name in ("self", "device", "dtype", "args", "kwargs") or not hasattr(module, name):
             continue
         value = getattr(module, name)
@@ -288,5 +335,5 @@ def _constant(leaf: Any) -> Argument:
     raise TypeError(f"{type(leaf).__name__} is not plain data")
 
 
-def _argument(item: Any, values: dict[fx.Node, Value]) -> Any:
+def _argument(item: Any, values: dict[fx.Node, Any]) -> Any:
     return map_argument(item, lambda leaf: values[leaf] if isinstance(leaf, fx.Node) else _constant(leaf))

@@ -34,6 +34,12 @@ def block_influence(graph: Graph, samples: Samples, batch: int = 16) -> dict[Uni
         raise PlanError(
             f"{graph.name} has no values (meta device), so it cannot be measured; load its weights"
         )
+    for stage in graph.stages:
+        if stage.container.parameters:
+            raise PlanError(
+                f"{stage.container.path!r} runs its {len(stage)} layers in one call, so what each of them does "
+                "cannot be measured; say which are to go by their numbers"
+            )
     units = [(stage, unit) for stage in graph.stages for unit in stage.units]
     sums = {unit: 0.0 for _, unit in units}
     counts = dict.fromkeys(sums, 0)

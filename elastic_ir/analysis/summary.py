@@ -334,6 +334,8 @@ class _Live:
             return None
         if row.stage is not None:
             names = [self._block(block) for block in row.stage.all_blocks]
+            if row.stage.container.parameters:
+                names = [self.name(row.stage.container.path)]
         else:
             names = [self.name(path) for path in row.modules]
         counted = Counter(name for name in names if name is not None)

@@ -26,6 +26,7 @@ class Stack:
     taken: tuple[tuple[int, int] | None, ...] = ()
     tail: int = 0  #: layers behind the last, which no number counts and which stay there
     width: int = 1  #: digits of the numbers where they are padded with zeros
+    suffix: str = ""
 
     @staticmethod
     def of(container: Container) -> Stack:
@@ -38,8 +39,9 @@ class Stack:
         )
         base, count = container.base, container.source_count
         return Stack(
-            container.path, container.prefix, base, count, order, taken, container.tail, container.width
-        )
+            container.path, container.prefix, base, count, order, taken, container.tail, container.width,
+            container.suffix,
+        )  # fmt: skip
 
     @staticmethod
     def all_of(graph: Graph) -> list[Stack]:
@@ -50,7 +52,7 @@ class Stack:
     @property
     def series(self) -> Series:
         """How its layers are named."""
-        return Series(self.path, self.prefix, self.width)
+        return Series(self.path, self.prefix, self.width, self.suffix)
 
     @property
     def changed(self) -> bool:

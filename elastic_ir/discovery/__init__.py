@@ -22,6 +22,7 @@ from elastic_ir.discovery.from_graph import GraphReader
 from elastic_ir.discovery.parts import Group, Part
 from elastic_ir.errors import StructureError
 from elastic_ir.ir.graph import Graph, Node, Value
+from elastic_ir.ir.operations import recurrent_layers
 from elastic_ir.ir.structure import Stage, Structure
 
 if TYPE_CHECKING:
@@ -77,7 +78,16 @@ def discover(
         add_second_registrations(graph, stages)
     stem, head = _outside(drafts, prunable, graph, reader, tuple(transitions.values()))
     depth = _depth(graph, lengths, drafts, stages, prunable)
-    return Structure(stages, depth, reader.form, stem, head)
+    return Structure(stages, depth, reader.form, stem, head, _note(graph))
+
+
+def _note(graph: Graph) -> str:
+    """Which recurrent modules stay as they are, and why."""
+    if not any(recurrent_layers(node) for node in graph):
+        return ""
+    from elastic_ir.discovery.levels import kept_whole
+
+    return "; ".join(kept_whole(graph))
 
 
 def _reader_of(graph: Graph) -> GraphReader | NameReader:
@@ -206,8 +216,7 @@ def _outside(
     transitions: tuple[str, ...],
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Paths of the weight layers before the first stage and after the last."""
-    blocks = [part.path + "." for draft in drafts for group in draft.groups for part in group.parts]
-    held = {name for name in prunable if name.startswith(tuple(blocks))}
+    held = set(prunable).intersection(_inside(drafts))
     if not held:
         return (), ()
     if not isinstance(reader, GraphReader) and reader.sorted:
@@ -217,8 +226,8 @@ def _outside(
     order = _execution_order(graph, prunable)
     places = [order[name] for name in held]
     first, last = min(places), max(places)
-    stem = tuple(name.rpartition(".")[0] or name for name in prunable if order[name] < first)
-    head = tuple(name.rpartition(".")[0] or name for name in prunable if order[name] > last)
+    stem = tuple(dict.fromkeys(name.rpartition(".")[0] or name for name in prunable if order[name] < first))
+    head = tuple(dict.fromkeys(name.rpartition(".")[0] or name for name in prunable if order[name] > last))
     return stem, head
 
 
@@ -262,6 +271,14 @@ def _depth(
             if block.layers is None:
                 return None
             total += block.layers
-    blocks = tuple(part.path + "." for draft in drafts for group in draft.groups for part in group.parts)
-    rest = [name for name in prunable if not name.startswith(blocks)]
-    return total + sum(1 for name in rest if not looks_up(name))
+    from elastic_ir.discovery.levels import layer_shapes  # only names need it
+
+    inside = _inside(drafts)
+    rest = [name for name in prunable if name not in inside and not looks_up(name)]
+    return total + len(layer_shapes(rest, graph))
+
+
+def _inside(drafts: list[Draft]) -> set[str]:
+    """The weights that lie in a block of a stage."""
+    parts = [part for draft in drafts for group in draft.groups for part in group.parts]
+    return {name for part in parts for name in part.weights}

@@ -103,7 +103,10 @@ def find_candidates(part: Part, reader: Reader) -> list[Candidate]:
             (part.weights for part in parts) if reader.form == "names" else (g.weights for g in groups)
         )
         weights = sum(map(len, own_weights))
-        own.append(Candidate(container, part.path, groups, repeats, reader.on_trunk(groups), weights))
+        # a recurrent module is a stack by its class, however few its layers, and whatever is added to what it gives
+        stack = container.parameters
+        trunk = stack or reader.on_trunk(groups)
+        own.append(Candidate(container, part.path, groups, repeats or stack, trunk, weights))
     strong = [candidate for candidate in own if candidate.strong]
     if any(candidate.streams == 1 for candidate in strong):
         if not _is_frame(strong[0], reader):

@@ -33,6 +33,9 @@ class Series:
     within: str  #: path of the numbered module that holds the container, "" where none does
     layered: bool  #: whether a group holds a convolution or linear layer; a list of norms holds none
     beside: list[Node]  #: nodes of the container's children that are in no group, such as pools
+    others: tuple[
+        Container, ...
+    ] = ()  #: where its groups have slots in several: the parameters of recurrent layers
 
     @property
     def first(self) -> int:
@@ -60,7 +63,8 @@ class Bundle:
     def containers(self) -> tuple[Container, ...]:
         """The containers of its series, the lead's first."""
         lead = self.lead
-        return (lead.container, *(one.container for one in self.series if one is not lead))
+        ordered = (lead, *(one for one in self.series if one is not lead))
+        return tuple(box for one in ordered for box in (one.container, *one.others))
 
     def blocks(self) -> Iterator[tuple[Group, Span]]:
         """For each block a group of its parts, the lead's first, and the span of their nodes."""

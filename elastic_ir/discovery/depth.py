@@ -12,7 +12,7 @@ from math import prod
 
 from elastic_ir.discovery.parts import Group
 from elastic_ir.ir.graph import Graph, Node, Value
-from elastic_ir.ir.operations import Trait, has, is_product, reads_form_only
+from elastic_ir.ir.operations import Trait, has, is_product, reads_form_only, recurrent_layers
 
 #: Names of tables that are looked up: without a graph only their name distinguishes them from a linear layer.
 _LOOKUPS = re.compile(r"emb|wte|wpe|token|pos")
@@ -54,7 +54,7 @@ def path_lengths(graph: Graph) -> dict[Value, int]:
         else:
             before = max((lengths[value] for value in flowing), default=0)
         # 1 for a convolution or linear layer, 2 for an attention that holds its projections
-        lengths[node.output] = before + min(len(layers), 2)
+        lengths[node.output] = before + (recurrent_layers(node) or min(len(layers), 2))
     return lengths
 
 
@@ -128,11 +128,14 @@ def chain_layers(group: Group, graph: Graph) -> int | None:
     Unclear is a block in which two linear weights of equal shape stand side by side (query, key and value).
     """
     from elastic_ir.discovery.from_names import in_channels  # here and below, as only names need it
+    from elastic_ir.discovery.levels import layer_shapes
 
     names = [n for part in group.parts for n in part.weights if graph.weights[n].prunable]
-    shapes = [graph.weights[name].shape for name in names]
+    shapes = layer_shapes(names, graph)
     if not shapes:
         return 0
+    if len(shapes) < len(names):  # the matrices of recurrent layers lie beside one another
+        names = []
     if any(len(shape) == 2 for shape in shapes):
         parents = [(name.rsplit(".", 2)[0], graph.weights[name].shape) for name in names]
         if len(set(parents)) < len(parents):

@@ -7,7 +7,7 @@ import itertools
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from elastic_ir.discovery.bundles import Bundle, Gap, Series, Span, bundles_of, split
 from elastic_ir.discovery.links import Links
@@ -22,6 +22,9 @@ from elastic_ir.discovery.parts import (
 )
 from elastic_ir.ir.graph import Graph, Literal, Node, Symbol, TensorType, Value, WeightRef
 from elastic_ir.ir.structure import Container
+
+if TYPE_CHECKING:
+    from elastic_ir.discovery.levels import Levels
 
 
 class GraphReader:
@@ -42,7 +45,13 @@ class GraphReader:
         for node in graph:
             if node.kind == "input" or any(value.node in self.live for value in node.operands()):
                 self.live.add(node)
+        #: the nodes that read each weight
+        self.readers: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in node.weight_names():
+                self.readers.setdefault(name, []).append(node)
         self._listed: dict[Part, list[tuple[Container, list[Part]]]] = {}
+        self._levels: dict[Container, Levels] = {}
         self._bundles: dict[Container, Bundle] | None = None
         self._slots: dict[Node, Part] = {}  #: the innermost numbered child that a node runs in
         #: containers whose blocks each have a partner in another one, with the paths of two such blocks
@@ -52,6 +61,13 @@ class GraphReader:
         """The containers that a part is or holds, with their children in order; the same objects every time."""
         if part not in self._listed:
             self._listed[part] = list(containers(part, self.graph.modules))
+            if f"{part.path}.weight_hh_l0".lstrip(".") in self.graph.weights:
+                from elastic_ir.discovery.levels import levels_of, start_others
+
+                levels = levels_of(part, self.readers)
+                if levels is not None and not start_others(levels, self.users):
+                    self._listed[part].append(levels.lead)
+                    self._levels[levels.containers[0]] = levels
         return self._listed[part]
 
     def bundle(self, container: Container) -> tuple[Container, ...]:
@@ -120,7 +136,10 @@ class GraphReader:
     def _series(self, container: Container, parts: list[Part], within: str) -> Series | None:
         """A container's groups in the order they run; None where they do not run in the order of their numbers."""
         layered = any(self._weighted(part) for part in parts)
-        if layered:
+        levels = self._levels.get(container)
+        if levels is not None:
+            groups = levels.groups()
+        elif layered:
             groups = group_children(parts, self._weighted, lambda part: bool(part.weights), self._separates)
         else:
             groups = [Group([part]) for part in parts]
@@ -132,7 +151,8 @@ class GraphReader:
             return None
         inside = {part for group in groups for part in group.parts}
         beside = [node for part in parts if part not in inside for node in part.nodes]
-        return Series(container, groups, spans, within, layered, beside)
+        others = levels.containers[1:] if levels is not None else ()
+        return Series(container, groups, spans, within, layered, beside, others)
 
     def _span(self, nodes: Sequence[Node]) -> Span:
         # what makes weights ready (dequantises them) may stand anywhere before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 
+from elastic_ir.discovery.levels import Levels, layer_shapes, levels_of
 from elastic_ir.discovery.parts import Group, Part, containers, form_of, module_tree, relative_weights
 from elastic_ir.ir.graph import Graph, Node
 from elastic_ir.ir.numbering import natural_key
@@ -29,16 +30,24 @@ class NameReader:
         self.order = {name: index for index, name in enumerate(names)}
         self._listed: dict[Part, list[tuple[Container, list[Part]]]] = {}
         self.paired: dict[Container, tuple[str, str]] = {}  #: names show no pairs
+        self._levels: dict[Container, Levels] = {}
         self._norms: dict[Container, list[tuple[Container, list[Part]]]] | None = None
 
     def containers(self, part: Part) -> list[tuple[Container, list[Part]]]:
         """The containers that a part is or holds, with their children in order; the same objects every time."""
         if part not in self._listed:
             self._listed[part] = list(containers(part, self.graph.modules))
+            levels = levels_of(part)
+            if levels is not None:
+                self._listed[part].append(levels.lead)
+                self._levels[levels.containers[0]] = levels
         return self._listed[part]
 
     def bundle(self, container: Container) -> tuple[Container, ...]:
-        """A container, and those of the norms that advance with it as far as names show it."""
+        """A container, and those of norms that advance with it as far as names show; all of a recurrent module."""
+        levels = self._levels.get(container)
+        if levels is not None:
+            return levels.containers
         return (container, *(norms for norms, _ in self._joined().get(container, ())))
 
     def _joined(self) -> dict[Container, list[tuple[Container, list[Part]]]]:
@@ -90,6 +99,25 @@ class NameReader:
 
     def groups(self, container: Container, parts: list[Part]) -> list[Group]:
         """The groups of a container; a gap in the numbers wider than the step indicates a pool."""
+        levels = self._levels.get(container)
+        groups = levels.groups() if levels is not None else self._around_layers(container, parts)
+        for index, group in enumerate(groups):
+            group.weights = relative_weights(group.parts, self.graph)
+            group.form = form_of(group)
+            group.linked = index > 0 and not group.boundary
+            group.signature = hashlib.sha256(repr(sorted(group.weights.items())).encode()).hexdigest()
+            # names and the extents of kernels: a convolution of 11 by 11 is of another kind than one of 3 by 3
+            kernels = sorted((name, shape[2:]) for name, shape in group.weights.items())
+            group.kind = hashlib.sha256(repr(kernels).encode()).hexdigest()
+        for index, group in enumerate(groups):
+            # equal neighbours chain, so what goes in is what comes out; else the channels of its layers decide
+            near = groups[max(index - 1, 0) : index] + groups[index + 1 : index + 2]
+            same = any(other.signature == group.signature for other in near)
+            channels = self.channels(group)
+            group.preserving = same or (channels is not None and channels[0] == channels[1])
+        return groups
+
+    def _around_layers(self, container: Container, parts: list[Part]) -> list[Group]:
         layers = [index for index, part in enumerate(parts) if any(n in self.prunable for n in part.weights)]
         if not layers:
             return []
@@ -108,27 +136,14 @@ class NameReader:
             parts.append(Part(path, path.rpartition(".")[2]))
         groups = []
         for index, start in enumerate(starts):
-            group = Group(parts[start : start + step], boundary=index > 0 and steps[index - 1] > step)
-            group.parts += [norms[start] for _, norms in self._joined().get(container, ())]
-            group.weights = relative_weights(group.parts, self.graph)
-            group.form = form_of(group)
-            group.linked = index > 0 and not group.boundary
-            group.signature = hashlib.sha256(repr(sorted(group.weights.items())).encode()).hexdigest()
-            # names and the extents of kernels: a convolution of 11 by 11 is of another kind than one of 3 by 3
-            kernels = sorted((name, shape[2:]) for name, shape in group.weights.items())
-            group.kind = hashlib.sha256(repr(kernels).encode()).hexdigest()
-            groups.append(group)
-        for index, group in enumerate(groups):
-            # equal neighbours chain, so what goes in is what comes out; else the channels of its layers decide
-            near = groups[max(index - 1, 0) : index] + groups[index + 1 : index + 2]
-            same = any(other.signature == group.signature for other in near)
-            channels = self.channels(group)
-            group.preserving = same or (channels is not None and channels[0] == channels[1])
+            groups.append(Group(parts[start : start + step], boundary=index > 0 and steps[index - 1] > step))
+            groups[-1].parts += [norms[start] for _, norms in self._joined().get(container, ())]
         return groups
 
     def channels(self, group: Group) -> tuple[int, int] | None:
         """Channels into its first layer and out of its last, in the order of the state dict."""
-        layers = [self.graph.weights[n].shape for p in group.parts for n in p.weights if n in self.prunable]
+        names = [n for part in group.parts for n in part.weights if n in self.prunable]
+        layers = layer_shapes(names, self.graph)
         # one channel in and one out is a filter along the channels, which makes a gate (ECA)
         layers = [shape for shape in layers if shape[:2] != (1, 1)] or layers
         if not layers:

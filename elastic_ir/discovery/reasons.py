@@ -6,6 +6,7 @@ import itertools
 
 from elastic_ir.discovery.from_graph import GraphReader
 from elastic_ir.discovery.from_names import NameReader, in_channels
+from elastic_ir.discovery.levels import kept_whole
 from elastic_ir.discovery.parts import Group, Part
 from elastic_ir.ir.graph import Graph, Symbol
 from elastic_ir.ir.numbering import is_index, split_number, width_of
@@ -18,6 +19,9 @@ def why_nothing(reader: GraphReader | NameReader) -> str:
     again = _applied_again(reader.graph)
     if again is not None:
         return again
+    whole = kept_whole(reader.graph)
+    if whole:
+        return whole[0]
     made = _made_for_one_machine(reader.graph)
     if made is not None:
         return made

@@ -16,7 +16,7 @@ import networkx as nx
 
 from elastic_ir.discovery.depth import only_gates, path_lengths
 from elastic_ir.ir.graph import Graph, Node, Value
-from elastic_ir.ir.operations import reads_form_only
+from elastic_ir.ir.operations import reads_form_only, recurrent_layers
 
 _STARTS = 6  #: ways to begin a trunk that are tried
 _LARGEST = 12  #: layers on a path through a block; in more, other blocks hide
@@ -269,6 +269,10 @@ def _describe(
         for name in dict.fromkeys(found):
             shape = graph.weights[name].shape
             alone = len(shape) > 2 and shape[1] == 1
+            if recurrent_layers(node):  # the first layer of a stack may read other features
+                segment.layers.append((node.op, (), False))
+                segment.shapes.append(shape)
+                continue
             segment.layers.append((node.op, () if alone else shape[2:], alone))
             segment.shapes.append(shape[:2] if alone else shape)
     kinds = [value.type for value in (before, cut) if value is not None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from elastic_ir.ir.graph import Argument, Graph, Node, Value, WeightRef, map_argument
@@ -45,6 +45,53 @@ def copy_node(
     return twin
 
 
+class Places:
+    """The places of the nodes of a clone that follows a block.
+
+    It runs behind that block. Where blocks take turns, each once for every step of time (cells of a recurrent network),
+    the next block's first step stands before the last step of that one; then each node of the clone runs right behind
+    what it reads.
+    """
+
+    def __init__(self, nodes: Sequence[Node], readers: Iterable[Node]) -> None:
+        """``nodes`` are those of the block before, in the order they run, ``readers`` those that read its outputs."""
+        self.last = nodes[-1] if nodes else None
+        self.rank: dict[Node, int] = {}  # of the nodes among which the clone's are put, and of those
+        self.behind: list[Node] = []  # for each rank the last node that stands there
+        self.reached = 0
+        between = _between(nodes)
+        if not set(readers).difference(nodes).isdisjoint(between):
+            self.rank = {node: place for place, node in enumerate(between)}
+            self.behind = between
+
+    def before(self, node: Node, root: Node) -> Node:
+        """The node that a node of the clone is linked behind; they are asked for in the order they run.
+
+        ``root`` is what the first node of a graph stands behind.
+        """
+        if not self.rank:
+            place = self.last or root
+            self.last = node
+            return place
+        ranks = (self.rank.get(value.node, 0) for value in node.operands())
+        self.reached = max(self.reached, *ranks, 0)
+        place = self.behind[self.reached]
+        self.rank[node], self.behind[self.reached] = self.reached, node
+        return place
+
+
+def _between(nodes: Sequence[Node]) -> list[Node]:
+    """All nodes that run from the first to the last of some."""
+    found: list[Node] = []
+    node: Node | None = nodes[0] if nodes else None
+    while node is not None:
+        found.append(node)
+        if node is nodes[-1]:
+            break
+        node = node._next
+    return found
+
+
 def copy_graph(graph: Graph) -> Graph:
     """Copy a graph with its structure. Linear in nodes and weights; no tensor is read."""
     twin = Graph(graph.name, graph.info)
@@ -81,6 +128,8 @@ def copy_structure(structure: Structure, values: dict[Value, Value], nodes: dict
             tail=old.tail,
             native=old.native,
             width=old.width,
+            suffix=old.suffix,
+            parameters=old.parameters,
         )
         for child in old.children:
             children[child] = Child(child.path, child.origin, child.taken)

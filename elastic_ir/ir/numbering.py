@@ -77,11 +77,15 @@ def consecutive(places: Iterable[tuple[Head, int]]) -> Iterator[tuple[Head, rang
 
 @dataclass(frozen=True)
 class Series:
-    """Names that are numbered through: ``path + "." + prefix + number``, the number padded to ``width`` digits."""
+    """Names that are numbered through: ``path + "." + prefix + number``, the number padded to ``width`` digits.
+
+    A ``suffix`` may stand behind the number (``weight_ih_l0_reverse``).
+    """
 
     path: str
     prefix: str
     width: int = 1
+    suffix: str = ""
 
     @property
     def head(self) -> str:
@@ -90,7 +94,7 @@ class Series:
 
     def name(self, number: int) -> str:
         """The path of the child with that number."""
-        return f"{self.head}{number:0{self.width}}"
+        return f"{self.head}{number:0{self.width}}{self.suffix}"
 
     def number(self, path: str) -> int | None:
         """The number of the child that a path names or lies in; None for a path outside the series."""
@@ -98,8 +102,8 @@ class Series:
         if not path.startswith(head):
             return None
         text = path[len(head) :].partition(".")[0]
-        number = number_of(text)
-        return number if number is not None and text == f"{number:0{self.width}}" else None
+        number = number_of(text.removesuffix(self.suffix))
+        return number if number is not None and text == f"{number:0{self.width}}{self.suffix}" else None
 
 
 def is_index_list(name: str, value: Any, count: int) -> bool:

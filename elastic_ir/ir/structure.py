@@ -1,9 +1,10 @@
 """Structure: what repeats in a network, as stages of blocks that live in containers.
 
 A :class:`Container` is a module whose numbered children run in order (``Sequential``, ``ModuleList``, RegNet's
-``b1..bN``). A :class:`Block` has such children, its slots: a run of one container, or those of one rank in several
-containers that advance together (``zip(convs, norms)``), with what runs between them. Blocks whose inputs and outputs
-have the same types form a :class:`Stage`. The words are those of the design: the *entry* is the downsampling block that
+``b1..bN``), or one kind of the numbered parameters of a recurrent module (``weight_ih_l0``, ``weight_ih_l1``). A
+:class:`Block` has such children, its slots: a run of one container, or those of one rank in several containers that
+advance together (``zip(convs, norms)``), with what runs between them. Blocks whose inputs and outputs have the same
+types form a :class:`Stage`. The words are those of the design: the *entry* is the downsampling block that
 opens a stage and is never cloned or deleted; a *transition* is a layer of its own between two stages; a *unit* is what
 is cloned or deleted as a whole, one block or several (Swin's shifted pair).
 """
@@ -43,6 +44,8 @@ class Container:
     tail: int = 0  #: children at its end that are not blocks of a stage: they stay last and are never cloned
     native: bool = True  #: False where other children stand beside them: its forward names them one by one
     width: int = 1  #: digits of the numbers where they are padded with zeros
+    suffix: str = ""  #: what stands behind the number in a parameter's name: ``_reverse``
+    parameters: bool = False  #: its children are no modules but parameters of one: ``rnn.weight_ih_l{i}``
 
     def child_path(self, index: int) -> str:
         """The path of the child at a position, as the natively built network names it."""
@@ -51,7 +54,7 @@ class Container:
     @property
     def series(self) -> Series:
         """How its children are named."""
-        return Series(self.path, self.prefix, self.width)
+        return Series(self.path, self.prefix, self.width, self.suffix)
 
     def source_index(self, origin: str) -> int:
         """The position that a child of the source had, from its path there."""
@@ -63,7 +66,7 @@ class Container:
     @property
     def template(self) -> str:
         """How its children are named, with ``{i}`` in place of the number."""
-        return f"{self.series.head}{{i}}"
+        return f"{self.series.head}{{i}}{self.suffix}"
 
     @property
     def label(self) -> str:

@@ -6,6 +6,8 @@ container are numbered afresh, in order, and nodes, weights and the list of modu
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from elastic_ir.errors import VerifyError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.naming import head_in, rename_path, rename_references
@@ -44,7 +46,7 @@ class Renumbering:
         old_weights = self.graph.weights
         container_of = {child.path: box for box in self._touched for child in box.children}
         by_child: dict[str, list[Weight]] = {path: [] for path in container_of}
-        plan: list[Weight | Container] = []
+        plan: list[Weight | list[Container]] = []
         begun: set[Container] = set()
         changed: dict[str, str] = {}
         for name, weight in old_weights.items():
@@ -56,15 +58,16 @@ class Renumbering:
             if by_child[owner][-1].name != name:
                 changed[name] = by_child[owner][-1].name
             if container_of[owner] not in begun:
-                begun.add(container_of[owner])
-                plan.append(container_of[owner])
+                together = _in_turn(container_of[owner], self._touched)
+                begun.update(together)
+                plan.append(together)
         fresh: dict[str, Weight] = {}
         for item in plan:
-            group = (
-                [w for c in item.children for w in by_child[c.path]]
-                if isinstance(item, Container)
-                else [item]
-            )
+            if isinstance(item, Weight):
+                group = [item]
+            else:
+                rows = zip(*(box.children for box in item), strict=True)
+                group = [weight for row in rows for child in row for weight in by_child[child.path]]
             for weight in group:
                 if weight.name in fresh:
                     raise VerifyError(f"two weights would be named {weight.name!r}")
@@ -83,11 +86,12 @@ class Renumbering:
             return
         below: dict[str, list[tuple[str, list[str]]]] = {}
         fresh: dict[str, list[str]] = {}
-        stems = {container.path for container in self._touched}
+        stems = {container.path for container in self._touched if not container.parameters}
         heads = {self._copied_from.get(path, path) for path in renames}
         deleted = {
             f"{box.path}.{name}" if box.path else name
             for box in self._touched
+            if not box.parameters
             for name in _members(box, listed)
         }
         for path, names in listed.items():
@@ -97,6 +101,8 @@ class Renumbering:
             elif path not in stems:
                 fresh[path] = names
         for container in self._touched:
+            if container.parameters:
+                continue
             lead = len(container.path) + 1 if container.path else 0
             names = [renames[child.path][lead:] for child in container.children]
             if not container.native:  # other children stand beside the series; it keeps its place among them
@@ -118,6 +124,13 @@ class Renumbering:
                 stage.transition = rename_path(stage.transition, moved)
         structure.stem = tuple(rename_path(path, moved) for path in structure.stem)
         structure.head = tuple(rename_path(path, moved) for path in structure.head)
+
+
+def _in_turn(container: Container, touched: Iterable[Container]) -> list[Container]:
+    """The containers whose slots stand by turns in the state dict: the parameters of one recurrent module."""
+    if not container.parameters:
+        return [container]
+    return [box for box in touched if box.parameters and box.path == container.path]
 
 
 def _members(container: Container, listed: dict[str, list[str]]) -> list[str]:

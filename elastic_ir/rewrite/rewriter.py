@@ -17,7 +17,7 @@ from typing import Any
 from elastic_ir.discovery.depth import layers_between, longest_path, path_lengths
 from elastic_ir.discovery.links import collects, staying_operands
 from elastic_ir.errors import StructureError, VerifyError
-from elastic_ir.ir.cloner import copy_node
+from elastic_ir.ir.cloner import Places, copy_node
 from elastic_ir.ir.graph import Argument, Graph, Node, Value, map_argument
 from elastic_ir.ir.info import Edits
 from elastic_ir.ir.naming import head_in, name_nodes, rename_path
@@ -324,16 +324,14 @@ class Rewriter(LayerEdits, StageEdits, GivenAndCollected, Renumbering):
         values |= self._clone_given(block, after)
         clone.given = tuple(values[value] for value in block.given)
         readers = {value: self.users(value) for value in (*after.outputs, *after.taps)}
-        last = (
-            after.nodes[-1] if after.nodes else self.graph._root
-        )  # a block's nodes are in the order they run
+        places = Places(after.nodes, [node for value in after.outputs for node in readers[value]])
         for node in block.nodes:
             stays = self._stays.get(node, frozenset())
             twin = copy_node(node, values, renames, stays)
             if stays:
                 self._stays[twin] = stays
             twin.scope = rename_path(node.scope, renames)
-            last = self._link(twin, after=last)
+            self._link(twin, after=places.before(twin, self.graph._root))
             clone.nodes.append(twin)
         clone.outputs = tuple(values[value] for value in block.outputs)
         clone.taps = tuple(values[value] for value in block.taps)

@@ -17,6 +17,8 @@ from elastic_ir.tensors.lazy import Mask, MaskedData, TensorData
 if TYPE_CHECKING:
     import torch
 
+#: A recurrent layer's matrices: of a module of several layers, and of a cell.
+_RECURRENT = re.compile(r"weight_(ih|hh|hr)(_l[0-9]+(_reverse)?)?")
 _LOOKUP = re.compile(r"emb|wte|wpe|bias_table|position")  #: names of tables that are looked up
 
 
@@ -45,7 +47,7 @@ class Weight:
     origin: str  #: its name in its source network
     is_parameter: bool = True
     persistent: bool = True  #: False for buffers that a state dict leaves out
-    prunable: bool = False  #: the weight of a convolution or linear layer
+    prunable: bool = False  #: the weight of a convolution or linear layer, or a matrix of a recurrent one
     source: int = 0  #: the number of its source network in ``graph.edits.sources``
 
     @property
@@ -65,12 +67,16 @@ class Weight:
 
 
 def is_prunable(owner: torch.nn.Module, role: str, parameter: torch.Tensor) -> bool:
-    """Whether a parameter of a module, by its name there, is prunable; so is fused attention's input projection."""
+    """Whether a parameter of a module, by its name there, is prunable.
+
+    So are fused attention's input projection and the matrices of recurrent layers.
+    """
     from torch import nn
 
     lookup = hasattr(owner, "num_embeddings") or hasattr(owner, "normalized_shape")
     fused = isinstance(owner, nn.MultiheadAttention) and role.endswith("_proj_weight")
-    return 2 <= parameter.ndim <= 5 and (fused or (role == "weight" and not lookup))
+    recurrent = isinstance(owner, (nn.RNNBase, nn.RNNCellBase)) and _RECURRENT.fullmatch(role)
+    return 2 <= parameter.ndim <= 5 and bool(fused or recurrent or (role == "weight" and not lookup))
 
 
 def looks_prunable(name: str, shape: tuple[int, ...]) -> bool:
@@ -79,7 +85,9 @@ def looks_prunable(name: str, shape: tuple[int, ...]) -> bool:
     A table that is looked up has two axes; the convolution of a patch embedding has more.
     """
     looked_up = len(shape) == 2 and _LOOKUP.search(name.lower())
-    return name.rpartition(".")[2].endswith("weight") and 2 <= len(shape) <= 5 and not looked_up
+    role = name.rpartition(".")[2]
+    named = role.endswith("weight") or _RECURRENT.fullmatch(role) is not None
+    return named and 2 <= len(shape) <= 5 and not looked_up
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ LAYERS: dict[str, tuple[int, ...]] = {
     "MatMulInteger": (0, 1), "QLinearMatMul": (0, 3), "com.microsoft.FusedConv": (1,),
     "com.microsoft.FusedGemm": (0, 1), "com.microsoft.FusedMatMul": (0, 1), "com.microsoft.Attention": (1,),
     "com.microsoft.QAttention": (1,), "com.microsoft.DynamicQuantizeMatMul": (1,), "com.microsoft.MatMulNBits": (1,),
-    "com.microsoft.QGemm": (3,), "com.microsoft.MatMulIntegerToFloat": (1,),
+    "com.microsoft.QGemm": (3,), "com.microsoft.MatMulIntegerToFloat": (1,), "LSTM": (1, 2), "GRU": (1, 2),
+    "RNN": (1, 2),
 }  # fmt: skip
 #: Operators that hand a weight on to the layer that uses it.
 _CARRIERS = {

@@ -497,7 +497,9 @@ def test_what_is_no_source() -> None:
         SourceError, match=r"load reads a file, a folder or a name, not a CifarResNet; .*trace"
     ):
         eir.load(cifar_resnet(8))  # type: ignore[arg-type]
-    with pytest.raises(TraceError, match=r"trace reads a torch\.nn\.Module or an ExportedProgram, not a str; .*use load"):
+    with pytest.raises(
+        TraceError, match=r"trace reads a torch\.nn\.Module or an ExportedProgram, not a str; .*use load"
+    ):
         eir.trace("x")  # type: ignore[arg-type]
 
 

@@ -20,8 +20,10 @@ from torch import fx, nn
 from elastic_ir.emit import refuse_without_values
 from elastic_ir.emit.module.attributes import (
     KEPT,
+    refresh,
     renumber_indices,
     respread_constants,
+    set_layers,
     update_configuration,
     update_counts,
     update_stage_counts,
@@ -167,7 +169,7 @@ def _in_its_class(graph: Graph, source: nn.Module) -> _InClass:
     ``source`` is the live module, or the stand-ins for it.
     """
     touched = [container for container in _containers(graph) if _changed(container)]
-    names = ", ".join(repr(container.label) for container in touched)
+    names = ", ".join(dict.fromkeys(repr(container.label) for container in touched))
     rewired = graph.edits.rewired
     # the forward of a GraphModule is its nodes, written out
     follows = not isinstance(source, fx.GraphModule) or not touched
@@ -252,6 +254,7 @@ def _finish(module: nn.Module, graph: Graph, masked: bool, *, values: bool = Tru
     if isinstance(module, fx.GraphModule):
         _order(module, graph)
     _assign(module, graph, masked, values)
+    refresh(module)
     check_names(module, graph)
     return module
 
@@ -259,11 +262,12 @@ def _finish(module: nn.Module, graph: Graph, masked: bool, *, values: bool = Tru
 def _iterates(container: Container, live: nn.Module) -> bool:
     """Whether a container's own forward runs its children by iteration, so that new ones run too.
 
-    A Sequential does, and a ModuleList leaves it to its parent. Any other class (RegNet's stages) is tried: a copy
-    with its last child twice, traced, must run both.
+    A Sequential does, and so does a recurrent module; a ModuleList leaves it to its parent. Any other class (RegNet's
+    stages) is tried: a copy with its last child twice, traced, must run both.
     """
     module = live.get_submodule(container.path)
-    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) or MARK in vars(module):
+    runs = isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.RNNBase))
+    if runs or MARK in vars(module):
         return True  # of a stand-in it is to be proven by whoever builds the class
     probe = copy.copy(module)
     probe._modules = dict(module._modules)
@@ -303,7 +307,12 @@ def _refill(graph: Graph, live: nn.Module, touched: list[Container]) -> tuple[nn
     filled: set[nn.Module] = set()
     owner = {child: block for block in graph.blocks for child in block.children}
     copied: dict[Any, dict[int, Any]] = {}  # a block in two lists is one module in both
+    for path in dict.fromkeys(container.path for container in touched if container.parameters):
+        set_layers(target.get_submodule(path), path, graph)
+        update_counts(target, next(box for box in touched if box.path == path), known)
     for container in touched:
+        if container.parameters:
+            continue
         source, place = live.get_submodule(container.path), target.get_submodule(container.path)
         if place in filled:
             continue

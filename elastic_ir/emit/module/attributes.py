@@ -4,7 +4,8 @@ They are recognised by evidence in the source, never by a class: an integer that
 name mentions layers is a count, one that equals the block's number in every block an index. A configuration that is
 written beside checkpoints follows by the rules for its file; what modules keep for themselves, one by one. Constants
 of positions are spread anew over the target's blocks where their rule is evident (:mod:`elastic_ir.plans.positions`);
-one that differs from block to block by no known rule stays with its block, and is reported.
+one that differs from block to block by no known rule stays with its block, and is reported. Recurrent modules keep
+lists of their layers' parameters.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import torch
 from torch import nn
 
 from elastic_ir.errors import PlanError
@@ -287,6 +289,7 @@ def _blocks(structure: Structure) -> list[tuple[int, Block, bool]] | None:
         (index, block, block is stage.entry)
         for index, stage in enumerate(structure.stages)
         for block in stage.all_blocks
+        if not stage.container.parameters  # a recurrent module has no constant of a layer
     ]
     return found if all(len(block.children) == 1 for _, block, _ in found) else None
 
@@ -305,6 +308,8 @@ def _source_slots(live: nn.Module, structure: Structure) -> list[_Slot] | None:
     slots: list[_Slot] = []
     for index, stage in enumerate(structure.stages):
         container = stage.container
+        if container.parameters:
+            continue
         firsts = [other.all_blocks[0] for other in structure.stages if other.container is container]
         starts = sorted({container.source_index(block.origin) for block in firsts})
         start = container.source_index(stage.all_blocks[0].origin)
@@ -315,3 +320,51 @@ def _source_slots(live: nn.Module, structure: Structure) -> list[_Slot] | None:
                 return None
             slots.append(_Slot(part, index, stage.entry is not None and offset == start))
     return slots
+
+
+# -- recurrent modules -------------------------------------------------------------------------------------------------
+
+
+def set_layers(module: nn.Module, path: str, graph: Graph) -> None:
+    """Give a recurrent module the parameters that the graph has under its path, without values, and their count.
+
+    What each takes over of its source's parameter is whether it is trained. Its lists of tensors are made by
+    :func:`refresh`, once the parameters have values.
+    """
+    from elastic_ir.ir.recurrent import numbered
+
+    head = f"{path}." if path else ""
+    own = [name for name in graph.weights if name.rpartition(".")[0] == path and numbered(name[len(head) :])]
+    held = dict(module._parameters)
+    made: dict[str, nn.Parameter | None] = {}
+    for name in own:
+        weight = graph.weights[name]
+        source = held.get(weight.origin.rpartition(".")[2])
+        dtype = source.dtype if source is not None else getattr(torch, weight.dtype)
+        device = source.device if source is not None else None
+        trained = source.requires_grad if source is not None else True
+        empty = torch.empty(weight.shape, dtype=dtype, device=device)
+        made[name[len(head) :]] = nn.Parameter(empty, requires_grad=trained)
+    module._parameters.clear()
+    module._parameters.update(made)
+    rows: dict[tuple[str, str], list[str]] = {}
+    for role in made:
+        place = numbered(role)
+        assert place is not None
+        rows.setdefault((place.number, place.suffix), []).append(role)
+    vars(module)["num_layers"] = len({number for number, _ in rows})
+    vars(module)["_all_weights"] = list(rows.values())
+    vars(module)["_flat_weights_names"] = [role for row in rows.values() for role in row]
+
+
+def refresh(module: nn.Module) -> None:
+    """Let recurrent modules run over the parameters that they have; they keep a list of them beside the table."""
+    for part in _recurrent(module):
+        part._flat_weights = []
+        part._init_flat_weights()
+
+
+def _recurrent(module: nn.Module) -> Iterator[Any]:
+    for part in module.modules():
+        if isinstance(part, nn.RNNBase):
+            yield part

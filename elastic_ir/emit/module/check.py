@@ -23,6 +23,7 @@ from torch import fx, nn
 
 from elastic_ir.emit.comparison import SKIP, Outputs, compare_outputs, refuse_not_finite, wide
 from elastic_ir.emit.example_runs import Call, calls_of, run_module
+from elastic_ir.emit.module.attributes import refresh
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.graph import Argument, Graph, Node, Value, map_argument
 from elastic_ir.ir.structure import Container
@@ -153,6 +154,7 @@ def _nodes(graph: Graph, twin: nn.Module) -> nn.Module:
             if graph.reference is not None:
                 raise EmitError(f"the module made has no {name}")
             table[role] = to_torch(graph.weights[name].storage.data)
+    refresh(made)
     return made
 
 
@@ -181,6 +183,14 @@ def _replace(module: nn.Module, filled: dict[str, nn.Parameter]) -> None:
     for name, table, role in _places(module):
         if name in filled:
             table[role] = filled[name]
+    refresh(module)
+
+
+def _module_of(module: nn.Module, path: str) -> nn.Module:
+    """The module of a block, or the one that runs it: a recurrent module, whose layers are parameters of it."""
+    parent, _, name = path.rpartition(".")
+    owner = module.get_submodule(parent)
+    return owner if name in owner._parameters else module.get_submodule(path)
 
 
 def _paths(graph: Graph) -> list[str]:
@@ -196,15 +206,20 @@ def _watched(module: nn.Module, graph: Graph, calls: Sequence[Call]) -> Outputs:
         for path in ran:
             ran[path] = any(name == path or name.startswith(f"{path}.") for name in named)
     handles = []
-    waiting = {path: list(module.get_submodule(path).modules()) for path, done in ran.items() if not done}
+    waiting = {path: list(_module_of(module, path).modules()) for path, done in ran.items() if not done}
     owners = Counter(part for parts in waiting.values() for part in parts)
     for path, parts in waiting.items():
 
         def note(*_: object, path: str = path) -> None:
             ran[path] = True
 
-        # its own layers count too, for the caller may run them itself; an activation that many blocks share does not
-        handles += [part.register_forward_hook(note) for part in parts if owners[part] == 1]
+        # its own layers count too, for the caller may run them itself; an activation that many blocks share does not,
+        # but a recurrent module runs all its layers
+        handles += [
+            part.register_forward_hook(note)
+            for part in parts
+            if owners[part] == 1 or isinstance(part, nn.RNNBase)
+        ]
     module.eval()
     try:
         outputs = run_module(module, calls)
@@ -235,6 +250,8 @@ def has_long_skips(graph: Graph, touched: list[Container]) -> bool:
     users = graph.users()
     for stage in stages:
         if stage.container not in touched or not all(block.nodes for block in stage.all_blocks):
+            continue
+        if stage.container.parameters:  # the module itself gives the states of all its layers
             continue
         for block in stage.all_blocks:
             number = owner[block.nodes[0]]

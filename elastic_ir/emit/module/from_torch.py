@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from elastic_ir.emit.module.attributes import submodule
+from elastic_ir.emit.module.attributes import set_layers, submodule
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.functions import CHECKS, method_allowed, resolve_function, resolve_symbol
 from elastic_ir.ir.graph import FRESH, Graph, Literal, Node, Symbol, Value, WeightRef
+from elastic_ir.ir.operations import recurrent_layers
 from elastic_ir.tensors.weights import Weight
 
 _ATTRIBUTES = {
@@ -50,6 +51,10 @@ def build_graph_module(graph: Graph, live: nn.Module | None) -> fx.GraphModule:
     trusted = live is not None and not graph.origin.from_file
     if not trusted:
         _check_texts(graph)
+    if any(recurrent_layers(node) for node in graph):
+        from elastic_ir.ir.recurrent import fold
+
+        graph = fold(graph)
     root = nn.Module()
     made = fx.Graph()
     values: dict[Value, fx.Node] = {}
@@ -245,7 +250,10 @@ def _leaf(node: Node, live: nn.Module | None, origins: dict[str, str], graph: Gr
             path = _origin_path(node.scope, graph)
         module = live.get_submodule(path)
         memo: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
-        return copy.deepcopy(module, memo)
+        twin = copy.deepcopy(module, memo)
+        if isinstance(twin, nn.RNNBase):
+            set_layers(twin, node.scope, graph)
+        return twin
     from elastic_ir.emit.module.layers import build_layer  # its class is not at hand
 
     return build_layer(node)

@@ -17,6 +17,7 @@ from elastic_ir.emit.module.attributes import submodule
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.functions import resolve_symbol
 from elastic_ir.ir.graph import Graph, Node, Symbol
+from elastic_ir.ir.recurrent import fold, options
 from elastic_ir.safety.guard import guarded
 
 #: Attributes that are nothing but sizes; the tensors that have them are assigned afterwards.
@@ -25,7 +26,7 @@ _SIZES = ("in_channels", "out_channels", "groups", "in_features", "out_features"
 
 def conform_layers(module: nn.Module, graph: Graph) -> None:
     """Give every layer the sizes, the bias and the kind that its node has."""
-    for node in graph:
+    for node in fold(graph):
         if node.kind != "module" or not node.op.startswith("nn."):
             continue
         layer = submodule(module, node.scope)
@@ -86,5 +87,5 @@ def recorded_layer(node: Node, use: str) -> tuple[type[nn.Module], dict[str, Any
     kind = getattr(nn, node.op.removeprefix("nn."), None) if node.op.startswith("nn.") else None
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise EmitError(f"node %{node.name}: {node.op} is not a layer of torch.nn, so it cannot be {use}")
-    accepted = inspect.signature(kind.__init__).parameters
+    accepted = options(node.op) or inspect.signature(kind.__init__).parameters
     return kind, {key: value for key, value in node.attributes.items() if key in accepted}

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from elastic_ir.ir.recurrent import options
+
 #: Arguments of ATen by the names that torch.nn.functional has for them.
 RENAMED = {"self": "input", "indices": "input", "train": "training"}
 REQUIRED = inspect.Parameter.empty
@@ -26,6 +28,9 @@ def parameters(text: str) -> Mapping[str, Any]:
     owner: Any = {"F": functional, "nn": nn}.get(home)
     if not hasattr(owner, name):
         return {}
+    recurrent = options(text)
+    if recurrent:
+        return {key: REQUIRED if value is None else value for key, value in recurrent.items()}
     target = getattr(owner, name)
     try:
         found = list(inspect.signature(target.__init__ if home == "nn" else target).parameters.values())

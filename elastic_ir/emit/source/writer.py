@@ -24,6 +24,7 @@ from elastic_ir.emit.source.text import Printer, attribute, tidy, wrap
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.numbering import is_index
+from elastic_ir.ir.recurrent import fold
 
 #: What the first line of every file says, by which a file is known for one of ours.
 SIGNATURE = "in plain PyTorch, written by ElasticIR."
@@ -52,6 +53,7 @@ def write_source(graph: Graph, weights: str, notes: Sequence[str] = ()) -> str:
 
     Raises EmitError for what cannot be written: see :func:`elastic_ir.emit.source.file.save_source`.
     """
+    graph = fold(graph)
     sizes, fixed = following_sizes(graph)
     notes = [*notes, *([_EXPORTED] if graph.info.frontend == "export" else ()), *([fixed] if fixed else ())]
     tree = read_tree(graph, sizes)

@@ -20,8 +20,8 @@ from elastic_ir.tensors.weights import BatchNorm, Layer
 
 __all__ = [
     "RANDOM_BY", "BatchNorm", "Layer", "Operation", "Slot", "Trait", "bias_slot", "has", "is_product", "is_sum",
-    "kind_of", "known_kind", "layer_of", "norm_of", "norm_slots", "operation_of", "reads_form_only", "tensor_in",
-    "written",
+    "kind_of", "known_kind", "layer_of", "norm_of", "norm_slots", "operation_of", "reads_form_only",
+    "recurrent_layers", "tensor_in", "written",
 ]  # fmt: skip
 
 
@@ -116,6 +116,7 @@ _INPLACE = {
     "leakyrelu": 2, "hardtanh": 3, "threshold": 3, "rrelu": 4, **dict.fromkeys(_NAMES[Trait.DROPOUT].split(), 3),
 }  # fmt: skip
 _FORM_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "requires_grad"}
+_RECURRENT = {"lstm", "gru", "rnn", "rnntanh", "rnnrelu"}
 _AXES = re.compile(r"\d+d$")
 _NONE = Trait(0)
 
@@ -244,6 +245,16 @@ def norm_of(node: Node) -> BatchNorm | None:
     from elastic_ir.ir.operations import onnx_dialect
 
     return onnx_dialect.norm_of(node)
+
+
+def recurrent_layers(node: Node) -> int:
+    """How many recurrent layers a node runs; 0 where it is none of them."""
+    if known_kind(node).removesuffix("cell") not in _RECURRENT:
+        return 0
+    count = node.attributes.get("num_layers", 1)
+    if node.op.startswith(("aten.", "torch.")) and not node.op.endswith("_cell.default"):
+        count = node.args[4] if len(node.args) > 4 else 1
+    return count if isinstance(count, int) else 1
 
 
 def bias_slot(node: Node) -> Slot:

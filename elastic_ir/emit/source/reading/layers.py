@@ -22,6 +22,7 @@ from elastic_ir.emit.source.signatures import REQUIRED, is_default, parameters
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.functions import resolve_symbol
 from elastic_ir.ir.graph import Node, Symbol
+from elastic_ir.ir.recurrent import MODULES
 from elastic_ir.tensors.weights import Weight
 
 #: Attributes that are one number where they are the same along every axis.
@@ -54,7 +55,7 @@ def layer_of(node: Node) -> Expr:
     """The constructor of a leaf module's node; EmitError for what is not a layer of ``torch.nn``."""
     kind, recorded = recorded_layer(node, "written as source")
     taken = inspect.signature(kind.__init__).parameters.values()
-    takes_any = any(item.kind is item.VAR_POSITIONAL for item in taken)
+    takes_any = node.op not in MODULES and any(item.kind is item.VAR_POSITIONAL for item in taken)
     if takes_any and kind is not nn.Identity and kind.__init__ is not nn.Module.__init__:
         raise EmitError(f"{node.scope} is a {node.op}, whose constructor the graph does not record")
     options = {identifier(k, "the argument"): v for k, v in recorded.items() if not k.startswith("_")}
