@@ -170,8 +170,9 @@ def _mostly_lists(outer: Candidate, inner: list[Candidate]) -> bool:
     """Whether lists that repeat, one for each stream of an outer block, hold half of its blocks' weights or more."""
     held = sum(candidate.weights for candidate in inner)
     block = tuple(f"{part.path}." for part in outer.groups[-1].parts)
-    lists = [one for one in inner if one.strong and f"{one.container.path}.".startswith(block)]
-    return len(lists) >= outer.streams and 2 * held >= outer.weights
+    lists = [one for one in inner if f"{one.container.path}.".startswith(block)]
+    some = any(one.strong for one in lists)
+    return some and len(lists) >= outer.streams and 2 * held >= outer.weights
 
 
 def _overridden(outer: Candidate, inner: list[Candidate]) -> bool:
@@ -211,12 +212,12 @@ def choose(found: list[Candidate], reader: Reader) -> list[Candidate]:
 
     Where that leaves none, the lists inside are asked: a Sequential of stages, each of one block behind an entry.
     """
-    while found:
-        chosen = _choose(found, reader)
-        if chosen:
-            return chosen
-        found = [one for outer in found for one in outer.inner]
-    return []
+    chosen = _choose(found, reader)
+    inner = [one for outer in found for one in outer.inner]
+    if chosen or not inner:
+        return chosen
+    twins = _twins(inner, reader)
+    return [one for one in inner if not twins.isdisjoint(_places(one))]
 
 
 def _choose(found: list[Candidate], reader: Reader) -> list[Candidate]:

@@ -208,16 +208,7 @@ class GraphReader:
             for part in group.parts:
                 owner.update(dict.fromkeys(part.nodes, index))
         if len(groups) > 1 and all(before[1] < after[0] for before, after in itertools.pairwise(spans)):
-            within = f"{bundle.lead.container.path}."
-
-            def outside(node: Node) -> bool:
-                """Whether a node lies in no numbered child but those that hold the whole container."""
-                slot = self._slots.get(node)
-                return slot is None or within.startswith(f"{slot.path}.")
-
-            self._absorb(
-                groups, owner, spans, lambda node: carries(node) and outside(node) and node not in beside
-            )
+            self._absorb(groups, owner, spans, lambda node: carries(node) and node not in beside)
         for node, index in owner.items():
             groups[index].nodes.append(node)
         for group in groups:
@@ -241,7 +232,7 @@ class GraphReader:
         """
         self.paired.pop(bundle.lead.container, None)
         groups, partners = links.groups, []
-        if not all(group.linked for group in groups[1:]):
+        if not all(group.linked for group in groups[1:]) or not any(group.free for group in groups):
             return
         for index, group in enumerate(groups):
             given = [v for v in links.reads[index] if links.readers[v] == 1 and v not in group.inputs]
