@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from elastic_ir.discovery.levels import Levels
 
 
+#: What most arguments besides values are.
+_PLAIN = frozenset({int, bool, str, type(None)})
+
+
 class GraphReader:
     """Answers questions about groups from one graph; built once for a whole discovery."""
 
@@ -39,7 +43,8 @@ class GraphReader:
         self.order = {node: index for index, node in enumerate(self.nodes)}
         self.users = graph.users()
         self.prunable = {name for name, weight in graph.weights.items() if weight.prunable}
-        self._uses = Counter(name for node in self.nodes for name in node.weight_names())
+        self._names = {node: node.weight_names() for node in self.nodes}
+        self._uses = Counter(name for names in self._names.values() for name in names)
         #: what depends on an input; weights made ready may stand anywhere before
         self.live: set[Node] = set()
         for node in graph:
@@ -48,7 +53,7 @@ class GraphReader:
         #: the nodes that read each weight
         self.readers: dict[str, list[Node]] = {}
         for node in self.nodes:
-            for name in node.weight_names():
+            for name in self._names[node]:
                 self.readers.setdefault(name, []).append(node)
         self._listed: dict[Part, list[tuple[Container, list[Part]]]] = {}
         self._levels: dict[Container, Levels] = {}
@@ -164,7 +169,7 @@ class GraphReader:
     def _carries(self, node: Node, shared: Collection[str] = ()) -> bool:
         """Whether a node outside all slots may be part of a block: what the caller does, over shared weights."""
         return node.kind not in ("input", "output", "weight", "constant") and all(
-            name in shared for name in node.weight_names()
+            name in shared for name in self._names[node]
         )
 
     def _shared(self, spans: Sequence[Span]) -> set[str]:
@@ -176,7 +181,7 @@ class GraphReader:
         gap = max((after[0] - before[1] for before, after in itertools.pairwise(spans)), default=0)
         rows: dict[str, set[int]] = {}
         for node in self.nodes[max(spans[0][0] - gap, 0) : spans[-1][1] + gap]:
-            for name in node.weight_names():
+            for name in self._names[node]:
                 if self._uses[name] > 1:
                     rows.setdefault(name, set()).add(bisect_right(starts, self.order[node]))
         return {name for name, found in rows.items() if len(found) >= max(2, len(spans) - 1)}
@@ -194,6 +199,13 @@ class GraphReader:
             groups = self._put_together(
                 bundle, lambda node: self._carries(node, shared) and _keeps_extents(node)
             )
+        for group in groups:
+            group.weights = relative_weights(group.parts, self.graph)
+            group.form = form_of(group)
+            group.hashes = self._signatures
+        if len(groups) > 1 and _starts_as_it_goes_on(*groups[:2]):
+            groups[0].preserving = True
+        _tear_odd_ends(groups)
         return groups
 
     def _put_together(self, bundle: Bundle, carries: Callable[[Node], bool]) -> list[Group]:
@@ -216,13 +228,6 @@ class GraphReader:
         links = Links(groups, owner, self.users, self.order)
         links.fill()
         self._pair(bundle, links)
-        for group in groups:
-            group.weights = relative_weights(group.parts, self.graph)
-            group.form = form_of(group)
-            group.signature, group.kind = self._signatures(group)
-        if len(groups) > 1 and _starts_as_it_goes_on(*groups[:2]):
-            groups[0].preserving = True
-        _tear_odd_ends(groups)
         return groups
 
     def _pair(self, bundle: Bundle, links: Links) -> None:
@@ -382,7 +387,7 @@ class GraphReader:
             if node.op == "torch._assert":  # computes nothing, and its message names the traced values
                 continue
             kinds.update(node.op.encode() + b";")
-            shapes = [self.graph.weights[name].shape for name in node.weight_names()]
+            shapes = [self.graph.weights[name].shape for name in self._names[node]]
             text = f"{node.op}{self._plain((node.args, node.kwargs, node.attributes), place)}{shapes};"
             exact.update(text.encode())
         exact.update(repr(sorted(group.weights.items())).encode())
@@ -393,6 +398,8 @@ class GraphReader:
             return f"%{place.get(item, 'x')}"
         if isinstance(item, WeightRef):
             return "@"
+        if type(item) in _PLAIN:
+            return repr(item)
         if isinstance(item, Symbol):
             return item.name
         if isinstance(item, Literal):

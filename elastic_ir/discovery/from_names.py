@@ -105,10 +105,10 @@ class NameReader:
             group.weights = relative_weights(group.parts, self.graph)
             group.form = form_of(group)
             group.linked = index > 0 and not group.boundary
-            group.signature = hashlib.sha256(repr(sorted(group.weights.items())).encode()).hexdigest()
+            exact = hashlib.sha256(repr(sorted(group.weights.items())).encode()).hexdigest()
             # names and the extents of kernels: a convolution of 11 by 11 is of another kind than one of 3 by 3
             kernels = sorted((name, shape[2:]) for name, shape in group.weights.items())
-            group.kind = hashlib.sha256(repr(kernels).encode()).hexdigest()
+            group.hashes = exact, hashlib.sha256(repr(kernels).encode()).hexdigest()
         for index, group in enumerate(groups):
             # equal neighbours chain, so what goes in is what comes out; else the channels of its layers decide
             near = groups[max(index - 1, 0) : index] + groups[index + 1 : index + 2]

@@ -57,10 +57,24 @@ class Group:
     )
     preserving: bool = False  #: what flows in and out has equal types
     torn: bool = False  #: it lacks a slot, or an operation of the caller, that other blocks have
-    signature: str = ""
-    kind: str = ""
+    #: hashes of what it computes, with integers and weight shapes, and of its operations alone; or how to get them
+    hashes: tuple[str, str] | Callable[[Group], tuple[str, str]] = ("", "")
     form: frozenset[str] = frozenset()
     weights: dict[str, tuple[int, ...]] = field(default_factory=dict)  #: shapes by name within the group
+
+    @property
+    def signature(self) -> str:
+        """The hash of all that it computes; most of what is looked at is never compared, so it is made when asked."""
+        if callable(self.hashes):
+            self.hashes = self.hashes(self)
+        return self.hashes[0]
+
+    @property
+    def kind(self) -> str:
+        """The hash of its operations alone."""
+        if callable(self.hashes):
+            self.hashes = self.hashes(self)
+        return self.hashes[1]
 
     @property
     def free(self) -> bool:
