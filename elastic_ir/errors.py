@@ -53,6 +53,16 @@ def reason(error: OSError | ValueError) -> str:
     return (getattr(error, "strerror", None) or str(error)).lower()
 
 
+def one_line(error: BaseException) -> str:
+    """All that an exception says, on one line."""
+    return " ".join(str(error).split()) or "no message"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says; its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()
+
+
 class ElasticError(Exception):
     """Base of all errors that a user can cause; ``str()`` is one plain line, whatever names from a file stand in it."""
 

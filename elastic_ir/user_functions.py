@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from elastic_ir.errors import ElasticError
+from elastic_ir.errors import ElasticError, one_line
 
 
 @contextmanager
@@ -81,11 +81,6 @@ def written_as_file(name: str) -> str | None:
         return None
     parts = [part for part in module.removesuffix(".py").replace("\\", "/").split("/") if part != "."]
     return f"{'.'.join(parts)}:{function}" if all(part.isidentifier() for part in parts) else None
-
-
-def one_line(error: Exception) -> str:
-    """An error's message on one line."""
-    return " ".join(str(error).split()) or "no message"
 
 
 def offered(group: str, what: str, kind: type[ElasticError]) -> Iterator[tuple[str, Any]]:

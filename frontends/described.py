@@ -45,9 +45,7 @@ def origin_of_file(data: Mapping[str, Any], graph: Graph, trust: Sequence[str]) 
 
     tensors = _placeholders(graph)
     module = described = None
-    if (
-        _class_name(record) != GRAPH_MODULE
-    ):  # of one that was a GraphModule when it was written, nothing is missed
+    if _class_name(record) != GRAPH_MODULE:  # one that was a GraphModule when it was written misses nothing
         module = tried("module's description", lambda: rebuild_module(record, tensors, trust))
     if module is None and "parts" in record:
         first = len(notes)

@@ -10,14 +10,9 @@ import torch
 from torch import nn
 
 from elastic_ir.ir.example_inputs import Inputs
+from elastic_ir.tensors.torch_bridge import device_of
 
 IMAGE_SIZES = (224, 32, 256, 28, 64, 96, 128, 384, 8)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """The device of the first parameter, or the CPU."""
-    first = next((p for p in (*model.parameters(), *model.buffers())), None)
-    return first.device if first is not None else torch.device("cpu")
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:
@@ -46,9 +41,8 @@ def guesses(model: nn.Module) -> Iterator[Inputs]:
     if isinstance(first, nn.modules.conv._ConvNd):
         rank = len(first.kernel_size)
         sizes: tuple[int, ...] = IMAGE_SIZES
-        if max(first.stride) == 1 and isinstance(
-            first, nn.Conv2d
-        ):  # small-image networks keep the resolution
+        # small-image networks keep the resolution
+        if max(first.stride) == 1 and isinstance(first, nn.Conv2d):
             sizes = (32, 28, 224, 64, 8)
         image = getattr(model, "image_size", None)
         if isinstance(image, int):

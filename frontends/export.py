@@ -9,8 +9,6 @@ from __future__ import annotations
 import inspect
 import operator
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +22,7 @@ from elastic_ir.ir.graph import Graph, Literal, Node, TensorType, Value, WeightR
 from elastic_ir.ir.info import GraphInfo
 from elastic_ir.ir.naming import name_nodes
 from elastic_ir.ir.operations import operation_of, recurrent_layers
+from elastic_ir.safety.registered import without_cache
 from elastic_ir.tensors.torch_bridge import dtype_name
 from elastic_ir.tensors.weights import Weight
 
@@ -32,7 +31,7 @@ _CONSTANT_LIMIT = 256  #: numbers of a constant tensor that are kept with the gr
 
 def read_export(model: nn.Module, inputs: Inputs, weights: dict[str, Weight]) -> Graph:
     """A module in evaluation as a graph of ATen operations; raises whatever torch.export raises."""
-    with _without_cache(model), torch.no_grad():
+    with without_cache(model), torch.no_grad():
         program = torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)
     graph = Graph(type(model).__name__, GraphInfo("export"))
     graph.weights = dict(weights)
@@ -249,18 +248,3 @@ def _call(source: fx.Node, values: dict[fx.Node, Value]) -> Node:
     ):  # a region, numbered through the network: blocks of one kind each have their own
         name = "region"
     return Node(source.name, name, args, kwargs, kind="function", scope=scope)
-
-
-@contextmanager
-def _without_cache(model: nn.Module) -> Iterator[None]:
-    """No key-value cache object among the outputs, for the length of an export."""
-    found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
-    configs = {id(config): config for config in found if hasattr(config, "use_cache")}
-    caches = {key: config.use_cache for key, config in configs.items()}
-    try:
-        for config in configs.values():  # an encoder and a decoder have one each
-            config.use_cache = False
-        yield
-    finally:
-        for key, config in configs.items():
-            config.use_cache = caches[key]

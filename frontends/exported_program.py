@@ -20,7 +20,7 @@ from elastic_ir.ir.graph import Graph, Node, Symbol, TensorType, WeightRef
 from elastic_ir.ir.info import GraphInfo
 from elastic_ir.ir.naming import module_order, name_nodes
 from elastic_ir.ir.verifier import verify
-from elastic_ir.tensors.weights import Storage, Weight
+from elastic_ir.tensors.weights import Storage, Weight, ties_of
 
 _MEMORY_FORMATS = {1: "contiguous_format", 2: "channels_last", 3: "channels_last_3d", 4: "preserve_format"}
 _STRIDED = 7  #: the number of the one layout that is read
@@ -49,7 +49,7 @@ class _Reader:
         self.values = PrivateSizes(self.graph)  #: what stands for each name of the program
 
     def read(self) -> Graph:
-        from elastic_ir.frontends.trace import LiveSource, ties_of
+        from elastic_ir.frontends.trace import LiveSource
 
         self._weights()
         (call,) = (one for one in self.module["module_call_graph"] if one["fqn"] == "")

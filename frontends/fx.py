@@ -15,13 +15,11 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.node import _get_qualified_name
 
-from elastic_ir.frontends.example_inputs import device_of
 from elastic_ir.ir.example_inputs import Inputs, map_tensors
 from elastic_ir.ir.graph import Argument, Graph, Node, Symbol, TensorType, WeightRef, map_argument
 from elastic_ir.ir.info import GraphInfo
 from elastic_ir.ir.naming import name_nodes
-from elastic_ir.tensors.lazy import ShapeOnly
-from elastic_ir.tensors.torch_bridge import TorchData, dtype_name
+from elastic_ir.tensors.torch_bridge import device_of, dtype_name, lazy_of
 from elastic_ir.tensors.weights import Storage, Weight
 
 
@@ -192,13 +190,10 @@ def _weight_reference(source: fx.Node, model: nn.Module, graph: Graph) -> Weight
         return None
     name = str(source.target)
     if name not in graph.weights:
-        value: Any = model
-        for part in name.split("."):
-            value = getattr(value, part)
+        value: Any = operator.attrgetter(name)(model)
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"attribute {name} is read as a value and is not a tensor")
-        lazy = ShapeOnly(tuple(value.shape), dtype_name(value.dtype)) if value.is_meta else TorchData(value)
-        graph.weights[name] = Weight(name, Storage(lazy), name, False, False)
+        graph.weights[name] = Weight(name, Storage(lazy_of(value)), name, False, False)
     return WeightRef(name)
 
 

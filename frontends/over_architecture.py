@@ -8,13 +8,7 @@ from dataclasses import replace
 from elastic_ir.errors import SourceError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.tensors.lazy import TensorData
-
-
-def _same(one: TensorData, other: TensorData) -> bool:
-    """Whether two lazy tensors hold the same bytes; read only where names are tied."""
-    if (one.shape, one.dtype) != (other.shape, other.dtype):
-        return False
-    return b"".join(one.chunks()) == b"".join(other.chunks())
+from elastic_ir.tensors.weights import first_few, misfits
 
 
 def _prefix(tensors: Mapping[str, TensorData], wanted: Mapping[str, tuple[int, ...]], source: str) -> str:
@@ -48,28 +42,9 @@ def over_architecture(graph: Graph, tensors: Mapping[str, TensorData], source: s
         counters = {name for name in outside if not tensors[name].shape}  # SWA's n_averaged
         tensors = {name.removeprefix(prefix): data for name, data in tensors.items() if name not in counters}
         graph.info = replace(graph.info, prefix=prefix, left_behind=tuple(sorted(counters)))
-    tied: dict[int, str] = {}
-    apart = [
-        f"{first} and {name} are one tied weight there, but differ in the file"
-        for name, weight in wanted.items()
-        if (first := tied.setdefault(id(weight.storage), name)) != name
-        and first in tensors
-        and name in tensors
-        and not _same(tensors[first], tensors[name])
-    ]
-    missing = [f"{name} is missing" for name in wanted if name not in tensors]
-    extra = [f"{name} is unknown to it" for name in tensors if name not in wanted]
-    other = [
-        f"{name} is {list(tensors[name].shape)}, the architecture has {list(weight.shape)}"
-        for name, weight in wanted.items()
-        if name in tensors and tensors[name].shape != weight.shape
-    ]
-    problems = other + missing + extra + apart
+    problems = misfits(wanted, tensors, "the architecture", " in the file", cast=True)
     if problems:
-        raise SourceError(
-            f"{source} does not fit the architecture {graph.name}: {'; '.join(problems[:3])}"
-            + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
-        )
+        raise SourceError(f"{source} does not fit the architecture {graph.name}: {first_few(problems)}")
     for name, weight in wanted.items():
         weight.storage.data = tensors[name]
     return graph

@@ -58,8 +58,8 @@ def _of_configuration(folder: Path, device: str = "cpu") -> nn.Module:
 
 
 def _traced(module: nn.Module, source: Graph, rebuild: Callable[[], nn.Module] | None) -> Graph:
-    from elastic_ir.frontends.example_inputs import device_of
     from elastic_ir.frontends.trace import trace
+    from elastic_ir.tensors.torch_bridge import device_of
 
     training = getattr(source.origin.module, "training", None)
     if training is not None and rebuild is not None:

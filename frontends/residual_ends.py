@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from elastic_ir.analysis.branches import branches_of
 from elastic_ir.checkpoints.config.depth import Stack, reindexed
-from elastic_ir.errors import ElasticError, PlanError
+from elastic_ir.errors import ElasticError, PlanError, first_line
 from elastic_ir.formats.model_folder import CONFIG, CheckpointSource
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Stage
@@ -41,8 +41,7 @@ def residual_ends(graph: Graph) -> dict[str, tuple[str, ...]]:
         ValueError,
         RuntimeError,
     ) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        _refuse(graph, f"its network could not be built and traced ({reason})")
+        _refuse(graph, f"its network could not be built and traced ({first_line(error)})")
     return {stage.name: _ends_of(stage, graph, traced) for stage in graph.stages}
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from elastic_ir.errors import MaskError, SourceError
+from elastic_ir.errors import MaskError, SourceError, first_line
 from elastic_ir.formats import PYTORCH
 from elastic_ir.formats.files import opened
 from elastic_ir.formats.pickles.module import restricted_pickle
@@ -67,12 +67,8 @@ def read_torch_file(path: str | os.PathLike[str], trust: Sequence[str] = ()) -> 
 
 
 def _damaged(path: Path, error: Exception) -> SourceError:
-    lines = str(error).replace("unexpected EOF", "it ends too early").strip().splitlines() or [
-        type(error).__name__
-    ]
-    return SourceError(
-        f"{path.name} is damaged, or not a PyTorch file ({lines[0][:160]}); copy or download it again"
-    )
+    why = first_line(error).replace("unexpected EOF", "it ends too early")[:160]
+    return SourceError(f"{path.name} is damaged, or not a PyTorch file ({why}); copy or download it again")
 
 
 def _sniff(path: Path) -> dict[str, Place] | None:

@@ -31,9 +31,8 @@ from elastic_ir.frontends.fx import holds_layers, is_torchs, read_fx, read_seale
 from elastic_ir.ir.example_inputs import Inputs
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.info import Origin
-from elastic_ir.tensors.lazy import ShapeOnly, TensorData
-from elastic_ir.tensors.torch_bridge import TorchData, dtype_name
-from elastic_ir.tensors.weights import Storage, Weight, is_prunable
+from elastic_ir.tensors.torch_bridge import lazy_of
+from elastic_ir.tensors.weights import Storage, Weight, is_prunable, ties_of
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -57,16 +56,6 @@ def _read_export(model: nn.Module, inputs: Inputs, weights: dict[str, Weight]) -
 
 READERS = {"fx": read_fx, "export": _read_export}
 _SEALED = "sealed"  #: the last resort, where a module of torch that holds layers cannot be traced into
-
-
-def ties_of(weights: Mapping[str, Weight]) -> dict[str, str]:
-    """For each name that shares its tensor with an earlier one, the earliest of them."""
-    first: dict[int, str] = {}
-    return {
-        name: earliest
-        for name, weight in weights.items()
-        if (earliest := first.setdefault(id(weight.storage), name)) != name
-    }
 
 
 def _is_program(model: object) -> TypeGuard[ExportedProgram]:
@@ -219,7 +208,7 @@ def weight_table(model: nn.Module) -> dict[str, Weight]:
     storages: dict[Any, Storage] = {}
     table: dict[str, Weight] = {}
     for name, tensor in (*kept.items(), *transient.items()):
-        storage = storages.setdefault(_identity(tensor), Storage(_lazy(tensor)))
+        storage = storages.setdefault(_identity(tensor), Storage(lazy_of(tensor)))
         is_parameter = isinstance(tensor, nn.Parameter)
         table[name] = Weight(name, storage, name, is_parameter, name in kept, name in prunable)
     return table
@@ -230,10 +219,6 @@ def _identity(tensor: torch.Tensor) -> Any:
     if tensor.is_meta or tensor.numel() == 0 or type(tensor).__name__ == "FakeTensor":
         return id(tensor)
     return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
-
-
-def _lazy(tensor: torch.Tensor) -> TensorData:
-    return ShapeOnly(tuple(tensor.shape), dtype_name(tensor.dtype)) if tensor.is_meta else TorchData(tensor)
 
 
 def absorb_pruning(model: nn.Module) -> tuple[nn.Module, dict[str, torch.Tensor]]:

@@ -6,17 +6,12 @@ convolutions and products of matrices), on the inputs that the network was trace
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from elastic_ir.errors import EmitError
-from elastic_ir.ir.example_inputs import map_tensors
+from elastic_ir.ir.example_inputs import Inputs
 from elastic_ir.ir.graph import Graph
 from elastic_ir.onnx_model import OnnxSource
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True)
@@ -65,51 +60,30 @@ def compare_costs(before: Graph, after: Graph) -> CostChange:
 
 
 def _flops(graph: Graph) -> int | None:
-    inputs = graph.origin.inputs
-    shaped = isinstance(graph.origin, OnnxSource)
-    if (inputs is None and not shaped) or not len(graph):
+    inputs = graph.origin.inputs or _examples(graph)
+    if inputs is None or not len(graph):
         return None
-    import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.utils.flop_counter import FlopCounterMode
+    from elastic_ir.analysis.pruning.flops import forward_cost
 
     try:
-        module = graph._module_for_shapes().eval()
-    except EmitError:
-        if shaped:  # an operator that has no form in PyTorch
+        module = graph._module_for_shapes()
+        if any(tensor.is_meta for tensor in module.parameters()):
+            inputs = inputs.to("meta")
+        return forward_cost(module, *inputs.args, **inputs.kwargs).dense
+    except (EmitError, RuntimeError):
+        # an operator that has no form in PyTorch, or extents that follow from numbers: not known without running
+        if isinstance(graph.origin, OnnxSource):
             return None
         raise
-    on_meta = any(tensor.is_meta for tensor in module.parameters())
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    counter = FlopCounterMode(display=False)
-
-    def fake(item: object) -> object:
-        return map_tensors(item, lambda tensor: tensor.to("meta") if on_meta else mode.from_tensor(tensor))
-
-    positional = _examples(graph) if inputs is None else inputs.args
-    if positional is None:
-        return None
-    arguments = [fake(item) for item in positional]
-    options = {name: fake(item) for name, item in inputs.kwargs.items()} if inputs is not None else {}
-    try:
-        with torch.no_grad(), contextlib.nullcontext() if on_meta else mode, counter:
-            module(*arguments, **options)
-    except RuntimeError:
-        if shaped:  # extents that follow from numbers cannot be known without running
-            return None
-        raise
-    return int(counter.get_total_flops())
 
 
-def _examples(graph: Graph) -> list[torch.Tensor] | None:
+def _examples(graph: Graph) -> Inputs | None:
     """Tensors of the shapes that the inputs of an ONNX graph were read with; None where one is not known."""
     import torch
 
-    found = []
-    for node in graph:
-        if node.kind == "input":
-            kind = node.output.type
-            if kind is None or min(kind.shape, default=0) < 0:
-                return None
-            found.append(torch.ones(kind.shape, dtype=getattr(torch, kind.dtype)))
-    return found
+    kinds = [node.output.type for node in graph if node.kind == "input"]
+    if not isinstance(graph.origin, OnnxSource):
+        return None
+    known = [kind for kind in kinds if kind is not None and min(kind.shape, default=0) >= 0]
+    tensors = tuple(torch.ones(kind.shape, dtype=getattr(torch, kind.dtype)) for kind in known)
+    return Inputs(tensors) if len(known) == len(kinds) else None

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from networkx.utils import UnionFind
+
 from elastic_ir.ir.graph import Graph, Literal, Node, Symbol, Value, WeightRef
 from elastic_ir.ir.operations import RANDOM_BY, Trait, has, operation_of, reads_form_only, written
 
@@ -61,7 +63,7 @@ class Memory:
     """Which values may share memory, and which nodes write into it."""
 
     def __init__(self, graph: Graph) -> None:
-        self._parent: dict[Value, Value] = {}
+        self._shared: UnionFind[Value] = UnionFind()
         self._writers: dict[Value, list[Node]] = {}
         writing = []
         outer = [node.output for node in graph if node.kind in ("input", "weight")]
@@ -76,8 +78,8 @@ class Memory:
             if node.kind != "module" and node.weight_names():
                 outer.append(node.output)  # a view of a weight, perhaps
             for value in node.operands():
-                if value.is_tensor or value in self._parent:
-                    self._join(value, node.output)
+                if value.is_tensor or value in self._shared.parents:
+                    self._shared.union(value, node.output)
         #: What stands for memory that is not the graph's own: inputs and weights.
         self.outer = {self.root(value) for value in outer}
         self.to_weights = {
@@ -93,19 +95,7 @@ class Memory:
 
     def root(self, value: Value) -> Value:
         """The value that stands for all that may share memory with this one."""
-        at = value
-        while self._parent.get(at, at) is not at:
-            at = self._parent[at]
-        while value is not at:
-            following = self._parent[value]
-            self._parent[value] = at
-            value = following
-        return at
-
-    def _join(self, one: Value, other: Value) -> None:
-        first, second = self.root(one), self.root(other)
-        self._parent.setdefault(first, first)
-        self._parent[second] = first
+        return self._shared[value]
 
     def writers(self, value: Value) -> list[Node]:
         """The nodes that may write into a value's memory."""

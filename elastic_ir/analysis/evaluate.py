@@ -16,7 +16,7 @@ from elastic_ir.errors import EmitError
 from elastic_ir.ir.functions import OPERATORS, method_allowed, resolve_function
 from elastic_ir.ir.graph import Argument, Literal, Node, Symbol, Value, WeightRef, map_argument
 from elastic_ir.onnx_model import OnnxSource, opsets_of
-from elastic_ir.onnx_model.arithmetic import LARGEST, is_small, run_nodes
+from elastic_ir.onnx_model.arithmetic import LARGEST, is_small, run_operators
 from elastic_ir.tensors.lazy import TensorData
 from elastic_ir.tensors.recipes import Recipe
 
@@ -76,7 +76,8 @@ class Evaluated(Recipe):
 
             from elastic_ir.tensors.arrays import as_array
 
-            array = run_onnx(self.nodes, self.source, {n: as_array(data) for n, data in self.weights.items()})
+            arrays = {name: as_array(data) for name, data in self.weights.items()}
+            array = run_operators(self.nodes, arrays, {}, opsets_of(self.source.model), self.source.model)
             yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
             return
         tensors = {name: to_torch(data) for name, data in self.weights.items()}
@@ -103,13 +104,17 @@ def can_run_torch(node: Node) -> bool:
     return True
 
 
-def run_torch(nodes: Sequence[Node], weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The result of the last of some nodes, given the weights that they read."""
+def run_torch(
+    nodes: Sequence[Node],
+    weights: Mapping[str, torch.Tensor],
+    given: Mapping[Value, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """The result of the last of some nodes, given the weights and values that they read."""
     import torch
 
     from elastic_ir.ir.functions import resolve_symbol
 
-    values: dict[Value, Any] = {}
+    values: dict[Value, Any] = dict(given or {})
 
     def change(leaf: Argument) -> Any:
         if isinstance(leaf, Value):
@@ -146,49 +151,10 @@ def literal_result(node: Node, source: OnnxSource) -> Literal | None:
     if not is_small(node.op.removeprefix("onnx."), None if kind is None else kind.shape):
         return None
     try:
-        array = run_onnx((node,), source, {})
+        array = run_operators((node,), {}, {}, opsets_of(source.model), source.model)
     except Exception:  # the reference raises errors of many kinds; onnxruntime may still know what to do
         return None
     whole = array.dtype.kind in "iub" and array.size <= LARGEST
     if not whole and not (array.dtype.kind == "f" and array.size == 1):
         return None
     return Literal(str(array.dtype), tuple(array.shape), tuple(array.reshape(-1).tolist()))
-
-
-def run_onnx(nodes: Sequence[Node], source: OnnxSource, weights: Mapping[str, Array]) -> Array:
-    """The result of the last of some ONNX nodes in the onnx package's reference implementation."""
-    import numpy as np
-    import onnx
-
-    names: dict[Value, str] = {}
-    given: dict[str, Array] = {}
-    made: list[onnx.NodeProto] = []
-
-    def operand(item: Argument) -> str:
-        if item is None:
-            return ""
-        if isinstance(item, Value):
-            return names[item]
-        name = f"given{len(given)}"
-        if isinstance(item, WeightRef):
-            given[name] = weights[item.name]
-        elif isinstance(item, Literal):
-            given[name] = np.array(item.values, np.dtype(item.dtype)).reshape(item.shape)
-        else:
-            raise EmitError(f"an operand {item!r} cannot be evaluated")
-        return name
-
-    for place, node in enumerate(nodes):
-        proto = onnx.NodeProto()
-        if any(isinstance(item, Symbol) for item in node.attributes.values()):
-            proto.CopyFrom(source.model.graph.node[int(node.origin)])
-            del proto.input[:], proto.output[:]
-        else:
-            for key, value in node.attributes.items():
-                proto.attribute.append(onnx.helper.make_attribute(key, value))
-        proto.domain, _, proto.op_type = node.op.removeprefix("onnx.").rpartition(".")
-        proto.input.extend(operand(item) for item in node.args)
-        names[node.output] = f"made{place}"
-        proto.output.append(names[node.output])
-        made.append(proto)
-    return run_nodes(made, given, opsets_of(source.model))

@@ -11,7 +11,7 @@ from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph, Node, Value
 from elastic_ir.ir.numbering import number_of
 from elastic_ir.ir.operations import Trait, operation_of
-from elastic_ir.onnx_model import DTYPES, OnnxSource
+from elastic_ir.onnx_model import OnnxSource, type_of
 
 #: For each axis of a value whether its extent is fixed.
 Fixed = tuple[bool, ...]
@@ -149,11 +149,9 @@ def _fixed_in_file(graph: Graph, source: OnnxSource) -> dict[Value, Fixed]:
         return {}
     by_name: dict[str, Fixed] = {}
     for entry in (*inferred.value_info, *inferred.input):
-        kind = entry.type.tensor_type
-        if entry.type.HasField("tensor_type") and kind.HasField("shape") and kind.elem_type in DTYPES:
-            by_name[entry.name] = tuple(
-                dim.HasField("dim_value") and dim.dim_value > 0 for dim in kind.shape.dim
-            )
+        kind = type_of(entry.type)
+        if kind is not None:
+            by_name[entry.name] = tuple(extent > 0 for extent in kind.shape)
     found: dict[Value, Fixed] = {}
     for node in graph:
         name = _name_in_file(node, source)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from elastic_ir.errors import PlanError
+from elastic_ir.errors import PlanError, first_line
 from elastic_ir.ir.graph import Graph
 
 #: Inputs and targets.
@@ -120,10 +120,9 @@ def _loss(module: nn.Module, weights: dict[str, Tensor], batch: Batch, loss: Los
     try:
         value = loss(torch.func.functional_call(module, weights, (batch[0],)), batch[1])
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
-        lines = str(error).strip().splitlines()
         raise PlanError(
             f"the network and its loss do not run on inputs of {list(batch[0].shape)} and targets of "
-            f"{list(batch[1].shape)}: {lines[0] if lines else type(error).__name__}"
+            f"{list(batch[1].shape)}: {first_line(error)}"
         ) from error
     if value.ndim or not bool(value.isfinite()):
         what = "no single number" if value.ndim else f"{value.item()}"
@@ -151,8 +150,9 @@ def _descend(
     try:
         grads = torch.autograd.grad(goal, list(scales.values()), allow_unused=True)
     except RuntimeError as error:  # some operators have no second derivative
-        cause = str(error).strip().splitlines()[0]
-        raise PlanError(f"the search for scales differentiates the loss twice: {cause}") from error
+        raise PlanError(
+            f"the search for scales differentiates the loss twice: {first_line(error)}"
+        ) from error
     for scale, grad in zip(scales.values(), grads, strict=True):
         scale.grad = torch.zeros_like(scale) if grad is None else grad.clamp(-settings.clip, settings.clip)
     optimizer.step()

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from elastic_ir.analysis.samples import Samples
 from elastic_ir.analysis.summary import channel_axis
-from elastic_ir.errors import PlanError
+from elastic_ir.errors import PlanError, first_line
+from elastic_ir.ir.example_inputs import tensors_in
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Stage, Unit
 
@@ -51,8 +52,9 @@ def block_influence(graph: Graph, samples: Samples, batch: int = 16) -> dict[Uni
             except PlanError:
                 raise
             except Exception as error:  # whatever a network raises on inputs that it was not made for
-                cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise PlanError(f"{graph.name} does not run on the inputs given: {cause}") from error
+                raise PlanError(
+                    f"{graph.name} does not run on the inputs given: {first_line(error)}"
+                ) from error
             for stage, unit in units:
                 cosines = _cosines(*ends[unit], stage)
                 sums[unit] += float(cosines.sum())
@@ -132,31 +134,22 @@ def _interpreted(module: Any, units: list[Unit], part: Samples) -> dict[str, Any
 @contextlib.contextmanager
 def _watched(module: torch.nn.Module, unit: Unit, ends: Ends) -> Iterator[None]:
     """Notes what the unit's first module is called with, and what its last one returns."""
-    import torch
 
-    def tensor(items: Any) -> Any:
-        if isinstance(items, torch.Tensor):
-            return items if items.is_floating_point() else None
-        parts = (
-            items.values() if isinstance(items, dict) else items if isinstance(items, (tuple, list)) else ()
-        )
-        return next(
-            (item for item in parts if isinstance(item, torch.Tensor) and item.is_floating_point()), None
-        )
+    def first(items: Any) -> Any:
+        return next((tensor for tensor in tensors_in(items) if tensor.is_floating_point()), None)
 
     def enter(_: Any, args: Any, kwargs: Any) -> None:
-        given = tensor(args)
-        given = given if given is not None else tensor(kwargs)
+        given = first((args, kwargs))
         ends[unit] = (given.clone() if given is not None else None, None)  # a block may write into its input
 
     def leave(_: Any, args: Any, result: Any) -> None:
-        given = tensor(result)
+        given = first(result)
         if unit in ends and given is not None:
             ends[unit] = (ends[unit][0], given.clone())
 
-    first = module.get_submodule(unit.blocks[0].children[0].path)
-    last = module.get_submodule(unit.blocks[-1].children[-1].path)
-    hooks = (first.register_forward_pre_hook(enter, with_kwargs=True), last.register_forward_hook(leave))
+    begin = module.get_submodule(unit.blocks[0].children[0].path)
+    end = module.get_submodule(unit.blocks[-1].children[-1].path)
+    hooks = (begin.register_forward_pre_hook(enter, with_kwargs=True), end.register_forward_hook(leave))
     try:
         yield
     finally:

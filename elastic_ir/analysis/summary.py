@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -113,20 +113,14 @@ def _share_out(graph: Graph, structure: Structure, rows: list[Row], idle: Row) -
 
 def _by_execution(graph: Graph, rows: list[Row], idle: Row, left: Iterable[str]) -> None:
     order = {node: index for index, node in enumerate(graph)}
-    first: dict[
-        str | int, int
-    ] = {}  # by name; by tensor, because an exported program has one name for tied ones
+    # by name; by tensor, because an exported program has one name for tied ones
+    first: dict[str | int, int] = {}
     for node, index in order.items():
         for name in node.weight_names():
             first.setdefault(name, index)
             first.setdefault(id(graph.weights[name].storage), index)
-    ends = {  # when each stage has run
-        place: max((order[node] for block in row.stage.all_blocks for node in block.nodes), default=-1)
-        for place, row in enumerate(rows)
-        if row.stage is not None
-    }
-    starts = {
-        place: min((order[node] for block in row.stage.all_blocks for node in block.nodes), default=-1)
+    times = {  # when the nodes of each stage run
+        place: [order[node] for block in row.stage.all_blocks for node in block.nodes] or [-1]
         for place, row in enumerate(rows)
         if row.stage is not None
     }
@@ -134,15 +128,17 @@ def _by_execution(graph: Graph, rows: list[Row], idle: Row, left: Iterable[str])
         at = first.get(name, first.get(id(graph.weights[name].storage)))
         if at is None:
             # a norm that an exported program folded, a buffer that only training reads: it goes with its siblings
-            near = _sibling(name, first, graph)
-            if near is None:
-                (idle if graph.weights[name].is_parameter else rows[-1]).weights.append(name)
-                continue
-            at = near
-        place = next((place for place, end in ends.items() if at <= end), len(rows) - 1)
-        if place in starts and at < starts[place]:
-            place -= 1  # before the stage begins: what opens it
-        rows[place].weights.append(name)
+            at = _sibling(name, first, graph)
+        if at is not None:
+            _row_at(at, times, rows).weights.append(name)
+        else:
+            (idle if graph.weights[name].is_parameter else rows[-1]).weights.append(name)
+
+
+def _row_at(at: int, times: Mapping[int, Sequence[int]], rows: list[Row]) -> Row:
+    """The row of what is used at some time: a stage's that ends later, what opens that stage, or the head's."""
+    place = next((place for place, own in times.items() if at <= max(own)), len(rows) - 1)
+    return rows[place - 1 if place in times and at < min(times[place]) else place]
 
 
 def _sibling(name: str, first: dict[str | int, int], graph: Graph) -> int | None:
@@ -159,17 +155,13 @@ def _by_names(graph: Graph, structure: Structure, rows: list[Row], left: list[st
     if reader.sorted:
         _by_kinship(graph, structure, rows, left)
         return
-    spans = {
+    times = {
         place: [reader.order[name] for name in row.weights]
         for place, row in enumerate(rows)
         if row.stage is not None and row.weights
     }
     for name in left:
-        at = reader.order[name]
-        place = next((place for place, span in spans.items() if at <= max(span)), len(rows) - 1)
-        if place in spans and at < min(spans[place]):
-            place -= 1
-        rows[place].weights.append(name)
+        _row_at(reader.order[name], times, rows).weights.append(name)
 
 
 def _by_kinship(graph: Graph, structure: Structure, rows: list[Row], left: list[str]) -> None:

@@ -14,7 +14,6 @@ import numpy as np
 
 from elastic_ir.channels import Channels, Floats, Place
 from elastic_ir.errors import ElasticError
-from elastic_ir.ir.functions import resolve_function
 from elastic_ir.ir.graph import Argument, Node, Value
 from elastic_ir.ir.operations import Layer, Slot, Trait, has, kind_of, operation_of
 
@@ -100,18 +99,15 @@ def evaluate(node: Node, constants: Floats) -> Floats:
     import torch
     from torch import nn
 
+    from elastic_ir.analysis.evaluate import run_torch
+
     varies = np.isnan(constants)
     given = torch.from_numpy(np.where(varies, 0.0, constants))
     try:
         if node.kind == "module":
             result = getattr(nn, node.op.removeprefix("nn."))(**node.attributes)(given)
         else:
-            arguments = [given if isinstance(item, Value) else item for item in node.args]
-            options = {k: given if isinstance(v, Value) else v for k, v in node.kwargs.items()}
-            if node.kind == "method":
-                result = getattr(given, node.op.removeprefix("method."))(*arguments[1:], **options)
-            else:
-                result = resolve_function(node.op)(*arguments, **options)
+            result = run_torch([node], {}, dict.fromkeys(node.operands(), given))
     except (ElasticError, TypeError, ValueError, RuntimeError):  # an argument that is not a plain number
         return np.full_like(constants, math.nan)
     return np.where(varies | ~np.isfinite(result.numpy()), math.nan, result.numpy())

@@ -6,7 +6,7 @@ made of the first one's own numbers, which are surely ones that the network take
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ from torch.utils import _pytree
 
 from elastic_ir.emit.comparison import Outputs, coarsest, refuse_not_finite
 from elastic_ir.errors import EmitError
-from elastic_ir.tensors.torch_bridge import dtype_name
+from elastic_ir.ir.example_inputs import tensors_in
+from elastic_ir.tensors.torch_bridge import device_of, dtype_name
 
 #: Positional and keyword arguments of one call.
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -76,7 +77,7 @@ def run_module(module: nn.Module, calls: Sequence[Call], what: str = "the networ
     runs: list[tuple[Any, ...]] = []
     kinds: tuple[str, ...] = ()
     dtypes = {dtype_name(p.dtype) for p in module.parameters() if p.is_floating_point()}
-    device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    device = device_of(module)
     for args, kwargs in calls:
         given, options = _pytree.tree_map(_copied, (args, kwargs))
         try:
@@ -85,18 +86,12 @@ def run_module(module: nn.Module, calls: Sequence[Call], what: str = "the networ
                 made = module(*given, **options)
         except Exception as error:  # a forward may raise anything
             raise EmitError(f"{what} does not run: {type(error).__name__}: {message(error)}") from error
-        tensors = tensors_of(made)
+        tensors = tensors_in(made)
         dtypes.update(dtype_name(tensor.dtype) for tensor in tensors if tensor.is_floating_point())
         if not runs:
             kinds = tuple(dtype_name(tensor.dtype) for tensor in tensors)
         runs.append(tuple(map(_array, tensors)))
     return Outputs(tuple(runs), coarsest(tuple(dtypes)), kinds)
-
-
-def tensors_of(output: Any) -> list[torch.Tensor]:
-    """The tensors of an output in order, out of tuples, lists, dictionaries and what is registered as such."""
-    leaves = _pytree.tree_leaves(dict(output) if isinstance(output, Mapping) else output)
-    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
 def _copied(item: Any) -> Any:

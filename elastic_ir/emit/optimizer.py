@@ -32,9 +32,7 @@ def remap_optimizer_state(graph: Graph, state: Mapping[str, Any], names: Sequenc
         raise EmitError("a parameter name is given twice; tied parameters occur once in an optimizer")
     index_of = dict(zip(names, indices, strict=True))
     ties = graph.info.ties
-    held = {
-        ties.get(name, name): name for name in names
-    }  # a tied parameter is held under any one of its names
+    held = {ties.get(name, name): name for name in names}  # a tied parameter is held under any of its names
     sources: dict[str, list[str]] = {}
     source_of: dict[str, str] = {}
     seen: set[int] = set()

@@ -83,11 +83,10 @@ def _common(now: Outputs, before: Outputs) -> tuple[Outputs, Outputs]:
 
 
 def _run_module(graph: Graph) -> Run:
-    import torch
-
     from elastic_ir.emit.example_runs import calls_of, run_module
     from elastic_ir.emit.module import build_module
     from elastic_ir.emit.module.check import check_runs
+    from elastic_ir.tensors.torch_bridge import device_of
 
     inputs = graph.origin.inputs
     if inputs is None:
@@ -95,18 +94,14 @@ def _run_module(graph: Graph) -> Run:
             f"{graph.name} has no example inputs to be run on after each pass; trace it with some"
         )
     module = build_module(graph, check=True)
-    device = next((t.device for t in module.parameters()), torch.device("cpu"))
+    device = device_of(module)
     if device.type == "meta":
         return Run(None, check_runs(module, graph))
     first, *more = calls_of(inputs, device)
     outputs = run_module(module.eval(), [first])
     with contextlib.suppress(EmitError):
         outputs = replace(outputs, runs=(*outputs.runs, *run_module(module, more).runs))
-    return Run(outputs, _blocks(graph))
-
-
-def _blocks(graph: Graph) -> int:
-    return sum(len(stage) for stage in graph._structure.stages) if graph._structure is not None else 0
+    return Run(outputs, len(graph.blocks))
 
 
 def _run_onnx(graph: Graph, source: OnnxSource) -> Run:
@@ -115,7 +110,5 @@ def _run_onnx(graph: Graph, source: OnnxSource) -> Run:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
         save_onnx(graph, path)
-        return Run(
-            run_file(path, [feeds_of(source, seed) for seed in (0, 1)], "the network made"),
-            _blocks(graph),
-        )
+        outputs = run_file(path, [feeds_of(source, seed) for seed in (0, 1)], "the network made")
+        return Run(outputs, len(graph.blocks))

@@ -34,7 +34,7 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     given = Path(path)
     target = Path(os.path.realpath(given))
-    mode = _existing_mode(given, target)
+    mode = existing_mode(given, target)
     with temporary(target) as made:
         try:
             yield made
@@ -60,7 +60,7 @@ def refuse_long_name(path: Path, why: str) -> None:
         )
 
 
-def _existing_mode(given: Path, target: Path) -> int | None:
+def existing_mode(given: Path, target: Path) -> int | None:
     """The permissions of the file to replace, None if there is none; OutputError where it cannot be replaced."""
     try:
         if target.is_dir():

@@ -49,11 +49,12 @@ def map_tensors(item: Any, change: Callable[[torch.Tensor], Any]) -> Any:
 
 
 def tensors_in(item: Any) -> list[torch.Tensor]:
-    """The tensors in a nest of inputs, in order."""
+    """The tensors in a nest of inputs or outputs, in order: of tuples, lists, mappings and what torch knows as such."""
     import torch
     from torch.utils import _pytree
 
-    return [leaf for leaf in _pytree.tree_leaves(item) if isinstance(leaf, torch.Tensor)]
+    leaves = _pytree.tree_leaves(dict(item) if isinstance(item, Mapping) else item)
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
 def describe_input(item: Any) -> Any:

@@ -20,7 +20,9 @@ from elastic_ir.ir.structure import Block, Resequenced, Stage, Structure
 from elastic_ir.tensors.weights import Weight
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,12 @@ class Literal:
     dtype: str
     shape: tuple[int, ...]
     values: tuple[bool | int | float, ...]  #: flat, in C order
+
+    def array(self) -> NDArray[np.generic]:
+        """Its numbers as an array of its shape and dtype."""
+        import numpy as np
+
+        return np.array(self.values, np.dtype(self.dtype)).reshape(self.shape)
 
 
 #: The attribute of an output node with the names that the source has for its results, one for each; a new result has

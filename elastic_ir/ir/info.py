@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from elastic_ir.errors import ElasticError, SourceError, TraceError
+from elastic_ir.errors import ElasticError, SourceError, TraceError, first_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -120,8 +120,7 @@ def described(graph: Graph) -> Iterator[None]:
 
 def damaged(file: str, error: Exception) -> SourceError:
     """What a file's network made fail, in one line."""
-    lines = str(error).strip().splitlines() or ["no message"]
     return SourceError(
-        f"{file} holds a network that cannot be followed ({type(error).__name__}: {lines[0][:200]}); the file is "
-        "damaged, or its classes are of another version than those installed here"
+        f"{file} holds a network that cannot be followed ({type(error).__name__}: {first_line(error)[:200]}); the "
+        "file is damaged, or its classes are of another version than those installed here"
     )

@@ -19,6 +19,15 @@ def head_in(path: str, heads: Collection[str]) -> str | None:
     return None
 
 
+def outward(path: str) -> list[str]:
+    """A dotted path and those around it, the nearest first; the last is "", the root."""
+    found = [path]
+    while path:
+        path = path.rpartition(".")[0]
+        found.append(path)
+    return found
+
+
 def rename_path(path: str, renames: dict[str, str]) -> str:
     """A dotted path with its longest renamed prefix (whole components only) replaced."""
     head = head_in(path, renames)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from elastic_ir.ir.graph import Argument, Literal, Symbol, TensorType
 from elastic_ir.ir.info import Origin
@@ -65,9 +65,8 @@ class OnnxSource(Origin):
     model: onnx.ModelProto
     tensors: dict[str, TensorData]  #: the large tensors, by the mark that stands for each in the model
     constants: dict[str, Constant] = field(default_factory=dict)
-    initializer_of: dict[str, str] = field(
-        default_factory=dict
-    )  #: a weight's name in the IR to its name in the file
+    #: a weight's name in the IR to its name in the file
+    initializer_of: dict[str, str] = field(default_factory=dict)
     scopes: dict[str, str] = field(default_factory=dict)  #: a node's scope in the source, by its number
     named: bool = False  #: whether scopes and names of weights are the file's own
     input_shapes: list[tuple[int, ...]] = field(default_factory=list)  #: with the open extents filled in
@@ -119,6 +118,16 @@ def constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
     if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
         return None
     return next((item.t for item in node.attribute if item.name == "value" and item.type == 4), None)
+
+
+def listed_numbers(node: onnx.NodeProto) -> Literal | None:
+    """The numbers that a Constant node lists as an attribute, ``value_int`` or ``value_floats``; None for any other."""
+    for name, value in plain_attributes(node).items():
+        if name in ("value_int", "value_ints", "value_float", "value_floats"):
+            listed: Any = value if isinstance(value, list) else [value]
+            shape = (len(listed),) if isinstance(value, list) else ()
+            return Literal("int64" if "int" in name else "float32", shape, tuple(listed))
+    return None
 
 
 def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

@@ -10,9 +10,10 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from elastic_ir.ir.graph import Argument, Literal, Node
+from elastic_ir.errors import EmitError
+from elastic_ir.ir.graph import Argument, Literal, Node, Symbol, Value, WeightRef
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,6 +58,54 @@ def run_nodes(
     return np.asarray(array)
 
 
+def run_operators(
+    nodes: Sequence[Node], weights: Mapping[str, Array], values: Mapping[Value, Array], opsets: Mapping[str, int],
+    source: onnx.ModelProto | None = None,
+) -> Array:  # fmt: skip
+    """The result of the last of some nodes of a graph, given the weights and values that they read.
+
+    ``source`` is the model that nodes with attributes which are no plain data come from. Raises what
+    :func:`run_nodes` does, and EmitError for an operand of another kind.
+    """
+    import onnx
+
+    names: dict[Value, str] = {}
+    given: dict[str, Array] = {}
+    made: list[onnx.NodeProto] = []
+
+    def operand(item: Argument) -> str:
+        if item is None:
+            return ""
+        if isinstance(item, Value) and item in names:
+            return names[item]
+        name = f"given{len(given)}"
+        if isinstance(item, Value):
+            given[name] = values[item]
+        elif isinstance(item, WeightRef):
+            given[name] = weights[item.name]
+        elif isinstance(item, Literal):
+            given[name] = item.array()
+        else:
+            raise EmitError(f"an operand {item!r} cannot be evaluated")
+        return name
+
+    for place, node in enumerate(nodes):
+        proto = onnx.NodeProto()
+        if any(isinstance(item, Symbol) for item in node.attributes.values()):
+            assert source is not None
+            proto.CopyFrom(source.graph.node[int(node.origin)])
+            del proto.input[:], proto.output[:]
+        else:
+            for key, value in node.attributes.items():
+                proto.attribute.append(onnx.helper.make_attribute(key, value))
+        proto.domain, _, proto.op_type = node.op.removeprefix("onnx.").rpartition(".")
+        proto.input.extend(operand(item) for item in node.args)
+        names[node.output] = f"made{place}"
+        proto.output.append(names[node.output])
+        made.append(proto)
+    return run_nodes(made, given, opsets)
+
+
 def elementwise(node: Node, constants: Floats, opsets: Mapping[str, int]) -> Floats:
     """A pointwise operator's results on constant channels, [channels]; NaN where a channel is not constant.
 
@@ -69,16 +118,12 @@ def elementwise(node: Node, constants: Floats, opsets: Mapping[str, int]) -> Flo
     known = np.isfinite(constants)
     if not known.any():
         return result
-    arrays = {"x": constants[known]}
-    for place, item in enumerate(node.args[1:]):
-        if isinstance(item, Literal):
-            arrays[f"x{place}"] = np.array(item.values[0], np.float64)
-    names = ["x", *(f"x{place}" if item is not None else "" for place, item in enumerate(node.args[1:]))]
-    attributes: dict[str, Any] = dict(node.attributes)
-    proto = onnx.helper.make_node(node.op.removeprefix("onnx."), names, ["result"], **attributes)
+    # the node's own result stands for what it reads first
+    twin = Node(node.name, node.op, (node.output, *node.args[1:]), kind="onnx", attributes=node.attributes)
+    given = {node.output: constants[known]}
     # Errors of many kinds: an operator that the reference implementation lacks, or a form of another version.
     with np.errstate(all="ignore"), contextlib.suppress(Exception):
-        result[known] = run_nodes([proto], arrays, opsets or {"": onnx.defs.onnx_opset_version()})
+        result[known] = run_operators([twin], {}, given, opsets or {"": onnx.defs.onnx_opset_version()})
     return np.where(np.isfinite(result), result, math.nan)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from elastic_ir.errors import ElasticError, SourceError
+from elastic_ir.errors import ElasticError, SourceError, one_line
 from elastic_ir.safety.config_values import plain_values
 from elastic_ir.safety.guard import guarded
 
@@ -45,7 +45,9 @@ def model_class(config: Mapping[str, Any], where: str) -> Any:
         try:
             found = getattr(importlib.import_module(package), name, None)
         except (ImportError, RuntimeError) as error:  # what the class needs is not installed
-            raise SourceError(f"{where}: the class {name} cannot be imported ({_line(error)})") from error
+            raise SourceError(
+                f"{where}: the class {name} cannot be imported ({one_line(error)[:200]})"
+            ) from error
         if is_model(found):
             return found
     raise SourceError(
@@ -202,9 +204,20 @@ def _made(make: Callable[[], Any], where: str, what: str) -> Any:
         raise
     except Exception as error:  # a constructor may raise anything on values that it was not written for
         raise SourceError(
-            f"{where}: {what} cannot be made ({type(error).__name__}: {_line(error)})"
+            f"{where}: {what} cannot be made ({type(error).__name__}: {one_line(error)[:200]})"
         ) from error
 
 
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or "no message"
+@contextmanager
+def without_cache(network: torch.nn.Module) -> Iterator[None]:
+    """No key-value cache object among a network's outputs, for the length of an export."""
+    found: list[Any] = [getattr(module, "config", None) for module in network.modules()]
+    configs = {id(config): config for config in found if hasattr(config, "use_cache")}
+    caches = {key: config.use_cache for key, config in configs.items()}
+    try:
+        for config in configs.values():  # an encoder and a decoder have one each
+            config.use_cache = False
+        yield
+    finally:
+        for key, config in configs.items():
+            config.use_cache = caches[key]

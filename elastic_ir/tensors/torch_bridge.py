@@ -8,7 +8,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from elastic_ir.errors import EmitError
-from elastic_ir.tensors.lazy import Mask, MaskedData, TensorData, item_size
+from elastic_ir.tensors.lazy import Mask, MaskedData, ShapeOnly, TensorData, item_size
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +46,11 @@ class TorchData:
             yield memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]  # an ndarray is a buffer
 
 
+def lazy_of(tensor: torch.Tensor) -> TensorData:
+    """A tensor as a lazy one; on the meta device there is only its shape."""
+    return ShapeOnly(tuple(tensor.shape), dtype_name(tensor.dtype)) if tensor.is_meta else TorchData(tensor)
+
+
 def to_torch(data: TensorData) -> torch.Tensor:
     """Evaluate a lazy tensor into a torch tensor of its own storage (at most one tensor more in memory)."""
     import torch
@@ -81,6 +86,13 @@ def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
         if not isinstance(inner, torch.nn.Module):
             return module
         module = inner
+
+
+def device_of(module: torch.nn.Module) -> torch.device:
+    """The device of the first parameter or buffer, or the CPU."""
+    import torch
+
+    return next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
 
 def mask_to_torch(mask: Mask, dtype: torch.dtype | None = None) -> torch.Tensor:

@@ -9,6 +9,7 @@ neither to an embedding nor to a norm.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,59 @@ class Weight:
 
     def renamed(self, name: str) -> Weight:
         return replace(self, name=name)
+
+
+def ties_of(weights: Mapping[str, Weight]) -> dict[str, str]:
+    """For each name that shares its tensor with an earlier one, the earliest of them."""
+    first: dict[int, str] = {}
+    earliest = {name: first.setdefault(id(weight.storage), name) for name, weight in weights.items()}
+    return {name: one for name, one in earliest.items() if one != name}
+
+
+def unlike(weight: Weight, data: TensorData, whose: str, *, cast: bool = False) -> str:
+    """In what a tensor is unlike a weight: in shape or, unless it may be ``cast``, in dtype; "" where in neither."""
+    if data.shape != weight.shape:
+        return f"{weight.name} is {list(data.shape)}, {whose} has {list(weight.shape)}"
+    if data.dtype != weight.dtype and not cast:
+        return f"{weight.name} is {data.dtype}, {whose} has {weight.dtype} (cast it first)"
+    return ""
+
+
+def misfits(
+    weights: Mapping[str, Weight], tensors: Mapping[str, TensorData], whose: str, where: str = "", *,
+    cast: bool = False,
+) -> list[str]:  # fmt: skip
+    """Why tensors by name are not those of some weights: unlike, missing, unknown, or not the same where weights are.
+
+    The bytes of tied ones alone are read. ``whose`` and ``where`` say in the text whose the weights are, and where the
+    tensors.
+    """
+    return [
+        *(
+            why
+            for name, weight in weights.items()
+            if name in tensors and (why := unlike(weight, tensors[name], whose, cast=cast))
+        ),
+        *(f"{name} is missing" for name in weights if name not in tensors),
+        *(f"{name} is unknown to it" for name in tensors if name not in weights),
+        *(
+            f"{one} and {name} are one tied weight there, but differ{where}"
+            for name, one in ties_of(weights).items()
+            if {one, name} <= tensors.keys() and not _same(tensors[one], tensors[name])
+        ),
+    ]
+
+
+def _same(one: TensorData, other: TensorData) -> bool:
+    """Whether two lazy tensors hold the same bytes, so that NaN equals itself."""
+    alike = (one.shape, one.dtype) == (other.shape, other.dtype)
+    return alike and b"".join(one.chunks()) == b"".join(other.chunks())
+
+
+def first_few(problems: Sequence[str]) -> str:
+    """The first three of some problems, and how many more there are."""
+    more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+    return f"{'; '.join(problems[:3])}{more}"
 
 
 def is_prunable(owner: torch.nn.Module, role: str, parameter: torch.Tensor) -> bool:

@@ -10,16 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elastic_ir.errors import PlanError
+from elastic_ir.errors import PlanError, first_line
+from elastic_ir.tensors.torch_bridge import dtype_name
 from elastic_ir.tickets.magnitude import prunable_weights
 from elastic_ir.training.data import Data, check_splits
-from elastic_ir.training.items import weights_dtype
+from elastic_ir.training.items import extents, weights_dtype
 from elastic_ir.training.loader import batches_of
-from elastic_ir.training.losses import ClassEntropy, first_of
+from elastic_ir.training.losses import IGNORED, ClassEntropy, first_of
 from elastic_ir.training.settings import Pruning, Training
 from elastic_ir.training.task import Loss
 
-_IGNORED = -100  # the label that torch's cross-entropy passes over
+#: A layer that a forward pass has begun: its path, and the shape of what it was given.
+_Begun = tuple[str, nn.Module, tuple[int, ...]]
 
 
 def check_search(
@@ -54,9 +56,9 @@ def check_fit(network: nn.Module, data: Data, training: Training, loss: Loss | N
     flat = len(shape) == 2 and data.first.is_floating_point()
     if (flat and training.channels_last) or (len(shape) != 3 and training.augment):
         what = "channels_last: false" if not training.augment else "channels_last: false and augment: false"
-        like = f"1x{_shape(shape)}" if len(shape) == 2 else "channels x height x width"
+        like = f"1x{extents(shape)}" if len(shape) == 2 else "channels x height x width"
         raise PlanError(
-            f"an image of {data.name} is {_shape(shape)}, without an axis of channels; make each {like} "
+            f"an image of {data.name} is {extents(shape)}, without an axis of channels; make each {like} "
             f"(images[:, None] for grey ones), or set {what}"
         )
     inputs, targets = _two(network, data)
@@ -66,7 +68,7 @@ def check_fit(network: nn.Module, data: Data, training: Training, loss: Loss | N
     except (KeyError, IndexError, TypeError):
         outputs = given
     if not isinstance(outputs, Tensor) or (outputs.ndim < 2 and loss is None):
-        what = _shape(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        what = extents(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise PlanError(
             f"{type(network).__name__} returns {what} for a batch of {data.name}; expected a tensor, "
             "batch x classes"
@@ -86,11 +88,9 @@ def _not_augmented(data: Data) -> str:
     """Why the images of some data cannot be moved and mirrored; empty where they can."""
     _, target = next(iter(batches_of(data.train, 1, "cpu")))
     if target.ndim > 2 and target.shape[-2:] == data.shape[-2:]:
-        return (
-            f"the targets of {data.name} are {_shape(target.shape[1:])} each, which would stay where they are"
-        )
+        return f"the targets of {data.name} are {extents(target.shape[1:])} each, which would stay where they are"
     if len(data.shape) == 3 and not data.first.is_floating_point() and data.first.dtype != torch.uint8:
-        return f"the inputs of {data.name} are {_dtype(data.first)}, which are not images"
+        return f"the inputs of {data.name} are {dtype_name(data.first.dtype)}, which are not images"
     return ""
 
 
@@ -105,8 +105,8 @@ def _check_loss(name: str, data: Data, given: Any, outputs: Tensor, targets: Ten
     if any("different to the input size" in str(one.message) for one in caught):
         kind = type(loss).__name__ if isinstance(loss, nn.Module) else getattr(loss, "__name__", "the loss")
         raise PlanError(
-            f"the outputs of {name} for a batch of two of {data.name} are {_shape(outputs.shape)}, its targets "
-            f"{_shape(targets.shape)}: {kind} would compare every output with every target; give them one shape "
+            f"the outputs of {name} for a batch of two of {data.name} are {extents(outputs.shape)}, its targets "
+            f"{extents(targets.shape)}: {kind} would compare every output with every target; give them one shape "
             "(targets[:, None], or squeeze the output)"
         )
 
@@ -116,14 +116,15 @@ def _check_labels(name: str, data: Data, outputs: Tensor, targets: Tensor) -> No
     count, shares = outputs.shape[1], targets.is_floating_point()
     if shares and not (targets.shape == outputs.shape and count > 1 and _sum_to_one(data, targets)):
         raise PlanError(
-            f"the targets of {data.name} are {_dtype(targets)}, {_shape(targets.shape)} for a batch of two, which are "
-            f"neither numbers of classes nor shares of them that add up to 1, one for each of the outputs of {name} "
-            f"({_shape(outputs.shape)}); name a loss that takes them (loss: torch.nn:MSELoss), or give classes as int64"
+            f"the targets of {data.name} are {dtype_name(targets.dtype)}, {extents(targets.shape)} for a batch of two, "
+            "which are neither numbers of classes nor shares of them that add up to 1, one for each of the outputs of "
+            f"{name} ({extents(outputs.shape)}); name a loss that takes them (loss: torch.nn:MSELoss), or give classes "
+            "as int64"
         )
     for split, role in () if shares else ((data.train, "training"), (data.test, "test")):
         low, high = 0, data.classes - 1
         if split.labels is not None:
-            labels = split.labels[split.labels != _IGNORED]
+            labels = split.labels[split.labels != IGNORED]
             if not len(labels):
                 continue
             low, high = int(labels.min()), int(labels.max())
@@ -136,8 +137,8 @@ def _check_labels(name: str, data: Data, outputs: Tensor, targets: Tensor) -> No
         ClassEntropy()(outputs, targets.to(outputs.device))
     except (RuntimeError, ValueError, IndexError) as error:
         raise PlanError(
-            f"the outputs of {name} for a batch of {data.name} are {_shape(outputs.shape)}, its labels "
-            f"{_shape(targets.shape)} ({_line(error)}); expected batch x classes and batch"
+            f"the outputs of {name} for a batch of {data.name} are {extents(outputs.shape)}, its labels "
+            f"{extents(targets.shape)} ({first_line(error)}); expected batch x classes and batch"
         ) from error
 
 
@@ -151,9 +152,7 @@ def _forward(network: nn.Module, data: Data, batch: Tensor) -> Any:
     """The output of a copy of the network for two images, in evaluation mode; global generators keep their states."""
     first = next(network.parameters(), None)
     tried = copy.deepcopy(network).eval()
-    seen: list[
-        tuple[str, nn.Module, tuple[int, ...]]
-    ] = []  # the layers begun, the last one being where it broke
+    seen: list[_Begun] = []  # the last one being where it broke
     for name, layer in tried.named_modules():
         if not any(True for _ in layer.children()):
             layer.register_forward_pre_hook(
@@ -167,25 +166,24 @@ def _forward(network: nn.Module, data: Data, batch: Tensor) -> Any:
     return output
 
 
-def _refusal(
-    name: str, data: Data, images: Tensor, seen: list[tuple[str, nn.Module, tuple[int, ...]]], error: Exception,
-) -> str:  # fmt: skip
+def _refusal(name: str, data: Data, images: Tensor, seen: list[_Begun], error: Exception) -> str:
     """One line on a forward pass that failed: the images' shape, and the layer's where one can be named."""
     batch, floats = tuple(images.shape), images.is_floating_point()
-    of = "" if images.dtype == torch.float32 else f" of {_dtype(images)}"
-    start = f"{name} cannot take the images of {data.name}, {_shape(batch)}{of} as a batch of two: "
+    of = "" if images.dtype == torch.float32 else f" of {dtype_name(images.dtype)}"
+    start = f"{name} cannot take the images of {data.name}, {extents(batch)}{of} as a batch of two: "
     hint = ""
     if seen:
         place, layer, shape = seen[-1]
         weight = getattr(layer, "weight", None)
         if isinstance(weight, Tensor):
-            start += f"{place or 'it'} has a weight of {_shape(weight.shape)} and got {_shape(shape)}; "
+            start += f"{place or 'it'} has a weight of {extents(weight.shape)} and got {extents(shape)}; "
             lookup = isinstance(layer, (nn.Embedding, nn.EmbeddingBag))
-            if (
-                len(seen) == 1 and lookup == floats
-            ):  # the inputs' own kind, not that of something made of them
+            # the inputs' own kind, not that of something made of them
+            if len(seen) == 1 and lookup == floats:
                 what = (
-                    "token ids, int64" if lookup else f"{_dtype(weight)}, as images.float() / 255 gives them"
+                    "token ids, int64"
+                    if lookup
+                    else f"{dtype_name(weight.dtype)}, as images.float() / 255 gives them"
                 )
                 return f"{start}{place or 'it'} takes {what}; the data's function has to return that"
         wanted = getattr(layer, "in_channels", None)
@@ -197,20 +195,8 @@ def _refusal(
         features = getattr(layer, "in_features", None)
         if isinstance(features, int) and shape and shape[-1] != features:
             hint = f"; it wants {features} values each, an image has {math.prod(batch[1:])}"
-    return f"{start}{_line(error)}{hint}"
+    return f"{start}{first_line(error)}{hint}"
 
 
 def _shape_of(given: tuple[Any, ...]) -> tuple[int, ...]:
     return tuple(given[0].shape) if given and isinstance(given[0], Tensor) else ()
-
-
-def _shape(shape: Any) -> str:
-    return "x".join(map(str, shape)) or "a single number"
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
 from elastic_ir import user_functions
-from elastic_ir.errors import ElasticError, SourceError
-from elastic_ir.training.items import as_tensor, read_item, read_items, taken, weights_dtype
+from elastic_ir.errors import ElasticError, SourceError, one_line
+from elastic_ir.training.items import as_tensor, extents, read_item, read_items, taken, weights_dtype
 from elastic_ir.training.settings import DATA_KINDS
 
 #: Where Debian's package dataset-fashion-mnist puts its four files.
@@ -135,10 +135,10 @@ def check_splits(data: Data) -> None:
             raise SourceError(f"{data.name} has no {role} images")
         if split.images is None or split.labels is None:
             continue
-        images, labels = ("x".join(map(str, part.shape)) for part in (split.images, split.labels))
+        images, labels = extents(split.images.shape), extents(split.labels.shape)
         if split.labels.ndim == 0 or len(split.images) != len(split.labels):
             raise SourceError(
-                f"the {role} images of {data.name} are {images} and its labels {labels or 'a single number'}; "
+                f"the {role} images of {data.name} are {images} and its labels {labels}; "
                 "every image needs one label"
             )
         if split.images.ndim < 2:
@@ -150,16 +150,16 @@ def check_splits(data: Data) -> None:
     except TypeError as error:
         raise SourceError(f"{data.name} cannot be read: {error}") from error
     if (one.shape, one.dtype) != (two.shape, two.dtype):
-        kinds = (f"{'x'.join(map(str, part.shape))} of {str(part.dtype)[6:]}" for part in (one, two))
+        kinds = (f"{extents(part.shape)} of {str(part.dtype)[6:]}" for part in (one, two))
         if one.dtype == two.dtype:
-            kinds = ("x".join(map(str, part.shape)) for part in (one, two))
+            kinds = (extents(part.shape) for part in (one, two))
         raise SourceError(f"an image of {data.name} is {' for training and '.join(kinds)} for the test")
 
 
 def _shaped(data: Data, channels: int, limit: int) -> Data:
     if channels and len(data.shape) != 3:
         raise SourceError(
-            f"an image of {data.name} is {'x'.join(map(str, data.shape))}, without an axis of channels; "
+            f"an image of {data.name} is {extents(data.shape)}, without an axis of channels; "
             f"only grey images, 1 x height x width (images[:, None]), can be made into {channels}"
         )
     repeated = 0  # how often grey images are to be repeated
@@ -277,9 +277,7 @@ def read_idx(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
     shape = struct.unpack(f">{count}I", raw[4 : 4 + 4 * count])
     values = np.frombuffer(raw, np.uint8, offset=4 + 4 * count)
     if values.size != int(np.prod(shape)):
-        raise SourceError(
-            f"{path.name} holds {values.size} values, its header says {'x'.join(map(str, shape))}"
-        )
+        raise SourceError(f"{path.name} holds {values.size} values, its header says {extents(shape)}")
     return values.reshape(shape).copy()  # torch takes no array that cannot be written to
 
 
@@ -342,7 +340,7 @@ def _from_function(name: str) -> Data:
     try:
         train, test = (_split(part) for part in made)
     except Exception as error:  # a Dataset of the user's may raise anything
-        message = user_functions.one_line(error)
+        message = one_line(error)
         raise SourceError(
             f"{name} returns a pair (train, test), each a Dataset or a pair (images, labels): "
             f"{message if isinstance(error, (TypeError, ValueError)) else f'{type(error).__name__}: {message}'}"

@@ -21,16 +21,16 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
+from elastic_ir.analysis.pruning.scores import modes
 from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.training.callbacks import KeepMasks
 from elastic_ir.training.data import Data, Split
 from elastic_ir.training.items import weights_dtype
 from elastic_ir.training.loader import batches_of
-from elastic_ir.training.losses import ClassEntropy, SoftLabels, evaluating, first_of
+from elastic_ir.training.losses import IGNORED, ClassEntropy, SoftLabels, first_of
 from elastic_ir.training.settings import Training
 from elastic_ir.training.task import Loss, Task
 
-_IGNORED = -100  # the label that torch's cross-entropy passes over
 _DIVERGED = "the training diverged; a smaller lr or a warmup may help"
 
 
@@ -161,7 +161,7 @@ def measured(
     Raises PlanError where the outputs are not a number, or the loss is not finite.
     """
     loss = loss or ClassEntropy()
-    ignored = getattr(loss, "ignore_index", _IGNORED)
+    ignored = getattr(loss, "ignore_index", IGNORED)
     with _measured(network, engine) as device:
         inputs, targets = next(iter(batches_of(split, 2, device, weights_dtype(network))))
         if split.labels is not None:
@@ -175,7 +175,7 @@ def measured(
     return Measured("loss", mean_loss(network, split, loss, batch_size=batch_size, engine=engine))
 
 
-def are_classes(outputs: Tensor, targets: Tensor, values: Tensor, ignored: int = _IGNORED) -> bool:
+def are_classes(outputs: Tensor, targets: Tensor, values: Tensor, ignored: int = IGNORED) -> bool:
     """Whether targets of these shapes and values are numbers of the classes that outputs distinguish."""
     if targets.is_floating_point() or outputs.ndim != targets.ndim + 1 or outputs.shape[1] < 2:
         return False
@@ -188,7 +188,7 @@ def are_classes(outputs: Tensor, targets: Tensor, values: Tensor, ignored: int =
 @torch.no_grad()
 def accuracy(
     network: nn.Module, split: Split, *, batch_size: int = 500, engine: Engine | None = None,
-    ignored: int = _IGNORED,
+    ignored: int = IGNORED,
 ) -> float:  # fmt: skip
     """The share of labels that are a network's largest output, in evaluation mode and full precision.
 
@@ -237,7 +237,7 @@ def _measured(network: nn.Module, engine: Engine | None) -> Iterator[torch.devic
     wanted = (engine or Engine()).accelerator
     faster = home.type == "cpu" and wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     device = torch.device("cuda", torch.cuda.current_device()) if faster else home
-    with evaluating(network):
+    with modes(network):
         try:
             network.to(device)
             yield device

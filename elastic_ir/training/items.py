@@ -21,6 +21,11 @@ def weights_dtype(network: nn.Module) -> torch.dtype:
     return next(floats, torch.get_default_dtype())
 
 
+def extents(shape: Iterable[int]) -> str:
+    """A shape for a reader: ``3x32x32``."""
+    return "x".join(map(str, shape)) or "a single number"
+
+
 def taken(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """Floats in the dtype of a network's weights; whole numbers (token ids, classes, bytes) as they are."""
     return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)

@@ -8,14 +8,15 @@ Network*, section 2; for tickets Jaiswal et al. 2021, *Good Students Play Big Lo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from elastic_ir.analysis.pruning.scores import modes
 from elastic_ir.errors import PlanError
+
+IGNORED = -100  #: the label that torch's cross-entropy passes over
 
 
 class ClassEntropy(nn.CrossEntropyLoss):
@@ -33,18 +34,6 @@ def first_of(output: Any) -> Tensor:
     """A network's output, the first of several."""
     found: Tensor = output if isinstance(output, Tensor) else output[0]
     return found
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """The network in evaluation mode while the block runs; afterwards every part has its own mode again."""
-    modes = {part: part.training for part in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
 
 
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:
@@ -104,7 +93,7 @@ class SoftLabels:
         weight = next(self.teacher.parameters(), None)
         if weight is not None and weight.device != inputs.device:
             self.teacher.to(inputs.device)  # a trainer moves only what is part of its module
-        with torch.no_grad(), evaluating(self.teacher):
+        with torch.no_grad(), modes(self.teacher):
             return first_of(self.teacher(inputs))
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from elastic_ir.errors import SourceError
 from elastic_ir.frontends.onnx.file import OnnxFile
 from elastic_ir.ir.graph import Literal
-from elastic_ir.onnx_model import DTYPES, Constant, captured, constant_tensor, operator
+from elastic_ir.onnx_model import DTYPES, Constant, captured, constant_tensor, listed_numbers, operator
 from elastic_ir.tensors.lazy import ITEM_SIZES, TensorData
 
 if TYPE_CHECKING:
@@ -114,10 +114,7 @@ class ConstantReader:
         if value is not None:
             return Constant(name, value, self.opened.data(value, f"the constant {name!r}"), index)
         if node.op_type == "Constant":
-            for attribute in node.attribute:
-                if attribute.name in ("value_int", "value_ints", "value_float", "value_floats"):
-                    return Constant(name, None, None, index, literal=_plain_literal(attribute))
-            return Constant(name, None, None, index)
+            return Constant(name, None, None, index, literal=listed_numbers(node))
         if node.op_type == "ConstantOfShape" and node.input:
             shape = self.found.get(node.input[0])
             extents = _small(shape.data) if shape is not None and shape.data is not None else None
@@ -176,15 +173,6 @@ class ConstantReader:
             if kind in self._layers or (kind == "BatchNormalization" and place > 0):
                 return True
         return False
-
-
-def _plain_literal(attribute: onnx.AttributeProto) -> Literal:
-    import onnx
-
-    value = onnx.helper.get_attribute_value(attribute)
-    listed = tuple(value) if attribute.name.endswith("s") else (value,)
-    dtype = "int64" if "int" in attribute.name else "float32"
-    return Literal(dtype, (len(listed),) if attribute.name.endswith("s") else (), listed)
 
 
 def _small(data: TensorData) -> list[Any] | None:

@@ -47,7 +47,7 @@ class OnnxFile:
             return None
         shape = tuple(tensor.dims)
         if any(extent < 0 for extent in shape):
-            raise SourceError(f"{self.path.name}: {owner} has the shape {list(shape)}")
+            raise self._error(f"{owner} has the shape {list(shape)}")
         mark = mark_of(tensor)
         if mark is not None:
             found = self.tensors[mark]
@@ -62,16 +62,17 @@ class OnnxFile:
             try:
                 raw = numpy_helper.to_array(tensor).tobytes()
             except (OverflowError, TypeError, ValueError) as error:
-                raise SourceError(f"{self.path.name}: {owner} is damaged ({error})") from error
+                raise self._error(f"{owner} is damaged ({error})") from error
         self._check_size(shape, dtype, len(raw), owner)
         return InlineData(shape, dtype, raw)
 
     def _check_size(self, shape: tuple[int, ...], dtype: str, have: int, owner: str) -> None:
         need = prod(shape) * ITEM_SIZES[dtype]
         if need != have:
-            raise SourceError(
-                f"{self.path.name}: {owner} has {have} bytes where its shape {list(shape)} needs {need}"
-            )
+            raise self._error(f"{owner} has {have} bytes where its shape {list(shape)} needs {need}")
+
+    def _error(self, what: str) -> SourceError:
+        return SourceError(f"{self.path.name}: {what}")
 
     def _external(
         self, tensor: onnx.TensorProto, shape: tuple[int, ...], dtype: str, owner: str
@@ -79,39 +80,28 @@ class OnnxFile:
         """A tensor of another file, which has to lie in the model's folder."""
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location = entries.get("location", "")
-        folder = self.path.parent.resolve()
-        path = _inside(folder, location)
+        path = _inside(self.path.parent.resolve(), location)
         if path is None:
-            raise SourceError(
-                f"{self.path.name}: {owner} wants its data from {location!r}, which is outside the model's folder"
+            raise self._error(
+                f"{owner} wants its data from {location!r}, which is outside the model's folder"
             )
         try:
             offset = int(entries.get("offset", "0"))
-            length = int(entries["length"]) if "length" in entries else None
+            length = int(entries.get("length", prod(shape) * ITEM_SIZES[dtype]))
             status = path.stat()
         except ValueError as error:
-            raise SourceError(
-                f"{self.path.name}: {owner} has a damaged place in {location} ({error})"
-            ) from error
+            raise self._error(f"{owner} has a damaged place in {location} ({error})") from error
         except OSError as error:
-            raise SourceError(
-                f"{self.path.name}: the file {location} with the data of {owner} cannot be read: "
-                f"{reason(error)}"
+            raise self._error(
+                f"the file {location} with the data of {owner} cannot be read: {reason(error)}"
             ) from error
         if not path.is_file():
-            raise SourceError(
-                f"{self.path.name}: {location}, with the data of {owner}, is not a regular file"
-            )
-        need = prod(shape) * ITEM_SIZES[dtype]
-        if length is None:
-            length = need
+            raise self._error(f"{location}, with the data of {owner}, is not a regular file")
         if offset < 0 or length < 0:
-            raise SourceError(
-                f"{self.path.name}: {owner} has a damaged place in {location} (offset {offset}, length {length})"
-            )
+            raise self._error(f"{owner} has a damaged place in {location} (offset {offset}, length {length})")
         if offset + length > status.st_size:
-            raise SourceError(
-                f"{self.path.name}: {location} has {status.st_size} bytes, and {owner} should end at {offset + length}"
+            raise self._error(
+                f"{location} has {status.st_size} bytes, and {owner} should end at {offset + length}"
             )
         self._check_size(shape, dtype, length, owner)
         return FileTensor(path, offset, shape, dtype, stamp_of(status))

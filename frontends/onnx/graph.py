@@ -247,9 +247,7 @@ class _Reader:
         self.source.initializer_of = {}
         for name, weight in self.graph.weights.items():
             for new in names.get(name, {"": name}).values():
-                fresh[new] = Weight(
-                    new, weight.storage, new, weight.is_parameter, weight.persistent, weight.prunable
-                )
+                fresh[new] = replace(weight, name=new, origin=new)
                 self.source.initializer_of[new] = name
         self.graph.weights = fresh
         for node in self.graph:
@@ -327,9 +325,8 @@ def _layer_operands(
     called = functions.get((node.domain, node.op_type))
     if called is None:
         return LAYERS.get(operator(node), ())
-    handed = {
-        name: name for name in called.input
-    }  # through what hands a weight on, to the function's operand
+    # through what hands a weight on, to the function's operand
+    handed = {name: name for name in called.input}
     read = set()
     for item in called.node:  # no deeper: limits on calls within calls are checked before
         if item.op_type in _CARRIERS and item.input and item.input[0] in handed:

@@ -12,7 +12,16 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir.ir.graph import TensorType
-from elastic_ir.onnx_model import DTYPES, TYPES, bodies, opsets_of, type_of
+from elastic_ir.onnx_model import (
+    DTYPES,
+    TYPES,
+    bodies,
+    constant_tensor,
+    listed_numbers,
+    opsets_of,
+    plain_attributes,
+    type_of,
+)
 from elastic_ir.onnx_model.arithmetic import LARGEST, is_small, run_nodes
 from elastic_ir.onnx_model.limits import shape_operand
 
@@ -72,15 +81,11 @@ class ShapeInference:
         """Note the types of a node's results, and their numbers where they are few."""
         domain = "" if node.domain == "ai.onnx" else node.domain
         if domain == "" and node.op_type == "Constant":
-            for attribute in node.attribute:
-                if attribute.name == "value":
-                    self._constant(node.output[0], attribute.t)
-                elif attribute.name in ("value_int", "value_ints", "value_float", "value_floats"):
-                    import numpy as np
-
-                    value = self.onnx.helper.get_attribute_value(attribute)
-                    dtype = "int64" if "int" in attribute.name else "float32"
-                    self._note(node.output[0], np.array(value, dtype))
+            tensor, listed = constant_tensor(node), listed_numbers(node)
+            if tensor is not None:
+                self._constant(node.output[0], tensor)
+            elif listed is not None:
+                self._note(node.output[0], listed.array())
             return
         given = {
             name: kind
@@ -103,7 +108,7 @@ class ShapeInference:
         from elastic_ir.frontends.onnx.contrib_shapes import KEPT, LIKE, own_types, result_dtype
 
         operands = [self.types.get(name) for name in node.input]
-        attributes = self._attributes(node)
+        attributes: dict[str, Any] = plain_attributes(node)
         like = LIKE.get(node.op_type)
         if like is None:
             return dict(zip(node.output, own_types(node.op_type, operands, attributes), strict=False))
@@ -114,19 +119,17 @@ class ShapeInference:
         twin.output.append(node.output[0])
         twin.attribute.extend(item for item in node.attribute if item.name in KEPT.get(kind, ()))
         dtype = self.types[node.input[0]].dtype if node.input[0] in self.types else ""
-        before = {name: self.types.get(name) for name in twin.input}
-        for name, known in before.items():  # onnx's operator wants one dtype throughout
-            if known is not None:
-                self.types[name] = TensorType(known.shape, "float32")
-        found = self._inferred(twin, "")
-        self.types.update({name: known for name, known in before.items() if known is not None})
+        found = self._inferred(twin, "", "float32")  # onnx's operator wants one dtype throughout
         return {
             name: TensorType(made.shape, result_dtype(node.op_type, operands, dtype))
             for name, made in found.items()
         }
 
-    def _inferred(self, node: onnx.NodeProto, domain: str) -> dict[str, TensorType]:
-        """The types that the operator's own rule gives; none where an operand's is not known."""
+    def _inferred(self, node: onnx.NodeProto, domain: str, dtype: str = "") -> dict[str, TensorType]:
+        """The types that the operator's own rule gives; none where an operand's is not known.
+
+        With ``dtype`` all operands count as of that one.
+        """
         onnx = self.onnx
         if bodies(node) or any(name and name not in self.types for name in node.input):
             return {}
@@ -137,14 +140,12 @@ class ShapeInference:
         if version is None or not onnx.defs.has(node.op_type, domain):
             return {}
         names = dict.fromkeys(name for name in node.input if name)
+        kinds = {n: (TYPES[dtype or self.types[n].dtype], self.types[n].shape) for n in names}
         try:
             found = onnx.shape_inference.infer_node_outputs(
                 onnx.defs.get_schema(node.op_type, version, domain),
                 node,
-                {
-                    n: onnx.helper.make_tensor_type_proto(TYPES[self.types[n].dtype], self.types[n].shape)
-                    for n in names
-                },
+                {n: onnx.helper.make_tensor_type_proto(*kind) for n, kind in kinds.items()},
                 {n: onnx.numpy_helper.from_array(self.numbers[n], n) for n in names if n in self.numbers},
                 opset_imports=self.imports,
                 ir_version=self.ir_version,
@@ -163,29 +164,26 @@ class ShapeInference:
         if node.op_type in ("Shape", "Size"):
             whole = self.types.get(node.input[0]) if node.input else None
             if whole is not None:
-                given = self._attributes(node)
+                given: dict[str, Any] = plain_attributes(node)
                 extents = whole.shape[given.get("start", 0) : given.get("end", len(whole.shape))]
                 size = prod(whole.shape)
                 self._note(name, np.array(extents if node.op_type == "Shape" else size, np.int64))
             return
-        given = {item: self.numbers[item] for item in node.input if item in self.numbers}
-        complete = all(item in given for item in node.input if item)
-        if node.op_type not in _COMPUTED or not given or not complete:
+        numbers = {item: self.numbers[item] for item in node.input if item in self.numbers}
+        complete = all(item in numbers for item in node.input if item)
+        if node.op_type not in _COMPUTED or not numbers or not complete:
             return
         if node.op_type == "Identity":  # of weights, mostly: PyTorch's older exporter writes many
-            self._note(name, next(iter(given.values())))
+            self._note(name, next(iter(numbers.values())))
             return
         if not is_small(node.op_type, None if kind is None else kind.shape):
             return
         try:
             with np.errstate(divide="raise", invalid="raise"):
-                found = run_nodes([node], given, self.opsets)
+                found = run_nodes([node], numbers, self.opsets)
         except Exception:  # the reference implementation raises errors of many kinds
             return
         fits = found.dtype.name in TYPES if kind is None else found.shape == kind.shape
         if found.size > LARGEST or not fits:
             return
         self._note(name, found if kind is None else found.astype(kind.dtype, copy=False))
-
-    def _attributes(self, node: onnx.NodeProto) -> dict[str, Any]:
-        return {item.name: self.onnx.helper.get_attribute_value(item) for item in node.attribute}

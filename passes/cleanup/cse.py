@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from elastic_ir.analysis.effects import Memory, effect_of
-from elastic_ir.ir.graph import Graph, Node, Value, WeightRef
+from elastic_ir.ir.graph import Argument, Graph, Node, Value, WeightRef, map_argument
 from elastic_ir.ir.operations import reads_form_only
 from elastic_ir.passes.infra import Pass
 from elastic_ir.rewrite.rewriter import Rewriter
@@ -44,7 +44,6 @@ class CommonSubexpressions(Pass):
         rewriter.report({"merged": merged})
 
     def summary(self, graph: Graph) -> str | None:
-        """How many nodes went."""
         merged = self.report(graph)["merged"]
         return f"merged {merged} nodes with earlier ones" if merged else "nothing is computed twice"
 
@@ -84,21 +83,15 @@ def _places(graph: Graph) -> dict[Node, Hashable]:
 
 
 def _key(node: Node, graph: Graph) -> Hashable:
+    """What a node computes: values by identity, weights by storage, numbers with their type (1 is not True)."""
+
+    def plain(leaf: Argument) -> Argument:
+        if isinstance(leaf, Value):
+            return "value", id(leaf)
+        if isinstance(leaf, WeightRef):
+            return "weight", id(graph.weights[leaf.name].storage)
+        return type(leaf).__name__, repr(leaf)
+
     weights = tuple((role, id(graph.weights[name].storage)) for role, name in sorted(node.weights.items()))
-    arguments = _frozen((node.args, node.kwargs, node.attributes), graph)
-    return node.op, node.kind, weights, arguments, node.output.type
-
-
-def _frozen(item: Any, graph: Graph) -> Hashable:
-    """An argument as a key: values by identity, weights by storage, numbers with their type (1 is not True)."""
-    if isinstance(item, Value):
-        return "value", id(item)
-    if isinstance(item, WeightRef):
-        return "weight", id(graph.weights[item.name].storage)
-    if isinstance(item, (tuple, list)):
-        return type(item).__name__, tuple(_frozen(part, graph) for part in item)
-    if isinstance(item, dict):
-        return "dict", tuple((key, _frozen(part, graph)) for key, part in sorted(item.items()))
-    if isinstance(item, slice):
-        return "slice", tuple(_frozen(part, graph) for part in (item.start, item.stop, item.step))
-    return type(item).__name__, repr(item)
+    options = [dict(sorted(table.items())) for table in (node.kwargs, node.attributes)]
+    return node.op, node.kind, weights, repr(map_argument((node.args, *options), plain)), node.output.type

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from elastic_ir.analysis.effects import Memory, effect_of
 from elastic_ir.ir.graph import Graph, Node, Value
+from elastic_ir.onnx_model.layers import weight_readers
 from elastic_ir.passes.infra import Pass
 from elastic_ir.rewrite.rewriter import Rewriter
 
@@ -39,7 +40,6 @@ class DeadCode(Pass):
         rewriter.report({"nodes": len(dead), "weights": idle})
 
     def summary(self, graph: Graph) -> str | None:
-        """How many nodes went, and which weights nothing uses."""
         report = self.report(graph)
         count, idle = report["nodes"], report["weights"]
         parts = [f"took out {count} nodes" if count else "nothing is dead"]
@@ -55,15 +55,12 @@ def _live_nodes(graph: Graph) -> set[Node]:
     """The nodes that something needs: from the output, from effects, and from what blocks take and give."""
     memory = Memory(graph)
     waiting = [value.node for block in graph.blocks for value in block.ends]
-    readers: dict[int, int] = {}
-    for node in graph:
-        for key in {id(graph.weights[name].storage) for name in node.weight_names()}:
-            readers[key] = readers.get(key, 0) + 1
+    readers = {key: {node for node, _ in found} for key, found in weight_readers(graph).items()}
     for node in graph:
         effect = effect_of(node)
         if effect == "state":  # its statistics matter to others only
             keys = (id(graph.weights[name].storage) for name in node.weight_names())
-            if any(readers[key] > 1 for key in keys):
+            if any(len(readers[key]) > 1 for key in keys):
                 waiting.append(node)
         elif effect == "in place":
             targets = memory.to_weights

@@ -48,7 +48,6 @@ class FoldBatchNorm(Pass):
         rewriter.report({"folded": folded, "skipped": skipped})
 
     def summary(self, graph: Graph) -> str | None:
-        """How many norms went, and why the others did not."""
         report = self.report(graph)
         folded, skipped = report["folded"], report["skipped"]
         if not folded and not skipped:
@@ -66,7 +65,7 @@ class _Folder:
         self.graph = graph
         self.rewriter = rewriter
         self.users = graph.users()
-        self.uses = {key: len(readers) for key, readers in weight_readers(graph).items()}
+        self.readers = weight_readers(graph)
         self.reads: Counter[str] = count_reads(graph)
         self.idle: list[str] = []
 
@@ -92,7 +91,7 @@ class _Folder:
         if layer.weight is None or any(len(self.users[value]) > 1 for value in carried):
             return f"the weight of {name} is computed from others"
         for node, held in ((before, [layer.weight, *before.weights.values()]), (norm, norm.weights.values())):
-            if any(self.uses[id(self.graph.weights[each].storage)] > 1 for each in held):
+            if any(len(self.readers[id(self.graph.weights[each].storage)]) > 1 for each in held):
                 return f"{label(node)} is used more than once"
         return "" if self._bias_fits(layer, before) else f"the bias of {name} is not a weight of its own"
 

@@ -21,6 +21,7 @@ from elastic_ir.ir.graph import Argument, Graph, Literal, Node, Symbol, Value, W
 from elastic_ir.ir.operations import kind_of
 from elastic_ir.onnx_model import BODY, OnnxSource
 from elastic_ir.onnx_model.arithmetic import whole_numbers
+from elastic_ir.onnx_model.layers import weight_readers
 from elastic_ir.passes.infra import Pass
 from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.tensors.recipes import with_values
@@ -50,7 +51,6 @@ class FoldConstants(Pass):
         rewriter.report({"nodes": folder.count, "weights": computed})
 
     def summary(self, graph: Graph) -> str | None:
-        """How much was folded."""
         report = self.report(graph)
         parts = []
         if report["nodes"]:
@@ -248,9 +248,7 @@ def _fold(node: Node, steps: Sequence[Node], graph: Graph, rewriter: Rewriter) -
     weights = {name: graph.weights[name] for name in names}
     main = max(weights.values(), key=lambda weight: math.prod(weight.shape))
     storage = id(main.storage)
-    readers = [
-        other for other in graph if any(id(graph.weights[n].storage) == storage for n in other.weight_names())
-    ]
+    readers = [reader for reader, _ in weight_readers(graph)[storage]]
     outside = {user for step in steps[:-1] for user in rewriter.users(step.output)} - set(steps)
     tied = [name for name, weight in graph.weights.items() if id(weight.storage) == storage]
     masked = any(weight.mask is not None for weight in weights.values())

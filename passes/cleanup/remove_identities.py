@@ -53,7 +53,6 @@ class RemoveIdentities(Pass):
         rewriter.report(gone)
 
     def summary(self, graph: Graph) -> str | None:
-        """What went, by kind."""
         gone = self.report(graph)
         if not gone:
             return "everything does something"

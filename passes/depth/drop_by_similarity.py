@@ -60,7 +60,6 @@ class DropBySimilarity(TargetPass):
         return resequence(rewriter, graph, tuple(map(tuple, kept)), self.keep_beside)
 
     def summary(self, graph: Graph) -> str | None:
-        """Each unit's influence, and which went."""
         report = self.report(graph)
         listed = ", ".join(f"{path} {value:.3g}" for path, value in report["influence"].items())
         plural = "s" if report["samples"] != 1 else ""

@@ -71,6 +71,5 @@ class LayerwiseRescale(Pass):
         return find_scales(graph, read_batches(self.data, self.batch), settings=settings)
 
     def summary(self, graph: Graph) -> str | None:
-        """How many tensors were scaled, and by what."""
         scales = self.report(graph).values()
         return f"{len(scales)} tensors scaled by {min(scales):.3g} to {max(scales):.3g}" if scales else None

@@ -15,7 +15,8 @@ from typing import ClassVar
 
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Argument, Graph, Node
-from elastic_ir.passes.infra import Pass, reasons
+from elastic_ir.onnx_model.layers import Readers, weight_readers
+from elastic_ir.passes.infra import Pass, left, reasons
 from elastic_ir.passes.infra.chosen import Chosen
 from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.tensors.identity import Constant
@@ -48,16 +49,13 @@ class Morph(Pass):
         self._need_pytorch(graph)
         self._check()
         chosen = Chosen(graph, self.stages, self.layers)
-        uses: dict[int, int] = {}
-        for node in graph:
-            for name in node.weight_names():
-                uses[id(graph.weights[name].storage)] = uses.get(id(graph.weights[name].storage), 0) + 1
+        readers = weight_readers(graph)
         done: list[str] = []
         skipped: dict[str, str] = {}
         for node in graph.nodes:
             if node.kind != "module" or node.op not in _CONVOLUTIONS or not chosen(node):
                 continue
-            reason = _why_not(node, graph, uses)
+            reason = _why_not(node, graph, readers)
             if not reason:
                 make = self._deepen if self.mode == "depth" else self._enlarge
                 reason = make(node, graph, rewriter)
@@ -73,11 +71,9 @@ class Morph(Pass):
         rewriter.report({"layers": done, "skipped": skipped})
 
     def summary(self, graph: Graph) -> str | None:
-        """How many convolutions were morphed, and why others were not."""
         report = self.report(graph)
         what = "are two now" if self.mode == "depth" else f"have kernels of {self.kernel}"
-        left = f", {len(report['skipped'])} left{reasons(report['skipped'])}" if report["skipped"] else ""
-        return f"{len(report['layers'])} convolutions {what}{left}"
+        return f"{len(report['layers'])} convolutions {what}{left(report['skipped'])}"
 
     def _check(self) -> None:
         if self.mode not in ("depth", "kernel"):
@@ -189,12 +185,12 @@ class Morph(Pass):
         return ""
 
 
-def _why_not(node: Node, graph: Graph, uses: dict[int, int]) -> str:
+def _why_not(node: Node, graph: Graph, readers: dict[int, Readers]) -> str:
     """Why a convolution cannot be morphed in either way; "" where it can."""
     if "weight" not in node.weights or set(node.weights) - {"weight", "bias"}:
         return "its weight is computed from others"
     weights = [graph.weights[name] for name in node.weights.values()]
-    if any(uses[id(weight.storage)] > 1 for weight in weights):
+    if any(len(readers[id(weight.storage)]) > 1 for weight in weights):
         return "it is used more than once"
     if any(weight.mask is not None for weight in weights):
         return "it has a mask, and which of the new weights would be pruned is not defined"

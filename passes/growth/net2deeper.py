@@ -19,7 +19,7 @@ from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph, Node, Value
 from elastic_ir.ir.operations import Trait, has, known_kind, layer_of, operation_of
 from elastic_ir.ir.structure import Block
-from elastic_ir.passes.infra import Pass, reasons
+from elastic_ir.passes.infra import Pass, left, reasons
 from elastic_ir.passes.infra.chosen import Chosen, blocks_of
 from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.tensors.identity import IdentityKernel, idle_norm
@@ -78,12 +78,9 @@ class Net2Deeper(Pass):
         rewriter.report({"behind": behind, "skipped": skipped})
 
     def summary(self, graph: Graph) -> str | None:
-        """How many layers came, and why none came elsewhere."""
         report = self.report(graph)
-        left = (
-            f", {len(report['skipped'])} places left{reasons(report['skipped'])}" if report["skipped"] else ""
-        )
-        return f"{sum(report['behind'].values())} layers begin as the identity{left}"
+        behind = sum(report["behind"].values())
+        return f"{behind} layers begin as the identity{left(report['skipped'], 'places ')}"
 
     def _check(self, graph: Graph) -> None:
         self._need_pytorch(graph)

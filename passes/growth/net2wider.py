@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
-from elastic_ir.passes.infra import Pass, reasons
+from elastic_ir.passes.infra import Pass, left, reasons
 from elastic_ir.passes.infra.chosen import Chosen
 from elastic_ir.passes.sparsity.compact import refuse_unseen
 from elastic_ir.rewrite.rewriter import Rewriter
@@ -52,13 +52,11 @@ class Net2Wider(Pass):
         rewriter.report({"layers": report, "skipped": skipped})
 
     def summary(self, graph: Graph) -> str | None:
-        """How many channels came, and why none came elsewhere."""
         report = self.report(graph)
         more = sum(after - before for *_, before, after in report["layers"].values())
         wider = sum(after > before for *_, before, after in report["layers"].values())
-        left = f", {len(report['skipped'])} left{reasons(report['skipped'])}" if report["skipped"] else ""
         alike = "" if self.noise else "; copies are alike until dropout or noise makes them differ"
-        return f"{more} output channels more in {wider} layers{left}{alike}"
+        return f"{more} output channels more in {wider} layers{left(report['skipped'])}{alike}"
 
     def _draw(self, graph: Graph, plan: Widening) -> dict[str, str]:
         """Choose how often each channel comes; returns the layers whose channels stay as they are, with the reason."""

@@ -137,6 +137,12 @@ def option_fields(kind: type[Pass] | Pass) -> list[dataclasses.Field[Any]]:
     return sorted(dataclasses.fields(kind), key=lambda field: bool(field.kw_only))
 
 
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """What an option is where nobody gives it; ``dataclasses.MISSING`` where it has to be given."""
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
+
+
 def need_network(graph: Graph, name: str) -> None:
     """PlanError where a graph is weights alone, for the pass of that name, which has to see the nodes."""
     if not len(graph):
@@ -144,6 +150,11 @@ def need_network(graph: Graph, name: str) -> None:
             f"{graph.name} was read without its network, and {name} has to see what reads what; "
             "pass --arch SOURCE (arch=...)"
         )
+
+
+def left(skipped: Mapping[str, str], what: str = "") -> str:
+    """How many were left alone, as the end of a sentence; nothing where none was."""
+    return f", {len(skipped)} {what}left{reasons(skipped)}" if skipped else ""
 
 
 def reasons(skipped: Mapping[str, str]) -> str:

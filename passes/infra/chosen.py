@@ -18,9 +18,13 @@ class Chosen:
     def __init__(self, graph: Graph, stages: Sequence[str] | str, layers: Sequence[str] | str) -> None:
         self.patterns = [layers] if isinstance(layers, str) else list(layers)
         names = [stages] if isinstance(stages, str) else list(stages)
-        paths = {label(node) for node in graph if "weight" in node.weights or layer_of(node) is not None}
+        names_of_weights = {
+            f"{label(node)}.weight"
+            for node in graph
+            if "weight" in node.weights or layer_of(node) is not None
+        }
         for pattern in self.patterns:
-            if not any(_fits(path, pattern) for path in paths):
+            if not any(fits(name, pattern) for name in names_of_weights):
                 raise PlanError(f"layers={pattern!r} fits no layer with a weight")
         self.inside: set[Node] | None = None
         if names:
@@ -30,11 +34,12 @@ class Chosen:
     def __call__(self, node: Node) -> bool:
         if self.inside is not None and node not in self.inside:
             return False
-        return not self.patterns or any(_fits(label(node), pattern) for pattern in self.patterns)
+        return not self.patterns or any(fits(f"{label(node)}.weight", pattern) for pattern in self.patterns)
 
 
-def _fits(path: str, pattern: str) -> bool:
-    return fnmatchcase(path, pattern) or fnmatchcase(f"{path}.weight", pattern)
+def fits(name: str, pattern: str) -> bool:
+    """Whether a pattern names a weight, or the layer that it belongs to."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)
 
 
 def blocks_of(graph: Graph) -> dict[Node, Block]:

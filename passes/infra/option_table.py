@@ -14,7 +14,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from elastic_ir.passes.infra import Pass, option_fields
+from elastic_ir.passes.infra import Pass, default_of, option_fields
 
 #: What can be typed for each plain type.
 _WORDS: dict[Any, str] = {bool: "yes/no", int: "whole number", float: "number", Any: "text"}
@@ -65,8 +65,7 @@ def typed(hint: Any, choices: Sequence[str] = ()) -> str | None:
 
 def _default(field: dataclasses.Field[Any]) -> str:
     """A default as it would be written, the same way as what can be typed."""
-    made = field.default_factory
-    value = made() if made is not dataclasses.MISSING else field.default
+    value = default_of(field)
     if value is dataclasses.MISSING or (isinstance(value, (list, tuple)) and not value):
         return ""
     if isinstance(value, bool):

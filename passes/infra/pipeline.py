@@ -10,7 +10,7 @@ from typing import Any
 
 from elastic_ir.errors import PASS_NOTE, ElasticError, VerifyError
 from elastic_ir.ir.graph import Graph
-from elastic_ir.passes.infra import Pass, option_fields
+from elastic_ir.passes.infra import Pass, default_of, option_fields
 from elastic_ir.passes.infra.spec import PassSpec, make_pass, parse_pipeline
 
 #: Told after each pass: the pass, what it made, and the seconds that it took.
@@ -126,9 +126,7 @@ def describe(item: Pass) -> PassSpec:
     options: dict[str, str | bool] = {}
     for field in option_fields(item):
         value = getattr(item, field.name)
-        made = field.default_factory
-        default = made() if made is not dataclasses.MISSING else field.default
-        if value is None or value == default:
+        if value is None or value == default_of(field):
             continue
         options[field.name.replace("_", "-")] = True if value is True else _text(value)
     return PassSpec(item.name, options)

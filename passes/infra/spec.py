@@ -15,11 +15,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elastic_ir.errors import PlanError
-from elastic_ir.passes.infra import Pass, option_fields
+from elastic_ir.passes.infra import Pass, default_of, option_fields
 
-_TOKEN = re.compile(
-    r"""\s*(?:(?P<name>[A-Za-z][\w-]*)|(?P<sign>[{},=])|"(?P<double>[^"]*)"|'(?P<single>[^']*)'|(?P<word>[^\s{},="']+))"""
-)
+#: A name, and a value: quoted, or everything up to a blank or a brace.
+_NAME, _VALUE = r"([A-Za-z][\w-]*)", r"""(?:"([^"]*)"|'([^']*)'|([^\s{}"']+))"""
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 
@@ -50,16 +49,16 @@ def parse_pipeline(text: str) -> list[PassSpec]:
     reader = _Reader(text)
     specs = []
     while True:
-        name = reader.take("the name of a pass", ("name",))
+        name = reader.take(_NAME, "the name of a pass")
         options: dict[str, str | bool] = {}
         if reader.skip("{"):
             while not reader.skip("}"):
-                key = reader.take("an option or }", ("name",))
+                key = reader.take(_NAME, "an option or }")
                 if key in options:
                     reader.fail(f"{name} is given {key} twice")
-                options[key] = reader.value() if reader.skip("=") else True
+                options[key] = reader.take(_VALUE, "a value") if reader.skip("=") else True
         specs.append(PassSpec(name, options))
-        if reader.done():
+        if reader.skip("$"):
             return specs
         if not reader.skip(","):
             reader.fail("a comma stands between passes")
@@ -73,38 +72,19 @@ class _Reader:
     def fail(self, what: str) -> typing.NoReturn:
         raise PlanError(f"the pipeline {self.text!r} cannot be read at column {self.at + 1}: {what}")
 
-    def done(self) -> bool:
-        return not self.text[self.at :].strip()
-
-    def _next(self) -> re.Match[str] | None:
-        return _TOKEN.match(self.text, self.at)
-
-    def skip(self, sign: str) -> bool:
-        match = self._next()
-        if match is None or match["sign"] != sign:
-            return False
-        self.at = match.end()
-        return True
-
-    def take(self, what: str, kinds: tuple[str, ...]) -> str:
-        match = self._next()
-        found = next((match[kind] for kind in kinds if match[kind] is not None), None) if match else None
-        if match is None or found is None:
-            self.fail(f"{what} is expected")
-        self.at = match.end()
-        return found
-
-    def value(self) -> str:
-        """A quoted text, or everything up to a blank or the closing brace."""
-        match = self._next()
-        if match is not None and (match["double"] is not None or match["single"] is not None):
+    def skip(self, pattern: str) -> re.Match[str] | None:
+        """Pass over blanks and what fits a pattern, if that comes next."""
+        match = re.compile(rf"\s*{pattern}").match(self.text, self.at)
+        if match is not None:
             self.at = match.end()
-            return str(match["double"] if match["double"] is not None else match["single"])
-        plain = re.compile(r"\s*([^\s{}\"']+)").match(self.text, self.at)
-        if plain is None:
-            self.fail("a value is expected")
-        self.at = plain.end()
-        return plain[1]
+        return match
+
+    def take(self, pattern: str, what: str) -> str:
+        """What fits one of a pattern's groups, which has to come next."""
+        match = self.skip(pattern)
+        if match is None:
+            self.fail(f"{what} is expected")
+        return next(group for group in match.groups() if group is not None)
 
 
 def make_pass(spec: PassSpec, kind: type[Pass]) -> Pass:
@@ -130,9 +110,7 @@ def make_pass(spec: PassSpec, kind: type[Pass]) -> Pass:
     missing = [
         name
         for name, field in fields.items()
-        if field.name not in values
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
+        if field.name not in values and default_of(field) is dataclasses.MISSING
     ]
     if missing:
         raise PlanError(f"the pass {spec.name} needs the option {missing[0]!r}")

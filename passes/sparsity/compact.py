@@ -51,7 +51,6 @@ class Compact(Pass):
             report["layers"], report["constant"] = cutter.cut(), cutter.left_constant()
 
     def summary(self, graph: Graph) -> str | None:
-        """What went, and what stays though it is constant."""
         report = self.report(graph)
         layers, units = report["layers"], report["units"]
         gone = sum(before - after for _, _, before, after in layers.values())

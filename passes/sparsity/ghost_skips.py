@@ -66,7 +66,6 @@ class GhostSkips(Pass):
         record(graph, **{KIND: decay})
 
     def summary(self, graph: Graph) -> str | None:
-        """How many skips there are."""
         return f"{len(factors(graph)[KIND])} skips, {self.decay} to 0 over {self.share:g} of the training"
 
 

@@ -80,7 +80,6 @@ class GhostSoftness(Pass):
         record(graph, **decays)
 
     def summary(self, graph: Graph) -> str | None:
-        """How many activations were softened, and for how long."""
         until = "for good" if self.keep else f"until {self.share:g} of the training"
         return f"{self.report(graph)['activations']} activations are {self.kind} {until}"
 

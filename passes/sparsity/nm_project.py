@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from typing import ClassVar
 
 from elastic_ir.analysis.input_axes import InputAxes
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.passes.infra import Pass, reasons
+from elastic_ir.passes.infra.chosen import fits
 from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.tensors.lazy import ShapeOnly
 from elastic_ir.tensors.nm_mask import PatternMask
@@ -45,7 +45,7 @@ class NMProject(Pass):
             raise PlanError("rows and columns are multiples, 1 or more")
         patterns = [self.skip] if isinstance(self.skip, str) else list(self.skip)
         for pattern in patterns:
-            if not any(weight.prunable and _fits(weight.name, pattern) for weight in graph.weights.values()):
+            if not any(weight.prunable and fits(weight.name, pattern) for weight in graph.weights.values()):
                 raise PlanError(f"skip={pattern!r} fits no weight of a convolution or linear layer")
         axis_of = InputAxes(graph)
         projected: list[str] = []
@@ -66,7 +66,6 @@ class NMProject(Pass):
         rewriter.report({"projected": projected, "skipped": skipped})
 
     def summary(self, graph: Graph) -> str | None:
-        """How many weights were projected, and why the others were not."""
         report = self.report(graph)
         projected, skipped = report["projected"], report["skipped"]
         if not projected and not skipped:
@@ -74,7 +73,7 @@ class NMProject(Pass):
         return f"{len(projected)} weights projected, {len(skipped)} left{reasons(skipped)}"
 
     def _why_not(self, weight: Weight, patterns: Sequence[str], axis: int | str) -> str:
-        if any(_fits(weight.name, pattern) for pattern in patterns):
+        if any(fits(weight.name, pattern) for pattern in patterns):
             return "skipped as asked"
         if "float" not in weight.dtype:
             return f"its numbers are {weight.dtype}, whose size is not a magnitude"
@@ -90,8 +89,3 @@ class NMProject(Pass):
         if isinstance(weight.storage.data, ShapeOnly):
             return "it has no values (meta device)"
         return ""
-
-
-def _fits(name: str, pattern: str) -> bool:
-    """Whether a pattern names a weight, or the layer that it belongs to."""
-    return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)

@@ -26,7 +26,6 @@ class RemoveGhosts(Pass):
         rewriter.report(lay(graph, rewriter))
 
     def summary(self, graph: Graph) -> str | None:
-        """How many of each kind went."""
         gone = self.report(graph)
         counts = ", ".join(f"{count} of kind {kind}" for kind, count in gone.items())
         return f"took out {counts}" if counts else "there are no ghosts"

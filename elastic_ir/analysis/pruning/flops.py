@@ -31,6 +31,7 @@ from torch.utils.flop_counter import flop_registry
 
 from elastic_ir.analysis.pruning.scores import modes
 from elastic_ir.errors import MaskError
+from elastic_ir.ir.example_inputs import map_tensors
 from elastic_ir.tensors.torch_bridge import unwrapped
 from elastic_ir.tickets.masked import plain_name
 
@@ -64,34 +65,34 @@ class ForwardCost:
         return self.rest + sum(flops * densities.get(name, 1.0) for name, flops in self.weights.items())
 
 
-def forward_cost(module: nn.Module, *inputs: Any) -> ForwardCost:
+def forward_cost(module: nn.Module, *inputs: Any, **options: Any) -> ForwardCost:
     """Count a forward pass in evaluation mode; give inputs of one sample for operations per sample.
 
-    Operations are those of ``torch.utils.flop_counter`` (two for each multiplication with addition), as in
-    :func:`elastic_ir.analysis.cost.cost`, here layer by layer. Nothing is computed: only shapes are run, on fake
-    tensors. Fused attention is counted as the products that it stands for.
+    Operations are those of ``torch.utils.flop_counter`` (two for each multiplication with addition), layer by layer.
+    Nothing is computed: only shapes are run, on fake tensors. Fused attention is counted as the products that it
+    stands for.
     """
     network = unwrapped(module)
-    fakes = FakeTensorMode()
+    fakes = FakeTensorMode(allow_non_fake_inputs=True)
     tensors = dict[str, Tensor]([*network.named_parameters(), *network.named_buffers()])
     stand_ins: dict[str, Tensor] = {
         name: fakes.from_tensor(tensor.detach()) for name, tensor in tensors.items()
     }
     parameters = {name: plain_name(name) for name, _ in network.named_parameters()}
     counter = _Counter({_storage(stand_ins[raw]): plain for raw, plain in parameters.items()})
-    arguments = tuple(fakes.from_tensor(item) if isinstance(item, Tensor) else item for item in inputs)
+    arguments, keywords = map_tensors((inputs, options), fakes.from_tensor)
     fast = torch.backends.mha.get_fastpath_enabled()
     # the fast path is one opaque operator, which the registry does not count
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with (
             torch.no_grad(),
-            modes(network, batch_statistics=False),
+            modes(network),
             sdpa_kernel(SDPBackend.MATH),
             fakes,
             counter,
         ):
-            functional_call(network, stand_ins, arguments)
+            functional_call(network, stand_ins, arguments, keywords)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return ForwardCost(counter.weights, counter.rest)
@@ -109,22 +110,18 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        result = func(*args, **(kwargs or {}))
         count = flop_registry.get(func._overloadpacket)
         if count is None:
-            return func(*args, **kwargs)
-        result = func(*args, **kwargs)
-        flops = int(count(*args, **kwargs, out_val=result))
-        for item in args:
-            # the bias of an addmm is not a factor
-            if (
-                isinstance(item, Tensor)
-                and item.ndim > 1
-                and (name := self._names.get(_storage(item))) is not None
-            ):
-                self.weights[name] = self.weights.get(name, 0) + flops
-                return result
-        self.rest += flops
+            return result
+        flops = int(count(*args, **(kwargs or {}), out_val=result))
+        # the bias of an addmm is not a factor
+        factors = (_storage(item) for item in args if isinstance(item, Tensor) and item.ndim > 1)
+        name = next((self._names[factor] for factor in factors if factor in self._names), None)
+        if name is None:
+            self.rest += flops
+        else:
+            self.weights[name] = self.weights.get(name, 0) + flops
         return result
 
 

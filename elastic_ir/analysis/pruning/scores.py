@@ -19,9 +19,9 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from elastic_ir.errors import MaskError
+from elastic_ir.ir.example_inputs import tensors_in
 from elastic_ir.tensors.torch_bridge import unwrapped
 from elastic_ir.tickets.magnitude import masks_from_scores, prunable_weights, pruned_count
 from elastic_ir.tickets.masked import plain_name
@@ -204,10 +204,8 @@ class _Network:
         """SynFlow's scores of the stand-ins as they are now."""
         parameters = list(self.weights.values())
         ones = torch.ones(1, *input_shape, dtype=torch.float64, device=parameters[0].device)
-        with torch.enable_grad(), modes(self._module, batch_statistics=False), _Linear():
-            output = self._call(ones)
-            leaves = tree_leaves(dict(output) if isinstance(output, Mapping) else output)
-            outputs = [leaf.sum() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        with torch.enable_grad(), modes(self._module), _Linear():
+            outputs = [leaf.sum() for leaf in tensors_in(self._call(ones)) if leaf.is_floating_point()]
             if not outputs:
                 raise MaskError("the network's output holds no tensor of floats, so that no flow ends there")
             gradients = _grad(torch.stack(outputs).sum(), parameters)
@@ -269,7 +267,7 @@ _IDENTITIES = (
 
 
 @contextmanager
-def modes(module: nn.Module, batch_statistics: bool) -> Iterator[None]:
+def modes(module: nn.Module, batch_statistics: bool = False) -> Iterator[None]:
     """Evaluation mode, but for norms that are to use the batch's statistics; all modes come back."""
     before = [(layer, layer.training) for layer in module.modules()]
     try:

@@ -33,7 +33,7 @@ from elastic_ir.errors import EmitError
 from elastic_ir.formats.pickles.description import MARK
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.info import Emitted, described
-from elastic_ir.ir.naming import head_in
+from elastic_ir.ir.naming import head_in, outward
 from elastic_ir.ir.structure import Container
 from elastic_ir.tensors.lazy import ShapeOnly
 from elastic_ir.tensors.torch_bridge import to_torch
@@ -346,9 +346,8 @@ def _order(module: fx.GraphModule, graph: Graph) -> None:
     """Put what fx lists in the order it runs into the order of the state dict, which optimizers go by."""
     place: dict[str, int] = {}
     for index, name in enumerate(graph.weights):
-        while name:
-            place.setdefault(name, index)
-            name = name.rpartition(".")[0]
+        for path in outward(name):
+            place.setdefault(path, index)
     for path, part in list(module.named_modules()):
         head = f"{path}." if path else ""
         tables: tuple[dict[str, Any], ...] = (part._modules, part._parameters, part._buffers)

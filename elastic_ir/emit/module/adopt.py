@@ -16,6 +16,7 @@ from torch import fx, nn
 from elastic_ir.emit.module.attributes import submodule
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.naming import outward
 from elastic_ir.ir.structure import Container
 
 _OWN = set(vars(nn.Module())) | {"training"}
@@ -105,10 +106,8 @@ def _adopt(mine: nn.Module, theirs: nn.Module, path: str, held: set[str], change
             changes[kind] = changes.get(kind, 0) + 1
         else:
             children[name] = own
-    for (
-        name,
-        own,
-    ) in mine._modules.items():  # what the reference's block has not, and no weight is kept of, goes
+    # what the reference's block has not, and no weight is kept of, goes
+    for name, own in mine._modules.items():
         if name not in children and any(weight.startswith(f"{path}.{name}.") for weight in held):
             children[name] = own
     mine._modules.clear()
@@ -135,8 +134,8 @@ def _is_plain(value: Any) -> bool:
 
 def _adopt_lists(module: nn.Module, live: nn.Module, path: str, changes: dict[str, int]) -> None:
     """Per-block lists of the modules around a container (a description of features): those whose length differs."""
-    while True:
-        mine, theirs = submodule(module, path), submodule(live, path)
+    for around in outward(path):
+        mine, theirs = submodule(module, around), submodule(live, around)
         for name, value in vars(theirs).items() if mine is not None and theirs is not None else ():
             own = vars(mine).get(name)
             if name in _OWN or not isinstance(value, (list, tuple)) or not isinstance(own, (list, tuple)):
@@ -144,9 +143,6 @@ def _adopt_lists(module: nn.Module, live: nn.Module, path: str, changes: dict[st
             if _is_plain(value) and _is_plain(own) and len(own) != len(value):
                 setattr(mine, name, copy.deepcopy(value))
                 changes[name] = changes.get(name, 0) + 1
-        if not path:
-            return
-        path = path.rpartition(".")[0]
 
 
 def _fill_buffers(

@@ -22,6 +22,7 @@ from torch import nn
 
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.naming import outward
 from elastic_ir.ir.numbering import COUNT, DEPTHS, is_index_list
 from elastic_ir.ir.structure import Block, Container, Structure
 
@@ -77,13 +78,10 @@ def update_counts(target: nn.Module, container: Container, done: Set[int] = froz
     """Bring the counts and per-layer lists of the modules around a container up to date; not those of some ids."""
     old, new = container.source_count, len(container.children)
     order = [container.source_index(child.origin) for child in container.children]
-    done = set(done)
     common = {id(target), *(id(getattr(target, name, None)) for name in ("config", "cfg"))}
-    for holder in _holders(target, container.path):
-        if id(holder) not in done:
-            done.add(id(holder))
-            # what the whole network shares may count two stacks; a stack's own configuration counts itself
-            _update(holder, container.path if id(holder) in common else "", old, new, order)
+    for holder in _holders(target, [container.path], done):
+        # what the whole network shares may count two stacks; a stack's own configuration counts itself
+        _update(holder, container.path if id(holder) in common else "", old, new, order)
 
 
 def update_stage_counts(
@@ -97,29 +95,21 @@ def update_stage_counts(
     new = [len(container.children) for container in containers]
     if len(old) < 2:
         return
-    done = set(done)
-    for container in containers:
-        for holder in _holders(target, container.path):
-            if id(holder) in done:
-                continue
-            done.add(id(holder))
-            for name, value in list(vars(holder).items()):
-                if isinstance(value, (list, tuple)) and list(value) == old and DEPTHS.search(name):
-                    setattr(holder, name, type(value)(new))
+    for holder in _holders(target, [container.path for container in containers], done):
+        for name, value in list(vars(holder).items()):
+            if isinstance(value, (list, tuple)) and list(value) == old and DEPTHS.search(name):
+                setattr(holder, name, type(value)(new))
 
 
-def _holders(target: nn.Module, path: str) -> Iterator[Any]:
-    """The modules on the way to a container, the nearest first, and their configuration objects."""
-    while True:
-        module = target.get_submodule(path)
-        yield module
-        for name in ("config", "cfg"):
-            config = getattr(module, name, None)
-            if config is not None and hasattr(config, "__dict__"):
-                yield config
-        if not path:
-            return
-        path = path.rpartition(".")[0]
+def _holders(target: nn.Module, paths: Sequence[str], done: Set[int]) -> Iterator[Any]:
+    """The modules on the way to containers, the nearest first, and their configuration objects, each once."""
+    seen = set(done)
+    for path in paths:
+        for module in map(target.get_submodule, outward(path)):
+            for holder in (module, *(getattr(module, name, None) for name in ("config", "cfg"))):
+                if hasattr(holder, "__dict__") and id(holder) not in seen:
+                    seen.add(id(holder))
+                    yield holder
 
 
 def _update(holder: Any, path: str, old: int, new: int, order: list[int]) -> None:

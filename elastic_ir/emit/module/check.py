@@ -27,7 +27,7 @@ from elastic_ir.emit.module.attributes import refresh
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.graph import Argument, Graph, Node, Value, map_argument
 from elastic_ir.ir.structure import Container
-from elastic_ir.tensors.torch_bridge import to_torch
+from elastic_ir.tensors.torch_bridge import device_of, to_torch
 
 
 class RunsOtherwiseError(EmitError):
@@ -49,8 +49,8 @@ def check_runs(module: nn.Module, graph: Graph) -> int:
     if inputs is None or graph._structure is None:
         return 0
     twin = _twin(module)
-    _watched(twin, graph, calls_of(inputs, _device(module))[:1])
-    return len(_paths(graph))
+    _watched(twin, graph, calls_of(inputs, device_of(module))[:1])
+    return len(graph.blocks)
 
 
 def check_module(module: nn.Module, graph: Graph) -> str:
@@ -64,7 +64,7 @@ def check_module(module: nn.Module, graph: Graph) -> str:
     inputs = graph.origin.inputs
     if inputs is None:
         return "it was read without example inputs"
-    calls = calls_of(inputs, _device(module))
+    calls = calls_of(inputs, device_of(module))
     twin, nodes, why = _twin(module), None, ""
     if not isinstance(module, fx.GraphModule):  # one is the graph's nodes already
         try:
@@ -118,10 +118,6 @@ def _finite(found: Outputs, graph: Graph, calls: Sequence[Call]) -> None:
         refuse_not_finite(found, before, "the module made", "the source's")
     except EmitError as error:
         raise EmitError(f"{error}; {SKIP}") from error
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
 
 def _twin(module: nn.Module) -> nn.Module:
@@ -193,13 +189,9 @@ def _module_of(module: nn.Module, path: str) -> nn.Module:
     return owner if name in owner._parameters else module.get_submodule(path)
 
 
-def _paths(graph: Graph) -> list[str]:
-    return [block.path for block in graph.blocks]
-
-
 def _watched(module: nn.Module, graph: Graph, calls: Sequence[Call]) -> Outputs:
     """Run a module in evaluation; EmitError where a block did not run."""
-    ran = dict.fromkeys(_paths(graph), False)
+    ran = dict.fromkeys((block.path for block in graph.blocks), False)
     if isinstance(module, fx.GraphModule):
         # a straight-line program of leaf calls: a block runs if it stands in it, and containers are never called
         named = [str(node.target) for node in module.graph.nodes if node.op in ("call_module", "get_attr")]

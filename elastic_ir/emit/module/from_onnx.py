@@ -24,6 +24,7 @@ from elastic_ir.emit.onnx_operators.norms import BatchNorm, Dropout, batch_norm_
 from elastic_ir.emit.onnx_operators.table import CONTEXT, Operator, operator_for
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.graph import Argument, Graph, Literal, Node, Symbol, Value, WeightRef
+from elastic_ir.ir.naming import outward
 from elastic_ir.onnx_model import OnnxSource, opsets_of
 
 _INSTEAD = "write the network as .onnx instead"
@@ -92,9 +93,8 @@ class _Builder:
             if isinstance(node, fx.Node):  # for who runs it node by node; an Identity is its operand's node
                 node.meta.setdefault("values", []).append(value.name)
         self.root.eval()
-        for (
-            node
-        ) in self.made.nodes:  # so that what traces the module anew, as unpickling does, stays out of them
+        # so that what traces the module anew, as unpickling does, stays out of them
+        for node in self.made.nodes:
             if node.op == "call_function" and node.target.__module__.startswith("elastic_ir."):
                 node.meta["is_wrapped"] = True
         made = fx.GraphModule(self.root, self.made, class_name=_identifier(self.graph.name) or "Network")
@@ -114,10 +114,7 @@ class _Builder:
                 raise EmitError(
                     f"the weight {weight.name!r} has a name that no module can have ({error.args[0]}); {_INSTEAD}"
                 ) from error
-            path = weight.name
-            while path:
-                self.paths.add(path)
-                path = path.rpartition(".")[0]
+            self.paths.update(outward(weight.name)[:-1])
 
     # -- values ----------------------------------------------------------------------------------------------------
 
@@ -234,7 +231,8 @@ class _Builder:
         ]
         if function in (sizes.shape, sizes.size):
             args = [self._tensor(node.args[0], node, 0)]
-        self.values[node.output] = self.made.call_function(function, tuple(args), options)
+        made = self.made.call_function(function, tuple(args), options) if function is not None else args[0]
+        self.values[node.output] = made
         self.kinds[node.output] = kind
         return True
 

@@ -16,7 +16,8 @@ from torch import fx, nn
 from elastic_ir.emit.module.attributes import set_layers, submodule
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.functions import CHECKS, method_allowed, resolve_function, resolve_symbol
-from elastic_ir.ir.graph import FRESH, Graph, Literal, Node, Symbol, Value, WeightRef
+from elastic_ir.ir.graph import FRESH, Argument, Graph, Literal, Node, Symbol, Value, WeightRef, map_argument
+from elastic_ir.ir.naming import rename_path
 from elastic_ir.ir.operations import recurrent_layers
 from elastic_ir.tensors.weights import Weight
 
@@ -82,9 +83,8 @@ def build_graph_module(graph: Graph, live: nn.Module | None) -> fx.GraphModule:
         if node.kind == "module" and node.scope not in built:
             built.add(node.scope)
             _mount(root, node.scope, _leaf(node, live, origins, graph))
-    for (
-        weight
-    ) in graph.weights.values():  # a buffer that a pass has hung on a leaf, which brings its own only
+    # a buffer that a pass has hung on a leaf, which brings its own only
+    for weight in graph.weights.values():
         _ensure(root, weight)
     module = fx.GraphModule(root, made, class_name=graph.name)
     # fx takes over what its nodes read; a counter beside the statistics of a norm is in the state dict all the same
@@ -186,27 +186,16 @@ def _restore_flags(module: fx.GraphModule, graph: Graph, source: nn.Module | Non
 
 
 def _emit(node: Node, made: fx.Graph, values: dict[Value, fx.Node], trusted: bool, root: nn.Module) -> Any:
-    def argument(item: Any) -> Any:
-        if isinstance(item, Value):
-            return values[item]
-        if isinstance(item, WeightRef):
-            return made.get_attr(item.name)
-        if isinstance(item, Symbol):
-            return resolve_symbol(item.name)
-        if isinstance(item, Literal):
-            return made.get_attr(_literal(node, item, root))
-        if isinstance(item, tuple):
-            return tuple(argument(part) for part in item)
-        if isinstance(item, list):
-            return [argument(part) for part in item]
-        if isinstance(item, dict):
-            return {key: argument(part) for key, part in item.items()}
-        if isinstance(item, slice):
-            return slice(argument(item.start), argument(item.stop), argument(item.step))
-        return item
+    def change(leaf: Argument) -> Any:
+        if isinstance(leaf, Value):
+            return values[leaf]
+        if isinstance(leaf, WeightRef):
+            return made.get_attr(leaf.name)
+        if isinstance(leaf, Literal):
+            return made.get_attr(_literal(node, leaf, root))
+        return resolve_symbol(leaf.name) if isinstance(leaf, Symbol) else leaf
 
-    args = tuple(argument(item) for item in node.args)
-    kwargs = {key: argument(item) for key, item in node.kwargs.items()}
+    args, kwargs = map_argument(node.args, change), map_argument(node.kwargs, change)
     if node.kind == "input":
         return made.placeholder(node.op if node.op != "input" else node.name)
     if node.kind == "output":
@@ -216,7 +205,11 @@ def _emit(node: Node, made: fx.Graph, values: dict[Value, fx.Node], trusted: boo
     if node.kind == "method":
         return made.call_method(node.op.removeprefix("method."), args, kwargs)
     if node.kind == "constant":
-        return args[0] if args else _missing(node)  # a plain value stands for itself
+        if not args:
+            raise EmitError(
+                f"node %{node.name} is a constant tensor that is too large to be kept with the graph"
+            )
+        return args[0]  # a plain value stands for itself
     if node.op in _DROPOUTS:
         return _dropout(node, args, kwargs, made, root)
     function = resolve_function(node.op, trusted)
@@ -235,18 +228,12 @@ def _literal(node: Node, literal: Literal, root: nn.Module) -> str:
     return name
 
 
-def _missing(node: Node) -> None:
-    raise EmitError(f"node %{node.name} is a constant tensor that is too large to be kept with the graph")
-
-
 def _leaf(node: Node, live: nn.Module | None, origins: dict[str, str], graph: Graph) -> nn.Module:
     """A leaf module without meaningful tensors: a copy of the live one, or one built from its configuration."""
     if live is not None and node.origin != FRESH:
         named = (origins[name][: -len(role) - 1] for role, name in node.weights.items() if name in origins)
         path = next(named, None)
-        if (
-            path is None
-        ):  # without weights, or of another network, whose layers are like those of the place it takes
+        if path is None:  # without weights, or of another network, whose layers are like those of its place
             path = _origin_path(node.scope, graph)
         module = live.get_submodule(path)
         memo: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
@@ -261,12 +248,8 @@ def _leaf(node: Node, live: nn.Module | None, origins: dict[str, str], graph: Gr
 
 def _origin_path(path: str, graph: Graph) -> str:
     """Where a module without weights stood in the source."""
-    structure = graph._structure
-    for container in structure.containers if structure is not None else ():
-        for child in container.children:
-            if path == child.path or path.startswith(child.path + "."):
-                return child.origin + path[len(child.path) :]
-    return path
+    containers = graph._structure.containers if graph._structure is not None else ()
+    return rename_path(path, {child.path: child.origin for box in containers for child in box.children})
 
 
 def _parent(root: nn.Module, path: str) -> tuple[nn.Module, str]:

@@ -30,9 +30,7 @@ def conform_layers(module: nn.Module, graph: Graph) -> None:
         if node.kind != "module" or not node.op.startswith("nn."):
             continue
         layer = submodule(module, node.scope)
-        if (
-            layer is None
-        ):  # a pass has given the node a module of its own, which the source's class does not have
+        if layer is None:  # a pass has given the node a module of its own, which the source's class has not
             continue
         if _differs(layer, node):
             made = build_layer(node)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from elastic_ir.errors import MaskError, SourceError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.rewrite.rewriter import Rewriter
-from elastic_ir.tensors.torch_bridge import TorchData, dtype_name, mask_to_torch, unwrapped
-from elastic_ir.tensors.weights import Storage, Weight
+from elastic_ir.tensors.torch_bridge import TorchData, mask_to_torch, unwrapped
+from elastic_ir.tensors.weights import Storage, first_few, misfits, unlike
 
 if TYPE_CHECKING:
     import torch
@@ -34,35 +34,28 @@ def with_weights(graph: Graph, trained: torch.nn.Module | Mapping[str, torch.Ten
     >>> float(eir.with_weights(graph, module).state_dict()["fc.bias"].sum())
     10.0
     """
-    tensors, transient = _tensors(trained)
-    wanted = [name for name, weight in graph.weights.items() if weight.persistent]
-    missing = [f"{name} is missing" for name in wanted if name not in tensors]
-    extra = [f"{name} is unknown to it" for name in tensors if name not in set(wanted)]
-    other = [
-        why for name in wanted if name in tensors and (why := _unlike(graph.weights[name], tensors[name]))
-    ]
-    _refuse(graph, [*other, *missing, *extra])
-    known = {name: weight for name, weight in graph.weights.items() if not weight.persistent}
-    for name, weight in known.items():
-        if name in transient and not _unlike(weight, transient[name]):
-            tensors[name] = transient[name]
-    taken: dict[int, tuple[str, torch.Tensor]] = {}  # by the storage that tied names share
-    apart: list[str] = []
-    for name, weight in graph.weights.items():
-        if name not in tensors:
-            continue
-        tensor = tensors[name].detach().cpu().clone()
-        first = taken.setdefault(id(weight.storage), (name, tensor))
-        if first[0] != name:
-            if not _equal(first[1], tensor):
-                apart.append(f"{first[0]} and {name} are one tied weight there, but differ")
-            continue
-        _check_zeros(name, weight.storage, tensor)
-    _refuse(graph, apart)
+    state, transient = _tensors(trained)
+    wanted = {name: weight for name, weight in graph.weights.items() if weight.persistent}
+    problems = [f"{name} is on the meta device and has no values" for name in state if state[name].is_meta]
+    problems = problems or misfits(
+        wanted, {name: TorchData(tensor) for name, tensor in state.items()}, "the graph"
+    )
+    if problems:
+        raise SourceError(f"the trained weights do not fit {graph.name}: {first_few(problems)}")
+    for name, buffer in transient.items():
+        weight = graph.weights.get(name)
+        fits = weight is not None and not weight.persistent and not unlike(weight, TorchData(buffer), "")
+        if fits and not buffer.is_meta:
+            state[name] = buffer
     made = graph.copy()
     with Rewriter(made) as rewriter:
-        for name, tensor in taken.values():
-            rewriter.set_data(name, TorchData(tensor))
+        done: set[int] = set()
+        for name, weight in graph.weights.items():
+            if name in state and id(weight.storage) not in done:  # what is tied is one tensor
+                done.add(id(weight.storage))
+                tensor = state[name].detach().cpu().clone()
+                _check_zeros(name, weight.storage, tensor)
+                rewriter.set_data(name, TorchData(tensor))
     return made
 
 
@@ -80,27 +73,6 @@ def _tensors(trained: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Ten
             f"{bad[0]!r} of the trained weights is not a tensor; give a module or its state dict"
         )
     return dict(trained), {}
-
-
-def _unlike(weight: Weight, tensor: torch.Tensor) -> str:
-    if tuple(tensor.shape) != weight.shape:
-        return f"{weight.name} is {list(tensor.shape)}, the graph has {list(weight.shape)}"
-    if dtype_name(tensor.dtype) != weight.dtype:
-        return f"{weight.name} is {dtype_name(tensor.dtype)}, the graph has {weight.dtype} (cast it first)"
-    if tensor.is_meta:
-        return f"{weight.name} is on the meta device and has no values"
-    return ""
-
-
-def _refuse(graph: Graph, problems: list[str]) -> None:
-    if problems:
-        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise SourceError(f"the trained weights do not fit {graph.name}: {'; '.join(problems[:3])}{more}")
-
-
-def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Bit for bit, so that NaN equals itself."""
-    return b"".join(TorchData(one).chunks()) == b"".join(TorchData(other).chunks())
 
 
 def _check_zeros(name: str, storage: Storage, tensor: torch.Tensor) -> None:

@@ -22,13 +22,14 @@ import torch
 from torch import nn
 from torch.utils import _pytree
 
-from elastic_ir.emit.example_runs import run_module, tensors_of, with_another
+from elastic_ir.emit.example_runs import run_module, with_another
 from elastic_ir.emit.onnx.check import Expected
-from elastic_ir.errors import EmitError
+from elastic_ir.errors import EmitError, first_line
 from elastic_ir.ir.example_inputs import map_tensors, tensors_in
 from elastic_ir.ir.graph import Graph
 from elastic_ir.onnx_model import DTYPES, SCOPES, TYPES, set_aside
 from elastic_ir.onnx_model.record import write_record
+from elastic_ir.safety.registered import without_cache
 from elastic_ir.tensors.lazy import InlineData, TensorData
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def export_module(
     feeds = [
         {
             name: tensor.detach().numpy()
-            for name, tensor in zip(names, tensors_of([*a, *k.values()]), strict=False)
+            for name, tensor in zip(names, tensors_in([*a, *k.values()]), strict=False)
         }
         for a, k in calls
     ]
@@ -127,14 +128,13 @@ def _export(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], opset: int | None, shapes: Any
 ) -> torch.onnx.ONNXProgram:
     try:
-        with _quiet(), _without_cache(module):
+        with _quiet(), without_cache(module):
             program = torch.onnx.export(
                 module, args, kwargs=kwargs or None, dynamo=True, optimize=False, verbose=False,
                 opset_version=opset or OPSET, dynamic_shapes=shapes, keep_initializers_as_inputs=False,
             )  # fmt: skip
     except Exception as error:  # the exporter wraps whatever an operator or a constraint raised
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0][:300] if lines else type(error).__name__
+        reason = first_line(error)[:300]
         raise EmitError(f"{type(module).__name__} could not be exported to ONNX ({reason})") from error
     assert program is not None
     return program
@@ -154,21 +154,6 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _without_cache(module: nn.Module) -> Iterator[None]:
-    """Without a key-value cache among the outputs (transformers)."""
-    found: list[Any] = [getattr(part, "config", None) for part in module.modules()]
-    configs = {id(config): config for config in found if hasattr(config, "use_cache")}
-    before = {key: config.use_cache for key, config in configs.items()}
-    try:
-        for config in configs.values():
-            config.use_cache = False
-        yield
-    finally:
-        for key, config in configs.items():
-            config.use_cache = before[key]
 
 
 def _clean(model: onnx_ir.Model, weights: set[str], *, fold_batchnorm: bool) -> None:
@@ -217,10 +202,9 @@ def _clean(model: onnx_ir.Model, weights: set[str], *, fold_batchnorm: bool) -> 
         steps(model)
     _drop_zero_biases(model, weights)
     for node in model.graph:
+        # the others are stack traces with paths of the machine, and longer than the network
         for key in [key for key in node.metadata_props if key != SCOPES]:
-            del node.metadata_props[
-                key
-            ]  # stack traces with paths of the machine, and longer than the network
+            del node.metadata_props[key]
         node.doc_string = None
 
 
@@ -256,9 +240,8 @@ def _to_proto(model: onnx_ir.Model, graph: Graph) -> tuple[onnx.ModelProto, dict
                 continue
             data = InlineData(tuple(held.shape.numpy()), dtype, held.tobytes())
         del model.graph.initializers[name]
-        if (
-            isinstance(data, InlineData) and len(data.raw) < _FOLDED
-        ):  # a shape or an axis: every reader needs it
+        # a shape or an axis: every reader needs it
+        if isinstance(data, InlineData) and len(data.raw) < _FOLDED:
             tensor = onnx.TensorProto(
                 name=name, data_type=TYPES[data.dtype], dims=data.shape, raw_data=data.raw
             )

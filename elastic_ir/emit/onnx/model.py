@@ -61,9 +61,8 @@ class _Builder:
         self.emitted: set[str] = set()  # constant nodes that stand before the point we are at
 
     def build(self) -> tuple[onnx.ModelProto, dict[str, TensorData]]:
-        made: list[
-            tuple[int | None, onnx.NodeProto]
-        ] = []  # with the index in the source of the first node of each
+        # with the index in the source of the first node of each
+        made: list[tuple[int | None, onnx.NodeProto]] = []
         for node in self.graph:
             if node.kind == "onnx":  # else an input, an output, or a part of a node's results, named with it
                 first = bool(node.origin) and node.origin not in self.copied

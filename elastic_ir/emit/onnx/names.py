@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from elastic_ir.emit.onnx.ends import renumber
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.graph import RESULTS, Argument, Graph, Literal, Node, Symbol, Value, WeightRef
+from elastic_ir.ir.naming import head_in
 from elastic_ir.onnx_model import SCOPES, Constant, OnnxSource, bodies, module_scopes, path_step
 from elastic_ir.tensors.weights import Weight
 
@@ -25,6 +26,8 @@ class Names:
         self.graph = graph
         self.source = source
         self.old = source.model.graph
+        containers = graph._structure.containers if graph._structure is not None else ()
+        self.blocks = {child.path for box in containers for child in box.children}
         self.values: dict[Value, str] = {}
         #: a value's name in the source -> its names here, and the values that they are
         self.copies: dict[str, dict[str, Value | None]] = {}
@@ -67,12 +70,7 @@ class Names:
 
     def block_of(self, scope: str) -> str:
         """The path of the block that a scope lies in."""
-        structure = self.graph._structure
-        for box in structure.containers if structure is not None else ():
-            for child in box.children:
-                if scope == child.path or scope.startswith(child.path + "."):
-                    return child.path
-        return ""
+        return head_in(scope, self.blocks) or ""
 
     def _name_weights(self) -> None:
         """One name for each tensor: the file's where it is the first of its kind, the path's where it has one."""

@@ -14,7 +14,7 @@ from elastic_ir.emit.onnx.check import Expected, check_file, compare_runs, feeds
 from elastic_ir.emit.onnx.file import LIMIT, size_of, write_external, write_onnx
 from elastic_ir.emit.onnx.model import build_onnx
 from elastic_ir.errors import EmitError, OutputError, reason
-from elastic_ir.formats.files import atomic_output, refuse_long_name, sync, temporary
+from elastic_ir.formats.files import atomic_output, existing_mode, refuse_long_name, sync, temporary
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.info import UNKNOWN
 from elastic_ir.onnx_model import OnnxSource, is_external, mark_of, opsets_of
@@ -163,10 +163,7 @@ def _save_external(
     report: OnnxReport,
 ) -> OnnxReport:
     """Both files are made in a folder of their own beside the target, checked there, and then renamed."""
-    if not path.parent.is_dir():
-        raise OutputError(f"{path} cannot be written: the folder {path.parent} does not exist")
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; give the name of a file")
+    existing_mode(path, path)
     data = path.with_name(f"{path.name}.data")
     refuse_long_name(data, "the file of tensors")
     try:

@@ -8,10 +8,11 @@ Layout: onnx.proto, SparseTensorProto; indices are flat positions in ascending o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from elastic_ir.formats.safetensors import FileTensor
 from elastic_ir.onnx_model import DTYPES, constant_tensor, is_external, mark_of, set_aside
 from elastic_ir.tensors.arrays import nonzero
 from elastic_ir.tensors.lazy import ITEM_SIZES, InlineData, KeptData, Mask, TensorData, nbytes, size_of
@@ -40,18 +41,6 @@ class Positions:
 
         found = np.flatnonzero(self.mask.array()).astype(np.int64)
         yield found.view(np.uint8).data
-
-
-@dataclass(frozen=True)
-class Typed:
-    """Bytes of a file as a tensor of the shape and dtype that an initializer states."""
-
-    data: TensorData
-    shape: tuple[int, ...]
-    dtype: str
-
-    def chunks(self) -> Iterator[memoryview]:
-        return self.data.chunks()
 
 
 def sparsify(model: onnx.ModelProto, tensors: dict[str, TensorData]) -> None:
@@ -112,7 +101,8 @@ def _data_of(tensor: onnx.TensorProto, tensors: dict[str, TensorData]) -> Tensor
 
         return InlineData(shape, dtype, numpy_helper.to_array(tensor).tobytes())
     data = tensors[mark]
-    return data if (data.shape, data.dtype) == (shape, dtype) else Typed(data, shape, dtype)
+    # what lies in a file is known there as bytes
+    return replace(data, shape=shape, dtype=dtype) if isinstance(data, FileTensor) else data
 
 
 def _sparse_size(data: TensorData, mask: Mask) -> int:

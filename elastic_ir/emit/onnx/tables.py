@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from elastic_ir.emit.onnx.names import Names
-from elastic_ir.ir.graph import Literal, TensorType, Value
+from elastic_ir.ir.graph import TensorType, Value
 from elastic_ir.onnx_model import TYPES, Constant, OnnxSource, is_external, set_aside
 from elastic_ir.tensors.lazy import TensorData
 from elastic_ir.tensors.weights import Weight
@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 def unchanged(constant: Constant, weight: Weight) -> bool:
     """Whether a weight is as the file has it."""
     return weight.storage.data is constant.data and weight.storage.mask is constant.mask
+
+
+def _copy(table: Any, message: Any, name: str) -> Any:
+    """A copy of a message in a table, under a name."""
+    twin = table.add()
+    twin.CopyFrom(message)
+    twin.name = name
+    return twin
 
 
 class Tables:
@@ -52,7 +60,7 @@ class Tables:
             for name in names:
                 self._initializer(name)
         for name, item in self.names.literals.items():
-            self.new.initializer.append(self._tensor_of(name, item))
+            self.new.initializer.append(self.onnx.numpy_helper.from_array(item.array(), name))
 
     def _initializer(self, name: str) -> None:
         constant, weight = self.names.holders[name]
@@ -72,22 +80,14 @@ class Tables:
                 return
             proto = constant.proto
             if proto is not None and constant.node is None and not is_external(proto):
-                same = self.new.initializer.add()
-                same.CopyFrom(proto)
-                same.name = name
+                _copy(self.new.initializer, proto, name)
                 return
         set_aside(self.new.initializer.add(name=name), weight.storage.emitted(), self.tensors)
-
-    def _tensor_of(self, name: str, item: Literal) -> onnx.TensorProto:
-        import numpy as np
-
-        array = np.array(item.values, dtype=np.dtype(item.dtype)).reshape(item.shape)
-        return self.onnx.numpy_helper.from_array(array, name)
 
     def add_inputs_and_types(self, emitted: set[str]) -> None:
         """Inputs, and the types that the source states for values and for the Constant nodes that were ``emitted``."""
         outputs = {name for name, _ in self.names.outputs}
-        names = {entry.name for entry in (*self.new.initializer,)}
+        names = {entry.name for entry in self.new.initializer}
         names |= {sparse.values.name for sparse in self.new.sparse_initializer}
         stated = {entry.name: entry for entry in self.old.input}
         waiting = list(self.names.inputs)
@@ -106,10 +106,7 @@ class Tables:
                 continue
             for name, (constant, _) in self.names.holders.items():  # old models list initializers as inputs
                 if constant.name == entry.name and name in names:
-                    twin = self.new.input.add()
-                    twin.CopyFrom(entry)
-                    twin.name = name
-                    self._update_weight(twin, name)
+                    self._update_weight(_copy(self.new.input, entry, name), name)
             if entry.name not in self.names.holders and entry.name in names:
                 self.new.input.add().CopyFrom(entry)
         if self.model.ir_version < 4:  # these list every initializer as an input
@@ -125,15 +122,11 @@ class Tables:
             for name, value in self.names.copies.get(entry.name, {}).items():
                 if name != entry.name and name in outputs:
                     continue  # it is an output now, and listed there
-                twin = self.new.value_info.add()
-                twin.CopyFrom(entry)
-                twin.name = name
+                twin = _copy(self.new.value_info, entry, name)
                 self._update_shape(twin, self.source.types.get(entry.name), value)
             of_nothing = entry.name not in self.names.known  # left behind by who made the file
             if of_nothing or (entry.name not in self.names.copies and entry.name in emitted | names):
-                twin = self.new.value_info.add()
-                twin.CopyFrom(entry)
-                self._update_weight(twin, entry.name)
+                self._update_weight(_copy(self.new.value_info, entry, entry.name), entry.name)
 
     def _update_shape(
         self, entry: onnx.ValueInfoProto, before: TensorType | None, value: Value | None

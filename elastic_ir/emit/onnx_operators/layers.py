@@ -30,13 +30,21 @@ def _paddings(
     if auto_pad in ("NOTSET", "VALID"):
         widths = [0] * (2 * rank) if pads is None or auto_pad == "VALID" else pads
         return widths[:rank], widths[rank:]
-    before, after = [], []
-    for extent, size, stride, dilation in zip(extents, kernel, strides, dilations, strict=True):
-        total = max((-(-extent // stride) - 1) * stride + (size - 1) * dilation + 1 - extent, 0)
-        less, more = total // 2, total - total // 2
-        before.append(less if auto_pad == "SAME_UPPER" else more)
-        after.append(more if auto_pad == "SAME_UPPER" else less)
-    return before, after
+    axes = zip(extents, kernel, strides, dilations, strict=True)
+    return _halves(
+        auto_pad,
+        [
+            max((-(-extent // stride) - 1) * stride + (size - 1) * dilation + 1 - extent, 0)
+            for extent, size, stride, dilation in axes
+        ],
+    )
+
+
+def _halves(auto_pad: str, totals: list[int]) -> tuple[list[int], list[int]]:
+    """Widths shared out between both ends; the odd one is behind for SAME_UPPER, else before."""
+    less = [total // 2 for total in totals]
+    more = [total - total // 2 for total in totals]
+    return (less, more) if auto_pad == "SAME_UPPER" else (more, less)
 
 
 def _padded(x: Tensor, before: list[int], after: list[int], value: float = 0.0) -> Tensor:
@@ -72,18 +80,9 @@ def conv_transpose(
     if auto_pad.startswith("SAME") and output_shape is None:
         output_shape = [extent * stride for extent, stride in zip(x.shape[2:], step, strict=True)]
     if output_shape is not None:
-        before, after = [], []
-        for axis, wanted in enumerate(output_shape[-rank:]):
-            full = (
-                step[axis] * (x.shape[2 + axis] - 1)
-                + extra[axis]
-                + (weight.shape[2 + axis] - 1) * spread[axis]
-                + 1
-            )
-            total = full - wanted
-            less, more = total // 2, total - total // 2
-            before.append(less if auto_pad == "SAME_UPPER" else more)
-            after.append(more if auto_pad == "SAME_UPPER" else less)
+        axes = zip(x.shape[2:], weight.shape[2:], step, spread, extra, output_shape[-rank:], strict=True)
+        totals = [s * (n - 1) + e + (k - 1) * d + 1 - wanted for n, k, s, d, e, wanted in axes]
+        before, after = _halves(auto_pad, totals)
     small = all(more < max(stride, wide) for more, stride, wide in zip(extra, step, spread, strict=True))
     if before == after and small and min(before) >= 0:
         return _CONV_TRANSPOSE[rank](x, weight, bias, step, before, extra, group, spread)

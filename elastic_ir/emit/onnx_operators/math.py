@@ -15,14 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from elastic_ir import onnx_model
 from elastic_ir.emit.onnx_operators.sizes import ints, number
 
-#: TensorProto.DataType by number.
-DTYPES = {
-    1: torch.float32, 2: torch.uint8, 3: torch.int8, 4: torch.uint16, 5: torch.int16, 6: torch.int32, 7: torch.int64,
-    9: torch.bool, 10: torch.float16, 11: torch.float64, 12: torch.uint32, 13: torch.uint64, 14: torch.complex64,
-    15: torch.complex128, 16: torch.bfloat16,
-}  # fmt: skip
+#: TensorProto.DataType by number; floats of eight bits are not computed with.
+DTYPES: dict[int, torch.dtype] = {
+    number: getattr(torch, name)
+    for number, name in onnx_model.DTYPES.items()
+    if not name.startswith("float8")
+}
 
 
 # -- two operands ------------------------------------------------------------------------------------------------------
@@ -40,8 +41,8 @@ def power(a: Tensor, b: Any) -> Tensor:
 
 
 def mod(a: Any, b: Any, *, fmod: int = 0) -> Tensor:
-    found: Tensor = torch.fmod(a, b) if fmod else torch.remainder(a, b)
-    return found
+    compute: Callable[..., Tensor] = torch.fmod if fmod else torch.remainder
+    return compute(a, b)
 
 
 def bit_shift(a: Tensor, b: Tensor, *, direction: str) -> Tensor:
@@ -223,12 +224,10 @@ def arg_extreme(
     x: Tensor, *, function: str, axis: int = 0, keepdims: int = 1, select_last_index: int = 0
 ) -> Tensor:
     """torch's ``argmax`` or ``argmin``, of equal ones the first or the last."""
-    compute = getattr(torch, function)
+    compute: Callable[..., Tensor] = getattr(torch, function)
     if select_last_index:
-        last: Tensor = x.shape[axis] - 1 - compute(x.flip(axis), axis, bool(keepdims))
-        return last
-    first: Tensor = compute(x, axis, bool(keepdims))
-    return first
+        return x.shape[axis] - 1 - compute(x.flip(axis), axis, bool(keepdims))
+    return compute(x, axis, bool(keepdims))
 
 
 def top_k(x: Tensor, k: Any, *, axis: int = -1, largest: int = 1, sorted: int = 1, outputs: int) -> Any:

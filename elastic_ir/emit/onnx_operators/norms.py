@@ -28,7 +28,6 @@ class BatchNorm(nn.Module):
         return F.batch_norm(x, mean, var, scale, bias, self.training, 1 - self.momentum, self.epsilon)
 
     def extra_repr(self) -> str:
-        """What its printed form shows."""
         return f"epsilon={self.epsilon}, momentum={self.momentum}"
 
 
@@ -61,7 +60,6 @@ class Dropout(nn.Module):
         return x * keep, keep.bool()
 
     def extra_repr(self) -> str:
-        """What its printed form shows."""
         return f"rate={self.rate}"
 
 
@@ -126,10 +124,7 @@ def mean_variance_norm(x: Tensor, *, axes: list[int] | None = None) -> Tensor:
 
 
 def lp_norm(x: Tensor, *, axis: int = -1, p: int = 2) -> Tensor:
-    size = torch.linalg.vector_norm(x, p, axis, True)
-    return torch.where(
-        size == 0, torch.zeros_like(x), x / torch.where(size == 0, torch.ones_like(size), size)
-    )
+    return F.normalize(x, p, axis, eps=torch.finfo(x.dtype).tiny)
 
 
 def local_response_norm(

@@ -20,14 +20,6 @@ def _along(item: Tensor, x: Tensor, axis: int, block_size: int) -> Tensor:
     return item.reshape([-1 if place == axis % x.dim() else 1 for place in range(x.dim())])
 
 
-_LIMITS = {
-    torch.uint16: (0, 65535),
-    torch.uint8: (0, 255),
-    torch.int8: (-128, 127),
-    torch.int16: (-32768, 32767),
-}
-
-
 def quantize(
     x: Tensor,
     scale: Tensor,
@@ -42,7 +34,8 @@ def quantize(
     steps = torch.round(x.to(scale.dtype) / _along(scale, x, axis, block_size)).to(torch.int32)
     if zero_point is not None:
         steps = steps + _along(zero_point.to(torch.int32), x, axis, block_size)
-    return steps.clamp(*_LIMITS[kind]).to(kind)
+    limits = torch.iinfo(kind)
+    return steps.clamp(limits.min, limits.max).to(kind)
 
 
 def dequantize(

@@ -97,10 +97,6 @@ def only_size(sizes: list[int]) -> int:
     return extent
 
 
-def same_sizes(sizes: Sizes) -> Sizes:
-    return sizes
-
-
 def product_of_sizes(sizes: list[int], *, keep: bool) -> Sizes:
     return [math.prod(sizes)] if keep else math.prod(sizes)
 
@@ -130,8 +126,10 @@ def literal_kind(item: Literal) -> Kind | None:
 
 def size_node(
     node: Node, kinds: list[Kind | None], fill: Any
-) -> tuple[Callable[..., Any], int, dict[str, Any], Kind] | None:
+) -> tuple[Callable[..., Any] | None, int, dict[str, Any], Kind] | None:
     """The function of sizes that a node is, how many operands and which keywords it takes, and what it gives.
+
+    A node that hands its operand on is no function (None).
 
     ``kinds`` describe the node's operands, None for tensors; ``fill`` is the value of a ConstantOfShape.
     """
@@ -166,11 +164,11 @@ def size_node(
     if node.op == "onnx.Squeeze" and rank == 1:
         return only_size, 1, {}, (dtype, 0, 1)
     if node.op == "onnx.Reshape" and known[1][1:] == (1, 1) and not attributes.get("allowzero"):
-        return (same_sizes if rank else wrap_size), 1, {}, (dtype, 1, count)
+        return (None if rank else wrap_size), 1, {}, (dtype, 1, count)
     if node.op == "onnx.Identity":
-        return same_sizes, 1, {}, known[0]
+        return None, 1, {}, known[0]
     if node.op == "onnx.Cast" and attributes.get("to") in _WHOLE and dtype != "bool":
-        return same_sizes, 1, {}, (_WHOLE[int(attributes["to"])], rank, count)  # type: ignore[arg-type]
+        return None, 1, {}, (_WHOLE[int(attributes["to"])], rank, count)  # type: ignore[arg-type]
     if node.op == "onnx.ReduceProd" and rank == 1 and dtype != "bool" and len(known) == 1:
         keep = bool(attributes.get("keepdims", 1))
         return product_of_sizes, 1, {"keep": keep}, (dtype, int(keep), 1)

@@ -27,19 +27,15 @@ class Operator:
     """How an operator is run: ``function(*operands, **attributes)``."""
 
     function: Callable[..., Any]
-    plain: tuple[
-        int, ...
-    ] = ()  #: operands that may be Python numbers: literals and sizes are not made tensors
+    #: operands that may be Python numbers: literals and sizes are not made tensors
+    plain: tuple[int, ...] = ()
     scalars: tuple[int, ...] = ()  #: of these one may be a Python number, where a literal is a single one
-    only: Mapping[str, tuple[Any, ...]] = field(
-        default_factory=dict
-    )  #: the values that an attribute may have
-    names: Mapping[str, str] = field(
-        default_factory=dict
-    )  #: attributes whose keyword in the function is another
-    fixed: Mapping[str, Any] = field(
-        default_factory=dict
-    )  #: keywords that no attribute sets but one of ``names``
+    #: the values that an attribute may have
+    only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    #: attributes whose keyword in the function is another
+    names: Mapping[str, str] = field(default_factory=dict)
+    #: keywords that no attribute sets but one of ``names``
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     since: int = 1  #: the first opset of this form
     module: bool = False  #: the function is a class of modules, since it acts otherwise in training
 

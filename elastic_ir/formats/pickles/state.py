@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, ClassVar
 
-from elastic_ir.errors import SourceError
+from elastic_ir.errors import SourceError, first_line
 from elastic_ir.formats.pickles.unpickler import GuardedUnpickler, is_count
 from elastic_ir.tensors.lazy import ITEM_SIZES
 
@@ -97,8 +97,9 @@ def read_state_pickle(file: BinaryIO, where: str, size: int = 0) -> Any:
     except SourceError:
         raise
     except Exception as error:  # on damaged bytes Python's unpickler raises nearly anything
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise SourceError(f"{where} is damaged: its pickle cannot be read ({lines[0][:120]})") from error
+        raise SourceError(
+            f"{where} is damaged: its pickle cannot be read ({first_line(error)[:120]})"
+        ) from error
 
 
 class _Reader(GuardedUnpickler):

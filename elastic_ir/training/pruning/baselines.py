@@ -107,10 +107,7 @@ def reinitialise(module: nn.Module, factory: Callable[[], nn.Module] | None = No
         if factory is not None:
             _load(network, factory())
             return
-        for (
-            path,
-            layer,
-        ) in network.named_modules():  # checked first, so that a refusal leaves the module whole
+        for path, layer in network.named_modules():  # checked first: a refusal leaves the module whole
             if any(True for _ in layer.parameters(recurse=False)) and not _reset_of(layer):
                 where = plain_name(path) or "the network itself"
                 raise MaskError(

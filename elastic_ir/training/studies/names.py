@@ -57,9 +57,7 @@ def loss_of(options: Mapping[str, Any]) -> Loss | None:
     if not name:
         return None
     found = find_function(name, "the loss ", PlanError)
-    made: Loss = (
-        found() if isinstance(found, type) else found
-    )  # a class such as torch.nn:MSELoss, or a function
+    made: Loss = found() if isinstance(found, type) else found  # a class (torch.nn:MSELoss), or a function
     return made
 
 
