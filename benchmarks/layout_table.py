@@ -130,12 +130,15 @@ def totals(results: Sequence[Facts], libraries: int, own: int) -> str:
         for key in ("native", "onnx", "names_as_traced")
     )
     refused = sum(result["verdict"] == "right" and bool(result["reason"]) for result in results)
+    revisions = Counter(result.get("revision") or "unknown" for result in results)
+    measured = ", ".join(f"{count} at {name}" for name, count in revisions.most_common())
     return (
         f"{len(results)} networks: {len(results) - own} of {libraries} libraries, and {own} minimal ones written for "
         f"this table.\n{', '.join(f'{counts[word]} {word}' for word in VERDICTS if counts[word])}; of {traced} that "
         f"can be traced {100 * counts['right'] / max(traced, 1):.1f} % are right, {refused} of these by a refusal.\n"
         f"Natively deeper: {native['equal']} of {native.total()} equal. ONNX: {onnx['equal']} of {onnx.total()} "
-        f"equal. Names show what the trace does in {names['equal']} of {names.total()}."
+        f"equal. Names show what the trace does in {names['equal']} of {names.total()}.\n"
+        f"Measured at the commits: {measured}."
     )
 
 

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import resource
 import select
 import signal
+import subprocess
 import tempfile
 import time
 import traceback
@@ -124,6 +126,13 @@ def start(network: Network, limits: Limits) -> tuple[int, Running]:
     os._exit(0)
 
 
+@functools.cache
+def revision() -> str:
+    """The commit that is measured; empty where this is no checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def finish(running: Running, limits: Limits, *, late: bool) -> dict[str, Any]:
     """The facts of a network whose process has ended, or is ended because it took too long."""
     if late:
@@ -140,7 +149,7 @@ def finish(running: Running, limits: Limits, *, late: bool) -> dict[str, Any]:
         number = os.WTERMSIG(status)
         cause = f"limit: {limits.seconds:g} s" if number == signal.SIGXCPU else f"signal {number}"
         facts["raised"] = cause
-    return {**facts, "seconds": round(time.perf_counter() - running.start, 1)}
+    return {**facts, "seconds": round(time.perf_counter() - running.start, 1), "revision": revision()}
 
 
 def examined(chosen: Sequence[Network], workers: int, limits: Limits) -> Iterator[dict[str, Any]]:

@@ -265,7 +265,7 @@ TABLE.add(
     each("model.2.block.{i}", of=[2, 3, 4]),
     each("model.1.block.{i}", of=[2, 3, 4]),
     may_refuse="the three residual units of a level have dilations of their own",
-    says="dilation",
+    says="dilation|no two blocks in a row have equal operations",
     note="weight norm everywhere; three units of rising dilation in each level",
 )
 

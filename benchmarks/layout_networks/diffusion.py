@@ -170,7 +170,7 @@ add(
     depth=6,
     step=0,
     refused="the first half's states are read by the second half's, each by its partner",
-    says="partner|long skip",
+    says="partner|long skip|gets a skip from one of the units of 'blocks'",
 )
 add(
     "wan",

@@ -213,7 +213,7 @@ TABLE.add(
     ),
     floats(1, 4, 200),
     refused="each block is 1.414 times as wide as the one before",
-    says="wider than the one before",
+    says="wider than the one before|no two blocks in a row have equal operations and weight shapes",
 )
 
 # tables of numbers ---------------------------------------------------------------------------------------------
