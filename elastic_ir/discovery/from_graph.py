@@ -160,11 +160,10 @@ class GraphReader:
         return Series(container, groups, spans, within, layered, beside, others)
 
     def _span(self, nodes: Sequence[Node]) -> Span:
-        # what makes weights ready (dequantises them) may stand anywhere before
-        places = [self.order[node] for node in nodes if node in self.live] or [
-            self.order[node] for node in nodes
-        ]
-        return min(places), max(places)
+        # what makes weights ready (dequantises them) may stand anywhere before the first node that depends on an input
+        places = [self.order[node] for node in nodes]
+        first = min((self.order[node] for node in nodes if node in self.live), default=min(places))
+        return first, max(places)
 
     def _carries(self, node: Node, shared: Collection[str] = ()) -> bool:
         """Whether a node outside all slots may be part of a block: what the caller does, over shared weights."""

@@ -353,3 +353,36 @@ def test_one_norm_behind_the_last_layer_is_the_head_s(head: bool, kept: int) -> 
         ("network", kept, 4 - kept, 1)
     ]  # a layer that narrows makes the first one an entry
     assert all(len(block.children) == 2 for block in graph.stages[0].blocks)
+
+
+class Filled(nn.Module):
+    """Writes into zeros, which depend on no input before (a spectral convolution does)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(WIDTH, WIDTH)), nn.Parameter(torch.zeros(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.zeros(2, WIDTH)
+        out[:, :] = x @ self.weight
+        return out.relu() + self.bias
+
+
+class Operator(nn.Module):
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.skips = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(depth))
+        self.convs = nn.ModuleList(Filled() for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for skip, conv in zip(self.skips, self.convs, strict=True):
+            kept = skip(x)
+            x = conv(x) + kept
+        return x
+
+
+def test_a_part_that_fills_zeros_runs_to_its_end() -> None:
+    graph = eir.trace(Operator(3).eval(), (torch.randn(2, WIDTH),), frontend="export")
+    (stage,) = graph.stages
+    assert sorted(box.template for box in stage.containers) == ["convs.{i}", "skips.{i}"]
+    assert outline(graph) == [(stage.name, 0, 3, 1)]
