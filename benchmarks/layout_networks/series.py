@@ -109,9 +109,9 @@ add(
     "two streams, running sum",
     lambda n: forecast("NBEATS", stack_types=["identity"] * n, n_blocks=[1] * n, mlp_units=[[16, 16]]),
     floats(2, 8, 1),
-    each("inner.blocks.{i}", of=3, pinned=[0]),
+    each("inner.blocks.{i}", of=3),
     depth=3,
-    note="what is left of the input and the sum of forecasts, which has one step before the first block, go along",
+    note="what is left of the input and the sum of forecasts go along; the sum has one step before the first block",
 )
 add(
     "nhits",
@@ -125,7 +125,7 @@ add(
         n_freq_downsample=[1] * n,
     ),
     floats(2, 8, 1),
-    each("inner.blocks.{i}", of=3, pinned=[0]),
+    each("inner.blocks.{i}", of=3),
     depth=3,
 )
 add(
