@@ -6,7 +6,7 @@ Everything is read as data; which operations a file may name is decided where a 
 from __future__ import annotations
 
 import functools
-import tempfile
+import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -137,17 +137,14 @@ class _Reader:
             self._take_out(part, self.graph.append(taken))
 
     def _examples(self) -> Any:
-        from elastic_ir.frontends.torch_file import read_torch_file
-        from elastic_ir.ir.example_inputs import Inputs, map_tensors
+        from elastic_ir.ir.example_inputs import Inputs
 
         if self.found.inputs is None:
             return None
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / f"inputs of {self.path.name}.pt"
-            file.write_bytes(self.found.inputs)
-            args, kwargs = read_torch_file(file)
-            # the tensors are in the file, which goes
-            return Inputs(*map_tensors((tuple(args), dict(kwargs)), lambda tensor: tensor.clone()))
+        import torch
+
+        args, kwargs = torch.load(io.BytesIO(self.found.inputs), weights_only=True)
+        return Inputs(tuple(args), dict(kwargs))
 
     # -- what it computes ------------------------------------------------------------------------------------------
 
