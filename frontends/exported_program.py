@@ -143,7 +143,11 @@ class _Reader:
             return None
         import torch
 
-        args, kwargs = torch.load(io.BytesIO(self.found.inputs), weights_only=True)
+        try:
+            args, kwargs = torch.load(io.BytesIO(self.found.inputs), weights_only=True)
+        except Exception as error:  # whatever the file makes torch's reader raise
+            text = str(error).strip().splitlines() or [type(error).__name__]
+            raise SourceError(f"{self.path}: its example inputs cannot be read: {text[0]}") from error
         return Inputs(tuple(args), dict(kwargs))
 
     # -- what it computes ------------------------------------------------------------------------------------------

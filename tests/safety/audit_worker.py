@@ -29,8 +29,9 @@ FORBIDDEN = (
 )  # fmt: skip
 #: Files of a source that are read, by their names.
 SOURCES = {
-    "a.pt", "a.safetensors", "a.masks.safetensors", "a.ticket", "a.onnx", "a.data", "masks.pt", "masks.safetensors",
-    "config.json", "model.safetensors", "pytorch_model.bin", "recipe.yaml", "slices.yaml", "study.yaml", "arch.pt",
+    "a.pt", "a.pt2", "b.pt2", "a.safetensors", "a.masks.safetensors", "a.ticket", "a.onnx", "a.data", "masks.pt",
+    "masks.safetensors", "config.json", "model.safetensors", "pytorch_model.bin", "recipe.yaml", "slices.yaml",
+    "study.yaml", "arch.pt",
 }  # fmt: skip
 #: Never imported for a file's sake: what lies beside it, and programs.
 STRANGERS = (
