@@ -33,9 +33,8 @@ _AXES = {
 _SPARE = ("out", "y", "z", "h", "u", "v")
 _KEPT = {"q", "k", "v", "query", "key", "value", "mask"}  #: names that say what a value is, not handed on
 _RESERVED = {"F", "nn", "torch", "Tensor", "math", "self"}
-_SAMPLE = Printer(
-    defaultdict(lambda: "xxxxx"), "self."
-)  #: measures an expression before its values have names
+#: Measures an expression before its values have names.
+_SAMPLE = Printer(defaultdict(lambda: "xxxxx"), "self.")
 
 
 def fold(lines: Sequence[Expr], shapes: Shapes) -> list[Expr]:

@@ -14,9 +14,8 @@ from elastic_ir.emit.source.expr import Expr, raw
 from elastic_ir.emit.source.forward import Forward, input_name
 from elastic_ir.emit.source.merge import MISSING, unused
 from elastic_ir.emit.source.reading.calls import identifier
-from elastic_ir.emit.source.reading.read import read_tree
 from elastic_ir.emit.source.reading.sizes import following_sizes
-from elastic_ir.emit.source.reading.tree import Tree
+from elastic_ir.emit.source.reading.tree import Tree, read_tree
 from elastic_ir.emit.source.reading.values import RELATIVE_POSITIONS
 from elastic_ir.emit.source.signatures import REQUIRED, parameters
 from elastic_ir.emit.source.stages import stages_of
@@ -25,6 +24,7 @@ from elastic_ir.errors import EmitError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.numbering import is_index
 from elastic_ir.ir.recurrent import fold
+from elastic_ir.tensors.weights import ties_of
 
 #: What the first line of every file says, by which a file is known for one of ours.
 SIGNATURE = "in plain PyTorch, written by ElasticIR."
@@ -138,12 +138,9 @@ def _check_names(tree: Tree) -> None:
 
 def _ties(tree: Tree) -> list[Expr]:
     """Lines that make one tensor of names that share one."""
-    first: dict[int, tuple[str, ...]] = {}
-    earliest = {path: first.setdefault(id(weight.storage), path) for path, weight in tree.weights.items()}
-    return [
-        Expr("field", attribute(path).removeprefix("self."), (Expr("attr", other),))
-        for path, other in earliest.items() if other != path
-    ]  # fmt: skip
+    ties = ties_of(tree.graph.weights).items()
+    paths = [(attribute(name.split(".")), tuple(first.split("."))) for name, first in ties]
+    return [Expr("field", path.removeprefix("self."), (Expr("attr", first),)) for path, first in paths]
 
 
 def _dtype_lines(tree: Tree) -> list[Expr]:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import elastic_ir as eir
-from elastic_ir.emit.source.check import check_source, run_source
-from elastic_ir.emit.source.file import network_of, source_of
+from elastic_ir.emit.source.file import check_source, network_of, run_source, source_of
 from elastic_ir.ir.graph import Graph, Node
 from elastic_ir.ir.info import Origin
 from elastic_ir.zoo import cifar_resnet, cifar_vgg

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from elastic_ir.emit.module.layers import recorded_layer
-from elastic_ir.emit.source.expr import OPAQUE, Expr, call, group, lit, literal, plain, raw
+from elastic_ir.emit.source.expr import OPAQUE, Expr, call, group, lit, literal, locals_of, plain, raw
 from elastic_ir.emit.source.reading.calls import identifier
 from elastic_ir.emit.source.signatures import REQUIRED, is_default, parameters
 from elastic_ir.errors import EmitError
@@ -76,10 +76,10 @@ class Layered:
     roles: tuple[str, ...]
 
 
-def as_layer(expr: Expr, weights: Mapping[tuple[str, ...], Weight], rank: int | None) -> Layered | None:
+def as_layer(expr: Expr, weights: Mapping[tuple[str, ...], Weight]) -> Layered | None:
     """A functional call as the layer of ``torch.nn`` that has its name, None where there is none with its weights.
 
-    ``weights`` are the network's by their full paths, ``rank`` is the number of the input's axes.
+    ``weights`` are the network's by their full paths.
     """
     function = expr.kind == "call" and expr.value.startswith(("F.", "torch."))
     if not function and (expr.kind != "method" or len(expr.parts) > 1):
@@ -87,7 +87,9 @@ def as_layer(expr: Expr, weights: Mapping[tuple[str, ...], Weight], rank: int | 
     name = expr.value.rpartition(".")[2]
     accepted = parameters(f"F.{name}")
     order = list(accepted)
-    axes = f"{max(rank - 2, 1)}d" if name in ("batch_norm", "instance_norm") and rank else ""
+    types = [value.type for value in locals_of(expr)[:1] if value.type is not None]
+    by_axes = name in ("batch_norm", "instance_norm") and types
+    axes = f"{max(len(types[0].shape) - 2, 1)}d" if by_axes else ""
     kind = _layers().get(name.replace("_", "") + axes)
     if kind is None or "input" not in order or expr.names.count("") > len(order):
         return None
@@ -98,11 +100,8 @@ def as_layer(expr: Expr, weights: Mapping[tuple[str, ...], Weight], rank: int | 
     given.pop("training", None)
     roles = {key: part.value for key, part in given.items() if part.kind == "attr"}
     options = {key: plain(part) for key, part in given.items() if key not in roles}
-    if (
-        source.kind == "lit"
-        or OPAQUE in options.values()
-        or any(path[-1] != key for key, path in roles.items())
-    ):
+    renamed = any(path[-1] != key for key, path in roles.items())
+    if source.kind == "lit" or OPAQUE in options.values() or renamed:
         return None
     options = {key: value for key, value in options.items() if not is_default(value, accepted.get(key))}
     shapes = {key: weights[path].shape for key, path in roles.items() if path in weights}
@@ -118,11 +117,9 @@ def as_layer(expr: Expr, weights: Mapping[tuple[str, ...], Weight], rank: int | 
         return None  # it takes other arguments than the function
     made = {role: tuple(tensor.shape) for role, tensor in layer.state_dict().items()}
     made.pop("num_batches_tracked", None)
-    return (
-        Layered(constructor(f"nn.{kind.__name__}", **options), source, tuple(roles))
-        if made == shapes
-        else None
-    )
+    if made != shapes:
+        return None
+    return Layered(constructor(f"nn.{kind.__name__}", **options), source, tuple(roles))
 
 
 @cache

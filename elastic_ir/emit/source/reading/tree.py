@@ -1,4 +1,4 @@
-"""The module tree of a graph, for source: which paths are modules with a forward of their own, and what each runs.
+"""A graph read for source: its nodes as lines, and the modules that have a forward of their own, with what each runs.
 
 A node's scope says which module's forward ran it, and a weight's name where it lives. From the innermost paths
 outwards, a path whose lines stand together in one run, or in several equal ones, becomes a module, and one line that
@@ -9,18 +9,27 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
 from typing import Any
 
+from torch import nn
+
+from elastic_ir.emit.module.attributes import submodule
+from elastic_ir.emit.module.from_torch import _origin_path
 from elastic_ir.emit.source.expr import IDENTITY, Expr, call, change, group, locals_of, walk
-from elastic_ir.emit.source.reading.layers import Layered, as_layer
+from elastic_ir.emit.source.reading.calls import Later, call_of_aten, call_of_fx, convert, convert_options
+from elastic_ir.emit.source.reading.layers import as_layer, layer_of
+from elastic_ir.errors import EmitError
+from elastic_ir.ir.functions import CHECKS
 from elastic_ir.ir.graph import Graph, Node, Value
 from elastic_ir.ir.numbering import is_index
 from elastic_ir.tensors.weights import Weight
 
 Path = tuple[str, ...]
+#: Arguments of exported nodes whose numbers follow the input.
+Sizes = Mapping[Node, tuple[Any, ...]]
 
 
 @dataclass
@@ -74,7 +83,7 @@ class Part:
 
 
 class Tree:
-    """Lines and parts of a graph; see :func:`elastic_ir.emit.source.reading.read.read_tree`."""
+    """Lines and parts of a graph; see :func:`read_tree`."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -140,6 +149,82 @@ def numbered(inputs: Iterable[Any], lines: Sequence[Expr]) -> tuple[Expr, ...]:
         return Expr("local", numbers[node.value]) if node.kind == "local" else None
 
     return tuple(change(line, number) for line in lines)
+
+
+# -- lines -------------------------------------------------------------------------------------------------------------
+
+
+def read_tree(graph: Graph, sizes: Sizes) -> Tree:
+    """Lines, parts and bodies of a graph; EmitError for what cannot be written."""
+    tree = Tree(graph)
+    for path, weight in tree.weights.items():
+        tree.part(path[:-1]).weights[path[-1]] = weight
+    _read_lines(tree, sizes)
+    _hints(tree)
+    borrow_layers(tree)
+    find_modules(tree)
+    order_children(tree)
+    return tree
+
+
+def _read_lines(tree: Tree, sizes: Sizes) -> None:
+    nodes = _needed(tree.graph)
+    last = {value: place for place, node in enumerate(nodes) for value in node.operands()}
+    for place, node in enumerate(nodes):
+        if node.kind == "input":
+            if node.op.startswith("*"):
+                raise EmitError(
+                    f"{tree.graph.name}.forward takes {node.op}, which a graph does not spell out"
+                )
+            tree.inputs.append(node)
+        elif node.kind == "output":
+            tree.returns = convert(node.args[0])
+        elif node.kind != "constant":
+            scope = tuple(node.scope.split(".")) if node.scope else ()
+            expr = _expression(tree, node, scope, sizes, lambda value, at=place: last.get(value, -1) > at)  # type: ignore[misc]
+            tree.lines.append(Line((node.output,), expr, scope))
+            tree.part(scope)
+    if not any(node.kind == "output" for node in nodes):
+        raise EmitError(f"{tree.graph.name} has no output, so there is no forward to write")
+
+
+def _needed(graph: Graph) -> list[Node]:
+    """The nodes that lead to the output; what only fed a check, or looked at a shape for nothing, is left out."""
+    kept: set[Node] = set()
+    for node in reversed(graph.nodes):
+        name = node.op.split(".")[1 if node.op.startswith("aten.") else -1]
+        changes = name.endswith("_") and not name.endswith("__") and not node.weight_names()
+        check = node.op == "torch._assert" or node.op in CHECKS
+        if node in kept or ((node.kind in ("input", "output") or changes) and not check):
+            kept |= {node, *(value.node for value in node.operands())}
+    return [node for node in graph if node in kept]
+
+
+def _expression(tree: Tree, node: Node, scope: Path, sizes: Sizes, later: Later) -> Expr:
+    """What a node computes; ``later`` says whether a value is read again afterwards."""
+    if node.kind == "module":
+        part = tree.part(scope)
+        part.kind, part.make = "leaf", layer_of(node)
+        made = call("", *map(convert, node.args), **convert_options(node.kwargs))
+        return replace(made, kind="self", value=scope)
+    if tree.graph.info.frontend != "export":
+        return call_of_fx(node, later)
+    expr = call_of_aten(node, sizes.get(node, node.args), later)
+    if "device" in node.kwargs and expr.kind == "call" and tree.inputs:
+        device = Expr("getattr", "device", (Expr("local", tree.inputs[0].output),))
+        expr = replace(expr, parts=(*expr.parts, device), names=(*expr.names, "device"))
+    return expr
+
+
+def _hints(tree: Tree) -> None:
+    """Class names of the source's modules, where the source is at hand."""
+    for path, part in tree.parts.items():
+        origin = _origin_path(".".join(path), tree.graph)
+        module = submodule(tree.live, origin) if tree.live is not None else None
+        part.sequence = isinstance(module, nn.Sequential)
+        nameless = isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.Identity))
+        if module is not None and not nameless and type(module) not in (nn.Sequential, nn.Module):
+            part.hint = type(module).__name__.lstrip("_")
 
 
 # -- modules -----------------------------------------------------------------------------------------------------------
@@ -247,7 +332,7 @@ def borrow_layers(tree: Tree) -> None:
         part = tree.parts.get(owner)
         alone = len(paths) == 1 and readers[owner] == 1 and owner not in running and owner[:-1] == line.scope
         if alone and owner and part is not None and not part.children:
-            found = _layer(tree, line.expr)
+            found = as_layer(line.expr, tree.weights)
             if found is not None and set(found.roles) == set(part.weights):
                 line.scope = owner
 
@@ -256,7 +341,7 @@ def _restore_layer(tree: Tree, part: Part, runs: Sequence[Sequence[Line]]) -> No
     """A functional call that is a layer: a leaf where a path does nothing else, a base class where it does more."""
     own = [line for lines in runs for line in lines if line.scope == part.path]
     roles = set(part.weights) - {"num_batches_tracked"}
-    found = [(line, _layer(tree, _untied(line.expr, part.path, tree))) for line in own]
+    found = [(line, as_layer(_untied(line.expr, part.path, tree), tree.weights)) for line in own]
     layers = [(line, layer) for line, layer in found if layer is not None and set(layer.roles) == roles]
     if not part.children and len(own) == len(runs):
         if len(layers) == len(own) and len({layer.make for _, layer in layers}) == 1:
@@ -268,12 +353,6 @@ def _restore_layer(tree: Tree, part: Part, runs: Sequence[Sequence[Line]]) -> No
         if len(roles) == sum(leaf.kind == "attr" for leaf in walk(*(each.expr for each in own))):
             part.base = layer.make
             line.expr = call("super().forward", layer.input)
-
-
-def _layer(tree: Tree, expr: Expr) -> Layered | None:
-    first = next(iter(locals_of(expr)), None)
-    rank = len(first.type.shape) if first is not None and first.type is not None else None
-    return as_layer(expr, tree.weights, rank)
 
 
 def _untied(expr: Expr, path: Path, tree: Tree) -> Expr:
