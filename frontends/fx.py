@@ -20,7 +20,7 @@ from elastic_ir.ir.graph import Argument, Graph, Node, Symbol, TensorType, Weigh
 from elastic_ir.ir.info import GraphInfo
 from elastic_ir.ir.naming import name_nodes
 from elastic_ir.tensors.torch_bridge import device_of, dtype_name, lazy_of
-from elastic_ir.tensors.weights import Storage, Weight
+from elastic_ir.tensors.weights import Storage, Weight, computes_weights
 
 
 def read_fx(model: nn.Module, inputs: Inputs, weights: dict[str, Weight], *, sealed: bool = False) -> Graph:
@@ -257,6 +257,10 @@ def function_name(function: Callable[..., Any]) -> str:
 def class_name(module: nn.Module) -> str:
     """``nn.Conv2d`` for torch's own layers, the full name for others."""
     kind = type(module)
+    if computes_weights(module):
+        from elastic_ir.tickets.parametrizations import parametrized_class
+
+        kind = parametrized_class(module)
     if kind.__module__.startswith("torch.nn") and getattr(nn, kind.__name__, None) is kind:
         return f"nn.{kind.__name__}"
     return f"{kind.__module__}.{kind.__qualname__}"
@@ -283,6 +287,10 @@ def configuration(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, nn.MultiheadAttention):
         found["bias"] = module.in_proj_bias is not None
         found["add_bias_kv"] = module.bias_k is not None
+    if computes_weights(module):
+        from elastic_ir.tickets.parametrizations import parametrizations_of
+
+        found.update(parametrizations_of(module))
     return found
 
 

@@ -122,7 +122,11 @@ def with_prunable(weights: dict[str, Weight], nodes: Iterable[Node]) -> dict[str
             and (fused or (name == "weight" and weight.name not in others))
         )
 
-    return {name: replace(weight, prunable=prunable(weight)) for name, weight in weights.items()}
+    found = {name: prunable(weight) for name, weight in weights.items()}
+    return {
+        name: replace(weight, prunable=found[name], layer=found[name] or weight.layer)
+        for name, weight in weights.items()
+    }
 
 
 def owner_of(node: Node) -> str:

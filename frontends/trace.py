@@ -32,7 +32,14 @@ from elastic_ir.ir.example_inputs import Inputs
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.info import Origin
 from elastic_ir.tensors.torch_bridge import lazy_of
-from elastic_ir.tensors.weights import Storage, Weight, is_prunable, ties_of
+from elastic_ir.tensors.weights import (
+    Storage,
+    Weight,
+    computes_weights,
+    is_prunable,
+    may_be_multiplied,
+    ties_of,
+)
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -145,6 +152,10 @@ def trace(
                     values[name] = branches
                     problems[name] = _first_line(error)
                 continue
+            if any(map(may_be_multiplied, graph.weights.values())):
+                from elastic_ir.frontends.multiplied import mark_multiplied
+
+                mark_multiplied(graph)
             graph.origin = LiveSource(module=model, inputs=inputs)
             if not graph.modules:
                 graph.modules = {path: list(module._modules) for path, module in model.named_modules()}
@@ -188,12 +199,22 @@ def _first_line(error: Exception) -> str:
 
 def prunable_names(model: nn.Module) -> set[str]:
     """Names of the weights of convolutions and linear layers, fused attention's input projection included."""
-    return {
-        f"{path}.{role}" if path else role
-        for path, module in model.named_modules(remove_duplicate=False)
-        for role, parameter in module.named_parameters(recurse=False)
-        if is_prunable(module, role, parameter)
-    }
+    return {name for name, prunable in _layer_names(model).items() if prunable}
+
+
+def _layer_names(model: nn.Module) -> dict[str, bool]:
+    """Names of the weights of layers, and whether they are prunable."""
+    found: dict[str, bool] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        head = f"{path}." if path else ""
+        if computes_weights(module):
+            from elastic_ir.tickets.parametrizations import layer_weights
+
+            found.update((head + weight.name, weight.prunable) for weight in layer_weights(module))
+        else:
+            own = module.named_parameters(recurse=False)
+            found.update((head + role, True) for role, tensor in own if is_prunable(module, role, tensor))
+    return found
 
 
 def weight_table(model: nn.Module) -> dict[str, Weight]:
@@ -204,13 +225,15 @@ def weight_table(model: nn.Module) -> dict[str, Weight]:
         for name, buffer in model.named_buffers(remove_duplicate=False)
         if name not in kept and isinstance(buffer, torch.Tensor)
     }
-    prunable = prunable_names(model)
+    layers = _layer_names(model)
     storages: dict[Any, Storage] = {}
     table: dict[str, Weight] = {}
     for name, tensor in (*kept.items(), *transient.items()):
         storage = storages.setdefault(_identity(tensor), Storage(lazy_of(tensor)))
         is_parameter = isinstance(tensor, nn.Parameter)
-        table[name] = Weight(name, storage, name, is_parameter, name in kept, name in prunable)
+        table[name] = Weight(
+            name, storage, name, is_parameter, name in kept, layers.get(name, False), layer=name in layers
+        )
     return table
 
 
@@ -237,7 +260,12 @@ def absorb_pruning(model: nn.Module) -> tuple[nn.Module, dict[str, torch.Tensor]
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, BasePruningMethod):
                 memo[id(getattr(module, hook._tensor_name))] = None
-    twin = copy.deepcopy(model, memo)
+    if any(map(computes_weights, model.modules())):
+        from elastic_ir.tickets.parametrizations import copied
+
+        twin = copied(model, memo)
+    else:
+        twin = copy.deepcopy(model, memo)
     masks: dict[str, torch.Tensor] = {}
     for path, module in twin.named_modules():
         for key, hook in list(module._forward_pre_hooks.items()):

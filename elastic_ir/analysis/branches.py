@@ -102,7 +102,7 @@ def _last_layer(
                 return Branch(join, *scale)
         weights = _scaled_by(node, graph)
         computed = [item for item in node.operands() if item not in flowing]
-        if computed and not any(graph.weights[name].prunable for name in weights):
+        if computed and not any(graph.weights[name].layer for name in weights):
             return f"the weight of %{node.name} is itself computed (by {computed[-1].node.op})"
         if weights:
             return Branch(join, node, weights)
@@ -132,7 +132,7 @@ def _learned_scale(node: Node, graph: Graph) -> tuple[Node, tuple[str, ...]] | N
 def _scaled_by(node: Node, graph: Graph) -> tuple[str, ...]:
     """The parameters whose multiple makes a node's output that multiple; of a fused attention its last layer's."""
     names = list(dict.fromkeys(name for name in node.weight_names() if graph.weights[name].is_parameter))
-    layers = [name for name in names if graph.weights[name].prunable]
+    layers = [name for name in names if graph.weights[name].layer]
     if len(layers) > 1:
         order = {name: place for place, name in enumerate(graph.weights)}
         last = max(layers, key=order.__getitem__).rpartition(".")[0]

@@ -49,7 +49,7 @@ def cost(graph: Graph) -> Cost:
     """The cost of a graph; its module is run once on fake tensors if its front end left inputs for it."""
     pruned: dict[int, int] = {}
     for weight in graph.weights.values():
-        if weight.prunable and weight.mask is not None:
+        if weight.counted and weight.mask is not None:
             pruned[id(weight.storage)] = weight.mask.zeros
     return Cost(graph.parameter_count(), sum(pruned.values()), _flops(graph))
 

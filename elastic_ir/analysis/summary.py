@@ -208,7 +208,7 @@ def _count(graph: Graph, rows: list[Row]) -> None:
             if weight.is_parameter and key not in parameters:
                 parameters.add(key)
                 row.parameters += size
-            if weight.prunable and key not in prunable:
+            if weight.counted and key not in prunable:
                 prunable.add(key)
                 row.prunable += size
                 row.zeros += weight.mask.zeros if weight.mask else 0
@@ -251,7 +251,7 @@ def _count_layers(
     if not lengths:
         for row in rows:
             if row.stage is None and structure.depth is not None:
-                row.layers = sum(graph.weights[name].prunable and not looks_up(name) for name in row.weights)
+                row.layers = sum(graph.weights[name].layer and not looks_up(name) for name in row.weights)
         return
     reached = 0
     for stage in structure.stages:

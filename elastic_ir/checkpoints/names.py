@@ -9,7 +9,7 @@ from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.info import GraphInfo
 from elastic_ir.safety.limits import check_names
 from elastic_ir.tensors.lazy import TensorData
-from elastic_ir.tensors.weights import Storage, Weight, looks_prunable
+from elastic_ir.tensors.weights import Storage, Weight, looks_like_layer, looks_prunable
 
 _BEHIND = re.compile(
     r"(.*_)?(lm_head|head|score|classifier|cls|pooler|embed_out|logits?|outputs?|predictions?|final_.*|ln_f|norm_f|norm"
@@ -28,8 +28,9 @@ def graph_of_tensors(name: str, tensors: Mapping[str, TensorData]) -> Graph:
         role = key.rpartition(".")[2]
         statistic = role in _STATISTICS
         graph.weights[key] = Weight(
-            key, Storage(data), key, not statistic, True, looks_prunable(key, data.shape)
-        )
+            key, Storage(data), key, not statistic, True, looks_prunable(key, data.shape),
+            layer=looks_like_layer(key, data.shape, data.dtype),
+        )  # fmt: skip
     return graph
 
 

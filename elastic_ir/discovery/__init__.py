@@ -41,12 +41,47 @@ def discover(
     container as one stage, block by block, whatever its blocks do to the shape. Time is linear in nodes and
     weights. The graph is read, not changed.
     """
-    reader = _reader_of(graph)
+    reader, drafts = _read(graph, within, whole)
+    if not drafts:
+        # a list may hold parameters that no product shows to be layers: flows, and matrices without a trace
+        last, drafts = _read(graph, within, whole, every=True)
+        if not drafts:
+            from elastic_ir.discovery.reasons import why_nothing
+
+            raise StructureError(f"nothing in {graph.name} repeats: {why_nothing(reader)}")
+        reader = last
+    tree = reader.tree
+    layer_names = [name for name in graph.weights if name in reader.layer_names]
+    transitions = _transitions(drafts, reader, tree)
+    lengths = path_lengths(graph) if len(graph) else {}
+
+    def layers(group: Group) -> int | None:
+        if not lengths:
+            return chain_layers(group, graph) if reader.plain else None
+        return layers_between(group.inputs, group.outputs, lengths)
+
+    stages = build_stages(drafts, reader, layers, transitions)
+    if len({id(weight.storage) for weight in graph.weights.values()}) < len(graph.weights):
+        from elastic_ir.discovery.registered_twice import add_second_registrations  # few networks tie weights
+
+        add_second_registrations(graph, stages)
+    stem, head = _outside(drafts, layer_names, graph, reader, tuple(transitions.values()))
+    depth = _depth(graph, lengths, drafts, stages, layer_names)
+    return Structure(stages, depth, reader.form, stem, head, _note(graph))
+
+
+def _read(
+    graph: Graph, within: Collection[tuple[str, str]] | None, whole: bool, every: bool = False
+) -> tuple[GraphReader | NameReader, list[Draft]]:
+    """What reads a graph, and the stages in the making that it shows; none where none can change."""
+    reader = _reader_of(graph, every)
     tree = reader.tree
     if within is not None:
         chosen = named_candidates(tree, reader, within)
     else:
         chosen = choose(find_candidates(tree, reader), reader)
+    if every and within is None:
+        chosen = [candidate for candidate in chosen if candidate.strong]
     if chosen and within is None:
         chosen += sibling_entries(chosen, tree, reader)
     if whole:
@@ -56,29 +91,12 @@ def discover(
     drafts.sort(key=lambda draft: reader.position(draft.groups[0]))
     if not whole:
         pin_first_blocks(drafts)
-    prunable = [name for name, weight in graph.weights.items() if weight.prunable]
     if within is None:
-        _release_output_layer(drafts, _execution_order(graph, prunable))
-    if not drafts or (within is None and not any(draft.free for draft in drafts)):
-        from elastic_ir.discovery.reasons import why_nothing
-
-        raise StructureError(f"nothing in {graph.name} repeats: {why_nothing(reader)}")
-    transitions = _transitions(drafts, reader, tree)
-    lengths = path_lengths(graph) if len(graph) else {}
-
-    def layers(group: Group) -> int | None:
-        if not lengths:
-            return chain_layers(group, graph)
-        return layers_between(group.inputs, group.outputs, lengths)
-
-    stages = build_stages(drafts, reader, layers, transitions)
-    if len({id(weight.storage) for weight in graph.weights.values()}) < len(graph.weights):
-        from elastic_ir.discovery.registered_twice import add_second_registrations  # few networks tie weights
-
-        add_second_registrations(graph, stages)
-    stem, head = _outside(drafts, prunable, graph, reader, tuple(transitions.values()))
-    depth = _depth(graph, lengths, drafts, stages, prunable)
-    return Structure(stages, depth, reader.form, stem, head, _note(graph))
+        layer_names = [name for name in graph.weights if name in reader.layer_names]
+        _release_output_layer(drafts, _execution_order(graph, layer_names))
+        if not any(draft.free for draft in drafts):
+            drafts = []
+    return reader, drafts
 
 
 def _note(graph: Graph) -> str:
@@ -90,12 +108,12 @@ def _note(graph: Graph) -> str:
     return "; ".join(kept_whole(graph))
 
 
-def _reader_of(graph: Graph) -> GraphReader | NameReader:
+def _reader_of(graph: Graph, every: bool) -> GraphReader | NameReader:
     if len(graph):
-        return GraphReader(graph)
+        return GraphReader(graph, every)
     from elastic_ir.discovery.from_names import NameReader
 
-    return NameReader(graph)
+    return NameReader(graph, every)
 
 
 def _transitions(drafts: list[Draft], reader: GraphReader | NameReader, tree: Part) -> dict[Draft, str]:
@@ -165,14 +183,14 @@ def _layer_named_between(left: Draft, right: Draft, reader: NameReader, parts: d
     first, last = reader.position(before), reader.position(after)
     own = {name for part in (*before.parts, *after.parts) for name in part.weights}
     names = {n for n, index in reader.order.items() if first < index < last and n not in own}
-    scopes = [n.rpartition(".")[0] for n in reader.order if n in names and n in reader.prunable]
+    scopes = [n.rpartition(".")[0] for n in reader.order if n in names and n in reader.layer_names]
     inside = (before.path, after.path)
     return _outermost(scopes, inside, lambda path: _only(parts.get(path), names, reader), parts)
 
 
 def _only(part: Part | None, names: set[str], reader: GraphReader | NameReader) -> bool:
     """Whether a module's convolution and linear weights are all among those named."""
-    return part is not None and all(name in names for name in part.weights if name in reader.prunable)
+    return part is not None and all(name in names for name in part.weights if name in reader.layer_names)
 
 
 def _outermost(
@@ -210,24 +228,26 @@ def _release_output_layer(drafts: list[Draft], order: dict[str, int]) -> None:
 
 def _outside(
     drafts: list[Draft],
-    prunable: list[str],
+    layer_names: list[str],
     graph: Graph,
     reader: GraphReader | NameReader,
     transitions: tuple[str, ...],
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Paths of the weight layers before the first stage and after the last."""
-    held = set(prunable).intersection(_inside(drafts))
+    held = set(layer_names).intersection(_inside(drafts))
     if not held:
         return (), ()
     if not isinstance(reader, GraphReader) and reader.sorted:
         between = tuple(f"{path}." for path in transitions)
-        rest = [name for name in prunable if name not in held and not name.startswith(between)]
+        rest = [name for name in layer_names if name not in held and not name.startswith(between)]
         return _outside_by_channels(drafts, rest, reader)
-    order = _execution_order(graph, prunable)
+    order = _execution_order(graph, layer_names)
     places = [order[name] for name in held]
     first, last = min(places), max(places)
-    stem = tuple(dict.fromkeys(name.rpartition(".")[0] or name for name in prunable if order[name] < first))
-    head = tuple(dict.fromkeys(name.rpartition(".")[0] or name for name in prunable if order[name] > last))
+    stem = tuple(
+        dict.fromkeys(name.rpartition(".")[0] or name for name in layer_names if order[name] < first)
+    )
+    head = tuple(dict.fromkeys(name.rpartition(".")[0] or name for name in layer_names if order[name] > last))
     return stem, head
 
 
@@ -244,13 +264,13 @@ def _outside_by_channels(
     return tuple(n.rpartition(".")[0] for n in stem), tuple(n.rpartition(".")[0] for n in head)
 
 
-def _execution_order(graph: Graph, prunable: list[str]) -> dict[str, int]:
+def _execution_order(graph: Graph, layer_names: list[str]) -> dict[str, int]:
     order: dict[str, int] = {}
     for index, node in enumerate(graph):
         for name in node.weight_names():
             order.setdefault(name, index)
     count = len(graph)
-    for index, name in enumerate(prunable):
+    for index, name in enumerate(layer_names):
         order.setdefault(name, count + index if len(graph) else index)
     return order
 
@@ -260,7 +280,7 @@ def _depth(
     lengths: dict[Value, int],
     drafts: list[Draft],
     stages: list[Stage],
-    prunable: list[str],
+    layer_names: list[str],
 ) -> int | None:
     """The whole network's depth; None where names leave it unclear."""
     if lengths:
@@ -274,7 +294,7 @@ def _depth(
     from elastic_ir.discovery.levels import layer_shapes  # only names need it
 
     inside = _inside(drafts)
-    rest = [name for name in prunable if name not in inside and not looks_up(name)]
+    rest = [name for name in layer_names if name not in inside and not looks_up(name)]
     return total + len(layer_shapes(rest, graph))
 
 

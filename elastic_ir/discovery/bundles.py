@@ -121,6 +121,10 @@ def _take_turns(left: Series, right: Series) -> bool:
     many, few = (left, right) if len(left.groups) >= len(right.groups) else (right, left)
     if len(few.groups) < 2:
         return False
+    if (
+        left.spans == right.spans
+    ):  # one operation reads an entry of each (``F.linear(x, weights[i], biases[i])``)
+        return True
     spans = sorted([*((span, "m") for span in many.spans), *((span, "f") for span in few.spans)])
     if any(before[0][1] >= after[0][0] for before, after in itertools.pairwise(spans)):
         return False
@@ -143,18 +147,17 @@ def _joined(
     lead = together[0]
     start = lead.spans[1][0]
     end = lead.spans[2][0] if len(lead.spans) > 2 else max(one.last for one in together) + 1
-    owner: dict[Node, Series] = {}
+    owner: dict[Node, list[Series]] = defaultdict(list)
     for one in together:
         for first, last in one.spans:
             for node in nodes[max(first, start) : min(last + 1, end)]:
-                owner[node] = one
+                owner[node].append(one)
     window = [node for node in nodes[start:end] if node in owner or belongs(node)]
     inside = set(window)
     flow: nx.Graph[Node | Series] = nx.Graph()
     flow.add_nodes_from(together)
     for node in window:
-        if node in owner:
-            flow.add_edge(owner[node], node)
+        flow.add_edges_from((one, node) for one in owner.get(node, ()))
         flow.add_edges_from((value.node, node) for value in node.operands() if value.node in inside)
     parted = [[one for one in together if one in component] for component in nx.connected_components(flow)]
     return [members for members in parted if members]

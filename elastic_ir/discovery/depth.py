@@ -13,6 +13,7 @@ from math import prod
 from elastic_ir.discovery.parts import Group
 from elastic_ir.ir.graph import Graph, Node, Value
 from elastic_ir.ir.operations import Trait, has, is_product, reads_form_only, recurrent_layers
+from elastic_ir.tensors.weights import is_packed
 
 #: Names of tables that are looked up: without a graph only their name distinguishes them from a linear layer.
 _LOOKUPS = re.compile(r"emb|wte|wpe|token|pos")
@@ -27,8 +28,8 @@ def path_lengths(graph: Graph) -> dict[Value, int]:
     """For each value the number of weight layers on the longest path from an input to it."""
     order = {node: index for index, node in enumerate(graph)}
     # by tensor, not by name: an exported program knows a tied tensor by one name only
-    tensors = {id(weight.storage) for weight in graph.weights.values() if weight.prunable}
-    prunable = {name for name, weight in graph.weights.items() if id(weight.storage) in tensors}
+    tensors = {id(weight.storage) for weight in graph.weights.values() if weight.layer}
+    layer_names = {name for name, weight in graph.weights.items() if id(weight.storage) in tensors}
     lengths: dict[Value, int] = {}
     made_of: dict[
         Value, frozenset[str]
@@ -37,15 +38,18 @@ def path_lengths(graph: Graph) -> dict[Value, int]:
         operands = node.operands()
         flowing = [value for value in operands if value not in made_of]
         looked_up = has(node, Trait.LOOKUP)  # an embedding may be tied to the head, and is not a layer
-        direct = frozenset(() if looked_up else (name for name in node.weight_names() if name in prunable))
+        direct = frozenset(() if looked_up else (name for name in node.weight_names() if name in layer_names))
         layers = direct.union(*(made_of.get(value, frozenset()) for value in operands))
-        reshaped = (
-            not flowing and (operands or node.weight_names()) and not (direct and has(node, Trait.CONTRACTS))
-        )
+        # a layer on what is stored (learned queries); what multiplies layers, or one by a vector, computes a weight
+        applied = len(direct) == 1 and has(node, Trait.CONTRACTS) and not _by_vector(node, graph)
+        reshaped = not flowing and (operands or node.weight_names()) and not applied
         if reads_form_only(node):  # what is known without reading a tensor's values is not flow
             lengths[node.output], made_of[node.output] = 0, frozenset()
             continue
-        if reshaped and node.kind in ("function", "method", "onnx"):
+        # a module that reads no value computes a weight for others (torch.nn.utils.parametrize)
+        if reshaped and (
+            node.kind in ("function", "method", "onnx") or (node.kind == "module" and not operands)
+        ):
             made_of[node.output] = layers
             lengths[node.output] = 0
             continue
@@ -56,6 +60,12 @@ def path_lengths(graph: Graph) -> dict[Value, int]:
         # 1 for a convolution or linear layer, 2 for an attention that holds its projections
         lengths[node.output] = before + (recurrent_layers(node) or min(len(layers), 2))
     return lengths
+
+
+def _by_vector(node: Node, graph: Graph) -> bool:
+    """Whether a node multiplies a matrix by a vector, both stored; so spectral norm computes what it divides by."""
+    names = node.weight_names()
+    return len(node.args) == 2 == len(names) and any(len(graph.weights[name].shape) == 1 for name in names)
 
 
 def layers_between(
@@ -125,12 +135,16 @@ def _comes_from(value: Value, ancestor: Value, order: dict[Node, int]) -> bool:
 def chain_layers(group: Group, graph: Graph) -> int | None:
     """A block's weight layers from names: its longest chain of matching channels; None where that is unclear.
 
-    Unclear is a block in which two linear weights of equal shape stand side by side (query, key and value).
+    Unclear is a block in which two linear weights of equal shape stand side by side (query, key and value), or packed
+    ones, whose shapes are not those of their layers.
     """
     from elastic_ir.discovery.from_names import in_channels  # here and below, as only names need it
     from elastic_ir.discovery.levels import layer_shapes
 
-    names = [n for part in group.parts for n in part.weights if graph.weights[n].prunable]
+    names = [n for part in group.parts for n in part.weights if graph.weights[n].layer]
+    held = [graph.weights[name] for name in names]
+    if any(not weight.prunable and is_packed(weight.name, weight.shape, weight.dtype) for weight in held):
+        return None
     shapes = layer_shapes(names, graph)
     if not shapes:
         return 0

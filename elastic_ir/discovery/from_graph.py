@@ -36,13 +36,17 @@ class GraphReader:
 
     form = "graph"
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, every: bool = False) -> None:
+        """``every`` takes all parameters for layers, where there are no others: a flow has its own kinds of them."""
         self.graph = graph
+        self.plain = not every  #: whether what its layers are is known
         self.tree = module_tree(graph)
         self.nodes = list(graph)
         self.order = {node: index for index, node in enumerate(self.nodes)}
         self.users = graph.users()
-        self.prunable = {name for name, weight in graph.weights.items() if weight.prunable}
+        self.layer_names = {
+            name for name, weight in graph.weights.items() if weight.layer or (every and weight.is_parameter)
+        }
         self._names = {node: node.weight_names() for node in self.nodes}
         self._uses = Counter(name for names in self._names.values() for name in names)
         #: what depends on an input; weights made ready may stand anywhere before
@@ -363,7 +367,7 @@ class GraphReader:
         return self.nodes[self.order[left.nodes[-1]] + 1 : self.order[right.nodes[0]]]
 
     def _weighted(self, part: Part) -> bool:
-        return any(name in self.prunable for name in part.weights)
+        return any(name in self.layer_names for name in part.weights)
 
     def _separates(self, part: Part) -> bool:
         """Whether a part without weights changes the activation's shape."""

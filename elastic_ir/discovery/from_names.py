@@ -10,6 +10,7 @@ from elastic_ir.discovery.parts import Group, Part, containers, form_of, module_
 from elastic_ir.ir.graph import Graph, Node
 from elastic_ir.ir.numbering import natural_key
 from elastic_ir.ir.structure import Child, Container
+from elastic_ir.tensors.weights import applied_shape, is_packed, is_table, spans_matrix
 
 
 class NameReader:
@@ -17,12 +18,18 @@ class NameReader:
 
     form = "names"
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, every: bool = False) -> None:
+        """``every`` takes all matrices but tables for layers, where there are no others."""
         self.graph = graph
+        self.plain = not every  #: whether what its layers are is known
         self.tree = module_tree(graph)
         names = list(graph.weights)
-        self.prunable = {name for name, weight in graph.weights.items() if weight.prunable}
-        layers = [name for name in names if name in self.prunable]
+        self.layer_names = {
+            name
+            for name, weight in graph.weights.items()
+            if weight.layer or (every and spans_matrix(weight.shape) and not is_table(name))
+        }
+        layers = [name for name in names if name in self.layer_names]
         #: safetensors files come sorted by name (within a dtype); then numbers show more of the order than letters
         self.sorted = layers == sorted(layers)
         if self.sorted:
@@ -75,11 +82,11 @@ class NameReader:
         return self._norms
 
     def _layered(self, part: Part) -> bool:
-        return any(name in self.prunable for name in part.weights)
+        return any(name in self.layer_names for name in part.weights)
 
     def _bare(self, part: Part) -> bool:
         """Whether a part holds layers, with their biases, and nothing else."""
-        others = [name for name in part.weights if name not in self.prunable]
+        others = [name for name in part.weights if name not in self.layer_names]
         return self._layered(part) and all(name.rpartition(".")[2] == "bias" for name in others)
 
     def _fit(self, norms: list[Part], layers: list[Part]) -> bool:
@@ -107,7 +114,7 @@ class NameReader:
             group.linked = index > 0 and not group.boundary
             exact = hashlib.sha256(repr(sorted(group.weights.items())).encode()).hexdigest()
             # names and the extents of kernels: a convolution of 11 by 11 is of another kind than one of 3 by 3
-            kernels = sorted((name, shape[2:]) for name, shape in group.weights.items())
+            kernels = sorted((name, applied_shape(name, shape)[2:]) for name, shape in group.weights.items())
             group.hashes = exact, hashlib.sha256(repr(kernels).encode()).hexdigest()
         for index, group in enumerate(groups):
             # equal neighbours chain, so what goes in is what comes out; else the channels of its layers decide
@@ -118,7 +125,9 @@ class NameReader:
         return groups
 
     def _around_layers(self, container: Container, parts: list[Part]) -> list[Group]:
-        layers = [index for index, part in enumerate(parts) if any(n in self.prunable for n in part.weights)]
+        layers = [
+            index for index, part in enumerate(parts) if any(n in self.layer_names for n in part.weights)
+        ]
         if not layers:
             return []
         starts = layers
@@ -141,8 +150,11 @@ class NameReader:
         return groups
 
     def channels(self, group: Group) -> tuple[int, int] | None:
-        """Channels into its first layer and out of its last, in the order of the state dict."""
-        names = [n for part in group.parts for n in part.weights if n in self.prunable]
+        """Channels into its first layer and out of its last, in the order of the state dict; None for packed ones."""
+        names = [n for part in group.parts for n in part.weights if n in self.layer_names]
+        held = [self.graph.weights[name] for name in names]
+        if any(not weight.prunable and is_packed(weight.name, weight.shape, weight.dtype) for weight in held):
+            return None
         layers = layer_shapes(names, self.graph)
         # one channel in and one out is a filter along the channels, which makes a gate (ECA)
         layers = [shape for shape in layers if shape[:2] != (1, 1)] or layers

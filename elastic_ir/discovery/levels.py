@@ -14,8 +14,8 @@ from elastic_ir.ir.graph import Graph, Node, Value
 from elastic_ir.ir.operations import Trait, has, recurrent_layers
 from elastic_ir.ir.recurrent import numbered
 from elastic_ir.ir.structure import Child, Container
+from elastic_ir.tensors.weights import applied_shape
 
-_PARAMETRIZED = re.compile(r"torch\.nn\..*\.Parametrized(LSTM|GRU|RNN)")
 _MATRIX = re.compile(r"weight_(ih|hh|hr)(_l[0-9]+)?(_reverse)?")
 
 
@@ -106,7 +106,7 @@ def kept_whole(graph: Graph) -> list[str]:
     for node in graph:
         count = recurrent_layers(node)
         path = node.scope or node.name
-        if node.kind == "module" and _PARAMETRIZED.fullmatch(node.op):
+        if count > 1 and "parametrizations" in node.attributes:
             found[path] = (
                 f"the layers of {path!r} have weights that a parametrization computes, which stay as they are"
             )
@@ -147,7 +147,7 @@ def layer_shapes(names: Sequence[str], graph: Graph) -> list[tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     width: dict[str, dict[str, int]] = {}
     for name in names:
-        shape = graph.weights[name].shape
+        shape = applied_shape(name, graph.weights[name].shape)
         path, _, role = name.rpartition(".")
         match = _MATRIX.fullmatch(role)
         if match is None:

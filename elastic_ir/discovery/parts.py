@@ -11,14 +11,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from elastic_ir.ir.graph import Graph, Node, Value
-from elastic_ir.ir.numbering import number_of, split_number, width_of
+from elastic_ir.ir.numbering import is_index, number_of, split_number, width_of
 from elastic_ir.ir.structure import Child, Container
 from elastic_ir.safety.limits import GAPS
 
 
 @dataclass(eq=False)
 class Part:
-    """A module scope: its nodes (its children's included) and the weights under its path."""
+    """A module scope, or an entry of a ParameterList: its nodes (its children's included), the weights under its path.
+
+    The nodes of an entry are those that read it, whoever runs them.
+    """
 
     path: str
     name: str
@@ -96,14 +99,23 @@ def module_tree(graph: Graph) -> Part:
         for name in node.scope.split(".") if node.scope else ():
             part = part.child(name)
             part.nodes.append(node)
+    entries: dict[str, Part] = {}
     for name, weight in graph.weights.items():
         if not weight.persistent:
             continue
         part = root
         part.weights.append(name)
-        for component in name.split(".")[:-1]:
+        path = name.split(".")
+        listed = len(path) > 1 and is_index(path[-1])
+        for component in path if listed else path[:-1]:
             part = part.child(component)
             part.weights.append(name)
+        if listed:
+            entries[name] = part
+    for node in graph if entries else ():
+        for name in dict.fromkeys(node.weight_names()):
+            if name in entries:
+                entries[name].nodes.append(node)
     return root
 
 
@@ -114,7 +126,8 @@ def containers(part: Part, listed: dict[str, list[str]]) -> Iterator[tuple[Conta
     """
     names = listed.get(part.path) or list(part.children)
     numbered = [split_number(name) for name in names]
-    own = [w for w in part.weights if w.count(".") == (part.path.count(".") + 1 if part.path else 0)]
+    depth = part.path.count(".") + 1 if part.path else 0
+    own = [w for w in part.weights if w.count(".") == depth and w.rpartition(".")[2] not in part.children]
     prefixes = {found[0] for found in numbered if found}
     if names and all(numbered) and len(prefixes) == 1 and not own:
         yield from _container(part, prefixes.pop(), names, native=True)
@@ -217,7 +230,7 @@ def group_children(
     has_weights: Callable[[Part], bool],
     separates: Callable[[Part], bool],
 ) -> list[Group]:
-    """Cut a container's children into groups, each around one child that holds a prunable weight.
+    """Cut a container's children into groups, each around one child that holds the weight of a layer.
 
     Norms and activations join the layer before them, or the one after where the container opens with a norm
     (pre-activation). A child that changes the shape and has no weights (a pool) joins none; it is a boundary.

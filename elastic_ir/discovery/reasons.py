@@ -125,10 +125,10 @@ def _about_bodies(graph: Graph) -> str:
 
 def _applied_again(graph: Graph) -> str | None:
     """A layer that runs several times over the same weights (ALBERT, Lan et al. 2020, section 3.1)."""
-    prunable = {name for name, weight in graph.weights.items() if weight.prunable}
+    layer_names = {name for name, weight in graph.weights.items() if weight.layer}
     times: dict[str, int] = {}
     for node in graph:
-        for name in prunable.intersection(node.weight_names()):
+        for name in layer_names.intersection(node.weight_names()):
             times[name] = times.get(name, 0) + 1
     count = max(times.values(), default=0)
     owners = [name.split(".")[:-1] for name, number in times.items() if number == count]

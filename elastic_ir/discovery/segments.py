@@ -98,7 +98,7 @@ def _trunk(
 
 def _flow(graph: Graph, done: set[Node]) -> dict[Node, tuple[Node, ...]]:
     """The nodes whose results depend on a layer's weights, each with those of its operands that do, in order."""
-    prunable = {name for name, weight in graph.weights.items() if weight.prunable}
+    layer_names = {name for name, weight in graph.weights.items() if weight.layer}
     carries: set[Value] = set()  # layers' weights, transposed or dequantised
     fed: set[Value] = set()  # what comes from an input of the network
     settled = {node.output for node in done}  # and what is made of that alone
@@ -117,7 +117,7 @@ def _flow(graph: Graph, done: set[Node]) -> dict[Node, tuple[Node, ...]]:
         if from_known and all(value in settled for value in operands if value in fed):
             settled.add(node.output)
             continue
-        weighted = bool(prunable.intersection(node.weight_names())) or any(v in carries for v in operands)
+        weighted = bool(layer_names.intersection(node.weight_names())) or any(v in carries for v in operands)
         if not live:
             if weighted:
                 carries.add(node.output)
@@ -258,7 +258,7 @@ def _describe(
 ) -> None:
     carried: dict[Value, list[str]] = {}
     for node in segment.nodes:
-        found = [name for name in node.weight_names() if graph.weights[name].prunable]
+        found = [name for name in node.weight_names() if graph.weights[name].layer]
         found += [name for value in node.operands() for name in carried.get(value, ())]
         if node not in flow:
             carried[node.output] = found

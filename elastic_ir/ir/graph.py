@@ -338,10 +338,10 @@ class Graph:
         }
 
     def sparsity(self) -> float:
-        """The share of zeros that the masks make in all prunable weights (0.9 = 90 % pruned)."""
+        """The share of zeros that the masks make in all prunable weights (0.9 = 90 % pruned), and in masked layers."""
         seen: dict[int, tuple[int, int]] = {}
         for weight in self.weights.values():
-            if weight.prunable:
+            if weight.counted:
                 seen[id(weight.storage)] = (weight.mask.zeros if weight.mask else 0, prod(weight.shape))
         total = sum(size for _, size in seen.values())
         return sum(zeros for zeros, _ in seen.values()) / total if total else 0.0

@@ -55,6 +55,8 @@ def graph_to_data(graph: Graph) -> dict[str, Any]:
     ]
     metadata = {
         "frontend": graph.info.frontend,
+        # what is prunable is a layer, and a layer prunable, unless it is said here
+        "differ": [weight.name for weight in graph.weights.values() if weight.layer != weight.prunable],
         "plan": [list(stage) for stage in graph.resequenced.plan or graph.info.plan],
         "lineage": graph.lineage(),
         "modules": graph.modules,
@@ -129,8 +131,8 @@ _FORM = {
     "weights": [(str, str, bool, bool, bool, int)],
     "buffers": {str: ([int], str, str)},
     "metadata": {
-        "frontend?": str, "modules?": {str: [str]}, "plan?": [[object]], "pipeline?": [str], "lineage?": {str: str},
-        "rewired?": bool, "edited_layers?": bool,
+        "frontend?": str, "differ?": [str], "modules?": {str: [str]}, "plan?": [[object]], "pipeline?": [str],
+        "lineage?": {str: str}, "rewired?": bool, "edited_layers?": bool,
     },
     "nodes": [
         {
@@ -145,6 +147,7 @@ def _from_data(data: Mapping[str, Any], tensors: Mapping[str, TensorData]) -> Gr
     graph, stated = Graph(data["name"]), data["metadata"]
     check_names((item[0] for item in data["weights"]), "the graph in this file")
     storages: dict[int, Storage] = {}
+    differ = set(stated.get("differ") or ())
     for name, _origin, is_parameter, persistent, prunable, tie in data["weights"]:
         if tie not in storages:
             if name in tensors:
@@ -159,7 +162,9 @@ def _from_data(data: Mapping[str, Any], tensors: Mapping[str, TensorData]) -> Gr
                 continue
             else:
                 raise SourceError(f"the file's graph has a weight {name!r} that its state dict lacks")
-        graph.weights[name] = Weight(name, storages[tie], name, is_parameter, persistent, prunable)
+        graph.weights[name] = Weight(
+            name, storages[tie], name, is_parameter, persistent, prunable, layer=prunable != (name in differ)
+        )
     unknown = [name for name in tensors if name not in graph.weights]
     if unknown:
         raise SourceError(f"the file's state dict has {unknown[0]!r}, which its graph lacks")

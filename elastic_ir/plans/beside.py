@@ -91,7 +91,7 @@ class Surroundings:
         """
         if not self._is_row_of_attributes(one):
             return []
-        most = max(map(self.prunable, one.slots.values()))
+        most = max(map(self.layers, one.slots.values()))
         return [
             other
             for other in self._rows
@@ -99,7 +99,7 @@ class Surroundings:
             and other.contiguous
             and not self._is_row_of_attributes(other)
             and not _overlap(one, other)
-            and min(map(self.prunable, other.slots.values())) > most
+            and min(map(self.layers, other.slots.values())) > most
         ]
 
     def members(self, one: NumberedList) -> list[dict[str, tuple[int, ...]]]:
@@ -110,9 +110,9 @@ class Surroundings:
             for names in one.slots.values()
         ]
 
-    def prunable(self, names: Iterable[str]) -> int:
+    def layers(self, names: Iterable[str]) -> int:
         """How many convolutions and linear layers are among some weights."""
-        return sum(self.weights[name].prunable for name in names)
+        return sum(self.weights[name].layer for name in names)
 
     # -- lists -----------------------------------------------------------------------------------------------------
 
@@ -140,7 +140,7 @@ class Surroundings:
             return False
         sizes = {stack.span, len(stack.slots)}
         equal = all(member == theirs[0] for member in theirs)
-        layers = self.prunable(name for names in one.slots.values() for name in names)
+        layers = self.layers(name for names in one.slots.values() for name in names)
         if one.span not in sizes:  # norms between the layers, or around them, are one fewer or more
             near = {size + step for size in sizes for step in (-1, 1)}
             if layers or not equal or one.span not in near:
@@ -158,7 +158,7 @@ class Surroundings:
         return bool(one.prefix) and self.home(one) == one.path
 
     def _several_layers(self, one: NumberedList) -> bool:
-        return any(self.prunable(names) > 1 for names in one.slots.values())
+        return any(self.layers(names) > 1 for names in one.slots.values())
 
     def heads_of(self, stack: NumberedList) -> list[NumberedList]:
         """Lists of other modules with one small member for each layer: heads, norms, or single values.
@@ -182,7 +182,7 @@ class Surroundings:
             if values or not around or one.span != len(stack.slots):
                 continue
             names = next(iter(one.slots.values()))
-            layers = self.prunable(names)
+            layers = self.layers(names)
             if layers and (self._has_norms(names) or not self._reads(names, _widths(self.members(stack)))):
                 continue
             if _widths_meet(self.members(stack), members):
@@ -192,7 +192,7 @@ class Surroundings:
     def _reads(self, names: Sequence[str], widths: set[int]) -> bool:
         """Whether a layer among some weights takes in one of some widths."""
         return any(
-            self.weights[name].prunable and self.weights[name].shape[1] in widths
+            self.weights[name].layer and self.weights[name].shape[1] in widths
             for name in names
             if len(self.weights[name].shape) > 1
         )
@@ -257,7 +257,7 @@ class Surroundings:
         for extent in (count - 1, count + 1):
             if extent < 2 or extent in widths:
                 continue
-            if any(extent in self.weights[n].shape[:2] for n in outside if self.weights[n].prunable):
+            if any(extent in self.weights[n].shape[:2] for n in outside if self.weights[n].layer):
                 continue
             vectors = [n for n in outside if prod(self.weights[n].shape) == extent]
             modules = Counter(name.rpartition(".")[0] for name in vectors)

@@ -114,6 +114,7 @@ class LayerEdits:
                 role not in buffers,
                 True,
                 role in prunable,
+                layer=role in prunable,
             )
             self._list_weight(fresh, beside)
             node.weights[role] = beside = name
@@ -261,7 +262,8 @@ class LayerEdits:
             raise VerifyError(f"node %{node.name} cannot get a weight {name!r}: there is one already")
         last = self.graph.weights[list(node.weights.values())[-1]]
         self._list_weight(
-            replace(last, name=name, storage=Storage(data), origin=origin, prunable=False), last.name
+            replace(last, name=name, storage=Storage(data), origin=origin, prunable=False, layer=False),
+            last.name,
         )
         node.weights[role] = name
         return name
@@ -275,7 +277,8 @@ class LayerEdits:
             name = f"{stem}_{count}"
         last = self.graph.weights[beside]
         self._list_weight(
-            replace(last, name=name, storage=Storage(data), origin=origin, prunable=False), beside
+            replace(last, name=name, storage=Storage(data), origin=origin, prunable=False, layer=False),
+            beside,
         )
         self.set_operand(node, place, WeightRef(name))
         return name

@@ -3,7 +3,8 @@
 Two names that share one :class:`Storage` are tied (a shared embedding, ALBERT's layers); that is the only notion of
 tying in the IR. A clone gets a storage of its own that refers to the same lazy tensor, which costs no bytes until
 emission reads it. A weight is prunable by its form, not by a list of classes: it has two to five axes and belongs
-neither to an embedding nor to a norm.
+neither to an embedding nor to a norm. Whether it is a layer, which makes a block a block, is another question: a packed
+weight is one that no mask fits, and so is a parameter that the forward multiplies with by itself.
 """
 
 from __future__ import annotations
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
 #: A recurrent layer's matrices: of a module of several layers, and of a cell.
 _RECURRENT = re.compile(r"weight_(ih|hh|hr)(_l[0-9]+(_reverse)?)?")
 _LOOKUP = re.compile(r"emb|wte|wpe|bias_table|position")  #: names of tables that are looked up
+#: Names of parameters that are no weights of layers though something is multiplied with them.
+_TABLE = re.compile(_LOOKUP.pattern + r"|pos|token|rel_|_rel|codebook|prototype")
+FLAX_WEIGHT = "kernel"  #: what Flax and Keras call the weight of a layer
+#: Where torch stores what a weight is computed from: by hooks, and by ``torch.nn.utils.parametrize``.
+_PARAMETRIZED = re.compile(
+    r"(?P<owner>.*\.)?(?:parametrizations\.(?P<role>[^.]+)\.original[01]?|(?P<hooked>[^.]*weight[^.]*)_(?:v|orig))"
+)
+_NARROW = {"uint8", "int8", "int16", "uint16", "int32", "uint32"}  #: what packed weights are stored in
+_BESIDE_PACKED = re.compile(r"scale|zero|absmax|quant_|index|ids$|mask|position|shape|token")
 
 
 @dataclass(eq=False)
@@ -48,8 +58,18 @@ class Weight:
     origin: str  #: its name in its source network
     is_parameter: bool = True
     persistent: bool = True  #: False for buffers that a state dict leaves out
-    prunable: bool = False  #: the weight of a convolution or linear layer, or a matrix of a recurrent one
+    #: the weight of a convolution or linear layer, or a matrix of a recurrent one, whose zeros are the zeros of what
+    #: the layer multiplies with
+    prunable: bool = False
     source: int = 0  #: the number of its source network in ``graph.edits.sources``
+    layer: bool = (
+        False  #: what makes a block a block: a layer multiplies with it, or with what is computed from it
+    )
+
+    @property
+    def counted(self) -> bool:
+        """Whether sparsity is counted over it: it is prunable, or a layer that has a mask all the same."""
+        return self.prunable or (self.layer and self.mask is not None)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -127,10 +147,15 @@ def is_prunable(owner: torch.nn.Module, role: str, parameter: torch.Tensor) -> b
     """
     from torch import nn
 
-    lookup = hasattr(owner, "num_embeddings") or hasattr(owner, "normalized_shape")
     fused = isinstance(owner, nn.MultiheadAttention) and role.endswith("_proj_weight")
     recurrent = isinstance(owner, (nn.RNNBase, nn.RNNCellBase)) and _RECURRENT.fullmatch(role)
-    return 2 <= parameter.ndim <= 5 and bool(fused or recurrent or (role == "weight" and not lookup))
+    table = holds_table(owner)
+    return 2 <= parameter.ndim <= 5 and bool(fused or recurrent or (role == "weight" and not table))
+
+
+def holds_table(owner: torch.nn.Module) -> bool:
+    """Whether a module is an embedding or a norm, whose weight of several axes is no matrix."""
+    return hasattr(owner, "num_embeddings") or hasattr(owner, "normalized_shape")
 
 
 def looks_prunable(name: str, shape: tuple[int, ...]) -> bool:
@@ -138,10 +163,68 @@ def looks_prunable(name: str, shape: tuple[int, ...]) -> bool:
 
     A table that is looked up has two axes; the convolution of a patch embedding has more.
     """
-    looked_up = len(shape) == 2 and _LOOKUP.search(name.lower())
-    role = name.rpartition(".")[2]
-    named = role.endswith("weight") or _RECURRENT.fullmatch(role) is not None
-    return named and 2 <= len(shape) <= 5 and not looked_up
+    plain = unparametrized(name, shape)
+    role = plain.rpartition(".")[2]
+    named = role.endswith("weight") or role == FLAX_WEIGHT or _RECURRENT.fullmatch(role) is not None
+    return named and 2 <= len(shape) <= 5 and not _looked_up(plain, shape)
+
+
+def looks_like_layer(name: str, shape: tuple[int, ...], dtype: str) -> bool:
+    """Whether a tensor of a state dict is the weight of a layer, as far as its name, shape and type show.
+
+    Besides what is prunable it is a packed weight: several axes of narrow integers or of float8, and no scale.
+    """
+    return looks_prunable(name, shape) or (is_packed(name, shape, dtype) and not _looked_up(name, shape))
+
+
+def is_packed(name: str, shape: tuple[int, ...], dtype: str) -> bool:
+    """Whether a tensor holds the packed numbers of a weight, so that its extents are not those of the layer."""
+    narrow = dtype.startswith(("float8", "float4")) or dtype in _NARROW
+    return narrow and len(shape) > 1 and not _BESIDE_PACKED.search(name.rpartition(".")[2].lower())
+
+
+def unparametrized(name: str, shape: tuple[int, ...]) -> str:
+    """The name that a weight has without its parametrization, for the tensor that is stored in its place.
+
+    ``a.weight`` for weight norm's direction (``a.weight_v``, ``a.parametrizations.weight.original1``) and for the one
+    tensor of any other (``a.weight_orig``, ``a.parametrizations.weight.original``); any other name as it is.
+    """
+    found = _PARAMETRIZED.fullmatch(name)
+    if found is None or len(shape) < 2 or (name.endswith("0") and not spans_matrix(shape)):
+        return name
+    return f"{found['owner'] or ''}{found['role'] or found['hooked']}"
+
+
+def applied_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A weight's extents as output channels, input channels and kernel; Flax has them the other way round."""
+    return (*shape[:-3:-1], *shape[:-2]) if name.rpartition(".")[2] == FLAX_WEIGHT else shape
+
+
+def computes_weights(module: torch.nn.Module) -> bool:
+    """Whether hooks or ``torch.nn.utils.parametrize`` may compute a module's weights from other tensors."""
+    hooks = {type(hook).__name__ for hook in module._forward_pre_hooks.values()}
+    return "parametrizations" in module._modules or not hooks.isdisjoint(("WeightNorm", "SpectralNorm"))
+
+
+def is_table(name: str) -> bool:
+    """Whether a parameter is called as tables of embeddings and positions are."""
+    return _TABLE.search(name.lower()) is not None
+
+
+def may_be_multiplied(weight: Weight) -> bool:
+    """Whether it is a parameter that a forward may multiply with by itself, for what is known without the forward."""
+    return (
+        weight.is_parameter and not weight.layer and spans_matrix(weight.shape) and not is_table(weight.name)
+    )
+
+
+def _looked_up(name: str, shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2 and _LOOKUP.search(name.lower()) is not None
+
+
+def spans_matrix(shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is no vector that has been given axes of 1 to be spread along (weight norm's lengths)."""
+    return sum(extent > 1 for extent in shape) > 1
 
 
 @dataclass(frozen=True)

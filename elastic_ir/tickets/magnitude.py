@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from elastic_ir.errors import MaskError
-from elastic_ir.tensors.weights import is_prunable, looks_prunable
+from elastic_ir.tensors.weights import looks_prunable
 from elastic_ir.tickets.masked import places
+from elastic_ir.tickets.parametrizations import layer_weights
 
 
 def sparsity(masks: Mapping[str, Tensor]) -> float:
@@ -118,8 +119,14 @@ def _prunable(source: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     if not isinstance(source, nn.Module):
         tensors = {name: tensor for name, tensor in source.items() if isinstance(tensor, Tensor)}
         return {name: tensor for name, tensor in tensors.items() if looks_prunable(name, tuple(tensor.shape))}
+    prunable = {
+        (weight.owner, weight.attribute)
+        for module in source.modules()
+        for weight in layer_weights(module)
+        if weight.prunable
+    }
     found: dict[int, tuple[str, Tensor]] = {}
     for name, owner, attribute, parameter in places(source):
-        if is_prunable(owner, attribute, parameter):
+        if (owner, attribute) in prunable:
             found.setdefault(id(parameter), (name, parameter))
     return dict(found.values())

@@ -7,6 +7,7 @@ one node each, with what their bodies capture among the operands: kept whole, ne
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -59,6 +60,8 @@ _CARRIERS = {
     "Unsqueeze",
     "Flatten",
 }
+#: Operators whose result is zero where these operands are: what a weight is scaled by, in weight and spectral norm.
+_SCALED: dict[str, tuple[int, ...]] = {"Mul": (0, 1), "Div": (0,)}
 
 
 def load_onnx(path: str | os.PathLike[str], input_shape: Sequence[Sequence[int]] | None = None) -> Graph:
@@ -216,7 +219,8 @@ class _Reader:
                 name,
                 float_like and not statistic,
                 True,
-                name in layers,
+                layers.get(name, False),
+                layer=name in layers,
             )
         self._choose_scopes(nodes, weights)
 
@@ -262,30 +266,52 @@ class _Reader:
             )
         self.source.scopes = {node.origin: node.scope for node in self.graph if node.origin}
 
-    def _layer_weights(self, weights: dict[str, Constant]) -> set[str]:
-        """The weights of convolutions and linear layers, through what hands them on."""
-        makers = {name: node for node in self.proto.node for name in node.output if name}
+    def _layer_weights(self, weights: dict[str, Constant]) -> dict[str, bool]:
+        """The weights of convolutions and linear layers, through what hands them on or computes them.
 
-        def root(name: str) -> str | None:
-            for _ in range(8):
-                if name in weights:
-                    data = weights[name].data
-                    return name if data is not None and 2 <= len(data.shape) <= 5 else None
-                maker = makers.get(name)
-                if maker is None or maker.op_type not in _CARRIERS or not maker.input:
-                    return None
-                name = maker.input[0]
-            return None
+        True for one whose zeros are zeros of what the layer multiplies with. Of several that it is computed from, the
+        largest is the layer's: weight norm has a length for each row beside it.
+        """
+        makers = {name: node for node in self.proto.node for name in node.output if name}
+        fixed: dict[str, bool] = {}
+
+        def is_fixed(name: str, limit: int = 16) -> bool:
+            """Whether something is computed from constants alone, in few steps."""
+            if name not in fixed:
+                inputs = [item for item in makers[name].input if item] if name in makers else []
+                steps = bool(inputs) and limit > 0 and all(is_fixed(item, limit - 1) for item in inputs)
+                fixed[name] = name in self.source.constants or steps
+            return fixed[name]
+
+        def root(name: str, limit: int = 8) -> tuple[str, bool] | None:
+            if name in weights:
+                data = weights[name].data
+                return (name, True) if data is not None and 2 <= len(data.shape) <= 5 else None
+            maker = makers.get(name)
+            if maker is None or not maker.input or not limit:
+                return None
+            if maker.op_type in _CARRIERS:
+                return root(maker.input[0], limit - 1)
+            if not is_fixed(name):
+                return None
+            scaled = _SCALED.get(maker.op_type)
+            read = [item for place, item in enumerate(maker.input) if scaled is None or place in scaled]
+            found = [one for item in read if (one := root(item, limit - 1)) is not None]
+            best = max(found, key=lambda one: size(one[0]), default=None)
+            return None if best is None else (best[0], best[1] and scaled is not None)
+
+        def size(name: str) -> int:
+            data = weights[name].data
+            return math.prod(data.shape) if data is not None else 0
 
         functions = {(item.domain, item.name): item for item in self.opened.model.functions}
-        found = set()
+        layers: dict[str, bool] = {}
         for node in self.proto.node:
             for place in _layer_operands(node, functions):
-                if place < len(node.input):
-                    name = root(node.input[place])
-                    if name is not None:
-                        found.add(name)
-        return found
+                found = root(node.input[place]) if place < len(node.input) else None
+                if found is not None:
+                    layers[found[0]] = layers.get(found[0], False) or found[1]
+        return layers
 
     def _names_by_scope(
         self, nodes: list[tuple[int, Node]], weights: dict[str, Constant], *, keep: bool

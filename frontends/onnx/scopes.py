@@ -74,7 +74,7 @@ def _enough(graph: Graph, scopes: dict[Node, str | None]) -> bool:
     A layer's weight may be read by a node that makes it ready, of which the file says nothing (a quantiser's); if most
     of the file's nodes have a path, the layer is where that node turns out to be.
     """
-    layers = [node for node in scopes if any(graph.weights[name].prunable for name in node.weight_names())]
+    layers = [node for node in scopes if any(graph.weights[name].layer for name in node.weight_names())]
     stated = sum(scope is not None for scope in scopes.values()) > _STATED * len(scopes)
     known = [path for node in layers if (path := node.scope if stated else scopes[node])]
     return len(known) >= max(1, _ENOUGH * len(layers)) and any(_NUMBER.search(path) for path in known)

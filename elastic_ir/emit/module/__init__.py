@@ -20,6 +20,9 @@ from torch import fx, nn
 from elastic_ir.emit import refuse_without_values
 from elastic_ir.emit.module.attributes import (
     KEPT,
+    copied,
+    is_parameter_list,
+    refill_parameters,
     refresh,
     renumber_indices,
     respread_constants,
@@ -266,8 +269,8 @@ def _iterates(container: Container, live: nn.Module) -> bool:
     stages) is tried: a copy with its last child twice, traced, must run both.
     """
     module = live.get_submodule(container.path)
-    runs = isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.RNNBase))
-    if runs or MARK in vars(module):
+    kinds = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.RNNBase)
+    if isinstance(module, kinds) or is_parameter_list(module) or MARK in vars(module):
         return True  # of a stand-in it is to be proven by whoever builds the class
     probe = copy.copy(module)
     probe._modules = dict(module._modules)
@@ -292,7 +295,7 @@ def _refill(graph: Graph, live: nn.Module, touched: list[Container]) -> tuple[nn
     tensors = itertools.chain(live.parameters(), live.buffers())
     shared: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
     memo = dict(shared)
-    target = copy.deepcopy(live, memo)
+    target = copied(live, memo)
     inside = {id(m) for c in touched for m in live.get_submodule(c.path).modules()}
     for module in live.modules():  # what blocks hold in common with the rest (a configuration) stays common
         if id(module) in inside:
@@ -306,7 +309,7 @@ def _refill(graph: Graph, live: nn.Module, touched: list[Container]) -> tuple[nn
     placed = False
     filled: set[nn.Module] = set()
     owner = {child: block for block in graph.blocks for child in block.children}
-    copied: dict[Any, dict[int, Any]] = {}  # a block in two lists is one module in both
+    copied_by_block: dict[Any, dict[int, Any]] = {}  # a block in two lists is one module in both
     for path in dict.fromkeys(container.path for container in touched if container.parameters):
         set_layers(target.get_submodule(path), path, graph)
         update_counts(target, next(box for box in touched if box.path == path), known)
@@ -318,6 +321,12 @@ def _refill(graph: Graph, live: nn.Module, touched: list[Container]) -> tuple[nn
             continue
         filled.add(place)
         head = f"{container.path}." if container.path else ""
+        if is_parameter_list(source):
+            refill_parameters(
+                source, place, {c.path[len(head) :]: c.origin[len(head) :] for c in container.children}
+            )
+            update_counts(target, container, known)
+            continue
         used: set[str] = set()
         children: dict[str, nn.Module | None] = {}
         for child in container.children:
@@ -326,8 +335,9 @@ def _refill(graph: Graph, live: nn.Module, touched: list[Container]) -> tuple[nn
                 used.add(origin)
                 twin = place._modules[origin]
             else:
-                block = owner.get(child, child)
-                twin = copy.deepcopy(source._modules[origin], copied.setdefault(block, dict(shared)))
+                twin = source._modules[origin]
+                assert twin is not None
+                twin = copied(twin, copied_by_block.setdefault(owner.get(child, child), dict(shared)))
             children[child.path[len(head) :]] = twin
         place._modules.clear()
         place._modules.update(children)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -25,6 +25,7 @@ from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.naming import outward
 from elastic_ir.ir.numbering import COUNT, DEPTHS, is_index_list
 from elastic_ir.ir.structure import Block, Container, Structure
+from elastic_ir.tensors.weights import computes_weights
 
 _INDEX = re.compile(r"(idx|index|layer|block|_id$|^i$)")
 #: A constant of a block: the path of the module that holds it, within the block, and the attribute.
@@ -286,8 +287,8 @@ def _blocks(structure: Structure) -> list[tuple[int, Block, bool]] | None:
 
 def _target_slots(target: nn.Module, structure: Structure) -> list[_Slot] | None:
     blocks = _blocks(structure)
-    if blocks is None:
-        return None
+    if blocks is None or any(submodule(target, block.path) is None for _, block, _ in blocks):
+        return None  # an entry of a list of parameters has no attributes
     return [_Slot(target.get_submodule(block.path), stage, entry) for stage, block, entry in blocks]
 
 
@@ -358,3 +359,31 @@ def _recurrent(module: nn.Module) -> Iterator[Any]:
     for part in module.modules():
         if isinstance(part, nn.RNNBase):
             yield part
+
+
+# -- copies, and lists of parameters -----------------------------------------------------------------------------------
+
+
+def copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A deep copy of a module with a memo, also where its weights are computed."""
+    if not any(map(computes_weights, module.modules())):
+        return copy.deepcopy(module, memo)
+    from elastic_ir.tickets import parametrizations
+
+    return parametrizations.copied(module, memo)
+
+
+def is_parameter_list(module: nn.Module) -> bool:
+    """Whether a module's numbered children are parameters."""
+    return isinstance(module, (nn.ParameterList, nn.ParameterDict))
+
+
+def refill_parameters(source: nn.Module, target: nn.Module, origins: Mapping[str, str]) -> None:
+    """Give a list the entries named, each in the place of the source's of that name."""
+    entries = {name: source._parameters[origin] for name, origin in origins.items()}
+    target._parameters.clear()
+    target._parameters.update(entries)
+    if isinstance(target, nn.ParameterList):
+        target._size = len(entries)
+    elif isinstance(target, nn.ParameterDict):
+        target._keys = dict.fromkeys(entries)

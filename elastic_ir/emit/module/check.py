@@ -11,7 +11,6 @@ module is therefore traced again, and its wiring compared with the graph's.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ from torch import fx, nn
 
 from elastic_ir.emit.comparison import SKIP, Outputs, compare_outputs, refuse_not_finite, wide
 from elastic_ir.emit.example_runs import Call, calls_of, run_module
-from elastic_ir.emit.module.attributes import refresh
+from elastic_ir.emit.module.attributes import copied, refresh
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.graph import Argument, Graph, Node, Value, map_argument
 from elastic_ir.ir.structure import Container
@@ -129,7 +128,7 @@ def _finite(found: Outputs, graph: Graph, calls: Sequence[Call]) -> None:
 def _twin(module: nn.Module) -> nn.Module:
     """A copy that shares the parameters and has everything else for itself."""
     memo: dict[int, Any] = {id(parameter): parameter for parameter in module.parameters()}
-    return copy.deepcopy(module, memo)
+    return copied(module, memo)
 
 
 def _nodes(graph: Graph, twin: nn.Module) -> nn.Module:
@@ -204,6 +203,9 @@ def _watched(module: nn.Module, graph: Graph, calls: Sequence[Call]) -> Outputs:
         for path in ran:
             ran[path] = any(name == path or name.startswith(f"{path}.") for name in named)
     handles = []
+    for path, done in ran.items():
+        # a parameter is never called; that one of a list is read shows in the outputs alone
+        ran[path] = done or isinstance(_module_of(module, path), (nn.ParameterList, nn.ParameterDict))
     waiting = {path: list(_module_of(module, path).modules()) for path, done in ran.items() if not done}
     owners = Counter(part for parts in waiting.values() for part in parts)
     for path, parts in waiting.items():

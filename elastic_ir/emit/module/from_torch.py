@@ -6,14 +6,13 @@ read from a file needs neither its class nor a pickle. Functions are looked up b
 
 from __future__ import annotations
 
-import copy
 import keyword
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from elastic_ir.emit.module.attributes import set_layers, submodule
+from elastic_ir.emit.module.attributes import copied, set_layers, submodule
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.functions import CHECKS, method_allowed, resolve_function, resolve_symbol
 from elastic_ir.ir.graph import FRESH, Argument, Graph, Literal, Node, Symbol, Value, WeightRef, map_argument
@@ -237,7 +236,7 @@ def _leaf(node: Node, live: nn.Module | None, origins: dict[str, str], graph: Gr
             path = _origin_path(node.scope, graph)
         module = live.get_submodule(path)
         memo: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
-        twin = copy.deepcopy(module, memo)
+        twin = copied(module, memo)
         if isinstance(twin, nn.RNNBase):
             set_layers(twin, node.scope, graph)
         return twin
@@ -270,7 +269,7 @@ def _mount(root: nn.Module, path: str, leaf: nn.Module) -> None:
 def _ensure(root: nn.Module, weight: Weight) -> None:
     """Register a weight at its path, so that the module tree has the order of the state dict."""
     parent, role = _parent(root, weight.name)
-    if role in parent._parameters or role in parent._buffers:
+    if parent._parameters.get(role) is not None or parent._buffers.get(role) is not None:
         return
     empty = torch.empty(weight.shape, dtype=getattr(torch, weight.dtype), device="meta")
     if weight.is_parameter:

@@ -19,6 +19,7 @@ from elastic_ir.ir.functions import resolve_symbol
 from elastic_ir.ir.graph import Graph, Node, Symbol
 from elastic_ir.ir.recurrent import fold, options
 from elastic_ir.safety.guard import guarded
+from elastic_ir.tensors.weights import computes_weights
 
 #: Attributes that are nothing but sizes; the tensors that have them are assigned afterwards.
 _SIZES = ("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features")
@@ -54,9 +55,18 @@ def conform_layers(module: nn.Module, graph: Graph) -> None:
             layer._parameters["bias"] = nn.Parameter(empty, requires_grad=beside.requires_grad)
 
 
+def _class_of(layer: nn.Module) -> type[nn.Module]:
+    """A layer's class, before it was parametrized."""
+    if not computes_weights(layer):
+        return type(layer)
+    from elastic_ir.tickets.parametrizations import parametrized_class
+
+    return parametrized_class(layer)
+
+
 def _differs(layer: nn.Module, node: Node) -> bool:
     """Whether a layer is of another kind than its node, or set up otherwise in more than sizes and a bias."""
-    if type(layer) is not getattr(nn, node.op.removeprefix("nn."), None):
+    if _class_of(layer) is not getattr(nn, node.op.removeprefix("nn."), None):
         return True
     for name, wanted in node.attributes.items():
         here = getattr(layer, name, wanted)
@@ -74,7 +84,19 @@ def build_layer(node: Node) -> nn.Module:
         for key, value in recorded.items()
     }
     with guarded(f"node %{node.name}: {node.op}"), torch.device("meta"):
-        return kind(**options)
+        made = kind(**options)
+        computed = node.attributes.get("parametrizations")
+        if isinstance(computed, dict):
+            from elastic_ir.tickets.parametrizations import parametrize
+
+            try:
+                parametrize(made, computed)
+            except ValueError as error:
+                raise EmitError(
+                    f"node %{node.name}: {error}, a class that a file does not bring along, so the layer cannot be "
+                    "built from the file; give the network by --arch SOURCE (arch=...)"
+                ) from error
+        return made
 
 
 def recorded_layer(node: Node, use: str) -> tuple[type[nn.Module], dict[str, Any]]:

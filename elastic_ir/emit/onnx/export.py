@@ -12,6 +12,7 @@ import contextlib
 import inspect
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     import onnx_ir
 
 OPSET = 20  #: where none is asked for; onnxruntime 1.17 and later run it
+_LACKING = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
 _FOLDED = 1024  #: elements of a constant that may be computed in advance; a weight's never are
 
 
@@ -59,7 +61,11 @@ def export_module(
     fold_batchnorm: bool = False,
     compare: bool = True,
 ) -> Exported:
-    """Export the module that a graph was emitted as. Raises EmitError with the exporter's reason."""
+    """Export the module that a graph was emitted as. Raises EmitError with the exporter's reason.
+
+    Where a weight is computed by what ONNX has no operator for (orthogonal matrices), the weights that were computed
+    are written in place of what they are computed from.
+    """
     inputs = graph.origin.inputs
     if inputs is None:
         raise EmitError(
@@ -78,7 +84,17 @@ def export_module(
             args, kwargs = tuple(wide[0]), wide[1]
     opened = program is not None
     if program is None:
-        program = _export(module, args, kwargs, opset, None)
+        try:
+            program = _export(module, args, kwargs, opset, None)
+        except EmitError:
+            from elastic_ir.tickets.parametrizations import with_computed_weights
+
+            computed = with_computed_weights(module)
+            if computed is None:
+                raise
+            return export_module(
+                computed, graph, opset=opset, dynamic=dynamic, fold_batchnorm=fold_batchnorm, compare=compare
+            )
     model = program.model
     _clean(model, set(graph.weights), fold_batchnorm=fold_batchnorm)
     proto, tensors = _to_proto(model, graph)
@@ -134,7 +150,10 @@ def _export(
                 opset_version=opset or OPSET, dynamic_shapes=shapes, keep_initializers_as_inputs=False,
             )  # fmt: skip
     except Exception as error:  # the exporter wraps whatever an operator or a constraint raised
+        lacking = _LACKING.search(str(error))
         reason = first_line(error)[:300]
+        if lacking is not None:
+            reason = f"ONNX has no operator for {lacking[1]}"
         raise EmitError(f"{type(module).__name__} could not be exported to ONNX ({reason})") from error
     assert program is not None
     return program
