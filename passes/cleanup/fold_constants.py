@@ -250,10 +250,16 @@ def _fold(node: Node, steps: Sequence[Node], graph: Graph, rewriter: Rewriter) -
     storage = id(main.storage)
     readers = [reader for reader, _ in weight_readers(graph)[storage]]
     outside = {user for step in steps[:-1] for user in rewriter.users(step.output)} - set(steps)
-    tied = [name for name, weight in graph.weights.items() if id(weight.storage) == storage]
+    tied = {name for name, weight in graph.weights.items() if id(weight.storage) == storage}
     masked = any(weight.mask is not None for weight in weights.values())
     kind = node.output.type
-    if kind is None or masked or outside or len(tied) > 1 or any(reader not in steps for reader in readers):
+    if (
+        kind is None
+        or masked
+        or outside
+        or tied - set(names)
+        or any(reader not in steps for reader in readers)
+    ):
         return None
     values: dict[Value, Value] = {}
     copies = tuple(copy_node(step, values) for step in steps)
