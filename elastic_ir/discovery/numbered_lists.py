@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 
 from elastic_ir.ir.numbering import split_number
 
-_DIGITS = frozenset("0123456789")
-
 
 @dataclass(eq=False)
 class NumberedList:
@@ -41,7 +39,7 @@ def numbered_lists(names: Iterable[str], least: int = 2) -> list[NumberedList]:
     for name in names:
         parts = name.split(".")
         for at, part in enumerate(parts):
-            split = split_number(part) if part[-1:] in _DIGITS else None  # most parts are words
+            split = split_number(part)
             if split is None:
                 continue
             key = ".".join(parts[:at]), split[0]

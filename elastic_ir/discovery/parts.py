@@ -124,24 +124,28 @@ def containers(part: Part, listed: dict[str, list[str]]) -> Iterator[tuple[Conta
 
     ``listed`` has, for each module path, the names of its registered children where a front end knows them.
     """
-    names = listed.get(part.path) or list(part.children)
-    numbered = [split_number(name) for name in names]
-    depth = part.path.count(".") + 1 if part.path else 0
-    own = [w for w in part.weights if w.count(".") == depth and w.rpartition(".")[2] not in part.children]
-    prefixes = {found[0] for found in numbered if found}
-    if names and all(numbered) and len(prefixes) == 1 and not own:
-        yield from _container(part, prefixes.pop(), names, native=True)
+    order = list(part.children)
+    names = listed.get(part.path) or order
+    numbered = [found for name in names if (found := split_number(name)) is not None]
+    prefixes = list(dict.fromkeys(prefix for prefix, _ in numbered))
+    if len(prefixes) == 1 and len(numbered) == len(names) and not _holds_weights(part):
+        yield from _container(part, prefixes[0], names, native=True)
         return
-    for prefix in dict.fromkeys(found[0] for found in numbered if found):
-        if not prefix:
+    for prefix in prefixes:
+        at = [place for place, name in enumerate(order) if _numbered_by(prefix, name)] if prefix else []
+        if len(at) < 2:
             continue
-        series = [name for name in part.children if _numbered_by(prefix, name)]
-        order = list(part.children)
-        at = [order.index(name) for name in series]
-        if len(series) > 1 and (
-            at == list(range(at[0], at[0] + len(at))) or _in_turn(series, order[at[0] :])
-        ):
+        series = [order[place] for place in at]
+        if at == list(range(at[0], at[0] + len(at))) or _in_turn(series, order[at[0] :]):
             yield from _container(part, prefix, series, native=False)
+
+
+def _holds_weights(part: Part) -> bool:
+    """Whether a module has weights of its own, besides those of its children."""
+    depth = part.path.count(".") + 1 if part.path else 0
+    return any(
+        name.count(".") == depth and name.rpartition(".")[2] not in part.children for name in part.weights
+    )
 
 
 def _in_turn(series: list[str], following: list[str]) -> bool:

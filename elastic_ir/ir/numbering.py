@@ -18,7 +18,6 @@ Head = TypeVar("Head")
 #: Digits of a number that may count layers; a longer one is a word (a hash, a date), and ``int`` has a limit too.
 LONGEST = 18
 DIGITS = f"[0-9]{{1,{LONGEST}}}"  #: a regular expression of what is taken for a number
-_NUMBERED = re.compile(rf"(.*?)({DIGITS})", re.DOTALL)
 _PARTS = re.compile(f"({DIGITS})")
 #: Whole names only: a count of experts, heads or channels may equal the number of blocks by chance.
 COUNT = re.compile(
@@ -32,12 +31,12 @@ CHOSEN = re.compile(r".*(layers?|blocks?)(_?(ids?|idxs?|index|indexes|indices)|_
 
 def number_of(text: str) -> int | None:
     """The number that a text is, zero-padded or not; None for anything else."""
-    return int(text) if re.fullmatch(DIGITS, text) else None
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= LONGEST else None
 
 
 def is_index(text: str) -> bool:
     """Whether a text is a list's index as Python writes it: digits without padding."""
-    return re.fullmatch(DIGITS, text) is not None and (text == "0" or text[0] != "0")
+    return number_of(text) is not None and (text == "0" or text[0] != "0")
 
 
 def pattern_of(path: str) -> str:
@@ -47,8 +46,8 @@ def pattern_of(path: str) -> str:
 
 def split_number(name: str) -> tuple[str, str] | None:
     """``block01`` as ``("block", "01")``; None where a name does not end in a number."""
-    match = _NUMBERED.fullmatch(name)
-    return (match[1], match[2]) if match else None
+    number = name[len(name.rstrip("0123456789")) :][-LONGEST:]
+    return (name[: len(name) - len(number)], number) if number else None
 
 
 def width_of(numbers: Iterable[str]) -> int | None:
