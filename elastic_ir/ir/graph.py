@@ -176,11 +176,17 @@ class Node:
         return f"<{self.op} %{self.name}>"
 
 
+#: What most arguments are that hold no others.
+_LEAVES = frozenset({Value, WeightRef, int, bool, str, float, type(None)})
+
+
 def _gather(items: Iterable[Any], kind: type[Any], found: list[Any]) -> None:
     """The leaves of one kind among arguments, in order; every pass asks this of every node, so nothing is built."""
     for item in items:
         if isinstance(item, kind):
             found.append(item)
+        elif type(item) in _LEAVES:
+            continue
         elif isinstance(item, (tuple, list)):
             _gather(item, kind, found)
         elif isinstance(item, dict):
