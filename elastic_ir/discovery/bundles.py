@@ -163,39 +163,36 @@ def _joined(
     return [members for members in parted if members]
 
 
-@dataclass(frozen=True)
-class Gap:
-    """The nodes between two blocks that belong to them, in order."""
-
-    nodes: list[Node]
-    alive: list[tuple[int, int]]  #: values and elements alive before the first node, and behind each
-
-
 def split(
-    gaps: Sequence[Gap],
+    gaps: Sequence[list[Node]],
+    alive: Callable[[int], list[tuple[int, int]]],
     lead: Callable[[Sequence[str]], Sequence[Node]],
     trail: Callable[[Sequence[str]], Sequence[Node]],
 ) -> list[tuple[list[Node], list[Node]]]:
     """For each gap what belongs to the block before it, and what to the block behind it.
 
-    Of the offsets that leave the first and the last block whole the one is taken at which the fewest values are alive,
-    then the fewest elements, then the last. ``lead`` and ``trail`` find the operations of the second part before the
-    first block, and of the first part behind the last. Where gaps differ, what all begin and end with is dealt out,
-    and the rest belongs to no block.
+    A gap is the nodes between two blocks that belong to them, in order. Of the offsets that leave the first and the
+    last block whole the one is taken at which the fewest values are alive, then the fewest elements, then the last;
+    ``alive`` says for a gap how many of both are so before its first node, and behind each. ``lead`` and ``trail`` find
+    the operations of the second part before the first block, and of the first part behind the last. Where gaps differ,
+    what all begin and end with is dealt out, and the rest belongs to no block.
     """
-    words = [[node.op for node in gap.nodes] for gap in gaps]
+    words = [[node.op for node in gap] for gap in gaps]
     if any(word != words[0] for word in words):
         head = _common(words)
         tail = min(_common([word[::-1] for word in words]), min(map(len, words)) - head)
-        return [(gap.nodes[:head], gap.nodes[len(gap.nodes) - tail :]) for gap in gaps]
+        return [(gap[:head], gap[len(gap) - tail :]) for gap in gaps]
+    if not words[0]:
+        return [([], []) for _ in gaps]
+    costs = [alive(index) for index in range(len(gaps))]
 
     def cost(offset: int) -> tuple[bool, tuple[int, int], int]:
         behind, before = words[0][:offset], words[0][offset:]
         torn = len(trail(behind)) < len(behind) or len(lead(before)) < len(before)
-        return torn, max(gap.alive[offset] for gap in gaps), -offset
+        return torn, max(one[offset] for one in costs), -offset
 
     at = min(range(len(words[0]) + 1), key=cost)
-    return [(gap.nodes[:at], gap.nodes[at:]) for gap in gaps]
+    return [(gap[:at], gap[at:]) for gap in gaps]
 
 
 def _common(words: Sequence[Sequence[str]]) -> int:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from elastic_ir.discovery.bundles import Bundle, Gap, Series, Span, bundles_of, split
+from elastic_ir.discovery.bundles import Bundle, Series, Span, bundles_of, split
 from elastic_ir.discovery.links import Links
 from elastic_ir.discovery.parts import (
     Group,
@@ -48,12 +47,12 @@ class GraphReader:
             name for name, weight in graph.weights.items() if weight.layer or (every and weight.is_parameter)
         }
         self._names = {node: node.weight_names() for node in self.nodes}
-        self._uses = Counter(name for names in self._names.values() for name in names)
         #: what depends on an input; weights made ready may stand anywhere before
         self.live: set[Node] = set()
-        for node in graph:
-            if node.kind == "input" or any(value.node in self.live for value in node.operands()):
+        for node in self.nodes:
+            if node.kind == "input" or node in self.live:
                 self.live.add(node)
+                self.live.update(self.users.get(node.output, ()))
         #: the nodes that read each weight
         self.readers: dict[str, list[Node]] = {}
         for node in self.nodes:
@@ -185,7 +184,7 @@ class GraphReader:
         rows: dict[str, set[int]] = {}
         for node in self.nodes[max(spans[0][0] - gap, 0) : spans[-1][1] + gap]:
             for name in self._names[node]:
-                if self._uses[name] > 1:
+                if len(self.readers[name]) > 1:
                     rows.setdefault(name, set()).add(bisect_right(starts, self.order[node]))
         return {name for name, found in rows.items() if len(found) >= max(2, len(spans) - 1)}
 
@@ -197,9 +196,9 @@ class GraphReader:
         Else with what keeps the shape alone: what changes it then stands between stages.
         """
         shared = self._shared([span for _, span in bundle.blocks()])
-        groups = self._put_together(bundle, lambda node: self._carries(node, shared))
-        if not any(group.free and group.linked for group in groups):
-            groups = self._put_together(
+        groups, around = self._put_together(bundle, lambda node: self._carries(node, shared))
+        if around and not any(group.free and group.linked for group in groups):
+            groups, _ = self._put_together(
                 bundle, lambda node: self._carries(node, shared) and _keeps_extents(node)
             )
         for group in groups:
@@ -211,7 +210,10 @@ class GraphReader:
         _tear_odd_ends(groups)
         return groups
 
-    def _put_together(self, bundle: Bundle, carries: Callable[[Node], bool]) -> list[Group]:
+    def _put_together(
+        self, bundle: Bundle, carries: Callable[[Node], bool]
+    ) -> tuple[list[Group], list[Node]]:
+        """The blocks of a bundle, and what the caller does around their slots: it is dealt out to them."""
         groups: list[Group] = []
         spans: list[Span] = []
         for group, span in bundle.blocks():
@@ -222,8 +224,16 @@ class GraphReader:
         for index, group in enumerate(groups):
             for part in group.parts:
                 owner.update(dict.fromkeys(part.nodes, index))
+
+        def belongs(node: Node) -> bool:
+            return node not in beside and carries(node)
+
+        around: list[Node] = []
         if len(groups) > 1 and all(before[1] < after[0] for before, after in itertools.pairwise(spans)):
-            self._absorb(groups, owner, spans, lambda node: carries(node) and node not in beside)
+            window = self.nodes[spans[0][0] : spans[-1][1] + 1]
+            around = [node for node in window if node not in owner and belongs(node)]
+            if around:
+                self._absorb(groups, owner, spans, around, belongs)
         for node, index in owner.items():
             groups[index].nodes.append(node)
         for group in groups:
@@ -231,7 +241,7 @@ class GraphReader:
         links = Links(groups, owner, self.users, self.order)
         links.fill()
         self._pair(bundle, links)
-        return groups
+        return groups, around
 
     def _pair(self, bundle: Bundle, links: Links) -> None:
         """Find out whether blocks hand values to blocks elsewhere one by one, as U-ViT's long skips do.
@@ -271,40 +281,36 @@ class GraphReader:
         return None
 
     def _absorb(
-        self, groups: list[Group], owner: dict[Node, int], spans: list[Span], carries: Callable[[Node], bool]
+        self,
+        groups: list[Group],
+        owner: dict[Node, int],
+        spans: list[Span],
+        around: list[Node],
+        belongs: Callable[[Node], bool],
     ) -> None:
         """Give what the caller does around all slots alike (a residual sum, an activation) to the blocks."""
-        first, last = spans[0][0], spans[-1][1]
-        window = self.nodes[first : last + 1]
         joined = set(owner)
-        for node in window:  # what depends on a block
-            if (
-                node not in joined
-                and carries(node)
-                and any(value.node in joined for value in node.operands())
-            ):
+        for node in around:  # what depends on a block
+            if any(value.node in joined for value in node.operands()):
                 joined.add(node)
-        for node in reversed(window):  # and what a block depends on
-            if (
-                node not in joined
-                and carries(node)
-                and any(user in joined for user in self.users.get(node.output, ()))
-            ):
+        for node in reversed(around):  # and what a block depends on
+            if any(user in joined for user in self.users.get(node.output, ())):
                 joined.add(node)
-        gaps: list[list[Node]] = [[] for _ in spans]
-        row = 0
-        for place, node in enumerate(window, first):
-            while row + 1 < len(spans) and spans[row + 1][0] <= place:
-                row += 1
-            if node in owner or node not in joined:
-                continue
-            if place <= spans[row][1]:
-                owner[node] = row
-            else:
-                gaps[row].append(node)
-        rows = [self._gap(gaps[index], span, owner) for index, span in enumerate(spans[:-1])]
-        ends = _Ends(self, owner, len(spans) - 1, carries)
-        for index, (behind, before) in enumerate(split(rows, ends.lead, ends.trail)):
+        gaps: list[list[Node]] = [[] for _ in spans[1:]]
+        starts = [first for first, _ in spans]
+        for node in around:
+            place = self.order[node]
+            row = bisect_right(starts, place) - 1
+            if node in joined:
+                if place <= spans[row][1]:
+                    owner[node] = row
+                else:
+                    gaps[row].append(node)
+        ends = _Ends(self, owner, len(spans) - 1, belongs)
+        shared_out = split(
+            gaps, lambda index: self._alive(gaps[index], spans[index], owner), ends.lead, ends.trail
+        )
+        for index, (behind, before) in enumerate(shared_out):
             owner.update(dict.fromkeys(behind, index))
             owner.update(dict.fromkeys(before, index + 1))
             shape = [node.op for node in behind], [node.op for node in before]
@@ -314,14 +320,14 @@ class GraphReader:
         groups[0].torn |= len(leading) < len(shape[1])
         groups[-1].torn |= len(trailing) < len(shape[0])
 
-    def _gap(self, nodes: list[Node], span: Span, owner: dict[Node, int]) -> Gap:
-        """What runs behind a block, and what is alive behind each of its nodes."""
-        places = [span[1], *(self.order[node] for node in nodes)]
+    def _alive(self, gap: list[Node], span: Span, owner: dict[Node, int]) -> list[tuple[int, int]]:
+        """How many values and elements are alive behind a block, and behind each node of the gap that follows it."""
+        places = [span[1], *(self.order[node] for node in gap)]
         block = [node for node in self.nodes[span[0] : span[1] + 1] if node in owner]
         values = dict.fromkeys(
             [
-                *(node.output for node in (*block, *nodes)),
-                *(value for node in nodes for value in node.operands()),
+                *(node.output for node in (*block, *gap)),
+                *(value for node in gap for value in node.operands()),
             ]
         )
         alive = [[0, 0] for _ in places]
@@ -333,7 +339,7 @@ class GraphReader:
                     # a tuple is taken apart by what made it
                     alive[index][0] += 1 if value.is_tensor else 1000
                     alive[index][1] += _elements(value)
-        return Gap(nodes, [(count, size) for count, size in alive])
+        return [(count, size) for count, size in alive]
 
     # -- questions about groups ----------------------------------------------------------------------------------------
 
@@ -385,37 +391,42 @@ class GraphReader:
         place: dict[Value, int | str] = {node.output: index for index, node in enumerate(group.nodes)}
         if len(group.inputs) > 1:
             place.update((value, f"in{index}") for index, value in enumerate(group.inputs))
-        exact, kinds = hashlib.sha256(), hashlib.sha256()
+        exact, kinds = [], []
         for node in group.nodes:
             if node.op == "torch._assert":  # computes nothing, and its message names the traced values
                 continue
-            kinds.update(node.op.encode() + b";")
+            kinds.append(f"{node.op};")
             shapes = [self.graph.weights[name].shape for name in self._names[node]]
-            text = f"{node.op}{self._plain((node.args, node.kwargs, node.attributes), place)}{shapes};"
-            exact.update(text.encode())
-        exact.update(repr(sorted(group.weights.items())).encode())
-        return exact.hexdigest(), kinds.hexdigest()
+            exact.append(f"{node.op}{_plain((node.args, node.kwargs, node.attributes), place)}{shapes};")
+        exact.append(repr(sorted(group.weights.items())))
+        return _hash_of(exact), _hash_of(kinds)
 
-    def _plain(self, item: Any, place: dict[Value, int | str]) -> str:
-        if isinstance(item, Value):
-            return f"%{place.get(item, 'x')}"
-        if isinstance(item, WeightRef):
-            return "@"
-        if type(item) in _PLAIN:
-            return repr(item)
-        if isinstance(item, Symbol):
-            return item.name
-        if isinstance(item, Literal):
-            return f"{item.shape}{self._plain(item.values, place)}"
-        if isinstance(item, (float, complex)):
-            return "~"
-        if isinstance(item, (tuple, list)):
-            return "(" + ",".join(self._plain(part, place) for part in item) + ")"
-        if isinstance(item, dict):
-            return "{" + ",".join(f"{key}:{self._plain(part, place)}" for key, part in item.items()) + "}"
-        if isinstance(item, slice):
-            return self._plain((item.start, item.stop, item.step), place)
+
+def _hash_of(texts: list[str]) -> str:
+    return hashlib.sha256("".join(texts).encode()).hexdigest()
+
+
+def _plain(item: Any, place: dict[Value, int | str]) -> str:
+    """An argument as text: values by their place, integers and words as they are, and no floats."""
+    if type(item) in _PLAIN:
         return repr(item)
+    if isinstance(item, Value):
+        return f"%{place.get(item, 'x')}"
+    if isinstance(item, (tuple, list)):
+        return f"({','.join([_plain(part, place) for part in item])})"
+    if isinstance(item, dict):
+        return f"{{{','.join([f'{key}:{_plain(part, place)}' for key, part in item.items()])}}}"
+    if isinstance(item, (float, complex)):
+        return "~"
+    if isinstance(item, WeightRef):
+        return "@"
+    if isinstance(item, Symbol):
+        return item.name
+    if isinstance(item, Literal):
+        return f"{item.shape}{_plain(item.values, place)}"
+    if isinstance(item, slice):
+        return _plain((item.start, item.stop, item.step), place)
+    return repr(item)
 
 
 class _Ends:
