@@ -30,7 +30,7 @@ from elastic_ir.cli.options import (
 from elastic_ir.formats import writable
 
 if TYPE_CHECKING:
-    from elastic_ir.checkpoints.config.native_check import Compared
+    from elastic_ir.checkpoints.oracle.comparison import Compared
     from elastic_ir.ir.graph import Graph
 
 STRETCH_EPILOG = """\
@@ -285,6 +285,8 @@ def _stream(graph: Graph, out: Path, wanted: Wanted) -> None:
     if wanted.dry_run or not (wanted.resume or left):
         refuse_taken(out)
     plan = plan_checkpoint(graph, shard_size)
+    if plan.doubt is not None and wanted.dry_run:
+        plan = plan.settled()
     if plan.notes:
         tables.show_facts([("note", text) for text in plan.notes])
     if plan.kept:

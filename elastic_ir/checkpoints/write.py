@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from elastic_ir.checkpoints.card import CARD, card, plan_text
 from elastic_ir.checkpoints.config.depth import Stack, reindexed
 from elastic_ir.checkpoints.config.differences import differences
 from elastic_ir.checkpoints.config.entries import followed
-from elastic_ir.checkpoints.config.native_check import NOT_WANTED, Compared, Comparison, comparison
+from elastic_ir.checkpoints.oracle.comparison import NOT_WANTED, Compared, Comparison, comparison
 from elastic_ir.checkpoints.record import Origin, Step, read_record, record_text
 from elastic_ir.checkpoints.resumable import Journal, digests, held_by, partial_folder, resumable_folder
 from elastic_ir.checkpoints.side_files import SideFile, copy_side_file, followed_files, json_text, side_files
-from elastic_ir.errors import EmitError, OutputError
+from elastic_ir.errors import EmitError, OutputError, PlanError
 from elastic_ir.formats.files import refuse_taken, remove
 from elastic_ir.formats.mask_tie import TIE, tie_of
 from elastic_ir.formats.model_folder import CONFIG, INDEX, MASKS, RECORD, WEIGHTS, CheckpointSource
@@ -54,6 +54,8 @@ class Plan:
     #: entries and files that would have changed, and were kept because the user asked for it
     kept_beside: list[str]
     notes: list[str]  #: where the configurations of further sources differ
+    #: why the configuration cannot state the change, as far as the names of its entries show
+    doubt: PlanError | None = None
 
     @property
     def total(self) -> int:
@@ -79,7 +81,23 @@ class Plan:
     def comparison(self) -> AbstractContextManager[Comparison]:
         """Begin to ask transformers whether its network takes what will be written."""
         shapes = {name: data.shape for shard in self.shards.values() for name, data in shard.items()}
-        return comparison((self.source.config, self.source.shapes), (self.config, shapes), self.stacks)
+        return comparison(
+            (self.source.config, self.source.shapes), (self.config, shapes), self.stacks, self.doubt
+        )
+
+    def settled(self) -> Plan:
+        """The plan with a configuration; PlanError, the doubt, where even experiments find none."""
+        if self.doubt is None:
+            return self
+        with self.comparison() as compared:
+            return self.with_found(compared.result())
+
+    def with_found(self, found: Compared) -> Plan:
+        """The plan with the configuration that a comparison found, if it did."""
+        if found.config is None:
+            return self
+        texts = {**self.texts, CONFIG: json_text(found.config)}
+        return replace(self, config=found.config, texts=texts, doubt=None)
 
     @property
     def journal(self) -> Journal:
@@ -92,7 +110,8 @@ def plan_checkpoint(graph: Graph, shard_size: int = SHARD_SIZE) -> Plan:
     """Decide on everything that :func:`save_checkpoint` writes; nothing is written.
 
     ``shard_size`` is in bytes of tensors; a larger tensor gets a shard of its own. Raises EmitError for a graph that
-    was not read from a folder by its headers, PlanError where config.json cannot state the new depth.
+    was not read from a folder by its headers, PlanError where a file beside the weights cannot follow. Where by its
+    names config.json cannot state the new depth, the plan has that as its doubt.
     """
     source = graph.origin
     if not isinstance(source, CheckpointSource):
@@ -102,7 +121,11 @@ def plan_checkpoint(graph: Graph, shard_size: int = SHARD_SIZE) -> Plan:
     origins = [weight.origin for weight in graph.weights.values()]
     names = graph.edits.sources
     configs = {name: one.config for name, one in zip(names[1:], source.others, strict=True)}
-    config, kept = reindexed(source.config, stacks, origins, source.kinds, configs)
+    doubt: PlanError | None = None
+    try:
+        config, kept = reindexed(source.config, stacks, origins, source.kinds, configs)
+    except PlanError as error:
+        doubt, config, kept = error, source.config, []
     keep = graph.edits.keep_beside
     follow = followed(config, CONFIG, stacks, source.shapes, keep)
     config = follow.document
@@ -118,7 +141,9 @@ def plan_checkpoint(graph: Graph, shard_size: int = SHARD_SIZE) -> Plan:
     texts[CARD] = card(source.folder / CARD, steps[-1], stacks, names)
     masks = {name: weight.mask for name, weight in graph.weights.items() if weight.mask is not None}
     notes = [note for name, other in configs.items() for note in differences(source.config, other, name)]
-    return Plan(source, shards, masks, texts, side, config, stacks, kept, [*follow.kept, *beside.kept], notes)
+    return Plan(
+        source, shards, masks, texts, side, config, stacks, kept, [*follow.kept, *beside.kept], notes, doubt
+    )
 
 
 def save_checkpoint(
@@ -147,6 +172,8 @@ def save_checkpoint(
     if not partial_folder(path).is_dir():
         refuse_taken(path)
     plan = plan_checkpoint(graph, shard_size)
+    if plan.doubt is not None and not check:
+        raise plan.doubt
     total, done = plan.total, 0
 
     def count(size: int) -> None:
@@ -163,7 +190,7 @@ def save_checkpoint(
         if work.complete:
             return path
         check_room(plan, path, held_by(work.folder))
-        if compared is not None and graph.edits.unproven_beside:
+        if compared is not None and (graph.edits.unproven_beside or plan.doubt is not None):
             compared.result().prove(graph.edits.unproven_beside)  # before the first byte is copied
         # the masks state which weights, as written, they belong to, and so are written last, and always
         kept = {name for name in plan.shards if _is_whole(work.whole / name, *streams[name])}
@@ -185,9 +212,9 @@ def save_checkpoint(
                 work.finish(name)
         for file in plan.side:
             copy_side_file(file, work.whole / file.name)
-        for name, text in plan.texts.items():
-            (work.whole / name).write_text(text, encoding="utf-8")
         found = compared.result() if compared is not None else NOT_WANTED
+        for name, text in plan.with_found(found).texts.items():
+            (work.whole / name).write_text(text, encoding="utf-8")
         if tell_compared is not None:
             tell_compared(found)
     return path

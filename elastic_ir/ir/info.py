@@ -88,6 +88,8 @@ class Origin:
     unproven: str = ""
     #: Builds the same network with values, if this one, a reference, was read on the meta device.
     rebuild: Callable[[], nn.Module] | None = None
+    #: States the units of a graph's stages that names leave open, as far as the source's network shows them.
+    learn_units: Callable[[Graph], None] | None = None
 
     def retrace(self, module: nn.Module, frontend: str) -> Graph:
         """Another module of the kind as a graph, read in the same way on the same inputs. Raises TraceError."""

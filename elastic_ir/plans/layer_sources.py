@@ -73,7 +73,8 @@ def plan_layers(graph: Graph, given: Any, others: Mapping[str, Graph]) -> Layers
     for stage, part in zip(graph.stages, parts, strict=True):
         like = _Likes(graph, stage, others)
         order = [like.place(item) if isinstance(item, Layer) else item for item in part]
-        whole.append(check_plan(StageShape.of(stage), order))
+        same = order == list(range(len(stage)))
+        whole.append(tuple(order) if same else check_plan(StageShape.in_graph(graph, stage), order))
         taken.append(tuple(item if isinstance(item, Layer) else None for item in part))
     return Layers(tuple(whole), tuple(taken))
 

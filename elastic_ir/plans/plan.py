@@ -9,12 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.numbering import DIGITS, number_of
 from elastic_ir.ir.structure import Stage
 from elastic_ir.safety.limits import check_blocks
+
+if TYPE_CHECKING:
+    from elastic_ir.ir.graph import Graph
 
 StagePlan: TypeAlias = tuple[int, ...]
 Plan: TypeAlias = tuple[StagePlan, ...]
@@ -75,6 +78,13 @@ class StageShape:
             int(stage.exit is not None),
             stage.alike,
         )
+
+    @staticmethod
+    def in_graph(graph: Graph, stage: Stage) -> StageShape:
+        """The same, after the graph's source was asked for a unit that names leave open."""
+        if stage.period is None and graph.origin is not None and graph.origin.learn_units is not None:
+            graph.origin.learn_units(graph)
+        return StageShape.of(stage)
 
     @property
     def units(self) -> int:
@@ -209,9 +219,10 @@ def _units_wanted(stage: StageShape, blocks: int) -> int:
     units, rest = divmod(blocks - stage.fixed, stage.period)
     if rest:
         below = stage.fixed + units * stage.period
+        fitting = [str(count) for count in (below, below + stage.period) if count]
         raise PlanError(
             f"stage {stage.name!r} cannot have {blocks} blocks: {stage.period} blocks make a unit; "
-            f"{below or below + stage.period} or {below + stage.period} would do{_SINGLE}"
+            f"{' or '.join(fitting)} would do{_SINGLE}"
         )
     return units
 

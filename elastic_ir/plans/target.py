@@ -89,7 +89,9 @@ def stretch_plan(graph: Graph, target: Target, order: str, replicate: Sequence[i
     if shorter:
         raise PlanError(_SHALLOWER.format(_wanted(target, counts), _now(graph)))
     return tuple(
-        grow(StageShape.of(stage), count, order, replicate)
+        tuple(range(count))
+        if count == len(stage) and stage.period is None
+        else grow(StageShape.in_graph(graph, stage), count, order, replicate)
         for stage, count in zip(graph.stages, counts, strict=True)
     )
 
@@ -98,7 +100,7 @@ def squeeze_plan(graph: Graph, target: Target, drop: str | Sequence[int]) -> Pla
     """The plan that makes a graph as shallow as wanted; PlanError where that would be no squeeze."""
     check_drop(drop)
     if not isinstance(drop, str) and target == Target():
-        return tuple(drop_exactly(StageShape.of(stage), drop) for stage in graph.stages)
+        return tuple(drop_exactly(StageShape.in_graph(graph, stage), drop) for stage in graph.stages)
     target.check()
     if target.plan is not None:
         return explicit_plan(graph, target.plan)
@@ -110,7 +112,7 @@ def squeeze_plan(graph: Graph, target: Target, drop: str | Sequence[int]) -> Pla
     if longer:
         raise PlanError(_DEEPER.format(_wanted(target, counts), _now(graph)))
     return tuple(
-        shrink(StageShape.of(stage), count, drop) if count < len(stage) else tuple(range(count))
+        shrink(StageShape.in_graph(graph, stage), count, drop) if count < len(stage) else tuple(range(count))
         for stage, count in zip(graph.stages, counts, strict=True)
     )
 
@@ -139,7 +141,7 @@ def _counts_of_units(graph: Graph, units: int) -> tuple[int, ...]:
     if len(graph.stages) != 1:
         names = ", ".join(f"{stage.name}={len(stage)}" for stage in graph.stages)
         raise PlanError(f"to_units is for networks of one stage; this one has {names}: use to_stages")
-    stage = StageShape.of(graph.stages[0])
+    stage = StageShape.in_graph(graph, graph.stages[0])
     if units < 1:
         raise PlanError(f"to_units={units}: at least one unit has to stay")
     return (stage.fixed + units * stage.period,)
@@ -213,13 +215,15 @@ def explicit_plan(graph: Graph, given: PlanGiven) -> Plan:
                 f"the plan takes {foreign}; say which network {foreign.source!r} is, by --with {foreign.source}=SOURCE "
                 "(others=...)"
             )
-        whole.append(check_plan(StageShape.of(stage), [item for item in part if isinstance(item, int)]))
+        order = [item for item in part if isinstance(item, int)]
+        same = order == list(range(len(stage)))
+        whole.append(tuple(order) if same else check_plan(StageShape.in_graph(graph, stage), order))
     return tuple(whole)
 
 
 def planned_layers(graph: Graph, given: PlanGiven) -> list[list[int | Layer]]:
     """A plan in any of its notations as a list of source blocks for each stage; nothing but their number is checked."""
-    stages = [StageShape.of(stage) for stage in graph.stages]
+    stages = graph.stages
     if isinstance(given, str):
         given = parse_plan(given)
         if isinstance(given, list) and len(given) == 1 and isinstance(given[0], dict):
@@ -228,7 +232,7 @@ def planned_layers(graph: Graph, given: PlanGiven) -> list[list[int | Layer]]:
     if isinstance(given, Mapping):
         for name in given:
             known_stage(graph, name)
-        parts = [given.get(stage.name, range(stage.blocks)) for stage in stages]
+        parts = [given.get(stage.name, range(len(stage))) for stage in stages]
     else:
         parts = [given] if given and all(isinstance(item, int | Layer) for item in given) else list(given)
     if len(parts) != len(stages):

@@ -5,7 +5,7 @@ The rewriter's part that changes no node and no weight, but what later plans may
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from elastic_ir.errors import StructureError
@@ -45,6 +45,12 @@ class StageEdits:
             structure.note = "; ".join(filter(None, (structure.note, note)))
         for stage in structure.stages:
             stage.period = blocks
+
+    def state_units(self, periods: Mapping[str, int]) -> None:
+        """Set the unit sizes, in blocks, of stages by their names, where none was found."""
+        for stage in self.graph.structure.stages:
+            if stage.period is None:
+                stage.period = periods.get(stage.name)
 
     def loosen(self, stage: Stage, *, entry: bool) -> None:
         """Let a stage be put together block by block; with ``entry`` its first block is as free as the others."""

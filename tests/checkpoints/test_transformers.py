@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import elastic_ir as eir
-from elastic_ir.errors import StructureError
+from elastic_ir.errors import PlanError
 from elastic_ir.plans.plan import Order
 from tests.networks.transformers_families import FAMILIES, make
 
@@ -55,7 +55,7 @@ def test_from_pretrained_loads_what_tracing_makes(name: str, way: Way, tmp_path:
     module(name).save_pretrained(tmp_path / "source")
     graph = eir.load(tmp_path / "source", headers_only=True)
     if any(stage.period is None for stage in graph.stages):
-        with pytest.raises(StructureError, match="names alone do not show how many blocks make a unit"):
+        with pytest.raises(PlanError, match="2 blocks make a unit"):  # as the network shows, once it is asked
             resized(graph, way)
         graph = graph.with_unit(2)
     after = resized(graph, way)

@@ -1,17 +1,13 @@
-"""What transformers would report if it loaded a checkpoint: names that are missing, unexpected, of another shape.
+"""The network that a configuration builds, and what transformers would report if it loaded a checkpoint into it.
 
-Run as a process of its own, ``python -m elastic_ir.checkpoints.config.native_names``, which
-:mod:`elastic_ir.checkpoints.config.native_check` starts. The class that a configuration names is built on the meta
-device, so no weight is made or read, and given tensors of the checkpoint's names and shapes by transformers' own
-loading, which knows what it renames, fuses, ties and leaves out. The class is transformers' own, never code beside a
-checkpoint, see :mod:`elastic_ir.safety.registered`.
+The class that a configuration names is built on the meta device, so no weight is made or read, and given tensors of
+the checkpoint's names and shapes by transformers' own loading, which knows what it renames, fuses, ties and leaves out:
+names that are missing, unexpected, of another shape. The class is transformers' own, never code beside a checkpoint,
+see :mod:`elastic_ir.safety.registered`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -19,8 +15,6 @@ from typing import Any
 from elastic_ir.errors import SourceError
 from elastic_ir.formats.model_folder import CONFIG
 from elastic_ir.safety import registered
-from elastic_ir.safety.limits import NETWORK_BYTES, NETWORK_BYTES_EACH, NETWORK_SECONDS, NETWORK_SECONDS_EACH
-from elastic_ir.safety.own_process import answering, bounded, received
 
 Shape = Sequence[int]
 
@@ -30,41 +24,7 @@ _LEFT_OUT = re.compile(
 )
 
 
-def main() -> None:
-    """Read configurations and tensors, and answer what loading each would report."""
-    networks = received()["networks"]
-    with answering() as out:
-        with contextlib.suppress(Exception):  # which is reported with the answers
-            importlib.import_module("transformers.modeling_utils")
-        count = sum(len(network["tensors"]) for network in networks)
-        bounded(NETWORK_BYTES + NETWORK_BYTES_EACH * count, NETWORK_SECONDS + NETWORK_SECONDS_EACH * count)
-        out.write(json.dumps(answers(networks)).encode())
-
-
-def answers(networks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each network, its ``config`` and the shapes of its ``tensors``, what :func:`loading` returns.
-
-    Or ``unknown``, why its class is not to be had, or ``fails``, why the class cannot be made of the configuration.
-    """
-    try:
-        return [_answer(network["config"], network["tensors"]) for network in networks]
-    except SourceError as error:
-        why = str(error)
-    except Exception as error:  # a broken installation, or a version that loads in another way
-        why = f"transformers cannot be asked ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-    return [{"unknown": why} for _ in networks]
-
-
-def _answer(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> dict[str, Any]:
-    kind = _class(config)
-    try:
-        module = _built(kind, config)
-    except SourceError as error:
-        return {"class": kind.__name__, "fails": str(error)}
-    return {"class": kind.__name__, **loading(module, tensors)}
-
-
-def _class(config: Mapping[str, Any]) -> Any:
+def class_of(config: Mapping[str, Any]) -> Any:
     """The class of transformers that a configuration names, else the plain model of its ``model_type``.
 
     Raises SourceError where transformers has none, or is not there.
@@ -83,7 +43,8 @@ def _class(config: Mapping[str, Any]) -> Any:
         return kind
 
 
-def _built(kind: Any, config: Mapping[str, Any]) -> Any:
+def built(kind: Any, config: Mapping[str, Any]) -> Any:
+    """A network without weights, as a configuration has it. Raises SourceError where the class does not take it."""
     settings = registered.configuration(kind.config_class, _structural(config), CONFIG)
     return registered.network(kind, settings, CONFIG)
 
@@ -143,7 +104,3 @@ def _old_buffers(module: Any) -> list[str]:
     held = {name.rpartition(".")[2] for name, _ in module.named_buffers()}
     rules = {"inv_freq": r"rotary_emb\.inv_freq", "position_ids": r"(^|\.)position_ids$"}
     return [rule for name, rule in rules.items() if name in held]
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,166 @@
+"""Whether a folder's tensors and layers are those that transformers expects, asked in a process beside the writing.
+
+The same is asked of the source, see :mod:`elastic_ir.checkpoints.oracle.judgement`. Where the configuration that was
+proposed does not fit, the answer may bring one that does. No torch here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from elastic_ir.checkpoints.stacks import Stack
+from elastic_ir.errors import EmitError, PlanError
+from elastic_ir.safety.own_process import OwnProcess, ProcessError, started
+
+Shapes = Mapping[str, tuple[int, ...]]
+Config = Mapping[str, Any]
+
+_MODULE = "elastic_ir.checkpoints.oracle.process"
+_TOLD = 3  #: differences that a refusal names
+_NEEDED = ("torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What came of a comparison that did not end in a refusal."""
+
+    kind: str | None  #: the class that was built; None where there was none
+    why: str = ""  #: why none was
+    doubtful: frozenset[str] = field(default_factory=frozenset)  #: names that the class did not vouch for
+    config: dict[str, Any] | None = (
+        None  #: one that fits, found by experiment, where the proposed one does not
+    )
+
+    def __str__(self) -> str:
+        if self.kind is None:
+            return f"not compared with the network: {self.why}"
+        text = f"every name, shape and kind of layer with {self.kind} as config.json has it"
+        if self.doubtful:
+            text += f", but {len(self.doubtful)} that do not fit the source's either, such as {min(self.doubtful)}"
+        return text
+
+    def prove(self, beside: Mapping[str, str]) -> None:
+        """PlanError, the reason, for names of what may go by the number of layers and which no network vouches for."""
+        for name, why in beside.items():
+            doubted = any(f".{one}".endswith(f".{name}") or f".{name}." in f".{one}" for one in self.doubtful)
+            if self.kind is None or doubted:
+                raise PlanError(why)
+
+
+#: The result where the comparison was not wanted.
+NOT_WANTED = Compared(None, "--no-check")
+
+
+class Comparison:
+    """A comparison that goes on."""
+
+    def __init__(self, process: OwnProcess | None, doubt: PlanError | None) -> None:
+        self._process = process
+        self._doubt = doubt
+        self._found: Compared | None = None
+
+    def result(self) -> Compared:
+        """Wait for the result; EmitError, one line, for a folder that the network would not take.
+
+        PlanError, the doubt, where no configuration could be proposed and none was found.
+        """
+        if self._found is None:
+            self._found = self._collected()
+        if self._doubt is not None and self._found.config is None:
+            raise self._doubt
+        return self._found
+
+    def _collected(self) -> Compared:
+        if self._process is None:
+            missing = next(name for name in _NEEDED if importlib.util.find_spec(name) is None)
+            return Compared(None, f"{missing} is not installed; pip install 'elastic-ir[transformers]'")
+        try:
+            answer = self._process.answer()
+        except ProcessError as error:
+            return Compared(None, f"transformers could not be asked: {error}")
+        return judged(answer, proposed=self._doubt is None)
+
+
+@contextlib.contextmanager
+def comparison(
+    source: tuple[Config, Shapes],
+    target: tuple[Config, Shapes],
+    stacks: Sequence[Stack],
+    doubt: PlanError | None = None,
+) -> Iterator[Comparison]:
+    """Begin to compare the configurations and shapes of source and target; ``stacks`` lead from one to the other.
+
+    ``doubt`` is why the target's configuration is none that could be proposed.
+    """
+    if any(importlib.util.find_spec(name) is None for name in _NEEDED):
+        yield Comparison(None, doubt)
+        return
+    with started(_MODULE, asked(source, target, stacks, doubt is None)) as process:
+        yield Comparison(process, doubt)
+
+
+def asked(
+    source: tuple[Config, Shapes],
+    target: tuple[Config, Shapes],
+    stacks: Sequence[Stack],
+    proposed: bool = True,
+) -> dict[str, Any]:
+    """The data of the question."""
+    return {
+        "source": {"config": source[0], "tensors": source[1]},
+        "target": {"config": target[0], "tensors": target[1], "proposed": proposed},
+        "stacks": [dataclasses.asdict(stack) for stack in stacks],
+    }
+
+
+def vouched(config: Config, shapes: Shapes) -> bool:
+    """Whether transformers builds a network of a configuration that takes all tensors of these names and shapes."""
+    if any(importlib.util.find_spec(name) is None for name in _NEEDED):
+        return False
+    try:
+        with started(_MODULE, asked((config, shapes), (config, shapes), [])) as process:
+            answer = process.answer()
+    except ProcessError:
+        return False
+    return "unknown" not in answer and not answer["doubtful"]
+
+
+def kinds_of_layers(config: Config, shapes: Shapes, stacks: Sequence[Stack]) -> dict[str, list[int]]:
+    """For stacks, by their labels, a number for each layer that layers of one kind share, as the network builds them.
+
+    None for those whose layers are not found there, or where no network can be built.
+    """
+    if any(importlib.util.find_spec(name) is None for name in _NEEDED):
+        return {}
+    try:
+        with started(
+            _MODULE, {**asked((config, shapes), (config, shapes), stacks), "kinds": True}
+        ) as process:
+            found: dict[str, list[int]] = process.answer().get("kinds", {})
+            return found
+    except ProcessError:
+        return {}
+
+
+def judged(answer: Mapping[str, Any], proposed: bool = True) -> Compared:
+    """What an answer comes to; EmitError where the configuration that was proposed does not fit, and none was found."""
+    if "unknown" in answer:
+        return Compared(None, answer["unknown"])
+    kind, new = answer["class"], answer["differences"]
+    if "fails" in answer:
+        raise EmitError(
+            f"transformers builds {kind} from the source's configuration, but not from the one that would be written: "
+            f"{answer['fails']}; another plan may fit, --no-check writes it all the same"
+        )
+    if new and proposed:
+        more = f", and {len(new) - _TOLD} more" if len(new) > _TOLD else ""
+        raise EmitError(
+            f"{kind} of the new config.json would not load what would be written: {'; '.join(new[:_TOLD])}{more}; "
+            "another plan may fit, --no-check writes it all the same"
+        )
+    return Compared(kind, doubtful=frozenset(answer["doubtful"]), config=answer.get("config"))

@@ -1,0 +1,118 @@
+"""The oracle's own process: ``python -m elastic_ir.checkpoints.oracle.process``, started by
+:mod:`elastic_ir.checkpoints.oracle.comparison` beside the writing.
+
+It builds the networks of the source's and the target's configuration and answers what separates the target from what
+will be written; where something does, it looks for a configuration that fits, by experiment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from elastic_ir.checkpoints.oracle import experiments, judgement, kinds, network
+from elastic_ir.checkpoints.stacks import Stack
+from elastic_ir.errors import SourceError
+from elastic_ir.safety.limits import NETWORK_BYTES, NETWORK_BYTES_EACH, NETWORK_SECONDS, NETWORK_SECONDS_EACH
+from elastic_ir.safety.own_process import answering, bounded, received
+
+
+def main() -> None:
+    """Read configurations, tensors and stacks, and answer."""
+    data = received()
+    with answering() as out:
+        with contextlib.suppress(Exception):  # which is reported with the answer
+            importlib.import_module("transformers.modeling_utils")
+        count = sum(len(data[side]["tensors"]) for side in ("source", "target"))
+        seconds = NETWORK_SECONDS + NETWORK_SECONDS_EACH * count + experiments.SECONDS
+        bounded(NETWORK_BYTES + NETWORK_BYTES_EACH * count, seconds)
+        out.write(json.dumps(answer(data)).encode())
+
+
+def answer(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What comes of a ``source`` and a ``target``, each a ``config`` and the shapes of its ``tensors``, and ``stacks``.
+
+    ``unknown`` is why there is no network to compare with. Else ``class`` is its name; ``differences`` are those of the
+    target, and ``fails`` is why no network can be built for it; ``doubtful`` are names for which the class does not
+    vouch; ``config`` is one that fits, where the target's does not and one was found. A target without ``config`` has
+    none that could be proposed.
+    """
+    try:
+        stacks = [stack_of(item) for item in data["stacks"]]
+        if data.get("kinds"):
+            return {"kinds": _kinds(data["source"]["config"], stacks)}
+        return _answer(data["source"], data["target"], stacks)
+    except SourceError as error:
+        return {"unknown": str(error)}
+    except Exception as error:  # a broken installation, or a version that loads in another way
+        text = " ".join(str(error).split())[:200]
+        return {"unknown": f"transformers cannot be asked ({type(error).__name__}: {text})"}
+
+
+def stack_of(item: Mapping[str, Any]) -> Stack:
+    """A stack of its JSON."""
+    taken = tuple(tuple(pair) if pair else None for pair in item["taken"])
+    return Stack(**{**item, "order": tuple(item["order"]), "taken": taken})
+
+
+def _answer(source: Mapping[str, Any], target: Mapping[str, Any], stacks: Sequence[Stack]) -> dict[str, Any]:
+    trials = _Trials(source, target["tensors"], stacks)
+    found: dict[str, Any] = {"class": trials.kind.__name__}
+    report, differences = None, ["no configuration"]
+    if target["proposed"]:
+        try:
+            report, differences = trials.outcome(target["config"])
+        except SourceError as error:
+            found["fails"] = str(error)
+    if differences:
+        config = experiments.settled(source["config"], target["config"], stacks, trials)
+        if trials(config) is not None:
+            report, differences = trials.outcome(config)
+            found.pop("fails", None)
+            if not differences:
+                found["config"] = config
+    doubtful = judgement.doubtful(report) if report is not None else ()
+    return {**found, "differences": differences, "doubtful": sorted(doubtful)}
+
+
+def _kinds(config: Mapping[str, Any], stacks: Sequence[Stack]) -> dict[str, list[int]]:
+    lists = kinds.kinds(network.built(network.class_of(config), config))
+    found = {stack.label: kinds.alike(lists, stack) for stack in stacks}
+    return {label: numbers for label, numbers in found.items() if numbers}
+
+
+class _Trials:
+    """Networks of configurations, held against what will be written."""
+
+    def __init__(
+        self, source: Mapping[str, Any], tensors: Mapping[str, Sequence[int]], stacks: Sequence[Stack]
+    ) -> None:
+        self.kind = network.class_of(source["config"])
+        module = network.built(self.kind, source["config"])
+        self._kinds = kinds.kinds(module)
+        self._source = network.loading(module, source["tensors"])
+        self._tensors = tensors
+        self._stacks = stacks
+
+    def outcome(self, config: Mapping[str, Any]) -> tuple[judgement.Report, list[str]]:
+        """What loading into a configuration's network reports, and what separates it from the tensors.
+
+        Raises SourceError where no network can be built.
+        """
+        module = network.built(self.kind, config)
+        other = kinds.differences(self._kinds, kinds.kinds(module), self._stacks)
+        report = network.loading(module, self._tensors)
+        return report, [*judgement.differences(self._source, report, self._stacks), *other]
+
+    def __call__(self, config: Mapping[str, Any]) -> Sequence[str] | None:
+        try:
+            return self.outcome(config)[1]
+        except SourceError:
+            return None
+
+
+if __name__ == "__main__":
+    main()
