@@ -88,7 +88,7 @@ def refuse_overwriting(out: Path, inputs: dict[str, str | None]) -> None:
 
 def _written_by_us(path: Path) -> bool:
     """Whether Python source begins as the emitter's does."""
-    from elastic_ir.emit.source.writer import SIGNATURE
+    from elastic_ir.emit.source.file import SIGNATURE
 
     with path.open("rb") as file:
         return SIGNATURE.encode() in file.readline(10_000)

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import groupby, permutations
 from typing import Any
 
-from elastic_ir.emit.source.expr import IDENTITY, Expr, call, change, lit, plain, raw, walk
+from elastic_ir.emit.source.expr import IDENTITY, Expr, call, change, group, lit, plain, raw, substitute, walk
+from elastic_ir.emit.source.layers import constructor, value_of, zeros
 from elastic_ir.emit.source.merge import Join, Parameter, Parameters, Row, Sizes, clusters, unused
-from elastic_ir.emit.source.reading.layers import constructor, zeros
-from elastic_ir.emit.source.reading.tree import Part, Tree
-from elastic_ir.emit.source.reading.values import value_of
 from elastic_ir.emit.source.stages import Containers, Plan
+from elastic_ir.emit.source.tree import Part, Tree, numbered
 from elastic_ir.ir.numbering import is_index
 
 
@@ -112,9 +111,8 @@ class Builder:
             made = Parameters(Join([rows[i] for i in members], self.sizes))
             lines = without_empty(made.lines)
             fields = [line for line in lines if line.kind == "field"]
-            flags = {p.name: Expr("param", p.name) for p in made.found if p.stored} | made.flags
             at = bool(some[0].base)
-            fields[at:at] = [Expr("field", flag, (expr,)) for flag, expr in flags.items()]
+            fields[at:at] = [Expr("field", name, (expr,)) for name, expr in made.stored.items()]
             forward = [line for line in lines if line.kind != "field"]
             definition = Definition(self._fresh(name, some), made.found, fields, forward, some[0])
             for part, make in zip(some, self._declare(definition, made, len(some)), strict=True):
@@ -201,6 +199,76 @@ def _does_nothing(expr: Expr) -> bool:
     rate = dict(zip(expr.names, map(plain, expr.parts), strict=False)).get("p")
     dropout = expr.kind == "new" and re.fullmatch(r"nn\.Dropout\dd|nn\.Dropout", expr.value)
     return expr == IDENTITY or (bool(dropout) and rate == 0)
+
+
+# -- forwards made alike -----------------------------------------------------------------------------------------------
+
+
+def offer_identities(tree: Tree) -> None:
+    """Let blocks of one class share a forward where one only has a layer more, or an addition, than the other.
+
+    The layer is an ``nn.Identity`` where it is missing (a downsampling shortcut), the addition is made if a flag says
+    so (a residual connection that only some blocks have).
+    """
+    groups: dict[tuple[Any, ...], dict[Any, list[Part]]] = {}
+    for part in tree.parts[()].below():
+        if part.kind == "class" and part.body is not None and part.hint and part.base is None:
+            kind = (len(part.body.inputs), part.hint, frozenset(part.weights))
+            groups.setdefault(kind, {}).setdefault(part.lines, []).append(part)
+    for (inputs, *_), kinds in groups.items():
+        ordered = sorted(kinds.values(), key=lambda parts: -len(parts[0].lines))
+        for more, less in permutations(ordered, 2) if len(kinds) < 6 else ():
+            longer, shorter = more[0].lines, less[0].lines
+            if 0 < len(longer) - len(shorter) <= 3:
+                extra = _extra(longer, shorter, inputs, less[0].children)
+                if extra is not None:
+                    _share(less, more, extra)
+
+
+def _extra(
+    lines: Sequence[Expr], wanted: Sequence[Expr], inputs: int, children: Collection[str]
+) -> dict[int, int] | None:
+    """The results of the lines that are not among those wanted, each with the value that stands for it there.
+
+    None where that is not how they differ. ``children`` are those of the module of the lines wanted.
+    """
+    found = numbered(range(inputs), lines)
+    if len(found) == len(wanted):
+        return {} if found == wanted else None
+    line = next(line for line, ours, theirs in zip(lines, found, wanted, strict=False) if ours != theirs)
+    expr = line.parts[0]
+    layer = expr.kind == "self" and len(expr.value) == len(expr.parts) == 1 and expr.value[0] not in children
+    addition = expr.kind == "binary" and expr.value == "+"
+    if len(line.value) == 1 and (layer or addition) and all(part.kind == "local" for part in expr.parts):
+        for operand in reversed(expr.parts):
+            rest = [substitute(each, {line.value[0]: operand}) for each in lines if each is not line]
+            others = _extra(rest, wanted, inputs, children)
+            if others is not None:
+                return {line.value[0]: operand.value} | others
+    return None
+
+
+def _share(less: list[Part], more: list[Part], extra: dict[int, int]) -> None:
+    """Give both kinds the longer forward, with identities and flags where the shorter one has less."""
+    body = more[0].body
+    assert body is not None
+    for parts, has in ((less, False), (more, True)):
+        lines, missing = [], []
+        for line in body.lines:
+            operand = extra.get(line.value[0]) if line.kind == "set" else None
+            expr = line.parts[0]
+            if operand is not None and expr.kind == "binary":
+                flag = Expr("flag", has, (), ("residual",))
+                line = replace(line, parts=(group("ternary", (flag, expr, Expr("local", operand))),))
+            elif operand is not None and not has:
+                missing.append(expr.value[0])
+            lines.append(line)
+        for part in parts:
+            part.body = replace(body, lines=tuple(lines))
+            absent = {name: Part((*part.path, name), kind="identity", make=IDENTITY) for name in missing}
+            children = part.children | absent
+            order = [name for name in more[0].children if name in children]
+            part.children = {name: children[name] for name in dict.fromkeys([*order, *children])}
 
 
 # -- the network's own class -------------------------------------------------------------------------------------------

@@ -20,10 +20,10 @@ class Expr:
     lit       a plain value
     count     the blocks of a stage
     series    one value for each block      (its name is what they are)
+    flag      whether something is there    (its name says what)
     raw       text that stands as it is
     param     a constructor parameter
     hole      a number of a join
-    presence  an optional layer of a join
     local     a value of the forward
     attr      a path below ``self``
     self      a path below ``self``         arguments of its call
@@ -128,7 +128,7 @@ OPAQUE = object()  #: stands for what is not plain data
 
 def plain(expr: Expr) -> Any:
     """The data that an expression writes; OPAQUE where it is computed."""
-    if expr.kind in ("lit", "count", "series"):
+    if expr.kind in ("lit", "count", "series", "flag"):
         return expr.value
     if expr.kind in ("tuple", "list"):
         items = [plain(part) for part in expr.parts]

@@ -13,8 +13,8 @@ from typing import Any
 
 from elastic_ir.emit.source.expr import Expr, index, lit, locals_of, substitute, walk
 from elastic_ir.emit.source.merge import unused
-from elastic_ir.emit.source.reading.tree import Body, Part
-from elastic_ir.emit.source.text import Printer, attribute
+from elastic_ir.emit.source.text import Printer, attribute, identifier
+from elastic_ir.emit.source.tree import Body, Part
 from elastic_ir.ir.graph import Node, Value
 from elastic_ir.ir.numbering import is_index
 
@@ -94,7 +94,7 @@ def _is_pure(expr: Expr) -> bool:
     if expr.kind == "getattr":
         return expr.value in ("shape", "dtype", "device", "ndim") and expr.parts[0].kind in ("local", "attr")
     if expr.kind == "index":
-        return expr.parts[0].kind == "getattr" and _is_pure(expr.parts[0]) and expr.parts[1].kind == "lit"
+        return _is_pure(expr.parts[0]) and expr.parts[1].kind == "lit"
     size = expr.kind == "method" and expr.value in ("size", "dim") and expr.parts[0].kind == "local"
     return size and all(part.kind == "lit" for part in expr.parts[1:])
 
@@ -174,12 +174,12 @@ class Forward:
         size = self._size(expr)
         wanted = [size or _hint(expr)] * len(keys)
         if len(keys) == 3:
-            wanted = ["part0", "part1", "part2"] if live & {"q", "k", "v"} else ["q", "k", "v"]
+            wanted = ["q", "k", "v"]
         elif len(keys) == 1 and not size and wanted[0] not in _KEPT:
             for used in locals_of(expr):
                 name = self.names[used]
                 passed = self.last[used] == place and self.shapes.get(used) is not None
-                if passed and name not in live | _KEPT and not name.startswith("part"):
+                if passed and name not in live | _KEPT:
                     wanted = [name]
                     break
         names: list[str] = []
@@ -220,8 +220,8 @@ def _free(wanted: str, live: Collection[str]) -> str:
 
 
 def input_name(node: Node) -> str:
-    """The name of the network's input."""
-    return node.op if node.op != "input" else node.name
+    """The name of the network's input. Raises EmitError."""
+    return identifier(node.op if node.op != "input" else node.name, "the input")
 
 
 def _inputs(part: Part, body: Body) -> dict[str, str]:

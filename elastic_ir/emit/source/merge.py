@@ -47,7 +47,8 @@ class Parameter:
     role: str  #: the name of the argument that stands there
     owner: str  #: the attribute whose argument it is, "" in a forward
     values: list[Any]
-    forced: str = ""  #: "count" or "series": a parameter even where all instances agree
+    #: "count" or "series": a parameter even where all instances agree; "flag": whether a part is there
+    forced: str = ""
     size: bool = False
     name: str = ""
     default: Any = MISSING
@@ -85,7 +86,6 @@ class Join:
     def __init__(self, rows: Sequence[Row], sizes: Sizes, optional: bool = True) -> None:
         self.sizes, self.optional = sizes, optional
         self.holes: list[Parameter] = []
-        self.presence: list[tuple[str, list[bool]]] = []  #: where optional layers are
         self.owner = ""  #: the attribute that the line at hand assigns
         if len({len(row) for row in rows}) > 1:
             raise Mismatch
@@ -98,12 +98,12 @@ class Join:
         if first.kind in ("field", "set", "return"):
             self.owner = (first.value or "base") if first.kind == "field" else ""
         if kinds == {"lit"}:
-            if equal and (None not in column or not self.presence):
+            if equal and None not in column:
                 return first
             if role == "" and any(isinstance(expr.value, str) for expr in known):
                 raise Mismatch
             return self._hole(column, role, size=size or role in _SIZES)
-        if kinds in ({"count"}, {"series"}):
+        if kinds in ({"count"}, {"series"}, {"flag"}):
             return self._hole(column, "".join(first.names) or role, forced=first.kind)
         listed = kinds <= {"list", "tuple"} and all(plain(expr) is not OPAQUE for expr in known)
         if not self.owner and listed and len(first.parts) > 1 and any(expr != first for expr in known):
@@ -116,9 +116,9 @@ class Join:
             return replace(first, parts=tuple(parts))
         others = [expr if expr != IDENTITY else None for expr in column]
         if self.optional and self.owner and IDENTITY in known and any(others):
-            self.presence.append((self.owner, [expr != IDENTITY for expr in column]))
-            present = Expr("presence", len(self.presence) - 1)
-            return Expr("ternary", None, (present, self._join(others, role, False), IDENTITY))
+            present = [Expr("flag", expr != IDENTITY) for expr in column]
+            flag = self._hole(present, f"has_{self.owner}", "flag")
+            return Expr("ternary", None, (flag, self._join(others, role, False), IDENTITY))
         raise Mismatch
 
     def _hole(self, column: Sequence[Expr | None], role: str, forced: str = "", size: bool = False) -> Expr:
@@ -134,9 +134,7 @@ class Join:
         if expr.kind in ("call", "method") and (name == "" or name in _SIZES):
             size = expr.value in _SHAPED
             return name or ("size" if size else positional(expr.kind, expr.value, index) or role), size
-        if expr.kind == "binary":
-            return _OPERANDS.get(expr.value, role), False
-        return "residual" if expr.kind == "ternary" and index == 0 else name or role, False
+        return _OPERANDS.get(expr.value, role) if expr.kind == "binary" else name or role, False
 
 
 def clusters(
@@ -168,13 +166,12 @@ class Parameters:
     def __init__(self, joined: Join) -> None:
         self.found: list[Parameter] = []
         self.taken = {line.value for line in joined.templates if line.kind == "field"}
-        self.flags: dict[str, Expr] = {}  #: attributes that follow from parameters
         holes = joined.holes
         self.filled = [lit(None)] * len(holes)
         # what all instances have comes first
         for number in sorted(range(len(holes)), key=lambda n: MISSING in holes[n].values):
             hole = holes[number]
-            constant = not hole.forced and all(same(value, hole.known[0]) for value in hole.known)
+            constant = hole.forced in ("", "flag") and all(same(value, hole.known[0]) for value in hole.known)
             self.filled[number] = self._known(hole) or (lit(hole.known[0]) if constant else self._new(hole))
             if not hole.owner:
                 for parameter in self.found:
@@ -184,19 +181,19 @@ class Parameters:
             (Printer().text(self.filled[number]), hole.values) for number, hole in enumerate(holes)
             if self.filled[number].kind == "binary" and MISSING not in hole.values
         ]  # fmt: skip
-        self.present = [self._presence(owner, values) for owner, values in joined.presence]
-        for flag in [p for p in self.found if p.stored and p.role == "residual"]:
-            others = [p for p in self.found if p is not flag]
-            test = self._test([bool(value) for value in flag.values], others)
-            if test:
-                self.found, self.flags[flag.name] = others, raw(test)
+        tests = {p.name: self._test(p.values) for p in self.found if p.forced == "flag"}
+        #: attributes that the forward reads, and their values
+        self.stored = {p.name: raw(tests.get(p.name) or p.name) for p in self.found if p.stored}
+        self.found = [p for p in self.found if not tests.get(p.name)]
         self.found.sort(key=lambda p: p.default is not MISSING)
-        self.lines = [change(template, self._fill) for template in joined.templates]
 
-    def _fill(self, node: Expr) -> Expr | None:
-        """What stands in the place of a hole, or of the condition of an optional part."""
-        found = {"hole": self.filled, "presence": self.present}.get(node.kind)
-        return found[node.value] if found is not None else None
+        def fill(node: Expr) -> Expr | None:
+            """What stands in the place of a hole."""
+            if node.kind == "param" and node.value not in self.stored and tests.get(node.value):
+                return raw(tests[node.value])
+            return change(self.filled[node.value], fill) if node.kind == "hole" else None
+
+        self.lines = [change(template, fill) for template in joined.templates]
 
     def values(self, index: int) -> tuple[Expr, ...]:
         """The arguments of one instance."""
@@ -205,7 +202,7 @@ class Parameters:
             value = p.values[index]
             if value is MISSING:
                 value = p.default if p.default is not MISSING else p.known[0]
-            found.append(Expr(p.forced or "lit", value))
+            found.append(Expr(p.forced if p.forced in ("count", "series") else "lit", value))
         return tuple(found)
 
     def _known(self, hole: Parameter) -> Expr | None:
@@ -252,17 +249,9 @@ class Parameters:
             names.append(f"{hole.owner.strip('_')}_{base}")
         return unused(names, self.taken | {p.name for p in self.found})
 
-    def _presence(self, owner: str, values: list[bool]) -> Expr:
-        """When an optional layer is there: by a stride or a change of channels, else by a parameter of its own."""
-        test = self._test(values, self.found)
-        if not test:
-            test = unused([f"has_{owner}"], {p.name for p in self.found})
-            self.found.append(Parameter(test, "", list(values), name=test, default=False))
-        return raw(test)
-
-    def _test(self, values: list[bool], given: Sequence[Parameter]) -> str:
-        """A comparison of parameters that has these outcomes, "" where there is none."""
-        whole = [p for p in given if MISSING not in p.values]
+    def _test(self, values: list[bool]) -> str:
+        """A comparison of parameters, a stride or a change of channels, that has these outcomes; "" without one."""
+        whole = [p for p in self.found if MISSING not in p.values]
         sizes = [(p.name, p.values) for p in whole if p.size and not p.forced and p.role != "kernel_size"]
         sizes += [item for item in self.computed if item not in sizes]
         tests = [(f"{a} {{0}} {b}", list(map(operator.ne, left, right)))

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from elastic_ir.emit.source.expr import Expr, binary, call, change, group, index, lit, literal, raw
 from elastic_ir.emit.source.merge import Join, Mismatch, Parameter, Sizes
-from elastic_ir.emit.source.reading.tree import Part, Path, Tree
 from elastic_ir.emit.source.signatures import same
+from elastic_ir.emit.source.tree import Part, Path, Tree
 from elastic_ir.errors import EmitError, StructureError
 from elastic_ir.ir.numbering import is_index, split_number
 from elastic_ir.ir.structure import Stage

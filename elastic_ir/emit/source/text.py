@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import keyword
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -10,12 +11,20 @@ from typing import Any
 
 from elastic_ir.emit.source.expr import Expr, plain
 from elastic_ir.emit.source.signatures import REQUIRED, is_default, parameters
+from elastic_ir.errors import EmitError
 from elastic_ir.ir.numbering import is_index
 
 WIDTH = 100
 #: Arguments that are written without their names though they have defaults.
 _LEADING = ("weight", "bias", "running_mean", "running_var", "normalized_shape", "pad", "p", "attn_mask")
 _TIGHT = "\0"  #: stands before an exponent that is written without spaces; no text has it otherwise
+
+
+def identifier(name: str, what: str) -> str:
+    """A name that may stand in source text; EmitError for anything else."""
+    if not name.isidentifier() or not name.isascii() or keyword.iskeyword(name):
+        raise EmitError(f"{what} {name!r} is not a name in Python, so it cannot be written as source")
+    return name
 
 
 def attribute(path: Sequence[str]) -> str:

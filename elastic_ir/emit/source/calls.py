@@ -5,12 +5,11 @@ identifier or a function that a file may name is refused (see :mod:`elastic_ir.i
 
 ATen operations of torch.export become what an engineer writes. An export fixes what it saw: the mode, and every size.
 The mode comes back with the layers (a dropout is a module again); sizes that follow the input are found by exporting a
-second time (:mod:`elastic_ir.emit.source.reading.sizes`).
+second time (:mod:`elastic_ir.emit.source.sizes`).
 """
 
 from __future__ import annotations
 
-import keyword
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,20 +19,19 @@ from torch.nn import functional
 from elastic_ir.emit.module.from_torch import _ATTRIBUTES
 from elastic_ir.emit.source.expr import Expr, binary, call, group, index, lit, literal, method, plain, raw
 from elastic_ir.emit.source.signatures import RENAMED, parameters, schema
+from elastic_ir.emit.source.text import identifier
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.functions import method_allowed, resolve_function, resolve_symbol
 from elastic_ir.ir.graph import Literal, Node, Symbol, Value, WeightRef
+from elastic_ir.ir.operations import kind_of, written
 
-#: Python's operators by the names of their functions, and by those of ATen; those in place as what they compute.
+#: Python's operators by the names of the operations.
 _OPERATORS = {
-    "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "pow": "**", "matmul": "@",
-    "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "and_": "&", "or_": "|", "xor": "^",
-    "iadd": "+", "isub": "-", "imul": "*", "itruediv": "/", "add_": "+", "sub_": "-", "mul_": "*", "div_": "/",
-    "div": "/", "floor_divide": "//", "remainder": "%", "bitwise_and": "&", "bitwise_or": "|", "__and__": "&",
-    "__or__": "|",
+    "add": "+", "sub": "-", "mul": "*", "div": "/", "floordiv": "//", "floordivide": "//", "mod": "%", "remainder": "%",
+    "pow": "**", "matmul": "@", "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "and": "&",
+    "bitwiseand": "&", "or": "|", "bitwiseor": "|", "xor": "^",
 }  # fmt: skip
 _UNARY = {"neg": "-", "pos": "+", "invert": "~"}
-_IN_PLACE = {"iadd": "add_", "isub": "sub_", "imul": "mul_", "itruediv": "div_"}
 #: The functions that a graph of torch.fx may call, as the text of their modules.
 _HOMES = {
     "operator": "", "math": "math.", "torch": "torch.", "torch.functional": "torch.", "torch.nn.functional": "F.",
@@ -45,19 +43,12 @@ _TRAINING = raw("self.training")
 _NONE = lit(None)
 _WHOLE = group("slice", (_NONE,) * 3)
 
-#: Says whether a value is read again after the node at hand.
-Later = Callable[[Value], bool]
+#: Says whether a value or a weight is read again after the node at hand.
+Later = Callable[[Value | WeightRef], bool]
 
 
 class Unwritable(EmitError):
     """A call that has no counterpart among torch's functions; another reading of the network may do without it."""
-
-
-def identifier(name: str, what: str) -> str:
-    """A name that may stand in source text; EmitError for anything else."""
-    if not name.isidentifier() or not name.isascii() or keyword.iskeyword(name):
-        raise EmitError(f"{what} {name!r} is not a name in Python, so it cannot be written as source")
-    return name
 
 
 def convert(item: Any) -> Expr:
@@ -132,11 +123,11 @@ def call_of_fx(node: Node, later: Later) -> Expr:
         raise Unwritable(f"the network calls {node.op}, which torch does not show to its users")
     if owner != "operator":
         return function_call(_HOMES[owner] + last, args, options)
-    first = node.args[0]
-    if last in _IN_PLACE and isinstance(first, Value) and first.is_tensor and later(first):
-        return method(_IN_PLACE[last], *args)  # who reads the old value afterwards finds it changed
-    if last in _OPERATORS:
-        return binary(_OPERATORS[last], *args)
+    name = kind_of(node)
+    if any(map(later, written(node))):  # who reads the old value afterwards finds it changed
+        return method(f"{name}_", *args)
+    if name in _OPERATORS:
+        return binary(_OPERATORS[name], *args)
     if last in _UNARY:
         return Expr("unary", _UNARY[last], tuple(args))
     if last not in ("getitem", "abs"):
@@ -162,7 +153,7 @@ def call_of_aten(node: Node, given: tuple[Any, ...], later: Later) -> Expr:
     identifier(name, "the operation")
     unsaid = ("device", "pin_memory", "layout")
     options = convert_options({k: v for k, v in node.kwargs.items() if k not in unsaid and v is not None})
-    if name.endswith("_") and isinstance(node.args[0], Value) and later(node.args[0]):
+    if any(map(later, written(node))):
         return method(name, *args, **options)
     accepted, base = schema(name, overload), name.removesuffix("_")
     if callable(getattr(functional, base, None)) and (base == "relu" or not hasattr(torch.Tensor, base)):
@@ -177,8 +168,8 @@ def call_of_aten(node: Node, given: tuple[Any, ...], later: Later) -> Expr:
     special = _special(name, overload, args, options, node)
     if special is not None:
         return special
-    if name in _OPERATORS and len(args) == 2 and not options:
-        return binary(_OPERATORS[name], *args)
+    if kind_of(node) in _OPERATORS and len(args) == 2 and not options:
+        return binary(_OPERATORS[kind_of(node)], *args)
     ordered = not accepted or accepted[0].name == "self"  # ``where`` puts the condition first
     if args and isinstance(node.args[0], (Value, WeightRef)) and hasattr(torch.Tensor, name) and ordered:
         spread = name in _SPREAD and len(args) == 2 and args[1].kind == "list"

@@ -8,8 +8,8 @@ calls it takes their place; the lines of any other path become part of the forwa
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
 from typing import Any
@@ -18,13 +18,14 @@ from torch import nn
 
 from elastic_ir.emit.module.attributes import submodule
 from elastic_ir.emit.module.from_torch import _origin_path
+from elastic_ir.emit.source.calls import Later, call_of_aten, call_of_fx, convert, convert_options
 from elastic_ir.emit.source.expr import IDENTITY, Expr, call, change, group, locals_of, walk
-from elastic_ir.emit.source.reading.calls import Later, call_of_aten, call_of_fx, convert, convert_options
-from elastic_ir.emit.source.reading.layers import as_layer, layer_of
+from elastic_ir.emit.source.layers import Layered, as_layer, layer_of
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.functions import CHECKS
 from elastic_ir.ir.graph import Graph, Node, Value
 from elastic_ir.ir.numbering import is_index
+from elastic_ir.ir.operations import written
 from elastic_ir.tensors.weights import Weight
 
 Path = tuple[str, ...]
@@ -64,7 +65,8 @@ class Part:
     body: Body | None = None
     hint: str = ""  #: the class's name in the source, if known
     sequence: bool = False  #: the source has a Sequential there, or a class derived from it
-    loop: bool = False  #: a list that its parent's forward runs through in order
+    #: of a list that the forward around it runs through in order: "carry" for the argument that is handed on
+    loop: tuple[str, ...] = ()
 
     @property
     def lines(self) -> tuple[Expr, ...]:
@@ -74,7 +76,7 @@ class Part:
     @property
     def inlined(self) -> bool:
         """Whether its lines stand in the forward around it."""
-        return self.kind in ("list", "dict", "parameters") or (self.kind == "class" and self.body is None)
+        return self.kind in ("dict", "parameters") or (self.kind in ("class", "list") and self.body is None)
 
     def below(self) -> list[Part]:
         """Itself and everything under it, children first."""
@@ -100,6 +102,16 @@ class Tree:
             above = self.part(path[:-1])
             self.parts[path] = above.children[path[-1]] = Part(path)
         return self.parts[path]
+
+    def untied(self, scope: Path) -> Callable[[Expr], Expr | None]:
+        """Gives tied weights the names that a module has for them: a graph knows a tensor by the first of its names."""
+
+        def own(leaf: Expr) -> Expr | None:
+            held = self.weights.get((*scope, leaf.value[-1])) if leaf.kind == "attr" else None
+            same = held is not None and held.storage is self.weights[leaf.value].storage
+            return Expr("attr", (*scope, leaf.value[-1])) if same else None
+
+        return own
 
     def runs(self, depth: int) -> list[tuple[Path, list[Line]]]:
         """The lines in order, those together that stand together below one path of this length."""
@@ -127,7 +139,7 @@ class Tree:
             """Weights of other modules are inputs, paths begin below the part."""
             if leaf.kind == "attr":
                 return Expr("local", leaf.value) if leaf.value in inputs else Expr("attr", leaf.value[depth:])
-            if leaf.kind == "self":
+            if leaf.kind in ("self", "loop"):
                 return replace(
                     leaf, value=leaf.value[depth:], parts=tuple(change(p, own) for p in leaf.parts)
                 )
@@ -161,7 +173,7 @@ def read_tree(graph: Graph, sizes: Sizes) -> Tree:
         tree.part(path[:-1]).weights[path[-1]] = weight
     _read_lines(tree, sizes)
     _hints(tree)
-    borrow_layers(tree)
+    restore_layers(tree)
     find_modules(tree)
     order_children(tree)
     return tree
@@ -182,8 +194,8 @@ def _read_lines(tree: Tree, sizes: Sizes) -> None:
         elif node.kind != "constant":
             scope = tuple(node.scope.split(".")) if node.scope else ()
             expr = _expression(tree, node, scope, sizes, lambda value, at=place: last.get(value, -1) > at)  # type: ignore[misc]
-            tree.lines.append(Line((node.output,), expr, scope))
             tree.part(scope)
+            tree.lines.append(Line((node.output,), change(expr, tree.untied(scope)), scope))
     if not any(node.kind == "output" for node in nodes):
         raise EmitError(f"{tree.graph.name} has no output, so there is no forward to write")
 
@@ -192,10 +204,8 @@ def _needed(graph: Graph) -> list[Node]:
     """The nodes that lead to the output; what only fed a check, or looked at a shape for nothing, is left out."""
     kept: set[Node] = set()
     for node in reversed(graph.nodes):
-        name = node.op.split(".")[1 if node.op.startswith("aten.") else -1]
-        changes = name.endswith("_") and not name.endswith("__") and not node.weight_names()
-        check = node.op == "torch._assert" or node.op in CHECKS
-        if node in kept or ((node.kind in ("input", "output") or changes) and not check):
+        needed = node.kind in ("input", "output") or (written(node) and not node.weight_names())
+        if node in kept or (needed and node.op not in ("torch._assert", *CHECKS)):
             kept |= {node, *(value.node for value in node.operands())}
     return [node for node in graph if node in kept]
 
@@ -242,8 +252,6 @@ def find_modules(tree: Tree) -> None:
         bodies: dict[Path, list[Body]] = {}
         for path, mine in found.items():
             part = tree.parts[path]
-            if part.kind == "class" and mine and path:
-                _restore_layer(tree, part, mine)
             if part.kind == "class":
                 made = [tree.body(part, lines, reads) for lines in mine]
                 _settle(part, made)
@@ -251,13 +259,14 @@ def find_modules(tree: Tree) -> None:
                     bodies[path] = made
         tree.lines = []
         for path, lines in runs:
-            tree.lines += [_call(path, bodies[path].pop(0))] if path in bodies else lines
+            tree.lines += [_call(tree.parts[path], bodies[path].pop(0))] if path in bodies else lines
 
 
-def _call(path: Path, body: Body) -> Line:
+def _call(part: Part, body: Body) -> Line:
     arguments = tuple(Expr("local" if isinstance(key, Value) else "attr", key) for key in body.inputs)
     results = tuple(body.values[key] for key in locals_of(body.lines[-1]))
-    return Line(results, Expr("self", path, arguments, ("",) * len(arguments)), path)
+    kind, names = ("loop", part.loop) if part.loop else ("self", ("",) * len(arguments))
+    return Line(results, Expr(kind, part.path, arguments, names), part.path)
 
 
 def _settle(part: Part, bodies: Sequence[Body]) -> None:
@@ -266,12 +275,23 @@ def _settle(part: Part, bodies: Sequence[Body]) -> None:
     numbered = bool(part.children) and all(map(is_index, part.children))
     if len(forms) == 1 and (not part.path or bodies[0].lines[-1].parts[0] != Expr("tuple")):
         part.body = bodies[0]
-        named = any(not name.isidentifier() for name in part.children) or _is_series(part.children)
-        if part.children and (part.sequence or numbered or named) and _is_chain(part):
+        ran, carried = _chain(part)
+        inputs, children = len(part.body.inputs), list(part.children)
+        named = any(not name.isidentifier() for name in children) or _is_series(children)
+        rising = not numbered or ran == sorted(ran, key=int)
+        if ran and rising and inputs == 1 and (part.sequence or numbered or named):
             part.kind = "sequential"
+            # what a Sequential holds and the graph does not run keeps its place
+            order = map(str, range(int(ran[-1]) + 1)) if numbered else ran
+            identity = Part((), kind="identity", make=IDENTITY)
+            part.children = {name: part.children[name] if name in ran else identity for name in order}
             return
         if part.path and numbered and not part.weights:
-            part.body = None  # a list, which the forward around it runs through
+            part.kind = "list"
+            if rising and 1 < len(ran) == len(children):
+                part.loop = tuple("carry" if place == carried else "" for place in range(inputs))
+            else:
+                part.body = None  # the forward around it runs its children
     if part.body is None and bool(part.children) != bool(part.weights):
         part.kind = "list" if numbered else "dict" if part.children else "parameters"
 
@@ -285,28 +305,26 @@ def _is_series(names: Iterable[str]) -> bool:
     return len(words) == 1 and None not in words and upwards
 
 
-def _is_chain(part: Part) -> bool:
-    """Whether a part runs its children one after the other, each once, and does nothing else; orders them if so."""
+def _chain(part: Part) -> tuple[list[str], int]:
+    """The children that a part runs one after the other, and which of its inputs is handed on from one to the next.
+
+    No children where it does anything else, or holds weights that it does not run.
+    """
     assert part.body is not None
     *lines, last = part.body.lines
-    ran = [line.parts[0].value[0] for line in lines if line.parts[0].kind == "self"]
-    chain = [Expr("set", (place + 1,), (Expr("self", (name,), (Expr("local", place),), ("",)),))
-             for place, name in enumerate(ran)]  # fmt: skip
-    once = bool(ran) and len(set(ran)) == len(ran) and last.parts == (Expr("local", len(ran)),)
-    if part.weights or len(part.body.inputs) != 1 or not once or lines != chain:
-        return False
-    if any(child.weights or child.children for name, child in part.children.items() if name not in ran):
-        return False
-    if all(map(is_index, part.children)):
-        if ran != sorted(ran, key=int):
-            return False
-        # what a Sequential holds and the graph does not run keeps its place
-        for name in map(str, range(int(ran[-1]))):
-            if name not in ran:
-                part.children[name] = Part((*part.path, name), kind="identity", make=IDENTITY)
-    order = sorted(part.children, key=int) if is_index(ran[0]) else ran
-    part.children = {name: part.children[name] for name in order}
-    return True
+    calls = [line.parts[0] for line in lines]
+    ran = [call.value[0] for call in calls if call.kind == "self"]
+    idle = [child for name, child in part.children.items() if name not in ran]
+    if not ran or len(set(ran)) < len(ran) or part.weights or any(c.weights or c.children for c in idle):
+        return [], 0
+    given = [Expr("local", place) for place in range(len(part.body.inputs))]
+    pairs = zip(given, calls[-1].parts, strict=False)
+    carried = next((place for place, (one, other) in enumerate(pairs) if one != other), 0)
+    chain = []
+    for place, name in enumerate(ran, len(given)):
+        chain.append(Expr("set", (place,), (Expr("self", (name,), tuple(given), ("",) * len(given)),)))
+        given[carried : carried + 1] = [Expr("local", place)]
+    return (ran, carried) if lines == chain and last.parts == (given[carried],) else ([], 0)
 
 
 def order_children(tree: Tree) -> None:
@@ -322,47 +340,32 @@ def order_children(tree: Tree) -> None:
 # -- layers ------------------------------------------------------------------------------------------------------------
 
 
-def borrow_layers(tree: Tree) -> None:
-    """Give functional calls that are layers to the modules that own their weights, where those run nothing else."""
-    running = {line.scope for line in tree.lines}
-    owners = [{leaf.value[:-1] for leaf in walk(line.expr) if leaf.kind == "attr"} for line in tree.lines]
-    readers = Counter(path for paths in owners for path in paths)
-    for line, paths in zip(tree.lines, owners, strict=True):
-        owner = min(paths, default=())
-        part = tree.parts.get(owner)
-        alone = len(paths) == 1 and readers[owner] == 1 and owner not in running and owner[:-1] == line.scope
-        if alone and owner and part is not None and not part.children:
-            found = as_layer(line.expr, tree.weights)
-            if found is not None and set(found.roles) == set(part.weights):
-                line.scope = owner
-
-
-def _restore_layer(tree: Tree, part: Part, runs: Sequence[Sequence[Line]]) -> None:
-    """A functional call that is a layer: a leaf where a path does nothing else, a base class where it does more."""
-    own = [line for lines in runs for line in lines if line.scope == part.path]
-    roles = set(part.weights) - {"num_batches_tracked"}
-    found = [(line, as_layer(_untied(line.expr, part.path, tree), tree.weights)) for line in own]
-    layers = [(line, layer) for line, layer in found if layer is not None and set(layer.roles) == roles]
-    if not part.children and len(own) == len(runs):
-        if len(layers) == len(own) and len({layer.make for _, layer in layers}) == 1:
-            part.kind, part.make = "leaf", layers[0][1].make
-            for line, layer in layers:
-                line.expr = Expr("self", part.path, (layer.input,), ("",))
-    elif layers and roles and len(runs) == 1:
-        line, layer = layers[0]
-        if len(roles) == sum(leaf.kind == "attr" for leaf in walk(*(each.expr for each in own))):
+def restore_layers(tree: Tree) -> None:
+    """Put layers for functional calls: leaves where the owner of the weights does nothing else, else its base class."""
+    own: defaultdict[Path, list[Line]] = defaultdict(list)
+    found: defaultdict[Path, list[tuple[Line, Layered]]] = defaultdict(list)
+    readers: Counter[Path] = Counter()
+    for line in tree.lines:
+        own[line.scope].append(line)
+        readers.update({leaf.value[:-1] for leaf in walk(line.expr) if leaf.kind == "attr"})
+        layer = as_layer(line.expr, tree.weights)
+        if layer is not None:
+            found[min((path[:-1] for path in layer.weights), default=line.scope)].append((line, layer))
+    for path, layers in found.items():
+        part = tree.parts[path]
+        roles = {(*path, role) for role in part.weights if role != "num_batches_tracked"}
+        if not path or part.kind != "class" or any(set(layer.weights) != roles for _, layer in layers):
+            continue
+        (first, layer), *others = layers
+        alone = [line for line, _ in layers] == own[path] and all(
+            other.make == layer.make for _, other in others
+        )
+        borrowed = not own[path] and not others and readers[path] == 1 and first.scope == path[:-1]
+        attributes = [leaf for line in own[path] for leaf in walk(line.expr) if leaf.kind == "attr"]
+        if not part.children and (alone or borrowed):
+            part.kind, part.make = "leaf", layer.make
+            for line, each in layers:
+                line.scope, line.expr = path, Expr("self", path, (each.input,), ("",))
+        elif roles and not others and len(attributes) == len(roles):
             part.base = layer.make
-            line.expr = call("super().forward", layer.input)
-
-
-def _untied(expr: Expr, path: Path, tree: Tree) -> Expr:
-    """Tied weights under the names of the module that runs: a graph knows a tensor by the first of its names."""
-
-    def own(leaf: Expr) -> Expr | None:
-        if leaf.kind == "attr" and leaf.value[:-1] != path and leaf.value in tree.weights:
-            mine = tree.weights.get((*path, leaf.value[-1]))
-            if mine is not None and mine.storage is tree.weights[leaf.value].storage:
-                return Expr("attr", (*path, leaf.value[-1]))
-        return None
-
-    return change(expr, own)
+            first.expr = call("super().forward", layer.input)

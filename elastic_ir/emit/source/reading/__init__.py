@@ -1,1 +1,0 @@
-"""Reading a graph for the writer of Python source."""
