@@ -25,10 +25,11 @@ Place: TypeAlias = tuple[str | int, ...]
 #: What a configuration leaves to be desired; None where no network can be built of it.
 Trial: TypeAlias = Callable[[Mapping[str, Any]], "Sequence[str] | None"]
 
-SECONDS = 30.0  #: that experiments may take
+SECONDS = 20.0  #: that experiments may take
 _ROUNDS = 12  #: entries that are changed one after the other
 _MOST = 300  #: networks that are built
 _PAIRS = 60
+_MUCH = 4  #: a move that leaves no more than such a part is made at once
 _BESIDE = 8  #: so much more than all layers a number may be that has to do with them
 _LARGEST_LIST = 512
 _NOTHING = object()
@@ -69,16 +70,23 @@ def settled(
     for _ in range(_ROUNDS):
         if not best:
             return _with_twins(config, source, stacks, budget)
-        tried: list[tuple[int, dict[str, Any], Move]] = []
+        of_effect: list[tuple[int, Move]] = []
+        left, made = best, config
         for move in moves:
-            made = move.of(config)
-            if made != config and not budget.spent:
-                tried.append((budget.left(made), made, move))
-                if not tried[-1][0]:
-                    break
-        left, made, _ = min(tried, key=lambda item: item[0], default=(best, config, None))
+            changed = move.of(config)
+            if changed == config or budget.spent:
+                continue
+            now = budget.left(changed)
+            if now != best or best == _HOPELESS:
+                of_effect.append((now, move))
+            if now < left:
+                left, made = now, changed
+            if now <= best // _MUCH:
+                break
+        else:  # what changed nothing here does not change anything beside another entry either
+            moves = [move for _, move in of_effect]
         if left >= best:  # nothing helps by itself
-            bound = [move for left, _, move in tried if left == _HOPELESS]  # another entry does not allow it
+            bound = [move for now, move in of_effect if now == _HOPELESS]  # another entry does not allow it
             left, made = _first_better(itertools.islice(_pairs(bound), _PAIRS), config, best, budget)
         if left >= best:
             break

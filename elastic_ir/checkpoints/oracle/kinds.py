@@ -76,8 +76,8 @@ def differences(
     target: Mapping[str, Mapping[int, Kind]],
     stacks: Sequence[Stack],
 ) -> list[str]:
-    """Layers of the target that are of another kind than those that they are copies of, a sentence for each stack."""
-    found = []
+    """Layers of the target that are of another kind than those that they are copies of, a sentence each."""
+    found: list[str] = []
     for stack in stacks:
         if not stack.changed:
             continue
@@ -86,7 +86,7 @@ def differences(
         ]
         exact = [head for head in heads if head == stack.series.head]
         for head in exact or heads:
-            found += _first_difference(source[head], target[head], stack)
+            found += _of_stack(source[head], target[head], stack)
     return found
 
 
@@ -128,32 +128,38 @@ def _is_of(stack: Stack, old: Mapping[int, Kind], new: Mapping[int, Kind], head:
     return named and len(old) == stack.before + stack.tail and len(new) == len(stack.sources)
 
 
-def _first_difference(old: Mapping[int, Kind], new: Mapping[int, Kind], stack: Stack) -> list[str]:
+def _of_stack(old: Mapping[int, Kind], new: Mapping[int, Kind], stack: Stack) -> Iterator[str]:
     numbers = _numbers(old)
     places = stack.places()
     for at, source in enumerate(stack.sources):
-        if at < len(places) and places[at][0]:
-            continue  # of another checkpoint, whose configuration says what its layers are
         before, after = old.get(source + stack.base), new.get(at + stack.base)
-        if before is None or after is None:
-            return []  # numbered otherwise
-        told = f"layer {at} of {stack.label}, a copy of layer {source}, would be of another kind: "
-        if before.keys() != after.keys():
-            path = min(before.keys() ^ after.keys())
-            return [f"{told}{path} is in one of them only"]
-        for path, (name, values) in before.items():
-            other, changed = after[path]
-            if name != other:
-                return [
-                    f"{told}{path or 'it'} is a {other.rpartition('.')[2]}, not a {name.rpartition('.')[2]}"
-                ]
-            for key in sorted(values.keys() | changed.keys()):
-                one, two = values.get(key), changed.get(key)
-                if one == two or _by_number(key, numbers.get((path, key), {}), one, two, at - source):
-                    continue
-                if not (_refers(key, one, two, stack) or _lists_layers(one, two, stack)):
-                    return [f"{told}{'.'.join(filter(None, (path, key)))} is {two!r}, not {one!r}"]
-    return []
+        taken = (
+            at < len(places) and places[at][0]
+        )  # of another checkpoint, whose configuration says what it is
+        if taken or before is None or after is None:
+            continue
+        told = _difference(before, after, numbers, stack, at - source)
+        if told:
+            yield f"layer {at} of {stack.label}, a copy of layer {source}, would be of another kind: {told}"
+
+
+def _difference(
+    old: Kind, new: Kind, numbers: Mapping[tuple[str, str], Mapping[int, Any]], stack: Stack, step: int
+) -> str:
+    """How a layer differs from the one that it is a copy of, ``step`` places before; nothing where it does not."""
+    if old.keys() != new.keys():
+        return f"{min(old.keys() ^ new.keys())} is in one of them only"
+    for path, (name, values) in old.items():
+        other, changed = new[path]
+        if name != other:
+            return f"{path or 'it'} is a {other.rpartition('.')[2]}, not a {name.rpartition('.')[2]}"
+        for key in sorted(values.keys() | changed.keys()):
+            one, two = values.get(key), changed.get(key)
+            if one == two or _by_number(key, numbers.get((path, key), {}), one, two, step):
+                continue
+            if not (_refers(key, one, two, stack) or _lists_layers(one, two, stack)):
+                return f"{'.'.join(filter(None, (path, key)))} is {two!r}, not {one!r}"
+    return ""
 
 
 def _numbers(layers: Mapping[int, Kind]) -> dict[tuple[str, str], dict[int, Any]]:

@@ -51,7 +51,8 @@ def test_a_layer_of_another_kind(path: str) -> None:
     source = net([4, None, 4, None])
     assert not told(source, net([4, None, 4, None, 4, None]), [0, 1, 2, 3, 2, 3], path)
     assert told(source, net([4, None, 4, None, 4, None]), [0, 1, 2, 3, 3, 2], path) == [
-        f"layer 4 of {path}, a copy of layer 3, would be of another kind: window is 4, not None"
+        f"layer 4 of {path}, a copy of layer 3, would be of another kind: window is 4, not None",
+        f"layer 5 of {path}, a copy of layer 2, would be of another kind: window is None, not 4",
     ]
 
 
