@@ -10,6 +10,7 @@ import click
 from elastic_ir.cli import tables
 from elastic_ir.cli.app import COMMANDS
 from elastic_ir.cli.options import DEBUG_OPTION, SOURCE
+from elastic_ir.formats.model_folder import CONFIG
 
 if TYPE_CHECKING:
     from elastic_ir.checkpoints.verify import Verified
@@ -36,28 +37,40 @@ _SHOWN = 10  #: differences that are shown one by one
     help="The folder that DIR was made from; of several sources give each once, in the record's order.",
 )  # fmt: skip
 @click.option("--hashes", is_flag=True, help="Show the SHA-256 of every tensor's bytes.")
+@click.option("--no-check", is_flag=True, help="Compare bytes alone, and nothing with the network.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object, for programs.")
 @DEBUG_OPTION
 @click.pass_context
-def verify(ctx: click.Context, folder: str, against: tuple[str, ...], hashes: bool, as_json: bool) -> None:
+def verify(
+    ctx: click.Context, folder: str, against: tuple[str, ...], hashes: bool, no_check: bool, as_json: bool
+) -> None:
     """Compare every tensor of the checkpoint folder DIR with its origin, byte by byte.
 
-    DIR is what stretch or squeeze has written. Nothing is changed, and no network is built.
+    DIR is what stretch or squeeze has written. Nothing is changed. Meanwhile names, shapes and kinds of layers are
+    compared with the network that transformers, if it is installed, builds from DIR's configuration.
     """
     from elastic_ir import api
 
     with tables.transfer(f"reading {folder}") as tell:
-        found = api.verify_checkpoint(folder, against, hashes=hashes, tell=tell)
+        found = api.verify_checkpoint(folder, against, hashes=hashes, check=not no_check, tell=tell)
     if as_json:
         tables.say_json(as_data(found))
     else:
         _show(found, given=bool(against))
     if found.differences:
-        count = len({difference.tensor for difference in found.differences})
-        tables.say(
-            f"error: {count} of {found.tensors} tensors of {folder} are not as they should be", err=True
-        )
+        tables.say(f"error: {_said(found)}", err=True)
         ctx.exit(1)
+
+
+def _said(found: Verified) -> str:
+    """What is not as it should be, in a line."""
+    names = {difference.tensor for difference in found.differences}
+    config = f"{found.folder / CONFIG} is of another network" if CONFIG in names else ""
+    count = len(names - {CONFIG})
+    tensors = (
+        f"{count} of {found.tensors} tensors of {found.folder} are not as they should be" if count else ""
+    )
+    return ", and ".join(filter(None, (tensors, config)))
 
 
 def _show(found: Verified, given: bool) -> None:
@@ -74,6 +87,8 @@ def _show(found: Verified, given: bool) -> None:
         names = ", ".join(str(path) for path in found.sources)
         facts.append(("against", names if given else f"{names} (found beside it)"))
     facts.append(("compared", f"{tables.number(found.compared)} tensors, byte by byte"))
+    if found.network:
+        facts.append(("network", found.network))
     if found.how == "names":
         facts.append(
             ("note", "no record (elastic_ir.json) states where the tensors come from: compared by names")
@@ -102,6 +117,7 @@ def as_data(found: Verified) -> dict[str, Any]:
         "tensors": found.tensors,
         "bytes": found.nbytes,
         "compared": found.compared,
+        "network": found.network or None,
         "equal": not found.differences,
         "differences": [
             {"tensor": one.tensor, "origin": one.origin or None, "what": one.what}

@@ -235,10 +235,11 @@ def verify_checkpoint(
     against: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     *,
     hashes: bool = False,
+    check: bool = True,
     tell: Callable[[int, int], None] | None = None,
 ) -> Verified:
     """Compare a checkpoint folder with its sources; see :mod:`elastic_ir.checkpoints.verify`."""
     from elastic_ir.checkpoints.verify import verify_checkpoint as verify
 
     given = [against] if isinstance(against, str | os.PathLike) else against
-    return verify(Path(folder), [Path(path) for path in given], hashes=hashes, tell=tell)
+    return verify(Path(folder), [Path(path) for path in given], hashes=hashes, check=check, tell=tell)

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
 from elastic_ir.checkpoints.config.depth import Stack
+from elastic_ir.checkpoints.oracle.verification import network_check
 from elastic_ir.checkpoints.read import inside, load_checkpoint, masks_beside
 from elastic_ir.checkpoints.record import Origin, Step, read_record
 from elastic_ir.errors import PlanError, SourceError
-from elastic_ir.formats.model_folder import RECORD, CheckpointSource, is_checkpoint
+from elastic_ir.formats.model_folder import CONFIG, RECORD, CheckpointSource, is_checkpoint
 from elastic_ir.formats.packed_masks import read_mask_tensors
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.numbering import DIGITS
@@ -54,6 +56,7 @@ class Verified:
     differences: list[Difference] = field(default_factory=list)
     #: where asked for, the SHA-256 of each tensor's bytes, and of the bytes that it should have
     hashes: dict[str, tuple[str, str]] = field(default_factory=dict)
+    network: str = ""  #: what was compared with the network of its configuration, or why nothing was
 
     @property
     def how(self) -> str:
@@ -93,9 +96,13 @@ def verify_checkpoint(
     against: Sequence[Path] = (),
     *,
     hashes: bool = False,
+    check: bool = True,
     tell: Callable[[int, int], None] | None = None,
 ) -> Verified:
     """Compare every tensor of a checkpoint folder with its origin, and return what differs.
+
+    Meanwhile ``check`` compares names, shapes and kinds of layers with the network that transformers builds from its
+    configuration, where it can, in a process of its own.
 
     ``against`` are the sources, in the record's order; without them folders of their names beside this one are taken,
     and where there are none, copies of one origin are compared with each other. A folder without a record is compared
@@ -111,7 +118,8 @@ def verify_checkpoint(
     paths = _sources(folder, step, [Path(path) for path in against])
     labels = list(step.plan) if step is not None else []
     target = _Folder.of(folder, graph, labels)
-    origins = [_Folder.of(path, load_checkpoint(path), labels) for path in paths]
+    sources = [load_checkpoint(path) for path in paths]
+    origins = [_Folder.of(path, source, labels) for path, source in zip(paths, sources, strict=True)]
     found = Verified(folder, paths, step.sources if step is not None else (), len(target.tensors))
     found.nbytes = sum(map(nbytes, target.tensors.values()))
     found.differences += _misplaced(target, origins, step)
@@ -121,7 +129,22 @@ def verify_checkpoint(
             for name in target.masks
             if name not in target.tensors
         ]
-    _compare(found, target, origins, step or Step("", ("",), {}), hashes, tell)
+    begun = network_check(graph, sources[0] if sources else None, _layers_of_plan(step, target.name))
+    with begun if check else nullcontext() as outcome:
+        _compare(found, target, origins, step or Step("", ("",), {}), hashes, tell)
+        if outcome is not None:
+            found.network, new = outcome()
+            found.differences += [Difference(CONFIG, "", text) for text in new]
+    return found
+
+
+def _layers_of_plan(step: Step | None, folder: str) -> dict[str, list[tuple[bool, int]]]:
+    """For each stack of a record's plan whether each layer is of another source than the first, and its number."""
+    found: dict[str, list[tuple[bool, int]]] = {}
+    for label, text in step.plan.items() if step is not None else ():
+        for part in text.split(","):
+            other = "/" in part
+            found.setdefault(label, []).extend((other, number) for number in _planned(part, folder))
     return found
 
 

@@ -65,4 +65,6 @@ def write(folder: Path, state: State, configuration: Mapping[str, Any], shards: 
 def run(*arguments: object) -> Result:
     """A command; what it writes is not compared with a network, for which a process would import torch."""
     given = [str(argument) for argument in arguments]
-    return CliRunner().invoke(elastic_ir, given + ["--no-check"] * (given[0] in ("stretch", "squeeze")))
+    return CliRunner().invoke(
+        elastic_ir, given + ["--no-check"] * (given[0] in ("stretch", "squeeze", "verify"))
+    )

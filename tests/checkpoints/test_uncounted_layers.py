@@ -56,7 +56,7 @@ def test_the_extra_layer_stays_last(tmp_path: Path, dense: int, plan: str, order
     )
     eir.save(eir.stretch(graph, plan=plan), tmp_path / "out", check=False)
     for against in ([], [source]):
-        found = eir.verify_checkpoint(tmp_path / "out", against)
+        found = eir.verify_checkpoint(tmp_path / "out", against, check=False)
         assert found.sources == (source,) and not found.differences
     state, made = deepseek(6, dense), load_file(tmp_path / "out" / "model.safetensors")
     expected = {name: array for name, array in state.items() if "layers" not in name}

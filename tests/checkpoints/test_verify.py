@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 import elastic_ir as eir
 from elastic_ir.checkpoints.verify import Verified
+from elastic_ir.cli.app import elastic_ir
 from elastic_ir.errors import SourceError
 from tests.checkpoints.folders import State, config, llama, run, write
 
@@ -26,6 +28,11 @@ UP = "model.layers.{}.mlp.up_proj.weight"
 
 def told(found: Verified) -> list[tuple[str, str, str]]:
     return [(one.tensor, one.origin, one.what) for one in found.differences]
+
+
+def verified(*arguments: Any, **options: Any) -> Verified:
+    """What differs by the bytes; nothing is compared with a network, for which a process would import torch."""
+    return eir.verify_checkpoint(*arguments, check=False, **options)
 
 
 def edit(folder: Path, change: Callable[[State], Any]) -> None:
@@ -69,18 +76,18 @@ def test_what_was_written_is_equal(
     source: Path, tmp_path: Path, command: str, options: tuple[Any, ...]
 ) -> None:
     assert run(command, source, *options, "-o", tmp_path / "out").exit_code == 0
-    found = eir.verify_checkpoint(tmp_path / "out")
+    found = verified(tmp_path / "out")
     assert (found.how, found.sources, told(found)) == ("record", (source,), [])
     assert found.compared == found.tensors == len(eir.load(tmp_path / "out", headers_only=True).weights)
     (tmp_path / "away").mkdir()
     (tmp_path / "out").rename(tmp_path / "away" / "out")
-    assert not eir.verify_checkpoint(tmp_path / "away" / "out", source).differences
+    assert not verified(tmp_path / "away" / "out", source).differences
 
 
 def test_the_command_line_without_torch(source: Path, out: Path) -> None:
     code = (
         "import sys; from elastic_ir.cli.app import elastic_ir as run\n"
-        f"run(['verify', {str(out)!r}], standalone_mode=False)\n"
+        f"run(['verify', {str(out)!r}, '--no-check'], standalone_mode=False)\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -95,9 +102,9 @@ def test_the_command_line_without_torch(source: Path, out: Path) -> None:
 
 def test_a_chain_is_held_against_the_last_source(source: Path, out: Path, tmp_path: Path) -> None:
     run("squeeze", out, "--plan", "4,2", "-o", tmp_path / "back")
-    assert eir.verify_checkpoint(tmp_path / "back").sources == (out,)
-    assert not eir.verify_checkpoint(tmp_path / "back", [out]).differences
-    found = eir.verify_checkpoint(tmp_path / "back", [source])  # not what it was made from
+    assert verified(tmp_path / "back").sources == (out,)
+    assert not verified(tmp_path / "back", [out]).differences
+    found = verified(tmp_path / "back", [source])  # not what it was made from
     assert (UP.format(0), f"source:{UP.format(4)}") in [(name, origin) for name, origin, _ in told(found)]
 
 
@@ -109,7 +116,7 @@ def test_one_byte(source: Path, out: Path, number: int) -> None:
         state[name].view(np.uint8).reshape(-1)[100] ^= 1
 
     edit(out, flip)
-    found = eir.verify_checkpoint(out)
+    found = verified(out)
     assert told(found) == [(name, f"source:{UP.format(1)}", "differs, first at byte 100 of 256")]
     done = run("verify", out)
     assert done.exit_code == 1
@@ -117,7 +124,7 @@ def test_one_byte(source: Path, out: Path, number: int) -> None:
     assert "result:     differs\n" in done.output
     assert f"error: 1 of 48 tensors of {out} are not as they should be\n" in done.output
     source.rename(source.parent / "renamed")  # the copies tell, though not which of them is right
-    found = eir.verify_checkpoint(out)
+    found = verified(out)
     assert told(found) == [(UP.format(4), f"out:{UP.format(1)}", "differs, first at byte 100 of 256")]
 
 
@@ -176,7 +183,7 @@ def test_names_that_are_missing_or_more(source: Path, out: Path) -> None:
 
     edit(out, change)
     (out / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    assert sorted(told(eir.verify_checkpoint(out))) == [
+    assert sorted(told(verified(out))) == [
         ("model.extra.weight", "source:model.extra.weight", "is of 'model.extra.weight', which source does not hold"),
         ("model.layers.1.more.weight", "source:model.layers.1.more.weight",
          "is of 'model.layers.1.more.weight' by the record's lineage, of layer 1 by its plan"),
@@ -194,7 +201,7 @@ def test_layers_that_only_the_source_has(source: Path, tmp_path: Path) -> None:
     run("squeeze", source, "--to-units", 2, "-o", tmp_path / "out")
     edit(tmp_path / "out", lambda state: state.update({UP.format(3): llama()[UP.format(3)]}))
     (tmp_path / "out" / "config.json").write_text("{}")
-    found = eir.verify_checkpoint(tmp_path / "out")
+    found = verified(tmp_path / "out")
     assert told(found) == [(UP.format(3), "", "lies outside of the plan, which has 2 layers at model.layers")]
 
 
@@ -204,7 +211,7 @@ def test_other_dtypes_and_shapes(source: Path, out: Path) -> None:
         state["lm_head.weight"] = state["lm_head.weight"].reshape(16, 16)
 
     edit(out, change)
-    assert told(eir.verify_checkpoint(out)) == [
+    assert told(verified(out)) == [
         ("lm_head.weight", "source:lm_head.weight", "is float16 [16, 16], its origin float16 [32, 8]"),
         ("model.norm.weight", "source:model.norm.weight", "is int16 [8], its origin float16 [8]"),
     ]
@@ -213,13 +220,13 @@ def test_other_dtypes_and_shapes(source: Path, out: Path) -> None:
 def test_a_record_that_contradicts_itself(source: Path, out: Path) -> None:
     where = f"source:{UP.format(2)}"
     other_record(out, lambda step: step["lineage"].update({UP.format(4): UP.format(2)}))
-    assert told(eir.verify_checkpoint(out)) == [
+    assert told(verified(out)) == [
         (UP.format(4), where, f"is of '{UP.format(2)}' by the record's lineage, of layer 1 by its plan"),
         (UP.format(4), where, "differs, first at byte 0 of 256"),
     ]
     other_record(out, lambda step: step["plan"].update({"model.layers": "0-3,x"}))
     with pytest.raises(SourceError, match=r"elastic_ir.json of out is damaged: '0-3,x' is not a plan"):
-        eir.verify_checkpoint(out)
+        verified(out)
 
 
 def test_scaled_tensors_and_zeros(source: Path, out: Path) -> None:
@@ -239,15 +246,15 @@ def test_scaled_tensors_and_zeros(source: Path, out: Path) -> None:
     factors = {half: 0.3, none: 0, signed: 0.0}
     scaled = {name: {"name": twins[name], "scale": factors[name]} for name in twins}
     other_record(out, lambda step: step["lineage"].update(scaled))
-    assert not eir.verify_checkpoint(out).differences
+    assert not verified(out).differences
     edit(out, lambda state: state[none].reshape(-1).__setitem__(3, 1))
     edit(out, lambda state: state[half].reshape(-1).__setitem__(5, 2))
-    assert told(eir.verify_checkpoint(out)) == [
+    assert told(verified(out)) == [
         (none, f"source:{twins[none]}", "is not zero at byte 7 of 256"),
         (half, f"source:{twins[half]}", "differs, first at byte 10 of 256"),
     ]
     source.rename(source.parent / "renamed")
-    assert told(eir.verify_checkpoint(out)) == [(none, f"out:{none}", "is not zero at byte 7 of 256")]
+    assert told(verified(out)) == [(none, f"out:{none}", "is not zero at byte 7 of 256")]
 
 
 def test_several_sources(source: Path, out: Path, tmp_path: Path) -> None:
@@ -266,19 +273,17 @@ def test_several_sources(source: Path, out: Path, tmp_path: Path) -> None:
 
     edit(out, change)
     other_record(out, record)
-    found = eir.verify_checkpoint(out)
+    found = verified(out)
     assert (found.sources, told(found)) == ((source, other), [])
-    assert not eir.verify_checkpoint(out, [source, other]).differences
-    assert len({name for name, *_ in told(eir.verify_checkpoint(out, [other, source]))}) == 48
+    assert not verified(out, [source, other]).differences
+    assert len({name for name, *_ in told(verified(out, [other, source]))}) == 48
     with pytest.raises(SourceError) as error:
-        eir.verify_checkpoint(out, source)
+        verified(out, source)
     assert str(error.value) == (
         f"{out} was made from source, other (sources: 2), and --against gives 1; give each once, in that order"
     )
     edit(out, lambda state: state[UP.format(4)].reshape(-1).__setitem__(0, 9))
-    assert told(eir.verify_checkpoint(out)) == [
-        (UP.format(4), f"other:{UP.format(2)}", "differs, first at byte 0 of 256")
-    ]
+    assert told(verified(out)) == [(UP.format(4), f"other:{UP.format(2)}", "differs, first at byte 0 of 256")]
 
 
 def test_masks(source: Path, tmp_path: Path) -> None:
@@ -286,22 +291,22 @@ def test_masks(source: Path, tmp_path: Path) -> None:
     save_file({UP.format(1): mask}, source / "model.masks.safetensors")
     out = tmp_path / "out"
     run("stretch", source, "--plan", "0-3,1", "-o", out)
-    assert not eir.verify_checkpoint(out).differences
+    assert not verified(out).differences
     masks = dict(eir.load(out, headers_only=True).masks())
     assert set(masks) == {UP.format(1), UP.format(4)}
     edit(out, lambda state: state.update({UP.format(4): llama()[UP.format(1)]}))  # pruned weights are back
-    (one,) = told(eir.verify_checkpoint(out))
+    (one,) = told(verified(out))
     assert one[:2] == (UP.format(4), f"source:{UP.format(1)}")
     save_file({UP.format(1): mask, UP.format(4): ~mask}, out / "model.masks.safetensors")
-    assert told(eir.verify_checkpoint(out)) == [
+    assert told(verified(out)) == [
         (UP.format(4), f"source:{UP.format(1)}", "has another mask than its origin")
     ]
     save_file({UP.format(1): mask}, out / "model.masks.safetensors")
-    assert told(eir.verify_checkpoint(out)) == [
+    assert told(verified(out)) == [
         (UP.format(4), f"source:{UP.format(1)}", "has no mask, and its origin one")
     ]
     save_file({"x": mask, UP.format(1): mask, UP.format(4): mask[:2]}, out / "model.masks.safetensors")
-    assert told(eir.verify_checkpoint(out)) == [
+    assert told(verified(out)) == [
         ("x", "", "is a mask of no tensor"), (UP.format(4), "", "has a mask of shape [2, 8]"),
     ]  # fmt: skip
 
@@ -312,9 +317,9 @@ def test_masks_that_were_given_beside_the_source(source: Path, tmp_path: Path) -
     save_file({UP.format(1): mask}, tmp_path / "given.safetensors")
     out = tmp_path / "out"
     run("stretch", source, "--plan", "0-3,1", "--mask", tmp_path / "given.safetensors", "-o", out)
-    assert not eir.verify_checkpoint(out).differences
+    assert not verified(out).differences
     edit(out, lambda state: state[UP.format(4)].__setitem__(~mask, 1))
-    for found in (eir.verify_checkpoint(out), alone(out, source)):
+    for found in (verified(out), alone(out, source)):
         (one,) = told(found)
         assert one[0] == UP.format(4)
         assert one[2].startswith("differs, first at byte")
@@ -323,7 +328,7 @@ def test_masks_that_were_given_beside_the_source(source: Path, tmp_path: Path) -
 def alone(out: Path, source: Path) -> Verified:
     """What is found where the source is not at hand."""
     source.rename(source.parent / "renamed")
-    return eir.verify_checkpoint(out)
+    return verified(out)
 
 
 def test_without_a_record(source: Path, out: Path, tmp_path: Path) -> None:
@@ -341,7 +346,7 @@ def test_without_a_record(source: Path, out: Path, tmp_path: Path) -> None:
         "note:       no record (elastic_ir.json) states where the tensors come from: compared by names\n"
         in done.output
     )
-    found = eir.verify_checkpoint(out, source)
+    found = verified(out, source)
     assert {name for name, *_ in told(found)} == {
         n for n in load_file(out / "model.safetensors") if "layers.4." in n
     }
@@ -352,29 +357,29 @@ def test_against_what_is_no_source(source: Path, out: Path, tmp_path: Path) -> N
     (tmp_path / "empty").mkdir()
     for path in (tmp_path / "empty", tmp_path / "none", source / "config.json"):
         with pytest.raises(SourceError) as error:
-            eir.verify_checkpoint(out, path)
+            verified(out, path)
         assert str(error.value) == f"{path} is not a folder of a checkpoint's weights"
     with pytest.raises(SourceError, match="out is the folder itself; give the source that it was made from"):
-        eir.verify_checkpoint(out, out)
+        verified(out, out)
     (source / "model-00002-of-00003.safetensors").write_bytes(b"")
     with pytest.raises(SourceError, match="is empty"):
-        eir.verify_checkpoint(out)
+        verified(out)
 
 
 def test_a_damaged_folder_is_no_difference_but_an_error(out: Path) -> None:
     whole = (out / "model.safetensors").read_bytes()
     (out / "model.safetensors").write_bytes(whole[:-1])
     with pytest.raises(SourceError, match="is truncated"):
-        eir.verify_checkpoint(out)
+        verified(out)
     (out / "model.safetensors").write_bytes(whole)
     (out / "config.json").write_text(json.dumps(config(4)))
     with pytest.raises(SourceError, match="states num_hidden_layers = 4, but the weights hold 5 layers"):
-        eir.verify_checkpoint(out)
+        verified(out)
     (out / "elastic_ir.json").rename(out.parent / "secret")
     (out / "elastic_ir.json").symlink_to(out.parent / "secret")
     (out / "config.json").write_text(json.dumps(config(5)))
     with pytest.raises(SourceError, match="is a symbolic link out of the folder"):
-        eir.verify_checkpoint(out)
+        verified(out)
 
 
 def test_a_source_of_torch_save(tmp_path: Path) -> None:
@@ -386,16 +391,16 @@ def test_a_source_of_torch_save(tmp_path: Path) -> None:
     (source / "config.json").write_text(json.dumps(config(4)))
     torch.save(tensors, source / "pytorch_model.bin")
     eir.save(eir.stretch(eir.load(source, headers_only=True), plan="0-3,1"), tmp_path / "out", check=False)
-    assert not eir.verify_checkpoint(tmp_path / "out").differences
+    assert not verified(tmp_path / "out").differences
     edit(tmp_path / "out", lambda state: state[UP.format(4)].reshape(-1).__setitem__(1, 9))
-    assert told(eir.verify_checkpoint(tmp_path / "out")) == [
+    assert told(verified(tmp_path / "out")) == [
         (UP.format(4), f"source:{UP.format(1)}", "differs, first at byte 2 of 256")
     ]
 
 
 def test_progress_ends_with_all_bytes(out: Path) -> None:
     seen: list[tuple[int, int]] = []
-    found = eir.verify_checkpoint(out, tell=lambda done, total: seen.append((done, total)))
+    found = verified(out, tell=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (found.nbytes, found.nbytes)
     assert len(seen) == found.tensors
 
@@ -405,7 +410,7 @@ def test_a_file_that_changes_meanwhile(source: Path, out: Path) -> None:
         os.utime(source / "model-00002-of-00003.safetensors", ns=(done, done))
 
     with pytest.raises(SourceError, match="was changed after it was read"):
-        eir.verify_checkpoint(out, tell=touch)
+        verified(out, tell=touch)
 
 
 def test_large_tensors_in_pieces(tmp_path: Path) -> None:
@@ -414,12 +419,12 @@ def test_large_tensors_in_pieces(tmp_path: Path) -> None:
     state = {f"model.layers.{i}.proj.weight": big for i in range(2)}
     source = write(tmp_path / "source", dict(state), config(2))
     eir.save(eir.load(source, headers_only=True), tmp_path / "out", check=False)
-    assert not eir.verify_checkpoint(tmp_path / "out").differences
+    assert not verified(tmp_path / "out").differences
     edit(
         tmp_path / "out",
         lambda held: held["model.layers.1.proj.weight"].reshape(-1).__setitem__(9_000_000, 1),
     )
-    ((name, _, what),) = told(eir.verify_checkpoint(tmp_path / "out"))
+    ((name, _, what),) = told(verified(tmp_path / "out"))
     assert (name, what) == ("model.layers.1.proj.weight", "differs, first at byte 18000001 of 18874368")
 
 
@@ -434,4 +439,63 @@ def test_large_tensors_in_pieces(tmp_path: Path) -> None:
 def test_a_plan_that_cannot_be(out: Path, plan: Any, message: str) -> None:
     other_record(out, lambda step: step.__setitem__("plan", plan))
     with pytest.raises(SourceError, match=message):
-        eir.verify_checkpoint(out)
+        verified(out)
+
+
+# -- with the network --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_the_network_vouches(source: Path, out: Path, tmp_path: Path, beside: bool) -> None:
+    if not beside:
+        source.rename(tmp_path / "moved")
+    found = eir.verify_checkpoint(out)
+    assert not found.differences
+    assert found.network == "every name, shape and kind of layer with LlamaForCausalLM as config.json has it"
+    done = CliRunner().invoke(elastic_ir, ["verify", str(out)])
+    assert f"network:    {found.network}\n" in done.output
+    assert done.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("entries", "what"),
+    [
+        ({"num_hidden_layers": 4}, "does not fit LlamaForCausalLM: model.layers.4.input_layernorm.weight has no place"),
+        ({"num_hidden_layers": 6}, "does not fit LlamaForCausalLM: model.layers.5.input_layernorm.weight would be"),
+        ({"rms_norm_eps": "small"}, "cannot be built of it"),
+    ],
+)  # fmt: skip
+def test_a_configuration_of_another_network(
+    out: Path, monkeypatch: pytest.MonkeyPatch, entries: dict[str, Any], what: str
+) -> None:
+    """Every byte is as it should be."""
+    monkeypatch.setattr(
+        "elastic_ir.checkpoints.read.check_depth", lambda *_: None
+    )  # which sees a wrong count first
+    edited = {**json.loads((out / "config.json").read_text()), **entries}
+    (out / "config.json").write_text(json.dumps(edited))
+    done = CliRunner().invoke(elastic_ir, ["verify", str(out)])
+    assert what in done.output and "result:     differs" in done.output
+    assert f"error: {out}/config.json is of another network" in done.output
+    assert done.exit_code == 1
+    assert run("verify", out).exit_code == 0
+
+
+def test_a_layer_of_another_kind(tmp_path: Path) -> None:
+    """Names and shapes are those of the layers that were copied, and the windows are not."""
+    import transformers as t
+
+    from tests.networks.transformers_families import SMALL
+
+    settings = t.Qwen2Config(**SMALL, num_hidden_layers=4, num_key_value_heads=2, use_sliding_window=True,
+                             sliding_window=4, max_window_layers=2)  # fmt: skip
+    t.Qwen2ForCausalLM(settings).save_pretrained(tmp_path / "source")
+    out = tmp_path / "out"
+    eir.save(eir.stretch(eir.load(tmp_path / "source", headers_only=True), to_units=6), out, check=False)
+    assert not eir.verify_checkpoint(out).differences
+    edited = json.loads((out / "config.json").read_text())
+    edited["layer_types"][1] = "sliding_attention"
+    (out / "config.json").write_text(json.dumps(edited))
+    (found,) = eir.verify_checkpoint(out).differences
+    assert found.tensor == "config.json"
+    assert "layer 1 of model.layers, a copy of layer 1, would be of another kind: " in found.what

@@ -40,7 +40,7 @@ def test_copies_are_scaled_and_originals_are_not(source: Path, tmp_path: Path) -
     assert step.origin(name.format(6)) == Origin(name.format(1), 0, 0.1)
     assert step.origin(name.format(1)) == Origin(name.format(1))
     assert "one of the source's, but for multiples (6);" in (out / "README.md").read_text()
-    assert not eir.verify_checkpoint(out).differences
+    assert not eir.verify_checkpoint(out, check=False).differences
 
 
 def test_zeros_are_not_read(source: Path, tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_zeros_are_not_read(source: Path, tmp_path: Path) -> None:
     assert all(made[name].tobytes() == bytes(made[name].nbytes) for name in zero)
     (step,) = read_record(tmp_path / "out")
     assert {step.origin(name).scale for name in zero} == {0.0}
-    assert not eir.verify_checkpoint(tmp_path / "out").differences
+    assert not eir.verify_checkpoint(tmp_path / "out", check=False).differences
 
 
 def test_one_copy_after_every_second_layer(source: Path, tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_masks_stay(source: Path, tmp_path: Path) -> None:
     twin = name.replace(".1.", ".4.")
     assert (made[twin] == np.where(mask, llama()[name].astype(np.float16) * np.float16(0.5), 0)).all()
     assert (read_masks(tmp_path / "out" / "model.masks.safetensors")[twin].array() == mask).all()
-    assert not eir.verify_checkpoint(tmp_path / "out").differences
+    assert not eir.verify_checkpoint(tmp_path / "out", check=False).differences
 
 
 def test_what_is_refused(source: Path, tmp_path: Path) -> None:

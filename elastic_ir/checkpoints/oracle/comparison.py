@@ -9,16 +9,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import EmitError, PlanError
-from elastic_ir.safety.own_process import OwnProcess, ProcessError, started
+from elastic_ir.safety.own_process import ProcessError, started
 
 Shapes = Mapping[str, tuple[int, ...]]
 Config = Mapping[str, Any]
+#: What the process answers, see :func:`elastic_ir.checkpoints.oracle.process.answer`.
+Answer = Mapping[str, Any]
 
 _MODULE = "elastic_ir.checkpoints.oracle.process"
 _TOLD = 3  #: differences that a refusal names
@@ -59,8 +61,8 @@ NOT_WANTED = Compared(None, "--no-check")
 class Comparison:
     """A comparison that goes on."""
 
-    def __init__(self, process: OwnProcess | None, doubt: PlanError | None) -> None:
-        self._process = process
+    def __init__(self, answer: Callable[[], Answer], doubt: PlanError | None) -> None:
+        self._answer = answer
         self._doubt = doubt
         self._found: Compared | None = None
 
@@ -70,20 +72,10 @@ class Comparison:
         PlanError, the doubt, where no configuration could be proposed and none was found.
         """
         if self._found is None:
-            self._found = self._collected()
+            self._found = judged(self._answer(), proposed=self._doubt is None)
         if self._doubt is not None and self._found.config is None:
             raise self._doubt
         return self._found
-
-    def _collected(self) -> Compared:
-        if self._process is None:
-            missing = next(name for name in _NEEDED if importlib.util.find_spec(name) is None)
-            return Compared(None, f"{missing} is not installed; pip install 'elastic-ir[transformers]'")
-        try:
-            answer = self._process.answer()
-        except ProcessError as error:
-            return Compared(None, f"transformers could not be asked: {error}")
-        return judged(answer, proposed=self._doubt is None)
 
 
 @contextlib.contextmanager
@@ -97,11 +89,30 @@ def comparison(
 
     ``doubt`` is why the target's configuration is none that could be proposed.
     """
-    if any(importlib.util.find_spec(name) is None for name in _NEEDED):
-        yield Comparison(None, doubt)
+    with asking(asked(source, target, stacks, doubt is None)) as answer:
+        yield Comparison(answer, doubt)
+
+
+@contextlib.contextmanager
+def asking(question: Mapping[str, Any]) -> Iterator[Callable[[], Answer]]:
+    """Begin to answer a question in a process of its own; what is yielded waits for it.
+
+    Where there is no answer, that has ``unknown`` with the reason.
+    """
+    missing = next((name for name in _NEEDED if importlib.util.find_spec(name) is None), None)
+    if missing is not None:
+        yield lambda: {"unknown": f"{missing} is not installed; pip install 'elastic-ir[transformers]'"}
         return
-    with started(_MODULE, asked(source, target, stacks, doubt is None)) as process:
-        yield Comparison(process, doubt)
+    with started(_MODULE, question) as process:
+
+        def answer() -> Answer:
+            try:
+                found: Answer = process.answer()
+            except ProcessError as error:
+                return {"unknown": f"transformers could not be asked: {error}"}
+            return found
+
+        yield answer
 
 
 def asked(
@@ -109,9 +120,11 @@ def asked(
     target: tuple[Config, Shapes],
     stacks: Sequence[Stack],
     proposed: bool = True,
+    search: bool = True,
 ) -> dict[str, Any]:
-    """The data of the question."""
+    """The question; without ``search`` the target's configuration is taken as it is."""
     return {
+        "search": search,
         "source": {"config": source[0], "tensors": source[1]},
         "target": {"config": target[0], "tensors": target[1], "proposed": proposed},
         "stacks": [dataclasses.asdict(stack) for stack in stacks],
@@ -120,14 +133,9 @@ def asked(
 
 def vouched(config: Config, shapes: Shapes) -> bool:
     """Whether transformers builds a network of a configuration that takes all tensors of these names and shapes."""
-    if any(importlib.util.find_spec(name) is None for name in _NEEDED):
-        return False
-    try:
-        with started(_MODULE, asked((config, shapes), (config, shapes), [])) as process:
-            answer = process.answer()
-    except ProcessError:
-        return False
-    return "unknown" not in answer and not answer["doubtful"]
+    with asking(asked((config, shapes), (config, shapes), [])) as answer:
+        found = answer()
+    return "unknown" not in found and not found["doubtful"]
 
 
 def kinds_of_layers(config: Config, shapes: Shapes, stacks: Sequence[Stack]) -> dict[str, list[int]]:
@@ -135,16 +143,9 @@ def kinds_of_layers(config: Config, shapes: Shapes, stacks: Sequence[Stack]) -> 
 
     None for those whose layers are not found there, or where no network can be built.
     """
-    if any(importlib.util.find_spec(name) is None for name in _NEEDED):
-        return {}
-    try:
-        with started(
-            _MODULE, {**asked((config, shapes), (config, shapes), stacks), "kinds": True}
-        ) as process:
-            found: dict[str, list[int]] = process.answer().get("kinds", {})
-            return found
-    except ProcessError:
-        return {}
+    with asking({**asked((config, shapes), (config, shapes), stacks), "kinds": True}) as answer:
+        found: dict[str, list[int]] = answer().get("kinds", {})
+    return found
 
 
 def judged(answer: Mapping[str, Any], proposed: bool = True) -> Compared:

@@ -27,7 +27,7 @@ Trial: TypeAlias = Callable[[Mapping[str, Any]], "Sequence[str] | None"]
 
 SECONDS = 20.0  #: that experiments may take
 _ROUNDS = 12  #: entries that are changed one after the other
-_MOST = 300  #: networks that are built
+_MOST = 150  #: networks that are built
 _PAIRS = 60
 _MUCH = 4  #: a move that leaves no more than such a part is made at once
 _BESIDE = 8  #: so much more than all layers a number may be that has to do with them

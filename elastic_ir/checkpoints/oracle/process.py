@@ -44,7 +44,7 @@ def answer(data: Mapping[str, Any]) -> dict[str, Any]:
         stacks = [stack_of(item) for item in data["stacks"]]
         if data.get("kinds"):
             return {"kinds": _kinds(data["source"]["config"], stacks)}
-        return _answer(data["source"], data["target"], stacks)
+        return _answer(data["source"], data["target"], stacks, search=data["search"])
     except SourceError as error:
         return {"unknown": str(error)}
     except Exception as error:  # a broken installation, or a version that loads in another way
@@ -58,7 +58,9 @@ def stack_of(item: Mapping[str, Any]) -> Stack:
     return Stack(**{**item, "order": tuple(item["order"]), "taken": taken})
 
 
-def _answer(source: Mapping[str, Any], target: Mapping[str, Any], stacks: Sequence[Stack]) -> dict[str, Any]:
+def _answer(
+    source: Mapping[str, Any], target: Mapping[str, Any], stacks: Sequence[Stack], search: bool
+) -> dict[str, Any]:
     trials = _Trials(source, target["tensors"], stacks)
     found: dict[str, Any] = {"class": trials.kind.__name__}
     report, differences = None, ["no configuration"]
@@ -67,7 +69,7 @@ def _answer(source: Mapping[str, Any], target: Mapping[str, Any], stacks: Sequen
             report, differences = trials.outcome(target["config"])
         except SourceError as error:
             found["fails"] = str(error)
-    if differences:
+    if search and (differences or "fails" in found):
         config = experiments.settled(source["config"], target["config"], stacks, trials)
         if trials(config) is not None:
             report, differences = trials.outcome(config)

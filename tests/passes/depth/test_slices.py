@@ -93,7 +93,7 @@ def test_two_models_in_a_row(models: Path) -> None:
     (step,) = read_record(models / "out")
     assert step.sources == ("one", "two") and step.plan == {"model.layers": "0-2,two/2-5"}
     assert step.origin("lm_head.weight") == Origin("lm_head.weight", 1)
-    assert not eir.verify_checkpoint(models / "out").differences
+    assert not eir.verify_checkpoint(models / "out", check=False).differences
 
 
 def test_factors_by_filter_along_the_slice_and_by_level(models: Path) -> None:
@@ -120,7 +120,7 @@ def test_factors_by_filter_along_the_slice_and_by_level(models: Path) -> None:
     (step,) = read_record(models / "out")
     assert step.origin("model.layers.2.mlp.up_proj.weight") == Origin("model.layers.2.mlp.up_proj.weight", 1)
     assert step.origin("model.layers.2.mlp.gate_proj.weight").scale == 0.3
-    assert not eir.verify_checkpoint(models / "out").differences
+    assert not eir.verify_checkpoint(models / "out", check=False).differences
 
 
 def test_one_whole_model_and_the_other_command(models: Path) -> None:
@@ -310,6 +310,6 @@ def test_models_whose_folders_are_called_alike(tmp_path: Path) -> None:
         wanted |= layers_of(states[at // 2], 1 + at % 2, at)
     assert as_bytes(load_file(tmp_path / "out" / "model.safetensors")) == as_bytes(wanted)
     folders = [tmp_path / place for place in ("p/model-2", "q/model-2", "r/model-3")]
-    assert not eir.verify_checkpoint(tmp_path / "out", folders).differences
+    assert not eir.verify_checkpoint(tmp_path / "out", folders, check=False).differences
     with pytest.raises(eir.SourceError, match="made from two folders that are called 'model-2'"):
-        eir.verify_checkpoint(tmp_path / "out")
+        eir.verify_checkpoint(tmp_path / "out", check=False)
