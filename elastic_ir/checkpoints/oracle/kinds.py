@@ -22,14 +22,18 @@ if TYPE_CHECKING:
 _TRAINING = re.compile(r".*drop.*|.*checkpointing.*|.*jitter.*")
 _PLAIN = (bool, int, float, str, type(None))
 #: Attributes that may hold the number of another layer.
-_REFERS = re.compile(r"layer|block|idx|index|_id$")
+_REFERS = re.compile(r"layer|block|idx|index|number|_id$")
 
 #: A module's class and values, by its path within the layer.
 Kind: TypeAlias = Mapping[str, tuple[str, Mapping[str, Any]]]
+#: For each head of numbered modules (``model.layers.``) what each number holds.
+Lists: TypeAlias = Mapping[str, Mapping[int, Kind]]
+#: The numbers that layers hold, by the path and name within the layer, each by the layer's number.
+Numbers: TypeAlias = Mapping[tuple[str, str], Mapping[int, Any]]
 
 
-def kinds(network: nn.Module) -> dict[str, dict[int, Kind]]:
-    """For each head of numbered modules (``model.layers.``) what each number holds."""
+def kinds(network: nn.Module) -> Lists:
+    """What the numbered modules of a network are."""
     found: dict[str, dict[int, Kind]] = {}
     for path, module in network.named_modules():
         match = re.fullmatch(rf"(.*?)({DIGITS})", path)
@@ -71,82 +75,73 @@ def _plain(value: Any) -> bool:
     return isinstance(value, _PLAIN)
 
 
-def differences(
-    source: Mapping[str, Mapping[int, Kind]],
-    target: Mapping[str, Mapping[int, Kind]],
-    stacks: Sequence[Stack],
-) -> list[str]:
-    """Layers of the target that are of another kind than those that they are copies of, a sentence each."""
-    found: list[str] = []
+def heads(lists: Lists, stacks: Sequence[Stack]) -> dict[str, str]:
+    """For stacks, by their labels, what stands before the numbers of their modules, where the names agree.
+
+    They do in full, or but for what stands before them in one of the two.
+    """
+    found = {}
     for stack in stacks:
-        if not stack.changed:
-            continue
-        heads = [
-            head for head in source if head in target and _is_of(stack, source[head], target[head], head)
+        own = f".{stack.series.head}"
+        named = [
+            head
+            for head, layers in lists.items()
+            if len(layers) == stack.before + stack.tail
+            and (own.endswith(f".{head}") or f".{head}".endswith(own))
         ]
-        exact = [head for head in heads if head == stack.series.head]
-        for head in exact or heads:
-            found += _of_stack(source[head], target[head], stack)
+        named = [head for head in named if head == stack.series.head] or named
+        if len(named) == 1:
+            found[stack.label] = named[0]
     return found
 
 
-def alike(lists: Mapping[str, Mapping[int, Kind]], stack: Stack) -> list[int]:
-    """For each layer of a stack a number that layers of one kind share; none where its layers are not found."""
-    heads = [head for head in lists if _named(stack, head) and len(lists[head]) == stack.before + stack.tail]
-    heads = [head for head in heads if head == stack.series.head] or heads
-    if len(heads) != 1:
-        return []
-    layers = lists[heads[0]]
+def differences(source: Lists, target: Lists, stacks: Sequence[Stack], heads: Mapping[str, str]) -> list[str]:
+    """Layers of the target that are of another kind than those that they are copies of, a sentence each."""
+    return [
+        told
+        for stack in stacks
+        if stack.changed and stack.label in heads
+        for told in _of_stack(source[heads[stack.label]], target.get(heads[stack.label], {}), stack)
+    ]
+
+
+def alike(layers: Mapping[int, Kind], count: int) -> list[int]:
+    """For each of the first layers of a list a number that layers of one kind share."""
     numbers = _numbers(layers)
     seen: dict[str, int] = {}
     found = []
-    for number in sorted(layers)[: stack.before]:
-        kind = {
-            path: (name, _without_numbers(path, values, numbers))
+    for number in sorted(layers)[:count]:
+        kind = sorted(
+            (path, name, sorted((key, repr(_renumbered(value, number, "#"))) for key, value in values.items()
+             if not _goes_by_number(key, numbers.get((path, key), {}), value)))
             for path, (name, values) in layers[number].items()
-        }
-        found.append(seen.setdefault(repr(sorted(kind.items())), len(seen)))
+        )  # fmt: skip
+        found.append(seen.setdefault(repr(kind), len(seen)))
     return found
 
 
-def _without_numbers(
-    path: str, values: Mapping[str, Any], numbers: Mapping[tuple[str, str], Mapping[int, Any]]
-) -> dict[str, Any]:
-    """A module's values but for those that go by the layer's number."""
-    return {k: v for k, v in values.items() if not _by_number(k, numbers.get((path, k), {}), v, v, 0)}
-
-
-def _named(stack: Stack, head: str) -> bool:
-    """Whether a list of modules has a stack's name, in full or without what stands before it."""
-    own = f".{stack.series.head}"
-    return own.endswith(f".{head}") or f".{head}".endswith(own)
-
-
-def _is_of(stack: Stack, old: Mapping[int, Kind], new: Mapping[int, Kind], head: str) -> bool:
-    """Whether a list of modules is a stack's before and after: by its name and its lengths."""
-    named = _named(stack, head)
-    return named and len(old) == stack.before + stack.tail and len(new) == len(stack.sources)
-
-
 def _of_stack(old: Mapping[int, Kind], new: Mapping[int, Kind], stack: Stack) -> Iterator[str]:
+    if len(new) != len(stack.sources):
+        return  # which the names of their tensors show
     numbers = _numbers(old)
     places = stack.places()
+    first = min(old)  # the modules may be numbered from another number than the tensors
     for at, source in enumerate(stack.sources):
-        before, after = old.get(source + stack.base), new.get(at + stack.base)
-        taken = (
+        before, after = old.get(source + first), new.get(at + first)
+        another = (
             at < len(places) and places[at][0]
-        )  # of another checkpoint, whose configuration says what it is
-        if taken or before is None or after is None:
+        )  # of a checkpoint whose configuration says what the layer is
+        if another or before is None or after is None:
             continue
-        told = _difference(before, after, numbers, stack, at - source)
+        told = _difference(before, after, numbers, stack, (source + first, at + first))
         if told:
             yield f"layer {at} of {stack.label}, a copy of layer {source}, would be of another kind: {told}"
 
 
 def _difference(
-    old: Kind, new: Kind, numbers: Mapping[tuple[str, str], Mapping[int, Any]], stack: Stack, step: int
-) -> str:
-    """How a layer differs from the one that it is a copy of, ``step`` places before; nothing where it does not."""
+    old: Kind, new: Kind, numbers: Numbers, stack: Stack, moved: tuple[int, int]
+) -> str:  # fmt: skip
+    """How a layer differs from the one that it is a copy of, given the numbers of both; nothing where it does not."""
     if old.keys() != new.keys():
         return f"{min(old.keys() ^ new.keys())} is in one of them only"
     for path, (name, values) in old.items():
@@ -155,15 +150,14 @@ def _difference(
             return f"{path or 'it'} is a {other.rpartition('.')[2]}, not a {name.rpartition('.')[2]}"
         for key in sorted(values.keys() | changed.keys()):
             one, two = values.get(key), changed.get(key)
-            if one == two or _by_number(key, numbers.get((path, key), {}), one, two, step):
+            if one == two or _moved(key, numbers.get((path, key), {}), one, two, moved):
                 continue
             if not (_refers(key, one, two, stack) or _lists_layers(one, two, stack)):
                 return f"{'.'.join(filter(None, (path, key)))} is {two!r}, not {one!r}"
     return ""
 
 
-def _numbers(layers: Mapping[int, Kind]) -> dict[tuple[str, str], dict[int, Any]]:
-    """The numbers that layers hold, by the path and name within the layer, each with what layer has which."""
+def _numbers(layers: Mapping[int, Kind]) -> Numbers:
     found: dict[tuple[str, str], dict[int, Any]] = {}
     for number, kind in layers.items():
         for path, (_, values) in kind.items():
@@ -173,14 +167,37 @@ def _numbers(layers: Mapping[int, Kind]) -> dict[tuple[str, str], dict[int, Any]
     return found
 
 
-def _by_number(key: str, held: Mapping[int, Any], old: Any, new: Any, step: int) -> bool:
-    """Whether a value is the layer's number, counted from anywhere, or a fraction that is computed from it."""
-    if type(old) is int and type(new) is int:
-        shown = len(held) > 2 or _REFERS.search(key)  # of two, 0 and 1 may be a shift of windows
-        return (
-            bool(shown) and new == old + step and len({value - number for number, value in held.items()}) == 1
-        )
-    return type(old) is float and type(new) is float and len(set(held.values())) == len(held) > 1
+def _step(held: Mapping[int, Any]) -> int | None:
+    """By how much a value rises from a layer to the next, if it does so evenly; None where it does not."""
+    numbers = sorted(held)
+    if len(numbers) < 2 or {type(value) for value in held.values()} != {int}:
+        return None
+    first, second = numbers[:2]
+    step, rest = divmod(held[second] - held[first], second - first)
+    even = all(held[number] == held[first] + step * (number - first) for number in numbers)
+    return step if even and step and not rest else None
+
+
+def _goes_by_number(key: str, held: Mapping[int, Any], value: Any) -> bool:
+    """Whether a value is the layer's number, counted in any way, or a fraction that is computed from it."""
+    if type(value) is int:  # of two, 0 and 1 may be a shift of windows
+        return _step(held) is not None and (len(held) > 2 or _REFERS.search(key) is not None)
+    return type(value) is float and len(set(held.values())) == len(held) > 1
+
+
+def _moved(key: str, held: Mapping[int, Any], old: Any, new: Any, moved: tuple[int, int]) -> bool:
+    """Whether a value differs as the numbers of two layers do."""
+    source, target = moved
+    if isinstance(old, str) and isinstance(new, str):
+        return _renumbered(old, source, str(target)) == new
+    if type(old) is not type(new) or not _goes_by_number(key, held, old):
+        return False
+    return type(old) is float or bool(new - old == (_step(held) or 0) * (target - source))
+
+
+def _renumbered(value: Any, number: int, to: str) -> Any:
+    """A text with another number in the place of a layer's; any other value as it is."""
+    return re.sub(rf"(?<![0-9]){number}(?![0-9])", to, value) if isinstance(value, str) else value
 
 
 def _lists_layers(old: Any, new: Any, stack: Stack) -> bool:

@@ -12,8 +12,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import SourceError
 from elastic_ir.formats.model_folder import CONFIG
+from elastic_ir.ir.numbering import DIGITS
 from elastic_ir.safety import registered
 
 Shape = Sequence[int]
@@ -75,6 +77,27 @@ def loading(module: Any, tensors: Mapping[str, Shape]) -> dict[str, Any]:
         "missing": sorted(missing), "unexpected": sorted(unexpected), "ignored": sorted(ignored),
         "shapes": sorted(info["shapes"]), "failed": sorted(info["failed"]),
     }  # fmt: skip
+
+
+def head_of(kind: Any, config: Mapping[str, Any], tensors: Mapping[str, Shape], stack: Stack) -> str | None:
+    """What stands before the numbers of a stack's modules, where the class calls them otherwise than the checkpoint.
+
+    It shows from what is missed when a layer's tensors are. None where that tells nothing.
+    """
+    layers = stack.contents(tensors)[:2]
+    missed = []
+    for layer in layers:
+        rest = {name: shape for name, shape in tensors.items() if name not in set(layer.values())}
+        missed.append(set(loading(built(kind, config), rest)["missing"]))
+    own = (
+        [sorted(names - missed[1 - at]) for at, names in enumerate(missed)] if len(missed) == 2 else [[], []]
+    )
+    for one, two in zip(*own, strict=False):
+        first, second = re.split(f"({DIGITS})", one), re.split(f"({DIGITS})", two)
+        at = next((at for at, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), 0)
+        if at % 2:  # the first that differs is a number
+            return "".join(first[:at])
+    return None
 
 
 def _loaded(module: Any, state: Mapping[str, Any]) -> dict[str, set[Any]]:

@@ -43,7 +43,7 @@ def answer(data: Mapping[str, Any]) -> dict[str, Any]:
     try:
         stacks = [stack_of(item) for item in data["stacks"]]
         if data.get("kinds"):
-            return {"kinds": _kinds(data["source"]["config"], stacks)}
+            return {"kinds": _kinds(data["source"], stacks)}
         return _answer(data["source"], data["target"], stacks, search=data["search"])
     except SourceError as error:
         return {"unknown": str(error)}
@@ -80,10 +80,13 @@ def _answer(
     return {**found, "differences": differences, "doubtful": sorted(doubtful)}
 
 
-def _kinds(config: Mapping[str, Any], stacks: Sequence[Stack]) -> dict[str, list[int]]:
-    lists = kinds.kinds(network.built(network.class_of(config), config))
-    found = {stack.label: kinds.alike(lists, stack) for stack in stacks}
-    return {label: numbers for label, numbers in found.items() if numbers}
+def _kinds(source: Mapping[str, Any], stacks: Sequence[Stack]) -> dict[str, list[int]]:
+    trials = _Trials(source, {}, stacks)
+    return {
+        stack.label: kinds.alike(trials.lists[trials.heads[stack.label]], stack.before)
+        for stack in stacks
+        if stack.label in trials.heads
+    }
 
 
 class _Trials:
@@ -94,8 +97,14 @@ class _Trials:
     ) -> None:
         self.kind = network.class_of(source["config"])
         module = network.built(self.kind, source["config"])
-        self._kinds = kinds.kinds(module)
+        self.lists = kinds.kinds(module)
         self._source = network.loading(module, source["tensors"])
+        self.heads = kinds.heads(self.lists, stacks)
+        for stack in stacks:
+            if stack.label not in self.heads:
+                head = network.head_of(self.kind, source["config"], source["tensors"], stack)
+                if head is not None and len(self.lists.get(head, ())) == stack.before + stack.tail:
+                    self.heads[stack.label] = head
         self._tensors = tensors
         self._stacks = stacks
 
@@ -105,7 +114,7 @@ class _Trials:
         Raises SourceError where no network can be built.
         """
         module = network.built(self.kind, config)
-        other = kinds.differences(self._kinds, kinds.kinds(module), self._stacks)
+        other = kinds.differences(self.lists, kinds.kinds(module), self._stacks, self.heads)
         report = network.loading(module, self._tensors)
         return report, [*judgement.differences(self._source, report, self._stacks), *other]
 

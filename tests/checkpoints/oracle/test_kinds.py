@@ -11,7 +11,7 @@ import transformers as t
 from torch import nn
 
 import elastic_ir as eir
-from elastic_ir.checkpoints.oracle.kinds import alike, differences, kinds
+from elastic_ir.checkpoints.oracle.kinds import alike, differences, heads, kinds
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import EmitError, StructureError
 from tests.checkpoints.oracle.test_comparison import compared
@@ -41,8 +41,10 @@ def net(windows: list[int | None], **more: Any) -> Net:
 
 
 def told(source: nn.Module, target: nn.Module, order: list[int], path: str = "body.layers") -> list[str]:
-    before = max(len(layers) for layers in kinds(source).values())
-    return differences(kinds(source), kinds(target), [Stack(path, "", 0, before, tuple(order))])
+    lists = kinds(source)
+    stacks = [Stack(path, "", 0, len(lists["body.layers."]), tuple(order))]
+    assert heads(lists, stacks) == {path: "body.layers."}
+    return differences(lists, kinds(target), stacks, heads(lists, stacks))
 
 
 @pytest.mark.parametrize("path", ["body.layers", "layers", "net.body.layers"])
@@ -78,9 +80,25 @@ def test_a_module_of_another_class_or_none() -> None:
 
 
 def test_kinds_as_numbers() -> None:
-    found = kinds(net([4, None, 4, None]))
-    assert alike(found, Stack("body.layers", "", 0, 4, (0, 1, 2, 3))) == [0, 1, 0, 1]
-    assert alike(found, Stack("other", "", 0, 4, (0, 1, 2, 3))) == []
+    """Two layers whose one value is 0 and 1 may be a plain and a shifted one."""
+    assert alike(kinds(net([4, None, 4, None]))["body.layers."], 4) == [0, 1, 0, 1]
+    assert alike(kinds(net([4, 4, 4, 4]))["body.layers."], 3) == [0, 0, 0]
+    assert alike(kinds(Net(Layer(0, shift=0), Layer(1, shift=1)))["body.layers."], 2) == [0, 1]
+    assert heads(kinds(net([1, 1])), [Stack("other", "", 0, 2, (0, 1))]) == {}
+
+
+def test_numbers_in_texts_and_in_steps() -> None:
+    """Two caches for each layer, under a name that holds the layer's number."""
+
+    def cached(count: int) -> Net:
+        return Net(*(Layer(number, cache=2 * number + 1, key=f"conv.{number}") for number in range(count)))
+
+    assert not told(cached(3), cached(4), [0, 1, 2, 1])
+    wrong = cached(4)
+    vars(wrong.get_submodule("body.layers.3"))["key"] = "conv.1"
+    assert not told(cached(3), wrong, [0, 1, 2, 1])
+    vars(wrong.get_submodule("body.layers.3"))["key"] = "other.3"
+    assert "key is 'other.3', not 'conv.1'" in told(cached(3), wrong, [0, 1, 2, 1])[0]
 
 
 # -- folders -----------------------------------------------------------------------------------------------------------
