@@ -19,19 +19,19 @@ Report = Mapping[str, Any]
 
 def differences(source: Report, target: Report, stacks: Sequence[Stack]) -> list[str]:
     """Names and shapes of the target that its network would not take, a sentence each; none of the source's own."""
-    known = {"missing": set(source["missing"]), "unexpected": set(source["unexpected"])}
-    for group in known.values():
-        group.update(source["ignored"])
+    silent = {name for names in source["silent"].values() for name in names}
+    known = {kind: {*source[kind], *silent} for kind in ("missing", "unexpected")}
     odd = {(name, tuple(held), tuple(wanted)) for name, held, wanted in source["shapes"]}
     failed = set(source["failed"])
     new: list[str] = []
     for name, held, wanted in target["shapes"]:
         if not any((origin, tuple(held), tuple(wanted)) in odd for origin in origins(name, stacks)):
             new.append(f"{name} would be {list(held)} and has to be {list(wanted)}")
-    for name in target["missing"]:
+    # a class that does not report what is missing would keep random values there
+    for name in (*target["missing"], *target["silent"]["missing"]):
         if not origins(name, stacks) & known["missing"]:
             new.append(f"{name} would be missing")
-    for name in target["unexpected"]:
+    for name in (*target["unexpected"], *target["silent"]["unexpected"]):
         if not origins(name, stacks) & known["unexpected"]:
             new.append(f"{name} has no place in it")
     for name in target["failed"]:

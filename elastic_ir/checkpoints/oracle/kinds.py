@@ -192,7 +192,8 @@ def _moved(key: str, held: Mapping[int, Any], old: Any, new: Any, moved: tuple[i
         return _renumbered(old, source, str(target)) == new
     if type(old) is not type(new) or not _goes_by_number(key, held, old):
         return False
-    return type(old) is float or bool(new - old == (_step(held) or 0) * (target - source))
+    risen: bool = type(old) is float or new - old == (_step(held) or 0) * (target - source)
+    return risen
 
 
 def _renumbered(value: Any, number: int, to: str) -> Any:

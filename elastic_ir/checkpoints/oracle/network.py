@@ -62,7 +62,7 @@ def _structural(table: Any) -> Any:
 def loading(module: Any, tensors: Mapping[str, Shape]) -> dict[str, Any]:
     """What loading tensors of these shapes into a module on the meta device would report.
 
-    ``missing`` and ``unexpected`` are names as transformers reports them, ``ignored`` those of both that it does not
+    ``missing`` and ``unexpected`` are names as transformers reports them, ``silent`` has those of both that it does not
     report; ``shapes`` has name, held and expected shape; ``failed`` what could not be converted.
     """
     import torch
@@ -72,9 +72,9 @@ def loading(module: Any, tensors: Mapping[str, Shape]) -> dict[str, Any]:
     missing = _not_ignored(info["missing"], module._keys_to_ignore_on_load_missing)
     rules = [*(module._keys_to_ignore_on_load_unexpected or ()), *_old_buffers(module)]
     unexpected = _not_ignored(info["unexpected"], rules)
-    ignored = (info["missing"] | info["unexpected"]) - missing - unexpected
     return {
-        "missing": sorted(missing), "unexpected": sorted(unexpected), "ignored": sorted(ignored),
+        "missing": sorted(missing), "unexpected": sorted(unexpected),
+        "silent": {"missing": sorted(info["missing"] - missing), "unexpected": sorted(info["unexpected"] - unexpected)},
         "shapes": sorted(info["shapes"]), "failed": sorted(info["failed"]),
     }  # fmt: skip
 

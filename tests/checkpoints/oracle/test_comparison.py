@@ -30,7 +30,7 @@ CLEAN: dict[str, Any] = {
     "class": "Net",
     "missing": [],
     "unexpected": [],
-    "ignored": [],
+    "silent": {"missing": [], "unexpected": []},
     "shapes": [],
     "failed": [],
 }
@@ -215,7 +215,10 @@ STACK = Stack("model.layers", "", 0, 4, (0, 1, 2, 1, 3))
     [
         ({}, {"missing": ["a"]}, "a would be missing"),
         ({"missing": ["a"]}, {"missing": ["a"]}, None),
-        ({"ignored": ["a"]}, {"unexpected": ["a"]}, None),
+        ({"silent": {"missing": ["a"], "unexpected": []}}, {"unexpected": ["a"]}, None),
+        ({}, {"silent": {"missing": ["a"], "unexpected": []}}, "a would be missing"),
+        ({}, {"silent": {"missing": [], "unexpected": ["a"]}}, "a has no place in it"),
+        ({"missing": ["a"]}, {"silent": {"missing": ["a"], "unexpected": []}}, None),
         ({"unexpected": ["a"]}, {"missing": ["a"]}, "a would be missing"),
         ({"missing": ["model.layers.1.w"]}, {"missing": ["model.layers.1.w", "model.layers.3.w"]}, None),
         ({"missing": ["model.layers.3.w"]}, {"missing": ["model.layers.3.w"]}, "layers.3.w would be missing"),
