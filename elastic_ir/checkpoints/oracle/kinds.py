@@ -189,7 +189,7 @@ def _moved(key: str, held: Mapping[int, Any], old: Any, new: Any, moved: tuple[i
     """Whether a value differs as the numbers of two layers do."""
     source, target = moved
     if isinstance(old, str) and isinstance(new, str):
-        return _renumbered(old, source, str(target)) == new
+        return bool(_renumbered(old, source, str(target)) == new)
     if type(old) is not type(new) or not _goes_by_number(key, held, old):
         return False
     risen: bool = type(old) is float or new - old == (_step(held) or 0) * (target - source)
