@@ -16,7 +16,7 @@ from typing import Any
 from elastic_ir.checkpoints.config.depth import Stack, check_depth
 from elastic_ir.checkpoints.names import graph_of_tensors
 from elastic_ir.checkpoints.oracle.comparison import vouched
-from elastic_ir.checkpoints.oracle.units import learn_units
+from elastic_ir.checkpoints.oracle.structure import learn_lists, learn_units
 from elastic_ir.checkpoints.uncounted_layers import set_tail_apart
 from elastic_ir.errors import SourceError, reason
 from elastic_ir.formats import SAFETENSORS
@@ -53,6 +53,7 @@ def load_checkpoint(folder: Path) -> Graph:
     _tie(graph)
     shapes = {name: data.shape for name, data in tensors.items()}
     graph.origin = CheckpointSource(folder, root, config, shards, metadata, shapes)
+    learn_lists(graph)
     set_tail_apart(graph, config)
     stacks = Stack.all_of(graph)
     try:

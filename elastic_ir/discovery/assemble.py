@@ -362,7 +362,7 @@ def sibling_entries(chosen: list[Candidate], root: Part, reader: Reader) -> list
         if parents[parent] < 2 or part.path in taken or not part.path:
             continue
         for container, parts in reader.containers(part):
-            groups = reader.groups(container, parts)
+            groups = reader.groups(container, parts) if not reader.follows(container) else []
             forms = [c.form for c in chosen if c.container.path.rpartition(".")[0] == parent]
             if groups and all(any(kin(g.form, form) for form in forms) for g in groups):
                 extra.append(Candidate(container, parent, groups, False, True, 0))

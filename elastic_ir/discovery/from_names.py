@@ -38,7 +38,7 @@ class NameReader:
         self._listed: dict[Part, list[tuple[Container, list[Part]]]] = {}
         self.paired: dict[Container, tuple[str, str]] = {}  #: names show no pairs
         self._levels: dict[Container, Levels] = {}
-        self._norms: dict[Container, list[tuple[Container, list[Part]]]] | None = None
+        self._joining: dict[Container, list[tuple[Container, list[Part]]]] | None = None
 
     def containers(self, part: Part) -> list[tuple[Container, list[Part]]]:
         """The containers that a part is or holds, with their children in order; the same objects every time."""
@@ -64,8 +64,8 @@ class NameReader:
         may belong to their results). Lists of layers are never joined: numbers that agree do not show which advance
         together (two towers of equal depth are numbered alike).
         """
-        if self._norms is None:
-            self._norms = {}
+        if self._joining is None:
+            self._joining = {}
             beside: dict[str, list[tuple[Container, list[Part]]]] = {}
             for part in self.tree.walk():
                 for container, parts in self.containers(part):
@@ -78,8 +78,12 @@ class NameReader:
                         continue
                     fitting = [box for box, layers in layered if self._fit(parts, layers)]
                     if len(fitting) == 1:
-                        self._norms.setdefault(fitting[0], []).append((container, parts))
-        return self._norms
+                        self._joining.setdefault(fitting[0], []).append((container, parts))
+            everywhere = {one[0].series.head: one for lists in beside.values() for one in lists}
+            for heads in self.graph.info.together:
+                lead, *others = (everywhere[head] for head in heads)
+                self._joining[lead[0]] = others
+        return self._joining
 
     def _layered(self, part: Part) -> bool:
         return any(name in self.layer_names for name in part.weights)
@@ -101,8 +105,9 @@ class NameReader:
         )
 
     def follows(self, container: Container) -> bool:
-        """Never: what joins another container by names holds norms alone."""
-        return False
+        """Whether it advances with another, as is known from elsewhere; what joins by names holds norms alone."""
+        head = container.series.head
+        return any(head in heads[1:] for heads in self.graph.info.together)
 
     def groups(self, container: Container, parts: list[Part]) -> list[Group]:
         """The groups of a container; a gap in the numbers wider than the step indicates a pool."""

@@ -17,6 +17,11 @@ class NumberedList:
     slots: dict[int, list[str]] = field(default_factory=dict)  #: in rising order
 
     @property
+    def head(self) -> str:
+        """What stands before the numbers: ``encoder.convs.``, or ``block.norm``."""
+        return f"{self.path}.{self.prefix}" if self.path else self.prefix
+
+    @property
     def label(self) -> str:
         """Its name for a reader: ``encoder.convs``, or ``block.norm`` for ``block.norm1`` and ``block.norm2``."""
         return ".".join(part for part in (self.path, self.prefix.rstrip("_.")) if part) or "network"

@@ -38,6 +38,10 @@ class GraphInfo:
     left_behind: tuple[str, ...] = ()  #: what the file contains beside the weights, which is not kept
     lineage: Mapping[str, str] = field(default_factory=dict)  #: the weights' origins that the file states
     plan: Sequence[Sequence[object]] = ()  #: the change of depth that the file states
+    #: Lists that advance together, as what stands before their numbers, where names alone do not show it.
+    together: tuple[tuple[str, ...], ...] = ()
+    #: Pairs of lists of which the first grows without the second, where names alone do not show it.
+    apart: frozenset[tuple[str, str]] = frozenset()
     sealed_note: str = ""  #: which modules count as one layer each, because no tracer reads them
     class_note: str = ""  #: why the class that the file describes was not built
 

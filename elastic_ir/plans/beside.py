@@ -134,6 +134,16 @@ class Surroundings:
             if not any(f"{one.path}.{one.prefix}{n}".lstrip(".") in inner for n in one.slots)
         ]
 
+    def suspects(self, containers: Iterable[Container]) -> dict[str, list[str]]:
+        """For stacks what else may be stepped through together with them, each as what stands before its numbers."""
+        found = {}
+        for container in containers:
+            stack = self.of(container)
+            near = [*self.lists_beside(stack), *self.heads_of(stack)] if stack is not None else []
+            if stack is not None and near:
+                found[stack.head] = [one.head for one in near]
+        return found
+
     def _in_step(self, stack: NumberedList, one: NumberedList) -> bool:
         mine, theirs = self.members(stack), self.members(one)
         if not one.contiguous or _are_slots(stack, one):

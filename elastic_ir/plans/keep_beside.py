@@ -151,6 +151,8 @@ def refuse_left_behind(
         left: dict[str, int] = {}
         for one in around.lists_beside(stack) + heads:
             other = orders.get(one)
+            if (stack.head, one.head) in graph.info.apart:
+                continue
             names = [
                 around.label(one),
                 one.label,

@@ -148,6 +148,18 @@ def kinds_of_layers(config: Config, shapes: Shapes, stacks: Sequence[Stack]) -> 
     return found
 
 
+def growing_together(
+    config: Config, shapes: Shapes, stacks: Sequence[Stack], beside: Mapping[str, Sequence[str]]
+) -> dict[str, list[str]]:
+    """Which of the lists beside some stacks grow by one when a stack does, as the network builds them.
+
+    All are called by what stands before their numbers. Stacks that no entry makes longer are left out.
+    """
+    with asking({**asked((config, shapes), (config, shapes), stacks), "beside": beside}) as answer:
+        found: dict[str, list[str]] = answer().get("together", {})
+    return found
+
+
 def judged(answer: Mapping[str, Any], proposed: bool = True) -> Compared:
     """What an answer comes to; EmitError where the configuration that was proposed does not fit, and none was found."""
     if "unknown" in answer:

@@ -12,7 +12,7 @@ import itertools
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from elastic_ir.checkpoints.stacks import Stack
@@ -92,6 +92,15 @@ def settled(
             break
         best, config = left, made
     return config
+
+
+def raised(config: Mapping[str, Any], stack: Stack) -> Iterator[dict[str, Any]]:
+    """Configurations in which one entry that may count a stack has one more, alone and with the lists of its table."""
+    longer = replace(stack, order=(*range(stack.before), stack.before - 1), taken=())
+    for place, value in _entries(config):
+        if type(value) is int and value == stack.before:
+            for move in (Move(((place, value + 1),)), *_with_lists(config, place, value + 1, longer)):
+                yield move.of(config)
 
 
 class _Budget:

@@ -79,6 +79,15 @@ def loading(module: Any, tensors: Mapping[str, Shape]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def lengths(module: Any) -> dict[str, int]:
+    """How many numbers stand behind each head of a network's names (``layers.``)."""
+    found: dict[str, set[str]] = {}
+    for name in module.state_dict():
+        for match in re.finditer(rf"(?<![0-9]){DIGITS}(?=\.|$)", name):
+            found.setdefault(name[: match.start()], set()).add(match[0])
+    return {head: len(numbers) for head, numbers in found.items()}
+
+
 def head_of(kind: Any, config: Mapping[str, Any], tensors: Mapping[str, Shape], stack: Stack) -> str | None:
     """What stands before the numbers of a stack's modules, where the class calls them otherwise than the checkpoint.
 

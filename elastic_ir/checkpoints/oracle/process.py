@@ -42,6 +42,8 @@ def answer(data: Mapping[str, Any]) -> dict[str, Any]:
     """
     try:
         stacks = [stack_of(item) for item in data["stacks"]]
+        if "beside" in data:
+            return {"together": _together(data["source"], stacks, data["beside"])}
         if data.get("kinds"):
             return {"kinds": _kinds(data["source"], stacks)}
         return _answer(data["source"], data["target"], stacks, search=data["search"])
@@ -87,6 +89,34 @@ def _kinds(source: Mapping[str, Any], stacks: Sequence[Stack]) -> dict[str, list
         for stack in stacks
         if stack.label in trials.heads
     }
+
+
+def _together(
+    source: Mapping[str, Any], stacks: Sequence[Stack], beside: Mapping[str, Sequence[str]]
+) -> dict[str, list[str]]:
+    trials = _Trials(source, {}, stacks)
+    before = network.lengths(network.built(trials.kind, source["config"]))
+    found = {}
+    for stack in stacks:
+        head = trials.heads.get(stack.label)
+        always: set[str] | None = None
+        for config in experiments.raised(source["config"], stack) if head is not None else ():
+            try:
+                after = network.lengths(network.built(trials.kind, config))
+            except SourceError:
+                continue
+            grown = {one for one, count in before.items() if after.get(one) == count + 1}
+            if head in grown:
+                always = grown if always is None else always & grown
+        if always is not None:
+            near = beside[stack.series.head]
+            found[stack.series.head] = [one for one in near if any(_same(one, other) for other in always)]
+    return found
+
+
+def _same(stored: str, built: str) -> bool:
+    """Whether two heads of lists are of one list, in full or but for what stands before them in one of the two."""
+    return f".{stored}".endswith(f".{built}") or f".{built}".endswith(f".{stored}")
 
 
 class _Trials:

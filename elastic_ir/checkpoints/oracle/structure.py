@@ -1,0 +1,78 @@
+"""What a checkpoint's names leave open of its structure, and the modules of its network show. No torch.
+
+Swin's plain and shifted windows have the same names and shapes: how many blocks make a unit is asked once a stage is to
+change of which it is not known. Which of several lists advance together is asked where there are such lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from elastic_ir.checkpoints.oracle.comparison import growing_together, kinds_of_layers
+from elastic_ir.checkpoints.stacks import Stack
+from elastic_ir.formats.model_folder import CheckpointSource
+from elastic_ir.ir.graph import Graph
+from elastic_ir.plans.beside import Surroundings
+from elastic_ir.rewrite.rewriter import Rewriter
+
+
+def learn_units(graph: Graph) -> None:
+    """State the units of a checkpoint's stages that names left open, where its network can be built and shows them."""
+    source = graph.origin
+    open_stages = [stage for stage in graph.stages if stage.period is None]
+    if not isinstance(source, CheckpointSource) or not open_stages:
+        return
+    stacks = {stage.name: Stack.of(stage.containers[0]) for stage in open_stages}
+    kinds = kinds_of_layers(source.config, source.shapes, list(stacks.values()))
+    free = {
+        stage.name: held[stage.pinned : len(held) - (stage.exit is not None)]
+        for stage in open_stages
+        if (held := kinds.get(stacks[stage.name].label))
+    }
+    seen = [period for held in free.values() if 2 * (period := _period(held)) <= len(held)]
+    Rewriter(graph).state_units({name: _unit(held, seen) for name, held in free.items()})
+
+
+def learn_lists(graph: Graph) -> None:
+    """State which lists of a checkpoint advance together, where names leave it open and its network shows it.
+
+    A forward may step through several lists at once (``zip(self.attentions, self.norms)``); a count in the
+    configuration then makes all of them longer.
+    """
+    source, structure = graph.origin, graph.structure_or_none
+    if not isinstance(source, CheckpointSource) or structure is None:
+        return
+    beside = Surroundings(graph.weights).suspects(structure.containers)
+    if not beside:
+        return
+    stacks = [stack for stack in Stack.all_of(graph) if stack.series.head in beside]
+    groups: list[dict[str, None]] = []
+    grown = growing_together(source.config, source.shapes, stacks, beside)
+    for head, others in grown.items():
+        mine = dict.fromkeys((head, *others))
+        for group in [group for group in groups if not mine.keys().isdisjoint(group)]:
+            groups.remove(group)
+            mine = {**group, **mine}
+        groups.append(mine)
+    apart = frozenset(
+        (head, one) for head, others in grown.items() for one in beside[head] if one not in others
+    )
+    together = tuple(tuple(group) for group in groups if len(group) > 1)
+    graph.info = replace(graph.info, together=together, apart=apart)
+    if together:
+        graph._structure = None
+
+
+def _period(kinds: Sequence[int]) -> int:
+    """The shortest period of the kinds of layers; all of them where none is seen twice."""
+    count = len(kinds)
+    return next(
+        (n for n in range(1, count) if count % n == 0 and list(kinds[n:]) == list(kinds[:-n])), max(count, 1)
+    )
+
+
+def _unit(kinds: Sequence[int], seen: Sequence[int]) -> int:
+    """The unit of a stage; one that is no longer than a unit of others is that unit once."""
+    period = _period(kinds)
+    return period if 2 * period <= len(kinds) or len(kinds) in seen else max(len(kinds), 1)
