@@ -13,6 +13,7 @@ from elastic_ir.discovery.assemble import (
     choose,
     draft_stages,
     find_candidates,
+    keep_last_blocks,
     named_candidates,
     pin_first_blocks,
     sibling_entries,
@@ -91,6 +92,8 @@ def _read(
     drafts.sort(key=lambda draft: reader.position(draft.groups[0]))
     if not whole:
         pin_first_blocks(drafts)
+        if reader.form == "names":  # a trace shows where the stream is normalised
+            keep_last_blocks(drafts)
     if within is None:
         layer_names = [name for name in graph.weights if name in reader.layer_names]
         _release_output_layer(drafts, _execution_order(graph, layer_names))
@@ -133,7 +136,9 @@ def _transitions(drafts: list[Draft], reader: GraphReader | NameReader, tree: Pa
             path = _layer_named_between(left, right, reader, parts)
         if path is not None:
             found[right] = path
-            if right.entry is not None and not right.downsamples and right.entry.free:
+            others = [group.weights for group in right.free]
+            like = right.entry is not None and (not others or right.entry.weights in others)
+            if right.entry is not None and like and not right.downsamples and right.entry.free:
                 right.free.insert(0, right.entry)
                 right.entry = None
     return found

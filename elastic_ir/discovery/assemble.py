@@ -342,6 +342,18 @@ def pin_first_blocks(drafts: list[Draft]) -> None:
             draft.entry = draft.free.pop(0)
 
 
+def keep_last_blocks(drafts: list[Draft]) -> None:
+    """Keep a last block as the last one where it holds norms that none of the others has, for the result of all."""
+    for draft in drafts:
+        if draft.exit is not None or len(draft.free) < 3:
+            continue
+        last, others = draft.free[-1].weights, [group.weights for group in draft.free[:-1]]
+        more = {name: shape for name, shape in last.items() if all(name not in other for other in others)}
+        rest = {name: shape for name, shape in last.items() if name not in more}
+        if more and rest in others and all(len(shape) == 1 for shape in more.values()):
+            draft.exit = draft.free.pop()
+
+
 def _alternates(draft: Draft, drafts: list[Draft]) -> bool:
     """Whether stages of the same kind go in pairs or more: an unlike first block is then the first of such a unit."""
     steps = {

@@ -316,3 +316,21 @@ def test_standardised_weights_count_as_layers() -> None:
     """What is computed from a weight alone counts where it is used, not where it is made."""
     model = nn.Sequential(*(Standardised(4, 4, 3) for _ in range(5)))
     assert eir.trace(model, (torch.randn(1, 4, 8, 8),)).depth == 5
+
+
+class Layer(nn.Module):
+    def __init__(self, norm: bool = True, last: bool = False) -> None:
+        super().__init__()
+        self.attn, self.mlp = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+        self.norm = nn.LayerNorm(8) if norm else nn.Identity()
+        if last:
+            self.final_norm = nn.LayerNorm(8)
+
+
+def test_ends_of_another_kind_by_names() -> None:
+    """ModernBERT's first layer has a norm less; another's last one has a norm more, for the result of all."""
+    model = nn.Module()
+    model.embed_proj = nn.Linear(8, 8)
+    model.layers = nn.Sequential(Layer(norm=False), Layer(), Layer(), Layer(), Layer(last=True))
+    (stage,) = names_only(model).stages
+    assert (stage.entry is not None, len(stage.blocks), stage.exit is not None) == (True, 3, True)
