@@ -9,9 +9,12 @@ import math
 import operator
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import EmitError
+
+if TYPE_CHECKING:
+    from elastic_ir.ir.graph import Node
 
 #: Functions outside torch that networks call as one node; pure, so naming one in a file can do no harm.
 NAMED_FUNCTIONS = {
@@ -33,6 +36,10 @@ OPERATORS = {
     "gt", "ge", "and_", "or_", "xor", "not_", "iadd", "isub", "imul", "itruediv", "ifloordiv", "abs", "pos", "invert",
 }  # fmt: skip
 
+#: Attributes of tensors that a graph may read.
+_ATTRIBUTES = {
+    "shape", "dtype", "device", "T", "mT", "H", "mH", "ndim", "real", "imag", "is_cuda", "requires_grad",
+}  # fmt: skip
 #: What an export runs only to check what it assumed; nothing comes of them.
 CHECKS = {
     "aten._assert_tensor_metadata.default",
@@ -63,6 +70,16 @@ def method_allowed(name: str) -> bool:
 
     plain = name.isidentifier() and not name.startswith("_") and name not in _IMPURE_METHODS
     return plain and callable(getattr(torch.Tensor, name, None))
+
+
+def attribute_read(node: Node) -> str:
+    """The attribute of a tensor that a ``getattr`` node reads; EmitError for what is not plain data of it."""
+    name = node.args[1] if len(node.args) > 1 else None
+    if name not in _ATTRIBUTES:
+        raise EmitError(
+            f"node %{node.name} reads the attribute {node.args[1:]!r}, which is not a plain tensor attribute"
+        )
+    return str(name)
 
 
 def resolve_function(name: str, trusted: bool = False) -> Callable[..., Any]:

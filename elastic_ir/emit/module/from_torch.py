@@ -14,27 +14,11 @@ from torch import fx, nn
 
 from elastic_ir.emit.module.attributes import copied, set_layers, submodule
 from elastic_ir.errors import EmitError
-from elastic_ir.ir.functions import CHECKS, method_allowed, resolve_function, resolve_symbol
+from elastic_ir.ir.functions import CHECKS, attribute_read, method_allowed, resolve_function, resolve_symbol
 from elastic_ir.ir.graph import FRESH, Argument, Graph, Literal, Node, Symbol, Value, WeightRef, map_argument
 from elastic_ir.ir.naming import rename_path
 from elastic_ir.ir.operations import recurrent_layers
 from elastic_ir.tensors.weights import Weight
-
-_ATTRIBUTES = {
-    "shape",
-    "dtype",
-    "device",
-    "T",
-    "mT",
-    "H",
-    "mH",
-    "ndim",
-    "real",
-    "imag",
-    "is_cuda",
-    "requires_grad",
-}
-
 
 #: Batch norms as calls, by operation: their arguments in order.
 _NORM_ARGUMENTS = {
@@ -212,10 +196,8 @@ def _emit(node: Node, made: fx.Graph, values: dict[Value, fx.Node], trusted: boo
     if node.op in _DROPOUTS:
         return _dropout(node, args, kwargs, made, root)
     function = resolve_function(node.op, trusted)
-    if function is getattr and (len(args) < 2 or args[1] not in _ATTRIBUTES):
-        raise EmitError(
-            f"node %{node.name} reads the attribute {args[1:]!r}, which is not a plain tensor attribute"
-        )
+    if function is getattr:
+        attribute_read(node)
     return made.call_function(function, args, kwargs)
 
 

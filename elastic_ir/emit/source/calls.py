@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from elastic_ir.emit.module.from_torch import _ATTRIBUTES
 from elastic_ir.emit.source.expr import Expr, binary, call, group, index, lit, literal, method, plain, raw
 from elastic_ir.emit.source.signatures import RENAMED, parameters, schema
 from elastic_ir.emit.source.text import identifier
 from elastic_ir.errors import EmitError
-from elastic_ir.ir.functions import method_allowed, resolve_function, resolve_symbol
+from elastic_ir.ir.functions import attribute_read, method_allowed, resolve_function, resolve_symbol
 from elastic_ir.ir.graph import Literal, Node, Symbol, Value, WeightRef
 from elastic_ir.ir.operations import kind_of, written
 
@@ -111,11 +110,7 @@ def call_of_fx(node: Node, later: Later) -> Expr:
     if node.op == "torchvision.ops.stochastic_depth.stochastic_depth":
         return call("stochastic_depth", args[0], p=args[1], mode=args[2], training=_TRAINING)
     if last == "getattr" and owner in ("", "builtins"):
-        if len(node.args) < 2 or node.args[1] not in _ATTRIBUTES:
-            raise EmitError(
-                f"node %{node.name} reads the attribute {node.args[1:]!r}, which is not a plain tensor attribute"
-            )
-        return Expr("getattr", node.args[1], (args[0],))
+        return Expr("getattr", attribute_read(node), (args[0],))
     if owner not in _HOMES:
         raise Unwritable(f"the network calls {node.op}, which is not a function of torch")
     resolve_function(node.op)

@@ -15,7 +15,7 @@ from typing import Any
 
 from elastic_ir.emit.source.expr import IDENTITY, Expr, call, change, group, lit, plain, raw, substitute, walk
 from elastic_ir.emit.source.layers import constructor, value_of, zeros
-from elastic_ir.emit.source.merge import Join, Parameter, Parameters, Row, Sizes, clusters, unused
+from elastic_ir.emit.source.merge import Join, Parameter, Parameters, Row, Sizes, clusters, singular, unused
 from elastic_ir.emit.source.stages import Containers, Plan
 from elastic_ir.emit.source.tree import Part, Tree, numbered
 from elastic_ir.ir.numbering import is_index
@@ -72,9 +72,6 @@ class Builder:
         if set(shapes) <= {"weight", "bias"} and len(shapes.get("weight", ())) == 2:
             rows, columns = shapes["weight"]
             return constructor("nn.Linear", in_features=columns, out_features=rows, bias="bias" in shapes)
-        if all(weight.is_parameter for weight in part.weights.values()):
-            made = tuple(call("nn.Parameter", zeros(shape)) for shape in shapes.values())
-            return call("nn.ParameterDict", Expr("dict", None, made, tuple(shapes)))
         part.kind = "class"
         self._define([part])
         assert part.make is not None
@@ -87,7 +84,7 @@ class Builder:
         made: list[tuple[str, Expr]] = [("", part.base)] if part.base is not None else []
         for role, weight in part.weights.items() if part.base is None else ():
             value = zeros(weight.shape, weight.dtype) if weight.persistent else value_of(weight)
-            if weight.persistent and weight.is_parameter:
+            if weight.is_parameter:
                 made.append((role, call("nn.Parameter", value)))
             else:
                 options = {} if weight.persistent else {"persistent": lit(False)}
@@ -149,13 +146,9 @@ class Builder:
     def _base_name(self, part: Part) -> str:
         if part.hint:
             return part.hint
-        steps = [step for step in part.path if not is_index(step)]
-        name = camel(re.sub(r"\d+$", "", steps[-1])) if steps else "Block"
-        if is_index(part.path[-1]):
-            name = name[:-1] if name.endswith("s") and len(name) > 3 else name
-            if name in ("Layer", "Stage", "Feature", "Trunk") and part.path[:-1] in self.plan:
-                name = "Block"
-        return name or "Block"
+        step = next((step for step in reversed(part.path) if not is_index(step)), "block")
+        name = re.sub(r"\d+$", "", step)
+        return camel(singular(name) if is_index(part.path[-1]) else name) or "Block"
 
     def _fresh(self, name: str, parts: list[Part]) -> str:
         """A class name that is not taken, which says where its instances are if another class has the plain one."""
@@ -333,7 +326,7 @@ def _last_linear(fields: Sequence[Expr], forward: Sequence[Expr], root: Part) ->
     """The network's last layer, where that is a linear one."""
     if not fields:
         return None
-    called = [node.value[0] for node in walk(*forward) if node.kind == "self"]
+    called = [node.value[0] for node in walk(*forward) if node.kind in ("self", "loop")]
     ends = root.kind == "sequential" or (called[-1:] == [fields[-1].value] and called.count(called[-1]) == 1)
     last = fields[-1].parts[0]
     while last.kind == "call" and len(last.parts) == 1:

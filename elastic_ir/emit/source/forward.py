@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from elastic_ir.emit.source.expr import Expr, index, lit, locals_of, substitute, walk
-from elastic_ir.emit.source.merge import unused
+from elastic_ir.emit.source.merge import singular, unused
 from elastic_ir.emit.source.text import Printer, attribute, identifier
 from elastic_ir.emit.source.tree import Body, Part
 from elastic_ir.ir.graph import Node, Value
@@ -154,8 +154,8 @@ class Forward:
         carry = expr.names.index("carry")
         given = [self.printer.text(part) for part in expr.parts]
         (name,) = self._new_names(place, [key], replace(expr, parts=(expr.parts[carry],)))
-        item = expr.value[-1].rstrip("0123456789_")
-        item = item[:-1] if item.endswith("s") and len(item) > 2 else item if item == "layer" else "block"
+        item = singular(expr.value[-1].rstrip("0123456789_"))
+        item = "block" if item == expr.value[-1] != "layer" else item
         while item in self._live(place) or item == name:
             item += "_"
         self.names[key] = name

@@ -146,8 +146,15 @@ def zeros(shape: tuple[int, ...], dtype: str = "float32") -> Expr:
     """``torch.zeros(...)`` of a shape. Raises EmitError where torch has no such dtype."""
     if not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise EmitError(f"{dtype!r} is not a dtype of torch")
-    sizes = [lit(extent) for extent in shape] or [group("tuple", ())]
-    return call("torch.zeros", *sizes, **({} if dtype == "float32" else {"dtype": raw(f"torch.{dtype}")}))
+    return _filled("torch.zeros", shape, dtype)
+
+
+def _filled(function: str, shape: Sequence[int], dtype: str) -> Expr:
+    return call(function, *map(lit, shape) if shape else [group("tuple", ())], **_typed(dtype))
+
+
+def _typed(dtype: str, usual: str = "float32") -> dict[str, Expr]:
+    return {} if dtype == usual else {"dtype": raw(f"torch.{dtype}")}
 
 
 # -- buffers -----------------------------------------------------------------------------------------------------------
@@ -174,7 +181,7 @@ def value_of(weight: Weight) -> Expr:
     tensor = to_torch(data)
     scope: dict[str, Any] = {"torch": torch, "Tensor": torch.Tensor}
     exec(RELATIVE_POSITIONS, scope)
-    for expr in _rules(tensor):
+    for expr in _rules(tensor, weight.dtype):
         made = eval(Printer().text(expr), scope)
         if made.dtype == tensor.dtype and torch.equal(made, tensor):
             return expr
@@ -183,34 +190,28 @@ def value_of(weight: Weight) -> Expr:
             f"the buffer {weight.name!r} ({tensor.numel():,} numbers) is in no state dict, and its numbers show no "
             "rule by which source could make them; register it as a persistent buffer"
         )
-    return call("torch.tensor", literal(tensor.tolist()), **_typed(tensor, torch.float32))
+    return call("torch.tensor", literal(tensor.tolist()), **_typed(weight.dtype))
 
 
-def _typed(tensor: torch.Tensor, usual: torch.dtype) -> dict[str, Expr]:
-    return {} if tensor.dtype == usual else {"dtype": raw(str(tensor.dtype))}
-
-
-def _rules(tensor: torch.Tensor) -> Iterator[Expr]:
+def _rules(tensor: torch.Tensor, dtype: str) -> Iterator[Expr]:
     """Candidates: constants, counting, tables of attention, the frequencies of rotary positions."""
-    kind, shape = tensor.dtype, [lit(extent) for extent in tensor.shape]
-    for name in ("torch.zeros", "torch.ones"):
-        yield call(name, *shape or [group("tuple", ())], **_typed(tensor, torch.float32))
-    count = tensor.numel()
+    shape, count = tuple(tensor.shape), tensor.numel()
+    yield _filled("torch.zeros", shape, dtype)
+    yield _filled("torch.ones", shape, dtype)
     if not count:
         return
     first = tensor.reshape(-1)[0].item()
-    yield call("torch.full", group("tuple", shape), lit(first), dtype=raw(str(kind)))
-    if shape and not kind.is_complex and kind != torch.bool:
-        counting = call("torch.arange", shape[-1], **_typed(tensor, torch.int64))
-        yield counting if len(shape) == 1 else method("repeat", counting, *shape[:-1], lit(1))
-    side = tensor.shape[-1] if shape else 0
-    if len(shape) >= 2 and count == side * side:
-        view = "" if len(shape) == 2 else f".view({', '.join(map(str, tensor.shape))})"
-        yield raw(f"torch.ones({side}, {side}, dtype={kind}).tril(){view}")
+    yield call("torch.full", literal(shape), lit(first), dtype=raw(f"torch.{dtype}"))
+    if shape and not tensor.is_complex() and dtype != "bool":
+        counting = call("torch.arange", lit(shape[-1]), **_typed(dtype, "int64"))
+        yield counting if len(shape) == 1 else method("repeat", counting, *map(lit, shape[:-1]), lit(1))
+    if len(shape) >= 2 and count == shape[-1] ** 2:
+        view = "" if len(shape) == 2 else f".view({', '.join(map(str, shape))})"
+        yield raw(f"torch.ones({shape[-1]}, {shape[-1]}, dtype=torch.{dtype}).tril(){view}")
     side = round(count**0.25)
-    if kind == torch.int64 and side > 1 and side**4 == count:
+    if dtype == "int64" and side > 1 and side**4 == count:
         yield raw(f"relative_positions({side})" + ("" if len(shape) == 2 else ".flatten()"))
-    if len(shape) == 1 and kind == torch.float32 and first == 1.0 and count > 1:
+    if len(shape) == 1 and dtype == "float32" and first == 1.0 and count > 1:
         for theta in (10000.0, 500000.0, 1000000.0, 100.0):
             steps = f"torch.arange(0, {2 * count}, 2, dtype=torch.float32) / {2 * count}"
             yield raw(f"1.0 / ({theta} ** ({steps}))")

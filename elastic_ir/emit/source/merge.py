@@ -271,6 +271,11 @@ class Parameters:
         return ""
 
 
+def singular(name: str) -> str:
+    """``layers`` as ``layer``."""
+    return name[:-1] if name.endswith("s") and len(name) > 3 else name
+
+
 def unused(names: Sequence[str], taken: Collection[str]) -> str:
     """The first of some names that is not taken, else the last with the next free number."""
     numbered = (f"{names[-1]}{number}" for number in itertools.count(2))
