@@ -94,6 +94,34 @@ def ascending() -> nn.Module:
     return Stack([Rated(0.0), Rated(0.1), Rated(0.3)]).eval()
 
 
+class Gated(nn.Module):
+    """A residual block that a second input scales."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+
+    def forward(self, gate: Tensor, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.fc(x)) * gate
+
+
+class Gates(nn.Module):
+    """A list whose blocks all read one gate, and an activation in place whose result nobody takes."""
+
+    def __init__(self, blocks: int = 3) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Gated() for _ in range(blocks)])
+        self.relu = nn.ReLU(inplace=True)
+        self.gate = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.gate(x)
+        self.relu(gate)
+        for block in self.blocks:
+            x = block(gate, x)
+        return x
+
+
 class TiedHead(nn.Module):
     """A head that shares the embedding's weights."""
 

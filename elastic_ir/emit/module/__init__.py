@@ -341,7 +341,7 @@ def _refill(graph: Graph, live: nn.Module, touched: list[Container]) -> tuple[nn
             children[child.path[len(head) :]] = twin
         place._modules.clear()
         place._modules.update(children)
-        placed |= bool(renumber_indices(source, place, container))
+        placed |= bool(renumber_indices(source, place))
         update_counts(target, container, known)
     update_stage_counts(target, containers, known)
     if touched and graph.reference is None:

@@ -148,7 +148,7 @@ def _update(holder: Any, path: str, old: int, new: int, order: list[int]) -> Non
             setattr(holder, name, tuple(kept) if isinstance(values[name], tuple) else kept)
 
 
-def renumber_indices(source: nn.Module, place: nn.Module, container: Container) -> set[str]:
+def renumber_indices(source: nn.Module, place: nn.Module) -> set[str]:
     """Set integers that number the blocks (an attention's ``layer_idx``) to the target's numbers; their names."""
     done: set[str] = set()
     numbered = [

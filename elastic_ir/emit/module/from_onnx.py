@@ -195,7 +195,7 @@ class _Builder:
             raise EmitError(f"{self.graph.name}: node %{node.name}: {name}{body}; {_INSTEAD}")
         proto = self.model.graph.node[int(node.origin)]
         outputs = 1 if node.output.is_tensor else len(proto.output)
-        options = self._options(node, form, proto)
+        options = self._options(node, form)
         if form.module and self._moded(node, form, options, outputs):
             return
         if form.module:  # a batch norm that uses the batch's statistics whatever the mode
@@ -274,7 +274,7 @@ class _Builder:
 
     # -- attributes ------------------------------------------------------------------------------------------------
 
-    def _options(self, node: Node, form: Operator, proto: Any) -> dict[str, Any]:
+    def _options(self, node: Node, form: Operator) -> dict[str, Any]:
         options: dict[str, Any] = {}
         for key, value in node.attributes.items():
             if node.op == "onnx.ConstantOfShape" and key == "value":

@@ -65,7 +65,7 @@ def save_onnx(
     source = graph.origin if isinstance(graph.origin, OnnxSource) else None
     if source is not None:
         model, tensors = build_onnx(graph, sparse=sparse is not False)
-        _refuse_changes(source, path, opset, fold_batchnorm=fold_batchnorm)
+        _refuse_changes(source, opset, fold_batchnorm=fold_batchnorm)
         external = any(map(is_external, source.model.graph.initializer))
     else:
         exported = _export(graph, check=check, opset=opset, dynamic=dynamic, fold_batchnorm=fold_batchnorm)
@@ -98,7 +98,7 @@ def save_onnx(
     return report
 
 
-def _refuse_changes(source: OnnxSource, path: Path, opset: int | None, *, fold_batchnorm: bool) -> None:
+def _refuse_changes(source: OnnxSource, opset: int | None, *, fold_batchnorm: bool) -> None:
     have = opsets_of(source.model)[""]
     if opset is not None and opset != have:
         raise EmitError(

@@ -15,7 +15,7 @@ from typing import Any
 
 from elastic_ir.emit.source.expr import IDENTITY, Expr, call, change, group, lit, plain, raw, substitute, walk
 from elastic_ir.emit.source.layers import constructor, value_of, zeros
-from elastic_ir.emit.source.merge import Join, Parameter, Parameters, Row, Sizes, clusters, singular, unused
+from elastic_ir.emit.source.merge import Join, Parameter, Parameters, Row, clusters, singular, unused
 from elastic_ir.emit.source.stages import Containers, Plan
 from elastic_ir.emit.source.tree import Part, Tree, numbered
 from elastic_ir.ir.numbering import is_index
@@ -43,8 +43,7 @@ class Builder:
         self.tree, self.plan = tree, plan
         self.definitions: list[Definition] = []
         self.names: set[str] = {"F", "nn", "torch", "Tensor", "math", "OrderedDict", "stochastic_depth"}
-        self.sizes: Sizes = set()
-        self.containers = Containers(plan, self.make, self.sizes)
+        self.containers = Containers(plan, self.make)
 
     def build(self) -> Row:
         """Define all classes but the network's own, whose lines are returned."""
@@ -100,12 +99,12 @@ class Builder:
         """One class for all parts of one name that join."""
         rows = self._share_stages([self._row(part) for part in parts])
         keys = [(self._base_name(part), part.kind, part.body and len(part.body.inputs)) for part in parts]
-        found = clusters(rows, keys, self.sizes)
+        found = clusters(rows, keys)
         # of classes with one name the largest gets the plain one
         found.sort(key=lambda some: (keys.index(keys[some[0]]), -len(some)))
         for members in found:
             some, name = [parts[i] for i in members], keys[members[0]][0]
-            made = Parameters(Join([rows[i] for i in members], self.sizes))
+            made = Parameters(Join([rows[i] for i in members]))
             lines = without_empty(made.lines)
             fields = [line for line in lines if line.kind == "field"]
             at = bool(some[0].base)
@@ -119,7 +118,6 @@ class Builder:
         """Take a definition in; the calls that make its instances."""
         self.names.add(definition.name)
         self.definitions.append(definition)
-        self.sizes |= {(definition.name, p.name) for p in made.found if p.size}
         names = tuple(p.name for p in made.found)
         return [Expr("new", definition.name, made.values(index), names) for index in range(count)]
 
@@ -128,9 +126,9 @@ class Builder:
         stages = [node for row in rows for node in walk(*row) if node.kind == "stage"]
         lists = [[Expr("field", "stage", stage.parts)] for stage in stages]
         calls: dict[Expr, Expr] = {}
-        for members in clusters(lists, [""] * len(lists), self.sizes, optional=False):
+        for members in clusters(lists, [""] * len(lists), optional=False):
             if len(members) > 1:
-                made = Parameters(Join([lists[i] for i in members], self.sizes, optional=False))
+                made = Parameters(Join([lists[i] for i in members], optional=False))
                 blocks = made.lines[0].parts[0]
                 block = next((node.value for node in walk(blocks.parts[-1]) if node.kind == "new"), "")
                 name = unused(["make_stage", f"make_{snake(block.removeprefix('nn.'))}_stage"], self.names)
@@ -269,11 +267,11 @@ def _share(less: list[Part], more: list[Part], extra: dict[int, int]) -> None:
 
 def define_network(name: str, root: Part, row: Row) -> Definition:
     """The definition of the network from the lines of its constructor and its forward."""
-    found = Parameters(Join([row], set()))
+    found = Parameters(Join([row]))
     for p in found.found:
         p.default = p.values[0]
-    counts = [p for p in found.found if p.forced == "count"]
-    series = [p for p in found.found if p.forced == "series"]
+    counts = [p for p in found.found if p.kind == "count"]
+    series = [p for p in found.found if p.kind == "series"]
     given, total, texts = list(counts), "depth", {}
     if len(counts) > 1:
         total = "sum(depths)"
@@ -307,8 +305,8 @@ def define_network(name: str, root: Part, row: Row) -> Definition:
     return Definition(name, given, lines[:cut], lines[cut:], root)
 
 
-def _argument(name: str, value: Any, forced: str = "") -> Parameter:
-    return Parameter("", "", [value], forced, name=name, default=value)
+def _argument(name: str, value: Any, kind: str = "lit") -> Parameter:
+    return Parameter("", "", [value], kind, name=name, default=value)
 
 
 def _even_rates(series: list[Any], counts: list[int]) -> float | None:

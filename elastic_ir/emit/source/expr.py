@@ -18,6 +18,7 @@ class Expr:
     kind      value                         parts
     ========= ============================= =========================================
     lit       a plain value
+    size      one that sizes a tensor
     count     the blocks of a stage
     series    one value for each block      (its name is what they are)
     flag      whether something is there    (its name says what)
@@ -128,7 +129,7 @@ OPAQUE = object()  #: stands for what is not plain data
 
 def plain(expr: Expr) -> Any:
     """The data that an expression writes; OPAQUE where it is computed."""
-    if expr.kind in ("lit", "count", "series", "flag"):
+    if expr.kind in ("lit", "size", "count", "series", "flag"):
         return expr.value
     if expr.kind in ("tuple", "list"):
         items = [plain(part) for part in expr.parts]

@@ -179,7 +179,7 @@ _IMPORTS = {
 
 def _head(graph: Graph, network: Definition, weights: str, notes: Sequence[str], text: str) -> str:
     depth = graph._structure.depth if graph._structure is not None else None
-    family = [_FAMILY.format(name=p.name) for p in network.parameters if p.forced == "count"][:1]
+    family = [_FAMILY.format(name=p.name) for p in network.parameters if p.kind == "count"][:1]
     imports = [line for pattern, line in _IMPORTS.items() if re.search(pattern, text)]
     standard = [line for line in imports if "torch" not in line]
     names = ", ".join(name for name in ("Tensor", "nn") if re.search(rf"\b{name}\b", text))

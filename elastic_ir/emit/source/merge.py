@@ -17,8 +17,6 @@ from elastic_ir.emit.source.expr import IDENTITY, OPAQUE, Expr, binary, change, 
 from elastic_ir.emit.source.signatures import positional, same
 from elastic_ir.emit.source.text import Printer
 
-#: The arguments of emitted classes and functions that are sizes, by the names of both.
-Sizes = set[tuple[str, str]]
 Row = Sequence[Expr]
 
 MISSING = object()  #: no value in this instance, where an optional part is absent
@@ -47,9 +45,9 @@ class Parameter:
     role: str  #: the name of the argument that stands there
     owner: str  #: the attribute whose argument it is, "" in a forward
     values: list[Any]
-    #: "count" or "series": a parameter even where all instances agree; "flag": whether a part is there
-    forced: str = ""
-    size: bool = False
+    kind: str = (
+        "lit"  #: of the values, as expressions; a count or a series is a parameter even where all agree
+    )
     name: str = ""
     default: Any = MISSING
     stored: bool = False  #: whether the forward reads it
@@ -60,7 +58,7 @@ class Parameter:
 
     @property
     def annotation(self) -> str:
-        if self.forced == "series":
+        if self.kind == "series":
             return f"Sequence[{_type_of(self.known[0][:1])}]"
         return _type_of(self.known)
 
@@ -83,28 +81,28 @@ class Join:
     With ``optional`` a layer may be an identity in some instances.
     """
 
-    def __init__(self, rows: Sequence[Row], sizes: Sizes, optional: bool = True) -> None:
-        self.sizes, self.optional = sizes, optional
+    def __init__(self, rows: Sequence[Row], optional: bool = True) -> None:
+        self.optional = optional
         self.holes: list[Parameter] = []
         self.owner = ""  #: the attribute that the line at hand assigns
         if len({len(row) for row in rows}) > 1:
             raise Mismatch
-        self.templates = [self._join(column, "", False) for column in zip(*rows, strict=True)]
+        self.templates = [self._join(column, "") for column in zip(*rows, strict=True)]
 
-    def _join(self, column: Sequence[Expr | None], role: str, size: bool) -> Expr:
+    def _join(self, column: Sequence[Expr | None], role: str) -> Expr:
         known = [expr for expr in column if expr is not None]
         first, kinds = known[0], {expr.kind for expr in known}
         equal = all(expr.kind == first.kind and same(first.value, expr.value) for expr in known)
         if first.kind in ("field", "set", "return"):
             self.owner = (first.value or "base") if first.kind == "field" else ""
-        if kinds == {"lit"}:
+        if kinds <= {"lit", "size"}:
             if equal and None not in column:
                 return first
             if role == "" and any(isinstance(expr.value, str) for expr in known):
                 raise Mismatch
-            return self._hole(column, role, size=size or role in _SIZES)
+            return self._hole(column, role, "size" if "size" in kinds or role in _SIZES else "lit")
         if kinds in ({"count"}, {"series"}, {"flag"}):
-            return self._hole(column, "".join(first.names) or role, forced=first.kind)
+            return self._hole(column, "".join(first.names) or role, first.kind)
         listed = kinds <= {"list", "tuple"} and all(plain(expr) is not OPAQUE for expr in known)
         if not self.owner and listed and len(first.parts) > 1 and any(expr != first for expr in known):
             return self._hole(column, role or "values")
@@ -112,40 +110,38 @@ class Join:
             parts = []
             for index in range(len(first.parts)):
                 inner = [expr.parts[index] if expr is not None else None for expr in column]
-                parts.append(self._join(inner, *self._context(first, index, role)))
+                parts.append(self._join(inner, _role(first, index, role)))
             return replace(first, parts=tuple(parts))
         others = [expr if expr != IDENTITY else None for expr in column]
         if self.optional and self.owner and IDENTITY in known and any(others):
             present = [Expr("flag", expr != IDENTITY) for expr in column]
             flag = self._hole(present, f"has_{self.owner}", "flag")
-            return Expr("ternary", None, (flag, self._join(others, role, False), IDENTITY))
+            return Expr("ternary", None, (flag, self._join(others, role), IDENTITY))
         raise Mismatch
 
-    def _hole(self, column: Sequence[Expr | None], role: str, forced: str = "", size: bool = False) -> Expr:
+    def _hole(self, column: Sequence[Expr | None], role: str, kind: str = "lit") -> Expr:
         values = [MISSING if expr is None else plain(expr) for expr in column]
-        self.holes.append(Parameter(role, self.owner, values, forced, size))
+        self.holes.append(Parameter(role, self.owner, values, kind))
         return Expr("hole", len(self.holes) - 1)
 
-    def _context(self, expr: Expr, index: int, role: str) -> tuple[str, bool]:
-        """What an expression's part is called, and whether it is a size."""
-        name = expr.names[index] if expr.names else ""
-        if expr.kind == "new":
-            return name, name in _SIZES or (expr.value, name) in self.sizes
-        if expr.kind in ("call", "method") and (name == "" or name in _SIZES):
-            size = expr.value in _SHAPED
-            return name or ("size" if size else positional(expr.kind, expr.value, index) or role), size
-        return _OPERANDS.get(expr.value, role) if expr.kind == "binary" else name or role, False
+
+def _role(expr: Expr, index: int, role: str) -> str:
+    """What an expression's part is called; ``role`` is what the expression is called."""
+    name = expr.names[index] if expr.names else ""
+    if expr.kind in ("call", "method") and not name:
+        return "size" if expr.value in _SHAPED else positional(expr.kind, expr.value, index) or role
+    if expr.kind == "binary":
+        return _OPERANDS.get(expr.value, role)
+    return name if expr.kind == "new" else name or role
 
 
-def clusters(
-    rows: Sequence[Row], keys: Sequence[Any], sizes: Sizes, optional: bool = True
-) -> list[list[int]]:
+def clusters(rows: Sequence[Row], keys: Sequence[Any], optional: bool = True) -> list[list[int]]:
     """The numbers of the rows that have one key and join, in the order of each first one."""
     found: list[list[int]] = []
     for number, row in enumerate(rows):
         for members in found:
             known = [rows[member] for member in members if keys[member] == keys[number]]
-            if known and (row in known or _joins([*known, row], sizes, optional)):
+            if known and (row in known or _joins([*known, row], optional)):
                 members.append(number)
                 break
         else:
@@ -153,9 +149,9 @@ def clusters(
     return found
 
 
-def _joins(rows: Sequence[Row], sizes: Sizes, optional: bool) -> bool:
+def _joins(rows: Sequence[Row], optional: bool) -> bool:
     try:
-        return bool(Join(rows, sizes, optional))
+        return bool(Join(rows, optional))
     except Mismatch:
         return False
 
@@ -171,7 +167,9 @@ class Parameters:
         # what all instances have comes first
         for number in sorted(range(len(holes)), key=lambda n: MISSING in holes[n].values):
             hole = holes[number]
-            constant = hole.forced in ("", "flag") and all(same(value, hole.known[0]) for value in hole.known)
+            constant = hole.kind not in ("count", "series") and all(
+                same(value, hole.known[0]) for value in hole.known
+            )
             self.filled[number] = self._known(hole) or (lit(hole.known[0]) if constant else self._new(hole))
             if not hole.owner:
                 for parameter in self.found:
@@ -181,7 +179,7 @@ class Parameters:
             (Printer().text(self.filled[number]), hole.values) for number, hole in enumerate(holes)
             if self.filled[number].kind == "binary" and MISSING not in hole.values
         ]  # fmt: skip
-        tests = {p.name: self._test(p.values) for p in self.found if p.forced == "flag"}
+        tests = {p.name: self._test(p.values) for p in self.found if p.kind == "flag"}
         #: attributes that the forward reads, and their values
         self.stored = {p.name: raw(tests.get(p.name) or p.name) for p in self.found if p.stored}
         self.found = [p for p in self.found if not tests.get(p.name)]
@@ -202,23 +200,25 @@ class Parameters:
             value = p.values[index]
             if value is MISSING:
                 value = p.default if p.default is not MISSING else p.known[0]
-            found.append(Expr(p.forced if p.forced in ("count", "series") else "lit", value))
+            found.append(Expr("lit" if p.kind == "flag" else p.kind, value))
         return tuple(found)
 
     def _known(self, hole: Parameter) -> Expr | None:
         """A parameter that has the hole's values, or of which they are a multiple or a part."""
         for p in self.found:
-            role = p.forced == hole.forced != "count" and (p.role == hole.role or hole.forced == "series")
-            pairs = _pairs(hole, p)
-            if ((p.size and hole.size) or role) and pairs and all(same(a, b) for a, b in pairs):
+            named = hole.kind in ("lit", "flag") and p.role == hole.role
+            pairs = (
+                _pairs(hole, p) if p.kind == hole.kind and (named or hole.kind in ("size", "series")) else []
+            )
+            if pairs and all(same(a, b) for a, b in pairs):
                 p.values = [b if a is MISSING else a for a, b in zip(p.values, hole.values, strict=True)]
                 return Expr("param", p.name)
-        if not hole.size or hole.forced or not hole.owner:
+        if hole.kind != "size" or not hole.owner:
             return None
         for p in self.found:
             pairs = _pairs(hole, p)
             whole = all(type(a) is int and type(b) is int and a > 0 and b > 0 for a, b in pairs)
-            if not p.size or len({b for _, b in pairs}) < 2 or not whole:
+            if p.kind != "size" or len({b for _, b in pairs}) < 2 or not whole:
                 continue
             for sign, ratios in (("*", {a / b for a, b in pairs}), ("//", {b / a for a, b in pairs})):
                 ratio = ratios.pop()
@@ -239,11 +239,11 @@ class Parameters:
     def _name(self, hole: Parameter) -> str:
         """A name that no other parameter has: the argument's own, then one that says whose it is."""
         base = _RENAMED.get(hole.role, hole.role)
-        base = {"count": "depth", "series": f"{base.removesuffix('s')}s"}.get(hole.forced, base)
+        base = {"count": "depth", "series": f"{base.removesuffix('s')}s"}.get(hole.kind, base)
         names = [base]
         if base in ("out_channels", "out_features", "in_channels", "in_features"):
             names.append(base.replace("out_", "hidden_").replace("in_", "hidden_"))
-        if not hole.owner and hole.size:
+        if not hole.owner and hole.kind == "size":
             names = ["size"]
         if hole.owner.strip("_"):
             names.append(f"{hole.owner.strip('_')}_{base}")
@@ -252,7 +252,7 @@ class Parameters:
     def _test(self, values: list[bool]) -> str:
         """A comparison of parameters, a stride or a change of channels, that has these outcomes; "" without one."""
         whole = [p for p in self.found if MISSING not in p.values]
-        sizes = [(p.name, p.values) for p in whole if p.size and not p.forced and p.role != "kernel_size"]
+        sizes = [(p.name, p.values) for p in whole if p.kind == "size" and p.role != "kernel_size"]
         sizes += [item for item in self.computed if item not in sizes]
         tests = [(f"{a} {{0}} {b}", list(map(operator.ne, left, right)))
                  for (a, left), (b, right) in itertools.combinations(sizes, 2) if a != b]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from elastic_ir.emit.source.expr import Expr, binary, call, change, group, index, lit, literal, raw
-from elastic_ir.emit.source.merge import Join, Mismatch, Parameter, Sizes
+from elastic_ir.emit.source.merge import Join, Mismatch, Parameter
 from elastic_ir.emit.source.signatures import same
 from elastic_ir.emit.source.tree import Part, Path, Tree
 from elastic_ir.errors import EmitError, StructureError
@@ -38,8 +38,8 @@ def stages_of(tree: Tree) -> Plan:
 class Containers:
     """Constructor calls of containers; ``make`` gives those of their children."""
 
-    def __init__(self, plan: Plan, make: Callable[[Part], Expr], sizes: Sizes) -> None:
-        self.plan, self.make, self.sizes = plan, make, sizes
+    def __init__(self, plan: Plan, make: Callable[[Part], Expr]) -> None:
+        self.plan, self.make = plan, make
 
     def call(self, part: Part, name: str) -> Expr:
         """A container's constructor; its children's names are kept where they are not just numbers."""
@@ -72,7 +72,7 @@ class Containers:
         made = [[Expr("field", owner, (self.make(part.children[name]),))
                  for owner, name in zip(blocks[0], block, strict=True)] for block in blocks]  # fmt: skip
         try:
-            joined = Join(made, self.sizes, optional=False)
+            joined = Join(made, optional=False)
         except Mismatch:
             return None
         first = [self.make(part.children[name]) for name in entry]

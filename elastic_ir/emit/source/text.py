@@ -72,7 +72,7 @@ class _Style(ast.NodeTransformer):
 
 #: Expressions by their kinds, with all the parentheses that they may need.
 _FORMS = {
-    "lit": "({value!r})", "count": "({value!r})", "series": "({value!r})", "raw": "({value})",
+    "lit": "({value!r})", "size": "({value!r})", "count": "({value!r})", "series": "({value!r})", "raw": "({value})",
     "param": "{owner}{value}", "attr": "{path}", "self": "{path}({all})", "call": "{value}({all})",
     "new": "{value}({all})", "method": "{0}.{value}({rest})", "getattr": "{0}.{value}", "index": "{0}[{1}]",
     "unary": "({value}{0})", "binary": "({0} {value} {1})", "ternary": "({1} if {0} else {2})", "stage": "*{0}",

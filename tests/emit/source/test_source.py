@@ -17,7 +17,7 @@ from elastic_ir.ir.graph import Graph, Node
 from elastic_ir.ir.info import Origin
 from elastic_ir.zoo import cifar_resnet, cifar_vgg
 from tests.emit.nets import image, network, ticket
-from tests.emit.source_networks import GOLDEN, Bert, Odd, TiedHead, WithBuffers, ascending
+from tests.emit.source_networks import GOLDEN, Bert, Gates, Odd, TiedHead, WithBuffers, ascending
 
 
 def emitted(graph: Graph, **arguments: object) -> nn.Module:
@@ -172,6 +172,17 @@ def test_a_block_s_rate_is_an_argument() -> None:
     made = emitted(graph)
     made.load_state_dict(graph.state_dict())
     assert [block.rate for block in made.blocks] == [0.0, 0.1, 0.3]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("frontend", ["fx", "export"])
+def test_a_list_whose_blocks_read_something_else_too_is_a_loop(frontend: str) -> None:
+    torch.manual_seed(0)
+    graph = eir.trace(Gates().eval(), (torch.randn(2, 6),), frontend=frontend)
+    text = source_of(graph)
+    tidy(text)
+    assert "for block in self.blocks:" in text and "def __init__(self, depth: int = 3) -> None:" in text
+    deeper = eir.stretch(graph, to_units=5)
+    same_function(deeper, emitted(graph, depth=5), torch.randn(2, 6))
 
 
 def test_ties_and_buffers() -> None:
