@@ -34,9 +34,9 @@ class Compared:
     kind: str | None  #: the class that was built; None where there was none
     why: str = ""  #: why none was
     doubtful: frozenset[str] = field(default_factory=frozenset)  #: names that the class did not vouch for
-    config: dict[str, Any] | None = (
-        None  #: one that fits, found by experiment, where the proposed one does not
-    )
+    #: one that fits, found by experiment, where the proposed one does not
+    config: dict[str, Any] | None = None
+    nearest: str = ""  #: where none was proposed or found: what separates the nearest that was tried
 
     def __str__(self) -> str:
         if self.kind is None:
@@ -74,7 +74,13 @@ class Comparison:
         if self._found is None:
             self._found = judged(self._answer(), proposed=self._doubt is None)
         if self._doubt is not None and self._found.config is None:
-            raise self._doubt
+            near = self._found.nearest
+            tried = (
+                f" ({self._found.kind} was built of changed entries; with the nearest, {near})"
+                if near
+                else ""
+            )
+            raise PlanError(f"{self._doubt}{tried}")
         return self._found
 
 
@@ -176,4 +182,7 @@ def judged(answer: Mapping[str, Any], proposed: bool = True) -> Compared:
             f"{kind} of the new config.json would not load what would be written: {'; '.join(new[:_TOLD])}{more}; "
             "another plan may fit, --no-check writes it all the same"
         )
-    return Compared(kind, doubtful=frozenset(answer["doubtful"]), config=answer.get("config"))
+    nearest = new[0] if new and "config" not in answer else ""
+    return Compared(
+        kind, doubtful=frozenset(answer["doubtful"]), config=answer.get("config"), nearest=nearest
+    )

@@ -63,7 +63,7 @@ def stack_of(item: Mapping[str, Any]) -> Stack:
 def _answer(
     source: Mapping[str, Any], target: Mapping[str, Any], stacks: Sequence[Stack], search: bool
 ) -> dict[str, Any]:
-    trials = _Trials(source, target["tensors"], stacks)
+    trials = _Trials(source, target["tensors"], stacks, target["proposed"])
     found: dict[str, Any] = {"class": trials.kind.__name__}
     report, differences = None, ["no configuration"]
     if target["proposed"]:
@@ -123,8 +123,13 @@ class _Trials:
     """Networks of configurations, held against what will be written."""
 
     def __init__(
-        self, source: Mapping[str, Any], tensors: Mapping[str, Sequence[int]], stacks: Sequence[Stack]
+        self,
+        source: Mapping[str, Any],
+        tensors: Mapping[str, Sequence[int]],
+        stacks: Sequence[Stack],
+        proposed: bool = True,
     ) -> None:
+        self._proposed = proposed
         self.kind = network.class_of(source["config"])
         module = network.built(self.kind, source["config"])
         self.lists = kinds.kinds(module)
@@ -144,9 +149,21 @@ class _Trials:
         Raises SourceError where no network can be built.
         """
         module = network.built(self.kind, config)
-        other = kinds.differences(self.lists, kinds.kinds(module), self._stacks, self.heads)
+        lists = kinds.kinds(module)
+        other = kinds.differences(self.lists, lists, self._stacks, self.heads)
+        other += [told for stack in self._stacks if (told := self._miscounted(stack, lists))]
         report = network.loading(module, self._tensors)
         return report, [*judgement.differences(self._source, report, self._stacks), *other]
+
+    def _miscounted(self, stack: Stack, lists: kinds.Lists) -> str:
+        """What is wrong with the number of a stack's layers; a checkpoint that lacks layers would not show it."""
+        head = self.heads.get(stack.label)
+        if head is None:  # names and shapes have to do, where the configuration says what it counts
+            return (
+                "" if self._proposed else f"the layers of {stack.label} are not found in {self.kind.__name__}"
+            )
+        count, wanted = len(lists.get(head, ())), len(stack.sources)
+        return f"{stack.label} would have {count} layers, not {wanted}" if count != wanted else ""
 
     def __call__(self, config: Mapping[str, Any]) -> Sequence[str] | None:
         try:

@@ -287,6 +287,20 @@ def test_entries_of_packing_and_of_kernels_are_left_out(tmp_path: Path) -> None:
     assert compared(stretched(folder)) == Compared("LlamaForCausalLM")
 
 
+def test_what_no_configuration_states(tmp_path: Path) -> None:
+    """The reason by the names of entries, and what the network would say to the nearest that was tried."""
+    entries = config(4)
+    del entries["num_hidden_layers"]
+    folder = write(tmp_path / "source", llama(), entries)
+    graph = stretched(folder, to_units=6)
+    with pytest.raises(PlanError, match=r"has no entry that counts the 4 layers at model.layers") as failed:
+        save_checkpoint(graph, tmp_path / "out")
+    assert "with the nearest, the layers of model.layers are not found in LlamaForCausalLM" in str(
+        failed.value
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
 def test_transformers_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison, "_NEEDED", ("torch", "no_such_library"))
     told: list[Compared] = []
