@@ -49,6 +49,10 @@ class Builder:
         """Define all classes but the network's own, whose lines are returned."""
         root = self.tree.parts[()]
         root.kind = "sequential" if root.kind == "sequential" else "class"
+        for part in root.below():
+            if part.kind == "parameters":  # weights that another module's forward reads
+                part.make = _linear(part)
+                part.kind = "class" if part.make is None else "leaf"
         own = [part for part in root.below() if part.path and _has_class(part)]
         for _, level in groupby(sorted(own, key=_height), key=_height):
             self._define(list(level))
@@ -60,21 +64,8 @@ class Builder:
         """The constructor call of a part."""
         if part.make is not None:
             return part.make
-        if part.kind == "parameters":
-            return self._parameters(part)
         kinds = {"sequential": "nn.Sequential", "list": "nn.ModuleList"}
         return self.containers.call(part, kinds.get(part.kind, "nn.ModuleDict"))
-
-    def _parameters(self, part: Part) -> Expr:
-        """What holds weights that another module's forward reads."""
-        shapes = {role: weight.shape for role, weight in part.weights.items()}
-        if set(shapes) <= {"weight", "bias"} and len(shapes.get("weight", ())) == 2:
-            rows, columns = shapes["weight"]
-            return constructor("nn.Linear", in_features=columns, out_features=rows, bias="bias" in shapes)
-        part.kind = "class"
-        self._define([part])
-        assert part.make is not None
-        return part.make
 
     def _row(self, part: Part) -> Row:
         """What makes a module: the lines of its constructor, then its forward's."""
@@ -162,6 +153,15 @@ class Builder:
                 options.append(f"{'First' if parts[0] is alike[0] else 'Last'}{name}")
         options += [f"{camel(step)}{name}" for step in parts[0].path if not step[:1].isdigit()]
         return unused([*options, name], self.names)
+
+
+def _linear(part: Part) -> Expr | None:
+    """A linear layer that has a part's weights; None where there is none."""
+    shapes = {role: weight.shape for role, weight in part.weights.items()}
+    if not set(shapes) <= {"weight", "bias"} or len(shapes.get("weight", ())) != 2:
+        return None
+    rows, columns = shapes["weight"]
+    return constructor("nn.Linear", in_features=columns, out_features=rows, bias="bias" in shapes)
 
 
 def _has_class(part: Part) -> bool:
