@@ -332,6 +332,11 @@ def _stream(graph: Graph, out: Path, wanted: Wanted) -> None:
         tables.show_facts([("removed", f"{left}, which an earlier run had left")])
     tables.show_facts(
         [
+            *(
+                ("found", f"config.json: {entry}, by building the network")
+                for one in found
+                for entry in one.entries
+            ),
             *(("compared", str(one)) for one in found),
             *output.wrote([written]),
         ]

@@ -36,6 +36,7 @@ class Compared:
     doubtful: frozenset[str] = field(default_factory=frozenset)  #: names that the class did not vouch for
     #: one that fits, found by experiment, where the proposed one does not
     config: dict[str, Any] | None = None
+    entries: tuple[str, ...] = ()  #: what it has otherwise than the proposed one, each with its value
     nearest: str = ""  #: where none was proposed or found: what separates the nearest that was tried
 
     def __str__(self) -> str:
@@ -183,6 +184,5 @@ def judged(answer: Mapping[str, Any], proposed: bool = True) -> Compared:
             "another plan may fit, --no-check writes it all the same"
         )
     nearest = new[0] if new and "config" not in answer else ""
-    return Compared(
-        kind, doubtful=frozenset(answer["doubtful"]), config=answer.get("config"), nearest=nearest
-    )
+    entries = tuple(answer.get("entries", ()))
+    return Compared(kind, "", frozenset(answer["doubtful"]), answer.get("config"), entries, nearest)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -166,6 +167,16 @@ def _with_twins(
                     config = made
                 break
     return config
+
+
+def changes(config: Mapping[str, Any], other: Mapping[str, Any], place: str = "") -> Iterator[str]:
+    """Where a configuration differs from another, an entry with its value each."""
+    for name, value in config.items():
+        before = other.get(name)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            yield from changes(value, before, f"{place}{name}.")
+        elif value != before:
+            yield f"{place}{name} = {json.dumps(value)}"
 
 
 # -- what an entry may have to become ----------------------------------------------------------------------------------

@@ -37,8 +37,12 @@ def answer(data: Mapping[str, Any]) -> dict[str, Any]:
 
     ``unknown`` is why there is no network to compare with. Else ``class`` is its name; ``differences`` are those of the
     target, and ``fails`` is why no network can be built for it; ``doubtful`` are names for which the class does not
-    vouch; ``config`` is one that fits, where the target's does not and one was found. A target without ``config`` has
-    none that could be proposed.
+    vouch; ``config`` is one that fits, where the target's does not and one was found, and ``entries`` are those of it
+    that the target's has otherwise. A target that was not ``proposed`` has the source's configuration, as far as it
+    could be brought to the new layers.
+
+    Asked for ``kinds``, it is those of the source's layers alone, by the labels of the stacks; asked what lies
+    ``beside`` them, by the heads of the stacks, it is those of that which grow together with them.
     """
     try:
         stacks = [stack_of(item) for item in data["stacks"]]
@@ -78,6 +82,7 @@ def _answer(
             found.pop("fails", None)
             if not differences:
                 found["config"] = config
+                found["entries"] = list(experiments.changes(config, target["config"]))
     doubtful = judgement.doubtful(report) if report is not None else ()
     return {**found, "differences": differences, "doubtful": sorted(doubtful)}
 

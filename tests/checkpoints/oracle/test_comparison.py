@@ -377,6 +377,19 @@ def test_the_summary_says_what_it_was_compared_with(tmp_path: Path) -> None:
     assert "compared:   not compared with the network: --no-check\nwrote: " in done.output
 
 
+def test_the_summary_says_what_was_found(tmp_path: Path) -> None:
+    ernie().save_pretrained(tmp_path / "source")
+    done = checked("stretch", tmp_path / "source", "--plan", "0-5,4,5", "--unit", 1, "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert "found:      config.json: moe_layer_end_index = 7, by building the network\n" in done.output
+    assert "compared:   every name, shape and kind of layer with Ernie4_5_MoeForCausalLM as" in done.output
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["moe_layer_end_index"] == 7
+    kind: Any = t.Ernie4_5_MoeForCausalLM
+    loaded, report = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert loaded.config.num_hidden_layers == 8
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+
+
 def test_a_refusal_leaves_nothing_behind(tmp_path: Path) -> None:
     folder, out = tmp_path / "source", tmp_path / "out"
     wav2vec2().save_pretrained(folder)
