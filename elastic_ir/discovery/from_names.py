@@ -6,7 +6,7 @@ import hashlib
 import itertools
 
 from elastic_ir.discovery.levels import Levels, layer_shapes, levels_of
-from elastic_ir.discovery.parts import Group, Part, containers, form_of, module_tree, relative_weights
+from elastic_ir.discovery.parts import Group, Part, containers, form_of, kin, module_tree, relative_weights
 from elastic_ir.ir.graph import Graph, Node
 from elastic_ir.ir.numbering import natural_key
 from elastic_ir.ir.structure import Child, Container
@@ -122,9 +122,10 @@ class NameReader:
             kernels = sorted((name, applied_shape(name, shape)[2:]) for name, shape in group.weights.items())
             group.hashes = exact, hashlib.sha256(repr(kernels).encode()).hexdigest()
         for index, group in enumerate(groups):
-            # equal neighbours chain, so what goes in is what comes out; else the channels of its layers decide
+            # equal neighbours chain, so what goes in is what comes out, and so do those of one width (an attention
+            # of another kind between the same norms and feed-forward layers); else the channels of its layers decide
             near = groups[max(index - 1, 0) : index] + groups[index + 1 : index + 2]
-            same = any(other.signature == group.signature for other in near)
+            same = any(other.signature == group.signature or _of_one_width(other, group) for other in near)
             channels = self.channels(group)
             group.preserving = same or (channels is not None and channels[0] == channels[1])
         return groups
@@ -186,3 +187,13 @@ class NameReader:
 def in_channels(shape: tuple[int, ...]) -> int:
     """Input channels of a weight; a depthwise convolution has as many as output channels."""
     return shape[0] if len(shape) > 2 and shape[1] == 1 else shape[1]
+
+
+def _of_one_width(one: Group, other: Group) -> bool:
+    """Whether blocks of one kind have the tensors that both have in common in equal shapes, a layer's among them."""
+    common = one.weights.keys() & other.weights.keys()
+    return (
+        kin(one.form, other.form)
+        and any(len(one.weights[name]) > 1 for name in common)
+        and all(one.weights[name] == other.weights[name] for name in common)
+    )

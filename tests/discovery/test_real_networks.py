@@ -334,3 +334,23 @@ def test_ends_of_another_kind_by_names() -> None:
     model.layers = nn.Sequential(Layer(norm=False), Layer(), Layer(), Layer(), Layer(last=True))
     (stage,) = names_only(model).stages
     assert (stage.entry is not None, len(stage.blocks), stage.exit is not None) == (True, 3, True)
+
+
+def test_attention_of_another_kind_by_names() -> None:
+    """One layer in four attends to all, with other names and fewer channels out of its last tensor by name."""
+
+    def layer(full: bool) -> nn.Module:
+        made = nn.Module()
+        made.input_norm, made.post_norm = nn.LayerNorm(8), nn.LayerNorm(8)
+        made.mlp = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 8))
+        setattr(
+            made,
+            "self_attn" if full else "linear_attn",
+            nn.ModuleDict({"q": nn.Linear(8, 8), "v": nn.Linear(8, 4)}),
+        )
+        return made
+
+    model = nn.Module()
+    model.layers = nn.ModuleList(layer(full=number == 3) for number in range(4))
+    (stage,) = names_only(model).stages
+    assert len(stage.blocks) == 4 and stage.entry is None

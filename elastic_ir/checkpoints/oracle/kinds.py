@@ -202,7 +202,9 @@ def _renumbered(value: Any, number: int, to: str) -> Any:
 
 
 def _lists_layers(old: Any, new: Any, stack: Stack) -> bool:
-    """Whether a value is a list of all layers, which each of them holds."""
+    """Whether a value is a list of all layers, or their number, which each of them holds."""
+    if type(old) is int and type(new) is int:
+        return old == stack.before and new == len(stack.order)
     lists = isinstance(old, list | tuple) and isinstance(new, list | tuple)
     return lists and len(old) == stack.before != len(new) == len(stack.order)
 

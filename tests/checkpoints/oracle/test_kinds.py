@@ -62,7 +62,9 @@ def test_what_a_layer_refers_to() -> None:
     """The number of the layer whose keys it shares, and a list of all layers that each holds."""
 
     def sharing(numbers: list[int], count: int) -> Net:
-        layers = [Layer(n, shares_layer=shared, kinds=["a"] * count) for n, shared in enumerate(numbers)]
+        layers = [
+            Layer(n, shares_layer=one, kinds=["a"] * count, layers=count) for n, one in enumerate(numbers)
+        ]
         return Net(*layers)
 
     source = sharing([0, 1, 1, 1], 4)
