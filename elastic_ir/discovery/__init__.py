@@ -66,7 +66,7 @@ def discover(
         from elastic_ir.discovery.registered_twice import add_second_registrations  # few networks tie weights
 
         add_second_registrations(graph, stages)
-    stem, head = _outside(drafts, layer_names, graph, reader, tuple(transitions.values()))
+    stem, head = _outside(drafts, layer_names, reader, tuple(transitions.values()))
     depth = _depth(graph, lengths, drafts, stages, layer_names)
     return Structure(stages, depth, reader.form, stem, head, _note(graph))
 
@@ -96,7 +96,7 @@ def _read(
             keep_last_blocks(drafts)
     if within is None:
         layer_names = [name for name in graph.weights if name in reader.layer_names]
-        _release_output_layer(drafts, _execution_order(graph, layer_names))
+        _release_output_layer(drafts, _execution_order(reader, layer_names))
         if not any(draft.free for draft in drafts):
             drafts = []
     return reader, drafts
@@ -234,7 +234,6 @@ def _release_output_layer(drafts: list[Draft], order: dict[str, int]) -> None:
 def _outside(
     drafts: list[Draft],
     layer_names: list[str],
-    graph: Graph,
     reader: GraphReader | NameReader,
     transitions: tuple[str, ...],
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -246,7 +245,7 @@ def _outside(
         between = tuple(f"{path}." for path in transitions)
         rest = [name for name in layer_names if name not in held and not name.startswith(between)]
         return _outside_by_channels(drafts, rest, reader)
-    order = _execution_order(graph, layer_names)
+    order = _execution_order(reader, layer_names)
     places = [order[name] for name in held]
     first, last = min(places), max(places)
     stem = tuple(
@@ -269,14 +268,13 @@ def _outside_by_channels(
     return tuple(n.rpartition(".")[0] for n in stem), tuple(n.rpartition(".")[0] for n in head)
 
 
-def _execution_order(graph: Graph, layer_names: list[str]) -> dict[str, int]:
+def _execution_order(reader: GraphReader | NameReader, layer_names: list[str]) -> dict[str, int]:
+    """The place at which each weight is read first; those of layers that no node reads come last, as listed."""
     order: dict[str, int] = {}
-    for index, node in enumerate(graph):
-        for name in node.weight_names():
-            order.setdefault(name, index)
-    count = len(graph)
-    for index, name in enumerate(layer_names):
-        order.setdefault(name, count + index if len(graph) else index)
+    if isinstance(reader, GraphReader):
+        order = {name: reader.order[nodes[0]] for name, nodes in reader.readers.items()}
+    for place, name in enumerate(layer_names, len(reader.graph)):
+        order.setdefault(name, place)
     return order
 
 

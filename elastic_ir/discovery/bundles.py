@@ -92,25 +92,27 @@ def bundles_of(
 
     ``nodes`` are the graph's, in order; ``belongs`` says of a node outside all slots whether it may be part of a block.
     """
-    import networkx as nx  # takes longer than what it is needed for in most networks
-
     owners: dict[str, list[Series]] = defaultdict(list)
     for one in series:
         owners[one.within].append(one)
     found = []
     for siblings in owners.values():
         siblings.sort(key=lambda one: one.first)
-        if len(siblings) == 1:
-            found.append(Bundle(siblings))
-            continue
-        turns: nx.Graph[Series] = nx.Graph()
-        turns.add_nodes_from(siblings)
+        turns: list[tuple[Series, Series]] = []
         running: list[Series] = []
         for one in siblings:
             running = [other for other in running if other.last > one.first]
-            turns.add_edges_from((other, one) for other in running if _take_turns(other, one))
+            turns += [(other, one) for other in running if _take_turns(other, one)]
             running.append(one)
-        for together in nx.connected_components(turns):
+        if not turns:
+            found += [Bundle([one]) for one in siblings]
+            continue
+        import networkx as nx  # takes longer than all of this, and most networks do without
+
+        beside: nx.Graph[Series] = nx.Graph()
+        beside.add_nodes_from(siblings)
+        beside.add_edges_from(turns)
+        for together in nx.connected_components(beside):
             ordered = sorted(together, key=lambda one: one.first)
             found += [Bundle(joined) for joined in _joined(ordered, nodes, belongs)]
     return [bundle for bundle in found if any(one.layered for one in bundle.series)]

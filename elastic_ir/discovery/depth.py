@@ -18,6 +18,8 @@ from elastic_ir.tensors.weights import is_packed
 #: Names of tables that are looked up: without a graph only their name distinguishes them from a linear layer.
 _LOOKUPS = re.compile(r"emb|wte|wpe|token|pos")
 
+_NONE: frozenset[str] = frozenset()
+
 
 def looks_up(name: str) -> bool:
     """Whether a weight known by name alone is a table of embeddings or positions, which is not a layer."""
@@ -29,30 +31,27 @@ def path_lengths(graph: Graph) -> dict[Value, int]:
     order = {node: index for index, node in enumerate(graph)}
     # by tensor, not by name: an exported program knows a tied tensor by one name only
     tensors = {id(weight.storage) for weight in graph.weights.values() if weight.layer}
-    layer_names = {name for name, weight in graph.weights.items() if id(weight.storage) in tensors}
+    layer_names = frozenset(n for n, weight in graph.weights.items() if id(weight.storage) in tensors)
     lengths: dict[Value, int] = {}
-    made_of: dict[
-        Value, frozenset[str]
-    ] = {}  # values computed from weights alone (standardised ones, for example)
+    #: what values are computed from that come of weights alone (standardised ones, for example)
+    made_of: dict[Value, frozenset[str]] = {}
     for node in graph:
-        operands = node.operands()
+        if reads_form_only(node):  # what is known without reading a tensor's values is not flow
+            lengths[node.output], made_of[node.output] = 0, _NONE
+            continue
+        operands, names = node.operands(), node.weight_names()
         flowing = [value for value in operands if value not in made_of]
         looked_up = has(node, Trait.LOOKUP)  # an embedding may be tied to the head, and is not a layer
-        direct = frozenset(() if looked_up else (name for name in node.weight_names() if name in layer_names))
-        layers = direct.union(*(made_of.get(value, frozenset()) for value in operands))
-        # a layer on what is stored (learned queries); what multiplies layers, or one by a vector, computes a weight
-        applied = len(direct) == 1 and has(node, Trait.CONTRACTS) and not _by_vector(node, graph)
-        reshaped = not flowing and (operands or node.weight_names()) and not applied
-        if reads_form_only(node):  # what is known without reading a tensor's values is not flow
-            lengths[node.output], made_of[node.output] = 0, frozenset()
-            continue
-        # a module that reads no value computes a weight for others (torch.nn.utils.parametrize)
-        if reshaped and (
-            node.kind in ("function", "method", "onnx") or (node.kind == "module" and not operands)
-        ):
-            made_of[node.output] = layers
-            lengths[node.output] = 0
-            continue
+        direct = _NONE if looked_up else layer_names.intersection(names)
+        layers = direct.union(*(made_of[value] for value in operands if value in made_of))
+        if not flowing and (operands or names):
+            # a layer on what is stored (learned queries); what multiplies layers, or one by a vector, computes a weight
+            applied = len(direct) == 1 and has(node, Trait.CONTRACTS) and not _by_vector(node, graph)
+            # a module that reads no value computes a weight for others (torch.nn.utils.parametrize)
+            computes = node.kind in ("function", "method", "onnx") or (node.kind == "module" and not operands)
+            if computes and not applied:
+                lengths[node.output], made_of[node.output] = 0, layers
+                continue
         if is_product(node) and len(flowing) == 2:
             before = lengths[_scaled(flowing[0], flowing[1], order)]
         else:
