@@ -10,14 +10,11 @@ from typing import TYPE_CHECKING
 from elastic_ir.discovery.assemble import (
     Draft,
     build_stages,
-    choose,
     draft_stages,
-    find_candidates,
     keep_last_blocks,
-    named_candidates,
     pin_first_blocks,
-    sibling_entries,
 )
+from elastic_ir.discovery.candidates import choose, find_candidates, named_candidates, sibling_entries
 from elastic_ir.discovery.depth import chain_layers, layers_between, longest_path, looks_up, path_lengths
 from elastic_ir.discovery.from_graph import GraphReader
 from elastic_ir.discovery.parts import Group, Part

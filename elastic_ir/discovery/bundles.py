@@ -3,9 +3,6 @@
 ``for attn, ff in zip(self.attns, self.ffs)`` runs the slots of two lists in turn. Which series belong together shows in
 the order in which they run, where one takes a step each time the other does, and in the flow of data inside a block.
 That their numbers agree shows nothing: two towers of equal depth are numbered alike.
-
-Gaps are what a caller does between two blocks. Those of a bundle are cut at one offset, where the fewest values are
-alive: behind a residual sum one is, before it two are.
 """
 
 from __future__ import annotations
@@ -163,42 +160,3 @@ def _joined(
         flow.add_edges_from((value.node, node) for value in node.operands() if value.node in inside)
     parted = [[one for one in together if one in component] for component in nx.connected_components(flow)]
     return [members for members in parted if members]
-
-
-def split(
-    gaps: Sequence[list[Node]],
-    alive: Callable[[int], list[tuple[int, int]]],
-    lead: Callable[[Sequence[str]], Sequence[Node]],
-    trail: Callable[[Sequence[str]], Sequence[Node]],
-) -> list[tuple[list[Node], list[Node]]]:
-    """For each gap what belongs to the block before it, and what to the block behind it.
-
-    A gap is the nodes between two blocks that belong to them, in order. Of the offsets that leave the first and the
-    last block whole the one is taken at which the fewest values are alive, then the fewest elements, then the last;
-    ``alive`` says for a gap how many of both are so before its first node, and behind each. ``lead`` and ``trail`` find
-    the operations of the second part before the first block, and of the first part behind the last. Where gaps differ,
-    what all begin and end with is dealt out, and the rest belongs to no block.
-    """
-    words = [[node.op for node in gap] for gap in gaps]
-    if any(word != words[0] for word in words):
-        head = _common(words)
-        tail = min(_common([word[::-1] for word in words]), min(map(len, words)) - head)
-        return [(gap[:head], gap[len(gap) - tail :]) for gap in gaps]
-    if not words[0]:
-        return [([], []) for _ in gaps]
-    costs = [alive(index) for index in range(len(gaps))]
-
-    def cost(offset: int) -> tuple[bool, tuple[int, int], int]:
-        behind, before = words[0][:offset], words[0][offset:]
-        torn = len(trail(behind)) < len(behind) or len(lead(before)) < len(before)
-        return torn, max(one[offset] for one in costs), -offset
-
-    at = min(range(len(words[0]) + 1), key=cost)
-    return [(gap[:at], gap[at:]) for gap in gaps]
-
-
-def _common(words: Sequence[Sequence[str]]) -> int:
-    """How many items all sequences begin with."""
-    return sum(
-        1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, zip(*words, strict=False))
-    )

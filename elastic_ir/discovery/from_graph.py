@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from elastic_ir.discovery.bundles import Bundle, Series, Span, bundles_of, split
+from elastic_ir.discovery.bundles import Bundle, Series, Span, bundles_of
 from elastic_ir.discovery.links import Links
 from elastic_ir.discovery.parts import (
     Group,
@@ -19,15 +18,12 @@ from elastic_ir.discovery.parts import (
     module_tree,
     relative_weights,
 )
-from elastic_ir.ir.graph import Graph, Literal, Node, Symbol, TensorType, Value, WeightRef
+from elastic_ir.discovery.signatures import signatures_of
+from elastic_ir.ir.graph import Graph, Node, TensorType
 from elastic_ir.ir.structure import Container
 
 if TYPE_CHECKING:
     from elastic_ir.discovery.levels import Levels
-
-
-#: What most arguments besides values are.
-_PLAIN = frozenset({int, bool, str, type(None)})
 
 
 class GraphReader:
@@ -213,7 +209,7 @@ class GraphReader:
     def _put_together(
         self, bundle: Bundle, carries: Callable[[Node], bool]
     ) -> tuple[list[Group], list[Node]]:
-        """The blocks of a bundle, and what the caller does around their slots: it is dealt out to them."""
+        """The blocks of a bundle, and what the caller does around their slots, which is dealt out to them."""
         groups: list[Group] = []
         spans: list[Span] = []
         for group, span in bundle.blocks():
@@ -232,8 +228,10 @@ class GraphReader:
         if len(groups) > 1 and all(before[1] < after[0] for before, after in itertools.pairwise(spans)):
             window = self.nodes[spans[0][0] : spans[-1][1] + 1]
             around = [node for node in window if node not in owner and belongs(node)]
-            if around:
-                self._absorb(groups, owner, spans, around, belongs)
+        if around:
+            from elastic_ir.discovery.gaps import Gaps  # many networks have none
+
+            Gaps(spans, around, owner, belongs, self.nodes, self.order, self.users).deal_out(groups)
         for node, index in owner.items():
             groups[index].nodes.append(node)
         for group in groups:
@@ -280,67 +278,6 @@ class GraphReader:
                 found += self.users.get(node.output, ()) if forward else [v.node for v in node.operands()]
         return None
 
-    def _absorb(
-        self,
-        groups: list[Group],
-        owner: dict[Node, int],
-        spans: list[Span],
-        around: list[Node],
-        belongs: Callable[[Node], bool],
-    ) -> None:
-        """Give what the caller does around all slots alike (a residual sum, an activation) to the blocks."""
-        joined = set(owner)
-        for node in around:  # what depends on a block
-            if any(value.node in joined for value in node.operands()):
-                joined.add(node)
-        for node in reversed(around):  # and what a block depends on
-            if any(user in joined for user in self.users.get(node.output, ())):
-                joined.add(node)
-        gaps: list[list[Node]] = [[] for _ in spans[1:]]
-        starts = [first for first, _ in spans]
-        for node in around:
-            place = self.order[node]
-            row = bisect_right(starts, place) - 1
-            if node in joined:
-                if place <= spans[row][1]:
-                    owner[node] = row
-                else:
-                    gaps[row].append(node)
-        ends = _Ends(self, owner, len(spans) - 1, belongs)
-        shared_out = split(
-            gaps, lambda index: self._alive(gaps[index], spans[index], owner), ends.lead, ends.trail
-        )
-        for index, (behind, before) in enumerate(shared_out):
-            owner.update(dict.fromkeys(behind, index))
-            owner.update(dict.fromkeys(before, index + 1))
-            shape = [node.op for node in behind], [node.op for node in before]
-        leading, trailing = ends.lead(shape[1]), ends.trail(shape[0])
-        owner.update(dict.fromkeys(leading, 0))
-        owner.update(dict.fromkeys(trailing, len(spans) - 1))
-        groups[0].torn |= len(leading) < len(shape[1])
-        groups[-1].torn |= len(trailing) < len(shape[0])
-
-    def _alive(self, gap: list[Node], span: Span, owner: dict[Node, int]) -> list[tuple[int, int]]:
-        """How many values and elements are alive behind a block, and behind each node of the gap that follows it."""
-        places = [span[1], *(self.order[node] for node in gap)]
-        block = [node for node in self.nodes[span[0] : span[1] + 1] if node in owner]
-        values = dict.fromkeys(
-            [
-                *(node.output for node in (*block, *gap)),
-                *(value for node in gap for value in node.operands()),
-            ]
-        )
-        alive = [[0, 0] for _ in places]
-        for value in values:
-            made = self.order[value.node]
-            read = max((self.order[user] for user in self.users.get(value, ())), default=-1)
-            for index, place in enumerate(places):
-                if made <= place < read:
-                    # a tuple is taken apart by what made it
-                    alive[index][0] += 1 if value.is_tensor else 1000
-                    alive[index][1] += _elements(value)
-        return [(count, size) for count, size in alive]
-
     # -- questions about groups ----------------------------------------------------------------------------------------
 
     def on_trunk(self, groups: list[Group]) -> bool:
@@ -384,97 +321,7 @@ class GraphReader:
         return start is not None and end is not None and not _same_extents(start, end)
 
     def _signatures(self, group: Group) -> tuple[str, str]:
-        """Hashes of what a group computes: with integers and weight shapes, and of its operations alone.
-
-        Float literals are left out: rates (stochastic depth) differ in every block.
-        """
-        place: dict[Value, int | str] = {node.output: index for index, node in enumerate(group.nodes)}
-        if len(group.inputs) > 1:
-            place.update((value, f"in{index}") for index, value in enumerate(group.inputs))
-        exact, kinds = [], []
-        for node in group.nodes:
-            if node.op == "torch._assert":  # computes nothing, and its message names the traced values
-                continue
-            kinds.append(f"{node.op};")
-            shapes = [self.graph.weights[name].shape for name in self._names[node]]
-            exact.append(f"{node.op}{_plain((node.args, node.kwargs, node.attributes), place)}{shapes};")
-        exact.append(repr(sorted(group.weights.items())))
-        return _hash_of(exact), _hash_of(kinds)
-
-
-def _hash_of(texts: list[str]) -> str:
-    return hashlib.sha256("".join(texts).encode()).hexdigest()
-
-
-def _plain(item: Any, place: dict[Value, int | str]) -> str:
-    """An argument as text: values by their place, integers and words as they are, and no floats."""
-    if type(item) in _PLAIN:
-        return repr(item)
-    if isinstance(item, Value):
-        return f"%{place.get(item, 'x')}"
-    if isinstance(item, (tuple, list)):
-        return f"({','.join([_plain(part, place) for part in item])})"
-    if isinstance(item, dict):
-        return f"{{{','.join([f'{key}:{_plain(part, place)}' for key, part in item.items()])}}}"
-    if isinstance(item, (float, complex)):
-        return "~"
-    if isinstance(item, WeightRef):
-        return "@"
-    if isinstance(item, Symbol):
-        return item.name
-    if isinstance(item, Literal):
-        return f"{item.shape}{_plain(item.values, place)}"
-    if isinstance(item, slice):
-        return _plain((item.start, item.stop, item.step), place)
-    return repr(item)
-
-
-class _Ends:
-    """What the caller does before the first block and behind the last, as far as it is what it does in the gaps."""
-
-    def __init__(
-        self, reader: GraphReader, owner: dict[Node, int], last: int, carries: Callable[[Node], bool]
-    ) -> None:
-        self.reader, self.owner, self.carries = reader, owner, carries
-        self.first_nodes = [node for node, row in owner.items() if row == 0]
-        self.last_nodes = [node for node, row in owner.items() if row == last]
-
-    def lead(self, operations: Sequence[str]) -> list[Node]:
-        """Nodes of these operations, in order, that lead into the first block: the last ones, as far as they agree."""
-        order = self.reader.order
-        wanted = {value.node for node in self.first_nodes for value in node.operands()}
-        place = min((order[node] for node in self.first_nodes), default=0)
-        found: list[Node] = []
-        for operation in reversed(operations):
-            place -= 1
-            while place >= 0 and self.reader.nodes[place] not in wanted:
-                place -= 1
-            node = self.reader.nodes[place] if place >= 0 else None
-            if node is None or node.op != operation or not self._open(node):
-                break
-            found.append(node)
-            wanted |= {value.node for value in node.operands()}
-        return found[::-1]
-
-    def trail(self, operations: Sequence[str]) -> list[Node]:
-        """Nodes of these operations, in order, that follow the last block: the first ones, as far as they agree."""
-        order = self.reader.order
-        made = {node.output for node in self.last_nodes}
-        place = max((order[node] for node in self.last_nodes), default=-1)
-        found: list[Node] = []
-        for operation in operations:
-            place += 1
-            while place < len(order) and made.isdisjoint(self.reader.nodes[place].operands()):
-                place += 1
-            node = self.reader.nodes[place] if place < len(order) else None
-            if node is None or node.op != operation or not self._open(node):
-                break
-            found.append(node)
-            made.add(node.output)
-        return found
-
-    def _open(self, node: Node) -> bool:
-        return node not in self.owner and self.carries(node)
+        return signatures_of(group, self.graph, self._names)
 
 
 def _starts_as_it_goes_on(first: Group, second: Group) -> bool:
@@ -500,13 +347,6 @@ def _tear_odd_ends(groups: list[Group]) -> None:
     if all(operations == around[1] for operations in around[2:-1]):
         for end in (0, -1):
             groups[end].torn |= around[end] != around[1]
-
-
-def _elements(value: Value) -> int:
-    size = 1
-    for extent in value.type.shape if value.type is not None else ():
-        size *= abs(extent)
-    return size
 
 
 def _keeps_extents(node: Node) -> bool:
