@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from elastic_ir.emit.onnx.ends import renumber
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.graph import RESULTS, Argument, Graph, Literal, Node, Symbol, Value, WeightRef
 from elastic_ir.ir.naming import head_in
@@ -150,9 +149,14 @@ class Names:
         self.outputs = list(zip(self._renumbered(before, labels), labels, strict=True))
 
     def _renumbered(self, before: list[str], now: list[str]) -> list[str]:
-        names = renumber(before, now, self.fresh)
-        others = self.taken.difference(before)
-        names = [self.fresh(name) if name in others else name for name in names] if names != before else names
+        names = now
+        if now != before:
+            from elastic_ir.emit.onnx.ends import renumber  # few networks have ends of each block
+
+            names = renumber(before, now, self.fresh)
+        if names != before:
+            others = self.taken.difference(before)
+            names = [self.fresh(name) if name in others else name for name in names]
         self.taken.update(names)
         return names
 
