@@ -123,6 +123,19 @@ class Gates(nn.Module):
         return x
 
 
+class Aliased(nn.Module):
+    """A value whose shape is read behind a layer that does nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 6))
+        self.drop = nn.Dropout(0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(x + self.token)
+        return torch.cat([self.token.expand(x.shape[0], -1), x])
+
+
 class TiedHead(nn.Module):
     """A head that shares the embedding's weights."""
 

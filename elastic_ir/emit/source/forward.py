@@ -39,19 +39,16 @@ _SAMPLE = Printer(defaultdict(lambda: "xxxxx"), "self.")
 
 def fold(lines: Sequence[Expr], shapes: Shapes) -> list[Expr]:
     """Lines with single uses written into their users, in an unchanged order of evaluation."""
-    lines = _unpack(lines, shapes)
+    lines = _unpack(_without_aliases(lines), shapes)
     uses = Counter(locals_of(*lines))
     done: list[Expr] = []
     pending: list[Expr] = []  # what is used once, and not yet written
     pure: dict[Any, Expr] = {}
     for line in lines:
-        expr = _simplified(substitute(line.parts[0], pure))
+        expr = substitute(line.parts[0], pure)
         key = line.value[0] if line.kind == "set" and len(line.value) == 1 else None
-        movable = expr.kind == "local" or (_is_pure(expr) and (uses[key] == 1 or expr.kind == "getattr"))
-        if key is not None and movable:
+        if key is not None and _is_pure(expr) and (uses[key] == 1 or expr.kind == "getattr"):
             pure[key] = expr
-            if expr.kind == "local":
-                uses[expr.value] += uses[key] - 1
             continue
         compound = expr.kind in ("loop", "ternary")
         expr = expr if compound else _with_pending(expr, pending)
@@ -64,6 +61,19 @@ def fold(lines: Sequence[Expr], shapes: Shapes) -> list[Expr]:
     if kinds == ["ternary", "local"] and done[-1].parts[0].value in done[-2].value:
         done[-2:] = [replace(done[-1], parts=done[-2].parts)]
     return done
+
+
+def _without_aliases(lines: Sequence[Expr]) -> list[Expr]:
+    """Lines without those that only give a value another number."""
+    found: list[Expr] = []
+    aliases: dict[Any, Expr] = {}
+    for line in lines:
+        expr = _simplified(substitute(line.parts[0], aliases))
+        if line.kind == "set" and expr.kind == "local":
+            aliases[line.value[0]] = expr
+        else:
+            found.append(replace(line, parts=(expr,)))
+    return found
 
 
 def _simplified(expr: Expr) -> Expr:

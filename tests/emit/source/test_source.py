@@ -17,7 +17,7 @@ from elastic_ir.ir.graph import Graph, Node
 from elastic_ir.ir.info import Origin
 from elastic_ir.zoo import cifar_resnet, cifar_vgg
 from tests.emit.nets import image, network, ticket
-from tests.emit.source_networks import GOLDEN, Bert, Gates, Odd, TiedHead, WithBuffers, ascending
+from tests.emit.source_networks import GOLDEN, Aliased, Bert, Gates, Odd, TiedHead, WithBuffers, ascending
 
 
 def emitted(graph: Graph, **arguments: object) -> nn.Module:
@@ -183,6 +183,12 @@ def test_a_list_whose_blocks_read_something_else_too_is_a_loop(frontend: str) ->
     assert "for block in self.blocks:" in text and "def __init__(self, depth: int = 3) -> None:" in text
     deeper = eir.stretch(graph, to_units=5)
     same_function(deeper, emitted(graph, depth=5), torch.randn(2, 6))
+
+
+def test_a_value_behind_a_layer_that_does_nothing() -> None:
+    graph = eir.trace(Aliased().eval(), (torch.randn(2, 6),))
+    assert "drop" not in source_of(graph)
+    same_function(graph, emitted(graph), torch.randn(3, 6))
 
 
 def test_ties_and_buffers() -> None:
