@@ -8,7 +8,7 @@ from elastic_ir.emit.source.expr import Expr, binary, call, change, group, index
 from elastic_ir.emit.source.merge import Join, Mismatch, Parameter
 from elastic_ir.emit.source.signatures import same
 from elastic_ir.emit.source.tree import Part, Path, Tree
-from elastic_ir.errors import EmitError, StructureError
+from elastic_ir.errors import StructureError
 from elastic_ir.ir.numbering import is_index, split_number
 from elastic_ir.ir.structure import Stage
 
@@ -85,14 +85,13 @@ class Containers:
                 text = f"*[layer for {variable} in range({{0}}) for layer in {{1}}]"
             items = [*first, Expr("text", text, (number, block))]
             return [("*", Expr("stage", None, (group("list", items),)))]
-        start = [*entry, *blocks[0]][0]
-        found = split_number(start)
-        if found is None or len(entry) > 1 or len(blocks[0]) > 1:
-            raise EmitError(
-                f"the stage that starts at {start!r} is not numbered, so it cannot be written as a loop"
-            )
-        prefix, low = found[0].replace("{", "{{").replace("}", "}}"), int(found[1])
-        padding = "" if is_index(found[1]) else f":0{len(found[1])}"
+        names = [*entry, *(child for block in blocks for child in block)]
+        prefix, digits = split_number(names[0]) or ("", "0")
+        low, width = int(digits), 1 if is_index(digits) else len(digits)
+        numbered = names == [f"{prefix}{low + i:0{width}}" for i in range(len(names))]
+        if not numbered or max(len(entry), len(blocks[0])) > 1:
+            return None
+        padding = f":0{width}" if width > 1 else ""
         least = low + len(entry)
         begin = f"{least}, " if least else ""
         text = f'{{{{f"{prefix}{{{{i{padding}}}}}": {{1}} for i in range({begin}{{0}})}}}}'

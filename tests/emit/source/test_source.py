@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,17 @@ from elastic_ir.ir.graph import Graph, Node
 from elastic_ir.ir.info import Origin
 from elastic_ir.zoo import cifar_resnet, cifar_vgg
 from tests.emit.nets import image, network, ticket
-from tests.emit.source_networks import GOLDEN, Aliased, Bert, Gates, Odd, TiedHead, WithBuffers, ascending
+from tests.emit.source_networks import (
+    GOLDEN,
+    Aliased,
+    Bert,
+    Gates,
+    Odd,
+    Rated,
+    TiedHead,
+    WithBuffers,
+    ascending,
+)
 
 
 def emitted(graph: Graph, **arguments: object) -> nn.Module:
@@ -183,6 +194,21 @@ def test_a_list_whose_blocks_read_something_else_too_is_a_loop(frontend: str) ->
     assert "for block in self.blocks:" in text and "def __init__(self, depth: int = 3) -> None:" in text
     deeper = eir.stretch(graph, to_units=5)
     same_function(deeper, emitted(graph, depth=5), torch.randn(2, 6))
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        (["b1", "b2", "b3"], '{f"b{i}": Rated() for i in range(1, depth + 1)}'),
+        (["b01", "b02", "b03"], '{f"b{i:02}": Rated() for i in range(1, depth + 1)}'),
+        (["b2", "b4", "b6"], '{"b2": Rated(), "b4": Rated(), "b6": Rated()}'),
+    ],
+)
+def test_a_stage_whose_names_count_on_is_a_loop(names: list[str], line: str) -> None:
+    model = nn.Sequential(OrderedDict((name, Rated(0.0)) for name in names)).eval()
+    graph = eir.trace(model, (torch.randn(2, 8),))
+    assert line in source_of(graph)
+    same_function(graph, emitted(graph), torch.randn(2, 8))
 
 
 def test_a_value_behind_a_layer_that_does_nothing() -> None:
