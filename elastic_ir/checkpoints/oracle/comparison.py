@@ -24,7 +24,7 @@ Answer = Mapping[str, Any]
 
 _MODULE = "elastic_ir.checkpoints.oracle.process"
 _TOLD = 3  #: differences that a refusal names
-_NEEDED = ("torch", "transformers")
+_NEEDED: tuple[str, ...] = ("torch", "transformers")
 
 
 @dataclass(frozen=True)
