@@ -135,7 +135,7 @@ def examine(network: Network, tell: Tell) -> None:
     except eir.ElasticError as error:
         deeper = None
         tell(change=f"refused: {error}")
-    whole = comparison.pairs and not comparison.missing
+    whole = any(want.grows for want, _ in comparison.pairs.values()) and not comparison.missing
     if whole and network.depth is not None and network.step:
         tell(phase="native")
         try:
@@ -170,7 +170,10 @@ def squeezed_back(
 
 def natively_deeper(network: Network, graph: eir.Graph, comparison: Comparison, inputs: Inputs) -> str:
     """Stretched as the natively deeper network is: loaded into it strictly, run and compared."""
-    counts = {name: len(ours.blocks) + want.grows for name, (want, ours) in comparison.pairs.items()}
+    counts = {
+        name: len(ours.blocks) + want.grows * len(ours.key) // len(want.key)
+        for name, (want, ours) in comparison.pairs.items()
+    }
     deeper = eir.stretch(graph, to_stages=counts)
     native = network.deeper()
     assert native is not None

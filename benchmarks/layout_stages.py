@@ -1,7 +1,8 @@
 """Stages as sets of weights: those that a network's code has against those that were discovered.
 
 A block is the weights that lie in it, whatever the words in which a structure is written down. What is free and how
-many blocks make a unit decide; which blocks are shown beside the free ones is told, and does not.
+many blocks make a unit decide; which blocks are shown beside the free ones is told, and does not. Units of two blocks
+each and blocks of two slots each are the same: what is cloned and deleted is.
 """
 
 from __future__ import annotations
@@ -34,6 +35,15 @@ class Shown:
     def key(self) -> frozenset[Names]:
         """Its free blocks: what it is known by."""
         return frozenset(block for block, free in zip(self.blocks, self.free, strict=True) if free)
+
+    def by_units(self) -> set[frozenset[Names]]:
+        """What is cloned and deleted as a whole, for each length of a unit that is right."""
+        free = [block for block, free in zip(self.blocks, self.free, strict=True) if free]
+        return {
+            frozenset(frozenset().union(*free[at : at + step]) for at in range(0, len(free), step))
+            for step in self.units
+            if len(free) % step == 0
+        }
 
     @property
     def kept(self) -> frozenset[Names]:
@@ -96,13 +106,18 @@ def found_stages(graph: Graph, names: Sequence[str]) -> list[Shown]:
 def compare(expected: Sequence[Shown], found: Sequence[Shown]) -> Comparison:
     """Whether both say the same of what is free, and of units where both know them."""
     have = {stage.key: stage for stage in found}
-    result = Comparison(extra=[stage.name for stage in found if stage.key not in {e.key for e in expected}])
+    for stage in expected:
+        same = next((one for one in found if stage.by_units() & one.by_units()), None)
+        if same is not None:
+            have.setdefault(stage.key, same)
+    known = [have[stage.key] for stage in expected if stage.key in have]
+    result = Comparison(extra=[stage.name for stage in found if stage not in known])
     for stage in expected:
         other = have.get(stage.key)
         if other is None:
             if not stage.optional:
                 result.missing.append(stage.name)
-        elif stage.units and other.units and not set(stage.units) & set(other.units):
+        elif stage.units and other.units and not stage.by_units() & other.by_units():
             result.missing.append(f"{stage.name} by {stage.units[0]}")
             result.extra.append(f"{other.name} by {other.units[0]}")
         else:

@@ -87,13 +87,15 @@ def _read(
     else:
         drafts = [draft for candidate in chosen for draft in draft_stages(candidate)]
     drafts.sort(key=lambda draft: reader.position(draft.groups[0]))
+    layer_names = [name for name in graph.weights if name in reader.layer_names]
+    run = _execution_order(reader, layer_names) if within is None else {}
+    _release_output_layer(drafts, run)  # that it changes the shape says nothing of other stages
     if not whole:
         pin_first_blocks(drafts)
         if reader.form == "names":  # a trace shows where the stream is normalised
             keep_last_blocks(drafts)
     if within is None:
-        layer_names = [name for name in graph.weights if name in reader.layer_names]
-        _release_output_layer(drafts, _execution_order(reader, layer_names))
+        _release_output_layer(drafts, run)
         if not any(draft.free for draft in drafts):
             drafts = []
     return reader, drafts

@@ -34,12 +34,12 @@ class Draft:
 
 def draft_stages(candidate: Candidate) -> list[Draft]:
     """Cut a container's groups into stages at shape changes, pools and layers of another kind."""
-    form = candidate.form
+    forms = _mixed_forms(candidate)
     drafts: list[Draft] = []
     current: Draft | None = None
     foreign: Group | None = None
     for group in candidate.groups:
-        if not kin(group.form, form):
+        if not any(kin(group.form, form) for form in forms):
             current, foreign = None, group if drafts else None  # before the first stage it is the stem
             continue
         if current is not None and group.linked and not group.boundary:
@@ -61,6 +61,29 @@ def draft_stages(candidate: Candidate) -> list[Draft]:
     for ordinal, draft in enumerate(drafts):
         draft.ordinal = ordinal
     return drafts
+
+
+def _mixed_forms(candidate: Candidate) -> list[frozenset[str]]:
+    """The forms of its blocks: the commonest, and those that repeat between blocks of it and keep what flows.
+
+    A layer of Zamba is a Mamba block, or one beside an attention that all such layers share. One that occurs once
+    stands between stages.
+    """
+    form = candidate.form
+    own = [place for place, group in enumerate(candidate.groups) if kin(group.form, form)]
+    others: dict[frozenset[str], list[Group]] = {}
+    for place, group in enumerate(candidate.groups):
+        if own and own[0] < place and place not in own:
+            others.setdefault(group.form, []).append(group)
+    inner = {group.form for group in candidate.groups[own[0] : own[-1]]} if own else set()
+    return [
+        form,
+        *(
+            other
+            for other, groups in others.items()
+            if other in inner and len(groups) > 1 and all(group.free and group.linked for group in groups)
+        ),
+    ]
 
 
 def pin_first_blocks(drafts: list[Draft]) -> None:

@@ -18,6 +18,8 @@ from elastic_ir.ir.structure import Container
 
 #: The places of the first and the last node of something, in the order in which the nodes run.
 Span = tuple[int, int]
+#: Blocks that are asked whether flow joins the series in them: streams may meet in every second block only.
+_WINDOW = 4
 
 
 @dataclass(eq=False)
@@ -63,8 +65,19 @@ class Bundle:
         ordered = (lead, *(one for one in self.series if one is not lead))
         return tuple(box for one in ordered for box in (one.container, *one.others))
 
-    def blocks(self) -> Iterator[tuple[Group, Span]]:
-        """For each block a group of its parts, the lead's first, and the span of their nodes."""
+    def blocks(self, ranks: int = 1) -> Iterator[tuple[Group, Span]]:
+        """For each block a group of its parts, the lead's first, and the span of their nodes.
+
+        Of several ``ranks`` a block has so many slots of the lead in a row, and those that go with them.
+        """
+        found = self._ranks()
+        while rows := list(itertools.islice(found, ranks)):
+            made = Group([part for group, _ in rows for part in group.parts])
+            made.boundary = any(group.boundary for group, _ in rows)
+            made.torn = any(group.torn for group, _ in rows)
+            yield made, (rows[0][1][0], rows[-1][1][1])
+
+    def _ranks(self) -> Iterator[tuple[Group, Span]]:
         lead = self.lead
         counts = [len(series.groups) for series in self.series]
         rows = max(counts) if max(counts) - min(counts) <= 1 else min(counts)
@@ -143,9 +156,9 @@ def _joined(
         return [together]
     import networkx as nx
 
-    lead = together[0]
-    start = lead.spans[1][0]
-    end = lead.spans[2][0] if len(lead.spans) > 2 else max(one.last for one in together) + 1
+    lead = min(together, key=lambda one: len(one.groups))
+    start, behind = lead.spans[len(lead.spans) > 2][0], 1 + _WINDOW
+    end = lead.spans[behind][0] if len(lead.spans) > behind else max(one.last for one in together) + 1
     owner: dict[Node, list[Series]] = defaultdict(list)
     for one in together:
         for first, last in one.spans:

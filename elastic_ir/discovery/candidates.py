@@ -37,6 +37,7 @@ class Candidate:
     inner: list[Candidate] = field(
         default_factory=list
     )  #: what its groups hold, if it should not be chosen itself
+    outer: Candidate | None = None  #: the container of one block around it, whose place it takes
 
     @property
     def form(self) -> frozenset[str]:
@@ -70,6 +71,7 @@ class Candidate:
 def find_candidates(part: Part, reader: Reader) -> list[Candidate]:
     """Containers that may hold stages, the outermost sensible ones, in the order of the tree."""
     own: list[Candidate] = []
+    apart: list[str] = []  #: paths of blocks of no stage, in which only what repeats is one
     for container, parts in reader.containers(part):
         if reader.follows(container):
             if container.native:
@@ -77,6 +79,10 @@ def find_candidates(part: Part, reader: Reader) -> list[Candidate]:
             continue
         groups = reader.groups(container, parts)
         free = [group for group in groups if group.free]
+        # long skips, or no block that reads the one before it: the attentions between a UNet's residual blocks
+        if container in reader.paired or (len(free) > 1 and not any(group.linked for group in free)):
+            apart += [f"{inner.path}." for inner in parts]
+            continue
         if not free:
             continue
         repeats = Counter(group.signature for group in free).most_common(1)[0][1] > 1
@@ -95,6 +101,7 @@ def find_candidates(part: Part, reader: Reader) -> list[Candidate]:
             return strong[:1]
         own.remove(strong[0])
     inner = [c for child in part.children.values() for c in find_candidates(child, reader)]
+    inner = [c for c in inner if c.strong or not f"{c.container.path}.".startswith(tuple(apart))]
     # several streams may be of stages that run side by side (HRNet, CrossViT): then the lists inside are the stages
     own = [one for one in own if one.streams == 1 or not _mostly_lists(one, inner)]
     strong = [candidate for candidate in own if candidate.strong]
@@ -107,6 +114,9 @@ def find_candidates(part: Part, reader: Reader) -> list[Candidate]:
             candidate.inner = [one for one in inner if f"{one.container.path}.".startswith(blocks)]
             # a series among other children does not hide what repeats in these
             return [candidate, *(one for one in inner if one.strong and one not in candidate.inner)]
+        for one in inner:
+            if one.outer is None and f"{one.container.path}.".startswith(f"{candidate.container.path}."):
+                one.outer = candidate
     return inner
 
 
@@ -194,6 +204,7 @@ def choose(found: list[Candidate], reader: Reader) -> list[Candidate]:
 
     Where that leaves none, the lists inside are asked: a Sequential of stages, each of one block behind an entry.
     """
+    found = _on_one_level(found)
     chosen = _choose(found, reader)
     inner = [one for outer in found for one in outer.inner]
     if chosen or not inner:
@@ -202,14 +213,33 @@ def choose(found: list[Candidate], reader: Reader) -> list[Candidate]:
     return [one for one in inner if not twins.isdisjoint(_places(one))]
 
 
+def _on_one_level(found: list[Candidate]) -> list[Candidate]:
+    """The candidates, those inside of one block replaced by it where a list of the same place is of such blocks.
+
+    Where ``stages.1.layers`` holds three blocks, the one of ``stages.0.layers`` is no stage by itself, whatever repeats
+    in it.
+    """
+    places = {pattern_of(one.container.path) for one in found if one.strong}
+    return list(
+        dict.fromkeys(
+            one.outer if one.outer is not None and pattern_of(one.outer.container.path) in places else one
+            for one in found
+        )
+    )
+
+
 def _choose(found: list[Candidate], reader: Reader) -> list[Candidate]:
     strong = [c for c in found if c.strong]
     if any(c.trunk for c in strong):
         # of branches side by side only the last looks like the trunk: what it starts from, the others start from too
         forks = {c.groups[0].inputs for c in strong if c.trunk}
         # and the stages of an encoder whose results a decoder reads again have the place of one that is the trunk
-        beside = {_beside(c) for c in strong if c.trunk}
-        strong = [c for c in strong if c.trunk or c.groups[0].inputs in forks or _beside(c) in beside]
+        beside = {pattern_of(c.container.path) for c in strong if c.trunk}
+        strong = [
+            c
+            for c in strong
+            if c.trunk or c.groups[0].inputs in forks or pattern_of(c.container.path) in beside
+        ]
     if strong:
         twins = _twins(found, reader)
         weak = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from elastic_ir.discovery.bundles import Bundle, Series, Span, bundles_of
@@ -18,12 +18,14 @@ from elastic_ir.discovery.parts import (
     module_tree,
     relative_weights,
 )
-from elastic_ir.discovery.signatures import signatures_of
+from elastic_ir.discovery.signatures import own_rows, signatures_of
 from elastic_ir.ir.graph import Graph, Node, TensorType
 from elastic_ir.ir.structure import Container
 
 if TYPE_CHECKING:
     from elastic_ir.discovery.levels import Levels
+
+_MOST_RANKS = 4  #: of slots that make one block together
 
 
 class GraphReader:
@@ -57,6 +59,9 @@ class GraphReader:
         self._listed: dict[Part, list[tuple[Container, list[Part]]]] = {}
         self._levels: dict[Container, Levels] = {}
         self._bundles: dict[Container, Bundle] | None = None
+        self._own_rows: set[Node] = (
+            set()
+        )  #: nodes that take a block's own row of a value that all blocks share
         self._slots: dict[Node, Part] = {}  #: the innermost numbered child that a node runs in
         #: containers whose blocks each have a partner in another one, with the paths of two such blocks
         self.paired: dict[Container, tuple[str, str]] = {}
@@ -197,22 +202,47 @@ class GraphReader:
             groups, _ = self._put_together(
                 bundle, lambda node: self._carries(node, shared) and _keeps_extents(node)
             )
-        for group in groups:
-            group.weights = relative_weights(group.parts, self.graph)
-            group.form = form_of(group)
-            group.hashes = self._signatures
+        chained = all(group.linked for group in groups[1:]) and all(group.sound for group in groups)
+        if not chained and bundle.lead.container not in self.paired:
+            groups = self._several_to_one(bundle, lambda node: self._carries(node, shared)) or groups
+        self._describe(groups)
         if len(groups) > 1 and _starts_as_it_goes_on(*groups[:2]):
             groups[0].preserving = True
         _tear_odd_ends(groups)
         return groups
 
+    def _describe(self, groups: Sequence[Group]) -> None:
+        self._own_rows |= own_rows(groups)
+        for group in groups:
+            group.weights = relative_weights(group.parts, self.graph)
+            group.form = form_of(group)
+            group.hashes = self._signatures
+
+    def _several_to_one(self, bundle: Bundle, carries: Callable[[Node], bool]) -> list[Group]:
+        """Blocks of two to four ranks of slots each, where only so nothing reaches over a block; [] where none do.
+
+        A residual that is added behind every third layer lies across the two before it, and so does a state that every
+        second layer takes up again.
+        """
+        count = len(list(bundle.blocks()))
+        for ranks in range(2, _MOST_RANKS + 1):
+            if count % ranks or count < 2 * ranks:
+                continue
+            groups, _ = self._put_together(bundle, carries, ranks)
+            if all(group.free for group in groups) and all(group.linked for group in groups[1:]):
+                self._describe(groups)
+                if len({group.signature for group in groups}) == 1:
+                    return groups
+        self.paired.pop(bundle.lead.container, None)  # larger blocks may have partners where these have none
+        return []
+
     def _put_together(
-        self, bundle: Bundle, carries: Callable[[Node], bool]
+        self, bundle: Bundle, carries: Callable[[Node], bool], ranks: int = 1
     ) -> tuple[list[Group], list[Node]]:
         """The blocks of a bundle, and what the caller does around their slots, which is dealt out to them."""
         groups: list[Group] = []
         spans: list[Span] = []
-        for group, span in bundle.blocks():
+        for group, span in bundle.blocks(ranks):
             groups.append(group)
             spans.append(span)
         beside = {node for series in bundle.series for node in series.beside}
@@ -242,41 +272,17 @@ class GraphReader:
         return groups, around
 
     def _pair(self, bundle: Bundle, links: Links) -> None:
-        """Find out whether blocks hand values to blocks elsewhere one by one, as U-ViT's long skips do.
-
-        A copy would have no partner, so that none of these blocks is sound.
-        """
+        """Find out whether blocks have partners elsewhere: then none of them is sound."""
         self.paired.pop(bundle.lead.container, None)
-        groups, partners = links.groups, []
-        if not all(group.linked for group in groups[1:]) or not any(group.free for group in groups):
+        if not links.branching:
             return
-        for index, group in enumerate(groups):
-            given = [v for v in links.reads[index] if links.readers[v] == 1 and v not in group.inputs]
-            taken = links.leaving[index] if group is not groups[-1] else ()
-            near = (
-                *(self._near(value.node, links.owner, forward=False) for value in given),
-                *(
-                    self._near(user, links.owner, forward=True)
-                    for v in taken
-                    for user in self.users.get(v, ())
-                ),
-            )
-            partners += [part.path for part in near if part is not None][:1]
-        if len(partners) >= max(2, len(groups) - 1) and len(set(partners)) == len(partners):
-            self.paired[bundle.lead.container] = groups[0].path, partners[0]
-            for group in groups:
-                group.sound = False
+        from elastic_ir.discovery.pairs import Pairs  # few networks need it
 
-    def _near(self, node: Node, own: Mapping[Node, int], *, forward: bool) -> Part | None:
-        """The slot that a node runs in, or the first one found a few of the caller's operations further on."""
-        found = [node]
-        for at in range(8):
-            node = found[at] if at < len(found) else node
-            if node in self._slots and node not in own:
-                return self._slots[node]
-            if node not in own:
-                found += self.users.get(node.output, ()) if forward else [v.node for v in node.operands()]
-        return None
+        pair = Pairs(links, self.users, self._slots).found()
+        if pair is not None:
+            self.paired[bundle.lead.container] = pair
+            for group in links.groups:
+                group.sound = False
 
     # -- questions about groups ----------------------------------------------------------------------------------------
 
@@ -321,7 +327,7 @@ class GraphReader:
         return start is not None and end is not None and not _same_extents(start, end)
 
     def _signatures(self, group: Group) -> tuple[str, str]:
-        return signatures_of(group, self.graph, self._names)
+        return signatures_of(group, self.graph, self._names, self._own_rows)
 
 
 def _starts_as_it_goes_on(first: Group, second: Group) -> bool:

@@ -66,6 +66,19 @@ class Links:
                 group.sound = False
             group.preserving = fit(group.inputs, group.outputs)
 
+    @property
+    def branching(self) -> bool:
+        """Whether anything besides what flows on leaves a group before the last, or is read by one group alone."""
+        return (
+            not all(group.linked for group in self.groups[1:])
+            or any(-1 in who for leaving in self.leaving[:-1] for who in leaving.values())
+            or any(
+                self.readers[value] == 1 and value not in group.inputs
+                for group, seen in zip(self.groups, self.reads, strict=True)
+                for value in seen
+            )
+        )
+
     def _outputs(self, index: int) -> None:
         group, leaving = self.groups[index], self.leaving[index]
         last = index + 1 == len(self.groups)

@@ -7,6 +7,7 @@ activations that belong to it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -237,16 +238,18 @@ def group_children(
     """Cut a container's children into groups, each around one child that holds the weight of a layer.
 
     Norms and activations join the layer before them, or the one after where the container opens with a norm
-    (pre-activation). A child that changes the shape and has no weights (a pool) joins none; it is a boundary.
+    (pre-activation), or lets a norm alone follow its first layer. A child that changes the shape and has no weights (a
+    pool) joins none; it is a boundary.
     """
     active = [part for part in parts if part.nodes or part.weights]
     if all(weighted(part) for part in active):
         return [Group([part]) for part in active]
     first = next((part for part in active if has_weights(part)), None)
-    leading = first is not None and not weighted(first)
+    leading = (first is not None and not weighted(first)) or _norms_lead(parts, weighted, has_weights)
     groups: list[Group] = []
     current: Group | None = None
     pending: list[Part] = []
+    usual = 0  #: how many children between a layer and the next norm
     boundary = False
     for part in parts:
         if separates(part):
@@ -256,14 +259,32 @@ def group_children(
             current = Group([*pending, part], boundary=boundary)
             groups.append(current)
             pending, boundary = [], False
-            if leading:
-                current = None
+        elif leading:
+            if current is not None and has_weights(
+                part
+            ):  # what stands before the norm is of the layer before
+                current.parts += pending
+                usual, current, pending = len(pending), None, []
+            pending.append(part)
         elif current is not None:
             current.parts.append(part)
-        elif leading:
-            pending.append(part)
+    if leading and current is not None:
+        current.parts += pending[:usual]
     _leave_the_rest(groups, has_weights)
     return groups
+
+
+def _norms_lead(
+    parts: list[Part], weighted: Callable[[Part], bool], has_weights: Callable[[Part], bool]
+) -> bool:
+    """Whether a norm alone follows the first layer, and an activation and such a norm each of the others.
+
+    Then the norm is of the layer behind it: else the first layer would lack the activation in its middle.
+    """
+    at = [place for place, part in enumerate(parts) if weighted(part)]
+    gaps = [parts[left + 1 : right] for left, right in itertools.pairwise(at)]
+    normed = [[has_weights(part) for part in gap] for gap in gaps]
+    return len(gaps) > 2 and normed[0] == [True] and all(found == [False, True] for found in normed[1:])
 
 
 def _leave_the_rest(groups: list[Group], has_weights: Callable[[Part], bool]) -> None:

@@ -1,9 +1,14 @@
-"""Signatures: hashes of what blocks compute, by which they are known to be alike, and the period that hashes show."""
+"""Signatures: hashes of what blocks compute, by which they are known to be alike, and the period that hashes show.
+
+What makes no difference: Gemma 3n looks up an embedding for all layers at once, and layer i selects row i. A copy takes
+the row that its source takes.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 from elastic_ir.discovery.parts import Group
@@ -13,11 +18,13 @@ from elastic_ir.ir.graph import Graph, Literal, Node, Symbol, Value, WeightRef
 _PLAIN = frozenset({int, bool, str, type(None)})
 
 
-def signatures_of(group: Group, graph: Graph, names: Mapping[Node, Sequence[str]]) -> tuple[str, str]:
+def signatures_of(
+    group: Group, graph: Graph, names: Mapping[Node, Sequence[str]], rows: Collection[Node] = ()
+) -> tuple[str, str]:
     """Hashes of what a group computes: with integers and weight shapes, and of its operations alone.
 
-    ``names`` are those of the weights that each node reads. Float literals are left out: rates (stochastic depth)
-    differ in every block.
+    ``names`` are those of the weights that each node reads; of what takes a block's own row (``rows``) no more is told
+    than its operation. Float literals are left out: rates (stochastic depth) differ in every block.
     """
     place: dict[Value, int | str] = {node.output: index for index, node in enumerate(group.nodes)}
     if len(group.inputs) > 1:
@@ -27,6 +34,9 @@ def signatures_of(group: Group, graph: Graph, names: Mapping[Node, Sequence[str]
         if node.op == "torch._assert":  # computes nothing, and its message names the traced values
             continue
         kinds.append(f"{node.op};")
+        if node in rows:
+            exact.append(f"{node.op}row;")
+            continue
         shapes = [graph.weights[name].shape for name in names[node]]
         exact.append(f"{node.op}{_plain((node.args, node.kwargs, node.attributes), place)}{shapes};")
     exact.append(repr(sorted(group.weights.items())))
@@ -95,3 +105,45 @@ def period_together(lists: list[list[Group]]) -> int:
             turns += 1
     period = shortest_period(mixed) if turns > 1 else 1
     return period if all(len(groups) % period == 0 for groups in lists) else 1
+
+
+def own_rows(groups: Sequence[Group]) -> set[Node]:
+    """The nodes that read a shared value alone, in every block at a place that is as far on as in the one before."""
+    if len(groups) < 3:
+        return set()
+    found = [[node for node in group.nodes if _reads_shared(node, group)] for group in groups]
+    if not found[0] or any(len(nodes) != len(found[0]) for nodes in found):
+        return set()
+    return {node for column in zip(*found, strict=True) if _evenly_apart(column) for node in column}
+
+
+def _reads_shared(node: Node, group: Group) -> bool:
+    operands = node.operands()
+    return len(operands) == 1 and operands[0] in group.shared and not node.weight_names()
+
+
+def _evenly_apart(nodes: Sequence[Node]) -> bool:
+    """Whether nodes do the same to one value, but for integers that grow by one step from each to the next."""
+    first = nodes[0]
+    if any(node.op != first.op or node.operands() != first.operands() for node in nodes):
+        return False
+    places = [_integers((node.args, node.kwargs)) for node in nodes]
+    if any(len(found) != len(places[0]) for found in places):
+        return False
+    steps = {
+        tuple(there - here for here, there in zip(before, after, strict=True))
+        for before, after in itertools.pairwise(places)
+    }
+    return len(steps) == 1 and any(steps.pop())
+
+
+def _integers(item: Any) -> list[int]:
+    if type(item) is int:
+        return [item]
+    if isinstance(item, slice):
+        return _integers((item.start, item.stop, item.step))
+    if isinstance(item, (tuple, list)):
+        return [number for part in item for number in _integers(part)]
+    if isinstance(item, dict):
+        return _integers(tuple(item.values()))
+    return []

@@ -349,10 +349,13 @@ class Rewriter(LayerEdits, StageEdits, GivenAndCollected, Renumbering):
                 self._collect(reader, clone.taps, after.taps)
 
     def _neighbours(self, block: Block) -> list[Block]:
-        """The blocks that may read a block's output: those of its own stage and of the following one."""
+        """The blocks that may read a block's output: those of its own stage, and the first one of each later stage.
+
+        Not only of the next one: what two towers give may meet in a third stage (LXMERT).
+        """
         stages = self.graph.structure.stages
         at = stages.index(self._stage_of[block])
-        return [other for stage in stages[at : at + 2] for other in stage.all_blocks]
+        return [*stages[at].all_blocks, *(one for stage in stages[at + 1 :] for one in stage.all_blocks[:1])]
 
     def delete_block(self, block: Block) -> None:
         """Delete a free block with all that is its own; what read its output reads its input instead."""
