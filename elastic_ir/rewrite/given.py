@@ -15,6 +15,8 @@ from elastic_ir.ir.cloner import copy_node
 from elastic_ir.ir.graph import RESULTS, Graph, Node, Value
 from elastic_ir.ir.structure import Block, Stage
 
+_NEAR = 8  #: operations between a concatenation and the layer that reads it
+
 
 class GivenAndCollected:
     """What the rewriter does to inputs and lists of which every block has a part."""
@@ -51,7 +53,16 @@ class GivenAndCollected:
         return values
 
     def _collect(self, reader: Node, row: Sequence[Value], after: Sequence[Value] | None) -> None:
-        """Let a node that collects values take a row of them behind another, or a row no more (``after`` is None)."""
+        """Let a node that collects values take a row of them behind another, or a row no more (``after`` is None).
+
+        StructureError where it concatenates them for a layer that has columns for each.
+        """
+        wide = self._as_wide_as(reader)
+        if wide is not None:
+            raise StructureError(
+                f"the results of the blocks are concatenated (%{reader.name}), and {wide!r} has columns for each of "
+                "them, so none can be cloned or deleted; sum them, or take the last one's alone"
+            )
         if reader.kind == "output" and RESULTS in reader.attributes and isinstance(reader.args[0], tuple):
             names = reader.attributes[RESULTS]
             assert isinstance(names, tuple)
@@ -65,6 +76,23 @@ class GivenAndCollected:
             elif value not in reader.operands():
                 self._users.get(value, {}).pop(reader, None)
 
+    def _as_wide_as(self, reader: Node) -> str | None:
+        """The weight whose columns are as many as a concatenation is wide, if one is read next."""
+        extent = _concatenated(reader)
+        waiting = [reader.output] if extent is not None else []
+        for _ in range(_NEAR):
+            if not waiting:
+                break
+            for user in self.users(waiting.pop(0)):
+                names = user.weight_names()
+                for name in names:
+                    shape = self.graph.weights[name].shape
+                    if len(shape) > 1 and shape[1] == extent:
+                        return name
+                if not names and user.output.type is not None and extent in user.output.type.shape:
+                    waiting.append(user.output)
+        return None
+
     def _delete_given(self, block: Block, stage: Stage) -> None:
         """Delete the inputs that are a block's own; who asks for their extents asks another block's."""
         other = next((one for one in stage.all_blocks if one is not block), None)
@@ -77,6 +105,22 @@ class GivenAndCollected:
                     )
                 self._rewire(reader, value, other.given[rank])
             self._unlink(value.node)
+
+
+def _concatenated(node: Node) -> int | None:
+    """How wide a concatenation is along the axis of which it is one; None for anything else that collects."""
+    made = node.output.type
+    types = [value.type for value in node.operands()]
+    if (
+        made is None
+        or len(types) < 2
+        or any(kind is None or len(kind.shape) != len(made.shape) for kind in types)
+    ):
+        return None
+    for axis, extent in enumerate(made.shape):
+        if extent == sum(kind.shape[axis] for kind in types if kind is not None) and extent > 0:
+            return extent
+    return None
 
 
 def _collecting(item: Any, row: Sequence[Value], after: Sequence[Value] | None) -> Any:

@@ -253,3 +253,28 @@ def test_halves_of_a_list_that_are_partners_are_refused(depth: int) -> None:
     graph = eir.trace(Halves(depth).eval(), (torch.randn(2, WIDTH),))
     with pytest.raises(eir.StructureError, match=r"each block of 'layers' hands a value .* long skips"):
         graph.structure  # noqa: B018
+
+
+class Concatenated(nn.Module):
+    """A head over the results of all blocks, side by side."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.blocks, self.out = nn.ModuleList(Plain() for _ in range(count)), nn.Linear(count * WIDTH, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = []
+        for block in self.blocks:
+            x = block(x)
+            found.append(x)
+        return self.out(torch.cat(found, dim=-1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_layer_as_wide_as_all_results_together_is_the_reason(count: int) -> None:
+    graph = eir.trace(Concatenated(3).eval(), (torch.randn(2, WIDTH),))
+    change = eir.stretch if count > 3 else eir.squeeze
+    with pytest.raises(
+        eir.StructureError, match=r"concatenated \(%cat\), and 'out.weight' has columns for each"
+    ):
+        change(graph, to_stages=[count])
