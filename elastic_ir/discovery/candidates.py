@@ -214,17 +214,19 @@ def choose(found: list[Candidate], reader: Reader) -> list[Candidate]:
 
 
 def _on_one_level(found: list[Candidate]) -> list[Candidate]:
-    """The candidates, those inside of one block replaced by it where a list of the same place is of such blocks.
+    """The candidates, those inside of one block replaced by it where a list of the same place has such blocks.
 
     Where ``stages.1.layers`` holds three blocks, the one of ``stages.0.layers`` is no stage by itself, whatever repeats
     in it.
     """
-    places = {pattern_of(one.container.path) for one in found if one.strong}
+    strong = [one for one in found if one.strong]
+
+    def like_others(outer: Candidate) -> bool:
+        place = pattern_of(outer.container.path)
+        return any(pattern_of(c.container.path) == place and kin(c.form, outer.form) for c in strong)
+
     return list(
-        dict.fromkeys(
-            one.outer if one.outer is not None and pattern_of(one.outer.container.path) in places else one
-            for one in found
-        )
+        dict.fromkeys(one.outer if one.outer is not None and like_others(one.outer) else one for one in found)
     )
 
 
