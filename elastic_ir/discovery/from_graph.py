@@ -123,7 +123,7 @@ class GraphReader:
                 if len(bundle.series) > 1:
                     bundle.groups = self._blocks(bundle)
                     if not any(
-                        group.free for group in bundle.groups
+                        group.free and not group.torn for group in bundle.groups
                     ):  # then each of its lists may still be a stack
                         alone = [Bundle([one]) for one in bundle.series if one.layered]
                         self._bundles.update((one.lead.container, one) for one in alone)

@@ -278,3 +278,30 @@ def test_a_layer_as_wide_as_all_results_together_is_the_reason(count: int) -> No
         eir.StructureError, match=r"concatenated \(%cat\), and 'out.weight' has columns for each"
     ):
         change(graph, to_stages=[count])
+
+
+class Levels(nn.Module):
+    """Stages of two blocks, and a list of the layers that downsample between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(
+            nn.ModuleList(nn.Linear(WIDTH // 2**at, WIDTH // 2**at) for _ in range(2)) for at in range(3)
+        )
+        self.downs = nn.ModuleList(nn.Linear(WIDTH // 2**at, WIDTH // 2 ** (at + 1)) for at in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for at, stage in enumerate(self.stages):
+            for layer in stage.children():
+                x = x + torch.relu(layer(x))
+            x = self.downs[at](x) if at < len(self.downs) else x
+        return x
+
+
+def test_a_last_stage_without_a_layer_behind_it_makes_no_block_of_the_others() -> None:
+    graph = eir.trace(Levels().eval(), (torch.randn(2, WIDTH),))
+    assert [(stage.name, len(stage.blocks)) for stage in graph.stages] == [
+        ("stages.0", 2),
+        ("stages.1", 2),
+        ("stages.2", 2),
+    ]
