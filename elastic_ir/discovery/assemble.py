@@ -143,12 +143,21 @@ def periods(drafts: list[Draft], reader: Reader) -> list[int | None]:
             if found[index] == 1 and alike and len(draft.free) % common == 0:
                 found[index] = common
         return list(found)
+    if reader.form != "names":
+        return list(found)
     # nothing but names: where every stage holds a whole number of pairs behind separate downsampling layers, the
-    # blocks may alternate (Swin's windows), which shows in no weight
-    paired = all(draft.entry is None and len(draft.free) % 2 == 0 for draft in drafts)
-    if reader.form == "names" and len(drafts) > 1 and paired:
-        return [None] * len(drafts)
-    return list(found)
+    # blocks may alternate (Swin's windows), which shows in no weight; stages of lists with other names than their
+    # numbers are of another part of the network (a text and a vision model), which nothing downsamples
+    rows: dict[str, list[Draft]] = {}
+    for draft in drafts:
+        rows.setdefault(pattern_of(draft.candidate.container.label), []).append(draft)
+    paired = {draft for row in rows.values() if _paired(row) for draft in row}
+    return [None if draft in paired else period for draft, period in zip(drafts, found, strict=True)]
+
+
+def _paired(row: list[Draft]) -> bool:
+    """Whether stages in a row hold pairs of blocks, each of them, and open with none of their own."""
+    return len(row) > 1 and all(draft.entry is None and len(draft.free) % 2 == 0 for draft in row)
 
 
 def build_stages(

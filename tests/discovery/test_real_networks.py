@@ -177,6 +177,24 @@ def test_names_do_not_show_swin_s_pairs() -> None:
     assert [len(stage) for stage in deeper.stages] == [2, 2, 18, 2]
 
 
+class Towers(nn.Module):
+    """Two stacks side by side, each of an even number of layers, and none of them a stage of the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, width in (("text", 8), ("vision", 12)):
+            blocks = [nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width)) for _ in range(4)]
+            self.add_module(name, nn.ModuleDict({"layers": nn.ModuleList(blocks)}))
+
+
+def test_only_lists_in_a_row_may_alternate() -> None:
+    """What is numbered in a row may hold pairs like Swin's; two towers of four layers each do not."""
+    bare = names_only(on_meta(Towers))
+    assert [(stage.name, stage.period) for stage in bare.stages] == [("text.layers", 1), ("vision.layers", 1)]
+    deeper = eir.stretch(bare, to_stages={"vision.layers": 5})
+    assert [len(stage) for stage in deeper.stages] == [4, 5]
+
+
 def test_transitions_are_named() -> None:
     """Layers of their own that downsample stand before the stage that they open."""
     graph = eir.trace(on_meta(lambda: torchvision.models.convnext_tiny(weights=None)))
