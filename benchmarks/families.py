@@ -9,7 +9,8 @@ the configuration is raised (`benchmarks.families_small`). It is right if
 - it is one stage, whose unit is the shortest period of the kinds of its layers (names and shapes); first and last
   layers of kinds that do not occur between them may stand outside of it, which the table tells,
 - one unit more and one unit less, together with the lists that follow the same count, load in transformers without a
-  missing, unexpected or mismatched name, into a model with the lists of the one built natively.
+  missing, unexpected or mismatched name, into a model with the lists of the one built natively, in which each layer is
+  of the kind of the one that it is a copy of (classes, and the texts, truth values and Nones that its modules hold).
 
 A tenth of the types is traced as well. Each type has a process with limits of time and memory; results go to a file as
 they come, so a run that was stopped goes on; `benchmarks/families.md` is written from it at the end.
@@ -51,7 +52,7 @@ from benchmarks.families_small import (
     stored,
 )
 from benchmarks.families_table import APART, RIGHT, verdict, word_of, write_table
-from elastic_ir.checkpoints.config import native_check, native_names
+from elastic_ir.checkpoints.oracle import comparison, process
 from elastic_ir.ir.structure import Stage
 
 RESULTS = Path(__file__).with_name("families_results.jsonl")
@@ -69,7 +70,7 @@ class _Here:
         self.data = data
 
     def answer(self) -> Any:
-        return json.loads(json.dumps(native_names.answers(json.loads(json.dumps(self.data))["networks"])))
+        return json.loads(json.dumps(process.answer(json.loads(json.dumps(self.data)))))
 
 
 @contextlib.contextmanager
@@ -113,6 +114,8 @@ def judged(
     stages: Sequence[Stage] = ()
     try:
         graph = eir.load(folder / "source", headers_only=True)
+        if graph.origin is not None and graph.origin.learn_units is not None:
+            graph.origin.learn_units(graph)  # as a change of the stage would
         stages = graph.stages
     except eir.ElasticError as error:
         why = f"refused: {error}".replace(str(folder), "")
@@ -208,7 +211,29 @@ def changed(
     for head in count.before:
         if set(have.get(head, ())) != set(native.get(head, ())):
             return f"wrong: {len(have.get(head, ()))} layers at {head}, not {len(native.get(head, ()))} (by {by})"
-    return RIGHT
+    return of_another_kind(made, loaded(cls, folder.with_name("source"))[0], model) or RIGHT
+
+
+def of_another_kind(made: eir.Graph, source: nn.Module, target: nn.Module) -> str:
+    """Which layer is of another kind than the one that it is a copy of, by the changed graph; nothing where none is."""
+    modules = {False: dict(source.named_modules()), True: dict(target.named_modules())}
+    for child in (child for stage in made.stages for box in stage.containers for child in box.children):
+        old, new = modules[False].get(child.origin), modules[True].get(child.path)
+        if old is not None and new is not None and kind_of(old) != kind_of(new):
+            return f"wrong: {child.path} is not of the kind of {child.origin}, its source"
+    return ""
+
+
+def kind_of(layer: nn.Module) -> list[tuple[str, str, list[tuple[str, str | bool | None]]]]:
+    """The classes of a layer's modules, and the texts, truth values and Nones that they hold; not of what drops."""
+
+    def plain(module: nn.Module) -> list[tuple[str, str | bool | None]]:
+        return sorted(
+            (key, value) for key, value in vars(module).items() if isinstance(value, str | bool | None)
+        )
+
+    parts = layer.named_modules()
+    return [(path, type(module).__name__, plain(module)) for path, module in parts if "drop" not in path]
 
 
 def growth(stage: Stage, count: Count, new: Mapping[Head, Mapping[int, Any]]) -> int:
@@ -265,7 +290,7 @@ def _work(kind: str, answer: multiprocessing.connection.Connection) -> None:
     torch.set_num_threads(1)
     with (
         tempfile.TemporaryDirectory() as folder,
-        mock.patch.object(native_check, "started", _started),
+        mock.patch.object(comparison, "started", _started),
     ):
         try:
             answer.send(examined(kind, Path(folder)))
@@ -275,7 +300,7 @@ def _work(kind: str, answer: multiprocessing.connection.Connection) -> None:
 
 def results_of(kinds: Sequence[str], workers: int) -> Iterator[dict[str, Any]]:
     """The result of each type as it comes, each from a process of its own, which has the imports of this one."""
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(native_check, "started", _started):
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(comparison, "started", _started):
         examined("bert", Path(folder))
     context = multiprocessing.get_context("fork")
     waiting = list(reversed(kinds))

@@ -10,12 +10,12 @@ import pytest
 import transformers
 
 from benchmarks import families, families_small, families_table
-from elastic_ir.checkpoints.config import native_check
+from elastic_ir.checkpoints.oracle import comparison
 
 
 @pytest.fixture(autouse=True)
 def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_check, "started", families._started)
+    monkeypatch.setattr(comparison, "started", families._started)
 
 
 def test_a_stack_is_what_grows_with_a_count() -> None:
@@ -48,7 +48,10 @@ def test_a_tiny_type_from_its_folder(tmp_path: Path) -> None:
 
 def test_a_folder_that_comes_out_wrong_is_called_so(tmp_path: Path) -> None:
     """With a count that stays behind, transformers finds layers that it has no place for."""
-    with mock.patch("elastic_ir.checkpoints.write.reindexed", lambda config, *_, **__: (config, [])):
+    with (
+        mock.patch("elastic_ir.checkpoints.write.reindexed", lambda config, *_, **__: (config, [])),
+        mock.patch("elastic_ir.checkpoints.write.Plan.with_found", lambda plan, found: plan),
+    ):
         (stack,) = families.examined("gpt2", tmp_path)["stacks"]
     assert stack["stretch"].startswith(("wrong", "refused")), (
         "the check of the program may be the first to see it"
