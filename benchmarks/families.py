@@ -6,8 +6,8 @@ Each type that `AutoModel` builds from a small configuration is written as a fol
 squeezed from it. What is expected is decided without ElasticIR: a stack is a numbered list that grows when a count in
 the configuration is raised (`benchmarks.families_small`). It is right if
 
-- it is one stage, whose unit is the shortest period of the kinds of its layers (names and shapes); first and last
-  layers of kinds that do not occur between them may stand outside of it, which the table tells,
+- it is one stage, whose unit is the shortest period of the kinds of its layers (names and shapes, or these and the
+  numbers that its modules hold, as the shift of a window); first and last layers of kinds that do not occur between them may stand outside of it, which the table tells,
 - one unit more and one unit less, together with the lists that follow the same count, load in transformers without a
   missing, unexpected or mismatched name, into a model with the lists of the one built natively, in which each layer is
   of the kind of the one that it is a copy of (classes, and the texts, truth values and Nones that its modules hold).
@@ -24,6 +24,7 @@ import json
 import multiprocessing
 import multiprocessing.connection
 import os
+import re
 import resource
 import tempfile
 import time
@@ -57,7 +58,7 @@ from elastic_ir.ir.structure import Stage
 
 RESULTS = Path(__file__).with_name("families_results.jsonl")
 TABLE = Path(__file__).with_name("families.md")
-SECONDS = 120  #: of the processor
+SECONDS = 400  #: of the processor
 PATIENCE = 900  #: seconds by the clock
 MEMORY = 6 << 30
 WAYS = {"stretch": 1, "squeeze": -1}
@@ -119,11 +120,12 @@ def judged(
         stages = graph.stages
     except eir.ElasticError as error:
         why = f"refused: {error}".replace(str(folder), "")
-    lists = numbered(stored(on_meta(config)))
+    built = on_meta(config)
+    lists = numbered(stored(built))
     known: dict[Head, str] = {}
     mine: list[Stage] = []
     for head in heads:
-        stage, known[head] = expected(head, lists[head], stages)
+        stage, known[head] = expected(head, lists[head], stages, built)
         known[head] = why or known[head]
         if stage is not None and stage not in mine:
             mine.append(stage)
@@ -138,7 +140,7 @@ def judged(
 
 
 def expected(
-    head: Head, layers: Mapping[int, Mapping[str, Any]], stages: Sequence[Stage]
+    head: Head, layers: Mapping[int, Mapping[str, Any]], stages: Sequence[Stage], built: nn.Module
 ) -> tuple[Stage | None, str]:
     """The stage of a list, and "right" or in which way it is not what the code has."""
     over = [stage for stage in stages if any(box.series.head == head for box in stage.containers)]
@@ -156,13 +158,30 @@ def expected(
     apart = own == list(range(own[0], own[-1] + 1)) and rest.isdisjoint(kinds[at] for at in own)
     if len(stage) != len(layers) and not apart:
         return stage, f"{len(stage)} of {len(layers)} layers"
-    kinds = [kinds[at] for at in own][stage.pinned : len(own) - (stage.exit is not None)]
-    unit = shortest(kinds)
+    free = slice(stage.pinned, len(own) - (stage.exit is not None))
+    unit = shortest([kinds[at] for at in own][free])
+    held = dict(built.named_modules())
+    shown = [numbers_of(held[f"{head}{numbers[at]}"]) for at in own if f"{head}{numbers[at]}" in held][free]
+    whole = (
+        len(set(shown)) > 1 and len(shown) == stage.period
+    )  # seen once: a pair of windows is a unit all the same
     if stage.period is None:
         return stage, "refused: names alone do not show how many blocks make a unit"
-    if stage.period != unit:
+    if stage.period not in (unit, shortest(shown)) and not whole:
         return stage, f"unit of {stage.period}, not {unit}"
     return stage, RIGHT if len(stage) == len(layers) else f"{APART} ({len(stage)} of {len(layers)})"
+
+
+def numbers_of(layer: nn.Module) -> str:
+    """The whole numbers that a layer's modules hold, but for those that say which layer it is."""
+    return repr(
+        [
+            (path, key, value)
+            for path, module in layer.named_modules()
+            for key, value in vars(module).items()
+            if type(value) is int and not re.search(r"idx|index|layer|number", key)
+        ]
+    )
 
 
 def shortest(kinds: Sequence[str]) -> int:
