@@ -3,11 +3,13 @@
     python -m benchmarks.families [--only TYPE] [--workers 2] [--results FILE] [--table FILE] [--summary]
 
 Each type that `AutoModel` builds from a small configuration is written as a folder and inspected, stretched and
-squeezed from it. What is expected is decided without ElasticIR: a stack is a numbered list that grows when a count in
-the configuration is raised (`benchmarks.families_small`). It is right if
+squeezed from it. What is expected is decided without ElasticIR: a stack is a numbered list of two layers or more that
+grows when a count in the configuration is raised (`benchmarks.families_small`), and does not lie in the blocks of
+another. It is right if
 
 - it is one stage, whose unit is the shortest period of the kinds of its layers (names and shapes, or these and the
-  numbers that its modules hold, as the shift of a window); first and last layers of kinds that do not occur between them may stand outside of it, which the table tells,
+  numbers that its modules hold, as the shift of a window); first and last layers of kinds that do not occur between
+  them may stand outside of it, which the table tells,
 - one unit more and one unit less, together with the lists that follow the same count, load in transformers without a
   missing, unexpected or mismatched name, into a model with the lists of the one built natively, in which each layer is
   of the kind of the one that it is a copy of (classes, and the texts, truth values and Nones that its modules hold).
@@ -31,7 +33,7 @@ import time
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -98,13 +100,21 @@ def examined(kind: str, folder: Path) -> dict[str, Any]:
     cls = type(model)
     del model
     largest = max((count.default for count in found), default=0)
+    every = {head for count in found for head in count.grown}
     seen: set[Head] = set()
     for count in found:
-        heads = [head for head in count.grown if head not in seen]
+        heads = [
+            h for h in count.grown if h not in seen and count.before[h] > 1 and not inside_another(h, every)
+        ]
         seen.update(heads)
         if heads and 4 * count.default >= largest:
             result["stacks"] += judged(count, heads, config, cls, folder, own)
     return result
+
+
+def inside_another(head: Head, heads: Iterable[Head]) -> bool:
+    """Whether a list lies in the blocks of another, which repeat; it is found by name, and not a stack of its own."""
+    return any(re.match(re.escape(other) + r"[0-9]+\.", head) for other in heads)
 
 
 def judged(

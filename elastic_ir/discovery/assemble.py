@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from elastic_ir.discovery.candidates import Candidate, Reader
 from elastic_ir.discovery.parts import Group, kin
 from elastic_ir.discovery.signatures import period_together, shortest_period, shown_period
+from elastic_ir.ir.numbering import pattern_of
 from elastic_ir.ir.structure import Block, Stage
 
 
