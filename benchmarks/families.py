@@ -257,9 +257,10 @@ def kind_of(layer: nn.Module) -> list[tuple[str, str, list[tuple[str, str | bool
     """The classes of a layer's modules, and the texts, truth values and Nones that they hold; not of what drops."""
 
     def plain(module: nn.Module) -> list[tuple[str, str | bool | None]]:
-        return sorted(
-            (key, value) for key, value in vars(module).items() if isinstance(value, str | bool | None)
-        )
+        held = [(key, value) for key, value in vars(module).items() if isinstance(value, str | bool | None)]
+        # a text may hold the layer's number
+        blank = [(key, re.sub(r"[0-9]+", "#", one) if isinstance(one, str) else one) for key, one in held]
+        return sorted(blank, key=lambda item: item[0])
 
     parts = layer.named_modules()
     return [(path, type(module).__name__, plain(module)) for path, module in parts if "drop" not in path]
