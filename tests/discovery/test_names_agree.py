@@ -85,14 +85,6 @@ KNOWN: dict[str, tuple[str, Outline | None]] = {
             *((f"stages.{i}.blocks.{j}.conv_mid", 5, True) for i, n in enumerate((1, 1, 2, 2)) for j in range(n)),
         ],
     ),
-    "nextvit_small": (
-        "the first layer is a grouped convolution, whose shape has the channels of one group: the last stage's one "
-        "free block seems to widen",
-        [
-            ("stages.0.blocks", 3, True), ("stages.1.blocks", 3, True), ("stages.2.blocks:1", 4, True),
-            ("stages.2.blocks:2", 4, True),
-        ],
-    ),
     "starnet_s2": (
         "the first stage is one block behind a strided convolution of equal width: strides stand in no shape",
         [("stages.1", 2, False), ("stages.2", 6, False), ("stages.3", 2, False)],
@@ -116,7 +108,6 @@ KNOWN_SORTED: dict[str, tuple[str, Outline | None]] = {
     "skresnet18": (
         _WITHIN, [("layer1", 2, False), ("layer2", 2, True), ("layer3", 2, True), ("layer4", 2, True)]
     ),
-    "swinv2_cr_tiny_ns_224": (_WITHIN, [("stages.2.blocks:1", 5, True), ("stages.2.blocks:2", 1, True)]),
     "mvitv2_tiny": (_WITHIN, [("stages.0.blocks", 1, True), ("stages.2.blocks", 5, True)]),
     "hiera_tiny_224": (_WITHIN, [("blocks", 12, True)]),
     "coatnet_0_224": (
