@@ -63,13 +63,6 @@ KNOWN: dict[str, tuple[str, Outline | None]] = {
         "a position encoding of its own stands behind the first block of each stage, which no number tells",
         [(f"blocks.{i}", n, False) for i, n in enumerate((3, 4, 6, 3))],
     ),
-    "davit_tiny": (
-        "a stage of one block, which is a pair of halves with weights of the same names and shapes: the halves repeat",
-        [
-            ("stages.0.blocks.0", 2, False), ("stages.1.blocks.0", 2, False), ("stages.2.blocks", 3, False),
-            ("stages.3.blocks.0", 2, False),
-        ],
-    ),
     "gcvit_xxtiny": (
         "what makes the global queries stands beside the blocks and not in their row, which only data flow shows",
         [
