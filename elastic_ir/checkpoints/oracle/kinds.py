@@ -75,6 +75,11 @@ def _plain(value: Any) -> bool:
     return isinstance(value, _PLAIN)
 
 
+def same_list(stored: str, built: str) -> bool:
+    """Whether two heads of lists are of one list, in full or but for what stands before them in one of the two."""
+    return f".{stored}".endswith(f".{built}") or f".{built}".endswith(f".{stored}")
+
+
 def heads(lists: Lists, stacks: Sequence[Stack]) -> dict[str, str]:
     """For stacks, by their labels, what stands before the numbers of their modules, where the names agree.
 
@@ -82,12 +87,10 @@ def heads(lists: Lists, stacks: Sequence[Stack]) -> dict[str, str]:
     """
     found = {}
     for stack in stacks:
-        own = f".{stack.series.head}"
         named = [
             head
             for head, layers in lists.items()
-            if len(layers) == stack.before + stack.tail
-            and (own.endswith(f".{head}") or f".{head}".endswith(own))
+            if len(layers) == stack.before + stack.tail and same_list(stack.series.head, head)
         ]
         named = [head for head in named if head == stack.series.head] or named
         if len(named) == 1:

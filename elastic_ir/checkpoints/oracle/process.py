@@ -77,7 +77,7 @@ def _answer(
             found["fails"] = str(error)
     if search and (differences or "fails" in found):
         config = experiments.settled(source["config"], target["config"], stacks, trials)
-        if trials(config) is not None:
+        with contextlib.suppress(SourceError):
             report, differences = trials.outcome(config)
             found.pop("fails", None)
             if not differences:
@@ -115,13 +115,10 @@ def _together(
                 always = grown if always is None else always & grown
         if always is not None:
             near = beside[stack.series.head]
-            found[stack.series.head] = [one for one in near if any(_same(one, other) for other in always)]
+            found[stack.series.head] = [
+                one for one in near if any(kinds.same_list(one, other) for other in always)
+            ]
     return found
-
-
-def _same(stored: str, built: str) -> bool:
-    """Whether two heads of lists are of one list, in full or but for what stands before them in one of the two."""
-    return f".{stored}".endswith(f".{built}") or f".{built}".endswith(f".{stored}")
 
 
 class _Trials:

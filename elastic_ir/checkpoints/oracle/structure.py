@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from elastic_ir.checkpoints.oracle.comparison import growing_together, kinds_of_layers
 from elastic_ir.checkpoints.stacks import Stack
+from elastic_ir.discovery.signatures import shortest_period
 from elastic_ir.formats.model_folder import CheckpointSource
 from elastic_ir.ir.graph import Graph
 from elastic_ir.plans.beside import Surroundings
@@ -30,8 +31,7 @@ def learn_units(graph: Graph) -> None:
         for stage in open_stages
         if (held := kinds.get(stacks[stage.name].label))
     }
-    seen = [period for held in free.values() if 2 * (period := _period(held)) <= len(held)]
-    Rewriter(graph).state_units({name: _unit(held, seen) for name, held in free.items()})
+    Rewriter(graph).state_units({name: _unit(held) for name, held in free.items()})
 
 
 def learn_lists(graph: Graph) -> None:
@@ -64,15 +64,7 @@ def learn_lists(graph: Graph) -> None:
         graph._structure = None
 
 
-def _period(kinds: Sequence[int]) -> int:
-    """The shortest period of the kinds of layers; all of them where none is seen twice."""
-    count = len(kinds)
-    return next(
-        (n for n in range(1, count) if count % n == 0 and list(kinds[n:]) == list(kinds[:-n])), max(count, 1)
-    )
-
-
-def _unit(kinds: Sequence[int], seen: Sequence[int]) -> int:
-    """The unit of a stage; one that is no longer than a unit of others is that unit once."""
-    period = _period(kinds)
-    return period if 2 * period <= len(kinds) or len(kinds) in seen else max(len(kinds), 1)
+def _unit(kinds: Sequence[int]) -> int:
+    """The unit of a stage: the shortest period of its layers' kinds, or all of them where none is seen twice."""
+    period = shortest_period(kinds)
+    return period if period > 1 or len(set(kinds)) < 2 else len(kinds)
