@@ -12,6 +12,7 @@ from elastic_ir.cli.options import SOURCE, Reading, left_behind, source_options
 
 if TYPE_CHECKING:
     from elastic_ir.analysis.summary import Row
+    from elastic_ir.discovery.named_lists import RepeatedLists
     from elastic_ir.ir.graph import Graph
     from elastic_ir.ir.structure import Stage
 
@@ -59,12 +60,24 @@ def inspect(source: str, as_json: bool, reading: Reading) -> None:
     facts.append(("sparsity", tables.percent(graph.sparsity())))
     if structure is not None and notes_of(graph, structure.note):
         facts.append(("note", notes_of(graph, structure.note)))
+    others = repeated_besides(graph) if structure is not None and not reading.at else []
+    if others:
+        facts.append(
+            ("repeats too", f"{', '.join(map(str, others))}; --at {others[0].name!r} changes it instead")
+        )
     if left_behind(graph):
         facts.append(("note", left_behind(graph)))
     tables.show_facts(facts)
     if structure is not None:
         tables.say()
         tables.show_table(stage_table(graph, rows))
+
+
+def repeated_besides(graph: Graph) -> list[RepeatedLists]:
+    """The lists that repeat inside of the stages' blocks or around them."""
+    from elastic_ir.discovery.named_lists import other_lists
+
+    return other_lists(graph)
 
 
 def found_from(graph: Graph) -> str:
@@ -168,6 +181,7 @@ def as_data(graph: Graph, source: str, rows: list[Row]) -> dict[str, Any]:
         "stem": list(structure.stem) if structure is not None else [],
         "head": list(structure.head) if structure is not None else [],
         "note": notes_of(graph, structure.note if structure is not None else sentence),
+        "lists": [{"name": one.name, "blocks": list(one.blocks)} for one in repeated_besides(graph)],
         "left_behind": list(graph.info.left_behind),
         "stages": [stage_data(row, row.stage, depth) for row in rows if row.stage is not None],
         "rows": [

@@ -172,6 +172,11 @@ class Reading(Options):
         help="The shape of an input to trace the network with, the batch first. Give it once for each input. Without "
         "it the shape is guessed.",
     )  # fmt: skip
+    at: tuple[str, ...] = option(
+        "--at", multiple=True, metavar="LIST",
+        help="The list whose blocks are meant, in place of the stages that were found: of repeats within repeats the "
+        "inner one, body.0.body, or those of every group, 'body.*.body'. May be given several times.",
+    )  # fmt: skip
     unit: int | None = option(
         "--unit", type=click.IntRange(min=1), metavar="N",
         help="How many blocks are cloned or deleted together: needed where names alone do not show it, and overrides "
@@ -214,6 +219,7 @@ class Reading(Options):
                 trust=self.trust,
                 mask_from_zeros=self.mask_from_zeros,
                 input_shape=self.input_shape or None,
+                at=self.at or None,
                 unit=self.unit,
                 headers_only=headers_only,
                 key=self.key,
@@ -261,7 +267,9 @@ class Copies(Options):
             for name, source in self.sources:
                 if name in others:
                     raise click.UsageError(f"--with names {name!r} twice")
-                plain = Reading(input_shape=reading.input_shape, unit=reading.unit, trust=reading.trust)
+                plain = Reading(
+                    input_shape=reading.input_shape, at=reading.at, unit=reading.unit, trust=reading.trust
+                )
                 others[name] = plain.load(source, headers_only=streamed)
             wanted["others"] = others
         if self.scale is not None:

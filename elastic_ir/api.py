@@ -51,11 +51,15 @@ def load(
     trust: Sequence[str] = (),
     mask_from_zeros: bool = False,
     input_shape: Sequence[Sequence[int]] | None = None,
+    at: Sequence[str] | str | None = None,
     unit: int | None = None,
     headers_only: bool = False,
     key: str | None = None,
 ) -> Graph:
-    """Read any source that the command line takes; see :func:`elastic_ir.frontends.sources.load`."""
+    """Read any source that the command line takes; see :func:`elastic_ir.frontends.sources.load`.
+
+    ``at`` and ``unit`` are as for :func:`stretch`.
+    """
     from elastic_ir.frontends.sources import load as read
 
     graph = read(
@@ -68,6 +72,7 @@ def load(
         headers_only=headers_only,
         key=key,
     )
+    graph = graph.at(*((at,) if isinstance(at, str) else at)) if at else graph
     return graph.with_unit(unit) if unit is not None else graph
 
 
@@ -79,10 +84,12 @@ def _reference(like: Reference | None, graph: Graph) -> Graph | None:
     return load_reference(like, graph)
 
 
-def _in_units(graph: Graph, unit: int | None) -> Graph:
-    """The graph itself, or a copy of it with another unit: what a caller gave stays as it was."""
+def _seen(graph: Graph, at: Sequence[str] | str | None, unit: int | None) -> Graph:
+    """The graph itself, or a copy of it with other stages or another unit: what a caller gave stays as it was."""
     if not isinstance(graph, Graph):
         raise PlanError(f"give a graph, of trace(module) or load(source), not a {type(graph).__name__}")
+    if at:
+        graph = graph.at(*((at,) if isinstance(at, str) else at))
     if unit is None:
         return graph
     graph.structure  # noqa: B018 - discovered once, and copied along
@@ -108,6 +115,7 @@ def stretch(
     plan: PlanGiven | None = None,
     order: Order = "append",
     replicate: Sequence[int] | None = None,
+    at: Sequence[str] | str | None = None,
     unit: int | None = None,
     others: Mapping[str, Graph] | None = None,
     scale: Mapping[str, float] | str | None = None,
@@ -118,8 +126,9 @@ def stretch(
     """A deeper graph: repeatable units cloned with their weights and masks. The graph given stays as it was.
 
     Exactly one of ``to_depth`` (weight layers), ``to_stages`` (blocks for each stage, or by name), ``to_units``,
-    ``like`` (a graph, module or source whose counts to match) and ``plan`` says how deep. ``unit`` overrides how many
-    blocks are cloned together.
+    ``like`` (a graph, module or source whose counts to match) and ``plan`` says how deep. ``at`` names the lists that
+    are changed in place of the stages that were found, see :meth:`Graph.at`; ``unit`` overrides how many blocks are
+    cloned together.
 
     ``others`` are networks whose layers the plan names: ``plan="0-15,b/6-21", others={"b": graph}``, where names,
     shapes and dtypes agree. ``scale`` multiplies tensors of the copies, by the names of modules or tensors inside a
@@ -137,7 +146,7 @@ def stretch(
     """
     from elastic_ir.passes import Stretch
 
-    whole = _in_units(graph, unit)
+    whole = _seen(graph, at, unit)
     reference = _reference(like, graph)
     if zero == "auto" and not len(graph):
         from elastic_ir.frontends.residual_ends import residual_ends
@@ -169,13 +178,14 @@ def squeeze(
     like: Reference | None = None,
     plan: PlanGiven | None = None,
     drop: Drop | Sequence[int] = "tail",
+    at: Sequence[str] | str | None = None,
     unit: int | None = None,
     keep_beside: Sequence[str] | str | None = None,
     max_blocks: int | None = None,
 ) -> Graph:
     """A shallower graph: repeatable units deleted; ``drop`` is "tail", "even" or block indices. Raises PlanError.
 
-    ``unit`` overrides how many blocks are deleted together: ``unit=1`` lets one block of Swin's pairs go.
+    ``unit`` overrides how many blocks are deleted together: ``unit=1`` lets one block of Swin's pairs go. ``at``,
     ``keep_beside`` and ``max_blocks`` are as for :func:`stretch`.
 
     >>> from elastic_ir.zoo import cifar_resnet
@@ -184,7 +194,7 @@ def squeeze(
     """
     from elastic_ir.passes import Squeeze
 
-    whole = _in_units(graph, unit)
+    whole = _seen(graph, at, unit)
     kept = _kept(keep_beside)
     with allowing_blocks(max_blocks):
         squeeze = Squeeze(

@@ -116,6 +116,10 @@ def plan_checkpoint(graph: Graph, shard_size: int = SHARD_SIZE) -> Plan:
     source = graph.origin
     if not isinstance(source, CheckpointSource):
         raise EmitError(f"{graph.name} was not read from a checkpoint folder by its headers")
+    if graph.earlier:
+        raise PlanError(
+            f"{graph.name} was changed at two levels, of which one folder states one; write it after each change"
+        )
     stacks = Stack.all_of(graph)
     side = side_files(source)  # first, since it sees that no text read here is a link out of the folder
     origins = [weight.origin for weight in graph.weights.values()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from elastic_ir.discovery.assemble import (
     Draft,
@@ -26,7 +26,9 @@ from elastic_ir.ir.structure import Stage, Structure
 if TYPE_CHECKING:
     from elastic_ir.discovery.from_names import NameReader
 
-__all__ = ["discover"]
+__all__ = ["Reader", "discover", "reader_of"]
+
+Reader: TypeAlias = "GraphReader | NameReader"  #: what shows a graph's parts, by nodes or by names alone
 
 
 def discover(
@@ -72,7 +74,7 @@ def _read(
     graph: Graph, within: Collection[tuple[str, str]] | None, whole: bool, every: bool = False
 ) -> tuple[GraphReader | NameReader, list[Draft]]:
     """What reads a graph, and the stages in the making that it shows; none where none can change."""
-    reader = _reader_of(graph, every)
+    reader = reader_of(graph, every)
     tree = reader.tree
     if within is not None:
         chosen = named_candidates(tree, reader, within)
@@ -110,7 +112,8 @@ def _note(graph: Graph) -> str:
     return "; ".join(kept_whole(graph))
 
 
-def _reader_of(graph: Graph, every: bool) -> GraphReader | NameReader:
+def reader_of(graph: Graph, every: bool = False) -> Reader:
+    """What reads a graph; ``every`` also takes parameters that no product shows to be layers."""
     if len(graph):
         return GraphReader(graph, every)
     from elastic_ir.discovery.from_names import NameReader

@@ -102,6 +102,7 @@ def copy_graph(graph: Graph) -> Graph:
     twin.origin = graph.origin
     twin.reference = graph.reference
     twin.resequenced = graph.resequenced
+    twin.earlier = graph.earlier
     values: dict[Value, Value] = {}
     nodes: dict[Node, Node] = {}
     for node in graph:

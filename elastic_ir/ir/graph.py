@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from elastic_ir.errors import StructureError
 from elastic_ir.ir.info import UNKNOWN, Edits, Emitted, GraphInfo, History, Origin
-from elastic_ir.ir.structure import Block, Resequenced, Stage, Structure
+from elastic_ir.ir.structure import Block, Container, Resequenced, Stage, Structure
 from elastic_ir.tensors.weights import Weight
 
 if TYPE_CHECKING:
@@ -225,6 +225,8 @@ class Graph:
         #: The graph whose depth this one was given (``like=``); emission takes position constants from its module.
         self.reference: Graph | None = None
         self.resequenced = Resequenced()  #: what the last change of depth made of the stages, for a reader
+        #: containers changed under structures that others have taken the place of, in that order; for emission
+        self.earlier: tuple[tuple[Container, ...], ...] = ()
         self._structure: Structure | None = None
         self._root = Node("", "root")  # the sentinel that closes the ring
         self._root._prev = self._root._next = self._root
@@ -328,6 +330,18 @@ class Graph:
         """
         importlib.import_module("elastic_ir.rewrite.rewriter").Rewriter(self).set_unit(blocks)
         return self
+
+    def at(self, *lists: str) -> Graph:
+        """A copy whose stages are those of the named lists, in place of the level that was found.
+
+        Of repeats within repeats (a list of groups, each a list of blocks) the outer level is found as a rule;
+        ``graph.at("body.0.body")`` has the blocks of the first group as its stage, ``graph.at("body.*.body")`` those
+        of every group. StructureError for a name that is no list of blocks.
+        """
+        twin = self.copy()
+        found = importlib.import_module("elastic_ir.discovery.named_lists").structure_at(twin, lists)
+        importlib.import_module("elastic_ir.rewrite.rewriter").Rewriter(twin, found)
+        return twin
 
     # -- weights ---------------------------------------------------------------------------------------------------
 

@@ -47,6 +47,13 @@ class Container:
     suffix: str = ""  #: what stands behind the number in a parameter's name: ``_reverse``
     parameters: bool = False  #: its children are no modules but parameters of one: ``rnn.weight_ih_l{i}``
 
+    @property
+    def changed(self) -> bool:
+        """Whether it holds other children than in the source, or in another order."""
+        return len(self.children) != self.source_count or any(
+            child.path != child.origin for child in self.children
+        )
+
     def child_path(self, index: int) -> str:
         """The path of the child at a position, as the natively built network names it."""
         return self.series.name(self.base + index)

@@ -17,6 +17,7 @@ from elastic_ir.discovery import discover
 from elastic_ir.errors import ElasticError, PlanError, StructureError, VerifyError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.naming import weights_below
+from elastic_ir.ir.numbering import DIGITS
 from elastic_ir.ir.structure import Block, Stage, Structure
 from elastic_ir.ir.verifier import verify
 from elastic_ir.plans.plan import Plan, StagePlan, StageShape, grow, shrink
@@ -37,8 +38,8 @@ def resize_like(
     if not isinstance(drop, str):
         raise PlanError("with a reference, drop is tail or even: which blocks are needed follows from it")
     first: ElasticError | None = None
-    for here, there in _readings(graph, reference, direction):
-        target = graph.copy()
+    for start, here, there in _attempts(graph, reference, direction, order, drop):
+        target = start.copy()
         try:
             theirs = there(reference)
             with Rewriter(target, here(target)) as rewriter:
@@ -84,6 +85,51 @@ def _readings(graph: Graph, reference: Graph, direction: str) -> Iterator[tuple[
             yield _Reading(places, whole), _Reading(places, whole)
 
 
+def _attempts(
+    graph: Graph, reference: Graph, direction: str, order: str, drop: str
+) -> Iterator[tuple[Graph, _Reading, _Reading]]:
+    """What to begin with, and how to see both: the source, and where that fails, with the reference's outer lists."""
+    for here, there in _readings(graph, reference, direction):
+        yield graph, here, there
+    counts = _outer_counts(_places(graph) or frozenset(), _places(reference) or frozenset())
+    if not counts:
+        return
+    start = graph.copy()
+    with Rewriter(start, discover(start, {(path, "") for path in counts}, whole=True)) as rewriter:
+        wanted = [counts[stage.container.path] for stage in start.stages]
+        _check_counts([len(stage) for stage in start.stages], wanted, direction)
+        shapes = map(StageShape.of, start.stages)
+        plan = [_by_number(shape, count, order, drop) for shape, count in zip(shapes, wanted, strict=True)]
+        resequence(rewriter, start, tuple(plan), shown=True)
+    Rewriter(start, discover(start))
+    for here, there in _readings(start, reference, direction):
+        yield start, here, there
+
+
+def _outer_counts(ours: frozenset[tuple[str, str]], theirs: frozenset[tuple[str, str]]) -> dict[str, int]:
+    """For lists around stages that are longer in one of two networks, the outermost: how many items the second has.
+
+    HRNet's stages are the branches of its modules, of which another one has fewer as well.
+    """
+    here, there = _numbers_around(ours), _numbers_around(theirs)
+    counts: dict[str, int] = {}
+    for path in sorted(here.keys() & there.keys(), key=lambda path: path.count(".")):
+        whole = all(numbers == set(range(len(numbers))) for numbers in (here[path], there[path]))
+        inside = any(path.startswith(f"{outer}.") for outer in counts)
+        if whole and not inside and here[path] != there[path]:
+            counts[path] = len(there[path])
+    return counts
+
+
+def _numbers_around(places: frozenset[tuple[str, str]]) -> dict[str, set[int]]:
+    """The numbers in the paths of stages, by what stands before each."""
+    found: dict[str, set[int]] = {}
+    for path, _ in places:
+        for number in re.finditer(rf"(?<=\.){DIGITS}(?=\.|$)", path):
+            found.setdefault(path[: number.start() - 1], set()).add(int(number[0]))
+    return found
+
+
 def _places(graph: Graph) -> frozenset[tuple[str, str]] | None:
     """The containers that hold a network's stages; None where nothing in it repeats."""
     structure = graph.structure_or_none
@@ -93,6 +139,10 @@ def _places(graph: Graph) -> frozenset[tuple[str, str]] | None:
 def _check_direction(ours: Structure, theirs: Structure, direction: str) -> None:
     """PlanError where a stretch makes nothing deeper, or a squeeze nothing shallower."""
     here, there = [len(stage) for stage in ours.stages], [len(stage) for stage in theirs.stages]
+    _check_counts(here, there, direction)
+
+
+def _check_counts(here: Sequence[int], there: Sequence[int], direction: str) -> None:
     changed = [after - before for before, after in zip(here, there, strict=True) if after != before]
     if not changed:
         return
@@ -279,13 +329,18 @@ def _by_count(
     """The plan that counts alone give, if it puts the right kind of block at every place."""
     shape = StageShape.of(stage)
     try:
-        if len(wanted) >= len(forms):
-            plan = grow(shape, len(wanted), order, replicate)
-        else:
-            plan = shrink(shape, len(wanted), drop)
+        plan = _by_number(shape, len(wanted), order, drop, replicate)
     except PlanError:
         return None
     return plan if [forms[index] for index in plan] == wanted else None
+
+
+def _by_number(
+    shape: StageShape, wanted: int, order: str, drop: str, replicate: Sequence[int] | None = None
+) -> StagePlan:
+    """The plan that makes a stage so many blocks; PlanError where it cannot become that many."""
+    grown = wanted >= shape.blocks
+    return grow(shape, wanted, order, replicate) if grown else shrink(shape, wanted, drop)
 
 
 def _by_kind(
@@ -308,8 +363,7 @@ def _by_kind(
         if not sources:
             raise PlanError(_refusal(index, left, right, kind, forms, places[0]))
         shape = StageShape(left.name, len(sources), 0, 1)
-        grown = len(places) >= len(sources)
-        spread = grow(shape, len(places), order) if grown else shrink(shape, len(places), drop)
+        spread = _by_number(shape, len(places), order, drop)
         plan.update(zip(places, (sources[item] for item in spread), strict=True))
     return tuple(plan[place] for place in range(len(wanted)))
 

@@ -39,7 +39,10 @@ class Rewriter(LayerEdits, StageEdits, GivenAndCollected, Renumbering):
     def __init__(self, graph: Graph, structure: Structure | None = None) -> None:
         self.graph = graph
         self.findings: Mapping[str, Any] | None = None  #: what the pass at work reports
-        if structure is not None:
+        if structure is not None and structure is not graph._structure:
+            before = graph._structure.containers if graph._structure is not None else []
+            if any(box.changed for box in before):
+                graph.earlier = (*graph.earlier, tuple(before))
             graph._structure = structure
         self._read()
 

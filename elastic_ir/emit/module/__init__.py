@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -80,7 +80,7 @@ def _build(graph: Graph, masked: bool, check: bool) -> nn.Module:
         from elastic_ir.emit.module.from_onnx import build_onnx_module
 
         return _finish(build_onnx_module(graph), graph, masked)
-    touched = [container for container in _containers(graph) if _changed(container)]
+    touched = [container for level in _levels(graph) for container in level if container.changed]
     edited = graph.edits.rewired or graph.edits.edited_layers or graph.reference is not None
     check = check and (bool(touched) or bool(edited))
     if check and graph.info.ties:
@@ -143,7 +143,7 @@ def as_described(graph: Graph) -> tuple[nn.Module | None, str]:
     module, unproven, *_ = _in_its_class(graph, described)
     if module is None:
         return None, ""
-    changed = "wiring" if any(map(_changed, _containers(graph))) else ""
+    changed = "wiring" if any(container.changed for level in _levels(graph) for container in level) else ""
     return _finish(module, graph, masked=False, values=False), max(
         graph.origin.unproven, unproven, changed, key=_PROOFS.index
     )
@@ -152,9 +152,12 @@ def as_described(graph: Graph) -> tuple[nn.Module | None, str]:
 _PROOFS = ("", "wiring", "exact")  #: what may remain to be proven of a class, the most last
 
 
-def _containers(graph: Graph) -> list[Container]:
-    """The containers of a structure that was asked for; a network in which nothing repeats has none."""
-    return graph._structure.containers if graph._structure is not None else []
+def _levels(graph: Graph) -> list[Sequence[Container]]:
+    """The containers of each level at which the depth was changed, in that order; the last is the structure's.
+
+    A network in which nothing repeats has none.
+    """
+    return [*graph.earlier, graph._structure.containers if graph._structure is not None else ()]
 
 
 class _InClass(NamedTuple):
@@ -171,23 +174,25 @@ def _in_its_class(graph: Graph, source: nn.Module) -> _InClass:
 
     ``source`` is the live module, or the stand-ins for it.
     """
-    touched = [container for container in _containers(graph) if _changed(container)]
+    levels = [level for level in _levels(graph) if any(container.changed for container in level)]
+    touched = [container for level in levels for container in level if container.changed]
     names = ", ".join(dict.fromkeys(repr(container.label) for container in touched))
     rewired = graph.edits.rewired
-    # the forward of a GraphModule is its nodes, written out
-    follows = not isinstance(source, fx.GraphModule) or not touched
-    follows = follows and all(container.native and _iterates(container, source) for container in touched)
     why = f"names the units of {names} one by one"
-    if follows:
+    module: nn.Module | None = source
+    placed = False
+    for level in levels or [()]:  # without a change a copy is made all the same
+        module, moved = _refill(graph, module, level) if module is not None else (None, False)
+        placed |= moved
+    if module is not None:
         why = f"gets a skip from one of the units of {names}, and would take it from another one now"
     if rewired:
         why = "computes something else than the graph does, which a pass has rewired"
-    if not follows or (rewired and not _same_weights(graph, source, touched)):
+    if module is None or (rewired and not (len(levels) < 2 and _same_weights(graph, source, touched))):
         return _InClass(None, "", why)
-    skips = bool(touched) and len(graph) > 0 and has_long_skips(graph, touched)
+    skips = bool(graph.earlier) or (bool(touched) and len(graph) > 0 and has_long_skips(graph, touched))
     unproven = "exact" if rewired else "wiring" if skips else ""
     unproven = max(unproven, graph.origin.unproven, key=_PROOFS.index)
-    module, placed = _refill(graph, source, touched)
     return _InClass(module, unproven, why, placed)
 
 
@@ -284,14 +289,16 @@ def _iterates(container: Container, live: nn.Module) -> bool:
     return extra in ran
 
 
-def _changed(container: Container) -> bool:
-    return any(child.path != child.origin for child in container.children) or (
-        len(container.children) != container.source_count
-    )
+def _refill(graph: Graph, live: nn.Module, containers: Sequence[Container]) -> tuple[nn.Module | None, bool]:
+    """The source's class with re-filled containers, and whether constants were set to what their new places have.
 
-
-def _refill(graph: Graph, live: nn.Module, touched: list[Container]) -> tuple[nn.Module, bool]:
-    """The source's class with re-filled containers, and whether constants were set to what their new places have."""
+    None where its forward would not run what they are filled with.
+    """
+    touched = [container for container in containers if container.changed]
+    if touched and isinstance(live, fx.GraphModule):  # its forward is its nodes, written out
+        return None, False
+    if not all(container.native and _iterates(container, live) for container in touched):
+        return None, False
     tensors = itertools.chain(live.parameters(), live.buffers())
     shared: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
     memo = dict(shared)
@@ -303,8 +310,6 @@ def _refill(graph: Graph, live: nn.Module, touched: list[Container]) -> tuple[nn
         for value in vars(module).values():
             if not isinstance(value, (*_PLAIN, dict, list, tuple, set)) and id(value) in memo:
                 shared[id(value)] = memo[id(value)]
-    # a network in which nothing repeats has no structure to ask for
-    containers = graph.structure.containers if touched else ()
     known = update_configuration(target, containers) if touched else set()
     placed = False
     filled: set[nn.Module] = set()
@@ -344,7 +349,7 @@ def _refill(graph: Graph, live: nn.Module, touched: list[Container]) -> tuple[nn
         placed |= bool(renumber_indices(source, place))
         update_counts(target, container, known)
     update_stage_counts(target, containers, known)
-    if touched and graph.reference is None:
+    if touched and graph.reference is None and touched[0] in graph.structure.containers:
         # blocks that add nothing yet leave the variances as they were
         constants = {} if graph.edits.keep_constants else respread_constants(live, target, graph)
         graph.emitted = replace(graph.emitted, constants=constants)

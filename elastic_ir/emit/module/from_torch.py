@@ -230,7 +230,9 @@ def _leaf(node: Node, live: nn.Module | None, origins: dict[str, str], graph: Gr
 def _origin_path(path: str, graph: Graph) -> str:
     """Where a module without weights stood in the source."""
     containers = graph._structure.containers if graph._structure is not None else ()
-    return rename_path(path, {child.path: child.origin for box in containers for child in box.children})
+    for level in (containers, *reversed(graph.earlier)):
+        path = rename_path(path, {child.path: child.origin for box in level for child in box.children})
+    return path
 
 
 def _parent(root: nn.Module, path: str) -> tuple[nn.Module, str]:
