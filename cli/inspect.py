@@ -100,9 +100,10 @@ def stage_table(graph: Graph, rows: list[Row]) -> tables.Table:
             "depth",
             "parameters",
             "sparsity",
-            "paths",
+            "kinds",
+            "names",
         ),
-        optional=("unit", "type", "output", "sparsity", "paths"),
+        optional=("unit", "type", "output", "sparsity", "kinds", "names"),
         numeric=("blocks", "free", "unit", "layers", "depth", "parameters", "sparsity"),
     )
     stages = graph.structure.stages
@@ -129,7 +130,8 @@ def stage_table(graph: Graph, rows: list[Row]) -> tables.Table:
                 share_text(row.layers, depth, unknown),
                 tables.number(row.parameters),
                 tables.percent(row.sparsity) if masked and row.prunable else none,
-                _paths(stage, shared) if stage is not None else none,
+                _kinds(graph, stage) if stage is not None else none,
+                _names(stage, shared) if stage is not None else none,
             )
         )
     blocks = sum(len(stage) for stage in stages)
@@ -138,17 +140,27 @@ def stage_table(graph: Graph, rows: list[Row]) -> tables.Table:
         (
             "total", str(blocks), str(free), none, none, none, tables.number(depth, "?"),
             share_text(depth, depth, "?"), tables.number(sum(row.parameters for row in rows)),
-            tables.percent(graph.sparsity()) if masked else none, none,
+            tables.percent(graph.sparsity()) if masked else none, none, none,
         )
     )  # fmt: skip
     return table
 
 
-def _paths(stage: Stage, shared: bool) -> str:
-    """Where a stage's blocks lie, if its name does not show it: in a list among other stages, or in several lists."""
-    if len(stage.containers) > 1:
-        return ", ".join(box.template for box in stage.containers)
-    return tables.run_of([block.path for block in stage.all_blocks]) if shared else tables.ABSENT
+def _kinds(graph: Graph, stage: Stage) -> str:
+    """Which blocks are of which kind, where a stage has several."""
+    from elastic_ir.analysis.kinds import kinds_of
+
+    kinds = kinds_of(graph, stage)
+    parts = [f"{kind.name}: {tables.indices_text(kind.blocks)}" for kind in kinds]
+    return "; ".join(parts) if len(kinds) > 1 else tables.ABSENT
+
+
+def _names(stage: Stage, shared: bool) -> str:
+    """How a stage's blocks are named, if its own name does not show it; of several stages in one list, which."""
+    names = ", ".join(box.template for box in stage.containers)
+    if shared and len(stage.containers) == 1:
+        return tables.run_of([block.path for block in stage.all_blocks])
+    return names if names != f"{stage.name}.{{i}}" else tables.ABSENT
 
 
 def share_text(layers: int | None, depth: int | None, unknown: str) -> str:
@@ -183,7 +195,7 @@ def as_data(graph: Graph, source: str, rows: list[Row]) -> dict[str, Any]:
         "note": notes_of(graph, structure.note if structure is not None else sentence),
         "lists": [{"name": one.name, "blocks": list(one.blocks)} for one in repeated_besides(graph)],
         "left_behind": list(graph.info.left_behind),
-        "stages": [stage_data(row, row.stage, depth) for row in rows if row.stage is not None],
+        "stages": [stage_data(graph, row, row.stage, depth) for row in rows if row.stage is not None],
         "rows": [
             {"kind": row.kind, "name": row.name, "modules": list(row.modules), **row_data(row, depth)}
             for row in rows
@@ -191,8 +203,10 @@ def as_data(graph: Graph, source: str, rows: list[Row]) -> dict[str, Any]:
     }
 
 
-def stage_data(row: Row, stage: Stage, depth: int | None) -> dict[str, Any]:
+def stage_data(graph: Graph, row: Row, stage: Stage, depth: int | None) -> dict[str, Any]:
     """A stage as plain data."""
+    from elastic_ir.analysis.kinds import kinds_of
+
     found = row.activation
     return {
         "name": stage.name,
@@ -202,6 +216,7 @@ def stage_data(row: Row, stage: Stage, depth: int | None) -> dict[str, Any]:
         "free": [block.path for block in stage.blocks],
         "last": stage.exit.path if stage.exit is not None else None,
         "names": [box.template for box in stage.containers],
+        "kinds": [{"name": kind.name, "blocks": list(kind.blocks)} for kind in kinds_of(graph, stage)],
         "unit": stage.period,
         "layers": unit_layers(stage),
         "shape": list(stage.shape) if stage.shape is not None else None,

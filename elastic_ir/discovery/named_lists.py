@@ -76,7 +76,8 @@ def structure_at(graph: Graph, names: Sequence[str]) -> Structure:
 def other_lists(graph: Graph) -> list[RepeatedLists]:
     """The lists whose blocks repeat, and which are not those of the stages: around their blocks, or inside of them.
 
-    Of lists inside, those that hold at least half of their block's weights.
+    Of lists inside, those that hold at least half of their block's weights; ``conv1`` and ``conv2`` among other
+    attributes are no list.
     """
     structure = graph.structure_or_none
     return _others(reader_of(graph), structure) if structure is not None else []
@@ -93,7 +94,7 @@ def _others(reader: Reader, structure: Structure) -> list[RepeatedLists]:
             continue
         block = next((path for path in outward(groups[0].path) if path in blocks), None)
         held = sum(weights[part.path] for group in groups for part in group.parts)
-        if block is not None and 2 * held < weights[block]:
+        if block is not None and (not box.native or 2 * held < weights[block]):
             continue
         if block is None and not any(part.path in stages for group in groups for part in group.parts):
             continue

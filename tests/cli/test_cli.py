@@ -219,14 +219,14 @@ def test_inspect_as_json(here: Path) -> None:
     found = json.loads(good("inspect", "model.safetensors", "--json"))
     assert list(found) == [
         "name", "source", "form", "frontend", "depth", "parameters", "sparsity", "stem", "head", "note",
-        "left_behind", "stages", "rows",
+        "lists", "left_behind", "stages", "rows",
     ]  # fmt: skip
     assert (found["source"], found["form"], found["depth"]) == ("model.safetensors", "names", 14)
     assert found["frontend"] is None
     assert found["sparsity"] == 0
     assert found["stages"][1] == {
         "name": "layer2", "blocks": 2, "entry": "layer2.0", "transition": None, "free": ["layer2.1"],
-        "last": None, "names": ["layer2.{i}"], "unit": 1,
+        "last": None, "names": ["layer2.{i}"], "kinds": [{"name": "", "blocks": [1]}], "unit": 1,
         "layers": 2, "shape": None, "channels": None, "resolution": None, "tokens": None, "type": None,
         "stage_layers": 4, "depth_share": 4 / 14, "parameters": 552, "sparsity": 0.0,
     }  # fmt: skip
