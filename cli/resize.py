@@ -293,6 +293,8 @@ def _stream(graph: Graph, out: Path, wanted: Wanted) -> None:
         tables.show_facts(
             [("kept", f"config.json: {', '.join(plan.kept)}; see whether they fit the new depth")]
         )
+    if plan.followed:
+        tables.show_facts([("followed", text) for text in plan.followed])
     if plan.kept_beside:
         tables.show_facts([("kept", f"{', '.join(plan.kept_beside)}, as --keep-beside states")])
     if wanted.dry_run:

@@ -37,11 +37,14 @@ def card(path: Path, step: Step, stacks: Sequence[Stack], names: Sequence[str] =
         changes = [f"zeros ({zeros})"] if zeros else []
         changes += [f"multiples ({len(changed) - zeros})"] if len(changed) > zeros else []
         copied += f", but for {' and '.join(changes)}"
+    gathered = [name for name, origin in step.lineage.items() if origin.gathering is not None]
+    beside = f" but for {', '.join(map(_code, gathered))}, whose entries follow them" if gathered else ""
     lines = [
         "## Depth changed by ElasticIR",
         "",
         f"{made} by ElasticIR {step.version}. {copied}; what lies outside the layers below is as it was"
-        + (" in the first." if more else "."),
+        + (" in the first" if more else "")
+        + f"{beside}.",
         "",
         "| layers | before | after | plan (source layers in order) |",
         "|---|---|---|---|",

@@ -16,7 +16,7 @@ from typing import Any
 from elastic_ir.checkpoints.config.depth import Stack, check_depth
 from elastic_ir.checkpoints.names import graph_of_tensors
 from elastic_ir.checkpoints.oracle.comparison import vouched
-from elastic_ir.checkpoints.oracle.structure import learn_lists, learn_units
+from elastic_ir.checkpoints.oracle.structure import by_layer, learn_lists, learn_units
 from elastic_ir.checkpoints.uncounted_layers import set_tail_apart
 from elastic_ir.errors import SourceError, reason
 from elastic_ir.formats import SAFETENSORS
@@ -61,7 +61,7 @@ def load_checkpoint(folder: Path) -> Graph:
     except SourceError:
         if not vouched(config, shapes):  # by names and numbers alone a valid folder may look like another's
             raise
-    graph.origin.learn_units = learn_units
+    graph.origin.learn_units, graph.origin.by_layer = learn_units, by_layer
     graph.origin.kinds = {stack.label: _kinds(stack, tensors) for stack in stacks}
     return graph
 

@@ -15,21 +15,25 @@ from typing import Any
 from elastic_ir.errors import SourceError, reason
 from elastic_ir.formats.files import read_json
 from elastic_ir.formats.model_folder import RECORD
+from elastic_ir.tensors.gathered import Gathering
 
-VERSION = 1
+VERSION = 2  #: 1 where no tensor is gathered
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a tensor comes from: its name in one of the sources, and what it was multiplied by, if by anything."""
+    """Where a tensor comes from: its name in one of the sources, and what became of it, if anything."""
 
     name: str
     source: int = 0  #: the number of the source
-    scale: float | None = None  #: None where it is a copy, byte for byte; 0 where it is zeros, of either sign
+    #: what it was multiplied by; None where it is a copy, byte for byte; 0 where it is zeros, of either sign
+    scale: float | None = None
+    gathering: Gathering | None = None  #: which of its entries are taken, where it has one for each layer
 
     def data(self) -> str | dict[str, Any]:
         """As the file has it: the bare name where nothing else is needed."""
-        given = {"name": self.name, "source": self.source or None, "scale": self.scale}
+        gathered = self.gathering.data() if self.gathering is not None else None
+        given = {"name": self.name, "source": self.source or None, "scale": self.scale, "gathered": gathered}
         fields = {key: value for key, value in given.items() if value is not None}
         return fields if len(fields) > 1 else self.name
 
@@ -42,7 +46,8 @@ class Origin:
             source, scale = data.get("source", 0), data.get("scale")
             numbered = isinstance(source, int) and not isinstance(source, bool) and source >= 0
             if numbered and (scale is None or isinstance(scale, int | float)):
-                return Origin(data["name"], source, None if scale is None else float(scale))
+                entries = Gathering.of(data["gathered"]) if "gathered" in data else None
+                return Origin(data["name"], source, None if scale is None else float(scale), entries)
         raise ValueError(f"{data!r} is not the origin of a tensor")
 
 
@@ -107,5 +112,6 @@ def read_record(folder: Path) -> list[Step]:
 
 def record_text(steps: list[Step]) -> str:
     """The file's text."""
-    data = {"version": VERSION, "history": [step.data() for step in steps]}
+    gathered = any(one.gathering is not None for step in steps for one in step.lineage.values())
+    data = {"version": VERSION if gathered else 1, "history": [step.data() for step in steps]}
     return json.dumps(data, indent=2, ensure_ascii=False) + "\n"

@@ -26,6 +26,7 @@ from elastic_ir.ir.numbering import DIGITS
 from elastic_ir.plans.plan import parse_indices
 from elastic_ir.safety.limits import allowing_blocks
 from elastic_ir.tensors.arrays import FLOATS, array_dtype
+from elastic_ir.tensors.gathered import Gathered
 from elastic_ir.tensors.lazy import Mask, MaskedData, TensorData, nbytes
 from elastic_ir.tensors.recipes import Scaled
 
@@ -213,8 +214,21 @@ def _misplaced(target: _Folder, origins: Sequence[_Folder], step: Step | None) -
         for name in sorted(wanted - target.tensors.keys()):
             yield Difference(name, f"{first.name}:{name}", "is missing")
     if step is not None:
-        for label, text in step.plan.items():
-            yield from _off_plan(label, _planned(text, target.name), target, origins, step)
+        orders = {label: _planned(text, target.name) for label, text in step.plan.items()}
+        for label, order in orders.items():
+            yield from _off_plan(label, order, target, origins, step)
+        yield from _not_by_layer(orders, target, origins, step)
+
+
+def _not_by_layer(
+    orders: Mapping[str, list[int]], target: _Folder, origins: Sequence[_Folder], step: Step
+) -> Iterator[Difference]:
+    """Tensors with an entry for each layer whose entries are of other layers than the plan states."""
+    for name, origin in step.lineage.items():
+        how = origin.gathering
+        before = [len((origins[0] if origins else target).layers[label]) for label in orders]
+        if how is not None and not any(map(how.follows, orders.values(), before)):
+            yield Difference(name, "", "has entries of other layers than the plan states")
 
 
 def _off_plan(
@@ -306,9 +320,16 @@ def _of_source(source: _Folder, origin: Origin, data: TensorData, target: _Folde
     theirs = source.tensors.get(origin.name)
     if theirs is None:
         return _Expected(None, where, f"is of {origin.name!r}, which {source.name} does not hold")
+    gathering = origin.gathering
+    if gathering is not None:
+        if not gathering.fits(theirs.shape):
+            return _Expected(None, where, f"has entries that its origin {list(theirs.shape)} does not")
+        theirs = Gathered(theirs, gathering)
     mask = (target.masks or {}).get(name)
     if source.masks is not None:
         other = source.masks.get(origin.name)
+        if other is not None and gathering is not None:
+            other = gathering.mask(other)
         if (other is None) != (mask is None):
             what = "has a mask, and its origin none" if other is None else "has no mask, and its origin one"
             return _Expected(None, where, what)

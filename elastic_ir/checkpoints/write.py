@@ -31,6 +31,7 @@ from elastic_ir.formats.packed_masks import packed_masks, packed_size
 from elastic_ir.formats.safetensors import safetensors_head, write_safetensors
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.numbering import natural_key
+from elastic_ir.tensors.gathered import gathering_of
 from elastic_ir.tensors.lazy import Mask, TensorData, nbytes
 from elastic_ir.tensors.recipes import factor_of
 from elastic_ir.version import __version__
@@ -54,6 +55,7 @@ class Plan:
     #: entries and files that would have changed, and were kept because the user asked for it
     kept_beside: list[str]
     notes: list[str]  #: where the configurations of further sources differ
+    followed: list[str]  #: tensors beside the layers that have followed them, each with how
     #: why the configuration cannot state the change, as far as the names of its entries show
     doubt: PlanError | None = None
 
@@ -146,8 +148,9 @@ def plan_checkpoint(graph: Graph, shard_size: int = SHARD_SIZE) -> Plan:
     masks = {name: weight.mask for name, weight in graph.weights.items() if weight.mask is not None}
     notes = [note for name, other in configs.items() for note in differences(source.config, other, name)]
     return Plan(
-        source, shards, masks, texts, side, config, stacks, kept, [*follow.kept, *beside.kept], notes, doubt
-    )
+        source, shards, masks, texts, side, config, stacks, kept, [*follow.kept, *beside.kept], notes,
+        _followed(graph, source), doubt,
+    )  # fmt: skip
 
 
 def save_checkpoint(
@@ -265,7 +268,9 @@ def _index_text(shards: dict[str, dict[str, TensorData]]) -> str:
 def _steps(graph: Graph, source: CheckpointSource, stacks: list[Stack]) -> list[Step]:
     """What was done before, and what is done now."""
     lineage = {
-        name: Origin(weight.origin, weight.source, factor_of(weight.storage.data))
+        name: Origin(
+            weight.origin, weight.source, factor_of(weight.storage.data), gathering_of(weight.storage.data)
+        )
         for name, weight in graph.weights.items()
     }
     names = graph.edits.sources
@@ -273,6 +278,23 @@ def _steps(graph: Graph, source: CheckpointSource, stacks: list[Stack]) -> list[
     folders = tuple(one.folder.resolve().name for one in (source, *source.others))
     step = Step(__version__, folders, plan, lineage)
     return [*read_record(source.folder), step]
+
+
+def _followed(graph: Graph, source: CheckpointSource) -> list[str]:
+    """Tensors beside the layers of which each layer has an entry, with what has become of them."""
+    found = []
+    for name, weight in graph.weights.items():
+        how = gathering_of(weight.storage.data)
+        if how is None:
+            continue
+        before = source.shapes[weight.origin]
+        text = f"{name} {list(before)} -> {list(weight.shape)}, an entry for each layer"
+        if how.shared:
+            gone = len(set(range(before[how.axis])) - set(how.entries))
+            text += ", softmaxed: copies share their source's weight"
+            text += f"; the weights of {gone} that are gone are the others' now" if gone else ""
+        found.append(text)
+    return found
 
 
 def _is_whole(path: Path, tensors: dict[str, TensorData], metadata: dict[str, str]) -> bool:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from elastic_ir.ir.info import Origin
+
+if TYPE_CHECKING:
+    from elastic_ir.tensors.gathered import ByLayer
 
 #: The configuration beside the weights.
 CONFIG = "config.json"
@@ -40,6 +44,8 @@ class CheckpointSource(Origin):
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  #: of all its tensors
     #: for each stack, by its label, what each layer holds: its kind, as a number
     kinds: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    #: how tensors beside the stacks are indexed by their layers; None until its network was asked
+    indexed: Mapping[str, ByLayer] | None = None
     #: the further folders that layers come from, in the order of their numbers from 1 on
     others: tuple[CheckpointSource, ...] = ()
 

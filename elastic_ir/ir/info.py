@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from elastic_ir.ir.example_inputs import Inputs
     from elastic_ir.ir.graph import Graph
+    from elastic_ir.tensors.gathered import ByLayer
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ class Origin:
     rebuild: Callable[[], nn.Module] | None = None
     #: States the units of a graph's stages that names leave open, as far as the source's network shows them.
     learn_units: Callable[[Graph], None] | None = None
+    #: How tensors beside a graph's stages are indexed by their layers, as far as the source's network shows it.
+    by_layer: Callable[[Graph], Mapping[str, ByLayer]] | None = None
 
     def retrace(self, module: nn.Module, frontend: str) -> Graph:
         """Another module of the kind as a graph, read in the same way on the same inputs. Raises TraceError."""

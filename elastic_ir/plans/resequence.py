@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from elastic_ir.ir.graph import Graph
-from elastic_ir.ir.structure import Block, Resequenced
+from elastic_ir.ir.structure import Block, Container, Resequenced
 from elastic_ir.plans.plan import Plan, StageShape, keeps_units
 from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.safety.limits import check_blocks
+
+if TYPE_CHECKING:
+    from elastic_ir.tensors.gathered import ByLayer
 
 
 def resequence(
@@ -25,9 +29,9 @@ def resequence(
 
     An original stays in place at its first use if that keeps the order; every other place gets a clone, and
     originals that stay unused are deleted. Which is which does not show in the result: clones equal their source. What
-    ``keep_beside`` names stays as it is, which is noted in ``graph.edits``. ``written`` is the plan with layers of
-    other networks, where it has some; ``shown`` says that another network shows what changes together. Returns what
-    became of the stages.
+    has an entry for each block follows, where the source's network shows how. What ``keep_beside`` names stays as it
+    is, which is noted in ``graph.edits``. ``written`` is the plan with layers of other networks, where it has some;
+    ``shown`` says that another network shows what changes together. Returns what became of the stages.
 
     Raises PlanError for a name that fits nothing, and where what lies beside a stage would be left behind.
     """
@@ -43,16 +47,23 @@ def resequence(
                 rewriter.leave_list(container)
     sequence = plan if written is None else written
     unproven: dict[str, str] = {}
+    indexed: dict[str, tuple[Container, ByLayer]] = {}
     if not shown and not len(graph):  # nodes show themselves what changes together
+        from elastic_ir.plans.by_layer import indexed_by_layer
         from elastic_ir.plans.keep_beside import refuse_left_behind
 
         unproven = refuse_left_behind(graph, sequence, stays)
+        indexed = indexed_by_layer(graph, sequence, unproven, stays)
     earlier = graph.edits
     rewriter.note(
         replace(
             earlier,
             keep_beside=tuple(dict.fromkeys((*earlier.keep_beside, *stays))),
-            unproven_beside={**earlier.unproven_beside, **unproven},
+            unproven_beside={
+                name: why
+                for name, why in {**earlier.unproven_beside, **unproven}.items()
+                if name not in indexed
+            },
         )
     )
     made = Resequenced(
@@ -87,4 +98,9 @@ def resequence(
             rewriter.delete_block(block)
         if parted:
             rewriter.loosen(stage, entry=False)
+    for name, (container, how) in indexed.items():
+        count = len(container.children) - container.tail
+        order = [container.source_index(child.origin) for child in container.children[:count]]
+        whole = order == list(range(container.source_count))
+        rewriter.gather(name, None if whole else how.gathering(order, container.source_count))
     return made

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from elastic_ir.errors import VerifyError
 from elastic_ir.ir.graph import FRESH, Argument, Graph, Node, TensorType, Value, WeightRef, map_argument
@@ -16,6 +17,9 @@ from elastic_ir.ir.operations import Slot
 from elastic_ir.ir.structure import Block
 from elastic_ir.tensors.lazy import Mask, TensorData
 from elastic_ir.tensors.weights import Storage, Weight
+
+if TYPE_CHECKING:
+    from elastic_ir.tensors.gathered import Gathering
 
 
 class LayerEdits:
@@ -39,6 +43,23 @@ class LayerEdits:
 
     def erase(self, node: Node) -> None:
         raise NotImplementedError
+
+    def gather(self, name: str, gathering: Gathering | None) -> None:
+        """Give a weight some entries of its source's tensor, in place of those that it has; None gives it all.
+
+        VerifyError where the source's tensor, or the mask that there is now, does not have them.
+        """
+        from elastic_ir.tensors.gathered import Gathered, gathering_of, regathered
+        from elastic_ir.tensors.recipes import with_values
+
+        storage = self.graph.weights[name].storage
+        before = gathering_of(storage.data)
+        whole = storage.data.data if isinstance(storage.data, Gathered) else storage.data
+        if gathering is not None and not gathering.fits(whole.shape):
+            raise VerifyError(f"{name!r} is {list(whole.shape)}, and does not have the entries {gathering}")
+        if storage.mask is not None and (before is not None or gathering is not None):
+            storage.mask = regathered(storage.mask, name, before, gathering)
+        storage.data = whole if gathering is None else with_values(Gathered(whole, gathering), whole)
 
     def insert(self, node: Node, *, after: Node) -> Node:
         raise NotImplementedError

@@ -34,7 +34,7 @@ def test_none_is_no_step(tmp_path: Path) -> None:
     [
         ("{", "is damaged: "),
         ("[]", "it holds no history"),
-        ('{"version": 2}', "was written by a later ElasticIR (version 2)"),
+        ('{"version": 3}', "was written by a later ElasticIR (version 3)"),
         ('{"version": 1, "history": [1]}', "it is not a step of a record"),
         (
             '{"version": 1, "history": [{"elastic_ir": "1", "sources": [], "plan": {}, "lineage": {}}]}',

@@ -16,6 +16,7 @@ from typing import Any
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import EmitError, PlanError
 from elastic_ir.safety.own_process import ProcessError, started
+from elastic_ir.tensors.gathered import ByLayer
 
 Shapes = Mapping[str, tuple[int, ...]]
 Config = Mapping[str, Any]
@@ -165,6 +166,12 @@ def growing_together(
     with asking({**asked((config, shapes), (config, shapes), stacks), "beside": beside}) as answer:
         found: dict[str, list[str]] = answer().get("together", {})
     return found
+
+
+def indexed_by_layer(config: Config, shapes: Shapes, stacks: Sequence[Stack]) -> dict[str, ByLayer]:
+    """How tensors beside stacks are indexed by their layers, as the network shows it; none where none can be built."""
+    with asking({**asked((config, shapes), (config, shapes), stacks), "indexed": True}) as answer:
+        return {name: ByLayer(**how) for name, how in answer().get("indexed", {}).items()}
 
 
 def judged(answer: Mapping[str, Any], proposed: bool = True) -> Compared:

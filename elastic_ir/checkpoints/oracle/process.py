@@ -8,12 +8,13 @@ will be written; where something does, it looks for a configuration that fits, b
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from elastic_ir.checkpoints.oracle import experiments, judgement, kinds, network
+from elastic_ir.checkpoints.oracle import by_layer, experiments, judgement, kinds, network
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import SourceError
 from elastic_ir.safety.limits import NETWORK_BYTES, NETWORK_BYTES_EACH, NETWORK_SECONDS, NETWORK_SECONDS_EACH
@@ -42,12 +43,15 @@ def answer(data: Mapping[str, Any]) -> dict[str, Any]:
     could be brought to the new layers.
 
     Asked for ``kinds``, it is those of the source's layers alone, by the labels of the stacks; asked what lies
-    ``beside`` them, by the heads of the stacks, it is those of that which grow together with them.
+    ``beside`` them, by the heads of the stacks, it is those of that which grow together with them; asked for what is
+    ``indexed`` by layer, it is how tensors beside the stacks are.
     """
     try:
         stacks = [stack_of(item) for item in data["stacks"]]
         if "beside" in data:
             return {"together": _together(data["source"], stacks, data["beside"])}
+        if data.get("indexed"):
+            return {"indexed": _indexed(data["source"], stacks)}
         if data.get("kinds"):
             return {"kinds": _kinds(data["source"], stacks)}
         return _answer(data["source"], data["target"], stacks, search=data["search"])
@@ -94,6 +98,12 @@ def _kinds(source: Mapping[str, Any], stacks: Sequence[Stack]) -> dict[str, list
         for stack in stacks
         if stack.label in trials.heads
     }
+
+
+def _indexed(source: Mapping[str, Any], stacks: Sequence[Stack]) -> dict[str, Any]:
+    trials = _Trials(source, {}, stacks)
+    found = by_layer.indexed(trials.kind, source["config"], source["tensors"], stacks, trials.heads)
+    return {name: dataclasses.asdict(how) for name, how in found.items()}
 
 
 def _together(

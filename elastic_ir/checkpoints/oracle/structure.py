@@ -6,16 +6,17 @@ change of which it is not known. Which of several lists advance together is aske
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from elastic_ir.checkpoints.oracle.comparison import growing_together, kinds_of_layers
+from elastic_ir.checkpoints.oracle.comparison import growing_together, indexed_by_layer, kinds_of_layers
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.discovery.signatures import shortest_period
 from elastic_ir.formats.model_folder import CheckpointSource
 from elastic_ir.ir.graph import Graph
 from elastic_ir.plans.beside import Surroundings
 from elastic_ir.rewrite.rewriter import Rewriter
+from elastic_ir.tensors.gathered import ByLayer
 
 
 def learn_units(graph: Graph) -> None:
@@ -62,6 +63,17 @@ def learn_lists(graph: Graph) -> None:
     graph.info = replace(graph.info, together=together, apart=apart)
     if together:
         graph._structure = None
+
+
+def by_layer(graph: Graph) -> Mapping[str, ByLayer]:
+    """How tensors beside a checkpoint's stacks are indexed by their layers, as its network shows it; asked once."""
+    source = graph.origin
+    if not isinstance(source, CheckpointSource):
+        return {}
+    if source.indexed is None:
+        stacks = [replace(stack, order=tuple(range(stack.before)), taken=()) for stack in Stack.all_of(graph)]
+        source.indexed = indexed_by_layer(source.config, source.shapes, stacks)
+    return source.indexed
 
 
 def _unit(kinds: Sequence[int]) -> int:

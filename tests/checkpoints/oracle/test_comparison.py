@@ -164,8 +164,16 @@ def test_what_the_source_lacks_is_not_the_changes_fault(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("network", "change", "said"),
     [
-        (wav2vec2, {"plan": "0-3,3"}, r"layer_weights would be \[5\] and has to be \[6\]"),
-        (wav2vec2, {"plan": "0,1,2"}, r"layer_weights would be \[5\] and has to be \[4\]"),
+        (
+            wav2vec2,
+            {"plan": "0-3,3", "keep_beside": "layer_weights"},
+            r"layer_weights would be \[5\] and has to be \[6\]",
+        ),
+        (
+            wav2vec2,
+            {"plan": "0,1,2", "keep_beside": "layer_weights"},
+            r"layer_weights would be \[5\] and has to be \[4\]",
+        ),
     ],
 )
 def test_what_the_network_would_not_take(network: Any, change: Any, said: str, tmp_path: Path) -> None:
@@ -393,7 +401,7 @@ def test_the_summary_says_what_was_found(tmp_path: Path) -> None:
 def test_a_refusal_leaves_nothing_behind(tmp_path: Path) -> None:
     folder, out = tmp_path / "source", tmp_path / "out"
     wav2vec2().save_pretrained(folder)
-    done = checked("squeeze", folder, "--drop", 2, "-o", out)
+    done = checked("squeeze", folder, "--drop", 2, "--keep-beside", "layer_weights", "-o", out)
     assert done.exit_code == 1
     error = done.output.splitlines()[-1]
     assert error.startswith("error: Wav2Vec2ForSequenceClassification of the new config.json would not load")

@@ -1,0 +1,73 @@
+"""Tensors beside a stage that have an entry for each of its layers follow a plan, where the source's network shows how.
+
+A folder's network is asked (:attr:`elastic_ir.ir.info.Origin.by_layer`) where a tensor might be such a one; that takes
+seconds, so it is not asked about others. What none can be asked about is as before: refused, or kept. No torch here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Iterable, Sequence
+
+from elastic_ir.errors import PlanError
+from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.structure import Container
+from elastic_ir.plans.keep_beside import tensor_is_kept
+from elastic_ir.tensors.gathered import ByLayer
+
+_ROLE = re.compile(r"weight|bias|running_mean|running_var|num_batches_tracked")
+#: What a module that has to do with single layers is called; a norm is one of a layer of no stack.
+_NAMED = re.compile(r"layer(?!_?norm)")
+
+
+def indexed_by_layer(
+    graph: Graph, sequence: Sequence[Sequence[Hashable]], suspects: Iterable[str], kept: Sequence[str]
+) -> dict[str, tuple[Container, ByLayer]]:
+    """How tensors are indexed that a plan's change of the stages concerns, each with its stage's container.
+
+    ``suspects`` are tensors that may be such ones for a reason of their own; ``kept`` are names of what stays as it is.
+    PlanError where one has entries for the layers and what they mean is not plain.
+    """
+    ask = graph.origin.by_layer
+    changed = {
+        stage.containers[0].series.head: (stage.containers[0], wanted)
+        for stage, wanted in zip(graph.stages, sequence, strict=True)
+        if list(wanted) != list(range(len(stage)))
+    }
+    if ask is None or not changed:
+        return {}
+    near = {name for container, _ in changed.values() for name in _suspects(graph, container)} | set(suspects)
+    if all(tensor_is_kept(kept, name) for name in near):
+        return {}
+    found: dict[str, tuple[Container, ByLayer]] = {}
+    for name, how in ask(graph).items():
+        container, wanted = changed.get(how.head, (None, ()))
+        if container is None or name not in graph.weights or tensor_is_kept(kept, name):
+            continue
+        why = how.unclear
+        if not why and any(not isinstance(item, int) for item in wanted):
+            why = "the plan takes layers of several networks, whose entries are weighed otherwise"
+        if why:
+            raise PlanError(
+                f"{name} {list(graph.weights[name].shape)} beside {container.label!r} has an entry for each of its "
+                f"layers, and cannot follow them: {why}; --keep-beside {name} (keep_beside=) with --no-check writes "
+                "it as it is"
+            )
+        found[name] = container, how
+    return found
+
+
+def _suspects(graph: Graph, container: Container) -> list[str]:
+    """Tensors outside of the stages of which an axis may be as long as a container's children are many."""
+    count = container.source_count
+    near = {extent for extent in (count - 1, count, count + 1) if extent > 1}
+    heads = tuple(f"{child.path}." for box in graph.structure.containers for child in box.children)
+    found = []
+    for name, weight in graph.weights.items():
+        parts = name.split(".")
+        named = _NAMED.search(".".join(parts[-2:])) is not None
+        if name.startswith(heads) or (_ROLE.fullmatch(parts[-1]) and not named):
+            continue
+        if not near.isdisjoint(weight.shape) or (named and any(one % count == 0 for one in weight.shape)):
+            found.append(name)
+    return found
