@@ -285,14 +285,13 @@ def _stream(graph: Graph, out: Path, wanted: Wanted) -> None:
     if wanted.dry_run or not (wanted.resume or left):
         refuse_taken(out)
     plan = plan_checkpoint(graph, shard_size)
+    config = plan.source.layout.config
     if plan.doubt is not None and wanted.dry_run:
         plan = plan.settled()
     if plan.notes:
         tables.show_facts([("note", text) for text in plan.notes])
     if plan.kept:
-        tables.show_facts(
-            [("kept", f"config.json: {', '.join(plan.kept)}; see whether they fit the new depth")]
-        )
+        tables.show_facts([("kept", f"{config}: {', '.join(plan.kept)}; see whether they fit the new depth")])
     if plan.followed:
         tables.show_facts([("followed", text) for text in plan.followed])
     if plan.kept_beside:
@@ -335,7 +334,7 @@ def _stream(graph: Graph, out: Path, wanted: Wanted) -> None:
     tables.show_facts(
         [
             *(
-                ("found", f"config.json: {entry}, by building the network")
+                ("found", f"{config}: {entry}, by building the network")
                 for one in found
                 for entry in one.entries
             ),

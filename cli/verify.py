@@ -10,7 +10,6 @@ import click
 from elastic_ir.cli import tables
 from elastic_ir.cli.app import COMMANDS
 from elastic_ir.cli.options import DEBUG_OPTION, SOURCE
-from elastic_ir.formats.model_folder import CONFIG
 
 if TYPE_CHECKING:
     from elastic_ir.checkpoints.verify import Verified
@@ -65,8 +64,8 @@ def verify(
 def _said(found: Verified) -> str:
     """What is not as it should be, in a line."""
     names = {difference.tensor for difference in found.differences}
-    config = f"{found.folder / CONFIG} is of another network" if CONFIG in names else ""
-    count = len(names - {CONFIG})
+    config = f"{found.folder / found.config} is of another network" if found.config in names else ""
+    count = len(names - {found.config})
     tensors = (
         f"{count} of {found.tensors} tensors of {found.folder} are not as they should be" if count else ""
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import SourceError, TraceError
+from elastic_ir.formats.model_folder import LAYOUTS, layout_of
 from elastic_ir.frontends.sources import build, is_name, load
 from elastic_ir.ir.graph import Graph
 
@@ -34,7 +35,7 @@ def load_reference(reference: Any, source: Graph, **options: Any) -> Graph:
     if is_name(text):
         make = functools.partial(build, text)
         return _traced(_on_meta(make), source, make)
-    if (Path(text) / "config.json").is_file():
+    if any((Path(text) / layout.config).is_file() for layout in LAYOUTS):
         make = functools.partial(_of_configuration, Path(text))
         return _traced(_of_configuration(Path(text), "meta"), source, make)
     return load(text, **options)
@@ -51,10 +52,12 @@ def _on_meta(make: Callable[[], nn.Module]) -> nn.Module:
 
 
 def _of_configuration(folder: Path, device: str = "cpu") -> nn.Module:
+    from elastic_ir.checkpoints.libraries.find import library_of
     from elastic_ir.checkpoints.read import read_configuration
-    from elastic_ir.safety.registered import network_of
 
-    return network_of(read_configuration(folder), f"{folder}/config.json", device)
+    config = read_configuration(folder)
+    made: nn.Module = library_of(config).described(config, f"{folder}/{layout_of(folder).config}", device)
+    return made
 
 
 def _traced(module: nn.Module, source: Graph, rebuild: Callable[[], nn.Module] | None) -> Graph:

@@ -54,13 +54,13 @@ def _refuse(graph: Graph, why: str, stage: Stage | None = None) -> NoReturn:
 
 
 def _traced(source: CheckpointSource, graph: Graph) -> Graph:
+    from elastic_ir.checkpoints.libraries.find import library_of
     from elastic_ir.frontends.trace import trace
-    from elastic_ir.safety.registered import network_of
 
     config = {key: value for key, value in _shallow(source, graph).items() if key != "quantization_config"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return trace(network_of(config, CONFIG))
+        return trace(library_of(config).described(config, CONFIG))
 
 
 def _shallow(source: CheckpointSource, graph: Graph) -> dict[str, Any]:

@@ -331,17 +331,15 @@ def read_folder(path: Path, options: ReadOptions) -> Graph:
 
 
 def _model_of(read: Graph, folder: Path) -> nn.Module:
-    """The network of a folder that was read by its headers, in transformers' class and with the folder's tensors."""
+    """The network of a folder that was read by its headers, in its library's class and with the folder's tensors."""
+    from elastic_ir.checkpoints.libraries.find import library_of
     from elastic_ir.checkpoints.read import read_configuration
-    from elastic_ir.formats.model_folder import CONFIG
-    from elastic_ir.safety.registered import configuration, filled, model_class
+    from elastic_ir.formats.model_folder import layout_of
     from elastic_ir.tensors.torch_bridge import to_torch
 
-    config, where = read_configuration(folder), f"{folder}/{CONFIG}"
-    kind = model_class(config, where)
-    made = configuration(kind.config_class, config, where)
+    config, where = read_configuration(folder), f"{folder}/{layout_of(folder).config}"
     state = {name: to_torch(weight.storage.data) for name, weight in read.weights.items()}
-    return filled(kind, made, state, where)
+    return library_of(config).filled(config, state, where)
 
 
 # -- masks -------------------------------------------------------------------------------------------------------------

@@ -22,15 +22,7 @@ from elastic_ir.errors import SourceError, reason
 from elastic_ir.formats import SAFETENSORS
 from elastic_ir.formats.bin import read_bin
 from elastic_ir.formats.files import read_json
-from elastic_ir.formats.model_folder import (
-    BIN,
-    BIN_INDEX,
-    CONFIG,
-    INDEX,
-    MASKS,
-    WEIGHT_FORMS,
-    CheckpointSource,
-)
+from elastic_ir.formats.model_folder import MASKS, PIPELINE, CheckpointSource, Layout, layout_of
 from elastic_ir.formats.safetensors import read_safetensors
 from elastic_ir.ir.graph import Graph
 from elastic_ir.tensors.lazy import TensorData, nbytes
@@ -47,17 +39,17 @@ def load_checkpoint(folder: Path) -> Graph:
     match the shards, a name in two shards, a link out of the folder, or a configuration that counts other
     numbers of layers than the weights hold.
     """
-    root, config = _root(folder), read_configuration(folder)
-    tensors, shards, metadata = _tensors(folder, root)
+    root, config, layout = _root(folder), read_configuration(folder), layout_of(folder)
+    tensors, shards, metadata = _tensors(folder, root, layout)
     graph = graph_of_tensors(folder.resolve().name, tensors)
     _tie(graph)
     shapes = {name: data.shape for name, data in tensors.items()}
-    graph.origin = CheckpointSource(folder, root, config, shards, metadata, shapes)
+    graph.origin = CheckpointSource(folder, root, config, shards, layout, metadata, shapes)
     learn_lists(graph)
     set_tail_apart(graph, config)
     stacks = Stack.all_of(graph)
     try:
-        check_depth(config, stacks, tensors, str(folder / CONFIG))
+        check_depth(config, stacks, tensors, str(folder / layout.config))
     except SourceError:
         if not vouched(config, shapes):  # by names and numbers alone a valid folder may look like another's
             raise
@@ -68,9 +60,16 @@ def load_checkpoint(folder: Path) -> Graph:
 
 def read_configuration(folder: Path) -> dict[str, Any]:
     """The content of a folder's ``config.json``; SourceError where there is none, or it is not a table."""
-    if not (folder / CONFIG).exists():
-        raise SourceError(f"{folder} has no config.json, so it is not a Hugging Face model folder")
-    return read_table(folder / CONFIG, _root(folder))
+    path = folder / layout_of(folder).config
+    if not path.exists():
+        parts = sorted(part.parent.name for part in folder.glob("*/config.json")) if folder.is_dir() else []
+        if (folder / PIPELINE).exists() and parts:
+            raise SourceError(
+                f"{folder} is a pipeline of several networks; give the folder of one: "
+                + ", ".join(str(folder / part) for part in parts)
+            )
+        raise SourceError(f"{folder} has no {path.name}, so it is not a Hugging Face model folder")
+    return read_table(path, _root(folder))
 
 
 def _tie(graph: Graph) -> None:
@@ -126,10 +125,12 @@ def read_table(path: Path, root: Path) -> dict[str, Any]:
     return found
 
 
-def _tensors(folder: Path, root: Path) -> tuple[dict[str, TensorData], tuple[Path, ...], dict[str, str]]:
+def _tensors(
+    folder: Path, root: Path, layout: Layout
+) -> tuple[dict[str, TensorData], tuple[Path, ...], dict[str, str]]:
     """All tensors by name, the files that they lie in, and those files' metadata."""
-    there = (form for form in WEIGHT_FORMS if (folder / str(form[0] or form[1])).exists())
-    whole, index = next(there, (None, INDEX))
+    there = (form for form in layout.forms if (folder / str(form[0] or form[1])).exists())
+    whole, index = next(there, (None, layout.index))
     places: Mapping[str, str] | None = None
     files = [whole] if whole else []
     if index is not None:
@@ -158,7 +159,8 @@ def _tensors(folder: Path, root: Path) -> tuple[dict[str, TensorData], tuple[Pat
         )
     # safetensors by name, as single files come: discovery then goes by the numbers in the names, however the shards are
     # cut; torch.save keeps the order in which the network has its layers, which shows more
-    order = list(found) if whole == BIN or index == BIN_INDEX else sorted(found)
+    in_order = str(whole or index).startswith(layout.bin)
+    order = list(found) if in_order else sorted(found)
     return {name: found[name] for name in order}, tuple(folder / file for file in files), metadata
 
 

@@ -18,7 +18,7 @@ from elastic_ir.checkpoints.read import inside
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import SourceChangedError
 from elastic_ir.formats.files import read_json
-from elastic_ir.formats.model_folder import CONFIG, RECORD, CheckpointSource, stamp_of
+from elastic_ir.formats.model_folder import RECORD, CheckpointSource, stamp_of
 
 #: Weights in any form, and their indices: of the source's depth, and so not the copy's.
 _WEIGHTS = re.compile(
@@ -26,7 +26,7 @@ _WEIGHTS = re.compile(
     r"|.*\.index\.json",
     re.IGNORECASE,
 )
-_OURS = {CONFIG, RECORD, CARD}
+_OURS = {RECORD, CARD}
 #: Files about texts and images, full of numbers that are not layers'.
 _NO_LAYERS = re.compile(
     r"token|vocab|merges|template|processor|dictionary|lexicon|sentence|label", re.IGNORECASE
@@ -55,7 +55,7 @@ def side_files(source: CheckpointSource) -> list[SideFile]:
         if _WEIGHTS.fullmatch(path.name) or not path.is_file() or any(p.startswith(".") for p in name.parts):
             continue
         inside(path, source.root)
-        if name.as_posix() in _OURS:  # written anew
+        if name.as_posix() in {*_OURS, source.layout.config}:  # written anew
             continue
         status = path.stat()
         found.append(SideFile(name.as_posix(), path, status.st_size, stamp_of(status)))

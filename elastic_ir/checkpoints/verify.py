@@ -19,7 +19,7 @@ from elastic_ir.checkpoints.oracle.verification import network_check
 from elastic_ir.checkpoints.read import inside, load_checkpoint, masks_beside
 from elastic_ir.checkpoints.record import Origin, Step, read_record
 from elastic_ir.errors import PlanError, SourceError
-from elastic_ir.formats.model_folder import CONFIG, RECORD, CheckpointSource, is_checkpoint
+from elastic_ir.formats.model_folder import CONFIG, RECORD, CheckpointSource, is_checkpoint, layout_of
 from elastic_ir.formats.packed_masks import read_mask_tensors
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.numbering import DIGITS
@@ -57,6 +57,7 @@ class Verified:
     differences: list[Difference] = field(default_factory=list)
     #: where asked for, the SHA-256 of each tensor's bytes, and of the bytes that it should have
     hashes: dict[str, tuple[str, str]] = field(default_factory=dict)
+    config: str = CONFIG  #: what the configuration is called
     network: str = ""  #: what was compared with the network of its configuration, or why nothing was
 
     @property
@@ -102,7 +103,7 @@ def verify_checkpoint(
 ) -> Verified:
     """Compare every tensor of a checkpoint folder with its origin, and return what differs.
 
-    Meanwhile ``check`` compares names, shapes and kinds of layers with the network that transformers builds from its
+    Meanwhile ``check`` compares names, shapes and kinds of layers with the network that its library builds from its
     configuration, where it can, in a process of its own.
 
     ``against`` are the sources, in the record's order; without them folders of their names beside this one are taken,
@@ -122,6 +123,7 @@ def verify_checkpoint(
     sources = [load_checkpoint(path) for path in paths]
     origins = [_Folder.of(path, source, labels) for path, source in zip(paths, sources, strict=True)]
     found = Verified(folder, paths, step.sources if step is not None else (), len(target.tensors))
+    found.config = layout_of(folder).config
     found.nbytes = sum(map(nbytes, target.tensors.values()))
     found.differences += _misplaced(target, origins, step)
     if target.masks is not None:
@@ -135,7 +137,7 @@ def verify_checkpoint(
         _compare(found, target, origins, step or Step("", ("",), {}), hashes, tell)
         if outcome is not None:
             found.network, new = outcome()
-            found.differences += [Difference(CONFIG, "", text) for text in new]
+            found.differences += [Difference(found.config, "", text) for text in new]
     return found
 
 

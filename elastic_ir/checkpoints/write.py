@@ -19,6 +19,7 @@ from elastic_ir.checkpoints.card import CARD, card, plan_text
 from elastic_ir.checkpoints.config.depth import Stack, reindexed
 from elastic_ir.checkpoints.config.differences import differences
 from elastic_ir.checkpoints.config.entries import followed
+from elastic_ir.checkpoints.libraries.find import library_of
 from elastic_ir.checkpoints.oracle.comparison import NOT_WANTED, Compared, Comparison, comparison
 from elastic_ir.checkpoints.record import Origin, Step, read_record, record_text
 from elastic_ir.checkpoints.resumable import Journal, digests, held_by, partial_folder, resumable_folder
@@ -26,7 +27,7 @@ from elastic_ir.checkpoints.side_files import SideFile, copy_side_file, followed
 from elastic_ir.errors import EmitError, OutputError, PlanError
 from elastic_ir.formats.files import refuse_taken, remove
 from elastic_ir.formats.mask_tie import TIE, tie_of
-from elastic_ir.formats.model_folder import CONFIG, INDEX, MASKS, RECORD, WEIGHTS, CheckpointSource
+from elastic_ir.formats.model_folder import MASKS, RECORD, CheckpointSource, Layout
 from elastic_ir.formats.packed_masks import packed_masks, packed_size
 from elastic_ir.formats.safetensors import safetensors_head, write_safetensors
 from elastic_ir.ir.graph import Graph
@@ -81,7 +82,7 @@ class Plan:
         return files | ({MASKS: packed_masks(self.masks)} if self.masks else {})
 
     def comparison(self) -> AbstractContextManager[Comparison]:
-        """Begin to ask transformers whether its network takes what will be written."""
+        """Begin to ask the folder's library whether its network takes what will be written."""
         shapes = {name: data.shape for shard in self.shards.values() for name, data in shard.items()}
         return comparison(
             (self.source.config, self.source.shapes), (self.config, shapes), self.stacks, self.doubt
@@ -98,7 +99,7 @@ class Plan:
         """The plan with the configuration that a comparison found, if it did."""
         if found.config is None:
             return self
-        texts = {**self.texts, CONFIG: json_text(found.config)}
+        texts = {**self.texts, self.source.layout.config: json_text(found.config)}
         return replace(self, config=found.config, texts=texts, doubt=None)
 
     @property
@@ -128,20 +129,23 @@ def plan_checkpoint(graph: Graph, shard_size: int = SHARD_SIZE) -> Plan:
     names = graph.edits.sources
     configs = {name: one.config for name, one in zip(names[1:], source.others, strict=True)}
     doubt: PlanError | None = None
+    layout, library = source.layout, library_of(source.config)
     try:
-        config, kept = reindexed(source.config, stacks, origins, source.kinds, configs)
+        config, kept = reindexed(
+            source.config, stacks, origins, source.kinds, configs, source.layout.config, library.count
+        )
     except PlanError as error:
         doubt, config, kept = error, source.config, []
     keep = graph.edits.keep_beside
-    follow = followed(config, CONFIG, stacks, source.shapes, keep)
+    follow = followed(config, layout.config, stacks, source.shapes, keep, is_config=True)
     config = follow.document
     beside = followed_files(side, stacks, source.shapes, keep)
     tensors = {name: graph.weights[name].storage.emitted() for name in sorted(graph.weights, key=natural_key)}
-    shards = _sharded(tensors, shard_size)
-    texts = {CONFIG: json_text(config), **beside.texts}
+    shards = _sharded(tensors, shard_size if library.sharded else None, layout)
+    texts = {layout.config: json_text(config), **beside.texts}
     side = [file for file in side if file.name not in texts]
-    if list(shards) != [WEIGHTS]:
-        texts[INDEX] = _index_text(shards)
+    if list(shards) != [layout.weights]:
+        texts[layout.index] = _index_text(shards)
     steps = _steps(graph, source, stacks)
     texts[RECORD] = record_text(steps)
     texts[CARD] = card(source.folder / CARD, steps[-1], stacks, names)
@@ -239,21 +243,22 @@ def check_room(plan: Plan, path: Path, held: int = 0) -> None:
         )
 
 
-def _sharded(tensors: dict[str, TensorData], limit: int) -> dict[str, dict[str, TensorData]]:
+def _sharded(
+    tensors: dict[str, TensorData], limit: int | None, layout: Layout
+) -> dict[str, dict[str, TensorData]]:
     """The tensors in files, in order, each file as full as the limit allows; one file has the plain name."""
     groups: list[dict[str, TensorData]] = [{}]
     held = 0
     for name, data in tensors.items():
         size = nbytes(data)
-        if groups[-1] and held + size > limit:
+        if limit is not None and groups[-1] and held + size > limit:
             groups.append({})
             held = 0
         groups[-1][name] = data
         held += size
     if len(groups) == 1:
-        return {WEIGHTS: groups[0]}
-    count = len(groups)
-    return {f"model-{i:05}-of-{count:05}.safetensors": group for i, group in enumerate(groups, start=1)}
+        return {layout.weights: groups[0]}
+    return {layout.shard(i, len(groups)): group for i, group in enumerate(groups, start=1)}
 
 
 def _index_text(shards: dict[str, dict[str, TensorData]]) -> str:

@@ -13,21 +13,66 @@ from elastic_ir.ir.info import Origin
 if TYPE_CHECKING:
     from elastic_ir.tensors.gathered import ByLayer
 
-#: The configuration beside the weights.
+#: The configuration beside the weights, in most folders.
 CONFIG = "config.json"
-#: One file of weights, and the index where they lie in several.
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-#: The same as ``torch.save`` writes them; read where there are no safetensors, and never written.
-BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 #: Masks, and what was done to a checkpoint, as ElasticIR writes them.
 MASKS, RECORD = "model.masks.safetensors", "elastic_ir.json"
-#: The names of one file of weights and of an index, in the order in which transformers looks for them.
-WEIGHT_FORMS = ((WEIGHTS, None), (None, INDEX), (BIN, None), (None, BIN_INDEX))
+#: What a pipeline of diffusers has in place of a configuration; its networks lie in folders inside.
+PIPELINE = "model_index.json"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The names under which a library looks for a configuration and weights."""
+
+    config: str
+    stem: str  #: of the safetensors
+    bin: (
+        str  #: the same as ``torch.save`` writes them; read where there are no safetensors, and never written
+    )
+
+    @property
+    def weights(self) -> str:
+        """One file of weights."""
+        return f"{self.stem}.safetensors"
+
+    @property
+    def index(self) -> str:
+        """The index where the weights lie in several files."""
+        return f"{self.weights}.index.json"
+
+    def shard(self, number: int, count: int) -> str:
+        """One of several files of weights."""
+        return f"{self.stem}-{number:05}-of-{count:05}.safetensors"
+
+    @property
+    def forms(self) -> tuple[tuple[str | None, str | None], ...]:
+        """The names of one file of weights, or of an index, in the order in which libraries look for them."""
+        return (self.weights, None), (None, self.index), (self.bin, None), (None, f"{self.bin}.index.json")
+
+    def has_weights(self, folder: Path) -> bool:
+        """Whether a folder holds weights under these names."""
+        return any((folder / str(file or index)).is_file() for file, index in self.forms)
+
+
+#: The layouts of transformers and timm, of diffusers, and of OpenCLIP.
+LAYOUTS = (
+    Layout(CONFIG, "model", "pytorch_model.bin"),
+    Layout(CONFIG, "diffusion_pytorch_model", "diffusion_pytorch_model.bin"),
+    Layout("open_clip_config.json", "open_clip_model", "open_clip_pytorch_model.bin"),
+)
+
+
+def layout_of(folder: Path) -> Layout:
+    """The layout of a folder: the first of which the configuration and weights are there, else either."""
+    there = [layout for layout in LAYOUTS if layout.has_weights(folder)]
+    whole = [layout for layout in there or LAYOUTS if (folder / layout.config).is_file()]
+    return (whole or there or LAYOUTS)[0]
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a folder holds weights under the names that transformers gives them."""
-    return path.is_dir() and any((path / str(file or index)).is_file() for file, index in WEIGHT_FORMS)
+    """Whether a folder holds weights under the names that a library gives them."""
+    return path.is_dir() and any(layout.has_weights(path) for layout in LAYOUTS)
 
 
 @dataclass(eq=False)
@@ -39,6 +84,7 @@ class CheckpointSource(Origin):
     root: Path  #: outside of it no link may lead
     config: dict[str, Any]
     shards: tuple[Path, ...]
+    layout: Layout = LAYOUTS[0]
     #: of the shards, the first one's where they differ
     metadata: dict[str, str] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  #: of all its tensors

@@ -17,7 +17,7 @@ from typing import Any
 from elastic_ir.discovery.numbered_lists import NumberedList, numbered_lists
 from elastic_ir.errors import PlanError
 from elastic_ir.formats.files import read_json
-from elastic_ir.formats.model_folder import CONFIG, CheckpointSource
+from elastic_ir.formats.model_folder import CheckpointSource
 from elastic_ir.ir.graph import Graph
 from elastic_ir.plans.beside import Surroundings
 
@@ -86,7 +86,7 @@ def _entries(source: CheckpointSource) -> Iterator[str]:
     """Entries of a folder's configurations by their dotted names, and the files beside the weights."""
     yield from _dotted(source.config, "")
     for path in sorted(source.folder.iterdir()):
-        if path.name == CONFIG or not path.is_file():
+        if path.name == source.layout.config or not path.is_file():
             continue
         yield path.name
         if (

@@ -1,8 +1,9 @@
 """Classes of transformers that its registry knows, and networks made of them from what a file says.
 
-Only here does a constructor get values from a file: of a model class that transformers itself defines, on the meta
-device, of values that :mod:`elastic_ir.safety.config_values` lets through, under a :mod:`elastic_ir.safety.guard`. Code
-that comes with a model (``auto_map``) is never looked at. torch and transformers are imported in the functions.
+Only here does a constructor get values from a file: of a model class that transformers or another library itself
+defines, on the meta device, of values that :mod:`elastic_ir.safety.config_values` lets through, under a
+:mod:`elastic_ir.safety.guard`. Code that comes with a model (``auto_map``) is never looked at. torch and transformers
+are imported in the functions.
 """
 
 from __future__ import annotations
@@ -126,18 +127,31 @@ def network(
     bounds how large a network may come of it. Raises SourceError where the class is none of transformers', cannot be
     made of the configuration, or has many more parts than the source has tensors.
     """
-    import torch
-
     if not (vouched or is_model(kind)):
         raise SourceError(f"{where}: {getattr(kind, '__name__', kind)} is not a model class of transformers")
+    return constructed(lambda: kind(config), where, f"the class {kind.__name__}", device, tensors)
+
+
+def constructed(
+    make: Callable[[], torch.nn.Module],
+    where: str,
+    what: str,
+    device: str = "meta",
+    tensors: int | None = None,
+) -> torch.nn.Module:
+    """What a library's own constructor makes of a file's values, which are plain, under a guard.
+
+    Raises SourceError where it cannot make it, or makes many more parts than ``tensors``, which the source holds.
+    """
+    import torch
 
     most = _PARTS if tensors is None else min(_PARTS, _SOME_PARTS + _PARTS_EACH * tensors)
 
-    def make() -> Any:
+    def bounded() -> Any:
         with _at_most(most, where), torch.device(device):
-            return kind(config)
+            return make()
 
-    made: torch.nn.Module = _made(make, where, f"the class {kind.__name__}")
+    made: torch.nn.Module = _made(bounded, where, what)
     return made
 
 

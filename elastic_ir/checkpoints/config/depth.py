@@ -15,10 +15,12 @@ from typing import Any
 
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import PlanError, SourceError
+from elastic_ir.formats.model_folder import CONFIG
 from elastic_ir.ir.numbering import COUNT, DEPTHS, is_index_list, number_of
 from elastic_ir.plans.keep_beside import is_kept
+from elastic_ir.safety.config_values import NOTES
 
-__all__ = ["Entry", "Stack", "check_depth", "counted", "reindexed"]
+__all__ = ["Entry", "Stack", "UnclearError", "check_depth", "counted", "reindexed"]
 
 #: Names of numbers that may choose one layer, in place of a list.
 _ONE = re.compile(r"(layers?|blocks?)_to_\w+")
@@ -30,9 +32,20 @@ _TOKENS = re.compile(r"token|language|label|bucket|stage")
 _BY_PLACE = re.compile(
     r".*(layer|block)s?(_|$).*|.*(pattern|interval|_freq|frequency|sparse_step|first_k\w*|_every(_n)?|period|offset)"
 )
+#: Names of configurations inside a configuration, and of such tables that have nothing to do with layers.
+_TABLE = re.compile(r"_?config$|_cfg$|_args$")
+_NO_TABLES = {"quantization_config", *NOTES}
 #: The configurations of further sources, by name, where there is none.
 NO_OTHERS: Mapping[str, dict[str, Any]] = {}
 _SIDES = (("decoder", "encoder"), ("encoder", "decoder"))
+
+
+class UnclearError(PlanError):
+    """That a configuration cannot state a change, as far as the names of its entries show."""
+
+    def __init__(self, what: str, advice: str) -> None:
+        super().__init__(f"{what}; {advice}")
+        self.what = what  #: without what to do, which holds only while nothing but names is known
 
 
 @dataclass(frozen=True)
@@ -74,24 +87,27 @@ def reindexed(
     names: Iterable[str],
     kinds: Mapping[str, Sequence[int]] | None = None,
     others: Mapping[str, dict[str, Any]] = NO_OTHERS,
+    file: str = CONFIG,
+    example: str = "num_hidden_layers",
 ) -> tuple[dict[str, Any], list[str]]:
     """The configuration of the changed stacks, and what a reader should know about entries that were kept.
 
     ``kinds`` has for each stack, by its label, a number for what each source layer holds; ``others`` are the
-    configurations of further sources, whose layers bring their own entries of lists. Raises PlanError where a
+    configurations of further sources, whose layers bring their own entries of lists; ``file`` is the configuration's
+    own, and ``example`` the name of a count in it. Raises PlanError where a
     stack changes its length and no entry counts it, where one entry counts two stacks that end with different lengths,
     or where layers of several kinds would stand where a rule by numbers does not put them.
     """
-    reader = _Reader(config, stacks, names, others)
+    reader = _Reader(config, stacks, names, others, file)
     claims: dict[Entry, tuple[Stack, Any]] = {}
     counted: set[Stack] = set()
 
     def claim(stack: Stack, entry: Entry, value: Any) -> None:
         other = claims.setdefault(entry, (stack, value))
         if other[1] != value:
-            raise PlanError(
-                f"config.json's {entry} applies to both {other[0].label} and {stack.label}, which would become "
-                "different; change them alike, or give config.json an entry for each"
+            raise UnclearError(
+                f"{file}'s {entry} applies to both {other[0].label} and {stack.label}, which would become different",
+                f"change them alike, or give {file} an entry for each",
             )
 
     for entry in reader.depth_lists():
@@ -110,11 +126,12 @@ def reindexed(
             claim(stack, entry, change)
             explained |= _tells(reader.table(entry.holder)[entry.name], held)
         if stack.changed and not explained:
-            _check_kinds(stack, held)
+            _check_kinds(stack, held, file)
         if len(stack.order) != stack.before and stack not in counted:
-            raise PlanError(
-                f"config.json has no entry that counts the {stack.before} layers at {stack.label}, so it cannot "
-                "state the new depth; add one, num_hidden_layers for example"
+            raise UnclearError(
+                f"{file} has no entry that counts the {stack.before} layers at {stack.label}, so it cannot state the "
+                "new depth",
+                f"add one, {example} for example",
             )
     made = copy.deepcopy(config)
     for entry, (_, value) in claims.items():
@@ -165,7 +182,7 @@ def _tells(listed: list[Any], kinds: Sequence[int]) -> bool:
     )
 
 
-def _check_kinds(stack: Stack, kinds: Sequence[int]) -> None:
+def _check_kinds(stack: Stack, kinds: Sequence[int], file: str) -> None:
     """PlanError where a layer would stand where the network builds one of another kind.
 
     Without a list of its layers a configuration states by numbers which layer is of which kind: the first ones are
@@ -183,7 +200,7 @@ def _check_kinds(stack: Stack, kinds: Sequence[int]) -> None:
         at = next(i for i, (one, other) in enumerate(zip(made, rules[0], strict=True)) if one != other)
         raise PlanError(
             f"{stack.label}: layer {at} of the target, a copy of layer {stack.order[at]}, holds other weights than the "
-            "network builds there, as config.json derives the kinds of layers from their numbers; keep the kinds in "
+            f"network builds there, as {file} derives the kinds of layers from their numbers; keep the kinds in "
             "their places with --plan"
         )
 
@@ -197,8 +214,10 @@ class _Reader:
         stacks: Sequence[Stack],
         names: Iterable[str],
         others: Mapping[str, dict[str, Any]] = NO_OTHERS,
+        file: str = CONFIG,
     ) -> None:
         self.config = config
+        self.file = file
         self.others = others
         self.stacks = stacks
         words = {part for name in names for part in name.split(".") if number_of(part) is None}
@@ -207,7 +226,7 @@ class _Reader:
         self.owners: dict[tuple[str, ...], str] = {}
         for path in self.holders:
             for key in path:
-                stem = key.removesuffix("_config")
+                stem = _TABLE.sub("", key)
                 if any(stem in word for word in words):
                     self.owners[path] = stem
 
@@ -286,7 +305,7 @@ class _Reader:
                 by_number = is_index_list(entry.name, value, stack.before)
                 if own is None or (not by_number and layer >= len(own)):
                     raise PlanError(
-                        f"config.json's {entry} has an entry for each layer, and that of {names[source - 1]!r} has "
+                        f"{self.file}'s {entry} has an entry for each layer, and that of {names[source - 1]!r} has "
                         f"none for layer {layer}; give it such a list"
                     )
             found.append((layer, own))
@@ -324,7 +343,7 @@ class _Reader:
 def _tables(config: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """The configurations inside a configuration."""
     for key, value in config.items():
-        is_table = key.endswith("config") and key != "quantization_config"
+        is_table = _TABLE.search(key) is not None and key not in _NO_TABLES
         if isinstance(value, dict) and (is_table or key in ("encoder", "decoder")):
             yield (*path, key)
             yield from _tables(value, (*path, key))

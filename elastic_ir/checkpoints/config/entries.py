@@ -15,7 +15,6 @@ from typing import Any
 from elastic_ir.checkpoints.config.patterns import Texts, Unclear
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import PlanError
-from elastic_ir.formats.model_folder import CONFIG
 from elastic_ir.ir.numbering import number_of, split_number
 from elastic_ir.plans.keep_beside import is_kept
 
@@ -35,27 +34,36 @@ class Followed:
 
 
 def followed(
-    document: Any, file: str, stacks: Sequence[Stack], names: Iterable[str], keep: Sequence[str] = ()
+    document: Any,
+    file: str,
+    stacks: Sequence[Stack],
+    names: Iterable[str],
+    keep: Sequence[str] = (),
+    is_config: bool = False,
 ) -> Followed:
     """A document of a file beside the weights, with the layers that it refers to renumbered by the plan.
 
-    ``names`` are those of the source's tensors, ``keep`` what the user wants to stay as it is. Raises PlanError, which
+    ``names`` are those of the source's tensors, ``keep`` what the user wants to stay as it is, where the entries of the
+    configuration go by their own names. Raises PlanError, which
     names the file and the entry, for what cannot be followed.
     """
     if not any(stack.changed for stack in stacks):
         return Followed(document)
-    if is_kept(keep, file) and file != CONFIG:
+    if is_kept(keep, file) and not is_config:
         return Followed(document, [file])
-    follower = _Follower(file, stacks, Texts(stacks, names), keep)
+    follower = _Follower(file, stacks, Texts(stacks, names), keep, is_config)
     return Followed(follower.item(document, ()), follower.kept)
 
 
 class _Follower:
-    def __init__(self, file: str, stacks: Sequence[Stack], texts: Texts, keep: Sequence[str]) -> None:
+    def __init__(
+        self, file: str, stacks: Sequence[Stack], texts: Texts, keep: Sequence[str], is_config: bool
+    ) -> None:
         self.file = file
         self.stacks = stacks
         self.texts = texts
         self.keep = keep
+        self.is_config = is_config
         self.kept: list[str] = []
 
     def item(self, item: Any, path: tuple[str, ...]) -> Any:
@@ -80,13 +88,15 @@ class _Follower:
     def changed(self, item: Any, path: tuple[str, ...]) -> bool:
         """Whether an entry would not stay as it is."""
         try:
-            return bool(_Follower(self.file, self.stacks, self.texts, ()).item(item, path) != item)
+            return bool(
+                _Follower(self.file, self.stacks, self.texts, (), self.is_config).item(item, path) != item
+            )
         except PlanError:
             return True
 
     def name(self, path: Sequence[str]) -> str:
         """The dotted name of an entry, as --keep-beside takes it."""
-        return ".".join(path if self.file == CONFIG else (self.file, *path))
+        return ".".join(path if self.is_config else (self.file, *path))
 
     def refusal(self, path: Sequence[str], why: str) -> PlanError:
         entry = ".".join(path)

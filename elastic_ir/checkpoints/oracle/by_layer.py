@@ -1,7 +1,7 @@
 """Which tensors beside a stack have entries for its layers, and how, as the network of a configuration shows it.
 
 With one layer more in the configuration, such a tensor is longer by the entry of one layer. What the entries mean
-shows in the code of the class that uses it, which is transformers' own: whether they are softmaxed, whether an axis
+shows in the code of the class that uses it, which is its library's own: whether they are softmaxed, whether an axis
 of all layers' channels is taken apart by layers first. What shows neither in a plain way is said to be unclear.
 """
 
@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from elastic_ir.checkpoints.config.depth import reindexed
+from elastic_ir.checkpoints.libraries.library import Library
 from elastic_ir.checkpoints.oracle import experiments, network
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import PlanError, SourceError
@@ -26,7 +27,7 @@ _SPLITTING = ("reshape", "view")  #: methods that take an axis apart
 
 
 def indexed(
-    kind: Any,
+    library: Library,
     config: Mapping[str, Any],
     tensors: Mapping[str, Sequence[int]],
     stacks: Sequence[Stack],
@@ -34,14 +35,14 @@ def indexed(
 ) -> dict[str, ByLayer]:
     """The tensors outside of stacks with entries for the layers of one; ``heads`` are the modules' by the labels."""
     found: dict[str, ByLayer] = {}
-    module = network.built(kind, config)
-    odd = {name for name, _, _ in network.loading(module, tensors)["shapes"]}  # before anything has changed
+    module = library.network(config, library.file)
+    odd = {name for name, _, _ in library.loading(module, tensors)["shapes"]}  # before anything has changed
     for stack in stacks:
         if stack.label not in heads or not stack.before:
             continue
-        longer, growth = _grown(kind, config, tensors, stacks, stack, heads[stack.label])
+        longer, growth = _grown(library, config, tensors, stacks, stack, heads[stack.label])
         for called, (axis, size) in growth.items():
-            name = None if called in odd else _stored(called, module, tensors)
+            name = None if called in odd else _stored(library, called, module, tensors)
             if name is None:
                 continue
             more, rest = divmod(tensors[name][axis] - size * stack.before, size)
@@ -51,13 +52,13 @@ def indexed(
             elif rest or abs(more) > 1:
                 how = replace(how, unclear="it has other entries besides, which may stand anywhere")
             else:
-                how = _explained(called, how, (module, stack.before), (longer, stack.before + 1))
+                how = _explained(library, called, how, (module, stack.before), (longer, stack.before + 1))
             found[name] = how
     return found
 
 
 def _grown(
-    kind: Any,
+    library: Library,
     config: Mapping[str, Any],
     tensors: Mapping[str, Sequence[int]],
     stacks: Sequence[Stack],
@@ -69,20 +70,21 @@ def _grown(
     It is that of the configuration that would be written for it; where that has no such network, of what experiments
     find, and the tensors are those that grow in all of these.
     """
-    before = network.lengths(network.built(kind, config))[head]
+    before = network.lengths(library.network(config, library.file))[head]
     longest: Any = None
     always: Growth = {}
-    for configs in (_proposed(config, tensors, stacks, stack), experiments.raised(config, stack)):
+    raised = (one for _, one in experiments.raised(config, stack))
+    for configs in (_proposed(config, tensors, stacks, stack), raised):
         if longest is not None:
             break
         for longer in configs:
             try:
-                module = network.built(kind, longer)
+                module = library.network(longer, library.file)
             except SourceError:
                 continue
             if network.lengths(module).get(head) != before + 1:
                 continue
-            growth = _growth(module, tensors, stack)
+            growth = _growth(library, module, tensors, stack)
             if longest is None:
                 longest, always = module, growth
             always = {name: grown for name, grown in always.items() if growth.get(name) == grown}
@@ -101,10 +103,12 @@ def _proposed(
         return []
 
 
-def _growth(module: Any, tensors: Mapping[str, Sequence[int]], stack: Stack) -> dict[str, tuple[int, int]]:
+def _growth(
+    library: Library, module: Any, tensors: Mapping[str, Sequence[int]], stack: Stack
+) -> dict[str, tuple[int, int]]:
     """Tensors outside of a stack that a network has longer along one axis, by their names there."""
     found = {}
-    for name, held, wanted in network.loading(module, tensors)["shapes"]:
+    for name, held, wanted in library.loading(module, tensors)["shapes"]:
         steps = [
             (at, long - short)
             for at, (short, long) in enumerate(zip(held, wanted, strict=False))
@@ -120,14 +124,14 @@ def _growth(module: Any, tensors: Mapping[str, Sequence[int]], stack: Stack) -> 
     return found
 
 
-def _stored(name: str, module: Any, tensors: Mapping[str, Sequence[int]]) -> str | None:
+def _stored(library: Library, name: str, module: Any, tensors: Mapping[str, Sequence[int]]) -> str | None:
     """What the checkpoint calls a tensor of the network: what it is missed without."""
     if name in tensors:
         return name
     shape = tuple(module.state_dict()[name].shape)
     for stored in [one for one, held in tensors.items() if tuple(held) == shape]:
         rest = {one: held for one, held in tensors.items() if one != stored}
-        if name in network.loading(module, rest)["missing"]:
+        if name in library.loading(module, rest)["missing"]:
             return stored
     return None
 
@@ -135,7 +139,7 @@ def _stored(name: str, module: Any, tensors: Mapping[str, Sequence[int]]) -> str
 # -- what the entries mean ---------------------------------------------------------------------------------------------
 
 
-def _explained(name: str, how: ByLayer, *networks: tuple[Any, int]) -> ByLayer:
+def _explained(library: Library, name: str, how: ByLayer, *networks: tuple[Any, int]) -> ByLayer:
     """How a tensor is indexed, as the code of its class shows it in networks of so many layers."""
     from torch import nn
 
@@ -147,7 +151,7 @@ def _explained(name: str, how: ByLayer, *networks: tuple[Any, int]) -> ByLayer:
     layer = isinstance(holder, nn.Embedding | nn.Linear | nn.Conv1d | nn.Conv2d)
     path, attribute = path.rpartition(".")[::2] if layer else (path, role)
     owners = [(module.get_submodule(path), count) for module, count in networks]
-    uses = list(_uses(type(owners[0][0]), attribute))
+    uses = list(_uses(library, type(owners[0][0]), attribute))
     if layer:
         along = 1 if isinstance(holder, nn.Embedding) else 0
         if how.more or how.axis != along or not uses:
@@ -208,11 +212,11 @@ class _Use:
         return (count, size) in found and (size, count) not in set(found) - {(count, size)}
 
 
-def _uses(kind: type, attribute: str) -> Iterator[_Use]:
+def _uses(library: Library, kind: type, attribute: str) -> Iterator[_Use]:
     """Where the methods of a class read an attribute of its own, its making left out."""
     seen: set[str] = set()
     for base in kind.__mro__:
-        if not base.__module__.startswith("transformers.models."):
+        if not base.__module__.startswith(library.code):
             continue
         tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
         for method in tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else ():

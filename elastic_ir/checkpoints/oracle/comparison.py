@@ -1,4 +1,4 @@
-"""Whether a folder's tensors and layers are those that transformers expects, asked in a process beside the writing.
+"""Whether a folder's tensors and layers are those that its library expects, asked in a process beside the writing.
 
 The same is asked of the source, see :mod:`elastic_ir.checkpoints.oracle.judgement`. Where the configuration that was
 proposed does not fit, the answer may bring one that does. No torch here.
@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from elastic_ir.checkpoints.config.depth import UnclearError
+from elastic_ir.checkpoints.libraries.find import library_of
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import EmitError, PlanError
+from elastic_ir.formats.model_folder import CONFIG
 from elastic_ir.safety.own_process import ProcessError, started
 from elastic_ir.tensors.gathered import ByLayer
 
@@ -25,7 +27,6 @@ Answer = Mapping[str, Any]
 
 _MODULE = "elastic_ir.checkpoints.oracle.process"
 _TOLD = 3  #: differences that a refusal names
-_NEEDED: tuple[str, ...] = ("torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,32 @@ class Compared:
     #: one that fits, found by experiment, where the proposed one does not
     config: dict[str, Any] | None = None
     entries: tuple[str, ...] = ()  #: what it has otherwise than the proposed one, each with its value
+    file: str = CONFIG  #: what the configuration is called
     nearest: str = ""  #: where none was proposed or found: what separates the nearest that was tried
+    #: and for stacks, by their labels, the entry that counts each, and what else it counts
+    counting: Mapping[str, tuple[str, Sequence[str]]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         if self.kind is None:
             return f"not compared with the network: {self.why}"
-        text = f"every name, shape and kind of layer with {self.kind} as config.json has it"
+        text = f"every name, shape and kind of layer with {self.kind} as {self.file} has it"
         if self.doubtful:
             text += f", but {len(self.doubtful)} that do not fit the source's either, such as {min(self.doubtful)}"
         return text
+
+    def refusal(self, doubt: PlanError) -> str:
+        """Why a change cannot be stated, given what names left in doubt and no experiment has found."""
+        if self.kind is None:
+            return f"{doubt} (no network could be asked: {self.why})"
+        for label, (entry, others) in self.counting.items():
+            if others:
+                more = f" and {len(others) - _TOLD} more" if len(others) > _TOLD else ""
+                return (
+                    f"{self.file}'s {entry} counts {label} together with {', '.join(others[:_TOLD])}{more}, so it can "
+                    "only state that all of them change by the same number"
+                )
+        what = doubt.what if isinstance(doubt, UnclearError) else doubt
+        return f"{what} ({self.kind} was built of changed entries; with the nearest, {self.nearest})"
 
     def prove(self, beside: Mapping[str, str]) -> None:
         """PlanError, the reason, for names of what may go by the number of layers and which no network vouches for."""
@@ -76,13 +94,7 @@ class Comparison:
         if self._found is None:
             self._found = judged(self._answer(), proposed=self._doubt is None)
         if self._doubt is not None and self._found.config is None:
-            near = self._found.nearest
-            tried = (
-                f" ({self._found.kind} was built of changed entries; with the nearest, {near})"
-                if near
-                else ""
-            )
-            raise PlanError(f"{self._doubt}{tried}")
+            raise PlanError(self._found.refusal(self._doubt))
         return self._found
 
 
@@ -107,9 +119,10 @@ def asking(question: Mapping[str, Any]) -> Iterator[Callable[[], Answer]]:
 
     Where there is no answer, that has ``unknown`` with the reason.
     """
-    missing = next((name for name in _NEEDED if importlib.util.find_spec(name) is None), None)
+    library = library_of(question["source"]["config"])
+    missing = library.missing()
     if missing is not None:
-        yield lambda: {"unknown": f"{missing} is not installed; pip install 'elastic-ir[transformers]'"}
+        yield lambda: {"unknown": missing}
         return
     with started(_MODULE, question) as process:
 
@@ -117,7 +130,7 @@ def asking(question: Mapping[str, Any]) -> Iterator[Callable[[], Answer]]:
             try:
                 found: Answer = process.answer()
             except ProcessError as error:
-                return {"unknown": f"transformers could not be asked: {error}"}
+                return {"unknown": f"{library.name} could not be asked: {error}"}
             return found
 
         yield answer
@@ -140,7 +153,7 @@ def asked(
 
 
 def vouched(config: Config, shapes: Shapes) -> bool:
-    """Whether transformers builds a network of a configuration that takes all tensors of these names and shapes."""
+    """Whether its library builds a network of a configuration that takes all tensors of these names and shapes."""
     with asking(asked((config, shapes), (config, shapes), [])) as answer:
         found = answer()
     return "unknown" not in found and not found["doubtful"]
@@ -178,18 +191,27 @@ def judged(answer: Mapping[str, Any], proposed: bool = True) -> Compared:
     """What an answer comes to; EmitError where the configuration that was proposed does not fit, and none was found."""
     if "unknown" in answer:
         return Compared(None, answer["unknown"])
-    kind, new = answer["class"], answer["differences"]
+    kind, file, new = answer["class"], answer["file"], answer["differences"]
     if "fails" in answer:
         raise EmitError(
-            f"transformers builds {kind} from the source's configuration, but not from the one that would be written: "
-            f"{answer['fails']}; another plan may fit, --no-check writes it all the same"
+            f"{answer['library']} builds {kind} from the source's configuration, but not from the one that would be "
+            f"written: {answer['fails']}; another plan may fit, --no-check writes it all the same"
         )
     if new and proposed:
         more = f", and {len(new) - _TOLD} more" if len(new) > _TOLD else ""
         raise EmitError(
-            f"{kind} of the new config.json would not load what would be written: {'; '.join(new[:_TOLD])}{more}; "
+            f"{kind} of the new {file} would not load what would be written: {'; '.join(new[:_TOLD])}{more}; "
             "another plan may fit, --no-check writes it all the same"
         )
     nearest = new[0] if new and "config" not in answer else ""
     entries = tuple(answer.get("entries", ()))
-    return Compared(kind, "", frozenset(answer["doubtful"]), answer.get("config"), entries, nearest)
+    return Compared(
+        kind,
+        "",
+        frozenset(answer["doubtful"]),
+        answer.get("config"),
+        entries,
+        file,
+        nearest,
+        answer.get("counting", {}),
+    )

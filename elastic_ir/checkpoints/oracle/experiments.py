@@ -20,7 +20,9 @@ from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.ir.numbering import COUNT
 
 #: Entries that have nothing to do with layers, whatever their values.
-_APART = re.compile(r"_.*|.*(token|bos|eos|pad|start)_ids?|quantization_config|id2label|label2id|vocab_size")
+_APART = re.compile(
+    r"_.*|.*(token|bos|eos|pad|start)_ids?|quantization_config|pretrained_cfg|id2label|label2id|vocab_size"
+)
 #: The names, and places in lists, that lead to an entry.
 Place: TypeAlias = tuple[str | int, ...]
 #: What a configuration leaves to be desired; None where no network can be built of it.
@@ -43,10 +45,14 @@ class Move:
 
     changes: tuple[tuple[Place, Any], ...]
 
-    def of(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """A configuration with them; one that has no such entries (any more) as it is."""
+    def of(self, config: Mapping[str, Any], unstated: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """A configuration with them; one that has no such entries (any more) as it is.
+
+        ``unstated`` has entries that the configuration need not state, which are then added.
+        """
         made = dict(copy.deepcopy(config))
         for place, value in self.changes:
+            _add(made, place, unstated or {})
             if _at(made, place) is _NOTHING:
                 return dict(config)
             held = _at(made, place[:-1])
@@ -59,22 +65,29 @@ class Move:
 
 
 def settled(
-    source: Mapping[str, Any], proposed: Mapping[str, Any], stacks: Sequence[Stack], trial: Trial
+    source: Mapping[str, Any],
+    proposed: Mapping[str, Any],
+    stacks: Sequence[Stack],
+    trial: Trial,
+    stated: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The configuration that leaves least to be desired of those that were tried, from a proposed one on.
 
-    ``source`` is the configuration before the change, which says what the entries were.
+    ``source`` is the configuration before the change, which says what the entries were; ``stated`` is the same with
+    those that it leaves to the class.
     """
     budget = _Budget(trial)
     config, best = dict(proposed), budget.left(proposed)
-    moves = list(_moves(source, stacks))
+    stated = stated or source
+    unstated = _less(stated, source)
+    moves = list(_moves(stated, stacks))
     for _ in range(_ROUNDS):
         if not best:
             return _with_twins(config, source, stacks, budget)
         of_effect: list[tuple[int, Move]] = []
         left, made = best, config
         for move in moves:
-            changed = move.of(config)
+            changed = move.of(config, unstated)
             if changed == config or budget.spent:
                 continue
             now = budget.left(changed)
@@ -88,20 +101,24 @@ def settled(
             moves = [move for _, move in of_effect]
         if left >= best:  # nothing helps by itself
             bound = [move for now, move in of_effect if now == _HOPELESS]  # another entry does not allow it
-            left, made = _first_better(itertools.islice(_pairs(bound), _PAIRS), config, best, budget)
+            pairs = (pair.of(config, unstated) for pair in itertools.islice(_pairs(bound), _PAIRS))
+            left, made = _first_better(pairs, config, best, budget)
         if left >= best:
             break
         best, config = left, made
     return config
 
 
-def raised(config: Mapping[str, Any], stack: Stack) -> Iterator[dict[str, Any]]:
-    """Configurations in which one entry that may count a stack has one more, alone and with the lists of its table."""
+def raised(config: Mapping[str, Any], stack: Stack, near: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Configurations in which one entry that may count a stack has one more, alone and with the lists of its table.
+
+    The entry's name stands before. ``near`` is by how much it may differ from the number of layers.
+    """
     longer = replace(stack, order=(*range(stack.before), stack.before - 1), taken=())
     for place, value in _entries(config):
-        if type(value) is int and value == stack.before:
+        if type(value) is int and abs(value - stack.before) <= near:
             for move in (Move(((place, value + 1),)), *_with_lists(config, place, value + 1, longer)):
-                yield move.of(config)
+                yield ".".join(map(str, place)), move.of(config)
 
 
 class _Budget:
@@ -124,13 +141,12 @@ class _Budget:
 
 
 def _first_better(
-    moves: Iterable[Move], config: dict[str, Any], least: int, budget: _Budget
+    changed: Iterable[dict[str, Any]], config: dict[str, Any], least: int, budget: _Budget
 ) -> tuple[int, dict[str, Any]]:
-    """The first move that leaves less, as what it leaves and makes; what there is where none does."""
-    for move in moves:
+    """The first configuration that leaves less, behind what it leaves; what there is where none does."""
+    for made in changed:
         if budget.spent:
             break
-        made = move.of(config)
         left = budget.left(made)
         if left < least:
             return left, made
@@ -175,6 +191,8 @@ def changes(config: Mapping[str, Any], other: Mapping[str, Any], place: str = ""
         before = other.get(name)
         if isinstance(value, Mapping) and isinstance(before, Mapping):
             yield from changes(value, before, f"{place}{name}.")
+        elif isinstance(value, Mapping) and before is None:
+            yield from changes(value, {}, f"{place}{name}.")
         elif value != before:
             yield f"{place}{name} = {json.dumps(value)}"
 
@@ -258,6 +276,33 @@ def _entries(item: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
                     yield from _entries(value, (*place, number))
     elif type(item) is int and place:
         yield place, item
+
+
+def _less(item: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a table, and of the tables in it, that another has not."""
+    found: dict[str, Any] = {}
+    for name, value in item.items():
+        if name not in other:
+            found[name] = value
+        elif isinstance(value, Mapping) and isinstance(other[name], Mapping):
+            found[name] = _less(value, other[name])
+    return found
+
+
+def _add(config: dict[str, Any], place: Place, unstated: Mapping[str, Any]) -> None:
+    """Give a configuration the outermost entry at a place or above it that it has not, where that is to be had."""
+    table: Any = config
+    for at, key in enumerate(place):
+        if not isinstance(table, dict) or not isinstance(key, str):
+            return
+        if key not in table:
+            found = _at(unstated, place[: at + 1])
+            if found is not _NOTHING:
+                # of a table that is new, the entry alone
+                table[key] = {} if isinstance(found, Mapping) else copy.deepcopy(found)
+            if found is _NOTHING or not isinstance(found, Mapping):
+                return
+        table = table[key]
 
 
 def _at(config: Mapping[str, Any], place: Place) -> Any:

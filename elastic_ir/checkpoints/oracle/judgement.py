@@ -7,14 +7,11 @@ source does not have, layer by layer along the plan, is one. No torch here.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from elastic_ir.checkpoints.libraries.library import Report
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.ir.numbering import DIGITS
-
-#: What loading reports of one network, see :func:`elastic_ir.checkpoints.oracle.network.loading`.
-Report = Mapping[str, Any]
 
 
 def differences(source: Report, target: Report, stacks: Sequence[Stack]) -> list[str]:

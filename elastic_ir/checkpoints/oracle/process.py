@@ -10,15 +10,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from elastic_ir.checkpoints.libraries.find import library_of
+from elastic_ir.checkpoints.libraries.library import Report
 from elastic_ir.checkpoints.oracle import by_layer, experiments, judgement, kinds, network
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import SourceError
 from elastic_ir.safety.limits import NETWORK_BYTES, NETWORK_BYTES_EACH, NETWORK_SECONDS, NETWORK_SECONDS_EACH
 from elastic_ir.safety.own_process import answering, bounded, received
+
+_RAISED = 12  #: entries that are raised to see what they count, for each stack
 
 
 def main() -> None:
@@ -26,7 +31,7 @@ def main() -> None:
     data = received()
     with answering() as out:
         with contextlib.suppress(Exception):  # which is reported with the answer
-            importlib.import_module("transformers.modeling_utils")
+            importlib.import_module(library_of(data["source"]["config"]).imports)
         count = sum(len(data[side]["tensors"]) for side in ("source", "target"))
         seconds = NETWORK_SECONDS + NETWORK_SECONDS_EACH * count + experiments.SECONDS
         bounded(NETWORK_BYTES + NETWORK_BYTES_EACH * count, seconds)
@@ -36,10 +41,12 @@ def main() -> None:
 def answer(data: Mapping[str, Any]) -> dict[str, Any]:
     """What comes of a ``source`` and a ``target``, each a ``config`` and the shapes of its ``tensors``, and ``stacks``.
 
-    ``unknown`` is why there is no network to compare with. Else ``class`` is its name; ``differences`` are those of the
+    ``unknown`` is why there is no network to compare with. Else ``class`` is its name, ``library`` what builds it and
+    ``file`` what its configuration is called; ``differences`` are those of the
     target, and ``fails`` is why no network can be built for it; ``doubtful`` are names for which the class does not
     vouch; ``config`` is one that fits, where the target's does not and one was found, and ``entries`` are those of it
-    that the target's has otherwise. A target that was not ``proposed`` has the source's configuration, as far as it
+    that the target's has otherwise; where none was found for a target that was not proposed, ``counting`` is what
+    counts its stacks. A target that was not ``proposed`` has the source's configuration, as far as it
     could be brought to the new layers.
 
     Asked for ``kinds``, it is those of the source's layers alone, by the labels of the stacks; asked what lies
@@ -59,7 +66,8 @@ def answer(data: Mapping[str, Any]) -> dict[str, Any]:
         return {"unknown": str(error)}
     except Exception as error:  # a broken installation, or a version that loads in another way
         text = " ".join(str(error).split())[:200]
-        return {"unknown": f"transformers cannot be asked ({type(error).__name__}: {text})"}
+        name = library_of(data["source"]["config"]).name
+        return {"unknown": f"{name} cannot be asked ({type(error).__name__}: {text})"}
 
 
 def stack_of(item: Mapping[str, Any]) -> Stack:
@@ -72,7 +80,11 @@ def _answer(
     source: Mapping[str, Any], target: Mapping[str, Any], stacks: Sequence[Stack], search: bool
 ) -> dict[str, Any]:
     trials = _Trials(source, target["tensors"], stacks, target["proposed"])
-    found: dict[str, Any] = {"class": trials.kind.__name__}
+    found: dict[str, Any] = {
+        "class": trials.kind,
+        "library": trials.library.name,
+        "file": trials.library.file,
+    }
     report, differences = None, ["no configuration"]
     if target["proposed"]:
         try:
@@ -80,13 +92,15 @@ def _answer(
         except SourceError as error:
             found["fails"] = str(error)
     if search and (differences or "fails" in found):
-        config = experiments.settled(source["config"], target["config"], stacks, trials)
+        config = experiments.settled(source["config"], target["config"], stacks, trials, trials.stated())
         with contextlib.suppress(SourceError):
             report, differences = trials.outcome(config)
             found.pop("fails", None)
             if not differences:
                 found["config"] = config
                 found["entries"] = list(experiments.changes(config, target["config"]))
+        if not target["proposed"] and "config" not in found:
+            found["counting"] = trials.counting()
     doubtful = judgement.doubtful(report) if report is not None else ()
     return {**found, "differences": differences, "doubtful": sorted(doubtful)}
 
@@ -102,7 +116,7 @@ def _kinds(source: Mapping[str, Any], stacks: Sequence[Stack]) -> dict[str, list
 
 def _indexed(source: Mapping[str, Any], stacks: Sequence[Stack]) -> dict[str, Any]:
     trials = _Trials(source, {}, stacks)
-    found = by_layer.indexed(trials.kind, source["config"], source["tensors"], stacks, trials.heads)
+    found = by_layer.indexed(trials.library, source["config"], source["tensors"], stacks, trials.heads)
     return {name: dataclasses.asdict(how) for name, how in found.items()}
 
 
@@ -110,17 +124,13 @@ def _together(
     source: Mapping[str, Any], stacks: Sequence[Stack], beside: Mapping[str, Sequence[str]]
 ) -> dict[str, list[str]]:
     trials = _Trials(source, {}, stacks)
-    before = network.lengths(network.built(trials.kind, source["config"]))
+    before = network.lengths(trials.built(source["config"]))
     found = {}
     for stack in stacks:
         head = trials.heads.get(stack.label)
         always: set[str] | None = None
-        for config in experiments.raised(source["config"], stack) if head is not None else ():
-            try:
-                after = network.lengths(network.built(trials.kind, config))
-            except SourceError:
-                continue
-            grown = {one for one, count in before.items() if after.get(one) == count + 1}
+        for _, config in experiments.raised(source["config"], stack) if head is not None else ():
+            grown = trials.grown(config, before)
             if head in grown:
                 always = grown if always is None else always & grown
         if always is not None:
@@ -142,38 +152,69 @@ class _Trials:
         proposed: bool = True,
     ) -> None:
         self._proposed = proposed
-        self.kind = network.class_of(source["config"])
-        module = network.built(self.kind, source["config"])
+        self.library = library_of(source["config"])
+        self._config = source["config"]
+        self._module = module = self.built(self._config)
+        self.kind = type(module).__name__
         self.lists = kinds.kinds(module)
-        self._source = network.loading(module, source["tensors"])
+        self._source = self.library.loading(module, source["tensors"])
         self.heads = kinds.heads(self.lists, stacks)
         for stack in stacks:
             if stack.label not in self.heads:
-                head = network.head_of(self.kind, source["config"], source["tensors"], stack)
+                head = network.head_of(self.library, self._config, source["tensors"], stack)
                 if head is not None and len(self.lists.get(head, ())) == stack.before + stack.tail:
                     self.heads[stack.label] = head
         self._tensors = tensors
         self._stacks = stacks
 
-    def outcome(self, config: Mapping[str, Any]) -> tuple[judgement.Report, list[str]]:
+    def built(self, config: Mapping[str, Any]) -> Any:
+        """A configuration's network, without weights; SourceError where there is none."""
+        return self.library.network(config, self.library.file)
+
+    def stated(self) -> dict[str, Any]:
+        """The source's configuration with the entries that it leaves to the class."""
+        stated = self.library.stated(self._config, self._module, self.library.file)
+        return dict(json.loads(json.dumps(stated, default=repr)))  # tuples are lists in a file
+
+    def grown(self, config: Mapping[str, Any], before: Mapping[str, int]) -> set[str]:
+        """The lists that have one member more than before where a configuration is built; none where it is not."""
+        try:
+            after = network.lengths(self.built(config))
+        except SourceError:
+            return set()
+        return {one for one, count in before.items() if after.get(one) == count + 1}
+
+    def counting(self) -> dict[str, tuple[str, list[str]]]:
+        """For each stack that is to change the entry that makes it longer, and the lists that it makes longer too."""
+        before, found = network.lengths(self._module), {}
+        for stack in self._stacks:
+            head = self.heads.get(stack.label)
+            if head is None or len(stack.order) == stack.before:
+                continue
+            for name, config in itertools.islice(experiments.raised(self.stated(), stack, near=1), _RAISED):
+                grown = self.grown(config, before)
+                if head in grown:
+                    found[stack.label] = name, sorted(one.rstrip(".") for one in grown - {head})
+                    break
+        return found
+
+    def outcome(self, config: Mapping[str, Any]) -> tuple[Report, list[str]]:
         """What loading into a configuration's network reports, and what separates it from the tensors.
 
         Raises SourceError where no network can be built.
         """
-        module = network.built(self.kind, config)
+        module = self.built(config)
         lists = kinds.kinds(module)
         other = kinds.differences(self.lists, lists, self._stacks, self.heads)
         other += [told for stack in self._stacks if (told := self._miscounted(stack, lists))]
-        report = network.loading(module, self._tensors)
+        report = self.library.loading(module, self._tensors)
         return report, [*judgement.differences(self._source, report, self._stacks), *other]
 
     def _miscounted(self, stack: Stack, lists: kinds.Lists) -> str:
         """What is wrong with the number of a stack's layers; a checkpoint that lacks layers would not show it."""
         head = self.heads.get(stack.label)
         if head is None:  # names and shapes have to do, where the configuration says what it counts
-            return (
-                "" if self._proposed else f"the layers of {stack.label} are not found in {self.kind.__name__}"
-            )
+            return "" if self._proposed else f"the layers of {stack.label} are not found in {self.kind}"
         count, wanted = len(lists.get(head, ())), len(stack.sources)
         return f"{stack.label} would have {count} layers, not {wanted}" if count != wanted else ""
 

@@ -53,5 +53,5 @@ def _outcome(answer: Answer) -> Outcome:
         return f"{answer['class']} cannot be built", (
             f"{answer['class']} cannot be built of it: {answer['fails']}",
         )
-    compared = Compared(answer["class"], doubtful=frozenset(answer["doubtful"]))
+    compared = Compared(answer["class"], doubtful=frozenset(answer["doubtful"]), file=answer["file"])
     return str(compared), [f"does not fit {answer['class']}: {text}" for text in answer["differences"]]

@@ -61,7 +61,7 @@ def update_configuration(target: nn.Module, containers: Sequence[Container]) -> 
     except PlanError:
         return set()
     with suppress(PlanError):  # what is refused in a file stays as it is
-        made = followed(made, CONFIG, stacks, names).document
+        made = followed(made, CONFIG, stacks, names, is_config=True).document
     return set(_take_over(config, before, made))
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import elastic_ir as eir
+from elastic_ir.checkpoints.libraries.of_transformers import Transformers
 from elastic_ir.checkpoints.oracle import comparison
 from elastic_ir.checkpoints.oracle.comparison import Compared, asked, judged
 from elastic_ir.checkpoints.oracle.judgement import differences, origins
@@ -28,6 +29,8 @@ from tests.networks.transformers_families import FAMILIES, SMALL, make
 
 CLEAN: dict[str, Any] = {
     "class": "Net",
+    "library": "transformers",
+    "file": "config.json",
     "missing": [],
     "unexpected": [],
     "silent": {"missing": [], "unexpected": []},
@@ -209,6 +212,8 @@ def test_a_configuration_that_the_class_refuses(tmp_path: Path) -> None:
     """The source's could be built: so it is the change that made it one that cannot."""
     found = {
         "class": "Net",
+        "library": "transformers",
+        "file": "config.json",
         "fails": "config.json: its configuration cannot be made (ValueError: 5 is not 4)",
     }
     with pytest.raises(EmitError, match=r"builds Net from the source's configuration, but not .* 5 is not 4"):
@@ -244,7 +249,7 @@ def test_only_new_differences_count(source: dict[str, Any], target: dict[str, An
         assert not new
         return
     with pytest.raises(EmitError, match=said):
-        judged({"class": "Net", "differences": new, "doubtful": []})
+        judged({**CLEAN, "differences": new, "doubtful": []})
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=9), st.integers(0, 2), st.integers(0, 1))
@@ -310,7 +315,7 @@ def test_what_no_configuration_states(tmp_path: Path) -> None:
 
 
 def test_transformers_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison, "_NEEDED", ("torch", "no_such_library"))
+    monkeypatch.setattr(Transformers, "imports", "no_such_library")
     told: list[Compared] = []
     folder = write(tmp_path / "source", llama(), config(4))
     save_checkpoint(stretched(folder), tmp_path / "out", tell_compared=told.append)
@@ -337,7 +342,7 @@ def test_a_process_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_no_network_vouches_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tensor with an entry for each layer, of a network that cannot be built, is refused before a byte is copied."""
-    monkeypatch.setattr(comparison, "_NEEDED", ("no_such_library",))
+    monkeypatch.setattr(Transformers, "imports", "no_such_library")
     folder = tmp_path / "source"
     state = llama()
     state["model.layer_mix"] = state["model.norm.weight"][:5]  # of four layers and their input

@@ -128,7 +128,9 @@ def test_the_network_shows_units_that_names_do_not(depths: list[int], tmp_path: 
 
 def test_a_network_that_cannot_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = swin(tmp_path / "source", [2, 2])
-    monkeypatch.setattr("elastic_ir.checkpoints.oracle.comparison._NEEDED", ("no_such_library",))
+    monkeypatch.setattr(
+        "elastic_ir.checkpoints.libraries.of_transformers.Transformers.imports", "no_such_library"
+    )
     with pytest.raises(
         StructureError, match="names alone do not show how many blocks make a unit; pass --unit N"
     ):

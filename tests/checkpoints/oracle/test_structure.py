@@ -14,7 +14,7 @@ from elastic_ir.errors import PlanError
 from tests.checkpoints.folders import config, llama, write
 from tests.checkpoints.oracle.test_comparison import compared
 
-NEEDED = "elastic_ir.checkpoints.oracle.comparison._NEEDED"
+NEEDED = "elastic_ir.checkpoints.libraries.of_transformers.Transformers.imports"
 
 
 def xlm(kind: Any, folder: Path) -> Path:
@@ -41,7 +41,7 @@ def test_lists_that_one_count_makes_longer(
     assert loaded.config.n_layers == 5 and not report["missing_keys"] and not report["unexpected_keys"]
     back = eir.squeeze(eir.load(tmp_path / "out", headers_only=True), to_units=3)
     assert {n: w.shape for n, w in back.weights.items()} == {n: w.shape for n, w in graph.weights.items()}
-    monkeypatch.setattr(NEEDED, ("no_such_library",))
+    monkeypatch.setattr(NEEDED, "no_such_library")
     alone = eir.load(tmp_path / "source", headers_only=True)
     with pytest.raises(
         PlanError, match="names alone do not show whether the forward steps through them together"
@@ -69,7 +69,7 @@ def test_a_valid_folder_whose_counts_look_like_anothers(
 ) -> None:
     """Two stacks of 16 layers each, of which the configuration counts the loops around them."""
     folder = write(tmp_path / "source", llama(), config(6))
-    monkeypatch.setattr(NEEDED, ("no_such_library",))
+    monkeypatch.setattr(NEEDED, "no_such_library")
     with pytest.raises(eir.ElasticError, match="states num_hidden_layers = 6, but the weights hold 4 layers"):
         eir.load(folder, headers_only=True)
     monkeypatch.setattr("elastic_ir.checkpoints.read.vouched", lambda *_: True)
