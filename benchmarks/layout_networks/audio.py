@@ -150,7 +150,7 @@ add(
     depth=3,
     step=0,
     refused="a convolution behind the blocks has columns for each of them",
-    says="mfa|as wide|columns|concatenat",
+    says="mfa|as wide|columns|concatenat|a value to cat",
 )
 add(
     "diffwave",
@@ -163,7 +163,7 @@ add(
     depth=3,
     note="all skips are summed and divided by the root of their number",
     may_refuse="the sum of skips is divided by the root of the number of layers, a constant of the forward",
-    says="number of|counts",
+    says="number of|counts|a value to add",
 )
 add(
     "lstm",

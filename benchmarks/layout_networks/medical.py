@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from benchmarks.layout_networks.entry import Table, cls, each, images, package, tokens
+from benchmarks.layout_networks.entry import Stage, Table, cls, each, images, package, tokens
 
 TABLE = Table()
 
@@ -68,7 +68,12 @@ add(
     each("vit.blocks.{i}", of=12, pinned=[3, 6, 9]),
     may_refuse="the states of blocks 3, 6 and 9 are taken by number",
     says="by number|one by one|encoder2|collect",
-    note="twelve blocks, always",
+    or_stages=(
+        each("vit.blocks.{i}", of=3),
+        *(each("vit.blocks.{i}", of=range(first, first + 3), pinned=[0]) for first in (3, 6, 9)),
+        *(Stage(((f"encoder2.blocks.{i}.1",),), optional=True) for i in range(2)),
+    ),
+    note="twelve blocks, always; a block whose state is taken opens a stage, and is kept",
 )
 add(
     "swin_unetr",

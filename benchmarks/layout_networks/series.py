@@ -224,9 +224,12 @@ TABLE.add(
     "sibling lists, running sum, shared block, state passed along",
     lambda n: cls("pytorch_tabnet.tab_network.TabNetNoEmbeddings")(6, 2, n_d=8, n_a=8, n_steps=n),
     floats(4, 6),
-    each("encoder.feat_transformers.{i}", "encoder.att_transformers.{i}", of=3),
+    each("encoder.feat_transformers.{i}", "encoder.att_transformers.{i}", of=3, pinned=[0]),
+    each("encoder.initial_splitter.specifics.glu_layers.{i}", of=2, grows=0),
     depth=3,
-    note="layers shared by all steps are registered in every step; a prior is passed along, the decisions are summed",
+    step=0,
+    note="layers shared by all steps are registered in every step; a prior is passed along, the decisions are summed; "
+    "the first step begins the sum of a loss, which is divided by the number of steps",
 )
 TABLE.add(
     "rtdl_resnet",
@@ -287,7 +290,7 @@ TABLE.add(
         8, [8] * n, kernel_size=3, dilations=[1] * n, dropout=0.0, use_skip_connections=True
     ),
     floats(1, 8, 12),
-    each("network.{i}", of=3),
+    each("network.{i}", of=3, pinned=[-1]),
     depth=3,
-    note="weight norm, and skips of all blocks summed",
+    note="weight norm; the skips of all blocks but the last are summed with the result",
 )

@@ -12,6 +12,7 @@ from elastic_ir.discovery.assemble import (
     build_stages,
     draft_stages,
     keep_last_blocks,
+    keep_odd_ends,
     pin_first_blocks,
 )
 from elastic_ir.discovery.candidates import choose, find_candidates, named_candidates, sibling_entries
@@ -96,6 +97,8 @@ def _read(
         pin_first_blocks(drafts)
         if reader.form == "names":  # a trace shows where the stream is normalised
             keep_last_blocks(drafts)
+        else:
+            keep_odd_ends(drafts)
     if within is None:
         _release_output_layer(drafts, run)
         if not any(draft.free for draft in drafts):

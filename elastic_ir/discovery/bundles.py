@@ -96,11 +96,12 @@ class Bundle:
 
 
 def bundles_of(
-    series: Sequence[Series], nodes: Sequence[Node], belongs: Callable[[Node], bool]
+    series: Sequence[Series], nodes: Sequence[Node], belongs: Callable[[Node, str], bool]
 ) -> list[Bundle]:
     """Put together the series that take turns and are joined by flow inside a block; most are alone in a bundle.
 
-    ``nodes`` are the graph's, in order; ``belongs`` says of a node outside all slots whether it may be part of a block.
+    ``nodes`` are the graph's, in order; ``belongs`` says of a node whether it may be part of a block beside the slots:
+    whether who runs series in the numbered module of a path runs it, too.
     """
     owners: dict[str, list[Series]] = defaultdict(list)
     for one in series:
@@ -149,7 +150,7 @@ def _take_turns(left: Series, right: Series) -> bool:
 
 
 def _joined(
-    together: list[Series], nodes: Sequence[Node], belongs: Callable[[Node], bool]
+    together: list[Series], nodes: Sequence[Node], belongs: Callable[[Node, str], bool]
 ) -> list[list[Series]]:
     """Series that take turns, parted where no flow inside a block joins them: towers that one loop steps."""
     if len(together) == 1:
@@ -164,7 +165,7 @@ def _joined(
         for first, last in one.spans:
             for node in nodes[max(first, start) : min(last + 1, end)]:
                 owner[node].append(one)
-    window = [node for node in nodes[start:end] if node in owner or belongs(node)]
+    window = [node for node in nodes[start:end] if node in owner or belongs(node, lead.within)]
     inside = set(window)
     flow: nx.Graph[Node | Series] = nx.Graph()
     flow.add_nodes_from(together)

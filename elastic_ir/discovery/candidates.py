@@ -252,7 +252,7 @@ def _choose(found: list[Candidate], reader: Reader) -> list[Candidate]:
     else:
         counts = Counter(g.kind for c in found for g in c.groups if g.free)
         weak = [c for c in found if any(counts[kind] > 1 for kind in c.kinds)]
-    kept = set(strong) | set(weak)
+    kept = set(strong) | {one for one in weak if not reader.lends(one.groups)}
     # where the blocks of one stage alone outweigh what stands around them, and those of another do not (MobileViT's
     # transformers of 4 and of 2 blocks), the others are no less blocks
     forms = [c.form for c in strong]

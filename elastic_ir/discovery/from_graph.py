@@ -115,9 +115,7 @@ class GraphReader:
             for one in series:
                 for part in (part for group in one.groups for part in group.parts):
                     self._slots.update(dict.fromkeys(part.nodes, part))
-            found = bundles_of(
-                series, self.nodes, lambda node: node not in self._slots and self._carries(node)
-            )
+            found = bundles_of(series, self.nodes, self._around)
             self._bundles = {}
             for bundle in found:
                 if len(bundle.series) > 1:
@@ -131,14 +129,20 @@ class GraphReader:
                 self._bundles.update((one.container, bundle) for one in bundle.series)
         return self._bundles
 
+    def _around(self, node: Node, within: str) -> bool:
+        """Whether a node is of the caller of some series, who runs them in the numbered module of that path."""
+        slot = self._slots.get(node)
+        return (slot.path if slot is not None else "") == within and self._carries(node)
+
     def _gather(self, part: Part, within: str, found: list[Series]) -> None:
         """The series below a part."""
         numbered: set[Part] = set()
         for container, parts in self.containers(part):
-            numbered.update(parts)
             one = self._series(container, parts, within)
-            if one is not None:
-                found.append(one)
+            # attributes that run in turn, such as convs1 and convs2, are lists side by side and no layers
+            if one is None or not container.prefix or _disjoint(one.spans):
+                numbered.update(parts)
+                found += [one] if one is not None else []
         for child in part.children.values():
             self._gather(child, child.path if child in numbered else within, found)
 
@@ -204,7 +208,11 @@ class GraphReader:
             )
         chained = all(group.linked for group in groups[1:]) and all(group.sound for group in groups)
         if not chained and bundle.lead.container not in self.paired:
-            groups = self._several_to_one(bundle, lambda node: self._carries(node, shared)) or groups
+            # a last block that lacks something leaves the others whole by themselves
+            apart = all(group.free and group.linked for group in groups[1:-1])
+            groups = (
+                self._several_to_one(bundle, lambda node: self._carries(node, shared), not apart) or groups
+            )
         self._describe(groups)
         if len(groups) > 1 and _starts_as_it_goes_on(*groups[:2]):
             groups[0].preserving = True
@@ -218,20 +226,24 @@ class GraphReader:
             group.form = form_of(group)
             group.hashes = self._signatures
 
-    def _several_to_one(self, bundle: Bundle, carries: Callable[[Node], bool]) -> list[Group]:
+    def _several_to_one(
+        self, bundle: Bundle, carries: Callable[[Node], bool], with_rest: bool
+    ) -> list[Group]:
         """Blocks of two to four ranks of slots each, where only so nothing reaches over a block; [] where none do.
 
         A residual that is added behind every third layer lies across the two before it, and so does a state that every
-        second layer takes up again.
+        second layer takes up again. Where the count leaves a rest, that is a last block of fewer ranks, which is kept.
         """
         count = len(list(bundle.blocks()))
-        for ranks in range(2, _MOST_RANKS + 1):
-            if count % ranks or count < 2 * ranks:
+        for rest, ranks in sorted((count % ranks > 0, ranks) for ranks in range(2, _MOST_RANKS + 1)):
+            if count < 2 * ranks or (rest and not with_rest):
                 continue
             groups, _ = self._put_together(bundle, carries, ranks)
-            if all(group.free for group in groups) and all(group.linked for group in groups[1:]):
+            whole = groups[: len(groups) - rest]
+            if all(group.free for group in whole) and all(group.linked for group in groups[1:]):
                 self._describe(groups)
-                if len({group.signature for group in groups}) == 1:
+                groups[-1].torn |= rest
+                if len({group.signature for group in whole}) == 1:
                     return groups
         self.paired.pop(bundle.lead.container, None)  # larger blocks may have partners where these have none
         return []
@@ -255,13 +267,16 @@ class GraphReader:
             return node not in beside and carries(node)
 
         around: list[Node] = []
-        if len(groups) > 1 and all(before[1] < after[0] for before, after in itertools.pairwise(spans)):
+        if len(groups) > 1 and _disjoint(spans):
             window = self.nodes[spans[0][0] : spans[-1][1] + 1]
             around = [node for node in window if node not in owner and belongs(node)]
         if around:
             from elastic_ir.discovery.gaps import Gaps  # many networks have none
 
-            Gaps(spans, around, owner, belongs, self.nodes, self.order, self.users).deal_out(groups)
+            gaps = Gaps(spans, around, owner, belongs, self.nodes, self.order, self.users)
+            gaps.deal_out(groups)
+            if len(groups[-1].parts) < len(groups[0].parts):
+                gaps.end_like(groups[0].parts, groups[-1].parts)
         for node, index in owner.items():
             groups[index].nodes.append(node)
         for group in groups:
@@ -292,6 +307,12 @@ class GraphReader:
         return all(
             self.order[reader] <= end for value in groups[0].inputs for reader in self.users.get(value, ())
         )
+
+    def lends(self, groups: list[Group]) -> bool:
+        """Whether something outside the container reads a layer of it: one that several blocks share (TabNet)."""
+        inside = {node for group in groups for node in group.nodes}
+        names = {name for node in inside for name in self._names[node] if name in self.layer_names}
+        return any(node not in inside for name in names for node in self.readers[name])
 
     def position(self, group: Group) -> int:
         """Where the group runs, to order stages."""
@@ -328,6 +349,10 @@ class GraphReader:
 
     def _signatures(self, group: Group) -> tuple[str, str]:
         return signatures_of(group, self.graph, self._names, self._own_rows)
+
+
+def _disjoint(spans: Sequence[Span]) -> bool:
+    return all(before[1] < after[0] for before, after in itertools.pairwise(spans))
 
 
 def _starts_as_it_goes_on(first: Group, second: Group) -> bool:

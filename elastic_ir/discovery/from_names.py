@@ -172,6 +172,10 @@ class NameReader:
         """Names do not show shortcuts."""
         return True
 
+    def lends(self, groups: list[Group]) -> bool:
+        """Names do not show who reads a weight."""
+        return False
+
     def position(self, group: Group) -> int:
         return min(self.order[name] for part in group.parts for name in part.weights)
 

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 
 from elastic_ir.discovery.bundles import Span
-from elastic_ir.discovery.parts import Group
+from elastic_ir.discovery.parts import Group, Part
 from elastic_ir.ir.graph import Node, Value
 
 
@@ -58,6 +58,15 @@ class Gaps:
         owner.update(dict.fromkeys(trailing, last))
         groups[0].torn |= len(leading) < len(before)
         groups[-1].torn |= len(trailing) < len(behind)
+
+    def end_like(self, whole: Sequence[Part], rest: Sequence[Part]) -> None:
+        """Enter what the caller does behind a last block of fewer slots: what it does so deep inside the others."""
+        last = len(self.spans) - 1
+        end = max(self.order[node] for part in whole[: len(rest)] for node in part.nodes)
+        start = min(self.order[node] for part in whole[len(rest) :] for node in part.nodes)
+        inside = [node.op for node in self.nodes[end + 1 : start] if node in self.owner]
+        own = [node for node, row in self.owner.items() if row == last]
+        self.owner.update(dict.fromkeys(self._trail(own, inside), last))
 
     def _between(self) -> list[list[Node]]:
         """The nodes of each gap that depend on a block or that one depends on; those inside a block are its own."""
@@ -119,20 +128,32 @@ class Gaps:
         return found[::-1]
 
     def _trail(self, block: Sequence[Node], operations: Sequence[str]) -> list[Node]:
-        """Nodes of these operations, in order, that follow a block: the first ones, as far as they agree."""
+        """Nodes of these operations, in order, that follow a block: the first ones, as far as they agree.
+
+        Those that make something out of nothing but constants come with what reads it.
+        """
         made = {node.output for node in block}
+        aside: set[Value] = set()
         place = max((self.order[node] for node in block), default=-1)
         found: list[Node] = []
         for operation in operations:
             place += 1
-            while place < len(self.nodes) and made.isdisjoint(self.nodes[place].operands()):
+            while place < len(self.nodes) and not self._follows(self.nodes[place], operation, made, aside):
                 place += 1
             node = self.nodes[place] if place < len(self.nodes) else None
             if node is None or node.op != operation or not self._open(node):
                 break
             found.append(node)
-            made.add(node.output)
+            (aside if made.isdisjoint(node.operands()) else made).add(node.output)
+        while found and found[-1].output in aside:
+            found.pop()
         return found
+
+    def _follows(self, node: Node, operation: str, made: set[Value], aside: set[Value]) -> bool:
+        if not made.isdisjoint(node.operands()):
+            return True
+        fixed = all(value in aside or value.node.kind == "constant" for value in node.operands())
+        return fixed and node.op == operation and self._open(node)
 
     def _open(self, node: Node) -> bool:
         return node not in self.owner and self.belongs(node)

@@ -127,11 +127,16 @@ class Links:
         entered = False
         for column in [column for column in columns if only is None or column[1] is only]:
             values = [one for one in column if one is not None]
-            if len(values) == len(column) and self._collected(values, flowing=flowing):
-                columns.remove(column)
-                entered = True
-                for taps, one in zip(found, values, strict=True):
-                    taps.append(one)
+            # the last one may give its result where the others give a skip (pytorch-tcn): then it stays the last
+            ends = column[-1] is None and len(values) + 1 == len(column) > 2
+            if ends and self._collected(values, flowing=flowing, whole=False):
+                self.groups[-1].torn = True
+            elif len(values) < len(column) or not self._collected(values, flowing=flowing):
+                continue
+            columns.remove(column)
+            entered = True
+            for taps, one in zip(found, values, strict=False):
+                taps.append(one)
         return entered
 
     def _given(self) -> None:
@@ -179,13 +184,16 @@ class Links:
                 left = [one for one in left if one is not column[-1]]
         return columns
 
-    def _collected(self, values: Sequence[Value], *, flowing: bool) -> bool:
+    def _collected(self, values: Sequence[Value], *, flowing: bool, whole: bool = True) -> bool:
         """Whether all that reads one of these values outside the groups reads them all in turn, in a list.
 
-        Others may read what the last one makes, or, of what flows, what flows into the first.
+        Others may read what the last one makes, where it is among them (``whole``), or, of what flows, what flows into
+        the first.
         """
         outside = [{user for user in self.users.get(value, ()) if user not in self.owner} for value in values]
         open_end = outside.pop(0 if flowing else -1)
+        if not whole and open_end != outside[0]:
+            return False
         return (
             bool(outside[0])
             and all(readers == outside[0] for readers in outside)

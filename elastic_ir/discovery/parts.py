@@ -8,7 +8,7 @@ activations that belong to it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from elastic_ir.ir.graph import Graph, Node, Value
@@ -92,12 +92,15 @@ class Group:
 def module_tree(graph: Graph) -> Part:
     """The tree of module scopes. Where the front end listed modules, those that ran nothing are there too."""
     root = Part("", "")
+    weights = {node: node.weight_names() for node in graph}
+    at_home = {name for node, names in weights.items() for name in names if _owner(name) == node.scope}
     for node in graph:
         if node.kind in ("input", "output", "weight", "constant"):
             continue
         part = root
         part.nodes.append(node)
-        for name in node.scope.split(".") if node.scope else ():
+        scope = _place(node, weights[node], at_home) if weights[node] else node.scope
+        for name in scope.split(".") if scope else ():
             part = part.child(name)
             part.nodes.append(node)
     entries: dict[str, Part] = {}
@@ -114,10 +117,25 @@ def module_tree(graph: Graph) -> Part:
         if listed:
             entries[name] = part
     for node in graph if entries else ():
-        for name in dict.fromkeys(node.weight_names()):
+        for name in dict.fromkeys(weights[node]):
             if name in entries:
                 entries[name].nodes.append(node)
     return root
+
+
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _place(node: Node, names: Sequence[str], at_home: set[str]) -> str:
+    """The module that a node runs in: its scope, or the one below whose weights it reads and nobody else does.
+
+    A caller runs other methods of a module than its forward, or computes with the module's weights itself. Weights that
+    are read at home (``at_home``) are lent to others.
+    """
+    owner = _owner(names[0])
+    below = owner.startswith(f"{node.scope}." if node.scope else "") and owner != node.scope
+    return owner if below and not any(_owner(n) != owner or n in at_home for n in names) else node.scope
 
 
 def containers(part: Part, listed: dict[str, list[str]]) -> Iterator[tuple[Container, list[Part]]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
+from collections.abc import Iterator
 
 from elastic_ir.discovery.from_graph import GraphReader
 from elastic_ir.discovery.from_names import NameReader, in_channels
@@ -10,6 +12,7 @@ from elastic_ir.discovery.levels import kept_whole
 from elastic_ir.discovery.parts import Group, Part
 from elastic_ir.ir.graph import Graph, Symbol
 from elastic_ir.ir.numbering import is_index, split_number, width_of
+from elastic_ir.ir.operations import operation_of
 from elastic_ir.ir.structure import Container
 from elastic_ir.safety.limits import GAPS
 
@@ -26,8 +29,9 @@ def why_nothing(reader: GraphReader | NameReader) -> str:
     if made is not None:
         return made
     widening: list[tuple[int, str, list[int]]] = []
+    reaching: list[str] = []
     for part in reader.tree.walk():
-        mixed = _numbered_twice(part)
+        mixed = _numbered_twice(part) or _backwards(part)
         if mixed is not None:
             return mixed
         for container, parts in reader.containers(part):
@@ -42,6 +46,7 @@ def why_nothing(reader: GraphReader | NameReader) -> str:
             tapped = _tapped(container, groups, reader.graph)
             if tapped is not None:
                 return tapped
+            reaching += _reaching_out(container, groups, reader)
             widths = [
                 next((in_channels(s) for n, s in group.weights.items() if len(s) > 1 and "." in n), 0)
                 for group in groups
@@ -56,6 +61,8 @@ def why_nothing(reader: GraphReader | NameReader) -> str:
             f"({widths[0]}, {widths[1]}, {widths[2]} channels and so on), so none fits in a second time and there is "
             "nothing to clone or delete"
         )
+    if reaching:
+        return reaching[0]
     plain = "no two blocks in a row have equal operations and weight shapes, so there is nothing to clone or delete"
     return plain + _about_bodies(reader.graph)
 
@@ -82,6 +89,45 @@ def _numbered_twice(part: Part) -> str | None:
                 f"{len(numbers)} are there, so they are not a list of layers"
             )
     return None
+
+
+def _backwards(part: Part) -> str | None:
+    """A list that its user runs through from its end, as a flow's density does."""
+    layers = [
+        child for name, child in part.children.items() if is_index(name) and child.nodes and child.weights
+    ]
+    numbers = [int(child.name) for child in layers]
+    if len(numbers) < 2 or numbers != sorted(numbers, reverse=True):
+        return None
+    return (
+        f"the children of {part.path or 'the network'!r} run from the last one to the first ({layers[0].path} before "
+        f"{layers[1].path}), and names of new ones are known only where numbers rise as the blocks run; "
+        "give the network a list in the order in which it runs them"
+    )
+
+
+def _reaching_out(
+    container: Container, groups: list[Group], reader: GraphReader | NameReader
+) -> Iterator[str]:
+    """Blocks of equal weights that hand something out besides what flows on, though not all of them alike."""
+    if not isinstance(reader, GraphReader) or not any(group.weights for group in groups):
+        return
+    weights = Counter(repr(sorted(group.weights.items())) for group in groups)
+    if weights.most_common(1)[0][1] < 2:
+        return
+    inside = {node for group in groups for node in group.nodes}
+    for group in groups:
+        for value in (node.output for node in group.nodes if not group.sound):
+            outside = [user for user in reader.users.get(value, ()) if user not in inside]
+            if outside and value not in group.taps and group is not groups[-1]:
+                name = operation_of(outside[0]).spelled
+                where = outside[0].scope or "its own forward"
+                yield (
+                    f"{group.path} hands a value to {name} in {where}, outside of {container.label!r}, which does not "
+                    "take one from each of these blocks in the same way, so that it is not known what a copy has to "
+                    "hand there"
+                )
+                return
 
 
 def _made_for_one_machine(graph: Graph) -> str | None:

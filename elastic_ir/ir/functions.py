@@ -47,7 +47,12 @@ CHECKS = {
     "aten.sym_constrain_range.default",
 }
 #: ATen's operations that compute and have no function of their name in torch.
-_ATEN = {"_unsafe_view", "alias", "lift_fresh", "lift_fresh_copy", "slice", "sym_numel", "sym_size"}
+_ATEN = {
+    "_unsafe_view", "alias", "lift_fresh", "lift_fresh_copy", "slice", "sym_numel", "sym_size", "sym_storage_offset",
+    "sym_stride",
+}  # fmt: skip
+#: Torch's modules of arithmetic: ``torch.fft.rfft`` is ``torch._C._fft.fft_rfft``, and ``aten.fft_rfft`` in exports.
+_ARITHMETIC = ("fft", "linalg", "special")
 
 
 def resolve_symbol(name: str) -> Any:
@@ -112,6 +117,8 @@ def resolve_function(name: str, trusted: bool = False) -> Callable[..., Any]:
             found = candidate
     elif owner == "torch._C._nn":
         found = getattr(torch._C._nn, last, None)
+    elif owner.removeprefix("torch._C._") in _ARITHMETIC:
+        found = _arithmetic(last)
     elif trusted or name in NAMED_FUNCTIONS:
         if name in NAMED_FUNCTIONS:
             try:
@@ -133,7 +140,18 @@ def _aten_operation(name: str) -> Callable[..., Any] | None:
     _, base, overload = name.split(".") if name.count(".") == 2 else ("", "", "")
     homes = (torch._C._VariableFunctions, torch._C._nn)
     known = base in _ATEN or method_allowed(base) or any(hasattr(home, base) for home in homes)
+    known = known or _arithmetic(base) is not None
     if not base.isidentifier() or base in (*_IMPURE, *_IMPURE_METHODS) or not known:
         return None
     found = getattr(getattr(torch.ops.aten, base, None), overload, None)
     return found if isinstance(found, torch._ops.OpOverload) else None
+
+
+def _arithmetic(name: str) -> Callable[..., Any] | None:
+    """A built-in function of ``torch.fft``, ``torch.linalg`` or ``torch.special``: ``linalg_norm``; None for others."""
+    import torch
+
+    home = name.partition("_")[0]
+    if home not in _ARITHMETIC or not name.isidentifier():
+        return None
+    return getattr(getattr(torch._C, f"_{home}"), name, None)

@@ -247,6 +247,8 @@ def test_a_class_at_hand_makes_the_graph_no_safer(tmp_path: Path, monkeypatch: p
         "torch.load",
         "torch.functional.torch",
         "torch.nn.functional.handle_torch_function",
+        "torch._C._linalg.load",
+        "torch._C._linalg.__loader__",
         "os.system",
     ],
 )
@@ -261,6 +263,14 @@ def test_functions_that_a_file_may_not_name(name: str) -> None:
 )
 def test_functions_that_networks_call(name: str) -> None:
     assert resolve_function(name) is getattr(torch, name.rpartition(".")[2])
+
+
+@pytest.mark.parametrize("function", [torch.linalg.vector_norm, torch.fft.rfft, torch.special.expit])
+def test_arithmetic_of_the_modules_of_torch_that_networks_call(function: Any) -> None:
+    """As torch.fx names it, and as an export does."""
+    name = function.__name__
+    assert resolve_function(f"torch._C._{name.partition('_')[0]}.{name}") is function
+    assert resolve_function(f"aten.{name}.default") is getattr(torch.ops.aten, name).default
 
 
 class Calls:

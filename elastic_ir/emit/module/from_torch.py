@@ -70,6 +70,8 @@ def build_graph_module(graph: Graph, live: nn.Module | None) -> fx.GraphModule:
     for weight in graph.weights.values():
         _ensure(root, weight)
     module = fx.GraphModule(root, made, class_name=graph.name)
+    # fx copies all buffers as persistent ones
+    module._non_persistent_buffers_set |= root._non_persistent_buffers_set & module._buffers.keys()
     # fx takes over what its nodes read; a counter beside the statistics of a norm is in the state dict all the same
     held = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     held |= {name for name, _ in module.named_buffers(remove_duplicate=False)}

@@ -13,7 +13,8 @@ from elastic_ir.tensors.weights import BatchNorm, Layer
 
 #: Where functions without hidden effects live; a module is one of ``torch.nn``.
 _HOMES = {
-    "torch", "torch.functional", "torch.nn.functional", "torch._C._nn", "operator", "math", "method", "builtins", "",
+    "torch", "torch.functional", "torch.nn.functional", "torch._C._nn", "torch._C._fft", "torch._C._linalg",
+    "torch._C._special", "operator", "math", "method", "builtins", "",
 }  # fmt: skip
 #: Several names of one operation.
 _SYNONYMS = {

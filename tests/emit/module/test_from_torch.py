@@ -102,3 +102,28 @@ def test_norms_that_are_called_as_functions_follow_the_mode() -> None:
             assert torch.equal(module.state_dict()[name], tensor), name
         assert int(module.get_buffer("bn1.num_batches_tracked")) == 1
         assert list(module.state_dict()) == list(model.state_dict())
+
+
+class Counted(nn.Module):
+    """A forward that counts its layers, and makes a tensor of a number in each."""
+
+    def __init__(self, count: int = 2) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(count))
+        self.count = count
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        width = int(x.shape[-1])  # torch.fx stops here
+        for index in range(self.count):
+            x = x + torch.tanh(self.layers[index](x)) * torch.sqrt(torch.tensor([0.5])) / width
+        return x
+
+
+def test_constants_of_an_export_are_outside_the_state_dict() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 4)
+    graph = eir.trace(Counted().eval(), (x,))
+    made, native = eir.stretch(graph, to_units=3).to_module(), Counted(3).eval()
+    assert isinstance(made, fx.GraphModule)
+    native.load_state_dict(made.state_dict())
+    assert torch.equal(made(x), native(x))
