@@ -70,7 +70,7 @@ class Links:
     def branching(self) -> bool:
         """Whether anything besides what flows on leaves a group before the last, or is read by one group alone."""
         return (
-            not all(group.linked for group in self.groups[1:])
+            not all(group.linked and group.sound for group in self.groups[1:])
             or any(-1 in who for leaving in self.leaving[:-1] for who in leaving.values())
             or any(
                 self.readers[value] == 1 and value not in group.inputs
@@ -220,7 +220,12 @@ class Links:
         if flows and len(flows) == len(before.outputs):
             group.inputs, group.linked = before.outputs, True
             siblings = {self.owner[value.node] for value in self.reads[index] if value.node in self.owner}
-            if siblings - {index - 1, 0}:
+            # what the first one makes for all others is none of a skip, unlike what flows out of it and is read again
+            skips = any(
+                value in self.groups[0].outputs and self.readers[value] + 1 < len(self.groups)
+                for value in (self.reads[index] if index > 1 else ())
+            )
+            if skips or siblings - {index - 1, 0}:
                 group.sound = False
 
     def _first_inputs(self, index: int) -> None:

@@ -27,7 +27,7 @@ class Pairs:
         """The paths of two partners; None where the blocks have none."""
         groups = self.links.groups
         if any(group.free for group in groups) and all(group.linked for group in groups[1:]):
-            return self._elsewhere()
+            return self._elsewhere() or self._inside()
         return self._inside()
 
     def _elsewhere(self) -> tuple[str, str] | None:
@@ -57,19 +57,23 @@ class Pairs:
         return [node for node in near if node is not None]
 
     def _inside(self) -> tuple[str, str] | None:
-        """Where the second half of a list reads what the first half makes, or takes, what was made last first."""
+        """Where the last blocks of a list read what the first ones make, or take, what was made last first.
+
+        They may leave some in the middle without a partner (HunyuanDiT).
+        """
         groups, count = self.links.groups, len(self.links.groups)
-        half = count // 2
-        if half < 2:
+        if count < 4:
             return None
-        second = {index: Counter(self._sources(index)) for index in range(count - half, count)}
+        sources = [Counter(self._sources(index)) for index in range(count)]
+        start = next((index for index in range(1, count) if sources[index].keys() - {index - 1}), count)
+        if not 2 <= count - start <= count // 2:
+            return None
         for last in (0, -1):  # the partner of the last one
-            wanted = {index: Counter((index - 1, count - 1 - index + last)) for index in second}
+            wanted = {index: Counter((index - 1, count - 1 - index + last)) for index in range(start, count)}
             if all(
-                found >= wanted[index] and found.keys() == wanted[index].keys()
-                for index, found in second.items()
+                sources[index] >= one and sources[index].keys() == one.keys() for index, one in wanted.items()
             ):
-                return groups[count - half].path, groups[half - 1 + last].path
+                return groups[start].path, groups[count - 1 - start + last].path
         return None
 
     def _sources(self, index: int) -> list[int]:
@@ -77,16 +81,22 @@ class Pairs:
 
         What the first block takes counts as made before it.
         """
-        found: list[int] = []
-        waiting = list(self.links.reads[index])
+        links, found = self.links, list[int]()
+        waiting = [
+            value
+            for value in links.reads[index]
+            if value.node in links.owner
+            or value in links.groups[0].inputs
+            or links.readers[value] == 1  # what several read beside them is a condition of all
+        ]
         for _ in range(_NEAR):
             if not waiting:
                 break
             value = waiting.pop()
-            if value in self.links.groups[0].inputs:
+            if value in links.groups[0].inputs:
                 found.append(-1)
-            elif value.node in self.links.owner:
-                found.append(self.links.owner[value.node])
+            elif value.node in links.owner:
+                found.append(links.owner[value.node])
             else:
                 waiting += value.node.operands()
         return found

@@ -255,6 +255,28 @@ def test_halves_of_a_list_that_are_partners_are_refused(depth: int) -> None:
         graph.structure  # noqa: B018
 
 
+class Middle(nn.Module):
+    """One list, whose last two layers add what went into the second and the third (HunyuanDiT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Plain() for _ in range(7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips: list[Tensor] = []
+        for at, layer in enumerate(self.layers):
+            x = layer(x + skips.pop() if at > 4 else x)
+            if at < 2:
+                skips.append(x)
+        return x
+
+
+def test_blocks_between_partners_are_no_stage() -> None:
+    graph = eir.trace(Middle().eval(), (torch.randn(2, WIDTH),))
+    with pytest.raises(eir.StructureError, match=r"\(layers\.5 and layers\.1 are such a pair: long skips"):
+        graph.structure  # noqa: B018
+
+
 class Concatenated(nn.Module):
     """A head over the results of all blocks, side by side."""
 
