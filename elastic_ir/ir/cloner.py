@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from elastic_ir.ir.graph import Argument, Graph, Node, Value, WeightRef, map_argument
@@ -12,18 +12,25 @@ from elastic_ir.tensors.weights import Storage
 
 
 def copy_node(
-    node: Node, values: dict[Value, Value], names: dict[str, str] | None = None, stays: Collection[int] = ()
+    node: Node,
+    values: dict[Value, Value],
+    names: dict[str, str] | None = None,
+    stays: Collection[int] = (),
+    flows: Mapping[int, Value] | None = None,
 ) -> Node:
     """A copy of a node that reads ``values[v]`` where the original reads v (v itself where the map lacks it).
 
-    ``stays`` are the places of operands, as :meth:`Node.operands` counts them, that are read as they are.
+    ``stays`` are the places of operands, as :meth:`Node.operands` counts them, that are read as they are, and ``flows``
+    has what is read at others.
     """
     renames = names or {}
+    given = flows or {}
     place = itertools.count()
 
     def change(leaf: Argument) -> Argument:
         if isinstance(leaf, Value):
-            return leaf if next(place) in stays else values.get(leaf, leaf)
+            at = next(place)
+            return leaf if at in stays else given.get(at, values.get(leaf, leaf))
         if isinstance(leaf, WeightRef):
             return WeightRef(renames.get(leaf.name, leaf.name))
         return leaf

@@ -54,6 +54,11 @@ class Rewriter(LayerEdits, StageEdits, GivenAndCollected, Renumbering):
             self._note_operands(node)
         structure = graph.structure_or_none  # now: what is found later would not know of the edits
         self._stays = staying_operands(structure) if structure else {}
+        self._flows: dict[Node, Mapping[int, int]] = {}
+        if structure and any(len(block.inputs) > 1 for stage in structure.stages for block in stage.blocks):
+            from elastic_ir.rewrite.streams import flowing_operands  # most networks have one stream
+
+            self._flows = flowing_operands(structure)
         self._stage_of: dict[Block, Stage] = {}
         self._paths: dict[str, Child] = {}
         self._homes: dict[Child, Container] = {}
@@ -323,6 +328,10 @@ class Rewriter(LayerEdits, StageEdits, GivenAndCollected, Renumbering):
         renames[name] = new
 
     def _clone_nodes(self, block: Block, clone: Block, after: Block, renames: dict[str, str]) -> None:
+        if len(set(block.inputs)) < len(block.inputs):
+            from elastic_ir.rewrite.streams import check_parted
+
+            check_parted(block, self._flows)
         values = dict(zip(block.inputs, after.outputs, strict=True))
         values |= self._clone_given(block, after)
         clone.given = tuple(values[value] for value in block.given)
@@ -330,7 +339,10 @@ class Rewriter(LayerEdits, StageEdits, GivenAndCollected, Renumbering):
         places = Places(after.nodes, [node for value in after.outputs for node in readers[value]])
         for node in block.nodes:
             stays = self._stays.get(node, frozenset())
-            twin = copy_node(node, values, renames, stays)
+            flows = self._flows.get(node, {})
+            twin = copy_node(node, values, renames, stays, {at: after.outputs[i] for at, i in flows.items()})
+            if flows:
+                self._flows[twin] = flows
             if stays:
                 self._stays[twin] = stays
             twin.scope = rename_path(node.scope, renames)
