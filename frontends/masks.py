@@ -44,9 +44,9 @@ def read_masks(path: str | os.PathLike[str], trust: tuple[str, ...] = ()) -> dic
             raise MaskError(f"{path.name} holds a network and no masks of their own; load it as a source")
         found = stored.masks or stored.tensors
     else:
-        from elastic_ir.frontends.torch_file import masks_in, read_torch_file, state_dict_of
+        from elastic_ir.frontends.saved_state import masks_in, saved_in, state_dict_of
 
-        content = read_torch_file(path, trust)
+        content = saved_in(path, trust)
         try:
             found = masks_in(content, path.name) or state_dict_of(content, path.name)
         except SourceError as error:

@@ -14,12 +14,11 @@ from elastic_ir.errors import MaskError, SourceError
 from elastic_ir.formats import ReadOptions, Stored
 from elastic_ir.formats.files import parse_json
 from elastic_ir.ir.graph import Graph
-from elastic_ir.ir.info import described, read_from
+from elastic_ir.ir.info import described
 from elastic_ir.safety.limits import refuse_special
 from elastic_ir.tensors.lazy import Mask, TensorData
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 Shapes = Sequence[Sequence[int]] | None
@@ -57,7 +56,7 @@ def load(
     if is_name(text):
         if key is not None:
             raise _one_network(text, key)
-        graph = _trace(build(text), input_shape)
+        graph = traced(build(text), input_shape)
     else:
         refuse_special(path)
         if not path.exists():
@@ -133,10 +132,11 @@ def _import(name: str, remedy: str) -> Any:
         raise
 
 
-def _trace(model: nn.Module, input_shape: Shapes, masks: Mapping[str, Any] | None = None) -> Graph:
+def traced(model: nn.Module, input_shape: Shapes) -> Graph:
+    """A module's graph, on inputs of these shapes."""
     from elastic_ir.frontends.trace import trace
 
-    return trace(model, masks=masks, input_shape=input_shape)
+    return trace(model, input_shape=input_shape)
 
 
 def _architecture(arch: Any, trust: Sequence[str]) -> nn.Module:
@@ -181,15 +181,15 @@ def _read(path: Path, options: ReadOptions) -> Graph:
     from elastic_ir.frontends.masks import masks_from_state
 
     tensors, pruned = masks_from_state(dict(found.tensors))
-    return _network(Stored(tensors, {**pruned, **found.masks}, found.graph), path, options)
+    return network_of(Stored(tensors, {**pruned, **found.masks}, found.graph), path, options)
 
 
-def _network(found: Stored, path: Path, options: ReadOptions) -> Graph:
+def network_of(found: Stored, path: Path, options: ReadOptions) -> Graph:
     """The graph of what a file holds: over the architecture given, by the file's own description, or by names."""
     if options.arch is not None:
         from elastic_ir.frontends.over_architecture import over_architecture
 
-        network = _trace(_architecture(options.arch, options.trust), options.input_shape)
+        network = traced(_architecture(options.arch, options.trust), options.input_shape)
         graph = over_architecture(network, found.tensors, path.name)
     else:
         graph = _described(found.graph, found.tensors, options.trust, path)
@@ -212,7 +212,7 @@ def read_safetensors_file(path: Path, options: ReadOptions) -> Graph:
     tensors, metadata = read_safetensors(path)
     named, pruned = masks_from_state(dict[str, TensorData](tensors))
     sidecar = path.with_name(f"{path.stem}.masks.safetensors")
-    graph = _network(Stored(named, pruned, metadata.get("elastic_ir.graph")), path, options)
+    graph = network_of(Stored(named, pruned, metadata.get("elastic_ir.graph")), path, options)
     if os.path.exists(sidecar) and options.masks_beside:
         attach(graph, _masks_beside(sidecar, [path]))
     return graph
@@ -223,7 +223,7 @@ def read_ticket_file(path: Path, options: ReadOptions) -> Graph:
     from elastic_ir.formats.ticket import read_ticket
 
     ticket = read_ticket(path)
-    return _network(Stored(ticket.tensors, ticket.read_masks(), ticket.graph), path, options)
+    return network_of(Stored(ticket.tensors, ticket.read_masks(), ticket.graph), path, options)
 
 
 def _described(
@@ -257,73 +257,13 @@ def _graph_of_file(data: Any, tensors: Mapping[str, TensorData], trust: Sequence
     return graph
 
 
-def read_pt(path: Path, options: ReadOptions) -> Graph:
-    """A file of ``torch.save``: ours, a state dict among whatever a training keeps, or a whole module."""
-    from torch import nn
-
-    from elastic_ir.frontends.torch_file import (
-        Chosen,
-        check_tensors,
-        choose,
-        read_torch_file,
-        read_zip_records,
-    )
-
-    key = options.key
-    found = read_torch_file(path, options.trust)
-    records = {} if isinstance(found, nn.Module) else read_zip_records(path)
-    ours = "elastic_ir/graph.json" in records and isinstance(found, dict)
-    if ours and key is not None:
-        raise SourceError(f"{path.name} holds one network, which ElasticIR wrote; leave out the key {key!r}")
-    # in our own files every name is meant as it stands
-    chosen = Chosen(found, {}) if ours else choose(found, path.name, key)
-    if chosen is None:
-        under = "" if key is None else f" under {key!r}"
-        raise SourceError(f"{path.name} holds a {type(found).__name__} and no state dict{under}")
-    given = {name.removesuffix("_mask"): Mask.of(mask, name) for name, mask in chosen.masks.items()}
-    if isinstance(chosen.held, nn.Module):
-        with read_from(path.name):
-            check_tensors(chosen.held.state_dict(), path.name)
-            graph = _trace(chosen.held, options.input_shape)
-        graph.info = replace(graph.info, file=path.name, left_behind=tuple(chosen.left))
-        attach(graph, given)
-        return graph
-    from elastic_ir.formats.packed_masks import masks_of_records
-    from elastic_ir.frontends.masks import masks_from_state
-    from elastic_ir.tensors.torch_bridge import TorchData
-
-    state, pruned = masks_from_state(check_tensors(chosen.held, path.name))
-    tensors: dict[str, TensorData] = {name: TorchData(tensor) for name, tensor in state.items()}
-    description = records.get("elastic_ir/graph.json")
-    graph = _network(Stored(tensors, graph=description), path, options)
-    if options.arch is None and description is None:
-        _tie(graph, state)
-    graph.info = replace(graph.info, left_behind=(*chosen.left, *graph.info.left_behind))
-    attach(graph, masks_of_records(records, path))
-    attach(graph, pruned)
-    attach(graph, given)
-    return graph
-
-
-def _tie(graph: Graph, state: Mapping[str, torch.Tensor]) -> None:
-    """Names of one tensor in a state dict are tied: torch.save keeps what shares memory sharing it."""
-    storages: dict[Any, Any] = {}
-    for name, tensor in state.items():
-        if tensor.numel():
-            key = tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
-            weight = graph.weights[name]
-            storage = storages.setdefault(key, weight.storage)
-            if storage is not weight.storage:
-                graph.weights[name] = replace(weight, storage=storage)
-
-
 def read_folder(path: Path, options: ReadOptions) -> Graph:
     """A model folder, with the masks that lie in it: its network traced, or names and shapes from headers alone."""
     from elastic_ir.checkpoints.read import load_checkpoint, masks_beside
     from elastic_ir.formats.model_folder import CheckpointSource
 
     read = load_checkpoint(path)
-    graph = read if options.headers_only else _trace(_model_of(read, path), options.input_shape)
+    graph = read if options.headers_only else traced(_model_of(read, path), options.input_shape)
     sidecar = masks_beside(path)
     if sidecar is not None and options.masks_beside and isinstance(read.origin, CheckpointSource):
         attach(graph, _masks_beside(sidecar, read.origin.shards))

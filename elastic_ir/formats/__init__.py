@@ -80,7 +80,7 @@ def _is_safetensors(head: bytes) -> bool:
 
 
 PYTORCH = Format(
-    "pytorch", (".pt", ".pth"), "elastic_ir.frontends.sources:read_pt", "elastic_ir.emit.files:save_pt",
+    "pytorch", (".pt", ".pth"), "elastic_ir.frontends.saved_state:read_pt", "elastic_ir.emit.files:save_pt",
     recognises=lambda head: head.startswith((b"PK", b"\x80")), several=True,
 )  # fmt: skip
 SAFETENSORS = Format(

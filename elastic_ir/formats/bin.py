@@ -1,4 +1,4 @@
-"""A lazy reader of ``pytorch_model.bin``: the pickle is read as data, tensors when asked for. No torch here.
+"""A lazy reader of files of ``torch.save``: the pickle is read as data, tensors when asked for. No torch here.
 
 ``torch.save`` writes a zip whose records are not compressed, one for each storage, so that every tensor is a range of
 the file's bytes; before torch 1.6 it wrote three small pickles, the state dict's, and behind them the storages one
@@ -21,7 +21,7 @@ from elastic_ir.formats.files import opened
 from elastic_ir.formats.model_folder import stamp_of
 from elastic_ir.formats.pickles.state import StorageReference, StoredTensor, read_state_pickle
 from elastic_ir.formats.safetensors import CHUNK, FileTensor
-from elastic_ir.formats.torch_zip import AGAIN, Place, content, places_of
+from elastic_ir.formats.torch_zip import AGAIN, Place, check_content, content, places_of
 from elastic_ir.safety.limits import REPEATED
 from elastic_ir.tensors.lazy import ITEM_SIZES, TensorData, item_size
 
@@ -35,7 +35,42 @@ def read_bin(path: Path) -> dict[str, TensorData]:
     no need of (nothing of it is run), SourceError, one line: missing, truncated or damaged, no file of torch.save,
     big-endian, compressed, a storage that is missing or too small, or something else than a state dict.
     """
+    found, places, stamp = _read(path, "weights")
+    if not isinstance(found, dict):
+        raise SourceError(f"{path} holds a {type(found).__name__} and no state dict")
+    odd = next((key for key, value in found.items() if type(value) is not StoredTensor), None)
+    odd = odd if odd is not None else next((key for key in found if type(key) is not str), None)
+    if odd is not None:
+        kind = "tensor" if type(found[odd]) is StoredTensor else type(found[odd]).__name__
+        raise SourceError(f"{path} is not a bare state dict: under {odd!r} it holds a {kind}; {AGAIN} as one")
+    return {name: _data(name, tensor, places, path, stamp) for name, tensor in found.items()}
+
+
+def read_saved(path: Path) -> Any:
+    """What a file holds: plain data, dictionaries, and tensors, which are unread. The checksums of a zip are compared.
+
+    Raises SourceError as :func:`read_bin` does, also for what only torch can read (modules, quantized tensors).
+    """
+    found, places, stamp = _read(path, "weights")
     with opened(path, "weights") as file:
+        for name, place in places.items():
+            check_content(file, place, f"data/{name}", path.name)
+
+    def with_data(item: Any, name: str) -> Any:
+        if type(item) is StoredTensor:
+            return _data(name, item, places, path, stamp)
+        if type(item) is dict:
+            return {key: with_data(value, str(key)) for key, value in item.items()}
+        if type(item) in (list, tuple):
+            return type(item)(with_data(value, name) for value in item)
+        return item
+
+    return with_data(found, "it")
+
+
+def _read(path: Path, what: str) -> tuple[Any, dict[str, Place], tuple[int, int, int]]:
+    """What the pickle holds, where the storages lie by their keys, and the file's stamp."""
+    with opened(path, what) as file:
         status = os.fstat(file.fileno())
         head = file.read(64)
         file.seek(0)
@@ -45,15 +80,7 @@ def read_bin(path: Path) -> dict[str, TensorData]:
             found, places = _read_legacy(file, path, status.st_size)
         else:
             raise SourceError(_no_form(path, head))
-    if not isinstance(found, dict):
-        raise SourceError(f"{path} holds a {type(found).__name__} and no state dict")
-    odd = next((key for key, value in found.items() if type(value) is not StoredTensor), None)
-    odd = odd if odd is not None else next((key for key in found if type(key) is not str), None)
-    if odd is not None:
-        kind = "tensor" if type(found[odd]) is StoredTensor else type(found[odd]).__name__
-        raise SourceError(f"{path} is not a bare state dict: under {odd!r} it holds a {kind}; {AGAIN} as one")
-    stamp = stamp_of(status)
-    return {name: _data(name, tensor, places, path, stamp) for name, tensor in found.items()}
+    return found, places, stamp_of(status)
 
 
 def _no_form(path: Path, head: bytes) -> str:

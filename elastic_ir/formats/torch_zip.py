@@ -1,27 +1,53 @@
-"""The zip of a file of ``torch.save``: which records it has, where their bytes lie, and records of our own added to it.
+"""The zip of a file of ``torch.save``: which records it has, where their bytes lie, and how a state dict is written.
 
 ``torch.load(mmap=True)`` and the readers here take a record's bytes as they stand in the file, so a record that is
 compressed or encrypted, or that is not where its directory says, is refused. What is read into memory (the pickle, and
 the records that ElasticIR wrote) is compared with its checksum. Further records, which ``torch.load`` ignores, are the
 place of our graph and masks. No torch here at import.
+
+The form is that of `torch/serialization.py` (``_save``): the pickle ``data.pkl`` makes each tensor over a storage that
+it names by a key, and the record ``data/KEY`` has the storage's bytes, stored as they are at a multiple of 64.
 """
 
 from __future__ import annotations
 
 import os
+import pickle
+import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
+from pathlib import Path
 from typing import BinaryIO
 
 from elastic_ir.errors import EmitError, SourceError
-from elastic_ir.safety.limits import RECORD_BYTES
+from elastic_ir.safety.limits import RECORD_BYTES, open_plain
+from elastic_ir.tensors.lazy import TensorData, nbytes
 
 _LOCAL = struct.Struct("<4s5H3I2H")  #: the header before a record of a zip
 _CHUNK = 1 << 20
 AGAIN = "load it with torch and save it again"
+#: The dtype of each storage class that torch names in a pickle; an untyped one leaves it to the tensor.
+STORAGES = {
+    "torch.DoubleStorage": "float64",
+    "torch.FloatStorage": "float32",
+    "torch.HalfStorage": "float16",
+    "torch.BFloat16Storage": "bfloat16",
+    "torch.LongStorage": "int64",
+    "torch.IntStorage": "int32",
+    "torch.ShortStorage": "int16",
+    "torch.CharStorage": "int8",
+    "torch.ByteStorage": "uint8",
+    "torch.BoolStorage": "bool",
+    "torch.ComplexFloatStorage": "complex64",
+    "torch.ComplexDoubleStorage": "complex128",
+}
+_NAMED = re.compile(rb"([\w.]+)\n[\w.]+\n")  #: a name in a pickle: the module, behind what stands before it
+#: The modules whose names make plain data and tensors.
+_PLAIN = (b"torch", b"torch._utils", b"torch.storage", b"collections")
 
 
 @dataclass(frozen=True)
@@ -139,7 +165,148 @@ def _spoilt(name: str, where: str) -> SourceError:
     )
 
 
+def names_classes(path: Path) -> bool:
+    """Whether a zip's pickle shows at first sight that it makes more than plain data and tensors: a whole network."""
+    try:
+        with open_plain(path) as file:
+            if file.read(2) != b"PK":
+                return False
+            raw = content(file, places_of(file, path.name)["data.pkl"], "data.pkl", path.name)
+    except (OSError, SourceError):
+        return False  # whoever reads it says what is wrong
+    return not all(module.endswith(_PLAIN) for module in _NAMED.findall(raw))
+
+
+def read_zip_records(path: str | os.PathLike[str], folder: str = "elastic_ir/") -> dict[str, bytes]:
+    """The extra records under a folder of a ``.pt``'s zip, name (with the folder) to bytes; empty for other files.
+
+    Raises SourceError where a record is damaged or compressed.
+    """
+    name = Path(path).name
+    try:
+        with open_plain(Path(path)) as file:
+            if file.read(2) != b"PK":
+                return {}
+            found = places_of(file, name)
+            return {
+                key: content(file, place, key, name) for key, place in found.items() if key.startswith(folder)
+            }
+    except OSError as error:
+        raise SourceError(f"{name} is damaged in the records that ElasticIR wrote ({error})") from error
+
+
 # -- writing -----------------------------------------------------------------------------------------------------------
+
+
+_FOLDER = "archive"  #: that of torch where a file and no path is given
+_ALIGNMENT = 64  #: torch's, of the bytes of storages
+_HEADER = 30  #: bytes of a zip's header before a record, without its name
+_CLASSES = {dtype: name for name, dtype in STORAGES.items()}
+#: Dtypes without a class of storages; their tensors state them.
+_UNTYPED = (
+    "uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz",
+    "float8_e8m0fnu",
+)  # fmt: skip
+
+
+def write_state(path: str | os.PathLike[str], tensors: Mapping[str, TensorData]) -> None:
+    """Write tensors by name; names of the same object share a storage.
+
+    Raises EmitError where torch has no such dtype, or a tensor yields another number of bytes than its shape says;
+    OSError is left to the caller.
+    """
+    for name, data in tensors.items():
+        if data.dtype not in _CLASSES and data.dtype not in _UNTYPED:
+            raise EmitError(
+                f"the tensor {name!r} is {data.dtype}, which torch cannot hold; write .safetensors"
+            )
+    keys: dict[int, str] = {}
+    storages: dict[str, tuple[str, TensorData]] = {}
+    for name, data in tensors.items():
+        key = keys.setdefault(id(data), str(len(keys)))
+        storages.setdefault(key, (name, data))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        _add(archive, "data.pkl", [_pickled(tensors, keys)])
+        _add(archive, ".format_version", [b"1"])
+        _add(archive, ".storage_alignment", [str(_ALIGNMENT).encode()])
+        _add(archive, "byteorder", [b"little"])
+        for key, (name, data) in storages.items():
+            written = _add(archive, f"data/{key}", data.chunks(), nbytes(data))
+            if written != nbytes(data):
+                raise EmitError(
+                    f"the tensor {name!r} gave {written} bytes where its shape and dtype need {nbytes(data)}"
+                )
+        _add(archive, "version", [b"3\n"])
+
+
+def _add(archive: zipfile.ZipFile, name: str, chunks: Iterable[bytes | memoryview], size: int = 0) -> int:
+    """Add a record of that many bytes, and return how many there were."""
+    record = zipfile.ZipInfo(f"{_FOLDER}/{name}")  # of a fixed date: the same tensors give the same bytes
+    record.file_size = size
+    assert archive.fp is not None
+    large = size > zipfile.ZIP64_LIMIT // 2
+    begin = archive.fp.tell() + _HEADER + len(record.filename) + 4 + (20 if large else 0)
+    padding = -begin % _ALIGNMENT
+    record.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding  # torch's own filling
+    written = 0
+    with archive.open(record, "w", force_zip64=large) as file:
+        for chunk in chunks:
+            written += file.write(chunk)
+    return written
+
+
+# -- its pickle --------------------------------------------------------------------------------------------------------
+
+
+def _pickled(tensors: Mapping[str, TensorData], keys: Mapping[int, str]) -> bytes:
+    """A dictionary of names to tensors, each of which is a call of torch's rebuilding function over a storage."""
+    parts = [pickle.PROTO + b"\2", pickle.EMPTY_DICT, pickle.MARK]
+    for name, data in tensors.items():
+        parts += (_text(name), _tensor(data, keys[id(data)]))
+    return b"".join((*parts, pickle.SETITEMS, pickle.STOP))
+
+
+def _tensor(data: TensorData, key: str) -> bytes:
+    """``(storage, offset, shape, stride, requires_grad, hooks)``, and of a storage without a dtype that."""
+    kind, count = _CLASSES.get(data.dtype, "torch.storage.UntypedStorage"), prod(data.shape)
+    typed = data.dtype in _CLASSES
+    count = count if typed else nbytes(data)
+    storage = (
+        _tuple(_text("storage"), _global(kind), _text(key), _text("cpu"), _int(count)) + pickle.BINPERSID
+    )
+    strides = [prod(data.shape[axis + 1 :]) for axis in range(len(data.shape))]
+    hooks = _global("collections.OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
+    arguments = [
+        storage, _int(0), _tuple(*map(_int, data.shape)), _tuple(*map(_int, strides)), pickle.NEWFALSE, hooks,
+    ]  # fmt: skip
+    if not typed:
+        arguments.append(_global(f"torch.{data.dtype}"))
+    function = _global(f"torch._utils._rebuild_tensor_v{2 if typed else 3}")
+    return function + _tuple(*arguments) + pickle.REDUCE
+
+
+def _tuple(*items: bytes) -> bytes:
+    return pickle.MARK + b"".join(items) + pickle.TUPLE
+
+
+def _global(full: str) -> bytes:
+    module, _, name = full.rpartition(".")
+    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
+
+
+def _text(text: str) -> bytes:
+    raw = text.encode("utf-8", "surrogatepass")
+    return pickle.BINUNICODE + struct.pack("<I", len(raw)) + raw
+
+
+def _int(number: int) -> bytes:
+    if number < 1 << 31:
+        return pickle.BININT + struct.pack("<i", number)
+    raw = number.to_bytes(number.bit_length() // 8 + 1, "little")
+    return pickle.LONG1 + bytes([len(raw)]) + raw
+
+
+# -- by torch ----------------------------------------------------------------------------------------------------------
 
 
 class _Watched:

@@ -20,7 +20,7 @@ from torch.utils import _pytree
 import elastic_ir as eir
 from elastic_ir.errors import UntrustedError
 from elastic_ir.formats.pickles.description import describe_module
-from elastic_ir.frontends.torch_file import read_zip_records
+from elastic_ir.formats.torch_zip import read_zip_records
 from elastic_ir.ir.graph import Graph
 from elastic_ir.passes import Pipeline
 from tests.emit.nets import same_tensors

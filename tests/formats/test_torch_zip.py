@@ -13,9 +13,9 @@ import torch
 import elastic_ir as eir
 from elastic_ir.errors import ElasticError, SourceError
 from elastic_ir.formats.bin import read_bin
-from elastic_ir.formats.torch_zip import append_zip_records
+from elastic_ir.formats.torch_zip import append_zip_records, read_zip_records
 from elastic_ir.frontends.masks import read_masks
-from elastic_ir.frontends.torch_file import read_torch_file, read_zip_records
+from elastic_ir.frontends.torch_file import read_torch_file
 
 STATE = {f"layers.{i}.weight": torch.randn(16, 16) for i in range(4)}
 

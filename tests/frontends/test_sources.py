@@ -90,7 +90,7 @@ def test_what_is_no_state_dict(tmp_path: Path) -> None:
 
 def change_graph(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     """Our file with its graph altered: the state dict written anew, the records put behind it."""
-    from elastic_ir.frontends.torch_file import read_zip_records
+    from elastic_ir.formats.torch_zip import read_zip_records
 
     records = read_zip_records(path)
     data = json.loads(records["elastic_ir/graph.json"])

@@ -14,7 +14,7 @@ from torch import nn
 import elastic_ir as eir
 from elastic_ir.errors import MaskError, SourceError
 from elastic_ir.frontends.masks import read_masks
-from elastic_ir.frontends.torch_file import choose, state_dict_of
+from elastic_ir.frontends.saved_state import choose, state_dict_of
 
 
 def weights(seed: int = 0, layers: int = 4) -> dict[str, torch.Tensor]:

@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 from elastic_ir.errors import EmitError, SourceError
-from elastic_ir.formats.torch_zip import append_zip_records
-from elastic_ir.frontends.torch_file import read_torch_file, read_zip_records
+from elastic_ir.formats.torch_zip import append_zip_records, read_zip_records
+from elastic_ir.frontends.torch_file import read_torch_file
 from elastic_ir.zoo import cifar_resnet
 
 

@@ -15,23 +15,9 @@ from typing import Any, BinaryIO, ClassVar
 
 from elastic_ir.errors import SourceError, first_line
 from elastic_ir.formats.pickles.unpickler import GuardedUnpickler, is_count
+from elastic_ir.formats.torch_zip import STORAGES
 from elastic_ir.tensors.lazy import ITEM_SIZES
 
-#: The dtype of each storage class that torch names in a pickle; an untyped one leaves it to the tensor.
-_STORAGES = {
-    "torch.DoubleStorage": "float64",
-    "torch.FloatStorage": "float32",
-    "torch.HalfStorage": "float16",
-    "torch.BFloat16Storage": "bfloat16",
-    "torch.LongStorage": "int64",
-    "torch.IntStorage": "int32",
-    "torch.ShortStorage": "int16",
-    "torch.CharStorage": "int8",
-    "torch.ByteStorage": "uint8",
-    "torch.BoolStorage": "bool",
-    "torch.ComplexFloatStorage": "complex64",
-    "torch.ComplexDoubleStorage": "complex128",
-}
 _UNTYPED = ("torch.storage.UntypedStorage", "torch.UntypedStorage")
 _ORDERED = "collections.OrderedDict"
 _REBUILD = "torch._utils._rebuild_"
@@ -119,7 +105,7 @@ class _Reader(GuardedUnpickler):
         """The name itself, if it is one that a state dict needs."""
         full = f"{module}.{name}"
         dtype = module == "torch" and name in ITEM_SIZES
-        if full in _CALLED or full in _STORAGES or full in _UNTYPED or dtype:
+        if full in _CALLED or full in STORAGES or full in _UNTYPED or dtype:
             return Name(full)
         raise self.refuse(f"names {full}")
 
@@ -131,9 +117,9 @@ class _Reader(GuardedUnpickler):
                 f"{self.where} holds a view of a storage, as torch wrote them before 0.4; load it with torch and save "
                 "it again"
             )
-        if type(kind) is not Name or (kind.full not in _STORAGES and kind.full not in _UNTYPED):
+        if type(kind) is not Name or (kind.full not in STORAGES and kind.full not in _UNTYPED):
             raise self.refuse("refers to a storage in an unusual way")
-        return StorageReference(key, _STORAGES.get(kind.full), count)
+        return StorageReference(key, STORAGES.get(kind.full), count)
 
     def load_reduce(self) -> None:
         args = self.stack.pop()

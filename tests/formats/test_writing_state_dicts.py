@@ -1,0 +1,143 @@
+"""State dicts written without torch, read by torch: every dtype and shape, ties, places, and what is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elastic_ir.errors import EmitError
+from elastic_ir.formats.bin import read_bin
+from elastic_ir.formats.torch_zip import places_of, write_state
+from elastic_ir.tensors.lazy import InlineData, TensorData
+from elastic_ir.tensors.torch_bridge import TorchData, dtype_name
+from elastic_ir.zoo import cifar_resnet
+
+DTYPES = [
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
+    torch.uint8, torch.bool, torch.complex64, torch.complex128, torch.uint16, torch.uint32, torch.uint64,
+    torch.float8_e4m3fn, torch.float8_e5m2,
+]  # fmt: skip
+
+
+def raw(tensor: torch.Tensor) -> bytes:
+    return b"".join(TorchData(tensor).chunks())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("mmap", [False, True])
+def test_torch_reads_every_dtype(tmp_path: Path, dtype: torch.dtype, mmap: bool) -> None:
+    wanted = {
+        name: torch.randint(0, 255, (*shape[:-1], shape[-1] * dtype.itemsize), dtype=torch.uint8).view(dtype)
+        for name, shape in (("one", (1,)), ("table", (3, 5)), ("empty", (0, 4)), ("deep", (2, 1, 3, 2)))
+    }
+    if dtype == torch.bool:
+        wanted = {name: tensor.view(torch.uint8).fmod(2).bool() for name, tensor in wanted.items()}
+    write_state(tmp_path / "a.pt", {name: TorchData(tensor) for name, tensor in wanted.items()})
+    read = torch.load(tmp_path / "a.pt", weights_only=True, mmap=mmap)
+    assert list(read) == list(wanted)
+    for name, tensor in wanted.items():
+        assert (read[name].dtype, read[name].shape) == (dtype, tensor.shape)
+        assert read[name].is_contiguous() and raw(read[name]) == raw(tensor)
+
+
+@given(
+    st.lists(
+        st.tuples(st.text(min_size=1), st.lists(st.integers(0, 4), max_size=3)),
+        max_size=6,
+        unique_by=lambda p: p[0],
+    )
+)
+def test_both_readers_find_what_was_written(tensors: list[tuple[str, list[int]]]) -> None:
+    import tempfile
+
+    wanted = {name: torch.randn(shape) for name, shape in tensors}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.pt"
+        write_state(path, {name: TorchData(tensor) for name, tensor in wanted.items()})
+        read, here = torch.load(path, weights_only=True), read_bin(path)
+        assert list(read) == list(here) == list(wanted)
+        for name, tensor in wanted.items():
+            assert torch.equal(read[name], tensor)
+            assert b"".join(here[name].chunks()) == raw(tensor)
+
+
+def test_names_of_one_tensor_share_it(tmp_path: Path) -> None:
+    one = TorchData(torch.randn(4, 4))
+    write_state(tmp_path / "a.pt", {"a": one, "b": TorchData(torch.randn(4, 4)), "c": one})
+    read = torch.load(tmp_path / "a.pt")
+    assert read["a"].data_ptr() == read["c"].data_ptr() != read["b"].data_ptr()
+    with zipfile.ZipFile(tmp_path / "a.pt") as archive:
+        assert sum("/data/" in name for name in archive.namelist()) == 2
+
+
+def test_the_same_tensors_give_the_same_bytes_at_aligned_places(tmp_path: Path) -> None:
+    state = {f"layer.{n}": TorchData(torch.full((n,), 1.0)) for n in range(1, 20)}
+    for name in ("a.pt", "b.pt"):
+        write_state(tmp_path / name, state)
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
+    with (tmp_path / "a.pt").open("rb") as file, zipfile.ZipFile(file) as archive:
+        assert archive.testzip() is None
+        assert {place.offset % 64 for name, place in places_of(file, "a.pt").items() if "data/" in name} == {
+            0
+        }
+
+
+@dataclass(frozen=True)
+class Short:
+    """A tensor that yields less than it says."""
+
+    shape: tuple[int, ...] = (4,)
+    dtype: str = "float32"
+
+    def chunks(self) -> Iterator[memoryview]:
+        yield memoryview(b"1234")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (Short(), "the tensor 'w' gave 4 bytes where its shape and dtype need 16"),
+        (
+            InlineData((2,), "uint4", b"1"),
+            "the tensor 'w' is uint4, which torch cannot hold; write .safetensors",
+        ),
+    ],
+)
+def test_refusals(tmp_path: Path, data: TensorData, reason: str) -> None:
+    with pytest.raises(EmitError, match=reason):
+        write_state(tmp_path / "a.pt", {"w": data})
+
+
+def test_the_commands_on_bare_state_dicts_import_no_torch(tmp_path: Path) -> None:
+    """A training checkpoint with an optimizer beside the state dict is plain data too."""
+    network = cifar_resnet(14)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
+    saved = {"model": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3, "lr": 0.1}
+    torch.save(saved, tmp_path / "a.pt")
+    code = """
+import sys
+from elastic_ir.cli import main
+for arguments in (
+    ["stretch", "a.pt", "--to-depth", "20", "-o", "b.pt"], ["inspect", "b.pt"], ["diff", "a.pt", "b.pt"],
+    ["squeeze", "b.pt", "--to-depth", "14", "-o", "c.pt"],
+):
+    sys.argv = ["elastic-ir", *arguments]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code or arguments[0] == "diff", arguments
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    deeper, again = torch.load(tmp_path / "b.pt"), torch.load(tmp_path / "c.pt")
+    cifar_resnet(20).load_state_dict(deeper, strict=True)
+    assert all(torch.equal(again[name], tensor) for name, tensor in network.state_dict().items())
