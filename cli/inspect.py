@@ -41,7 +41,9 @@ def inspect(source: str, as_json: bool, reading: Reading) -> None:
 
     Nothing is written. A network in which nothing repeats is not an error here; its structure line states it.
     """
-    graph = reading.load(source, headers_only=reading.by_headers(source))
+    from elastic_ir.frontends.sources import is_name
+
+    graph = reading.load(source, headers_only=reading.by_headers(source) or is_name(source))
     with tables.status(f"reading {source}"):
         structure, sentence = tables.structure_of(graph)
         from elastic_ir.analysis.summary import summarise

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elastic_ir.errors import SourceError, TraceError
+from elastic_ir.errors import TraceError
 from elastic_ir.formats.model_folder import LAYOUTS, layout_of
-from elastic_ir.frontends.sources import build, is_name, load
+from elastic_ir.frontends.sources import build, is_name, load, on_meta
 from elastic_ir.ir.graph import Graph
 
 if TYPE_CHECKING:
@@ -34,21 +34,11 @@ def load_reference(reference: Any, source: Graph, **options: Any) -> Graph:
     text = os.fspath(reference)
     if is_name(text):
         make = functools.partial(build, text)
-        return _traced(_on_meta(make), source, make)
+        return _traced(on_meta(make), source, make)
     if any((Path(text) / layout.config).is_file() for layout in LAYOUTS):
         make = functools.partial(_of_configuration, Path(text))
         return _traced(_of_configuration(Path(text), "meta"), source, make)
     return load(text, **options)
-
-
-def _on_meta(make: Callable[[], nn.Module]) -> nn.Module:
-    import torch
-
-    try:
-        with torch.device("meta"):
-            return make()
-    except (RuntimeError, SourceError):  # a constructor that reads values (a rate from a tensor)
-        return make()
 
 
 def _of_configuration(folder: Path, device: str = "cpu") -> nn.Module:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,8 +43,8 @@ def load(
     names the network of a bare state dict (a source, a module or a graph); ``masks`` is a mask file or a mapping of
     names to 0/1 tensors; ``mask_from_zeros`` takes exact zeros in prunable weights as pruned. ``headers_only`` reads a
     folder of safetensors by its headers, without torch and without its network: names and shapes show the structure,
-    and :func:`save` streams the tensors from folder to folder. ``key`` selects one of several state dicts of a ``.pt``,
-    with dots where it is nested; what is left behind is listed in ``graph.info.left_behind``. Raises
+    and :func:`save` streams the tensors from folder to folder; a network of a name is built without values. ``key``
+    selects one of several state dicts of a ``.pt``, with dots where it is nested; what is left behind is listed in ``graph.info.left_behind``. Raises
     SourceError, MaskError, TraceError.
     """
     if not isinstance(source, str | os.PathLike):
@@ -56,7 +57,8 @@ def load(
     if is_name(text):
         if key is not None:
             raise _one_network(text, key)
-        graph = traced(build(text), input_shape)
+        make = functools.partial(build, text)
+        graph = traced(on_meta(make) if headers_only and not mask_from_zeros else make(), input_shape)
     else:
         refuse_special(path)
         if not path.exists():
@@ -116,6 +118,17 @@ def build(text: str, **arguments: Any) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise SourceError(f"{text} returns a {type(made).__name__}, not a torch.nn.Module")
     return made
+
+
+def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
+    """A network without values, or with them where its constructor reads some (a rate from a tensor)."""
+    import torch
+
+    try:
+        with torch.device("meta"):
+            return make()
+    except (RuntimeError, SourceError):
+        return make()
 
 
 def _import(name: str, remedy: str) -> Any:

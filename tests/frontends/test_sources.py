@@ -21,6 +21,7 @@ from elastic_ir.errors import ElasticError, MaskError, SourceError, TraceError, 
 from elastic_ir.formats.torch_zip import append_zip_records
 from elastic_ir.frontends.sources import build, is_name
 from elastic_ir.ir.functions import resolve_function
+from elastic_ir.tensors.lazy import ShapeOnly
 from elastic_ir.zoo import CifarResNet, cifar_resnet
 from tests.emit.nets import IMAGE, contents, image, network, same_tensors, some_masks, ticket
 
@@ -684,3 +685,33 @@ def test_nothing_is_written_by_reading(tmp_path: Path) -> None:
     before = contents(tmp_path)
     eir.stretch(eir.load(tmp_path / "a.safetensors"), to_depth=20).to_module()
     assert contents(tmp_path) == before
+
+
+# -- names, built without values -------------------------------------------------------------------------------------
+
+
+def test_a_named_network_is_shown_without_its_values() -> None:
+    shown = eir.load("elastic_ir.zoo:cifar_resnet20", headers_only=True)
+    assert all(isinstance(weight.storage.data, ShapeOnly) for weight in shown.weights.values())
+    whole = eir.load("elastic_ir.zoo:cifar_resnet20")
+    assert (shown.depth, shown.stages[1].name, shown.parameter_count()) == (
+        20,
+        "layer2",
+        whole.parameter_count(),
+    )
+    assert [len(stage) for stage in shown.stages] == [len(stage) for stage in whole.stages]
+    with pytest.raises(MaskError, match="no exact zeros"):  # it was given values to look at
+        eir.load("elastic_ir.zoo:cifar_resnet20", headers_only=True, mask_from_zeros=True)
+
+
+def test_a_constructor_that_reads_values_gets_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rates.py").write_text(
+        """
+import torch
+from elastic_ir.zoo import cifar_resnet
+def make():
+    return cifar_resnet(int(torch.linspace(8, 14, 2)[1].item()))
+"""
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert eir.load("rates:make", headers_only=True).depth == 14
