@@ -44,7 +44,8 @@ def load(
     names to 0/1 tensors; ``mask_from_zeros`` takes exact zeros in prunable weights as pruned. ``headers_only`` reads a
     folder of safetensors by its headers, without torch and without its network: names and shapes show the structure,
     and :func:`save` streams the tensors from folder to folder; a network of a name is built without values. ``key``
-    selects one of several state dicts of a ``.pt``, with dots where it is nested; what is left behind is listed in ``graph.info.left_behind``. Raises
+    selects one of several state dicts of a ``.pt``, with dots where it is nested; what is left behind is listed in
+    ``graph.info.left_behind``. Raises
     SourceError, MaskError, TraceError.
     """
     if not isinstance(source, str | os.PathLike):
