@@ -11,7 +11,6 @@ torch.export and torch.fx warn of concerns programs to be run, and ours are only
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import os
@@ -260,12 +259,9 @@ def absorb_pruning(model: nn.Module) -> tuple[nn.Module, dict[str, torch.Tensor]
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, BasePruningMethod):
                 memo[id(getattr(module, hook._tensor_name))] = None
-    if any(map(computes_weights, model.modules())):
-        from elastic_ir.tickets.parametrizations import copied
+    from elastic_ir.tickets.parametrizations import copied
 
-        twin = copied(model, memo)
-    else:
-        twin = copy.deepcopy(model, memo)
+    twin = copied(model, memo)
     masks: dict[str, torch.Tensor] = {}
     for path, module in twin.named_modules():
         for key, hook in list(module._forward_pre_hooks.items()):

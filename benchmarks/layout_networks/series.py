@@ -202,6 +202,14 @@ TABLE.add(
     ),
     lambda: ((floats(1, 4, 40)(),), {"ch_names": ["C3", "C4", "CZ", "FZ"]}),
     each("blocks.{i}", of=3),
+    each(
+        "patch_embed.temporal_conv.conv{i}",
+        "patch_embed.temporal_conv.norm{i}",
+        of=(1, 2, 3),
+        pinned=[0],
+        optional=True,
+        grows=0,
+    ),
     depth=3,
 )
 TABLE.add(

@@ -14,6 +14,8 @@ from elastic_ir.ir.graph import Node, Value
 from elastic_ir.ir.operations import reads_form_only
 from elastic_ir.ir.structure import Block, Structure, fit
 
+_MODELS = 4  #: blocks that are asked where they read what flows into them
+
 
 class Links:
     """What flows into each group and out of it, and whether neighbours chain."""
@@ -230,9 +232,11 @@ class Links:
 
     def _first_inputs(self, index: int) -> None:
         group = self.groups[index]
-        following = self.groups[index + 1] if index + 1 < len(self.groups) else None
-        if following is not None and following.linked and len(following.inputs) > 1:
-            found = _at_the_places_of(following, group)
+        # blocks that read their streams crosswise may do so in every second block alone (LoFTR)
+        for model in self.groups[index + 1 : index + 1 + _MODELS]:
+            if not model.linked or len(model.inputs) < 2:
+                break
+            found = _at_the_places_of(model, group)
             if found and all(value in self.reads[index] for value in found):
                 group.inputs = found
                 return
@@ -260,14 +264,14 @@ def _in_the_order_of(model: tuple[Value, ...], values: tuple[Value, ...]) -> tup
 
 
 def _at_the_places_of(model: Group, group: Group) -> tuple[Value, ...]:
-    """What a group reads where an equal one reads its inputs; () where they are not equal."""
+    """What a group reads where an equal one reads its inputs; () where they are not equal, or read otherwise."""
     if [node.op for node in model.nodes] != [node.op for node in group.nodes]:
         return ()
     found: dict[Value, Value] = {}
     for node, twin in zip(model.nodes, group.nodes, strict=True):
         for value, mine in zip(node.operands(), twin.operands(), strict=False):
-            if value in model.inputs:
-                found.setdefault(value, mine)
+            if value in model.inputs and found.setdefault(value, mine) is not mine:
+                return ()
     return tuple(found[value] for value in model.inputs) if len(found) == len(model.inputs) else ()
 
 

@@ -172,10 +172,13 @@ def _about_bodies(graph: Graph) -> str:
 def _applied_again(graph: Graph) -> str | None:
     """A layer that runs several times over the same weights (ALBERT, Lan et al. 2020, section 3.1)."""
     layer_names = {name for name, weight in graph.weights.items() if weight.layer}
-    times: dict[str, int] = {}
+    calls: Counter[tuple[str, str]] = Counter()
     for node in graph:
-        for name in layer_names.intersection(node.weight_names()):
-            times[name] = times.get(name, 0) + 1
+        # what makes a weight out of another one (a norm of it) reads that several times, each time otherwise
+        calls.update((name, node.op) for name in layer_names.intersection(node.weight_names()))
+    times: dict[str, int] = {}
+    for (name, _), number in calls.items():
+        times[name] = max(number, times.get(name, 0))
     count = max(times.values(), default=0)
     owners = [name.split(".")[:-1] for name, number in times.items() if number == count]
     if count < 2 or len(owners) < 2:

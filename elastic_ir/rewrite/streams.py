@@ -32,10 +32,10 @@ def flowing_operands(structure: Structure) -> dict[Node, Flows]:
         for block in blocks:
             if not is_parted(block):
                 operations = [node.op for node in block.nodes]
-                alike = (one for one in blocks if is_parted(one) and [n.op for n in one.nodes] == operations)
-                model = next((one for one in alike if len(one.inputs) == len(block.inputs)), None)
-                if model is not None:
-                    _enter(block, model, found)
+                alike = [one for one in blocks if is_parted(one) and [n.op for n in one.nodes] == operations]
+                # where some read crosswise, one value for all does not show what this one does
+                if len({_reading(one) for one in alike}) == 1:
+                    _enter(block, alike[0], found)
     return found
 
 
@@ -51,6 +51,12 @@ def check_parted(block: Block, flows: Mapping[Node, Flows]) -> None:
             f"{block.path} takes one value for several streams, and no other block of its stage shows which of its "
             "operations reads which stream, so it cannot be cloned"
         )
+
+
+def _reading(block: Block) -> tuple[tuple[int, ...], ...]:
+    """Which stream each operand of a block's nodes reads; -1 for none."""
+    streams = {value: index for index, value in enumerate(block.inputs)}
+    return tuple(tuple(streams.get(value, -1) for value in node.operands()) for node in block.nodes)
 
 
 def _enter(block: Block, model: Block, found: dict[Node, Flows]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import EmitError
 from elastic_ir.tensors.lazy import Mask, MaskedData, ShapeOnly, TensorData, item_size
@@ -86,6 +86,24 @@ def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
         if not isinstance(inner, torch.nn.Module):
             return module
         module = inner
+
+
+def results_held(module: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """The tensors with a history that modules keep as attributes, in lists and dictionaries too: what a run computed.
+
+    ``copy.deepcopy`` refuses them (attention maps that are kept to be looked at, RAFT's pyramid).
+    """
+    seen: set[int] = set()
+    for part in module.modules():
+        waiting: list[Any] = list(vars(part).values())
+        while waiting:
+            item = waiting.pop()
+            if type(item) in (dict, list, tuple):
+                if id(item) not in seen:
+                    seen.add(id(item))
+                    waiting += item.values() if type(item) is dict else item
+            elif getattr(item, "grad_fn", None) is not None:
+                yield item
 
 
 def device_of(module: torch.nn.Module) -> torch.device:

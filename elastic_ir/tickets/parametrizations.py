@@ -23,6 +23,7 @@ from torch.nn.utils.parametrize import (
     type_before_parametrizations,
 )
 
+from elastic_ir.tensors.torch_bridge import results_held
 from elastic_ir.tensors.weights import holds_table, is_prunable
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -123,14 +124,12 @@ def with_computed_weights(module: nn.Module) -> nn.Module | None:
 def copied(module: Module, memo: dict[int, Any]) -> Module:
     """``copy.deepcopy`` of a module with a memo, also where hooks or parametrizations compute its weights.
 
-    What hooks compute anew at every forward is copied detached, which deepcopy refuses. A parametrized module has a
-    class of its own, with a property for each weight; so has the copy then, so that what is done to one of them
+    What hooks or the forward compute anew each time is copied detached, which deepcopy refuses. A parametrized module
+    has a class of its own, with a property for each weight; so has the copy then, so that what is done to one of them
     (``remove_parametrizations``) leaves the other as it is.
     """
-    for part in module.modules():
-        for value in vars(part).values():
-            if isinstance(value, torch.Tensor) and value.grad_fn is not None and id(value) not in memo:
-                memo[id(value)] = value.detach().clone()
+    for value in results_held(module):
+        memo.setdefault(id(value), value.detach().clone())
     made = copy.deepcopy(module, memo)
     for part in made.modules():
         kind = type(part)

@@ -85,12 +85,12 @@ def _assign(graph: Graph, scopes: dict[Node, str | None]) -> bool:
     for node, scope in scopes.items():
         node.scope = scope or ""
     users = graph.users()
+    known = {node for node, scope in scopes.items() if scope is not None}
     for node, scope in scopes.items():
         readers = users.get(node.output, ())
         if scope is None and readers and all(reader.kind == "output" for reader in readers):
-            scopes[node] = ""  # it gives a result the name of an output
+            scopes[node] = ""  # it gives a result the name of an output, which says nothing of what it reads
     unknown = [node for node, scope in scopes.items() if scope is None]
-    known = {node for node, scope in scopes.items() if scope is not None}
     quantisers = [node for node in reversed(unknown) if node.op in _QUANTISERS]
     for nodes in (quantisers, unknown, reversed(unknown)):
         for node in nodes:

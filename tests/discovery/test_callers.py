@@ -76,6 +76,33 @@ def test_a_block_that_only_begins_a_period_stays_the_last(make: type[Meeting | H
     assert torch.equal(eir.squeeze(deeper, to_stages=[len(stage)]).to_module()(X, Y), model(X, Y))
 
 
+class Turns(nn.Module):
+    """One kind of layer, for each stream by itself and across them by turns (LoFTR)."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Cross() for _ in range(count))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        for index, layer in enumerate(self.layers):
+            if index % 2:
+                x = layer(x, y)
+                y = layer(y, x)
+            else:
+                x, y = layer(x, x), layer(y, y)
+        return x - 2 * y
+
+
+@pytest.mark.parametrize("plan", [[0, 1, 2, 3, 0, 1], [0, 1, 0, 1, 2, 3], [2, 3]])
+def test_a_first_block_that_reads_otherwise_than_the_next_one(plan: list[int]) -> None:
+    (stage,) = (graph := eir.trace(Turns(4).eval(), (X, Y))).stages
+    assert (len(stage.blocks), stage.period) == (4, 2)
+    made = eir.squeeze(graph, plan=[plan]) if len(plan) < 4 else eir.stretch(graph, plan=[plan])
+    native = Turns(len(plan)).eval()
+    native.load_state_dict(made.state_dict())
+    assert torch.allclose(made.to_module()(X, Y), native(X, Y), atol=1e-6)
+
+
 def test_layers_of_two_kinds_in_any_order_are_free_to_the_last() -> None:
     """One stream, and a caller that treats all layers alike."""
     model = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), (nn.ReLU(), nn.Tanh())[i % 2]) for i in range(5)))
@@ -214,9 +241,23 @@ class Chosen(nn.Module):
         return self.head(torch.cat(found[1:], -1))  # type: ignore[no-any-return]
 
 
+class Normed(nn.Module):
+    """Weights that are divided by their norms are read twice each, and no layer runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(WIDTH, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.first, self.second):
+            x = torch.relu(nn.functional.linear(x, layer.weight / layer.weight.norm()))
+        return x
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
+        (Normed, "no two blocks in a row have equal operations and weight shapes"),
         (
             Backwards,
             r"the children of 'flows' run from the last one to the first \(flows\.2 before flows\.1\)",

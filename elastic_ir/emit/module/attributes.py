@@ -25,6 +25,7 @@ from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.naming import outward
 from elastic_ir.ir.numbering import COUNT, DEPTHS, is_index_list
 from elastic_ir.ir.structure import Block, Container, Structure
+from elastic_ir.tensors.torch_bridge import results_held
 from elastic_ir.tensors.weights import computes_weights
 
 _INDEX = re.compile(r"(idx|index|layer|block|_id$|^i$)")
@@ -365,8 +366,8 @@ def _recurrent(module: nn.Module) -> Iterator[Any]:
 
 
 def copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """A deep copy of a module with a memo, also where its weights are computed."""
-    if not any(map(computes_weights, module.modules())):
+    """A deep copy of a module with a memo, also where its weights are computed, or it holds results of a run."""
+    if not any(map(computes_weights, module.modules())) and next(results_held(module), None) is None:
         return copy.deepcopy(module, memo)
     from elastic_ir.tickets import parametrizations
 

@@ -364,3 +364,29 @@ def test_the_decoder_s_own_configuration_follows() -> None:
     # without the cache: transformers sizes it by the encoder's count, so a deeper decoder overruns it natively too
     options = {"max_new_tokens": 5, "do_sample": False, "use_cache": False, "decoder_start_token_id": 0}
     assert torch.equal(module.generate(tokens, **options), native.generate(tokens, **options))
+
+
+class Keeping(nn.Module):
+    """Keeps what it computed, to be looked at, in an attribute and in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.maps: list[torch.Tensor] = []
+        self.last: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.maps = []
+        for layer in self.layers:
+            x = torch.relu(layer(x))
+            self.maps.append(x)
+        self.last = x
+        return x
+
+
+def test_a_network_that_keeps_results_of_a_run() -> None:
+    model, x = Keeping(), torch.randn(2, 4)
+    model(x).sum().backward()
+    made = eir.stretch(eir.trace(model, (x,)), to_units=4).to_module()
+    assert isinstance(made, Keeping)
+    assert torch.allclose(made(x), torch.relu(made.layers[0](model(x))))

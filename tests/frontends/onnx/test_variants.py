@@ -249,3 +249,24 @@ def test_a_body_within_each_block(tmp_path: Path) -> None:
         chain(branch, inputs=[helper.make_tensor_value_info("choice", 9, [])]), tmp_path / "branches.onnx"
     )
     check(tmp_path / "branches.onnx", [4], 5, tmp_path)
+
+
+class OneNorm(torch.nn.Module):
+    """One norm before all layers, which the older exporter names anew at each call."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.first = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(count))
+        self.second = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(count))
+        self.norm = torch.nn.LayerNorm(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for first, second in zip(self.first, self.second, strict=True):
+            x = x + first(self.norm(x))
+            x = x + torch.relu(second(self.norm(x)))
+        return x
+
+
+def test_what_gives_the_result_parts_no_activation_from_the_last_layer(tmp_path: Path) -> None:
+    path = export_older(OneNorm(3).eval(), (torch.randn(2, 8),), tmp_path / "net.onnx")
+    check(path, [3], 6, tmp_path)
