@@ -6,13 +6,15 @@ seconds, so it is not asked about others. What none can be asked about is as bef
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Hashable, Iterable, Sequence
 
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
-from elastic_ir.ir.structure import Container
-from elastic_ir.plans.keep_beside import tensor_is_kept
+from elastic_ir.ir.structure import Container, Stage
+from elastic_ir.plans.keep_beside import is_kept, tensor_is_kept
+from elastic_ir.plans.plan import Plan, StageShape, check_plan
 from elastic_ir.tensors.gathered import ByLayer
 
 _ROLE = re.compile(r"weight|bias|running_mean|running_var|num_batches_tracked")
@@ -29,32 +31,75 @@ def indexed_by_layer(
     PlanError where one has entries for the layers and what they mean is not plain.
     """
     ask = graph.origin.by_layer
-    changed = {
-        stage.containers[0].series.head: (stage.containers[0], wanted)
+    changed = [
+        (stage, wanted)
         for stage, wanted in zip(graph.stages, sequence, strict=True)
         if list(wanted) != list(range(len(stage)))
-    }
+    ]
     if ask is None or not changed:
         return {}
-    near = {name for container, _ in changed.values() for name in _suspects(graph, container)} | set(suspects)
+    boxes = [stage.containers[0] for stage, _ in changed]
+    near = {name for container in boxes for name in _suspects(graph, container)} | set(suspects)
     if all(tensor_is_kept(kept, name) for name in near):
         return {}
     found: dict[str, tuple[Container, ByLayer]] = {}
     for name, how in ask(graph).items():
-        container, wanted = changed.get(how.head, (None, ()))
-        if container is None or name not in graph.weights or tensor_is_kept(kept, name):
+        stage, wanted = next(((s, w) for s, w in changed if not _heads(s).isdisjoint(how.heads)), (None, ()))
+        if stage is None or name not in graph.weights or tensor_is_kept(kept, name):
             continue
         why = how.unclear
-        if not why and any(not isinstance(item, int) for item in wanted):
-            why = "the plan takes layers of several networks, whose entries are weighed otherwise"
+        if not how.heads <= _heads(stage):
+            why = why or "it becomes longer with another stack, too"
+        if any(not isinstance(item, int) for item in wanted):
+            why = why or "the plan takes layers of several networks, whose entries are weighed otherwise"
         if why:
             raise PlanError(
-                f"{name} {list(graph.weights[name].shape)} beside {container.label!r} has an entry for each of its "
+                f"{name} {list(graph.weights[name].shape)} beside {stage.name!r} has an entry for each of its "
                 f"layers, and cannot follow them: {why}; --keep-beside {name} (keep_beside=) with --no-check writes "
                 "it as it is"
             )
-        found[name] = container, how
+        found[name] = stage.containers[0], how
     return found
+
+
+def _heads(stage: Stage) -> set[str]:
+    return {box.series.head for box in stage.containers}
+
+
+def with_lists_between(graph: Graph, plan: Plan, kept: Sequence[str]) -> Plan:
+    """A plan with what stands between the blocks of a stage, a stage of its own with one member fewer.
+
+    It follows where the source's network shows that it grows with the stage, and the plan leaves it as it is.
+    """
+    ask = graph.origin.by_layer
+    pairs = [
+        (number, other)
+        for number, (stage, wanted) in enumerate(zip(graph.stages, plan, strict=True))
+        for other, (between, same) in enumerate(zip(graph.stages, plan, strict=True))
+        if list(wanted) != list(range(len(stage))) and list(same) == list(range(len(between)))
+        and len(between) == len(stage) - 1 and _is_whole(stage) and _is_whole(between)
+        and _homes(stage) == _homes(between) and not is_kept(kept, between.name)
+    ]  # fmt: skip
+    shown = ask(graph) if ask is not None and pairs else {}
+    made = [tuple(wanted) for wanted in plan]
+    for number, other in pairs:
+        stage, between = graph.stages[number], graph.stages[other]
+        hows = [shown.get(head) for head in _heads(between)]
+        if all(how is not None and not how.unclear and how.heads <= _heads(stage) for how in hows):
+            entries = ByLayer("", 0, more=-1).gathering(plan[number], len(stage)).entries
+            with contextlib.suppress(PlanError):  # the network says at the end what is amiss
+                made[other] = check_plan(StageShape.in_graph(graph, between), entries)
+    return tuple(made)
+
+
+def _is_whole(stage: Stage) -> bool:
+    """Whether a stage's lists are its own, from the first member to the last."""
+    return all(len(box.children) == len(stage) for box in stage.containers)
+
+
+def _homes(stage: Stage) -> set[str]:
+    """The modules that the lists of a stage are attributes of."""
+    return {head.rstrip(".").rpartition(".")[0] for head in _heads(stage)}
 
 
 def _suspects(graph: Graph, container: Container) -> list[str]:

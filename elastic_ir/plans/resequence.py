@@ -13,7 +13,7 @@ from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.safety.limits import check_blocks
 
 if TYPE_CHECKING:
-    from elastic_ir.tensors.gathered import ByLayer
+    from elastic_ir.tensors.gathered import ByLayer, Gathering
 
 
 def resequence(
@@ -45,10 +45,20 @@ def resequence(
             second = all(stage.container is not container for stage in graph.stages)
             if second and is_kept(stays, container.label, container.path):
                 rewriter.leave_list(container)
+    named = not shown and not len(graph)  # nodes show themselves what changes together
+    if named and written is None:
+        from elastic_ir.plans.by_layer import with_lists_between
+
+        plan = with_lists_between(graph, plan, stays)
+    sums: dict[str, Gathering] = {}
+    if len(graph):
+        from elastic_ir.plans.layer_sums import weights_of_sums
+
+        sums = weights_of_sums(graph, plan)
     sequence = plan if written is None else written
     unproven: dict[str, str] = {}
     indexed: dict[str, tuple[Container, ByLayer]] = {}
-    if not shown and not len(graph):  # nodes show themselves what changes together
+    if named:
         from elastic_ir.plans.by_layer import indexed_by_layer
         from elastic_ir.plans.keep_beside import refuse_left_behind
 
@@ -98,6 +108,8 @@ def resequence(
             rewriter.delete_block(block)
         if parted:
             rewriter.loosen(stage, entry=False)
+    for name, gathering in sums.items():
+        rewriter.gather(name, gathering)
     for name, (container, how) in indexed.items():
         count = len(container.children) - container.tail
         order = [container.source_index(child.origin) for child in container.children[:count]]

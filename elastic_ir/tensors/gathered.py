@@ -98,7 +98,13 @@ class ByLayer:
     #: stands between two layers, 0 where there are as many as layers
     more: int = 0
     softmaxed: bool = False  #: whether the entries are weights only after a softmax over all of them
+    also: tuple[str, ...] = ()  #: heads of other lists that it becomes longer with
     unclear: str = ""  #: why the meaning of the entries is not known, where it is not
+
+    @property
+    def heads(self) -> set[str]:
+        """The heads of all lists that it becomes longer with."""
+        return {self.head, *self.also}
 
     def gathering(self, order: Sequence[int], before: int) -> Gathering:
         """What a plan's layers take, given by their sources, of which there are ``before``."""

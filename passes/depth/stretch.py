@@ -47,7 +47,7 @@ class Stretch(ResizePass):
         plan = stretch_plan(graph, self.target, self.order, self.replicate)
         made = resequence(rewriter, graph, plan, self.keep_beside)
         if edits is not None:
-            edits.apply(rewriter, graph, plan)
+            edits.apply(rewriter, graph, made.plan)
         return made
 
     def _copy_edits(self) -> CopyEdits | None:

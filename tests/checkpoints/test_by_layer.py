@@ -89,6 +89,22 @@ def saved(make: Callable[[], Any], folder: Path) -> eir.Graph:
     return load_checkpoint(folder)
 
 
+def informer() -> Any:
+    """A network with a convolution between two layers of its encoder, in a list of their own."""
+    settings = t.InformerConfig(
+        prediction_length=4, context_length=8, encoder_layers=4, decoder_layers=3, d_model=16,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24, distil=True,
+        lags_sequence=[1, 2],
+    )  # fmt: skip
+    return t.InformerModel(settings)
+
+
+def lightglue() -> Any:
+    """A network that steps through two lists, and through a third in all steps but the last."""
+    settings = t.LightGlueConfig(num_hidden_layers=4, descriptor_dim=32, num_attention_heads=2)
+    return t.LightGlueForKeypointMatching(settings)
+
+
 ORDER = [0, 1, 2, 3, 2, 3]
 CASES: dict[str, tuple[Callable[[], Any], str, list[int], dict[str, Gathering]]] = {
     "wav2vec2": (
@@ -138,6 +154,45 @@ def test_entries_follow_their_layers(name: str, tmp_path: Path) -> None:
     assert found.differences == [] and type(make()).__name__ in found.network
     _, report = type(make()).from_pretrained(out, output_loading_info=True)
     assert not any(report.values())
+
+
+@pytest.mark.parametrize(
+    ("make", "stage", "between"),
+    [
+        (informer, "encoder.layers", "encoder.conv_layers"),
+        (lightglue, "match_assignment_layers", "token_confidence"),
+    ],
+)
+@pytest.mark.parametrize(("order", "wanted"), [(ORDER, [0, 1, 2, 2, 2]), ([0, 2, 3], [0, 2]), ([0, 1], [0])])
+def test_lists_between_layers_follow(
+    make: Callable[[], Any], stage: str, between: str, order: list[int], wanted: list[int], tmp_path: Path
+) -> None:
+    """A list of one member fewer has those that stand behind the layers' sources."""
+    graph = saved(make, tmp_path / "source")
+    deeper = eir.stretch(graph, plan={stage: order})
+    place = [one.name for one in graph.stages].index(between)
+    assert list(deeper.resequenced.plan[place]) == wanted
+    sources = {
+        int(new.removeprefix(f"{between}.").split(".")[0]): int(old.removeprefix(f"{between}.").split(".")[0])
+        for new, old in deeper.lineage().items()
+        if new.startswith(f"{between}.")
+    }
+    assert sources == dict(enumerate(wanted))
+    out = save_checkpoint(deeper, tmp_path / "out")
+    assert verify_checkpoint(out, [tmp_path / "source"]).differences == []
+    _, report = type(make()).from_pretrained(out, output_loading_info=True)
+    assert not any(report.values())
+    kept = eir.stretch(graph, plan={stage: order}, keep_beside=between)
+    assert len(kept.structure.stage(between)) == 3
+    other = {stage: order, between: [0] * (len(order) - 1)}  # what the plan states is not changed
+    assert list(eir.stretch(graph, plan=other).resequenced.plan[place]) == other[between]
+
+
+def test_a_list_that_a_squeeze_leaves_alone(tmp_path: Path) -> None:
+    """Encoder and decoder of Informer, of which one has a layer fewer, have nothing to do with each other."""
+    graph = saved(informer, tmp_path / "source")
+    after = eir.squeeze(graph, to_stages={"decoder.layers": 2})
+    assert [len(stage) for stage in after.stages] == [2, 3, 4]
 
 
 def test_a_weighted_sum_is_unchanged(tmp_path: Path) -> None:

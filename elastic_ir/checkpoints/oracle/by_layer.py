@@ -33,7 +33,10 @@ def indexed(
     stacks: Sequence[Stack],
     heads: Mapping[str, str],
 ) -> dict[str, ByLayer]:
-    """The tensors outside of stacks with entries for the layers of one; ``heads`` are the modules' by the labels."""
+    """The tensors outside of stacks with entries for the layers of one; ``heads`` are the modules' by the labels.
+
+    So are stacks of one layer fewer that stand between the layers of another, by what stands before their numbers.
+    """
     found: dict[str, ByLayer] = {}
     module = library.network(config, library.file)
     odd = {name for name, _, _ in library.loading(module, tensors)["shapes"]}  # before anything has changed
@@ -41,20 +44,33 @@ def indexed(
         if stack.label not in heads or not stack.before:
             continue
         longer, growth = _grown(library, config, tensors, stacks, stack, heads[stack.label])
+        lengths = network.lengths(longer) if longer is not None else {}
+        for other in stacks:
+            fewer = other.before == stack.before - 1
+            if fewer and lengths.get(heads.get(other.label, "")) == stack.before:
+                how = ByLayer(stack.series.head, 0, more=-1)
+                found[other.series.head] = _with_another(found.get(other.series.head), how)
         for called, (axis, size) in growth.items():
             name = None if called in odd else _stored(library, called, module, tensors)
             if name is None:
                 continue
             more, rest = divmod(tensors[name][axis] - size * stack.before, size)
             how = ByLayer(stack.series.head, axis, size, more)
-            if name in found:
-                how = replace(how, unclear="it becomes longer with another stack, too")
-            elif rest or abs(more) > 1:
+            if rest or abs(more) > 1:
                 how = replace(how, unclear="it has other entries besides, which may stand anywhere")
             else:
                 how = _explained(library, called, how, (module, stack.before), (longer, stack.before + 1))
-            found[name] = how
+            found[name] = _with_another(found.get(name), how)
     return found
+
+
+def _with_another(before: ByLayer | None, now: ByLayer) -> ByLayer:
+    """How a tensor is indexed that becomes longer with one stack, and perhaps with others before."""
+    if before is None:
+        return now
+    if replace(before, head=now.head, also=()) != now:
+        return replace(before, unclear="it becomes longer with several stacks, in several ways")
+    return replace(before, also=(*before.also, now.head))
 
 
 def _grown(
@@ -162,6 +178,8 @@ def _explained(library: Library, name: str, how: ByLayer, *networks: tuple[Any, 
     if how.size > 1:
         return replace(how, unclear="it does not show whether the layers or what they have come first")
     softmaxed = {use.softmaxed for use in uses}
+    if not uses:
+        return replace(how, unclear="it does not show what is done with them")
     if None in softmaxed or len(softmaxed) > 1:
         return replace(how, unclear="it does not show whether they are softmaxed as they are")
     if True in softmaxed and (len(owners[0][0].get_parameter(attribute).shape) > 1 or how.more < 0):

@@ -184,7 +184,8 @@ def growing_together(
 def indexed_by_layer(config: Config, shapes: Shapes, stacks: Sequence[Stack]) -> dict[str, ByLayer]:
     """How tensors beside stacks are indexed by their layers, as the network shows it; none where none can be built."""
     with asking({**asked((config, shapes), (config, shapes), stacks), "indexed": True}) as answer:
-        return {name: ByLayer(**how) for name, how in answer().get("indexed", {}).items()}
+        found = answer().get("indexed", {}).items()
+    return {name: ByLayer(**{**how, "also": tuple(how["also"])}) for name, how in found}
 
 
 def judged(answer: Mapping[str, Any], proposed: bool = True) -> Compared:
