@@ -51,7 +51,7 @@ def resequence(
 
         plan = with_lists_between(graph, plan, stays)
     sums: dict[str, Gathering] = {}
-    if len(graph):
+    if any(block.taps for stage in graph.stages for block in stage.all_blocks):
         from elastic_ir.plans.layer_sums import weights_of_sums
 
         sums = weights_of_sums(graph, plan)
