@@ -5,8 +5,9 @@
 Every model of timm is built on the meta device. Two models are of one family if their state dicts hold the same set
 of (name with its numbers left out, shape); they are a pair if they hold them different numbers of times. A pair is
 *possible* in one direction if all that each numbered child of the target holds, weights by shape and layers by class
-and configuration (but for rates), one of the source's children of the same series holds too, and if the two models
-agree everywhere else. The list is committed before the transformations are run; `benchmarks.zoo` reads it.
+and configuration (but for rates), one of the source's children of the same series holds too, or can be made to hold
+by a change of the depth inside of it, and if the two models agree everywhere else. The list is committed before the
+transformations are run; `benchmarks.zoo` reads it.
 """
 
 from __future__ import annotations
@@ -88,8 +89,11 @@ def read(name: str) -> Model:
     return Model(name, sum(p.numel() for p in module.parameters()), shapes, tree)
 
 
-def obstacles(source: Tree, target: Tree, path: str = "") -> Iterator[str]:
-    """Why the target cannot be made of the source's children; nothing where it can."""
+def obstacles(source: Tree, target: Tree, path: str = "", lists: bool = False) -> Iterator[str]:
+    """Why the target cannot be made of the source's children; nothing where it can.
+
+    With ``lists`` only the lengths of lists may differ, and not how many attributes are numbered (``norm3``).
+    """
     if source.own != target.own:
         differing = sorted(source.own ^ target.own)[:2]
         yield f"{path or 'the root'} differs: {', '.join(differing)}"
@@ -102,14 +106,21 @@ def obstacles(source: Tree, target: Tree, path: str = "") -> Iterator[str]:
         if names == mine[prefix]:  # the same numbers: the depth may differ further in
             for name in names:
                 yield from obstacles(
-                    source.children[name], target.children[name], f"{path}.{name}".lstrip(".")
+                    source.children[name], target.children[name], f"{path}.{name}".lstrip("."), lists
                 )
             continue
-        forms = {source.children[name].form() for name in mine[prefix]}
+        if lists and prefix != "#":
+            yield f"{inner} are not as many"
+        held = [source.children[name] for name in mine[prefix]]
         for name in names:
-            if not any(target.children[name].form() <= form for form in forms):
+            if not any(_holds(child, target.children[name]) for child in held):
                 yield f"{inner} has no child in the source that holds what the target's {name} does"
                 break
+
+
+def _holds(source: Tree, target: Tree) -> bool:
+    """Whether a child holds all that another does, or becomes such a one by a change of depth inside of it."""
+    return target.form() <= source.form() or next(obstacles(source, target, lists=True), None) is None
 
 
 def _series(tree: Tree) -> dict[str, list[str]]:
