@@ -143,10 +143,9 @@ def row_of(python: str, end: str, folder: Path, with_cuda: bool) -> Row:
             break
         other = ", torch's own end not run: no build without CUDA here"
         torch = ""
-    # torch goes first, so that nothing else chooses another build of it
-    failed = (environment.pip(torch) if torch else "") or environment.pip(
-        *_WHEELS, *wanted(environment, end, bool(torch))
-    )
+    # torch is asked for in the same breath, so that nothing else chooses another build of it
+    build = [torch] if torch else []
+    failed = environment.pip(*_WHEELS, *build, *wanted(environment, end, bool(torch)))
     failed = failed or environment.pip("--no-deps", "--no-build-isolation", "-e", ".")
     if failed:
         return Row(python, end, environment.versions(), f"not installed: {failed}", False)
