@@ -112,8 +112,12 @@ def find_candidates(part: Part, reader: Reader) -> list[Candidate]:
         if not _overridden(candidate, inner) and not _outweighed(candidate, inner, reader):
             blocks = tuple(f"{part.path}." for group in candidate.groups for part in group.parts)
             candidate.inner = [one for one in inner if f"{one.container.path}.".startswith(blocks)]
-            # a series among other children does not hide what repeats in these
-            return [candidate, *(one for one in inner if one.strong and one not in candidate.inner)]
+            # a series among other children does not hide what repeats in these, or may do so elsewhere
+            beside = not candidate.container.native
+            return [
+                candidate,
+                *(one for one in inner if (one.strong or beside) and one not in candidate.inner),
+            ]
         for one in inner:
             if one.outer is None and f"{one.container.path}.".startswith(f"{candidate.container.path}."):
                 one.outer = candidate

@@ -127,3 +127,47 @@ def test_an_item_of_a_parameter_is_no_result_of_a_fused_operator(of_layer: bool)
     graph = eir.trace(_ReadsAnEntry(of_layer), torch.randn(2, 8))
     with pytest.raises(eir.StructureError, match="nothing in _ReadsAnEntry repeats"):
         _ = graph.stages
+
+
+class Residual(nn.Module):
+    def __init__(self, given: int, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(given, channels, 3, padding=1, stride=1 if given == channels else 2)
+        self.skip = None if given == channels else nn.Conv2d(given, channels, 1, stride=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.conv(x) + (x if self.skip is None else self.skip(x)))
+
+
+class Visual(nn.Module):
+    """A stem of numbered layers, and stages of which none repeats by itself (CLIP's ResNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for number, (given, channels) in enumerate(((3, 4), (4, 4), (4, 6)), 1):
+            self.add_module(f"conv{number}", nn.Conv2d(given, channels, 3, padding=1))
+            self.add_module(f"norm{number}", nn.BatchNorm2d(channels))
+        self.layer1 = nn.Sequential(Residual(6, 8), Residual(8, 8))
+        self.layer2 = nn.Sequential(Residual(8, 16), Residual(16, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for number in (1, 2, 3):
+            x = torch.relu(self.get_submodule(f"norm{number}")(self.get_submodule(f"conv{number}")(x)))
+        result: torch.Tensor = self.layer2(self.layer1(x)).mean((2, 3))
+        return result
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.visual = Visual()
+        self.text = nn.Sequential(*(nn.Sequential(nn.Linear(16, 16), nn.ReLU()) for _ in range(3)))
+
+    def forward(self, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        return self.visual(image) @ self.text(text).T  # type: ignore[no-any-return]
+
+
+def test_a_stem_of_numbered_layers_hides_no_stages() -> None:
+    graph = eir.trace(Pair().eval(), (torch.randn(1, 3, 8, 8), torch.randn(2, 16)))
+    names = [(stage.name, len(stage), len(stage.blocks)) for stage in graph.stages]
+    assert names == [("visual.layer1", 2, 1), ("visual.layer2", 2, 1), ("text", 3, 3)]
