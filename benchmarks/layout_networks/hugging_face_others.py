@@ -183,7 +183,20 @@ add(
     each("dpt.encoder.layer.{i}", of=8, pinned=[1, 3, 5, 7]),
     may_refuse="every second layer's state is taken by the neck, by number",
     says="neck|by number|one by one",
-    note="some units are tapped: those are pinned",
+    or_stages=(
+        each("dpt.encoder.layer.{i}", of=1),
+        *(
+            each("dpt.encoder.layer.{i}", of=range(first, end), pinned=[0])
+            for first, end in ((1, 3), (3, 5), (5, 8))
+        ),
+        *(
+            each(
+                f"neck.fusion_stage.layers.{level}.residual_layer{{i}}", of=(1, 2), pinned=[0], optional=True
+            )
+            for level in (1, 2, 3)
+        ),
+    ),
+    note="some units are tapped: those are pinned, and each opens a stage",
 )
 add(
     "mobilevit",
