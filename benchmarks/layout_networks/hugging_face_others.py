@@ -191,7 +191,7 @@ add(
         ),
         *(
             each(
-                f"neck.fusion_stage.layers.{level}.residual_layer{{i}}", of=(1, 2), pinned=[0], optional=True
+                f"neck.fusion_stage.layers.{level}.residual_layer{{i}}", of=(1, 2), pinned=[1], optional=True
             )
             for level in (1, 2, 3)
         ),
