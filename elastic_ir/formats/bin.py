@@ -56,16 +56,19 @@ def read_saved(path: Path) -> Any:
         for name, place in places.items():
             check_content(file, place, f"data/{name}", path.name)
 
-    def with_data(item: Any, name: str) -> Any:
-        if type(item) is StoredTensor:
-            return _data(name, item, places, path, stamp)
-        if type(item) is dict:
-            return {key: with_data(value, str(key)) for key, value in item.items()}
-        if type(item) in (list, tuple):
-            return type(item)(with_data(value, name) for value in item)
-        return item
-
-    return with_data(found, "it")
+    if type(found) is StoredTensor:
+        return _data("it", found, places, path, stamp)
+    waiting, seen = [found], set()
+    for item in waiting:  # it grows; what several hold is one object, so that each is entered once
+        if type(item) not in (dict, list) or id(item) in seen:
+            continue
+        seen.add(id(item))
+        for key, value in list(item.items() if type(item) is dict else enumerate(item)):
+            if type(value) is StoredTensor:
+                item[key] = _data(str(key), value, places, path, stamp)
+            else:
+                waiting.append(value)
+    return found
 
 
 def _read(path: Path, what: str) -> tuple[Any, dict[str, Place], tuple[int, int, int]]:

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elastic_ir.errors import EmitError
-from elastic_ir.formats.bin import read_bin
+from elastic_ir.formats.bin import read_bin, read_saved
 from elastic_ir.formats.torch_zip import places_of, write_state
 from elastic_ir.tensors.lazy import InlineData, TensorData
 from elastic_ir.tensors.torch_bridge import TorchData, dtype_name
@@ -115,6 +116,18 @@ class Short:
 def test_refusals(tmp_path: Path, data: TensorData, reason: str) -> None:
     with pytest.raises(EmitError, match=reason):
         write_state(tmp_path / "a.pt", {"w": data})
+
+
+def test_dictionaries_that_hold_one_another_twice_are_entered_once(tmp_path: Path) -> None:
+    """Sixty levels of two: each way to the tensor would be walked for ever."""
+    held: dict[str, object] = {"weight": torch.randn(3, 3)}
+    for _ in range(60):
+        held = {"a": held, "b": held}
+    torch.save(held, tmp_path / "a.pt")
+    item: Any = read_saved(tmp_path / "a.pt")
+    for _ in range(60):
+        item = item["b"]
+    assert item["weight"].shape == (3, 3)
 
 
 def test_the_commands_on_bare_state_dicts_import_no_torch(tmp_path: Path) -> None:

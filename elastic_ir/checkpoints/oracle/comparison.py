@@ -15,8 +15,9 @@ from typing import Any
 from elastic_ir.checkpoints.config.depth import UnclearError
 from elastic_ir.checkpoints.libraries.find import library_of
 from elastic_ir.checkpoints.stacks import Stack
-from elastic_ir.errors import EmitError, PlanError
+from elastic_ir.errors import EmitError, PlanError, SourceError
 from elastic_ir.formats.model_folder import CONFIG
+from elastic_ir.safety.config_values import plain_values
 from elastic_ir.safety.own_process import ProcessError, started
 from elastic_ir.tensors.gathered import ByLayer
 
@@ -154,6 +155,10 @@ def asked(
 
 def vouched(config: Config, shapes: Shapes) -> bool:
     """Whether its library builds a network of a configuration that takes all tensors of these names and shapes."""
+    try:
+        plain_values(config)  # what no constructor is given is not worth a process
+    except SourceError:
+        return False
     with asking(asked((config, shapes), (config, shapes), [])) as answer:
         found = answer()
     return "unknown" not in found and not found["doubtful"]
