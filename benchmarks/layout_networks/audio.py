@@ -262,11 +262,11 @@ TABLE.add(
         input_channel=8, channels=32, rates=[2, 2], noise=False, depthwise=False, attn_window_size=None
     ),
     floats(1, 8, 6),
-    each("model.2.block.{i}", of=[2, 3, 4]),
-    each("model.1.block.{i}", of=[2, 3, 4]),
+    each("model.2.block.{i}", of=[2, 3, 4], unit=3),
+    each("model.1.block.{i}", of=[2, 3, 4], unit=3),
     may_refuse="the three residual units of a level have dilations of their own",
     says="dilation|no two blocks in a row have equal operations",
-    note="weight norm everywhere; three units of rising dilation in each level",
+    note="weight norm everywhere; three units of rising dilation in each level, which both show together",
 )
 
 
