@@ -26,7 +26,7 @@ BEGIN, END = "<!-- versions -->", "<!-- end of versions -->"
 PYTHONS = ("3.11", "3.12", "3.13")
 ENDS = ("lowest", "newest")
 #: Extras whose libraries read or build networks, and what the chosen tests need besides.
-EXTRAS = ("recipes", "timm", "transformers")
+EXTRAS = ("recipes", "timm", "transformers", "demo")
 TOOLS = ("pytest", "hypothesis", "safetensors", "setuptools")
 #: What the table shows.
 SHOWN = ("torch", "transformers", "timm", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "networkx",
