@@ -35,7 +35,7 @@ def read_bin(path: Path) -> dict[str, TensorData]:
     no need of (nothing of it is run), SourceError, one line: missing, truncated or damaged, no file of torch.save,
     big-endian, compressed, a storage that is missing or too small, or something else than a state dict.
     """
-    found, places, stamp = _read(path, "weights")
+    found, places, stamp = _read(path)
     if not isinstance(found, dict):
         raise SourceError(f"{path} holds a {type(found).__name__} and no state dict")
     odd = next((key for key, value in found.items() if type(value) is not StoredTensor), None)
@@ -51,7 +51,7 @@ def read_saved(path: Path) -> Any:
 
     Raises SourceError as :func:`read_bin` does, also for what only torch can read (modules, quantized tensors).
     """
-    found, places, stamp = _read(path, "weights")
+    found, places, stamp = _read(path)
     with opened(path, "weights") as file:
         for name, place in places.items():
             check_content(file, place, f"data/{name}", path.name)
@@ -71,9 +71,9 @@ def read_saved(path: Path) -> Any:
     return found
 
 
-def _read(path: Path, what: str) -> tuple[Any, dict[str, Place], tuple[int, int, int]]:
+def _read(path: Path) -> tuple[Any, dict[str, Place], tuple[int, int, int]]:
     """What the pickle holds, where the storages lie by their keys, and the file's stamp."""
-    with opened(path, what) as file:
+    with opened(path, "weights") as file:
         status = os.fstat(file.fileno())
         head = file.read(64)
         file.seek(0)

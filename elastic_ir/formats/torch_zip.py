@@ -45,9 +45,8 @@ STORAGES = {
     "torch.ComplexFloatStorage": "complex64",
     "torch.ComplexDoubleStorage": "complex128",
 }
-_NAMED = re.compile(
-    rb"([\w.]{1,200})\n[\w.]{1,200}\n"
-)  #: a name in a pickle: the module, behind what stands before it
+#: A name in a pickle: its module, behind what stands before it.
+_NAMED = re.compile(rb"([\w.]{1,200})\n[\w.]{1,200}\n")
 #: The modules whose names make plain data and tensors.
 _PLAIN = (b"torch", b"torch._utils", b"torch.storage", b"collections")
 
