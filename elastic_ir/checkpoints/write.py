@@ -1,7 +1,7 @@
 """Writing checkpoint folders as streams: shards and index, configuration, side files, and a record. No torch here.
 
-A tensor is copied from its range in the source's file to its range in the target's, by the system where it can, so
-memory does not depend on the size of the model. Everything is decided before the first byte is written: the names,
+Ranges of the sources' files are copied to ranges of the target's (:mod:`elastic_ir.formats.ranges`), so memory does not
+depend on the size of the model. Everything is decided before the first byte is written: the names,
 the shards, the configuration, and whether the disk has room.
 """
 

@@ -20,7 +20,7 @@ from elastic_ir.errors import SourceError
 from elastic_ir.formats.files import opened
 from elastic_ir.formats.model_folder import stamp_of
 from elastic_ir.formats.pickles.state import StorageReference, StoredTensor, read_state_pickle
-from elastic_ir.formats.safetensors import CHUNK, FileTensor
+from elastic_ir.formats.ranges import CHUNK, FileTensor
 from elastic_ir.formats.torch_zip import AGAIN, Place, check_content, content, places_of
 from elastic_ir.safety.limits import REPEATED
 from elastic_ir.tensors.lazy import ITEM_SIZES, TensorData, item_size

@@ -15,7 +15,8 @@ from pathlib import Path
 from elastic_ir.errors import MaskError
 from elastic_ir.formats import SAFETENSORS
 from elastic_ir.formats.packed_masks import INDEX
-from elastic_ir.formats.safetensors import NAMES, FileTensor, read_safetensors
+from elastic_ir.formats.ranges import FileTensor
+from elastic_ir.formats.safetensors import NAMES, read_safetensors
 from elastic_ir.tensors.lazy import ITEM_SIZES, Mask, nbytes
 
 #: Metadata of a mask file: the digest of the weights that it was written for.

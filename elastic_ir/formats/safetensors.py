@@ -4,25 +4,25 @@ The format: the header's length as 8 bytes, little-endian; the header, JSON padd
 tensors' bytes. The library's reader sorts the tensors by their offsets and wants them without gap or overlap from the
 first byte after the header to the end of the file; the order of names in the header is free. So the header keeps the
 order given (that of the state dict, which readers show), and the bytes lie by falling size of their elements, as the
-library itself writes them: every tensor is then aligned, whatever odd-sized booleans there are. At most one chunk of a
-tensor is in memory.
+library itself writes them: every tensor is then aligned, whatever odd-sized booleans there are. Among elements of one
+size what comes from files lies as it does there, first copies before second ones, so that much of it is copied at
+once: a stack of layers stretched into two overlapping halves is two ranges of its file. At most one chunk of a tensor
+is in memory.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
-from elastic_ir.errors import EmitError, SourceChangedError, SourceError, reason
+from elastic_ir.errors import EmitError, SourceError
 from elastic_ir.formats import SAFETENSORS
 from elastic_ir.formats.files import opened, parse_json
 from elastic_ir.formats.model_folder import stamp_of
+from elastic_ir.formats.ranges import LARGE, PAGE, FileTensor, Part, write_parts
 from elastic_ir.tensors.lazy import ITEM_SIZES, TensorData, nbytes, size_of
 
 if TYPE_CHECKING:
@@ -71,78 +71,6 @@ _DTYPES = {theirs: ours for ours, theirs in NAMES.items()}
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
-
-CHUNK = 1 << 24  #: bytes read at once; a multiple of every element's size
-BUFFER = 1 << 18  #: bytes that go through this process at once where the system cannot copy; more is slower
-#: What copying within the system fails with where it cannot be done: other file systems, old kernels, odd files.
-_NOT_SO = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
-
-
-@dataclass(frozen=True)
-class FileTensor:
-    """A tensor's bytes at a place in a file; the file must stay as it is until they are read."""
-
-    path: Path
-    offset: int
-    shape: tuple[int, ...]
-    dtype: str
-    stamp: tuple[int, int, int] | None = None  #: of the file whose header was read
-
-    def chunks(self) -> Iterator[memoryview]:
-        """The bytes in pieces of at most 16 MiB; SourceError if the file was replaced, cut short, or is gone."""
-        with self._open() as file:
-            file.seek(self.offset)
-            for piece in self._pieces(file, nbytes(self), CHUNK):
-                yield memoryview(piece)
-
-    def copy_into(self, target: BinaryIO) -> None:
-        """Append the bytes to an open file without their passing through this process, where the system can do that.
-
-        Raises SourceError as :meth:`chunks` does, and OSError where the target cannot be written.
-        """
-        left = nbytes(self)
-        target.flush()
-        with self._open() as file:
-            at = self.offset
-            while left and hasattr(os, "copy_file_range"):
-                try:
-                    done = os.copy_file_range(file.fileno(), target.fileno(), left, at)
-                except OSError as error:
-                    if error.errno in _NOT_SO:
-                        break
-                    raise
-                if done == 0:
-                    raise self._cut_short()
-                at, left = at + done, left - done
-            file.seek(at)
-            target.writelines(self._pieces(file, left, BUFFER))
-
-    def _pieces(self, file: BinaryIO, left: int, size: int) -> Iterator[bytes]:
-        """So many bytes from where the file stands, in pieces of that size."""
-        while left:
-            piece = file.read(min(left, size))
-            if len(piece) < min(left, size):
-                raise self._cut_short()
-            yield piece
-            left -= len(piece)
-
-    def _cut_short(self) -> SourceError:
-        return SourceChangedError(f"{self.path} was cut short while it was being read")
-
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[BinaryIO]:
-        try:
-            file = self.path.open("rb")
-        except OSError as error:
-            raise SourceError(f"{self.path} could not be read: {reason(error)}") from error
-        with file:
-            self._check_stamp(file)
-            yield file
-            self._check_stamp(file)  # what was read is what was there when the reading began
-
-    def _check_stamp(self, file: BinaryIO) -> None:
-        if self.stamp not in (None, stamp_of(os.fstat(file.fileno()))):
-            raise SourceChangedError(f"{self.path} was changed after it was read; read it again")
 
 
 def read_safetensors(
@@ -254,41 +182,46 @@ def write_safetensors(
 ) -> None:
     """Write tensors and text metadata; wrap it in :func:`elastic_ir.formats.files.atomic_output`.
 
-    ``tell`` is called after each tensor with the bytes it took.
+    ``tell`` is called with the bytes that were written since the call before.
 
     Raises EmitError where the format has no such dtype or name, where the header is beyond what readers accept, or
     where a tensor yields another number of bytes than its shape says. OSError is left to the caller.
     """
-    layout, head = _layout(tensors), safetensors_head(tensors, metadata)
-    with open(path, "wb") as file:
-        file.write(head)
-        for name in layout:
-            expected = nbytes(tensors[name])
-            copy = getattr(tensors[name], "copy_into", None)
-            if copy is not None:  # it lies in a file as it is, and need not pass through this process
-                copy(file)
-                written = expected
-            else:
-                written = 0
-                for chunk in tensors[name].chunks():
-                    written += chunk.nbytes
-                    file.write(chunk)
-            if tell is not None:
-                tell(expected)
-            if written != expected:
-                raise EmitError(
-                    f"the tensor {name!r} gave {written} bytes where its shape and dtype need {expected}"
-                )
+    head = safetensors_head(tensors, metadata)
+    parts, at = [Part(0, head)], len(head)
+    for name in _layout(tensors):
+        parts.append(Part(at, tensors[name], name))
+        at += nbytes(tensors[name])
+    write_parts(path, parts, tell)
 
 
 def safetensors_head(tensors: Mapping[str, TensorData], metadata: Mapping[str, str] | None) -> bytes:
     """All that stands in a file before the tensors' bytes: the header's length, and the header."""
-    header = _header(tensors, _layout(tensors), metadata)
+    layout = _layout(tensors)
+    header = _header(tensors, layout, metadata)
+    if layout and sum(map(nbytes, tensors.values())) >= LARGE:
+        # pages of the target then are pages of the source, which are copied faster, and can be shared
+        first = tensors[layout[0]]
+        offset = first.offset if isinstance(first, FileTensor) else 0
+        header += b" " * ((offset - 8 - len(header)) % PAGE // 8 * 8)
     return len(header).to_bytes(8, "little") + header
 
 
 def _layout(tensors: Mapping[str, TensorData]) -> list[str]:
-    return sorted(tensors, key=lambda name: -ITEM_SIZES.get(tensors[name].dtype, 0))
+    """The names in the order of their bytes; see the module."""
+    files: dict[Path, int] = {}
+    copies: dict[tuple[Path, int, int], int] = {}
+    places: dict[str, tuple[int, ...]] = {}
+    for name, data in tensors.items():
+        item = -ITEM_SIZES.get(data.dtype, 0)
+        if not isinstance(data, FileTensor):
+            places[name] = (item, len(tensors))
+            continue
+        place = data.path, data.offset, nbytes(data)
+        copies[place] = copies.get(place, -1) + 1
+        file = files.setdefault(data.path, len(files))
+        places[name] = (item, copies[place], file, data.offset, nbytes(data))
+    return sorted(places, key=places.__getitem__)
 
 
 def _header(

@@ -21,7 +21,8 @@ from typing import Any
 from elastic_ir.errors import EmitError, SourceError
 from elastic_ir.formats import TICKET
 from elastic_ir.formats.packed_masks import VERSION, StoredMask, mask_entry, packed_size, parse_index
-from elastic_ir.formats.safetensors import MAX_HEADER, FileTensor, read_safetensors, write_safetensors
+from elastic_ir.formats.ranges import FileTensor
+from elastic_ir.formats.safetensors import MAX_HEADER, read_safetensors, write_safetensors
 from elastic_ir.tensors.lazy import ITEM_SIZES, InlineData, KeptData, Mask, ScatteredData, TensorData
 from elastic_ir.tensors.weights import Storage
 

@@ -9,7 +9,7 @@ import pytest
 
 from elastic_ir.checkpoints.resumable import digests
 from elastic_ir.formats.packed_masks import StoredMask
-from elastic_ir.formats.safetensors import FileTensor
+from elastic_ir.formats.ranges import FileTensor
 from elastic_ir.tensors.lazy import Mask, MaskedData, TensorData
 
 TENSOR = FileTensor(Path("a/x.safetensors"), 8, (3,), "float16", (1, 2, 3))

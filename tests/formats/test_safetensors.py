@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from elastic_ir.errors import EmitError, SourceError
-from elastic_ir.formats import safetensors as safetensors_file
+from elastic_ir.formats import ranges
+from elastic_ir.formats.ranges import FileTensor
 from elastic_ir.formats.safetensors import (
     DTYPES,
-    FileTensor,
     read_safetensors,
     tensors_of_file,
     write_safetensors,
@@ -89,7 +89,7 @@ def test_reading_is_lazy_and_in_pieces(tmp_path: Path, monkeypatch: pytest.Monke
     save_file({"a": torch.arange(100.0)}, path)
     data = read_safetensors(path)[0]["a"]
     assert isinstance(data, TensorData)
-    monkeypatch.setattr(safetensors_file, "CHUNK", 160)
+    monkeypatch.setattr(ranges, "CHUNK", 160)
     assert [len(chunk) for chunk in data.chunks()] == [160, 160, 80]
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(SourceError, match="was changed after it was read; read it again"):
@@ -109,7 +109,7 @@ def test_a_copy_holds_one_chunk_in_memory(tmp_path: Path) -> None:
     write_safetensors(target, {**tensors, "b": tensors["a"]})
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 2.5 * safetensors_file.CHUNK
+    assert peak < 2.5 * ranges.CHUNK
     assert target.stat().st_size > 2 * (1 << 26)
 
 

@@ -170,7 +170,7 @@ class Pieces:
 @pytest.mark.parametrize("step", [1, 5, 8, 64, 1000])
 def test_pieces_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr("elastic_ir.tensors.lazy._STEP", step)
-    monkeypatch.setattr("elastic_ir.formats.safetensors.CHUNK", 4 * 7)
+    monkeypatch.setattr("elastic_ir.formats.ranges.CHUNK", 4 * 7)
     data, mask = Pieces((301,), step), Mask.from_array(np.random.default_rng(0).random(301) < 0.5)
     write_ticket(tmp_path / "a.ticket", {"w": Storage(data, mask)})
     read = read_ticket(tmp_path / "a.ticket").tensors["w"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from elastic_ir.formats.safetensors import FileTensor
+from elastic_ir.formats.ranges import FileTensor
 from elastic_ir.onnx_model import DTYPES, constant_tensor, is_external, mark_of, set_aside
 from elastic_ir.tensors.arrays import nonzero
 from elastic_ir.tensors.lazy import ITEM_SIZES, InlineData, KeptData, Mask, TensorData, nbytes, size_of
