@@ -23,7 +23,7 @@ COMMANDS = {
     "squeeze": "Make a network shallower by deleting units.",
     "apply": "Run a pipeline of passes.",
     "export": "Write a network as ONNX or as Python source.",
-    "verify": "Compare a checkpoint folder with its origins.",
+    "verify": "Compare a checkpoint with its origins.",
     "diff": "Compare two networks: stages, names, tensors.",
     "passes": "List the passes and their options.",
     "lottery": "Find winning tickets and compare them in studies.",
@@ -41,7 +41,7 @@ Examples:
   elastic-ir stretch model.pt --to-depth 56
   elastic-ir squeeze resnet50.pt --to-stages 2,2,2,2 -o small.pt
 
-SOURCE is a file (.pt .pth .safetensors .ticket .onnx), a Hugging Face model folder, timm:NAME, torchvision:NAME
+SOURCE is a file (.pt .pth .safetensors .gguf .ticket .onnx), a Hugging Face model folder, timm:NAME, torchvision:NAME
 or package.module:factory. A name is a network with fresh weights, good for --arch and --like. Every command has a
 --help of its own with examples.
 

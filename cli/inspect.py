@@ -52,7 +52,7 @@ def inspect(source: str, as_json: bool, reading: Reading) -> None:
     if as_json:
         tables.say_json(as_data(graph, source, rows))
         return
-    facts = [("network", graph.name), ("source", source)]
+    facts = [("network", graph.name), ("source", source), *graph.origin.facts()]
     if structure is None:
         facts.append(("structure", sentence))
     else:
@@ -187,6 +187,7 @@ def as_data(graph: Graph, source: str, rows: list[Row]) -> dict[str, Any]:
     return {
         "name": graph.name,
         "source": source,
+        **({"file": facts} if (facts := dict(graph.origin.facts())) else {}),
         "form": structure.form if structure is not None else ("graph" if len(graph) else "names"),
         "frontend": (graph.info.frontend or None) if len(graph) else None,
         "depth": depth,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from elastic_ir.cli import tables
 from elastic_ir.errors import OutputError
-from elastic_ir.formats import OWN, PYTHON, PYTORCH, SAFETENSORS, readable_and_writable
+from elastic_ir.formats import GGUF, OWN, PYTHON, PYTORCH, SAFETENSORS, format_of, readable_and_writable
 
 if TYPE_CHECKING:
     from elastic_ir.ir.graph import Graph
@@ -48,6 +48,10 @@ def named_after(source: str) -> tuple[Path, str]:
     path = Path(source)
     if path.is_dir():
         return (path.resolve() if path.name in ("", "..") else path), ""
+    if GGUF.names(path):
+        from elastic_ir.formats.gguf.parts import stem_of
+
+        return path.with_name(stem_of(path)), kept_suffix(path)
     return path.with_suffix(""), kept_suffix(path)
 
 
@@ -100,6 +104,15 @@ def refuse_source(out: Path) -> None:
         kept = out.with_suffix(PYTORCH.suffixes[0])
         raise OutputError(
             f"{out} would hold no weights; write {kept}, then 'elastic-ir export {kept} -o {out}' writes the source"
+        )
+
+
+def refuse_other_form(source: str, out: Path) -> None:
+    """OutputError where what was no GGUF file would be written as one, before minutes go into reading it."""
+    if GGUF.names(out) and format_of(Path(source)) is not GGUF:
+        raise OutputError(
+            f"{out} would be a GGUF file, and only what was one is written so; convert what is written otherwise with "
+            "convert_hf_to_gguf of llama.cpp"
         )
 
 

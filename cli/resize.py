@@ -27,10 +27,9 @@ from elastic_ir.cli.options import (
     refuse_given,
     source_options,
 )
-from elastic_ir.formats import writable
+from elastic_ir.formats import GGUF, writable
 
 if TYPE_CHECKING:
-    from elastic_ir.checkpoints.oracle.comparison import Compared
     from elastic_ir.ir.graph import Graph
 
 STRETCH_EPILOG = """\
@@ -44,11 +43,13 @@ Examples:
   elastic-ir stretch llama --plan 0-15,b/6-21 --with b=tuned-llama -o mixed-llama
   elastic-ir stretch llama --to-units 40 --order interpolate --identity -o llama-pro
   elastic-ir stretch slices.yaml -o merged
+  elastic-ir stretch llama-Q4_K_M.gguf --to-units 40 -o llama-40-Q4_K_M.gguf
 
 A stage of blocks 0 1 2, of which 0 is the entry, becomes 0 1 2 1 2 by "append" and 0 1 1 2 2 by "interpolate".
 The result loads strictly into the deeper network as its own library builds it. A folder of safetensors is streamed to
 another folder, its config.json brought up to date, unless --to-depth, --like, --arch, --input-shape or an OUT with
-an extension asks for its network; --resume goes on with a stopped run of that kind. See what a network has first,
+an extension asks for its network; --resume goes on with a stopped run of that kind. A GGUF file becomes another one,
+its tensors as they are and its metadata brought up to date. See what a network has first,
 with "elastic-ir inspect".
 """
 SQUEEZE_EPILOG = """\
@@ -57,6 +58,7 @@ Examples:
   elastic-ir squeeze model.pt --to-depth 20
   elastic-ir squeeze resnet50.pt --to-stages 2,2,2,2 --drop even
   elastic-ir squeeze llama-folder --drop 20-27 -o pruned-llama
+  elastic-ir squeeze llama-Q4_K_M.gguf --drop 20-27
 
 "tail" undoes what stretch does by "append", "even" what it does by "interpolate". The entry of a stage is never
 deleted.
@@ -111,7 +113,7 @@ class Wanted(Options):
     shard_size: int | None = option(
         "--shard-size", type=Parsed("size", read_size), metavar="SIZE",
         help="The most bytes of tensors in one file of a folder that is streamed: 5GB, as transformers has it, or "
-        "500MB, 2GiB.",
+        "500MB, 2GiB. A GGUF file is written in parts of that size.",
     )  # fmt: skip
     durable: bool = option(
         "--durable", is_flag=True,
@@ -144,8 +146,9 @@ class Wanted(Options):
             and self.like is None
             and (self.out is None or not writable(Path(self.out)))
         )
+        parts = GGUF.names(Path(source)) and not streamed
         for name, value in self.given("shard_size", "durable", "resume").items():
-            if value and not streamed:
+            if value and not streamed and not (parts and name == "--shard-size"):
                 raise click.UsageError(f"{name} is for checkpoint folders that are written as folders")
         return streamed
 
@@ -226,6 +229,12 @@ def _of_recipe(source: str, wanted: Wanted, reading: Reading) -> None:
     _stream(after, out, wanted)
 
 
+def _stream(graph: Graph, out: Path, wanted: Wanted) -> None:
+    from elastic_ir.cli.streamed import write_folder
+
+    write_folder(graph, out, wanted)
+
+
 def _resize(
     command: str,
     source: str,
@@ -241,6 +250,7 @@ def _resize(
     if wanted.out is not None:
         output.refuse_source(Path(wanted.out))
         output.refuse_overwriting(Path(wanted.out), inputs)  # before minutes go into reading it
+        output.refuse_other_form(source, Path(wanted.out))
     before = reading.load(source, headers_only=streamed)
     note_source(source, before)
     how |= copies.read(reading, streamed)
@@ -262,6 +272,11 @@ def _resize(
     if streamed:
         _stream(after, out, wanted)
         return
+    if GGUF.names(out) and after.origin.streamed:
+        from elastic_ir.cli.streamed import write_gguf_file
+
+        write_gguf_file(after, out, wanted)
+        return
     if wanted.dry_run:
         tables.show_facts([("dry run", f"would write {out}")])
         return
@@ -272,89 +287,6 @@ def _resize(
         changed = "; ".join(f"{name} {how}" for name, how in sorted(constants.items()))
         tables.show_facts([("constants", changed)])
     output.show_written(after, written)
-
-
-def _stream(graph: Graph, out: Path, wanted: Wanted) -> None:
-    """Write a folder that was read by its headers, or print what would be written."""
-    from elastic_ir.checkpoints.resumable import KEPT, held_by, kept_files, leftover
-    from elastic_ir.checkpoints.write import SHARD_SIZE, check_room, plan_checkpoint, save_checkpoint
-    from elastic_ir.formats.files import refuse_taken
-
-    shard_size = wanted.shard_size or SHARD_SIZE
-    left = leftover(out)
-    if wanted.dry_run or not (wanted.resume or left):
-        refuse_taken(out)
-    plan = plan_checkpoint(graph, shard_size)
-    config = plan.source.layout.config
-    if plan.doubt is not None and wanted.dry_run:
-        plan = plan.settled()
-    if plan.notes:
-        tables.show_facts([("note", text) for text in plan.notes])
-    if plan.kept:
-        tables.show_facts([("kept", f"{config}: {', '.join(plan.kept)}; see whether they fit the new depth")])
-    if plan.followed:
-        tables.show_facts([("followed", text) for text in plan.followed])
-    if plan.kept_beside:
-        tables.show_facts([("kept", f"{', '.join(plan.kept_beside)}, as --keep-beside states")])
-    if wanted.dry_run:
-        check_room(plan, out, held_by(left) if left else 0)
-        tables.say()
-        tables.show_table(_lineage(graph))
-        table = tables.Table(("file", "size"), numeric=("size",))
-        table.rows += [(name, tables.file_size(size)) for name, size in plan.files.items()]
-        tables.say()
-        tables.show_table(table)
-        tables.say()
-        total = tables.file_size(sum(plan.files.values()))
-        if left is not None:
-            way = "--resume goes on with it" if wanted.resume else "without --resume it is removed"
-            tables.show_facts([("begun", f"{left} holds {kept_files(left)} finished files; {way}")])
-        tables.show_facts([("dry run", f"would write {out} ({total})")])
-        return
-    found: list[Compared] = []
-    try:
-        with tables.transfer(f"writing {out}") as tell:
-            written = save_checkpoint(
-                graph,
-                out,
-                shard_size=shard_size,
-                durable=wanted.durable,
-                resume=wanted.resume,
-                check=not wanted.no_check,
-                tell=tell,
-                tell_compared=found.append,
-            )
-    except KeyboardInterrupt:
-        stopped = leftover(out)
-        if stopped is not None:
-            tables.say(f"{out}: {KEPT.format(kept_files(stopped))}", err=True)
-        raise
-    if left is not None and not wanted.resume:
-        tables.show_facts([("removed", f"{left}, which an earlier run had left")])
-    tables.show_facts(
-        [
-            *(
-                ("found", f"{config}: {entry}, by building the network")
-                for one in found
-                for entry in one.entries
-            ),
-            *(("compared", str(one)) for one in found),
-            *output.wrote([written]),
-        ]
-    )
-
-
-def _lineage(graph: Graph) -> tables.Table:
-    """Which layers of the result come from which of the source."""
-    from elastic_ir.checkpoints.card import moves
-    from elastic_ir.checkpoints.config.depth import Stack
-
-    names = graph.edits.sources
-    table = tables.Table(("layers", "target", "source"))
-    for container in graph.structure.containers:
-        stack = Stack.of(container)
-        table.rows += [(stack.label, target, source) for target, source in moves(stack, names)]
-    return table
 
 
 def _show_change(before: Graph | None, after: Graph) -> None:

@@ -1,4 +1,4 @@
-"""``verify``: a checkpoint folder compared with the one that it was made from, tensor by tensor; nothing is written."""
+"""``verify``: a folder or a GGUF file compared with what it was made from, tensor by tensor; nothing is written."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ Examples:
   elastic-ir verify llama-32
   elastic-ir verify llama-32 --against models/llama
   elastic-ir verify merged --against first --against second --hashes
+  elastic-ir verify llama-Q4_K_M-32.gguf
 
-The record in DIR (elastic_ir.json) states the source of each tensor and what was done to it. Both are read to
-the last byte and compared. Without --against, folders of the sources' names beside DIR are taken; where there are none,
-copies of one layer are compared with each other, and the output states that the origins were not checked. A DIR without
-a record is compared by names. The exit status is 1 where anything differs.
+The record (elastic_ir.json in a folder, the entry elastic_ir.record of a GGUF file) states the source of each tensor
+and what was done to it. Both are read to the last byte and compared. Without --against, what has the sources' names
+beside it is taken; where there is none, copies of one layer are compared with each other, and the output states that
+the origins were not checked. What has no record is compared by names. The exit status is 1 where anything differs.
 """
 _SHOWN = 10  #: differences that are shown one by one
 
 
 @click.command("verify", short_help=COMMANDS["verify"], epilog=EPILOG)
-@click.argument("folder", type=SOURCE, metavar="DIR")
+@click.argument("folder", type=SOURCE, metavar="DIR|FILE")
 @click.option(
     "--against", type=SOURCE, multiple=True, metavar="SOURCE",
-    help="The folder that DIR was made from; of several sources give each once, in the record's order.",
+    help="What it was made from; of several sources give each once, in the record's order.",
 )  # fmt: skip
 @click.option("--hashes", is_flag=True, help="Show the SHA-256 of every tensor's bytes.")
 @click.option("--no-check", is_flag=True, help="Compare bytes alone, and nothing with the network.")
@@ -43,10 +44,11 @@ _SHOWN = 10  #: differences that are shown one by one
 def verify(
     ctx: click.Context, folder: str, against: tuple[str, ...], hashes: bool, no_check: bool, as_json: bool
 ) -> None:
-    """Compare every tensor of the checkpoint folder DIR with its origin, byte by byte.
+    """Compare every tensor of a checkpoint folder or a GGUF file with its origin, byte by byte.
 
-    DIR is what stretch or squeeze has written. Nothing is changed. Meanwhile names, shapes and kinds of layers are
-    compared with the network that transformers, if it is installed, builds from DIR's configuration.
+    It is what stretch or squeeze has written. Nothing is changed. Meanwhile names, shapes and kinds of layers of a
+    folder are compared with the network that transformers, if it is installed, builds from its configuration. Of a
+    GGUF file every entry of the metadata is compared too.
     """
     from elastic_ir import api
 
@@ -64,7 +66,14 @@ def verify(
 def _said(found: Verified) -> str:
     """What is not as it should be, in a line."""
     names = {difference.tensor for difference in found.differences}
-    config = f"{found.folder / found.config} is of another network" if found.config in names else ""
+    config = ""
+    if found.config in names:
+        file = found.folder.is_file()
+        config = (
+            f"the metadata of {found.folder} is not as it should be"
+            if file
+            else f"{found.folder / found.config} is of another network"
+        )
     count = len(names - {found.config})
     tensors = (
         f"{count} of {found.tensors} tensors of {found.folder} are not as they should be" if count else ""
@@ -81,7 +90,12 @@ def _show(found: Verified, given: bool) -> None:
     if len(found.differences) > _SHOWN:
         tables.say(f"and {len(found.differences) - _SHOWN} more")
     size = tables.file_size(found.nbytes)
-    facts = [("folder", f"{found.folder} ({tables.number(found.tensors)} tensors, {size})")]
+    facts = [
+        (
+            "file" if found.folder.is_file() else "folder",
+            f"{found.folder} ({tables.number(found.tensors)} tensors, {size})",
+        )
+    ]
     if found.sources:
         names = ", ".join(str(path) for path in found.sources)
         facts.append(("against", names if given else f"{names} (found beside it)"))
@@ -89,9 +103,8 @@ def _show(found: Verified, given: bool) -> None:
     if found.network:
         facts.append(("network", found.network))
     if found.how == "names":
-        facts.append(
-            ("note", "no record (elastic_ir.json) states where the tensors come from: compared by names")
-        )
+        record = "elastic_ir.record" if found.folder.is_file() else "elastic_ir.json"
+        facts.append(("note", f"no record ({record}) states where the tensors come from: compared by names"))
     if found.how == "copies":
         facts.append(
             (

@@ -54,7 +54,7 @@ def load_checkpoint(folder: Path) -> Graph:
         if not vouched(config, shapes):  # by names and numbers alone a valid folder may look like another's
             raise
     graph.origin.learn_units, graph.origin.by_layer = learn_units, by_layer
-    graph.origin.kinds = {stack.label: _kinds(stack, tensors) for stack in stacks}
+    graph.origin.kinds = {stack.label: stack.kinds(shapes) for stack in stacks}
     return graph
 
 
@@ -79,13 +79,6 @@ def _tie(graph: Graph) -> None:
         if nbytes(weight.storage.data):
             storage = seen.setdefault(weight.storage.data, weight.storage)
             graph.weights[name] = replace(weight, storage=storage)
-
-
-def _kinds(stack: Stack, tensors: Mapping[str, TensorData]) -> tuple[int, ...]:
-    """For each layer of a stack a number that layers with the same names and shapes share."""
-    seen: dict[tuple[tuple[str, tuple[int, ...]], ...], int] = {}
-    held = [{end: tensors[name].shape for end, name in layer.items()} for layer in stack.contents(tensors)]
-    return tuple(seen.setdefault(tuple(sorted(layer.items())), len(seen)) for layer in held)
 
 
 def masks_beside(folder: Path) -> Path | None:

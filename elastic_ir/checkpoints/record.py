@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic_ir.errors import SourceError, reason
-from elastic_ir.formats.files import read_json
+from elastic_ir.formats.files import parse_json, read_json
 from elastic_ir.formats.model_folder import RECORD
 from elastic_ir.tensors.gathered import Gathering
 
@@ -94,12 +94,7 @@ def read_record(folder: Path) -> list[Step]:
     """
     path = folder / RECORD
     try:
-        found = read_json(path)
-        if isinstance(found, dict) and isinstance(found.get("version"), int) and found["version"] > VERSION:
-            raise SourceError(f"{path} was written by a later ElasticIR (version {found['version']})")
-        if not isinstance(found, dict) or not isinstance(found.get("history"), list):
-            raise ValueError("it holds no history")
-        return [Step.of(step) for step in found["history"]]
+        return _steps(read_json(path), str(path))
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -108,6 +103,22 @@ def read_record(folder: Path) -> list[Step]:
         raise SourceError(
             f"{path} is damaged: {error}; without it the folder is read as one of its own"
         ) from error
+
+
+def steps_of(text: bytes, where: str) -> list[Step]:
+    """The steps that a record's text states; SourceError, which says ``where`` it is, as of :func:`read_record`."""
+    try:
+        return _steps(parse_json(text), where)
+    except ValueError as error:
+        raise SourceError(f"{where} is damaged: {error}") from error
+
+
+def _steps(found: Any, where: str) -> list[Step]:
+    if isinstance(found, dict) and isinstance(found.get("version"), int) and found["version"] > VERSION:
+        raise SourceError(f"{where} was written by a later ElasticIR (version {found['version']})")
+    if not isinstance(found, dict) or not isinstance(found.get("history"), list):
+        raise ValueError("it holds no history")
+    return [Step.of(step) for step in found["history"]]
 
 
 def record_text(steps: list[Step]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -78,6 +78,12 @@ class Stack:
             if number is not None and 0 <= number - self.base < self.before:
                 found[number - self.base][name[len(self.series.name(number)) + 1 :]] = name
         return found
+
+    def kinds(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+        """For each source layer a number that layers with the same names and shapes of tensors share."""
+        seen: dict[tuple[tuple[str, tuple[int, ...]], ...], int] = {}
+        held = [{end: shapes[name] for end, name in layer.items()} for layer in self.contents(shapes)]
+        return tuple(seen.setdefault(tuple(sorted(layer.items())), len(seen)) for layer in held)
 
     @property
     def label(self) -> str:

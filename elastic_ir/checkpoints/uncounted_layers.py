@@ -34,11 +34,14 @@ def set_tail_apart(graph: Graph, config: dict[str, Any]) -> None:
         if all(layer - usual for layer in held[count:]):
             tails[container.path, container.prefix] = [child.path for child in container.children[count:]]
     if tails:
-        _set_apart(graph, tails)
+        set_apart(graph, tails, "is not counted by config.json")
 
 
-def _set_apart(graph: Graph, tails: dict[tuple[str, str], list[str]]) -> None:
-    """Give the graph the structure that it has without the tails, so that these do not count as layers of a kind."""
+def set_apart(graph: Graph, tails: dict[tuple[str, str], list[str]], why: str) -> None:
+    """Give the graph the structure that it has without the tails, so that these do not count as layers of a kind.
+
+    ``tails`` are the last children of containers by path and prefix; ``why`` is what a reader is told of them.
+    """
     paths = tuple(f"{path}." for tail in tails.values() for path in tail)
     plain = Graph(graph.name, graph.info)
     plain.weights = {name: weight for name, weight in graph.weights.items() if not name.startswith(paths)}
@@ -50,6 +53,6 @@ def _set_apart(graph: Graph, tails: dict[tuple[str, str], list[str]]) -> None:
             container.children.append(Child(path, path))
             container.tail += 1
     apart = ", ".join(path for tail in tails.values() for path in tail)
-    note = f"{apart} is not counted by config.json: it stays the last layer, and is never cloned"
+    note = f"{apart} {why}: it stays the last layer, and is never cloned"
     structure.note = "; ".join(filter(None, (structure.note, note)))
     Rewriter(graph, structure)

@@ -1,4 +1,4 @@
-"""Whether a checkpoint folder holds what its record states: every tensor is compared with its origin, streamed.
+"""Whether a folder or a GGUF file holds what its record states: every tensor is compared with its origin, streamed.
 
 The last step of the record names each tensor's origin in the sources, and the layers' plan; what it does not name is
 to be the first source's tensor of that name, byte for byte. Two files are read piece by piece, so memory does not
@@ -7,22 +7,19 @@ depend on the size of the model. Only what a recipe multiplied is computed again
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
-from elastic_ir.checkpoints.config.depth import Stack
+from elastic_ir.checkpoints.gguf.verify import metadata_differences
+from elastic_ir.checkpoints.held import Held, configuration_of, load_headers, sources_of, steps_held
 from elastic_ir.checkpoints.oracle.verification import network_check
-from elastic_ir.checkpoints.read import inside, load_checkpoint, masks_beside
-from elastic_ir.checkpoints.record import Origin, Step, read_record
+from elastic_ir.checkpoints.record import Origin, Step
 from elastic_ir.errors import PlanError, SourceError
-from elastic_ir.formats.model_folder import CONFIG, RECORD, CheckpointSource, is_checkpoint, layout_of
-from elastic_ir.formats.packed_masks import read_mask_tensors
-from elastic_ir.ir.graph import Graph
-from elastic_ir.ir.numbering import DIGITS
+from elastic_ir.formats.gguf.parts import GgufSource
+from elastic_ir.formats.model_folder import CONFIG, RECORD, CheckpointSource
 from elastic_ir.plans.plan import parse_indices
 from elastic_ir.safety.limits import allowing_blocks
 from elastic_ir.tensors.arrays import FLOATS, array_dtype
@@ -66,33 +63,6 @@ class Verified:
         return "names" if not self.wanted else "record" if self.sources else "copies"
 
 
-@dataclass(eq=False)
-class _Folder:
-    """A folder's tensors and masks, and where its layers lie."""
-
-    name: str
-    tensors: dict[str, TensorData]
-    masks: Mapping[str, Mask] | None  #: None where there is no file of masks
-    #: by the stack's label and the layer's number: end of name, name
-    layers: dict[str, dict[int, dict[str, str]]]
-    outside: set[str]  #: what lies in no layer
-    #: by the stack's label: layers behind those that are counted, which stay there
-    tails: dict[str, list[int]]
-
-    @staticmethod
-    def of(path: Path, graph: Graph, labels: Sequence[str]) -> _Folder:
-        sidecar = masks_beside(path)
-        tensors = {name: weight.storage.data for name, weight in graph.weights.items()}
-        layers = {label: _layers(graph, label) for label in labels}
-        held = {n for stack in layers.values() for layer in stack.values() for n in layer.values()}
-        masks = read_mask_tensors(sidecar) if sidecar is not None else None
-        tails = {
-            stack.label: [stack.before + extra for extra in range(stack.tail)]
-            for stack in Stack.all_of(graph)
-        }
-        return _Folder(path.resolve().name, tensors, masks, layers, tensors.keys() - held, tails)
-
-
 def verify_checkpoint(
     folder: Path,
     against: Sequence[Path] = (),
@@ -101,29 +71,27 @@ def verify_checkpoint(
     check: bool = True,
     tell: Callable[[int, int], None] | None = None,
 ) -> Verified:
-    """Compare every tensor of a checkpoint folder with its origin, and return what differs.
+    """Compare every tensor of a checkpoint folder, or of a GGUF file, with its origin, and return what differs.
 
-    Meanwhile ``check`` compares names, shapes and kinds of layers with the network that its library builds from its
-    configuration, where it can, in a process of its own.
+    Meanwhile ``check`` compares names, shapes and kinds of layers of a folder with the network that its library builds
+    from its configuration, where it can, in a process of its own. Of a GGUF file the metadata is compared too.
 
     ``against`` are the sources, in the record's order; without them folders of their names beside this one are taken,
     and where there are none, copies of one origin are compared with each other. A folder without a record is compared
     by names. ``hashes`` has the SHA-256 of each tensor's bytes kept; ``tell`` is called with bytes done and in all.
-    Raises SourceError for a folder that cannot be read whole (:func:`load_checkpoint`), for another number of sources
+    Raises SourceError for a folder that cannot be read whole (:func:`load_headers`), for another number of sources
     than the record has, and where there is neither a record nor a source.
     """
-    graph = load_checkpoint(folder)
-    if (folder / RECORD).exists() and isinstance(graph.origin, CheckpointSource):
-        inside(folder / RECORD, graph.origin.root)
-    steps = read_record(folder)
+    graph = load_headers(folder)
+    steps = steps_held(folder, graph)
     step = steps[-1] if steps else None
-    paths = _sources(folder, step, [Path(path) for path in against])
+    paths = sources_of(folder, step, [Path(path) for path in against])
     labels = list(step.plan) if step is not None else []
-    target = _Folder.of(folder, graph, labels)
-    sources = [load_checkpoint(path) for path in paths]
-    origins = [_Folder.of(path, source, labels) for path, source in zip(paths, sources, strict=True)]
+    target = Held.of(folder, graph, labels)
+    sources = [load_headers(path) for path in paths]
+    origins = [Held.of(path, source, labels) for path, source in zip(paths, sources, strict=True)]
     found = Verified(folder, paths, step.sources if step is not None else (), len(target.tensors))
-    found.config = layout_of(folder).config
+    found.config = configuration_of(folder)
     found.nbytes = sum(map(nbytes, target.tensors.values()))
     found.differences += _misplaced(target, origins, step)
     if target.masks is not None:
@@ -132,8 +100,13 @@ def verify_checkpoint(
             for name in target.masks
             if name not in target.tensors
         ]
-    begun = network_check(graph, sources[0] if sources else None, _layers_of_plan(step, target.name))
-    with begun if check else nullcontext() as outcome:
+    plan = _layers_of_plan(step, target.name)
+    if sources and isinstance(graph.origin, GgufSource):
+        found.differences += [
+            Difference(found.config, "", text) for text in metadata_differences(graph, sources, plan, step)
+        ]
+    begun = network_check(graph, sources[0] if sources else None, plan)
+    with begun if check and isinstance(graph.origin, CheckpointSource) else nullcontext() as outcome:
         _compare(found, target, origins, step or Step("", ("",), {}), hashes, tell)
         if outcome is not None:
             found.network, new = outcome()
@@ -151,52 +124,7 @@ def _layers_of_plan(step: Step | None, folder: str) -> dict[str, list[tuple[bool
     return found
 
 
-def _sources(folder: Path, step: Step | None, against: list[Path]) -> tuple[Path, ...]:
-    """The folders to compare with."""
-    for path in against:
-        if not is_checkpoint(path):
-            raise SourceError(f"{path} is not a folder of a checkpoint's weights")
-        if path.resolve() == folder.resolve():
-            raise SourceError(f"{path} is the folder itself; give the source that it was made from")
-    if step is None:
-        if len(against) != 1:
-            raise SourceError(
-                f"{folder} has no {RECORD}, which states where its tensors come from; give one source to compare with "
-                "by names (--against SOURCE)"
-            )
-        return tuple(against)
-    if against and len(against) != len(step.sources):
-        raise SourceError(
-            f"{folder} was made from {', '.join(step.sources)} (sources: {len(step.sources)}), and --against gives "
-            f"{len(against)}; give each once, in that order"
-        )
-    twice = next((name for name in step.sources if step.sources.count(name) > 1), None)
-    if not against and twice is not None:
-        raise SourceError(
-            f"{folder} was made from two folders that are called {twice!r}; state which is which, by --against SOURCE "
-            f"for each of {', '.join(step.sources)}"
-        )
-    beside = [folder.resolve().parent / name for name in step.sources]
-    if not against and all(is_checkpoint(path) and path != folder.resolve() for path in beside):
-        return tuple(beside)
-    return tuple(against)
-
-
 # -- names ---------------------------------------------------------------------------------------------------------
-
-
-def _layers(graph: Graph, label: str) -> dict[int, dict[str, str]]:
-    """The tensors of a stack's layers by number, counted from 0; the label is a path, as in the record."""
-    head = "" if label == "network" else re.escape(label) + "[._]?"
-    pattern = re.compile(rf"{head}({DIGITS})(?:\.(.+))?")
-    found: dict[int, dict[str, str]] = {}
-    for name in graph.weights:
-        match = pattern.fullmatch(name)
-        if match:
-            found.setdefault(int(match[1]), {})[match[2] or ""] = name
-    bases = [stack.base for stack in Stack.all_of(graph) if stack.label == label]
-    base = bases[0] if bases else min(found, default=0)
-    return {number - base: layer for number, layer in found.items()}
 
 
 def _planned(text: str, folder: str) -> list[int]:
@@ -208,7 +136,7 @@ def _planned(text: str, folder: str) -> list[int]:
         raise SourceError(f"{RECORD} of {folder} is damaged: {text!r} is not a plan ({error})") from error
 
 
-def _misplaced(target: _Folder, origins: Sequence[_Folder], step: Step | None) -> Iterator[Difference]:
+def _misplaced(target: Held, origins: Sequence[Held], step: Step | None) -> Iterator[Difference]:
     """Tensors that are missing, or more, or of another layer than the plan states."""
     if origins:
         first = origins[0]
@@ -223,7 +151,7 @@ def _misplaced(target: _Folder, origins: Sequence[_Folder], step: Step | None) -
 
 
 def _not_by_layer(
-    orders: Mapping[str, list[int]], target: _Folder, origins: Sequence[_Folder], step: Step
+    orders: Mapping[str, list[int]], target: Held, origins: Sequence[Held], step: Step
 ) -> Iterator[Difference]:
     """Tensors with an entry for each layer whose entries are of other layers than the plan states."""
     for name, origin in step.lineage.items():
@@ -234,7 +162,7 @@ def _not_by_layer(
 
 
 def _off_plan(
-    label: str, numbers: list[int], target: _Folder, origins: Sequence[_Folder], step: Step
+    label: str, numbers: list[int], target: Held, origins: Sequence[Held], step: Step
 ) -> Iterator[Difference]:
     """The same for the layers of one stack."""
     stack = target.layers[label]
@@ -281,8 +209,8 @@ class _Expected:
 
 def _compare(
     found: Verified,
-    target: _Folder,
-    origins: Sequence[_Folder],
+    target: Held,
+    origins: Sequence[Held],
     step: Step,
     hashes: bool,
     tell: Callable[[int, int], None] | None,
@@ -316,7 +244,7 @@ def _compare(
             tell(done, found.nbytes)
 
 
-def _of_source(source: _Folder, origin: Origin, data: TensorData, target: _Folder, name: str) -> _Expected:
+def _of_source(source: Held, origin: Origin, data: TensorData, target: Held, name: str) -> _Expected:
     """What a tensor should be by the record, from the source's."""
     where = f"{source.name}:{origin.name}"
     theirs = source.tensors.get(origin.name)

@@ -35,6 +35,7 @@ def save(graph: Graph, path: str | os.PathLike[str], *, check: bool = True) -> l
     (``state_dict(masked=False)``) is **not** kept. No extension: a folder by the model's own ``save_pretrained``, or of
     a graph read by headers alone as :func:`elastic_ir.checkpoints.write.save_checkpoint` streams it. ``.py``: a
     readable definition of the network without its weights, see :func:`elastic_ir.emit.source.file.save_source`.
+    ``.gguf``: what was read from such a file, see :mod:`elastic_ir.checkpoints.gguf.write`.
     ``check`` runs the module as :func:`elastic_ir.emit.module.to_module` does, or of a streamed folder compares
     names and shapes with the class that its config.json names; that what was planned is written is always checked.
     Raises EmitError and OutputError; what stood at the target then still stands there.
@@ -49,6 +50,12 @@ def _save(graph: Graph, path: Path, check: bool) -> list[Path]:
         graph.origin.streamed and not formats.writable(path)
     ):  # Llama-3.1-8B is a folder's name
         form = formats.FOLDER
+    own = graph.origin.written_as
+    if own and (form is None or own not in form.suffixes):
+        raise OutputError(
+            f"{path}: the tensors of {graph.name} are of types that its own format has, so it is written as {own}; "
+            "give a name that ends so"
+        )
     if form is None:
         known = ", ".join(formats.suffixes(formats.registered(), written=True))
         raise OutputError(

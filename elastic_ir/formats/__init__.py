@@ -95,13 +95,17 @@ TICKET = Format(
     "elastic_ir.emit.files:save_ticket",
 )  # fmt: skip
 EXPORTED = Format("exported", (".pt2",), "elastic_ir.frontends.exported_program:read_pt2")
+GGUF = Format(
+    "gguf", (".gguf",), "elastic_ir.checkpoints.gguf.read:read_gguf",
+    "elastic_ir.checkpoints.gguf.write:write_gguf", recognises=lambda head: head.startswith(b"GGUF"),
+)  # fmt: skip
 PYTHON = Format("python", (".py",), None, "elastic_ir.emit.files:save_python")
 
 #: A model folder of Hugging Face's; an existing folder, and any name that is to be written and has no suffix.
 FOLDER = Format("folder", (), "elastic_ir.frontends.sources:read_folder", "elastic_ir.emit.files:save_folder")
 
 #: Our own formats of files, in the order in which messages list them.
-OWN = (PYTORCH, SAFETENSORS, ONNX, TICKET, EXPORTED, PYTHON)
+OWN = (PYTORCH, SAFETENSORS, ONNX, TICKET, EXPORTED, GGUF, PYTHON)
 _registered: list[Format] = []
 
 

@@ -93,7 +93,7 @@ class CheckpointSource(Origin):
     #: how tensors beside the stacks are indexed by their layers; None until its network was asked
     indexed: Mapping[str, ByLayer] | None = None
     #: the further folders that layers come from, in the order of their numbers from 1 on
-    others: tuple[CheckpointSource, ...] = ()
+    others: tuple[CheckpointSource, ...] = field(default=(), kw_only=True)
 
 
 def stamp_of(status: os.stat_result) -> tuple[int, int, int]:

@@ -85,6 +85,11 @@ class Origin:
 
     #: Whether its tensors are copied from folder to folder, without the network.
     streamed: ClassVar[bool] = False
+    #: Whether each tensor states its own type, so that layers may take the place of others of other types.
+    mixed_types: ClassVar[bool] = False
+    written_as: ClassVar[str] = (
+        ""  #: the suffix of the only format that it can be written in, if there is one
+    )
     module: nn.Module | None = None  #: the live module, never changed; None if its class was not built
     described: nn.Module | None = None  #: instead of the module, what a file describes: a tree of stand-ins
     inputs: Inputs | None = None  #: example inputs that the network runs on
@@ -97,6 +102,13 @@ class Origin:
     learn_units: Callable[[Graph], None] | None = None
     #: How tensors beside a graph's stages are indexed by their layers, as far as the source's network shows it.
     by_layer: Callable[[Graph], Mapping[str, ByLayer]] | None = None
+
+    #: The further sources that layers come from, in the order of their numbers from 1 on.
+    others: tuple[Origin, ...] = ()
+
+    def facts(self) -> list[tuple[str, str]]:
+        """What a reader wants to know of the source beside its structure: what each is called, and what it is."""
+        return []
 
     def retrace(self, module: nn.Module, frontend: str) -> Graph:
         """Another module of the kind as a graph, read in the same way on the same inputs. Raises TraceError."""

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from elastic_ir.errors import PlanError, StructureError
-from elastic_ir.formats.model_folder import CheckpointSource
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.naming import weights_below
 from elastic_ir.ir.structure import Block, Stage
@@ -94,10 +93,9 @@ def take_layers(rewriter: Rewriter, graph: Graph, layers: Layers, others: Mappin
                 other = others[layer.source]
                 twin = other.structure.stage(stage.name).all_blocks[layer.index]
                 rewriter.take_over(block, other, twin, number[layer.source])
-    if isinstance(graph.origin, CheckpointSource):
-        others_read = (others[name].origin for name in layers.sources)
-        folders = [origin for origin in others_read if isinstance(origin, CheckpointSource)]
-        graph.origin = dataclasses.replace(graph.origin, others=(*graph.origin.others, *folders))
+    if graph.origin.streamed:
+        others_read = tuple(others[name].origin for name in layers.sources)
+        graph.origin = dataclasses.replace(graph.origin, others=(*graph.origin.others, *others_read))
 
 
 def _check_other(graph: Graph, other: Graph, name: str) -> None:
@@ -107,11 +105,11 @@ def _check_other(graph: Graph, other: Graph, name: str) -> None:
             raise PlanError(
                 f"{whose} is an ONNX graph, whose weights stay in one file; take layers of checkpoints"
             )
-    if bool(len(graph)) != bool(len(other)) or (
-        isinstance(graph.origin, CheckpointSource) != isinstance(other.origin, CheckpointSource)
-    ):
+    streamed = graph.origin.streamed or other.origin.streamed
+    if bool(len(graph)) != bool(len(other)) or (streamed and type(graph.origin) is not type(other.origin)):
         raise PlanError(
-            f"{name} and {graph.name} were not read in the same way; read both as folders, or trace both networks"
+            f"{name} and {graph.name} were not read in the same way; read both as folders, or both as GGUF files, or "
+            "trace both networks"
         )
     try:
         edited = any(
@@ -154,7 +152,10 @@ class _Likes:
         first = ""
         for place in places:
             difference = _difference(
-                _weights_of(blocks[place], self.held[""]), theirs, (self.graph.name, layer.source)
+                _weights_of(blocks[place], self.held[""]),
+                theirs,
+                (self.graph.name, layer.source),
+                self.graph.origin.mixed_types,
             )
             if not difference and blocks[place].signature != twin.signature and len(other):
                 difference = f"{blocks[place].path} computes something else than {layer.source}'s {twin.path}"
@@ -196,9 +197,15 @@ def _weights_of(block: Block, held: Mapping[str, Mapping[str, Weight]]) -> list[
 
 
 def _difference(
-    mine: Sequence[Mapping[str, Weight]], theirs: Sequence[Mapping[str, Weight]], names: tuple[str, str]
+    mine: Sequence[Mapping[str, Weight]],
+    theirs: Sequence[Mapping[str, Weight]],
+    names: tuple[str, str],
+    mixed: bool,
 ) -> str:
-    """The first difference between the tensors of two blocks; empty where they are alike."""
+    """The first difference between the tensors of two blocks; empty where they are alike.
+
+    Types do not count where they are ``mixed``.
+    """
     if len(mine) != len(theirs):
         return f"a block has {len(theirs)} parts in {names[1]}, {len(mine)} in {names[0]}"
     for own, other in zip(mine, theirs, strict=True):
@@ -211,7 +218,7 @@ def _difference(
                 return (
                     f"{weight.name} is {shapes[0]} in {names[1]}, and {twin.name} {shapes[1]} in {names[0]}"
                 )
-            if twin.dtype != weight.dtype:
+            if twin.dtype != weight.dtype and not mixed:
                 return (
                     f"{weight.name} is {weight.dtype} in {names[1]}, and {twin.name} {twin.dtype} in {names[0]}; "
                     "convert one of the two first"

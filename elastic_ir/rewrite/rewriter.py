@@ -225,10 +225,12 @@ class Rewriter(LayerEdits, StageEdits, GivenAndCollected, Renumbering):
     ) -> None:
         """Give a weight the tensor and mask of another network's, the source of that number.
 
-        VerifyError where shapes or dtypes differ, or where it is tied with a weight that is not among ``own``.
+        VerifyError where shapes or dtypes differ (shapes alone where each tensor states its own type), or where it is
+        tied with a weight that is not among ``own``.
         """
         weight, taken = self.graph.weights[name], other.weights.get(theirs)
-        if taken is None or (taken.shape, taken.dtype) != (weight.shape, weight.dtype):
+        mixed = self.graph.origin.mixed_types
+        if taken is None or taken.shape != weight.shape or (taken.dtype != weight.dtype and not mixed):
             raise VerifyError(
                 f"the weight {name!r} cannot become {other.name}'s {theirs!r}, which is another"
             )

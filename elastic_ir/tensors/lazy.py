@@ -52,6 +52,9 @@ PACKED_BITS: dict[str, int] = {
     "uint4": 4,
 }
 
+#: Elements and bytes of a block of quantised numbers, the last axis being made of such; nobody computes with them
+#: either. Formats that have such types enter them: which there are is theirs to say.
+BLOCK_SIZES: dict[str, tuple[int, int]] = {}
 
 _STEP = 1 << 20  #: elements that are made dense at once
 
@@ -65,7 +68,7 @@ class TensorData(Protocol):
 
     @property
     def dtype(self) -> str:
-        """A key of :data:`ITEM_SIZES`, e.g. ``"float32"``, or of :data:`PACKED_BITS`."""
+        """A key of :data:`ITEM_SIZES`, e.g. ``"float32"``, of :data:`PACKED_BITS` or of :data:`BLOCK_SIZES`."""
         ...
 
     def chunks(self) -> Iterator[memoryview]:
@@ -79,9 +82,12 @@ def nbytes(data: TensorData) -> int:
 
 
 def size_of(shape: Sequence[int], dtype: str) -> int:
-    """Bytes of a tensor; elements of less than a byte fill the last one up."""
+    """Bytes of a tensor; elements of less than a byte fill the last one up, and blocks are whole."""
     if dtype in PACKED_BITS:
         return -(-prod(shape) * PACKED_BITS[dtype] // 8)
+    if dtype in BLOCK_SIZES:
+        elements, size = BLOCK_SIZES[dtype]
+        return prod(shape) // elements * size
     return prod(shape) * ITEM_SIZES[dtype]
 
 

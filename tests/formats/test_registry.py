@@ -155,22 +155,22 @@ def test_a_file_of_another_suffix_is_told_by_its_first_bytes(tmp_path: Path, nam
 
 
 def test_a_file_that_is_nobody_s_names_the_suffixes_there_are(tmp_path: Path) -> None:
-    path = tmp_path / "net.gguf"
-    path.write_bytes(b"GGUF" + bytes(60))
-    known = ".pt, .safetensors, .onnx, .ticket, .pt2"
+    path = tmp_path / "net.ggml"
+    path.write_bytes(b"GGML" + bytes(60))
+    known = ".pt, .safetensors, .onnx, .ticket, .pt2, .gguf"
     assert said(SourceError, path).endswith(
-        f"it begins with b'GGUF\\x00\\x00\\x00\\x00'; networks are read from {known} files"
+        f"it begins with b'GGML\\x00\\x00\\x00\\x00'; networks are read from {known} files"
     )
     register(HELD_FORMAT)
     assert said(SourceError, path).endswith(f"; networks are read from {known}, .held files")
-    assert said(SourceError, tmp_path / "absent.gguf") == f"{tmp_path / 'absent.gguf'} does not exist"
+    assert said(SourceError, tmp_path / "absent.ggml") == f"{tmp_path / 'absent.ggml'} does not exist"
 
 
 def test_an_extension_that_nobody_writes_names_those_there_are(tmp_path: Path) -> None:
-    use = "net.gguf: the extension .gguf cannot be written; use .pt, .safetensors, .onnx, .ticket, .py"
-    assert said(OutputError, tmp_path / "net.gguf", small()) == f"{use} or a folder name"
+    use = "net.ggml: the extension .ggml cannot be written; use .pt, .safetensors, .onnx, .ticket, .gguf, .py"
+    assert said(OutputError, tmp_path / "net.ggml", small()) == f"{use} or a folder name"
     register(HELD_FORMAT)
-    assert said(OutputError, tmp_path / "net.gguf", small()) == f"{use}, .held or a folder name"
+    assert said(OutputError, tmp_path / "net.ggml", small()) == f"{use}, .held or a folder name"
     assert not list(tmp_path.iterdir())
 
 
@@ -178,7 +178,7 @@ def test_what_is_written_and_not_read(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text("import torch\n")
     assert said(SourceError, tmp_path / "net.py") == (
         "net.py is of the format 'python', which is written and not read; files are read from "
-        ".pt, .safetensors, .onnx, .ticket, .pt2"
+        ".pt, .safetensors, .onnx, .ticket, .pt2, .gguf"
     )
 
 
@@ -261,7 +261,7 @@ def test_a_writer_that_goes_wrong_leaves_what_was_there(tmp_path: Path, writer: 
 
 def test_a_predicate_that_goes_wrong(tmp_path: Path) -> None:
     register(Format("held", (".held",), f"{HERE}:read_held", recognises=lambda head: head[99] == 1))
-    (tmp_path / "net.any").write_bytes(b"GGUF")
+    (tmp_path / "net.any").write_bytes(b"GGML")
     assert said(SourceError, tmp_path / "net.any") == (
         f"whether {tmp_path / 'net.any'} is of the format 'held' could not be found out: IndexError: index out of range"
     )

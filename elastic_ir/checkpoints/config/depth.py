@@ -126,7 +126,7 @@ def reindexed(
             claim(stack, entry, change)
             explained |= _tells(reader.table(entry.holder)[entry.name], held)
         if stack.changed and not explained:
-            _check_kinds(stack, held, file)
+            check_kinds(stack, held, file)
         if len(stack.order) != stack.before and stack not in counted:
             raise UnclearError(
                 f"{file} has no entry that counts the {stack.before} layers at {stack.label}, so it cannot state the "
@@ -182,7 +182,7 @@ def _tells(listed: list[Any], kinds: Sequence[int]) -> bool:
     )
 
 
-def _check_kinds(stack: Stack, kinds: Sequence[int], file: str) -> None:
+def check_kinds(stack: Stack, kinds: Sequence[int], file: str) -> None:
     """PlanError where a layer would stand where the network builds one of another kind.
 
     Without a list of its layers a configuration states by numbers which layer is of which kind: the first ones are

@@ -1,0 +1,132 @@
+"""Writing what was read by its headers, a folder or a GGUF file, or showing what would be written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from elastic_ir.cli import output, tables
+
+if TYPE_CHECKING:
+    from elastic_ir.checkpoints.oracle.comparison import Compared
+    from elastic_ir.cli.resize import Wanted
+    from elastic_ir.ir.graph import Graph
+
+
+def write_folder(graph: Graph, out: Path, wanted: Wanted) -> None:
+    """Write a folder that was read by its headers, or print what would be written."""
+    from elastic_ir.checkpoints.resumable import KEPT, held_by, kept_files, leftover
+    from elastic_ir.checkpoints.write import SHARD_SIZE, check_room, plan_checkpoint, save_checkpoint
+    from elastic_ir.formats.files import refuse_taken
+
+    shard_size = wanted.shard_size or SHARD_SIZE
+    left = leftover(out)
+    if wanted.dry_run or not (wanted.resume or left):
+        refuse_taken(out)
+    plan = plan_checkpoint(graph, shard_size)
+    config = plan.source.layout.config
+    if plan.doubt is not None and wanted.dry_run:
+        plan = plan.settled()
+    if plan.notes:
+        tables.show_facts([("note", text) for text in plan.notes])
+    if plan.kept:
+        tables.show_facts([("kept", f"{config}: {', '.join(plan.kept)}; see whether they fit the new depth")])
+    if plan.followed:
+        tables.show_facts([("followed", text) for text in plan.followed])
+    if plan.kept_beside:
+        tables.show_facts([("kept", f"{', '.join(plan.kept_beside)}, as --keep-beside states")])
+    if wanted.dry_run:
+        check_room(plan, out, held_by(left) if left else 0)
+        tables.say()
+        tables.show_table(_lineage(graph))
+        _show_files(plan.files)
+        total = tables.file_size(sum(plan.files.values()))
+        if left is not None:
+            way = "--resume goes on with it" if wanted.resume else "without --resume it is removed"
+            tables.show_facts([("begun", f"{left} holds {kept_files(left)} finished files; {way}")])
+        tables.show_facts([("dry run", f"would write {out} ({total})")])
+        return
+    found: list[Compared] = []
+    try:
+        with tables.transfer(f"writing {out}") as tell:
+            written = save_checkpoint(
+                graph,
+                out,
+                shard_size=shard_size,
+                durable=wanted.durable,
+                resume=wanted.resume,
+                check=not wanted.no_check,
+                tell=tell,
+                tell_compared=found.append,
+            )
+    except KeyboardInterrupt:
+        stopped = leftover(out)
+        if stopped is not None:
+            tables.say(f"{out}: {KEPT.format(kept_files(stopped))}", err=True)
+        raise
+    if left is not None and not wanted.resume:
+        tables.show_facts([("removed", f"{left}, which an earlier run had left")])
+    tables.show_facts(
+        [
+            *(
+                ("found", f"{config}: {entry}, by building the network")
+                for one in found
+                for entry in one.entries
+            ),
+            *(("compared", str(one)) for one in found),
+            *output.wrote([written]),
+        ]
+    )
+
+
+def write_gguf_file(graph: Graph, out: Path, wanted: Wanted) -> None:
+    """Write a GGUF file, or its parts, or print what would be written."""
+    from elastic_ir.checkpoints.gguf.write import check_room, plan_gguf, save_gguf
+
+    plan = plan_gguf(graph, out, wanted.shard_size)
+    if plan.notes:
+        tables.show_facts([("note", text) for text in plan.notes])
+    if plan.changed:
+        changed = [
+            f"{key} {_value(before)} -> {_value(after)}" for key, (before, after) in plan.changed.items()
+        ]
+        tables.show_facts([("metadata", text) for text in changed])
+    if plan.kept:
+        tables.show_facts([("kept", f"{', '.join(plan.kept)}; see whether they fit the new depth")])
+    if wanted.dry_run:
+        check_room(plan)
+        tables.say()
+        tables.show_table(_lineage(graph))
+        _show_files(plan.sizes)
+        total = tables.file_size(sum(plan.sizes.values()))
+        tables.show_facts([("dry run", f"would write {out} ({total})")])
+        return
+    with tables.transfer(f"writing {out}") as tell:
+        written = save_gguf(plan, tell)
+    tables.show_facts(output.wrote(written))
+
+
+def _value(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return f"[{text}]" if isinstance(value, list) else text
+
+
+def _show_files(sizes: dict[str, int]) -> None:
+    table = tables.Table(("file", "size"), numeric=("size",))
+    table.rows += [(name, tables.file_size(size)) for name, size in sizes.items()]
+    tables.say()
+    tables.show_table(table)
+    tables.say()
+
+
+def _lineage(graph: Graph) -> tables.Table:
+    """Which layers of the result come from which of the source."""
+    from elastic_ir.checkpoints.card import moves
+    from elastic_ir.checkpoints.config.depth import Stack
+
+    names = graph.edits.sources
+    table = tables.Table(("layers", "target", "source"))
+    for container in graph.structure.containers:
+        stack = Stack.of(container)
+        table.rows += [(stack.label, target, source) for target, source in moves(stack, names)]
+    return table

@@ -1,0 +1,123 @@
+"""What ``verify`` reads of a checkpoint, a folder or a GGUF file: tensors, masks, layers, record, sources. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from elastic_ir.checkpoints.gguf.read import load_gguf
+from elastic_ir.checkpoints.gguf.record import RECORD as GGUF_RECORD
+from elastic_ir.checkpoints.gguf.record import read_steps
+from elastic_ir.checkpoints.read import inside, load_checkpoint, masks_beside
+from elastic_ir.checkpoints.record import Step, read_record
+from elastic_ir.checkpoints.stacks import Stack
+from elastic_ir.errors import SourceError
+from elastic_ir.formats import GGUF, format_of
+from elastic_ir.formats.gguf.parts import GgufSource
+from elastic_ir.formats.model_folder import RECORD, CheckpointSource, is_checkpoint, layout_of
+from elastic_ir.formats.packed_masks import read_mask_tensors
+from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.numbering import DIGITS
+from elastic_ir.tensors.lazy import Mask, TensorData
+
+
+@dataclass(eq=False)
+class Held:
+    """A checkpoint's tensors and masks, and where its layers lie."""
+
+    name: str
+    tensors: dict[str, TensorData]
+    masks: Mapping[str, Mask] | None  #: None where there is no file of masks
+    #: by the stack's label and the layer's number: end of name, name
+    layers: dict[str, dict[int, dict[str, str]]]
+    outside: set[str]  #: what lies in no layer
+    #: by the stack's label: layers behind those that are counted, which stay there
+    tails: dict[str, list[int]]
+
+    @staticmethod
+    def of(path: Path, graph: Graph, labels: Sequence[str]) -> Held:
+        """What a checkpoint holds, by its graph; ``labels`` are those of the stacks that a record's plan names."""
+        sidecar = masks_beside(path) if path.is_dir() else None
+        tensors = {name: weight.storage.data for name, weight in graph.weights.items()}
+        layers = {label: _layers(graph, label) for label in labels}
+        held = {n for stack in layers.values() for layer in stack.values() for n in layer.values()}
+        masks = read_mask_tensors(sidecar) if sidecar is not None else None
+        tails = {
+            stack.label: [stack.before + extra for extra in range(stack.tail)]
+            for stack in Stack.all_of(graph)
+        }
+        return Held(path.resolve().name, tensors, masks, layers, tensors.keys() - held, tails)
+
+
+def load_headers(path: Path) -> Graph:
+    """A folder or a GGUF file as a graph, by its headers. SourceError as their readers raise it."""
+    return load_gguf(path) if _is_gguf(path) else load_checkpoint(path)
+
+
+def steps_held(path: Path, graph: Graph) -> list[Step]:
+    """The steps of a checkpoint's record, the oldest first; none where it has none."""
+    if isinstance(graph.origin, GgufSource):
+        return read_steps(graph.origin.head)
+    if (path / RECORD).exists() and isinstance(graph.origin, CheckpointSource):
+        inside(path / RECORD, graph.origin.root)
+    return read_record(path)
+
+
+def configuration_of(path: Path) -> str:
+    """What a checkpoint's statement of its network is called."""
+    return "metadata" if _is_gguf(path) else layout_of(path).config
+
+
+def sources_of(path: Path, step: Step | None, against: list[Path]) -> tuple[Path, ...]:
+    """The checkpoints to compare with: those given, else those of the record's names beside this one."""
+    file = _is_gguf(path)
+    what, record = ("file", GGUF_RECORD) if file else ("folder", RECORD)
+    usable = _is_gguf if file else is_checkpoint
+    for other in against:
+        if not usable(other):
+            wanted = "a GGUF file" if file else "a folder of a checkpoint's weights"
+            raise SourceError(f"{other} is not {wanted}")
+        if other.resolve() == path.resolve():
+            raise SourceError(f"{other} is the {what} itself; give the source that it was made from")
+    if step is None:
+        if len(against) != 1:
+            raise SourceError(
+                f"{path} has no {record}, which states where its tensors come from; give one source to compare with "
+                "by names (--against SOURCE)"
+            )
+        return tuple(against)
+    if against and len(against) != len(step.sources):
+        raise SourceError(
+            f"{path} was made from {', '.join(step.sources)} (sources: {len(step.sources)}), and --against gives "
+            f"{len(against)}; give each once, in that order"
+        )
+    twice = next((name for name in step.sources if step.sources.count(name) > 1), None)
+    if not against and twice is not None:
+        raise SourceError(
+            f"{path} was made from two {what}s that are called {twice!r}; state which is which, by --against SOURCE "
+            f"for each of {', '.join(step.sources)}"
+        )
+    beside = [path.resolve().parent / name for name in step.sources]
+    if not against and all(usable(other) and other != path.resolve() for other in beside):
+        return tuple(beside)
+    return tuple(against)
+
+
+def _is_gguf(path: Path) -> bool:
+    return path.is_file() and format_of(path) is GGUF
+
+
+def _layers(graph: Graph, label: str) -> dict[int, dict[str, str]]:
+    """The tensors of a stack's layers by number, counted from 0; the label is a path, as in the record."""
+    head = "" if label == "network" else re.escape(label) + "[._]?"
+    pattern = re.compile(rf"{head}({DIGITS})(?:\.(.+))?")
+    found: dict[int, dict[str, str]] = {}
+    for name in graph.weights:
+        match = pattern.fullmatch(name)
+        if match:
+            found.setdefault(int(match[1]), {})[match[2] or ""] = name
+    bases = [stack.base for stack in Stack.all_of(graph) if stack.label == label]
+    base = bases[0] if bases else min(found, default=0)
+    return {number - base: layer for number, layer in found.items()}
