@@ -30,6 +30,7 @@ from elastic_ir.formats.gguf.parts import (
     stem_of,
 )
 from elastic_ir.formats.gguf.writer import File, changed_entry, number_entry, text_entry
+from elastic_ir.formats.ranges import FileTensor
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.numbering import natural_key
 from elastic_ir.tensors.lazy import TensorData, nbytes
@@ -49,11 +50,6 @@ class Plan:
     changed: dict[str, tuple[Value | None, Value]]  #: by key: before and after
     kept: list[str]  #: entries that may refer to layers by their place
     notes: list[str]  #: what further sources state otherwise
-
-    @property
-    def total(self) -> int:
-        """Bytes of all tensors."""
-        return sum(nbytes(data) for file in self.files.values() for data in file.tensors.values())
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -115,7 +111,7 @@ def save_gguf(plan: Plan, tell: Callable[[int, int], None] | None = None) -> lis
     since its header was read, EmitError where what was written does not read back as it was planned. Whatever goes
     wrong, what was at the targets is there still.
     """
-    total, done = plan.total, 0
+    total, done = sum(file.moved for file in plan.files.values()), 0
 
     def count(size: int) -> None:
         nonlocal done
@@ -242,7 +238,7 @@ def _file(
     tensors: dict[str, TensorData],
 ) -> File:
     """A file: the first one has all of the metadata, a further part what it needs (``changed`` is None there)."""
-    entries: list[tuple[TensorData, int]] = []
+    entries: list[tuple[FileTensor | bytes, int]] = []
     if changed is not None:
         begin = end = count = 0
         for key, entry in head.entries.items():

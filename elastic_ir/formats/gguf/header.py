@@ -20,7 +20,7 @@ from elastic_ir.formats import GGUF
 from elastic_ir.formats.files import opened
 from elastic_ir.formats.gguf.types import tensor_types
 from elastic_ir.formats.model_folder import stamp_of
-from elastic_ir.formats.safetensors import FileTensor
+from elastic_ir.formats.ranges import FileTensor
 from elastic_ir.safety.limits import NAME_LENGTH
 from elastic_ir.tensors.lazy import BLOCK_SIZES, nbytes
 

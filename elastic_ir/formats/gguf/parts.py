@@ -12,7 +12,7 @@ from elastic_ir.errors import SourceError
 from elastic_ir.formats import GGUF
 from elastic_ir.formats.gguf.header import Header, Value, read_header
 from elastic_ir.formats.gguf.types import type_name
-from elastic_ir.formats.safetensors import FileTensor
+from elastic_ir.formats.ranges import FileTensor
 from elastic_ir.ir.info import Origin
 from elastic_ir.tensors.lazy import nbytes
 

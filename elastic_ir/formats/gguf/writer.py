@@ -1,7 +1,6 @@
 """GGUF files written as a stream: what was there is copied from where it lies, and the rest is little. No torch here.
 
-An entry of the metadata that stays is a range of the source's bytes, as a tensor is. At most one piece of either is in
-memory.
+An entry of the metadata that stays is a range of the source's bytes, as a tensor is.
 """
 
 from __future__ import annotations
@@ -10,12 +9,12 @@ import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from elastic_ir.errors import EmitError
 from elastic_ir.formats.gguf.header import ARRAY, MAGIC, NUMBERS, STRING, Entry, Value, padded
 from elastic_ir.formats.gguf.types import type_number
-from elastic_ir.tensors.lazy import InlineData, TensorData, nbytes
+from elastic_ir.formats.ranges import FileTensor, Part, write_parts
+from elastic_ir.tensors.lazy import TensorData, nbytes
 
 
 @dataclass(frozen=True)
@@ -24,20 +23,36 @@ class File:
 
     version: int
     alignment: int
-    #: runs of entries, each with how many it has
-    entries: Sequence[tuple[TensorData, int]]
+    #: runs of entries, ranges of the source or new ones, each with how many it has
+    entries: Sequence[tuple[FileTensor | bytes, int]]
     tensors: Mapping[str, TensorData]
 
     @property
     def size(self) -> int:
         """Bytes of the whole file."""
-        head = 24 + sum(nbytes(data) for data, _ in self.entries) + len(self._infos())
-        return padded(head, self.alignment) + self.data_size
+        return self.parts()[-1].at
 
     @property
-    def data_size(self) -> int:
-        """Bytes of the tensors, each brought up to the alignment."""
-        return sum(padded(nbytes(data), self.alignment) for data in self.tensors.values())
+    def moved(self) -> int:
+        """Bytes of tensors, and of entries that are ranges of the source."""
+        ranges = [data for data, _ in self.entries if not isinstance(data, bytes)]
+        return sum(map(nbytes, (*ranges, *self.tensors.values())))
+
+    def parts(self) -> list[Part]:
+        """What lies where; the last part is empty, and stands where the file ends."""
+        count = sum(number for _, number in self.entries)
+        found = [Part(0, MAGIC + struct.pack("<IQQ", self.version, len(self.tensors), count))]
+        at = len(found[0].data) if isinstance(found[0].data, bytes) else 0
+        for data, _ in self.entries:
+            found.append(Part(at, data, "the metadata"))
+            at += len(data) if isinstance(data, bytes) else nbytes(data)
+        infos = self._infos()
+        found.append(Part(at, infos))
+        at = padded(at + len(infos), self.alignment)
+        for name, tensor in self.tensors.items():
+            found.append(Part(at, tensor, name))
+            at = padded(at + nbytes(tensor), self.alignment)
+        return [*found, Part(at, b"")]
 
     def _infos(self) -> bytes:
         """Names, extents, types and places of the tensors."""
@@ -59,59 +74,30 @@ class File:
         return bytes(made)
 
     def write(self, path: Path, tell: Callable[[int], None] | None = None) -> None:
-        """Write the file; ``tell`` is called after each tensor with its bytes. OSError is left to the caller."""
-        count = sum(number for _, number in self.entries)
-        with open(path, "wb") as file:
-            file.write(MAGIC + struct.pack("<IQQ", self.version, len(self.tensors), count))
-            for data, _ in self.entries:
-                _append(file, data, "the metadata")
-            file.write(self._infos())
-            _pad(file, file.tell(), self.alignment)
-            for name, data in self.tensors.items():
-                _append(file, data, name)
-                _pad(file, nbytes(data), self.alignment)
-                if tell is not None:
-                    tell(nbytes(data))
+        """Write the file; errors and ``tell`` as of :func:`elastic_ir.formats.ranges.write_parts`."""
+        write_parts(path, self.parts(), tell)
 
 
-def _append(file: BinaryIO, data: TensorData, name: str) -> None:
-    """Append a tensor's bytes; where it lies in a file as it is, they need not pass through this process."""
-    copy = getattr(data, "copy_into", None)
-    if copy is not None:
-        copy(file)
-        return
-    written = 0
-    for chunk in data.chunks():
-        written += chunk.nbytes
-        file.write(chunk)
-    if written != nbytes(data):
-        raise EmitError(f"{name!r} gave {written} bytes where its shape and type need {nbytes(data)}")
-
-
-def _pad(file: BinaryIO, size: int, alignment: int) -> None:
-    file.write(bytes(padded(size, alignment) - size))
-
-
-def text_entry(key: str, text: str) -> InlineData:
+def text_entry(key: str, text: str) -> bytes:
     """An entry whose value is a text."""
     raw = text.encode()
-    return _inline(_key(key) + struct.pack("<IQ", STRING, len(raw)) + raw)
+    return _key(key) + struct.pack("<IQ", STRING, len(raw)) + raw
 
 
-def number_entry(key: str, kind: int, value: int) -> InlineData:
+def number_entry(key: str, kind: int, value: int) -> bytes:
     """An entry whose value is a number of a type; EmitError where the type cannot hold it."""
-    return _inline(_key(key) + struct.pack("<I", kind) + _packed(key, kind, [value]))
+    return _key(key) + struct.pack("<I", kind) + _packed(key, kind, [value])
 
 
-def changed_entry(entry: Entry, value: Value) -> InlineData:
+def changed_entry(entry: Entry, value: Value) -> bytes:
     """An entry with another value of its type."""
     head = _key(entry.key)
     if entry.count is None:
-        return _inline(head + struct.pack("<I", entry.kind) + _packed(entry.key, entry.kind, [value]))
+        return head + struct.pack("<I", entry.kind) + _packed(entry.key, entry.kind, [value])
     if not isinstance(value, list):
         raise EmitError(f"{entry.key} is a list, and cannot become {value!r}")
     head += struct.pack("<IIQ", ARRAY, entry.kind, len(value))
-    return _inline(head + _packed(entry.key, entry.kind, value))
+    return head + _packed(entry.key, entry.kind, value)
 
 
 def _key(key: str) -> bytes:
@@ -128,7 +114,3 @@ def _packed(key: str, kind: int, values: Iterable[object]) -> bytes:
         return struct.pack(f"<{len(items)}{NUMBERS[kind]}", *items)
     except (struct.error, KeyError) as error:
         raise EmitError(f"{key} cannot hold {str(items)[:100]} in the type that it has ({error})") from error
-
-
-def _inline(raw: bytes) -> InlineData:
-    return InlineData((len(raw),), "uint8", raw)
