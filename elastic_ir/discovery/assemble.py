@@ -71,12 +71,15 @@ def _mixed_forms(candidate: Candidate) -> list[frozenset[str]]:
     stands between stages.
     """
     form = candidate.form
-    own = [place for place, group in enumerate(candidate.groups) if kin(group.form, form)]
+    own = [kin(group.form, form) for group in candidate.groups]
     others: dict[frozenset[str], list[Group]] = {}
-    for place, group in enumerate(candidate.groups):
-        if own and own[0] < place and place not in own:
-            others.setdefault(group.form, []).append(group)
-    inner = {group.form for group in candidate.groups[own[0] : own[-1]]} if own else set()
+    inner: set[frozenset[str]] = set()
+    if any(own):
+        first, last = own.index(True), len(own) - 1 - own[::-1].index(True)
+        inner = {group.form for group in candidate.groups[first:last]}
+        for place in range(first, len(own)):
+            if not own[place]:
+                others.setdefault(candidate.groups[place].form, []).append(candidate.groups[place])
     return [
         form,
         *(

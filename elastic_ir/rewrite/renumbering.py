@@ -107,8 +107,8 @@ class Renumbering:
             names = [renames[child.path][lead:] for child in container.children]
             if not container.native:  # other children stand beside the series; it keeps its place among them
                 old = listed.get(container.path, [])
-                members = _members(container, listed)
-                at = old.index(members[0])
+                members = dict.fromkeys(_members(container, listed))
+                at = old.index(next(iter(members)))
                 others = [n for n in old if n not in members]
                 names = [*others[:at], *names, *others[at:]]
             fresh[container.path] = names

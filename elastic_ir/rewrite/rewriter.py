@@ -80,6 +80,8 @@ class Rewriter(LayerEdits, StageEdits, GivenAndCollected, Renumbering):
         self._fresh = 0
         self._layers_changed = False
         self._blocks_of: dict[Node, list[Block]] | None = None  # made when first asked for
+        #: for each value the blocks that take, give or tap it, or did: a stretch asks for them at each clone
+        self._ends: dict[Value, dict[Block, None]] | None = None
         self._copied_from: dict[str, str] = {}  # a clone's provisional path -> the path it was copied from
 
     def __enter__(self) -> Rewriter:
@@ -153,8 +155,9 @@ class Rewriter(LayerEdits, StageEdits, GivenAndCollected, Renumbering):
         for reader in self.users(old):
             if reader is not new.node:
                 self._rewire(reader, old, new)
-        for block in self._stage_of:
+        for block in self._at_ends(old):
             block.replace_end(old, new)
+            self._note_ends(block)
 
     def rewire(self, reader: Node, old: Value, new: Value) -> None:
         """Let one node read ``new`` where it read ``old``."""
@@ -353,26 +356,44 @@ class Rewriter(LayerEdits, StageEdits, GivenAndCollected, Renumbering):
         clone.outputs = tuple(values[value] for value in block.outputs)
         clone.taps = tuple(values[value] for value in block.taps)
         inside = {*clone.nodes, *after.nodes}
-        neighbours = [other for other in self._neighbours(after) if other is not clone]
         for old, new in zip(after.outputs, clone.outputs, strict=True):
             for reader in readers[old]:
                 if reader not in inside and not (old in after.taps and collects(reader, old)):
                     self._rewire(reader, old, new)
-            for other in neighbours:
-                other.inputs = _with(other.inputs, old, new)
-                other.taps = _with(other.taps, old, new) if old not in after.taps else other.taps
+            self._hand_over(after, old, new)
+        self._note_ends(clone)
         for reader in dict.fromkeys(reader for old in after.taps for reader in readers[old]):
             if reader not in inside and any(collects(reader, old) for old in after.taps):
                 self._collect(reader, clone.taps, after.taps)
 
-    def _neighbours(self, block: Block) -> list[Block]:
-        """The blocks that may read a block's output: those of its own stage, and the first one of each later stage.
+    def _at_ends(self, value: Value) -> list[Block]:
+        """The blocks that take, give or tap a value."""
+        if self._ends is None:
+            self._ends = {}
+            for block in self._stage_of:
+                self._note_ends(block)
+        return [block for block in self._ends.get(value, ()) if block in self._stage_of]
 
-        Not only of the next one: what two towers give may meet in a third stage (LXMERT).
+    def _note_ends(self, block: Block) -> None:
+        if self._ends is not None:
+            for value in (*block.inputs, *block.outputs, *block.taps):
+                self._ends.setdefault(value, {})[block] = None
+
+    def _hand_over(self, block: Block, old: Value, new: Value) -> None:
+        """Let the blocks that take what a block gives take another value instead.
+
+        They are of its own stage, or the first of any later one: what two towers give may meet in a third (LXMERT).
         """
         stages = self.graph.structure.stages
-        at = stages.index(self._stage_of[block])
-        return [*stages[at].all_blocks, *(one for stage in stages[at + 1 :] for one in stage.all_blocks[:1])]
+        own = self._stage_of[block]
+        for other in self._at_ends(old):
+            stage = self._stage_of[other]
+            if stage is own or (
+                stages.index(stage) > stages.index(own) and other is (stage.entry or stage.all_blocks[0])
+            ):
+                other.inputs = _with(other.inputs, old, new)
+                other.taps = _with(other.taps, old, new) if old not in block.taps else other.taps
+                self._note_ends(other)
 
     def delete_block(self, block: Block) -> None:
         """Delete a free block with all that is its own; what read its output reads its input instead."""
@@ -382,7 +403,6 @@ class Rewriter(LayerEdits, StageEdits, GivenAndCollected, Renumbering):
             place = "entry" if block is stage.entry else "last block"
             raise StructureError(f"{block.path} is the {place} of stage {stage.name!r} and cannot be deleted")
         if block.nodes:
-            neighbours = self._neighbours(block)
             inside = set(block.nodes)
             for reader in dict.fromkeys(reader for value in block.taps for reader in self.users(value)):
                 if reader not in inside and any(collects(reader, value) for value in block.taps):
@@ -391,9 +411,7 @@ class Rewriter(LayerEdits, StageEdits, GivenAndCollected, Renumbering):
                 for reader in self.users(old):
                     if reader not in inside:
                         self._rewire(reader, old, new)
-                for other in neighbours:
-                    other.inputs = _with(other.inputs, old, new)
-                    other.taps = _with(other.taps, old, new) if old not in block.taps else other.taps
+                self._hand_over(block, old, new)
             for node in reversed(block.nodes):
                 self._unlink(node)
             self._delete_given(block, stage)

@@ -254,16 +254,16 @@ class _Reader:
                 fresh[new] = replace(weight, name=new, origin=new)
                 self.source.initializer_of[new] = name
         self.graph.weights = fresh
+        within: dict[str, dict[str, str]] = {}  # a node is asked about the names of its own scope alone
+        for name, by in names.items():
+            for scope, new in by.items():
+                within.setdefault(scope, {})[name] = new
         for node in self.graph:
-            known = node.kind == "onnx"  # the output may hand on a weight, and belongs to no scope
-            rename_references(
-                node,
-                {
-                    name: by.get(node.scope, next(iter(by.values())))
-                    for name, by in names.items()
-                    if node.scope in by or not known
-                },
-            )
+            inside = within.get(node.scope, {})
+            if node.kind == "output":  # it may hand on a weight, and belongs to no scope
+                inside = {name: next(iter(by.values())) for name, by in names.items()} | inside
+            if inside:
+                rename_references(node, inside)
         self.source.scopes = {node.origin: node.scope for node in self.graph if node.origin}
 
     def _layer_weights(self, weights: dict[str, Constant]) -> dict[str, bool]:

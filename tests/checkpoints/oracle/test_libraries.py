@@ -185,7 +185,7 @@ def test_weights_from_elsewhere_are_not_asked_for(tmp_path: Path) -> None:
         "file": "/etc/passwd",
     }
     config["model_args"] = {
-        **config["model_args"],
+        **config.get("model_args", {}),  # timm 1.0.26 writes none
         "pretrained": False,
         "pretrained_cfg": {"file": "/etc/passwd"},
     }

@@ -1,0 +1,156 @@
+"""All figures at once: run the programs, compare with README's table, keep the run, write the table anew.
+
+``python -m benchmarks`` runs every program of PROGRAMS on what should be a quiet machine, one after the other, and says
+which figures are not reproduced: a median on the worse side of the range that README states, or beyond its limit. A run
+is kept in ``benchmarks/figures.json`` with its time and machine (``--forget`` leaves it out); ``--write`` puts into
+README the median and the range of each figure over the last three runs that are at least an hour apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figures import COLLECTED, Figure, machine, shown
+
+ROOT = Path(__file__).parents[1]
+README, RUNS = ROOT / "README.md", Path(__file__).with_name("figures.json")
+BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
+HEAD = "| what | median (range) | limit |\n|---|---|---|\n"
+APART, COUNTED = timedelta(hours=1), 3
+#: The programs with their arguments, quick ones first.
+PROGRAMS: dict[str, tuple[str, ...]] = {
+    "ticket_file": (), "discovery": (), "pipeline": (), "inspect_command": (), "compact": (), "rescale_residual": (),
+    "training_step": (), "growth": (), "lottery": (),
+}  # fmt: skip
+
+
+def measured(names: Iterable[str]) -> tuple[list[Figure], list[str]]:
+    """The figures that programs print, and the programs that failed without one beyond its limit."""
+    figures, failed = [], []
+    for name in names:
+        print(f"== {name}", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            collected = Path(folder) / "figures.jsonl"
+            command = [sys.executable, "-m", f"benchmarks.{name}", *PROGRAMS[name]]
+            environment = {**os.environ, COLLECTED: str(collected)}
+            status = subprocess.run(command, check=False, env=environment, cwd=ROOT).returncode
+            lines = collected.read_text("utf-8").splitlines() if collected.exists() else []
+        found = [_figure(json.loads(line)) for line in lines]
+        figures += found
+        if not found or (status and all(figure.held for figure in found)):
+            failed.append(name)
+    return figures, failed
+
+
+def _figure(table: dict[str, Any]) -> Figure:
+    return Figure(**{**table, "values": tuple(table["values"])})
+
+
+def stated(text: str) -> dict[str, tuple[float, float]]:
+    """The range of each figure that README states, by its name; a single number is a range of one."""
+    rows = re.findall(r"^\| (.+?) \| ([^|]+) \| [^|]+ \|$", text.partition(BEGIN)[2].partition(END)[0], re.M)
+    found = {}
+    for name, numbers in rows:
+        values = [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", numbers)]
+        if values:
+            found[name] = (min(values), max(values))
+    return found
+
+
+def unlike(figures: Iterable[Figure], table: dict[str, tuple[float, float]]) -> list[str]:
+    """A sentence for each figure that is worse than what README states, beyond its limit, or not in README."""
+    said = []
+    for figure in figures:
+        if not figure.held:
+            said.append(f"beyond its limit: {figure}")
+            continue
+        if figure.name not in table:
+            said.append(f"not in README: {figure}")
+            continue
+        low, high = table[figure.name]
+        now = float(shown(figure.median))
+        if now < low if figure.at_least else now > high:
+            said.append(f"not reproduced, README has {shown(low)} to {shown(high)}: {figure}")
+    return said
+
+
+def counted(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last three runs that are at least an hour apart, newest first."""
+    chosen: list[dict[str, Any]] = []
+    for run in sorted(runs, key=lambda run: str(run["at"]), reverse=True):
+        at = datetime.fromisoformat(run["at"])
+        if not chosen or datetime.fromisoformat(chosen[-1]["at"]) - at >= APART:
+            chosen.append(run)
+    return chosen[:COUNTED]
+
+
+def table_of(runs: Sequence[dict[str, Any]]) -> str:
+    """README's rows: for each figure of the newest run the median of all rounds of all runs, and their range."""
+    rows = []
+    for newest in map(_figure, runs[0]["figures"]):
+        values = [
+            value
+            for run in runs
+            for row in run["figures"]
+            if row["name"] == newest.name
+            for value in row["values"]
+        ]
+        spread = f" ({shown(min(values))} to {shown(max(values))})" if min(values) != max(values) else ""
+        limit = f"{'at least ' if newest.at_least else ''}{shown(newest.limit)}{newest.unit}"
+        rows.append(
+            f"| {newest.name} | {shown(statistics.median(values))}{spread}{newest.unit} | {limit} |\n"
+        )
+    return HEAD + "".join(rows)
+
+
+def written(text: str, runs: Sequence[dict[str, Any]]) -> str:
+    """README with the table of these runs, and when they were made."""
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    days = sorted({run["at"][:10] for run in runs})
+    made = f"{len(runs)} run{'s' if len(runs) > 1 else ''}, {' and '.join(days)}; {runs[0]['machine']}."
+    return f"{head}{BEGIN}\n\n{table_of(runs)}\n{made}\n\n{END}{tail}"
+
+
+def main() -> int:
+    """Run, compare, keep, and write; 1 where a figure is not reproduced or a program failed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", choices=[*PROGRAMS, []], metavar="PROGRAM", help="only these")
+    parser.add_argument("--forget", action="store_true", help="do not keep the run")
+    parser.add_argument(
+        "--write", action="store_true", help="write README's table from the runs kept; runs nothing"
+    )
+    options = parser.parse_args()
+    runs = json.loads(RUNS.read_text("utf-8")) if RUNS.exists() else []
+    if options.write:
+        README.write_text(written(README.read_text("utf-8"), counted(runs)), "utf-8")
+        return 0
+    begin = time.monotonic()
+    on = machine("torch", "onnx", "onnxruntime", "numpy")
+    figures, failed = measured(options.names or PROGRAMS)
+    said = unlike(figures, stated(README.read_text("utf-8")))
+    if not options.forget and not options.names:
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        runs.append({"at": at, "machine": on, "figures": [figure.__dict__ for figure in figures]})
+        RUNS.write_text(json.dumps(runs, indent=1) + "\n", "utf-8")
+    print(f"\n{len(figures)} figures in {(time.monotonic() - begin) / 60:.0f} minutes on {on}")
+    print("\n".join(said) or "all are reproduced")
+    for name in failed:
+        print(f"failed: benchmarks.{name}")
+    return int(bool(said or failed))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
