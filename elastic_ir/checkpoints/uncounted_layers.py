@@ -6,12 +6,13 @@ no blocks: whatever becomes of the stack, they stay the last ones and occur once
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from elastic_ir.checkpoints.config.depth import counted
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.ir.graph import Graph
-from elastic_ir.ir.structure import Child
+from elastic_ir.ir.structure import Child, Structure
 from elastic_ir.rewrite.rewriter import Rewriter
 
 
@@ -37,15 +38,21 @@ def set_tail_apart(graph: Graph, config: dict[str, Any]) -> None:
         set_apart(graph, tails, "is not counted by config.json")
 
 
-def set_apart(graph: Graph, tails: dict[tuple[str, str], list[str]], why: str) -> None:
+def set_apart(
+    graph: Graph,
+    tails: dict[tuple[str, str], list[str]],
+    why: str,
+    find: Callable[[Graph], Structure | None] = lambda plain: plain.structure_or_none,
+) -> None:
     """Give the graph the structure that it has without the tails, so that these do not count as layers of a kind.
 
-    ``tails`` are the last children of containers by path and prefix; ``why`` is what a reader is told of them.
+    ``tails`` are the last children of containers by path and prefix; ``why`` is what a reader is told of them, ``find``
+    how the structure of the rest is found.
     """
     paths = tuple(f"{path}." for tail in tails.values() for path in tail)
     plain = Graph(graph.name, graph.info)
     plain.weights = {name: weight for name, weight in graph.weights.items() if not name.startswith(paths)}
-    structure = plain.structure_or_none
+    structure = find(plain)
     if structure is None:
         return
     for container in structure.containers:

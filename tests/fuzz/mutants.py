@@ -1,4 +1,4 @@
-"""Damaged files of ten formats, the same ones for the same number: bytes changed, and contents that make no sense."""
+"""Damaged files of eleven formats, the same for the same number: bytes changed, and contents that make no sense."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.fuzz.byte_changes import BYTE_CHANGES
+from tests.fuzz.gguf_changes import gguf_change
 from tests.fuzz.seeds import FORMATS, Files, seed
 from tests.fuzz.trees import ODD_NAMES, changed, json_text
 
@@ -44,13 +45,15 @@ def mutant(form: str, number: int) -> Mutant:
 
 
 def _command(form: str, files: Files, chance: random.Random) -> tuple[tuple[str, ...], str]:
-    source = next((name for name in files if name.startswith("model.")), "folder")
+    source = next((name for name in files if name.startswith("model")), "folder")
     given: list[str] = []
     if form == "masks":
         given = ["--mask", next(name for name in files if name.startswith("mask."))]
     if form == "described" and chance.random() < 0.2:
         given = ["--mask", "model.masks.safetensors"]
     ending = chance.choice((".pt", ".pt", ".safetensors", ".ticket")) if source != "folder" else ""
+    if form == "gguf":
+        ending = ".gguf"
     output = f"out{ending}"
     if source == "folder":  # the comparison with the network's class imports transformers anew, for seconds
         given.append("--no-check")
@@ -58,7 +61,7 @@ def _command(form: str, files: Files, chance: random.Random) -> tuple[tuple[str,
         if source == "folder":
             return ("stretch", "recipe.yaml", "-o", output, "--no-check"), output
         return ("apply", source, "--recipe", "recipe.yaml", "-o", output), output
-    counted = "4" if source == "folder" else "3"
+    counted = "4" if source == "folder" or form == "gguf" else "3"
     masks = [word for word in given if word != "--no-check"]
     plain: tuple[tuple[str, ...], ...] = (
         ("inspect", source, *masks), ("inspect", source, "--json", *masks), ("inspect", source, "--ghosts"),
@@ -66,6 +69,8 @@ def _command(form: str, files: Files, chance: random.Random) -> tuple[tuple[str,
     )  # fmt: skip
     if source == "folder":
         plain += (("verify", source, "--no-check"), ("diff", source, source))
+    elif form == "gguf":
+        plain += (("diff", source, source), ("verify", source), ("verify", source, "--against", "other.gguf"))
     else:
         plain += (("diff", source, source), ("export", source, "-o", "out.onnx"))
     if chance.random() < 0.3:
@@ -234,4 +239,5 @@ _CHANGES: dict[str, tuple[Change, ...]] = {
     "bin": (_torch,) * 3,
     "json": (json_text,) * 5,
     "yaml": (_yaml,) * 5,
+    "gguf": (gguf_change,) * 5,
 }

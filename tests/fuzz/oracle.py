@@ -72,6 +72,10 @@ def _written(path: Path) -> tuple[Tensors, dict[str, str], Tensors]:
         told: Any = record["history"][-1]["lineage"]  # what moved, and what was multiplied
         scaled = {name for name, origin in told.items() if not isinstance(origin, str)}
         return {n: t for n, t in tensors.items() if n not in scaled}, {n: told.get(n, n) for n in tensors}, {}
+    if path.suffix == ".gguf":
+        tensors, record = _gguf(path)
+        told = json.loads(record)["history"][-1]["lineage"]
+        return tensors, {name: told.get(name, name) for name in tensors}, {}
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:
             data = json.loads(file.metadata()["elastic_ir.graph"])
@@ -121,6 +125,8 @@ def _read(path: Path) -> Tensors:
         return dict(torch.load(path / "pytorch_model.bin", weights_only=True))
     if path.suffix == ".safetensors":
         return load_file(path)
+    if path.suffix == ".gguf":
+        return _gguf(path)[0]
     if path.suffix == ".ticket":
         return _ticket(path)
     found = torch.load(path, weights_only=True)
@@ -130,6 +136,18 @@ def _read(path: Path) -> Tensors:
             break
         found = inner[0]
     return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+
+
+def _gguf(path: Path) -> tuple[Tensors, str]:
+    """The tensors of a file as bytes, and its record, as the ``gguf`` package reads them."""
+    import gguf
+
+    reader = gguf.GGUFReader(path)
+    record = reader.fields.get("elastic_ir.record")
+    tensors = {
+        one.name: torch.frombuffer(bytearray(one.data.tobytes()), dtype=torch.uint8) for one in reader.tensors
+    }
+    return tensors, str(record.contents()) if record is not None else ""
 
 
 def _ticket(path: Path) -> Tensors:

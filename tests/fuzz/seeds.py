@@ -1,4 +1,4 @@
-"""The sound files that are damaged: one small network in ten formats, each as the files of a folder."""
+"""The sound files that are damaged: one small network in eleven formats, each as the files of a folder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -135,6 +136,24 @@ def _shards() -> Files:
     } | files
 
 
+def _gguf(more: dict[str, Any] | None = None, split: int = 0) -> Files:
+    """A llama of four layers, in one file or in parts; and another one as it was stretched, which has a record."""
+    from tests.networks.gguf_files import Type, llama
+
+    with tempfile.TemporaryDirectory() as folder:
+        llama(Path(folder, "model.gguf"), 4, more, types=Type.Q8_0, split=split)
+        if not split:
+            eir.save(
+                eir.stretch(eir.load(Path(folder, "model.gguf")), to_units=5), Path(folder, "other.gguf")
+            )
+        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+
+
+def _recorded() -> Files:
+    files = _gguf()
+    return {"model.gguf": files["other.gguf"], "other.gguf": files["model.gguf"]}
+
+
 #: For each format the seeds that it has; the first file of each is the one that is damaged most often.
 FORMATS: dict[str, tuple[Callable[[], Files], ...]] = {
     "state": (
@@ -159,6 +178,12 @@ FORMATS: dict[str, tuple[Callable[[], Files], ...]] = {
     "recipe": (
         lambda: {"recipe.yaml": RECIPE.encode(), "model.pt": pickled(network().state_dict())},
         lambda: {"recipe.yaml": SLICES.encode()} | _folder("model.safetensors", save(llama(), {"format": "pt"})),
+    ),
+    "gguf": (
+        _gguf,
+        _recorded,
+        lambda: _gguf({"attention.head_count_kv": [2, 1, 2, 1], "attention.sliding_window_pattern": 2}),
+        lambda: _gguf(split=20),
     ),
     "masks": (
         lambda: {"mask.safetensors": _packed(), "model.pt": pickled(network().state_dict())},

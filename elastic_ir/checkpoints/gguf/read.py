@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import lcm
 from pathlib import Path
 
@@ -9,10 +10,17 @@ from elastic_ir.checkpoints.gguf.layers import Rules, tail_of
 from elastic_ir.checkpoints.names import graph_of_tensors
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.checkpoints.uncounted_layers import set_apart
-from elastic_ir.errors import SourceError
+from elastic_ir.discovery import discover
+from elastic_ir.discovery.signatures import shortest_period
+from elastic_ir.errors import SourceError, StructureError
 from elastic_ir.formats import ReadOptions
 from elastic_ir.formats.gguf.parts import GgufSource, read_parts, stem_of
 from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.numbering import DIGITS
+from elastic_ir.ir.structure import Structure
+from elastic_ir.rewrite.rewriter import Rewriter
+
+_LAYER = re.compile(rf"((?:[^.]+\.)*?blk)\.({DIGITS})\.")
 
 
 def read_gguf(path: Path, options: ReadOptions) -> Graph:
@@ -36,31 +44,59 @@ def load_gguf(path: Path) -> Graph:
     graph = graph_of_tensors(stem_of(path), {name: tensors[name] for name in sorted(tensors)})
     graph.origin = source
     shapes = {name: data.shape for name, data in tensors.items()}
-    _set_tail_apart(graph, source)
+    _find_layers(graph, source)
     source.kinds = {stack.label: stack.kinds(shapes) for stack in Stack.all_of(graph)}
-    _state_units(graph, source)
     return graph
 
 
-def _set_tail_apart(graph: Graph, source: GgufSource) -> None:
-    """Take the layers that predict further tokens out of the stage: they stay the last ones and occur once."""
-    count = tail_of(source)
-    structure = graph.structure_or_none
-    if not count or structure is None:
+def _find_layers(graph: Graph, source: GgufSource) -> None:
+    """State the structure: the format says which lists are layers, whatever kinds they are of (``blk``, ``enc.blk``).
+
+    Layers that predict further tokens are set apart from the others: they stay the last ones, and occur once.
+    """
+    lists: dict[str, set[int]] = {}
+    for name in graph.weights:
+        match = _LAYER.match(name)
+        if match is not None:
+            lists.setdefault(match[1], set()).add(int(match[2]))
+    if not lists:
         return
-    tails = {
-        (container.path, container.prefix): [child.path for child in container.children[-count:]]
-        for container in structure.containers
-        if container.path.rpartition(".")[2] == "blk" and len(container.children) > count
-    }
-    if tails:
-        set_apart(graph, tails, f"predicts further tokens ({source.architecture}.nextn_predict_layers)")
+
+    def structure_of(some: Graph) -> Structure | None:
+        try:
+            found = discover(some, {(path, "") for path in lists}, whole=True)
+        except StructureError:
+            return None
+        _set_units(found, source)
+        return found
+
+    count = tail_of(source)
+    numbers = sorted(lists.get("blk", ()))
+    if 0 < count < len(numbers):
+        tails = {("blk", ""): [f"blk.{number}" for number in numbers[-count:]]}
+        set_apart(
+            graph,
+            tails,
+            f"predicts further tokens ({source.architecture}.nextn_predict_layers)",
+            structure_of,
+        )
+        return
+    found = structure_of(graph)
+    if found is not None:
+        Rewriter(graph, found)
 
 
-def _state_units(graph: Graph, source: GgufSource) -> None:
-    """Let stages be changed by as many layers as the metadata says that kinds of layers take turns after."""
+def _set_units(structure: Structure, source: GgufSource) -> None:
+    """Let stages be changed by as many layers as the metadata says that kinds of layers take turns after.
+
+    A first layer unlike all others is the entry, and stays.
+    """
     rules = Rules(source)
-    for stage in graph.stages:
+    for stage in structure.stages:
+        first, *others = [block.signature for block in stage.blocks]
+        if stage.entry is None and len(others) > 1 and first not in others:
+            stage.entry = stage.blocks.pop(0)
+            stage.period = shortest_period(others)
         periods = [rule.number for rule in rules.of(Stack.of(stage.containers[0])) if rule.turns]
         unit = lcm(stage.period or 1, *periods)
         if unit > 1 and stage.blocks and len(stage.blocks) % unit == 0:
