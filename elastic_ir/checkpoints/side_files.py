@@ -17,8 +17,8 @@ from elastic_ir.checkpoints.config.entries import followed
 from elastic_ir.checkpoints.read import inside
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import SourceChangedError
-from elastic_ir.formats.files import read_json
-from elastic_ir.formats.model_folder import RECORD, CheckpointSource, stamp_of
+from elastic_ir.formats.files import read_json, stamp_of
+from elastic_ir.formats.model_folder import RECORD, CheckpointSource
 
 #: Weights in any form, and their indices: of the source's depth, and so not the copy's.
 _WEIGHTS = re.compile(

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from elastic_ir.errors import SourceError
-from elastic_ir.formats.files import opened
-from elastic_ir.formats.model_folder import stamp_of
+from elastic_ir.formats.files import opened, stamp_of
 from elastic_ir.formats.pickles.state import StorageReference, StoredTensor, read_state_pickle
 from elastic_ir.formats.ranges import CHUNK, FileTensor
 from elastic_ir.formats.torch_zip import AGAIN, Place, check_content, content, places_of
@@ -109,7 +108,8 @@ def _data(
             f"{path} is damaged: {name!r} needs {needed} bytes of a storage, which has {place.size}"
         )
     if tensor.contiguous:
-        return FileTensor(path, place.offset + begin, tensor.shape, tensor.dtype, stamp)
+        crc = place.crc if place.crc and end - begin == place.size else None
+        return FileTensor(path, place.offset + begin, tensor.shape, tensor.dtype, stamp, crc)
     if prod(tensor.shape) > max(REPEATED, tensor.span):
         raise SourceError(
             f"{path}: {name!r} repeats {tensor.span} numbers to {prod(tensor.shape)}; {AGAIN}, without expand"

@@ -15,8 +15,7 @@ from typing import Any, BinaryIO
 
 from elastic_ir.errors import SourceError
 from elastic_ir.formats import EXPORTED
-from elastic_ir.formats.files import opened, parse_json
-from elastic_ir.formats.model_folder import stamp_of
+from elastic_ir.formats.files import opened, parse_json, stamp_of
 from elastic_ir.formats.ranges import FileTensor
 from elastic_ir.formats.torch_zip import Place, content, places_of
 from elastic_ir.safety.limits import JSON_BYTES, RECORD_BYTES

@@ -146,6 +146,11 @@ def opened(path: Path, form: str) -> Iterator[BinaryIO]:
         raise SourceError(f"{path} cannot be read: {reason(error)}") from error
 
 
+def stamp_of(status: os.stat_result) -> tuple[int, int, int]:
+    """What changes when a file is written anew or replaced by another: its inode, size and time of change."""
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 # -- JSON that comes with a model --------------------------------------------------------------------------------------
 
 #: What may be half of a pair of surrogates, escaped or not.

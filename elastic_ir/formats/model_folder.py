@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,8 +93,3 @@ class CheckpointSource(Origin):
     indexed: Mapping[str, ByLayer] | None = None
     #: the further folders that layers come from, in the order of their numbers from 1 on
     others: tuple[CheckpointSource, ...] = field(default=(), kw_only=True)
-
-
-def stamp_of(status: os.stat_result) -> tuple[int, int, int]:
-    """What changes when a file is written anew or replaced by another: its inode, size and time of change."""
-    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import BinaryIO, NamedTuple
 
 from elastic_ir.errors import EmitError, SourceChangedError, SourceError, reason
-from elastic_ir.formats.model_folder import stamp_of
+from elastic_ir.formats.files import stamp_of
 from elastic_ir.tensors.lazy import TensorData, nbytes
 
 CHUNK = 1 << 24  #: bytes read at once; a multiple of every element's size
@@ -52,10 +52,14 @@ class FileTensor:
 
     def chunks(self) -> Iterator[memoryview]:
         """The bytes in pieces of at most 16 MiB; SourceError if the file was replaced, cut short, or is gone."""
+        return self.pieces(CHUNK)
+
+    def pieces(self, size: int) -> Iterator[memoryview]:
+        """The bytes in pieces of at most so many."""
         with _Sources() as sources:
             file = sources.file(self)
             file.seek(self.offset)
-            for piece in _pieces(file, nbytes(self), CHUNK, self.path):
+            for piece in _pieces(file, nbytes(self), size, self.path):
                 yield memoryview(piece)
 
 

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import EmitError, SourceError
 from elastic_ir.formats import SAFETENSORS
-from elastic_ir.formats.files import opened, parse_json
-from elastic_ir.formats.model_folder import stamp_of
+from elastic_ir.formats.files import opened, parse_json, stamp_of
 from elastic_ir.formats.ranges import LARGE, PAGE, FileTensor, Part, write_parts
 from elastic_ir.tensors.lazy import ITEM_SIZES, TensorData, nbytes, size_of
 

@@ -17,8 +17,9 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import BinaryIO
@@ -201,7 +202,6 @@ def read_zip_records(path: str | os.PathLike[str], folder: str = "elastic_ir/") 
 
 _FOLDER = "archive"  #: that of torch where a file and no path is given
 _ALIGNMENT = 64  #: torch's, of the bytes of storages
-_HEADER = 30  #: bytes of a zip's header before a record, without its name
 _CLASSES = {dtype: name for name, dtype in STORAGES.items()}
 #: Dtypes without a class of storages; their tensors state them.
 _UNTYPED = (
@@ -213,8 +213,8 @@ _UNTYPED = (
 def write_state(path: str | os.PathLike[str], tensors: Mapping[str, TensorData]) -> None:
     """Write tensors by name; names of the same object share a storage.
 
-    Raises EmitError where torch has no such dtype, or a tensor yields another number of bytes than its shape says;
-    OSError is left to the caller.
+    What is a whole record of another such file keeps the checksum that it has there. Raises EmitError where torch has
+    no such dtype, or a tensor yields another number of bytes than its shape says; OSError is left to the caller.
     """
     for name, data in tensors.items():
         if data.dtype not in _CLASSES and data.dtype not in _UNTYPED:
@@ -226,34 +226,66 @@ def write_state(path: str | os.PathLike[str], tensors: Mapping[str, TensorData])
     for name, data in tensors.items():
         key = keys.setdefault(id(data), str(len(keys)))
         storages.setdefault(key, (name, data))
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        _add(archive, "data.pkl", [_pickled(tensors, keys)])
-        _add(archive, ".format_version", [b"1"])
-        _add(archive, ".storage_alignment", [str(_ALIGNMENT).encode()])
-        _add(archive, "byteorder", [b"little"])
-        for key, (name, data) in storages.items():
-            written = _add(archive, f"data/{key}", data.chunks(), nbytes(data))
-            if written != nbytes(data):
-                raise EmitError(
-                    f"the tensor {name!r} gave {written} bytes where its shape and dtype need {nbytes(data)}"
-                )
-        _add(archive, "version", [b"3\n"])
+    records: dict[str, bytes | _Summed] = {"data.pkl": _pickled(tensors, keys), ".format_version": b"1"}
+    records |= {".storage_alignment": str(_ALIGNMENT).encode(), "byteorder": b"little"}
+    records |= {f"data/{key}": _Summed(data, name) for key, (name, data) in storages.items()}
+    _write_zip(path, records | {"version": b"3\n"})
 
 
-def _add(archive: zipfile.ZipFile, name: str, chunks: Iterable[bytes | memoryview], size: int = 0) -> int:
-    """Add a record of that many bytes, and return how many there were."""
-    record = zipfile.ZipInfo(f"{_FOLDER}/{name}")  # of a fixed date: the same tensors give the same bytes
-    record.file_size = size
-    assert archive.fp is not None
-    large = size > zipfile.ZIP64_LIMIT // 2
-    begin = archive.fp.tell() + _HEADER + len(record.filename) + 4 + (20 if large else 0)
-    padding = -begin % _ALIGNMENT
-    record.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding  # torch's own filling
-    written = 0
-    with archive.open(record, "w", force_zip64=large) as file:
-        for chunk in chunks:
-            written += file.write(chunk)
-    return written
+class _Summed:
+    """A tensor with its checksum, which its file states, or which is computed while its bytes pass by."""
+
+    def __init__(self, data: TensorData, name: str) -> None:
+        from elastic_ir.formats.ranges import BUFFER, FileTensor
+
+        self.name, self.shape, self.dtype, self.crc = name, data.shape, data.dtype, 0
+        self.part: TensorData = self
+        self.pieces = data.chunks
+        if isinstance(data, FileTensor):
+            self.pieces = partial(data.pieces, BUFFER)
+            if data.crc is not None:
+                self.part, self.crc = data, data.crc
+
+    def chunks(self) -> Iterator[memoryview]:
+        for chunk in self.pieces():
+            self.crc = zlib.crc32(chunk, self.crc)
+            yield chunk
+
+
+def _write_zip(path: str | os.PathLike[str], contents: Mapping[str, bytes | _Summed]) -> None:
+    """Write a zip of stored records, each at a multiple of torch's alignment.
+
+    The headers before them are written last, when all checksums are known.
+    """
+    from elastic_ir.formats.ranges import Part, write_parts  # a network that torch saves needs none of it
+
+    parts: list[Part] = []
+    records: list[tuple[zipfile.ZipInfo, bytes | _Summed]] = []
+    at = 0
+    for name, content in contents.items():
+        record = zipfile.ZipInfo(f"{_FOLDER}/{name}")  # of a fixed date: the same tensors give the same bytes
+        record.external_attr = 0o600 << 16  # as the library sets it
+        size = len(content) if isinstance(content, bytes) else nbytes(content)
+        record.file_size = record.compress_size = size
+        record.header_offset, record.CRC = at, 0
+        at += len(record.FileHeader()) + 4
+        padding = -at % _ALIGNMENT
+        record.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding  # torch's own filling
+        at += padding
+        records.append((record, content))
+        parts.append(
+            Part(at, content) if isinstance(content, bytes) else Part(at, content.part, content.name)
+        )
+        at += size
+    write_parts(path, parts)
+    with open(path, "r+b") as file:
+        for record, content in records:
+            record.CRC = zlib.crc32(content) if isinstance(content, bytes) else content.crc
+            file.seek(record.header_offset)
+            file.write(record.FileHeader())
+        file.seek(at)
+        with zipfile.ZipFile(file, "w") as archive:  # its directory, which is all that is missing
+            archive.infolist().extend(record for record, _ in records)
 
 
 # -- its pickle --------------------------------------------------------------------------------------------------------

@@ -22,10 +22,9 @@ from elastic_ir.ir.graph import Argument, Graph, Node, Value, map_argument
 from elastic_ir.ir.info import Edits
 from elastic_ir.ir.naming import head_in, name_nodes, rename_path
 from elastic_ir.ir.structure import Block, Child, Container, Stage, Structure, Unit
-from elastic_ir.rewrite.given import GivenAndCollected
+from elastic_ir.rewrite.given import GivenAndCollected, StageEdits
 from elastic_ir.rewrite.layer_edits import LayerEdits
 from elastic_ir.rewrite.renumbering import Renumbering
-from elastic_ir.rewrite.stage_edits import StageEdits
 from elastic_ir.tensors.lazy import Mask, TensorData
 from elastic_ir.tensors.weights import Storage, Weight
 

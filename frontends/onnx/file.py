@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elastic_ir.errors import SourceError, reason
-from elastic_ir.formats.model_folder import stamp_of
+from elastic_ir.formats.files import stamp_of
 from elastic_ir.formats.protobuf import BYTES, Field, Pieces, TensorWalk, WireError, field
 from elastic_ir.formats.ranges import FileTensor
 from elastic_ir.onnx_model import DTYPES, MARK, STATED, mark_of, tensors_of

@@ -14,7 +14,7 @@ import pytest
 
 from elastic_ir.errors import EmitError, SourceError
 from elastic_ir.formats import ranges
-from elastic_ir.formats.model_folder import stamp_of
+from elastic_ir.formats.files import stamp_of
 from elastic_ir.formats.ranges import FileTensor, Part, write_parts
 from elastic_ir.formats.safetensors import read_safetensors, write_safetensors
 from elastic_ir.tensors.lazy import InlineData, TensorData

@@ -15,8 +15,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elastic_ir.errors import EmitError
+from elastic_ir.errors import EmitError, SourceError
 from elastic_ir.formats.bin import read_bin, read_saved
+from elastic_ir.formats.ranges import FileTensor, Part, write_parts
 from elastic_ir.formats.torch_zip import places_of, write_state
 from elastic_ir.tensors.lazy import InlineData, TensorData
 from elastic_ir.tensors.torch_bridge import TorchData, dtype_name
@@ -154,3 +155,41 @@ assert "torch" not in sys.modules
     deeper, again = torch.load(tmp_path / "b.pt"), torch.load(tmp_path / "c.pt")
     cifar_resnet(20).load_state_dict(deeper, strict=True)
     assert all(torch.equal(again[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_checksums_are_carried_along_and_otherwise_computed(tmp_path: Path) -> None:
+    """A damaged record stays one that torch refuses: it is not given a checksum that fits."""
+    whole = torch.arange(64.0)
+    torch.save({"a": torch.ones(1000), "b": whole[:32], "c": whole}, tmp_path / "a.pt")
+    held = read_bin(tmp_path / "a.pt")
+    write_state(tmp_path / "b.pt", held)
+    with zipfile.ZipFile(tmp_path / "b.pt") as archive:
+        assert archive.testzip() is None
+    read = torch.load(tmp_path / "b.pt")
+    assert torch.equal(read["a"], torch.ones(1000)) and torch.equal(read["b"], whole[:32])
+    with (tmp_path / "a.pt").open("r+b") as file:
+        file.seek(places_of(file, "a.pt")["data/0"].offset)
+        file.write(b"\1")
+    write_state(tmp_path / "b.pt", read_bin(tmp_path / "a.pt"))
+    with zipfile.ZipFile(tmp_path / "b.pt") as archive:
+        assert archive.testzip() == "archive/data/0"
+    with pytest.raises(SourceError, match="the record 'data/0' is not what was written, by its checksum"):
+        read_saved(tmp_path / "b.pt")
+
+
+def test_records_and_places_beyond_4_gb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both need the wider fields of a zip; the bytes of the large tensors are left out, so that nothing takes room."""
+
+    def with_holes(path: Path, parts: list[Part]) -> None:
+        write_parts(path, (part for part in parts if not isinstance(part.data, FileTensor)))
+
+    held: dict[str, TensorData] = {
+        name: FileTensor(tmp_path / "none", 0, (size,), "uint8", crc=1)
+        for name, size in (("large", 5 << 30), ("behind", 16))
+    }
+    monkeypatch.setattr("elastic_ir.formats.ranges.write_parts", with_holes)
+    write_state(tmp_path / "b.pt", {**held, "last": InlineData((2,), "uint8", b"12")})
+    read = torch.load(tmp_path / "b.pt", mmap=True)
+    assert [tuple(tensor.shape) for tensor in read.values()] == [(5 << 30,), (16,), (2,)]
+    assert bytes(read["last"].tolist()) == b"12" and read["large"][-1] == 0
+    assert list(read_bin(tmp_path / "b.pt")) == ["large", "behind", "last"]

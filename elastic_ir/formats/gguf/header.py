@@ -17,9 +17,8 @@ from typing import BinaryIO
 
 from elastic_ir.errors import SourceError
 from elastic_ir.formats import GGUF
-from elastic_ir.formats.files import opened
+from elastic_ir.formats.files import opened, stamp_of
 from elastic_ir.formats.gguf.types import tensor_types
-from elastic_ir.formats.model_folder import stamp_of
 from elastic_ir.formats.ranges import FileTensor
 from elastic_ir.safety.limits import NAME_LENGTH
 from elastic_ir.tensors.lazy import BLOCK_SIZES, nbytes
