@@ -27,6 +27,8 @@ COMMANDS = {
     "diff": "Compare two networks: stages, names, tensors.",
     "passes": "List the passes and their options.",
     "lottery": "Find winning tickets and compare them in studies.",
+    "demo": "Make a sparse network, and show what can be done with it.",
+    "doctor": "Show versions, extras and devices, and what does not fit.",
 }
 MODULES = {"stretch": "resize", "squeeze": "resize", "passes": "apply"}
 

@@ -92,13 +92,13 @@ def build(text: str, **arguments: Any) -> nn.Module:
 
     package, _, name = text.partition(":")
     if package == "timm":
-        timm = _import("timm", "pip install 'elastic-ir[timm]'")
+        timm = import_library("timm", "pip install 'elastic-ir[timm]'")
         try:
             made = timm.create_model(name, **{"pretrained": False, **arguments})
         except RuntimeError as error:
             raise SourceError(f"timm has no model {name!r} ({error})") from error
     elif package == "torchvision":
-        models = _import("torchvision.models", "pip install 'elastic-ir[torchvision]'")
+        models = import_library("torchvision.models", "pip install 'elastic-ir[torchvision]'")
         try:
             made = models.get_model(name, **{"weights": None, **arguments})
         except ValueError as error:
@@ -132,7 +132,8 @@ def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
         return make()
 
 
-def _import(name: str, remedy: str) -> Any:
+def import_library(name: str, remedy: str) -> Any:
+    """A library, or SourceError: it is not there, or its build does not fit that of torch."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
