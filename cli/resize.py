@@ -292,7 +292,9 @@ def _resize(
 def _show_change(before: Graph | None, after: Graph) -> None:
     """The table of stages, and depth, parameters and sparsity, each before and after."""
     made = after.resequenced
-    table = tables.Table(("stage", "entry", "blocks", "plan", "shape"), optional=("entry", "shape"))
+    table = tables.Table(
+        ("stage", "entry", "blocks", "plan", "shape"), optional=("entry", "shape"), spare=("shape", "entry")
+    )
     # the target's stages, because a reference may show some that the source alone does not
     for stage, count, indices in zip(after.structure.stages, made.before, made.plan, strict=True):
         table.rows.append(

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from elastic_ir.ir.structure import Structure
 
 ABSENT = "-"
+_SHORTEST = 12  #: characters that are left of text in a table, at the least
+_GAP = 3  #: blanks between the columns of a table on a terminal
 _EVERY = 30.0  #: seconds between two lines of progress where nobody looks at a terminal
 LABEL_WIDTH = len("parameters: ")  #: at least, so that facts printed one after the other stand in one column
 
@@ -35,6 +37,7 @@ class Table:
     rows: list[Sequence[str]] = field(default_factory=list)
     optional: Sequence[str] = ()  #: columns to leave out where no row has anything for them
     numeric: Sequence[str] = ()  #: columns that are aligned to the right
+    spare: Sequence[str] = ()  #: columns to leave out where a terminal is too narrow, in this order
 
     def shown(self) -> tuple[list[str], list[list[str]]]:
         """The columns and rows that are worth showing."""
@@ -69,26 +72,76 @@ def show_table(table: Table) -> None:
     """Print a table."""
     columns, rows = table.shown()
     columns, rows = [*map(printable, columns)], [[*map(printable, row)] for row in rows]
-    right = [name in table.numeric for name in columns]
     if on_terminal():
-        _show_rich(columns, rows, right)
+        _show_rich(columns, rows, table)
     else:
-        for line in aligned([columns, *rows], right):
+        for line in aligned([columns, *rows], [name in table.numeric for name in columns]):
             say(line)
 
 
-def _show_rich(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool]) -> None:
+def _show_rich(columns: list[str], rows: list[list[str]], table: Table) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
 
+    console = Console()
+    width = console.width - 2  # a blank at each end
+    spare = [name for name in table.spare if name in columns]
+    for count in range(len(spare) + 1):
+        places = [place for place, name in enumerate(columns) if name not in spare[:count]]
+        right = [columns[place] in table.numeric for place in places]
+        chosen = [[row[place] for place in places] for row in (columns, *rows)]
+        narrow = fitted(chosen, right, width)
+        if narrow is not None:
+            break
+    else:  # too many columns: one cell a line
+        for row in rows:
+            say("", bold=row[0])
+            for name, cell in zip(columns[1:], row[1:], strict=True):
+                if cell != ABSENT:
+                    say(f"  {name}: {cell}")
+        return
     drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column, to_right in zip(columns, right, strict=True):
-        drawn.add_column(column, overflow="fold", justify="right" if to_right else "left")
-    for row in rows:
+    for column, to_right in zip(narrow[0], right, strict=True):
+        drawn.add_column(column, no_wrap=True, justify="right" if to_right else "left")
+    for row in narrow[1:]:
         drawn.add_row(*(Text(cell) for cell in row))  # Text, because brackets in a str would be markup
-    Console().print(drawn)
+    console.print(drawn)
+    if count:
+        say(f"Not shown for want of room: {', '.join(spare[:count])}.")
+
+
+def fitted(rows: Sequence[Sequence[str]], right: Sequence[bool], width: int) -> list[list[str]] | None:
+    """Rows that fit into so many columns of a terminal, three between cells; the first row is the header.
+
+    Text is shortened in its middle, the longest column first, and what is shortened least are the first column's names;
+    numbers and headers never are. None where that is not enough.
+
+    >>> fitted([("name", "type"), ("a", "torch.nn.modules.conv.Conv2d")], [False, False], 22)
+    [['name', 'type'], ['a', 'torch.n\u2026.Conv2d']]
+    """
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    least = [
+        size if to_right else min(size, max(len(head), _SHORTEST if place else 2 * _SHORTEST))
+        for place, (size, to_right, head) in enumerate(zip(widths, right, rows[0], strict=True))
+    ]
+    over = sum(widths) + _GAP * (len(widths) - 1) - width
+    while over > 0:
+        place = max(range(len(widths)), key=lambda at: widths[at] if widths[at] > least[at] else 0)
+        if widths[place] <= least[place]:
+            return None
+        widths[place] -= 1
+        over -= 1
+    return [[shortened(cell, size) for cell, size in zip(row, widths, strict=True)] for row in rows]
+
+
+def shortened(text: str, width: int) -> str:
+    """A text of at most so many characters, an ellipsis in place of its middle."""
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 2
+    return f"{text[:head]}\u2026{text[len(text) - (width - 1 - head) :]}"
 
 
 def show_facts(facts: Sequence[tuple[str, str]]) -> None:

@@ -573,6 +573,39 @@ def test_on_a_terminal(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "─" in out
 
 
+@pytest.mark.parametrize("width", [120, 80, 60, 40])
+def test_tables_fit_the_terminal(here: Path, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """No number is broken, and what has no room is named; below that each cell has a line."""
+    from elastic_ir.cli import tables
+
+    rows: list[Sequence[str]] = [
+        ["features.3", "1,234,567", "torchvision.models.swin.SwinTransformerBlock", "15 %"]
+    ]
+    columns = ("stage", "parameters", "type", "depth")
+    table = tables.Table(columns, rows, numeric=("parameters", "depth"), spare=("depth",))
+    monkeypatch.setattr(tables, "on_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    out = CliRunner().invoke(click.Command("show", callback=lambda: tables.show_table(table))).output
+    assert max(map(len, out.splitlines())) <= width
+    assert "1,234,567" in out and "features.3" in out
+    assert ("Not shown for want of room: depth." in out) == (width == 40)
+    narrow: list[Sequence[str]] = [["a", *["1,234,567,890"] * 9]]
+    names = [f"number {at}" for at in range(9)]
+    table = tables.Table(("name", *names), narrow, numeric=names)
+    out = CliRunner().invoke(click.Command("show", callback=lambda: tables.show_table(table))).output
+    assert "  number 8: 1,234,567,890\n" in out
+
+
+def test_text_is_shortened_in_its_middle() -> None:
+    from elastic_ir.cli.tables import fitted, shortened
+
+    assert shortened("features.0.conv.weight", 9) == "feat…ight"
+    assert shortened("short", 5) == "short"
+    rows = [("n", "name"), ("12", "features.0.conv.weight")]
+    assert fitted(rows, [True, False], 20) == [["n", "name"], ["12", "feature….weight"]]
+    assert fitted(rows, [True, False], 10) is None
+
+
 @pytest.mark.slow
 def test_fresh_weights_of_a_librarys_name_are_told_where_they_are_written(here: Path) -> None:
     name = "timm:resnet18.a1_in1k"
