@@ -32,7 +32,7 @@ APART, COUNTED = timedelta(hours=1), 3
 #: The programs with their arguments, quick ones first.
 PROGRAMS: dict[str, tuple[str, ...]] = {
     "ticket_file": (), "discovery": (), "pipeline": (), "inspect_command": (), "compact": (), "rescale_residual": (),
-    "training_step": (), "growth": (), "lottery": (),
+    "training_step": (), "memory": (), "growth": (), "lottery": (),
 }  # fmt: skip
 
 
