@@ -2,28 +2,56 @@
 
 Where the module's class may be built, it is; else its description is carried along as stand-ins. Either way the example
 inputs come back, so that a network whose class is not at hand can be run, measured and exported.
+
+Building takes torch, and most commands build nothing: where the description is evidently sound, it is built when
+somebody asks for the module, and else at once, so that what is wrong with it is known.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
-
-import torch
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from elastic_ir.errors import ElasticError, SourceError, UntrustedError
 from elastic_ir.formats.pickles.allow_list import defines
 from elastic_ir.formats.pickles.description import GRAPH_MODULE
-from elastic_ir.formats.pickles.rebuild import rebuild_module, stand_in_module
-from elastic_ir.frontends.trace import LiveSource
+from elastic_ir.formats.pickles.outline import is_evident, is_evident_input, is_made_up, outline_of
 from elastic_ir.ir.example_inputs import Inputs, read_input
 from elastic_ir.ir.graph import Graph
-from elastic_ir.ir.info import UNKNOWN, Origin
+from elastic_ir.ir.info import UNKNOWN, Origin, Stated
+from elastic_ir.tensors.weights import Weight
+
+if TYPE_CHECKING:
+    import torch
 
 _T = TypeVar("_T")
 #: What reading damaged data may raise.
 _DAMAGE = (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError)
+
+
+class FileSource(Origin):
+    """What a file describes, its module and inputs made when they are asked for."""
+
+    def __init__(self, late: Callable[[], Mapping[str, Any]] | None = None, **given: Any) -> None:
+        super().__init__(**given)
+        if late is not None:
+            for name in ("module", "described", "inputs"):
+                del vars(self)[name]
+        self._late = late
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("module", "described", "inputs") and self._late is not None:
+            late, self._late = self._late, None
+            vars(self).update(late())
+            return vars(self)[name]
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    def retrace(self, module: Any, frontend: str) -> Graph:
+        """Another module of the kind as a graph, read in the same way on the same inputs."""
+        from elastic_ir.frontends.trace import LiveSource
+
+        return LiveSource(inputs=self.inputs).retrace(module, frontend)
 
 
 def origin_of_file(data: Mapping[str, Any], graph: Graph, trust: Sequence[str]) -> tuple[Origin, str]:
@@ -31,6 +59,56 @@ def origin_of_file(data: Mapping[str, Any], graph: Graph, trust: Sequence[str]) 
     record = data["module"]
     if not isinstance(record, Mapping):
         return UNKNOWN, "the module's description is damaged: it is not a record"
+    unproven = "exact" if record.get("unproven") == "exact" else "wiring" if record.get("unproven") else ""
+    weights = dict(graph.weights)  # as the file has them
+    evident = _evident(data, weights, trust)
+    if evident is not None:
+        stated, note = evident
+
+        def late() -> Mapping[str, Any]:
+            return _built(data, weights, trust)[0]
+
+        return FileSource(late, stated=stated, from_file=True, unproven=unproven), note
+    built, note = _built(data, weights, trust)
+    if not any(part is not None for part in built.values()):
+        return UNKNOWN, note
+    return FileSource(from_file=True, unproven=unproven, **built), note
+
+
+def _evident(
+    data: Mapping[str, Any], weights: Mapping[str, Weight], trust: Sequence[str]
+) -> tuple[Stated, str] | None:
+    """What a sound file states, and why the class will not be built, if not; None where only building it shows that."""
+    record, inputs = data["module"], data.get("inputs")
+    try:
+        if inputs is not None:
+            nests = [inputs["args"], inputs["kwargs"]]
+            if not ("tuple" in nests[0] and "dict" in nests[1] and is_evident_input(nests)):
+                return None
+            noise = is_made_up(nests) or bool(inputs.get("noise"))
+            inputs = {
+                "args": nests[0], "kwargs": nests[1], "guessed": bool(inputs.get("guessed")), "noise": noise
+            }  # fmt: skip
+        outline = outline_of(record, weights)  # it raises where the description is damaged
+        if _class_name(record) == GRAPH_MODULE:
+            return Stated(outline, False, inputs), ""
+        if "opaque" in record:
+            return None
+        if is_evident(record, trust):
+            return Stated(outline, True, inputs), ""
+        note = _own_package(record, trust)
+        return (Stated(outline, False, inputs), note) if note else None
+    except (*_DAMAGE, ElasticError):
+        return None
+
+
+def _built(
+    data: Mapping[str, Any], weights: Mapping[str, Weight], trust: Sequence[str]
+) -> tuple[dict[str, Any], str]:
+    """The module, else the stand-ins for it, and the example inputs; and why any of them could not be made."""
+    from elastic_ir.formats.pickles.rebuild import rebuild_module, stand_in_module
+
+    record = data["module"]
     notes: list[str] = []
 
     def tried(what: str, read: Callable[[], _T]) -> _T | None:
@@ -43,7 +121,7 @@ def origin_of_file(data: Mapping[str, Any], graph: Graph, trust: Sequence[str]) 
             notes.append(f"the {what} is damaged ({type(error).__name__}: {error})")
         return None
 
-    tensors = _placeholders(graph)
+    tensors = _placeholders(weights)
     module = described = None
     if _class_name(record) != GRAPH_MODULE:  # one that was a GraphModule when it was written misses nothing
         module = tried("module's description", lambda: rebuild_module(record, tensors, trust))
@@ -52,13 +130,8 @@ def origin_of_file(data: Mapping[str, Any], graph: Graph, trust: Sequence[str]) 
         described = tried("module's description", lambda: stand_in_module(record, tensors))
         del notes[max(first, 1) :]  # only the reason why the class is not built is kept
     inputs = tried("record of the example inputs", lambda: read_inputs(data.get("inputs")))
-    note = "; ".join(dict.fromkeys(notes))
-    if module is None and described is None and inputs is None:
-        return UNKNOWN, note
-    unproven = "exact" if record.get("unproven") == "exact" else "wiring" if record.get("unproven") else ""
-    return LiveSource(
-        module=module, inputs=inputs, from_file=True, described=described, unproven=unproven
-    ), note
+    made = {"module": module, "described": described, "inputs": inputs}
+    return made, "; ".join(dict.fromkeys(notes))
 
 
 def _class_name(record: Mapping[str, Any]) -> str:
@@ -83,15 +156,17 @@ def _own_package(record: Mapping[str, Any], trust: Sequence[str]) -> str:
     )
 
 
-def _placeholders(graph: Graph) -> dict[str, torch.Tensor]:
+def _placeholders(weights: Mapping[str, Weight]) -> dict[str, torch.Tensor]:
     """Tensors without values for all weights, tied ones the same."""
+    import torch
+
     made: dict[int, torch.Tensor] = {}
     with torch.device("meta"):
         return {
             name: made.setdefault(
                 id(weight.storage), torch.empty(weight.shape, dtype=getattr(torch, weight.dtype))
             )
-            for name, weight in graph.weights.items()
+            for name, weight in weights.items()
         }
 
 

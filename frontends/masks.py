@@ -46,7 +46,7 @@ def read_masks(path: str | os.PathLike[str], trust: tuple[str, ...] = ()) -> dic
     else:
         from elastic_ir.frontends.saved_state import masks_in, saved_in, state_dict_of
 
-        content = saved_in(path, trust)
+        content, _ = saved_in(path, trust)
         try:
             found = masks_in(content, path.name) or state_dict_of(content, path.name)
         except SourceError as error:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from elastic_ir.errors import MaskError, SourceError
 from elastic_ir.formats import ReadOptions, Stored
-from elastic_ir.formats.torch_zip import names_classes, read_zip_records
+from elastic_ir.formats.files import opened
+from elastic_ir.formats.torch_zip import archive_of, read_zip_records
 from elastic_ir.frontends.sources import attach, network_of, traced
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.info import read_from
@@ -59,10 +60,9 @@ def read_pt(path: Path, options: ReadOptions) -> Graph:
     Torch is imported only where there is more in it than plain data and tensors.
     """
     key = options.key
-    found = saved_in(path, options.trust)
+    found, records = saved_in(path, options.trust)
     if key is None and is_network(found):
         return _saved_network(found, path, options)
-    records = {} if is_network(found) else read_zip_records(path)
     ours = "elastic_ir/graph.json" in records and isinstance(found, dict)
     if ours and key is not None:
         raise SourceError(f"{path.name} holds one network, which ElasticIR wrote; leave out the key {key!r}")
@@ -101,16 +101,22 @@ def _saved_network(network: nn.Module, path: Path, options: ReadOptions) -> Grap
     return graph
 
 
-def saved_in(path: Path, trust: Sequence[str]) -> Any:
-    """What a file of ``torch.save`` holds: by the readers here, and by torch where that takes more than they read."""
-    if not names_classes(path):
-        from elastic_ir.formats.bin import read_saved
+def saved_in(path: Path, trust: Sequence[str]) -> tuple[Any, dict[str, bytes]]:
+    """What a file of ``torch.save`` holds, and the records that ElasticIR wrote into it.
 
-        with suppress(SourceError):  # torch may take it, and the reader over torch says what is wrong
-            return read_saved(path)
+    The file is opened once by the readers here, and again by torch where it takes more than they read.
+    """
+    # torch may take what is refused here, and the reader over torch says what is wrong
+    with suppress(SourceError), opened(path, "weights") as file:
+        archive = archive_of(file, path.name)
+        if archive is None or not archive.names_classes:
+            from elastic_ir.formats.bin import read_saved
+
+            return read_saved(file, path, archive)
     from elastic_ir.frontends.torch_file import read_torch_file
 
-    return read_torch_file(path, trust)
+    found = read_torch_file(path, trust)
+    return found, {} if is_network(found) else read_zip_records(path)
 
 
 def lazy_tensors(state: Mapping[str, Any], where: str) -> dict[str, TensorData]:

@@ -302,10 +302,12 @@ def channel_axis(stage: Stage, shape: tuple[int, ...]) -> int | None:
 
 
 class _Live:
-    """The live module, asked for classes by the names that paths have now; there may be none."""
+    """The live module, or the outline of one, asked for classes by the names that paths have now; there may be none."""
 
     def __init__(self, graph: Graph) -> None:
-        self.module: Any = graph.origin.module
+        stated = graph.origin.stated
+        self.stated = stated is not None and stated.at_hand
+        self.module: Any = stated.outline if stated is not None and stated.at_hand else graph.origin.module
         self.graph = graph
         self.origins = {
             child.path: child.origin
@@ -319,7 +321,13 @@ class _Live:
         found = self.module
         for part in rename_path(path, self.origins).split("."):
             found = getattr(found, "_modules", {}).get(part)
-        return None if found is None else type(found).__name__
+        if found is None:
+            return None
+        if not self.stated:
+            return type(found).__name__
+        from elastic_ir.formats.pickles.description import class_of
+
+        return class_of(found).rpartition(":")[2].rpartition(".")[2]
 
     def type_of(self, row: Row) -> str | None:
         if self.module is None:

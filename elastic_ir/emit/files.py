@@ -22,8 +22,6 @@ from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.info import UNKNOWN, described
 from elastic_ir.tensors.lazy import InlineData, Mask, TensorData
 
-RECORDS = "elastic_ir/"  #: the folder of our records in a .pt's zip
-
 
 def save(graph: Graph, path: str | os.PathLike[str], *, check: bool = True) -> list[Path]:
     """Write a graph by its target's extension and return the paths written.
@@ -116,10 +114,14 @@ def _checked_module(graph: Graph, check: bool) -> Any:
     return to_module(graph, check=check)
 
 
-def _data(graph: Graph, module: Any) -> dict[str, Any]:
+def _data_over(graph: Graph) -> dict[str, Any]:
     from elastic_ir.ir.serialise import graph_to_data
 
-    data = graph_to_data(graph)
+    return graph_to_data(graph)
+
+
+def _data(graph: Graph, module: Any) -> dict[str, Any]:
+    data = _data_over(graph)
     if module is not None and graph.origin is not UNKNOWN:
         data["module"] = _description(graph, module)
         inputs = graph.origin.inputs
@@ -151,18 +153,48 @@ def _description(graph: Graph, module: Any) -> dict[str, Any]:
     return describe_module(module if plain is graph else plain.to_module(check=False))
 
 
+def _data_of_outline(graph: Graph) -> dict[str, Any] | None:
+    """The graph's record with the module as a file has stated it, if one has; without torch."""
+    stated = graph.origin.stated
+    if stated is None:
+        return None
+    from elastic_ir.emit.module.outlines import describe_outline
+
+    module = describe_outline(graph)
+    if module is None:
+        return None
+    data = {**_data_over(graph), "module": module}
+    return data if stated.inputs is None else {**data, "inputs": dict(stated.inputs)}
+
+
+def _write_described(graph: Graph, check: bool, write: Callable[[str], object]) -> None:
+    """Write by a function that is given the graph's description, and check the module.
+
+    Where a file has stated what the network's module is, that needs no torch: the check, which does, begins when all
+    is written, and what it finds is written in place of what was expected, if that is something else.
+    """
+    early = _data_of_outline(graph)
+    if early is not None:
+        write(json.dumps(early))
+        if not check:
+            return
+    data = _data(graph, _checked_module(graph, check))
+    if data != early:
+        write(json.dumps(data))
+
+
 def _mask_records(graph: Graph) -> dict[str, bytes]:
     """An index of the masks and their packed bits, one bit for each weight."""
+    from elastic_ir.formats.torch_zip import RECORDS
+
     index: dict[str, Any] = {}
     bits = bytearray()
     for name, mask in _masks(graph).items():
         index[name] = {"shape": list(mask.shape), "dtype": mask.dtype, "offset": len(bits)}
         bits += mask.bits
-    return (
-        {f"{RECORDS}masks.json": json.dumps(index).encode(), f"{RECORDS}masks.bin": bytes(bits)}
-        if index
-        else {}
-    )
+    if not index:
+        return {}
+    return {f"{RECORDS}masks.json": json.dumps(index).encode(), f"{RECORDS}masks.bin": bytes(bits)}
 
 
 def _masks(graph: Graph) -> dict[str, Mask]:
@@ -171,16 +203,19 @@ def _masks(graph: Graph) -> dict[str, Mask]:
 
 def save_pt(graph: Graph, path: Path, check: bool) -> list[Path]:
     """A plain state dict for everyone else, with the graph and the masks as extra records."""
-    from elastic_ir.formats.torch_zip import append_zip_records, write_state
+    from elastic_ir.formats.torch_zip import RECORDS, append_zip_records, write_state
 
     refuse_without_values(graph)
-    module = _checked_module(graph, check)
     emitted = {id(weight.storage): weight.storage.emitted() for weight in graph.weights.values()}
     state = {name: emitted[id(weight.storage)] for name, weight in graph.weights.items() if weight.persistent}
-    records = {f"{RECORDS}graph.json": json.dumps(_data(graph, module)).encode(), **_mask_records(graph)}
+    masks = _mask_records(graph)
     with atomic_output(path) as temporary:
-        write_state(temporary, state)
-        append_zip_records(temporary, records)
+
+        def write(description: str) -> None:
+            write_state(temporary, state)
+            append_zip_records(temporary, {f"{RECORDS}graph.json": description.encode(), **masks})
+
+        _write_described(graph, check, write)
         if check:
             _check_state(temporary, graph)
     return [path]
@@ -216,17 +251,20 @@ def save_safetensors(graph: Graph, path: Path, check: bool) -> list[Path]:
     from elastic_ir.formats.safetensors import read_safetensors, write_safetensors
 
     refuse_without_values(graph)
-    module = _checked_module(graph, check)
     tensors: dict[str, TensorData] = {
         n: w.storage.emitted() for n, w in graph.weights.items() if w.persistent
     }
-    metadata = {"format": "pt", "elastic_ir.graph": json.dumps(_data(graph, module))}
     found = _masks(graph)
     if found:
         refuse_long_name(mask_file(path), "the file of masks")
     written = [path]
     with atomic_output(path) as temporary:
-        write_safetensors(temporary, tensors, metadata)
+
+        def write(description: str) -> None:
+            metadata = {"format": "pt", "elastic_ir.graph": description}
+            write_safetensors(temporary, tensors, metadata)
+
+        _write_described(graph, check, write)
         if check:
             _compare({name: held.shape for name, held in read_safetensors(temporary)[0].items()}, graph, path)
         if found:  # before the file itself gets its name: whoever sees the file finds its masks
@@ -245,10 +283,9 @@ def save_ticket(graph: Graph, path: Path, check: bool) -> list[Path]:
     from elastic_ir.formats.ticket import ticket_shapes, write_ticket
 
     refuse_without_values(graph)
-    data = json.dumps(_data(graph, _checked_module(graph, check)))
     weights = {name: weight.storage for name, weight in graph.weights.items() if weight.persistent}
     with atomic_output(path) as temporary:
-        write_ticket(temporary, weights, data)
+        _write_described(graph, check, lambda description: write_ticket(temporary, weights, description))
         if check:
             _compare(ticket_shapes(temporary), graph, path)
     return [path]

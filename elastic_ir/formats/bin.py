@@ -20,11 +20,20 @@ from elastic_ir.errors import SourceError
 from elastic_ir.formats.files import opened, stamp_of
 from elastic_ir.formats.pickles.state import StorageReference, StoredTensor, read_state_pickle
 from elastic_ir.formats.ranges import CHUNK, FileTensor
-from elastic_ir.formats.torch_zip import AGAIN, Place, check_content, content, places_of
+from elastic_ir.formats.torch_zip import (
+    AGAIN,
+    Archive,
+    Place,
+    archive_of,
+    check_content,
+    content,
+    records_in,
+)
 from elastic_ir.safety.limits import REPEATED
 from elastic_ir.tensors.lazy import ITEM_SIZES, TensorData, item_size
 
 _MAGIC = 0x1950A86A20F9469CFC6C  #: what the older form begins with, as a pickled number
+_DATA = "data/"  #: before the key of a storage
 
 
 def read_bin(path: Path) -> dict[str, TensorData]:
@@ -34,7 +43,8 @@ def read_bin(path: Path) -> dict[str, TensorData]:
     no need of (nothing of it is run), SourceError, one line: missing, truncated or damaged, no file of torch.save,
     big-endian, compressed, a storage that is missing or too small, or something else than a state dict.
     """
-    found, places, stamp = _read(path)
+    with opened(path, "weights") as file:
+        found, places, stamp = _read(file, path, archive_of(file, str(path)))
     if not isinstance(found, dict):
         raise SourceError(f"{path} holds a {type(found).__name__} and no state dict")
     odd = next((key for key, value in found.items() if type(value) is not StoredTensor), None)
@@ -45,16 +55,22 @@ def read_bin(path: Path) -> dict[str, TensorData]:
     return {name: _data(name, tensor, places, path, stamp) for name, tensor in found.items()}
 
 
-def read_saved(path: Path) -> Any:
-    """What a file holds: plain data, dictionaries, and tensors, which are unread. The checksums of a zip are compared.
+def read_saved(file: BinaryIO, path: Path, archive: Archive | None) -> tuple[Any, dict[str, bytes]]:
+    """What an open file holds: plain data, dictionaries, and tensors, which are unread; and the records that are ours.
 
-    Raises SourceError as :func:`read_bin` does, also for what only torch can read (modules, quantized tensors).
+    ``archive`` is what it shows as a zip, if it is one, whose checksums are compared. Raises SourceError as
+    :func:`read_bin` does, also for what only torch can read (modules, quantized tensors).
     """
-    found, places, stamp = _read(path)
-    with opened(path, "weights") as file:
-        for name, place in places.items():
-            check_content(file, place, f"data/{name}", path.name)
+    found, places, stamp = _read(file, path, archive)
+    for name, place in places.items():
+        if name.startswith(_DATA):
+            check_content(file, place, name, path.name)
+    records = records_in(file, places, path.name) if archive is not None else {}
+    return _with_data(found, places, path, stamp), records
 
+
+def _with_data(found: Any, places: Mapping[str, Place], path: Path, stamp: tuple[int, int, int]) -> Any:
+    """The same with the file's ranges in place of tensors, at any level."""
     if type(found) is StoredTensor:
         return _data("it", found, places, path, stamp)
     waiting, seen = [found], set()
@@ -70,18 +86,18 @@ def read_saved(path: Path) -> Any:
     return found
 
 
-def _read(path: Path) -> tuple[Any, dict[str, Place], tuple[int, int, int]]:
-    """What the pickle holds, where the storages lie by their keys, and the file's stamp."""
-    with opened(path, "weights") as file:
-        status = os.fstat(file.fileno())
-        head = file.read(64)
-        file.seek(0)
-        if head.startswith(b"PK"):
-            found, places = _read_zip(file, path, status.st_size)
-        elif head.startswith(b"\x80"):
-            found, places = _read_legacy(file, path, status.st_size)
-        else:
-            raise SourceError(_no_form(path, head))
+def _read(
+    file: BinaryIO, path: Path, archive: Archive | None
+) -> tuple[Any, dict[str, Place], tuple[int, int, int]]:
+    """What the pickle holds, the records, those of storages behind ``data/``, and the file's stamp."""
+    status = os.fstat(file.fileno())
+    if archive is not None:
+        return _read_zip(file, path, status.st_size, archive), archive.records, stamp_of(status)
+    head = file.read(64)
+    file.seek(0)
+    if not head.startswith(b"\x80"):
+        raise SourceError(_no_form(path, head))
+    found, places = _read_legacy(file, path, status.st_size)
     return found, places, stamp_of(status)
 
 
@@ -97,7 +113,7 @@ def _data(
     name: str, tensor: StoredTensor, places: Mapping[str, Place], path: Path, stamp: tuple[int, int, int]
 ) -> TensorData:
     """The tensor as a range of the file, or as what is picked out of one."""
-    place = places.get(tensor.storage.key)
+    place = places.get(_DATA + tensor.storage.key)
     if place is None:
         raise SourceError(f"{path} is damaged: the storage of {name!r} is missing")
     item = ITEM_SIZES[tensor.dtype]
@@ -121,16 +137,12 @@ def _data(
 # -- since torch 1.6 -----------------------------------------------------------------------------------------------
 
 
-def _read_zip(file: BinaryIO, path: Path, size: int) -> tuple[Any, dict[str, Place]]:
-    where = str(path)
-    records = places_of(file, where)
+def _read_zip(file: BinaryIO, path: Path, size: int, archive: Archive) -> Any:
+    where, records = str(path), archive.records
     order = content(file, records["byteorder"], "byteorder", where) if "byteorder" in records else b"little"
     if order.strip() != b"little":
         raise SourceError(f"{path} was written on a big-endian machine ({order[:16]!r}); {AGAIN} on this one")
-    found = read_state_pickle(BytesIO(content(file, records["data.pkl"], "data.pkl", where)), where, size)
-    return found, {
-        name.removeprefix("data/"): place for name, place in records.items() if name.startswith("data/")
-    }
+    return read_state_pickle(BytesIO(archive.pickle), where, size)
 
 
 # -- before --------------------------------------------------------------------------------------------------------
@@ -153,13 +165,13 @@ def _read_legacy(file: BinaryIO, path: Path, size: int) -> tuple[Any, dict[str, 
         count = file.read(8)
         if len(count) < 8 or key not in widths:
             raise SourceError(f"{path} is truncated or damaged: the storage {key!r} is missing")
-        places[key] = Place(file.tell(), int.from_bytes(count, "little") * widths[key])
-        if places[key].offset + places[key].size > size:
+        place = Place(file.tell(), int.from_bytes(count, "little") * widths[key])
+        if place.offset + place.size > size:
             raise SourceError(
-                f"{path} is truncated: a storage should end at byte {places[key].offset + places[key].size}, the file "
-                f"has {size}"
+                f"{path} is truncated: a storage should end at byte {place.offset + place.size}, the file has {size}"
             )
-        file.seek(places[key].size, os.SEEK_CUR)
+        file.seek(place.size, os.SEEK_CUR)
+        places[_DATA + key] = place
     return found, places
 
 

@@ -30,6 +30,7 @@ from elastic_ir.tensors.lazy import TensorData, nbytes
 
 _LOCAL = struct.Struct("<4s5H3I2H")  #: the header before a record of a zip
 _CHUNK = 1 << 20
+RECORDS = "elastic_ir/"  #: the folder of our records in a .pt's zip
 AGAIN = "load it with torch and save it again"
 #: The dtype of each storage class that torch names in a pickle; an untyped one leaves it to the tensor.
 STORAGES = {
@@ -167,20 +168,40 @@ def _spoilt(name: str, where: str) -> SourceError:
     )
 
 
-def names_classes(path: Path) -> bool:
-    """Whether a zip's pickle shows at first sight that it makes more than plain data and tensors: a whole network."""
-    try:
-        with open_plain(path) as file:
-            if file.read(2) != b"PK":
-                return False
-            raw = content(file, places_of(file, path.name)["data.pkl"], "data.pkl", path.name)
-    except (OSError, SourceError):
-        return False  # whoever reads it says what is wrong
-    return not all(module.endswith(_PLAIN) for module in _NAMED.findall(raw))
+@dataclass(frozen=True)
+class Archive:
+    """What a zip of ``torch.save`` shows at once: where its records lie, and its pickle."""
+
+    records: dict[str, Place]
+    pickle: bytes
+
+    @property
+    def names_classes(self) -> bool:
+        """Whether it is evident that it makes more than plain data and tensors: a whole network."""
+        return not all(module.endswith(_PLAIN) for module in _NAMED.findall(self.pickle))
 
 
-def read_zip_records(path: str | os.PathLike[str], folder: str = "elastic_ir/") -> dict[str, bytes]:
-    """The extra records under a folder of a ``.pt``'s zip, name (with the folder) to bytes; empty for other files.
+def archive_of(file: BinaryIO, where: str) -> Archive | None:
+    """The archive that an open file is, None for what is no zip; SourceError where it is damaged, or another zip."""
+    head = file.read(2)
+    file.seek(0)
+    if head != b"PK":
+        return None
+    records = places_of(file, where)
+    return Archive(records, content(file, records["data.pkl"], "data.pkl", where))
+
+
+def records_in(
+    file: BinaryIO, places: Mapping[str, Place], where: str, folder: str = RECORDS
+) -> dict[str, bytes]:
+    """The extra records under a folder, name (with the folder) to bytes; SourceError where one is damaged."""
+    return {
+        name: content(file, place, name, where) for name, place in places.items() if name.startswith(folder)
+    }
+
+
+def read_zip_records(path: str | os.PathLike[str]) -> dict[str, bytes]:
+    """The records that ElasticIR wrote into a ``.pt``'s zip, name (with the folder) to bytes; empty for other files.
 
     Raises SourceError where a record is damaged or compressed.
     """
@@ -189,10 +210,7 @@ def read_zip_records(path: str | os.PathLike[str], folder: str = "elastic_ir/") 
         with open_plain(Path(path)) as file:
             if file.read(2) != b"PK":
                 return {}
-            found = places_of(file, name)
-            return {
-                key: content(file, place, key, name) for key, place in found.items() if key.startswith(folder)
-            }
+            return records_in(file, places_of(file, name), name)
     except OSError as error:
         raise SourceError(f"{name} is damaged in the records that ElasticIR wrote ({error})") from error
 

@@ -79,6 +79,19 @@ class Emitted:
     constants: Mapping[str, str] = field(default_factory=dict)  #: for each kind where its values are from
 
 
+@dataclass(frozen=True)
+class Stated:
+    """What a file states of the module and the inputs of its graph, as data; read without torch."""
+
+    outline: Any  #: the tree of its modules, see :mod:`elastic_ir.formats.pickles.description`
+    at_hand: bool  #: whether its classes are, as far as text shows it
+    inputs: Mapping[str, Any] | None = None  #: the record of the example inputs
+
+
+def _absent() -> None:
+    """In place of a default, which would stand in the class: an origin that is read late lacks the attribute."""
+
+
 @dataclass(eq=False, kw_only=True)
 class Origin:
     """What emission asks of any source, with the answers of one that has nothing but weights; ``graph.origin``."""
@@ -90,9 +103,12 @@ class Origin:
     written_as: ClassVar[str] = (
         ""  #: the suffix of the only format that it can be written in, if there is one
     )
-    module: nn.Module | None = None  #: the live module, never changed; None if its class was not built
-    described: nn.Module | None = None  #: instead of the module, what a file describes: a tree of stand-ins
-    inputs: Inputs | None = None  #: example inputs that the network runs on
+    #: the live module, never changed; None if its class was not built
+    module: nn.Module | None = field(default_factory=_absent)
+    #: instead of the module, what a file describes: a tree of stand-ins
+    described: nn.Module | None = field(default_factory=_absent)
+    inputs: Inputs | None = field(default_factory=_absent)  #: example inputs that the network runs on
+    stated: Stated | None = None  #: what a file describes of a module that is built when it is asked for
     from_file: bool = False  #: whether the nodes come from a file, so that the names in them are not trusted
     #: What a file's description of the class was not compared with: "wiring", or "exact" for constants in calls too.
     unproven: str = ""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import copyreg
+import functools
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -104,6 +108,57 @@ def results_held(module: torch.nn.Module) -> Iterator[torch.Tensor]:
                     waiting += item.values() if type(item) is dict else item
             elif getattr(item, "grad_fn", None) is not None:
                 yield item
+
+
+_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type})
+#: What a class may have of its own that ``deepcopy`` goes by.
+_PLAINLY = (
+    "__deepcopy__", "__reduce_ex__", "__reduce__", "__new__", "__getnewargs_ex__", "__getnewargs__"
+)  # fmt: skip
+
+
+def copy_module(module: torch.nn.Module, memo: dict[int, Any]) -> torch.nn.Module:
+    """``copy.deepcopy`` of a module with a memo, several times as fast.
+
+    Of a module in a class that says nothing of its copying all tables and plain attributes are copied here, which is
+    most of what ``deepcopy`` asks one by one how to do; anything else is left to it.
+    """
+    import torch
+
+    def copied(value: Any) -> Any:
+        kind: Any = type(value)
+        if kind in _ATOMS:
+            return value
+        made = memo.get(id(value))
+        if made is not None:
+            return made
+        if kind is dict or (kind is OrderedDict and not vars(value)):
+            made = memo[id(value)] = kind()
+            for key, part in value.items():
+                made[copied(key)] = copied(part)
+            return made
+        if kind is list:
+            made = memo[id(value)] = []
+            made += map(copied, value)
+            return made
+        if isinstance(value, torch.nn.Module) and _is_copied_plainly(kind):
+            source: Any = value
+            made = memo[id(value)] = object.__new__(kind)
+            made.__setstate__({name: copied(part) for name, part in source.__getstate__().items()})
+            return made
+        return copy.deepcopy(value, memo)
+
+    result: torch.nn.Module = copied(module)
+    return result
+
+
+@functools.cache
+def _is_copied_plainly(kind: type) -> bool:
+    """Whether ``deepcopy`` makes an empty object of a class and sets copies of its attributes, as it usually does."""
+    usual: Any = object
+    slots = any(vars(base).get("__slots__") for base in kind.__mro__)
+    own = any(getattr(kind, name, None) is not getattr(usual, name, None) for name in _PLAINLY)
+    return not slots and not own and kind not in copyreg.dispatch_table
 
 
 def device_of(module: torch.nn.Module) -> torch.device:

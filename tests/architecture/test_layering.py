@@ -58,7 +58,7 @@ TORCH_FILES = {
     for folder, names in (
         ("analysis", ("gradinit",)),
         ("analysis.pruning", ("scores", "distributions", "flops")),
-        ("formats.pickles", ("allow_list", "description", "module", "rebuild")),
+        ("formats.pickles", ("module", "rebuild")),
     )
     for name in names
 }

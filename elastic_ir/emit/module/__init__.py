@@ -4,6 +4,9 @@ Where the units are children of a container, the source is copied without its te
 laid out as planned, and every parameter and buffer gets a tensor of its own; so the class, modes, hooks and names
 stay. Where the forward names its units one by one, the graph's nodes become a ``torch.fx.GraphModule``; those of an
 ONNX file always do.
+
+Torch is imported where tensors or modules are made: what lays a class out serves outlines of modules as well
+(:mod:`elastic_ir.emit.module.outlines`), which need none.
 """
 
 from __future__ import annotations
@@ -12,10 +15,7 @@ import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
-
-import torch
-from torch import fx, nn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elastic_ir.emit import refuse_without_values
 from elastic_ir.emit.module.attributes import (
@@ -31,17 +31,24 @@ from elastic_ir.emit.module.attributes import (
     update_counts,
     update_stage_counts,
 )
-from elastic_ir.emit.module.check import RunsOtherwiseError, check_module, follows_plan, has_long_skips
 from elastic_ir.errors import EmitError
-from elastic_ir.formats.pickles.description import MARK
-from elastic_ir.ir.graph import Graph
+from elastic_ir.formats.pickles.description import MARK, is_graph_module, is_layer
+from elastic_ir.ir.graph import Graph, Node
 from elastic_ir.ir.info import Emitted, described
-from elastic_ir.ir.naming import head_in, outward
+from elastic_ir.ir.naming import head_in
 from elastic_ir.ir.structure import Container
 from elastic_ir.tensors.lazy import ShapeOnly
 from elastic_ir.tensors.torch_bridge import to_torch
 
-_PLAIN = (int, float, str, bytes, bool, type(None), torch.dtype, torch.device, type)
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from elastic_ir.emit.module.check import RunsOtherwiseError
+
+_CONTAINERS = ("Sequential", "ModuleList", "ModuleDict", "RNNBase", "RNN", "LSTM", "GRU")
+_PLAIN = (int, float, str, bytes, bool, type(None), type)
+PROOFS = ("", "wiring", "exact")  #: what may remain to be proven of a class, the most last
 
 
 def to_module(graph: Graph, masked: bool = True, check: bool = True) -> nn.Module:
@@ -80,7 +87,7 @@ def _build(graph: Graph, masked: bool, check: bool) -> nn.Module:
         from elastic_ir.emit.module.from_onnx import build_onnx_module
 
         return _finish(build_onnx_module(graph), graph, masked)
-    touched = [container for level in _levels(graph) for container in level if container.changed]
+    touched = [container for level in levels_of(graph) for container in level if container.changed]
     edited = graph.edits.rewired or graph.edits.edited_layers or graph.reference is not None
     check = check and (bool(touched) or bool(edited))
     if check and graph.info.ties:
@@ -93,6 +100,7 @@ def _build(graph: Graph, masked: bool, check: bool) -> nn.Module:
         if module is not None:
             return module
     if graph.is_program:
+        from elastic_ir.emit.module.check import check_module
         from elastic_ir.emit.module.from_torch import build_graph_module
 
         try:
@@ -105,7 +113,7 @@ def _build(graph: Graph, masked: bool, check: bool) -> nn.Module:
             raise EmitError(
                 f"{replaced}; nor can a GraphModule take the place of the class: {error}"
             ) from error
-        if replaced and not isinstance(live, fx.GraphModule):
+        if replaced and not is_graph_module(live):
             if graph.info.frontend == "export":
                 replaced += (
                     "; torch.export read it, so it takes inputs of the sizes of the example inputs only"
@@ -122,7 +130,9 @@ def _build(graph: Graph, masked: bool, check: bool) -> nn.Module:
 
 def _proven_class(graph: Graph, live: nn.Module, masked: bool, check: bool) -> tuple[nn.Module | None, str]:
     """A module of the source's class that follows the plan as far as is checked, or None and why there is none."""
-    module, unproven, why, placed = _in_its_class(graph, live)
+    from elastic_ir.emit.module.check import follows_plan
+
+    module, unproven, why, placed = in_its_class(graph, live)
     if module is not None:
         module = _finish(module, graph, masked)
         if not unproven or follows_plan(module, graph, exact=unproven == "exact"):
@@ -140,60 +150,13 @@ def as_described(graph: Graph) -> tuple[nn.Module | None, str]:
     described = graph.origin.described
     if described is None:
         return None, ""
-    module, unproven, *_ = _in_its_class(graph, described)
+    module, unproven, *_ = in_its_class(graph, described)
     if module is None:
         return None, ""
-    changed = "wiring" if any(container.changed for level in _levels(graph) for container in level) else ""
+    changed = "wiring" if any(container.changed for level in levels_of(graph) for container in level) else ""
     return _finish(module, graph, masked=False, values=False), max(
-        graph.origin.unproven, unproven, changed, key=_PROOFS.index
+        graph.origin.unproven, unproven, changed, key=PROOFS.index
     )
-
-
-_PROOFS = ("", "wiring", "exact")  #: what may remain to be proven of a class, the most last
-
-
-def _levels(graph: Graph) -> list[Sequence[Container]]:
-    """The containers of each level at which the depth was changed, in that order; the last is the structure's.
-
-    A network in which nothing repeats has none.
-    """
-    return [*graph.earlier, graph._structure.containers if graph._structure is not None else ()]
-
-
-class _InClass(NamedTuple):
-    """The source's class with re-filled containers, or why its forward cannot follow the plan."""
-
-    module: nn.Module | None
-    unproven: str  #: what remains to be proven
-    why: str
-    placed: bool = False  #: whether constants were set to what their new places have
-
-
-def _in_its_class(graph: Graph, source: nn.Module) -> _InClass:
-    """The source's class for a graph.
-
-    ``source`` is the live module, or the stand-ins for it.
-    """
-    levels = [level for level in _levels(graph) if any(container.changed for container in level)]
-    touched = [container for level in levels for container in level if container.changed]
-    names = ", ".join(dict.fromkeys(repr(container.label) for container in touched))
-    rewired = graph.edits.rewired
-    why = f"names the units of {names} one by one"
-    module: nn.Module | None = source
-    placed = False
-    for level in levels or [()]:  # without a change a copy is made all the same
-        module, moved = _refill(graph, module, level) if module is not None else (None, False)
-        placed |= moved
-    if module is not None:
-        why = f"gets a skip from one of the units of {names}, and would take it from another one now"
-    if rewired:
-        why = "computes something else than the graph does, which a pass has rewired"
-    if module is None or (rewired and not (len(levels) < 2 and _same_weights(graph, source, touched))):
-        return _InClass(None, "", why)
-    skips = bool(graph.earlier) or (bool(touched) and len(graph) > 0 and has_long_skips(graph, touched))
-    unproven = "exact" if rewired else "wiring" if skips else ""
-    unproven = max(unproven, graph.origin.unproven, key=_PROOFS.index)
-    return _InClass(module, unproven, why, placed)
 
 
 def _problem(module: nn.Module, graph: Graph, placed: bool) -> RunsOtherwiseError | None:
@@ -204,6 +167,8 @@ def _problem(module: nn.Module, graph: Graph, placed: bool) -> RunsOtherwiseErro
     reference's factors) are the network's own and not the graph's, which has those of the block that was copied: where
     emission has ``placed`` some, operations, weights and wiring must agree.
     """
+    from elastic_ir.emit.module.check import RunsOtherwiseError, check_module, follows_plan
+
     try:
         _note_unchecked(graph, check_module(module, graph))
     except RunsOtherwiseError as error:
@@ -222,6 +187,134 @@ def _note_unchecked(graph: Graph, why: str) -> None:
 def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from module.named_parameters()
     yield from module.named_buffers()
+
+
+def _finish(module: nn.Module, graph: Graph, masked: bool, *, values: bool = True) -> nn.Module:
+    """A module with tensors of its own (without ``values`` on the meta device), its names and shapes checked."""
+    if graph.reference is not None:
+        from elastic_ir.emit.module.adopt import adopt
+
+        changes = adopt(module, graph, graph.structure.containers)
+        constants = dict.fromkeys(changes, "as the reference has it")
+        graph.emitted = replace(graph.emitted, constants=constants)
+    if graph.edits.edited_layers:
+        from elastic_ir.emit.module.layers import conform_layers
+
+        conform_layers(module, graph)
+    if is_graph_module(module):
+        from elastic_ir.emit.module.from_torch import order
+
+        order(module, graph)
+    from elastic_ir.emit.module.check import check_names
+
+    _assign(module, graph, masked, values)
+    refresh(module)
+    check_names(module, graph)
+    return module
+
+
+def _assign(module: nn.Module, graph: Graph, masked: bool, values: bool) -> None:
+    """Give every parameter and buffer a tensor of its own; tied names get the same one."""
+    import torch
+    from torch import nn
+
+    done: dict[tuple[int, bool], torch.Tensor] = {}
+    for path, part in module.named_modules(remove_duplicate=False):
+        head = f"{path}." if path else ""
+        for table in (part._parameters, part._buffers):
+            for role, old in table.items():
+                weight = graph.weights.get(head + role)
+                if old is None or weight is None:
+                    continue
+                is_parameter = table is part._parameters
+                key = (id(weight.storage), is_parameter)
+                if key not in done:
+                    if not values or isinstance(weight.storage.data, ShapeOnly):
+                        tensor = torch.empty(weight.shape, dtype=old.dtype, device="meta")
+                    else:
+                        tensor = to_torch(weight.storage.emitted(masked))
+                        if old.device.type != "meta" and tensor.device != old.device:
+                            tensor = tensor.to(old.device)
+                    if is_parameter:
+                        tensor = nn.Parameter(tensor, requires_grad=old.requires_grad)
+                        tensor.__dict__.update(old.__dict__)
+                    done[key] = tensor
+                table[role] = done[key]
+
+
+# -- in the source's class ---------------------------------------------------------------------------------------------
+
+
+def levels_of(graph: Graph) -> list[Sequence[Container]]:
+    """The containers of each level at which the depth was changed, in that order; the last is the structure's.
+
+    A network in which nothing repeats has none.
+    """
+    return [*graph.earlier, graph._structure.containers if graph._structure is not None else ()]
+
+
+class InClass(NamedTuple):
+    """The source's class with re-filled containers, or why its forward cannot follow the plan."""
+
+    module: nn.Module | None
+    unproven: str  #: what remains to be proven
+    why: str
+    placed: bool = False  #: whether constants were set to what their new places have
+
+
+def in_its_class(graph: Graph, source: nn.Module) -> InClass:
+    """The source's class for a graph.
+
+    ``source`` is the live module, or the stand-ins for it.
+    """
+    levels = [level for level in levels_of(graph) if any(container.changed for container in level)]
+    touched = [container for level in levels for container in level if container.changed]
+    names = ", ".join(dict.fromkeys(repr(container.label) for container in touched))
+    rewired = graph.edits.rewired
+    why = f"names the units of {names} one by one"
+    module: nn.Module | None = source
+    placed = False
+    for level in levels or [()]:  # without a change a copy is made all the same
+        module, moved = _refill(graph, module, level) if module is not None else (None, False)
+        placed |= moved
+    if module is not None:
+        why = f"gets a skip from one of the units of {names}, and would take it from another one now"
+    if rewired:
+        why = "computes something else than the graph does, which a pass has rewired"
+    if module is None or (rewired and not (len(levels) < 2 and _same_weights(graph, source, touched))):
+        return InClass(None, "", why)
+    skips = bool(graph.earlier) or (bool(touched) and len(graph) > 0 and has_long_skips(graph, touched))
+    unproven = "exact" if rewired else "wiring" if skips else ""
+    unproven = max(unproven, graph.origin.unproven, key=PROOFS.index)
+    return InClass(module, unproven, why, placed)
+
+
+def has_long_skips(graph: Graph, touched: list[Container]) -> bool:
+    """Whether a block of one of these containers is read by anything besides the block after it.
+
+    The last block of a stage may be read by one module outside, and by the network's output.
+    """
+    owner: dict[Node, int] = {}
+    stages = graph.structure.stages
+    for number, block in enumerate(block for stage in stages for block in stage.all_blocks):
+        owner.update(dict.fromkeys(block.nodes, number))
+    users = graph.users()
+    for stage in stages:
+        if stage.container not in touched or not all(block.nodes for block in stage.all_blocks):
+            continue
+        if stage.container.parameters:  # the module itself gives the states of all its layers
+            continue
+        for block in stage.all_blocks:
+            number = owner[block.nodes[0]]
+            last = block is stage.all_blocks[-1]
+            places: set[int | str] = set()
+            for node in block.nodes:
+                for reader in users.get(node.output, ()) if node.output.is_tensor else ():
+                    if owner.get(reader) != number and not (last and reader.kind == "output"):
+                        places.add(owner.get(reader, reader.scope if reader.kind != "output" else "output"))
+            if len(places) > 1:
+                return True
+    return False
 
 
 def _same_weights(graph: Graph, live: nn.Module, touched: list[Container]) -> bool:
@@ -247,26 +340,6 @@ def _in_series(name: str, container: Container) -> bool:
     return container.series.number(name) is not None
 
 
-def _finish(module: nn.Module, graph: Graph, masked: bool, *, values: bool = True) -> nn.Module:
-    """A module with tensors of its own (without ``values`` on the meta device), its names and shapes checked."""
-    if graph.reference is not None:
-        from elastic_ir.emit.module.adopt import adopt
-
-        changes = adopt(module, graph, graph.structure.containers)
-        constants = dict.fromkeys(changes, "as the reference has it")
-        graph.emitted = replace(graph.emitted, constants=constants)
-    if graph.edits.edited_layers:
-        from elastic_ir.emit.module.layers import conform_layers
-
-        conform_layers(module, graph)
-    if isinstance(module, fx.GraphModule):
-        _order(module, graph)
-    _assign(module, graph, masked, values)
-    refresh(module)
-    check_names(module, graph)
-    return module
-
-
 def _iterates(container: Container, live: nn.Module) -> bool:
     """Whether a container's own forward runs its children by iteration, so that new ones run too.
 
@@ -274,9 +347,10 @@ def _iterates(container: Container, live: nn.Module) -> bool:
     stages) is tried: a copy with its last child twice, traced, must run both.
     """
     module = live.get_submodule(container.path)
-    kinds = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.RNNBase)
-    if isinstance(module, kinds) or is_parameter_list(module) or MARK in vars(module):
+    if is_plain_container(module) or MARK in vars(module):
         return True  # of a stand-in it is to be proven by whoever builds the class
+    from torch import fx, nn
+
     probe = copy.copy(module)
     probe._modules = dict(module._modules)
     extra = container.child_path(container.source_count).rpartition(".")[2]
@@ -289,13 +363,18 @@ def _iterates(container: Container, live: nn.Module) -> bool:
     return extra in ran
 
 
+def is_plain_container(module: object) -> bool:
+    """Whether it is one of torch's own, which run their children, or leave that to who holds them."""
+    return is_layer(module, *_CONTAINERS) or is_parameter_list(module)
+
+
 def _refill(graph: Graph, live: nn.Module, containers: Sequence[Container]) -> tuple[nn.Module | None, bool]:
     """The source's class with re-filled containers, and whether constants were set to what their new places have.
 
     None where its forward would not run what they are filled with.
     """
     touched = [container for container in containers if container.changed]
-    if touched and isinstance(live, fx.GraphModule):  # its forward is its nodes, written out
+    if touched and is_graph_module(live):  # its forward is its nodes, written out
         return None, False
     if not all(container.native and _iterates(container, live) for container in touched):
         return None, False
@@ -355,63 +434,3 @@ def _refill(graph: Graph, live: nn.Module, containers: Sequence[Container]) -> t
         graph.emitted = replace(graph.emitted, constants=constants)
         placed |= any(how != KEPT for how in constants.values())
     return target, placed
-
-
-def _order(module: fx.GraphModule, graph: Graph) -> None:
-    """Put what fx lists in the order it runs into the order of the state dict, which optimizers go by."""
-    place: dict[str, int] = {}
-    for index, name in enumerate(graph.weights):
-        for path in outward(name):
-            place.setdefault(path, index)
-    for path, part in list(module.named_modules()):
-        head = f"{path}." if path else ""
-        tables: tuple[dict[str, Any], ...] = (part._modules, part._parameters, part._buffers)
-        for table in tables:
-            fresh = sorted(table, key=lambda role, head=head: place.get(head + role, len(place)))  # type: ignore[misc]
-            values = {role: table[role] for role in fresh}
-            table.clear()
-            table.update(values)
-
-
-def _assign(module: nn.Module, graph: Graph, masked: bool, values: bool) -> None:
-    """Give every parameter and buffer a tensor of its own; tied names get the same one."""
-    done: dict[tuple[int, bool], torch.Tensor] = {}
-    for path, part in module.named_modules(remove_duplicate=False):
-        head = f"{path}." if path else ""
-        for table in (part._parameters, part._buffers):
-            for role, old in table.items():
-                weight = graph.weights.get(head + role)
-                if old is None or weight is None:
-                    continue
-                is_parameter = table is part._parameters
-                key = (id(weight.storage), is_parameter)
-                if key not in done:
-                    if not values or isinstance(weight.storage.data, ShapeOnly):
-                        tensor = torch.empty(weight.shape, dtype=old.dtype, device="meta")
-                    else:
-                        tensor = to_torch(weight.storage.emitted(masked))
-                        if old.device.type != "meta" and tensor.device != old.device:
-                            tensor = tensor.to(old.device)
-                    if is_parameter:
-                        tensor = nn.Parameter(tensor, requires_grad=old.requires_grad)
-                        tensor.__dict__.update(old.__dict__)
-                    done[key] = tensor
-                table[role] = done[key]
-
-
-def check_names(module: nn.Module, graph: Graph) -> None:
-    """EmitError unless the module's state dict has exactly the graph's names and shapes, in order."""
-    made = {
-        n: tuple(t.shape) for n, t in module.state_dict(keep_vars=True).items() if isinstance(t, torch.Tensor)
-    }
-    planned = {name: weight.shape for name, weight in graph.weights.items() if weight.persistent}
-    if made == planned:
-        return
-    missing = [name for name in planned if name not in made][:3]
-    extra = [name for name in made if name not in planned][:3]
-    other = [f"{n} {list(made[n])} instead of {list(s)}" for n, s in planned.items() if made.get(n, s) != s][
-        :3
-    ]
-    parts = [("missing", missing), ("unplanned", extra), ("of another shape", other)]
-    listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in parts if names)
-    raise EmitError(f"the module made is not what a strict load expects ({listed})")

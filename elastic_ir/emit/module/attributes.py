@@ -6,6 +6,9 @@ written beside checkpoints follows by the rules for its file; what modules keep 
 of positions are spread anew over the target's blocks where their rule is evident (:mod:`elastic_ir.plans.positions`);
 one that differs from block to block by no known rule stays with its block, and is reported. Recurrent modules keep
 lists of their layers' parameters.
+
+All of it works on modules and on outlines of modules (:mod:`elastic_ir.formats.pickles.description`), which need no
+torch.
 """
 
 from __future__ import annotations
@@ -15,18 +18,19 @@ import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeAlias
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from elastic_ir.errors import PlanError
+from elastic_ir.formats.pickles.description import Outline, OutlineTensor, is_layer
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.naming import outward
 from elastic_ir.ir.numbering import COUNT, DEPTHS, is_index_list
 from elastic_ir.ir.structure import Block, Container, Structure
-from elastic_ir.tensors.torch_bridge import results_held
-from elastic_ir.tensors.weights import computes_weights
+from elastic_ir.tensors.torch_bridge import copy_module, results_held
+from elastic_ir.tensors.weights import Weight, computes_weights
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _INDEX = re.compile(r"(idx|index|layer|block|_id$|^i$)")
 #: A constant of a block: the path of the module that holds it, within the block, and the attribute.
@@ -256,7 +260,7 @@ def _is_vacant(block: nn.Module, path: str) -> bool:
     if holder is None or not role:
         return False
     if role in holder._modules:
-        return holder._modules[role] is None or isinstance(holder._modules[role], nn.Identity)
+        return holder._modules[role] is None or is_layer(holder._modules[role], "Identity")
     return vars(holder).get(role, 0) is None
 
 
@@ -328,15 +332,10 @@ def set_layers(module: nn.Module, path: str, graph: Graph) -> None:
     head = f"{path}." if path else ""
     own = [name for name in graph.weights if name.rpartition(".")[0] == path and numbered(name[len(head) :])]
     held = dict(module._parameters)
-    made: dict[str, nn.Parameter | None] = {}
+    made: dict[str, Any] = {}
     for name in own:
         weight = graph.weights[name]
-        source = held.get(weight.origin.rpartition(".")[2])
-        dtype = source.dtype if source is not None else getattr(torch, weight.dtype)
-        device = source.device if source is not None else None
-        trained = source.requires_grad if source is not None else True
-        empty = torch.empty(weight.shape, dtype=dtype, device=device)
-        made[name[len(head) :]] = nn.Parameter(empty, requires_grad=trained)
+        made[name[len(head) :]] = _like(held.get(weight.origin.rpartition(".")[2]), weight, module)
     module._parameters.clear()
     module._parameters.update(made)
     rows: dict[tuple[str, str], list[str]] = {}
@@ -349,6 +348,18 @@ def set_layers(module: nn.Module, path: str, graph: Graph) -> None:
     vars(module)["_flat_weights_names"] = [role for row in rows.values() for role in row]
 
 
+def _like(source: nn.Parameter | None, weight: Weight, module: object) -> object:
+    """A parameter of a weight's shape without values; it is trained as the source's is, and of its dtype."""
+    trained = source.requires_grad if source is not None else True
+    if isinstance(module, Outline):
+        return OutlineTensor(weight.shape, weight.dtype, trained)
+    import torch
+
+    dtype = source.dtype if source is not None else getattr(torch, weight.dtype)
+    device = source.device if source is not None else None
+    return torch.nn.Parameter(torch.empty(weight.shape, dtype=dtype, device=device), requires_grad=trained)
+
+
 def refresh(module: nn.Module) -> None:
     """Let recurrent modules run over the parameters that they have; they keep a list of them beside the table."""
     for part in _recurrent(module):
@@ -357,6 +368,8 @@ def refresh(module: nn.Module) -> None:
 
 
 def _recurrent(module: nn.Module) -> Iterator[Any]:
+    from torch import nn
+
     for part in module.modules():
         if isinstance(part, nn.RNNBase):
             yield part
@@ -367,16 +380,19 @@ def _recurrent(module: nn.Module) -> Iterator[Any]:
 
 def copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """A deep copy of a module with a memo, also where its weights are computed, or it holds results of a run."""
+    outline: Any = module
+    if isinstance(outline, Outline):
+        return cast("nn.Module", copy.deepcopy(outline, memo))
     if not any(map(computes_weights, module.modules())) and next(results_held(module), None) is None:
-        return copy.deepcopy(module, memo)
+        return copy_module(module, memo)
     from elastic_ir.tickets import parametrizations
 
     return parametrizations.copied(module, memo)
 
 
-def is_parameter_list(module: nn.Module) -> bool:
+def is_parameter_list(module: object) -> bool:
     """Whether a module's numbered children are parameters."""
-    return isinstance(module, (nn.ParameterList, nn.ParameterDict))
+    return is_layer(module, "ParameterList", "ParameterDict")
 
 
 def refill_parameters(source: nn.Module, target: nn.Module, origins: Mapping[str, str]) -> None:
@@ -384,7 +400,7 @@ def refill_parameters(source: nn.Module, target: nn.Module, origins: Mapping[str
     entries = {name: source._parameters[origin] for name, origin in origins.items()}
     target._parameters.clear()
     target._parameters.update(entries)
-    if isinstance(target, nn.ParameterList):
-        target._size = len(entries)
-    elif isinstance(target, nn.ParameterDict):
-        target._keys = dict.fromkeys(entries)
+    if is_layer(target, "ParameterList"):
+        vars(target)["_size"] = len(entries)
+    elif is_layer(target, "ParameterDict"):
+        vars(target)["_keys"] = dict.fromkeys(entries)

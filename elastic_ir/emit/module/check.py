@@ -24,8 +24,7 @@ from elastic_ir.emit.comparison import SKIP, Outputs, compare_outputs, refuse_no
 from elastic_ir.emit.example_runs import Call, calls_of, run_module
 from elastic_ir.emit.module.attributes import copied, refresh
 from elastic_ir.errors import EmitError
-from elastic_ir.ir.graph import Argument, Graph, Node, Value, map_argument
-from elastic_ir.ir.structure import Container
+from elastic_ir.ir.graph import Argument, Graph, Value, map_argument
 from elastic_ir.tensors.torch_bridge import device_of, to_torch
 
 
@@ -238,34 +237,6 @@ def _watched(module: nn.Module, graph: Graph, calls: Sequence[Call]) -> Outputs:
 # -- wiring ------------------------------------------------------------------------------------------------------------
 
 
-def has_long_skips(graph: Graph, touched: list[Container]) -> bool:
-    """Whether a block of one of these containers is read by anything besides the block after it.
-
-    The last block of a stage may be read by one module outside, and by the network's output.
-    """
-    owner: dict[Node, int] = {}
-    stages = graph.structure.stages
-    for number, block in enumerate(block for stage in stages for block in stage.all_blocks):
-        owner.update(dict.fromkeys(block.nodes, number))
-    users = graph.users()
-    for stage in stages:
-        if stage.container not in touched or not all(block.nodes for block in stage.all_blocks):
-            continue
-        if stage.container.parameters:  # the module itself gives the states of all its layers
-            continue
-        for block in stage.all_blocks:
-            number = owner[block.nodes[0]]
-            last = block is stage.all_blocks[-1]
-            places: set[int | str] = set()
-            for node in block.nodes:
-                for reader in users.get(node.output, ()) if node.output.is_tensor else ():
-                    if owner.get(reader) != number and not (last and reader.kind == "output"):
-                        places.add(owner.get(reader, reader.scope if reader.kind != "output" else "output"))
-            if len(places) > 1:
-                return True
-    return False
-
-
 def follows_plan(module: nn.Module, graph: Graph, *, exact: bool = False) -> bool:
     """Whether a module, traced as its source was, computes its outputs from the same weights in the same way.
 
@@ -296,3 +267,21 @@ def _wiring(graph: Graph, exact: bool) -> list[str]:
 
 def _plain(leaf: Argument) -> Argument:
     return "value" if isinstance(leaf, Value) else leaf
+
+
+def check_names(module: nn.Module, graph: Graph) -> None:
+    """EmitError unless the module's state dict has exactly the graph's names and shapes, in order."""
+    made = {
+        n: tuple(t.shape) for n, t in module.state_dict(keep_vars=True).items() if isinstance(t, torch.Tensor)
+    }
+    planned = {name: weight.shape for name, weight in graph.weights.items() if weight.persistent}
+    if made == planned:
+        return
+    missing = [name for name in planned if name not in made][:3]
+    extra = [name for name in made if name not in planned][:3]
+    other = [f"{n} {list(made[n])} instead of {list(s)}" for n, s in planned.items() if made.get(n, s) != s][
+        :3
+    ]
+    parts = [("missing", missing), ("unplanned", extra), ("of another shape", other)]
+    listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in parts if names)
+    raise EmitError(f"the module made is not what a strict load expects ({listed})")

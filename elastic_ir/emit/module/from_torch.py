@@ -16,7 +16,7 @@ from elastic_ir.emit.module.attributes import copied, set_layers, submodule
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.functions import CHECKS, attribute_read, method_allowed, resolve_function, resolve_symbol
 from elastic_ir.ir.graph import FRESH, Argument, Graph, Literal, Node, Symbol, Value, WeightRef, map_argument
-from elastic_ir.ir.naming import rename_path
+from elastic_ir.ir.naming import outward, rename_path
 from elastic_ir.ir.operations import recurrent_layers
 from elastic_ir.tensors.weights import Weight
 
@@ -262,3 +262,19 @@ def _ensure(root: nn.Module, weight: Weight) -> None:
         parent.register_parameter(role, nn.Parameter(empty, requires_grad=empty.is_floating_point()))
     else:
         parent.register_buffer(role, empty, persistent=weight.persistent)
+
+
+def order(module: nn.Module, graph: Graph) -> None:
+    """Put what fx lists in the order it runs into the order of the state dict, which optimizers go by."""
+    place: dict[str, int] = {}
+    for index, name in enumerate(graph.weights):
+        for path in outward(name):
+            place.setdefault(path, index)
+    for path, part in list(module.named_modules()):
+        head = f"{path}." if path else ""
+        tables: tuple[dict[str, Any], ...] = (part._modules, part._parameters, part._buffers)
+        for table in tables:
+            fresh = sorted(table, key=lambda role, head=head: place.get(head + role, len(place)))  # type: ignore[misc]
+            values = {role: table[role] for role in fresh}
+            table.clear()
+            table.update(values)

@@ -12,12 +12,12 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import SourceError, UntrustedError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 #: Packages that define networks: their modules may be imported for a name, and their classes rebuilt. Not the whole of
 #: a distribution: elsewhere it holds programs, which run when they are imported, and modules that hold source code
@@ -66,8 +66,6 @@ FUNCTIONS = {
     )
 }  # fmt: skip
 
-_TORCH_VALUES = (torch.dtype, torch.layout, torch.memory_format, torch.qscheme)
-
 
 def within(module: str, packages: Sequence[str]) -> bool:
     return any(module == package or module.startswith(package + ".") for package in packages)
@@ -109,6 +107,9 @@ def class_allowed(cls: type, trust: Sequence[str] = ()) -> bool:
 
     Of a package in ``trust`` every class may. Modules that hold code (GraphModule, ScriptModule) never may.
     """
+    import torch
+    from torch import nn
+
     if not isinstance(cls, type) or issubclass(cls, (torch.fx.GraphModule, torch.jit.ScriptModule)):
         return False
     if f"{cls.__module__}.{cls.__qualname__}" in PLAIN_CLASSES or within(cls.__module__, trust):
@@ -137,10 +138,13 @@ def find(module: str, qualname: str, trust: Sequence[str], where: str) -> Any:
 
     Raises UntrustedError where it is not allowed, SourceError where it is allowed and cannot be imported here.
     """
+    import torch
+
     full = f"{module}.{qualname}"
+    values = (torch.dtype, torch.layout, torch.memory_format, torch.qscheme)
     if full in FUNCTIONS and _function(full) is not None:
         return _function(full)
-    if module == "torch" and isinstance(value := getattr(torch, qualname, None), _TORCH_VALUES):
+    if module == "torch" and isinstance(value := getattr(torch, qualname, None), values):
         return value
     if full == "argparse.Namespace":
         return argparse.Namespace
@@ -222,6 +226,8 @@ def resolve_class(
     Modules are imported only inside the allowed packages and those of ``trust``. Raises UntrustedError and SourceError
     as :func:`find` does, and SourceError where the name is of something else than a module class.
     """
+    from torch import nn
+
     module, colon, qualname = qualified_name.partition(":")
     if not colon:
         raise SourceError(f"{where}: {qualified_name!r} is not the name of a class, package.module:Class")

@@ -6,7 +6,8 @@ of the description serves all the same.
 
 A network of one's own is read where its class is not at hand, changed, and written again. What the file states of its
 modules is then carried through as a tree of stand-ins, data and no code, which emission lays out as it would the
-modules themselves; so a later reader who trusts the class gets what it would have got from the class all along.
+modules themselves; so a later reader who trusts the class gets what it would have got from the class all along. Such
+a tree needs no torch, nor does this file: what has no module at hand describes none.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ import inspect
 import sys
 import types
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import fx, nn
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from elastic_ir.ir.example_inputs import describe_tensor
+
+if TYPE_CHECKING:
+    from torch import nn
 
 #: The attribute of a stand-in module that holds its class's name, ``package.module:Class``.
 MARK = "_stands_for"
@@ -35,11 +37,10 @@ TOLD = "_told"
 #: The class of what was a GraphModule when it was written.
 GRAPH_MODULE = "torch.fx.graph_module:GraphModule"
 
-_INTERNAL = set(vars(nn.Module())) | {MARK, TOLD}
 _TENSOR_BYTES = 1 << 16  #: of a plain tensor among a module's attributes
 
 
-def describe_module(module: nn.Module) -> dict[str, Any]:
+def describe_module(module: nn.Module | Outline) -> dict[str, Any]:
     """A description for :func:`elastic_ir.formats.pickles.rebuild.rebuild_module`.
 
     Its ``opaque`` states what it lacks.
@@ -55,7 +56,7 @@ def describe_module(module: nn.Module) -> dict[str, Any]:
         parts.append(
             {
                 "path": path,
-                "class": GRAPH_MODULE if isinstance(part, fx.GraphModule) else class_of(part),
+                "class": GRAPH_MODULE if is_graph_module(part) else class_of(part),
                 "training": part.training,
                 "attributes": describer.attributes(part, path),
                 "children": {name: child is not None for name, child in part._modules.items()},
@@ -98,29 +99,53 @@ def _script() -> str:
     return name if file.endswith(".py") and name.isidentifier() else ""
 
 
-def _is_flattened(part: nn.Module, name: str) -> bool:
+def _torch() -> Any:
+    """torch where it is at hand; whoever has a module of it has imported it."""
+    return sys.modules.get("torch")
+
+
+def _is_module(value: object) -> bool:
+    torch = _torch()
+    return isinstance(value, Outline) or (torch is not None and isinstance(value, torch.nn.Module))
+
+
+def is_graph_module(part: object) -> bool:
+    """Whether it is a GraphModule of torch; without torch there is none."""
+    torch = _torch()
+    return torch is not None and isinstance(part, torch.fx.GraphModule)
+
+
+def _internal(part: nn.Module | Outline) -> set[str]:
+    """The attributes that every module has, for itself and not of its class."""
+    own: Any = Outline("") if isinstance(part, Outline) else _torch().nn.Module()
+    return {*vars(own), MARK, TOLD}
+
+
+def _is_flattened(part: nn.Module | Outline, name: str) -> bool:
     """RNNs keep lists of their own weights, which they make again."""
-    return isinstance(part, nn.RNNBase) and name in ("_flat_weights", "_flat_weight_refs")
+    flat = name in ("_flat_weights", "_flat_weight_refs")
+    return flat and not isinstance(part, Outline) and isinstance(part, _torch().nn.RNNBase)
 
 
 class _Describer:
     """Values as plain data; objects that several modules hold in common are described once."""
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module | Outline) -> None:
+        self.internal = _internal(root)
         self.objects: list[Any] = []
         self.opaque = ""  #: the first reason why the class cannot be built again
         self._places: dict[int, int] = {}
         self._paths = {id(part): path for path, part in root.named_modules()}
         self._held: list[Any] = []  # so that no id is given twice
 
-    def attributes(self, part: nn.Module, path: str) -> dict[str, Any]:
+    def attributes(self, part: nn.Module | Outline, path: str) -> dict[str, Any]:
         """A module's attributes, but for what every module has, and what a GraphModule has of its graph."""
-        if isinstance(part, fx.GraphModule):
+        if is_graph_module(part):
             return {}
         return {
             name: self.value(value, f"{path}.{name}".lstrip("."))
             for name, value in vars(part).items()
-            if name not in _INTERNAL and not _is_flattened(part, name)
+            if name not in self.internal and not _is_flattened(part, name)
         }
 
     def value(self, value: Any, where: str) -> Any:
@@ -132,11 +157,12 @@ class _Describer:
             return {"float": repr(value)}
         if isinstance(value, enum.Enum):
             return {"enum": [class_of(value), value.name]}
-        if isinstance(value, (torch.dtype, torch.memory_format)):
+        torch = _torch()
+        if torch is not None and isinstance(value, (torch.dtype, torch.memory_format)):
             return {"symbol": str(value)}
-        if isinstance(value, torch.device):
+        if torch is not None and isinstance(value, torch.device):
             return {"symbol": f"device.{value}"}
-        if type(value) in (tuple, torch.Size):
+        if type(value) is tuple or (torch is not None and type(value) is torch.Size):
             return {"tuple": [self.value(part, where) for part in value]}
         if type(value) is list:
             return [self.value(part, where) for part in value]
@@ -144,7 +170,7 @@ class _Describer:
             return {"set": [self.value(part, where) for part in sorted(value, key=repr)]}
         if type(value) in (dict, OrderedDict):
             return {"dict": [[self.value(k, where), self.value(v, where)] for k, v in value.items()]}
-        if isinstance(value, type) and issubclass(value, nn.Module):
+        if torch is not None and isinstance(value, type) and issubclass(value, torch.nn.Module):
             return {"class": f"{value.__module__}:{value.__qualname__}"}
         if isinstance(value, functools.partial) and isinstance(value.func, type):
             return {
@@ -154,10 +180,11 @@ class _Describer:
             }
         if inspect.isroutine(value) and getattr(value, "__module__", None) in _FUNCTIONAL:
             return {"function": f"{value.__module__}.{value.__name__}"}
-        if isinstance(value, nn.Module) and id(value) in self._paths:
+        if _is_module(value) and id(value) in self._paths:
             return {"module": self._paths[id(value)]}
         if (
-            type(value) is torch.Tensor
+            torch is not None
+            and type(value) is torch.Tensor
             and value.numel() * value.itemsize <= _TENSOR_BYTES
             and not value.is_meta
         ):
@@ -203,7 +230,7 @@ def _is_plain_object(value: Any) -> bool:
         return True
     top = kind.__module__.partition(".")[0]
     foreign = (top in sys.stdlib_module_names and kind is not argparse.Namespace) or top in _LIBRARIES
-    if foreign or isinstance(value, (type, nn.Module)) or callable(value):
+    if foreign or isinstance(value, type) or _is_module(value) or callable(value):
         return False
     if hasattr(kind, "__setstate__") or any(vars(base).get("__slots__") for base in kind.__mro__):
         return False
@@ -252,22 +279,116 @@ class Configuration(Instance):
         return copy.deepcopy(vars(self))
 
 
-class StandIn(nn.Module):
-    """A module without a forward: parameters, buffers, children and attributes under their names."""
+@dataclass(eq=False)
+class OutlineTensor:
+    """A parameter or a buffer of an outline, which has no values."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    requires_grad: bool = False
 
 
-def stand_in(stands_for: str) -> nn.Module:
-    """An empty module that stands for one of a class that is not at hand."""
-    made = StandIn()
-    vars(made)[MARK] = stands_for
-    return made
+Tensors: TypeAlias = "dict[str, OutlineTensor | None]"
+
+
+class Outline:
+    """A module without a forward, as a file describes it: parameters, buffers, children and attributes by name.
+
+    It has what emission asks of a module: the tables of one, and the ways to walk it.
+    """
+
+    def __init__(self, stands_for: str) -> None:
+        self.training = True
+        self._modules: dict[str, Outline | None] = {}
+        self._parameters: Tensors = {}
+        self._buffers: Tensors = {}
+        self._non_persistent_buffers_set: set[str] = set()
+        vars(self)[MARK] = stands_for
+
+    def named_modules(
+        self, remove_duplicate: bool = True, prefix: str = "", seen: set[int] | None = None
+    ) -> Iterator[tuple[str, Outline]]:
+        """It and all below it with their paths, each once unless duplicates are wanted."""
+        seen = set() if seen is None else seen
+        if id(self) in seen:
+            return
+        if remove_duplicate:
+            seen.add(id(self))
+        yield prefix, self
+        for name, child in self._modules.items():
+            if child is not None:
+                yield from child.named_modules(remove_duplicate, f"{prefix}.{name}" if prefix else name, seen)
+
+    def modules(self) -> Iterator[Outline]:
+        """It and all below it, each once."""
+        return (part for _, part in self.named_modules())
+
+    def children(self) -> Iterator[Outline]:
+        """What lies directly below it."""
+        return iter({id(part): part for part in self._modules.values() if part is not None}.values())
+
+    def get_submodule(self, path: str) -> Outline:
+        """What lies under a path; AttributeError where nothing does."""
+        part: Outline | None = self
+        for name in path.split(".") if path else ():
+            part = part._modules.get(name) if part is not None else None
+        if part is None:
+            raise AttributeError(f"there is no module {path!r}")
+        return part
+
+    def train(self, mode: bool = True) -> Outline:
+        """Set the mode of it and of all below it."""
+        for part in self.modules():
+            part.training = mode
+        return self
+
+    def named_parameters(self, remove_duplicate: bool = True) -> Iterator[tuple[str, OutlineTensor]]:
+        """Its parameters by their full names."""
+        return self._named("_parameters", remove_duplicate)
+
+    def named_buffers(self, remove_duplicate: bool = True) -> Iterator[tuple[str, OutlineTensor]]:
+        """Its buffers by their full names."""
+        return self._named("_buffers", remove_duplicate)
+
+    def parameters(self) -> Iterator[OutlineTensor]:
+        """Its parameters, each once."""
+        return (tensor for _, tensor in self.named_parameters())
+
+    def buffers(self) -> Iterator[OutlineTensor]:
+        """Its buffers, each once."""
+        return (tensor for _, tensor in self.named_buffers())
+
+    def _named(self, table: str, remove_duplicate: bool) -> Iterator[tuple[str, OutlineTensor]]:
+        seen: set[int] = set()
+        for path, part in self.named_modules(remove_duplicate):
+            for role, tensor in getattr(part, table).items():
+                if tensor is not None and not (remove_duplicate and id(tensor) in seen):
+                    seen.add(id(tensor))
+                    yield f"{path}.{role}" if path else role, tensor
+
+    def state_dict(self) -> dict[str, OutlineTensor]:
+        """The tensors that a state dict has, in its order."""
+        return {
+            f"{path}.{role}" if path else role: tensor
+            for path, part in self.named_modules(remove_duplicate=False)
+            for role, tensor in (*part._parameters.items(), *part._buffers.items())
+            if tensor is not None and role not in part._non_persistent_buffers_set
+        }
 
 
 def class_of(item: Any) -> str:
     """The class of a module or an object, ``package.module:Class``; of a stand-in the class that it stands for."""
-    if isinstance(item, Instance):
+    if isinstance(item, (Instance, Outline)):
         return str(getattr(item, MARK))
     kind = type(item)
-    if kind is StandIn:
-        return str(vars(item)[MARK])
-    return f"{kind.__module__}:{kind.__qualname__}"
+    stands_for = vars(item).get(MARK) if _is_module(item) else None
+    return stands_for if stands_for is not None else f"{kind.__module__}:{kind.__qualname__}"
+
+
+def is_layer(module: object, *names: str) -> bool:
+    """Whether a module is one of these layers of ``torch.nn``, or an outline stands for one."""
+    if isinstance(module, Outline):
+        home, _, name = class_of(module).partition(":")
+        return home.startswith("torch.nn.") and name in names
+    torch = _torch()
+    return torch is not None and isinstance(module, tuple(getattr(torch.nn, name) for name in names))

@@ -21,7 +21,8 @@ from torch import nn
 
 from elastic_ir.errors import ElasticError, EmitError, SourceError
 from elastic_ir.formats.pickles.allow_list import find, is_pure, resolve_class, within
-from elastic_ir.formats.pickles.description import TOLD, Configuration, Instance, Unread, stand_in
+from elastic_ir.formats.pickles.description import MARK, TOLD, Configuration, Instance, Unread
+from elastic_ir.formats.pickles.outline import known_as
 from elastic_ir.ir.example_inputs import read_tensor
 from elastic_ir.ir.functions import resolve_function, resolve_symbol
 from elastic_ir.safety.registered import configuration, is_config, network
@@ -50,6 +51,17 @@ def stand_in_module(data: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
     """
     made = _Reader(data, (), stand_ins=True).module(tensors)
     vars(made)[TOLD] = {"pretrained": "pretrained" in data, "script": str(data.get("script", ""))}
+    return made
+
+
+class StandIn(nn.Module):
+    """A module without a forward: parameters, buffers, children and attributes under their names."""
+
+
+def stand_in(stands_for: str) -> nn.Module:
+    """An empty module that stands for one of a class that is not at hand."""
+    made = StandIn()
+    vars(made)[MARK] = stands_for
     return made
 
 
@@ -105,12 +117,7 @@ class _Reader:
         return part
 
     def _known_as(self, name: str) -> str:
-        """A class's name; of the script that described it, where the script's own name is the one that is trusted."""
-        module, _, rest = str(name).partition(":")
-        script = str(self.data.get("script", ""))
-        if module == "__main__" and script and "__main__" not in self.trust:
-            return f"{script}:{rest}"
-        return str(name)
+        return known_as(self.data, name, self.trust)
 
     def value(self, item: Any) -> Any:
         """A described value; one that may not be built is kept as data, or refused."""
