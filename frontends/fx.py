@@ -6,20 +6,20 @@ import functools
 import inspect
 import operator
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.node import _get_qualified_name
 
-from elastic_ir.ir.example_inputs import Inputs, map_tensors
+from elastic_ir.frontends.shapes import propagate
+from elastic_ir.ir.example_inputs import Inputs
 from elastic_ir.ir.graph import Argument, Graph, Node, Symbol, TensorType, WeightRef, map_argument
 from elastic_ir.ir.info import GraphInfo
 from elastic_ir.ir.naming import name_nodes
-from elastic_ir.tensors.torch_bridge import device_of, dtype_name, lazy_of
+from elastic_ir.tensors.torch_bridge import dtype_name, lazy_of
 from elastic_ir.tensors.weights import Storage, Weight, computes_weights
 
 
@@ -39,7 +39,7 @@ def read_fx(model: nn.Module, inputs: Inputs, weights: dict[str, Weight], *, sea
         and index >= len(inputs.args)
     }
     traced = (fx.Tracer() if sealed else _Opening()).trace(model, concrete_args=concrete or None)
-    results = _run_fake(fx.GraphModule(model, traced), inputs)
+    results = propagate(model, traced, inputs)
     graph = Graph(type(model).__name__, GraphInfo("fx"))
     graph.weights = dict(weights)
     values: dict[fx.Node, Any] = {}  # a value, a weight, or a nest of values
@@ -159,29 +159,6 @@ class _Opening(fx.Tracer):
         from elastic_ir.frontends.graph_modules import Replay
 
         return Replay(module, self).run(*args, **kwargs)
-
-
-def _run_fake(module: fx.GraphModule, inputs: Inputs) -> dict[fx.Node, Any]:
-    """Each node's result on fake tensors, in evaluation: shapes without arithmetic, and without allocating weights."""
-    results: dict[fx.Node, Any] = {}
-
-    class Recorder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            results[n] = super().run_node(n)
-            return results[n]
-
-    on_meta = device_of(module).type == "meta"
-    mode = None if on_meta else FakeTensorMode(allow_non_fake_inputs=True)
-
-    def fake(item: Any) -> Any:
-        return map_tensors(item, mode.from_tensor) if mode is not None else item
-
-    names = [n.target for n in module.graph.nodes if n.op == "placeholder"]
-    given = [fake(item) for item in inputs.args]
-    given += [fake(inputs.kwargs[name]) if name in inputs.kwargs else None for name in names[len(given) :]]
-    with torch.no_grad(), mode if mode is not None else nullcontext():
-        Recorder(module, garbage_collect_values=True).run(*given)
-    return {node: value for node, value in results.items() if value is not None or node.op != "output"}
 
 
 def _weight_reference(source: fx.Node, model: nn.Module, graph: Graph) -> WeightRef | None:

@@ -301,9 +301,9 @@ def without_side_effects(model: nn.Module) -> Iterator[None]:
     # a norm in training counts its batches while it is traced, in place; nothing larger is touched
     numbers = [b for b in model.buffers() if not (b.ndim or b.is_meta or b.is_inference())]
     counts = [(b, b._version, b.clone()) for b in numbers]
-    # each of torch's loggers may have a level of its own; what is made meanwhile asks its parents
-    names = ["torch", *(name for name in logging.root.manager.loggerDict if name.startswith("torch."))]
-    loggers = [logging.getLogger(name) for name in names]
+    # some of torch's loggers have a level of their own; the others, and what is made meanwhile, ask their parents
+    own = [name for name in logging.root.manager.loggerDict if name.startswith("torch.")]
+    loggers = [logging.getLogger("torch"), *(item for item in map(logging.getLogger, own) if item.level)]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
