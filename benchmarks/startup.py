@@ -9,55 +9,29 @@ Run: ``python -m benchmarks.startup``. Compiled files of Python (``.pyc``) are w
 
 from __future__ import annotations
 
-import argparse
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
 import elastic_ir as eir
+from benchmarks.figures import Figures, process
 from elastic_ir.tickets import magnitude_masks
 from elastic_ir.zoo import cifar_resnet
 
 #: Goals, in times of the import: click's for --help, else torch's.
 HELP, BARE, OWN, CHECKED = 1.15, 0.2, 0.25, 1.1
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+ROUNDS = 9
 CODE = """
 import sys
 from elastic_ir.cli.app import elastic_ir
 elastic_ir(sys.argv[1:], standalone_mode=False)
 raise SystemExit("torch" in sys.modules)
 """
-
-
-def run(arguments: list[str], check: bool = True) -> subprocess.CompletedProcess[bytes]:
-    """A process, which has to succeed unless told otherwise."""
-    return subprocess.run(arguments, check=check, capture_output=True, env=ENVIRONMENT)
-
-
-def seconds(arguments: list[str]) -> float:
-    """Wall time of a process that has to succeed."""
-    begin = time.perf_counter()
-    run(arguments)
-    return time.perf_counter() - begin
-
-
-def paired(name: str, left: list[str], imported: str, goal: float, rounds: int) -> bool:
-    """Print the ratios of a command and an import run in turn; whether the median reaches the goal."""
-    right = [sys.executable, "-c", f"import {imported}"]
-    seconds(left), seconds(right)  # the first runs read files from the disk
-    ratios = sorted(seconds(left) / seconds(right) for _ in range(rounds))
-    median = statistics.median(ratios)
-    figures = f"{ratios[0]:8.2f} {median:8.2f} {ratios[-1]:8.2f} {goal:8.2f}"
-    print(f"{name:44} {figures}  {'' if median <= goal else 'not reached'}", flush=True)
-    return median <= goal
 
 
 def commands(folder: Path) -> list[tuple[str, list[str], float]]:
@@ -88,27 +62,26 @@ def commands(folder: Path) -> list[tuple[str, list[str], float]]:
 
 def main() -> int:
     """Print the ratios; 1 where a goal is not reached, or a command imported torch that should not."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9)
-    rounds = parser.parse_args().rounds
-    program = str(Path(sys.executable).with_name("elastic-ir"))
-    print(
-        f"{'times the import of torch, of click for --help':44} {'minimum':>8} {'median':>8} {'maximum':>8} {'goal':>8}"
-    )
-    fine = [paired("--help", [program, "--help"], "click", HELP, rounds)]
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    program, figures, fine = str(Path(sys.executable).with_name("elastic-ir")), Figures(), True
+
+    def add(name: str, command: list[str], imported: str, goal: float) -> None:
+        ours, peer = [program, *command], [sys.executable, "-c", f"import {imported}"]
+        what = f'{name}, relative to `python -c "import {imported}"`'
+        figures.ratio(what, lambda: process(ours), lambda: process(peer), limit=goal, rounds=ROUNDS)
+
+    add("`elastic-ir --help`", ["--help"], "click", HELP)
     with tempfile.TemporaryDirectory() as folder:
         for name, command, goal in commands(Path(folder)):
-            fine.append(paired(name, [program, *command], "torch", goal, rounds))
+            add(name, command, "torch", goal)
             if goal < 1:
-                without = run([sys.executable, "-c", CODE, *command], check=False)
-                fine.append(without.returncode == 0)
+                without = subprocess.run(
+                    [sys.executable, "-c", CODE, *command], check=False, capture_output=True
+                )
+                fine = fine and without.returncode == 0
                 if without.returncode:
                     print(f"{name} failed, or imported torch")
-    print(
-        f"{rounds} pairs each, torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, "
-        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
-    )
-    return int(not all(fine))
+    return figures.done("torch", "click") or int(not fine)
 
 
 if __name__ == "__main__":

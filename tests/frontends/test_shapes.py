@@ -11,8 +11,8 @@ from torchvision.models import convnext_tiny, mobilenet_v3_small, resnet18
 
 import elastic_ir as eir
 from elastic_ir.errors import TraceError
-from elastic_ir.frontends import shapes
-from elastic_ir.frontends.shapes import propagate
+from elastic_ir.frontends import fx as reader
+from elastic_ir.frontends.fx import propagate
 from elastic_ir.ir.example_inputs import Inputs
 
 
@@ -62,7 +62,7 @@ def test_what_is_alike_gives_what_the_layer_itself_gives(
     inputs = Inputs((torch.empty(2, channels, 64, 64, device=device),))
     traced = fx.Tracer().trace(model)
     quick = forms(propagate(model, traced, inputs))
-    monkeypatch.setattr(shapes, "_settings_of", lambda _: None)
+    monkeypatch.setattr(reader, "_settings_of", lambda _: None)
     assert quick == forms(propagate(model, traced, inputs))
 
 
@@ -74,10 +74,10 @@ class Odd(nn.Linear):
 
 
 def test_only_plain_layers_of_torch_are_taken_for_alike() -> None:
-    assert shapes._settings_of(nn.Linear(2, 2)) == shapes._settings_of(nn.Linear(2, 2))
-    assert shapes._settings_of(nn.Linear(2, 2)) != shapes._settings_of(nn.Linear(2, 2).double())
-    assert shapes._settings_of(nn.Linear(2, 2)) != shapes._settings_of(nn.Linear(2, 2, bias=False))
-    assert shapes._settings_of(nn.Dropout(0.5).train()) != shapes._settings_of(nn.Dropout(0.5).eval())
+    assert reader._settings_of(nn.Linear(2, 2)) == reader._settings_of(nn.Linear(2, 2))
+    assert reader._settings_of(nn.Linear(2, 2)) != reader._settings_of(nn.Linear(2, 2).double())
+    assert reader._settings_of(nn.Linear(2, 2)) != reader._settings_of(nn.Linear(2, 2, bias=False))
+    assert reader._settings_of(nn.Dropout(0.5).train()) != reader._settings_of(nn.Dropout(0.5).eval())
     hooked = nn.Linear(2, 2)
     hooked.register_forward_hook(lambda *_: None)
     functional = nn.Linear(2, 2)
@@ -89,7 +89,7 @@ def test_only_plain_layers_of_torch_are_taken_for_alike() -> None:
         nn.Sequential(nn.ReLU()),
         nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)),
     ):
-        assert shapes._settings_of(layer) is None
+        assert reader._settings_of(layer) is None
 
 
 def test_a_layer_that_does_not_fit_is_found_though_it_is_like_others() -> None:
