@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from elastic_ir.errors import ElasticError, SourceError, UntrustedError
 from elastic_ir.formats.pickles.allow_list import defines
 from elastic_ir.formats.pickles.description import GRAPH_MODULE
-from elastic_ir.formats.pickles.outline import is_evident, is_evident_input, is_made_up, outline_of
+from elastic_ir.formats.pickles.outline import (
+    is_evident,
+    is_evident_input,
+    is_made_up,
+    outline_of,
+    undescribed,
+)
 from elastic_ir.ir.example_inputs import Inputs, read_input
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.info import UNKNOWN, Origin, Stated
@@ -92,13 +98,13 @@ def _evident(
         outline = outline_of(record, weights)  # it raises where the description is damaged
         if _class_name(record) == GRAPH_MODULE:
             return Stated(outline, False, inputs), ""
-        if "opaque" in record:
-            return None
+        if "opaque" in record and "pretrained" not in record:
+            return Stated(outline, False, inputs), undescribed(record["opaque"])
         if is_evident(record, trust):
             return Stated(outline, True, inputs), ""
         note = _own_package(record, trust)
         return (Stated(outline, False, inputs), note) if note else None
-    except (*_DAMAGE, ElasticError):
+    except (*_DAMAGE, ElasticError, OSError):
         return None
 
 

@@ -319,7 +319,7 @@ def _argument(item: Any, values: dict[fx.Node, Any]) -> Any:
     return map_argument(item, lambda leaf: values[leaf] if isinstance(leaf, fx.Node) else _constant(leaf))
 
 
-# -- shapes: the graph is run on fake tensors, each layer once for each form of its input ---------------------------------
+# -- shapes: the graph is run on fake tensors, each layer once for each form of its input ------------------------------
 
 # Deep networks apply the same layer to the same shape over and over, and what torch does to find the shape of a batch
 # norm's result costs more than the rest of tracing. A layer of torch.nn whose settings, weights and input have the form

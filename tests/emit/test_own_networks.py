@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.utils import _pytree
 
 import elastic_ir as eir
+from elastic_ir.emit import files
 from elastic_ir.errors import UntrustedError
 from elastic_ir.formats.pickles.description import describe_module
 from elastic_ir.formats.torch_zip import read_zip_records
@@ -100,6 +101,26 @@ def test_trusted_later_is_as_good_as_trusted_from_the_start(tmp_path: Path, name
     same_tensors(dict(made.state_dict()), dict(native.state_dict()))
     assert all(map(torch.equal, run(made, name), run(native, name)))
     assert later.masks().keys() == with_class.masks().keys()
+
+
+@NETWORKS
+@pytest.mark.parametrize("chain", ["stretched", "squeezed"])
+@pytest.mark.parametrize("trust", [TRUST, []], ids=["trusted", "untrusted"])
+def test_an_outline_is_laid_out_as_the_module_is(
+    tmp_path: Path, name: str, chain: str, trust: list[str]
+) -> None:
+    """What is written without torch is what the module, built and checked, is described as."""
+    eir.save(traced(name), tmp_path / "own.pt")
+    graph = eir.load(tmp_path / "own.pt", trust=trust)
+    for step in CHAINS[chain]:
+        graph = step(graph)
+    early = files._data_of_outline(graph)
+    assert early is not None
+    assert "module" not in vars(graph.origin)  # nobody has asked for it
+    late = files._data(graph, files._checked_module(graph, check=True))
+    early["module"].pop("unproven", None)
+    late["module"].pop("unproven", None)
+    assert json.loads(json.dumps(early)) == json.loads(json.dumps(late))
 
 
 @NETWORKS

@@ -217,6 +217,11 @@ class _Evidence:
         return known_as(self.data, name, self.trust)
 
 
+def undescribed(why: object) -> str:
+    """Why a class is not built again of whose attributes one is no plain data."""
+    return f"the module could not be described when it was written: {why}"
+
+
 def known_as(data: Mapping[str, Any], name: str, trust: Sequence[str]) -> str:
     """A class's name; of the script that described it, where the script's own name is the one that is trusted."""
     module, _, rest = str(name).partition(":")

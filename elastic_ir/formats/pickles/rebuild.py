@@ -22,7 +22,7 @@ from torch import nn
 from elastic_ir.errors import ElasticError, EmitError, SourceError
 from elastic_ir.formats.pickles.allow_list import find, is_pure, resolve_class, within
 from elastic_ir.formats.pickles.description import MARK, TOLD, Configuration, Instance, Unread
-from elastic_ir.formats.pickles.outline import known_as
+from elastic_ir.formats.pickles.outline import known_as, undescribed
 from elastic_ir.ir.example_inputs import read_tensor
 from elastic_ir.ir.functions import resolve_function, resolve_symbol
 from elastic_ir.safety.registered import configuration, is_config, network
@@ -40,7 +40,7 @@ def rebuild_module(
     if "pretrained" in data:
         return _from_config(data, trust, len(tensors))
     if "opaque" in data:
-        raise SourceError(f"the module could not be described when it was written: {data['opaque']}")
+        raise SourceError(undescribed(data["opaque"]))
     return _Reader(data, trust, stand_ins=False).module(tensors)
 
 
@@ -174,7 +174,7 @@ class _Reader:
             if isinstance(found, type) and issubclass(found, enum.Enum):
                 return found[name]
         if kind == "opaque":
-            raise SourceError(f"the module could not be described when it was written: {content}")
+            raise SourceError(undescribed(content))
         raise SourceError(f"the module's description holds an unknown kind of value, {kind!r}")
 
     def _object(self, place: int) -> Any:
