@@ -105,6 +105,10 @@ class ChannelEdits(ABC):
                 self.rewriter.set_attributes(node, **{slot: count})
             return
         given = node.args[slot]
+        if isinstance(given, Value):  # the extents that a Reshape asks for, put together by a Concat
+            node = given.node
+            slot, index = _part(node, index)
+            given = node.args[slot]
         if isinstance(given, Literal) and given.values[index] != count:
             values = (*given.values[:index], count, *given.values[index + 1 :])
             self.rewriter.set_operand(node, slot, dataclasses.replace(given, values=values))
@@ -114,3 +118,13 @@ class ChannelEdits(ABC):
         if value.type is not None and value.type.shape[axis] != extent:
             shape = value.type.shape
             self.rewriter.set_shape(value, (*shape[:axis], extent, *shape[axis + 1 :]))
+
+
+def _part(concat: Node, index: int) -> tuple[int, int]:
+    """The operand of a Concat of extents that an extent lies in, and its place there; computed ones have one each."""
+    for slot, item in enumerate(concat.args):
+        held = len(item.values) if isinstance(item, Literal) else 1
+        if index < held:
+            return slot, index
+        index -= held
+    raise IndexError(f"%{concat.name} has too few extents")

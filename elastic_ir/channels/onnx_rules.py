@@ -137,10 +137,13 @@ def _instance_norm(node: Node, known: Channels, flow: Flow) -> Place | None:
 
 def only_looks(node: Node, axis: int, rank: int, readers: Sequence[Node]) -> bool:
     """Whether a Shape is asked for extents other than that of the channels."""
-    if node.op != "onnx.Shape" or node.attributes:
+    if node.op != "onnx.Shape":
         return False
+    places = list(range(rank))
+    if node.attributes:
+        start, end = node.attributes.get("start", 0), node.attributes.get("end", rank)
+        return isinstance(start, int) and isinstance(end, int) and axis not in places[start:end]
     for reader in readers:
-        places = list(range(rank))
         given = [numbers.whole_numbers(item) for item in reader.args[1:]]
         if reader.op == "onnx.Gather" and given and given[0] is not None:
             seen = [place % rank for place in given[0]]
@@ -184,7 +187,7 @@ def _along_axes(node: Node, kind: str, axis: int, flow: Flow) -> Place | None:
         fits = isinstance(first, int) and first % rank == 1 and axis == 1
         return Place(1, math.prod(before[2:])) if fits and rank > 1 else None
     if kind == "Reshape":
-        return _reshaped(node, axis, before, after)
+        return _reshaped(node, axis, before, after, flow)
     if kind in ("Slice", "Gather"):
         return _picked(node, kind, axis, rank)
     if kind in ("Resize", "Upsample"):
@@ -215,7 +218,9 @@ def _picked(node: Node, kind: str, axis: int, rank: int) -> Place | None:
     return Place(axis + (len(index.shape) - 1 if along % rank < axis else 0))
 
 
-def _reshaped(node: Node, axis: int, before: tuple[int, ...], after: tuple[int, ...]) -> Place | None:
+def _reshaped(
+    node: Node, axis: int, before: tuple[int, ...], after: tuple[int, ...], flow: Flow
+) -> Place | None:
     """A Reshape that leaves the channels an axis of their own, or flattens them with all that follows."""
     wanted = _extents(node)
     if wanted is None or len(wanted) != len(after):
@@ -239,8 +244,9 @@ def _reshaped(node: Node, axis: int, before: tuple[int, ...], after: tuple[int, 
         given = wanted[place]
         if given in (-1, 0):
             return Place(place, times)
-        literal = isinstance(numbers.operand(node, 1), Literal)
-        return Place(place, times, ((1, place),)) if literal and given == extent else None
+        asked = numbers.operand(node, 1)
+        own = isinstance(asked, Literal) or (isinstance(asked, Value) and len(flow.users.get(asked, ())) == 1)
+        return Place(place, times, ((1, place),)) if own and given == extent else None
     return None
 
 

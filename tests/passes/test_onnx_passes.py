@@ -202,13 +202,6 @@ def test_widened_as_from_pytorch(stream: bool, tmp_path: Path) -> None:
     source = eir.load(tmp_path / "m.onnx")
     after = widen.run(source)
     ours, theirs = after.history.reports["net2wider"], wider.history.reports["net2wider"]
-    if stream and any(
-        node.op == "onnx.Concat" for node in source
-    ):  # onnx 1.21 leaves the shape of flatten so
-        assert ours["skipped"] == {
-            "layer3.0.conv2": "its output channels have to stay: something reads them along another axis"
-        }
-        return
     assert ours["layers"] == theirs["layers"] and ours["skipped"].keys() == theirs["skipped"].keys()
     native = wider.state_dict()
     for name, tensor in after.state_dict().items():
