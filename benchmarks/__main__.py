@@ -31,8 +31,9 @@ HEAD = "| what | median (range) | limit |\n|---|---|---|\n"
 APART, COUNTED = timedelta(hours=1), 3
 #: The programs with their arguments, quick ones first.
 PROGRAMS: dict[str, tuple[str, ...]] = {
-    "ticket_file": (), "discovery": (), "pipeline": (), "inspect_command": (), "compact": (), "rescale_residual": (),
-    "training_step": (), "memory": (), "growth": (), "lottery": (),
+    "ticket_file": (), "discovery": (), "pipeline": (), "stretch": (), "tracing": (), "inspect_command": (),
+    "compact": (), "rescale_residual": (), "training_step": (), "startup": (), "memory": (), "growth": (),
+    "lottery": (),
 }  # fmt: skip
 
 
