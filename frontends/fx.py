@@ -379,7 +379,7 @@ class _Recorder(fx.Interpreter):
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The layer's result; of one that is like another on a like input, by that one's."""
         layer: nn.Module = self.fetch_attr(target)
-        plain = len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor)
+        plain = len(args) == 1 and not kwargs and _is_strided(args[0])
         settings = self._settings_of(layer) if plain else None
         if settings is None:
             return super().call_module(target, args, kwargs)
@@ -416,5 +416,13 @@ def _settings_of(layer: nn.Module) -> Any:
             return None
         found.append((name, value))
     for table in (layer._parameters, layer._buffers):
-        found += ((name, None if held is None else Form.of(held)) for name, held in table.items())
+        for name, held in table.items():
+            if held is not None and not _is_strided(held):
+                return None
+            found.append((name, type(held), None if held is None else Form.of(held)))
     return tuple(found)
+
+
+def _is_strided(item: object) -> bool:
+    """Whether it is a tensor whose form its shape and strides are; a sparse one has no strides."""
+    return isinstance(item, torch.Tensor) and item.layout is torch.strided

@@ -80,10 +80,13 @@ def test_only_plain_layers_of_torch_are_taken_for_alike() -> None:
     assert reader._settings_of(nn.Dropout(0.5).train()) != reader._settings_of(nn.Dropout(0.5).eval())
     hooked = nn.Linear(2, 2)
     hooked.register_forward_hook(lambda *_: None)
+    sparse = nn.Linear(2, 2)
+    sparse.weight = nn.Parameter(sparse.weight.detach().to_sparse())
     functional = nn.Linear(2, 2)
     functional.extra = torch.relu  # type: ignore[assignment]
     for layer in (
         hooked,
+        sparse,
         functional,
         Odd(2, 2),
         nn.Sequential(nn.ReLU()),
