@@ -104,14 +104,19 @@ def save_stored(graph: Graph, path: Path, check: bool, write: Callable[[Path, St
 
 
 def _checked_module(graph: Graph, check: bool) -> Any:
-    """The emitted module, run once if wanted; None where the graph has no network."""
-    if graph.origin.streamed or graph.info.frontend == "onnx":
-        return None  # its nodes are ONNX's, or it has none; a state dict needs no module
-    if graph.origin is UNKNOWN and not graph.is_program:
+    """The emitted module, run once if wanted, for its description; None where the graph has no network."""
+    if not _has_module(graph):
         return None
-    from elastic_ir.emit.module import to_module
+    from elastic_ir.emit.module import module_to_describe
 
-    return to_module(graph, check=check)
+    return module_to_describe(graph, check)
+
+
+def _has_module(graph: Graph) -> bool:
+    """Whether there is a module to emit, of which a file says more than a state dict."""
+    if graph.origin.streamed or graph.info.frontend == "onnx":
+        return False  # its nodes are ONNX's, or it has none; a state dict needs no module
+    return graph.origin is not UNKNOWN or graph.is_program
 
 
 def _data_over(graph: Graph) -> dict[str, Any]:
@@ -307,7 +312,9 @@ def save_folder(graph: Graph, path: Path, check: bool) -> list[Path]:
     from elastic_ir.formats.safetensors import write_safetensors
 
     refuse_without_values(graph)
-    module = _checked_module(graph, check)
+    module: Any = (
+        graph.to_module(check=check) if _has_module(graph) else None
+    )  # copies, as save_pretrained wants
     if not hasattr(module, "save_pretrained"):
         replaced = graph.emitted.replaced
         why = f", and here a GraphModule stands for the class: {replaced}" if replaced else ""

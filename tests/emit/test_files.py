@@ -466,3 +466,29 @@ def test_a_real_interrupt(tmp_path: Path, name: str) -> None:
 
 def test_the_sidecar_goes_by_the_files_name() -> None:
     assert files.mask_file(Path("a/b.c.safetensors")) == Path("a/b.c.masks.safetensors")
+
+
+def test_saving_copies_no_parameter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written is read from the source's own tensors; a check runs them, and leaves them as they are."""
+    from elastic_ir.emit import module as emission
+
+    model = cifar_resnet(14)
+    graph = eir.stretch(eir.trace(model), to_depth=20)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    made: list[torch.nn.Module] = []
+    build = emission._build
+
+    def noted(*args: Any, **options: Any) -> torch.nn.Module:
+        made.append(build(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(emission, "_build", noted)
+    eir.save(graph, tmp_path / "checked.pt")
+    held = {parameter.data_ptr() for parameter in model.parameters()}
+    assert all(parameter.data_ptr() in held for parameter in made[0].parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    eir.save(graph, tmp_path / "plain.pt", check=False)
+    assert all(parameter.is_meta for parameter in made[1].parameters())
+    assert (tmp_path / "plain.pt").read_bytes() == (tmp_path / "checked.pt").read_bytes()
+    own = graph.to_module()
+    assert not held.intersection(parameter.data_ptr() for parameter in own.parameters())

@@ -38,7 +38,7 @@ from elastic_ir.ir.info import Emitted, described
 from elastic_ir.ir.naming import head_in
 from elastic_ir.ir.structure import Container
 from elastic_ir.tensors.lazy import ShapeOnly
-from elastic_ir.tensors.torch_bridge import to_torch
+from elastic_ir.tensors.torch_bridge import TorchData, to_torch
 
 if TYPE_CHECKING:
     import torch
@@ -64,8 +64,28 @@ def to_module(graph: Graph, masked: bool = True, check: bool = True) -> nn.Modul
     names and shapes made are not the planned ones, and where the check fails for a GraphModule too.
     """
     refuse_without_values(graph)
-    made = build_module(graph, masked, check=check)
-    lacking = [name for name, tensor in _tensors(made) if tensor.is_meta]
+    return _complete(build_module(graph, masked, check=check), graph)
+
+
+def module_to_describe(graph: Graph, check: bool) -> nn.Module:
+    """As :func:`to_module`, for who describes it and lets it go; it must not be trained.
+
+    For the ``check`` its parameters are the source's own tensors where those are unmasked in memory. Where nothing has
+    to be run, they are on the meta device.
+    """
+    refuse_without_values(graph)
+    with described(graph):
+        return _complete(_build(graph, True, check, own=False, values=check), graph)
+
+
+def _complete(made: nn.Module, graph: Graph) -> nn.Module:
+    """A module of which what is in no state dict has values; EmitError for one that lacks some."""
+    lacking = [
+        name
+        for name, tensor in _tensors(made)
+        if tensor.is_meta
+        and ((weight := graph.weights.get(name)) is None or isinstance(weight.storage.data, ShapeOnly))
+    ]
     if lacking:
         raise EmitError(
             f"{lacking[0]!r} has no values: it is in no state dict, and was read on the meta device; give like= a "
@@ -80,13 +100,13 @@ def build_module(graph: Graph, masked: bool = True, check: bool = False) -> nn.M
         return _build(graph, masked, check)
 
 
-def _build(graph: Graph, masked: bool, check: bool) -> nn.Module:
+def _build(graph: Graph, masked: bool, check: bool, *, own: bool = True, values: bool = True) -> nn.Module:
     graph.emitted = Emitted()
     live = graph.origin.module
     if live is None and len(graph) and graph.info.frontend == "onnx":
         from elastic_ir.emit.module.from_onnx import build_onnx_module
 
-        return _finish(build_onnx_module(graph), graph, masked)
+        return _finish(build_onnx_module(graph), graph, masked, own=own, values=values)
     touched = [container for level in levels_of(graph) for container in level if container.changed]
     edited = graph.edits.rewired or graph.edits.edited_layers or graph.reference is not None
     check = check and (bool(touched) or bool(edited))
@@ -96,7 +116,7 @@ def _build(graph: Graph, masked: bool, check: bool) -> nn.Module:
         refuse_aliases(graph, touched)
     replaced = ""
     if live is not None:
-        module, replaced = _proven_class(graph, live, masked, check)
+        module, replaced = _proven_class(graph, live, masked, check, own, values)
         if module is not None:
             return module
     if graph.is_program:
@@ -104,7 +124,7 @@ def _build(graph: Graph, masked: bool, check: bool) -> nn.Module:
         from elastic_ir.emit.module.from_torch import build_graph_module
 
         try:
-            made = _finish(build_graph_module(graph, live), graph, masked)
+            made = _finish(build_graph_module(graph, live), graph, masked, own=own, values=values)
             if check:
                 _note_unchecked(graph, check_module(made, graph))
         except EmitError as error:
@@ -128,13 +148,15 @@ def _build(graph: Graph, masked: bool, check: bool) -> nn.Module:
     )
 
 
-def _proven_class(graph: Graph, live: nn.Module, masked: bool, check: bool) -> tuple[nn.Module | None, str]:
+def _proven_class(
+    graph: Graph, live: nn.Module, masked: bool, check: bool, own: bool, values: bool
+) -> tuple[nn.Module | None, str]:
     """A module of the source's class that follows the plan as far as is checked, or None and why there is none."""
     from elastic_ir.emit.module.check import follows_plan
 
     module, unproven, why, placed = in_its_class(graph, live)
     if module is not None:
-        module = _finish(module, graph, masked)
+        module = _finish(module, graph, masked, own=own, values=values or bool(unproven))
         if not unproven or follows_plan(module, graph, exact=unproven == "exact"):
             problem = _problem(module, graph, placed or graph.reference is not None) if check else None
             return (module, "") if problem is None else (None, str(problem))
@@ -189,8 +211,10 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from module.named_buffers()
 
 
-def _finish(module: nn.Module, graph: Graph, masked: bool, *, values: bool = True) -> nn.Module:
-    """A module with tensors of its own (without ``values`` on the meta device), its names and shapes checked."""
+def _finish(
+    module: nn.Module, graph: Graph, masked: bool, *, own: bool = True, values: bool = True
+) -> nn.Module:
+    """A module with its tensors (without ``values`` on the meta device), its names and shapes checked."""
     if graph.reference is not None:
         from elastic_ir.emit.module.adopt import adopt
 
@@ -207,14 +231,14 @@ def _finish(module: nn.Module, graph: Graph, masked: bool, *, values: bool = Tru
         order(module, graph)
     from elastic_ir.emit.module.check import check_names
 
-    _assign(module, graph, masked, values)
+    _assign(module, graph, masked, own, values)
     refresh(module)
     check_names(module, graph)
     return module
 
 
-def _assign(module: nn.Module, graph: Graph, masked: bool, values: bool) -> None:
-    """Give every parameter and buffer a tensor of its own; tied names get the same one."""
+def _assign(module: nn.Module, graph: Graph, masked: bool, own: bool, values: bool) -> None:
+    """Give every parameter and buffer a tensor of its own, or a parameter the source's; tied names get the same one."""
     import torch
     from torch import nn
 
@@ -232,7 +256,9 @@ def _assign(module: nn.Module, graph: Graph, masked: bool, values: bool) -> None
                     if not values or isinstance(weight.storage.data, ShapeOnly):
                         tensor = torch.empty(weight.shape, dtype=old.dtype, device="meta")
                     else:
-                        tensor = to_torch(weight.storage.emitted(masked))
+                        data = weight.storage.emitted(masked)
+                        shared = not own and is_parameter and isinstance(data, TorchData)
+                        tensor = data.tensor.detach() if shared else to_torch(data)  # type: ignore[attr-defined]
                         if old.device.type != "meta" and tensor.device != old.device:
                             tensor = tensor.to(old.device)
                     if is_parameter:
