@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import gguf
 import numpy as np
 import pytest
 
-from elastic_ir.errors import SourceError
+from elastic_ir.errors import EmitError, SourceError
 from elastic_ir.formats.gguf.header import read_header
 from elastic_ir.formats.gguf.parts import part_name, read_parts, stem_of
 from tests.networks.gguf_files import TEMPLATE, TOKENS, Type, llama
@@ -219,13 +220,40 @@ def test_names_of_parts() -> None:
     assert stem_of(Path("a/m-2-of-12.gguf")) == "m-2-of-12"
 
 
-def test_without_the_package_it_is_said_what_to_install(
+def test_types_are_those_of_the_package() -> None:
+    from elastic_ir.formats.gguf.types import dtype_of, type_name, type_number
+    from elastic_ir.tensors.lazy import size_of
+
+    for kind, (elements, size) in gguf.GGML_QUANT_SIZES.items():
+        dtype = dtype_of(int(kind))
+        assert dtype is not None
+        assert (type_name(dtype), size_of((3, elements), dtype)) == (kind.name, 3 * size)
+        assert type_number(dtype) == int(kind)
+    with pytest.raises(EmitError, match="cannot hold tensors of complex64"):
+        type_number("complex64")
+
+
+def test_types_of_a_later_package_are_known_where_it_is_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from elastic_ir.formats.gguf.types import tensor_types
+    from elastic_ir.formats.gguf import types
 
-    path = llama(tmp_path / "m.gguf", 2)
-    monkeypatch.setitem(__import__("sys").modules, "gguf.constants", None)
-    tensor_types.cache_clear()
-    with pytest.raises(SourceError, match=r"pip install 'elastic-ir\[gguf\]'"):
-        read_header(path)
+    path = tmp_path / "m.gguf"
+    path.write_bytes(made(None, [info("a", (64,), 43, 0)], 32))
+    monkeypatch.setattr(types, "_BLOCKS", {2: types._BLOCKS[2]})  # an older table than the package's
+    monkeypatch.setattr(
+        gguf.constants, "GGML_QUANT_SIZES", {type("Kind", (int,), {"name": "Q9_9"})(43): (64, 20)}
+    )
+    types._later.cache_clear()
+    try:
+        data = read_header(path).tensors["a"]
+        assert (data.dtype, len(b"".join(data.chunks()))) == ("Q9_9", 20)
+        assert types.type_number("Q9_9") == 43
+        types._later.cache_clear()
+        monkeypatch.setitem(sys.modules, "gguf.constants", None)
+        with pytest.raises(
+            SourceError, match=r"is of type 43, which neither ElasticIR nor an installed.*pip install -U gguf"
+        ):
+            read_header(path)
+    finally:
+        types._later.cache_clear()

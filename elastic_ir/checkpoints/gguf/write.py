@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from elastic_ir.checkpoints.card import plan_text
@@ -30,7 +30,7 @@ from elastic_ir.formats.gguf.parts import (
     stem_of,
 )
 from elastic_ir.formats.gguf.writer import File, changed_entry, number_entry, text_entry
-from elastic_ir.formats.ranges import FileTensor
+from elastic_ir.formats.ranges import PAGE, FileTensor
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.numbering import natural_key
 from elastic_ir.tensors.lazy import TensorData, nbytes
@@ -260,9 +260,12 @@ def _file(
         entries.append((head.bytes_of(entry.begin, entry.end), 1))
     kinds = {NUMBER: _U16, COUNT: _U16, TENSOR_COUNT: _I32}
     entries += [(number_entry(key, kinds[key], value), 1) for key, value in split.items()]
-    if record is not None:
-        entries.append((text_entry(RECORD, record), 1))
-    return File(head.version, head.alignment, entries, tensors)
+    if record is None:
+        return File(head.version, head.alignment, entries, tensors)
+    made = File(head.version, head.alignment, [*entries, (text_entry(RECORD, record), 1)], tensors)
+    # spaces behind the record, so that tensors lie in pages as they do in the source: they are copied page by page
+    record += " " * ((head.start - made.start) % PAGE)
+    return replace(made, entries=[*entries, (text_entry(RECORD, record), 1)])
 
 
 def _step(graph: Graph, source: GgufSource, stacks: list[Stack]) -> Step:

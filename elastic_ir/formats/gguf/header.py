@@ -18,7 +18,7 @@ from typing import BinaryIO
 from elastic_ir.errors import SourceError
 from elastic_ir.formats import GGUF
 from elastic_ir.formats.files import opened, stamp_of
-from elastic_ir.formats.gguf.types import tensor_types
+from elastic_ir.formats.gguf.types import dtype_of
 from elastic_ir.formats.ranges import FileTensor
 from elastic_ir.safety.limits import NAME_LENGTH
 from elastic_ir.tensors.lazy import BLOCK_SIZES, nbytes
@@ -84,6 +84,7 @@ class Header:
     entries: Mapping[str, Entry]
     tensors: Mapping[str, FileTensor]
     alignment: int
+    start: int  #: where the tensors' bytes begin in the file
     stamp: tuple[int, int, int]
 
     def value(self, key: str) -> Value | None:
@@ -158,8 +159,9 @@ class _Reader:
             entries[entry.key] = entry
         alignment = self._alignment(entries)
         infos = [self._info(alignment) for _ in range(tensor_count)]
-        tensors = self._placed(infos, alignment)
-        return Header(self.path, version, entries, tensors, alignment, self.stamp)
+        start = padded(self.at, alignment)
+        tensors = self._placed(infos, alignment, start)
+        return Header(self.path, version, entries, tensors, alignment, start, self.stamp)
 
     def _version(self) -> int:
         magic = self.file.read(4)
@@ -312,11 +314,11 @@ class _Reader:
             )
         extents = [self._number(8) for _ in range(axes)]
         kind, offset = self._number(4), self._number(8)
-        dtype = tensor_types().get(kind)
+        dtype = dtype_of(kind)
         if dtype is None:
             raise SourceError(
-                f"{self.path}: the tensor {name!r} is of type {kind}, which the installed gguf package does not know; "
-                "the file is damaged, or needs a later one (pip install -U gguf)"
+                f"{self.path}: the tensor {name!r} is of type {kind}, which neither ElasticIR nor an installed gguf "
+                "package knows; the file is damaged, or needs a later one (pip install -U gguf)"
             )
         elements = BLOCK_SIZES[dtype][0] if dtype in BLOCK_SIZES else 1
         row = extents[0] if extents else 1
@@ -332,10 +334,9 @@ class _Reader:
         return name, tuple(reversed(extents)), dtype, offset
 
     def _placed(
-        self, infos: Sequence[tuple[str, tuple[int, ...], str, int]], alignment: int
+        self, infos: Sequence[tuple[str, tuple[int, ...], str, int]], alignment: int, start: int
     ) -> dict[str, FileTensor]:
         """The tensors at their places, which follow one another from the first byte behind the header to the end."""
-        start = padded(self.at, alignment)
         found: dict[str, FileTensor] = {}
         spans: list[tuple[int, int, str]] = []
         for name, shape, dtype, offset in infos:

@@ -33,6 +33,16 @@ class File:
         return self.parts()[-1].at
 
     @property
+    def start(self) -> int:
+        """Where the tensors' bytes begin."""
+        return self.size - self.data_size
+
+    @property
+    def data_size(self) -> int:
+        """Bytes of the tensors, each brought up to the alignment."""
+        return sum(padded(nbytes(data), self.alignment) for data in self.tensors.values())
+
+    @property
     def moved(self) -> int:
         """Bytes of tensors, and of entries that are ranges of the source."""
         ranges = [data for data, _ in self.entries if not isinstance(data, bytes)]
