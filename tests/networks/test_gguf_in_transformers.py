@@ -24,6 +24,8 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 64,
 }  # fmt: skip
 Weights = np.ndarray[Any, Any]
+MODELS: Any = t.AutoModelForCausalLM  # whose methods have no types
+CONFIGS: Any = t.AutoConfig
 
 
 def _permuted(name: str, weights: Weights, heads: int) -> Weights:
@@ -110,7 +112,10 @@ def _write(family: Family, model: Any, path: Path) -> None:
         writer.add_layer_norm_eps(config.layer_norm_epsilon)
     writer.add_vocab_size(config.vocab_size)
     for key, value in family.more:
-        (writer.add_uint32 if isinstance(value, int) else writer.add_float32)(f"{arch}.{key}", value)
+        if isinstance(value, int):
+            writer.add_uint32(f"{arch}.{key}", value)
+        else:
+            writer.add_float32(f"{arch}.{key}", value)
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list([f"<{number}>" for number in range(config.vocab_size)])
     names = gguf.get_tensor_name_map(family.arch, config.num_hidden_layers)
@@ -132,10 +137,11 @@ def _write(family: Family, model: Any, path: Path) -> None:
 def _read(path: Path) -> Any:
     """The network of a file: by ``from_pretrained``, which wants accelerate, else by what that calls."""
     if importlib.util.find_spec("accelerate") is not None:
-        return t.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+        return MODELS.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    from transformers import modeling_gguf_pytorch_utils
 
-    model = t.AutoModelForCausalLM.from_config(t.AutoConfig.from_pretrained(path.parent, gguf_file=path.name))
+    load_gguf_checkpoint: Any = modeling_gguf_pytorch_utils.load_gguf_checkpoint
+    model = MODELS.from_config(CONFIGS.from_pretrained(path.parent, gguf_file=path.name))
     tensors = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
     missing, unknown = model.load_state_dict(tensors, strict=False)
     assert set(missing) <= {"lm_head.weight"}
@@ -154,7 +160,7 @@ def _logits(model: Any) -> torch.Tensor:
 def test_the_file_and_the_folder_are_one_network(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
     torch.manual_seed(0)
-    model = t.AutoModelForCausalLM.from_config(family.config())
+    model = MODELS.from_config(family.config())
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) / 4)
@@ -166,7 +172,7 @@ def test_the_file_and_the_folder_are_one_network(name: str, tmp_path: Path) -> N
 
     eir.save(eir.stretch(eir.load(folder, headers_only=True), plan=family.plan), tmp_path / "deeper")
     eir.save(eir.stretch(eir.load(file), plan=family.plan), tmp_path / "deeper.gguf")
-    wanted = t.AutoModelForCausalLM.from_pretrained(tmp_path / "deeper")
+    wanted = MODELS.from_pretrained(tmp_path / "deeper")
     found = _read(tmp_path / "deeper.gguf")
     assert found.config.num_hidden_layers == wanted.config.num_hidden_layers
     state, other = wanted.state_dict(), found.state_dict()
