@@ -214,7 +214,7 @@ def save_checkpoint(
                     work.settle()
                     metadata = {**metadata, TIE: tie_of(work.whole / shard for shard in plan.shards)}
                 write_safetensors(
-                    work.begun / name, tensors, metadata, count if name in plan.shards else None
+                    work.begun / name, tensors, metadata, count if name in plan.shards else None, durable
                 )
                 if not _is_whole(work.begun / name, tensors, metadata):
                     raise EmitError(

@@ -178,10 +178,12 @@ def write_safetensors(
     tensors: Mapping[str, TensorData],
     metadata: Mapping[str, str] | None = None,
     tell: Callable[[int], None] | None = None,
+    synced: bool = True,
 ) -> None:
     """Write tensors and text metadata; wrap it in :func:`elastic_ir.formats.files.atomic_output`.
 
-    ``tell`` is called with the bytes that were written since the call before.
+    ``tell`` is called with the bytes that were written since the call before; ``synced`` is that of
+    :func:`~elastic_ir.formats.ranges.write_parts`.
 
     Raises EmitError where the format has no such dtype or name, where the header is beyond what readers accept, or
     where a tensor yields another number of bytes than its shape says. OSError is left to the caller.
@@ -191,7 +193,7 @@ def write_safetensors(
     for name in _layout(tensors):
         parts.append(Part(at, tensors[name], name))
         at += nbytes(tensors[name])
-    write_parts(path, parts, tell)
+    write_parts(path, parts, tell, synced)
 
 
 def safetensors_head(tensors: Mapping[str, TensorData], metadata: Mapping[str, str] | None) -> bytes:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 #: Tensors from this size on stay in the file; smaller ones may be shapes that shape inference has to see.
 LARGE = 2048
+_MAPPED = 1 << 24  #: bytes of the file that are passed before its pages are given back
 _MODEL = 1 << 28  #: bytes outside of large tensors, which the protobuf library holds in memory
 
 
@@ -123,7 +124,7 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
                 raise SourceError(f"{path} is empty")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
                 opened = OnnxFile(path, onnx.ModelProto(), size=status.st_size)
-                small = _without_bytes(view, opened, stamp_of(status))
+                small = _without_bytes(mapped, view, opened, stamp_of(status))
     except WireError as error:
         raise SourceError(f"{path.name} is not an ONNX model, or was cut short: {error}") from error
     except (OSError, ValueError) as error:
@@ -164,11 +165,18 @@ def _check_marks(opened: OnnxFile) -> None:
         raise SourceError(f"{opened.path.name} is damaged: its tensors do not lie where they seem to")
 
 
-def _without_bytes(view: memoryview, opened: OnnxFile, stamp: tuple[int, int, int]) -> bytes:
+def _without_bytes(
+    mapped: mmap.mmap, view: memoryview, opened: OnnxFile, stamp: tuple[int, int, int]
+) -> bytes:
     """A mapped model without the bytes of its large tensors; where they are is noted in ``opened``."""
+    held = 0  # where the pages begin that may be in memory: looking at a byte maps up to 2 MB around it
 
     def cut(at: Field) -> Pieces | None:
         """A tensor without its bytes (raw, or floats and doubles packed as raw ones are); None where it has few."""
+        nonlocal held
+        if at.start - held > _MAPPED and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
+            held = at.start
         noted = list(islice((f for f in walk.fields(at.start, at.end) if f.number in (4, 9, 10, 14)), 3))
         bulky = [item for item in noted if item.number != 14]
         if len(bulky) != 1 or bulky[0].wire != BYTES or bulky[0].end - bulky[0].start < LARGE:

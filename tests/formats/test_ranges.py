@@ -45,8 +45,11 @@ def piece(path: Path, offset: int, size: int) -> FileTensor:
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("synced", [False, True])
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_writes_the_same(tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_way_writes_the_same(
+    tmp_path: Path, way: str, synced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ranges at odd places between bytes and computed tensors, of several files, with gaps and empty ones."""
     if way in ("no mapping", "neither"):
         monkeypatch.setattr(ranges, "_mapped", refuse)
@@ -70,7 +73,7 @@ def test_every_way_writes_the_same(tmp_path: Path, way: str, monkeypatch: pytest
         parts.append(Part(len(expected), data))
         expected += content
     told: list[int] = []
-    write_parts(tmp_path / "target", parts, told.append)
+    write_parts(tmp_path / "target", parts, told.append, synced)
     assert (tmp_path / "target").read_bytes() == expected
     assert sum(told) == sum(len(p.data.raw) for p in parts if isinstance(p.data, InlineData)) + sum(
         p.data.shape[0] for p in parts if isinstance(p.data, FileTensor)
@@ -135,7 +138,7 @@ def test_a_source_that_is_cut_short(tmp_path: Path, way: str, monkeypatch: pytes
     source(tmp_path / "source", 20 * PAGE)
     tensor = FileTensor(tmp_path / "source", 10, (20 * PAGE,), "uint8")  # without a stamp it is noticed last
     with pytest.raises(SourceError, match="was cut short while it was being read"):
-        write_parts(tmp_path / "target", [Part(0, tensor)])
+        write_parts(tmp_path / "target", [Part(0, tensor)], synced=False)
 
 
 @pytest.mark.usefixtures("small")
@@ -151,16 +154,20 @@ def test_a_mapping_that_fails_is_written_instead(tmp_path: Path, monkeypatch: py
     raw = source(tmp_path / "source", 20 * PAGE)
     parts = [Part(0, piece(tmp_path / "source", 0, len(raw)))]
     monkeypatch.setattr(ranges, "_mapped", full)
-    write_parts(tmp_path / "target", parts)
+    write_parts(tmp_path / "target", parts, synced=False)
     assert (tmp_path / "target").read_bytes() == raw
     monkeypatch.setattr(os, "copy_file_range", no_room)
-    with pytest.raises(OSError, match="no space left"):
-        write_parts(tmp_path / "target", parts)
+    for synced in (False, True):
+        with pytest.raises(OSError, match="no space left"):
+            write_parts(tmp_path / "target", parts, synced=synced)
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("synced", [False, True])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_what_stops_one_thread_stops_the_other(tmp_path: Path, error: type[BaseException]) -> None:
+def test_what_stops_one_thread_stops_the_other(
+    tmp_path: Path, error: type[BaseException], synced: bool
+) -> None:
     raw = source(tmp_path / "source", 600 * PAGE)
     told: list[int] = []
 
@@ -169,7 +176,7 @@ def test_what_stops_one_thread_stops_the_other(tmp_path: Path, error: type[BaseE
         raise error
 
     with pytest.raises(error):
-        write_parts(tmp_path / "target", [Part(0, piece(tmp_path / "source", 0, len(raw)))], tell)
+        write_parts(tmp_path / "target", [Part(0, piece(tmp_path / "source", 0, len(raw)))], tell, synced)
     assert len(told) <= 2
 
 

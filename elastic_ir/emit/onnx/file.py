@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from elastic_ir.errors import EmitError
 from elastic_ir.formats.protobuf import Field, Pieces, TensorWalk, field, head, size_of_pieces
+from elastic_ir.formats.ranges import Part, write_parts
 from elastic_ir.onnx_model import STATED, mark_of, tensors_of
 from elastic_ir.tensors.lazy import TensorData, nbytes
 
@@ -39,14 +40,15 @@ def write_external(
     places: dict[str, tuple[int, int]] = {}
     parts = [part for sparse in model.graph.sparse_initializer for part in (sparse.values, sparse.indices)]
     inside = {mark_of(part) for part in parts}
-    with data.open("wb") as file:
-        for mark in filter(None, map(mark_of, tensors_of(model))):
-            if mark in places or mark in inside:
-                continue
-            start = -(-file.tell() // ALIGNMENT) * ALIGNMENT
-            file.write(b"\0" * (start - file.tell()))
-            _write(file, tensors[mark])
+    moved: list[Part] = []
+    end = 0
+    for mark in filter(None, map(mark_of, tensors_of(model))):
+        if mark not in places and mark not in inside:
+            start = -(-end // ALIGNMENT) * ALIGNMENT
+            moved.append(Part(start, tensors[mark]))
             places[mark] = (start, nbytes(tensors[mark]))
+            end = sum(places[mark])
+    write_parts(data, moved)
 
     def point(mark: str) -> Pieces:
         if mark in inside:
@@ -93,22 +95,9 @@ def _write_pieces(path: Path, pieces: Pieces) -> None:
     size = size_of_pieces(pieces)
     if size > LIMIT:
         raise EmitError(f"{path.name} would have {size} bytes, and one ONNX file holds at most {LIMIT}")
-    with path.open("wb") as file:
-        for piece in pieces:
-            _write(file, piece)
-
-
-def _write(file: BinaryIO, piece: bytes | TensorData) -> None:
-    if isinstance(piece, bytes):
-        file.write(piece)
-        return
-    copy = getattr(piece, "copy_into", None)
-    if copy is not None:  # a range of another file, which need not pass through this process
-        copy(file)
-        return
-    written = 0
-    for chunk in piece.chunks():
-        file.write(chunk)
-        written += chunk.nbytes
-    if written != nbytes(piece):
-        raise EmitError(f"a tensor of shape {list(piece.shape)} gave {written} bytes and not {nbytes(piece)}")
+    parts: list[Part] = []
+    at = 0
+    for piece in pieces:
+        parts.append(Part(at, piece))
+        at += size_of_pieces([piece])
+    write_parts(path, parts)
