@@ -29,9 +29,10 @@ def refuse(*_: Any) -> None:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two threads for everything, and blocks of two pages."""
+    """Two threads for everything, and blocks of two pages, of which few bytes are read at once."""
     monkeypatch.setattr(ranges, "LARGE", 1)
     monkeypatch.setattr(ranges, "BLOCK", 2 * PAGE)
+    monkeypatch.setattr(ranges, "BUFFER", 100)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
 
 
