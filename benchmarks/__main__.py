@@ -1,9 +1,9 @@
 """All figures at once: run the programs, compare with README's table, keep the run, write the table anew.
 
 ``python -m benchmarks`` runs every program of PROGRAMS on what should be a quiet machine, one after the other, and says
-which figures are not reproduced: a median on the worse side of the range that README states, or beyond its limit. A run
-is kept in ``benchmarks/figures.json`` with its time and machine (``--forget`` leaves it out); ``--write`` puts into
-README the median and the range of each figure over the last three runs that are at least an hour apart.
+which figures are not reproduced: a median on the worse side of the range that README states, or beyond its limit. With
+``--keep``, as in ``make bench``, a run is kept in ``benchmarks/figures.json`` with its time and machine. ``--write``
+puts into README the median and the range of each figure over its last three runs that are at least an hour apart.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks.figures import COLLECTED, Figure, machine, shown
 ROOT = Path(__file__).parents[1]
 README, RUNS = ROOT / "README.md", Path(__file__).with_name("figures.json")
 BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
-HEAD = "| what | median (range) | limit |\n|---|---|---|\n"
+HEAD = "| what | median (range) | limit | runs |\n|---|---|---|---|\n"
 APART, COUNTED = timedelta(hours=1), 3
 #: The programs with their arguments, quick ones first.
 PROGRAMS: dict[str, tuple[str, ...]] = {
@@ -61,7 +61,9 @@ def _figure(table: dict[str, Any]) -> Figure:
 
 def stated(text: str) -> dict[str, tuple[float, float]]:
     """The range of each figure that README states, by its name; a single number is a range of one."""
-    rows = re.findall(r"^\| (.+?) \| ([^|]+) \| [^|]+ \|$", text.partition(BEGIN)[2].partition(END)[0], re.M)
+    rows = re.findall(
+        r"^\| (.+?) \| ([^|]+) \| [^|]+ \|(?: \d+ \|)?$", text.partition(BEGIN)[2].partition(END)[0], re.M
+    )
     found = {}
     for name, numbers in rows:
         values = [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", numbers)]
@@ -87,41 +89,41 @@ def unlike(figures: Iterable[Figure], table: dict[str, tuple[float, float]]) -> 
     return said
 
 
-def counted(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The last three runs that are at least an hour apart, newest first."""
-    chosen: list[dict[str, Any]] = []
+def counted(runs: Sequence[dict[str, Any]], name: str) -> list[Figure]:
+    """A figure in its last three runs that are at least an hour apart, newest first."""
+    chosen: list[Figure] = []
+    last: datetime | None = None
     for run in sorted(runs, key=lambda run: str(run["at"]), reverse=True):
         at = datetime.fromisoformat(run["at"])
-        if not chosen or datetime.fromisoformat(chosen[-1]["at"]) - at >= APART:
-            chosen.append(run)
+        found = [row for row in run["figures"] if row["name"] == name]
+        if found and (last is None or last - at >= APART):
+            chosen.append(_figure(found[0]))
+            last = at
     return chosen[:COUNTED]
 
 
 def table_of(runs: Sequence[dict[str, Any]]) -> str:
-    """README's rows: for each figure of the newest run the median of all rounds of all runs, and their range."""
+    """README's rows: for each figure the median of all rounds of its runs, their range, and how many runs there are."""
+    latest = {row["name"]: run["at"] for run in runs for row in run["figures"]}
+    current = max(runs, key=lambda run: (len(run["figures"]), run["at"]))
+    order = [*(row["name"] for row in current["figures"]), *latest]
     rows = []
-    for newest in map(_figure, runs[0]["figures"]):
-        values = [
-            value
-            for run in runs
-            for row in run["figures"]
-            if row["name"] == newest.name
-            for value in row["values"]
-        ]
+    for name in dict.fromkeys(order):
+        found = counted(runs, name)
+        newest, values = found[0], [value for figure in found for value in figure.values]
         spread = f" ({shown(min(values))} to {shown(max(values))})" if min(values) != max(values) else ""
         limit = f"{'at least ' if newest.at_least else ''}{shown(newest.limit)}{newest.unit}"
-        rows.append(
-            f"| {newest.name} | {shown(statistics.median(values))}{spread}{newest.unit} | {limit} |\n"
-        )
+        median = shown(statistics.median(values))
+        rows.append(f"| {name} | {median}{spread}{newest.unit} | {limit} | {len(found)} |\n")
     return HEAD + "".join(rows)
 
 
 def written(text: str, runs: Sequence[dict[str, Any]]) -> str:
-    """README with the table of these runs, and when they were made."""
+    """README with the table of these runs, and when and where they were made."""
     head, _, rest = text.partition(BEGIN)
     _, _, tail = rest.partition(END)
     days = sorted({run["at"][:10] for run in runs})
-    made = f"{len(runs)} run{'s' if len(runs) > 1 else ''}, {' and '.join(days)}; {runs[0]['machine']}."
+    made = f"Measured {' and '.join(days)} on {runs[-1]['machine']}."
     return f"{head}{BEGIN}\n\n{table_of(runs)}\n{made}\n\n{END}{tail}"
 
 
@@ -129,20 +131,22 @@ def main() -> int:
     """Run, compare, keep, and write; 1 where a figure is not reproduced or a program failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", choices=[*PROGRAMS, []], metavar="PROGRAM", help="only these")
-    parser.add_argument("--forget", action="store_true", help="do not keep the run")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the run; for a machine where nothing else runs"
+    )
     parser.add_argument(
         "--write", action="store_true", help="write README's table from the runs kept; runs nothing"
     )
     options = parser.parse_args()
     runs = json.loads(RUNS.read_text("utf-8")) if RUNS.exists() else []
     if options.write:
-        README.write_text(written(README.read_text("utf-8"), counted(runs)), "utf-8")
+        README.write_text(written(README.read_text("utf-8"), runs), "utf-8")
         return 0
     begin = time.monotonic()
     on = machine("torch", "onnx", "onnxruntime", "numpy")
     figures, failed = measured(options.names or PROGRAMS)
     said = unlike(figures, stated(README.read_text("utf-8")))
-    if not options.forget and not options.names:
+    if options.keep:
         at = datetime.now(UTC).isoformat(timespec="seconds")
         runs.append({"at": at, "machine": on, "figures": [figure.__dict__ for figure in figures]})
         RUNS.write_text(json.dumps(runs, indent=1) + "\n", "utf-8")

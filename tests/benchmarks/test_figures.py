@@ -86,12 +86,15 @@ def test_the_table_is_made_from_runs_an_hour_apart() -> None:
         run("2026-01-01T02:30:00+00:00", 7.0),
         run("2026-01-01T03:00:00+00:00", 1.2, 1.5, 1.4),
     ]
-    chosen = whole.counted(runs)
-    assert [each["at"][11:16] for each in chosen] == ["03:00", "01:00", "00:00"]
-    text = whole.written(f"before {whole.BEGIN} old {whole.END} after", chosen[:2])
+    assert [figure.values for figure in whole.counted(runs, "a of `b`")] == [
+        (1.2, 1.5, 1.4),
+        (1.1, 1.3, 1.6),
+        (9,),
+    ]
+    text = whole.written(f"before {whole.BEGIN} old {whole.END} after", runs[1:])
     assert text == (
-        f"before {whole.BEGIN}\n\n{whole.HEAD}| a of `b` | 1.35 (1.10 to 1.60) | 2 |\n\n"
-        f"2 runs, 2026-01-01; 2 x one.\n\n{whole.END} after"
+        f"before {whole.BEGIN}\n\n{whole.HEAD}| a of `b` | 1.35 (1.10 to 1.60) | 2 | 2 |\n\n"
+        f"Measured 2026-01-01 on 2 x one.\n\n{whole.END} after"
     )
     assert whole.stated(text) == {"a of `b`": (1.1, 1.6)}
 
