@@ -162,6 +162,29 @@ def test_a_period_that_shapes_do_not_show_has_to_hold(tmp_path: Path) -> None:
     assert stated(made(uneven, plan="0-6,4-6"), "block_count") == {"block_count": 10}
 
 
+def test_a_window_of_some_layers_that_no_entry_names_needs_a_unit(tmp_path: Path) -> None:
+    source = llama(tmp_path / "m.gguf", 6, {"attention.sliding_window": 1024})
+    graph = eir.load(source)
+    assert graph.stages[0].period is None
+    for plan in ("0-5,4,5", "0-5,5"):
+        with pytest.raises(PlanError, match=r"m.gguf states a sliding window and not which .* --unit N"):
+            eir.stretch(graph, plan=plan)
+    with pytest.raises(PlanError, match="states a sliding window"):
+        eir.squeeze(graph, drop=[4, 5])
+    eir.save(eir.stretch(graph, plan="0-5,4,5", unit=2), tmp_path / "out.gguf")
+    assert stated(tmp_path / "out.gguf", "block_count") == {"block_count": 8}
+    with pytest.raises(PlanError, match="2 blocks make a unit"):
+        eir.stretch(graph, plan="0-5,5", unit=2)
+    eir.save(eir.stretch(graph, plan="0-5,5", unit=1), tmp_path / "out.gguf")
+    assert stated(tmp_path / "out.gguf", "block_count") == {"block_count": 7}
+    named = {"attention.sliding_window": 1024, "attention.sliding_window_pattern": [True, False] * 3}
+    assert stated(made(llama(tmp_path / "n.gguf", 6, named), plan="0-5,5"), "block_count") == {
+        "block_count": 7
+    }
+    none = llama(tmp_path / "z.gguf", 6, {"attention.sliding_window": 0})
+    assert stated(made(none, plan="0-5,5"), "block_count") == {"block_count": 7}
+
+
 def test_layers_that_were_divided_stay_in_their_group(tmp_path: Path) -> None:
     source = llama(tmp_path / "m.gguf", 6, {"rescale_every_n_layers": 3})
     assert stated(made(source, plan="0,1,1,3-5"), "block_count") == {"block_count": 6}

@@ -65,6 +65,7 @@ class Family:
     convert: Callable[[str, Weights, Any], Weights]
     plan: str
     more: tuple[tuple[str, float | int], ...] = ()
+    unit: int = 0  #: of the layers' kinds, where the file does not state it
 
 
 FAMILIES = {
@@ -80,12 +81,12 @@ FAMILIES = {
     ),
     "gemma2": Family(
         lambda: t.Gemma2Config(num_hidden_layers=4, head_dim=16, sliding_window=4, **SIZES), gguf.MODEL_ARCH.GEMMA2,
-        _gemma, "0-3,2,3", (("attention.key_length", 16), ("attention.sliding_window", 4)),
+        _gemma, "0-3,2,3", (("attention.key_length", 16), ("attention.sliding_window", 4)), 2,
     ),
     "gemma3": Family(
         lambda: t.Gemma3TextConfig(num_hidden_layers=6, head_dim=16, sliding_window=4, **SIZES),
         gguf.MODEL_ARCH.GEMMA3, _gemma, "0-5,0-5",
-        (("attention.key_length", 16), ("attention.sliding_window", 4), ("rope.freq_base", 1e6)),
+        (("attention.key_length", 16), ("attention.sliding_window", 4), ("rope.freq_base", 1e6)), 6,
     ),
     "gpt2": Family(
         lambda: t.GPT2Config(n_embd=64, n_layer=4, n_head=4, vocab_size=48, n_positions=1024), gguf.MODEL_ARCH.GPT2,
@@ -171,7 +172,8 @@ def test_the_file_and_the_folder_are_one_network(name: str, tmp_path: Path) -> N
     assert torch.allclose(_logits(as_read), _logits(model), atol=1e-5)
 
     eir.save(eir.stretch(eir.load(folder, headers_only=True), plan=family.plan), tmp_path / "deeper")
-    eir.save(eir.stretch(eir.load(file), plan=family.plan), tmp_path / "deeper.gguf")
+    unit = family.unit or None  # a period that no entry of the file states
+    eir.save(eir.stretch(eir.load(file), plan=family.plan, unit=unit), tmp_path / "deeper.gguf")
     wanted = MODELS.from_pretrained(tmp_path / "deeper")
     found = _read(tmp_path / "deeper.gguf")
     assert found.config.num_hidden_layers == wanted.config.num_hidden_layers

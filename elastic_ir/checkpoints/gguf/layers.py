@@ -145,6 +145,12 @@ class Rules:
                 found.append(Rule(key, value, how))
         return found
 
+    def hides_windows(self, stack: Stack) -> bool:
+        """Whether a stack's layers have a sliding window, and the entries do not say which of them."""
+        own = [key for key in self.values if self.about(key, stack)]
+        stated = any(key.endswith("sliding_window") and self.values[key] for key in own)
+        return stated and not any("sliding_window_pattern" in key for key in own)
+
     def lists(self, stack: Stack) -> dict[str, list[object]]:
         """The lists that have an entry for each of a stack's layers, or choose some by their numbers."""
         return {

@@ -12,7 +12,7 @@ from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.checkpoints.uncounted_layers import set_apart
 from elastic_ir.discovery import discover
 from elastic_ir.discovery.signatures import shortest_period
-from elastic_ir.errors import SourceError, StructureError
+from elastic_ir.errors import PlanError, SourceError, StructureError
 from elastic_ir.formats import ReadOptions
 from elastic_ir.formats.gguf.parts import GgufSource, read_parts, stem_of
 from elastic_ir.ir.graph import Graph
@@ -45,6 +45,7 @@ def load_gguf(path: Path) -> Graph:
     graph.origin = source
     shapes = {name: data.shape for name, data in tensors.items()}
     _find_layers(graph, source)
+    source.learn_units = _refuse_open_units
     source.kinds = {stack.label: stack.kinds(shapes) for stack in Stack.all_of(graph)}
     return graph
 
@@ -89,7 +90,8 @@ def _find_layers(graph: Graph, source: GgufSource) -> None:
 def _set_units(structure: Structure, source: GgufSource) -> None:
     """Let stages be changed by as many layers as the metadata says that kinds of layers take turns after.
 
-    A first layer unlike all others is the entry, and stays.
+    A first layer unlike all others is the entry, and stays. Where a sliding window is stated and not which layers have
+    it, the unit is left open.
     """
     rules = Rules(source)
     for stage in structure.stages:
@@ -97,7 +99,34 @@ def _set_units(structure: Structure, source: GgufSource) -> None:
         if stage.entry is None and len(others) > 1 and first not in others:
             stage.entry = stage.blocks.pop(0)
             stage.period = shortest_period(others)
-        periods = [rule.number for rule in rules.of(Stack.of(stage.containers[0])) if rule.turns]
+        stack = Stack.of(stage.containers[0])
+        if rules.hides_windows(stack):
+            stage.period = None
+            structure.note = "; ".join(filter(None, (structure.note, _windows(stage.name))))
+            continue
+        periods = [rule.number for rule in rules.of(stack) if rule.turns]
         unit = lcm(stage.period or 1, *periods)
         if unit > 1 and stage.blocks and len(stage.blocks) % unit == 0:
             stage.period = unit
+
+
+def _refuse_open_units(graph: Graph) -> None:
+    """PlanError where a stage is to change whose layers have a sliding window, and nothing says which of them."""
+    source = graph.origin
+    if not isinstance(source, GgufSource):
+        return
+    rules = Rules(source)
+    for stage in graph.stages:
+        if stage.period is None and rules.hides_windows(Stack.of(stage.containers[0])):
+            raise PlanError(
+                f"{source.path.name} states a sliding window and not which of the layers at {stage.name!r} have it: a "
+                f"reader derives that from their numbers, by a period that it knows for {source.architecture!r}; state "
+                "the period by --unit N (unit=N), 1 where all layers have it"
+            )
+
+
+def _windows(stage: str) -> str:
+    return (
+        f"{stage}: the metadata states a sliding window and not which layers have it, which a reader derives from "
+        "their numbers"
+    )
