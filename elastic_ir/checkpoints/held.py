@@ -106,7 +106,7 @@ def sources_of(path: Path, step: Step | None, against: list[Path]) -> tuple[Path
 
 
 def _is_gguf(path: Path) -> bool:
-    return path.is_file() and format_of(path) is GGUF
+    return not path.is_dir() and format_of(path) is GGUF
 
 
 def _layers(graph: Graph, label: str) -> dict[int, dict[str, str]]:
