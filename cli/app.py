@@ -42,10 +42,12 @@ Examples:
   elastic-ir inspect model.pt
   elastic-ir stretch model.pt --to-depth 56
   elastic-ir squeeze resnet50.pt --to-stages 2,2,2,2 -o small.pt
+  elastic-ir stretch Qwen/Qwen3-0.6B --to-units 36
 
-SOURCE is a file (.pt .pth .safetensors .gguf .ticket .onnx), a Hugging Face model folder, timm:NAME, torchvision:NAME
-or package.module:factory. A name is a network with fresh weights, good for --arch and --like. Every command has a
---help of its own with examples.
+SOURCE is a file (.pt .pth .safetensors .gguf .ticket .onnx), a Hugging Face model folder, a model of the hub
+(ORG/NAME, ORG/NAME@REVISION, hf:ORG/NAME), timm:NAME, torchvision:NAME or package.module:factory. The last three are
+networks with fresh weights, good for --arch and --like, or the library's trained ones with --pretrained. Every command
+has a --help of its own with examples.
 
 \b
 Completion by the Tab key, for bash (or zsh_source, fish_source):

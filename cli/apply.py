@@ -108,12 +108,11 @@ def apply(
     for name in print_after:
         if name not in names:
             raise click.UsageError(f"--print-after {name}: the pipeline has no such pass")
-    base, extension = output.named_after(source)
-    path = Path(out) if out is not None else base.with_name(f"{base.name}-applied{extension.lower()}")
+    path = Path(out) if out is not None else output.applied(source)
     output.refuse_source(path)
     output.refuse_overwriting(path, reading.inputs(source))
     before = reading.load(source)
-    note_source(source, before)
+    note_source(source, before, reading.pretrained)
     times: list[tuple[str, str]] = []
     notes: list[tuple[str, str]] = []
 

@@ -27,6 +27,7 @@ Tensors count as equal if their bytes are, after masks have been applied. The ex
 differ or not; programs read "same" in the output of --json.
 """
 
+TAKEN = ("mask_from_zeros", "input_shape", "unit", "trust", "key", "pretrained")  #: options of reading
 SHOWN = 10  #: names of a kind that the text form lists; --json has all
 
 
@@ -35,7 +36,7 @@ SHOWN = 10  #: names of a kind that the text form lists; --json has all
 @click.argument("b", type=SOURCE)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object, for programs.")
 @click.option("--key-b", metavar="NAME", help="As --key, which is about A, for B.")
-@gathered("reading", Reading, DEBUG_OPTION, only=("mask_from_zeros", "input_shape", "unit", "trust", "key"))
+@gathered("reading", Reading, DEBUG_OPTION, only=TAKEN)
 def diff(a: str, b: str, as_json: bool, key_b: str | None, reading: Reading) -> None:
     """Compare the networks A and B: stages, depth, parameters and sparsity, then names, shapes, values and masks."""
     left, right = reading.load(a), dataclasses.replace(reading, key=key_b).load(b)

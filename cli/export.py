@@ -85,7 +85,7 @@ def export(
         output.refuse_overwriting(path.with_suffix(PYTORCH.suffixes[0]), inputs)
     graph = reading.load(source)
     if weights or not PYTHON.names(path):  # Python source alone holds none
-        note_source(source, graph)
+        note_source(source, graph, reading.pretrained)
     if PYTHON.names(path):
         _export_source(graph, source, path, weights, not no_check)
         return

@@ -8,7 +8,7 @@ import click
 
 from elastic_ir.cli import tables
 from elastic_ir.cli.app import COMMANDS
-from elastic_ir.cli.options import SOURCE, Reading, left_behind, source_options
+from elastic_ir.cli.options import SOURCE, Reading, hub_label, left_behind, source_options
 
 if TYPE_CHECKING:
     from elastic_ir.analysis.summary import Row
@@ -52,7 +52,7 @@ def inspect(source: str, as_json: bool, reading: Reading) -> None:
     if as_json:
         tables.say_json(as_data(graph, source, rows))
         return
-    facts = [("network", graph.name), ("source", source), *graph.origin.facts()]
+    facts = [("network", graph.name), ("source", hub_label(source) or source), *graph.origin.facts()]
     if structure is None:
         facts.append(("structure", sentence))
     else:

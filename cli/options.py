@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import pkgutil
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -192,17 +193,23 @@ class Reading(Options):
         help="Which state dict of a checkpoint is meant where it holds several: ema, or with dots where it is nested, "
         "state.model.",
     )  # fmt: skip
+    pretrained: bool = option(
+        "--pretrained", is_flag=True,
+        help="Take the trained weights of timm:NAME or torchvision:NAME, as the library itself fetches them.",
+    )  # fmt: skip
 
     def inputs(self, source: str) -> dict[str, str | None]:
         """The files that a command reads, by what they are to it; none is written over."""
         return {"the source": source, "the --arch": self.arch, "the --mask": self.mask}
 
     def by_headers(self, source: str) -> bool:
-        """Whether a source is a checkpoint folder, and no option asks to have its network traced."""
+        """Whether a source is a checkpoint folder, here or on a hub, and no option asks to have its network traced."""
         from pathlib import Path
 
-        if self.arch is not None or self.input_shape or self.trust or not Path(source).is_dir():
+        if self.arch is not None or self.input_shape or self.trust:
             return False
+        if not Path(source).is_dir():
+            return on_hub(source)
         from elastic_ir.formats.model_folder import is_checkpoint
 
         return is_checkpoint(Path(source))
@@ -211,6 +218,8 @@ class Reading(Options):
         """Read the source of a command, with all the options."""
         from elastic_ir import api
 
+        if not headers_only:
+            fetch(source)
         with tables.status(f"reading {source}"):
             return api.load(
                 source,
@@ -223,6 +232,7 @@ class Reading(Options):
                 unit=self.unit,
                 headers_only=headers_only,
                 key=self.key,
+                pretrained=self.pretrained,
             )
 
     def load_reference(self, reference: str, source: Graph) -> Graph:
@@ -268,8 +278,9 @@ class Copies(Options):
                 if name in others:
                     raise click.UsageError(f"--with names {name!r} twice")
                 plain = Reading(
-                    input_shape=reading.input_shape, at=reading.at, unit=reading.unit, trust=reading.trust
-                )
+                    input_shape=reading.input_shape, at=reading.at, unit=reading.unit, trust=reading.trust,
+                    pretrained=reading.pretrained and source.startswith(("timm:", "torchvision:")),
+                )  # fmt: skip
                 others[name] = plain.load(source, headers_only=streamed)
             wanted["others"] = others
         if self.scale is not None:
@@ -279,13 +290,55 @@ class Copies(Options):
         return wanted
 
 
-def note_source(source: str, graph: Graph) -> None:
+def on_hub(source: str) -> bool:
+    """Whether a source is the name of a model on a hub, and no path."""
+    if os.path.exists(source):
+        return False
+    from elastic_ir.frontends.elsewhere import on_hub as named
+
+    return named(source) is not None
+
+
+def fetch(source: str) -> None:
+    """Have all weights of a model of a hub here, with a bar on a terminal; nothing for other sources."""
+    if os.path.exists(source):
+        return
+    from elastic_ir.checkpoints.hub import snapshot
+    from elastic_ir.frontends.elsewhere import on_hub as named
+
+    name = named(source)
+    if name is not None:
+        with tables.transfer(f"fetching {source}") as tell:
+            snapshot(name, tell=tell)
+
+
+def hub_label(source: str) -> str:
+    """``ORG/NAME@COMMIT`` of a source in a hub's cache, by its name or by its path; nothing for other sources."""
+    from pathlib import Path
+
+    from elastic_ir.formats.model_folder import cached_model, label_of
+
+    path: Path | None = Path(source)
+    if not os.path.exists(source):
+        from elastic_ir.formats.hub_cache import hub_name, snapshot_of
+
+        name = hub_name(source) if "/" in source or ":" in source else None
+        path = snapshot_of(name) if name is not None else None
+    return label_of(path) if path is not None and cached_model(path) else ""
+
+
+def note_source(source: str, graph: Graph, pretrained: bool = False) -> None:
     """Say what a reader of a source should know: fresh weights, of which only the form is trained, or what was left."""
     from elastic_ir.frontends.sources import is_name
 
-    if is_name(source) and source.partition(":")[0] in ("timm", "torchvision"):
-        text = f"{source} has fresh weights; for trained ones give their file, with --arch {source}"
+    if is_name(source) and source.partition(":")[0] in ("timm", "torchvision") and not pretrained:
+        text = (
+            f"{source} has fresh weights; --pretrained takes the library's, and for those of a file give it with "
+            f"--arch {source}"
+        )
         tables.show_facts([("note", text)])
+    if label := hub_label(source):
+        tables.show_facts([("source", label)])
     if left_behind(graph):
         tables.show_facts([("note", left_behind(graph))])
 

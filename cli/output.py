@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from elastic_ir.cli import tables
 from elastic_ir.errors import OutputError
 from elastic_ir.formats import GGUF, OWN, PYTHON, PYTORCH, SAFETENSORS, format_of, readable_and_writable
+from elastic_ir.formats.model_folder import cached_model, name_of
 
 if TYPE_CHECKING:
     from elastic_ir.ir.graph import Graph
@@ -39,13 +40,43 @@ def default_output(source: str, before: Graph, after: Graph) -> Path:
 def named_after(source: str) -> tuple[Path, str]:
     """A path as the source's without its suffix, and the suffix that a result keeps: none for a folder's.
 
-    For a source that is not a file it is a name in the current folder.
+    For a source that is not a file, and for one in a cache of models, it is a name in the current folder. Raises
+    OutputError where the current folder is in a cache.
     """
+    base, extension = _named_after(source)
+    if _is_cached(base.parent):
+        known = cached_model(base)
+        base = Path(name_of(base) if known is not None and not known[2] else base.name)
+    if not base.is_absolute() and base.parent == Path() and _is_cached(Path.cwd()):
+        raise OutputError(
+            f"the current folder is in a cache of models, {Path.cwd()}; say where to write, with -o OUT"
+        )
+    return base, extension
+
+
+def _is_cached(folder: Path) -> bool:
+    """Whether a folder is in a cache of a hub, or of torch's."""
+    whole = folder.resolve()
+    if any(part.startswith("models--") for part in (*whole.parts, *Path(os.path.abspath(folder)).parts)):
+        return True
+    home = os.environ.get("TORCH_HOME") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch"
+    )
+    return whole.is_relative_to(Path(home).expanduser().resolve() / "hub")
+
+
+def _named_after(source: str) -> tuple[Path, str]:
     from elastic_ir.frontends.sources import is_name
 
     if is_name(source):
         return Path(re.sub(r"[^\w.-]+", "-", source.rpartition(":")[2]).strip("-")), PYTORCH.suffixes[0]
     path = Path(source)
+    if not path.exists():
+        from elastic_ir.formats.hub_cache import hub_name
+
+        name = hub_name(source) if "/" in source or ":" in source else None
+        if name is not None:
+            return Path(name.repo.rpartition("/")[2]), ""
     if path.is_dir():
         return (path.resolve() if path.name in ("", "..") else path), ""
     if GGUF.names(path):
@@ -64,6 +95,12 @@ def beside(source: str, extension: str) -> Path:
     """The source's name with another extension, or in the current folder for one that is not a file."""
     base, _ = named_after(source)
     return base.with_name(base.name + extension)
+
+
+def applied(source: str) -> Path:
+    """What ``apply`` writes: the source's name with ``-applied``."""
+    base, extension = named_after(source)
+    return base.with_name(f"{base.name}-applied{extension.lower()}")
 
 
 def refuse_overwriting(out: Path, inputs: dict[str, str | None]) -> None:

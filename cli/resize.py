@@ -39,6 +39,7 @@ Examples:
   elastic-ir stretch resnet50.safetensors --to-stages 3,4,23,3 -o resnet101.safetensors
   elastic-ir stretch weights.pt --arch torchvision:resnet50 --like torchvision:resnet101
   elastic-ir stretch llama-folder --to-units 48 --order interpolate
+  elastic-ir stretch Qwen/Qwen3-0.6B --to-units 36
   elastic-ir stretch llama-folder --plan 0-15,6-21 -o deeper-llama --shard-size 2GB
   elastic-ir stretch llama --plan 0-15,b/6-21 --with b=tuned-llama -o mixed-llama
   elastic-ir stretch llama --to-units 40 --order interpolate --identity -o llama-pro
@@ -102,7 +103,7 @@ class Wanted(Options):
     out: str | None = option(
         "-o", "--out", type=click.Path(), metavar="OUT",
         help=f"The file to write ({output.WITH_WEIGHTS}) or the folder. Without it a name with the new "
-        "depth is chosen beside the source, for example model-depth56.pt.",
+        "depth is chosen beside the source, for example model-depth56.pt; for a model of the hub in the working folder.",
     )  # fmt: skip
     no_check: bool = option(
         "--no-check", is_flag=True,
@@ -252,7 +253,7 @@ def _resize(
         output.refuse_overwriting(Path(wanted.out), inputs)  # before minutes go into reading it
         output.refuse_other_form(source, Path(wanted.out))
     before = reading.load(source, headers_only=streamed)
-    note_source(source, before)
+    note_source(source, before, reading.pretrained)
     how |= copies.read(reading, streamed)
     like = reading.load_reference(wanted.like, before) if wanted.like is not None else None
     with tables.status(f"{command} of {source}"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,13 @@ if TYPE_CHECKING:
 def write_folder(graph: Graph, out: Path, wanted: Wanted) -> None:
     """Write a folder that was read by its headers, or print what would be written."""
     from elastic_ir.checkpoints.resumable import KEPT, held_by, kept_files, leftover
-    from elastic_ir.checkpoints.write import SHARD_SIZE, check_room, plan_checkpoint, save_checkpoint
+    from elastic_ir.checkpoints.write import (
+        SHARD_SIZE,
+        check_room,
+        fetch_awaited,
+        plan_checkpoint,
+        save_checkpoint,
+    )
     from elastic_ir.formats.files import refuse_taken
 
     shard_size = wanted.shard_size or SHARD_SIZE
@@ -29,6 +36,10 @@ def write_folder(graph: Graph, out: Path, wanted: Wanted) -> None:
         plan = plan.settled()
     if plan.notes:
         tables.show_facts([("note", text) for text in plan.notes])
+    awaited = plan.source.awaited
+    if awaited is not None and awaited.unfetched:
+        text = f"of the files beside the weights only those in the cache are taken: {awaited.unfetched}"
+        tables.show_facts([("note", text)])
     if plan.kept:
         tables.show_facts([("kept", f"{config}: {', '.join(plan.kept)}; see whether they fit the new depth")])
     if plan.followed:
@@ -47,6 +58,8 @@ def write_folder(graph: Graph, out: Path, wanted: Wanted) -> None:
         tables.show_facts([("dry run", f"would write {out} ({total})")])
         return
     found: list[Compared] = []
+    with tables.transfer("fetching what the result needs") if awaited is not None else nullcontext() as tell:
+        fetch_awaited(graph, tell)
     try:
         with tables.transfer(f"writing {out}") as tell:
             written = save_checkpoint(

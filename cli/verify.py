@@ -10,6 +10,7 @@ import click
 from elastic_ir.cli import tables
 from elastic_ir.cli.app import COMMANDS
 from elastic_ir.cli.options import DEBUG_OPTION, SOURCE
+from elastic_ir.formats.model_folder import cached_model, label_of
 
 if TYPE_CHECKING:
     from elastic_ir.checkpoints.verify import Verified
@@ -21,10 +22,11 @@ Examples:
   elastic-ir verify llama-32 --against models/llama
   elastic-ir verify merged --against first --against second --hashes
   elastic-ir verify llama-Q4_K_M-32.gguf
+  elastic-ir verify Qwen3-0.6B-36 --against Qwen/Qwen3-0.6B
 
 The record (elastic_ir.json in a folder, the entry elastic_ir.record of a GGUF file) states the source of each tensor
 and what was done to it. Both are read to the last byte and compared. Without --against, what has the sources' names
-beside it is taken; where there is none, copies of one layer are compared with each other, and the output states that
+beside it, or in the hub's cache, is taken; where there is none, copies of one layer are compared with each other, and the output states that
 the origins were not checked. What has no record is compared by names. The exit status is 1 where anything differs.
 """
 _SHOWN = 10  #: differences that are shown one by one
@@ -97,8 +99,13 @@ def _show(found: Verified, given: bool) -> None:
         )
     ]
     if found.sources:
-        names = ", ".join(str(path) for path in found.sources)
-        facts.append(("against", names if given else f"{names} (found beside it)"))
+        cached = [cached_model(path) is not None for path in found.sources]
+        names = ", ".join(
+            label_of(path) if inside else str(path)
+            for path, inside in zip(found.sources, cached, strict=True)
+        )
+        where = "in the hub's cache" if all(cached) else "beside it"
+        facts.append(("against", names if given else f"{names} (found {where})"))
     facts.append(("compared", f"{tables.number(found.compared)} tensors, byte by byte"))
     if found.network:
         facts.append(("network", found.network))

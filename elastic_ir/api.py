@@ -55,6 +55,7 @@ def load(
     unit: int | None = None,
     headers_only: bool = False,
     key: str | None = None,
+    pretrained: bool = False,
 ) -> Graph:
     """Read any source that the command line takes; see :func:`elastic_ir.frontends.sources.load`.
 
@@ -71,6 +72,7 @@ def load(
         input_shape=input_shape,
         headers_only=headers_only,
         key=key,
+        pretrained=pretrained,
     )
     graph = graph.at(*((at,) if isinstance(at, str) else at)) if at else graph
     return graph.with_unit(unit) if unit is not None else graph
@@ -252,4 +254,6 @@ def verify_checkpoint(
     from elastic_ir.checkpoints.verify import verify_checkpoint as verify
 
     given = [against] if isinstance(against, str | os.PathLike) else against
-    return verify(Path(folder), [Path(path) for path in given], hashes=hashes, check=check, tell=tell)
+    return verify(
+        os.fspath(folder), [os.fspath(path) for path in given], hashes=hashes, check=check, tell=tell
+    )

@@ -35,10 +35,28 @@ def load_reference(reference: Any, source: Graph, **options: Any) -> Graph:
     if is_name(text):
         make = functools.partial(build, text)
         return _traced(on_meta(make), source, make)
+    folder = _of_hub(text)
+    if folder is not None:
+        text = os.fspath(folder)
     if any((Path(text) / layout.config).is_file() for layout in LAYOUTS):
         make = functools.partial(_of_configuration, Path(text))
         return _traced(_of_configuration(Path(text), "meta"), source, make)
     return load(text, **options)
+
+
+def _of_hub(text: str) -> Path | None:
+    """The folder with the configuration of a model of the hub; None for other sources."""
+    if os.path.exists(text):
+        return None
+    from elastic_ir.frontends.elsewhere import configuration_folder
+
+    return configuration_folder(text)
+
+
+def of_hub(text: str) -> nn.Module | None:
+    """The network of a model of the hub, without its weights; None for other sources."""
+    folder = _of_hub(text)
+    return _of_configuration(folder) if folder is not None else None
 
 
 def _of_configuration(folder: Path, device: str = "cpu") -> nn.Module:

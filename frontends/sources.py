@@ -22,6 +22,13 @@ from elastic_ir.tensors.lazy import Mask, TensorData
 if TYPE_CHECKING:
     from torch import nn
 
+    from elastic_ir.formats.model_folder import Awaited
+
+#: What has a library's factory give its trained weights.
+PRETRAINED: Mapping[str, Mapping[str, Any]] = {
+    "timm": {"pretrained": True},
+    "torchvision": {"weights": "DEFAULT", "progress": False},
+}
 Shapes = Sequence[Sequence[int]] | None
 
 
@@ -35,11 +42,14 @@ def load(
     input_shape: Shapes = None,
     headers_only: bool = False,
     key: str | None = None,
+    pretrained: bool = False,
 ) -> Graph:
     """Read a source: a file of a registered format, a Hugging Face folder, or a name.
 
     Formats are those of :mod:`elastic_ir.formats`, chosen by a file's suffix, else by its first bytes, else
-    PyTorch's. Names are ``timm:NAME``, ``torchvision:NAME`` and ``package.module:factory``. ``arch``
+    PyTorch's. Names are ``ORG/NAME`` or ``hf:ORG/NAME`` of a model on the hub, also ``@REVISION``, if no path of that
+    name exists; ``timm:NAME`` and ``torchvision:NAME``, with the library's trained weights if ``pretrained``; and
+    ``package.module:factory``. ``arch``
     names the network of a bare state dict (a source, a module or a graph); ``masks`` is a mask file or a mapping of
     names to 0/1 tensors; ``mask_from_zeros`` takes exact zeros in prunable weights as pruned. ``headers_only`` reads a
     folder of safetensors by its headers, without torch and without its network: names and shapes show the structure,
@@ -55,19 +65,22 @@ def load(
     text = os.fspath(source)
     path = Path(text)
     beside = masks is None  # masks that are given replace those that lie beside the weights
-    if is_name(text):
+    options = ReadOptions(arch, trust, input_shape, beside, key, headers_only)
+    named = is_name(text)
+    if pretrained and not (named and text.partition(":")[0] in PRETRAINED):
+        raise SourceError(f"{text}: trained weights are chosen for timm:NAME and torchvision:NAME alone")
+    if named:
         if key is not None:
             raise _one_network(text, key)
-        make = functools.partial(build, text)
-        graph = traced(on_meta(make) if headers_only and not mask_from_zeros else make(), input_shape)
+        make = functools.partial(build, text, **(PRETRAINED[text.partition(":")[0]] if pretrained else {}))
+        meta = headers_only and not (mask_from_zeros or pretrained)
+        graph = traced(on_meta(make) if meta else make(), input_shape)
     else:
         refuse_special(path)
-        if not path.exists():
-            from elastic_ir.user_functions import written_as_file
-
-            if (hint := written_as_file(text)) is not None:
-                raise SourceError(f"{text} does not exist; a factory is named by its module, here {hint}")
-        graph = _read(path, ReadOptions(arch, trust, input_shape, beside, key, headers_only))
+        if path.exists():
+            graph = _read(path, options)
+        else:
+            graph = _read_elsewhere(text, options)
     if masks is not None:
         attach(graph, _mask_mapping(masks))
     if mask_from_zeros:
@@ -75,10 +88,28 @@ def load(
     return graph
 
 
+def _read_elsewhere(text: str, options: ReadOptions) -> Graph:
+    """Read a source that is no path here: a model of the hub. SourceError says what else it may be."""
+    from elastic_ir.frontends.elsewhere import fetched, on_hub, refuse_missing
+    from elastic_ir.user_functions import written_as_file
+
+    if (hint := written_as_file(text)) is not None:
+        raise SourceError(f"{text} does not exist; a factory is named by its module, here {hint}")
+    name = on_hub(text)
+    if name is None:
+        refuse_missing(text)
+        return _read(Path(text), options)  # which reports that it is missing
+    if options.key is not None:
+        raise _one_network(text, options.key)
+    found = fetched(name, options.headers_only)
+    return read_folder(found.folder, options, found)
+
+
 def is_name(text: str) -> bool:
-    """Whether a source is a name of a factory, not a path."""
+    """Whether a source is a name of a factory, not a path, a model of the hub or a URL."""
     head, colon, tail = text.partition(":")
-    return bool(colon and head and tail) and "/" not in head and "\\" not in head and not Path(text).exists()
+    named = bool(colon and head and tail) and "/" not in head and "\\" not in head
+    return named and head != "hf" and not tail.startswith("//") and not Path(text).exists()
 
 
 def build(text: str, **arguments: Any) -> nn.Module:
@@ -93,20 +124,36 @@ def build(text: str, **arguments: Any) -> nn.Module:
     package, _, name = text.partition(":")
     if package == "timm":
         timm = import_library("timm", "pip install 'elastic-ir[timm]'")
-        try:
-            made = timm.create_model(name, **{"pretrained": False, **arguments})
-        except RuntimeError as error:
-            raise SourceError(f"timm has no model {name!r} ({error})") from error
+        if arguments.get("pretrained"):
+            from elastic_ir.frontends.elsewhere import trained
+
+            with trained(text):
+                made = timm.create_model(name, **arguments)
+        else:
+            try:
+                made = timm.create_model(name, **{"pretrained": False, **arguments})
+            except RuntimeError as error:
+                raise SourceError(f"timm has no model {name!r} ({error})") from error
     elif package == "torchvision":
         models = import_library("torchvision.models", "pip install 'elastic-ir[torchvision]'")
         try:
-            made = models.get_model(name, **{"weights": None, **arguments})
+            models.get_model_builder(name)
         except ValueError as error:
             raise SourceError(f"torchvision has no model {name!r}") from error
+        if arguments.get("weights"):
+            from elastic_ir.frontends.elsewhere import trained
+
+            with trained(text):
+                made = models.get_model(name, **arguments)
+        else:
+            made = models.get_model(name, **{"weights": None, **arguments})
     else:
         try:
             factory = user_functions.find(text)
         except (ImportError, ValueError) as error:
+            from elastic_ir.frontends.elsewhere import refuse_scheme
+
+            refuse_scheme(text)
             why = f"{package} cannot be imported ({error})"
             if isinstance(error, ModuleNotFoundError):
                 why += "; install it, or put its folder on PYTHONPATH"
@@ -164,7 +211,9 @@ def _architecture(arch: Any, trust: Sequence[str]) -> nn.Module:
         found = arch.origin.module
     else:
         text = os.fspath(arch)
-        found = build(text) if is_name(text) else load(text, trust=trust).origin.module
+        from elastic_ir.frontends.reference import of_hub
+
+        found = build(text) if is_name(text) else of_hub(text) or load(text, trust=trust).origin.module
     if found is None:
         raise SourceError("the architecture given holds no network, only a state dict")
     return found
@@ -181,6 +230,10 @@ def _one_network(source: str, key: str) -> SourceError:
 
 def _read(path: Path, options: ReadOptions) -> Graph:
     """Read a folder, or a file in its format; a file without a known suffix in the format that its first bytes show."""
+    if path.suffix in (".json", ".safetensors", ".bin"):
+        from elastic_ir.frontends.elsewhere import refuse_part
+
+        refuse_part(path)
     form = formats.format_of(path)
     if options.key is not None and form is not None and not form.several:
         raise _one_network(os.fspath(path), options.key)
@@ -272,12 +325,15 @@ def _graph_of_file(data: Any, tensors: Mapping[str, TensorData], trust: Sequence
     return graph
 
 
-def read_folder(path: Path, options: ReadOptions) -> Graph:
-    """A model folder, with the masks that lie in it: its network traced, or names and shapes from headers alone."""
+def read_folder(path: Path, options: ReadOptions, awaited: Awaited | None = None) -> Graph:
+    """A model folder, with the masks that lie in it: its network traced, or names and shapes from headers alone.
+
+    ``awaited`` stands for what of it is not there yet.
+    """
     from elastic_ir.checkpoints.read import load_checkpoint, masks_beside
     from elastic_ir.formats.model_folder import CheckpointSource
 
-    read = load_checkpoint(path)
+    read = load_checkpoint(path, awaited)
     graph = read if options.headers_only else traced(_model_of(read, path), options.input_shape)
     sidecar = masks_beside(path)
     if sidecar is not None and options.masks_beside and isinstance(read.origin, CheckpointSource):

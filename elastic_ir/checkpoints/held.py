@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,14 @@ from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import SourceError
 from elastic_ir.formats import GGUF, format_of
 from elastic_ir.formats.gguf.parts import GgufSource
-from elastic_ir.formats.model_folder import RECORD, CheckpointSource, is_checkpoint, layout_of
+from elastic_ir.formats.model_folder import (
+    RECORD,
+    Awaited,
+    CheckpointSource,
+    is_checkpoint,
+    label_of,
+    layout_of,
+)
 from elastic_ir.formats.packed_masks import read_mask_tensors
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.numbering import DIGITS
@@ -48,12 +56,33 @@ class Held:
             stack.label: [stack.before + extra for extra in range(stack.tail)]
             for stack in Stack.all_of(graph)
         }
-        return Held(path.resolve().name, tensors, masks, layers, tensors.keys() - held, tails)
+        return Held(label_of(path), tensors, masks, layers, tensors.keys() - held, tails)
 
 
-def load_headers(path: Path) -> Graph:
+@dataclass(frozen=True)
+class Place:
+    """Where a checkpoint lies, and what of it is not there yet: nothing, but for a model of the hub."""
+
+    path: Path
+    awaited: Awaited | None = None
+
+    @staticmethod
+    def of(source: str | Path) -> Place:
+        """The place of a source: a path, or a model of the hub, of which what is needed is fetched. SourceError."""
+        if not os.path.lexists(source):
+            from elastic_ir.checkpoints.hub import snapshot
+            from elastic_ir.formats.hub_cache import hub_name
+
+            name = hub_name(str(source))
+            if name is not None:
+                found = snapshot(name, "headers")
+                return Place(found.folder, found)
+        return Place(Path(source))
+
+
+def load_headers(path: Path, awaited: Awaited | None = None) -> Graph:
     """A folder or a GGUF file as a graph, by its headers. SourceError as their readers raise it."""
-    return load_gguf(path) if _is_gguf(path) else load_checkpoint(path)
+    return load_gguf(path) if _is_gguf(path) else load_checkpoint(path, awaited)
 
 
 def steps_held(path: Path, graph: Graph) -> list[Step]:
@@ -70,13 +99,16 @@ def configuration_of(path: Path) -> str:
     return "metadata" if _is_gguf(path) else layout_of(path).config
 
 
-def sources_of(path: Path, step: Step | None, against: list[Path]) -> tuple[Path, ...]:
-    """The checkpoints to compare with: those given, else those of the record's names beside this one."""
+def sources_of(path: Path, step: Step | None, against: list[Place]) -> tuple[Place, ...]:
+    """The checkpoints to compare with: those given, else those of the record's names, beside this one or in a hub's
+    cache.
+    """
     file = _is_gguf(path)
     what, record = ("file", GGUF_RECORD) if file else ("folder", RECORD)
     usable = _is_gguf if file else is_checkpoint
-    for other in against:
-        if not usable(other):
+    for place in against:
+        other = place.path
+        if place.awaited is None and not usable(other):
             wanted = "a GGUF file" if file else "a folder of a checkpoint's weights"
             raise SourceError(f"{other} is not {wanted}")
         if other.resolve() == path.resolve():
@@ -99,10 +131,17 @@ def sources_of(path: Path, step: Step | None, against: list[Path]) -> tuple[Path
             f"{path} was made from two {what}s that are called {twice!r}; state which is which, by --against SOURCE "
             f"for each of {', '.join(step.sources)}"
         )
-    beside = [path.resolve().parent / name for name in step.sources]
+    beside = [_recorded(path, name) for name in step.sources]
     if not against and all(usable(other) and other != path.resolve() for other in beside):
-        return tuple(beside)
+        return tuple(Place(other) for other in beside)
     return tuple(against)
+
+
+def _recorded(path: Path, name: str) -> Path:
+    """Where a source of a record would lie: in a hub's cache, or beside the folder that was made of it."""
+    from elastic_ir.formats.hub_cache import folder_of_label
+
+    return folder_of_label(name) or path.resolve().parent / name
 
 
 def _is_gguf(path: Path) -> bool:

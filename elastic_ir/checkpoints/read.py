@@ -22,7 +22,15 @@ from elastic_ir.errors import SourceError, reason
 from elastic_ir.formats import SAFETENSORS
 from elastic_ir.formats.bin import read_bin
 from elastic_ir.formats.files import read_json
-from elastic_ir.formats.model_folder import MASKS, PIPELINE, CheckpointSource, Layout, layout_of
+from elastic_ir.formats.model_folder import (
+    MASKS,
+    PIPELINE,
+    Awaited,
+    CheckpointSource,
+    Layout,
+    layout_of,
+    name_of,
+)
 from elastic_ir.formats.safetensors import read_safetensors
 from elastic_ir.ir.graph import Graph
 from elastic_ir.tensors.lazy import TensorData, nbytes
@@ -32,19 +40,24 @@ from elastic_ir.tensors.weights import Storage
 _OURS = "elastic_ir."
 
 
-def load_checkpoint(folder: Path) -> Graph:
+def load_checkpoint(folder: Path, awaited: Awaited | None = None) -> Graph:
     """A folder's tensors as a graph without nodes, found from names and shapes.
 
+    ``awaited`` stands for the files of weights that are not there yet: they are fetched when their bytes are needed.
     Raises SourceError, one line: no configuration, a shard missing, truncated or damaged, an index that does not
     match the shards, a name in two shards, a link out of the folder, or a configuration that counts other
     numbers of layers than the weights hold.
     """
-    root, config, layout = _root(folder), read_configuration(folder), layout_of(folder)
-    tensors, shards, metadata = _tensors(folder, root, layout)
-    graph = graph_of_tensors(folder.resolve().name, tensors)
+    layout = layout_of(folder) if awaited is None else awaited.layout
+    root, config = _root(folder), read_configuration(folder, layout)
+    tensors, places, metadata = _tensors(folder, root, layout, awaited)
+    graph = graph_of_tensors(name_of(folder), tensors)
     _tie(graph)
     shapes = {name: data.shape for name, data in tensors.items()}
-    graph.origin = CheckpointSource(folder, root, config, shards, layout, metadata, shapes)
+    shards = tuple(folder / file for file in dict.fromkeys(sorted(places.values())))
+    graph.origin = CheckpointSource(
+        folder, root, config, shards, layout, metadata, shapes, awaited=awaited, places=places
+    )
     learn_lists(graph)
     set_tail_apart(graph, config)
     stacks = Stack.all_of(graph)
@@ -58,9 +71,9 @@ def load_checkpoint(folder: Path) -> Graph:
     return graph
 
 
-def read_configuration(folder: Path) -> dict[str, Any]:
+def read_configuration(folder: Path, layout: Layout | None = None) -> dict[str, Any]:
     """The content of a folder's ``config.json``; SourceError where there is none, or it is not a table."""
-    path = folder / layout_of(folder).config
+    path = folder / (layout or layout_of(folder)).config
     if not path.exists():
         parts = sorted(part.parent.name for part in folder.glob("*/config.json")) if folder.is_dir() else []
         if (folder / PIPELINE).exists() and parts:
@@ -98,9 +111,12 @@ def _root(folder: Path) -> Path:
 
 def inside(path: Path, root: Path) -> Path:
     """The path itself; SourceError where it is a link that leads out of the folder."""
-    if not path.resolve().is_relative_to(root):
+    whole = path.resolve()
+    # a hub's cache keeps what several models share beside them
+    shared = root.name.startswith("models--") and whole.is_relative_to(root.parent / "blobs")
+    if not (whole.is_relative_to(root) or shared):
         raise SourceError(
-            f"{path} is a symbolic link out of the folder, to {path.resolve()}; put the file itself there"
+            f"{path} is a symbolic link out of the folder, to {whole}; put the file itself there"
         )
     return path
 
@@ -119,23 +135,28 @@ def read_table(path: Path, root: Path) -> dict[str, Any]:
 
 
 def _tensors(
-    folder: Path, root: Path, layout: Layout
-) -> tuple[dict[str, TensorData], tuple[Path, ...], dict[str, str]]:
-    """All tensors by name, the files that they lie in, and those files' metadata."""
-    there = (form for form in layout.forms if (folder / str(form[0] or form[1])).exists())
+    folder: Path, root: Path, layout: Layout, awaited: Awaited | None
+) -> tuple[dict[str, TensorData], dict[str, str], dict[str, str]]:
+    """All tensors by name, for each the file that it lies in, and those files' metadata."""
+
+    def absent(file: str) -> tuple[Mapping[str, TensorData], dict[str, str]] | None:
+        return awaited.shard(file) if awaited is not None and not (folder / file).exists() else None
+
+    names = ((form, str(form[0] or form[1])) for form in layout.forms)
+    there = (form for form, name in names if (folder / name).exists() or absent(name) is not None)
     whole, index = next(there, (None, layout.index))
     places: Mapping[str, str] | None = None
     files = [whole] if whole else []
     if index is not None:
         places = _index(folder / index, root)
         files = sorted(set(places.values()))
-        _refuse_missing(folder, files)
+        _refuse_missing(folder, [file for file in files if absent(file) is None], len(files))
     found: dict[str, TensorData] = {}
     held: dict[str, str] = {}
     metadata: dict[str, str] = {}
     for file in files:
         path = inside(folder / file, root)
-        tensors, texts = _read(path)
+        tensors, texts = absent(file) or _read(path)
         metadata = {**{k: v for k, v in texts.items() if not k.startswith(_OURS)}, **metadata}
         for name, data in tensors.items():
             if name in found:
@@ -144,17 +165,17 @@ def _tensors(
                 place = f"as in {places[name]}" if name in places else "not at all"
                 raise SourceError(f"{path} holds the tensor {name!r}, which {index} names {place}")
             found[name], held[name] = data, file
-    absent = [name for name in places or () if name not in found]
-    if places is not None and absent:
-        more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
+    lacking = [name for name in places or () if name not in found]
+    if places is not None and lacking:
+        more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
         raise SourceError(
-            f"{folder / str(index)} names the tensor {absent[0]!r}, which {places[absent[0]]} does not hold{more}"
+            f"{folder / str(index)} names the tensor {lacking[0]!r}, which {places[lacking[0]]} does not hold{more}"
         )
     # safetensors by name, as single files come: discovery then goes by the numbers in the names, however the shards are
     # cut; torch.save keeps the order in which the network has its layers, which shows more
     in_order = str(whole or index).startswith(layout.bin)
     order = list(found) if in_order else sorted(found)
-    return {name: found[name] for name in order}, tuple(folder / file for file in files), metadata
+    return {name: found[name] for name in order}, held, metadata
 
 
 def _read(path: Path) -> tuple[Mapping[str, TensorData], dict[str, str]]:
@@ -176,10 +197,10 @@ def _index(path: Path, root: Path) -> Mapping[str, str]:
     return places
 
 
-def _refuse_missing(folder: Path, files: list[str]) -> None:
+def _refuse_missing(folder: Path, files: list[str], count: int) -> None:
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise SourceError(
-            f"{folder} is not complete: {missing[0]}{more} of {len(files)} shards missing; fetch it again"
+            f"{folder} is not complete: {missing[0]}{more} of {count} shards missing; fetch it again"
         )

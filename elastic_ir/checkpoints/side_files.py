@@ -44,6 +44,12 @@ class SideFile:
     stamp: tuple[int, int, int]
 
 
+def is_side_file(name: str) -> bool:
+    """Whether a file of that name, with the folders before it, holds no weights and is not hidden."""
+    parts = name.split("/")
+    return not (_WEIGHTS.fullmatch(parts[-1]) or any(part.startswith(".") for part in parts))
+
+
 def side_files(source: CheckpointSource) -> list[SideFile]:
     """All files that hold no weights, those of folders inside included; hidden ones stay behind.
 
@@ -52,7 +58,7 @@ def side_files(source: CheckpointSource) -> list[SideFile]:
     found = []
     for path in sorted(source.folder.rglob("*")):
         name = path.relative_to(source.folder)
-        if _WEIGHTS.fullmatch(path.name) or not path.is_file() or any(p.startswith(".") for p in name.parts):
+        if not is_side_file(name.as_posix()) or not path.is_file():
             continue
         inside(path, source.root)
         if name.as_posix() in {*_OURS, source.layout.config}:  # written anew

@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from elastic_ir.checkpoints.gguf.verify import metadata_differences
-from elastic_ir.checkpoints.held import Held, configuration_of, load_headers, sources_of, steps_held
+from elastic_ir.checkpoints.held import Held, Place, configuration_of, load_headers, sources_of, steps_held
 from elastic_ir.checkpoints.oracle.verification import network_check
 from elastic_ir.checkpoints.record import Origin, Step
 from elastic_ir.errors import PlanError, SourceError
@@ -64,8 +64,8 @@ class Verified:
 
 
 def verify_checkpoint(
-    folder: Path,
-    against: Sequence[Path] = (),
+    folder: str | Path,
+    against: Sequence[str | Path] = (),
     *,
     hashes: bool = False,
     check: bool = True,
@@ -76,19 +76,25 @@ def verify_checkpoint(
     Meanwhile ``check`` compares names, shapes and kinds of layers of a folder with the network that its library builds
     from its configuration, where it can, in a process of its own. Of a GGUF file the metadata is compared too.
 
-    ``against`` are the sources, in the record's order; without them folders of their names beside this one are taken,
-    and where there are none, copies of one origin are compared with each other. A folder without a record is compared
-    by names. ``hashes`` has the SHA-256 of each tensor's bytes kept; ``tell`` is called with bytes done and in all.
+    ``against`` are the sources, in the record's order, also models of the hub; without them folders of their names
+    beside this one, or in the hub's cache, are taken, and where there are none, copies of one origin are compared with
+    each other. A folder without a record is compared by names. ``hashes`` has the SHA-256 of each tensor's bytes kept;
+    ``tell`` is called with bytes done and in all.
     Raises SourceError for a folder that cannot be read whole (:func:`load_headers`), for another number of sources
     than the record has, and where there is neither a record nor a source.
     """
-    graph = load_headers(folder)
+    place = Place.of(folder)
+    folder = place.path
+    graph = load_headers(folder, place.awaited)
+    if place.awaited is not None:
+        place.awaited.fetch_side()  # the record is one of these files
     steps = steps_held(folder, graph)
     step = steps[-1] if steps else None
-    paths = sources_of(folder, step, [Path(path) for path in against])
+    places = sources_of(folder, step, [Place.of(path) for path in against])
+    paths = tuple(one.path for one in places)
     labels = list(step.plan) if step is not None else []
     target = Held.of(folder, graph, labels)
-    sources = [load_headers(path) for path in paths]
+    sources = [load_headers(one.path, one.awaited) for one in places]
     origins = [Held.of(path, source, labels) for path, source in zip(paths, sources, strict=True)]
     found = Verified(folder, paths, step.sources if step is not None else (), len(target.tensors))
     found.config = configuration_of(folder)

@@ -27,8 +27,9 @@ from elastic_ir.checkpoints.side_files import SideFile, copy_side_file, followed
 from elastic_ir.errors import EmitError, OutputError, PlanError
 from elastic_ir.formats.files import refuse_taken, remove
 from elastic_ir.formats.mask_tie import TIE, tie_of
-from elastic_ir.formats.model_folder import MASKS, RECORD, CheckpointSource, Layout
+from elastic_ir.formats.model_folder import MASKS, RECORD, CheckpointSource, Layout, label_of
 from elastic_ir.formats.packed_masks import packed_masks, packed_size
+from elastic_ir.formats.ranges import settled
 from elastic_ir.formats.safetensors import safetensors_head, write_safetensors
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.numbering import natural_key
@@ -123,6 +124,8 @@ def plan_checkpoint(graph: Graph, shard_size: int = SHARD_SIZE) -> Plan:
         raise PlanError(
             f"{graph.name} was changed at two levels, of which one folder states one; write it after each change"
         )
+    if source.awaited is not None:
+        source.awaited.fetch_side()
     stacks = Stack.all_of(graph)
     side = side_files(source)  # first, since it sees that no text read here is a link out of the folder
     origins = [weight.origin for weight in graph.weights.values()]
@@ -141,6 +144,8 @@ def plan_checkpoint(graph: Graph, shard_size: int = SHARD_SIZE) -> Plan:
     config = follow.document
     beside = followed_files(side, stacks, source.shapes, keep)
     tensors = {name: graph.weights[name].storage.emitted() for name in sorted(graph.weights, key=natural_key)}
+    if any(one.awaited is not None for one in (source, *source.others)):
+        tensors = {name: settled(data) for name, data in tensors.items()}
     shards = _sharded(tensors, shard_size if library.sharded else None, layout)
     texts = {layout.config: json_text(config), **beside.texts}
     side = [file for file in side if file.name not in texts]
@@ -185,6 +190,8 @@ def save_checkpoint(
     plan = plan_checkpoint(graph, shard_size)
     if plan.doubt is not None and not check:
         raise plan.doubt
+    if fetch_awaited(graph):
+        plan = plan_checkpoint(graph, shard_size)
     total, done = plan.total, 0
 
     def count(size: int) -> None:
@@ -229,6 +236,20 @@ def save_checkpoint(
         if tell_compared is not None:
             tell_compared(found)
     return path
+
+
+def fetch_awaited(graph: Graph, tell: Callable[[int, int], None] | None = None) -> bool:
+    """Have the files here that a graph's tensors lie in, and no others; whether any of its folders is from elsewhere.
+
+    ``tell`` is called with bytes done and bytes in all of each folder. Raises SourceError.
+    """
+    source, awaits = graph.origin, False
+    for number, one in enumerate((source, *source.others)):
+        if isinstance(one, CheckpointSource) and one.awaited is not None:
+            held = [weight for weight in graph.weights.values() if weight.source == number]
+            one.awaited.fetch(sorted({one.places[weight.origin] for weight in held}), tell)
+            awaits = True
+    return awaits
 
 
 def check_room(plan: Plan, path: Path, held: int = 0) -> None:
@@ -280,7 +301,7 @@ def _steps(graph: Graph, source: CheckpointSource, stacks: list[Stack]) -> list[
     }
     names = graph.edits.sources
     plan = {stack.label: plan_text(stack, names) for stack in stacks}
-    folders = tuple(one.folder.resolve().name for one in (source, *source.others))
+    folders = tuple(label_of(one.folder) for one in (source, *source.others))
     step = Step(__version__, folders, plan, lineage)
     return [*read_record(source.folder), step]
 

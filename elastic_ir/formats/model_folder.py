@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from elastic_ir.ir.info import Origin
 
@@ -74,6 +75,55 @@ def is_checkpoint(path: Path) -> bool:
     return path.is_dir() and any(layout.has_weights(path) for layout in LAYOUTS)
 
 
+def cached_model(path: Path) -> tuple[str, str, str] | None:
+    """The model, commit and inner path of what lies in a hub's cache: of ``models--ORG--NAME/snapshots/COMMIT/...``.
+
+    None for a path elsewhere. A link to such a folder counts as the folder.
+    """
+    for whole in dict.fromkeys((Path(os.path.abspath(path)), path.resolve())):
+        parts = whole.parts
+        for at, part in enumerate(parts[:-2]):
+            if part.startswith("models--") and parts[at + 1] == "snapshots":
+                repo = part.removeprefix("models--").replace("--", "/")
+                return repo, parts[at + 2], "/".join(parts[at + 3 :])
+    return None
+
+
+def label_of(path: Path) -> str:
+    """What a folder or file is called in records and messages: ``ORG/NAME@COMMIT`` in a hub's cache, else its name."""
+    found = cached_model(path)
+    if found is None:
+        return path.resolve().name
+    repo, commit, inner = found
+    return f"{repo}@{commit}/{inner}".rstrip("/")
+
+
+def name_of(path: Path) -> str:
+    """What a network is called after its folder: in a hub's cache after the model, not after the commit."""
+    found = cached_model(path)
+    return path.resolve().name if found is None or found[2] else found[0].rpartition("/")[2]
+
+
+class Awaited(Protocol):
+    """What is not here yet of a folder whose files come from elsewhere."""
+
+    @property
+    def layout(self) -> Layout: ...
+
+    @property
+    def unfetched(self) -> str:
+        """Why files beside the weights may be missing; nothing where none is."""
+
+    def shard(self, name: str) -> tuple[Mapping[str, Any], dict[str, str]] | None:
+        """The tensors and the metadata of a file of weights that is not here, by its header; None for all others."""
+
+    def fetch(self, shards: Iterable[str], tell: Callable[[int, int], None] | None = None) -> None:
+        """Have these files of weights here."""
+
+    def fetch_side(self, tell: Callable[[int, int], None] | None = None) -> None:
+        """Have everything here that holds no weights."""
+
+
 @dataclass(eq=False)
 class CheckpointSource(Origin):
     """A folder, its configuration as data, and the files that its tensors lie in."""
@@ -93,3 +143,6 @@ class CheckpointSource(Origin):
     indexed: Mapping[str, ByLayer] | None = None
     #: the further folders that layers come from, in the order of their numbers from 1 on
     others: tuple[CheckpointSource, ...] = field(default=(), kw_only=True)
+    #: by name what of it is not here yet; None for an ordinary folder
+    awaited: Awaited | None = field(default=None, kw_only=True)
+    places: Mapping[str, str] = field(default_factory=dict, kw_only=True)  #: of awaited tensors, their files

@@ -18,10 +18,10 @@ import errno
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from elastic_ir.errors import EmitError, SourceChangedError, SourceError, reason
 from elastic_ir.formats.files import stamp_of
@@ -52,6 +52,9 @@ class FileTensor:
     stamp: tuple[int, int, int] | None = None  #: of the file whose header was read
     crc: int | None = None  #: the checksum of the bytes, where the file keeps one
 
+    def ready(self) -> None:
+        """Called before the file is opened, for tensors whose file has to be fetched first."""
+
     def chunks(self) -> Iterator[memoryview]:
         """The bytes in pieces of at most 16 MiB; SourceError if the file was replaced, cut short, or is gone."""
         return self.pieces(CHUNK)
@@ -63,6 +66,32 @@ class FileTensor:
             file.seek(self.offset)
             for piece in _pieces(file, nbytes(self), size, self.path):
                 yield memoryview(piece)
+
+
+@dataclass(frozen=True)
+class AwaitedTensor(FileTensor):
+    """A tensor in a file that is fetched when it is first needed."""
+
+    fetch: Callable[[], None] | None = field(default=None, compare=False)
+
+    def ready(self) -> None:
+        """Have the file here."""
+        if self.fetch is not None:
+            self.fetch()
+
+
+def settled(data: TensorData) -> TensorData:
+    """A tensor, or a recipe over some, with those whose files are here by now as ordinary ranges of them."""
+    if isinstance(data, AwaitedTensor) and data.path.exists():
+        return FileTensor(data.path, data.offset, data.shape, data.dtype, stamp_of(data.path.stat()))
+    recipe: Any = data
+    if isinstance(data, FileTensor) or not is_dataclass(type(recipe)):
+        return data
+    parts = {part.name: getattr(data, part.name) for part in fields(recipe)}
+    inner = {name: settled(part) for name, part in parts.items() if hasattr(part, "chunks")}
+    changed = {name: part for name, part in inner.items() if part is not parts[name]}
+    made: TensorData = replace(recipe, **changed) if changed else data
+    return made
 
 
 class Part(NamedTuple):
@@ -244,6 +273,7 @@ class _Sources:
         if key not in self.files:
             if len(self.files) == _OPEN:
                 self._close(next(iter(self.files)))
+            tensor.ready()
             try:
                 file = tensor.path.open("rb", buffering=0)
             except OSError as error:

@@ -98,16 +98,36 @@ def read_safetensors(
                 f"{path} is truncated: the header should have {length} bytes, the file has {size}"
             )
         text = file.read(length)
+    return _described(text, size, path, form, stamp_of(status))
+
+
+def read_head(head: bytes, size: int, path: Path) -> tuple[dict[str, FileTensor], dict[str, str]]:
+    """The same of a file of that size, of which only the beginning is at hand: at least all of its header.
+
+    Raises SourceError as :func:`read_safetensors` does.
+    """
+    length = int.from_bytes(head[:8], "little")
+    if len(head) < 8 or 8 + length > min(len(head), size):
+        raise SourceError(
+            f"{path} is not a {SAFETENSORS.suffixes[0]} file, or truncated: it has no whole header"
+        )
+    return _described(head[8 : 8 + length], size, path, SAFETENSORS.suffixes[0], None)
+
+
+def _described(
+    text: bytes, size: int, path: Path, form: str, stamp: tuple[int, int, int] | None
+) -> tuple[dict[str, FileTensor], dict[str, str]]:
+    """The tensors and the metadata that a header states, of a file of that size."""
     header = _parse(text, path, form)
     metadata = header.pop(METADATA, None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise SourceError(f"{path} is damaged: its metadata is not a table of texts")
-    start = 8 + length
+    start = 8 + len(text)
     tensors: dict[str, FileTensor] = {}
     spans: list[tuple[int, int, str]] = []
     for name, item in header.items():
         shape, dtype, begin, end = _entry(name, item, path)
-        tensors[name] = FileTensor(path, start + begin, shape, dtype, stamp_of(status))
+        tensors[name] = FileTensor(path, start + begin, shape, dtype, stamp)
         spans.append((begin, end, name))
     _check_spans(sorted(spans), size - start, path)
     return tensors, metadata

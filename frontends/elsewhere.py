@@ -1,0 +1,151 @@
+"""Sources that are no paths: models of a hub, and what cannot be a source, told in its own terms."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from elastic_ir.errors import ElasticError, SourceError, first_line
+from elastic_ir.formats.hub_cache import SCHEME, HubName, hub_name
+from elastic_ir.formats.model_folder import LAYOUTS
+
+if TYPE_CHECKING:
+    from elastic_ir.checkpoints.hub import Snapshot
+
+_URL = re.compile(r"(?P<scheme>[a-zA-Z][\w+.-]*)://(?P<rest>.*)", re.DOTALL)
+_HUBS = ("huggingface.co", "www.huggingface.co", "hf.co")
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(safetensors|bin)")
+_INDEX = re.compile(r".+\.(safetensors|bin)\.index\.json")
+SCHEMES = "hf:ORG/NAME, timm:NAME, torchvision:NAME, or package.module:factory"
+
+
+def on_hub(text: str) -> HubName | None:
+    """The model of the hub that a source names, see :func:`elastic_ir.formats.hub_cache.hub_name`.
+
+    Raises SourceError for a URL.
+    """
+    refuse_url(text)
+    return hub_name(text)
+
+
+def fetched(name: HubName, headers_only: bool) -> Snapshot:
+    """A model of the hub in its cache: all of it, or what shows its tensors without their bytes."""
+    from elastic_ir.checkpoints.hub import snapshot
+
+    return snapshot(name, "headers" if headers_only else "all")
+
+
+def configuration_folder(text: str) -> Path | None:
+    """The folder with the configuration of a model of the hub, fetched without weights; None for other sources."""
+    name = on_hub(text)
+    if name is None:
+        return None
+    from elastic_ir.checkpoints.hub import snapshot
+
+    return snapshot(name, "none").folder
+
+
+def refuse_url(text: str) -> None:
+    """SourceError for a URL, with the hub's name where it is of the hub."""
+    match = _URL.fullmatch(text)
+    if match is None:
+        return
+    host, _, path = match["rest"].partition("/")
+    parts = [part for part in path.split("/") if part]
+    if match["scheme"] in ("http", "https") and host.lower() in _HUBS and len(parts) >= 2:
+        revision = f"@{parts[3]}" if len(parts) > 3 and parts[2] in ("tree", "blob", "resolve") else ""
+        name = f"{parts[0]}/{parts[1]}{revision}"
+        raise SourceError(f"{text} is a URL; a model of the hub is given by its name: {name}")
+    if match["scheme"] == "hf":
+        raise SourceError(
+            f"{text} is a URL; write {SCHEME}{'/'.join((parts and [host, parts[0]]) or [host])}"
+        )
+    raise SourceError(
+        f"{text} is a URL, and sources are not read from URLs; fetch it and give the file or folder"
+    )
+
+
+def refuse_part(path: Path) -> None:
+    """SourceError for a file that is a part of a model's folder and no model: its configuration, an index, a shard."""
+    shard = _SHARD.fullmatch(path.name)
+    if path.name in {layout.config for layout in LAYOUTS} or _INDEX.fullmatch(path.name):
+        what = "a model's configuration" if shard is None and not _INDEX.fullmatch(path.name) else "an index"
+        raise SourceError(f"{path} is {what}; give its folder, {path.parent}")
+    if shard is not None and int(shard["count"]) > 1:
+        raise SourceError(
+            f"{path} is one of {int(shard['count'])} shards of a model; give its folder, {path.parent}"
+        )
+
+
+def refuse_scheme(text: str) -> None:
+    """SourceError for ``NAME:REST`` that can be no factory of a package."""
+    head, _, tail = text.partition(":")
+    if head in ("timm", "torchvision"):
+        return
+    if not all(part.isidentifier() for part in head.split(".")) and not head.endswith(".py"):
+        raise SourceError(
+            f"{text} does not exist, and {head!r} names no package; sources that are no paths: {SCHEMES}"
+        )
+    if not tail.isidentifier() and importlib.util.find_spec(head.partition(".")[0]) is None:
+        raise SourceError(
+            f"{text} does not exist, and {head}: is no known scheme; sources that are no paths: {SCHEMES}"
+        )
+
+
+def refuse_missing(text: str) -> None:
+    """SourceError for a single word that is no path, where it is a name of timm or torchvision."""
+    if not re.fullmatch(r"[\w-]+(\.\w+)?", text) or text.isdigit():
+        return
+    found = [library for library in ("timm", "torchvision") if _has(library, text)]
+    if found:
+        raise SourceError(
+            f"{text} does not exist; it is a network of {' and '.join(found)}: give "
+            + " or ".join(f"{library}:{text}" for library in found)
+        )
+
+
+@contextlib.contextmanager
+def trained(text: str) -> Iterator[None]:
+    """Around a library's own loading of trained weights, without bars: SourceError in place of what it makes fail."""
+    bars = importlib.util.find_spec("huggingface_hub") is not None
+    if bars:
+        from huggingface_hub.utils.tqdm import (
+            are_progress_bars_disabled,
+            disable_progress_bars,
+            enable_progress_bars,
+        )
+
+        bars = not are_progress_bars_disabled()
+        disable_progress_bars()
+    try:
+        yield
+    except ElasticError:
+        raise
+    except Exception as error:  # of the library, its network client, or the file that came
+        raise SourceError(
+            f"{text}: its trained weights could not be taken ({type(error).__name__}: {first_line(error)}); see the "
+            "name and the connection, or leave --pretrained out"
+        ) from error
+    finally:
+        if bars:
+            enable_progress_bars()
+
+
+def _has(library: str, name: str) -> bool:
+    """Whether a library has a network of that name; False where it is not installed, or does not import."""
+    if importlib.util.find_spec(library) is None:
+        return False
+    try:
+        if library == "timm":
+            import timm
+
+            return bool(timm.is_model(name))
+        from torchvision import models
+
+        return name in models.list_models()
+    except Exception:  # whatever a broken installation raises; the path does not exist either way
+        return False
