@@ -103,7 +103,7 @@ class Wanted(Options):
     out: str | None = option(
         "-o", "--out", type=click.Path(), metavar="OUT",
         help=f"The file to write ({output.WITH_WEIGHTS}) or the folder. Without it a name with the new "
-        "depth is chosen beside the source, for example model-depth56.pt; for a model of the hub in the working folder.",
+        "depth is chosen beside the source, model-depth56.pt, and for a model of the hub in the working folder.",
     )  # fmt: skip
     no_check: bool = option(
         "--no-check", is_flag=True,

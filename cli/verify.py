@@ -26,8 +26,9 @@ Examples:
 
 The record (elastic_ir.json in a folder, the entry elastic_ir.record of a GGUF file) states the source of each tensor
 and what was done to it. Both are read to the last byte and compared. Without --against, what has the sources' names
-beside it, or in the hub's cache, is taken; where there is none, copies of one layer are compared with each other, and the output states that
-the origins were not checked. What has no record is compared by names. The exit status is 1 where anything differs.
+beside it, or in the hub's cache, is taken; where there is none, copies of one layer are compared with each other, and
+the output states that the origins were not checked. What has no record is compared by names. The exit status is 1 where
+anything differs.
 """
 _SHOWN = 10  #: differences that are shown one by one
 

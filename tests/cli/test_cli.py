@@ -609,7 +609,10 @@ def test_text_is_shortened_in_its_middle() -> None:
 @pytest.mark.slow
 def test_fresh_weights_of_a_librarys_name_are_told_where_they_are_written(here: Path) -> None:
     name = "timm:resnet18.a1_in1k"
-    note = f"note:       {name} has fresh weights; for trained ones give their file, with --arch {name}\n"
+    note = (
+        f"note:       {name} has fresh weights; --pretrained takes the library's, and for those of a file give it with "
+        f"--arch {name}\n"
+    )
     assert note in good("stretch", name, "--to-stages", "layer3=3", "--dry-run")
     assert note in good("squeeze", name, "--to-stages", "layer3=1", "--dry-run")
     assert note in good("apply", name, "--passes", "fold-batchnorm", "--dry-run")
