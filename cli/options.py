@@ -316,6 +316,8 @@ def hub_label(source: str) -> str:
     """``ORG/NAME@COMMIT`` of a source in a hub's cache, by its name or by its path; nothing for other sources."""
     from pathlib import Path
 
+    if os.path.exists(source) and "models--" not in os.path.abspath(source) + os.path.realpath(source):
+        return ""
     from elastic_ir.formats.model_folder import cached_model, label_of
 
     path: Path | None = Path(source)

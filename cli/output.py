@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from elastic_ir.cli import tables
 from elastic_ir.errors import OutputError
 from elastic_ir.formats import GGUF, OWN, PYTHON, PYTORCH, SAFETENSORS, format_of, readable_and_writable
-from elastic_ir.formats.model_folder import cached_model, name_of
 
 if TYPE_CHECKING:
     from elastic_ir.ir.graph import Graph
@@ -45,6 +44,8 @@ def named_after(source: str) -> tuple[Path, str]:
     """
     base, extension = _named_after(source)
     if _is_cached(base.parent):
+        from elastic_ir.formats.model_folder import cached_model, name_of
+
         known = cached_model(base)
         base = Path(name_of(base) if known is not None and not known[2] else base.name)
     if not base.is_absolute() and base.parent == Path() and _is_cached(Path.cwd()):
