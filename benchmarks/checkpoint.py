@@ -1,9 +1,11 @@
 """A random Llama stretched from 22 to 32 layers as a folder of shards, against copying what comes out with ``cp``.
 
-Limits for half a billion parameters and more (below that, start-up dominates): 1.3 times ``cp -r`` of the result
-(neither synced), and with ``--durable`` 1.3 times ``cp -r`` and ``sync``. Limits for all sizes: a peak of 120 MB
+Limits for half a billion parameters and more (below that, start-up dominates), with ``--no-check``, since the check is
+a process that builds the network: 1.3 times ``cp -r`` of the result (neither synced), and with ``--durable`` 1.3 times
+``cp -r`` and ``sync``. Limits for all sizes: a peak of 120 MB
 resident, the same within 20 % for a model of a tenth of the size, and one second for that model if it has under 50 MB.
-Each run is a separate process, start and imports included, and begins with nothing left to write back. If
+Each run is a separate process, start and imports included, begins with nothing left to write back, and replaces what
+the run before it of the same kind has written: pages that a virtual machine has just given back cost both the same. If
 ``mergekit-yaml`` is installed, it makes the same model, ``elastic-ir verify`` compares the two, and mergekit must take
 at least five times the time (for half a billion parameters and more) and twenty times the memory. Linux only.
 Run: ``python -m benchmarks.checkpoint`` (100 million parameters), ``--parameters 1.1e9`` for the size of TinyLlama.
@@ -22,6 +24,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from benchmarks.figures import PAIRS, Figures
 
 LIMIT = 1.3
 PEAK = 120  # MB
@@ -109,78 +113,93 @@ def copy(source: Path, target: Path, durable: bool = False) -> float:
     return seconds + (run(["sync", *map(str, target.iterdir())])[0] if durable else 0.0)
 
 
-def mergekit(source: Path, target: Path) -> tuple[float, float] | None:
-    """The same layers by mergekit's passthrough; None where it is not installed."""
-    program = shutil.which("mergekit-yaml")
-    if program is None:
-        return None
+def mergekit(source: Path, target: Path) -> tuple[float, float]:
+    """The same layers by mergekit's passthrough."""
     shutil.rmtree(target, ignore_errors=True)
     slices = [{"sources": [{"model": str(source), "layer_range": part}]} for part in ([0, 16], [6, 22])]
     recipe = target.with_suffix(".yaml")
     recipe.write_text(json.dumps({"slices": slices, "merge_method": "passthrough", "dtype": "bfloat16"}))
-    return run([program, str(recipe), str(target), "--no-copy-tokenizer"])
+    return run(["mergekit-yaml", str(recipe), str(target), "--no-copy-tokenizer"])
 
 
 def main() -> int:
-    """Print the ratios and the peaks; 1 where a limit is passed."""
+    """Print the figures; 1 where a limit is passed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parameters", type=float, default=1e8)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=PAIRS)
     parser.add_argument("--folder", type=Path, help="where the models are made; a temporary folder otherwise")
     options = parser.parse_args()
-    plain: list[float] = []
-    durable: list[float] = []
-    peaks: list[float] = []
+    figures, rounds = Figures(), options.rounds
+    large = options.parameters >= LARGE
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         source, target, twin, small = (Path(name) / part for part in ("source", "target", "copy", "small"))
         make(small, options.parameters / 10)
-        begun = [stretch(small, target) for _ in range(options.rounds)]
-        small_seconds, small_peak = (statistics.median(part) for part in zip(*begun, strict=True))
-        small_size = sum(file.stat().st_size for file in target.iterdir()) / 1e6
+        begun = [stretch(small, target) for _ in range(rounds + 1)][1:]
+        if sum(file.stat().st_size for file in target.iterdir()) < 50e6:
+            figures.add(
+                "a checkpoint folder of under 50 MB stretched", [t for t, _ in begun], limit=1, unit=" s"
+            )
         make(source, options.parameters)
         stretch(source, target)
-        size = sum(file.stat().st_size for file in target.iterdir())
-        copies, own = [], []
-        for _ in range(options.rounds):
-            shutil.rmtree(twin, ignore_errors=True)
-            seconds, peak = stretch(source, target)
-            own.append(seconds)
-            peaks.append(peak)
-            copies.append(copy(target, twin))
-            plain.append(seconds / copies[-1])
-        for _ in range(options.rounds):
-            shutil.rmtree(twin, ignore_errors=True)
-            seconds, _ = stretch(source, target, "--durable")
-            durable.append(seconds / copy(target, twin, durable=True))
+        size = sum(file.stat().st_size for file in target.iterdir()) / 1e9
+        what = f"a checkpoint folder streamed from {LAYERS} to {TARGET} layers ({size:.1f} GB out"
+        runs: list[tuple[float, float]] = []
+
+        def ours(*flags: str) -> float:
+            runs.append(stretch(source, target, *flags))
+            return runs[-1][0]
+
+        for flags, peer in (
+            (("--no-check",), "`cp -r`"),
+            (("--no-check", "--durable"), "`cp -r` and `sync`"),
+        ):
+            figures.ratio(
+                f"{', '.join((what, *flags))}), relative to {peer} of the result",
+                lambda flags=flags: ours(*flags),  # type: ignore[misc]
+                lambda flags=flags: copy(target, twin, "--durable" in flags),  # type: ignore[misc]
+                limit=LIMIT if large else float("inf"),
+                rounds=rounds,
+            )
+        peaks = [peak for _, peak in runs]
+        figures.add(f"{what}): peak of memory", peaks, limit=PEAK, unit=" MB")
+        smaller = statistics.median(peak for _, peak in begun)
+        figures.add(
+            f"{what}): peak, relative to a tenth of the model", [p / smaller for p in peaks], limit=1.2
+        )
+        inspected = [
+            run([sys.executable, "-m", "elastic_ir.cli", "inspect", str(source)])[0] for _ in range(rounds)
+        ]
+        figures.add(f"the source of {what}) inspected", inspected, limit=1, unit=" s")
         shutil.rmtree(twin, ignore_errors=True)
-        inspected = run([sys.executable, "-m", "elastic_ir.cli", "inspect", str(source)])[0]
-        others = [done for _ in range(options.rounds) if (done := mergekit(source, twin)) is not None]
-        if others:
-            run([sys.executable, "-m", "elastic_ir.cli", "verify", str(twin), "--against", str(target)])
-    ratio, synced, peak = statistics.median(plain), statistics.median(durable), statistics.median(peaks)
-    print(f"{LAYERS} to {TARGET} layers, {size / 1e6:.0f} MB out; cp takes {statistics.median(copies):.2f} s")
-    limit = f"limit {LIMIT}" if options.parameters >= LARGE else "no limit at this size"
-    print(f"stretch: {ratio:.2f} times cp ({limit}); {' '.join(f'{one:.2f}' for one in plain)}")
-    print(
-        f"stretch --durable: {synced:.2f} times cp and sync ({limit}); {' '.join(f'{x:.2f}' for x in durable)}"
-    )
-    print(
-        f"peak: {peak:.0f} MB (limit {PEAK}), {peak / small_peak:.2f} times that of a tenth of the model (limit 1.2)"
-    )
-    print(f"start to finish of {small_size:.0f} MB: {small_seconds:.2f} s (limit 1 below 50 MB)")
-    print(f"inspect: {inspected:.2f} s (limit 1)")
-    behind = False
-    if not others:
-        print("mergekit: not installed")
-    else:
-        seconds, held = (statistics.median(part) for part in zip(*others, strict=True))
-        times, room = seconds / statistics.median(own), held / peak
-        limit = "limit 5" if options.parameters >= LARGE else "no limit at this size"
-        print(f"mergekit: {times:.1f} times the time ({limit}), {room:.0f} times the memory (limit 20)")
-        behind = room < 20 or (options.parameters >= LARGE and times < 5)
-    slow = options.parameters >= LARGE and max(ratio, synced) > LIMIT
-    late = small_size < 50 and small_seconds > 1
-    return int(behind or slow or late or peak > PEAK or peak > 1.2 * small_peak or inspected > 1)
+        if shutil.which("mergekit-yaml") is None:
+            print("mergekit: not installed")
+        else:
+            against_mergekit(figures, source, target, twin, rounds, large)
+    return figures.done()
+
+
+def against_mergekit(
+    figures: Figures, source: Path, target: Path, twin: Path, rounds: int, large: bool
+) -> None:
+    """mergekit's time and memory, relative to ours for the same layers without the check; the two are compared."""
+    ours: list[tuple[float, float]] = []
+    theirs: list[tuple[float, float]] = []
+
+    def one() -> float:
+        ours.append(stretch(source, target, "--no-check"))
+        return ours[-1][0]
+
+    def other() -> float:
+        theirs.append(mergekit(source, twin))
+        return theirs[-1][0]
+
+    figures.ratio(
+        "the same layers by mergekit, relative to ours",
+        other, one, limit=5 if large else 0, at_least=True, rounds=rounds,
+    )  # fmt: skip
+    shares = [peer[1] / own[1] for peer, own in zip(theirs, ours, strict=True)]
+    figures.add("memory of mergekit, relative to ours", shares, limit=20, at_least=True)
+    run([sys.executable, "-m", "elastic_ir.cli", "verify", str(twin), "--against", str(target)])
 
 
 if __name__ == "__main__":
