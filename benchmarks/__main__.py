@@ -33,7 +33,7 @@ APART, COUNTED = timedelta(hours=1), 3
 PROGRAMS: dict[str, tuple[str, ...]] = {
     "ticket_file": (), "discovery": (), "pipeline": (), "stretch": (), "tracing": (), "inspect_command": (),
     "compact": (), "rescale_residual": (), "training_step": (), "startup": (), "memory": (), "growth": (),
-    "lottery": (),
+    "lottery": (), "onnx_stretch": (), "checkpoint": ("--parameters", "1.1e9"),
 }  # fmt: skip
 
 
