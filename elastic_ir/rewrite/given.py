@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from elastic_ir.discovery.links import with_row
+from elastic_ir.discovery.links import collects, with_row
 from elastic_ir.errors import StructureError
 from elastic_ir.ir.cloner import copy_node
 from elastic_ir.ir.graph import RESULTS, Graph, Node, Value
@@ -26,6 +26,7 @@ class GivenAndCollected:
 
     graph: Graph
     _users: dict[Value, dict[Node, None]]
+    _stage_of: dict[Block, Stage]
 
     def users(self, value: Value) -> tuple[Node, ...]:
         raise NotImplementedError
@@ -78,6 +79,29 @@ class GivenAndCollected:
                 self._users.setdefault(value, {})[reader] = None
             elif value not in reader.operands():
                 self._users.get(value, {}).pop(reader, None)
+
+    def _gathers(self, reader: Node, value: Value, block: Block) -> bool:
+        """Whether a node collects this tap of a block as it does those of the other blocks.
+
+        A network that returns the last state among its results reads that one alone.
+        """
+        if value not in block.taps or not collects(reader, value):
+            return False
+        rank = block.taps.index(value)
+        others = [one for one in self._stage_of[block].all_blocks if one is not block]
+        rows = [one.taps[rank] for one in others if len(one.taps) > rank]
+        return not rows or any(collects(reader, row) for row in rows)
+
+    def _pass_on_taps(self, block: Block, taps: Sequence[Value]) -> None:
+        """Let who reads a tap of the last block alone, and not with all others, read that of another block.
+
+        What flows on besides is passed on with the flow.
+        """
+        made = {node.output for node in block.nodes}
+        for old, new in zip(block.taps, taps, strict=False):
+            for reader in self.users(old) if old in made and old not in block.outputs else ():
+                if reader.output not in made and not self._gathers(reader, old, block):
+                    self._rewire(reader, old, new)
 
     def _as_wide_as(self, reader: Node) -> str | None:
         """The weight whose columns are as many as a concatenation is wide, if one is read next."""

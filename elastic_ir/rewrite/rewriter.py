@@ -15,12 +15,12 @@ from types import TracebackType
 from typing import Any
 
 from elastic_ir.discovery.depth import layers_between, longest_path, path_lengths
-from elastic_ir.discovery.links import collects, staying_operands
+from elastic_ir.discovery.links import staying_operands
 from elastic_ir.errors import StructureError, VerifyError
 from elastic_ir.ir.cloner import Places, copy_node
 from elastic_ir.ir.graph import Argument, Graph, Node, Value, map_argument
 from elastic_ir.ir.info import Edits
-from elastic_ir.ir.naming import head_in, name_nodes, rename_path
+from elastic_ir.ir.naming import head_in, name_nodes, rename_path, rename_references
 from elastic_ir.ir.structure import Block, Child, Container, Stage, Structure, Unit
 from elastic_ir.rewrite.given import GivenAndCollected, StageEdits
 from elastic_ir.rewrite.layer_edits import LayerEdits
@@ -71,6 +71,9 @@ class Rewriter(LayerEdits, StageEdits, GivenAndCollected, Renumbering):
                     self._homes[child] = box
         self._weights_of: dict[str, list[str]] = {}
         self._names_of: dict[int, set[str]] = {}
+        self._gone: dict[
+            str, set[str]
+        ] = {}  # deleted names of tied weights, and the names that these have left
         for name, weight in graph.weights.items():
             self._names_of.setdefault(id(weight.storage), set()).add(name)
             owner = self._owner(name)
@@ -357,13 +360,14 @@ class Rewriter(LayerEdits, StageEdits, GivenAndCollected, Renumbering):
         inside = {*clone.nodes, *after.nodes}
         for old, new in zip(after.outputs, clone.outputs, strict=True):
             for reader in readers[old]:
-                if reader not in inside and not (old in after.taps and collects(reader, old)):
+                if reader not in inside and not self._gathers(reader, old, after):
                     self._rewire(reader, old, new)
             self._hand_over(after, old, new)
         self._note_ends(clone)
         for reader in dict.fromkeys(reader for old in after.taps for reader in readers[old]):
-            if reader not in inside and any(collects(reader, old) for old in after.taps):
+            if reader not in inside and any(self._gathers(reader, old, after) for old in after.taps):
                 self._collect(reader, clone.taps, after.taps)
+        self._pass_on_taps(after, clone.taps)
 
     def _at_ends(self, value: Value) -> list[Block]:
         """The blocks that take, give or tap a value."""
@@ -404,8 +408,11 @@ class Rewriter(LayerEdits, StageEdits, GivenAndCollected, Renumbering):
         if block.nodes:
             inside = set(block.nodes)
             for reader in dict.fromkeys(reader for value in block.taps for reader in self.users(value)):
-                if reader not in inside and any(collects(reader, value) for value in block.taps):
+                if reader not in inside and any(self._gathers(reader, value, block) for value in block.taps):
                     self._collect(reader, block.taps, None)
+            before = stage.all_blocks[: stage.all_blocks.index(block)]
+            if before:
+                self._pass_on_taps(block, before[-1].taps)
             for old, new in zip(block.outputs, block.inputs, strict=True):
                 for reader in self.users(old):
                     if reader not in inside:
@@ -418,6 +425,8 @@ class Rewriter(LayerEdits, StageEdits, GivenAndCollected, Renumbering):
             for name in self._weights_of.pop(child.path, ()):
                 weight = self.graph.weights.pop(name)
                 self._names_of[id(weight.storage)].discard(name)
+                if self._names_of[id(weight.storage)]:
+                    self._gone[name] = self._names_of[id(weight.storage)]
             home = self._homes.pop(child)
             home.children.remove(child)
             self._touched[home] = None
@@ -441,9 +450,19 @@ class Rewriter(LayerEdits, StageEdits, GivenAndCollected, Renumbering):
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
+    def _read_by_other_names(self) -> None:
+        """Let who read a tied weight by a name that is gone read it by one that is left."""
+        if self._gone:
+            order = {name: place for place, name in enumerate(self.graph.weights)}
+            renames = {name: min(left, key=order.__getitem__) for name, left in self._gone.items() if left}
+            for node in self.graph:
+                rename_references(node, renames)
+            self._gone = {}
+
     def commit(self) -> None:
         """Rename what was cloned or moved, measure the depth of what was changed, and name the nodes."""
         touched = bool(self._touched)
+        self._read_by_other_names()
         if touched:
             self.graph.reference = None  # what stood at its positions does not stand there any more
             self._renumber()
