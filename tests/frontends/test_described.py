@@ -117,6 +117,7 @@ def test_an_outline_is_described_as_the_module_is() -> None:
         lambda data: data["parts"][1]["attributes"].update(act={"unheard": 1}),
         lambda data: data["parts"][1]["attributes"].update(act={"module": "no.such"}),
         lambda data: data["parts"][1]["parameters"].update(more=True),
+        lambda data: data["parts"][1]["parameters"].update(weight=1),
         lambda data: data["parts"].pop(2),
         lambda data: data["parts"][1]["attributes"].update(_forward_hooks={"dict": []}),
     ],

@@ -73,6 +73,9 @@ class _Reader:
             if name not in weights:
                 raise SourceError(f"the described module has a tensor {name!r} that the file lacks")
             weight = weights[name]
+            floating = weight.dtype.startswith(("float", "bfloat", "complex"))
+            if trained is not None and (type(trained) is not bool or (trained and not floating)):
+                raise SourceError(f"the description: {name!r} of {weight.dtype} is trained: {trained!r}")
             key = (id(weight.storage), trained is not None)  # one parameter for tied names
             return tensors.setdefault(key, OutlineTensor(weight.shape, weight.dtype, bool(trained)))
 
@@ -87,7 +90,7 @@ class _Reader:
                 part.training = bool(item["training"])
                 part._modules = {name: None for name, there in item["children"].items() if not there}
                 for role, trained in item["parameters"].items():
-                    part._parameters[role] = None if trained is None else tensor(head + role, bool(trained))
+                    part._parameters[role] = None if trained is None else tensor(head + role, trained)
                 for role, persistent in item["buffers"].items():
                     part._buffers[role] = None if persistent is None else tensor(head + role, None)
                     if persistent is False:
