@@ -1,14 +1,14 @@
 """Ranges of files: a tensor whose bytes lie in one, and a file written from many. No torch here.
 
 What is written is a plan first: which bytes lie where, most of them ranges of other files. Ranges that follow each
-other in a source as they do in the target are one, each source is opened once, and what a system call can copy does
-not pass through this process (on file systems that can share blocks, ``copy_file_range`` copies nothing at all).
-Where there is much to do, a second thread helps. Writes to one file wait for each other inside the kernel (two threads
-that both write gained nothing), so it reads into a mapping of the target: 1 GB in memory took 0.31 s so and 0.46 s by
-one thread; on ext4 both took the same. What has to be on the disk in the end begins to go there at once: 400 MB took
-0.20 s so, and 0.27 s written first and synced then. Ranges whose pages do not fit go through this process: the system
-took 0.45 s for 400 MB of them, and 0.25 s so. Nothing is done against the flood of pages that a copy leaves in
-the system's cache: such pages are used once, and are the first that it gives up.
+other in a source as they do in the target are one, each source is opened once, and what a system call can copy does not
+pass through this process (on file systems that can share blocks, ``copy_file_range`` copies nothing at all). Where
+there is much to do, a second thread helps. Writes to one file wait for each other inside the kernel (two threads that
+both write gained nothing), so it reads into a mapping of the target: 1 GB in memory took 0.31 s so and 0.46 s by one
+thread; on ext4 both took the same. What has to be on the disk in the end begins to go there at once: 400 MB took 0.20 s
+so, and 0.27 s written first and synced then. Ranges whose pages do not fit go through this process: the system took
+0.45 s for 400 MB of them, and 0.25 s so. What is larger than the memory takes the place of other files in the system's
+cache, as a copy by ``cp`` does: nothing is done against that.
 """
 
 from __future__ import annotations
