@@ -21,6 +21,7 @@ COMMANDS = {
     "inspect": "Show stages, units, depth, parameters and sparsity.",
     "stretch": "Make a network deeper by cloning its units.",
     "squeeze": "Make a network shallower by deleting units.",
+    "undo": "Take back a change of depth, by its record.",
     "apply": "Run a pipeline of passes.",
     "export": "Write a network as ONNX or as Python source.",
     "verify": "Compare a checkpoint with its origins.",

@@ -224,7 +224,7 @@ def _of_recipe(source: str, wanted: Wanted, reading: Reading) -> None:
         raise click.UsageError("state where the result goes, by -o OUT")
     with tables.status(f"reading {source}"):
         after = api.merge(source, keep_beside=wanted.keep_beside)
-    _show_change(None, after)
+    show_change(None, after)
     out = Path(wanted.out)
     output.refuse_overwriting(out, {"the recipe": source})
     _stream(after, out, wanted)
@@ -267,7 +267,21 @@ def _resize(
             keep_beside=wanted.keep_beside,
             **how,
         )
-    _show_change(before, after)
+    show_change(before, after)
+    write(source, before, after, wanted, inputs, streamed)
+
+
+def write(
+    source: str,
+    before: Graph,
+    after: Graph,
+    wanted: Wanted,
+    inputs: dict[str, str | None],
+    streamed: bool,
+) -> None:
+    """Write a changed network as the options state it, and print what was written; ``inputs`` are not written over."""
+    from elastic_ir import api
+
     out = Path(wanted.out) if wanted.out is not None else output.default_output(source, before, after)
     output.refuse_overwriting(out, inputs)
     if streamed:
@@ -290,7 +304,7 @@ def _resize(
     output.show_written(after, written)
 
 
-def _show_change(before: Graph | None, after: Graph) -> None:
+def show_change(before: Graph | None, after: Graph) -> None:
     """The table of stages, and depth, parameters and sparsity, each before and after."""
     made = after.resequenced
     table = tables.Table(

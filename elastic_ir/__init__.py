@@ -22,21 +22,32 @@ from elastic_ir.lazy_names import lazy_names
 from elastic_ir.version import __version__
 
 if TYPE_CHECKING:
-    from elastic_ir.api import load, merge, save, squeeze, stretch, trace, verify_checkpoint, with_weights
+    from elastic_ir.api import (
+        load,
+        merge,
+        save,
+        squeeze,
+        stretch,
+        trace,
+        undo,
+        verify_checkpoint,
+        with_weights,
+    )
     from elastic_ir.ir.graph import Graph
     from elastic_ir.ir.structure import Block, Stage, Unit
 
 __all__ = [
     "Block", "BlockedError", "ElasticError", "EmitError", "Graph", "MaskError", "OutputError", "PlanError",
     "SourceChangedError", "SourceError", "Stage", "StructureError", "TraceError", "Unit", "UntrustedError",
-    "VerifyError", "__version__", "load", "merge", "save", "squeeze", "stretch", "trace", "verify_checkpoint",
-    "with_weights",
+    "VerifyError", "__version__", "load", "merge", "save", "squeeze", "stretch", "trace", "undo",
+    "verify_checkpoint", "with_weights",
 ]  # fmt: skip
 
 #: All but the errors is imported when first used: what reads a checkpoint needs no torch, and help needs no graph.
 _HOMES = {
     **dict.fromkeys(
-        ("load", "merge", "save", "squeeze", "stretch", "trace", "verify_checkpoint", "with_weights"), "api"
+        ("load", "merge", "save", "squeeze", "stretch", "trace", "undo", "verify_checkpoint", "with_weights"),
+        "api",
     ),
     **dict.fromkeys(("Block", "Stage", "Unit"), "ir.structure"),
     "Graph": "ir.graph",

@@ -205,6 +205,21 @@ def squeeze(
         return squeeze.run(whole)
 
 
+def undo(graph: Graph, *, keep_beside: Sequence[str] | str | None = None) -> Graph:
+    """The network as it was before its last change of depth, by the record of the file that it was read from.
+
+    Each layer of the source is taken from its first copy that was not scaled; names, masks, tensors with an entry for
+    each layer and, in checkpoint folders and GGUF files, the configuration go back too. What :func:`save` writes has
+    one change less in its record. Raises PlanError where there is no record, and with a list of what is missing where
+    the source's layers are not all there. ``keep_beside`` is as for :func:`stretch`.
+
+    >>> undo(load("llama-32", headers_only=True))  # doctest: +SKIP
+    """
+    from elastic_ir.passes.depth.undo import Undo
+
+    return Undo(keep_beside=_kept(keep_beside)).run(_seen(graph, None, None))
+
+
 def merge(recipe: str | os.PathLike[str], *, keep_beside: Sequence[str] | str | None = None) -> Graph:
     """What a mergekit recipe of slices describes, by the passthrough method; see
     :mod:`elastic_ir.passes.depth.slices_file`.

@@ -11,7 +11,22 @@ from elastic_ir.errors import printable
 from elastic_ir.ir.numbering import consecutive
 
 CARD = "README.md"
+HEADING = "## Depth changed by ElasticIR"
 _LIMIT = 4 << 20  #: bytes of a card that are kept
+
+
+def card_before(path: Path) -> str:
+    """A card without its last section of ours; nothing where that is all of it."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        lines = file.read(_LIMIT).decode("utf-8", "replace").splitlines()
+    if HEADING in lines:
+        begin = len(lines) - 1 - lines[::-1].index(HEADING)
+        end = next((at for at in range(begin + 1, len(lines)) if lines[at].startswith("#")), len(lines))
+        lines[begin:end] = []
+    text = "\n".join(lines).strip("\n")
+    return f"{text}\n" if text else ""
 
 
 def card(path: Path, step: Step, stacks: Sequence[Stack], names: Sequence[str] = ()) -> str:
@@ -40,7 +55,7 @@ def card(path: Path, step: Step, stacks: Sequence[Stack], names: Sequence[str] =
     gathered = [name for name, origin in step.lineage.items() if origin.gathering is not None]
     beside = f" but for {', '.join(map(_code, gathered))}, whose entries follow them" if gathered else ""
     lines = [
-        "## Depth changed by ElasticIR",
+        HEADING,
         "",
         f"{made} by ElasticIR {step.version}. {copied}; what lies outside the layers below is as it was"
         + (" in the first" if more else "")

@@ -7,7 +7,7 @@ One step a change, the oldest first. A step's lineage states for each tensor of 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,10 @@ class Step:
     sources: tuple[str, ...]  #: the names of the folders
     plan: Mapping[str, str]  #: for each stack its source layers in order, as ``--plan`` takes them
     lineage: Mapping[str, Origin] = field(default_factory=dict)  #: what is not a plain copy of its own name
+    #: tensors of the first source of which the result has no copy; None where a record does not state them
+    gone: tuple[str, ...] | None = None
+    computed: tuple[str, ...] = ()  #: tensors of the result that passes computed otherwise; none in folders
+    rewired: bool = False  #: whether passes changed more than which layers there are; never in folders
 
     def origin(self, name: str) -> Origin:
         """Where a tensor of the result comes from."""
@@ -67,8 +71,10 @@ class Step:
     def data(self) -> dict[str, Any]:
         """The step as JSON has it."""
         moved = {name: origin.data() for name, origin in self.lineage.items() if origin != Origin(name)}
+        gone = {"gone": list(self.gone)} if self.gone is not None else {}
         return {
             "elastic_ir": self.version, "sources": list(self.sources), "plan": dict(self.plan), "lineage": moved,
+            **gone,
         }  # fmt: skip
 
     @staticmethod
@@ -77,7 +83,11 @@ class Step:
         try:
             sources = tuple(str(name) for name in data["sources"])
             lineage = {str(name): Origin.of(origin) for name, origin in data["lineage"].items()}
-            step = Step(str(data["elastic_ir"]), sources, dict(data["plan"].items()), lineage)
+            gone = tuple(map(str, data["gone"])) if "gone" in data else None
+            step = Step(
+                str(data["elastic_ir"]), sources, dict(data["plan"].items()), lineage, gone,
+                tuple(map(str, data.get("computed", ()))), bool(data.get("rewired")),
+            )  # fmt: skip
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError("it is not a step of a record") from error
         if not all(isinstance(text, str) for text in step.plan.values()):
@@ -85,6 +95,12 @@ class Step:
         if not sources or any(origin.source >= len(sources) for origin in lineage.values()):
             raise ValueError("its lineage refers to a source that it does not name")
         return step
+
+
+def gone_from(names: Iterable[str], lineage: Mapping[str, Origin]) -> tuple[str, ...]:
+    """Those of the first source's tensors of which a result with that lineage has no copy, in order."""
+    kept = {origin.name for origin in lineage.values() if not origin.source and origin.scale is None}
+    return tuple(name for name in names if name not in kept)
 
 
 def read_record(folder: Path) -> list[Step]:

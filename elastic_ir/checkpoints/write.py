@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from elastic_ir.checkpoints.card import CARD, card, plan_text
+from elastic_ir.checkpoints.card import CARD, card, card_before, plan_text
 from elastic_ir.checkpoints.config.depth import Stack, reindexed
 from elastic_ir.checkpoints.config.differences import differences
 from elastic_ir.checkpoints.config.entries import followed
 from elastic_ir.checkpoints.libraries.find import library_of
 from elastic_ir.checkpoints.oracle.comparison import NOT_WANTED, Compared, Comparison, comparison
-from elastic_ir.checkpoints.record import Origin, Step, read_record, record_text
+from elastic_ir.checkpoints.record import Origin, Step, gone_from, read_record, record_text
 from elastic_ir.checkpoints.resumable import Journal, digests, held_by, partial_folder, resumable_folder
 from elastic_ir.checkpoints.side_files import SideFile, copy_side_file, followed_files, json_text, side_files
+from elastic_ir.checkpoints.undo import steps_after
 from elastic_ir.errors import EmitError, OutputError, PlanError
 from elastic_ir.formats.files import refuse_taken, remove
 from elastic_ir.formats.mask_tie import TIE, tie_of
@@ -151,9 +152,7 @@ def plan_checkpoint(graph: Graph, shard_size: int = SHARD_SIZE) -> Plan:
     side = [file for file in side if file.name not in texts]
     if list(shards) != [layout.weights]:
         texts[layout.index] = _index_text(shards)
-    steps = _steps(graph, source, stacks)
-    texts[RECORD] = record_text(steps)
-    texts[CARD] = card(source.folder / CARD, steps[-1], stacks, names)
+    texts |= _texts_of(graph, source, stacks, names)
     masks = {name: weight.mask for name, weight in graph.weights.items() if weight.mask is not None}
     notes = [note for name, other in configs.items() for note in differences(source.config, other, name)]
     return Plan(
@@ -291,8 +290,20 @@ def _index_text(shards: dict[str, dict[str, TensorData]]) -> str:
     )
 
 
-def _steps(graph: Graph, source: CheckpointSource, stacks: list[Stack]) -> list[Step]:
-    """What was done before, and what is done now."""
+def _texts_of(
+    graph: Graph, source: CheckpointSource, stacks: list[Stack], names: Sequence[str]
+) -> dict[str, str]:
+    """The record of what was done before and is done now, and the card; where that was undone what was there before."""
+    before = read_record(source.folder)
+    steps = steps_after(graph, before, _step(graph, source, stacks))
+    if len(steps) > len(before):
+        return {RECORD: record_text(steps), CARD: card(source.folder / CARD, steps[-1], stacks, names)}
+    text = card_before(source.folder / CARD)
+    return {**({RECORD: record_text(steps)} if steps else {}), **({CARD: text} if text else {})}
+
+
+def _step(graph: Graph, source: CheckpointSource, stacks: list[Stack]) -> Step:
+    """What is done now."""
     lineage = {
         name: Origin(
             weight.origin, weight.source, factor_of(weight.storage.data), gathering_of(weight.storage.data)
@@ -302,8 +313,7 @@ def _steps(graph: Graph, source: CheckpointSource, stacks: list[Stack]) -> list[
     names = graph.edits.sources
     plan = {stack.label: plan_text(stack, names) for stack in stacks}
     folders = tuple(label_of(one.folder) for one in (source, *source.others))
-    step = Step(__version__, folders, plan, lineage)
-    return [*read_record(source.folder), step]
+    return Step(__version__, folders, plan, lineage, gone_from(source.shapes, lineage))
 
 
 def _followed(graph: Graph, source: CheckpointSource) -> list[str]:

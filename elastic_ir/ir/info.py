@@ -39,6 +39,7 @@ class GraphInfo:
     left_behind: tuple[str, ...] = ()  #: what the file contains beside the weights, which is not kept
     lineage: Mapping[str, str] = field(default_factory=dict)  #: the weights' origins that the file states
     plan: Sequence[Sequence[object]] = ()  #: the change of depth that the file states
+    steps: tuple[object, ...] = ()  #: the changes that led to the file, as it has them, the oldest first
     #: Lists that advance together, as what stands before their numbers, where names alone do not show it.
     together: tuple[tuple[str, ...], ...] = ()
     #: Pairs of lists of which the first grows without the second, where names alone do not show it.
@@ -58,6 +59,8 @@ class Edits:
     keep_beside: tuple[str, ...] = ()  #: names of what stays as it is beside a change of depth
     #: Lists and tensors that may have to follow that change, and the refusal unless the network shows otherwise.
     unproven_beside: Mapping[str, str] = field(default_factory=dict)
+    #: the last change of depth that the source's record states was taken back
+    undone: bool = False
     keep_constants: bool = False  #: rates that depend on a block's place are those of the block copied
 
 

@@ -18,6 +18,7 @@ from elastic_ir.ir.verifier import verify
 from elastic_ir.safety.limits import check_names
 from elastic_ir.tensors.lazy import ITEM_SIZES, InlineData, TensorData, nbytes
 from elastic_ir.tensors.weights import Storage, Weight
+from elastic_ir.version import __version__
 
 VERSION = 1
 _TRANSIENT_LIMIT = 64 << 20  # bytes of buffers outside the state dict that are worth carrying in text
@@ -59,6 +60,7 @@ def graph_to_data(graph: Graph) -> dict[str, Any]:
         "differ": [weight.name for weight in graph.weights.values() if weight.layer != weight.prunable],
         "plan": [list(stage) for stage in graph.resequenced.plan or graph.info.plan],
         "lineage": graph.lineage(),
+        "steps": _steps(graph),
         "modules": graph.modules,
         "pipeline": list(graph.history.pipeline),
         "ghosts": graph.edits.ghosts,
@@ -74,6 +76,44 @@ def graph_to_data(graph: Graph) -> dict[str, Any]:
         "buffers": buffers,
         "nodes": nodes,
     }
+
+
+def _steps(graph: Graph) -> list[object]:
+    """The changes that led to a graph, in the form of a folder's record; one less where the last one was undone."""
+    before = list(graph.info.steps)
+    lineage: dict[str, object] = {}
+    computed, kept = [], set()
+    for name, weight in graph.weights.items():
+        data: object = weight.storage.data
+        gathering = getattr(data, "gathering", None)
+        entries = {"gathered": gathering.data()} if gathering is not None else {}
+        further = {"source": weight.source} if weight.source else {}
+        if getattr(getattr(data, "data", None) if gathering is not None else data, "computed", False):
+            computed.append(name)
+        elif not weight.source:
+            kept.add(weight.origin)
+        if entries or further or weight.origin != name:
+            lineage[name] = (
+                {"name": weight.origin, **further, **entries} if entries or further else weight.origin
+            )
+    gone = [name for name in graph.info.source_names if name not in kept]
+    rewired = graph.edits.rewired or graph.edits.edited_layers
+    if graph.edits.undone and before and not computed and not rewired and _is_back(graph, before[-1]):
+        return before[:-1]
+    if not (lineage or gone or computed or rewired):
+        return before
+    step: dict[str, object] = {
+        "elastic_ir": __version__, "sources": list(graph.edits.sources) or [graph.info.file or graph.name],
+        "plan": {}, "lineage": lineage, "gone": gone, "computed": computed, "rewired": rewired,
+    }  # fmt: skip
+    return [*before, step]
+
+
+def _is_back(graph: Graph, step: object) -> bool:
+    """Whether every tensor is again what had its name before a step."""
+    moved = step["lineage"] if isinstance(step, dict) else {}
+    origins = {name: origin["name"] if isinstance(origin, dict) else origin for name, origin in moved.items()}
+    return all(origins.get(weight.origin, weight.origin) == name for name, weight in graph.weights.items())
 
 
 def graph_from_data(data: Mapping[str, Any], tensors: Mapping[str, TensorData]) -> Graph:
@@ -132,7 +172,7 @@ _FORM = {
     "buffers": {str: ([int], str, str)},
     "metadata": {
         "frontend?": str, "differ?": [str], "modules?": {str: [str]}, "plan?": [[object]], "pipeline?": [str],
-        "lineage?": {str: str}, "rewired?": bool, "edited_layers?": bool,
+        "steps?": [object], "lineage?": {str: str}, "rewired?": bool, "edited_layers?": bool,
     },
     "nodes": [
         {
@@ -170,7 +210,7 @@ def _from_data(data: Mapping[str, Any], tensors: Mapping[str, TensorData]) -> Gr
         raise SourceError(f"the file's state dict has {unknown[0]!r}, which its graph lacks")
     graph.info = GraphInfo(
         frontend=stated.get("frontend") or "", source_names=tuple(graph.weights), lineage=stated.get("lineage") or {},
-        plan=stated.get("plan") or (),
+        plan=stated.get("plan") or (), steps=tuple(stated.get("steps") or ()),
     )  # fmt: skip
     graph.edits = Edits(
         bool(stated.get("rewired")), bool(stated.get("edited_layers")), ghosts=stated.get("ghosts") or {}

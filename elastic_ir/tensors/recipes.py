@@ -27,6 +27,8 @@ Columns = tuple[tuple[int, ...], ...]
 class Recipe:
     """A tensor that is computed from others, or from nothing."""
 
+    computed = True  #: for who does not load this file to ask what a tensor is
+
     def carried(self, moment: torch.Tensor) -> torch.Tensor | None:
         """An optimizer's moment of the tensor that this one was made from; None where it begins anew."""
         return None

@@ -15,8 +15,9 @@ from pathlib import Path
 from elastic_ir.checkpoints.card import plan_text
 from elastic_ir.checkpoints.gguf.layers import followed
 from elastic_ir.checkpoints.gguf.record import RECORD, read_steps
-from elastic_ir.checkpoints.record import Origin, Step, record_text
+from elastic_ir.checkpoints.record import Origin, Step, gone_from, record_text
 from elastic_ir.checkpoints.stacks import Stack
+from elastic_ir.checkpoints.undo import steps_after
 from elastic_ir.errors import EmitError, OutputError, PlanError
 from elastic_ir.formats.files import atomic_output, refuse_long_name
 from elastic_ir.formats.gguf.header import ALIGNMENT, DEFAULT_ALIGNMENT, Header, Value
@@ -82,7 +83,7 @@ def plan_gguf(graph: Graph, path: Path, shard_size: int | None = None) -> Plan:
     shapes = {name: data.shape for name, data in source.tensors.items()}
     found = followed(source, stacks, shapes, graph.edits.sources[1:])
     tensors = _ordered(graph, source, stacks)
-    steps = [*read_steps(source.head), _step(graph, source, stacks)]
+    steps = steps_after(graph, read_steps(source.head), _step(graph, source, stacks))
     if shard_size is None and len(source.parts) > 1:
         shard_size = max(sum(map(nbytes, part.tensors.values())) for part in source.parts)
     groups = _grouped(tensors, shard_size)
@@ -93,7 +94,7 @@ def plan_gguf(graph: Graph, path: Path, shard_size: int | None = None) -> Plan:
         refuse_long_name(target, "a part of the result")
         _refuse_source(target, source)
         split = {NUMBER: number, COUNT: len(groups), TENSOR_COUNT: total} if len(groups) > 1 else {}
-        text = record_text(steps) if number == 0 else None
+        text = record_text(steps) if number == 0 and steps else None
         files[target] = _file(source.head, found.changed if number == 0 else None, split, text, group)
     changed = {key: (source.head.value(key), value) for key, value in found.changed.items()}
     return Plan(source, files, changed, found.kept, list(_notes(source, graph.edits.sources)))
@@ -277,4 +278,4 @@ def _step(graph: Graph, source: GgufSource, stacks: list[Stack]) -> Step:
     names = graph.edits.sources
     plan = {stack.label: plan_text(stack, names) for stack in stacks}
     files = tuple(one.path.resolve().name for one in (source, *source.others))
-    return Step(__version__, files, plan, lineage)
+    return Step(__version__, files, plan, lineage, gone_from(source.tensors, lineage))

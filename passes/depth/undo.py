@@ -1,0 +1,38 @@
+"""Undoing: a network of the depth that it had before its last change, which its record states."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+from elastic_ir.checkpoints.record import Step
+from elastic_ir.checkpoints.undo import check_undone, names_in_source, steps_of_graph, way_back
+from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.structure import Resequenced
+from elastic_ir.passes.depth import DepthPass
+from elastic_ir.plans.resequence import resequence
+from elastic_ir.rewrite.rewriter import Rewriter
+
+
+@dataclasses.dataclass(frozen=True)
+class Undo(DepthPass):
+    """Take back the last change of depth that the source's record states, where the layers are all there."""
+
+    name: ClassVar[str] = "undo"
+
+    def precondition(self, graph: Graph) -> tuple[Step, set[str]] | None:
+        """What is taken back, and the names that the source had; None where there is nothing, as the work reports."""
+        step = next(reversed(steps_of_graph(graph)), None)
+        return (step, names_in_source(graph, step)) if step is not None else None
+
+    def rewrite(self, graph: Graph, rewriter: Rewriter) -> Resequenced:
+        back = way_back(graph)
+        made = resequence(rewriter, graph, back.plan, self.keep_beside, shown=True)
+        for name, gathering in back.beside.items():
+            rewriter.gather(name, gathering)
+        rewriter.note(dataclasses.replace(graph.edits, undone=True))
+        return made
+
+    def postcondition(self, graph: Graph, noted: tuple[Step, set[str]] | None) -> None:
+        if noted is not None:
+            check_undone(graph, *noted)
