@@ -32,8 +32,8 @@ APART, COUNTED = timedelta(hours=1), 3
 #: The programs with their arguments, quick ones first.
 PROGRAMS: dict[str, tuple[str, ...]] = {
     "ticket_file": (), "discovery": (), "pipeline": (), "stretch": (), "tracing": (), "inspect_command": (),
-    "compact": (), "rescale_residual": (), "training_step": (), "startup": (), "memory": (), "growth": (),
-    "lottery": (), "onnx_stretch": (), "checkpoint": ("--parameters", "1.1e9"),
+    "compact": (), "rescale_residual": (), "training_step": (), "startup": (), "headers": (), "memory": (),
+    "growth": (), "lottery": (), "onnx_stretch": (), "checkpoint": ("--parameters", "1.1e9"),
 }  # fmt: skip
 
 

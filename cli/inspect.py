@@ -57,7 +57,7 @@ def inspect(source: str, as_json: bool, reading: Reading) -> None:
         facts.append(("structure", sentence))
     else:
         facts.append(("found from", found_from(graph)))
-        facts.append(("depth", tables.number(structure.depth)))
+        facts.append(("depth", tables.depth_text(graph)))
     facts.append(("parameters", tables.number(graph.parameter_count())))
     facts.append(("sparsity", tables.percent(graph.sparsity())))
     if structure is not None and notes_of(graph, structure.note):

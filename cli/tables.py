@@ -269,12 +269,22 @@ def structure_of(graph: Graph) -> tuple[Structure | None, str]:
         return None, str(error)
 
 
+def depth_text(graph: Graph) -> str:
+    """The depth of a graph; where names alone do not show it, how many layers its stages have: ``6 + 6 layers``."""
+    structure = structure_of(graph)[0]
+    if structure is None or structure.depth is not None or len(graph):
+        return number(structure.depth if structure is not None else None)
+    return " + ".join(str(len(stage)) for stage in structure.stages) + " layers"
+
+
 def change_facts(before: Graph, after: Graph) -> list[tuple[str, str]]:
     """Depth, parameters and sparsity, each before and after."""
     graphs = before, after
-    structures = [structure_of(graph)[0] for graph in graphs]
+    one, other = map(depth_text, graphs)
+    if one.endswith(" layers") and other.endswith(" layers"):
+        one = one if one == other else one.removesuffix(" layers")
     return [
-        ("depth", change(*(number(found.depth if found is not None else None) for found in structures))),
+        ("depth", change(one, other)),
         ("parameters", change(*(number(graph.parameter_count()) for graph in graphs))),
         ("sparsity", change(*(percent(graph.sparsity()) for graph in graphs))),
     ]

@@ -9,7 +9,7 @@ import click
 
 from elastic_ir.cli import output, tables
 from elastic_ir.cli.app import COMMANDS
-from elastic_ir.cli.options import DEBUG_OPTION, SOURCE, Reading, gathered
+from elastic_ir.cli.options import DEBUG_OPTION, SOURCE, Reading, fetch, gathered
 from elastic_ir.cli.resize import Wanted, show_change, write
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def undo(source: str, wanted: Wanted, reading: Reading) -> None:
         output.refuse_source(Path(wanted.out))
         output.refuse_overwriting(Path(wanted.out), {"the source": source})
         output.refuse_other_form(source, Path(wanted.out))
+    fetch(source)
     before = reading.load(source, headers_only=streamed or reading.by_headers(source))
     with tables.status(f"undo of {source}"):
         after = api.undo(before, keep_beside=wanted.keep_beside)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic_ir.checkpoints.config.depth import Stack, check_depth
+from elastic_ir.checkpoints.facts import facts_of
 from elastic_ir.checkpoints.names import graph_of_tensors
 from elastic_ir.checkpoints.oracle.comparison import vouched
 from elastic_ir.checkpoints.oracle.structure import by_layer, learn_lists, learn_units
@@ -67,6 +68,7 @@ def load_checkpoint(folder: Path, awaited: Awaited | None = None) -> Graph:
         if not vouched(config, shapes):  # by names and numbers alone a valid folder may look like another's
             raise
     graph.origin.learn_units, graph.origin.by_layer = learn_units, by_layer
+    graph.origin.summary = tuple(facts_of(config, stacks, tensors, len(shards)))
     graph.origin.kinds = {stack.label: stack.kinds(shapes) for stack in stacks}
     return graph
 

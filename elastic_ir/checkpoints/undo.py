@@ -16,10 +16,12 @@ from elastic_ir.formats.gguf.parts import GgufSource
 from elastic_ir.formats.model_folder import CheckpointSource
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.naming import head_in
-from elastic_ir.ir.numbering import Series, consecutive
+from elastic_ir.ir.numbering import Series, consecutive, number_of
 from elastic_ir.plans.plan import Plan
 from elastic_ir.tensors.gathered import Gathering
+from elastic_ir.tensors.lazy import same_bytes
 
+_LAYERS = 100_000  #: more than any network has
 _SHOWN = 8  #: runs of layers, or tensors, that a refusal lists
 
 
@@ -49,6 +51,38 @@ def steps_after(graph: Graph, steps: Sequence[Step], step: Step) -> list[Step]:
     if graph.edits.undone and steps and not _unlike(graph, steps[-1]):
         return list(steps[:-1])
     return [*steps, step]
+
+
+def runs_of(graph: Graph, step: Step) -> dict[str, list[tuple[str, str]]]:
+    """For each stack runs of its layers, and the runs of the source's that they are by a step: ``16-31``, ``6-21``."""
+    plans: dict[str, list[str]] = {label: text.split(",") for label, text in step.plan.items()}
+    if not plans and len(graph.info.plan) == len(graph.stages):
+        plans = {
+            stage.name: [str(item) for item in order]
+            for stage, order in zip(graph.stages, graph.info.plan, strict=True)
+        }
+    found = {}
+    for label, parts in plans.items():
+        places: list[tuple[str, int]] = []
+        for part in parts:
+            head, slash, numbers = part.strip().rpartition("/")
+            first, _, last = numbers.partition("-")
+            ends = number_of(first), number_of(last or first)
+            if ends[0] is None or ends[1] is None or not 0 <= ends[1] - ends[0] < _LAYERS:
+                raise SourceError(
+                    f"the record of {_name(graph)} is damaged: {part!r} is not a part of a plan"
+                )
+            places += [(head + slash, number) for number in range(ends[0], ends[1] + 1)]
+        runs, at = [], 0
+        for head, run in consecutive(places):
+            runs.append((_run(range(at, at + len(run))), head + _run(run)))
+            at += len(run)
+        found[label] = runs
+    return found
+
+
+def _run(numbers: range) -> str:
+    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
 
 
 def way_back(graph: Graph) -> WayBack:
@@ -86,8 +120,6 @@ def copies_left_out(before: Graph, after: Graph) -> dict[str, bool]:
 
     They were equal when they were written, so what differs was changed since. Bytes are read, a piece at a time.
     """
-    from elastic_ir.checkpoints.verify import side_by_side
-
     step = steps_of_graph(before)[-1]
     taken = {step.origin(weight.origin): weight.origin for weight in after.weights.values()}
     found = {}
@@ -95,9 +127,7 @@ def copies_left_out(before: Graph, after: Graph) -> dict[str, bool]:
         other = taken.get(step.origin(name), name)
         if other != name:
             one, two = weight.storage.emitted(), before.weights[other].storage.emitted()
-            found[name] = one.shape == two.shape and all(
-                a == b for a, b in side_by_side(one, two, zeros=False)
-            )
+            found[name] = same_bytes(one, two)
     return found
 
 
@@ -183,7 +213,7 @@ def _by_layer(graph: Graph, names: Iterable[str]) -> list[str]:
     runs = []
     for home, numbers in layers.items():
         for _, run in consecutive((home.head, number) for number in sorted(numbers)):
-            runs.append(f"{home.head}{run[0]}" if len(run) == 1 else f"{home.head}{run[0]}-{run[-1]}")
+            runs.append(home.head + _run(run))
     return runs + others
 
 

@@ -294,7 +294,7 @@ def _streamed(
     theirs = None
     first: int | None = None
     at = 0
-    for piece, like in side_by_side(data, expected, zeros):
+    for piece, like in _pairs(data, expected, zeros):
         if first is None and piece != like:
             first = at + next(i for i, pair in enumerate(zip(piece, like, strict=True)) if pair[0] != pair[1])
             theirs = own.copy() if own is not None else None
@@ -309,7 +309,7 @@ def _streamed(
     return first, digest, theirs.hexdigest() if theirs is not None else digest
 
 
-def side_by_side(data: TensorData, expected: TensorData, zeros: bool) -> Iterator[tuple[bytes, bytes]]:
+def _pairs(data: TensorData, expected: TensorData, zeros: bool) -> Iterator[tuple[bytes, bytes]]:
     """The bytes of two tensors side by side, in pieces of equal length."""
     if zeros:
         for chunk in data.chunks():

@@ -141,8 +141,13 @@ class CheckpointSource(Origin):
     kinds: dict[str, tuple[int, ...]] = field(default_factory=dict)
     #: how tensors beside the stacks are indexed by their layers; None until its network was asked
     indexed: Mapping[str, ByLayer] | None = None
+    summary: tuple[tuple[str, str], ...] = ()  #: what a reader wants to know, each with what it is called
     #: the further folders that layers come from, in the order of their numbers from 1 on
     others: tuple[CheckpointSource, ...] = field(default=(), kw_only=True)
     #: by name what of it is not here yet; None for an ordinary folder
     awaited: Awaited | None = field(default=None, kw_only=True)
     places: Mapping[str, str] = field(default_factory=dict, kw_only=True)  #: of awaited tensors, their files
+
+    def facts(self) -> list[tuple[str, str]]:
+        """What a reader wants to know of the folder."""
+        return list(self.summary)

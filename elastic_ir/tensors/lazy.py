@@ -56,6 +56,7 @@ PACKED_BITS: dict[str, int] = {
 #: either. Formats that have such types enter them: which there are is theirs to say.
 BLOCK_SIZES: dict[str, tuple[int, int]] = {}
 
+_PIECE = 1 << 18  #: bytes that are compared at once; more would leave the processor's cache
 _STEP = 1 << 20  #: elements that are made dense at once
 
 
@@ -79,6 +80,25 @@ class TensorData(Protocol):
 def nbytes(data: TensorData) -> int:
     """The size of a tensor in bytes, from its shape and dtype alone."""
     return size_of(data.shape, data.dtype)
+
+
+def same_bytes(one: TensorData, other: TensorData) -> bool:
+    """Whether two tensors hold the same bytes; they are read side by side, up to the first piece that differs."""
+    if one is other:
+        return True
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    others = iter(other.chunks())
+    rest = memoryview(b"")
+    for chunk in one.chunks():
+        mine = chunk.cast("B")
+        while mine:
+            rest = rest or next(others).cast("B")
+            size = min(len(mine), len(rest), _PIECE)
+            if bytes(mine[:size]) != bytes(rest[:size]):
+                return False
+            mine, rest = mine[size:], rest[size:]
+    return True
 
 
 def size_of(shape: Sequence[int], dtype: str) -> int:

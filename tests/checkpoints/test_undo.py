@@ -176,6 +176,48 @@ def test_a_record_that_does_not_suffice(source: Path, tmp_path: Path, change: An
     assert not (tmp_path / "again").exists()
 
 
+def with_entries(source: Path, deep: Path, **gathered: object) -> np.ndarray[Any, Any]:
+    """A stretched folder, and beside its six layers a tensor with an entry for each, by its record; the source's."""
+    run("stretch", source, "--plan", "0-3,2,3", "--unit", 1, "-o", deep)
+    own = np.arange(8, dtype=np.float32).reshape(4, 2)
+    state = load_file(deep / "model.safetensors")
+    how: dict[str, Any] = {"axis": 0, "entries": [0, 1, 2, 3, 2, 3], "size": 1, "shared": False, **gathered}
+    state["beside"] = own[how["entries"]] if not how["shared"] else np.zeros(6, np.float32)
+    save_file(state, deep / "model.safetensors", {"format": "pt"})
+    data = json.loads((deep / "elastic_ir.json").read_text())
+    data["version"] = 2
+    data["history"][-1]["lineage"]["beside"] = {"name": "beside", "gathered": how}
+    (deep / "elastic_ir.json").write_text(json.dumps(data))
+    return own
+
+
+def test_entries_of_layers_go_back(source: Path, tmp_path: Path) -> None:
+    own = with_entries(source, tmp_path / "deep")
+    result = undo(tmp_path / "deep", "-o", tmp_path / "again", "--no-check")
+    assert result.exit_code == 0, result.output
+    assert (load_file(tmp_path / "again" / "model.safetensors")["beside"] == own).all()
+
+
+@pytest.mark.parametrize(
+    ("gathered", "told"),
+    [
+        (
+            {"shared": True},
+            "deep cannot be undone bit for bit: beside holds softmaxed weights, of which copies share",
+        ),
+        (
+            {"entries": [0, 1, 3, 3, 1, 3]},
+            "deep cannot be undone: beside has no entry 2 of the source's any more",
+        ),
+    ],
+)
+def test_entries_that_do_not_go_back(source: Path, tmp_path: Path, gathered: Any, told: str) -> None:
+    with_entries(source, tmp_path / "deep", **gathered)
+    result = undo(tmp_path / "deep", "-o", tmp_path / "again", "--no-check")
+    assert result.exit_code == 1 and told in result.output, result.output
+    assert not (tmp_path / "again").exists()
+
+
 # -- GGUF --------------------------------------------------------------------------------------------------------------
 
 

@@ -81,6 +81,19 @@ def counted(config: dict[str, Any], stacks: Sequence[Stack], names: Iterable[str
     return {stack.label: {value for _, value in reader.counts(stack)} for stack in stacks}
 
 
+def counting(
+    config: dict[str, Any], stacks: Sequence[Stack], names: Iterable[str]
+) -> list[tuple[Stack, str]]:
+    """The stacks that an entry of a configuration counts, each with the entry's name."""
+    reader = _Reader(config, stacks, names)
+    found = []
+    for stack in stacks:
+        entry = next((entry for entry, value in reader.counts(stack) if value == stack.before), None)
+        if entry is not None:
+            found.append((stack, str(entry)))
+    return found
+
+
 def reindexed(
     config: dict[str, Any],
     stacks: Sequence[Stack],
