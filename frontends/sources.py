@@ -230,7 +230,7 @@ def _one_network(source: str, key: str) -> SourceError:
 
 def _read(path: Path, options: ReadOptions) -> Graph:
     """Read a folder, or a file in its format; a file without a known suffix in the format that its first bytes show."""
-    if path.suffix in (".json", ".safetensors", ".bin"):
+    if path.suffix in (".json", ".bin") or formats.SAFETENSORS.names(path):
         from elastic_ir.frontends.elsewhere import refuse_part
 
         refuse_part(path)

@@ -21,6 +21,7 @@ from typing import Any
 
 from elastic_ir.checkpoints.side_files import is_side_file
 from elastic_ir.errors import ElasticError, SourceError, first_line
+from elastic_ir.formats import GGUF, SAFETENSORS
 from elastic_ir.formats.hub_cache import (
     SCHEME,
     HubName,
@@ -135,7 +136,7 @@ class Snapshot:
             self._fetch(wanted)
             wanted = files_of_index(self.folder / wanted[0])
         away = [name for name in wanted if not (self.folder / name).exists()]
-        ranged = [name for name in away if name.endswith(".safetensors")]
+        ranged = [name for name in away if SAFETENSORS.names(Path(name))]
         self._fetch(
             set(away) - set(ranged)
         )  # the places of torch.save's tensors stand at the end of its files
@@ -414,7 +415,7 @@ def _not_cached(name: HubName, folder: Path | None) -> str:
 
 def _no_weights(name: HubName, files: Mapping[str, Listed]) -> str:
     """Why a repository is no model that can be read."""
-    gguf = sorted(file for file in files if file.lower().endswith(".gguf"))
+    gguf = sorted(file for file in files if GGUF.names(Path(file)))
     if gguf:
         return (
             f"{name} holds GGUF files and no folder of safetensors; fetch one with 'hf download {name.repo} {gguf[0]}' "
