@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,17 +131,28 @@ def sources_of(path: Path, step: Step | None, against: list[Place]) -> tuple[Pla
             f"{path} was made from two {what}s that are called {twice!r}; state which is which, by --against SOURCE "
             f"for each of {', '.join(step.sources)}"
         )
-    beside = [_recorded(path, name) for name in step.sources]
-    if not against and all(usable(other) and other != path.resolve() for other in beside):
-        return tuple(Place(other) for other in beside)
-    return tuple(against)
+    beside = [_recorded(path, name, usable) for name in step.sources] if not against else []
+    found = [place for place in beside if place is not None]
+    return tuple(found if found and len(found) == len(beside) else against)
 
 
-def _recorded(path: Path, name: str) -> Path:
-    """Where a source of a record would lie: in a hub's cache, or beside the folder that was made of it."""
-    from elastic_ir.formats.hub_cache import folder_of_label
+def _recorded(path: Path, name: str, usable: Callable[[Path], bool]) -> Place | None:
+    """A source of a record: in a hub's cache, or beside the checkpoint that was made of it; None if it is in neither.
 
-    return folder_of_label(name) or path.resolve().parent / name
+    What lies in the cache in part, as a squeeze leaves it, is seen whole by its headers if the hub can be asked.
+    """
+    from elastic_ir.formats.hub_cache import SCHEME, folder_of_label, is_offline, is_whole
+
+    cached = folder_of_label(name)
+    if cached is None:
+        other = path.resolve().parent / name
+        return Place(other) if usable(other) and other != path.resolve() else None
+    if cached.is_file() or is_whole(cached):
+        return Place(cached) if usable(cached) else None
+    try:
+        return Place.of(f"{SCHEME}{name}") if not is_offline() else None
+    except SourceError:
+        return None
 
 
 def _is_gguf(path: Path) -> bool:

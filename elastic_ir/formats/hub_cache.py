@@ -151,7 +151,7 @@ def files_of_index(path: Path) -> list[str]:
 
 
 def folder_of_label(label: str) -> Path | None:
-    """The folder in the cache that a record names as ``ORG/NAME@COMMIT``; None for other names, or where it is gone."""
+    """What a record names as ``ORG/NAME@COMMIT``, or a file of it, in the cache; None for others, or if it is gone."""
     repo, at, rest = label.rpartition("@")
     commit, _, inner = rest.partition("/")
     name = _NAME.fullmatch(repo)
@@ -164,4 +164,4 @@ def folder_of_label(label: str) -> Path | None:
     ):
         return None
     found = snapshot_of(HubName(repo, commit))
-    return found / inner if found is not None and (found / inner).is_dir() else None
+    return found / inner if found is not None and (found / inner).exists() else None

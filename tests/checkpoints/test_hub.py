@@ -17,8 +17,10 @@ from safetensors.numpy import load_file, save_file
 import elastic_ir as eir
 from elastic_ir.cli.app import elastic_ir
 from elastic_ir.errors import SourceError
-from elastic_ir.formats.hub_cache import HubName, hub_name
-from elastic_ir.formats.ranges import AwaitedTensor
+from elastic_ir.formats.hub_cache import HubName, folder_of_label, hub_name
+from elastic_ir.formats.model_folder import label_of
+from elastic_ir.formats.ranges import AwaitedTensor, FileTensor, settled
+from elastic_ir.tensors.recipes import Scaled
 from tests.checkpoints.folders import config, llama
 from tests.checkpoints.hub_server import COMMIT, Hub, running
 
@@ -406,3 +408,47 @@ def test_names_of_files_that_lead_elsewhere(hub: Hub) -> None:
     }
     with pytest.raises(SourceError, match="no file"):
         eir.load("org/index", headers_only=True)
+
+
+def test_blobs_that_several_models_share(cached: Path, tmp_path: Path) -> None:
+    """Newer caches keep them beside the models; a link to elsewhere is refused as in any folder."""
+    blob = (cached / file_of(1)).resolve()
+    shared = tmp_path / "cache" / "blobs" / "ab" / "abcd"
+    shared.parent.mkdir(parents=True)
+    blob.rename(shared)
+    blob.symlink_to(Path("../../blobs/ab/abcd"))
+    done("squeeze", REPO, "--drop", "4-11", "--no-check")
+    shared.rename(tmp_path / "outside")
+    shared.symlink_to(tmp_path / "outside")
+    assert "is a symbolic link out of the folder" in said("inspect", REPO)
+
+
+def test_what_was_fetched_is_read_as_an_ordinary_file(hub: Hub) -> None:
+    """So that a run that goes on with the work of an earlier one has the same plan."""
+    graph = eir.load(REPO, headers_only=True)
+    name = next(name for name in STATE if shard(name) == 3)
+    data = Scaled(graph.weights[name].storage.data, 0.5)
+    assert settled(data) is data
+    b"".join(data.chunks())
+    again = Scaled(eir.load(REPO, headers_only=True).weights[name].storage.data, 0.5)
+    assert settled(data) == again and isinstance(again.data, FileTensor)
+    assert again.data.stamp is not None
+
+
+def test_a_squeeze_is_verified_though_the_cache_has_a_part(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    done("squeeze", REPO, "--drop", "4-11", "--no-check")
+    before = hub.whole
+    output = done("verify", "Tiny-4", "--no-check")
+    assert f"{LABEL} (found in the hub's cache)" in output and "equal" in output
+    assert hub.whole == before  # headers alone
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "not checked" in done("verify", "Tiny-4", "--no-check")
+
+
+def test_what_lies_in_a_cache_is_named_and_found_by_its_label(cached: Path, source: Path) -> None:
+    assert label_of(cached) == LABEL and folder_of_label(LABEL) == cached
+    file = cached / "tokenizer.json"
+    assert label_of(file) == f"{LABEL}/tokenizer.json" and folder_of_label(label_of(file)) == file
+    assert label_of(source) == source.name and folder_of_label(source.name) is None
+    for other in (f"{REPO}@main", f"{LABEL}/../..", f"../{LABEL}", f"{REPO}@{'f' * 40}"):
+        assert folder_of_label(other) is None
