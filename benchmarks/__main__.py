@@ -33,7 +33,8 @@ APART, COUNTED = timedelta(hours=1), 3
 PROGRAMS: dict[str, tuple[str, ...]] = {
     "ticket_file": (), "discovery": (), "pipeline": (), "stretch": (), "tracing": (), "inspect_command": (),
     "compact": (), "rescale_residual": (), "training_step": (), "startup": (), "headers": (), "memory": (),
-    "growth": (), "lottery": (), "onnx_stretch": (), "checkpoint": ("--parameters", "1.1e9"),
+    "onnx_stretch": (), "onnx_export": (), "checkpoint": ("--parameters", "1.1e9"), "gguf": (), "growth": (),
+    "lottery": (),
 }  # fmt: skip
 
 
