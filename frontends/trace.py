@@ -28,7 +28,7 @@ from elastic_ir.errors import TraceError
 from elastic_ir.frontends.example_inputs import from_shapes, guesses
 from elastic_ir.frontends.fx import holds_layers, is_torchs, read_fx, read_sealed
 from elastic_ir.ir.example_inputs import Inputs
-from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.graph import Graph, Node, Value
 from elastic_ir.ir.info import Origin
 from elastic_ir.tensors.torch_bridge import lazy_of
 from elastic_ir.tensors.weights import (
@@ -158,6 +158,10 @@ def trace(
             graph.origin = LiveSource(module=model, inputs=inputs)
             if not graph.modules:
                 graph.modules = {path: list(module._modules) for path, module in model.named_modules()}
+            if any(map(_takes_several, graph)):
+                from elastic_ir.frontends.bring_forward import bring_forward  # few networks need it
+
+                bring_forward(graph)
             sealed = _sealed_note(graph, model, frontend) if name == _SEALED else ""
             graph.info = replace(
                 graph.info, source_names=tuple(weights), ties=ties_of(weights), sealed_note=sealed
@@ -173,6 +177,14 @@ def trace(
     elif not candidates or candidates[0].guessed:
         advice = " Pass example_inputs (--input-shape 1,3,224,224)."
     raise TraceError(f"{type(model).__name__} could not be traced ({tried}).{advice}")
+
+
+def _takes_several(node: Node) -> bool:
+    """Whether a node collects values in a list, or is the output and gives several."""
+    lists = [item for item in (*node.args, *node.kwargs.values()) if isinstance(item, (list, tuple))]
+    if node.kind == "output":
+        return len(node.operands()) > 1
+    return any(sum(isinstance(item, Value) for item in items) > 1 for items in lists)
 
 
 #: What torch.export raises, or has under what it raises, where a tensor's value or a size made of values is asked for.

@@ -161,7 +161,10 @@ class GraphReader:
             return None
         spans = [self._span([node for part in group.parts for node in part.nodes]) for group in groups]
         if spans != sorted(spans):
-            return None
+            # a last one for another place (a head for the proposals of a first stage) stays the last
+            if len(groups) < 3 or not spans[-1] < spans[0] or spans[:-1] != sorted(spans[:-1]):
+                return None
+            del groups[-1], spans[-1]
         inside = {part for group in groups for part in group.parts}
         beside = [node for part in parts if part not in inside for node in part.nodes]
         others = levels.containers[1:] if levels is not None else ()
@@ -206,6 +209,10 @@ class GraphReader:
             groups, _ = self._put_together(
                 bundle, lambda node: self._carries(node, shared) and _keeps_extents(node)
             )
+        if around and len(groups) > 2 and sum(group.free and group.linked for group in groups) < 2:
+            others, _ = self._put_together(bundle, lambda node: self._carries(node, shared), first_apart=True)
+            if all(group.free and group.linked for group in others[1:]):
+                groups = others
         chained = all(group.linked for group in groups[1:]) and all(group.sound for group in groups)
         if not chained and bundle.lead.container not in self.paired:
             # a last block that lacks something leaves the others whole by themselves
@@ -249,7 +256,7 @@ class GraphReader:
         return []
 
     def _put_together(
-        self, bundle: Bundle, carries: Callable[[Node], bool], ranks: int = 1
+        self, bundle: Bundle, carries: Callable[[Node], bool], ranks: int = 1, *, first_apart: bool = False
     ) -> tuple[list[Group], list[Node]]:
         """The blocks of a bundle, and what the caller does around their slots, which is dealt out to them."""
         groups: list[Group] = []
@@ -274,7 +281,7 @@ class GraphReader:
             from elastic_ir.discovery.gaps import Gaps  # many networks have none
 
             gaps = Gaps(spans, around, owner, belongs, self.nodes, self.order, self.users)
-            gaps.deal_out(groups)
+            gaps.deal_out(groups, first_apart=first_apart)
             if len(groups[-1].parts) < len(groups[0].parts):
                 gaps.end_like(groups[0].parts, groups[-1].parts)
         for node, index in owner.items():

@@ -35,8 +35,11 @@ class Gaps:
         self.spans, self.around, self.owner, self.belongs = spans, around, owner, belongs
         self.nodes, self.order, self.users = nodes, order, users
 
-    def deal_out(self, groups: Sequence[Group]) -> None:
-        """Enter in ``owner`` what the caller does around all blocks alike, and mark ends that lack some of it."""
+    def deal_out(self, groups: Sequence[Group], *, first_apart: bool = False) -> None:
+        """Enter in ``owner`` what the caller does around all blocks alike, and mark ends that lack some of it.
+
+        With ``first_apart`` the others show what that is, and the first block keeps what is done behind it besides.
+        """
         owner, last = self.owner, len(groups) - 1
         gaps = self._between()
         first_nodes = [node for node, row in owner.items() if row == 0]
@@ -50,14 +53,21 @@ class Gaps:
 
         behind: list[Node] = []
         before: list[Node] = []
-        for index, (behind, before) in enumerate(_split(gaps, self._alive, lead, trail)):
+        split = _split_behind_first if first_apart else _split
+        for index, (behind, before) in enumerate(split(gaps, self._alive, lead, trail)):
             owner.update(dict.fromkeys(behind, index))
             owner.update(dict.fromkeys(before, index + 1))
         leading, trailing = lead([node.op for node in before]), trail([node.op for node in behind])
         owner.update(dict.fromkeys(leading, 0))
         owner.update(dict.fromkeys(trailing, last))
-        groups[0].torn |= len(leading) < len(before)
+        groups[0].torn |= len(leading) < len(before) or first_apart
         groups[-1].torn |= len(trailing) < len(behind)
+        for node in reversed(
+            self.around
+        ):  # what the last block's trail alone reads, and the others' read inside
+            readers = {owner.get(user) for user in self.users.get(node.output, ())}
+            if self.order[node] > self.spans[-1][0] and node not in owner and readers == {last}:
+                owner[node] = last
 
     def end_like(self, whole: Sequence[Part], rest: Sequence[Part]) -> None:
         """Enter what the caller does behind a last block of fewer slots: what it does so deep inside the others."""
@@ -130,15 +140,19 @@ class Gaps:
     def _trail(self, block: Sequence[Node], operations: Sequence[str]) -> list[Node]:
         """Nodes of these operations, in order, that follow a block: the first ones, as far as they agree.
 
-        Those that make something out of nothing but constants come with what reads it.
+        Those that make something out of nothing but constants, or of what was there before the block, come with what
+        reads it.
         """
         made = {node.output for node in block}
         aside: set[Value] = set()
+        start = min((self.order[node] for node in block), default=0)
         place = max((self.order[node] for node in block), default=-1)
         found: list[Node] = []
         for operation in operations:
             place += 1
-            while place < len(self.nodes) and not self._follows(self.nodes[place], operation, made, aside):
+            while place < len(self.nodes) and not self._follows(
+                self.nodes[place], operation, made, aside, start
+            ):
                 place += 1
             node = self.nodes[place] if place < len(self.nodes) else None
             if node is None or node.op != operation or not self._open(node):
@@ -149,10 +163,13 @@ class Gaps:
             found.pop()
         return found
 
-    def _follows(self, node: Node, operation: str, made: set[Value], aside: set[Value]) -> bool:
+    def _follows(self, node: Node, operation: str, made: set[Value], aside: set[Value], start: int) -> bool:
         if not made.isdisjoint(node.operands()):
             return True
-        fixed = all(value in aside or value.node.kind == "constant" for value in node.operands())
+        fixed = all(
+            value in aside or value.node.kind == "constant" or self.order[value.node] < start
+            for value in node.operands()
+        )
         return fixed and node.op == operation and self._open(node)
 
     def _open(self, node: Node) -> bool:
@@ -162,7 +179,7 @@ class Gaps:
 def _split(
     gaps: Sequence[list[Node]],
     alive: Callable[[int, Sequence[Node]], list[tuple[int, int]]],
-    lead: Callable[[Sequence[str]], Sequence[Node]],
+    lead: Callable[[Sequence[str]], Sequence[object]],
     trail: Callable[[Sequence[str]], Sequence[Node]],
 ) -> list[tuple[list[Node], list[Node]]]:
     """For each gap what belongs to the block before it, and what to the block behind it.
@@ -188,6 +205,22 @@ def _split(
 
     at = min(range(len(words[0]) + 1), key=cost)
     return [(gap[:at], gap[at:]) for gap in gaps]
+
+
+def _split_behind_first(
+    gaps: Sequence[list[Node]],
+    alive: Callable[[int, Sequence[Node]], list[tuple[int, int]]],
+    lead: Callable[[Sequence[str]], Sequence[object]],
+    trail: Callable[[Sequence[str]], Sequence[Node]],
+) -> list[tuple[list[Node], list[Node]]]:
+    """As :func:`_split`, with the first gap dealt out as the others show: what ends as they do is of the next block.
+
+    The first block may do otherwise (boxes of two coordinates become some of four), so it need not lead in as they do.
+    """
+    rest = _split(gaps[1:], lambda row, gap: alive(row + 1, gap), lambda operations: operations, trail)
+    before = [node.op for node in rest[0][1]]
+    at = len(gaps[0]) - _common([before[::-1], [node.op for node in gaps[0]][::-1]])
+    return [(gaps[0][:at], gaps[0][at:]), *rest]
 
 
 def _common(words: Sequence[Sequence[str]]) -> int:

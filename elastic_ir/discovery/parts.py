@@ -236,7 +236,7 @@ def form_of(group: Group) -> frozenset[str]:
         ):  # a bare layer has no names to recognize it by: a convolution and a linear layer differ in rank
             found.add(f"{parts[0]}:{len(shape)}")
         else:
-            found.add(parts[1] if len(group.parts) == 1 else parts[0])
+            found.add(parts[1] if len(group.parts) == 1 else f"{parts[0]}.")
     return frozenset(found)
 
 

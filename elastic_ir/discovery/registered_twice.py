@@ -2,7 +2,8 @@
 
 ``self.views[i].block`` may be ``self.blocks[i]``, and an encoder that two heads share has a name in each. The weights
 are tied, name by name, and that is how such a list is known. Its members are further slots of the blocks, so that both
-registrations grow and shrink together, as they do where the network is built deeper.
+registrations grow and shrink together, as they do where the network is built deeper. So do the members of
+``[head] * n``, a list of one module for all blocks.
 """
 
 from __future__ import annotations
@@ -49,6 +50,46 @@ def add_second_registrations(graph: Graph, stages: Sequence[Stage]) -> None:
             made = _container_of(container, key, twin, numbers[key], blocks[container])
             if made is not None:
                 _join(made[0], made[1], container, stages)
+    _add_repeated(graph, stages, tied)
+
+
+def _add_repeated(graph: Graph, stages: Sequence[Stage], tied: Sequence[Sequence[str]]) -> None:
+    """Let blocks have the members of a list of one module, of as many as there are blocks, that each of them runs."""
+    paths = {child.path for stage in stages for box in stage.containers for child in box.children}
+    members: dict[Key, dict[str, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
+    for names in tied:
+        for name in names if len(names) > 2 else ():
+            if head_in(name, paths) is None:
+                for key, number, rest in _places(name):
+                    members[key][number][rest] = id(graph.weights[name].storage)
+    repeated = {
+        key: found
+        for key, found in members.items()
+        if len(found) > 2 and all(one == next(iter(found.values())) for one in found.values())
+    }
+    numbers = _numbers(graph, set(repeated))
+    for key, found in repeated.items():
+        held = {storage for rest in found.values() for storage in rest.values()}
+        base = min(map(int, found))
+        if numbers[key] != found.keys() or sorted(map(int, found)) != [base + at for at in range(len(found))]:
+            continue
+        for stage in stages:
+            blocks = stage.all_blocks
+            extra = len(found) - len(blocks)  # one for another place
+            if extra in (0, 1) and all(_reads(block, graph, held) for block in blocks):
+                made = Container(*key, base, native=not key[1], width=width_of(found) or 1, tail=extra)
+                made.children = [Child(made.child_path(at), made.child_path(at)) for at in range(len(found))]
+                made.source_count = len(made.children)
+                stage.containers = (*stage.containers, made)
+                for block, child in zip(blocks, made.children, strict=False):
+                    block.children.append(child)
+                break
+
+
+def _reads(block: Block, graph: Graph, storages: set[int]) -> bool:
+    """Whether a block reads all of some storages."""
+    read = {id(graph.weights[name].storage) for node in block.nodes for name in node.weight_names()}
+    return storages <= read
 
 
 class _Twin:
