@@ -209,7 +209,15 @@ class GraphReader:
             groups, _ = self._put_together(
                 bundle, lambda node: self._carries(node, shared) and _keeps_extents(node)
             )
-        if around and len(groups) > 2 and sum(group.free and group.linked for group in groups) < 2:
+        several = (
+            len(groups[0].parts) > 1
+        )  # of one list, a first block that is another shows a state of its own
+        if (
+            around
+            and several
+            and len(groups) > 2
+            and sum(group.free and group.linked for group in groups) < 2
+        ):
             others, _ = self._put_together(bundle, lambda node: self._carries(node, shared), first_apart=True)
             if all(group.free and group.linked for group in others[1:]):
                 groups = others

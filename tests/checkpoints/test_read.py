@@ -167,9 +167,10 @@ def test_a_hub_cache_links_to_its_own_blobs(sharded: Path, tmp_path: Path) -> No
     ("entries", "message"),
     [
         ({"num_hidden_layers": 5}, "num_hidden_layers = 5, but the weights hold 4 layers at model.layers"),
-        (
+        pytest.param(
             {"text_config": {"n_layer": 3}, "num_hidden_layers": 9},
             "num_hidden_layers = 9, text_config.n_layer = 3",
+            marks=pytest.mark.slow,
         ),
     ],
 )

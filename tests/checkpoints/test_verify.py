@@ -445,7 +445,7 @@ def test_a_plan_that_cannot_be(out: Path, plan: Any, message: str) -> None:
 # -- with the network --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("beside", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_network_vouches(source: Path, out: Path, tmp_path: Path, beside: bool) -> None:
     if not beside:
         source.rename(tmp_path / "moved")
@@ -457,6 +457,7 @@ def test_the_network_vouches(source: Path, out: Path, tmp_path: Path, beside: bo
     assert done.exit_code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("entries", "what"),
     [

@@ -86,13 +86,15 @@ def test_trusted_later_is_as_good_as_trusted_from_the_start(tmp_path: Path, name
     with_class, without = (eir.load(tmp_path / "own.pt", trust=trust) for trust in (TRUST, []))
     assert with_class.origin.module is not None
     assert without.origin.module is None
+    for where in ("with", "without"):  # files of one name, which their records state
+        (tmp_path / where).mkdir()
     for step in CHAINS[chain]:
-        with_class = through(step(with_class), tmp_path / "with.pt", TRUST)
-        without = through(step(without), tmp_path / "without.pt", [])
-        wanted, found = record(tmp_path / "with.pt"), record(tmp_path / "without.pt")
+        with_class = through(step(with_class), tmp_path / "with" / "net.pt", TRUST)
+        without = through(step(without), tmp_path / "without" / "net.pt", [])
+        wanted, found = (record(tmp_path / where / "net.pt") for where in ("with", "without"))
         found["module"].pop("unproven", None)
         assert found == wanted
-    later = eir.load(tmp_path / "without.pt", trust=TRUST)
+    later = eir.load(tmp_path / "without" / "net.pt", trust=TRUST)
     assert not later.info.class_note
     made, native = later.to_module(), with_class.to_module()
     assert type(made) is type(native)

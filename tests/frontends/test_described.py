@@ -132,7 +132,9 @@ def test_what_is_not_evident_is_built_at_once(folder: Path, change: Callable[[di
     assert origin.module is None
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "name", [FILES[0], *(pytest.param(one, marks=pytest.mark.slow) for one in FILES[1:])]
+)
 def test_a_changed_file_of_ours_is_written_without_torch(folder: Path, name: str) -> None:
     """With ``--no-check``; what is written is what the check leaves as it is, byte for byte."""
     suffix = Path(name).suffix

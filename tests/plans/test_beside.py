@@ -311,6 +311,7 @@ def test_what_a_trace_shows_in_step_is_written_in_step(tmp_path: Path, change: s
     Stepped(len(plan)).load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True))
 
 
+@pytest.mark.slow
 def test_a_folder_is_asked_for_its_lists_and_not_for_its_tensors(tmp_path: Path) -> None:
     """What a folder's tensors are, its own network says when it is written."""
     import json

@@ -300,6 +300,7 @@ def test_entries_of_packing_and_of_kernels_are_left_out(tmp_path: Path) -> None:
     assert compared(stretched(folder)) == Compared("LlamaForCausalLM")
 
 
+@pytest.mark.slow
 def test_what_no_configuration_states(tmp_path: Path) -> None:
     """The reason by the names of entries, and what the network would say to the nearest that was tried."""
     entries = config(4)
@@ -390,6 +391,7 @@ def test_the_summary_says_what_it_was_compared_with(tmp_path: Path) -> None:
     assert "compared:   not compared with the network: --no-check\nwrote: " in done.output
 
 
+@pytest.mark.slow
 def test_the_summary_says_what_was_found(tmp_path: Path) -> None:
     ernie().save_pretrained(tmp_path / "source")
     done = checked("stretch", tmp_path / "source", "--plan", "0-5,4,5", "--unit", 1, "-o", tmp_path / "out")

@@ -26,7 +26,12 @@ def xlm(kind: Any, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "kind", [(t.XLMConfig, t.XLMModel), (t.FlaubertConfig, t.FlaubertModel)], ids=["xlm", "flaubert"]
+    "kind",
+    [
+        (t.XLMConfig, t.XLMModel),
+        pytest.param((t.FlaubertConfig, t.FlaubertModel), marks=pytest.mark.slow),
+    ],
+    ids=["xlm", "flaubert"],
 )
 def test_lists_that_one_count_makes_longer(
     kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
