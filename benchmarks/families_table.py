@@ -97,9 +97,20 @@ def write_table(results: Sequence[dict[str, Any]], path: Path) -> str:
     lines += [f"- {r['type']}: {r['traced']}" for r in built if "traced" in r]
     lines += ["", "## Not built small", ""]
     left_out = sorted((r for r in results if "stacks" not in r), key=lambda r: str(r["type"]))
-    lines += [f"- {r['type']}: {r.get('not_built') or r.get('broken')}" for r in left_out]
+    lines += [
+        f"- {r['type']}: {without_places(str(r.get('not_built') or r.get('broken')))}" for r in left_out
+    ]
     path.write_text("\n".join(lines).rstrip() + "\n")
     return totals
+
+
+def without_places(text: str) -> str:
+    """A message without the files that modules are of, which differ from machine to machine.
+
+    >>> without_places("not in <module 'a.b' from '/home/me/a/b.py'> nor there")
+    "not in <module 'a.b'> nor there"
+    """
+    return re.sub(r" from '[^']*'?(?=>|$)", "", text)
 
 
 def word_of(told: str) -> str:
