@@ -18,14 +18,12 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.figures import PAIRS, Figures
+from benchmarks.figures import PAIRS, Figures, process_with_peak
 
 LIMIT = 1.3
 SMALL = 100  #: where start-up dominates
@@ -90,14 +88,7 @@ def run(command: Sequence[str]) -> tuple[float, float]:
     """Seconds from start to finish of a process, and its peak of resident memory in MB."""
     if command[0] != "sync":
         os.sync()
-    start = time.perf_counter()
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
-    seconds = time.perf_counter() - start
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise SystemExit(f"{' '.join(command)} failed with {child.returncode}")
-    return seconds, usage.ru_maxrss / 1024
+    return process_with_peak(command)
 
 
 def stretch(source: Path, target: Path, *options: str) -> tuple[float, float]:

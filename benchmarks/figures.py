@@ -136,6 +136,18 @@ def process(arguments: Sequence[str]) -> float:
     return time.perf_counter() - begin
 
 
+def process_with_peak(command: Sequence[str]) -> tuple[float, float]:
+    """Seconds from start to finish of a process, which has to succeed, and its peak of resident memory in MB."""
+    start = time.perf_counter()
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    seconds = time.perf_counter() - start
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise SystemExit(f"{' '.join(command)} failed with {child.returncode}")
+    return seconds, usage.ru_maxrss / 1024
+
+
 def machine(*libraries: str) -> str:
     """The machine in a line: processors, how busy it is, Python, and versions of libraries."""
     from importlib.metadata import version

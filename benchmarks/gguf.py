@@ -10,14 +10,11 @@ from __future__ import annotations
 import argparse
 import os
 import struct
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.figures import Figures, pairs
+from benchmarks.figures import Figures, pairs, process_with_peak
 
 LIMIT, PEAK = 1.3, 60  # times cp, MB
 LAYERS, PLAN = 22, "0-15,6-21"
@@ -67,18 +64,6 @@ def make(path: Path, parameters: float) -> None:
             file.write(os.urandom(min(1 << 20, at - begin)))
 
 
-def run(command: Sequence[str]) -> tuple[float, float]:
-    """Seconds from start to finish of a process, and its peak of resident memory in MB."""
-    start = time.perf_counter()
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
-    seconds = time.perf_counter() - start
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise SystemExit(f"{' '.join(command)} failed with {child.returncode}")
-    return seconds, usage.ru_maxrss / 1024
-
-
 def main() -> int:
     """Print the figures; 1 where a limit is passed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -94,19 +79,19 @@ def main() -> int:
         def stretch() -> float:
             target.unlink(missing_ok=True)
             arguments = ["stretch", str(source), "--plan", PLAN, "-o", str(target)]
-            seconds, peak = run([sys.executable, "-m", "elastic_ir.cli", *arguments])
+            seconds, peak = process_with_peak([sys.executable, "-m", "elastic_ir.cli", *arguments])
             peaks.append(peak)
             return seconds
 
         def copy() -> float:
             twin.unlink(missing_ok=True)
-            seconds = run(["cp", str(target), str(twin)])[0]
+            seconds = process_with_peak(["cp", str(target), str(twin)])[0]
             twin.unlink()
             return seconds
 
         found = pairs(stretch, copy)
         size = target.stat().st_size
-        run([sys.executable, "-m", "elastic_ir.cli", "verify", str(target)])
+        process_with_peak([sys.executable, "-m", "elastic_ir.cli", "verify", str(target)])
     print(
         f"{LAYERS} to {LAYERS + 10} layers, {size / 1e9:.2f} GB out; cp took {min(b for _, b in found):.2f} s"
     )

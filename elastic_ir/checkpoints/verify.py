@@ -24,11 +24,10 @@ from elastic_ir.plans.plan import parse_indices
 from elastic_ir.safety.limits import allowing_blocks
 from elastic_ir.tensors.arrays import FLOATS, array_dtype
 from elastic_ir.tensors.gathered import Gathered
-from elastic_ir.tensors.lazy import Mask, MaskedData, TensorData, nbytes
+from elastic_ir.tensors.lazy import Mask, MaskedData, TensorData, nbytes, side_by_side
 from elastic_ir.tensors.recipes import Scaled
 
 _LAYERS = 100_000  #: more than any network has
-_PIECE = 1 << 18  #: bytes that are compared at once; more would leave the processor's cache
 
 
 @dataclass(frozen=True)
@@ -315,15 +314,7 @@ def _pairs(data: TensorData, expected: TensorData, zeros: bool) -> Iterator[tupl
         for chunk in data.chunks():
             yield bytes(chunk), _zeros_like(chunk, data.dtype)
         return
-    others = iter(expected.chunks())
-    rest = memoryview(b"")
-    for chunk in data.chunks():
-        mine = chunk.cast("B")
-        while mine:
-            rest = rest or next(others).cast("B")
-            size = min(len(mine), len(rest), _PIECE)
-            yield bytes(mine[:size]), bytes(rest[:size])
-            mine, rest = mine[size:], rest[size:]
+    yield from side_by_side(data, expected)
 
 
 def _zeros_like(chunk: memoryview, dtype: str) -> bytes:

@@ -35,7 +35,7 @@ from elastic_ir.formats.safetensors import safetensors_head, write_safetensors
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.numbering import natural_key
 from elastic_ir.tensors.gathered import gathering_of
-from elastic_ir.tensors.lazy import Mask, TensorData, nbytes
+from elastic_ir.tensors.lazy import Mask, TensorData, grouped, nbytes
 from elastic_ir.tensors.recipes import factor_of
 from elastic_ir.version import __version__
 
@@ -267,15 +267,7 @@ def _sharded(
     tensors: dict[str, TensorData], limit: int | None, layout: Layout
 ) -> dict[str, dict[str, TensorData]]:
     """The tensors in files, in order, each file as full as the limit allows; one file has the plain name."""
-    groups: list[dict[str, TensorData]] = [{}]
-    held = 0
-    for name, data in tensors.items():
-        size = nbytes(data)
-        if limit is not None and groups[-1] and held + size > limit:
-            groups.append({})
-            held = 0
-        groups[-1][name] = data
-        held += size
+    groups = grouped(tensors, limit)
     if len(groups) == 1:
         return {layout.weights: groups[0]}
     return {layout.shard(i, len(groups)): group for i, group in enumerate(groups, start=1)}

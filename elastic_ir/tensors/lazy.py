@@ -7,7 +7,7 @@ to one bit for each weight, so that any number of clones may share it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -82,12 +82,31 @@ def nbytes(data: TensorData) -> int:
     return size_of(data.shape, data.dtype)
 
 
+def grouped(tensors: Mapping[str, TensorData], limit: int | None) -> list[dict[str, TensorData]]:
+    """Tensors in files, in order, each as full as the limit of bytes allows; a larger tensor has one of its own."""
+    groups: list[dict[str, TensorData]] = [{}]
+    held = 0
+    for name, data in tensors.items():
+        size = nbytes(data)
+        if limit is not None and groups[-1] and held + size > limit:
+            groups.append({})
+            held = 0
+        groups[-1][name] = data
+        held += size
+    return groups
+
+
 def same_bytes(one: TensorData, other: TensorData) -> bool:
     """Whether two tensors hold the same bytes; they are read side by side, up to the first piece that differs."""
     if one is other:
         return True
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
+    return all(mine == its for mine, its in side_by_side(one, other))
+
+
+def side_by_side(one: TensorData, other: TensorData) -> Iterator[tuple[bytes, bytes]]:
+    """The bytes of two tensors of one size, in pieces of equal length."""
     others = iter(other.chunks())
     rest = memoryview(b"")
     for chunk in one.chunks():
@@ -95,10 +114,8 @@ def same_bytes(one: TensorData, other: TensorData) -> bool:
         while mine:
             rest = rest or next(others).cast("B")
             size = min(len(mine), len(rest), _PIECE)
-            if bytes(mine[:size]) != bytes(rest[:size]):
-                return False
+            yield bytes(mine[:size]), bytes(rest[:size])
             mine, rest = mine[size:], rest[size:]
-    return True
 
 
 def size_of(shape: Sequence[int], dtype: str) -> int:

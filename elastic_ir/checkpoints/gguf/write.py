@@ -35,7 +35,7 @@ from elastic_ir.formats.model_folder import label_of
 from elastic_ir.formats.ranges import PAGE, FileTensor
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.numbering import natural_key
-from elastic_ir.tensors.lazy import TensorData, nbytes
+from elastic_ir.tensors.lazy import TensorData, grouped, nbytes
 from elastic_ir.tensors.recipes import factor_of
 from elastic_ir.version import __version__
 
@@ -87,7 +87,7 @@ def plan_gguf(graph: Graph, path: Path, shard_size: int | None = None) -> Plan:
     steps = steps_after(graph, read_steps(source.head), _step(graph, source, stacks))
     if shard_size is None and len(source.parts) > 1:
         shard_size = max(sum(map(nbytes, part.tensors.values())) for part in source.parts)
-    groups = _grouped(tensors, shard_size)
+    groups = grouped(tensors, shard_size)
     total = len(tensors)
     files: dict[Path, File] = {}
     for number, group in enumerate(groups):
@@ -216,20 +216,6 @@ def _ordered(graph: Graph, source: GgufSource, stacks: list[Stack]) -> dict[str,
         return first.get(found[0], len(place)), found[1], own, natural_key(name)
 
     return {name: graph.weights[name].storage.data for name in sorted(graph.weights, key=key)}
-
-
-def _grouped(tensors: dict[str, TensorData], limit: int | None) -> list[dict[str, TensorData]]:
-    """The tensors in parts, in order, each as full as the limit allows."""
-    groups: list[dict[str, TensorData]] = [{}]
-    held = 0
-    for name, data in tensors.items():
-        size = nbytes(data)
-        if limit is not None and groups[-1] and held + size > limit:
-            groups.append({})
-            held = 0
-        groups[-1][name] = data
-        held += size
-    return groups
 
 
 def _file(
