@@ -172,6 +172,14 @@ class Node:
         names = list(self.weights.values())
         return names + [reference.name for reference in references] if references else names
 
+    def reads(self) -> list[Value | WeightRef]:
+        """The values and weights among its arguments, in order, with repetitions; roles' weights are not arguments."""
+        found: list[Value | WeightRef] = []
+        _gather(self.args, (Value, WeightRef), found)
+        if self.kwargs:
+            _gather(self.kwargs.values(), (Value, WeightRef), found)
+        return found
+
     def __repr__(self) -> str:
         return f"<{self.op} %{self.name}>"
 
@@ -180,8 +188,8 @@ class Node:
 _LEAVES = frozenset({Value, WeightRef, int, bool, str, float, type(None)})
 
 
-def _gather(items: Iterable[Any], kind: type[Any], found: list[Any]) -> None:
-    """The leaves of one kind among arguments, in order; every pass asks this of every node, so nothing is built."""
+def _gather(items: Iterable[Any], kind: type[Any] | tuple[type[Any], ...], found: list[Any]) -> None:
+    """The leaves of some kind among arguments, in order; every pass asks this of every node, so nothing is built."""
     for item in items:
         if isinstance(item, kind):
             found.append(item)

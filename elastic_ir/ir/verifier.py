@@ -5,8 +5,10 @@ It runs after every pass. It reads no tensor: names, shapes, order and structure
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from elastic_ir.errors import VerifyError
-from elastic_ir.ir.graph import Graph, Node, Value
+from elastic_ir.ir.graph import Graph, Node, Value, WeightRef
 
 
 def verify(graph: Graph, after: str = "") -> None:
@@ -26,26 +28,32 @@ def _verify_nodes(graph: Graph) -> None:
     seen: set[Value] = set()
     names: set[str] = set()
     outputs = 0
+    weights = graph.weights
     for node in graph:
         if node.name in names:
             raise VerifyError(f"two nodes are named %{node.name}; let the rewriter name them (commit)")
         names.add(node.name)
-        for value in node.operands():
-            if value not in seen:
-                where = "which is not in the graph" if not _linked(graph, value.node) else "which runs later"
+        for read in node.reads():
+            if isinstance(read, WeightRef):
+                if read.name not in weights:
+                    _refuse_weight(node, read.name)
+            elif read not in seen:
+                where = "which is not in the graph" if not _linked(graph, read.node) else "which runs later"
                 raise VerifyError(
-                    f"node %{node.name} ({node.op}) reads %{value.name}, {where}; "
+                    f"node %{node.name} ({node.op}) reads %{read.name}, {where}; "
                     "insert the producer first, or replace the use"
                 )
-        for name in node.weight_names():
-            if name not in graph.weights:
-                raise VerifyError(
-                    f"node %{node.name} ({node.op}) uses weight {name!r}, which the graph lacks"
-                )
+        for name in node.weights.values():
+            if name not in weights:
+                _refuse_weight(node, name)
         seen.add(node.output)
         outputs += node.kind == "output"
     if len(graph) and outputs != 1:
         raise VerifyError(f"a graph has one output node, this one has {outputs}")
+
+
+def _refuse_weight(node: Node, name: str) -> NoReturn:
+    raise VerifyError(f"node %{node.name} ({node.op}) uses weight {name!r}, which the graph lacks")
 
 
 def _linked(graph: Graph, node: Node) -> bool:
