@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from elastic_ir.cli import tables
+from elastic_ir.cli import output, tables
 from elastic_ir.cli.app import COMMANDS
 from elastic_ir.cli.options import SOURCE, Reading, hub_label, left_behind, source_options
 
@@ -22,6 +23,7 @@ Examples:
   elastic-ir inspect model.pt
   elastic-ir inspect timm:convnext_tiny --input-shape 1,3,224,224
   elastic-ir inspect ticket.safetensors --mask mask.safetensors --json
+  elastic-ir inspect model-depth56.pt --graph resnet56.svg
 
 The table has one line for each stage, a run of blocks that share one activation shape, and one for what lies before,
 between and after the stages, so that the parameters add up. Of a stage's blocks those that stretch clones and squeeze
@@ -35,20 +37,35 @@ safetensors only the headers are read, however large it is; --input-shape has it
 @click.command("inspect", short_help=COMMANDS["inspect"], epilog=EPILOG)
 @click.argument("source", type=SOURCE)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object, for programs.")
+@click.option(
+    "--graph", "drawing", type=click.Path(), metavar="FILE",
+    help="Draw the stages and blocks into FILE as well: .svg, .dot (Graphviz) or .mermaid (Markdown). Where SOURCE has "
+    "a record of its change of depth, copies are joined to the blocks that they are of.",
+)  # fmt: skip
 @source_options
-def inspect(source: str, as_json: bool, reading: Reading) -> None:
+def inspect(source: str, as_json: bool, drawing: str | None, reading: Reading) -> None:
     """Show what repeats in SOURCE: its stages and their blocks, with type, channels, depth and parameters.
 
-    Nothing is written. A network in which nothing repeats is not an error here; its structure line states it.
+    Nothing is written but a drawing, if one is asked for. A network in which nothing repeats is not an error here; its
+    structure line states it.
     """
     from elastic_ir.frontends.sources import is_name
 
+    if drawing is not None:
+        from elastic_ir.report.drawing import check_name
+
+        check_name(drawing)
+        output.refuse_overwriting(Path(drawing), reading.inputs(source))
     graph = reading.load(source, headers_only=reading.by_headers(source) or is_name(source))
     with tables.status(f"reading {source}"):
         structure, sentence = tables.structure_of(graph)
         from elastic_ir.analysis.summary import summarise
 
         rows = summarise(graph) if structure is not None else []
+    if drawing is not None:
+        from elastic_ir.report.drawing import save_drawing
+
+        save_drawing(graph, drawing)
     if as_json:
         tables.say_json(as_data(graph, source, rows))
         return
@@ -73,6 +90,8 @@ def inspect(source: str, as_json: bool, reading: Reading) -> None:
     if structure is not None:
         tables.say()
         tables.show_table(stage_table(graph, rows))
+    if drawing is not None:
+        tables.show_facts(output.wrote([Path(drawing)]))
 
 
 def repeated_besides(graph: Graph) -> list[RepeatedLists]:

@@ -31,7 +31,7 @@ ORDER = (
     ("rewrite",),
     ("channels", "plans"),
     ("checkpoints",),
-    ("passes", "frontends", "emit"),
+    ("passes", "frontends", "emit", "report"),
     ("api", "face"),
     ("training",),
     ("cli",),
