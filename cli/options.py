@@ -162,7 +162,7 @@ class Reading(Options):
     )  # fmt: skip
     mask: str | None = option(
         "--mask", type=SOURCE, metavar="FILE",
-        help="A file of masks, each with 0 and 1 in its weight's shape under its weight's name.",
+        help="A file of masks (.safetensors, .ticket, .pt, .npz), of 0 and 1 in its weight's shape under its name.",
     )  # fmt: skip
     mask_from_zeros: bool = option(
         "--mask-from-zeros", is_flag=True,

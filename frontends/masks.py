@@ -22,11 +22,12 @@ V = TypeVar("V")
 
 
 def read_masks(path: str | os.PathLike[str], trust: tuple[str, ...] = ()) -> dict[str, Mask]:
-    """A mask file, weight name to 0/1 tensor of any dtype: ``.safetensors``, ``.ticket``, ``.pt``, ``mask.pth``.
+    """A mask file, weight name to 0/1 tensor of any dtype: ``.safetensors``, ``.ticket``, ``.pt``, ``.npz``.
 
     Of a registered format of others, the masks in the file, or its tensors where it holds no masks. Names ending in
-    ``_mask``, as pruned modules have them, stand for the weight. Raises SourceError for a file that cannot be read,
-    MaskError for one that holds no masks or, naming the weight, values other than 0 and 1.
+    ``_mask``, as pruned modules have them, stand for the weight; a module's name is understood when the masks are
+    attached, and ``{module: {"weight": mask, "bias": mask}}`` is taken apart here. Raises SourceError for a file that
+    cannot be read, MaskError for one that holds no masks or, naming the weight, values other than 0 and 1.
     """
     path = Path(path)
     found: Mapping[str, Any] | None
@@ -43,12 +44,22 @@ def read_masks(path: str | os.PathLike[str], trust: tuple[str, ...] = ()) -> dic
         if not isinstance(stored, formats.Stored):
             raise MaskError(f"{path.name} holds a network and no masks of their own; load it as a source")
         found = stored.masks or stored.tensors
+    elif path.suffix.lower() == ".npz":
+        from elastic_ir.formats.npz import read_npz
+        from elastic_ir.frontends.saved_state import unwrapped
+
+        found = unwrapped(read_npz(path))
+    elif path.suffix.lower() == ".npy":
+        raise MaskError(
+            f"{path.name} is a single array without a weight's name; save masks by name with numpy.savez(NAME, **masks)"
+        )
     else:
-        from elastic_ir.frontends.saved_state import masks_in, saved_in, state_dict_of
+        from elastic_ir.frontends.saved_state import by_module, masks_in, saved_in, state_dict_of
 
         content, _ = saved_in(path, trust)
         try:
-            found = masks_in(content, path.name) or state_dict_of(content, path.name)
+            found = masks_in(content, path.name) or by_module(content)
+            found = found or state_dict_of(content, path.name)
         except SourceError as error:
             raise MaskError(str(error)) from error
     return named_masks(found or {}, path.name)
@@ -90,11 +101,17 @@ def masks_from_zeros(tensors: Mapping[str, TensorData]) -> dict[str, Mask]:
 
 
 def attach_masks(weights: Mapping[str, Weight], masks: Mapping[str, Any]) -> None:
-    """Attach masks (of :meth:`Mask.of`) by weight name, all or none.
+    """Attach masks (of :meth:`Mask.of`) by weight name, or by that of the module whose weight it is, all or none.
 
-    Raises MaskError that names the weight: unknown name, a buffer, wrong shape, values other than 0 and 1.
+    Raises MaskError that names the weight: unknown name, a module of several weights, two masks of one weight, a
+    buffer, wrong shape, values other than 0 and 1.
     """
-    packed = {name: Mask.of(mask, name) for name, mask in masks.items()}
+    packed: dict[str, Mask] = {}
+    for given, mask in masks.items():
+        name = _weight_of(given, weights)
+        if name in packed:
+            raise MaskError(f"there are two masks for {name!r}; one is under {given!r}")
+        packed[name] = Mask.of(mask, name)
     for name, mask in packed.items():
         if name not in weights:
             role = name.rsplit(".", 1)[-1]
@@ -107,6 +124,30 @@ def attach_masks(weights: Mapping[str, Weight], masks: Mapping[str, Any]) -> Non
         _check_shape(name, mask, weights[name].shape)
     for name, mask in packed.items():
         weights[name].storage.mask = mask
+
+
+def _weight_of(name: str, weights: Mapping[str, Weight]) -> str:
+    """The weight that a mask's name means: the weight itself, or the only prunable one of the module of that name.
+
+    A module that multiplies by a buffer ``mask`` has it beside its weight, so ``NAME.mask`` stands for ``NAME``.
+    """
+    for module in dict.fromkeys((name, name.removesuffix(".mask"))):
+        if module in weights:
+            return module
+        if f"{module}.weight" in weights:
+            return f"{module}.weight"
+        within = [
+            other
+            for other, weight in weights.items()
+            if weight.prunable and other.rpartition(".")[0] == module
+        ]
+        if len(within) > 1:
+            raise MaskError(
+                f"the mask {name!r} is of a module with several weights ({', '.join(within[:3])}); name the weight"
+            )
+        if within:
+            return within[0]
+    return name
 
 
 def _check_shape(name: str, mask: Mask, shape: tuple[int, ...]) -> None:

@@ -95,7 +95,10 @@ def read_pt(path: Path, options: ReadOptions) -> Graph:
 
 def _saved_network(network: nn.Module, path: Path, options: ReadOptions) -> Graph:
     with read_from(path.name):
-        lazy_tensors(network.state_dict(), path.name)
+        from elastic_ir.frontends.torch_file import checked_tensors
+
+        # a module computes with a sparse parameter as its own forward has it, which no dense one stands for
+        checked_tensors(network.state_dict(), path.name, sparse=False)
         graph = traced(network, options.input_shape)
     graph.info = replace(graph.info, file=path.name)
     return graph
@@ -123,10 +126,9 @@ def lazy_tensors(state: Mapping[str, Any], where: str) -> dict[str, TensorData]:
     """The tensors that a file's reader has left, as lazy ones; SourceError names one that cannot be read."""
     if all(isinstance(tensor, TensorData) for tensor in state.values()):
         return dict(state)
-    from elastic_ir.frontends.torch_file import check_tensors
-    from elastic_ir.tensors.torch_bridge import TorchData
+    from elastic_ir.frontends.torch_file import checked_tensors
 
-    return {name: TorchData(tensor) for name, tensor in check_tensors(state, where).items()}
+    return checked_tensors(state, where)
 
 
 def _tie(graph: Graph, tensors: Mapping[str, TensorData]) -> None:
@@ -187,7 +189,7 @@ def choose(found: object, where: str, key: str | None = None) -> Chosen | None:
     }
     given = _only(masks, where)
     left = tuple(_left(found, at, masks))
-    held = table if is_network(table) else _unwrapped(table)
+    held = table if is_network(table) else unwrapped(table)
     return Chosen(held, given or {}, left)
 
 
@@ -208,13 +210,13 @@ def _only(masks: Mapping[Keys, Mapping[str, Any]], where: str) -> dict[str, Any]
         raise MaskError(
             f"{where} holds several sets of masks: {listed}; save the one that is meant to a file of its own"
         )
-    return _unwrapped(dict(*masks.values())) if masks else None
+    return unwrapped(dict(*masks.values())) if masks else None
 
 
 def _tables(found: object) -> Iterator[tuple[Keys, Mapping[str, Tensor] | nn.Module]]:
     """The state dicts and networks in nested dictionaries; no optimizer's, and no masks."""
     for path, item in _walk(found):
-        masks = path and _is_mask_key(path[-1])
+        masks = any(map(_is_mask_key, path))
         if not masks and (is_network(item) or _is_table(item)):
             yield path, item  # type: ignore[misc]
 
@@ -222,9 +224,29 @@ def _tables(found: object) -> Iterator[tuple[Keys, Mapping[str, Tensor] | nn.Mod
 def _masks(found: object) -> Iterator[tuple[Keys, Mapping[str, Any]]]:
     for path, item in _walk(found):
         if path and _is_mask_key(path[-1]) and isinstance(item, Mapping) and item:
-            arrays = all(isinstance(n, str) and hasattr(v, "shape") for n, v in item.items())
+            named = by_module(item) or item
+            arrays = all(isinstance(n, str) and hasattr(v, "shape") for n, v in named.items())
             if arrays:
-                yield path, item
+                yield path, named
+
+
+def by_module(found: object) -> dict[str, Any] | None:
+    """The masks in ``{module: {"weight": mask, "bias": mask or None}}`` by weight name; None for anything else.
+
+    The parameters in it are of the module itself, so that their names have no dots; a checkpoint's state dicts are not.
+    """
+    if not isinstance(found, Mapping) or not found:
+        return None
+    made: dict[str, Any] = {}
+    for module, masks in found.items():
+        if not isinstance(module, str) or not isinstance(masks, Mapping):
+            return None
+        for name, mask in masks.items():
+            if not isinstance(name, str) or "." in name or not (mask is None or hasattr(mask, "shape")):
+                return None
+            if mask is not None:
+                made[f"{module}.{name}"] = mask
+    return made or None
 
 
 def _is_mask_key(key: str) -> bool:
@@ -298,9 +320,11 @@ def _left(found: object, at: Keys, masks: Mapping[Keys, object]) -> Iterator[str
         item = item[step]
 
 
-def _unwrapped(state: Mapping[str, Any]) -> dict[str, Any]:
+def unwrapped(state: Mapping[str, Any]) -> dict[str, Any]:
     """The names without what a wrapper has put before every one of them."""
     state = dict(state)
-    while prefix := next((p for p in WRAPPER_PREFIXES if all(name.startswith(p) for name in state)), None):
+    while state and (
+        prefix := next((p for p in WRAPPER_PREFIXES if all(name.startswith(p) for name in state)), None)
+    ):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state

@@ -21,8 +21,9 @@ from elastic_ir.formats import PYTORCH
 from elastic_ir.formats.files import opened
 from elastic_ir.formats.pickles.module import restricted_pickle
 from elastic_ir.formats.torch_zip import Place, check_content, places_of
-from elastic_ir.tensors.lazy import ITEM_SIZES
-from elastic_ir.tensors.torch_bridge import dtype_name
+from elastic_ir.tensors.lazy import ITEM_SIZES, TensorData
+from elastic_ir.tensors.sparse import data_of, is_sparse
+from elastic_ir.tensors.torch_bridge import TorchData, dtype_name
 
 
 def read_torch_file(path: str | os.PathLike[str], trust: Sequence[str] = ()) -> Any:
@@ -82,24 +83,39 @@ def _sniff(path: Path) -> dict[str, Place] | None:
     raise SourceError(f"{path.name} is not a PyTorch file: it begins with {head[:8]!r}")
 
 
-def check_tensors(state: Mapping[str, torch.Tensor], where: str) -> dict[str, torch.Tensor]:
-    """The tensors as they are read: plain, with values, in dtypes that are known; SourceError names another one."""
-    made = {}
+def checked_tensors(
+    state: Mapping[str, torch.Tensor], where: str, *, sparse: bool = True
+) -> dict[str, TensorData]:
+    """The tensors as lazy ones, sparse ones as dense; what shares memory stays one where it is one object.
+
+    Raises SourceError, which names the tensor: without values, of a dtype that is not known, nested, quantized, of
+    another class, or, unless ``sparse`` are taken, of a sparse layout.
+    """
+    made: dict[str, TensorData] = {}
+    seen: dict[int, TensorData] = {}
     for name, tensor in state.items():
-        odd = _odd(tensor)
+        odd = _odd(tensor, sparse)
         if odd is not None:
             raise SourceError(f"{where}: {name!r} {odd} and save it again")
-        made[name] = tensor.resolve_conj().resolve_neg()
+        if not is_sparse(tensor):
+            made[name] = TorchData(tensor.resolve_conj().resolve_neg())
+            continue
+        if id(tensor) not in seen:
+            try:
+                seen[id(tensor)] = data_of(tensor, name)
+            except SourceError as error:
+                raise SourceError(f"{where}: {error}") from error
+        made[name] = seen[id(tensor)]
     return made
 
 
-def _odd(tensor: torch.Tensor) -> str | None:
+def _odd(tensor: torch.Tensor, sparse: bool) -> str | None:
     """Why a tensor cannot be read, and what to do about it."""
     if tensor.is_meta:
         return "was saved on the meta device and has no values; load the network with its weights"
     if tensor.is_nested:
         return "is a nested tensor; load it with torch, turn it into plain tensors"
-    if tensor.layout != torch.strided:
+    if tensor.layout != torch.strided and not (sparse and is_sparse(tensor)):
         form = str(tensor.layout).removeprefix("torch.")
         return f"is stored as {form}; load it with torch, make it dense (tensor.to_dense())"
     if tensor.is_quantized:

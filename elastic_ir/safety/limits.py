@@ -37,6 +37,8 @@ YAML_LEVELS = 50
 YAML_ENTRIES = 100_000
 #: Numbers that a tensor may have more of than its storage, by steps of no length (``expand``).
 REPEATED = 1 << 24
+#: Numbers of a sparse tensor for each that is stored; up to :data:`REPEATED` it may store as few as it likes.
+SPARSE = 10_000
 #: Parts of a name (``a.b.c`` has three), and its letters: a tree is built of them.
 NAME_PARTS = 100
 NAME_LENGTH = 10_000

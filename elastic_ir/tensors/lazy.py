@@ -150,31 +150,27 @@ class Mask:
         """Pack an array of zeros and ones; MaskError names ``name`` where it holds anything else."""
         import numpy as np
 
-        with np.errstate(invalid="ignore"):  # a NaN of eight bits
-            ones, zeros = array == 1, array == 0
-        if not bool((ones | zeros).all()):
-            bad = array[~(ones | zeros)].reshape(-1)[0]
-            raise MaskError(f"the mask of {name!r} holds the value {bad}; a mask holds only 0 and 1")
-        bits = np.packbits(ones.reshape(-1)).tobytes()
+        bits = np.packbits(_ones(array.reshape(-1), name)).tobytes()
         return Mask(tuple(array.shape), bits, dtype or str(array.dtype))
 
     @staticmethod
     def of(given: Any, name: str = "mask") -> Mask:
-        """A mask as it is, or packed from zeros and ones (lazy tensor, numpy array, torch tensor); else MaskError."""
+        """A mask as it is, or packed from zeros and ones (lazy tensor, numpy array, torch tensor of any layout).
+
+        MaskError for anything else, SourceError where the indices of a sparse tensor are not within its shape.
+        """
         if isinstance(given, Mask):
             return given
         if hasattr(given, "detach") and hasattr(given, "shape"):  # whoever has such a tensor has torch
-            from elastic_ir.tensors.torch_bridge import TorchData
+            from elastic_ir.tensors.sparse import data_of
 
-            given = TorchData(given)
+            given = data_of(given, name)
         if isinstance(given, TensorData):
-            from elastic_ir.tensors.arrays import as_array
-
             if given.dtype == "float8_e8m0fnu":
                 raise MaskError(
                     f"the mask of {name!r} has the dtype {given.dtype}, which has no zero; give it as bool"
                 )
-            given = as_array(given)
+            return Mask(tuple(given.shape), _packed(given, name), given.dtype)
         import numpy as np
 
         if isinstance(given, np.ndarray):
@@ -204,6 +200,34 @@ class Mask:
     def zeros(self) -> int:
         """How many weights it prunes."""
         return self.size - self.ones
+
+
+def _ones(flat: NDArray[np.generic], name: str) -> NDArray[np.bool_]:
+    """Where an array of zeros and ones has ones; MaskError where it holds anything else."""
+    import numpy as np
+
+    with np.errstate(invalid="ignore"):  # a NaN of eight bits
+        ones, zeros = flat == 1, flat == 0
+    if not bool((ones | zeros).all()):
+        bad = flat[~(ones | zeros)][0]
+        raise MaskError(f"the mask of {name!r} holds the value {bad}; a mask holds only 0 and 1")
+    found: NDArray[np.bool_] = ones
+    return found
+
+
+def _packed(data: TensorData, name: str) -> bytes:
+    """The bits of a lazy tensor of zeros and ones, of which a piece at a time is in memory."""
+    import numpy as np
+
+    from elastic_ir.tensors.arrays import array_dtype
+
+    bits, rest, dtype = bytearray(), np.empty(0, np.bool_), array_dtype(data.dtype)
+    for chunk in data.chunks():
+        rest = np.concatenate((rest, _ones(np.frombuffer(chunk, dtype), name)))
+        whole = len(rest) // 8 * 8
+        bits += np.packbits(rest[:whole]).tobytes()
+        rest = rest[whole:]
+    return bytes(bits + np.packbits(rest).tobytes())
 
 
 def ones_between(bits: bytes, begin: int, count: int) -> NDArray[np.bool_]:

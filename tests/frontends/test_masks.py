@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import prune
 
+import elastic_ir as eir
 from elastic_ir.errors import MaskError, SourceError
 from elastic_ir.formats.safetensors import DTYPES, read_safetensors
 from elastic_ir.frontends.masks import attach_masks, masks_from_state, masks_from_zeros, read_masks
@@ -176,3 +177,67 @@ def test_attaching_names_what_does_not_fit() -> None:
         attach_masks(weights, {"a.weight": Mask.from_array(np.array([1]))})
     attach_masks(weights, {"a.weight": mask})
     assert weights["a.weight"].mask == mask
+
+
+# -- masks by the names of modules -------------------------------------------------------------------------------------
+
+
+def some_weights() -> dict[str, Weight]:
+    names = {
+        "a.weight": (2, 3),
+        "a.bias": (2,),
+        "rnn.weight_ih_l0": (4, 3),
+        "rnn.weight_hh_l0": (4, 1),
+        "attn.in_proj": (2, 3),
+    }
+    return {
+        name: Weight(name, Storage(ShapeOnly(shape, "float32")), name, True, prunable=len(shape) > 1)
+        for name, shape in names.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["a", "a.mask", "a.weight", "a.weight.mask"])
+def test_a_module_stands_for_its_weight(name: str) -> None:
+    weights = some_weights()
+    attach_masks(weights, {name: np.array(PATTERN)})
+    mask = weights["a.weight"].storage.mask
+    assert mask is not None
+    assert mask.zeros == 3
+    attach_masks(weights, {"attn": np.array(PATTERN)})
+    assert weights["attn.in_proj"].storage.mask is not None
+
+
+def test_modules_that_do_not_say_which_weight() -> None:
+    with pytest.raises(
+        MaskError,
+        match=r"'rnn' is of a module with several weights \(rnn\.weight_ih_l0, rnn\.weight_hh_l0\); name",
+    ):
+        attach_masks(some_weights(), {"rnn": np.array(PATTERN)})
+    with pytest.raises(MaskError, match=r"there are two masks for 'a\.weight'; one is under 'a'"):
+        attach_masks(some_weights(), {"a.weight": np.array(PATTERN), "a": np.array(PATTERN)})
+    with pytest.raises(MaskError, match="the mask 'b' fits no weight of the network"):
+        attach_masks(some_weights(), {"b": np.array(PATTERN)})
+    with pytest.raises(MaskError, match=r"the mask of 'a\.weight' has shape \[1\], its weight \[2, 3\]"):
+        attach_masks(some_weights(), {"a": np.ones(1)})
+
+
+@pytest.mark.parametrize("key", [None, "masks"])
+def test_files_of_masks_by_module_and_parameter(tmp_path: Path, key: str | None) -> None:
+    by_module = {
+        "a": {"weight": torch.ones(2, 3), "bias": None},
+        "b.0": {"weight": torch.ones(2).to_sparse()},
+    }
+    torch.save(by_module if key is None else {key: by_module, "epoch": 1}, tmp_path / "m.pt")
+    assert list(read_masks(tmp_path / "m.pt")) == ["a.weight", "b.0.weight"]
+
+
+def test_masks_by_module_beside_a_state_dict(tmp_path: Path) -> None:
+    state = {f"layers.{i}.weight": torch.ones(2, 2) for i in range(3)}
+    kept = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    for masks in ({"layers.1": kept}, {"layers.1": {"weight": kept, "bias": None}}):
+        torch.save({"state_dict": state, "masks": masks}, tmp_path / "m.pt")
+        graph = eir.load(tmp_path / "m.pt")
+        mask = graph.weights["layers.1.weight"].mask
+        assert mask is not None
+        assert mask.zeros == 1
+        assert graph.info.left_behind == ()

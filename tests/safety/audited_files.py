@@ -121,7 +121,11 @@ def masks_apart(extension: str) -> Callable[[Path], Read]:
         torch.save(net().state_dict(), folder / "a.pt")
         masks = {name: mask.to(torch.bool) for name, mask in traced(masked=True).masks().items()}
         path = folder / f"masks.{extension}"
-        save_file(masks, path) if extension == "safetensors" else torch.save(masks, path)
+        if extension == "npz":
+            arrays: dict[str, Any] = {name: mask.numpy() for name, mask in masks.items()}
+            np.savez(path, **arrays)
+        else:
+            save_file(masks, path) if extension == "safetensors" else torch.save(masks, path)
         return read(folder / "a.pt", masks=path)
 
     return make
@@ -217,6 +221,7 @@ ORDINARY: dict[str, Callable[[Path], Read]] = {
     "ticket": ours("ticket"),
     "masks in pt": masks_apart("pt"),
     "masks in safetensors": masks_apart("safetensors"),
+    "masks in npz": masks_apart("npz"),
     "onnx": onnx_file,
     "folder": lambda folder: read(bert(folder)),
     "folder by headers": lambda folder: read(bert(folder), headers_only=True),
@@ -344,6 +349,10 @@ def gadget_at(place: str) -> Callable[[Path], Read]:
             torch.save(state, path)
             torch.save({"fc.weight": Gadget()}, folder / "masks.pt")
             return read(path, masks=folder / "masks.pt")
+        elif place == "masks in npz":
+            torch.save(net().state_dict(), path)
+            np.savez(folder / "masks.npz", masks=np.array([Gadget()], dtype=object))
+            return read(path, masks=folder / "masks.npz")
         elif place == "architecture":
             torch.save(state, path)
             torch.save(Gadget(), folder / "arch.pt")
@@ -404,7 +413,7 @@ _CLASSES = (
 HOSTILE: dict[str, Callable[[Path], Read]] = {
     "exported program with a call and an expression": exported_with_gadget,
     **{f"gadget {place}": gadget_at(place)
-       for place in ("beside", "old", "raw", "module", "masks", "architecture", "bin")},
+       for place in ("beside", "old", "raw", "module", "masks", "masks in npz", "architecture", "bin")},
     **{f"class {name}": in_place_of_its_class(name) for name in _CLASSES},
     "class in a ticket": lambda folder: changed(folder, of_class("evil:Net"), "ticket"),
     "class in our pt": lambda folder: changed(folder, of_class("evil:Net"), "pt"),
