@@ -31,7 +31,15 @@ of the two has a record of what it was made from, its layers are listed by it. T
 differ or not; programs read "same" in the output of --json, which is null where only headers were compared and agree.
 """
 
-TAKEN = ("mask_from_zeros", "input_shape", "unit", "trust", "key", "pretrained")  #: options of reading
+TAKEN = (
+    "mask_from_zeros",
+    "input_shape",
+    "unit",
+    "trust",
+    "key",
+    "pretrained",
+    "variant",
+)  #: options of reading
 SHOWN = 10  #: names of a kind that the text form lists; --json has all
 
 
@@ -46,7 +54,7 @@ def diff(a: str, b: str, as_json: bool, headers: bool, key_b: str | None, readin
     """Compare the networks A and B: stages, depth, parameters and sparsity, then names, shapes, values and masks."""
     if not headers:
         for source in (a, b):
-            fetch(source)
+            fetch(source, reading.variant)
     left = reading.load(a, headers_only=headers or reading.by_headers(a))
     other = dataclasses.replace(reading, key=key_b)
     right = other.load(b, headers_only=headers or other.by_headers(b))

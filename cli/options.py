@@ -197,6 +197,11 @@ class Reading(Options):
         "--pretrained", is_flag=True,
         help="Take the trained weights of timm:NAME or torchvision:NAME, as the library itself fetches them.",
     )  # fmt: skip
+    variant: str | None = option(
+        "--variant", metavar="NAME",
+        help="Which weights of a folder are meant where it has several: fp16 for model.fp16.safetensors. Without it "
+        "those without a variant, or the only ones.",
+    )  # fmt: skip
 
     def inputs(self, source: str) -> dict[str, str | None]:
         """The files that a command reads, by what they are to it; none is written over."""
@@ -219,7 +224,7 @@ class Reading(Options):
         from elastic_ir import api
 
         if not headers_only:
-            fetch(source)
+            fetch(source, self.variant)
         with tables.status(f"reading {source}"):
             return api.load(
                 source,
@@ -233,6 +238,7 @@ class Reading(Options):
                 headers_only=headers_only,
                 key=self.key,
                 pretrained=self.pretrained,
+                variant=self.variant,
             )
 
     def load_reference(self, reference: str, source: Graph) -> Graph:
@@ -299,7 +305,7 @@ def on_hub(source: str) -> bool:
     return named(source) is not None
 
 
-def fetch(source: str) -> None:
+def fetch(source: str, variant: str | None = None) -> None:
     """Have all weights of a model of a hub here, with a bar on a terminal; nothing for other sources."""
     if os.path.exists(source):
         return
@@ -309,7 +315,7 @@ def fetch(source: str) -> None:
     name = named(source)
     if name is not None:
         with tables.transfer(f"fetching {source}") as tell:
-            snapshot(name, tell=tell)
+            snapshot(name, tell=tell, variant=variant)
 
 
 def hub_label(source: str) -> str:

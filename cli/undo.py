@@ -39,7 +39,7 @@ _SHOWN = 5  #: tensors that a note names
     "wanted", Wanted, DEBUG_OPTION,
     only=("keep_beside", "out", "no_check", "dry_run", "shard_size", "durable", "resume"),
 )  # fmt: skip
-@gathered("reading", Reading, only=("trust",))
+@gathered("reading", Reading, only=("trust", "variant"))
 def undo(source: str, wanted: Wanted, reading: Reading) -> None:
     """Restore what a checkpoint folder or file was made from, by the record of its last change of depth."""
     from elastic_ir import api
@@ -49,7 +49,7 @@ def undo(source: str, wanted: Wanted, reading: Reading) -> None:
         output.refuse_source(Path(wanted.out))
         output.refuse_overwriting(Path(wanted.out), {"the source": source})
         output.refuse_other_form(source, Path(wanted.out))
-    fetch(source)
+    fetch(source, reading.variant)
     before = reading.load(source, headers_only=streamed or reading.by_headers(source))
     with tables.status(f"undo of {source}"):
         after = api.undo(before, keep_beside=wanted.keep_beside)

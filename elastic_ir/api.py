@@ -56,6 +56,7 @@ def load(
     headers_only: bool = False,
     key: str | None = None,
     pretrained: bool = False,
+    variant: str | None = None,
 ) -> Graph:
     """Read any source that the command line takes; see :func:`elastic_ir.frontends.sources.load`.
 
@@ -73,6 +74,7 @@ def load(
         headers_only=headers_only,
         key=key,
         pretrained=pretrained,
+        variant=variant,
     )
     graph = graph.at(*((at,) if isinstance(at, str) else at)) if at else graph
     return graph.with_unit(unit) if unit is not None else graph

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from elastic_ir.errors import ElasticError, SourceError, first_line
 from elastic_ir.formats.hub_cache import SCHEME, HubName, hub_name
-from elastic_ir.formats.model_folder import LAYOUTS
+from elastic_ir.formats.model_folder import INDEX, LAYOUTS
 
 if TYPE_CHECKING:
     from elastic_ir.checkpoints.hub import Snapshot
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 _URL = re.compile(r"(?P<scheme>[a-zA-Z][\w+.-]*)://(?P<rest>.*)", re.DOTALL)
 _HUBS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(safetensors|bin)")
-_INDEX = re.compile(r".+\.(safetensors|bin)\.index\.json")
 SCHEMES = "hf:ORG/NAME, timm:NAME, torchvision:NAME, or package.module:factory"
 
 
@@ -32,11 +31,11 @@ def on_hub(text: str) -> HubName | None:
     return hub_name(text)
 
 
-def fetched(name: HubName, headers_only: bool) -> Snapshot:
+def fetched(name: HubName, headers_only: bool, variant: str | None = None) -> Snapshot:
     """A model of the hub in its cache: all of it, or what shows its tensors without their bytes."""
     from elastic_ir.checkpoints.hub import snapshot
 
-    return snapshot(name, "headers" if headers_only else "all")
+    return snapshot(name, "headers" if headers_only else "all", variant=variant)
 
 
 def configuration_folder(text: str) -> Path | None:
@@ -72,8 +71,8 @@ def refuse_url(text: str) -> None:
 def refuse_part(path: Path) -> None:
     """SourceError for a file that is a part of a model's folder and no model: its configuration, an index, a shard."""
     shard = _SHARD.fullmatch(path.name)
-    if path.name in {layout.config for layout in LAYOUTS} or _INDEX.fullmatch(path.name):
-        what = "a model's configuration" if shard is None and not _INDEX.fullmatch(path.name) else "an index"
+    if path.name in {layout.config for layout in LAYOUTS} or INDEX.fullmatch(path.name):
+        what = "a model's configuration" if shard is None and not INDEX.fullmatch(path.name) else "an index"
         raise SourceError(f"{path} is {what}; give its folder, {path.parent}")
     if shard is not None and int(shard["count"]) > 1:
         raise SourceError(

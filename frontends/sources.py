@@ -43,6 +43,7 @@ def load(
     headers_only: bool = False,
     key: str | None = None,
     pretrained: bool = False,
+    variant: str | None = None,
 ) -> Graph:
     """Read a source: a file of a registered format, a Hugging Face folder, or a name.
 
@@ -55,8 +56,8 @@ def load(
     folder of safetensors by its headers, without torch and without its network: names and shapes show the structure,
     and :func:`save` streams the tensors from folder to folder; a network of a name is built without values. ``key``
     selects one of several state dicts of a ``.pt``, with dots where it is nested; what is left behind is listed in
-    ``graph.info.left_behind``. Raises
-    SourceError, MaskError, TraceError.
+    ``graph.info.left_behind``. ``variant`` selects weights of a folder (``fp16`` for ``model.fp16.safetensors``);
+    without it those without a variant are read, or the only ones. Raises SourceError, MaskError, TraceError.
     """
     if not isinstance(source, str | os.PathLike):
         raise SourceError(
@@ -65,18 +66,22 @@ def load(
     text = os.fspath(source)
     path = Path(text)
     beside = masks is None  # masks that are given replace those that lie beside the weights
-    options = ReadOptions(arch, trust, input_shape, beside, key, headers_only)
+    options = ReadOptions(arch, trust, input_shape, beside, key, variant, headers_only)
     named = is_name(text)
     if pretrained and not (named and text.partition(":")[0] in PRETRAINED):
         raise SourceError(f"{text}: trained weights are chosen for timm:NAME and torchvision:NAME alone")
     if named:
         if key is not None:
             raise _one_network(text, key)
+        if variant is not None:
+            raise SourceError(f"{text} is no folder; variant={variant!r} chooses among the weights of one")
         make = functools.partial(build, text, **(PRETRAINED[text.partition(":")[0]] if pretrained else {}))
         meta = headers_only and not (mask_from_zeros or pretrained)
         graph = traced(on_meta(make) if meta else make(), input_shape)
     else:
         refuse_special(path)
+        if variant is not None and path.is_file():
+            raise SourceError(f"{text} is a file; variant={variant!r} chooses among the weights of a folder")
         if path.exists():
             graph = _read(path, options)
         else:
@@ -101,7 +106,7 @@ def _read_elsewhere(text: str, options: ReadOptions) -> Graph:
         return _read(Path(text), options)  # which reports that it is missing
     if options.key is not None:
         raise _one_network(text, options.key)
-    found = fetched(name, options.headers_only)
+    found = fetched(name, options.headers_only, options.variant)
     return read_folder(found.folder, options, found)
 
 
@@ -333,7 +338,7 @@ def read_folder(path: Path, options: ReadOptions, awaited: Awaited | None = None
     from elastic_ir.checkpoints.read import load_checkpoint, masks_beside
     from elastic_ir.formats.model_folder import CheckpointSource
 
-    read = load_checkpoint(path, awaited)
+    read = load_checkpoint(path, awaited, options.variant)
     graph = read if options.headers_only else traced(_model_of(read, path), options.input_shape)
     sidecar = masks_beside(path)
     if sidecar is not None and options.masks_beside and isinstance(read.origin, CheckpointSource):
@@ -344,11 +349,12 @@ def read_folder(path: Path, options: ReadOptions, awaited: Awaited | None = None
 def _model_of(read: Graph, folder: Path) -> nn.Module:
     """The network of a folder that was read by its headers, in its library's class and with the folder's tensors."""
     from elastic_ir.checkpoints.libraries.find import library_of
-    from elastic_ir.checkpoints.read import read_configuration
-    from elastic_ir.formats.model_folder import layout_of
+    from elastic_ir.formats.model_folder import CheckpointSource
     from elastic_ir.tensors.torch_bridge import to_torch
 
-    config, where = read_configuration(folder), f"{folder}/{layout_of(folder).config}"
+    origin = read.origin
+    assert isinstance(origin, CheckpointSource)
+    config, where = origin.config, f"{folder}/{origin.layout.config}"
     state = {name: to_torch(weight.storage.data) for name, weight in read.weights.items()}
     return library_of(config).filled(config, state, where)
 

@@ -80,9 +80,16 @@ class Place:
         return Place(Path(source))
 
 
-def load_headers(path: Path, awaited: Awaited | None = None) -> Graph:
-    """A folder or a GGUF file as a graph, by its headers. SourceError as their readers raise it."""
-    return load_gguf(path) if _is_gguf(path) else load_checkpoint(path, awaited)
+def load_headers(path: Path, awaited: Awaited | None = None, like: Graph | None = None) -> Graph:
+    """A folder or a GGUF file as a graph, by its headers; of several weights the variant that ``like`` was read from.
+
+    SourceError as their readers raise it.
+    """
+    if _is_gguf(path):
+        return load_gguf(path)
+    origin = like.origin if like is not None else None
+    variant = origin.layout.variant if isinstance(origin, CheckpointSource) else ""
+    return load_checkpoint(path, awaited, variant or None)
 
 
 def steps_held(path: Path, graph: Graph) -> list[Step]:

@@ -30,11 +30,17 @@ from elastic_ir.formats.hub_cache import (
     files_of_index,
     is_offline,
     is_whole,
-    layout_among,
     snapshot_of,
-    weights_among,
 )
-from elastic_ir.formats.model_folder import LAYOUTS, Layout
+from elastic_ir.formats.model_folder import (
+    INDEX,
+    LAYOUTS,
+    Layout,
+    chosen_layout,
+    layouts_among,
+    names_in,
+    refused_variant,
+)
 from elastic_ir.formats.ranges import AwaitedTensor, FileTensor
 from elastic_ir.formats.safetensors import MAX_HEADER, read_head
 
@@ -113,9 +119,9 @@ class Snapshot:
 
     def fetch_weights(self, tell: Tell | None = None) -> None:
         """Have all weights here: the files that the index names, or the only one."""
-        wanted = weights_among(self.layout, self.files or ())
+        wanted = self.layout.among(self.files or ())
         self._fetch(wanted)
-        for index in [name for name in wanted if name.endswith(".index.json")]:
+        for index in [name for name in wanted if INDEX.fullmatch(name)]:
             self._fetch(files_of_index(self.folder / index), tell)
 
     def fetch_side(self, tell: Tell | None = None) -> None:
@@ -131,8 +137,8 @@ class Snapshot:
         """Read the headers of the files of weights that are not here."""
         from concurrent.futures import ThreadPoolExecutor
 
-        wanted = weights_among(self.layout, self.files or ())
-        if wanted and wanted[0].endswith(".index.json"):
+        wanted = self.layout.among(self.files or ())
+        if wanted and INDEX.fullmatch(wanted[0]):
             self._fetch(wanted)
             wanted = files_of_index(self.folder / wanted[0])
         away = [name for name in wanted if not (self.folder / name).exists()]
@@ -221,8 +227,12 @@ class Snapshot:
             )
 
 
-def snapshot(name: HubName, weights: str = "all", tell: Tell | None = None) -> Snapshot:
+def snapshot(
+    name: HubName, weights: str = "all", tell: Tell | None = None, variant: str | None = None
+) -> Snapshot:
     """A model of the hub in the cache; ``weights`` states what is needed of them: "all", "headers" or "none".
+
+    ``variant`` chooses among weights of several, see :func:`elastic_ir.formats.model_folder.chosen_layout`.
 
     A model whose configuration and weights are in the cache is found there without network. Raises SourceError, one
     line: the library is missing, the model or the revision does not exist, access is refused, the hub cannot be
@@ -230,17 +240,19 @@ def snapshot(name: HubName, weights: str = "all", tell: Tell | None = None) -> S
     """
     folder = snapshot_of(name)
     if folder is not None:
-        here = [path.name for path in folder.iterdir() if path.exists()]
-        layout = layout_among(here)
+        here = names_in(folder)
+        layout = chosen_layout(here, variant)
         if weights == "none":
             layout = next((one for one in LAYOUTS if one.config in here), None)
-        if layout is not None and (weights == "none" or is_whole(folder)):
+        if layout is not None and (weights == "none" or is_whole(folder, variant)):
             return Snapshot(name, folder, layout)
     if is_offline():
         raise SourceError(_not_cached(name, folder))
     commit, files = _listing(name)
-    layout = layout_among(files)
-    if layout is None:
+    layout = chosen_layout(files, variant)
+    if layout is None and layouts_among(files):
+        raise refused_variant(files, name, variant)
+    if layout is None or layout.config not in files:
         raise SourceError(_no_weights(name, files))
     folder = cache_folder() / f"models--{name.repo.replace('/', '--')}" / "snapshots" / commit
     found = Snapshot(name, folder, layout, files)

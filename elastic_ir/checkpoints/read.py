@@ -41,15 +41,16 @@ from elastic_ir.tensors.weights import Storage
 _OURS = "elastic_ir."
 
 
-def load_checkpoint(folder: Path, awaited: Awaited | None = None) -> Graph:
+def load_checkpoint(folder: Path, awaited: Awaited | None = None, variant: str | None = None) -> Graph:
     """A folder's tensors as a graph without nodes, found from names and shapes.
 
     ``awaited`` stands for the files of weights that are not there yet: they are fetched when their bytes are needed.
+    ``variant`` chooses among weights of several, see :func:`elastic_ir.formats.model_folder.chosen_layout`.
     Raises SourceError, one line: no configuration, a shard missing, truncated or damaged, an index that does not
     match the shards, a name in two shards, a link out of the folder, or a configuration that counts other
     numbers of layers than the weights hold.
     """
-    layout = layout_of(folder) if awaited is None else awaited.layout
+    layout = layout_of(folder, variant) if awaited is None else awaited.layout
     root, config = _root(folder), read_configuration(folder, layout)
     tensors, places, metadata = _tensors(folder, root, layout, awaited)
     graph = graph_of_tensors(name_of(folder), tensors)
@@ -175,7 +176,7 @@ def _tensors(
         )
     # safetensors by name, as single files come: discovery then goes by the numbers in the names, however the shards are
     # cut; torch.save keeps the order in which the network has its layers, which shows more
-    in_order = str(whole or index).startswith(layout.bin)
+    in_order = (whole or index) in layout.saved
     order = list(found) if in_order else sorted(found)
     return {name: found[name] for name in order}, held, metadata
 

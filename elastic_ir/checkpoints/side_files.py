@@ -23,7 +23,7 @@ from elastic_ir.formats.model_folder import RECORD, CheckpointSource
 #: Weights in any form, and their indices: of the source's depth, and so not the copy's.
 _WEIGHTS = re.compile(
     r".*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|onnx|onnx_data|gguf|ggml|tflite|ot|mlmodel|npz|zip|tar|gz)"
-    r"|.*\.index\.json",
+    r"|.*\.index(\.\w+)?\.json",
     re.IGNORECASE,
 )
 _OURS = {RECORD, CARD}

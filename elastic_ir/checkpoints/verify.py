@@ -93,7 +93,7 @@ def verify_checkpoint(
     paths = tuple(one.path for one in places)
     labels = list(step.plan) if step is not None else []
     target = Held.of(folder, graph, labels)
-    sources = [load_headers(one.path, one.awaited) for one in places]
+    sources = [load_headers(one.path, one.awaited, graph) for one in places]
     origins = [Held.of(path, source, labels) for path, source in zip(paths, sources, strict=True)]
     found = Verified(folder, paths, step.sources if step is not None else (), len(target.tensors))
     found.config = configuration_of(folder)

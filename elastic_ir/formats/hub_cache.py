@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from elastic_ir.errors import SourceError
 from elastic_ir.formats.files import read_json
-from elastic_ir.formats.model_folder import LAYOUTS, Layout
+from elastic_ir.formats.model_folder import INDEX, chosen_layout, names_in
 
 SCHEME = "hf:"
 _NAME = re.compile(r"(?P<repo>(?:[\w-][\w.-]*/)?[\w-][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?")
@@ -115,27 +114,15 @@ def commits_of(name: HubName) -> list[str]:
         return []
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether a snapshot holds a configuration and all files of weights; others may be missing."""
-    names = {path.name for path in folder.iterdir() if path.exists()}  # a link may lead nowhere
-    layout = layout_among(names)
-    wanted = weights_among(layout, names) if layout is not None else []
+def is_whole(folder: Path, variant: str | None = None) -> bool:
+    """Whether a snapshot holds a configuration and all files of weights, of a variant; others may be missing."""
+    names = names_in(folder)
+    layout = chosen_layout(names, variant)
+    wanted = layout.among(names) if layout is not None and layout.config in names else []
     for name in wanted:
-        if name.endswith(".index.json"):
+        if INDEX.fullmatch(name):
             wanted = [*wanted, *files_of_index(folder / name)]
     return bool(wanted) and names.issuperset(wanted)
-
-
-def layout_among(names: Iterable[str]) -> Layout | None:
-    """The layout of a folder with files of these names, by its configuration and weights; None where it has none."""
-    held = set(names)
-    return next((layout for layout in LAYOUTS if layout.config in held and weights_among(layout, held)), None)
-
-
-def weights_among(layout: Layout, names: Iterable[str]) -> list[str]:
-    """The file of weights, or the index, that a library takes of files of these names; none where there is none."""
-    held = set(names)
-    return next(([name] for form in layout.forms if (name := str(form[0] or form[1])) in held), [])
 
 
 def files_of_index(path: Path) -> list[str]:

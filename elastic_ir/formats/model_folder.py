@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from elastic_ir.errors import SourceError
 from elastic_ir.ir.info import Origin
 
 if TYPE_CHECKING:
@@ -21,38 +23,76 @@ MASKS, RECORD = "model.masks.safetensors", "elastic_ir.json"
 PIPELINE = "model_index.json"
 
 
+#: The names of indices of weights that lie in several files, those of a variant included.
+INDEX = re.compile(r".+\.(?:safetensors|bin)\.index(?:\.\w+)?\.json")
+
+
 @dataclass(frozen=True)
 class Layout:
     """The names under which a library looks for a configuration and weights."""
 
     config: str
     stem: str  #: of the safetensors
-    bin: (
-        str  #: the same as ``torch.save`` writes them; read where there are no safetensors, and never written
-    )
+    #: that of files of ``torch.save``, with its ending; read where there are no safetensors, and never written
+    bin: str
+    #: what stands between: ``fp16`` in ``model.fp16.safetensors``, which its users ask for by ``variant="fp16"``
+    variant: str = ""
 
     @property
     def weights(self) -> str:
         """One file of weights."""
-        return f"{self.stem}.safetensors"
+        return f"{self._stem}.safetensors"
 
     @property
     def index(self) -> str:
         """The index where the weights lie in several files."""
-        return f"{self.weights}.index.json"
+        return self._index(f"{self.stem}.safetensors")
+
+    @property
+    def saved(self) -> tuple[str, str]:
+        """One file of ``torch.save``, and the index of several."""
+        stem, _, end = self.bin.rpartition(".")
+        return f"{stem}{self._dotted}.{end}", self._index(self.bin)
 
     def shard(self, number: int, count: int) -> str:
         """One of several files of weights."""
-        return f"{self.stem}-{number:05}-of-{count:05}.safetensors"
+        return f"{self._stem}-{number:05}-of-{count:05}.safetensors"
 
     @property
     def forms(self) -> tuple[tuple[str | None, str | None], ...]:
         """The names of one file of weights, or of an index, in the order in which libraries look for them."""
-        return (self.weights, None), (None, self.index), (self.bin, None), (None, f"{self.bin}.index.json")
+        whole, index = self.saved
+        return (self.weights, None), (None, self.index), (whole, None), (None, index)
 
-    def has_weights(self, folder: Path) -> bool:
-        """Whether a folder holds weights under these names."""
-        return any((folder / str(file or index)).is_file() for file, index in self.forms)
+    def among(self, names: Iterable[str]) -> list[str]:
+        """The first of its files of weights, or of its indices, that is one of these names; none where none is."""
+        held = set(names)
+        return next(([name] for form in self.forms if (name := str(form[0] or form[1])) in held), [])
+
+    def variants(self, names: Iterable[str]) -> list[Layout]:
+        """The layouts of the variants that files of these names hold, in the order of their names."""
+        stems = "|".join(re.escape(stem) for stem in (self.stem, self.bin.rpartition(".")[0]))
+        whole = re.compile(rf"(?:{stems})\.(\w+)\.(?:safetensors|bin)")
+        index = re.compile(rf"(?:{stems})\.(?:safetensors|bin)\.index\.(\w+)\.json")
+        found = {
+            match[1]
+            for name in names
+            if name != MASKS
+            for match in [whole.fullmatch(name) or index.fullmatch(name)]
+            if match
+        }
+        return [replace(self, variant=name) for name in sorted(found)]
+
+    @property
+    def _dotted(self) -> str:
+        return f".{self.variant}" if self.variant else ""
+
+    @property
+    def _stem(self) -> str:
+        return f"{self.stem}{self._dotted}"
+
+    def _index(self, file: str) -> str:
+        return f"{file}.index{self._dotted}.json"
 
 
 #: The layouts of transformers and timm, of diffusers, and of OpenCLIP.
@@ -63,16 +103,63 @@ LAYOUTS = (
 )
 
 
-def layout_of(folder: Path) -> Layout:
-    """The layout of a folder: the first of which the configuration and weights are there, else either."""
-    there = [layout for layout in LAYOUTS if layout.has_weights(folder)]
-    whole = [layout for layout in there or LAYOUTS if (folder / layout.config).is_file()]
-    return (whole or there or LAYOUTS)[0]
+def layouts_among(names: Iterable[str]) -> list[Layout]:
+    """The layouts, variants behind plain ones, that have weights among files of these names.
+
+    Those whose configuration is there too; if it is there for none, all.
+    """
+    held = set(names)
+    there = [layout for layout in LAYOUTS if layout.among(held)]
+    there += [variant for layout in LAYOUTS for variant in layout.variants(held)]
+    return [layout for layout in there if layout.config in held] or there
+
+
+def chosen_layout(names: Iterable[str], variant: str | None = None) -> Layout | None:
+    """The layout of files of these names: of a variant if one is named, plain if there is one, else the only variant.
+
+    None where nothing of them is weights, the variant is not among them, or there are only several.
+    """
+    there = layouts_among(names)
+    if variant is None and there and not there[0].variant:
+        return there[0]
+    found = [layout for layout in there if variant is None or layout.variant == variant]
+    return found[0] if len({layout.variant for layout in found}) == 1 else None
+
+
+def refused_variant(names: Iterable[str], where: object, variant: str | None) -> SourceError:
+    """Why none of the variants of weights under these names is taken; ``where`` they lie begins the line."""
+    held = sorted({layout.variant for layout in layouts_among(names)} - {""})
+    if variant is None:
+        return SourceError(
+            f"{where} holds weights as {', '.join(held)} and none without a variant; state which are meant, by "
+            f"--variant {held[0]} (variant=)"
+        )
+    has = (
+        f"it has {', '.join(held)}" if held else "it has none of any variant; leave out --variant (variant=)"
+    )
+    return SourceError(f"{where} holds no weights of the variant {variant!r}; {has}")
+
+
+def layout_of(folder: Path, variant: str | None = None) -> Layout:
+    """The layout of a folder, see :func:`chosen_layout`; where there are no weights, the one of its configuration.
+
+    Raises SourceError where there are weights, and which are meant is not known or they are not there.
+    """
+    names = names_in(folder)
+    found = chosen_layout(names, variant)
+    if found is None and (variant is not None or layouts_among(names)):
+        raise refused_variant(names, folder, variant)
+    return found or next((layout for layout in LAYOUTS if layout.config in names), LAYOUTS[0])
+
+
+def names_in(folder: Path) -> set[str]:
+    """The names of the files in a folder; links that lead nowhere are none."""
+    return {path.name for path in folder.iterdir() if path.is_file()} if folder.is_dir() else set()
 
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a folder holds weights under the names that a library gives them."""
-    return path.is_dir() and any(layout.has_weights(path) for layout in LAYOUTS)
+    return bool(layouts_among(names_in(path)))
 
 
 def cached_model(path: Path) -> tuple[str, str, str] | None:
