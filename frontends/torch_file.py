@@ -22,8 +22,7 @@ from elastic_ir.formats.files import opened
 from elastic_ir.formats.pickles.module import restricted_pickle
 from elastic_ir.formats.torch_zip import Place, check_content, places_of
 from elastic_ir.tensors.lazy import ITEM_SIZES, TensorData
-from elastic_ir.tensors.sparse import data_of, is_sparse
-from elastic_ir.tensors.torch_bridge import TorchData, dtype_name
+from elastic_ir.tensors.torch_bridge import TorchData, dtype_name, is_sparse
 
 
 def read_torch_file(path: str | os.PathLike[str], trust: Sequence[str] = ()) -> Any:
@@ -101,6 +100,8 @@ def checked_tensors(
             made[name] = TorchData(tensor.resolve_conj().resolve_neg())
             continue
         if id(tensor) not in seen:
+            from elastic_ir.tensors.sparse import data_of
+
             try:
                 seen[id(tensor)] = data_of(tensor, name)
             except SourceError as error:

@@ -52,17 +52,12 @@ class SparseData:
             yield dense.reshape(-1).data
 
 
-def is_sparse(tensor: torch.Tensor) -> bool:
-    """Whether a tensor has one of torch's sparse layouts: COO, CSR, CSC, BSR, BSC."""
-    return str(tensor.layout).startswith("torch.sparse_")
-
-
 def data_of(tensor: torch.Tensor, name: str) -> TensorData:
     """A tensor of any layout as a lazy one; of a sparse one, entries of one place are added, as torch does it.
 
     Raises SourceError, which names the tensor: indices beyond its shape, fewer values than a tensor of its size needs.
     """
-    from elastic_ir.tensors.torch_bridge import TorchData
+    from elastic_ir.tensors.torch_bridge import TorchData, is_sparse
 
     if not is_sparse(tensor):
         return TorchData(tensor)

@@ -23,6 +23,11 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def is_sparse(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has one of torch's sparse layouts: COO, CSR, CSC, BSR, BSC."""
+    return str(tensor.layout).startswith("torch.sparse_")
+
+
 @dataclass(frozen=True, eq=False)
 class TorchData:
     """A lazy tensor over a torch tensor that somebody else owns; it is read, never changed."""
