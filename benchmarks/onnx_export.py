@@ -95,7 +95,7 @@ def whole_command(figures: Figures, folder: Path) -> None:
     theirs = [sys.executable, "-c", PEER, str(folder / "model.pt")]
     figures.ratio(
         "`elastic-ir export` of a ResNet-32 to ONNX with all checks, relative to a process with `torch.onnx.export`",
-        lambda: process([*ours, "-o", str(folder / "ours.onnx")]),
+        lambda: process([*ours, "--force", "-o", str(folder / "ours.onnx")]),
         lambda: process([*theirs, str(folder / "theirs.onnx")]),
         limit=COMMAND,
     )

@@ -47,12 +47,22 @@ def commands(folder: Path) -> list[tuple[str, list[str], float]]:
 
     for suffix in (".safetensors", ".pt"):
         source = str(folder / f"bare{suffix}")
-        add(f"a bare {suffix}", BARE, "stretch", source, "--to-depth", "56", "-o", str(folder / f"b{suffix}"))
+        add(
+            f"a bare {suffix}",
+            BARE,
+            "stretch",
+            source,
+            "--to-depth",
+            "56",
+            "-o",
+            str(folder / f"b{suffix}"),
+            "--force",
+        )
         add(f"a bare {suffix}", BARE, "inspect", source)
     for suffix in (".pt", ".ticket"):
         source, goal = str(folder / f"own{suffix}"), str(folder / f"deep{suffix}")
         eir.save(graph, source)
-        stretched = ("stretch", source, "--to-depth", "56", "-o", goal)
+        stretched = ("stretch", source, "--to-depth", "56", "-o", goal, "--force")
         add(f"our {suffix}", CHECKED, *stretched)
         add(f"our {suffix}, --no-check", OWN, *stretched, "--no-check")
         add(f"our {suffix}", OWN, "inspect", source)

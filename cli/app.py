@@ -1,7 +1,8 @@
 """The program: a group whose commands are imported when they are asked for, and where errors become one line.
 
 Only click is imported here, so that ``elastic-ir --help`` and shell completion answer at once. The one-line helps
-therefore stand in a table of their own; a test compares it with the commands' own.
+therefore stand in a table of their own; a test compares it with the commands' own. The flags of a whole run are here
+too: they hold wherever something is printed or written, and no function passes them on.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import errno
 import importlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -36,6 +38,9 @@ MODULES = {"stretch": "resize", "squeeze": "resize", "passes": "apply"}
 DEBUG = "elastic_ir.debug"  #: key in ``Context.meta``, set where ``--debug`` was given
 #: key in ``Context.meta``, set where the same command continues what was interrupted
 GO_ON = "elastic_ir.go_on"
+FORCE = "elastic_ir.force"  #: key in ``Context.meta``, set where ``--force`` was given
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 EPILOG = """\
 \b
@@ -54,6 +59,27 @@ has a --help of its own with examples.
 Completion by the Tab key, for bash (or zsh_source, fish_source):
   eval "$(_ELASTIC_IR_COMPLETE=bash_source elastic-ir)"
 """
+
+
+def given(key: str) -> bool:
+    """Whether a flag was given to the command that runs; outside of any command none was."""
+    context = click.get_current_context(silent=True)
+    return context is not None and key in context.meta
+
+
+def _flag(key: str, *names: str, text: str) -> Decorator:
+    def note(context: click.Context, _param: click.Parameter, value: bool) -> None:
+        if value:
+            context.meta[key] = True
+
+    return click.option(*names, is_flag=True, expose_value=False, is_eager=True, callback=note, help=text)
+
+
+RUN_FLAGS = _flag(DEBUG, "--debug", text="Show the traceback of an error in place of one line.")
+FORCE_OPTION = _flag(
+    FORCE, "--force",
+    text="Write over what is there already: a file, or a model folder, which is replaced when the new one is whole.",
+)  # fmt: skip
 
 
 class Program(click.Group):

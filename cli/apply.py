@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from elastic_ir.cli import output, tables
-from elastic_ir.cli.app import COMMANDS
+from elastic_ir.cli.app import COMMANDS, FORCE_OPTION, RUN_FLAGS
 from elastic_ir.cli.options import (
-    DEBUG_OPTION,
     LOAD_PASS,
     MAX_BLOCKS,
     SOURCE,
@@ -90,6 +89,7 @@ Passes of other packages are found by the entry-point group elastic_ir.passes; t
 )  # fmt: skip
 @click.option("--no-check", is_flag=True, help="Do not run the result once to see that every unit executes.")
 @click.option("--dry-run", is_flag=True, help="Show what would change, and write nothing.")
+@FORCE_OPTION
 @source_options
 def apply(
     source: str, text: str | None, recipe: str | None, load_pass: tuple[str, ...], out: str | None,
@@ -101,16 +101,16 @@ def apply(
     The graph is verified after each pass, and with --verify-each it is run; an error names the pass. The record
     of what ran is written with the graph.
     """
-    from elastic_ir import api
-
     pipeline = _pipeline(text, recipe, load_pass)
     names = {item.name for item in pipeline}
     for name in print_after:
         if name not in names:
             raise click.UsageError(f"--print-after {name}: the pipeline has no such pass")
     path = Path(out) if out is not None else output.applied(source)
+    if out is None and not dry_run:
+        output.refuse_cache(path)
     output.refuse_source(path)
-    output.refuse_overwriting(path, reading.inputs(source))
+    output.refuse_overwriting(path, reading.inputs(source), dry_run)
     before = reading.load(source)
     note_source(source, before, reading.pretrained)
     times: list[tuple[str, str]] = []
@@ -137,10 +137,10 @@ def apply(
     if measure:
         _show_cost(before, after)
     if dry_run:
-        tables.show_facts([("dry run", f"would write {path}")])
+        tables.show_facts([output.would_write(path)])
         return
     with tables.status(f"writing {path}"):
-        written = api.save(after, path, check=not no_check)
+        written = output.save(after, path, check=not no_check)
     output.show_written(after, written)
 
 
@@ -212,7 +212,7 @@ def _complete_pass(_ctx: click.Context, _param: click.Parameter, incomplete: str
 @click.argument("name", required=False, shell_complete=_complete_pass)
 @LOAD_PASS
 @click.option("--names", is_flag=True, help="Print the names only, one a line, for programs.")
-@DEBUG_OPTION
+@RUN_FLAGS
 def passes(name: str | None, load_pass: tuple[str, ...], names: bool) -> None:
     """List the passes, the rewrites that a network can go through, or only the one called NAME.
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import click
 
-from elastic_ir.cli.app import COMMANDS, elastic_ir
-from elastic_ir.cli.options import DEBUG_OPTION
+from elastic_ir.cli.app import COMMANDS, FORCE, FORCE_OPTION, RUN_FLAGS, elastic_ir, given
 from elastic_ir.cli.tables import say
 from elastic_ir.errors import OutputError
 
@@ -51,15 +50,19 @@ def make_ticket(path: Path) -> None:
 
 @click.command("demo", short_help=COMMANDS["demo"], epilog=EPILOG)
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default="elastic-ir-demo")
-@DEBUG_OPTION
+@FORCE_OPTION
+@RUN_FLAGS
 def demo(folder: Path) -> None:
     """Make a sparse network, and show what can be done with it.
 
     A ResNet-32 of which a mask prunes 80 % is written to FOLDER/model.pt (elastic-ir-demo/model.pt), inspected,
     stretched to 56 layers, squeezed back and exported to ONNX. The files stay.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise OutputError(f"{folder} is not empty; give another folder: elastic-ir demo FOLDER")
+    if folder.exists() and any(folder.iterdir()) and not given(FORCE):
+        raise OutputError(
+            f"{folder} is not empty; give another folder, elastic-ir demo FOLDER, or write over the files of an "
+            "earlier demo with --force"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.chdir(folder):
         say(f"model.pt: a ResNet-{DEPTH} with random weights, {SPARSITY:.0%} of them pruned by a mask")
@@ -67,5 +70,11 @@ def demo(folder: Path) -> None:
         for number, (command, why) in enumerate(STEPS, start=1):
             say("", f"# {number} of {len(STEPS)}: {why}")
             say(bold=f"$ elastic-ir {command}")
-            elastic_ir.main(shlex.split(command), prog_name="elastic-ir", standalone_mode=False)
+            words = shlex.split(command)
+            writes = words[0] in ("stretch", "squeeze", "export")
+            elastic_ir.main(
+                [*words, *(["--force"] if writes and given(FORCE) else [])],
+                prog_name="elastic-ir",
+                standalone_mode=False,
+            )
     say("", f"The files are in {folder}; elastic-ir --help lists the commands.")

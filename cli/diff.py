@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from elastic_ir.cli import tables
-from elastic_ir.cli.app import COMMANDS
-from elastic_ir.cli.options import DEBUG_OPTION, SOURCE, Reading, fetch, gathered
+from elastic_ir.cli.app import COMMANDS, RUN_FLAGS
+from elastic_ir.cli.options import SOURCE, Reading, fetch, gathered
 
 if TYPE_CHECKING:
     from elastic_ir.ir.graph import Graph
@@ -49,7 +49,7 @@ SHOWN = 10  #: names of a kind that the text form lists; --json has all
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object, for programs.")
 @click.option("--headers", is_flag=True, help="Compare names, shapes and types alone, and read no tensor.")
 @click.option("--key-b", metavar="NAME", help="As --key, which is about A, for B.")
-@gathered("reading", Reading, DEBUG_OPTION, only=TAKEN)
+@gathered("reading", Reading, RUN_FLAGS, only=TAKEN)
 def diff(a: str, b: str, as_json: bool, headers: bool, key_b: str | None, reading: Reading) -> None:
     """Compare the networks A and B: stages, depth, parameters and sparsity, then names, shapes, values and masks."""
     if not headers:

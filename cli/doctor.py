@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import click
 
 from elastic_ir.cli import tables
-from elastic_ir.cli.app import COMMANDS
-from elastic_ir.cli.options import DEBUG_OPTION
+from elastic_ir.cli.app import COMMANDS, RUN_FLAGS
 from elastic_ir.errors import SourceError
 
 DISTRIBUTION = "elastic-ir"
@@ -96,7 +95,7 @@ def devices() -> str:
 
 @click.command("doctor", short_help=COMMANDS["doctor"], epilog=EPILOG)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object, for programs.")
-@DEBUG_OPTION
+@RUN_FLAGS
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
     """Show versions, extras and devices, and say what does not fit.

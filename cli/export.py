@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from elastic_ir.cli import output, tables
-from elastic_ir.cli.app import COMMANDS
+from elastic_ir.cli.app import COMMANDS, FORCE_OPTION
 from elastic_ir.cli.options import SOURCE, Reading, note_source, source_options
 from elastic_ir.formats import ONNX, PYTHON, PYTORCH
 
@@ -62,6 +62,7 @@ them (TensorRT and OpenVINO read none), export without --sparse.
     help="Beside a .py file, write the state dict that it loads, as .pt of the same name.",
 )
 @click.option("--no-check", is_flag=True, help="Do not run the result against PyTorch.")
+@FORCE_OPTION
 @source_options
 def export(
     source: str, out: str | None, sparse: bool, opset: int | None, static: bool, fold_batchnorm: bool, weights: bool,
@@ -72,9 +73,9 @@ def export(
     The result is checked by ONNX's checker and run in onnxruntime against PyTorch. With -o NET.py, SOURCE is written
     as readable Python instead: a module that loads the state dict strictly and gives the same outputs.
     """
-    from elastic_ir import api
-
     path = Path(out) if out is not None else output.beside(source, ONNX.suffixes[0])
+    if out is None:
+        output.refuse_cache(path)
     if not ONNX.names(path) and (sparse or opset or static or fold_batchnorm):
         raise click.UsageError("--sparse, --opset, --static and --fold-batchnorm are for .onnx files")
     if weights and not PYTHON.names(path):
@@ -91,7 +92,7 @@ def export(
         return
     if not ONNX.names(path):
         with tables.status(f"writing {path}"):
-            written = api.save(graph, path, check=not no_check)
+            written = output.save(graph, path, check=not no_check)
         tables.show_facts(output.wrote(written))
         return
     from elastic_ir.emit.onnx.save import save_onnx

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,11 +10,10 @@ from typing import Any
 
 import click
 
-from elastic_ir.cli import tables
-from elastic_ir.cli.app import COMMANDS, GO_ON
-from elastic_ir.cli.options import DEBUG_OPTION
+from elastic_ir.cli import output, tables
+from elastic_ir.cli.app import COMMANDS, FORCE_OPTION, GO_ON, RUN_FLAGS
 from elastic_ir.errors import SourceError
-from elastic_ir.formats.files import atomic_output
+from elastic_ir.formats.files import temporary
 from elastic_ir.training.reports.csv import write_numbers
 from elastic_ir.training.reports.plots import draw
 from elastic_ir.training.reports.report import answers, collect, markdown
@@ -90,7 +90,7 @@ LOG = click.option(
 )
 @LOG
 @click.option("--dry-run", is_flag=True, help="Show what there is to do, and do nothing.")
-@DEBUG_OPTION
+@RUN_FLAGS
 def run_(
     studies: tuple[str, ...], store: str, jobs: int, threads: int | None, ray: str | None, log: str | None,
     dry_run: bool,
@@ -215,7 +215,7 @@ def _show_plan(studies: list[Study], store: str) -> None:
 @lottery.command("status")
 @STUDIES
 @STORE
-@DEBUG_OPTION
+@RUN_FLAGS
 def status_(studies: tuple[str, ...], store: str) -> None:
     """Show how far each STUDY is, and which of its jobs are running now."""
     place = _store_of(store)
@@ -261,7 +261,8 @@ def _clock(seconds: float) -> str:
     help="Where tables and plots go; the study's own folder without it.",
 )
 @click.option("--no-plots", is_flag=True, help="Tables only.")
-@DEBUG_OPTION
+@FORCE_OPTION
+@RUN_FLAGS
 def report_(studies: tuple[str, ...], store: str, out: str | None, no_plots: bool) -> None:
     """Write the tables, plots and answered claims of each STUDY, of what is there.
 
@@ -278,19 +279,23 @@ def _report(study: str, store: str, out: str | None, no_plots: bool) -> None:
     _show_notes([found.study])
     folder = Path(out) if out is not None else Path(study).resolve().parent
     folder.mkdir(parents=True, exist_ok=True)
-    plots = [] if no_plots else draw(found, folder)
-    tabled = write_numbers(found, folder, Path(study).stem)
-    path = folder / f"{Path(study).stem}.md"
-    with atomic_output(path) as temporary:
-        temporary.write_text(markdown(found, plots), "utf-8")
+    stem = Path(study).stem
+    other = "give another folder with -o DIR"
+    output.refuse_existing(folder / f"{stem}.md", other=other)  # before plots are drawn
+    with temporary(folder / stem, folder=True) as room:
+        plots = [] if no_plots else draw(found, room)
+        tabled = write_numbers(found, room, stem)
+        (room / f"{stem}.md").write_text(markdown(found, plots), "utf-8")
+        made = sorted(room.iterdir())
+        output.refuse_existing(*(folder / part.name for part in made), other=other)
+        for part in made:
+            os.replace(part, folder / part.name)
     facts: list[tuple[str, Any]] = [("numbers", f"{found.total - found.missing} of {found.total}")]
     facts += [
         ("claim", f"{item.claim.text} ({item.network}, {100 * item.sparsity:.0f} %): {item.verdict}")
         for item in answers(found)
     ]
-    tables.show_facts(
-        [*facts, ("wrote", str(path)), *(("wrote", str(folder / name)) for name in [*tabled, *plots])]
-    )
+    tables.show_facts([*facts, *(("wrote", str(folder / name)) for name in [f"{stem}.md", *tabled, *plots])])
 
 
 @lottery.command("find")
@@ -366,7 +371,7 @@ def _report(study: str, store: str, out: str | None, no_plots: bool) -> None:
     metavar="DIR",
     help="A folder for the tickets; a search that was stopped goes on there.",
 )
-@DEBUG_OPTION
+@RUN_FLAGS
 def find_(
     factory: str, data: str, channels: int, steps: int, rewind: int, levels: int, share: float,
     leave_out: tuple[str, ...], batch_size: int, lr: float, compiled: bool, precision: str, loss: str,

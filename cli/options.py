@@ -15,7 +15,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from elastic_ir.cli import tables
-from elastic_ir.cli.app import DEBUG
+from elastic_ir.cli.app import RUN_FLAGS
 from elastic_ir.errors import ElasticError
 from elastic_ir.ir.numbering import number_of
 
@@ -358,11 +358,6 @@ def left_behind(graph: Graph) -> str:
     return f"left behind: {', '.join(keys[:_SHOWN])}{more}" if keys else ""
 
 
-def _note_debug(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-    if value:
-        ctx.meta[DEBUG] = True
-
-
 def _allow_blocks(ctx: click.Context, _param: click.Parameter, value: int | None) -> None:
     from elastic_ir.safety.limits import allowing_blocks
 
@@ -377,10 +372,6 @@ MAX_BLOCKS = click.option(
 LOAD_PASS = click.option(
     "--load-pass", multiple=True, type=click.Path(), metavar="FILE",
     help="A Python file that defines passes of your own; it is run. May be given several times.",
-)  # fmt: skip
-DEBUG_OPTION = click.option(
-    "--debug", is_flag=True, expose_value=False, is_eager=True, callback=_note_debug,
-    help="Show the traceback of an error in place of one line.",
 )  # fmt: skip
 
 
@@ -405,5 +396,5 @@ def gathered(name: str, kind: type[Options], *further: Decorator, only: Collecti
     return decorate
 
 
-source_options = gathered("reading", Reading, DEBUG_OPTION)
+source_options = gathered("reading", Reading, RUN_FLAGS)
 copy_options = gathered("copies", Copies)

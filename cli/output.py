@@ -9,8 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elastic_ir.cli import tables
+from elastic_ir.cli.app import FORCE, given
 from elastic_ir.errors import OutputError
-from elastic_ir.formats import GGUF, OWN, PYTHON, PYTORCH, SAFETENSORS, format_of, readable_and_writable
+from elastic_ir.formats import (
+    GGUF,
+    ONNX,
+    OWN,
+    PYTHON,
+    PYTORCH,
+    SAFETENSORS,
+    format_of,
+    readable_and_writable,
+    writable,
+)
 
 if TYPE_CHECKING:
     from elastic_ir.ir.graph import Graph
@@ -39,8 +50,7 @@ def default_output(source: str, before: Graph, after: Graph) -> Path:
 def named_after(source: str) -> tuple[Path, str]:
     """A path as the source's without its suffix, and the suffix that a result keeps: none for a folder's.
 
-    For a source that is not a file, and for one in a cache of models, it is a name in the current folder. Raises
-    OutputError where the current folder is in a cache.
+    For a source that is not a file, and for one in a cache of models, it is a name in the current folder.
     """
     base, extension = _named_after(source)
     if _is_cached(base.parent):
@@ -48,11 +58,15 @@ def named_after(source: str) -> tuple[Path, str]:
 
         known = cached_model(base)
         base = Path(name_of(base) if known is not None and not known[2] else base.name)
-    if not base.is_absolute() and base.parent == Path() and _is_cached(Path.cwd()):
+    return base, extension
+
+
+def refuse_cache(out: Path) -> None:
+    """OutputError where a name that nobody chose would lie in a cache of models, as the current folder does."""
+    if not out.is_absolute() and out.parent == Path() and _is_cached(Path.cwd()):
         raise OutputError(
             f"the current folder is in a cache of models, {Path.cwd()}; say where to write, with -o OUT"
         )
-    return base, extension
 
 
 def _is_cached(folder: Path) -> bool:
@@ -104,28 +118,27 @@ def applied(source: str) -> Path:
     return base.with_name(f"{base.name}-applied{extension.lower()}")
 
 
-def refuse_overwriting(out: Path, inputs: dict[str, str | None]) -> None:
-    """OutputError where writing ``out`` would replace one of the sources; the keys describe them.
+def refuse_overwriting(out: Path, inputs: dict[str, str | None], dry_run: bool = False) -> None:
+    """OutputError where writing ``out`` would replace one of the sources, or, without ``--force``, anything.
 
-    Python source that somebody else wrote counts as one: a network's own module may be the file.
+    The keys of ``inputs`` describe the sources. Python source that somebody else wrote counts as one, as a network's
+    own module may be the file. A dry run refuses for these alone.
     """
-    from elastic_ir.emit.files import mask_file
-
-    masks = mask_file(out) if SAFETENSORS.names(out) else None
-    for what, name in inputs.items():
-        if name is None or not os.path.exists(name):
-            continue
-        if _same(out, name):
-            where = f"{out} is {what}"
-        elif out.is_dir() and _same(out, Path(name).resolve().parent):
-            where = f"{out} is the folder of {what}"
-        elif masks is not None and _same(masks, name):
-            where = f"{masks}, where the masks of {out} go, is {what}"
-        else:
-            continue
-        raise OutputError(f"{where}, which would be written over; choose another name with -o OUT")
+    for path in files_of(out):
+        for what, name in inputs.items():
+            if name is None or not os.path.exists(name):
+                continue
+            if _same(path, name):
+                where = f"{out} is {what}" if path == out else f"{path}, which belongs to {out}, is {what}"
+            elif path.is_dir() and _same(path, Path(name).resolve().parent):
+                where = f"{out} is the folder of {what}"
+            else:
+                continue
+            raise OutputError(f"{where}, which would be written over; choose another name with -o OUT")
     if PYTHON.names(out) and out.is_file() and not _written_by_us(out):
         raise OutputError(f"{out} holds source that ElasticIR did not write; choose another name with -o OUT")
+    if given(FORCE) or not dry_run:
+        refuse_existing(*files_of(out))
 
 
 def _written_by_us(path: Path) -> bool:
@@ -134,6 +147,69 @@ def _written_by_us(path: Path) -> bool:
 
     with path.open("rb") as file:
         return SIGNATURE.encode() in file.readline(10_000)
+
+
+def files_of(out: Path) -> list[Path]:
+    """What a result may lie in: its file or folder, and the file that its masks or its tensors go to."""
+    if SAFETENSORS.names(out):
+        from elastic_ir.emit.files import mask_file
+
+        return [out, mask_file(out)]
+    return [out, out.with_name(f"{out.name}.data")] if ONNX.names(out) else [out]
+
+
+def refuse_existing(*paths: Path, other: str = "choose another name with -o OUT") -> None:
+    """OutputError where something is there already, and no ``--force`` lets it go; an empty folder gives way.
+
+    ``--force`` is for files and for folders of models: no other folder is taken away.
+    """
+    for path in filter(is_taken, paths):
+        folder = path.is_dir()
+        if not given(FORCE):
+            what = "exists already and is not an empty folder" if folder else "exists already"
+            raise OutputError(
+                f"{path} {what}; {other}, or {'replace' if folder else 'write over'} it with --force"
+            )
+        if folder:
+            from elastic_ir.formats.model_folder import is_checkpoint
+
+            if not is_checkpoint(path):
+                raise OutputError(
+                    f"{path} is a folder without a model, which --force does not replace; {other}"
+                )
+
+
+def is_taken(path: Path) -> bool:
+    """Whether a file is there, or a folder that is not empty."""
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))
+
+
+def would_write(out: Path, *paths: Path, size: str = "") -> tuple[str, str]:
+    """The fact that a dry run ends with; ``paths`` are what the result lies in, where that is not what is usual."""
+    taken = next(filter(is_taken, paths or files_of(out)), None)
+    text = f"would write {out}{size}"
+    if taken is not None:
+        there = "which is there" if taken == out else f"and {taken} is there"
+        text += (
+            f", {there}: {'it is replaced' if given(FORCE) else 'give --force, or another name with -o OUT'}"
+        )
+    return "dry run", text
+
+
+def save(graph: Graph, out: Path, check: bool) -> list[Path]:
+    """Write a graph as :func:`elastic_ir.api.save` does; a folder that is there is replaced when the new one is whole.
+
+    Whether it may be is what :func:`refuse_overwriting` is asked before.
+    """
+    from elastic_ir import api
+    from elastic_ir.formats.files import take_name, temporary
+
+    if writable(out) or not (is_taken(out) and out.is_dir() and given(FORCE)):
+        return api.save(graph, out, check=check)
+    with temporary(out, folder=True) as room:
+        api.save(graph, room / out.name, check=check)
+        take_name(room / out.name, out, replace=True)
+    return [out]
 
 
 def refuse_source(out: Path) -> None:

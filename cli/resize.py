@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from elastic_ir.cli import output, tables
-from elastic_ir.cli.app import COMMANDS
+from elastic_ir.cli.app import COMMANDS, FORCE_OPTION
 from elastic_ir.cli.options import (
     MAX_BLOCKS,
     SOURCE,
@@ -153,8 +153,17 @@ class Wanted(Options):
                 raise click.UsageError(f"{name} is for checkpoint folders that are written as folders")
         return streamed
 
+    def refuse_overwriting(self, out: Path, inputs: dict[str, str | None], streamed: bool) -> None:
+        """OutputError where something would be written over that may not; work that was begun is another matter."""
+        begun = False
+        if streamed:
+            from elastic_ir.checkpoints.resumable import leftover
 
-_wanted_options = gathered("wanted", Wanted, MAX_BLOCKS)
+            begun = self.resume or leftover(out) is not None
+        output.refuse_overwriting(out, inputs, dry_run=self.dry_run or begun)
+
+
+_wanted_options = gathered("wanted", Wanted, FORCE_OPTION, MAX_BLOCKS)
 
 
 @click.command("stretch", short_help=COMMANDS["stretch"], epilog=STRETCH_EPILOG)
@@ -220,13 +229,13 @@ def _of_recipe(source: str, wanted: Wanted, reading: Reading) -> None:
 
     refuse_given(wanted.ways(), "a recipe of slices states the target")
     reading.refuse("a recipe of slices takes folders as they are")
-    if wanted.out is None:
+    if wanted.out is None and not wanted.dry_run:
         raise click.UsageError("state where the result goes, by -o OUT")
     with tables.status(f"reading {source}"):
         after = api.merge(source, keep_beside=wanted.keep_beside)
     show_change(None, after)
-    out = Path(wanted.out)
-    output.refuse_overwriting(out, {"the recipe": source})
+    out = Path(wanted.out) if wanted.out is not None else output.named_after(source)[0]
+    wanted.refuse_overwriting(out, {"the recipe": source}, streamed=True)
     _stream(after, out, wanted)
 
 
@@ -250,7 +259,7 @@ def _resize(
     streamed = wanted.streams(source, reading)
     if wanted.out is not None:
         output.refuse_source(Path(wanted.out))
-        output.refuse_overwriting(Path(wanted.out), inputs)  # before minutes go into reading it
+        wanted.refuse_overwriting(Path(wanted.out), inputs, streamed)  # before minutes go into reading it
         output.refuse_other_form(source, Path(wanted.out))
     before = reading.load(source, headers_only=streamed)
     note_source(source, before, reading.pretrained)
@@ -280,10 +289,10 @@ def write(
     streamed: bool,
 ) -> None:
     """Write a changed network as the options state it, and print what was written; ``inputs`` are not written over."""
-    from elastic_ir import api
-
     out = Path(wanted.out) if wanted.out is not None else output.default_output(source, before, after)
-    output.refuse_overwriting(out, inputs)
+    if wanted.out is None and not wanted.dry_run:
+        output.refuse_cache(out)
+    wanted.refuse_overwriting(out, inputs, streamed)
     if streamed:
         _stream(after, out, wanted)
         return
@@ -293,10 +302,10 @@ def write(
         write_gguf_file(after, out, wanted)
         return
     if wanted.dry_run:
-        tables.show_facts([("dry run", f"would write {out}")])
+        tables.show_facts([output.would_write(out)])
         return
     with tables.status(f"writing {out}"):
-        written = api.save(after, out, check=not wanted.no_check)
+        written = output.save(after, out, check=not wanted.no_check)
     constants = after.emitted.constants
     if constants:
         changed = "; ".join(f"{name} {how}" for name, how in sorted(constants.items()))

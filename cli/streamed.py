@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir.cli import output, tables
+from elastic_ir.cli.app import FORCE, given
 
 if TYPE_CHECKING:
     from elastic_ir.checkpoints.oracle.comparison import Compared
@@ -28,8 +29,8 @@ def write_folder(graph: Graph, out: Path, wanted: Wanted) -> None:
 
     shard_size = wanted.shard_size or SHARD_SIZE
     left = leftover(out)
-    if wanted.dry_run or not (wanted.resume or left):
-        refuse_taken(out)
+    if not (wanted.dry_run or wanted.resume or left):
+        refuse_taken(out, given(FORCE))
     plan = plan_checkpoint(graph, shard_size)
     config = plan.source.layout.config
     if plan.doubt is not None and wanted.dry_run:
@@ -55,7 +56,7 @@ def write_folder(graph: Graph, out: Path, wanted: Wanted) -> None:
         if left is not None:
             way = "--resume goes on with it" if wanted.resume else "without --resume it is removed"
             tables.show_facts([("begun", f"{left} holds {kept_files(left)} finished files; {way}")])
-        tables.show_facts([("dry run", f"would write {out} ({total})")])
+        tables.show_facts([output.would_write(out, size=f" ({total})")])
         return
     found: list[Compared] = []
     with tables.transfer("fetching what the result needs") if awaited is not None else nullcontext() as tell:
@@ -69,6 +70,7 @@ def write_folder(graph: Graph, out: Path, wanted: Wanted) -> None:
                 durable=wanted.durable,
                 resume=wanted.resume,
                 check=not wanted.no_check,
+                replace=given(FORCE),
                 tell=tell,
                 tell_compared=found.append,
             )
@@ -112,8 +114,9 @@ def write_gguf_file(graph: Graph, out: Path, wanted: Wanted) -> None:
         tables.show_table(_lineage(graph))
         _show_files(plan.sizes)
         total = tables.file_size(sum(plan.sizes.values()))
-        tables.show_facts([("dry run", f"would write {out} ({total})")])
+        tables.show_facts([output.would_write(out, *plan.files, size=f" ({total})")])
         return
+    output.refuse_existing(*plan.files)
     with tables.transfer(f"writing {out}") as tell:
         written = save_gguf(plan, tell)
     tables.show_facts(output.wrote(written))

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from elastic_ir.cli import output, tables
-from elastic_ir.cli.app import COMMANDS
-from elastic_ir.cli.options import DEBUG_OPTION, SOURCE, Reading, fetch, gathered
+from elastic_ir.cli.app import COMMANDS, FORCE_OPTION, RUN_FLAGS
+from elastic_ir.cli.options import SOURCE, Reading, fetch, gathered
 from elastic_ir.cli.resize import Wanted, show_change, write
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _SHOWN = 5  #: tensors that a note names
 @click.command("undo", short_help=COMMANDS["undo"], epilog=EPILOG)
 @click.argument("source", type=SOURCE, metavar="DIR|FILE")
 @gathered(
-    "wanted", Wanted, DEBUG_OPTION,
+    "wanted", Wanted, FORCE_OPTION, RUN_FLAGS,
     only=("keep_beside", "out", "no_check", "dry_run", "shard_size", "durable", "resume"),
 )  # fmt: skip
 @gathered("reading", Reading, only=("trust", "variant"))
@@ -47,7 +47,7 @@ def undo(source: str, wanted: Wanted, reading: Reading) -> None:
     streamed = wanted.streams(source, reading)
     if wanted.out is not None:
         output.refuse_source(Path(wanted.out))
-        output.refuse_overwriting(Path(wanted.out), {"the source": source})
+        wanted.refuse_overwriting(Path(wanted.out), {"the source": source}, streamed)
         output.refuse_other_form(source, Path(wanted.out))
     fetch(source, reading.variant)
     before = reading.load(source, headers_only=streamed or reading.by_headers(source))

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from elastic_ir.cli import tables
-from elastic_ir.cli.app import COMMANDS
-from elastic_ir.cli.options import DEBUG_OPTION, SOURCE
+from elastic_ir.cli.app import COMMANDS, RUN_FLAGS
+from elastic_ir.cli.options import SOURCE
 from elastic_ir.formats.model_folder import cached_model, label_of
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ _SHOWN = 10  #: differences that are shown one by one
 @click.option("--hashes", is_flag=True, help="Show the SHA-256 of every tensor's bytes.")
 @click.option("--no-check", is_flag=True, help="Compare bytes alone, and nothing with the network.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object, for programs.")
-@DEBUG_OPTION
+@RUN_FLAGS
 @click.pass_context
 def verify(
     ctx: click.Context, folder: str, against: tuple[str, ...], hashes: bool, no_check: bool, as_json: bool

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic_ir.errors import ElasticError, OutputError, SourceChangedError, SourceError, reason
-from elastic_ir.formats.files import read_json, refuse_taken, remove, sync
+from elastic_ir.formats.files import read_json, refuse_taken, remove, sync, take_name
 from elastic_ir.formats.locks import locked
 from elastic_ir.tensors.lazy import TensorData
 
@@ -82,8 +82,9 @@ def digests(files: Mapping[str, Mapping[str, TensorData]], texts: Mapping[str, s
 class Work:
     """The folder in the making, held by this process alone."""
 
-    def __init__(self, target: Path, journal: Journal) -> None:
+    def __init__(self, target: Path, journal: Journal, replace: bool = False) -> None:
         self.target, self.folder, self.journal = target, partial_folder(target), journal
+        self.replace = replace  #: whether a folder that has the target's name gives way
         self.begun, self.whole = self.folder / _BEGUN, self.folder / _WHOLE
         self.complete = False  #: whether the target has its name
         self.pool = ThreadPoolExecutor(1)
@@ -136,7 +137,7 @@ class Work:
             self.complete = self.target.is_dir()  # it got its name, and then the process died
         if self.complete:
             return
-        refuse_taken(self.target)
+        refuse_taken(self.target, self.replace)
         resume = resume and kept_files(self.folder) > 0
         if resume and why:
             text = f"{self.folder.name} beside it was begun {why}; without --resume it is begun anew"
@@ -187,17 +188,20 @@ class Work:
 
 
 @contextlib.contextmanager
-def resumable_folder(path: Path, journal: Journal, resume: bool, durable: bool) -> Iterator[Work]:
+def resumable_folder(
+    path: Path, journal: Journal, resume: bool, durable: bool, replacing: bool = False
+) -> Iterator[Work]:
     """Yield the work on a folder ``path``, which gets its name when the block ends well.
 
     The block writes files of ``begun`` and marks them by :meth:`Work.finish`; small ones it may write into ``whole``.
     With ``resume``, what an earlier run of the same journal has finished lies in ``whole`` already, or the work is
     ``complete``; without, it is removed. After an interrupt, a full disk or any error that another try may not meet,
-    the work is kept where a file of it is finished; otherwise, and where the source changed, nothing is left.
+    the work is kept where a file of it is finished; otherwise, and where the source changed, nothing is left. With
+    ``replacing``, a folder that has the name keeps it until the new one is whole, and then goes.
 
     Raises OutputError: the target is taken or cannot be written, another run has it, earlier work is of another plan.
     """
-    work = Work(path, replace(journal, boot=boot_id(), durable=durable))
+    work = Work(path, replace(journal, boot=boot_id(), durable=durable), replacing)
     with contextlib.ExitStack() as stack:
         work.lock(stack)
         try:
@@ -209,8 +213,7 @@ def resumable_folder(path: Path, journal: Journal, resume: bool, durable: bool) 
                 work.sync(*work.whole.rglob("*"), work.whole)
                 work.write(replace(work.journal, ending=True))
                 remove(work.begun)
-                # an empty folder gives way; one that another has filled meanwhile does not
-                os.rename(work.whole, work.target)
+                take_name(work.whole, work.target, work.replace)
                 work.complete = True
                 work.sync(work.target.parent)
         except BaseException as error:

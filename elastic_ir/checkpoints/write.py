@@ -169,13 +169,15 @@ def save_checkpoint(
     durable: bool = False,
     resume: bool = False,
     check: bool = True,
+    replace: bool = False,
     tell: Callable[[int, int], None] | None = None,
     tell_compared: Callable[[Compared], None] | None = None,
 ) -> Path:
     """Write a graph that was read by headers as a folder, and return its path.
 
     ``durable`` has it on the disk before it gets its name; ``resume`` continues what a run of the same plan has left,
-    see :mod:`elastic_ir.checkpoints.resumable`; ``tell`` is called with bytes done and bytes in all, at the start with
+    see :mod:`elastic_ir.checkpoints.resumable`; ``replace`` lets a folder that is there go when the new one is whole,
+    and without it is refused. ``tell`` is called with bytes done and bytes in all, at the start with
     what was there. ``check`` compares names and shapes with the class that the new config.json names, where
     transformers can build it, meanwhile in a process of its own; ``tell_compared`` is called with the result.
 
@@ -185,7 +187,7 @@ def save_checkpoint(
     tensor seems to follow the number of layers. Whatever goes wrong, ``path`` is as it was.
     """
     if not partial_folder(path).is_dir():
-        refuse_taken(path)
+        refuse_taken(path, replace)
     plan = plan_checkpoint(graph, shard_size)
     if plan.doubt is not None and not check:
         raise plan.doubt
@@ -201,7 +203,7 @@ def save_checkpoint(
 
     streams = plan.streams
     with (
-        resumable_folder(path, plan.journal, resume, durable) as work,
+        resumable_folder(path, plan.journal, resume, durable, replace) as work,
         plan.comparison() if check else nullcontext() as compared,
     ):
         if work.complete:

@@ -90,27 +90,49 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         try:
             yield made
             made.chmod(0o777 & ~_umask())
-            if path.exists():
-                path.rmdir()  # it is empty; where another run has filled it meanwhile, this fails and nothing is lost
-            made.rename(path)
+            take_name(made, path)
         except OSError as error:
             raise OutputError(
                 f"{path} could not be written: {reason(error)}; nothing of it is left"
             ) from error
 
 
-def refuse_taken(path: Path) -> None:
-    """OutputError where a folder cannot be made at ``path``: something is there, or its parent is not."""
+def refuse_taken(path: Path, replace: bool = False) -> None:
+    """OutputError where a folder cannot be made at ``path``: something is there, or its parent is not.
+
+    With ``replace`` a folder may be there, whatever is in it.
+    """
     if path.is_symlink():
         raise OutputError(f"{path} is a symbolic link; name the folder that it leads to, or another")
     if path.resolve() == Path.cwd():
         raise OutputError(
             f"{path} is the folder that this runs in, which a new one would take away; name another"
         )
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and not (path.is_dir() and (replace or not any(path.iterdir()))):
         raise OutputError(f"{path} exists already and is not an empty folder")
     if not path.parent.is_dir():
         raise OutputError(f"the folder {path.parent} does not exist")
+
+
+def take_name(made: Path, path: Path, replace: bool = False) -> None:
+    """Rename a folder that is whole; an empty one that has the name gives way, with ``replace`` any.
+
+    A process that is killed between two renames leaves what had the name as ``.NAME.replaced-...`` beside it. Raises
+    OSError where the name cannot be had; what has it then keeps it.
+    """
+    if not (replace and path.is_dir() and any(path.iterdir())):
+        if path.is_dir():
+            path.rmdir()  # where another process has filled it meanwhile, this fails and nothing is lost
+        os.rename(made, path)
+        return
+    aside = path.with_name(f".{_cut(path.name, _STEM)}.replaced-{secrets.token_hex(8)}")
+    os.rename(path, aside)
+    try:
+        os.rename(made, path)
+    except BaseException:
+        os.rename(aside, path)
+        raise
+    remove(aside)
 
 
 def _umask() -> int:

@@ -202,7 +202,8 @@ def test_a_target_that_is_taken(source: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a").write_text("kept")
     done = run("stretch", source, "--to-units", 6, "-o", tmp_path / "out")
-    assert done.output.endswith(f"error: {tmp_path / 'out'} exists already and is not an empty folder\n")
+    taken = f"error: {tmp_path / 'out'} exists already and is not an empty folder; choose another name"
+    assert done.output.endswith(f"{taken} with -o OUT, or replace it with --force\n")
     assert (tmp_path / "out" / "a").read_text() == "kept"
     done = run("stretch", source, "--to-units", 6, "-o", tmp_path / "none" / "out")
     assert done.output.endswith(f"error: the folder {tmp_path / 'none'} does not exist\n")

@@ -371,7 +371,7 @@ def test_no_check_is_handed_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(api, "save", save)
     good("stretch", "model.safetensors", "--to-depth", "20")
-    good("stretch", "model.safetensors", "--to-depth", "20", "--no-check")
+    good("stretch", "model.safetensors", "--to-depth", "20", "--no-check", "--force")
     assert seen == [True, False]
 
 

@@ -41,7 +41,10 @@ def test_the_demo_writes_over_nothing(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     result = run("demo", str(tmp_path))
     assert result.exit_code == 1
-    assert result.stderr == f"error: {tmp_path} is not empty; give another folder: elastic-ir demo FOLDER\n"
+    assert result.stderr == (
+        f"error: {tmp_path} is not empty; give another folder, elastic-ir demo FOLDER, or write over the files of an "
+        "earlier demo with --force\n"
+    )
 
 
 def test_doctor_lists_what_is_needed() -> None:

@@ -253,6 +253,16 @@ def test_report_on_the_command_line_writes_tables_and_plots(tmp_path: Path) -> N
     first = (tmp_path / "out" / "tiny-two.svg").read_bytes()
     CliRunner().invoke(elastic_ir, [*arguments, str(tmp_path / "again")])
     assert (tmp_path / "again" / "tiny-two.svg").read_bytes() == first
+    (tmp_path / "again" / "tiny.md").unlink()
+    refused = CliRunner().invoke(elastic_ir, [*arguments, str(tmp_path / "again")])
+    assert (
+        refused.exit_code == 1
+        and "tiny-" in refused.output
+        and "or write over it with --force" in refused.output
+    )
+    assert not (tmp_path / "again" / "tiny.md").exists()
+    assert CliRunner().invoke(elastic_ir, [*arguments, str(tmp_path / "again"), "--force"]).exit_code == 0
+    assert {path.name for path in (tmp_path / "again").iterdir()} == names
     assert "own tickets beat random ones (two, 50 %): yes" in told.output
 
 
