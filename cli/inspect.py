@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from elastic_ir.cli import output, tables
-from elastic_ir.cli.app import COMMANDS
+from elastic_ir.cli.app import COMMANDS, FORCE_OPTION
 from elastic_ir.cli.options import SOURCE, Reading, hub_label, left_behind, source_options
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ safetensors only the headers are read, however large it is; --input-shape has it
     help="Draw the stages and blocks into FILE as well: .svg, .dot (Graphviz) or .mermaid (Markdown). Where SOURCE has "
     "a record of its change of depth, copies are joined to the blocks that they are of.",
 )  # fmt: skip
+@FORCE_OPTION
 @source_options
 def inspect(source: str, as_json: bool, drawing: str | None, reading: Reading) -> None:
     """Show what repeats in SOURCE: its stages and their blocks, with type, channels, depth and parameters.
@@ -55,7 +56,7 @@ def inspect(source: str, as_json: bool, drawing: str | None, reading: Reading) -
         from elastic_ir.report.drawing import check_name
 
         check_name(drawing)
-        output.refuse_overwriting(Path(drawing), reading.inputs(source))
+        output.refuse_overwriting(Path(drawing), reading.inputs(source), option="--graph FILE")
     graph = reading.load(source, headers_only=reading.by_headers(source) or is_name(source))
     with tables.status(f"reading {source}"):
         structure, sentence = tables.structure_of(graph)

@@ -118,11 +118,13 @@ def applied(source: str) -> Path:
     return base.with_name(f"{base.name}-applied{extension.lower()}")
 
 
-def refuse_overwriting(out: Path, inputs: dict[str, str | None], dry_run: bool = False) -> None:
+def refuse_overwriting(
+    out: Path, inputs: dict[str, str | None], dry_run: bool = False, option: str = "-o OUT"
+) -> None:
     """OutputError where writing ``out`` would replace one of the sources, or, without ``--force``, anything.
 
-    The keys of ``inputs`` describe the sources. Python source that somebody else wrote counts as one, as a network's
-    own module may be the file. A dry run refuses for these alone.
+    The keys of ``inputs`` describe the sources, ``option`` is the one that names ``out``. Python source that somebody
+    else wrote counts as one, as a network's own module may be the file. A dry run refuses for these alone.
     """
     for path in files_of(out):
         for what, name in inputs.items():
@@ -134,11 +136,11 @@ def refuse_overwriting(out: Path, inputs: dict[str, str | None], dry_run: bool =
                 where = f"{out} is the folder of {what}"
             else:
                 continue
-            raise OutputError(f"{where}, which would be written over; choose another name with -o OUT")
+            raise OutputError(f"{where}, which would be written over; choose another name with {option}")
     if PYTHON.names(out) and out.is_file() and not _written_by_us(out):
         raise OutputError(f"{out} holds source that ElasticIR did not write; choose another name with -o OUT")
     if given(FORCE) or not dry_run:
-        refuse_existing(*files_of(out))
+        refuse_existing(*files_of(out), other=f"choose another name with {option}")
 
 
 def _written_by_us(path: Path) -> bool:
