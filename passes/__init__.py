@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from elastic_ir.passes.sparsity.ghost_skips import GhostSkips
     from elastic_ir.passes.sparsity.ghost_softness import GhostSoftness
     from elastic_ir.passes.sparsity.nm_project import NMProject
+    from elastic_ir.passes.sparsity.prune import Prune
     from elastic_ir.passes.sparsity.remove_ghosts import RemoveGhosts
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "Net2Wider",
     "Pass",
     "Pipeline",
+    "Prune",
     "RemoveGhosts",
     "RemoveIdentities",
     "RescaleResidual",
@@ -81,6 +83,7 @@ _OWN: dict[str, tuple[str, str]] = {
     "net2wider": ("growth.net2wider", "Net2Wider"),
     "morph": ("growth.morph", "Morph"),
     "drop-by-similarity": ("depth.drop_by_similarity", "DropBySimilarity"),
+    "prune": ("sparsity.prune", "Prune"),
     "compact": ("sparsity.compact", "Compact"),
     "fold-batchnorm": ("cleanup.fold_batchnorm", "FoldBatchNorm"),
     "nm-project": ("sparsity.nm_project", "NMProject"),

@@ -60,7 +60,7 @@ def compare_costs(before: Graph, after: Graph) -> CostChange:
 
 
 def _flops(graph: Graph) -> int | None:
-    inputs = graph.origin.inputs or _examples(graph)
+    inputs = examples(graph)
     if inputs is None or not len(graph):
         return None
     from elastic_ir.analysis.pruning.flops import forward_cost
@@ -77,8 +77,10 @@ def _flops(graph: Graph) -> int | None:
         raise
 
 
-def _examples(graph: Graph) -> Inputs | None:
-    """Tensors of the shapes that the inputs of an ONNX graph were read with; None where one is not known."""
+def examples(graph: Graph) -> Inputs | None:
+    """What a network was traced with; of an ONNX graph ones of its inputs' shapes, None where one is not known."""
+    if graph.origin.inputs is not None:
+        return graph.origin.inputs
     import torch
 
     kinds = [node.output.type for node in graph if node.kind == "input"]

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from elastic_ir.errors import MaskError
+from elastic_ir.tensors.smallest import Ranked, pruned_count, smallest_pruned
+from elastic_ir.tensors.torch_bridge import TorchData, mask_to_torch
 from elastic_ir.tensors.weights import looks_prunable
 from elastic_ir.tickets.masked import places
 from elastic_ir.tickets.parametrizations import layer_weights
@@ -41,21 +43,12 @@ def magnitude_masks(
     [[0, 1], [1, 0]]
     """
     weights = prunable_weights(source, leave_out)
-    wide = any(weight.dtype in (torch.float64, torch.complex128) for weight in weights.values())
-    magnitudes = {
-        name: _magnitude(name, weight, torch.float64 if wide else torch.float32)
-        for name, weight in weights.items()
-    }
+    for name, weight in weights.items():
+        if weight.is_meta:
+            raise MaskError(f"{name!r} is on the meta device and has no values; load the weights first")
     pruned = pruned_count(sum(weight.numel() for weight in weights.values()), sparsity)
-    masks = masks_from_scores(magnitudes, pruned)
-    return {name: masks[name].to(weight.device) for name, weight in weights.items()}
-
-
-def pruned_count(total: int, sparsity: float) -> int:
-    """How many of ``total`` weights a sparsity prunes: the nearest whole number; MaskError outside 0 to 1."""
-    if not 0 <= sparsity <= 1:
-        raise MaskError(f"the sparsity {sparsity} is not between 0 and 1")
-    return round(sparsity * total)
+    masks = smallest_pruned([Ranked(name, TorchData(item.cpu())) for name, item in weights.items()], pruned)
+    return {name: mask_to_torch(masks[name]).to(weight.device) for name, weight in weights.items()}
 
 
 def prunable_weights(
@@ -100,18 +93,6 @@ def masks_from_scores(scores: Mapping[str, Tensor], pruned: int) -> dict[str, Te
     return {
         name: ~part.reshape(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)
     }
-
-
-def _magnitude(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    if weight.is_meta:
-        raise MaskError(f"{name!r} is on the meta device and has no values; load the weights first")
-    plain = weight.detach()
-    if not plain.is_complex():
-        plain = plain.to(dtype)  # float8 has no abs
-    magnitude = plain.abs().cpu().to(dtype)
-    if magnitude.isnan().any():
-        raise MaskError(f"{name!r} holds NaN, which has no magnitude")
-    return magnitude
 
 
 def _prunable(source: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:

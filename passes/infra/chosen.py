@@ -1,4 +1,4 @@
-"""Which layers a growth pass works on: all, those of some stages, those whose paths fit a pattern."""
+"""Which layers and weights a pass works on: all, those of some stages, those whose paths fit a pattern."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from elastic_ir.ir.graph import Graph, Node
 from elastic_ir.ir.operations import layer_of
 from elastic_ir.ir.structure import Block
 from elastic_ir.onnx_model.layers import label
+from elastic_ir.tensors.weights import Weight
 
 
 class Chosen:
@@ -40,6 +41,28 @@ class Chosen:
 def fits(name: str, pattern: str) -> bool:
     """Whether a pattern names a weight, or the layer that it belongs to."""
     return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)
+
+
+def prunable_of(graph: Graph, **options: Sequence[str] | str) -> tuple[dict[str, Weight], list[set[str]]]:
+    """The prunable weights by name, tied ones once, and for each option of patterns the names that fit one.
+
+    PlanError for a pattern that fits none.
+    """
+    first: dict[int, Weight] = {}
+    for weight in graph.weights.values():
+        if weight.prunable:
+            first.setdefault(id(weight.storage), weight)
+    weights = {weight.name: weight for weight in first.values()}
+    found = []
+    for option, given in options.items():
+        named: set[str] = set()
+        for pattern in [given] if isinstance(given, str) else given:
+            fitting = {name for name in weights if fits(name, pattern)}
+            if not fitting:
+                raise PlanError(f"{option}={pattern!r} fits no weight of a convolution or linear layer")
+            named |= fitting
+        found.append(named)
+    return weights, found
 
 
 def blocks_of(graph: Graph) -> dict[Node, Block]:

@@ -9,14 +9,14 @@ channels and a small head fall out by that rule.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar
 
 from elastic_ir.analysis.input_axes import InputAxes
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.passes.infra import Pass, reasons
-from elastic_ir.passes.infra.chosen import fits
+from elastic_ir.passes.infra.chosen import prunable_of
 from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.tensors.lazy import ShapeOnly
 from elastic_ir.tensors.nm_mask import PatternMask
@@ -37,33 +37,13 @@ class NMProject(Pass):
     columns: int = 16  #: inputs must be a multiple of this, and of M; 1 asks for a multiple of M only
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
-        if not 0 < self.n < self.m:
-            raise PlanError(
-                f"n={self.n} m={self.m} is not a pattern: of every m weights fewer than m stay, at least 1"
-            )
-        if self.rows < 1 or self.columns < 1:
-            raise PlanError("rows and columns are multiples, 1 or more")
-        patterns = [self.skip] if isinstance(self.skip, str) else list(self.skip)
-        for pattern in patterns:
-            if not any(weight.prunable and fits(weight.name, pattern) for weight in graph.weights.values()):
-                raise PlanError(f"skip={pattern!r} fits no weight of a convolution or linear layer")
-        axis_of = InputAxes(graph)
-        projected: list[str] = []
-        skipped: dict[str, str] = {}
-        seen: set[int] = set()
-        for name, weight in graph.weights.items():
-            if not weight.prunable or id(weight.storage) in seen:
-                continue
-            seen.add(id(weight.storage))
-            axis = axis_of(weight)
-            reason = self._why_not(weight, patterns, axis)
-            if reason or isinstance(axis, str):
-                skipped[name] = reason
-                continue
+        weights, (asked,) = prunable_of(graph, skip=self.skip)
+        axes, skipped = pattern_axes(graph, weights, self.n, self.m, self.rows, self.columns, asked)
+        for name, axis in axes.items():
+            weight = weights[name]
             rewriter.set_mask(name, PatternMask(weight.storage.data, self.n, self.m, weight.mask, axis))
-            projected.append(name)
         #: Plain data for reports: the weights that were projected, and why the others were not.
-        rewriter.report({"projected": projected, "skipped": skipped})
+        rewriter.report({"projected": list(axes), "skipped": skipped})
 
     def summary(self, graph: Graph) -> str | None:
         report = self.report(graph)
@@ -72,20 +52,44 @@ class NMProject(Pass):
             return "there is no weight of a convolution or linear layer"
         return f"{len(projected)} weights projected, {len(skipped)} left{reasons(skipped)}"
 
-    def _why_not(self, weight: Weight, patterns: Sequence[str], axis: int | str) -> str:
-        if any(fits(weight.name, pattern) for pattern in patterns):
-            return "skipped as asked"
-        if "float" not in weight.dtype:
-            return f"its numbers are {weight.dtype}, whose size is not a magnitude"
-        if isinstance(axis, str):
-            return axis
-        out, into = weight.shape[1 - axis], weight.shape[axis]
-        if into % self.m:
-            return f"{into} inputs are not a multiple of {self.m}"
-        if into % self.columns:
-            return f"{into} inputs are not a multiple of {self.columns}"
-        if out % self.rows:
-            return f"{out} outputs are not a multiple of {self.rows}"
-        if isinstance(weight.storage.data, ShapeOnly):
-            return "it has no values (meta device)"
-        return ""
+
+def pattern_axes(
+    graph: Graph, weights: Mapping[str, Weight], n: int, m: int, rows: int = 8, columns: int = 16,
+    asked: Collection[str] = (),
+) -> tuple[dict[str, int], dict[str, str]]:  # fmt: skip
+    """Along which axis the groups of m lie for those of some weights that suit n:m, and why the others do not.
+
+    ``asked`` names weights to leave alone. Raises PlanError for what is no pattern.
+    """
+    if not 0 < n < m:
+        raise PlanError(f"n={n} m={m} is not a pattern: of every m weights fewer than m stay, at least 1")
+    if rows < 1 or columns < 1:
+        raise PlanError("rows and columns are multiples, 1 or more")
+    axis_of = InputAxes(graph)
+    axes: dict[str, int] = {}
+    skipped: dict[str, str] = {}
+    for name, weight in weights.items():
+        axis = axis_of(weight)
+        reason = "skipped as asked" if name in asked else _why_not(weight, axis, m, rows, columns)
+        if reason or isinstance(axis, str):
+            skipped[name] = reason
+        else:
+            axes[name] = axis
+    return axes, skipped
+
+
+def _why_not(weight: Weight, axis: int | str, m: int, rows: int, columns: int) -> str:
+    if "float" not in weight.dtype:
+        return f"its numbers are {weight.dtype}, whose size is not a magnitude"
+    if isinstance(axis, str):
+        return axis
+    out, into = weight.shape[1 - axis], weight.shape[axis]
+    if into % m:
+        return f"{into} inputs are not a multiple of {m}"
+    if into % columns:
+        return f"{into} inputs are not a multiple of {columns}"
+    if out % rows:
+        return f"{out} outputs are not a multiple of {rows}"
+    if isinstance(weight.storage.data, ShapeOnly):
+        return "it has no values (meta device)"
+    return ""

@@ -57,7 +57,7 @@ TORCH_FILES = {
     f"elastic_ir.{folder}.{name}"
     for folder, names in (
         ("analysis", ("gradinit",)),
-        ("analysis.pruning", ("scores", "distributions", "flops")),
+        ("analysis.pruning", ("scores", "flops")),
         ("formats.pickles", ("module", "rebuild")),
     )
     for name in names

@@ -552,7 +552,7 @@ def test_passes() -> None:
     assert set(names[2:]) == {
         *("rescale-residual", "identity-blocks", "stack", "depth-upscale"),
         *("net2deeper", "net2wider", "morph", "drop-by-similarity"),
-        *("compact", "fold-batchnorm", "nm-project"),
+        *("compact", "fold-batchnorm", "nm-project", "prune"),
         *("ghost-skips", "ghost-softness", "remove-ghosts", "layerwise-rescale"),
         *("fold-constants", "remove-identities", "cse", "dce"),
     }

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from elastic_ir.errors import MaskError
-from elastic_ir.tickets.magnitude import prunable_weights, pruned_count
+from elastic_ir.tensors.smallest import pruned_count
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 #: What a layer's density is proportional to, given its weight's shape (outputs, inputs, kernel).
 DISTRIBUTIONS: dict[str, Callable[[Sequence[int]], float]] = {
@@ -129,10 +130,15 @@ def random_masks(
 
     Layers named in ``dense`` have masks of ones and count in the total, unlike those that are left out.
 
+    >>> from torch import nn
     >>> masks = random_masks(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 4)), 0.75, "uniform")
     >>> {name: int(mask.sum()) for name, mask in masks.items()}
     {'0.weight': 5, '1.weight': 5}
     """
+    import torch
+
+    from elastic_ir.tickets.magnitude import prunable_weights
+
     weights = prunable_weights(source, leave_out)
     counts = kept_counts(
         {name: tuple(weight.shape) for name, weight in weights.items()}, sparsity, distribution, dense=dense
@@ -163,6 +169,8 @@ def rigl_masks(
 
     Raises MaskError, for a sparsity that is out of reach beside the first layer, too.
     """
+    from elastic_ir.tickets.magnitude import prunable_weights
+
     first = next(iter(prunable_weights(source)))
     kept = [first] if distribution == "uniform" and first in prunable_weights(source, leave_out) else []
     return random_masks(source, sparsity, distribution, seed=seed, leave_out=leave_out, dense=kept)

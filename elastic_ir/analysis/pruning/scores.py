@@ -22,8 +22,9 @@ from torch.overrides import TorchFunctionMode
 
 from elastic_ir.errors import MaskError
 from elastic_ir.ir.example_inputs import tensors_in
+from elastic_ir.tensors.smallest import pruned_count
 from elastic_ir.tensors.torch_bridge import unwrapped
-from elastic_ir.tickets.magnitude import masks_from_scores, prunable_weights, pruned_count
+from elastic_ir.tickets.magnitude import masks_from_scores, prunable_weights
 from elastic_ir.tickets.masked import plain_name
 
 #: What a loss is here: the network's output and the targets to one number, a mean over the batch.
@@ -112,23 +113,30 @@ def synflow_masks(
     *,
     iterations: int = 100,
     leave_out: Collection[str] | str = (),
+    masks: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Masks by iterative SynFlow: in round k of n the density is ``(1 - sparsity) ** (k / n)``, scored anew.
 
     Tanaka et al. 2020, algorithm 1 (n = 100). Exactly ``round(sparsity * weights)`` are pruned in the end.
+    ``masks`` are those that the network has: what they prune stays pruned and counts.
     Raises MaskError for fewer than one iteration, a sparsity outside 0 to 1, and what :func:`synflow_scores` refuses.
     """
     if iterations < 1:
         raise MaskError(f"SynFlow needs at least one iteration, not {iterations}")
     total = sum(weight.numel() for weight in prunable_weights(module, leave_out).values())
     wanted = pruned_count(total, sparsity)
-    masks: dict[str, Tensor] = {}
+    masks = dict(masks or {})
+    least = sum(int((~mask).sum()) for mask in masks.values())
+    if least > wanted:
+        raise MaskError(f"{least:,} weights are pruned already, more than the {wanted:,} of {sparsity:g}")
     for done in range(1, iterations + 1):
         scores = synflow_scores(module, input_shape, masks=masks, leave_out=leave_out)
         for name, mask in masks.items():
             scores[name][~mask] = -torch.inf  # pruned stays pruned, also beside scores of 0
         share = 1 - (1 - sparsity) ** (done / iterations)
-        masks = masks_from_scores(scores, wanted if done == iterations else min(wanted, round(share * total)))
+        masks = masks_from_scores(
+            scores, wanted if done == iterations else min(wanted, max(least, round(share * total)))
+        )
     return masks
 
 

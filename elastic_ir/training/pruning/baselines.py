@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from elastic_ir.analysis.pruning.scores import Batch, Loss, grasp_scores, snip_scores, synflow_masks
 from elastic_ir.errors import MaskError
+from elastic_ir.tensors.smallest import pruned_count
 from elastic_ir.tensors.torch_bridge import unwrapped
-from elastic_ir.tickets.magnitude import magnitude_masks, masks_from_scores, prunable_weights, pruned_count
+from elastic_ir.tickets.magnitude import magnitude_masks, masks_from_scores, prunable_weights
 from elastic_ir.tickets.masked import masked_weights, plain_name
 
 Masks = dict[str, Tensor]

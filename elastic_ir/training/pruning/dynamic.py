@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from elastic_ir.errors import MaskError
+from elastic_ir.tensors.smallest import pruned_count
 from elastic_ir.tickets.enforcement import MaskEnforcer, enforce
-from elastic_ir.tickets.magnitude import masks_from_scores, prunable_weights, pruned_count
+from elastic_ir.tickets.magnitude import masks_from_scores, prunable_weights
 from elastic_ir.tickets.masked import MaskedWeight, masked_weights
 
 
