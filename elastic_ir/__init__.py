@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
+
+# In a clone whose symbolic links git has written as text files (Windows), the folders that they name are found here.
+if os.path.isfile(os.path.join(os.path.dirname(__file__), "cli")):
+    __path__.append(os.path.dirname(os.path.dirname(__file__)))
 
 from elastic_ir.errors import (
     BlockedError,

@@ -42,7 +42,9 @@ def test_every_package_is_listed() -> None:
 
 @pytest.mark.parametrize("folder", LINKED)
 def test_the_links_are_relative(folder: str) -> None:
-    assert os.readlink(ROOT / "elastic_ir" / folder) == f"../{folder}"
+    link = ROOT / "elastic_ir" / folder
+    # a clone without symbolic links has a text file in the place of each
+    assert (os.readlink(link) if link.is_symlink() else link.read_text("utf-8")) == f"../{folder}"
 
 
 @pytest.fixture(scope="module")
