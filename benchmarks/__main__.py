@@ -32,7 +32,7 @@ APART, COUNTED = timedelta(hours=1), 3
 #: The programs with their arguments, quick ones first.
 PROGRAMS: dict[str, tuple[str, ...]] = {
     "ticket_file": (), "discovery": (), "pipeline": (), "stretch": (), "tracing": (), "inspect_command": (),
-    "compact": (), "rescale_residual": (), "training_step": (), "startup": (), "headers": (), "memory": (),
+    "compact": (), "rescale_residual": (), "large": (), "training_step": (), "startup": (), "headers": (), "memory": (),
     "onnx_stretch": (), "onnx_export": (), "checkpoint": ("--parameters", "1.1e9"), "gguf": (), "growth": (),
     "lottery": (),
 }  # fmt: skip

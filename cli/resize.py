@@ -125,6 +125,16 @@ class Wanted(Options):
         help="Go on with the streamed folder that an interrupted run of the same command has begun, if there is one.",
     )  # fmt: skip
 
+    jobs: int | None = option(
+        "--jobs", type=click.IntRange(min=1), metavar="N",
+        help="Write the files of a streamed folder in so many processes, each its own; with --ray so many at once.",
+    )  # fmt: skip
+    ray: str | None = option(
+        "--ray", metavar="auto|local|ADDRESS",
+        help="Write the files of a streamed folder on a Ray cluster, whose machines see source and target under the "
+        "same paths: the one that this machine belongs to, a new one of this machine alone, or one by its address.",
+    )  # fmt: skip
+
     def ways(self) -> dict[str, object]:
         """The options that state the target, with what each was given."""
         return self.given("to_depth", "to_stages", "to_units", "plan", "like")
@@ -148,7 +158,7 @@ class Wanted(Options):
             and (self.out is None or not writable(Path(self.out)))
         )
         parts = GGUF.names(Path(source)) and not streamed
-        for name, value in self.given("shard_size", "durable", "resume").items():
+        for name, value in self.given("shard_size", "durable", "resume", "jobs", "ray").items():
             if value and not streamed and not (parts and name == "--shard-size"):
                 raise click.UsageError(f"{name} is for checkpoint folders that are written as folders")
         return streamed

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 def write_folder(graph: Graph, out: Path, wanted: Wanted) -> None:
     """Write a folder that was read by its headers, or print what would be written."""
     from elastic_ir.checkpoints.resumable import KEPT, held_by, kept_files, leftover
+    from elastic_ir.checkpoints.shards import Workers
     from elastic_ir.checkpoints.write import (
         SHARD_SIZE,
         check_room,
@@ -71,6 +72,7 @@ def write_folder(graph: Graph, out: Path, wanted: Wanted) -> None:
                 resume=wanted.resume,
                 check=not wanted.no_check,
                 replace=given(FORCE),
+                workers=Workers(wanted.jobs or 1, wanted.ray),
                 tell=tell,
                 tell_compared=found.append,
             )

@@ -37,7 +37,7 @@ _SHOWN = 5  #: tensors that a note names
 @click.argument("source", type=SOURCE, metavar="DIR|FILE")
 @gathered(
     "wanted", Wanted, FORCE_OPTION, RUN_FLAGS,
-    only=("keep_beside", "out", "no_check", "dry_run", "shard_size", "durable", "resume"),
+    only=("keep_beside", "out", "no_check", "dry_run", "shard_size", "durable", "resume", "jobs", "ray"),
 )  # fmt: skip
 @gathered("reading", Reading, only=("trust", "variant"))
 def undo(source: str, wanted: Wanted, reading: Reading) -> None:

@@ -23,6 +23,7 @@ from elastic_ir.checkpoints.libraries.find import library_of
 from elastic_ir.checkpoints.oracle.comparison import NOT_WANTED, Compared, Comparison, comparison
 from elastic_ir.checkpoints.record import Origin, Step, gone_from, read_record, record_text
 from elastic_ir.checkpoints.resumable import Journal, digests, held_by, partial_folder, resumable_folder
+from elastic_ir.checkpoints.shards import Workers, is_whole, write_shard, write_shards
 from elastic_ir.checkpoints.side_files import SideFile, copy_side_file, followed_files, json_text, side_files
 from elastic_ir.checkpoints.undo import steps_after
 from elastic_ir.errors import EmitError, OutputError, PlanError
@@ -31,7 +32,6 @@ from elastic_ir.formats.mask_tie import TIE, tie_of
 from elastic_ir.formats.model_folder import MASKS, RECORD, CheckpointSource, Layout, label_of
 from elastic_ir.formats.packed_masks import packed_masks, packed_size
 from elastic_ir.formats.ranges import settled
-from elastic_ir.formats.safetensors import safetensors_head, write_safetensors
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.numbering import natural_key
 from elastic_ir.tensors.gathered import gathering_of
@@ -170,15 +170,16 @@ def save_checkpoint(
     resume: bool = False,
     check: bool = True,
     replace: bool = False,
+    workers: Workers = Workers(),  # noqa: B008 - frozen
     tell: Callable[[int, int], None] | None = None,
     tell_compared: Callable[[Compared], None] | None = None,
 ) -> Path:
     """Write a graph that was read by headers as a folder, and return its path.
 
     ``durable`` has it on the disk before it gets its name; ``resume`` continues what a run of the same plan has left,
-    see :mod:`elastic_ir.checkpoints.resumable`; ``replace`` lets a folder that is there go when the new one is whole,
-    and without it is refused. ``tell`` is called with bytes done and bytes in all, at the start with
-    what was there. ``check`` compares names and shapes with the class that the new config.json names, where
+    see :mod:`elastic_ir.checkpoints.resumable`; ``workers`` write the shards; ``replace`` lets a folder go that is
+    there when the new one is whole, and without is refused. ``tell`` is called with bytes done and in all, at the
+    start with what was there. ``check`` compares names and shapes with the class that the new config.json names, where
     transformers can build it, meanwhile in a process of its own; ``tell_compared`` is called with the result.
 
     Raises OutputError where the target is taken, another run works on it, the disk is too small, or what lies there is
@@ -212,23 +213,18 @@ def save_checkpoint(
         if compared is not None and (graph.edits.unproven_beside or plan.doubt is not None):
             compared.result().prove(graph.edits.unproven_beside)  # before the first byte is copied
         # the masks state which weights, as written, they belong to, and so are written last, and always
-        kept = {name for name in plan.shards if _is_whole(work.whole / name, *streams[name])}
+        kept = {name for name in plan.shards if is_whole(work.whole / name, *streams[name])}
         for name in set(os.listdir(work.whole)) - kept:
             remove(work.whole / name)
         count(sum(nbytes(data) for name in kept for data in plan.shards.get(name, {}).values()))
-        for name, (tensors, metadata) in streams.items():
-            if name not in kept:
-                if name == MASKS:
-                    work.settle()
-                    metadata = {**metadata, TIE: tie_of(work.whole / shard for shard in plan.shards)}
-                write_safetensors(
-                    work.begun / name, tensors, metadata, count if name in plan.shards else None, durable
-                )
-                if not _is_whole(work.begun / name, tensors, metadata):
-                    raise EmitError(
-                        f"{name} did not come out as long as its header states"
-                    )  # a source was cut
-                work.finish(name)
+        wanted = {name: streams[name] for name in plan.shards if name not in kept}
+        write_shards(work.begun, wanted, durable, workers, work.finish, count)
+        if plan.masks:
+            work.settle()
+            tensors, metadata = streams[MASKS]
+            metadata = {**metadata, TIE: tie_of(work.whole / shard for shard in plan.shards)}
+            write_shard(work.begun / MASKS, tensors, metadata, durable)
+            work.finish(MASKS)
         for file in plan.side:
             copy_side_file(file, work.whole / file.name)
         found = compared.result() if compared is not None else NOT_WANTED
@@ -325,14 +321,3 @@ def _followed(graph: Graph, source: CheckpointSource) -> list[str]:
             text += f"; the weights of {gone} that are gone are the others' now" if gone else ""
         found.append(text)
     return found
-
-
-def _is_whole(path: Path, tensors: dict[str, TensorData], metadata: dict[str, str]) -> bool:
-    """Whether a file is what the plan has there, by its header and its size."""
-    head = safetensors_head(tensors, metadata)
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            return size == len(head) + sum(map(nbytes, tensors.values())) and file.read(len(head)) == head
-    except FileNotFoundError:
-        return False

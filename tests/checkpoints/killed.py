@@ -10,6 +10,7 @@ from typing import Any
 
 from elastic_ir.checkpoints import read as reading
 from elastic_ir.checkpoints import resumable as partial
+from elastic_ir.checkpoints import shards
 from elastic_ir.checkpoints import write as checkpoint
 from elastic_ir.cli import resize
 from elastic_ir.cli.app import elastic_ir
@@ -20,7 +21,7 @@ EARLY = (resize, checkpoint, partial, reading)
 
 def command(begun: Connection, arguments: list[str], pause: float) -> None:
     """Say that it begins, run, and say so whenever a file is begun; ``pause`` in seconds is made before each."""
-    write = checkpoint.__dict__["write_safetensors"]
+    write = shards.__dict__["write_safetensors"]
 
     def telling(*arguments: Any) -> None:
         with contextlib.suppress(OSError):  # nobody may wait for it
@@ -28,7 +29,7 @@ def command(begun: Connection, arguments: list[str], pause: float) -> None:
         time.sleep(pause)
         write(*arguments)
 
-    checkpoint.__dict__["write_safetensors"] = telling
+    shards.__dict__["write_safetensors"] = telling
     sys.stdout = sys.stderr = open("/dev/null", "w")  # noqa: SIM115  until the process ends
     begun.send(None)
     elastic_ir(arguments)

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 
 import elastic_ir as eir
 from elastic_ir.checkpoints import resumable as partial
+from elastic_ir.checkpoints import shards
 from elastic_ir.checkpoints import write as checkpoint
 from elastic_ir.checkpoints.resumable import leftover, partial_folder
 from elastic_ir.checkpoints.write import save_checkpoint
@@ -62,7 +63,7 @@ def stop_at(number: int, error: BaseException, monkeypatch: pytest.MonkeyPatch) 
             raise error
         write_safetensors(path, *rest)
 
-    monkeypatch.setattr(checkpoint, "write_safetensors", failing)
+    monkeypatch.setattr(shards, "write_safetensors", failing)
 
 
 @pytest.fixture
@@ -407,7 +408,7 @@ def test_a_target_that_appears_meanwhile(
     )
     assert run("stretch", source, *PLAN, "-o", out).output == done.output
     out.rename(tmp_path / "away")
-    monkeypatch.setattr(checkpoint, "write_safetensors", None)  # nothing is left to be written
+    monkeypatch.setattr(shards, "write_safetensors", None)  # nothing is left to be written
     assert run("stretch", source, *PLAN, "-o", out, "--resume").exit_code == 0
     assert same(out, whole)
 

@@ -7,7 +7,6 @@ job is handed out again, a few times.
 from __future__ import annotations
 
 import concurrent.futures
-import logging
 import multiprocessing
 import os
 import threading
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from elastic_ir.errors import SourceError
+from elastic_ir.safety.cluster import connected
 
 _TRIES = 3
 
@@ -158,10 +157,6 @@ class Processes:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-#: Ray's own switch for machines whose firewall would ask: off, a cluster of one machine listens on loopback alone.
-_WIDE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-
-
 class RayCluster:
     """On a Ray cluster: ``auto`` is the one that this machine belongs to, ``local`` a new one, else its address.
 
@@ -172,33 +167,11 @@ class RayCluster:
     """
 
     def __init__(self, folder: str, address: str, threads: int = 1, log: str = "") -> None:
-        local = address == "local"
-        if local:
-            os.environ.setdefault(_WIDE, "0")  # read when Ray is imported, here and in what it starts
-        try:
-            import ray
-        except ImportError as error:
-            raise SourceError("Ray is not installed (pip install 'elastic-ir[ray]')") from error
-        self._ray: Any = ray
+        self._ray: Any = connected(address)
         self.folder, self.threads, self.log = os.path.abspath(folder), threads, log
-        if not ray.is_initialized():
-            options: dict[str, Any] = {"include_dashboard": False} if local else {}
-            try:
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                raise SourceError(
-                    f"no Ray cluster at {address!r} ({_in_one_line(error)}); start one with: "
-                    f"{_WIDE}=0 ray start --head --include-dashboard=false, or give local"
-                ) from error
-            here = str(self._ray.util.get_node_ip_address())
-            if local and os.environ[_WIDE] == "0" and here not in ("127.0.0.1", "::1"):
-                ray.shutdown()
-                raise SourceError(
-                    f"Ray would listen on {here}, as it was imported before; set {_WIDE}=0 before Python starts"
-                )
         self.slots = max(int(self._ray.cluster_resources().get("CPU", 1)) // threads, 1)
         # a worker that dies, of a SystemExit as well, is Ray's to replace, and what it did runs again
-        self._remote = ray.remote(num_cpus=threads, max_retries=_TRIES, retry_exceptions=False)(_work)
+        self._remote = self._ray.remote(num_cpus=threads, max_retries=_TRIES, retry_exceptions=False)(_work)
         self._running: dict[Any, Mapping[str, Any]] = {}
 
     def submit(self, spec: Mapping[str, Any]) -> None:
