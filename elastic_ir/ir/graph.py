@@ -15,7 +15,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from elastic_ir.errors import StructureError
-from elastic_ir.ir.info import UNKNOWN, Edits, Emitted, GraphInfo, History, Origin
+from elastic_ir.ir.info import UNKNOWN, Edits, Emitted, GraphInfo, History, Origin, Page
 from elastic_ir.ir.structure import Block, Container, Resequenced, Stage, Structure
 from elastic_ir.tensors.weights import Weight
 
@@ -416,6 +416,14 @@ class Graph:
             self, state, names
         )
         return remapped
+
+    def report(self, against: Graph | None = None) -> Page:
+        """A page that shows it, beside ``against`` if that is given (see :func:`elastic_ir.pictures.report_of`).
+
+        A notebook shows what is returned; its ``save`` writes it to a file.
+        """
+        page: Page = importlib.import_module("elastic_ir.pictures").report_of(self, against)
+        return page
 
     def __str__(self) -> str:
         from elastic_ir.ir.printer import format_graph

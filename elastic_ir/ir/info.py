@@ -12,9 +12,11 @@ is run) is reported where the file is known, see :func:`described`.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from elastic_ir.errors import ElasticError, SourceError, TraceError, first_line
 
@@ -89,6 +91,17 @@ class Stated:
     outline: Any  #: the tree of its modules, see :mod:`elastic_ir.formats.pickles.description`
     at_hand: bool  #: whether its classes are, as far as text shows it
     inputs: Mapping[str, Any] | None = None  #: the record of the example inputs
+
+
+class Page(Protocol):
+    """What :meth:`Graph.report` returns, of a room above this one."""
+
+    @property
+    def html(self) -> str: ...
+
+    def save(self, path: str | os.PathLike[str]) -> Path: ...
+
+    def _repr_html_(self) -> str: ...
 
 
 def _absent() -> None:

@@ -31,7 +31,7 @@ ORDER = (
     ("rewrite",),
     ("channels", "plans"),
     ("checkpoints",),
-    ("passes", "frontends", "emit", "report"),
+    ("passes", "frontends", "emit", "pictures"),
     ("api", "face"),
     ("training",),
     ("cli",),

@@ -20,6 +20,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "load": ("source", "arch", "masks"),
     "stretch": ("graph", "to_depth", "to_stages", "to_units", "like", "plan", "order", "replicate"),
     "squeeze": ("graph", "to_depth", "to_stages", "to_units", "like", "plan", "drop"),
+    "report": ("network", "against", "out"),
     "save": ("graph", "path"),
     "verify_checkpoint": ("folder", "against"),
 }
@@ -29,6 +30,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "to_module": (),
     "state_dict": (),
     "masks": (),
+    "report": ("against",),
     "lineage": (),
     "remap_optimizer_state": ("state", "names"),
 }
@@ -46,7 +48,7 @@ ERRORS = (
     "EmitError",
     "OutputError",
 )
-COMMANDS = ("inspect", "stretch", "squeeze", "verify", "diff", "passes")
+COMMANDS = ("inspect", "stretch", "squeeze", "verify", "diff", "passes", "report")
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

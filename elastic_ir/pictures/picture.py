@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from elastic_ir.analysis.summary import Row, summarise
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Block, Stage
-from elastic_ir.report.origins import Origins, Place, gone_indices, origins_of, places_of
+from elastic_ir.pictures.origins import Origins, Place, gone_indices, origins_of, places_of
 
 FIRST_HUE, HUES = 262.0, 290.0  #: degrees: of the first block, and from it to the last one
 LIGHTNESS, CHROMA = 0.64, 0.13  #: of all colours of blocks, in OKLCH; legible on white and on black
@@ -80,7 +80,7 @@ def picture_of(graph: Graph) -> Picture:
     rows = summarise(graph)
     origins = origins_of(graph)
     places = places_of(graph, origins)
-    stages = tuple(_stage(row, row.stage, places, origins) for row in rows if row.stage is not None)
+    stages = tuple(stage_picture(row, row.stage, places, origins) for row in rows if row.stage is not None)
     return Picture(
         graph.name,
         graph.structure.depth,
@@ -92,7 +92,8 @@ def picture_of(graph: Graph) -> Picture:
     )
 
 
-def _stage(row: Row, stage: Stage, places: dict[Block, Place], origins: Origins) -> StagePicture:
+def stage_picture(row: Row, stage: Stage, places: dict[Block, Place], origins: Origins) -> StagePicture:
+    """One stage, from its row of the summary and the places that its blocks had in the source."""
     blocks = stage.all_blocks
     own = [places.get(block) for block in blocks]
     start = min((place.index for place in own if place is not None and not place.source), default=0)

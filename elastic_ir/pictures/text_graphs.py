@@ -10,8 +10,8 @@ import json
 from collections.abc import Iterator
 
 from elastic_ir.errors import printable
-from elastic_ir.report.picture import Box, Picture, StagePicture, hex_colour
-from elastic_ir.report.svg import GREY, described
+from elastic_ir.pictures.picture import Box, Picture, StagePicture, hex_colour
+from elastic_ir.pictures.svg import GREY, described
 
 #: Blocks that Mermaid's own limit of 500 lines has room for; of more in a row those without a break are drawn as one.
 _MOST = 120
@@ -21,7 +21,7 @@ def dot(picture: Picture) -> str:
     """DOT: one cluster for each stage.
 
     >>> from elastic_ir import trace
-    >>> from elastic_ir.report.picture import picture_of
+    >>> from elastic_ir.pictures.picture import picture_of
     >>> from elastic_ir.zoo import cifar_resnet
     >>> print(dot(picture_of(trace(cifar_resnet(8)))).splitlines()[0])
     digraph "CifarResNet" {

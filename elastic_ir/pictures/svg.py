@@ -9,7 +9,7 @@ from __future__ import annotations
 from xml.sax.saxutils import escape, quoteattr
 
 from elastic_ir.errors import printable
-from elastic_ir.report.picture import Box, Picture, StagePicture, hex_colour, links_of
+from elastic_ir.pictures.picture import Box, Picture, StagePicture, hex_colour, links_of
 
 GREY = "#768089"  #: of all text and lines; at least 3.9 to 1 on white and on black
 _FONT = "ui-sans-serif, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"

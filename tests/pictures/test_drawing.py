@@ -14,9 +14,9 @@ from torch import nn
 
 import elastic_ir as eir
 from elastic_ir.cli.demo import make_ticket
-from elastic_ir.report.picture import Box, Picture, StagePicture, hex_colour, picture_of
-from elastic_ir.report.svg import GREY, draw
-from elastic_ir.report.text_graphs import dot, mermaid
+from elastic_ir.pictures.picture import Box, Picture, StagePicture, hex_colour, picture_of
+from elastic_ir.pictures.svg import GREY, draw
+from elastic_ir.pictures.text_graphs import dot, mermaid
 from elastic_ir.zoo import cifar_resnet
 from tests.cli.test_cli import good, run
 

@@ -101,7 +101,11 @@ def places_of(graph: Graph, origins: Origins) -> dict[Block, Place]:
     below = weights_below(graph.weights, [block.path for block in blocks])
     found: dict[Block, Place] = {}
     for block, stage in blocks.items():
-        paths = [_path(origins.names[weight.name], inner) for inner, weight in below[block.path].items()]
+        paths = [
+            _path(origins.names[weight.name], inner)
+            for inner, weight in below[block.path].items()
+            if weight.name in origins.names
+        ]
         told = Counter(path for path in paths if path is not None)
         place = max(told, key=lambda each: told[each], default=None)
         index = _index(stage, place[1]) if place is not None else None

@@ -9,9 +9,9 @@ from pathlib import Path
 from elastic_ir.errors import OutputError
 from elastic_ir.formats.files import atomic_output
 from elastic_ir.ir.graph import Graph
-from elastic_ir.report.picture import Picture, picture_of
-from elastic_ir.report.svg import draw
-from elastic_ir.report.text_graphs import dot, mermaid
+from elastic_ir.pictures.picture import Picture, picture_of
+from elastic_ir.pictures.svg import draw
+from elastic_ir.pictures.text_graphs import dot, mermaid
 
 #: How a picture is made, by the file's suffix.
 FORMS: dict[str, Callable[[Picture], str]] = {

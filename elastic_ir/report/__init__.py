@@ -1,1 +1,0 @@
-"""Networks as people see them: drawings, and the page of ``elastic-ir report``. Nothing here changes a graph."""
