@@ -113,6 +113,8 @@ def _read_elsewhere(text: str, options: ReadOptions) -> Graph:
 def is_name(text: str) -> bool:
     """Whether a source is a name of a factory, not a path, a model of the hub or a URL."""
     head, colon, tail = text.partition(":")
+    if os.path.splitdrive(text)[0]:  # on Windows C:m.pt, also where there is no such file
+        return False
     named = bool(colon and head and tail) and "/" not in head and "\\" not in head
     return named and head != "hf" and not tail.startswith("//") and not Path(text).exists()
 

@@ -114,7 +114,7 @@ class Work:
         try:
             self.folder.mkdir(0o700, exist_ok=True)
             names = set(os.listdir(self.folder)) - {_LOCK, _NEW}
-            if (names and _JOURNAL not in names) or self.folder.lstat().st_uid != os.geteuid():
+            if (names and _JOURNAL not in names) or not _is_own(self.folder):
                 raise FileExistsError
             if not stack.enter_context(locked(self.folder / _LOCK, needed=True)):
                 raise BlockingIOError
@@ -183,6 +183,10 @@ class Work:
         """Remove everything; without the journal nobody could tell what the rest is, so that goes late."""
         for name in (_BEGUN, _WHOLE, _NEW, _JOURNAL, _LOCK):
             remove(self.folder / name)
+        self.leave()
+
+    def leave(self) -> None:
+        """Remove the folder where it is empty; on Windows that is not before the lock's file is closed."""
         with contextlib.suppress(OSError):
             self.folder.rmdir()
 
@@ -203,6 +207,7 @@ def resumable_folder(
     """
     work = Work(path, replace(journal, boot=boot_id(), durable=durable), replacing)
     with contextlib.ExitStack() as stack:
+        stack.callback(work.leave)
         work.lock(stack)
         try:
             with work.pool:
@@ -235,7 +240,14 @@ def kept_files(folder: Path) -> int:
 
 def held_by(folder: Path) -> int:
     """Bytes of disk that earlier work takes, and gives back or uses again."""
-    return sum(part.lstat().st_blocks * 512 for part in folder.rglob("*") if part.is_file())
+    found = [part.lstat() for part in folder.rglob("*") if part.is_file()]
+    # Windows counts no blocks
+    return sum(status.st_blocks * 512 if hasattr(status, "st_blocks") else status.st_size for status in found)
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether a folder is this user's; Windows, whose files state no owner, is not asked."""
+    return not hasattr(os, "geteuid") or folder.lstat().st_uid == os.geteuid()
 
 
 def partial_folder(path: Path) -> Path:

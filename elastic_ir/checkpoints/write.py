@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -252,8 +253,7 @@ def fetch_awaited(graph: Graph, tell: Callable[[int, int], None] | None = None) 
 def check_room(plan: Plan, path: Path, held: int = 0) -> None:
     """OutputError where a file system has less room than the plan needs; ``held`` is what earlier work gives back."""
     needed = sum(plan.files.values()) + _ROOM - held
-    status = os.statvfs(path.parent)
-    free = status.f_bavail * status.f_frsize
+    free = shutil.disk_usage(path.parent).free
     if free < needed:
         raise OutputError(
             f"{path} needs {needed / 1e9:.2f} GB and {path.parent} has {free / 1e9:.2f} GB free; make room or "

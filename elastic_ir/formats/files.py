@@ -2,12 +2,15 @@
 
 Output is written beside its target under another name, then renamed: a crash, a full disk or Ctrl-C leaves what stood
 at the target before. What is being written is locked, and the kernel gives a lock back when its process ends: so what
-a killed process has left is known by its free lock, and goes with the next save into that folder. No torch here.
+a killed process has left is known by its free lock, and goes with the next save into that folder. Windows renames and
+removes no file that is open: there nothing that is written is locked, and what a killed process has left stays. No
+torch here.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import re
@@ -21,6 +24,10 @@ from elastic_ir.errors import OutputError, SourceError, reason
 from elastic_ir.safety.limits import JSON_BYTES, JSON_ENTRIES, JSON_LEVELS, open_plain
 
 NAME_BYTES = 255  #: of a file's name, on nearly every file system
+MOVES_OPEN = os.name != "nt"  #: whether a file that is open can be renamed and removed
+_LOCKED_BYTE = (
+    1 << 30
+)  #: where Windows locks a file, behind all that is in it: locked bytes cannot be read there
 
 
 @contextlib.contextmanager
@@ -143,8 +150,10 @@ def _umask() -> int:
 
 
 def sync(path: Path) -> None:
-    """Have a file's or a folder's content on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    """Have a file's or a folder's content on the disk; Windows opens no folder, and syncs what may be written alone."""
+    if not MOVES_OPEN and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY if MOVES_OPEN else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:
@@ -250,13 +259,11 @@ def temporary(target: Path, *, folder: bool = False) -> Iterator[Path]:
     while True:
         path = target.with_name(f".{stem}.elastic-ir-{secrets.token_hex(8)}.tmp{suffix}")
         try:
-            if folder:
-                path.mkdir(0o700)
-            handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            handle = _made(path, folder)
         except OSError as error:
             raise OutputError(f"{target} cannot be written: {reason(error)}") from error
         try:
-            if try_lock(handle) is not False and is_named(path, handle):
+            if handle is None or (try_lock(handle) is not False and is_named(path, handle)):
                 try:
                     yield path
                 finally:
@@ -264,11 +271,26 @@ def temporary(target: Path, *, folder: bool = False) -> Iterator[Path]:
                 return
             # else another process has swept it before it was locked
         finally:
-            os.close(handle)
+            if handle is not None:
+                os.close(handle)
+
+
+def _made(path: Path, folder: bool) -> int | None:
+    """Make a file or folder, and open it for its lock; None where it could then not get another name."""
+    if folder:
+        path.mkdir(0o700)
+        return os.open(path, os.O_RDONLY) if MOVES_OPEN else None
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    if MOVES_OPEN:
+        return handle
+    os.close(handle)
+    return None
 
 
 def sweep(folder: Path) -> None:
     """Remove the temporaries that no process has locked; what cannot be locked or removed stays."""
+    if not MOVES_OPEN:
+        return  # none is locked
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             inside = entry.is_dir(follow_symlinks=False)
@@ -300,12 +322,31 @@ def _cut(text: str, size: int) -> str:
 def try_lock(handle: int) -> bool | None:
     """Lock an open file or folder: whether that worked, False where another has it; None where it cannot be locked."""
     try:
-        import fcntl  # not on Windows
-
+        import fcntl
+    except ImportError:
+        return _try_windows_lock(handle)
+    try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except (ImportError, OSError):
+    except OSError:
+        return None
+    return True
+
+
+def _try_windows_lock(handle: int) -> bool | None:
+    """The same on Windows, where a lock is on bytes and its end is that of the open file."""
+    try:
+        system: Any = importlib.import_module("msvcrt")
+    except ImportError:
+        return None
+    try:
+        os.lseek(handle, _LOCKED_BYTE, os.SEEK_SET)
+        system.locking(handle, system.LK_NBLCK, 1)
+        os.lseek(handle, 0, os.SEEK_SET)
+    except PermissionError:
+        return False
+    except OSError:
         return None
     return True
 

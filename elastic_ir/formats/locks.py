@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from elastic_ir.formats.files import is_named, try_lock
+from elastic_ir.formats.files import MOVES_OPEN, is_named, try_lock
 
 LOOK = 0.5  #: seconds between two looks at what another process has
 
@@ -34,10 +34,7 @@ def locked(path: Path, needed: bool = False) -> Iterator[bool]:
         yield handle is not None
     finally:
         if handle is not None and handle >= 0:
-            with contextlib.suppress(OSError):
-                if is_named(path, handle):  # the block may have removed it, and another have a new one
-                    path.unlink()  # before it is given back, so that nobody can have got this file
-            os.close(handle)
+            _given_back(path, handle)
 
 
 @contextlib.contextmanager
@@ -60,6 +57,17 @@ def owner(path: Path) -> str:
         if found := path.read_text("utf-8").strip():
             return found
     return "another process"
+
+
+def _given_back(path: Path, handle: int) -> None:
+    """Remove a lock's file and close it; the block may have removed it, and another process have a new one."""
+    with contextlib.suppress(OSError):
+        if MOVES_OPEN and is_named(path, handle):
+            path.unlink()  # before it is given back, so that nobody can have got this file
+    os.close(handle)
+    if not MOVES_OPEN:
+        with contextlib.suppress(OSError):
+            path.unlink()  # which fails where another process has opened it
 
 
 def _taken(path: Path) -> int | None:

@@ -102,7 +102,7 @@ def answering() -> Iterator[IO[bytes]]:
 def bounded(memory: float, seconds: float) -> None:
     """End the process when from here on it takes more bytes of memory, or more seconds of the processor.
 
-    It ends with the process that started it, too.
+    On Windows its memory is not bounded. It ends with the process that started it, too.
     """
     most, end, parent = _peak() + memory, time.process_time() + seconds, os.getppid()
 
@@ -118,11 +118,16 @@ def bounded(memory: float, seconds: float) -> None:
 
 
 def _peak() -> int:
-    """The most bytes of memory that this process has had. Linux's ``ru_maxrss`` starts with what its parent had."""
+    """The most bytes of memory that this process has had, 0 where that is not known (Windows).
+
+    Linux's ``ru_maxrss`` starts with what its parent had.
+    """
     with contextlib.suppress(OSError), open("/proc/self/status", "rb") as status:
         for line in status:
             if line.startswith(b"VmHWM:"):
                 return int(line.split()[1]) << 10
-    import resource
-
+    try:
+        import resource
+    except ImportError:
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -258,7 +258,7 @@ def test_a_source_that_changes_meanwhile_leaves_nothing(tmp_path: Path) -> None:
 
 def test_no_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = eir.stretch(eir.load(llama(tmp_path / "m.gguf", 3)), to_units=4)
-    full = type("Status", (), {"f_bavail": 1, "f_frsize": 4096})()
-    monkeypatch.setattr("elastic_ir.checkpoints.gguf.write.os.statvfs", lambda path: full)
+    full = type("Usage", (), {"free": 4096})()
+    monkeypatch.setattr("elastic_ir.checkpoints.gguf.write.shutil.disk_usage", lambda path: full)
     with pytest.raises(OutputError, match=r"needs 0.00 GB and .* has 0.00 GB free"):
         eir.save(graph, tmp_path / "out.gguf")

@@ -7,7 +7,7 @@ their names when all are whole, the first part last. ElasticIR's record is the e
 from __future__ import annotations
 
 import contextlib
-import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -136,10 +136,9 @@ def check_room(plan: Plan) -> None:
     needed = sum(plan.sizes.values()) + _ROOM
     folder = next(iter(plan.files)).parent
     try:
-        status = os.statvfs(folder)
+        free = shutil.disk_usage(folder).free
     except OSError:
         return  # whoever writes there reports it
-    free = status.f_bavail * status.f_frsize
     if free < needed:
         raise OutputError(
             f"{next(iter(plan.files))} needs {needed / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB free; make "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -186,7 +187,10 @@ def _replace_both(data: tuple[Path, Path], model: tuple[Path, Path], before: Pat
     """Give two files their names; where the second cannot have its own, the first name is what it was before."""
     kept = data[1].exists()
     if kept:
-        os.link(data[1], before)
+        try:
+            os.link(data[1], before)
+        except OSError:  # some file systems have no second names
+            shutil.copyfile(data[1], before)
     os.replace(*data)
     try:
         os.replace(*model)
