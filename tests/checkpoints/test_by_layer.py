@@ -133,6 +133,7 @@ CASES: dict[str, tuple[Callable[[], Any], str, list[int], dict[str, Gathering]]]
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.everyday(2)
 def test_entries_follow_their_layers(name: str, tmp_path: Path) -> None:
     """In the graph, in what is written, in its record; the network takes it, and verify agrees."""
     make, stage, order, wanted = CASES[name]
@@ -164,6 +165,7 @@ def test_entries_follow_their_layers(name: str, tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize(("order", "wanted"), [(ORDER, [0, 1, 2, 2, 2]), ([0, 2, 3], [0, 2]), ([0, 1], [0])])
+@pytest.mark.everyday(1)
 def test_lists_between_layers_follow(
     make: Callable[[], Any], stage: str, between: str, order: list[int], wanted: list[int], tmp_path: Path
 ) -> None:

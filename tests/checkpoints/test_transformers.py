@@ -51,6 +51,7 @@ def by_name(graph: eir.Graph) -> list[int]:
 
 @pytest.mark.parametrize("way", ["append", "squeeze"])
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.everyday(4)
 def test_from_pretrained_loads_what_tracing_makes(name: str, way: Way, tmp_path: Path) -> None:
     module(name).save_pretrained(tmp_path / "source")
     graph = eir.load(tmp_path / "source", headers_only=True)
@@ -77,6 +78,7 @@ def test_from_pretrained_loads_what_tracing_makes(name: str, way: Way, tmp_path:
     assert said(loaded.config) == said(expected.config)
 
 
+@pytest.mark.slow
 def test_masks_go_into_a_folder_and_come_back(tmp_path: Path) -> None:
     """By the model's own save_pretrained and as a stream: the same bits, and both ways read them."""
     dice = torch.Generator().manual_seed(0)

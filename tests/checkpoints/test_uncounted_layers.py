@@ -82,6 +82,7 @@ def test_it_cannot_be_cloned_and_kinds_keep_their_places(tmp_path: Path) -> None
         eir.save(eir.stretch(graph, to_units=7), tmp_path / "out", check=False)
 
 
+@pytest.mark.slow
 def test_a_layer_too_many_of_the_usual_kind_is_refused(tmp_path: Path) -> None:
     source = write(tmp_path / "source", llama(7), config(6))
     with pytest.raises(SourceError, match="states num_hidden_layers = 6, but the weights hold 7 layers"):

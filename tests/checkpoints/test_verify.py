@@ -366,6 +366,7 @@ def test_against_what_is_no_source(source: Path, out: Path, tmp_path: Path) -> N
         verified(out)
 
 
+@pytest.mark.slow
 def test_a_damaged_folder_is_no_difference_but_an_error(out: Path) -> None:
     whole = (out / "model.safetensors").read_bytes()
     (out / "model.safetensors").write_bytes(whole[:-1])
@@ -446,6 +447,7 @@ def test_a_plan_that_cannot_be(out: Path, plan: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize("beside", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_the_network_vouches(source: Path, out: Path, tmp_path: Path, beside: bool) -> None:
     if not beside:
         source.rename(tmp_path / "moved")
@@ -482,6 +484,7 @@ def test_a_configuration_of_another_network(
     assert run("verify", out).exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_layer_of_another_kind(tmp_path: Path) -> None:
     """Names and shapes are those of the layers that were copied, and the windows are not."""
     import transformers as t

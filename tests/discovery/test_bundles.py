@@ -236,6 +236,7 @@ def traced(model: nn.Module, frontend: str = "fx") -> eir.Graph:
 
 @pytest.mark.parametrize("frontend", ["fx", "export"])
 @pytest.mark.parametrize(("kind", "lists"), KINDS, ids=lambda item: getattr(item, "__name__", ""))
+@pytest.mark.everyday(6)
 def test_a_deeper_one_is_the_native_one(
     kind: Callable[[int], nn.Module], lists: list[str], frontend: str
 ) -> None:

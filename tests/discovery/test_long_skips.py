@@ -19,6 +19,7 @@ IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     ("form", "join", "frontend"),
     [*itertools.product(("sequential", "list"), ("cat", "add"), ("fx",)), ("list", "cat", "export")],
 )
+@pytest.mark.everyday(2)
 def test_stages_stretch_between_long_skips(form: str, join: str, frontend: str) -> None:
     source = unet(form=form, join=join)
     graph = eir.trace(source, IMAGES, frontend=frontend)

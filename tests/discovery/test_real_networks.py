@@ -146,6 +146,7 @@ TRANSFORMERS = {
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
+@pytest.mark.everyday(1)
 def test_transformers(name: str) -> None:
     """BERT, Llama and others through torch.export on the meta device; T5's first blocks are pinned."""
     expected, depth = TRANSFORMERS[name]
@@ -307,6 +308,7 @@ def test_without_a_guess_a_shape_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vgg16_bn", "mobilenet_v2", "convnext_tiny", "swin_t"])
+@pytest.mark.everyday(1)
 def test_a_file_sorted_by_name_tells_the_same(name: str, tmp_path: Path) -> None:
     """The safetensors library sorts what it writes; numbers and channels still tell the order."""
     from safetensors.torch import save_file

@@ -97,6 +97,7 @@ def test_the_layers_of_a_module_are_its_blocks(name: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", LISTS)
 @pytest.mark.parametrize("order", ["append", "interpolate"])
+@pytest.mark.everyday(4)
 def test_lists_of_recurrent_layers(
     name: str, order: Literal["append", "interpolate"], tmp_path: Path
 ) -> None:

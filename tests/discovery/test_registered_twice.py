@@ -127,6 +127,7 @@ def tied(module: nn.Module) -> list[list[str]]:
 
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("frontend", ["fx", "export"])
+@pytest.mark.everyday(4)
 def test_both_grow_and_shrink(kind: Callable[..., nn.Module], frontend: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = kind().eval()

@@ -103,6 +103,7 @@ def test_one_block_of_a_pair_goes_only_when_asked_for() -> None:
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
+@pytest.mark.everyday(1)
 def test_layers_that_widen_are_said_to(library: str) -> None:
     """DenseNet: one sentence that names the container, by tracing and by names."""
     with torch.device("meta"):
@@ -129,6 +130,7 @@ CONTROL_FLOW = {
 
 
 @pytest.mark.parametrize("name", CONTROL_FLOW)
+@pytest.mark.everyday(2)
 def test_what_fx_cannot_follow_is_exported_in_silence(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     """Not a word from torch; the same structure as ever; and, for one that is exported, a stretch that runs."""
     frontend, counts = CONTROL_FLOW[name]

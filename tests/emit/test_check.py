@@ -165,6 +165,7 @@ class Named(Base):
 @pytest.mark.parametrize(
     ("kind", "said"), [(Sliced, "1 of 7 blocks would never run"), (Named, "does not run")]
 )
+@pytest.mark.everyday(2)
 def test_a_forward_that_leaves_blocks_out_is_not_handed_out(
     kind: type[Base], said: str, frontend: str, tmp_path: Path
 ) -> None:

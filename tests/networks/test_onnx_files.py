@@ -71,6 +71,7 @@ def test_reading_and_writing_changes_nothing(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FOUND)
+@pytest.mark.everyday(2)
 def test_stretch_and_the_inverse_squeeze(name: str, tmp_path: Path) -> None:
     graph = load(name)
     place = max(range(len(graph.stages)), key=lambda index: len(graph.stages[index].blocks))

@@ -58,12 +58,14 @@ def native(module: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.everyday(6)
 def test_the_structure_is_found(name: str) -> None:
     assert {stage.name: len(stage) for stage in traced(name).stages} == FAMILIES[name].stages
 
 
 @pytest.mark.parametrize("way", ["append", "interpolate", "squeeze"])
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.everyday(6)
 def test_a_native_network_of_the_emitted_configuration_is_the_same(name: str, way: Way) -> None:
     graph = resized(name, way)
     module: Any = graph.to_module()
@@ -78,6 +80,7 @@ def test_a_native_network_of_the_emitted_configuration_is_the_same(name: str, wa
 
 
 @pytest.mark.parametrize("name", GENERATING)
+@pytest.mark.everyday(4)
 def test_generation_with_the_cache_gives_the_tokens_without(name: str) -> None:
     module: Any = resized(name, "append").to_module().eval()
     tokens = torch.tensor([[5, 6, 7, 8, 9]])
@@ -101,6 +104,7 @@ def test_generation_with_the_cache_gives_the_tokens_without(name: str) -> None:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("swin", "t5"))) for name in FAMILIES]
 )
+@pytest.mark.everyday(4)
 def test_files_round_trip(name: str, tmp_path: Path) -> None:
     graph = resized(name, "append")
     eir.save(graph, tmp_path / "model")
@@ -149,6 +153,7 @@ def test_layers_know_their_numbers() -> None:
         ("whisper", "model.decoder.layers", ("decoder_layers", 5), ("encoder_layers", 3)),
     ],
 )
+@pytest.mark.everyday(1)
 def test_stacks_are_addressed_apart(
     name: str, stage: str, changed: tuple[str, int], kept: tuple[str, int]
 ) -> None:

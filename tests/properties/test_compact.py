@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -106,6 +107,7 @@ def masks(model: nn.Module, dice: torch.Generator, rows: float, columns: float) 
     folded=st.booleans(),
 )
 @settings(max_examples=25)
+@pytest.mark.slow
 def test_compact_never_changes_the_function(
     parts: list[Part], seed: int, rows: float, columns: float, shifted: bool, folded: bool
 ) -> None:
@@ -135,6 +137,7 @@ def test_compact_never_changes_the_function(
     folded=st.booleans(),
 )
 @settings(max_examples=8)
+@pytest.mark.slow
 def test_units_go_exactly_where_nothing_is_added(
     seed: int, dead: set[str], shifted: set[str], folded: bool
 ) -> None:

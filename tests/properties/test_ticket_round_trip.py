@@ -9,6 +9,7 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -70,6 +71,7 @@ def test_any_tensors_under_any_names(weights: dict[str, Storage], graph: str | N
 
 @given(recipes, st.integers(0, 3), orders)
 @settings(max_examples=15)
+@pytest.mark.slow
 def test_stretched_from_a_ticket_and_squeezed_back(recipe: Recipe, more: int, order: Order) -> None:
     """Invariant 6 through two files: weights, masks and ties."""
     model, masks = source(recipe)

@@ -62,6 +62,7 @@ TOLD = {
 }
 
 
+@pytest.mark.slow
 def test_files_that_are_read_every_day(tmp_path: Path) -> None:
     hold(audited(tmp_path, QUICK))
 

@@ -101,6 +101,7 @@ def two_towers() -> Any:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.everyday(8)
 def test_families_fit(name: str, tmp_path: Path) -> None:
     """Tied, fused, renamed and left-out names included; every name is vouched for."""
     model = make(name)
@@ -405,6 +406,7 @@ def test_the_summary_says_what_was_found(tmp_path: Path) -> None:
     assert not report["missing_keys"] and not report["unexpected_keys"]
 
 
+@pytest.mark.slow
 def test_a_refusal_leaves_nothing_behind(tmp_path: Path) -> None:
     folder, out = tmp_path / "source", tmp_path / "out"
     wav2vec2().save_pretrained(folder)
@@ -418,6 +420,7 @@ def test_a_refusal_leaves_nothing_behind(tmp_path: Path) -> None:
     assert (out / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_a_wrong_tensor_in_the_source_alone_is_written(tmp_path: Path) -> None:
     """A source that would not load itself: the change adds nothing to that, and the summary tells it."""
     folder = write(tmp_path / "source", llama(), config(4))

@@ -117,6 +117,7 @@ def swin(folder: Path, depths: list[int]) -> eir.Graph:
 @pytest.mark.parametrize(
     "depths", [[2, 2, 4], *(pytest.param(one, marks=pytest.mark.slow) for one in ([2, 2], [4, 4]))]
 )
+@pytest.mark.slow
 def test_the_network_shows_units_that_names_do_not(depths: list[int], tmp_path: Path) -> None:
     graph = swin(tmp_path / "source", depths)
     assert all(stage.period is None for stage in graph.stages)

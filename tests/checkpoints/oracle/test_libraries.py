@@ -115,6 +115,7 @@ def test_a_depth_that_timm_has_not_stated(
     loaded_by_timm(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_what_timm_has_no_argument_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """EfficientNet's blocks are written down in a function, which takes no other numbers of them."""
     timm_folder(tmp_path / "source", "mobilenetv2_035", stated=False)

@@ -33,6 +33,7 @@ def xlm(kind: Any, folder: Path) -> Path:
     ],
     ids=["xlm", "flaubert"],
 )
+@pytest.mark.slow
 def test_lists_that_one_count_makes_longer(
     kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,6 +55,7 @@ def test_lists_that_one_count_makes_longer(
         eir.stretch(alone, to_stages={stage.name: 5 for stage in alone.stages[:1]})
 
 
+@pytest.mark.slow
 def test_lists_of_one_length_that_are_counted_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network's second stack beside the first, of the same length and width."""
     settings = t.BlenderbotSmallConfig(

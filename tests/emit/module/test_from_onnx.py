@@ -61,6 +61,7 @@ def test_outputs_as_in_onnxruntime(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", HELD)
+@pytest.mark.everyday(4)
 def test_gradients_reach_every_parameter(name: str) -> None:
     graph = real(name)
     module = graph.to_module()

@@ -64,6 +64,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
 
 
 @pytest.mark.parametrize("name", ALL)
+@pytest.mark.everyday(1)
 def test_names_and_structure(name: str, exported: Callable[[str], tuple[Path, OnnxReport]]) -> None:
     path, report = exported(name)
     graph, read = traced(name), eir.load(path)
@@ -128,6 +129,7 @@ def ticket() -> eir.Graph:
 
 
 @pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.everyday(1)
 def test_pruned_weights_stay_zero(ticket: eir.Graph, tmp_path: Path, fold: bool) -> None:
     save_onnx(ticket, tmp_path / "t.onnx", fold_batchnorm=fold)
     model = onnx.load(tmp_path / "t.onnx")
@@ -138,6 +140,7 @@ def test_pruned_weights_stay_zero(ticket: eir.Graph, tmp_path: Path, fold: bool)
         assert not tensors[name][mask.numpy() == 0].any()
 
 
+@pytest.mark.slow
 def test_sparse(ticket: eir.Graph, tmp_path: Path) -> None:
     dense = save_onnx(ticket, tmp_path / "dense.onnx")
     sparse = save_onnx(ticket, tmp_path / "sparse.onnx", sparse=True)

@@ -117,6 +117,7 @@ CHANGED: dict[str, tuple[str, Callable[[Path, Path], None], list[int], int]] = {
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("bare", [False, True], ids=["named", "nameless"])
 @pytest.mark.parametrize("name", CHANGED)
+@pytest.mark.everyday(6)
 def test_changed_and_run(name: str, bare: bool, sources: dict[str, Path], tmp_path: Path) -> None:
     source, make, counts, depth = CHANGED[name]
     path = tmp_path / "variant.onnx"

@@ -70,6 +70,7 @@ def one_more(graph: eir.Graph) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.everyday(2)
 def test_identity_blocks_keep_the_function_and_learn(name: str) -> None:
     graph = traced(name)
     deeper = IdentityBlocks(to_stages=one_more(graph)).run(graph)
@@ -86,6 +87,7 @@ def test_identity_blocks_keep_the_function_and_learn(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet20", "mobilenet_v2", "swin_t", "llama"])
+@pytest.mark.everyday(2)
 def test_rescaled_copies_stay_closer(name: str) -> None:
     graph = traced(name)
     source = result(graph)

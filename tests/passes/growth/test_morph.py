@@ -46,6 +46,7 @@ def convolutions(module: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.everyday(1)
 def test_two_for_one(name: str) -> None:
     graph, x = made(name)
     deeper = Morph().run(graph)
@@ -62,6 +63,7 @@ def test_two_for_one(name: str) -> None:
 
 
 @pytest.mark.parametrize("options", [{"kernel": 3}, {"kernel": 3, "second": 3}, {"second": 5}, {"mid": 40}])
+@pytest.mark.everyday(1)
 def test_kernels_of_every_size_and_exact_borders(options: dict[str, Any]) -> None:
     graph, x = made("cifar_resnet20")
     deeper = Morph(layers="layer2.*", **options).run(graph)

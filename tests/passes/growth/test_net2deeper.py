@@ -57,6 +57,7 @@ def layers_of(module: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.everyday(2)
 def test_the_function_stays_the_same_and_new_layers_learn(name: str) -> None:
     graph, x = made(name)
     *_, before, after = NETWORKS[name]

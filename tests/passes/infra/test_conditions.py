@@ -118,6 +118,7 @@ def test_each_pass_is_run(form: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["fx", "onnx"])
+@pytest.mark.slow
 def test_what_breaks_is_named(form: str, tmp_path: Path) -> None:
     graph = onnx_of(tmp_path) if form == "onnx" else eir.trace(resnet(), (IMAGES,))
     with pytest.raises(

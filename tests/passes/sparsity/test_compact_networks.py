@@ -69,6 +69,7 @@ def torchvision_network(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
+@pytest.mark.everyday(1)
 def test_torchvision(name: str) -> None:
     """Residual additions, depthwise convolutions, concatenations."""
     torchvision_network(name)

@@ -68,6 +68,7 @@ def traced(name: str) -> tuple[nn.Module, eir.Graph, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("name", "passes"), CASES)
+@pytest.mark.everyday(2)
 def test_nothing_at_the_end_of_the_schedule_and_no_trace_afterwards(name: str, passes: str) -> None:
     model, graph, x = traced(name)
     haunted = Pipeline(PIPELINES[passes]).run(graph)
@@ -89,6 +90,7 @@ def test_nothing_at_the_end_of_the_schedule_and_no_trace_afterwards(name: str, p
 
 
 @pytest.mark.parametrize(("name", "passes"), COPIED)
+@pytest.mark.everyday(2)
 def test_each_copy_of_a_block_has_ghosts_of_its_own(name: str, passes: str) -> None:
     _, graph, x = traced(name)
     counts = [len(stage) + bool(stage.blocks) for stage in graph.stages]
@@ -110,6 +112,7 @@ def test_each_copy_of_a_block_has_ghosts_of_its_own(name: str, passes: str) -> N
 
 
 @pytest.mark.parametrize(("name", "passes"), COPIED)
+@pytest.mark.everyday(2)
 def test_ghosts_survive_a_file(name: str, passes: str, tmp_path: Path) -> None:
     model, graph, x = traced(name)
     haunted = Pipeline(PIPELINES[passes]).run(graph)
@@ -129,6 +132,7 @@ def test_ghosts_survive_a_file(name: str, passes: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("passes", PIPELINES)
+@pytest.mark.everyday(1)
 def test_trained_with_ghosts_and_without_them_afterwards(passes: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = cifar_resnet(14, width=8)
@@ -308,6 +312,7 @@ def test_options_that_mean_nothing(item: Pass, message: str) -> None:
         item.run(traced("cifar_resnet")[1])
 
 
+@pytest.mark.slow
 def test_networks_that_are_refused(tmp_path: Path) -> None:
     model, graph, x = traced("cifar_resnet")
     exported = eir.trace(model, (x,), frontend="export")
