@@ -90,6 +90,8 @@ def inspect(source: str, as_json: bool, drawing: str | None, reading: Reading) -
     tables.show_facts(facts)
     if structure is not None:
         tables.say()
+        from elastic_ir.analysis.overview import stage_table
+
         tables.show_table(stage_table(graph, rows))
     if drawing is not None:
         tables.show_facts(output.wrote([Path(drawing)]))
@@ -106,89 +108,6 @@ def found_from(graph: Graph) -> str:
     """``graph (torch.fx)``, ``graph (torch.export)`` or ``names``."""
     by = graph.info.frontend
     return f"{graph.structure.form} (torch.{by})" if by and len(graph) else graph.structure.form
-
-
-def stage_table(graph: Graph, rows: list[Row]) -> tables.Table:
-    """One line for each stage and for what lies around the stages, and one with the sums."""
-    table = tables.Table(
-        (
-            "stage",
-            "blocks",
-            "free",
-            "unit",
-            "type",
-            "output",
-            "layers",
-            "depth",
-            "parameters",
-            "sparsity",
-            "kinds",
-            "names",
-        ),
-        optional=("unit", "type", "output", "sparsity", "kinds", "names"),
-        numeric=("blocks", "free", "unit", "layers", "depth", "parameters", "sparsity"),
-        spare=("depth", "unit", "output", "kinds", "layers", "type", "names"),
-    )
-    stages = graph.structure.stages
-    masked = graph.sparsity() > 0
-    uneven = any(stage.period != 1 for stage in stages)
-    shared = len({stage.container for stage in stages}) < len(stages)
-    depth = graph.structure.depth
-    none = tables.ABSENT
-    for row in rows:
-        stage = row.stage
-        output = str(row.activation) if row.activation is not None else none
-        if stage is not None and row.activation is None:
-            output = tables.shape_text(stage.shape)
-        unknown = "?" if stage is not None else none
-        table.rows.append(
-            (
-                row.name,
-                str(len(stage)) if stage is not None else none,
-                str(len(stage.blocks)) if stage is not None else none,
-                tables.number(stage.period, "?") if stage is not None and uneven else none,
-                row.type or none,
-                output,
-                tables.number(row.layers, unknown),
-                share_text(row.layers, depth, unknown),
-                tables.number(row.parameters),
-                tables.percent(row.sparsity) if masked and row.prunable else none,
-                _kinds(graph, stage) if stage is not None else none,
-                _names(stage, shared) if stage is not None else none,
-            )
-        )
-    blocks = sum(len(stage) for stage in stages)
-    free = sum(len(stage.blocks) for stage in stages)
-    table.rows.append(
-        (
-            "total", str(blocks), str(free), none, none, none, tables.number(depth, "?"),
-            share_text(depth, depth, "?"), tables.number(sum(row.parameters for row in rows)),
-            tables.percent(graph.sparsity()) if masked else none, none, none,
-        )
-    )  # fmt: skip
-    return table
-
-
-def _kinds(graph: Graph, stage: Stage) -> str:
-    """Which blocks are of which kind, where a stage has several."""
-    from elastic_ir.analysis.kinds import kinds_of
-
-    kinds = kinds_of(graph, stage)
-    parts = [f"{kind.name}: {tables.indices_text(kind.blocks)}" for kind in kinds]
-    return "; ".join(parts) if len(kinds) > 1 else tables.ABSENT
-
-
-def _names(stage: Stage, shared: bool) -> str:
-    """How a stage's blocks are named, if its own name does not show it; of several stages in one list, which."""
-    names = ", ".join(box.template for box in stage.containers)
-    if shared and len(stage.containers) == 1:
-        return tables.run_of([block.path for block in stage.all_blocks])
-    return names if names != f"{stage.name}.{{i}}" else tables.ABSENT
-
-
-def share_text(layers: int | None, depth: int | None, unknown: str) -> str:
-    """A row's layers as a share of the depth: ``17 %``."""
-    return unknown if layers is None or not depth else f"{layers / depth * 100:.0f} %"
 
 
 def unit_layers(stage: Stage) -> int | None:

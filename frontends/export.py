@@ -24,7 +24,7 @@ from elastic_ir.ir.naming import name_nodes
 from elastic_ir.ir.operations import operation_of, recurrent_layers
 from elastic_ir.safety.registered import without_cache
 from elastic_ir.tensors.torch_bridge import dtype_name
-from elastic_ir.tensors.weights import Weight
+from elastic_ir.tensors.weights import Weight, Weights
 
 _CONSTANT_LIMIT = 256  #: numbers of a constant tensor that are kept with the graph
 
@@ -34,7 +34,7 @@ def read_export(model: nn.Module, inputs: Inputs, weights: dict[str, Weight]) ->
     with without_cache(model), torch.no_grad():
         program = torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)
     graph = Graph(type(model).__name__, GraphInfo("export"))
-    graph.weights = dict(weights)
+    graph.weights = Weights(weights)
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     values: dict[fx.Node, Any] = {}

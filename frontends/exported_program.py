@@ -20,7 +20,7 @@ from elastic_ir.ir.graph import Graph, Node, Symbol, TensorType, WeightRef
 from elastic_ir.ir.info import GraphInfo
 from elastic_ir.ir.naming import module_order, name_nodes
 from elastic_ir.ir.verifier import verify
-from elastic_ir.tensors.weights import Storage, Weight, ties_of
+from elastic_ir.tensors.weights import Storage, Weight, Weights, ties_of
 
 _MEMORY_FORMATS = {1: "contiguous_format", 2: "channels_last", 3: "channels_last_3d", 4: "preserve_format"}
 _STRIDED = 7  #: the number of the one layout that is read
@@ -59,7 +59,7 @@ class _Reader:
         self._output(call["signature"])
         graph = self.graph
         name_nodes(graph)
-        graph.weights = with_prunable(graph.weights, graph)
+        graph.weights = Weights(with_prunable(graph.weights, graph))
         graph.info = GraphInfo(
             "export", source_names=tuple(graph.weights), ties=ties_of(graph.weights), file=self.path.name
         )

@@ -20,7 +20,7 @@ from elastic_ir.ir.graph import Argument, Graph, Node, Symbol, TensorType, Weigh
 from elastic_ir.ir.info import GraphInfo
 from elastic_ir.ir.naming import name_nodes
 from elastic_ir.tensors.torch_bridge import device_of, dtype_name, lazy_of
-from elastic_ir.tensors.weights import Storage, Weight, computes_weights
+from elastic_ir.tensors.weights import Storage, Weight, Weights, computes_weights
 
 
 def read_fx(model: nn.Module, inputs: Inputs, weights: dict[str, Weight], *, sealed: bool = False) -> Graph:
@@ -41,7 +41,7 @@ def read_fx(model: nn.Module, inputs: Inputs, weights: dict[str, Weight], *, sea
     traced = (fx.Tracer() if sealed else _Opening()).trace(model, concrete_args=concrete or None)
     results = propagate(model, traced, inputs)
     graph = Graph(type(model).__name__, GraphInfo("fx"))
-    graph.weights = dict(weights)
+    graph.weights = Weights(weights)
     values: dict[fx.Node, Any] = {}  # a value, a weight, or a nest of values
     modules = dict(model.named_modules(remove_duplicate=False))
     program = False
@@ -106,7 +106,7 @@ def read_fx(model: nn.Module, inputs: Inputs, weights: dict[str, Weight], *, sea
         graph.modules = graph_modules.modules_of(model, graph)
         if program:
             graph.info = GraphInfo("export")
-            graph.weights = graph_modules.with_prunable(graph.weights, graph)
+            graph.weights = Weights(graph_modules.with_prunable(graph.weights, graph))
     return graph
 
 

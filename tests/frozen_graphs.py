@@ -18,7 +18,7 @@ from typing import Any
 from elastic_ir.ir.graph import Graph, Node, Value
 from elastic_ir.ir.structure import Block, Child, Container, Stage, Structure
 from elastic_ir.rewrite.rewriter import Rewriter
-from elastic_ir.tensors.weights import Storage
+from elastic_ir.tensors.weights import Storage, Weights
 
 TESTS = str(Path(__file__).parent)
 #: What is no edit of the network: what emission needs, and what a reader is shown.
@@ -78,7 +78,9 @@ FROZEN = {
 }
 ITEMS = ("__setitem__", "__delitem__", "pop", "clear")
 FrozenList = _guarded(list, (*ITEMS, "append", "extend", "insert", "remove", "sort", "reverse", "__iadd__"))
-FrozenDict = _guarded(dict, (*ITEMS, "popitem", "update", "setdefault", "__ior__"))
+DICT_EDITS = (*ITEMS, "popitem", "update", "setdefault", "__ior__")
+FrozenDict = _guarded(dict, DICT_EDITS)
+FrozenWeights = _guarded(Weights, DICT_EDITS)
 
 
 #: The lists and dicts that an object holds.
@@ -101,6 +103,8 @@ def _freeze(item: Any) -> bool:
             object.__setattr__(item, name, FrozenList(held))
         elif type(held) is dict:
             object.__setattr__(item, name, FrozenDict(held))
+        elif type(held) is Weights:
+            object.__setattr__(item, name, FrozenWeights(held))
     if type(item) is not base:
         return False
     object.__setattr__(item, "__class__", FROZEN[base])

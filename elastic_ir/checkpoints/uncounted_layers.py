@@ -14,6 +14,7 @@ from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Child, Structure
 from elastic_ir.rewrite.rewriter import Rewriter
+from elastic_ir.tensors.weights import Weights
 
 
 def set_tail_apart(graph: Graph, config: dict[str, Any]) -> None:
@@ -51,7 +52,9 @@ def set_apart(
     """
     paths = tuple(f"{path}." for tail in tails.values() for path in tail)
     plain = Graph(graph.name, graph.info)
-    plain.weights = {name: weight for name, weight in graph.weights.items() if not name.startswith(paths)}
+    plain.weights = Weights(
+        {name: weight for name, weight in graph.weights.items() if not name.startswith(paths)}
+    )
     structure = find(plain)
     if structure is None:
         return

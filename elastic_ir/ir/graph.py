@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 from elastic_ir.errors import StructureError
 from elastic_ir.ir.info import UNKNOWN, Edits, Emitted, GraphInfo, History, Origin, Page
 from elastic_ir.ir.structure import Block, Container, Resequenced, Stage, Structure
-from elastic_ir.tensors.weights import Weight
+from elastic_ir.tensors.weights import Weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -227,7 +227,7 @@ class Graph:
         self.emitted = Emitted()  #: what became of it as a module
         #: The names of the children of each module of the source by its path; none where no modules are known.
         self.modules: dict[str, list[str]] = {}
-        self.weights: dict[str, Weight] = {}
+        self.weights = Weights()
         #: what emission needs again of the source: its module, its example inputs
         self.origin: Origin = UNKNOWN
         #: The graph whose depth this one was given (``like=``); emission takes position constants from its module.
@@ -424,6 +424,16 @@ class Graph:
         """
         page: Page = importlib.import_module("elastic_ir.pictures").report_of(self, against)
         return page
+
+    def summary(self) -> str:
+        """Depth, parameters, sparsity, and the table of stages that ``elastic-ir inspect`` prints (docs/inspect.md)."""
+        text: str = importlib.import_module("elastic_ir.analysis.overview").as_text(self)
+        return text
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: :meth:`summary` as a table."""
+        html: str = importlib.import_module("elastic_ir.analysis.overview").as_html(self)
+        return html
 
     def __str__(self) -> str:
         from elastic_ir.ir.printer import format_graph

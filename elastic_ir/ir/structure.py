@@ -82,7 +82,7 @@ class Container:
         return parts[0] if self.path else (parts[0] if parts else "network")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Block:
     """The slots of one rank and the nodes that run in them; no nodes where the graph came from names alone.
 
@@ -100,6 +100,9 @@ class Block:
     given: tuple[Value, ...] = ()
     layers: int | None = None  #: weight layers on its longest path; None where names do not show it
     signature: str = ""  #: hash of operations, attributes and weight shapes
+
+    def __repr__(self) -> str:
+        return f"<Block {self.path!r}{_layers_text(self.layers)}>"
 
     @property
     def path(self) -> str:
@@ -136,6 +139,10 @@ class Block:
         return fit(self.inputs, self.outputs)
 
 
+def _layers_text(layers: int | None) -> str:
+    return "" if layers is None else f": {layers} layer{'s' if layers != 1 else ''}"
+
+
 def fit(inputs: Sequence[Value], outputs: Sequence[Value]) -> bool:
     """Whether the values of two tuples have equal types, one by one; False where a type is not known."""
     return len(inputs) == len(outputs) > 0 and all(
@@ -144,11 +151,15 @@ def fit(inputs: Sequence[Value], outputs: Sequence[Value]) -> bool:
     )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Unit:
     """The smallest thing that is cloned or deleted: a tuple of blocks, usually of one."""
 
     blocks: tuple[Block, ...]
+
+    def __repr__(self) -> str:
+        more = f" and {len(self.blocks) - 1} more" if len(self.blocks) > 1 else ""
+        return f"<Unit {self.path!r}{more}{_layers_text(self.layers)}>"
 
     @property
     def path(self) -> str:

@@ -16,7 +16,7 @@ from elastic_ir.ir.graph import FRESH, Argument, Graph, Node, TensorType, Value,
 from elastic_ir.ir.operations import Slot
 from elastic_ir.ir.structure import Block
 from elastic_ir.tensors.lazy import Mask, TensorData
-from elastic_ir.tensors.weights import Storage, Weight
+from elastic_ir.tensors.weights import Storage, Weight, Weights
 
 if TYPE_CHECKING:
     from elastic_ir.tensors.gathered import Gathering
@@ -350,7 +350,7 @@ class LayerEdits:
             listed[old] = weight
             if old == behind:
                 listed[fresh.name] = fresh
-        self.graph.weights = listed
+        self.graph.weights = Weights(listed)
         self._names_of.setdefault(id(fresh.storage), set()).add(fresh.name)
         owner = self._owner(fresh.name)
         if owner is not None:

@@ -13,7 +13,7 @@ from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.naming import head_in, rename_path, rename_references
 from elastic_ir.ir.numbering import Series
 from elastic_ir.ir.structure import Container
-from elastic_ir.tensors.weights import Weight
+from elastic_ir.tensors.weights import Weight, Weights
 
 
 class Renumbering:
@@ -72,7 +72,7 @@ class Renumbering:
                 if weight.name in fresh:
                     raise VerifyError(f"two weights would be named {weight.name!r}")
                 fresh[weight.name] = weight
-        self.graph.weights = fresh
+        self.graph.weights = Weights(fresh)
         moved = {old: new for old, new in renames.items() if old != new}
         for node in self.graph:
             node.scope = rename_path(node.scope, moved)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import TYPE_CHECKING
 
 from elastic_ir.tensors.lazy import Mask, MaskedData, TensorData
@@ -49,7 +50,7 @@ class Storage:
         return MaskedData(self.data, self.mask) if masked and self.mask is not None else self.data
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Weight:
     """A parameter or buffer under its name in the state dict."""
 
@@ -85,6 +86,20 @@ class Weight:
 
     def renamed(self, name: str) -> Weight:
         return replace(self, name=name)
+
+    def __repr__(self) -> str:
+        """Short, and reads no tensor: ``<Weight 'fc.weight': float32 [10, 64]>``."""
+        pruned = f", {self.mask.zeros / self.mask.size:.1%} pruned" if self.mask and self.mask.size else ""
+        origin = f", from {self.origin!r}" if self.origin != self.name else ""
+        return f"<Weight {self.name!r}: {self.dtype} {list(self.shape)}{pruned}{origin}>"
+
+
+class Weights(dict[str, Weight]):
+    """Weights by their names in the state dict; shown as a count, since a network has hundreds of them."""
+
+    def __repr__(self) -> str:
+        elements = sum(prod(weight.shape) for weight in self.values())
+        return f"<{len(self)} weights, {elements:,} elements>"
 
 
 def ties_of(weights: Mapping[str, Weight]) -> dict[str, str]:

@@ -33,7 +33,7 @@ from elastic_ir.onnx_model import (
 )
 from elastic_ir.onnx_model.limits import check_limits
 from elastic_ir.onnx_model.record import read_record
-from elastic_ir.tensors.weights import Storage, Weight
+from elastic_ir.tensors.weights import Storage, Weight, Weights
 
 if TYPE_CHECKING:
     import onnx
@@ -253,7 +253,7 @@ class _Reader:
             for new in names.get(name, {"": name}).values():
                 fresh[new] = replace(weight, name=new, origin=new)
                 self.source.initializer_of[new] = name
-        self.graph.weights = fresh
+        self.graph.weights = Weights(fresh)
         within: dict[str, dict[str, str]] = {}  # a node is asked about the names of its own scope alone
         for name, by in names.items():
             for scope, new in by.items():

@@ -23,6 +23,7 @@ from elastic_ir.errors import EmitError
 from elastic_ir.frontends.onnx.graph import load_onnx
 from elastic_ir.ir.graph import Graph
 from elastic_ir.tensors.lazy import Mask
+from elastic_ir.tensors.weights import Weights
 from tests.networks.onnx_files import PATHS, SHAPES, feeds, run
 
 HELD = [
@@ -206,7 +207,7 @@ def test_a_training_step_reaches_every_parameter(path: Path) -> None:
 def test_moments_reach_their_parameters(path: Path) -> None:
     """Though the file lists its weights in an order that no module has."""
     graph = load_onnx(path)
-    graph.weights = dict(sorted(graph.weights.items(), key=lambda item: item[0][::-1]))
+    graph.weights = Weights(sorted(graph.weights.items(), key=lambda item: item[0][::-1]))
     module = graph.to_module()
     names = [name for name, _ in module.named_parameters()]
     assert names != [name for name, weight in graph.weights.items() if weight.is_parameter]

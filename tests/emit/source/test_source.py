@@ -16,6 +16,7 @@ import elastic_ir as eir
 from elastic_ir.emit.source.file import check_source, network_of, run_source, source_of
 from elastic_ir.ir.graph import Graph, Node
 from elastic_ir.ir.info import Origin
+from elastic_ir.tensors.weights import Weights
 from elastic_ir.zoo import cifar_resnet, cifar_vgg
 from tests.emit.nets import image, network, ticket
 from tests.emit.source_networks import (
@@ -294,10 +295,12 @@ def hostile(change: str) -> Graph:
         nodes[0].op = "x): pass\nprint('hi')\nasync def f("
     elif change == "name":
         linear = next(node for node in nodes if node.op == "nn.Linear")
-        graph.weights = {
-            name.replace("0.", "a b."): w.renamed(name.replace("0.", "a b."))
-            for name, w in graph.weights.items()
-        }
+        graph.weights = Weights(
+            {
+                name.replace("0.", "a b."): w.renamed(name.replace("0.", "a b."))
+                for name, w in graph.weights.items()
+            }
+        )
         linear.scope = "a b"
         linear.weights = {role: f"a b.{role}" for role in linear.weights}
     elif change == "dunder":
