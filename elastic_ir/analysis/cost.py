@@ -7,15 +7,12 @@ convolutions and products of matrices), on the inputs that the network was trace
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from elastic_ir.analysis.operations import ForwardCost, counted
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.example_inputs import Inputs
 from elastic_ir.ir.graph import Graph
 from elastic_ir.onnx_model import OnnxSource
-
-if TYPE_CHECKING:
-    from elastic_ir.analysis.pruning.flops import ForwardCost
 
 
 @dataclass(frozen=True)
@@ -70,6 +67,8 @@ def _flops(graph: Graph) -> int | None:
 
 def operations(graph: Graph) -> ForwardCost | None:
     """The operations of one run, by weight; None where no network can be run, or none has inputs."""
+    if (known := counted(graph)) is not None:
+        return known
     inputs = examples(graph)
     if inputs is None or not len(graph):
         return None

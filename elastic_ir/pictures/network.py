@@ -22,7 +22,7 @@ from elastic_ir.tensors.lazy import TensorData, nbytes
 from elastic_ir.tensors.weights import Weight, ties_of
 
 if TYPE_CHECKING:
-    from elastic_ir.analysis.pruning.flops import ForwardCost
+    from elastic_ir.analysis.operations import ForwardCost
 
 
 class NetworkReader:

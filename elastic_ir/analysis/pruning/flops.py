@@ -18,7 +18,6 @@ DPF                   f_S + 2 f_D
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,40 +28,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from elastic_ir.analysis.operations import ForwardCost
 from elastic_ir.analysis.pruning.scores import modes
-from elastic_ir.errors import MaskError
 from elastic_ir.ir.example_inputs import map_tensors
 from elastic_ir.tensors.torch_bridge import unwrapped
 from elastic_ir.tickets.masked import plain_name
-
-
-@dataclass(frozen=True)
-class ForwardCost:
-    """Operations of one dense forward pass: those that multiply with a weight, by its plain name, and the rest."""
-
-    weights: Mapping[str, int]
-    rest: int  #: products of activations with each other (attention); no mask shrinks them
-
-    @property
-    def dense(self) -> int:
-        """f_D: all of them."""
-        return sum(self.weights.values()) + self.rest
-
-    def sparse(self, masks: Mapping[str, Any]) -> float:
-        """f_S: each layer's operations times its mask's density; layers without a mask count in full.
-
-        Masks are zeros and ones of any dtype. Raises MaskError at a mask of a weight that the pass did not use.
-        """
-        return self.at({name: _density(mask) for name, mask in masks.items()})
-
-    def at(self, densities: Mapping[str, float]) -> float:
-        """f_S for densities by weight name, as :func:`~elastic_ir.analysis.pruning.distributions.densities` gives
-        them.
-        """
-        for name in densities:
-            if name not in self.weights:
-                raise MaskError(f"{name!r} took no part in the forward pass whose cost was counted")
-        return self.rest + sum(flops * densities.get(name, 1.0) for name, flops in self.weights.items())
 
 
 def forward_cost(module: nn.Module, *inputs: Any, **options: Any) -> ForwardCost:
@@ -127,11 +97,6 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
-
-
-def _density(mask: Any) -> float:
-    mask = mask if isinstance(mask, Tensor) else torch.as_tensor(mask)
-    return int(mask.count_nonzero()) / mask.numel() if mask.numel() else 0.0
 
 
 def fixed_step(f_sparse: float) -> float:

@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 
 import elastic_ir as eir
+from elastic_ir.analysis.operations import ForwardCost
 from elastic_ir.analysis.pruning.flops import (
-    ForwardCost,
     dpf_step,
     fixed_step,
     forward_cost,

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elastic_ir.analysis.pruning.flops import ForwardCost, forward_cost
+from elastic_ir.analysis.operations import ForwardCost
+from elastic_ir.analysis.pruning.flops import forward_cost
 from elastic_ir.training.data import Data, load_data
 from elastic_ir.training.fit import Engine
 from elastic_ir.training.items import weights_dtype
