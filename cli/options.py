@@ -214,7 +214,12 @@ class Reading(Options):
         if self.arch is not None or self.input_shape or self.trust:
             return False
         if not Path(source).is_dir():
-            return on_hub(source)
+            if os.path.exists(source):
+                return False
+            from elastic_ir.formats import writable
+            from elastic_ir.formats.remote import is_url
+
+            return on_hub(source) or (is_url(source) and not writable(Path(source)))
         from elastic_ir.formats.model_folder import is_checkpoint
 
         return is_checkpoint(Path(source))

@@ -9,12 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from elastic_ir import formats
 from elastic_ir.errors import ElasticError, SourceError, first_line
+from elastic_ir.formats import ReadOptions, Stored
 from elastic_ir.formats.hub_cache import SCHEME, HubName, hub_name
 from elastic_ir.formats.model_folder import INDEX, LAYOUTS
+from elastic_ir.formats.remote import is_url
+from elastic_ir.tensors.lazy import TensorData
 
 if TYPE_CHECKING:
     from elastic_ir.checkpoints.hub import Snapshot
+    from elastic_ir.ir.graph import Graph
 
 _URL = re.compile(r"(?P<scheme>[a-zA-Z][\w+.-]*)://(?P<rest>.*)", re.DOTALL)
 _HUBS = ("huggingface.co", "www.huggingface.co", "hf.co")
@@ -25,10 +30,42 @@ SCHEMES = "hf:ORG/NAME, timm:NAME, torchvision:NAME, or package.module:factory"
 def on_hub(text: str) -> HubName | None:
     """The model of the hub that a source names, see :func:`elastic_ir.formats.hub_cache.hub_name`.
 
-    Raises SourceError for a URL.
+    Raises SourceError for a URL of the hub.
     """
-    refuse_url(text)
+    if is_url(text):
+        refuse_hub_url(text)
+        return None
     return hub_name(text)
+
+
+def remote_graph(url: str, options: ReadOptions) -> Graph:
+    """The network behind a URL: a folder of safetensors, or a ``.safetensors`` file, by headers and ranges of bytes.
+
+    Raises SourceError, in terms of the URL, for what is neither, and what reading the folder or file raises.
+    """
+    from elastic_ir.checkpoints.remote import RemoteFolder, read_remote
+    from elastic_ir.frontends.masks import masks_from_state
+    from elastic_ir.frontends.sources import network_of, read_folder
+
+    path = Path(url.partition("?")[0])
+    form = formats.format_named(path)
+    if options.key is not None:
+        raise SourceError(f"{url} holds one network; leave out the key")
+    if form is not None and form is not formats.SAFETENSORS:
+        raise SourceError(
+            f"{url}: of files behind URLs only .safetensors and folders of them are streamed; download it and give "
+            f"the {form.suffixes[0]} file"
+        )
+    if form is not None:
+        refuse_part(path)
+        tensors, metadata, _ = read_remote(url, Path(path.name))
+        named, pruned = masks_from_state(dict[str, TensorData](tensors))
+        return network_of(Stored(named, pruned, metadata.get("elastic_ir.graph")), Path(path.name), options)
+    found = RemoteFolder(url, options.variant)
+    try:
+        return read_folder(found.folder, options, found)
+    except SourceError as error:
+        raise type(error)(str(error).replace(str(found.folder), found.url)) from error
 
 
 def fetched(name: HubName, headers_only: bool, variant: str | None = None) -> Snapshot:
@@ -48,8 +85,8 @@ def configuration_folder(text: str) -> Path | None:
     return snapshot(name, "none").folder
 
 
-def refuse_url(text: str) -> None:
-    """SourceError for a URL, with the hub's name where it is of the hub."""
+def refuse_hub_url(text: str) -> None:
+    """SourceError for a URL of the hub, which is taken by the model's name."""
     match = _URL.fullmatch(text)
     if match is None:
         return
@@ -63,9 +100,6 @@ def refuse_url(text: str) -> None:
         raise SourceError(
             f"{text} is a URL; write {SCHEME}{'/'.join((parts and [host, parts[0]]) or [host])}"
         )
-    raise SourceError(
-        f"{text} is a URL, and sources are not read from URLs; fetch it and give the file or folder"
-    )
 
 
 def refuse_part(path: Path) -> None:

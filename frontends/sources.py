@@ -94,13 +94,16 @@ def load(
 
 
 def _read_elsewhere(text: str, options: ReadOptions) -> Graph:
-    """Read a source that is no path here: a model of the hub. SourceError says what else it may be."""
-    from elastic_ir.frontends.elsewhere import fetched, on_hub, refuse_missing
+    """Read a source that is no path here: a model of the hub, or behind a URL. SourceError says what else it may be."""
+    from elastic_ir.formats.remote import is_url
+    from elastic_ir.frontends.elsewhere import fetched, on_hub, refuse_missing, remote_graph
     from elastic_ir.user_functions import written_as_file
 
     if (hint := written_as_file(text)) is not None:
         raise SourceError(f"{text} does not exist; a factory is named by its module, here {hint}")
     name = on_hub(text)
+    if is_url(text):
+        return remote_graph(text, options)
     if name is None:
         refuse_missing(text)
         return _read(Path(text), options)  # which reports that it is missing

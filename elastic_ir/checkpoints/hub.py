@@ -42,10 +42,9 @@ from elastic_ir.formats.model_folder import (
     refused_variant,
 )
 from elastic_ir.formats.ranges import AwaitedTensor, FileTensor
-from elastic_ir.formats.safetensors import MAX_HEADER, read_head
+from elastic_ir.formats.safetensors import read_head, whole_head
 
 Tell = Callable[[int, int], None]
-_FIRST = 1 << 17  #: bytes of a file of weights that are asked for first; most headers are shorter
 _AT_ONCE = 8  #: headers that are asked for at once
 _CONNECT = 10.0  #: seconds to wait for an answer
 _LOG_IN = "'hf auth login', or the variable HF_TOKEN"
@@ -187,10 +186,14 @@ class Snapshot:
     def _head(self, name: str) -> tuple[dict[str, FileTensor], dict[str, str]]:
         """The header of a file of weights that is not here, read by ranges of bytes."""
         size = (self.files or {})[name].size
-        head, whole = self._range(name, _FIRST)
-        length = 8 + int.from_bytes(head[:8], "little")
-        if _FIRST < length <= MAX_HEADER:
-            head, whole = self._range(name, length)
+        whole: int | None = None
+
+        def first(length: int) -> bytes:
+            nonlocal whole
+            found, whole = self._range(name, length)
+            return found
+
+        head = whole_head(first)
         return read_head(head, size or whole or len(head), self.folder / name)
 
     def _range(self, name: str, length: int) -> tuple[bytes, int | None]:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from elastic_ir.errors import EmitError, SourceChangedError, SourceError, reason
 from elastic_ir.formats.files import stamp_of
@@ -36,6 +36,8 @@ LARGE = (
     1 << 26
 )  #: bytes from which on a second thread, and places that suit the pages of the source, are worth it
 PAGE = 4096
+ASKED = 1 << 23  #: bytes of a distant file that are asked for at once
+_AT_ONCE = 8  #: ranges of distant files that are asked for at the same time
 _OPEN = 64  #: files that are open at once in a thread
 #: What copying within the system fails with where it cannot be done: other file systems, old kernels, odd files.
 _NOT_SO = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
@@ -80,6 +82,31 @@ class AwaitedTensor(FileTensor):
             self.fetch()
 
 
+class Ranges(Protocol):
+    """A file that no path leads to, of which ranges of bytes can be asked for, by several threads at once."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """So many bytes; SourceError where they cannot be had."""
+
+
+@dataclass(frozen=True)
+class DistantTensor(FileTensor):
+    """A tensor whose bytes are asked for by ranges; its path is what the file would be called here."""
+
+    file: Ranges | None = None
+
+    def ranges(self) -> Ranges:
+        """The file."""
+        assert self.file is not None
+        return self.file
+
+    def pieces(self, size: int) -> Iterator[memoryview]:
+        """The bytes in pieces of at most so many."""
+        end = self.offset + nbytes(self)
+        for at in range(self.offset, end, size):
+            yield memoryview(self.ranges().read(at, min(size, end - at)))
+
+
 def settled(data: TensorData) -> TensorData:
     """A tensor, or a recipe over some, with those whose files are here by now as ordinary ranges of them."""
     if isinstance(data, AwaitedTensor) and data.path.exists():
@@ -116,12 +143,15 @@ def write_parts(
     says. OSError is left to the caller.
     """
     moves: list[_Move] = []
+    distant: list[_Move] = []
     made: list[Part] = []
     size = 0
     for part in parts:
         length = len(part.data) if isinstance(part.data, bytes) else nbytes(part.data)
         size = max(size, part.at + length)
-        if isinstance(part.data, FileTensor):
+        if isinstance(part.data, DistantTensor):
+            _append(distant, _Move(part.data, part.data.offset, part.at, length))
+        elif isinstance(part.data, FileTensor):
             _append(moves, _Move(part.data, part.data.offset, part.at, length))
         else:
             made.append(part)
@@ -137,6 +167,8 @@ def write_parts(
         else:
             _write_made(target, made, told)
             _move(target, blocks.popleft, (_within, _through), lambda block: told(block.size))
+        if distant:
+            _by_ranges(target, deque(piece for move in distant for piece in move.blocks(ASKED)), told)
         if os.fstat(target.fileno()).st_size < size:
             target.truncate(size)  # it ends with an empty tensor at an aligned place
 
@@ -195,6 +227,42 @@ def _with_writeback(
     pool.shutdown()
 
 
+def _by_ranges(target: BinaryIO, blocks: deque[_Move], tell: Callable[[int], None]) -> None:
+    """Ask for ranges of distant files, several at once, and write each to its place; a failure ends the others."""
+    from concurrent.futures import ThreadPoolExecutor
+    from threading import Lock
+
+    lock = Lock()
+
+    def work() -> None:
+        try:
+            while True:
+                try:
+                    block = blocks.popleft()
+                except IndexError:
+                    return
+                assert isinstance(block.source, DistantTensor)
+                view = memoryview(block.source.ranges().read(block.offset, block.size))
+                at = block.at
+                while view:
+                    done = os.pwrite(target.fileno(), view, at)
+                    view, at = view[done:], at + done
+                with lock:
+                    tell(block.size)
+        except BaseException:
+            blocks.clear()
+            raise
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        workers = [pool.submit(work) for _ in range(min(_AT_ONCE, len(blocks)))]
+        try:
+            for worker in workers:
+                worker.result()
+        except BaseException:
+            blocks.clear()
+            raise
+
+
 def _write_made(target: BinaryIO, made: list[Part], tell: Callable[[int], None]) -> None:
     """Write what has to be computed, or is in memory."""
     for at, data, name in made:
@@ -231,11 +299,11 @@ class _Move(NamedTuple):
     at: int
     size: int
 
-    def blocks(self) -> Iterator[_Move]:
-        """The range in pieces that end at multiples of :data:`BLOCK` in the target."""
+    def blocks(self, length: int = BLOCK) -> Iterator[_Move]:
+        """The range in pieces that end at multiples of a length in the target."""
         done = 0
         while done < self.size:
-            size = min(self.size - done, BLOCK - (self.at + done) % BLOCK)
+            size = min(self.size - done, length - (self.at + done) % length)
             yield _Move(self.source, self.offset + done, self.at + done, size)
             done += size
 

@@ -62,6 +62,8 @@ PACKED: dict[str, str] = {
 #: The safetensors library reads no file whose header is longer.
 MAX_HEADER = 100_000_000
 
+_FIRST = 1 << 17  #: bytes of a file elsewhere that are asked for first
+
 #: The one key of the header that names no tensor.
 METADATA = "__metadata__"
 
@@ -99,6 +101,13 @@ def read_safetensors(
             )
         text = file.read(length)
     return _described(text, size, path, form, stamp_of(status))
+
+
+def whole_head(read: Callable[[int], bytes]) -> bytes:
+    """At least the header of a file of which the first bytes can be asked for; most headers need one question."""
+    head = read(_FIRST)
+    length = 8 + int.from_bytes(head[:8], "little")
+    return read(length) if _FIRST < length <= MAX_HEADER else head
 
 
 def read_head(head: bytes, size: int, path: Path) -> tuple[dict[str, FileTensor], dict[str, str]]:

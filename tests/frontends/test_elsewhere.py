@@ -30,8 +30,12 @@ def said(source: str | Path, **options: object) -> str:
             "a model of the hub is given by its name: Qwen/Qwen3-0.6B",
         ),
         ("https://huggingface.co/Qwen/Qwen3-0.6B/tree/v1", "by its name: Qwen/Qwen3-0.6B@v1"),
-        ("https://example.org/model.safetensors", "is a URL, and sources are not read from URLs; fetch it"),
-        ("s3://bucket/model", "sources are not read from URLs"),
+        ("memory://nowhere/model.safetensors", "memory://nowhere/model.safetensors does not exist"),
+        (
+            "zz://bucket/model.gguf",
+            "only .safetensors and folders of them are streamed; download it and give the",
+        ),
+        ("zz://bucket/model.safetensors", "fsspec knows no such scheme"),
         ("hf://Qwen/Qwen3-0.6B", "write hf:Qwen/Qwen3-0.6B"),
         (
             "huggingface:Qwen/Qwen3-0.6B",

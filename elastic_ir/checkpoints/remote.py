@@ -1,0 +1,151 @@
+"""Models behind URLs: the configuration and what lies beside the weights is fetched, the weights are streamed.
+
+A folder of safetensors is read as a local one is: of each file the header, by a range of bytes. What is small (the
+configuration, the index, the tokenizer) is fetched into a temporary folder, which goes with the graph; tensors are
+asked for by ranges when a result is written, and no file of weights is ever here.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from elastic_ir.checkpoints.side_files import is_side_file
+from elastic_ir.errors import SourceError
+from elastic_ir.formats import SAFETENSORS
+from elastic_ir.formats.hub_cache import files_of_index
+from elastic_ir.formats.model_folder import LAYOUTS, MASKS, RECORD, Layout, chosen_layout, refused_variant
+from elastic_ir.formats.ranges import DistantTensor
+from elastic_ir.formats.remote import RemoteFile, exists, file_at, files_below, in_one_line, system_of
+from elastic_ir.formats.safetensors import read_head, whole_head
+from elastic_ir.safety.limits import JSON_BYTES
+
+Tell = Callable[[int, int], None]
+_AT_ONCE = 8  #: headers that are asked for at once
+#: What is asked for by its name where a server lists nothing, beside configuration and weights.
+_USUAL = (
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+    "vocab.json", "merges.txt", "chat_template.jinja", "preprocessor_config.json", RECORD, MASKS,
+)  # fmt: skip
+
+
+class RemoteFolder:
+    """A folder behind a URL, see :class:`elastic_ir.formats.model_folder.Awaited`."""
+
+    def __init__(self, url: str, variant: str | None = None) -> None:
+        """Look at what is there and read all headers; SourceError says what is missing or damaged."""
+        self.url = url.rstrip("/")
+        home = tempfile.mkdtemp(prefix="elastic-ir-")
+        self._end = weakref.finalize(self, shutil.rmtree, home, ignore_errors=True)
+        self.folder = Path(home) / (PurePosixPath(self.url).name or "model")
+        self.folder.mkdir()
+        self.unfetched = ""
+        self.files = files_below(self.url) or self._asked_for()
+        found = chosen_layout(self.files, variant)
+        if found is None and variant is not None:
+            raise refused_variant(self.files, self.url, variant)
+        if found is None or found.config not in self.files:
+            wanted = " or ".join(f"{one.config} with {one.weights}" for one in LAYOUTS[:2])
+            raise SourceError(
+                f"{self.url} is no model's folder: it does not have {wanted}, as far as it can be listed"
+            )
+        if MASKS in self.files:
+            raise SourceError(
+                f"{self.url} has masks beside its weights, which are compared with them; download it and give the "
+                "folder"
+            )
+        self.layout: Layout = found
+        self._fetch([found.config, *(name for name in (RECORD,) if name in self.files)])
+        files = found.among(self.files)
+        if files[0].endswith(".index.json"):
+            self._fetch(files)
+            files = files_of_index(self.folder / files[0])
+        odd = [name for name in files if not SAFETENSORS.names(Path(name))]
+        if odd:
+            raise SourceError(
+                f"{self.url}/{odd[0]} is of torch.save, and behind URLs only safetensors are streamed; download the "
+                "folder and give that"
+            )
+        missing = [name for name in files if name not in self.files]
+        if missing:
+            raise SourceError(f"{self.url} has no file {missing[0]}, which its index names")
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            self.shards = dict(zip(files, pool.map(self._head, files), strict=True))
+
+    def _head(self, name: str) -> tuple[dict[str, DistantTensor], dict[str, str], RemoteFile]:
+        try:
+            return read_remote(self.files[name], self.folder / name)
+        except SourceError as error:
+            raise type(error)(str(error).replace(str(self.folder), self.url)) from error
+
+    def shard(self, name: str) -> tuple[Mapping[str, Any], dict[str, str]] | None:
+        if name not in self.shards:
+            return None
+        tensors, metadata, _ = self.shards[name]
+        return tensors, metadata
+
+    def fetch(self, shards: Iterable[str], tell: Tell | None = None) -> None:
+        """Nothing is fetched; SourceError where a file is not what its header was read of."""
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            list(pool.map(lambda name: self.shards[name][2].check(), shards))
+
+    def fetch_side(self, tell: Tell | None = None) -> None:
+        self._fetch(name for name in self.files if is_side_file(name))
+
+    def _asked_for(self) -> dict[str, str]:
+        """The files that are there of those that a model has, where the server lists nothing."""
+        names = [layout.config for layout in LAYOUTS]
+        names += [str(one or other) for layout in LAYOUTS for one, other in layout.forms]
+        asked = list(dict.fromkeys((*names, *_USUAL)))
+        urls = [f"{self.url}/{name}" for name in asked]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            held = {
+                name: url
+                for name, url, there in zip(asked, urls, pool.map(exists, urls), strict=True)
+                if there
+            }
+        index = next((name for name in held if name.endswith("safetensors.index.json")), None)
+        if index is not None:
+            self.files = held
+            self._fetch([index])
+            held |= {name: f"{self.url}/{name}" for name in files_of_index(self.folder / index)}
+        if held:
+            self.unfetched = "its server lists no files, so only the usual names were asked for"
+        return held
+
+    def _fetch(self, names: Iterable[str]) -> None:
+        """Have small files here that are not yet."""
+        for name in names:
+            path = self.folder / name
+            if not path.exists():
+                size = file_at(self.files[name]).size
+                if path.suffix == ".json" and size > JSON_BYTES:
+                    raise SourceError(f"{self.files[name]} has {size} bytes, which no such file needs")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                system, place = system_of(self.files[name])
+                with in_one_line(self.files[name]):
+                    system.get_file(place, str(path))
+                if path.stat().st_size != size:
+                    raise SourceError(
+                        f"{self.files[name]} came with {path.stat().st_size} bytes of {size}; try again"
+                    )
+
+
+def read_remote(url: str, path: Path) -> tuple[dict[str, DistantTensor], dict[str, str], RemoteFile]:
+    """The tensors and the metadata of a ``.safetensors`` file behind a URL by its header, and the file as it is now.
+
+    ``path`` is what it would be called here. Raises SourceError as :func:`elastic_ir.formats.safetensors.read_head`.
+    """
+    file = file_at(url)
+    head = whole_head(lambda size: file.read(0, min(size, file.size)))
+    tensors, metadata = read_head(head, file.size, path)
+    found = {
+        name: DistantTensor(data.path, data.offset, data.shape, data.dtype, file=file)
+        for name, data in tensors.items()
+    }
+    return found, metadata, file

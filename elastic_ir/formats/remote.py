@@ -1,0 +1,155 @@
+"""Files behind URLs (``s3://``, ``gs://``, ``https://``, ``memory://``) by fsspec: what is there, and ranges of bytes.
+
+No file is read whole but small ones. A server that knows no ranges is refused, since it would send everything. A range
+that breaks off is asked for again. No torch here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from elastic_ir.errors import ElasticError, SourceChangedError, SourceError, first_line
+
+_URL = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z\d+.-]*)://.+", re.DOTALL)
+_TRIES = 3
+_PAUSE = 0.2  #: seconds before the second try; twice as long before the third
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is a URL, ``SCHEME://...``."""
+    return _URL.fullmatch(text) is not None
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file as it was when it was looked at: :meth:`read` gives ranges of it, :meth:`check` whether it still is so."""
+
+    url: str
+    size: int
+    tag: str  #: what changes with the content: an ETag, a checksum or a time; empty where the server states none
+
+    def read(self, offset: int, size: int) -> bytes:
+        """A range of bytes; SourceError where it cannot be had, or is not as long as was asked for."""
+        for attempt in range(_TRIES):
+            try:
+                found = self._asked(offset, size)
+                break
+            except SourceError:
+                if attempt == _TRIES - 1:
+                    raise
+                time.sleep(_PAUSE * 2**attempt)
+        if len(found) != size:
+            raise SourceChangedError(
+                f"{self.url} gave {len(found)} bytes where {size} from byte {offset} on were asked for; it was "
+                "changed, or its server is at fault: download it"
+            )
+        return found
+
+    def _asked(self, offset: int, size: int) -> bytes:
+        with in_one_line(self.url):
+            system, path = system_of(self.url)
+            found: bytes
+            if not _of_http(self.url):
+                found = system.cat_file(path, start=offset, end=offset + size)
+                return found
+            # a server that knows no ranges sends everything, of which cat_file would take all
+            with system.open(path, "rb", cache_type="none", size=self.size) as file:
+                file.seek(offset)
+                found = file.read(size)
+                return found
+
+    def check(self) -> None:
+        """SourceError where the file is another by now."""
+        if file_at(self.url) != self:
+            raise SourceChangedError(f"{self.url} was changed after it was read; read it again")
+
+
+def system_of(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it; errors are those of :func:`in_one_line`."""
+    with in_one_line(url):
+        import fsspec
+
+        system: Any = fsspec.core.url_to_fs(url)[0]
+        return system, str(system._strip_protocol(url))
+
+
+def _of_http(url: str) -> bool:
+    return url.lower().startswith(("http://", "https://"))
+
+
+def file_at(url: str) -> RemoteFile:
+    """What is at a URL; SourceError where it is missing, no file, or of unknown size."""
+    system, path = system_of(url)
+    with in_one_line(url):
+        system.invalidate_cache()
+        info = system.info(path)
+    if info.get("type") == "directory":
+        raise SourceError(f"{url} is a folder and no file")
+    if not isinstance(info.get("size"), int):
+        raise SourceError(f"{url}: its server does not state its size; download it and give the file")
+    tags = (
+        info.get(name) for name in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created", "updated")
+    )
+    return RemoteFile(url, info["size"], str(next((tag for tag in tags if tag), "")))
+
+
+def files_below(url: str) -> dict[str, str] | None:
+    """The files of a folder: of each its name within it, and its URL; None where the server lists nothing."""
+    system, root = system_of(url)
+    try:
+        with in_one_line(url):
+            found = system.find(root, maxdepth=3)
+    except SourceError:
+        found = []
+    names = {str(path)[len(root) :].strip("/"): str(path) for path in found if str(path).startswith(root)}
+    kept = {name: f"{url.rstrip('/')}/{name}" for name in names if _is_safe(name)}
+    return kept or None
+
+
+def _is_safe(name: str) -> bool:
+    """Whether a name can be that of a file in a folder here."""
+    parts = name.split("/")
+    return not any(part in ("", ".", "..") for part in parts) and not re.search(r"[\\?#\0:]", name)
+
+
+def exists(url: str) -> bool:
+    """Whether there is a file at a URL."""
+    try:
+        file_at(url)
+    except SourceError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def in_one_line(url: str) -> Iterator[None]:
+    """What goes wrong with a URL becomes a SourceError that says what to do."""
+    try:
+        yield
+    except ElasticError:
+        raise
+    except ImportError as error:
+        needed = "fsspec, which cannot be imported" if error.name == "fsspec" else "another package"
+        remedy = "pip install 'elastic-ir[remote]'" if error.name == "fsspec" else "or download it"
+        raise SourceError(f"{url} needs {needed} ({first_line(error)}): {remedy}") from error
+    except FileNotFoundError as error:
+        raise SourceError(f"{url} does not exist") from error
+    except PermissionError as error:
+        raise SourceError(f"{url}: access is refused ({first_line(error)}); see your credentials") from error
+    except ValueError as error:
+        if "range requests" in str(error):
+            raise SourceError(
+                f"{url}: its server gives no ranges of bytes, so all of it would come; download it and give the file"
+            ) from error
+        if "Protocol not known" not in str(error):
+            raise SourceError(f"{url} cannot be read: {first_line(error)}") from error
+        raise SourceError(f"{url}: fsspec knows no such scheme ({first_line(error)})") from error
+    except Exception as error:  # of the file system's own client
+        raise SourceError(
+            f"{url} cannot be read: {type(error).__name__}: {first_line(error)}; see the address and the connection"
+        ) from error
