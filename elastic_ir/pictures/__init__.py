@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,4 +23,9 @@ def report_of(
     from elastic_ir.pictures.document import document_of
     from elastic_ir.pictures.page import Report
 
-    return Report(document_of(graph, against, label=label, other=other, values=values))
+    return Report(document_of(graph, against, label=_shown(label), other=_shown(other), values=values))
+
+
+def _shown(source: str) -> str:
+    """A file's or folder's name without where it lies, which is nobody's business who gets the page."""
+    return Path(source).resolve().name if source and os.path.exists(source) else source

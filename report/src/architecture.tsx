@@ -240,6 +240,18 @@ function Line({ item, lit, chosen, open, point }: LineProps) {
   );
 }
 
+/** The line between two ends. */
+function whole(from: number, to: number): string {
+  return `M0 ${from}C${WIRES / 2} ${from} ${WIRES / 2} ${to} ${WIRES} ${to}`;
+}
+
+/** Of a line whose other end is out of sight its beginning, bent to where that end is: whole ones would hide each other. */
+function begun(from: number, to: number, fromLeft: boolean): string {
+  const [x, y, way] = fromLeft ? [0, from, 1] : [WIRES, to, -1];
+  const bend = Math.sign((to - from) * way) * 20;
+  return Math.abs(to - from) < 900 ? whole(from, to) : `M${x} ${y}q${way * 26} 0 ${way * 34} ${bend}`;
+}
+
 interface WiresProps {
   layout: ReturnType<typeof layOut>;
   top: number;
@@ -258,7 +270,12 @@ function Wires({ layout, top, bottom, lit, point, follow }: WiresProps) {
     const seen = (y: number) => y > top && y < bottom;
     if (!seen(from) && !seen(to) && lit !== block.source) return; // of what only passes by there may be hundreds
     const hue = hueOf(report, 1, place);
-    const path = `M0 ${from}C${WIRES / 2} ${from} ${WIRES / 2} ${to} ${WIRES} ${to}`;
+    const path =
+      seen(from) && seen(to)
+        ? whole(from, to)
+        : lit === block.source
+          ? whole(from, to)
+          : begun(from, to, seen(from));
     const state = lit === null ? "" : lit === block.source ? " lit" : " dim";
     paths.push(
       <g

@@ -140,6 +140,7 @@ def test_functions_take_what_the_command_takes(files: Path, tmp_path: Path) -> N
     made = eir.report(files / "deep.pt", files / "model.pt", tmp_path / "r.html")
     assert isinstance(made, Report) and (tmp_path / "r.html").is_file()
     assert [network["depth"] for network in made.document["networks"]] == [32, 56]
+    assert str(files) not in json.dumps(made.document)  # where it was made is nobody's business
 
 
 @pytest.mark.parametrize(
