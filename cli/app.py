@@ -39,6 +39,9 @@ MODULES = {"stretch": "resize", "squeeze": "resize", "passes": "apply"}
 DEBUG = "elastic_ir.debug"  #: key in ``Context.meta``, set where ``--debug`` was given
 #: key in ``Context.meta``, set where the same command continues what was interrupted
 GO_ON = "elastic_ir.go_on"
+JSON = "elastic_ir.json"  #: key in ``Context.meta``, set where ``--json`` was given
+QUIET = "elastic_ir.quiet"  #: as these, for ``--quiet``
+VERBOSE = "elastic_ir.verbose"
 FORCE = "elastic_ir.force"  #: key in ``Context.meta``, set where ``--force`` was given
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -76,7 +79,32 @@ def _flag(key: str, *names: str, text: str) -> Decorator:
     return click.option(*names, is_flag=True, expose_value=False, is_eager=True, callback=note, help=text)
 
 
-RUN_FLAGS = _flag(DEBUG, "--debug", text="Show the traceback of an error in place of one line.")
+def _be_verbose(context: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        import logging
+
+        context.meta[VERBOSE] = True
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+
+
+_RUN_FLAGS = (
+    _flag(JSON, "--json", text="Print the result as one JSON object, for programs."),
+    _flag(QUIET, "-q", "--quiet", text="Print nothing but errors, and the object of --json."),
+    click.option(
+        "-v", "--verbose", is_flag=True, expose_value=False, is_eager=True, callback=_be_verbose,
+        help="Show how long each step took, and what the libraries in use log.",
+    ),
+    _flag(DEBUG, "--debug", text="Show the traceback of an error in place of one line."),
+)  # fmt: skip
+
+
+def run_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The flags that every command has."""
+    for add in reversed(_RUN_FLAGS):
+        command = add(command)
+    return command
+
+
 FORCE_OPTION = _flag(
     FORCE, "--force",
     text="Write over what is there already: a file, or a model folder, which is replaced when the new one is whole.",
@@ -106,6 +134,8 @@ class Program(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click does it, with the command itself in the place of its line in the list."""
         name, command, rest = super().resolve_command(ctx, args)
+        if "--json" in rest:  # known before a wrong option ends the parsing
+            ctx.meta[JSON] = True
         return name, self.load(name) if name in COMMANDS else command, rest
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -115,12 +145,14 @@ class Program(click.Group):
         except click.ClickException as error:
             # what was typed may be the name of a file; click means nobody else to change it
             error.message = printable(error.message)  # type: ignore[misc]
+            _tell_programs(error.message)
             raise  # a usage error (2)
         except (click.exceptions.Exit, click.Abort):
             raise  # click's own way of ending: --help (0)
         except KeyboardInterrupt:
             hint = "; run the same command to go on" if ctx.meta.get(GO_ON) else ""
             _say(f"interrupted{hint}")
+            _tell_programs("interrupted")
             ctx.exit(130)
         except Exception as error:
             if ctx.meta.get(DEBUG) or getattr(error, "errno", None) == errno.EPIPE:
@@ -129,7 +161,16 @@ class Program(click.Group):
             if MODULES.get(ctx.invoked_subcommand or "") == "resize":  # elsewhere they are options of a pass
                 text = re.sub(r"(?<![\w.'\"-])to_(depth|stages|units)(?![\w.'\"])", r"--to-\1", text)
             _say(f"error: {text}")
+            _tell_programs(text)
             ctx.exit(1)
+
+
+def _tell_programs(error: str) -> None:
+    """With ``--json``, an object in place of the result."""
+    if given(JSON):
+        import json
+
+        click.echo(json.dumps({"error": printable(error)}))
 
 
 def _say(line: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from elastic_ir.cli import output, tables
-from elastic_ir.cli.app import COMMANDS, FORCE_OPTION, RUN_FLAGS
+from elastic_ir.cli.app import COMMANDS, FORCE_OPTION, run_flags
 from elastic_ir.cli.options import (
     LOAD_PASS,
     MAX_BLOCKS,
@@ -113,11 +113,11 @@ def apply(
     output.refuse_overwriting(path, reading.inputs(source), dry_run)
     before = reading.load(source)
     note_source(source, before, reading.pretrained)
-    times: list[tuple[str, str]] = []
+    times: list[tuple[str, float]] = []
     notes: list[tuple[str, str]] = []
 
     def observe(item: Pass, graph: Graph, seconds: float) -> None:
-        times.append((item.name, f"{seconds:.3f} s"))
+        times.append((item.name, seconds))
         summary = item.summary(graph)
         if summary is not None:
             notes.append(("note", f"{item.name}: {summary}"))
@@ -129,19 +129,23 @@ def apply(
 
     after = pipeline.run(before, observe, verify_each=verify_each)
     if time_passes:
-        tables.show_table(tables.Table(("pass", "time"), list(times)))
+        tables.show_table(
+            tables.Table(("pass", "time"), [(name, f"{seconds:.3f} s") for name, seconds in times])
+        )
         tables.say()
     _show_change(before, after)
     if notes:
         tables.show_facts(notes)
-    if measure:
-        _show_cost(before, after)
+    cost = _show_cost(before, after) if measure else None
+    written: list[Path] = []
     if dry_run:
         tables.show_facts([output.would_write(path)])
-        return
-    with tables.status(f"writing {path}"):
-        written = output.save(after, path, check=not no_check)
-    output.show_written(after, written)
+    else:
+        with tables.status(f"writing {path}"):
+            written = output.save(after, path, check=not no_check)
+        output.show_written(after, written)
+    ran = [{"pass": name, "seconds": seconds} for name, seconds in times]
+    output.say_change(source, before, after, written, path, passes=ran, measured=cost)
 
 
 def _pipeline(text: str | None, recipe: str | None, files: tuple[str, ...]) -> Pipeline:
@@ -170,20 +174,28 @@ def _verified(found: Mapping[str, Any]) -> str:
     return text
 
 
-def _show_cost(before: Graph, after: Graph) -> None:
-    """Operations as torch counts them, and the latency in onnxruntime."""
+def _show_cost(before: Graph, after: Graph) -> dict[str, Any]:
+    """Operations as torch counts them, and the latency in onnxruntime; also as plain data."""
     from elastic_ir.analysis.cost import compare_costs
     from elastic_ir.emit.latency import compare_latency
 
     with tables.status("measuring"):
         change = compare_costs(before, after)
         times = compare_latency(before, after)
+    low, high = times.spread
     facts = []
     if change.before.flops is not None and change.after.flops is not None:
         facts.append(("FLOPs", tables.change(*map(tables.number, (change.before.flops, change.after.flops)))))
-    latency = tables.change(f"{times.before:.2f} ms", f"{times.after:.2f} ms")
-    facts.append(("latency", f"{latency} in onnxruntime, a factor of {times.ratio:.2f}"))
+    told = f"a factor of {times.ratio:.2f}, of pairs {low:.2f} to {high:.2f}"
+    if times.noise:
+        told += "; no more than noise, so neither is faster"
+    facts.append(("latency", f"{times.before:.4g} ms -> {times.after:.4g} ms in onnxruntime, {told}"))
     tables.show_facts(facts)
+    return {
+        "flops": {"before": change.before.flops, "after": change.after.flops},
+        "milliseconds": {"before": times.before, "after": times.after},
+        "ratio": times.ratio, "spread": [low, high], "noise": times.noise,
+    }  # fmt: skip
 
 
 def _show_change(before: Graph, after: Graph) -> None:
@@ -202,6 +214,9 @@ def _show_change(before: Graph, after: Graph) -> None:
     tables.show_facts(tables.change_facts(before, after))
 
 
+_COLUMNS = ("option", "type", "default", "meaning")  #: of a pass's options
+
+
 def _complete_pass(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     from elastic_ir.passes import registered
 
@@ -212,7 +227,7 @@ def _complete_pass(_ctx: click.Context, _param: click.Parameter, incomplete: str
 @click.argument("name", required=False, shell_complete=_complete_pass)
 @LOAD_PASS
 @click.option("--names", is_flag=True, help="Print the names only, one a line, for programs.")
-@RUN_FLAGS
+@run_flags
 def passes(name: str | None, load_pass: tuple[str, ...], names: bool) -> None:
     """List the passes, the rewrites that a network can go through, or only the one called NAME.
 
@@ -225,6 +240,14 @@ def passes(name: str | None, load_pass: tuple[str, ...], names: bool) -> None:
     for path in load_pass:
         load_passes(path)
     found = {name: find_pass(name)} if name is not None else registered()
+    described = {
+        title: {
+            "help": kind.help(),
+            "options": [dict(zip(_COLUMNS, row, strict=False)) for row in option_table(kind)],
+        }
+        for title, kind in found.items()
+    }
+    tables.say_result({"passes": described})
     for place, (title, kind) in enumerate(found.items()):
         if names:
             tables.say(title)
@@ -234,5 +257,4 @@ def passes(name: str | None, load_pass: tuple[str, ...], names: bool) -> None:
         tables.say(f": {kind.help()}", bold=title)
         options = [(*row[:3], row[3] or tables.ABSENT) for row in option_table(kind)]
         if options:
-            columns = ("option", "type", "default", "meaning")
-            tables.show_table(tables.Table(columns, [*options], optional=("meaning",)))
+            tables.show_table(tables.Table(_COLUMNS, [*options], optional=("meaning",)))

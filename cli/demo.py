@@ -11,8 +11,9 @@ from pathlib import Path
 
 import click
 
-from elastic_ir.cli.app import COMMANDS, FORCE, FORCE_OPTION, RUN_FLAGS, elastic_ir, given
-from elastic_ir.cli.tables import say
+from elastic_ir.cli.app import COMMANDS, FORCE, FORCE_OPTION, elastic_ir, given, run_flags
+from elastic_ir.cli.output import written_data
+from elastic_ir.cli.tables import say, say_result, silent
 from elastic_ir.errors import OutputError
 
 DEPTH, SPARSITY = 32, 0.8
@@ -51,7 +52,7 @@ def make_ticket(path: Path) -> None:
 @click.command("demo", short_help=COMMANDS["demo"], epilog=EPILOG)
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default="elastic-ir-demo")
 @FORCE_OPTION
-@RUN_FLAGS
+@run_flags
 def demo(folder: Path) -> None:
     """Make a sparse network, and show what can be done with it.
 
@@ -71,10 +72,10 @@ def demo(folder: Path) -> None:
             say("", f"# {number} of {len(STEPS)}: {why}")
             say(bold=f"$ elastic-ir {command}")
             words = shlex.split(command)
-            writes = words[0] in ("stretch", "squeeze", "export")
-            elastic_ir.main(
-                [*words, *(["--force"] if writes and given(FORCE) else [])],
-                prog_name="elastic-ir",
-                standalone_mode=False,
-            )
+            if words[0] in ("stretch", "squeeze", "export") and given(FORCE):
+                words.append("--force")
+            if silent():
+                words.append("--quiet")
+            elastic_ir.main(words, prog_name="elastic-ir", standalone_mode=False)
     say("", f"The files are in {folder}; elastic-ir --help lists the commands.")
+    say_result({"folder": str(folder), **written_data(sorted(folder.iterdir()))})

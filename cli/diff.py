@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from elastic_ir.cli import tables
-from elastic_ir.cli.app import COMMANDS, RUN_FLAGS
+from elastic_ir.cli.app import COMMANDS, JSON, given, run_flags
 from elastic_ir.cli.options import SOURCE, Reading, fetch, gathered
 
 if TYPE_CHECKING:
@@ -46,11 +46,10 @@ SHOWN = 10  #: names of a kind that the text form lists; --json has all
 @click.command("diff", short_help=COMMANDS["diff"], epilog=EPILOG)
 @click.argument("a", type=SOURCE)
 @click.argument("b", type=SOURCE)
-@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object, for programs.")
 @click.option("--headers", is_flag=True, help="Compare names, shapes and types alone, and read no tensor.")
 @click.option("--key-b", metavar="NAME", help="As --key, which is about A, for B.")
-@gathered("reading", Reading, RUN_FLAGS, only=TAKEN)
-def diff(a: str, b: str, as_json: bool, headers: bool, key_b: str | None, reading: Reading) -> None:
+@gathered("reading", Reading, run_flags, only=TAKEN)
+def diff(a: str, b: str, headers: bool, key_b: str | None, reading: Reading) -> None:
     """Compare the networks A and B: stages, depth, parameters and sparsity, then names, shapes, values and masks."""
     if not headers:
         for source in (a, b):
@@ -61,7 +60,7 @@ def diff(a: str, b: str, as_json: bool, headers: bool, key_b: str | None, readin
     with tables.status("comparing tensors"):
         found = compare(left, right, values=not headers)
     found["lineage"] = lineage_between((left, a), (right, b))
-    if as_json:
+    if given(JSON):
         found["a"], found["b"] = {"source": a, **found["a"]}, {"source": b, **found["b"]}
         tables.say_json(found)
         return
@@ -78,8 +77,8 @@ def compare(left: Graph, right: Graph, values: bool = True) -> dict[str, Any]:
     reshaped = [name for name in common if _form(ours[name]) != _form(theirs[name])]
     alike = [name for name in common if _form(ours[name]) == _form(theirs[name])]
     found: dict[str, Any] = {
-        "a": _summary(left),
-        "b": _summary(right),
+        "a": summary(left),
+        "b": summary(right),
         "only_in_a": [name for name in ours if name not in theirs],
         "only_in_b": [name for name in theirs if name not in ours],
         "shapes_differ": [
@@ -126,7 +125,8 @@ def lineage_between(*sides: tuple[Graph, str]) -> list[dict[str, Any]]:
     return found
 
 
-def _summary(graph: Graph) -> dict[str, Any]:
+def summary(graph: Graph) -> dict[str, Any]:
+    """A network in a few figures, as plain data."""
     structure, sentence = tables.structure_of(graph)
     return {
         "name": graph.name,

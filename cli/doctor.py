@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import click
 
 from elastic_ir.cli import tables
-from elastic_ir.cli.app import COMMANDS, RUN_FLAGS
+from elastic_ir.cli.app import COMMANDS, JSON, given, run_flags
 from elastic_ir.errors import SourceError
 
 DISTRIBUTION = "elastic-ir"
@@ -94,10 +94,9 @@ def devices() -> str:
 
 
 @click.command("doctor", short_help=COMMANDS["doctor"], epilog=EPILOG)
-@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object, for programs.")
-@RUN_FLAGS
+@run_flags
 @click.pass_context
-def doctor(ctx: click.Context, as_json: bool) -> None:
+def doctor(ctx: click.Context) -> None:
     """Show versions, extras and devices, and say what does not fit.
 
     The exit status is 1 where something has to be mended.
@@ -114,7 +113,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
         if any("torch" in line for line in wrong)
         else devices(),
     }
-    if as_json:
+    if given(JSON):
         rows: list[dict[str, Any]] = [one._asdict() for one in found]
         tables.say_json({**facts, "packages": rows, "problems": wrong})
     else:

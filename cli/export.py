@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,12 +89,13 @@ def export(
     if weights or not PYTHON.names(path):  # Python source alone holds none
         note_source(source, graph, reading.pretrained)
     if PYTHON.names(path):
-        _export_source(graph, source, path, weights, not no_check)
+        _say(source, _export_source(graph, source, path, weights, not no_check))
         return
     if not ONNX.names(path):
         with tables.status(f"writing {path}"):
             written = output.save(graph, path, check=not no_check)
         tables.show_facts(output.wrote(written))
+        _say(source, written)
         return
     from elastic_ir.emit.onnx.save import save_onnx
 
@@ -103,10 +105,15 @@ def export(
             fold_batchnorm=fold_batchnorm,
         )  # fmt: skip
     tables.show_facts(_facts(report, static))
+    _say(source, report.paths)
 
 
-def _export_source(graph: Graph, source: str, path: Path, weights: bool, check: bool) -> None:
-    """Write Python source, and the weights beside it if wanted, and print how to load them."""
+def _say(source: str, written: Sequence[Path]) -> None:
+    tables.say_result({"source": source, **output.written_data(written)})
+
+
+def _export_source(graph: Graph, source: str, path: Path, weights: bool, check: bool) -> list[Path]:
+    """Write Python source, and the weights beside it if wanted, and print how to load them; what was written."""
     from elastic_ir import api
     from elastic_ir.emit.source.file import save_source
 
@@ -122,6 +129,7 @@ def _export_source(graph: Graph, source: str, path: Path, weights: bool, check: 
     if not weights and not ours:
         facts.append(("weights", f"not written; --weights writes {beside.name} beside it"))
     tables.show_facts(facts)
+    return written
 
 
 def _facts(report: OnnxReport, static: bool) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from elastic_ir.cli import output, tables
-from elastic_ir.cli.app import COMMANDS, FORCE_OPTION
+from elastic_ir.cli.app import COMMANDS, FORCE_OPTION, JSON, given
 from elastic_ir.cli.options import SOURCE, Reading, hub_label, left_behind, source_options
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ safetensors only the headers are read, however large it is; --input-shape has it
 
 @click.command("inspect", short_help=COMMANDS["inspect"], epilog=EPILOG)
 @click.argument("source", type=SOURCE)
-@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object, for programs.")
 @click.option(
     "--graph", "drawing", type=click.Path(), metavar="FILE",
     help="Draw the stages and blocks into FILE as well: .svg, .dot (Graphviz) or .mermaid (Markdown). Where SOURCE has "
@@ -44,7 +43,7 @@ safetensors only the headers are read, however large it is; --input-shape has it
 )  # fmt: skip
 @FORCE_OPTION
 @source_options
-def inspect(source: str, as_json: bool, drawing: str | None, reading: Reading) -> None:
+def inspect(source: str, drawing: str | None, reading: Reading) -> None:
     """Show what repeats in SOURCE: its stages and their blocks, with type, channels, depth and parameters.
 
     Nothing is written but a drawing, if one is asked for. A network in which nothing repeats is not an error here; its
@@ -67,7 +66,7 @@ def inspect(source: str, as_json: bool, drawing: str | None, reading: Reading) -
         from elastic_ir.pictures.drawing import save_drawing
 
         save_drawing(graph, drawing)
-    if as_json:
+    if given(JSON):
         tables.say_json(as_data(graph, source, rows))
         return
     facts = [("network", graph.name), ("source", hub_label(source) or source), *graph.origin.facts()]

@@ -11,13 +11,13 @@ from typing import Any
 import click
 
 from elastic_ir.cli import output, tables
-from elastic_ir.cli.app import COMMANDS, FORCE_OPTION, GO_ON, RUN_FLAGS
+from elastic_ir.cli.app import COMMANDS, FORCE_OPTION, GO_ON, JSON, given, run_flags
+from elastic_ir.cli.lottery_find import LOG, find_, need_extra
 from elastic_ir.errors import SourceError
 from elastic_ir.formats.files import temporary
 from elastic_ir.training.reports.csv import write_numbers
 from elastic_ir.training.reports.plots import draw
 from elastic_ir.training.reports.report import answers, collect, markdown
-from elastic_ir.training.settings import Pruning, Training
 from elastic_ir.training.studies.jobs import Job, in_order
 from elastic_ir.training.studies.run import Progress, run
 from elastic_ir.training.studies.store import Store
@@ -44,17 +44,6 @@ def lottery() -> None:
     """
 
 
-def _need_extra() -> None:
-    try:
-        import lightning.pytorch  # noqa: F401
-    except ImportError as error:
-        raise SourceError(f"training needs Lightning: pip install 'elastic-ir[train]' ({error})") from error
-    except RuntimeError as error:  # torchvision beside a torch that it was not built for
-        raise SourceError(
-            f"Lightning cannot be imported, most likely because of torchvision: {error}"
-        ) from error
-
-
 STORE = click.option(
     "--store", type=click.Path(file_okay=False), metavar="DIR", default=".lottery", show_default=True,
     help="Where finished jobs are kept; studies that share it share their trainings.",
@@ -62,10 +51,6 @@ STORE = click.option(
 
 
 STUDIES = click.argument("studies", type=click.Path(), nargs=-1, required=True, metavar="STUDY...")
-LOG = click.option(
-    "--log", type=click.Choice(("csv", "tensorboard")),
-    help="Log loss and rate of each training by Lightning's logger, beside its results.",
-)  # fmt: skip
 
 
 @lottery.command("run")
@@ -90,7 +75,7 @@ LOG = click.option(
 )
 @LOG
 @click.option("--dry-run", is_flag=True, help="Show what there is to do, and do nothing.")
-@RUN_FLAGS
+@run_flags
 def run_(
     studies: tuple[str, ...], store: str, jobs: int, threads: int | None, ray: str | None, log: str | None,
     dry_run: bool,
@@ -106,7 +91,7 @@ def run_(
     if dry_run:
         _show_plan(found, store)
         return
-    _need_extra()
+    need_extra()
     click.get_current_context().meta[GO_ON] = True
     from elastic_ir.training.studies.executors import Executor, InProcess, Processes, RayCluster
 
@@ -135,6 +120,12 @@ def run_(
     if ended.skipped:
         facts.append(("skipped", f"{len(ended.skipped)} jobs that need a failed one"))
     tables.show_facts(facts)
+    if given(JSON):
+        numbers = [_run_data(item) | _results(place, item) for item in wanted]
+        tables.say_result(
+            {"total": ended.total, "done": ended.done, "failed": ended.failed, "skipped": list(ended.skipped),
+             "numbers": numbers}
+        )  # fmt: skip
     if ended.failed:
         raise SystemExit(1)
 
@@ -149,11 +140,27 @@ def _show_notes(studies: Iterable[Study]) -> None:
     """What is to be known of studies before their numbers are read."""
     for study in studies:
         for note in study.notes:
-            tables.say(f"note: {study.name}: {note}", err=True)
+            tables.note(f"note: {study.name}: {note}")
 
 
 def _placed(item: Run) -> str:
     return f"{item.network}, {item.label}, {100 * item.sparsity:.1f} %, seed {item.seed}"
+
+
+def _run_data(item: Run) -> dict[str, Any]:
+    return {
+        "network": item.network,
+        "label": item.label,
+        "sparsity": item.sparsity,
+        "seed": item.seed,
+        "job": item.job.key,
+    }
+
+
+def _results(place: Store, item: Run) -> dict[str, Any]:
+    """What was measured, of a job that is done."""
+    result = place.result(item.job.key) if place.has(item.job.key) else {}
+    return {name: result[name] for name in ("barrier", "loss", "accuracy") if name in result}
 
 
 def _failures(failed: dict[str, str], readers: dict[str, list[Run]]) -> list[tuple[str, str]]:
@@ -210,18 +217,25 @@ def _show_plan(studies: list[Study], store: str) -> None:
     tables.show_table(tables.Table(("kind", "jobs", "done"), rows))
     tables.say()
     tables.show_facts([("numbers", str(len(numbers))), ("dry run", f"{len(jobs)} jobs, nothing was done")])
+    tables.say_result(
+        {
+            "jobs": {kind: {"jobs": count, "done": done[kind]} for kind, count in counts.items()},
+            "numbers": len(numbers),
+        }
+    )
 
 
 @lottery.command("status")
 @STUDIES
 @STORE
-@RUN_FLAGS
+@run_flags
 def status_(studies: tuple[str, ...], store: str) -> None:
     """Show how far each STUDY is, and which of its jobs are running now."""
     place = _store_of(store)
     working = place.working()
     table = tables.Table(("study", "numbers", "jobs", "done", "training so far", "left, about"))
     busy: list[tuple[str, str]] = []
+    data: list[dict[str, Any]] = []
     for path in studies:
         study = read_study(path)
         _show_notes([study])
@@ -236,6 +250,10 @@ def status_(studies: tuple[str, ...], store: str) -> None:
         now = Progress.of(jobs, place, finished)
         rest = now.time_left
         wanted = {job.key for job in numbers}
+        data.append(
+            {"study": study.name, "numbers": len(wanted), "numbers_done": len(wanted & finished), "jobs": now.total,
+             "jobs_done": now.done, "seconds": sum(map(sum, now.before.values())), "seconds_left": rest}
+        )  # fmt: skip
         table.rows.append(
             (study.name, f"{len(wanted & finished)} of {len(wanted)}", str(now.total), str(now.done),
              _clock(sum(map(sum, now.before.values()))), "unknown" if rest is None else _clock(rest))
@@ -244,6 +262,7 @@ def status_(studies: tuple[str, ...], store: str) -> None:
     if busy:
         tables.say()
         tables.show_facts(busy)
+    tables.say_result({"studies": data})
 
 
 def _clock(seconds: float) -> str:
@@ -262,19 +281,21 @@ def _clock(seconds: float) -> str:
 )
 @click.option("--no-plots", is_flag=True, help="Tables only.")
 @FORCE_OPTION
-@RUN_FLAGS
+@run_flags
 def report_(studies: tuple[str, ...], store: str, out: str | None, no_plots: bool) -> None:
     """Write the tables, plots and answered claims of each STUDY, of what is there.
 
     STUDY.md is for reading; STUDY-results.csv and STUDY-layers.csv have the numbers behind it, one run a row.
     """
+    data: list[dict[str, Any]] = []
     for number, study in enumerate(studies):
         if number:
             tables.say()
-        _report(study, store, out, no_plots)
+        data.append(_report(study, store, out, no_plots))
+    tables.say_result({"reports": data})
 
 
-def _report(study: str, store: str, out: str | None, no_plots: bool) -> None:
+def _report(study: str, store: str, out: str | None, no_plots: bool) -> dict[str, Any]:
     found = collect(read_study(study), _store_of(store))
     _show_notes([found.study])
     folder = Path(out) if out is not None else Path(study).resolve().parent
@@ -296,114 +317,16 @@ def _report(study: str, store: str, out: str | None, no_plots: bool) -> None:
         for item in answers(found)
     ]
     tables.show_facts([*facts, *(("wrote", str(folder / name)) for name in [f"{stem}.md", *tabled, *plots])])
+    return {
+        "study": found.study.name,
+        "numbers": found.total,
+        "missing": found.missing,
+        "claims": [
+            {"text": one.claim.text, "network": one.network, "sparsity": one.sparsity, "verdict": one.verdict}
+            for one in answers(found)
+        ],
+        **output.written_data([folder / part.name for part in made]),
+    }
 
 
-@lottery.command("find")
-@click.argument("factory", metavar="NETWORK")
-@click.option(
-    "--data",
-    default="digits",
-    show_default=True,
-    metavar="DATA",
-    help="digits, fashion-mnist, idx:FOLDER, cifar10:FOLDER, images:FOLDER or package.module:function.",
-)
-@click.option("--channels", type=int, default=0, metavar="N", help="Repeat grey images to so many channels.")
-@click.option(
-    "--steps", type=click.IntRange(1), required=True, metavar="N", help="Optimizer steps of a whole training."
-)
-@click.option(
-    "--rewind",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    metavar="STEP",
-    help="The step that tickets are rewound to.",
-)
-@click.option(
-    "--levels",
-    type=click.IntRange(0),
-    required=True,
-    metavar="N",
-    help="How often a share of the weights is pruned.",
-)
-@click.option(
-    "--share",
-    type=float,
-    default=0.2,
-    show_default=True,
-    help="The share of the remaining weights that goes at each level.",
-)
-@click.option(
-    "--leave-out",
-    multiple=True,
-    metavar="NAME",
-    help="A weight or module that is never pruned. May be repeated.",
-)
-@click.option(
-    "--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images in a batch."
-)
-@click.option("--lr", type=float, default=0.1, show_default=True, help="The peak learning rate.")
-@click.option("--compile", "compiled", is_flag=True, help="Train with torch.compile.")
-@click.option(
-    "--precision",
-    default="32-true",
-    show_default=True,
-    metavar="P",
-    help="As Lightning names it: bf16-mixed, ...",
-)
-@click.option(
-    "--loss", default="", metavar="NAME", help="package.module:function or class; cross-entropy without it."
-)
-@click.option(
-    "--no-channels-last",
-    is_flag=True,
-    help="Leave the layout in memory as it is; for inputs that are not images.",
-)
-@LOG
-@click.option(
-    "--seed", type=int, default=0, show_default=True, help="Of the initialization and the order of the data."
-)
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(file_okay=False),
-    required=True,
-    metavar="DIR",
-    help="A folder for the tickets; a search that was stopped goes on there.",
-)
-@RUN_FLAGS
-def find_(
-    factory: str, data: str, channels: int, steps: int, rewind: int, levels: int, share: float,
-    leave_out: tuple[str, ...], batch_size: int, lr: float, compiled: bool, precision: str, loss: str,
-    no_channels_last: bool, log: str | None, seed: int, out: str,
-) -> None:  # fmt: skip
-    """Search for tickets of NETWORK by iterative magnitude pruning; each level's is a .pt file that all commands take.
-
-    NETWORK is PACKAGE.MODULE:FACTORY, timm:NAME or torchvision:NAME.
-    """
-    _need_extra()
-    click.get_current_context().meta[GO_ON] = True
-    from elastic_ir.training.data import load_data
-    from elastic_ir.training.pruning.imp import find_tickets
-    from elastic_ir.training.studies.names import build, loss_of
-
-    network = build({"network": {"factory": factory}, "seed": seed})
-    found = find_tickets(
-        network, load_data(data, channels),
-        Training(steps=steps, batch_size=batch_size, lr=lr, compile=compiled, precision=precision,
-                 channels_last=not no_channels_last),
-        Pruning(levels, rewind, share, leave_out), Path(out), seed=seed, loss=loss_of({"loss": loss}),
-        log=log or "",
-        waiting=lambda who: tables.say(f"{who} is working on the same search; waiting for its results", err=True),
-        report=lambda level: tables.say(
-            f"level {level.number:2}: sparsity {100 * level.sparsity:5.1f} %, "
-            f"{level.measured}, {level.path}"
-        ),
-    )  # fmt: skip
-    # no level is called the best: it would be chosen by the test data
-    tables.show_facts(
-        [
-            ("tickets", f"{Path(out) / 'levelNN.pt'}, NN from 00 (dense) to {found[-1].number:02}"),
-            ("dense", str(found[0].measured)),
-        ]
-    )
+lottery.add_command(find_)

@@ -15,8 +15,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from elastic_ir.cli import tables
-from elastic_ir.cli.app import RUN_FLAGS
-from elastic_ir.errors import ElasticError
+from elastic_ir.cli.app import run_flags
+from elastic_ir.errors import ElasticError, SourceError
 from elastic_ir.ir.numbering import number_of
 
 if TYPE_CHECKING:
@@ -103,10 +103,9 @@ def read_package(text: str) -> str:
     """A Python package's name, of which classes may be rebuilt; a line on standard error states what that admits."""
     if not all(part.isidentifier() for part in text.split(".")):
         raise ValueError(f"{text!r} is not the name of a package; write it as it is imported")
-    tables.say(
+    tables.note(
         f"trusted: {text}: its code is imported, and files may name any class that it defines (not what it "
-        "imports from elsewhere, and no function)",
-        err=True,
+        "imports from elsewhere, and no function)"
     )
     return text
 
@@ -224,10 +223,21 @@ class Reading(Options):
 
         return is_checkpoint(Path(source))
 
+    def refuse_absent(self, *sources: str | None) -> None:
+        """SourceError where one of these, the architecture or the masks is not there, before torch is imported."""
+        from elastic_ir.frontends.sources import refuse_absent
+
+        for source in (*sources, self.arch):
+            if source is not None:
+                refuse_absent(source)
+        if self.mask is not None and "://" not in self.mask and not os.path.exists(self.mask):
+            raise SourceError(f"--mask {self.mask} does not exist")
+
     def load(self, source: str, headers_only: bool = False) -> Graph:
         """Read the source of a command, with all the options."""
         from elastic_ir import api
 
+        self.refuse_absent(source)
         if not headers_only:
             fetch(source, self.variant)
         with tables.status(f"reading {source}"):
@@ -401,5 +411,5 @@ def gathered(name: str, kind: type[Options], *further: Decorator, only: Collecti
     return decorate
 
 
-source_options = gathered("reading", Reading, RUN_FLAGS)
+source_options = gathered("reading", Reading, run_flags)
 copy_options = gathered("copies", Copies)

@@ -6,10 +6,10 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from elastic_ir.cli import tables
-from elastic_ir.cli.app import FORCE, given
+from elastic_ir.cli.app import FORCE, JSON, given
 from elastic_ir.errors import OutputError
 from elastic_ir.formats import (
     GGUF,
@@ -241,6 +241,34 @@ def size_of(path: Path) -> int:
     if path.is_dir():
         return sum(part.stat().st_size for part in path.rglob("*") if part.is_file())
     return path.stat().st_size
+
+
+def say_change(
+    source: str, before: Graph | None, after: Graph, written: Sequence[Path], out: Path, **more: Any
+) -> None:
+    """With ``--json``, print what a command has made of a source (docs/json.md); ``out`` is where it goes."""
+    if not given(JSON):
+        return
+    from elastic_ir.cli.diff import summary
+
+    structure, plan = tables.structure_of(after)[0], after.resequenced.plan
+    stages = structure.stages if structure is not None and len(structure.stages) == len(plan) else ()
+    tables.say_result(
+        {
+            "source": source,
+            "before": summary(before) if before is not None else None,
+            "after": summary(after),
+            "plan": {stage.name: list(blocks) for stage, blocks in zip(stages, plan, strict=False)} or None,
+            **written_data(written),
+            "would_write": str(out) if not written else None,
+            **more,
+        }
+    )
+
+
+def written_data(written: Sequence[Path]) -> dict[str, Any]:
+    """Files and folders that were written, as plain data."""
+    return {"wrote": [{"path": str(path), "bytes": size_of(path)} for path in written]}
 
 
 def wrote(paths: Sequence[Path]) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from elastic_ir.cli import output, tables
-from elastic_ir.cli.app import COMMANDS
+from elastic_ir.cli.app import COMMANDS, FORCE_OPTION
 from elastic_ir.cli.options import SOURCE, Reading, hub_label, source_options
 
 EPILOG = """\
@@ -40,6 +40,7 @@ read: structure, shapes and bytes.
     help="Read the weights for histograms, or do not. Without either, they are read where they are in one file and not "
     "larger than 256 MiB.",
 )  # fmt: skip
+@FORCE_OPTION
 @source_options
 def report(source: str, against: str | None, out: str | None, values: bool | None, reading: Reading) -> None:
     """Write a page that shows SOURCE: structure, weights, masks, cost, and where its layers come from."""
@@ -49,6 +50,8 @@ def report(source: str, against: str | None, out: str | None, values: bool | Non
 
     path = Path(out) if out is not None else output.beside(source, PAGE)
     check_name(path)
+    if out is None:
+        output.refuse_cache(path)
     output.refuse_overwriting(path, reading.inputs(source) | {"the --against": against})
     graphs = [
         reading.load(each, headers_only=not values and (reading.by_headers(each) or is_name(each)))
@@ -64,3 +67,4 @@ def report(source: str, against: str | None, out: str | None, values: bool | Non
     if made.document["note"]:
         tables.show_facts([("note", made.document["note"])])
     tables.show_facts(output.wrote([path]))
+    tables.say_result({"source": source, "against": against, **output.written_data([path])})

@@ -246,13 +246,7 @@ def _of_recipe(source: str, wanted: Wanted, reading: Reading) -> None:
     show_change(None, after)
     out = Path(wanted.out) if wanted.out is not None else output.named_after(source)[0]
     wanted.refuse_overwriting(out, {"the recipe": source}, streamed=True)
-    _stream(after, out, wanted)
-
-
-def _stream(graph: Graph, out: Path, wanted: Wanted) -> None:
-    from elastic_ir.cli.streamed import write_folder
-
-    write_folder(graph, out, wanted)
+    output.say_change(source, None, after, _write(after, out, wanted, streamed=True), out)
 
 
 def _resize(
@@ -271,6 +265,7 @@ def _resize(
         output.refuse_source(Path(wanted.out))
         wanted.refuse_overwriting(Path(wanted.out), inputs, streamed)  # before minutes go into reading it
         output.refuse_other_form(source, Path(wanted.out))
+    reading.refuse_absent(source, wanted.like, *(other for _, other in copies.sources))
     before = reading.load(source, headers_only=streamed)
     note_source(source, before, reading.pretrained)
     how |= copies.read(reading, streamed)
@@ -303,17 +298,22 @@ def write(
     if wanted.out is None and not wanted.dry_run:
         output.refuse_cache(out)
     wanted.refuse_overwriting(out, inputs, streamed)
+    output.say_change(source, before, after, _write(after, out, wanted, streamed), out)
+
+
+def _write(after: Graph, out: Path, wanted: Wanted, streamed: bool) -> list[Path]:
+    """Write what was made, or show what would be written; what was written."""
     if streamed:
-        _stream(after, out, wanted)
-        return
+        from elastic_ir.cli.streamed import write_folder
+
+        return write_folder(after, out, wanted)
     if GGUF.names(out) and after.origin.streamed:
         from elastic_ir.cli.streamed import write_gguf_file
 
-        write_gguf_file(after, out, wanted)
-        return
+        return write_gguf_file(after, out, wanted)
     if wanted.dry_run:
         tables.show_facts([output.would_write(out)])
-        return
+        return []
     with tables.status(f"writing {out}"):
         written = output.save(after, out, check=not wanted.no_check)
     constants = after.emitted.constants
@@ -321,6 +321,7 @@ def write(
         changed = "; ".join(f"{name} {how}" for name, how in sorted(constants.items()))
         tables.show_facts([("constants", changed)])
     output.show_written(after, written)
+    return written
 
 
 def show_change(before: Graph | None, after: Graph) -> None:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from elastic_ir.ir.graph import Graph
 
 
-def write_folder(graph: Graph, out: Path, wanted: Wanted) -> None:
-    """Write a folder that was read by its headers, or print what would be written."""
+def write_folder(graph: Graph, out: Path, wanted: Wanted) -> list[Path]:
+    """Write a folder that was read by its headers, or print what would be written; what was written."""
     from elastic_ir.checkpoints.resumable import KEPT, held_by, kept_files, leftover
     from elastic_ir.checkpoints.shards import Workers
     from elastic_ir.checkpoints.write import (
@@ -58,7 +58,7 @@ def write_folder(graph: Graph, out: Path, wanted: Wanted) -> None:
             way = "--resume goes on with it" if wanted.resume else "without --resume it is removed"
             tables.show_facts([("begun", f"{left} holds {kept_files(left)} finished files; {way}")])
         tables.show_facts([output.would_write(out, size=f" ({total})")])
-        return
+        return []
     found: list[Compared] = []
     with tables.transfer("fetching what the result needs") if awaited is not None else nullcontext() as tell:
         fetch_awaited(graph, tell)
@@ -94,10 +94,11 @@ def write_folder(graph: Graph, out: Path, wanted: Wanted) -> None:
             *output.wrote([written]),
         ]
     )
+    return [written]
 
 
-def write_gguf_file(graph: Graph, out: Path, wanted: Wanted) -> None:
-    """Write a GGUF file, or its parts, or print what would be written."""
+def write_gguf_file(graph: Graph, out: Path, wanted: Wanted) -> list[Path]:
+    """Write a GGUF file, or its parts, or print what would be written; what was written."""
     from elastic_ir.checkpoints.gguf.write import check_room, plan_gguf, save_gguf
 
     plan = plan_gguf(graph, out, wanted.shard_size)
@@ -117,11 +118,12 @@ def write_gguf_file(graph: Graph, out: Path, wanted: Wanted) -> None:
         _show_files(plan.sizes)
         total = tables.file_size(sum(plan.sizes.values()))
         tables.show_facts([output.would_write(out, *plan.files, size=f" ({total})")])
-        return
+        return []
     output.refuse_existing(*plan.files)
     with tables.transfer(f"writing {out}") as tell:
         written = save_gguf(plan, tell)
     tables.show_facts(output.wrote(written))
+    return written
 
 
 def _value(value: Any) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from elastic_ir.cli.app import JSON, QUIET, VERBOSE, given
 from elastic_ir.errors import StructureError, printable
 from elastic_ir.ir.tables import ABSENT as ABSENT
 from elastic_ir.ir.tables import Table as Table
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from elastic_ir.ir.graph import Graph
     from elastic_ir.ir.structure import Structure
 
+Tell = Callable[[int, int], None]
+
 _SHORTEST = 12  #: characters that are left of text in a table, at the least
 _GAP = 3  #: blanks between the columns of a table on a terminal
 _EVERY = 30.0  #: seconds between two lines of progress where nobody looks at a terminal
@@ -35,15 +38,47 @@ LABEL_WIDTH = len("parameters: ")  #: at least, so that facts printed one after 
 
 
 def say(*lines: str, bold: str = "", err: bool = False) -> None:
-    """Print lines, an empty one where none is given; no name in them reaches a terminal as anything but text."""
+    """Print lines, an empty one where none is given; no name in them reaches a terminal as anything but text.
+
+    ``-q`` and ``--json`` keep them from standard output.
+    """
+    if not err and silent():
+        return
     for line in lines or ("",):
         head = click.style(printable(bold), bold=True) if bold else ""
         click.echo(f"{head}{printable(line)}".rstrip(), err=err)  # echo strips styles where none are wanted
 
 
+def silent() -> bool:
+    """Whether nothing is printed for people to read."""
+    return given(QUIET) or given(JSON)
+
+
+def note(text: str) -> None:
+    """A line on standard error that is no error; ``-q`` leaves it out."""
+    if not given(QUIET):
+        say(text, err=True)
+
+
 def say_json(data: Any) -> None:
     """Print data as JSON, which escapes every control character."""
     click.echo(json.dumps(data, indent=2).replace("\x7f", "\\u007f"))
+
+
+#: Facts that the objects of --json state as numbers and paths.
+_STATED = ("depth", "parameters", "sparsity", "wrote", "dry run")
+
+
+def kept() -> dict[str, list[str]]:
+    """The facts of this run that were not printed, by their names."""
+    found: dict[str, list[str]] = click.get_current_context().meta.setdefault("elastic_ir.facts", {})
+    return found
+
+
+def say_result(data: dict[str, Any]) -> None:
+    """With ``--json``, print what a command found as one object; ``facts`` is what the text form says besides."""
+    if given(JSON):
+        say_json({**data, "facts": {name: texts for name, texts in kept().items() if name not in _STATED}})
 
 
 def on_terminal() -> bool:
@@ -53,6 +88,8 @@ def on_terminal() -> bool:
 
 def show_table(table: Table) -> None:
     """Print a table."""
+    if silent():
+        return
     columns, rows = table.shown()
     columns, rows = [*map(printable, columns)], [[*map(printable, row)] for row in rows]
     if on_terminal():
@@ -128,56 +165,91 @@ def shortened(text: str, width: int) -> str:
 
 
 def show_facts(facts: Sequence[tuple[str, str]]) -> None:
-    """Print names and what is known under them, one a line."""
+    """Print names and what is known under them, one a line; with ``--json`` they are kept for :func:`say_result`."""
+    if given(JSON):
+        for name, value in facts:
+            kept().setdefault(name, []).append(value)
+        return
     width = max(LABEL_WIDTH, *(len(name) + 2 for name, _ in facts))
     for name, value in facts:
         say(value, bold=f"{name}:".ljust(width))
 
 
+# -- progress, on standard error -----------------------------------------------------------------------------------
+
+
+def _watched() -> bool:
+    """Whether a person sees progress, and wants to."""
+    return sys.stderr.isatty() and not given(QUIET)
+
+
 @contextlib.contextmanager
 def status(what: str) -> Iterator[None]:
-    """Say what is going on while it lasts, on a terminal only; on standard error, so that output stays output."""
-    if not (on_terminal() and sys.stderr.isatty()):
-        yield
-        return
-    from rich.console import Console
-    from rich.markup import escape
+    """Say what is going on while it lasts, on a terminal; with ``-v`` a line with the time it took stays, anywhere."""
+    begun = time.perf_counter()
+    if _watched():
+        from elastic_ir.cli import bars
 
-    with Console(stderr=True).status(escape(printable(what))):
+        with bars.waiting(what):
+            yield
+    else:
         yield
+    _took(what, begun)
 
 
 @contextlib.contextmanager
-def transfer(what: str) -> Iterator[Callable[[int, int], None] | None]:
+def transfer(what: str) -> Iterator[Tell | None]:
     """A function that shows bytes done of bytes in all, with rate and time left; None where no terminal looks."""
-    if not (on_terminal() and sys.stderr.isatty()):
+    begun = time.perf_counter()
+    if _watched():
+        from elastic_ir.cli import bars
+
+        with bars.of_bytes(what) as tell:
+            yield tell
+    else:
         yield None
+    _took(what, begun)
+
+
+@contextlib.contextmanager
+def steps(what: str) -> Iterator[Tell | None]:
+    """As :func:`transfer`, of steps."""
+    begun = time.perf_counter()
+    if _watched():
+        from elastic_ir.cli import bars
+
+        with bars.of_steps(what) as tell:
+            yield tell
+    else:
+        yield None
+    _took(what, begun)
+
+
+@contextlib.contextmanager
+def progress(noun: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A function that shows how many of how many are done, with words behind: a bar on a terminal, else lines now and
+    then.
+    """
+    if _watched():
+        from elastic_ir.cli import bars
+
+        with bars.of_jobs(noun) as tell:
+            yield tell
         return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.progress import TransferSpeedColumn as Rate
+    shown = -_EVERY
 
-    columns = (
-        TextColumn(escape(printable(what))),
-        BarColumn(),
-        DownloadColumn(),
-        Rate(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("")
-        begun = False
+    def line(done: int, total: int, words: str) -> None:
+        nonlocal shown
+        if time.monotonic() - shown >= _EVERY or done == total:
+            shown = time.monotonic()
+            note(f"{noun}: {done} of {total} done, {words}")
 
-        def show(done: int, total: int) -> None:
-            nonlocal begun
-            if begun:
-                bar.update(task, completed=done, total=total)
-            else:  # what was there at the start took no time, and would spoil the rate
-                bar.reset(task, completed=done, total=total)
-            begun = True
+    yield line
 
-        yield show
+
+def _took(what: str, begun: float) -> None:
+    if given(VERBOSE):
+        note(f"{what}: {time.perf_counter() - begun:.2f} s")
 
 
 # -- numbers and names as text ------------------------------------------------------------------------------------
@@ -225,35 +297,3 @@ def change_facts(before: Graph, after: Graph) -> list[tuple[str, str]]:
         ("parameters", change(*(number(graph.parameter_count()) for graph in graphs))),
         ("sparsity", change(*(percent(graph.sparsity()) for graph in graphs))),
     ]
-
-
-@contextlib.contextmanager
-def progress(noun: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A function that shows how many of how many are done, with words behind: a bar on a terminal, else lines now and
-    then on standard error.
-    """
-    if not on_terminal():
-        shown = -_EVERY
-
-        def line(done: int, total: int, words: str) -> None:
-            nonlocal shown
-            if time.monotonic() - shown >= _EVERY or done == total:
-                shown = time.monotonic()
-                say(f"{noun}: {done} of {total} done, {words}", err=True)
-
-        yield line
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn(noun),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}", markup=False),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns) as bar:
-        task = bar.add_task("")
-        yield lambda done, total, words: bar.update(
-            task, completed=done, total=total, description=printable(words)
-        )

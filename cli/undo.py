@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from elastic_ir.cli import output, tables
-from elastic_ir.cli.app import COMMANDS, FORCE_OPTION, RUN_FLAGS
+from elastic_ir.cli.app import COMMANDS, FORCE_OPTION, run_flags
 from elastic_ir.cli.options import SOURCE, Reading, fetch, gathered
 from elastic_ir.cli.resize import Wanted, show_change, write
 
@@ -36,7 +36,7 @@ _SHOWN = 5  #: tensors that a note names
 @click.command("undo", short_help=COMMANDS["undo"], epilog=EPILOG)
 @click.argument("source", type=SOURCE, metavar="DIR|FILE")
 @gathered(
-    "wanted", Wanted, FORCE_OPTION, RUN_FLAGS,
+    "wanted", Wanted, FORCE_OPTION, run_flags,
     only=("keep_beside", "out", "no_check", "dry_run", "shard_size", "durable", "resume", "jobs", "ray"),
 )  # fmt: skip
 @gathered("reading", Reading, only=("trust", "variant"))

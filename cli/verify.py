@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from elastic_ir.cli import tables
-from elastic_ir.cli.app import COMMANDS, RUN_FLAGS
+from elastic_ir.cli.app import COMMANDS, JSON, given, run_flags
 from elastic_ir.cli.options import SOURCE
 from elastic_ir.formats.model_folder import cached_model, label_of
 
@@ -41,12 +41,9 @@ _SHOWN = 10  #: differences that are shown one by one
 )  # fmt: skip
 @click.option("--hashes", is_flag=True, help="Show the SHA-256 of every tensor's bytes.")
 @click.option("--no-check", is_flag=True, help="Compare bytes alone, and nothing with the network.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object, for programs.")
-@RUN_FLAGS
+@run_flags
 @click.pass_context
-def verify(
-    ctx: click.Context, folder: str, against: tuple[str, ...], hashes: bool, no_check: bool, as_json: bool
-) -> None:
+def verify(ctx: click.Context, folder: str, against: tuple[str, ...], hashes: bool, no_check: bool) -> None:
     """Compare every tensor of a checkpoint folder or a GGUF file with its origin, byte by byte.
 
     It is what stretch or squeeze has written. Nothing is changed. Meanwhile names, shapes and kinds of layers of a
@@ -57,7 +54,7 @@ def verify(
 
     with tables.transfer(f"reading {folder}") as tell:
         found = api.verify_checkpoint(folder, against, hashes=hashes, check=not no_check, tell=tell)
-    if as_json:
+    if given(JSON):
         tables.say_json(as_data(found))
     else:
         _show(found, given=bool(against))

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from elastic_ir import formats
 from elastic_ir.errors import ElasticError, SourceError, first_line
-from elastic_ir.formats import ReadOptions, Stored
+from elastic_ir.formats import ReadOptions, Stored, format_named
 from elastic_ir.formats.hub_cache import SCHEME, HubName, hub_name
 from elastic_ir.formats.model_folder import INDEX, LAYOUTS
 from elastic_ir.formats.remote import is_url
+from elastic_ir.frontends.library_names import network_names
 from elastic_ir.tensors.lazy import TensorData
 
 if TYPE_CHECKING:
@@ -130,10 +131,14 @@ def refuse_scheme(text: str) -> None:
 
 
 def refuse_missing(text: str) -> None:
-    """SourceError for a single word that is no path, where it is a name of timm or torchvision."""
-    if not re.fullmatch(r"[\w-]+(\.\w+)?", text) or text.isdigit():
+    """SourceError for a word that is no path, where it is a name of timm, with a tag or without, or of torchvision."""
+    if not re.fullmatch(r"[\w-]+(\.\w+)?", text) or format_named(Path(text)) is not None:
         return
-    found = [library for library in ("timm", "torchvision") if _has(library, text)]
+    found = [
+        library
+        for library, name in (("timm", text.partition(".")[0]), ("torchvision", text))
+        if name in network_names(library)
+    ]
     if found:
         raise SourceError(
             f"{text} does not exist; it is a network of {' and '.join(found)}: give "
@@ -166,19 +171,3 @@ def trained(text: str) -> Iterator[None]:
     finally:
         if bars:
             enable_progress_bars()
-
-
-def _has(library: str, name: str) -> bool:
-    """Whether a library has a network of that name; False where it is not installed, or does not import."""
-    if importlib.util.find_spec(library) is None:
-        return False
-    try:
-        if library == "timm":
-            import timm
-
-            return bool(timm.is_model(name))
-        from torchvision import models
-
-        return name in models.list_models()
-    except Exception:  # whatever a broken installation raises; the path does not exist either way
-        return False

@@ -22,6 +22,7 @@ from elastic_ir.tensors.lazy import Mask, TensorData
 if TYPE_CHECKING:
     from torch import nn
 
+    from elastic_ir.formats.hub_cache import HubName
     from elastic_ir.formats.model_folder import Awaited
 
 #: What has a library's factory give its trained weights.
@@ -95,22 +96,37 @@ def load(
 
 def _read_elsewhere(text: str, options: ReadOptions) -> Graph:
     """Read a source that is no path here: a model of the hub, or behind a URL. SourceError says what else it may be."""
+    from elastic_ir.frontends.elsewhere import fetched, remote_graph
+
+    name = refuse_absent(text)
+    if name is None:
+        return remote_graph(text, options)
+    if options.key is not None:
+        raise _one_network(text, options.key)
+    found = fetched(name, options.headers_only, options.variant)
+    return read_folder(found.folder, options, found)
+
+
+def refuse_absent(text: str) -> HubName | None:
+    """SourceError where a source is neither here, nor a name, nor a URL; torch is not imported for it.
+
+    Returns the name of a model of the hub.
+    """
+    if is_name(text) or os.path.exists(text):
+        return None
     from elastic_ir.formats.remote import is_url
-    from elastic_ir.frontends.elsewhere import fetched, on_hub, refuse_missing, remote_graph
+    from elastic_ir.frontends.elsewhere import on_hub, refuse_missing
     from elastic_ir.user_functions import written_as_file
 
     if (hint := written_as_file(text)) is not None:
         raise SourceError(f"{text} does not exist; a factory is named by its module, here {hint}")
     name = on_hub(text)
     if is_url(text):
-        return remote_graph(text, options)
+        return None
     if name is None:
         refuse_missing(text)
-        return _read(Path(text), options)  # which reports that it is missing
-    if options.key is not None:
-        raise _one_network(text, options.key)
-    found = fetched(name, options.headers_only, options.variant)
-    return read_folder(found.folder, options, found)
+        raise SourceError(f"{text} does not exist")
+    return name
 
 
 def is_name(text: str) -> bool:

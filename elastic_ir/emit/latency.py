@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import time
@@ -18,11 +19,52 @@ ROUNDS, SECONDS = 30, 10.0  #: at most this many turns, and at most about this l
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of one run of each of two networks, medians, and the median ratio of runs side by side."""
+    """Milliseconds of each run of two networks that ran turn by turn, the first of which are left out."""
 
-    before: float
-    after: float
-    ratio: float
+    runs_before: tuple[float, ...]
+    runs_after: tuple[float, ...]
+
+    @property
+    def before(self) -> float:
+        """The median of the first network's runs."""
+        return statistics.median(self.runs_before)
+
+    @property
+    def after(self) -> float:
+        """The median of the second network's runs."""
+        return statistics.median(self.runs_after)
+
+    @property
+    def ratio(self) -> float:
+        """``after / before``: the ratio of the medians."""
+        return self.after / self.before
+
+    @property
+    def ratios(self) -> list[float]:
+        """The ratios of runs side by side, in rising order."""
+        return sorted(after / before for before, after in zip(self.runs_before, self.runs_after, strict=True))
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """Between which values the middle half of the ratios lies."""
+        at = len(self.ratios) // 4
+        return self.ratios[at], self.ratios[-1 - at]
+
+    @property
+    def noise(self) -> bool:
+        """Whether the two may be equally fast: the 95 % confidence interval of the ratios' median contains 1.
+
+        The interval lies between two order statistics, by the binomial distribution (Conover, Practical Nonparametric
+        Statistics, 3rd edition, section 3.2). Of fewer than six turns there is none, and all counts as noise.
+        """
+        ordered, count = self.ratios, len(self.ratios)
+        tail, below = 0.0, -1
+        for k in range(count):
+            tail += math.comb(count, k) / 2**count
+            if tail > 0.025:
+                break
+            below = k
+        return below < 0 or ordered[below] <= 1 <= ordered[-1 - below]
 
 
 def compare_latency(before: Graph, after: Graph, threads: int = 1) -> Latency:
@@ -46,10 +88,9 @@ def time_files(first: Path, second: Path, threads: int = 1) -> Latency:
             session.run(None, given)
             if turn >= 3:  # the first turns allocate
                 times[place].append((time.perf_counter() - start) * 1e3)
-        if time.perf_counter() > end and turn >= 6:
+        if time.perf_counter() > end and turn >= 8:
             break
-    ratio = statistics.median(theirs / ours for ours, theirs in zip(*times, strict=True))
-    return Latency(statistics.median(times[0]), statistics.median(times[1]), ratio)
+    return Latency(tuple(times[0]), tuple(times[1]))
 
 
 def _session(path: Path, threads: int) -> Any:

@@ -7,7 +7,7 @@ holds its network (``network.conv1.weight`` or ``conv1.weight``).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,16 @@ class KeepMasks(pl.Callback):
         for each in self._kept:
             each.remove()
         self._kept = []
+
+
+class TellSteps(pl.Callback):
+    """Calls a function after every step, with 1."""
+
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        self.tell = tell
+
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
+        self.tell(1)
 
 
 class SaveRewindPoint(pl.Callback):

@@ -10,7 +10,7 @@ import math
 import signal
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from elastic_ir.analysis.pruning.scores import modes
 from elastic_ir.errors import PlanError, SourceError
-from elastic_ir.training.callbacks import KeepMasks
+from elastic_ir.training.callbacks import KeepMasks, TellSteps
 from elastic_ir.training.data import Data, Split
 from elastic_ir.training.items import weights_dtype
 from elastic_ir.training.loader import batches_of
@@ -44,6 +44,7 @@ class Engine:
     nodes: int = 1
     logger: Any = None  #: a Lightning logger, or None
     progress: bool = False
+    tell: Callable[[int], None] | None = None  #: called after every step, with the number of steps since: 1
 
 
 def logger_in(kind: str, folder: Path, name: str = "log") -> Any:
@@ -86,13 +87,14 @@ def fit(
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     task = Task(network, data, training, loss=loss, order=order, start=start, stop=stop)
     kept = [KeepMasks(masks)] if masks else []
+    told = [TellSteps(engine.tell)] if engine.tell is not None else []
     network.train()
     with _quiet(), torch.random.fork_rng():
         torch.manual_seed(order)
         trainer = pl.Trainer(
             accelerator=engine.accelerator, devices=engine.devices, strategy=engine.strategy, num_nodes=engine.nodes,
             precision=training.precision, max_epochs=1, max_steps=stop - start, logger=engine.logger or False,  # type: ignore[arg-type]
-            callbacks=[*kept, *callbacks], enable_checkpointing=False, enable_model_summary=False,
+            callbacks=[*kept, *callbacks, *told], enable_checkpointing=False, enable_model_summary=False,
             log_every_n_steps=max(1, min(50, (stop - start) // 50)),
             enable_progress_bar=engine.progress, use_distributed_sampler=False, num_sanity_val_steps=0,
         )  # fmt: skip
