@@ -213,6 +213,8 @@ def markdown(found: Findings, plots: Iterable[str] = ()) -> str:
         lines += [f"![{plot}]({plot})", ""]
     for network in study.networks:
         lines += _table(found, network)
+    for network in study.networks:
+        lines += _layers(found, network)
     lines += _connectivity(found) + _misalignment(found) + _cost(found) + _claims(found)
     return "\n".join(map(printable, lines))
 
@@ -266,6 +268,24 @@ def _table(found: Findings, network: str) -> list[str]:
 
 def _cell(cell: Cell | None) -> str:
     return "" if cell is None else _spread(cell.scores, ".2f" if cell.measure == "accuracy" else ".4g")
+
+
+def _layers(found: Findings, network: str) -> list[str]:
+    """Where methods' sparsest tickets are pruned: for each layer the mean over the seeds, in the network's order."""
+    shares: dict[str, dict[str, list[float]]] = {}
+    held = [row for row in found.rows if row.run.network == network and row.result.get("layers")]
+    most = max((row.run.sparsity for row in held), default=0.0)
+    for row in held:
+        if row.run.sparsity == most:
+            for layer, share in row.result["layers"].items():
+                shares.setdefault(layer, {}).setdefault(row.run.label, []).append(share)
+    labels = list(dict.fromkeys(label for of_layer in shares.values() for label in of_layer))
+    rows = [
+        [f"`{layer}`", *(_percent(fmean(own[label])) if label in own else "" for label in labels)]
+        for layer, own in shares.items()
+    ]
+    text = f"Of the tickets at {_percent(most)}, mean over the seeds; the file of layers beside this one has all."
+    return _section(f"{network}: sparsity by layer", text, ["layer", *labels], rows, "l")
 
 
 def _connectivity(found: Findings) -> list[str]:

@@ -156,6 +156,21 @@ def test_the_report_as_markdown(tmp_path: Path) -> None:
     assert "**Not finished: 7 of 28 numbers are missing.**" in partial
 
 
+def test_the_sparsity_of_each_layer_of_the_sparsest_tickets(tmp_path: Path) -> None:
+    scores = {"dense": [0.95] * 3, "imp": [0.9] * 3, "random": [0.8] * 3}
+    found = findings(tmp_path, scores)
+    assert "sparsity by layer" not in markdown(found)
+    for row in found.rows:
+        if row.run.label in ("imp", "random"):
+            row.result["layers"] = {"stem.weight": 0.1 * row.run.seed, "blocks.0.weight": 0.5}
+            if row.run.label == "random":
+                del row.result["layers"]["stem.weight"]
+    text = markdown(found).partition("## two: sparsity by layer\n")[2].partition("## ")[0]
+    assert "Of the tickets at 50.0 %, mean over the seeds" in text
+    assert "| layer | imp | random |" in text
+    assert "| `stem.weight` | 10.0 % |  |" in text and "| `blocks.0.weight` | 50.0 % | 50.0 % |" in text
+
+
 def test_costs_are_in_dense_trainings_in_whatever_order_methods_stand(tmp_path: Path) -> None:
     entries = [
         {"method": "imp"},
