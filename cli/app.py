@@ -32,6 +32,7 @@ COMMANDS = {
     "passes": "List the passes and their options.",
     "lottery": "Find winning tickets and compare them in studies.",
     "demo": "Make a sparse network, and show what can be done with it.",
+    "completion": "Have the shell complete names by the Tab key.",
     "doctor": "Show versions, extras and devices, and what does not fit.",
 }
 MODULES = {"stretch": "resize", "squeeze": "resize", "passes": "apply"}
@@ -60,8 +61,8 @@ networks with fresh weights, good for --arch and --like, or the library's traine
 has a --help of its own with examples.
 
 \b
-Completion by the Tab key, for bash (or zsh_source, fish_source):
-  eval "$(_ELASTIC_IR_COMPLETE=bash_source elastic-ir)"
+Completion by the Tab key, for bash, zsh and fish:
+  elastic-ir completion --install
 """
 
 

@@ -52,10 +52,16 @@ Passes of other packages are found by the entry-point group elastic_ir.passes; t
 """
 
 
+def _complete_pipeline(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from elastic_ir.cli.completion import complete_pipeline
+
+    return complete_pipeline(ctx, param, incomplete)
+
+
 @click.command("apply", short_help=COMMANDS["apply"], epilog=APPLY_EPILOG)
 @click.argument("source", type=SOURCE)
 @click.option(
-    "--passes", "text", metavar="PIPELINE",
+    "--passes", "text", metavar="PIPELINE", shell_complete=_complete_pipeline,
     help='The passes, in the order they run: "stretch{to-depth=56},compact".',
 )  # fmt: skip
 @click.option(

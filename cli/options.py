@@ -30,8 +30,20 @@ Function = Callable[..., Any]
 Decorator = Callable[[Function], Function]
 _SHOWN = 8  #: keys of a checkpoint that are named
 
-#: Any form of source; the shell completes it as a file. Whether it exists is found out by the reader of its form.
-SOURCE = click.Path(readable=False)
+
+class Source(click.Path):
+    """Any form of source; whether it exists is found out by the reader of its form."""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Click's hook: names of networks, and files."""
+        from elastic_ir.cli.completion import complete_source
+
+        return complete_source(incomplete)
+
+
+SOURCE = Source(readable=False)
 
 
 class Parsed(Kind):
@@ -40,8 +52,9 @@ class Parsed(Kind):
     ``words`` may stand in its place; the shell completes them.
     """
 
-    def __init__(self, name: str, read: Callable[[str], Any], *words: str) -> None:
+    def __init__(self, name: str, read: Callable[[str], Any], *words: str, stages: str = "") -> None:
         self.name, self.read, self.words = name, read, words
+        self.stages = stages  #: what stands between parts that begin with a stage's name, if any do
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Click's hook: what was read, or a usage error."""
@@ -56,7 +69,11 @@ class Parsed(Kind):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Click's hook: the words."""
+        """Click's hook: the words, and the source's stages."""
+        if self.stages:
+            from elastic_ir.cli.completion import complete_stages
+
+            return [CompletionItem(text) for text in complete_stages(ctx, self.stages, incomplete)]
         return [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
 
 

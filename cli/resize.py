@@ -76,7 +76,8 @@ class Wanted(Options):
         "the stages as the network's family does it.",
     )  # fmt: skip
     to_stages: str | None = option(
-        "--to-stages", type=Parsed("counts", checked_by("elastic_ir.plans.target:parse_stages")), metavar="N,N,...",
+        "--to-stages", type=Parsed("counts", checked_by("elastic_ir.plans.target:parse_stages"), stages=","),
+        metavar="N,N,...",
         help="The blocks of each stage, the entry included: 3,4,23,3 for all stages, or by name "
         "encoder.block=8, which leaves the others as they are.",
     )  # fmt: skip
@@ -85,7 +86,7 @@ class Wanted(Options):
         help="The number of units, for a network of one stage, such as most transformers.",
     )  # fmt: skip
     plan: str | None = option(
-        "--plan", type=Parsed("plan", checked_by("elastic_ir.plans.plan:parse_plan")), metavar="PLAN",
+        "--plan", type=Parsed("plan", checked_by("elastic_ir.plans.plan:parse_plan"), stages="|"), metavar="PLAN",
         help='The source blocks of each stage in target order, stages joined by "|": "0-2,1,2|0,1"; or by name, '
         '"encoder.block=0-3,3", which leaves the others as they are. "b/6-21" are blocks of the network that --with '
         'names. The notation source:targets of the lottery-ticket paper, "0:0;1:1,2", is taken too. Quote it in a '

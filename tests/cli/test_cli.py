@@ -121,7 +121,7 @@ def test_help_lists_every_command_whole() -> None:
     text = good("--help")
     for name, line in COMMANDS.items():
         assert re.search(rf"^  {name} +{re.escape(line)}$", text, re.MULTILINE)
-    assert "_ELASTIC_IR_COMPLETE=bash_source" in text
+    assert "elastic-ir completion --install" in text
 
 
 def test_version() -> None:
