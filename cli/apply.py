@@ -91,7 +91,8 @@ def _complete_pipeline(ctx: click.Context, param: click.Parameter, incomplete: s
 )
 @click.option(
     "--measure", is_flag=True,
-    help="Count floating-point operations, and time both networks in onnxruntime (one thread), before and after.",
+    help="Count floating-point operations and bytes, and time both networks in onnxruntime (one thread), before and "
+    "after; state what each pass can and cannot change of size and latency.",
 )  # fmt: skip
 @click.option("--no-check", is_flag=True, help="Do not run the result once to see that every unit executes.")
 @click.option("--dry-run", is_flag=True, help="Show what would change, and write nothing.")
@@ -142,7 +143,7 @@ def apply(
     _show_change(before, after)
     if notes:
         tables.show_facts(notes)
-    cost = _show_cost(before, after) if measure else None
+    cost = {**_show_cost(before, after), **_show_gains(pipeline, before, after)} if measure else None
     written: list[Path] = []
     if dry_run:
         tables.show_facts([output.would_write(path)])
@@ -202,6 +203,21 @@ def _show_cost(before: Graph, after: Graph) -> dict[str, Any]:
         "milliseconds": {"before": times.before, "after": times.after},
         "ratio": times.ratio, "spread": [low, high], "noise": times.noise,
     }  # fmt: skip
+
+
+def _show_gains(pipeline: Pipeline, before: Graph, after: Graph) -> dict[str, Any]:
+    """The bytes of the weights, and what each pass can and cannot do for them and for latency; also as plain data."""
+    from elastic_ir.analysis.cost import stored_bytes
+
+    old, new, packed = stored_bytes(before), stored_bytes(after), stored_bytes(after, packed=True)
+    size = (
+        tables.change(tables.file_size(old), tables.file_size(new)) + f", a factor of {new / max(old, 1):.2f}"
+    )
+    if packed < new:
+        size += f"; {tables.file_size(packed)} as .ticket"
+    told = {item.name: item.gains for item in pipeline if item.gains}
+    tables.show_facts([("size", size), *(("gains", f"{name}: {text}") for name, text in told.items())])
+    return {"bytes": {"before": old, "after": new, "packed": packed}, "gains": told}
 
 
 def _show_change(before: Graph, after: Graph) -> None:

@@ -13,6 +13,7 @@ from elastic_ir.errors import EmitError
 from elastic_ir.ir.example_inputs import Inputs
 from elastic_ir.ir.graph import Graph
 from elastic_ir.onnx_model import OnnxSource
+from elastic_ir.tensors.lazy import nbytes
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,19 @@ def cost(graph: Graph) -> Cost:
 def compare_costs(before: Graph, after: Graph) -> CostChange:
     """What a pass has changed in cost."""
     return CostChange(cost(before), cost(after))
+
+
+def stored_bytes(graph: Graph, packed: bool = False) -> int:
+    """Bytes of all weights and buffers as files store them, tied ones once; zeros take as much as other numbers.
+
+    ``packed`` is what a ``.ticket`` file stores of them: one bit for each weight under a mask, and the kept ones.
+    """
+    total = 0
+    for storage in {id(weight.storage): weight.storage for weight in graph.weights.values()}.values():
+        size = nbytes(storage.data)
+        mask = storage.mask if packed else None
+        total += size if mask is None else size * mask.ones // max(mask.size, 1) + len(mask.bits)
+    return total
 
 
 def _flops(graph: Graph) -> int | None:

@@ -25,6 +25,9 @@ class CommonSubexpressions(Pass):
     name: ClassVar[str] = "cse"
     needs_structure: ClassVar[bool] = False
     preserves_function: ClassVar[bool] = True
+    gains: ClassVar[str] = (
+        "fewer operations in PyTorch; onnxruntime does the same itself when it loads a file"
+    )
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
         self._need_layers(graph)

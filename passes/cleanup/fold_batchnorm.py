@@ -28,6 +28,10 @@ class FoldBatchNorm(Pass):
     name: ClassVar[str] = "fold-batchnorm"
     needs_structure: ClassVar[bool] = False
     preserves_function: ClassVar[bool] = True
+    gains: ClassVar[str] = (
+        "fewer operations and a slightly smaller file; onnxruntime folds such norms itself when it "
+        "loads a file"
+    )
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
         self._need_layers(graph)

@@ -37,6 +37,9 @@ class FoldConstants(Pass):
     name: ClassVar[str] = "fold-constants"
     needs_structure: ClassVar[bool] = False
     preserves_function: ClassVar[bool] = True
+    gains: ClassVar[str] = (
+        "fewer operations in PyTorch; onnxruntime does the same itself when it loads a file"
+    )
     choices: ClassVar[Mapping[str, Sequence[str]]] = {"open": ("all", "batch", "none")}
 
     open: str = "all"  #: which extents of a traced network's inputs may change: all, batch (the first), none

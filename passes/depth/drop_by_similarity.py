@@ -25,6 +25,7 @@ class DropBySimilarity(TargetPass):
     """Delete the units that change least of what flows through them, measured on data (ShortGPT)."""
 
     name: ClassVar[str] = "drop-by-similarity"
+    gains: ClassVar[str] = "a smaller file and lower latency, by the blocks that go"
 
     count: int | None = None  #: how many units go, from whatever stages
     #: A file of inputs (.npy, .npz, .safetensors), samples along the first axis; in Python also tensors. Without it the

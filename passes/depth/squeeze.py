@@ -19,6 +19,7 @@ class Squeeze(ResizePass):
     """Delete repeatable units with their weights and masks, to reach a depth, counts or a plan."""
 
     name: ClassVar[str] = "squeeze"
+    gains: ClassVar[str] = "a smaller file and lower latency, by the blocks that go"
     choices: ClassVar[Mapping[str, Sequence[str]]] = {"drop": ("tail", "even")}
 
     drop: str | Sequence[int] = "tail"  #: "tail", "even", or the block indices to drop in every stage

@@ -23,6 +23,7 @@ class Stack(DepthPass):
     """Repeat the free units of every stage as a whole (StackBERT)."""
 
     name: ClassVar[str] = "stack"
+    gains: ClassVar[str] = "neither: file and latency grow by what is added"
 
     times: int = 2  #: how often the units stand there then
 
@@ -39,6 +40,7 @@ class DepthUpscale(DepthPass):
     """Two copies of every stage, without the last units of the first and the first of the second (SOLAR)."""
 
     name: ClassVar[str] = "depth-upscale"
+    gains: ClassVar[str] = "neither: file and latency grow by what is added"
 
     #: units left out on either side; a quarter of a stage's units by default (8 of 32)
     drop: int | None = None

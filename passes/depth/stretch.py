@@ -23,6 +23,7 @@ class Stretch(ResizePass):
     """Clone repeatable units with their weights and masks, to reach a depth, counts or a plan."""
 
     name: ClassVar[str] = "stretch"
+    gains: ClassVar[str] = "neither: file and latency grow by what is added"
     choices: ClassVar[Mapping[str, Sequence[str]]] = {"order": ("append", "interpolate")}
 
     #: "append": the copies follow as a group; "interpolate": each right after its source

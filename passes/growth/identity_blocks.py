@@ -29,6 +29,7 @@ class IdentityBlocks(TargetPass):
 
     name: ClassVar[str] = "identity-blocks"
     preserves_function: ClassVar[bool] = True
+    gains: ClassVar[str] = "neither: file and latency grow by what is added"
     choices: ClassVar[Mapping[str, Sequence[str]]] = {"order": ("append", "interpolate")}
 
     order: str = "interpolate"  #: where the copies stand: each behind its source, or as a group ("append")

@@ -25,6 +25,7 @@ class LayerwiseRescale(Pass):
 
     name: ClassVar[str] = "layerwise-rescale"
     needs_structure: ClassVar[bool] = False
+    gains: ClassVar[str] = "neither: it changes numbers, not how many there are"
     choices: ClassVar[Mapping[str, Sequence[str]]] = {"optimizer": ("sgd", "adam")}
 
     data: str | None = None  #: a .npz or .safetensors file with inputs and labels (class numbers)

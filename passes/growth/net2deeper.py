@@ -45,6 +45,7 @@ class Net2Deeper(Pass):
 
     name: ClassVar[str] = "net2deeper"
     needs_structure: ClassVar[bool] = False
+    gains: ClassVar[str] = "neither: file and latency grow by what is added"
 
     count: int = 1  #: new layers behind each place, one after the other
     per_unit: int | None = None  #: at most so many places in each block, the first; all by default

@@ -26,6 +26,7 @@ class RescaleResidual(Pass):
     """Let each of k copies of a residual block take 1/k of its step; run it after stretch."""
 
     name: ClassVar[str] = "rescale-residual"
+    gains: ClassVar[str] = "neither: it changes numbers, not how many there are"
     choices: ClassVar[Mapping[str, Sequence[str]]] = {"factor": ("euler", "NUMBER")}
 
     #: "euler" is 1/k for a block that occurs k times; or a number for every copied block

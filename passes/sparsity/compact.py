@@ -22,6 +22,10 @@ class Compact(Pass):
     name: ClassVar[str] = "compact"
     needs_structure: ClassVar[bool] = False
     preserves_function: ClassVar[bool] = True
+    gains: ClassVar[str] = (
+        "a smaller file and lower latency, by what it cuts: single zeros, spread over all "
+        "channels, leave it nothing to cut"
+    )
 
     units: bool = True  #: also delete residual blocks whose branch is zero everywhere
     channels: bool = True  #: cut channels; False deletes dead units only

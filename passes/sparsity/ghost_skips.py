@@ -33,6 +33,7 @@ class GhostSkips(Pass):
 
     name: ClassVar[str] = "ghost-skips"
     needs_structure: ClassVar[bool] = False
+    gains: ClassVar[str] = "neither: slower while the ghosts are there, until remove-ghosts"
     choices: ClassVar[Mapping[str, Sequence[str]]] = {"decay": ("linear", "cosine", "step")}
 
     start: float = 1.0  #: the skips' factor when training begins; it ends at 0

@@ -38,6 +38,7 @@ class GhostSoftness(Pass):
 
     name: ClassVar[str] = "ghost-softness"
     needs_structure: ClassVar[bool] = False
+    gains: ClassVar[str] = "neither: slower while the ghosts are there, until remove-ghosts"
     choices: ClassVar[Mapping[str, Sequence[str]]] = {
         "kind": tuple(_KINDS),
         "decay": ("linear", "cosine", "step", "geometric"),

@@ -29,6 +29,10 @@ class NMProject(Pass):
 
     name: ClassVar[str] = "nm-project"
     needs_structure: ClassVar[bool] = False
+    gains: ClassVar[str] = (
+        "neither here: files store the zeros and CPU kernels compute with them; sparse tensor "
+        "cores alone (TensorRT, cuSPARSELt) run 2:4 faster"
+    )
 
     n: int = 2  #: weights kept of each group
     m: int = 4  #: weights of a group, neighbours along the input

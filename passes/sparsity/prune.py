@@ -35,6 +35,10 @@ class Prune(Pass):
 
     name: ClassVar[str] = "prune"
     needs_structure: ClassVar[bool] = False
+    gains: ClassVar[str] = (
+        "neither by itself: files store the zeros and kernels compute with them, 2:4 too (sparse tensor cores alone "
+        "run it faster); .ticket and export --sparse store fewer, compact cuts what is all zero"
+    )
     choices: ClassVar[Mapping[str, Sequence[str]]] = {"by": _BY, "scope": _SCOPES}
 
     sparsity: float | None = None  #: the share of zeros afterwards, with what is pruned already

@@ -21,6 +21,7 @@ class RemoveGhosts(Pass):
 
     name: ClassVar[str] = "remove-ghosts"
     needs_structure: ClassVar[bool] = False
+    gains: ClassVar[str] = "takes the ghosts' operations away again"
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
         rewriter.report(lay(graph, rewriter))

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 import elastic_ir as eir
+from elastic_ir.analysis.cost import stored_bytes
 from elastic_ir.analysis.pruning.distributions import kept_counts
 from elastic_ir.cli.app import elastic_ir
-from elastic_ir.passes import NMProject, Pipeline, Prune
+from elastic_ir.passes import NMProject, Pipeline, Prune, registered
 from elastic_ir.tickets import magnitude_masks, sparsity
 from elastic_ir.training.pruning.baselines import prune as baseline
 from elastic_ir.zoo import cifar_resnet
@@ -279,3 +280,39 @@ def test_what_cannot_be_scored_or_ranked_says_so(tmp_path: Path) -> None:
     uneven["fc.weight"][:9] = 0
     with pytest.raises(eir.PlanError, match=r"fc\.weight is pruned to 0\.9 already"):
         Prune(sparsity=0.5, scope="uniform").run(traced(network(), masks=uneven))
+
+
+def test_every_pass_says_what_it_can_do_for_size_and_latency(tmp_path: Path) -> None:
+    """``--measure`` shows it beside what it measured: of 2:4, that it changes neither here."""
+    own = {
+        name: kind for name, kind in registered().items() if kind.__module__.startswith("elastic_ir.passes.")
+    }
+    assert len(own) > 20
+    assert not [name for name, kind in own.items() if not kind.gains]
+    eir.save(traced(cifar_resnet(14, width=16).eval()), tmp_path / "m.pt")
+    words = [
+        "apply",
+        str(tmp_path / "m.pt"),
+        "--passes",
+        "prune{sparsity=0.75},nm-project",
+        "--measure",
+        "--dry-run",
+    ]
+    lines = CliRunner().invoke(elastic_ir, words, catch_exceptions=False).output.splitlines()
+    (size,) = [line for line in lines if line.startswith("size:")]
+    assert ", a factor of 1.00; " in size and size.endswith("kB as .ticket")
+    assert any(line.startswith("latency:") for line in lines)
+    gains = [line.removeprefix("gains:").strip() for line in lines if line.startswith("gains:")]
+    assert gains == [f"{kind.name}: {kind.gains}" for kind in (Prune, NMProject)]
+    assert "neither here" in gains[1] and "sparse tensor cores alone" in gains[1]
+
+
+def test_bytes_are_those_that_files_take(tmp_path: Path) -> None:
+    graph = traced(cifar_resnet(20, width=16).eval())
+    done = Prune(sparsity=0.9).run(graph)
+    for name, size in (("m.safetensors", stored_bytes(done)), ("m.ticket", stored_bytes(done, packed=True))):
+        eir.save(done, tmp_path / name, check=False)
+        whole = (tmp_path / name).read_bytes()  # both begin with the length of a header
+        assert len(whole) - 8 - int.from_bytes(whole[:8], "little") == size
+    assert stored_bytes(done) == stored_bytes(graph) == stored_bytes(graph, packed=True)
+    assert stored_bytes(done, packed=True) < 0.2 * stored_bytes(done)
