@@ -283,4 +283,4 @@ def show_written(graph: Graph, written: Sequence[Path]) -> None:
         facts.append(("note", f"outputs were not compared: {graph.emitted.unchecked}"))
     if graph.emitted.replaced:
         facts.append(("note", f"a GraphModule stands for the class: {graph.emitted.replaced}"))
-    tables.show_facts([*facts, *wrote(written)])
+    tables.show_facts([*facts, *graph.emitted.beside, *wrote(written)])

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from elastic_ir.checkpoints.dcp.read import graph_of, load_source
 from elastic_ir.checkpoints.gguf.read import load_gguf
 from elastic_ir.checkpoints.gguf.record import RECORD as GGUF_RECORD
 from elastic_ir.checkpoints.gguf.record import read_steps
@@ -16,6 +17,8 @@ from elastic_ir.checkpoints.record import Step, read_record
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import SourceError
 from elastic_ir.formats import GGUF, format_of
+from elastic_ir.formats.dcp.folder import is_dcp
+from elastic_ir.formats.dcp.metadata import METADATA
 from elastic_ir.formats.gguf.parts import GgufSource
 from elastic_ir.formats.model_folder import (
     RECORD,
@@ -81,12 +84,14 @@ class Place:
 
 
 def load_headers(path: Path, awaited: Awaited | None = None, like: Graph | None = None) -> Graph:
-    """A folder or a GGUF file as a graph, by its headers; of several weights the variant that ``like`` was read from.
+    """A checkpoint as a graph, by its headers; of several weights the variant that ``like`` was read from.
 
     SourceError as their readers raise it.
     """
     if _is_gguf(path):
         return load_gguf(path)
+    if is_dcp(path):
+        return graph_of(load_source(path))
     origin = like.origin if like is not None else None
     variant = origin.layout.variant if isinstance(origin, CheckpointSource) else ""
     return load_checkpoint(path, awaited, variant or None)
@@ -103,7 +108,9 @@ def steps_held(path: Path, graph: Graph) -> list[Step]:
 
 def configuration_of(path: Path) -> str:
     """What a checkpoint's statement of its network is called."""
-    return "metadata" if _is_gguf(path) else layout_of(path).config
+    if _is_gguf(path):
+        return "metadata"
+    return METADATA if is_dcp(path) else layout_of(path).config
 
 
 def sources_of(path: Path, step: Step | None, against: list[Place]) -> tuple[Place, ...]:
@@ -112,11 +119,13 @@ def sources_of(path: Path, step: Step | None, against: list[Place]) -> tuple[Pla
     """
     file = _is_gguf(path)
     what, record = ("file", GGUF_RECORD) if file else ("folder", RECORD)
-    usable = _is_gguf if file else is_checkpoint
+    usable = _is_gguf if file else is_dcp if is_dcp(path) else is_checkpoint
     for place in against:
         other = place.path
         if place.awaited is None and not usable(other):
-            wanted = "a GGUF file" if file else "a folder of a checkpoint's weights"
+            wanted = (
+                "a GGUF file" if file else f"a folder of a {'training ' * is_dcp(path)}checkpoint's weights"
+            )
             raise SourceError(f"{other} is not {wanted}")
         if other.resolve() == path.resolve():
             raise SourceError(f"{other} is the {what} itself; give the source that it was made from")

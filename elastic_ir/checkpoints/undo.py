@@ -13,7 +13,6 @@ from elastic_ir.checkpoints.gguf.record import read_steps
 from elastic_ir.checkpoints.record import Step, read_record
 from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.formats.gguf.parts import GgufSource
-from elastic_ir.formats.model_folder import CheckpointSource
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.naming import head_in
 from elastic_ir.ir.numbering import Series, consecutive, number_of
@@ -36,8 +35,9 @@ class WayBack:
 
 def steps_of_graph(graph: Graph) -> list[Step]:
     """The changes of depth that led to what a graph was read from, the oldest first."""
-    if isinstance(graph.origin, CheckpointSource):
-        return read_record(graph.origin.folder)
+    folder = graph.origin.record_folder()
+    if folder is not None:
+        return read_record(folder)
     if isinstance(graph.origin, GgufSource):
         return read_steps(graph.origin.head)
     try:

@@ -1,4 +1,4 @@
-"""Whether a folder or a GGUF file holds what its record states: every tensor is compared with its origin, streamed.
+"""Whether a checkpoint holds what its record states: every tensor is compared with its origin, streamed.
 
 The last step of the record names each tensor's origin in the sources, and the layers' plan; what it does not name is
 to be the first source's tensor of that name, byte for byte. Two files are read piece by piece, so memory does not
@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
+from elastic_ir.checkpoints.dcp.verify import beside_differences
 from elastic_ir.checkpoints.gguf.verify import metadata_differences
 from elastic_ir.checkpoints.held import Held, Place, configuration_of, load_headers, sources_of, steps_held
 from elastic_ir.checkpoints.oracle.verification import network_check
 from elastic_ir.checkpoints.record import Origin, Step
 from elastic_ir.errors import PlanError, SourceError
+from elastic_ir.formats.dcp.folder import DcpSource
 from elastic_ir.formats.gguf.parts import GgufSource
 from elastic_ir.formats.model_folder import CONFIG, RECORD, CheckpointSource
 from elastic_ir.plans.plan import parse_indices
@@ -109,6 +111,11 @@ def verify_checkpoint(
     if sources and isinstance(graph.origin, GgufSource):
         found.differences += [
             Difference(found.config, "", text) for text in metadata_differences(graph, sources, plan, step)
+        ]
+    if sources and isinstance(graph.origin, DcpSource):
+        found.differences += [
+            Difference(name, f"{origins[0].name}:{other}" if other else "", text)
+            for name, other, text in beside_differences(graph, sources[0], plan, step)
         ]
     begun = network_check(graph, sources[0] if sources else None, plan)
     with begun if check and isinstance(graph.origin, CheckpointSource) else nullcontext() as outcome:

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def _save(graph: Graph, path: Path, check: bool) -> list[Path]:
     if path.suffix == "" or (
         graph.origin.streamed and not formats.writable(path)
     ):  # Llama-3.1-8B is a folder's name
-        form = formats.FOLDER
+        form = next(each for each in formats.FOLDERS if each.name == graph.origin.folder_format)
     own = graph.origin.written_as
     if own and (form is None or own not in form.suffixes):
         raise OutputError(
@@ -59,6 +60,10 @@ def _save(graph: Graph, path: Path, check: bool) -> list[Path]:
         raise OutputError(
             f"{path.name}: the extension {path.suffix.lower()} cannot be written; use {known} or a folder name"
         )
+    left = graph.origin.along() if form.name != graph.origin.folder_format else []
+    graph.emitted = replace(
+        graph.emitted, beside=(("note", f"left behind: {', '.join(left)}"),) if left else ()
+    )
     return formats.write(form, graph, path, check)
 
 

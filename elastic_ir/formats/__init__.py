@@ -70,6 +70,8 @@ class Format:
     write: str | None = None
     recognises: Callable[[bytes], bool] | None = None
     several: bool = False
+    #: Whether a folder is of this format; for formats of folders, which have no suffix.
+    holds: Callable[[Path], bool] | None = None
 
     def names(self, path: Path) -> bool:
         """Whether a file's name ends as this format's do."""
@@ -102,11 +104,25 @@ GGUF = Format(
 )  # fmt: skip
 PYTHON = Format("python", (".py",), None, "elastic_ir.emit.files:save_python")
 
+
+def _is_dcp(path: Path) -> bool:
+    from elastic_ir.formats.dcp.folder import is_dcp
+
+    return is_dcp(path)
+
+
+#: A checkpoint of torch.distributed: one file for each rank, and ``.metadata``.
+DCP = Format(
+    "dcp", (), "elastic_ir.checkpoints.dcp.read:read_dcp", "elastic_ir.checkpoints.dcp.write:write_dcp",
+    several=True, holds=_is_dcp,
+)  # fmt: skip
 #: A model folder of Hugging Face's; an existing folder, and any name that is to be written and has no suffix.
 FOLDER = Format("folder", (), "elastic_ir.frontends.sources:read_folder", "elastic_ir.emit.files:save_folder")
 
 #: Our own formats of files, in the order in which messages list them.
 OWN = (PYTORCH, SAFETENSORS, ONNX, TICKET, EXPORTED, GGUF, PYTHON)
+#: Our own formats of folders, in the order in which they are asked; the last one is every other folder's.
+FOLDERS = (DCP, FOLDER)
 _registered: list[Format] = []
 
 
@@ -173,7 +189,12 @@ def format_named(path: Path) -> Format | None:
 
 def format_of(path: Path) -> Format | None:
     """The format of what lies at a path: a folder, else by its suffix, else by its first bytes; None if none fits."""
-    return FOLDER if path.is_dir() else format_named(path) or _format_recognised(path)
+    return folder_format(path) if path.is_dir() else format_named(path) or _format_recognised(path)
+
+
+def folder_format(path: Path) -> Format:
+    """The format of a folder by what lies in it."""
+    return next((form for form in FOLDERS if form.holds is not None and form.holds(path)), FOLDER)
 
 
 def _format_recognised(path: Path) -> Format | None:
@@ -246,6 +267,6 @@ def _called(form: Format, reference: str, kind: type[ElasticError], refusal: str
     except ElasticError:
         raise
     except Exception as error:
-        if form in (*OWN, FOLDER):
+        if form in (*OWN, *FOLDERS):
             raise
         raise kind(f"{where}: {type(error).__name__}: {error}") from error

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from io import BytesIO
+from dataclasses import dataclass, replace
+from io import BytesIO, RawIOBase
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -67,6 +67,51 @@ def read_saved(file: BinaryIO, path: Path, archive: Archive | None) -> tuple[Any
             check_content(file, place, name, path.name)
     records = records_in(file, places, path.name) if archive is not None else {}
     return _with_data(found, places, path, stamp), records
+
+
+def read_within(file: BinaryIO, path: Path, offset: int, size: int, stamp: tuple[int, int, int]) -> Any:
+    """What a file of ``torch.save`` holds that is a range of another, which is open and has that stamp.
+
+    Plain data, dictionaries, and tensors, which are unread. Raises SourceError as :func:`read_bin` does.
+    """
+    window: Any = _Window(file, offset, size)
+    archive = archive_of(window, str(path))
+    if archive is None:
+        raise SourceError(f"{path} is damaged: at byte {offset} it has no file of torch.save")
+    found = _read_zip(window, path, size, archive)
+    places = {name: replace(place, offset=offset + place.offset) for name, place in archive.records.items()}
+    return _with_data(found, places, path, stamp)
+
+
+class _Window(RawIOBase):
+    """A range of an open file, as a file."""
+
+    def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
+        self.file, self.offset, self.size, self.at = file, offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        begin = {os.SEEK_SET: 0, os.SEEK_CUR: self.at, os.SEEK_END: self.size}[whence]
+        if begin + offset < 0:
+            raise ValueError("a place before the beginning")
+        self.at = begin + offset
+        return self.at
+
+    def tell(self) -> int:
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        with memoryview(buffer).cast("B") as view:
+            self.file.seek(self.offset + self.at)
+            found = self.file.read(max(0, min(len(view), self.size - self.at)))
+            view[: len(found)] = found
+        self.at += len(found)
+        return len(found)
 
 
 def _with_data(found: Any, places: Mapping[str, Place], path: Path, stamp: tuple[int, int, int]) -> Any:

@@ -235,6 +235,10 @@ class CheckpointSource(Origin):
     awaited: Awaited | None = field(default=None, kw_only=True)
     places: Mapping[str, str] = field(default_factory=dict, kw_only=True)  #: of awaited tensors, their files
 
+    def record_folder(self) -> Path:
+        """The folder itself."""
+        return self.folder
+
     def facts(self) -> list[tuple[str, str]]:
         """What a reader wants to know of the folder."""
         return list(self.summary)

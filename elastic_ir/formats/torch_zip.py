@@ -235,18 +235,40 @@ def write_state(path: str | os.PathLike[str], tensors: Mapping[str, TensorData])
     no such dtype, or a tensor yields another number of bytes than its shape says; OSError is left to the caller.
     """
     for name, data in tensors.items():
-        if data.dtype not in _CLASSES and data.dtype not in _UNTYPED:
-            raise EmitError(
-                f"the tensor {name!r} is {data.dtype}, which torch cannot hold; write .safetensors"
-            )
+        _check_dtype(name, data)
     keys: dict[int, str] = {}
     storages: dict[str, tuple[str, TensorData]] = {}
     for name, data in tensors.items():
         key = keys.setdefault(id(data), str(len(keys)))
         storages.setdefault(key, (name, data))
-    records: dict[str, bytes | _Summed] = {"data.pkl": _pickled(tensors, keys), ".format_version": b"1"}
+    _write_saved(
+        path, _pickled(tensors, keys), {key: _Summed(data, name) for key, (name, data) in storages.items()}
+    )
+
+
+def write_tensor(path: str | os.PathLike[str], name: str, data: TensorData) -> None:
+    """Write a tensor alone; its name is for errors, which are those of :func:`write_state`."""
+    _check_dtype(name, data)
+    _write_saved(path, pickle.PROTO + b"\2" + _tensor(data, "0") + pickle.STOP, {"0": _Summed(data, name)})
+
+
+def write_plain(path: str | os.PathLike[str], item: object) -> None:
+    """Write plain data, as :func:`elastic_ir.formats.pickles.writing.plain` takes it."""
+    from elastic_ir.formats.pickles.writing import plain
+
+    _write_saved(path, pickle.PROTO + b"\2" + plain(item) + pickle.STOP, {})
+
+
+def _check_dtype(name: str, data: TensorData) -> None:
+    if data.dtype not in _CLASSES and data.dtype not in _UNTYPED:
+        raise EmitError(f"the tensor {name!r} is {data.dtype}, which torch cannot hold; write .safetensors")
+
+
+def _write_saved(path: str | os.PathLike[str], pickled: bytes, storages: Mapping[str, _Summed]) -> None:
+    """Write a pickle and the storages that it names by their keys."""
+    records: dict[str, bytes | _Summed] = {"data.pkl": pickled, ".format_version": b"1"}
     records |= {".storage_alignment": str(_ALIGNMENT).encode(), "byteorder": b"little"}
-    records |= {f"data/{key}": _Summed(data, name) for key, (name, data) in storages.items()}
+    records |= {f"data/{key}": data for key, data in storages.items()}
     _write_zip(path, records | {"version": b"3\n"})
 
 
@@ -313,7 +335,7 @@ def _pickled(tensors: Mapping[str, TensorData], keys: Mapping[int, str]) -> byte
     """A dictionary of names to tensors, each of which is a call of torch's rebuilding function over a storage."""
     parts = [pickle.PROTO + b"\2", pickle.EMPTY_DICT, pickle.MARK]
     for name, data in tensors.items():
-        parts += (_text(name), _tensor(data, keys[id(data)]))
+        parts += (text(name), _tensor(data, keys[id(data)]))
     return b"".join((*parts, pickle.SETITEMS, pickle.STOP))
 
 
@@ -323,38 +345,43 @@ def _tensor(data: TensorData, key: str) -> bytes:
     typed = data.dtype in _CLASSES
     count = count if typed else nbytes(data)
     storage = (
-        _tuple(_text("storage"), _global(kind), _text(key), _text("cpu"), _int(count)) + pickle.BINPERSID
+        tuple_of(text("storage"), named(kind), text(key), text("cpu"), integer(count)) + pickle.BINPERSID
     )
     strides = [prod(data.shape[axis + 1 :]) for axis in range(len(data.shape))]
-    hooks = _global("collections.OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
+    hooks = named("collections.OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
     arguments = [
-        storage, _int(0), _tuple(*map(_int, data.shape)), _tuple(*map(_int, strides)), pickle.NEWFALSE, hooks,
+        storage, integer(0), tuple_of(*map(integer, data.shape)), tuple_of(*map(integer, strides)), pickle.NEWFALSE,
+        hooks,
     ]  # fmt: skip
     if not typed:
-        arguments.append(_global(f"torch.{data.dtype}"))
-    function = _global(f"torch._utils._rebuild_tensor_v{2 if typed else 3}")
-    return function + _tuple(*arguments) + pickle.REDUCE
+        arguments.append(named(f"torch.{data.dtype}"))
+    function = named(f"torch._utils._rebuild_tensor_v{2 if typed else 3}")
+    return function + tuple_of(*arguments) + pickle.REDUCE
 
 
-def _tuple(*items: bytes) -> bytes:
-    return pickle.MARK + b"".join(items) + pickle.TUPLE
+def text(item: str) -> bytes:
+    """A text."""
+    raw = item.encode("utf-8", "surrogatepass")
+    return pickle.BINUNICODE + struct.pack("<I", len(raw)) + raw
 
 
-def _global(full: str) -> bytes:
+def integer(number: int) -> bytes:
+    """An integer."""
+    if -(1 << 31) <= number < 1 << 31:
+        return pickle.BININT + struct.pack("<i", number)
+    raw = number.to_bytes(number.bit_length() // 8 + 1, "little", signed=True)
+    return pickle.LONG1 + bytes([len(raw)]) + raw
+
+
+def named(full: str) -> bytes:
+    """What a dotted name stands for."""
     module, _, name = full.rpartition(".")
     return pickle.GLOBAL + f"{module}\n{name}\n".encode()
 
 
-def _text(text: str) -> bytes:
-    raw = text.encode("utf-8", "surrogatepass")
-    return pickle.BINUNICODE + struct.pack("<I", len(raw)) + raw
-
-
-def _int(number: int) -> bytes:
-    if number < 1 << 31:
-        return pickle.BININT + struct.pack("<i", number)
-    raw = number.to_bytes(number.bit_length() // 8 + 1, "little")
-    return pickle.LONG1 + bytes([len(raw)]) + raw
+def tuple_of(*items: bytes) -> bytes:
+    """A tuple of what is written already."""
+    return pickle.MARK + b"".join(items) + pickle.TUPLE
 
 
 # -- by torch ----------------------------------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from elastic_ir.errors import ElasticError, SourceError, TraceError, first_line
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
     from elastic_ir.ir.example_inputs import Inputs
@@ -77,11 +79,12 @@ class History:
 
 @dataclass(frozen=True)
 class Emitted:
-    """What the last emission as a module did; ``graph.emitted``."""
+    """What the last emission did; ``graph.emitted``."""
 
     unchecked: str = ""  #: why outputs were not compared
     replaced: str = ""  #: why a GraphModule stands in place of the class
     constants: Mapping[str, str] = field(default_factory=dict)  #: for each kind where its values are from
+    beside: tuple[tuple[str, str], ...] = ()  #: what has become of what a checkpoint holds beside the network
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ class Origin:
     written_as: ClassVar[str] = (
         ""  #: the suffix of the only format that it can be written in, if there is one
     )
+    folder_format: ClassVar[str] = "folder"  #: the format of the folders that it can be written as
     #: the live module, never changed; None if its class was not built
     module: nn.Module | None = field(default_factory=_absent)
     #: instead of the module, what a file describes: a tree of stand-ins
@@ -140,6 +144,14 @@ class Origin:
 
     def facts(self) -> list[tuple[str, str]]:
         """What a reader wants to know of the source beside its structure: what each is called, and what it is."""
+        return []
+
+    def record_folder(self) -> Path | None:
+        """The folder in which the record of its changes lies, if it is a folder."""
+        return None
+
+    def along(self) -> list[str]:
+        """What its format holds beside the network, and others do not."""
         return []
 
     def retrace(self, module: nn.Module, frontend: str) -> Graph:
