@@ -12,12 +12,14 @@ from elastic_ir.cli import tables
 from elastic_ir.cli.app import FORCE, JSON, given
 from elastic_ir.errors import OutputError
 from elastic_ir.formats import (
+    FOLDER,
     GGUF,
     ONNX,
     OWN,
     PYTHON,
     PYTORCH,
     SAFETENSORS,
+    folder_format,
     format_of,
     readable_and_writable,
     writable,
@@ -175,7 +177,7 @@ def refuse_existing(*paths: Path, other: str = "choose another name with -o OUT"
         if folder:
             from elastic_ir.formats.model_folder import is_checkpoint
 
-            if not is_checkpoint(path):
+            if folder_format(path) is FOLDER and not is_checkpoint(path):
                 raise OutputError(
                     f"{path} is a folder without a model, which --force does not replace; {other}"
                 )
