@@ -70,7 +70,7 @@ def test_the_wheel_holds_the_library_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     contents = {name for name in names if ".dist-info/" not in name}
-    assert contents == modules_of_the_tree() | {"elastic_ir/py.typed"}
+    assert contents == modules_of_the_tree() | {"elastic_ir/py.typed", "elastic_ir/pictures/page.html"}
     assert {name.split("/")[0] for name in contents} == {"elastic_ir"}
 
 
