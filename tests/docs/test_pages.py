@@ -13,6 +13,7 @@ from tests.docs.pages import ROOT, Page, agrees, blocks, commands, environment
 
 #: Those whose Python or commands take long; what they show is tested beside the code in less time.
 SLOW = {
+    "README.md",
     "docs/baselines.md",
     "docs/lottery.md",
     "docs/onnx-to-torch.md",
@@ -23,7 +24,7 @@ SLOW = {
     "docs/tutorials/ticket.md",
     "docs/writing-formats.md",
 }
-NOT_YET = {"README.md", "docs/checkpoints.md"}
+NOT_YET = {"docs/checkpoints.md"}
 PAGES = sorted(
     str(path.relative_to(ROOT))
     for pattern in ("*.md", "docs/**/*.md", "studies/README.md", "examples/**/*.md")
