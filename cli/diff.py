@@ -38,6 +38,7 @@ TAKEN = (
     "trust",
     "key",
     "pretrained",
+    "component",
     "variant",
 )  #: options of reading
 SHOWN = 10  #: names of a kind that the text form lists; --json has all

@@ -213,6 +213,11 @@ class Reading(Options):
         "--pretrained", is_flag=True,
         help="Take the trained weights of timm:NAME or torchvision:NAME, as the library itself fetches them.",
     )  # fmt: skip
+    component: str | None = option(
+        "--component", metavar="NAME",
+        help="Which network of a pipeline of diffusers, or of a model of sentence-transformers, is meant, by its "
+        "folder: transformer. The others are written with it as they are.",
+    )  # fmt: skip
     variant: str | None = option(
         "--variant", metavar="NAME",
         help="Which weights of a folder are meant where it has several: fp16 for model.fp16.safetensors. Without it "
@@ -236,9 +241,9 @@ class Reading(Options):
             from elastic_ir.formats.remote import is_url
 
             return on_hub(source) or (is_url(source) and not writable(Path(source)))
-        from elastic_ir.formats.model_folder import is_checkpoint
+        from elastic_ir.formats.model_folder import is_checkpoint, is_compound
 
-        return is_checkpoint(Path(source))
+        return is_checkpoint(Path(source)) or is_compound(Path(source))
 
     def refuse_absent(self, *sources: str | None) -> None:
         """SourceError where one of these, the architecture or the masks is not there, before torch is imported."""
@@ -270,6 +275,7 @@ class Reading(Options):
                 headers_only=headers_only,
                 key=self.key,
                 pretrained=self.pretrained,
+                component=self.component,
                 variant=self.variant,
             )
 

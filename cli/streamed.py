@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from elastic_ir.cli.resize import Wanted
     from elastic_ir.ir.graph import Graph
 
+_SHOWN = 4  #: files of weights left out that are named
+
 
 def write_folder(graph: Graph, out: Path, wanted: Wanted) -> list[Path]:
     """Write a folder that was read by its headers, or print what would be written; what was written."""
@@ -46,6 +48,10 @@ def write_folder(graph: Graph, out: Path, wanted: Wanted) -> list[Path]:
         tables.show_facts([("kept", f"{config}: {', '.join(plan.kept)}; see whether they fit the new depth")])
     if plan.followed:
         tables.show_facts([("followed", text) for text in plan.followed])
+    if plan.left_out:
+        more = f" and {len(plan.left_out) - _SHOWN} more" if len(plan.left_out) > _SHOWN else ""
+        text = f"{', '.join(plan.left_out[:_SHOWN])}{more}, whose depth is the source's"
+        tables.show_facts([("left out", text)])
     if plan.kept_beside:
         tables.show_facts([("kept", f"{', '.join(plan.kept_beside)}, as --keep-beside states")])
     if wanted.dry_run:

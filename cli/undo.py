@@ -39,7 +39,7 @@ _SHOWN = 5  #: tensors that a note names
     "wanted", Wanted, FORCE_OPTION, run_flags,
     only=("keep_beside", "out", "no_check", "dry_run", "shard_size", "durable", "resume", "jobs", "ray"),
 )  # fmt: skip
-@gathered("reading", Reading, only=("trust", "variant"))
+@gathered("reading", Reading, only=("trust", "component", "variant"))
 def undo(source: str, wanted: Wanted, reading: Reading) -> None:
     """Restore what a checkpoint folder or file was made from, by the record of its last change of depth."""
     from elastic_ir import api

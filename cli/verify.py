@@ -9,7 +9,7 @@ import click
 
 from elastic_ir.cli import tables
 from elastic_ir.cli.app import COMMANDS, JSON, given, run_flags
-from elastic_ir.cli.options import SOURCE
+from elastic_ir.cli.options import SOURCE, Reading, gathered
 from elastic_ir.formats.model_folder import cached_model, label_of
 
 if TYPE_CHECKING:
@@ -41,9 +41,16 @@ _SHOWN = 10  #: differences that are shown one by one
 )  # fmt: skip
 @click.option("--hashes", is_flag=True, help="Show the SHA-256 of every tensor's bytes.")
 @click.option("--no-check", is_flag=True, help="Compare bytes alone, and nothing with the network.")
-@run_flags
+@gathered("reading", Reading, run_flags, only=("component",))
 @click.pass_context
-def verify(ctx: click.Context, folder: str, against: tuple[str, ...], hashes: bool, no_check: bool) -> None:
+def verify(
+    ctx: click.Context,
+    folder: str,
+    against: tuple[str, ...],
+    hashes: bool,
+    no_check: bool,
+    reading: Reading,
+) -> None:
     """Compare every tensor of a checkpoint folder or a GGUF file with its origin, byte by byte.
 
     It is what stretch or squeeze has written. Nothing is changed. Meanwhile names, shapes and kinds of layers of a
@@ -53,7 +60,9 @@ def verify(ctx: click.Context, folder: str, against: tuple[str, ...], hashes: bo
     from elastic_ir import api
 
     with tables.transfer(f"reading {folder}") as tell:
-        found = api.verify_checkpoint(folder, against, hashes=hashes, check=not no_check, tell=tell)
+        found = api.verify_checkpoint(
+            folder, against, hashes=hashes, check=not no_check, component=reading.component, tell=tell
+        )
     if given(JSON):
         tables.say_json(as_data(found))
     else:

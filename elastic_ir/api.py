@@ -57,6 +57,7 @@ def load(
     headers_only: bool = False,
     key: str | None = None,
     pretrained: bool = False,
+    component: str | None = None,
     variant: str | None = None,
 ) -> Graph:
     """Read any source that the command line takes; see :func:`elastic_ir.frontends.sources.load`.
@@ -75,6 +76,7 @@ def load(
         headers_only=headers_only,
         key=key,
         pretrained=pretrained,
+        component=component,
         variant=variant,
     )
     graph = graph.at(*((at,) if isinstance(at, str) else at)) if at else graph
@@ -299,6 +301,7 @@ def verify_checkpoint(
     *,
     hashes: bool = False,
     check: bool = True,
+    component: str | None = None,
     tell: Callable[[int, int], None] | None = None,
 ) -> Verified:
     """Compare a checkpoint folder with its sources; see :mod:`elastic_ir.checkpoints.verify`."""
@@ -306,5 +309,6 @@ def verify_checkpoint(
 
     given = [against] if isinstance(against, str | os.PathLike) else against
     return verify(
-        os.fspath(folder), [os.fspath(path) for path in given], hashes=hashes, check=check, tell=tell
-    )
+        os.fspath(folder), [os.fspath(path) for path in given], hashes=hashes, check=check, component=component,
+        tell=tell,
+    )  # fmt: skip

@@ -44,6 +44,7 @@ def load(
     headers_only: bool = False,
     key: str | None = None,
     pretrained: bool = False,
+    component: str | None = None,
     variant: str | None = None,
 ) -> Graph:
     """Read a source: a file of a registered format, a Hugging Face folder, or a name.
@@ -58,7 +59,9 @@ def load(
     and :func:`save` streams the tensors from folder to folder; a network of a name is built without values. ``key``
     selects one of several state dicts of a ``.pt``, with dots where it is nested; what is left behind is listed in
     ``graph.info.left_behind``. ``variant`` selects weights of a folder (``fp16`` for ``model.fp16.safetensors``);
-    without it those without a variant are read, or the only ones. Raises SourceError, MaskError, TraceError.
+    without it those without a variant are read, or the only ones. ``component`` names the network of a pipeline of
+    diffusers, or of a model of sentence-transformers, by its folder; it is written with all the others. Raises
+    SourceError, MaskError, TraceError.
     """
     if not isinstance(source, str | os.PathLike):
         raise SourceError(
@@ -67,22 +70,21 @@ def load(
     text = os.fspath(source)
     path = Path(text)
     beside = masks is None  # masks that are given replace those that lie beside the weights
-    options = ReadOptions(arch, trust, input_shape, beside, key, variant, headers_only)
+    options = ReadOptions(arch, trust, input_shape, beside, key, component, variant, headers_only)
     named = is_name(text)
     if pretrained and not (named and text.partition(":")[0] in PRETRAINED):
         raise SourceError(f"{text}: trained weights are chosen for timm:NAME and torchvision:NAME alone")
     if named:
         if key is not None:
             raise _one_network(text, key)
-        if variant is not None:
-            raise SourceError(f"{text} is no folder; variant={variant!r} chooses among the weights of one")
+        _refuse_choice(f"{text} is no folder", variant, component)
         make = functools.partial(build, text, **(PRETRAINED[text.partition(":")[0]] if pretrained else {}))
         meta = headers_only and not (mask_from_zeros or pretrained)
         graph = traced(on_meta(make) if meta else make(), input_shape)
     else:
         refuse_special(path)
-        if variant is not None and path.is_file():
-            raise SourceError(f"{text} is a file; variant={variant!r} chooses among the weights of a folder")
+        if path.is_file():
+            _refuse_choice(f"{text} is a file", variant, component)
         if path.exists():
             graph = _read(path, options)
         else:
@@ -254,6 +256,14 @@ def _one_network(source: str, key: str) -> SourceError:
     )
 
 
+def _refuse_choice(what: str, variant: str | None, component: str | None) -> None:
+    """SourceError where something is chosen of what holds no choice."""
+    if variant is not None:
+        raise SourceError(f"{what}; variant={variant!r} chooses among the weights of a folder")
+    if component is not None:
+        raise SourceError(f"{what}; component={component!r} chooses among the networks of a folder")
+
+
 def _read(path: Path, options: ReadOptions) -> Graph:
     """Read a folder, or a file in its format; a file without a known suffix in the format that its first bytes show."""
     if path.suffix in (".json", ".bin") or formats.SAFETENSORS.names(path):
@@ -357,11 +367,21 @@ def read_folder(path: Path, options: ReadOptions, awaited: Awaited | None = None
     ``awaited`` stands for what of it is not there yet.
     """
     from elastic_ir.checkpoints.read import load_checkpoint, masks_beside
-    from elastic_ir.formats.model_folder import CheckpointSource
+    from elastic_ir.formats.model_folder import CheckpointSource, is_compound
 
-    read = load_checkpoint(path, awaited, options.variant)
-    graph = read if options.headers_only else traced(_model_of(read, path), options.input_shape)
-    sidecar = masks_beside(path)
+    if awaited is not None and options.component is not None:
+        raise SourceError(
+            f"{path}: a component is chosen in a folder, not in a model of the hub; fetch it with 'hf download', and "
+            "give its folder"
+        )
+    folder = path
+    if awaited is None and (options.component is not None or is_compound(path)):
+        from elastic_ir.formats.compound_folder import network_in
+
+        folder = network_in(path, options.component)
+    read = load_checkpoint(folder, awaited, options.variant, path)
+    graph = read if options.headers_only else traced(_model_of(read, folder), options.input_shape)
+    sidecar = masks_beside(folder)
     if sidecar is not None and options.masks_beside and isinstance(read.origin, CheckpointSource):
         attach(graph, _masks_beside(sidecar, read.origin.shards))
     return graph

@@ -69,6 +69,15 @@ class Place:
     path: Path
     awaited: Awaited | None = None
 
+    def inside(self, inner: Path) -> Place:
+        """The part of a compound folder that lies at ``inner``; the place itself where it is no such folder."""
+        part = self.path / inner
+        return (
+            self
+            if self.awaited is not None or is_checkpoint(self.path) or not is_checkpoint(part)
+            else Place(part)
+        )
+
     @staticmethod
     def of(source: str | Path) -> Place:
         """The place of a source: a path, or a model of the hub, of which what is needed is fetched. SourceError."""
@@ -161,7 +170,10 @@ def _recorded(path: Path, name: str, usable: Callable[[Path], bool]) -> Place | 
 
     cached = folder_of_label(name)
     if cached is None:
-        other = path.resolve().parent / name
+        other = path.resolve()
+        for _ in Path(name).parts:  # a part of a folder is recorded by both names
+            other = other.parent
+        other /= name
         return Place(other) if usable(other) and other != path.resolve() else None
     if cached.is_file() or is_whole(cached):
         return Place(cached) if usable(cached) else None

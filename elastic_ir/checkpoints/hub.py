@@ -22,6 +22,7 @@ from typing import Any
 from elastic_ir.checkpoints.side_files import is_side_file
 from elastic_ir.errors import ElasticError, SourceError, first_line
 from elastic_ir.formats import GGUF, SAFETENSORS
+from elastic_ir.formats.compound_folder import parts_of
 from elastic_ir.formats.hub_cache import (
     SCHEME,
     HubName,
@@ -131,6 +132,9 @@ class Snapshot:
             except SourceError as error:  # the model itself is here
                 self.unfetched = str(error)
         self._fetch((name for name in self.files or () if is_side_file(name)), tell)
+        parts = tuple(f"{part}/" for part in parts_of(self.folder))  # known now that its statement is here
+        if parts:
+            self._fetch((name for name in self.files or () if name.startswith(parts)), tell)
 
     def read_heads(self) -> None:
         """Read the headers of the files of weights that are not here."""
@@ -438,8 +442,8 @@ def _no_weights(name: HubName, files: Mapping[str, Listed]) -> str:
         )
     if "model_index.json" in files:
         return (
-            f"{name} is a pipeline of several networks; fetch it with 'hf download {name.repo}' and give the folder "
-            "of one"
+            f"{name} is a pipeline of several networks; fetch it with 'hf download {name.repo}' and give its folder, "
+            "with --component NAME"
         )
     if "adapter_config.json" in files:
         return f"{name} is an adapter and no model; give the model that it belongs to"

@@ -41,25 +41,29 @@ from elastic_ir.tensors.weights import Storage
 _OURS = "elastic_ir."
 
 
-def load_checkpoint(folder: Path, awaited: Awaited | None = None, variant: str | None = None) -> Graph:
+def load_checkpoint(
+    folder: Path, awaited: Awaited | None = None, variant: str | None = None, whole: Path | None = None
+) -> Graph:
     """A folder's tensors as a graph without nodes, found from names and shapes.
 
     ``awaited`` stands for the files of weights that are not there yet: they are fetched when their bytes are needed.
-    ``variant`` chooses among weights of several, see :func:`elastic_ir.formats.model_folder.chosen_layout`.
+    ``variant`` chooses among weights of several, see :func:`elastic_ir.formats.model_folder.chosen_layout`; ``whole``
+    is the folder of which this one is a part, where the result is to be written with the other parts.
     Raises SourceError, one line: no configuration, a shard missing, truncated or damaged, an index that does not
     match the shards, a name in two shards, a link out of the folder, or a configuration that counts other
     numbers of layers than the weights hold.
     """
     layout = layout_of(folder, variant) if awaited is None else awaited.layout
-    root, config = _root(folder), read_configuration(folder, layout)
+    root, config = _root(whole or folder), read_configuration(folder, layout)
     tensors, places, metadata = _tensors(folder, root, layout, awaited)
     graph = graph_of_tensors(name_of(folder), tensors)
     _tie(graph)
     shapes = {name: data.shape for name, data in tensors.items()}
     shards = tuple(folder / file for file in dict.fromkeys(sorted(places.values())))
     graph.origin = CheckpointSource(
-        folder, root, config, shards, layout, metadata, shapes, awaited=awaited, places=places
-    )
+        folder, root, config, shards, layout, metadata, shapes, awaited=awaited, places=places,
+        whole=whole if whole != folder else None,
+    )  # fmt: skip
     learn_lists(graph)
     set_tail_apart(graph, config)
     stacks = Stack.all_of(graph)
@@ -109,7 +113,8 @@ def _root(folder: Path) -> Path:
     A cache holds ``snapshots/REVISION/FILE`` as links to ``blobs/HASH`` beside them.
     """
     whole = folder.resolve()
-    return whole.parent.parent if whole.parent.name == "snapshots" else whole
+    cached = next((up for up in (whole, *whole.parents) if up.parent.name == "snapshots"), None)
+    return cached.parent.parent if cached is not None else whole
 
 
 def inside(path: Path, root: Path) -> Path:

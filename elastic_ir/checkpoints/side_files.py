@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from elastic_ir.checkpoints.read import inside
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import SourceChangedError
 from elastic_ir.formats.files import read_json, stamp_of
-from elastic_ir.formats.model_folder import RECORD, CheckpointSource
+from elastic_ir.formats.model_folder import MASKS, RECORD, CheckpointSource, is_compound
 
 #: Weights in any form, and their indices: of the source's depth, and so not the copy's.
 _WEIGHTS = re.compile(
@@ -42,6 +42,8 @@ class SideFile:
     path: Path
     size: int
     stamp: tuple[int, int, int]
+    #: whether it is about the network that changes, and not about another part of its folder
+    about: bool = True
 
 
 def is_side_file(name: str) -> bool:
@@ -53,19 +55,48 @@ def is_side_file(name: str) -> bool:
 def side_files(source: CheckpointSource) -> list[SideFile]:
     """All files that hold no weights, those of folders inside included; hidden ones stay behind.
 
-    Raises SourceError for a link out of the folder.
+    Of the other parts of a compound folder also those that hold weights. Names are those in the whole folder. Raises
+    SourceError for a link out of the folder.
     """
     found = []
-    for path in sorted(source.folder.rglob("*")):
-        name = path.relative_to(source.folder)
-        if not is_side_file(name.as_posix()) or not path.is_file():
+    whole = source.whole or source.folder
+    anew = {f"{source.inner}{name}" for name in (*_OURS, source.layout.config)}
+    for path, part in _walked(whole, source.inner):
+        name = path.relative_to(whole).as_posix()
+        if not (part or is_side_file(name)):
             continue
         inside(path, source.root)
-        if name.as_posix() in {*_OURS, source.layout.config}:  # written anew
+        if name in anew:
             continue
         status = path.stat()
-        found.append(SideFile(name.as_posix(), path, status.st_size, stamp_of(status)))
+        about = not part and name.startswith(source.inner)
+        found.append(SideFile(name, path, status.st_size, stamp_of(status), about))
     return found
+
+
+def left_out(source: CheckpointSource) -> list[str]:
+    """Files of weights that are of the source's depth, and that a copy lacks: other variants, other formats."""
+    whole = source.whole or source.folder
+    names = ((path.relative_to(whole).as_posix(), path, part) for path, part in _walked(whole, source.inner))
+    own = {shard.name for shard in source.shards} | {MASKS, source.layout.index, source.layout.saved[1]}
+    return [
+        name
+        for name, path, part in names
+        if not (part or is_side_file(name) or (path.parent == source.folder and path.name in own))
+    ]
+
+
+def _walked(whole: Path, inner: str) -> Iterator[tuple[Path, bool]]:
+    """The files of a folder that are not hidden, and whether each is in a part other than the one in ``inner``."""
+    parts: list[str] = []
+    if is_compound(whole):
+        from elastic_ir.formats.compound_folder import parts_of
+
+        parts = [f"{part}/" for part in parts_of(whole) if f"{part}/" != inner]
+    for path in sorted(whole.rglob("*")):
+        name = path.relative_to(whole).as_posix()
+        if path.is_file() and not any(part.startswith(".") for part in name.split("/")):
+            yield path, any(name.startswith(part) for part in parts)
 
 
 @dataclass
@@ -89,7 +120,11 @@ def followed_files(
     if not any(stack.changed for stack in stacks):
         return found
     for file in side:
-        if not file.name.endswith(".json") or _NO_LAYERS.search(file.name) or file.size > _SMALL:
+        if (
+            not (file.about and file.name.endswith(".json"))
+            or _NO_LAYERS.search(file.name)
+            or file.size > _SMALL
+        ):
             continue
         try:
             document = read_json(file.path)

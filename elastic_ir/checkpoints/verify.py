@@ -19,6 +19,7 @@ from elastic_ir.checkpoints.held import Held, Place, configuration_of, load_head
 from elastic_ir.checkpoints.oracle.verification import network_check
 from elastic_ir.checkpoints.record import Origin, Step
 from elastic_ir.errors import PlanError, SourceError
+from elastic_ir.formats.compound_folder import network_in
 from elastic_ir.formats.dcp.folder import DcpSource
 from elastic_ir.formats.gguf.parts import GgufSource
 from elastic_ir.formats.model_folder import CONFIG, RECORD, CheckpointSource
@@ -70,6 +71,7 @@ def verify_checkpoint(
     *,
     hashes: bool = False,
     check: bool = True,
+    component: str | None = None,
     tell: Callable[[int, int], None] | None = None,
 ) -> Verified:
     """Compare every tensor of a checkpoint folder, or of a GGUF file, with its origin, and return what differs.
@@ -80,18 +82,22 @@ def verify_checkpoint(
     ``against`` are the sources, in the record's order, also models of the hub; without them folders of their names
     beside this one, or in the hub's cache, are taken, and where there are none, copies of one origin are compared with
     each other. A folder without a record is compared by names. ``hashes`` has the SHA-256 of each tensor's bytes kept;
-    ``tell`` is called with bytes done and in all.
+    ``component`` chooses
+    among the networks of a folder of several, without it the one with a record; ``tell`` is called with bytes done and
+    in all.
     Raises SourceError for a folder that cannot be read whole (:func:`load_headers`), for another number of sources
     than the record has, and where there is neither a record nor a source.
     """
     place = Place.of(folder)
-    folder = place.path
+    whole = place.path
+    folder = network_in(whole, component) if place.awaited is None else whole
+    inner = folder.relative_to(whole)
     graph = load_headers(folder, place.awaited)
     if place.awaited is not None:
         place.awaited.fetch_side()  # the record is one of these files
     steps = steps_held(folder, graph)
     step = steps[-1] if steps else None
-    places = sources_of(folder, step, [Place.of(path) for path in against])
+    places = sources_of(folder, step, [Place.of(path).inside(inner) for path in against])
     paths = tuple(one.path for one in places)
     labels = list(step.plan) if step is not None else []
     target = Held.of(folder, graph, labels)

@@ -8,7 +8,6 @@ the shards, the configuration, and whether the disk has room.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -25,12 +24,19 @@ from elastic_ir.checkpoints.oracle.comparison import NOT_WANTED, Compared, Compa
 from elastic_ir.checkpoints.record import Origin, Step, gone_from, read_record, record_text
 from elastic_ir.checkpoints.resumable import Journal, digests, held_by, partial_folder, resumable_folder
 from elastic_ir.checkpoints.shards import Workers, is_whole, write_shard, write_shards
-from elastic_ir.checkpoints.side_files import SideFile, copy_side_file, followed_files, json_text, side_files
+from elastic_ir.checkpoints.side_files import (
+    SideFile,
+    copy_side_file,
+    followed_files,
+    json_text,
+    left_out,
+    side_files,
+)
 from elastic_ir.checkpoints.undo import steps_after
 from elastic_ir.errors import EmitError, OutputError, PlanError
 from elastic_ir.formats.files import refuse_taken, remove
 from elastic_ir.formats.mask_tie import TIE, tie_of
-from elastic_ir.formats.model_folder import MASKS, RECORD, CheckpointSource, Layout, label_of
+from elastic_ir.formats.model_folder import MASKS, RECORD, CheckpointSource, Layout
 from elastic_ir.formats.packed_masks import packed_masks, packed_size
 from elastic_ir.formats.ranges import settled
 from elastic_ir.ir.graph import Graph
@@ -59,6 +65,7 @@ class Plan:
     #: entries and files that would have changed, and were kept because the user asked for it
     kept_beside: list[str]
     notes: list[str]  #: where the configurations of further sources differ
+    left_out: list[str]  #: files of weights of the source's depth that the result lacks
     followed: list[str]  #: tensors beside the layers that have followed them, each with how
     #: why the configuration cannot state the change, as far as the names of its entries show
     doubt: PlanError | None = None
@@ -73,7 +80,7 @@ class Plan:
         """The files with their bytes; of shards the tensors alone."""
         sizes = {name: sum(map(nbytes, tensors.values())) for name, tensors in self.shards.items()}
         if self.masks:
-            sizes[MASKS] = sum(packed_size(mask.size) for mask in self.masks.values())
+            sizes[self.masks_file] = sum(packed_size(mask.size) for mask in self.masks.values())
         sizes |= {name: len(text.encode()) for name, text in self.texts.items()}
         return sizes | {file.name: file.size for file in self.side}
 
@@ -82,7 +89,12 @@ class Plan:
         """The shards and the file of masks, each with its tensors and its metadata."""
         metadata = {"format": "pt", **self.source.metadata}
         files = {name: (tensors, metadata) for name, tensors in self.shards.items()}
-        return files | ({MASKS: packed_masks(self.masks)} if self.masks else {})
+        return files | ({self.masks_file: packed_masks(self.masks)} if self.masks else {})
+
+    @property
+    def masks_file(self) -> str:
+        """Where the masks go."""
+        return f"{self.source.inner}{MASKS}"
 
     def comparison(self) -> AbstractContextManager[Comparison]:
         """Begin to ask the folder's library whether its network takes what will be written."""
@@ -102,7 +114,8 @@ class Plan:
         """The plan with the configuration that a comparison found, if it did."""
         if found.config is None:
             return self
-        texts = {**self.texts, self.source.layout.config: json_text(found.config)}
+        file = f"{self.source.inner}{self.source.layout.config}"
+        texts = {**self.texts, file: json_text(found.config)}
         return replace(self, config=found.config, texts=texts, doubt=None)
 
     @property
@@ -149,16 +162,18 @@ def plan_checkpoint(graph: Graph, shard_size: int = SHARD_SIZE) -> Plan:
     if any(one.awaited is not None for one in (source, *source.others)):
         tensors = {name: settled(data) for name, data in tensors.items()}
     shards = _sharded(tensors, shard_size if library.sharded else None, layout)
-    texts = {layout.config: json_text(config), **beside.texts}
-    side = [file for file in side if file.name not in texts]
+    texts = {layout.config: json_text(config)}
     if list(shards) != [layout.weights]:
         texts[layout.index] = _index_text(shards)
     texts |= _texts_of(graph, source, stacks, names)
+    shards = {f"{source.inner}{name}": tensors for name, tensors in shards.items()}
+    texts = {f"{source.inner}{name}": text for name, text in texts.items()} | beside.texts
+    side = [file for file in side if file.name not in texts]
     masks = {name: weight.mask for name, weight in graph.weights.items() if weight.mask is not None}
     notes = [note for name, other in configs.items() for note in differences(source.config, other, name)]
     return Plan(
         source, shards, masks, texts, side, config, stacks, kept, [*follow.kept, *beside.kept], notes,
-        _followed(graph, source), doubt,
+        left_out(source), _followed(graph, source), doubt,
     )  # fmt: skip
 
 
@@ -214,18 +229,21 @@ def save_checkpoint(
         if compared is not None and (graph.edits.unproven_beside or plan.doubt is not None):
             compared.result().prove(graph.edits.unproven_beside)  # before the first byte is copied
         # the masks state which weights, as written, they belong to, and so are written last, and always
+        for room in (work.begun, work.whole):
+            (room / plan.source.inner).mkdir(parents=True, exist_ok=True)
         kept = {name for name in plan.shards if is_whole(work.whole / name, *streams[name])}
-        for name in set(os.listdir(work.whole)) - kept:
-            remove(work.whole / name)
+        for there in [one for one in work.whole.rglob("*") if one.is_file()]:
+            if there.relative_to(work.whole).as_posix() not in kept:
+                remove(there)
         count(sum(nbytes(data) for name in kept for data in plan.shards.get(name, {}).values()))
         wanted = {name: streams[name] for name in plan.shards if name not in kept}
         write_shards(work.begun, wanted, durable, workers, work.finish, count)
         if plan.masks:
             work.settle()
-            tensors, metadata = streams[MASKS]
+            tensors, metadata = streams[plan.masks_file]
             metadata = {**metadata, TIE: tie_of(work.whole / shard for shard in plan.shards)}
-            write_shard(work.begun / MASKS, tensors, metadata, durable)
-            work.finish(MASKS)
+            write_shard(work.begun / plan.masks_file, tensors, metadata, durable)
+            work.finish(plan.masks_file)
         for file in plan.side:
             copy_side_file(file, work.whole / file.name)
         found = compared.result() if compared is not None else NOT_WANTED
@@ -302,7 +320,7 @@ def _step(graph: Graph, source: CheckpointSource, stacks: list[Stack]) -> Step:
     }
     names = graph.edits.sources
     plan = {stack.label: plan_text(stack, names) for stack in stacks}
-    folders = tuple(label_of(one.folder) for one in (source, *source.others))
+    folders = tuple(one.label for one in (source, *source.others))
     return Step(__version__, folders, plan, lineage, gone_from(source.shapes, lineage))
 
 

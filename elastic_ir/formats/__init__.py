@@ -46,6 +46,7 @@ class ReadOptions:
     input_shape: Sequence[Sequence[int]] | None = None  #: of the inputs that the network is traced with
     masks_beside: bool = True  #: whether masks in a file beside the weights are taken
     key: str | None = None  #: which of several networks in the file is meant
+    component: str | None = None  #: which of the networks of a folder of several is meant
     variant: str | None = None  #: which of a folder's weights are meant, as fp16 in model.fp16.safetensors
     headers_only: bool = False  #: whether a folder is read without its network, by the headers of its files
 

@@ -21,6 +21,9 @@ CONFIG = "config.json"
 MASKS, RECORD = "model.masks.safetensors", "elastic_ir.json"
 #: What a pipeline of diffusers has in place of a configuration; its networks lie in folders inside.
 PIPELINE = "model_index.json"
+#: What lists the parts of a model of sentence-transformers: those that run one after the other, and those that one
+#: chooses among.
+MODULES, ROUTER = "modules.json", "router_config.json"
 
 
 #: The names of indices of weights that lie in several files, those of a variant included.
@@ -162,6 +165,11 @@ def is_checkpoint(path: Path) -> bool:
     return bool(layouts_among(names_in(path)))
 
 
+def is_compound(folder: Path) -> bool:
+    """Whether a folder states that it has parts, see :mod:`elastic_ir.formats.compound_folder`."""
+    return any((folder / name).is_file() for name in (PIPELINE, MODULES, ROUTER))
+
+
 def cached_model(path: Path) -> tuple[str, str, str] | None:
     """The model, commit and inner path of what lies in a hub's cache: of ``models--ORG--NAME/snapshots/COMMIT/...``.
 
@@ -234,6 +242,23 @@ class CheckpointSource(Origin):
     #: by name what of it is not here yet; None for an ordinary folder
     awaited: Awaited | None = field(default=None, kw_only=True)
     places: Mapping[str, str] = field(default_factory=dict, kw_only=True)  #: of awaited tensors, their files
+    #: the folder of which this one is a part that its result is written with, where there is one: a pipeline's
+    whole: Path | None = field(default=None, kw_only=True)
+
+    @property
+    def inner(self) -> str:
+        """Where it lies in the whole, as what the names of its files begin with: ``transformer/``, or nothing."""
+        return f"{self.folder.relative_to(self.whole).as_posix()}/" if self.whole is not None else ""
+
+    @property
+    def label(self) -> str:
+        """What records call it: see :func:`label_of`; a part of a whole by both names."""
+        known = self.whole is None or cached_model(self.folder) is not None
+        return (
+            label_of(self.folder)
+            if known
+            else f"{label_of(self.whole or self.folder)}/{self.inner.rstrip('/')}"
+        )
 
     def record_folder(self) -> Path:
         """The folder itself."""
