@@ -24,12 +24,10 @@ SLOW = {
     "docs/tutorials/ticket.md",
     "docs/writing-formats.md",
 }
-NOT_YET = {"docs/checkpoints.md"}
 PAGES = sorted(
     str(path.relative_to(ROOT))
     for pattern in ("*.md", "docs/**/*.md", "studies/README.md", "examples/**/*.md")
     for path in ROOT.glob(pattern)
-    if str(path.relative_to(ROOT)) not in NOT_YET
 )
 
 
