@@ -63,7 +63,7 @@ def side_files(source: CheckpointSource) -> list[SideFile]:
     anew = {f"{source.inner}{name}" for name in (*_OURS, source.layout.config)}
     for path, part in _walked(whole, source.inner):
         name = path.relative_to(whole).as_posix()
-        if not (part or is_side_file(name)):
+        if not (part or is_side_file(name)) or (not part and _is_of_adapter(path)):
             continue
         inside(path, source.root)
         if name in anew:
@@ -82,8 +82,18 @@ def left_out(source: CheckpointSource) -> list[str]:
     return [
         name
         for name, path, part in names
-        if not (part or is_side_file(name) or (path.parent == source.folder and path.name in own))
+        if not (
+            part
+            or (is_side_file(name) and not _is_of_adapter(path))
+            or (path.parent == source.folder and path.name in own)
+        )
     ]
+
+
+def _is_of_adapter(path: Path) -> bool:
+    """Whether a file is the settings of an adapter whose weights lie beside it: without them nobody can load it."""
+    weights = ("adapter_model.safetensors", "adapter_model.bin")
+    return path.name == "adapter_config.json" and any((path.parent / name).is_file() for name in weights)
 
 
 def _walked(whole: Path, inner: str) -> Iterator[tuple[Path, bool]]:
