@@ -47,6 +47,8 @@ Examples:
   elastic-ir passes
   elastic-ir passes squeeze
   elastic-ir passes --names
+  elastic-ir passes --new drop-sparse
+  elastic-ir passes --schema > recipe.schema.json
 
 Passes of other packages are found by the entry-point group elastic_ir.passes; those of a file by --load-pass FILE.
 """
@@ -249,8 +251,16 @@ def _complete_pass(_ctx: click.Context, _param: click.Parameter, incomplete: str
 @click.argument("name", required=False, shell_complete=_complete_pass)
 @LOAD_PASS
 @click.option("--names", is_flag=True, help="Print the names only, one a line, for programs.")
+@click.option(
+    "--schema", is_flag=True, help="Print the JSON schema of recipes, of loaded passes too, for editors."
+)
+@click.option(
+    "--new", metavar="NAME",
+    help="Write a pass of your own to begin from, and its test, into the working folder.",
+)  # fmt: skip
+@FORCE_OPTION
 @run_flags
-def passes(name: str | None, load_pass: tuple[str, ...], names: bool) -> None:
+def passes(name: str | None, load_pass: tuple[str, ...], names: bool, schema: bool, new: str | None) -> None:
     """List the passes, the rewrites that a network can go through, or only the one called NAME.
 
     Below each pass stand its options, with what can be typed for each and its default. Options that only Python can
@@ -261,6 +271,19 @@ def passes(name: str | None, load_pass: tuple[str, ...], names: bool) -> None:
 
     for path in load_pass:
         load_passes(path)
+    if new is not None:
+        from elastic_ir.cli.new_pass import write_new_pass
+
+        written = write_new_pass(new)
+        run = f"elastic-ir apply MODEL --load-pass {written[0]} --passes {new}"
+        tables.show_facts([*output.wrote(written), ("run", run), ("test", f"python -m pytest {written[1]}")])
+        tables.say_result(output.written_data(written))
+        return
+    if schema:
+        from elastic_ir.passes.infra.schema import recipe_schema
+
+        tables.say_json(recipe_schema(registered()))
+        return
     found = {name: find_pass(name)} if name is not None else registered()
     described = {
         title: {

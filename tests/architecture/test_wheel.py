@@ -70,7 +70,8 @@ def test_the_wheel_holds_the_library_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     contents = {name for name in names if ".dist-info/" not in name}
-    assert contents == modules_of_the_tree() | {"elastic_ir/py.typed", "elastic_ir/pictures/page.html"}
+    data = {"py.typed", "passes/infra/recipe.schema.json", "pictures/page.html"}
+    assert contents == modules_of_the_tree() | {f"elastic_ir/{name}" for name in data}
     assert {name.split("/")[0] for name in contents} == {"elastic_ir"}
 
 
