@@ -26,7 +26,8 @@ ROOMY = """
 import os, sys
 real = os.statvfs
 class Roomy:
-    f_bavail, f_frsize = 1 << 40, 4096
+    f_bavail = f_bfree = f_blocks = 1 << 40
+    f_frsize = 4096
 os.statvfs = lambda path: Roomy
 from elastic_ir.cli import main
 main()

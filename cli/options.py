@@ -343,6 +343,11 @@ def on_hub(source: str) -> bool:
     return named(source) is not None
 
 
+def is_remote(out: str) -> bool:
+    """Whether a result's name is a URL, without the module that knows more of them."""
+    return "://" in out
+
+
 def fetch(source: str, variant: str | None = None) -> None:
     """Have all weights of a model of a hub here, with a bar on a terminal; nothing for other sources."""
     if os.path.exists(source):

@@ -162,10 +162,27 @@ class Wanted(Options):
         for name, value in self.given("shard_size", "durable", "resume", "jobs", "ray").items():
             if value and not streamed and not (parts and name == "--shard-size"):
                 raise click.UsageError(f"{name} is for checkpoint folders that are written as folders")
+        if self.remote:
+            if not streamed:
+                raise click.UsageError(
+                    "behind a URL only a checkpoint folder is written, from one that is streamed"
+                )
+            for name, value in self.given("durable", "resume", "jobs", "ray").items():
+                if value:
+                    raise click.UsageError(f"{name} is for folders that are written here, and -o is a URL")
         return streamed
+
+    @property
+    def remote(self) -> bool:
+        """Whether the result goes behind a URL."""
+        from elastic_ir.cli.options import is_remote
+
+        return self.out is not None and is_remote(self.out)
 
     def refuse_overwriting(self, out: Path, inputs: dict[str, str | None], streamed: bool) -> None:
         """OutputError where something would be written over that may not; work that was begun is another matter."""
+        if self.remote:
+            return
         begun = False
         if streamed:
             from elastic_ir.checkpoints.resumable import leftover
@@ -247,7 +264,7 @@ def _of_recipe(source: str, wanted: Wanted, reading: Reading) -> None:
     show_change(None, after)
     out = Path(wanted.out) if wanted.out is not None else output.named_after(source)[0]
     wanted.refuse_overwriting(out, {"the recipe": source}, streamed=True)
-    output.say_change(source, None, after, _write(after, out, wanted, streamed=True), out)
+    _put(source, None, after, out, wanted, streamed=True)
 
 
 def _resize(
@@ -299,6 +316,16 @@ def write(
     if wanted.out is None and not wanted.dry_run:
         output.refuse_cache(out)
     wanted.refuse_overwriting(out, inputs, streamed)
+    _put(source, before, after, out, wanted, streamed)
+
+
+def _put(source: str, before: Graph | None, after: Graph, out: Path, wanted: Wanted, streamed: bool) -> None:
+    """Write what was made to a path, or behind a URL, and say so."""
+    if wanted.remote and wanted.out is not None:
+        from elastic_ir.cli.streamed import write_remote
+
+        output.say_change(source, before, after, [], out, **write_remote(after, wanted.out, wanted))
+        return
     output.say_change(source, before, after, _write(after, out, wanted, streamed), out)
 
 

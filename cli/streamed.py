@@ -103,6 +103,35 @@ def write_folder(graph: Graph, out: Path, wanted: Wanted) -> list[Path]:
     return [written]
 
 
+def write_remote(graph: Graph, url: str, wanted: Wanted) -> dict[str, Any]:
+    """Write a folder that was read by its headers behind a URL, or print what would be written; as data, what was."""
+    from elastic_ir.checkpoints.remote_target import save_remote
+    from elastic_ir.checkpoints.write import SHARD_SIZE, plan_checkpoint
+
+    shard_size = wanted.shard_size or SHARD_SIZE
+    plan = plan_checkpoint(graph, shard_size)
+    size = sum(plan.files.values())
+    if wanted.dry_run:
+        plan = plan.settled()
+        tables.show_table(_lineage(graph))
+        _show_files(plan.files)
+        tables.show_facts([("dry run", f"would write {url} ({tables.file_size(size)})")])
+        return {"would_write": url}
+    found: list[Compared] = []
+    with tables.transfer(f"writing {url}") as tell:
+        save_remote(
+            graph,
+            url,
+            shard_size=shard_size,
+            check=not wanted.no_check,
+            tell=tell,
+            tell_compared=found.append,
+        )
+    facts = [("compared", str(one)) for one in found]
+    tables.show_facts([*facts, ("wrote", f"{url} ({tables.file_size(size)})")])
+    return {"wrote": [{"path": url, "bytes": size}], "would_write": None}
+
+
 def write_gguf_file(graph: Graph, out: Path, wanted: Wanted) -> list[Path]:
     """Write a GGUF file, or its parts, or print what would be written; what was written."""
     from elastic_ir.checkpoints.gguf.write import check_room, plan_gguf, save_gguf

@@ -173,6 +173,31 @@ def write_parts(
             target.truncate(size)  # it ends with an empty tensor at an aligned place
 
 
+def stream_parts(parts: Iterable[Part], tell: Callable[[int], None]) -> Iterator[memoryview]:
+    """The bytes of parts that follow each other without a gap, in order; errors as :func:`write_parts` raises them."""
+    for part in parts:
+        if isinstance(part.data, bytes):
+            yield memoryview(part.data)
+            continue
+        pieces = part.data.pieces(BUFFER) if isinstance(part.data, FileTensor) else part.data.chunks()
+        for piece in _exactly(part.data, part.name, pieces):
+            yield piece
+            tell(len(piece))
+
+
+def _exactly(data: TensorData, name: str, pieces: Iterator[memoryview]) -> Iterator[memoryview]:
+    """The bytes of a tensor; EmitError, before what would be too much, where they are not as many as its shape says."""
+    expected, given = nbytes(data), 0
+    for piece in pieces:
+        given += piece.nbytes
+        if given > expected:  # the next tensor's place
+            break
+        yield piece.cast("B")
+    if given != expected:
+        what = f"the tensor {name!r}" if name else f"a tensor of shape {list(data.shape)}"
+        raise EmitError(f"{what} gave {given} bytes where its shape and dtype need {expected}")
+
+
 def _by_two(
     path: Path, target: BinaryIO, blocks: deque[_Move], made: list[Part], tell: Callable[[int], None]
 ) -> None:
@@ -270,16 +295,9 @@ def _write_made(target: BinaryIO, made: list[Part], tell: Callable[[int], None])
         if isinstance(data, bytes):
             _write(target, memoryview(data))
             continue
-        expected, written = nbytes(data), 0
-        for chunk in data.chunks():
-            written += chunk.nbytes
-            if written > expected:  # the next tensor's place
-                break
-            _write(target, chunk.cast("B"))
-        if written != expected:
-            what = f"the tensor {name!r}" if name else f"a tensor of shape {list(data.shape)}"
-            raise EmitError(f"{what} gave {written} bytes where its shape and dtype need {expected}")
-        tell(expected)
+        for chunk in _exactly(data, name, data.chunks()):
+            _write(target, chunk)
+        tell(nbytes(data))
 
 
 def _write(target: BinaryIO, view: memoryview) -> None:

@@ -217,12 +217,19 @@ def write_safetensors(
     Raises EmitError where the format has no such dtype or name, where the header is beyond what readers accept, or
     where a tensor yields another number of bytes than its shape says. OSError is left to the caller.
     """
+    write_parts(path, safetensors_parts(tensors, metadata), tell, synced)
+
+
+def safetensors_parts(
+    tensors: Mapping[str, TensorData], metadata: Mapping[str, str] | None = None
+) -> list[Part]:
+    """The parts of a file, which follow each other without a gap; EmitError as :func:`write_safetensors` raises it."""
     head = safetensors_head(tensors, metadata)
     parts, at = [Part(0, head)], len(head)
     for name in _layout(tensors):
         parts.append(Part(at, tensors[name], name))
         at += nbytes(tensors[name])
-    write_parts(path, parts, tell, synced)
+    return parts
 
 
 def safetensors_head(tensors: Mapping[str, TensorData], metadata: Mapping[str, str] | None) -> bytes:

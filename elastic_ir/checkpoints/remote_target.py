@@ -1,0 +1,165 @@
+"""Writing a folder behind a URL: each file as a stream of bytes, in order, several at once; nothing of it is here.
+
+An object store shows an object when its upload is completed, so no file is ever there in part. There is no renaming of
+folders: the files with weights come first, and the configuration, without which no program takes the folder for a
+model's, last. What a failed run has uploaded is removed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from threading import Event, Lock
+from typing import Any
+
+from elastic_ir.checkpoints.oracle.comparison import NOT_WANTED, Compared
+from elastic_ir.checkpoints.side_files import SideFile
+from elastic_ir.checkpoints.write import SHARD_SIZE, fetch_awaited, plan_checkpoint
+from elastic_ir.errors import OutputError, SourceChangedError, SourceError
+from elastic_ir.formats.files import stamp_of
+from elastic_ir.formats.ranges import BUFFER, stream_parts
+from elastic_ir.formats.remote import files_below, in_one_line, system_of
+from elastic_ir.formats.safetensors import safetensors_parts
+from elastic_ir.ir.graph import Graph
+
+_AT_ONCE = 4  #: files that are uploaded at once
+
+
+def save_remote(
+    graph: Graph,
+    url: str,
+    *,
+    shard_size: int = SHARD_SIZE,
+    check: bool = True,
+    tell: Callable[[int, int], None] | None = None,
+    tell_compared: Callable[[Compared], None] | None = None,
+) -> str:
+    """Write a graph that was read by headers as a folder behind a URL, and return that.
+
+    The arguments are those of :func:`elastic_ir.checkpoints.write.save_checkpoint`. Raises OutputError where something
+    is there already, it cannot be written, or the graph has masks; else what that function raises. Whatever goes wrong,
+    nothing is left there, as far as it can still be reached.
+    """
+    target = _Target(url.rstrip("/"))
+    target.refuse_taken()
+    plan = plan_checkpoint(graph, shard_size)
+    if plan.doubt is not None and not check:
+        raise plan.doubt
+    if plan.masks:
+        raise OutputError(
+            f"{url}: masks state which files they belong to; write to a folder here and copy that"
+        )
+    if fetch_awaited(graph):
+        plan = plan_checkpoint(graph, shard_size)
+    total, done, lock = plan.total, 0, Lock()
+
+    def count(size: int) -> None:
+        nonlocal done
+        with lock:
+            done += size
+            if tell is not None:
+                tell(done, total)
+
+    def upload(name: str) -> None:
+        tensors, metadata = plan.streams[name]
+        target.write(name, stream_parts(safetensors_parts(tensors, metadata), count))
+
+    with plan.comparison() if check else nullcontext() as compared, target.made():
+        if compared is not None and (graph.edits.unproven_beside or plan.doubt is not None):
+            compared.result().prove(graph.edits.unproven_beside)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            uploads = [pool.submit(upload, name) for name in plan.shards]
+            try:
+                for future in uploads:
+                    future.result()
+            except BaseException:
+                target.stopped.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+        for file in plan.side:
+            target.write(file.name, _content(file))
+        found = compared.result() if compared is not None else NOT_WANTED
+        texts, config = plan.with_found(found).texts, plan.source.layout.config
+        for name in sorted(texts, key=lambda name: (name == config, name)):
+            target.write(name, iter((memoryview(texts[name].encode()),)))
+        if tell_compared is not None:
+            tell_compared(found)
+    return url
+
+
+class _Target:
+    """The folder, and what was written into it."""
+
+    def __init__(self, url: str) -> None:
+        self.url, self.written, self.stopped = url, list[str](), Event()
+        try:
+            self.system, self.root = system_of(url)
+        except SourceError as error:
+            raise OutputError(str(error)) from error
+
+    def refuse_taken(self) -> None:
+        if files_below(self.url):
+            raise OutputError(f"{self.url} holds files already; name another, or remove them")
+
+    def write(self, name: str, pieces: Iterator[memoryview]) -> None:
+        """Upload a file, which is there when all of it is; OutputError where it does not arrive."""
+        path = f"{self.root.rstrip('/')}/{name}"
+        with self._in_one_line(name):
+            self.system.makedirs(path.rpartition("/")[0], exist_ok=True)
+            self.written.append(path)
+            file: Any = self.system.open(path, "wb", autocommit=False)
+        size = 0
+        try:
+            for piece in pieces:
+                if self.stopped.is_set():
+                    raise OutputError(f"{self.url}: another file could not be written")
+                with self._in_one_line(name):
+                    file.write(piece)
+                size += len(piece)
+            with self._in_one_line(name):
+                file.close()
+                file.commit()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                file.discard()
+            raise
+        with self._in_one_line(name):
+            self.system.invalidate_cache()
+            held = self.system.info(path)["size"]
+        if held != size:
+            raise OutputError(f"{self.url}/{name} was written with {size} bytes and has {held}; try again")
+
+    @contextlib.contextmanager
+    def made(self) -> Iterator[None]:
+        """Remove what was written where the block fails."""
+        try:
+            yield
+        except BaseException:
+            for path in self.written:
+                with contextlib.suppress(Exception):
+                    self.system.rm(path)
+            raise
+
+    @contextlib.contextmanager
+    def _in_one_line(self, name: str) -> Iterator[None]:
+        try:
+            with in_one_line(f"{self.url}/{name}"):
+                yield
+        except SourceError as error:
+            text = str(error).replace("cannot be read", "cannot be written", 1)
+            raise OutputError(f"{text}; nothing of {self.url} is left") from error
+
+
+def _content(file: SideFile) -> Iterator[memoryview]:
+    """A file's bytes; SourceError where it was changed since the folder was read."""
+    try:
+        with file.path.open("rb") as source:
+            while piece := source.read(BUFFER):
+                yield memoryview(piece)
+        if stamp_of(file.path.stat()) == file.stamp:
+            return
+    except FileNotFoundError:
+        pass
+    raise SourceChangedError(f"{file.path} was changed after it was read; read it again")
