@@ -46,7 +46,8 @@ def say(*lines: str, bold: str = "", err: bool = False) -> None:
         return
     for line in lines or ("",):
         head = click.style(printable(bold), bold=True) if bold else ""
-        click.echo(f"{head}{printable(line)}".rstrip(), err=err)  # echo strips styles where none are wanted
+        # the stream is named, as click would go round what prints above a bar; echo strips styles where none are wanted
+        click.echo(f"{head}{printable(line)}".rstrip(), file=sys.stderr if err else sys.stdout)
 
 
 def silent() -> bool:
