@@ -139,7 +139,7 @@ def test_a_changed_file_of_ours_is_written_without_torch(folder: Path, name: str
     """With ``--no-check``; what is written is what the check leaves as it is, byte for byte."""
     suffix = Path(name).suffix
     for command, depth in (("stretch", "32"), ("squeeze", "14")):
-        goal = (command, name, "--to-depth", depth)
+        goal = (command, name, "--to-depth", depth, "--force")
         assert run(folder, *goal, "--no-check", "-o", f"quick{suffix}")[-1] == "False"
         assert run(folder, *goal, "-o", f"checked{suffix}")[-1] == "True"
         assert (folder / f"quick{suffix}").read_bytes() == (folder / f"checked{suffix}").read_bytes()

@@ -157,7 +157,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     refused = CliRunner().invoke(elastic_ir, ["export", str(tmp_path / "net.pt"), "-o", str(mine)])
     assert refused.exit_code == 1 and "mine.py holds source that ElasticIR did not write" in refused.output
     assert mine.read_text() == '"""Somebody\'s own."""\n'
-    ran = CliRunner().invoke(elastic_ir, ["export", str(tmp_path / "net.pt"), "-o", str(out)])
+    ran = CliRunner().invoke(elastic_ir, ["export", str(tmp_path / "net.pt"), "-o", str(out), "--force"])
     assert ran.exit_code == 0 and 'torch.load("net.pt")' in out.read_text()
     ran = CliRunner().invoke(
         elastic_ir, ["export", str(tmp_path / "net.pt"), "-o", str(tmp_path / "a.onnx"), "--weights"]

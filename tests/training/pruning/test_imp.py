@@ -278,7 +278,7 @@ def test_the_search_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ]
     monkeypatch.chdir(tmp_path)
     exec(script, {})
-    graph = eir.load(tmp_path / "tickets" / "level02.pt")
+    graph = eir.load(tmp_path / "my-tickets" / "level02.pt")
     assert graph.sparsity() == pytest.approx(0.36, abs=1e-3)
 
 
