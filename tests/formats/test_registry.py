@@ -323,6 +323,7 @@ def test_a_plug_in_that_is_broken(
     offer(monkeypatch, value)
     eir.save(small(), tmp_path / "net.pt")
     assert eir.load(tmp_path / "net.pt").depth == 14
+    (tmp_path / "net.held").touch()
     line = said(SourceError, tmp_path / "net.held")
     if value.startswith("no_such"):
         what = (
