@@ -2,8 +2,8 @@
 
 The demo creates a sparse ResNet-32 ticket, stretches it to ResNet-56 on the command line, loads it into a natively
 built ResNet-56, trains it while its zeros are kept, and squeezes it back bit for bit. Then it stretches an
-ImageNet-trained MobileNetV2 from a bare state dict, without its class. The files stay in the folder that is given, or in
-``trained-demo``; one that holds files is refused without ``--force``.
+ImageNet-trained MobileNetV2 from a bare state dict, without its class. The files stay in the folder that is given, or
+in ``trained-demo``; one that holds files is refused without ``--force``.
 """
 
 from __future__ import annotations
@@ -147,8 +147,12 @@ def mobilenet(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The main workflow on a trained ticket and on ImageNet weights.")
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("trained-demo"), help="where its files stay")
+    parser = argparse.ArgumentParser(
+        description="The main workflow on a trained ticket and on ImageNet weights."
+    )
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=Path("trained-demo"), help="where its files stay"
+    )
     parser.add_argument("--force", action="store_true", help="write over the files of an earlier demo")
     options = parser.parse_args()
     folder: Path = options.folder
