@@ -378,8 +378,11 @@ def hub_label(source: str) -> str:
     return label_of(path) if path is not None and cached_model(path) else ""
 
 
-def note_source(source: str, graph: Graph, pretrained: bool = False) -> None:
-    """Say what a reader of a source should know: fresh weights, of which only the form is trained, or what was left."""
+def note_source(source: str, graph: Graph, pretrained: bool = False, whole: bool = False) -> None:
+    """Say what a reader of a source should know: fresh weights, of which only the form is trained, or what was left.
+
+    With ``whole`` nothing is left: what is beside the network is written as well.
+    """
     from elastic_ir.frontends.sources import is_name
 
     if is_name(source) and source.partition(":")[0] in ("timm", "torchvision") and not pretrained:
@@ -390,7 +393,7 @@ def note_source(source: str, graph: Graph, pretrained: bool = False) -> None:
         tables.show_facts([("note", text)])
     if label := hub_label(source):
         tables.show_facts([("source", label)])
-    if left_behind(graph):
+    if not whole and left_behind(graph):
         tables.show_facts([("note", left_behind(graph))])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from elastic_ir.cli.options import (
     refuse_given,
     source_options,
 )
-from elastic_ir.formats import GGUF, writable
+from elastic_ir.formats import GGUF, PYTORCH, writable
 
 if TYPE_CHECKING:
     from elastic_ir.ir.graph import Graph
@@ -126,9 +127,15 @@ class Wanted(Options):
         help="Go on with the streamed folder that an interrupted run of the same command has begun, if there is one.",
     )  # fmt: skip
 
+    with_optimizer: bool = option(
+        "--with-optimizer", is_flag=True,
+        help="Write a training checkpoint (.pt, .ckpt) in the layout of the source's, so that training goes on: the "
+        "optimizer's moments and averages of the weights follow the layers, and all else in it is kept.",
+    )  # fmt: skip
     jobs: int | None = option(
         "--jobs", type=click.IntRange(min=1), metavar="N",
-        help="Write the files of a streamed folder in so many processes, each its own; with --ray so many at once.",
+        help="Write the files of a streamed folder in so many processes, each its own; with --ray so many at once. Of "
+        "use for remote storage and for several disks, not on one local disk.",
     )  # fmt: skip
     ray: str | None = option(
         "--ray", metavar="auto|local|ADDRESS",
@@ -159,6 +166,8 @@ class Wanted(Options):
             and (self.out is None or not writable(Path(self.out)))
         )
         parts = GGUF.names(Path(source)) and not streamed
+        if self.with_optimizer:
+            self._check_training(source)
         for name, value in self.given("shard_size", "durable", "resume", "jobs", "ray").items():
             if value and not streamed and not (parts and name == "--shard-size"):
                 raise click.UsageError(f"{name} is for checkpoint folders that are written as folders")
@@ -171,6 +180,16 @@ class Wanted(Options):
                 if value:
                     raise click.UsageError(f"{name} is for folders that are written here, and -o is a URL")
         return streamed
+
+    def _check_training(self, source: str) -> None:
+        """A usage error unless source and result may be training checkpoints of ``torch.save``."""
+        if os.path.isdir(source) or not os.path.exists(source) or not is_training_file(Path(source)):
+            raise click.UsageError(
+                "--with-optimizer is for training checkpoints of torch.save (.pt, .pth, .ckpt); folders of "
+                "torch.distributed.checkpoint carry their optimizer without it"
+            )
+        if self.out is not None and not is_training_file(Path(self.out)):
+            raise click.UsageError("--with-optimizer writes .pt, .pth or .ckpt; -o has another suffix")
 
     @property
     def remote(self) -> bool:
@@ -246,6 +265,11 @@ def squeeze(source: str, wanted: Wanted, drop: str | list[int], reading: Reading
     _resize("squeeze", source, wanted, reading, {"drop": drop})
 
 
+def is_training_file(path: Path) -> bool:
+    """Whether a name is one of a training checkpoint that is one file."""
+    return PYTORCH.names(path) or path.suffix in (".ckpt", ".bin")
+
+
 def is_recipe(source: str) -> bool:
     """Whether a source is a file of YAML, and so a recipe of slices."""
     return source.lower().endswith((".yaml", ".yml"))
@@ -285,7 +309,7 @@ def _resize(
         output.refuse_other_form(source, Path(wanted.out))
     reading.refuse_absent(source, wanted.like, *(other for _, other in copies.sources))
     before = reading.load(source, headers_only=streamed)
-    note_source(source, before, reading.pretrained)
+    note_source(source, before, reading.pretrained, whole=wanted.with_optimizer)
     how |= copies.read(reading, streamed)
     like = reading.load_reference(wanted.like, before) if wanted.like is not None else None
     with tables.status(f"{command} of {source}"):
@@ -300,7 +324,7 @@ def _resize(
             **how,
         )
     show_change(before, after)
-    write(source, before, after, wanted, inputs, streamed)
+    write(source, before, after, wanted, inputs, streamed, reading.key)
 
 
 def write(
@@ -310,23 +334,48 @@ def write(
     wanted: Wanted,
     inputs: dict[str, str | None],
     streamed: bool,
+    key: str | None = None,
 ) -> None:
     """Write a changed network as the options state it, and print what was written; ``inputs`` are not written over."""
     out = Path(wanted.out) if wanted.out is not None else output.default_output(source, before, after)
     if wanted.out is None and not wanted.dry_run:
         output.refuse_cache(out)
     wanted.refuse_overwriting(out, inputs, streamed)
-    _put(source, before, after, out, wanted, streamed)
+    _put(source, before, after, out, wanted, streamed, key)
 
 
-def _put(source: str, before: Graph | None, after: Graph, out: Path, wanted: Wanted, streamed: bool) -> None:
+def _put(
+    source: str,
+    before: Graph | None,
+    after: Graph,
+    out: Path,
+    wanted: Wanted,
+    streamed: bool,
+    key: str | None = None,
+) -> None:
     """Write what was made to a path, or behind a URL, and say so."""
     if wanted.remote and wanted.out is not None:
         from elastic_ir.cli.streamed import write_remote
 
         output.say_change(source, before, after, [], out, **write_remote(after, wanted.out, wanted))
         return
-    output.say_change(source, before, after, _write(after, out, wanted, streamed), out)
+    if wanted.with_optimizer and before is not None and not wanted.dry_run:
+        written = _write_training(source, before, after, out, wanted, key)
+    else:
+        written = _write(after, out, wanted, streamed)
+    output.say_change(source, before, after, written, out)
+
+
+def _write_training(
+    source: str, before: Graph, after: Graph, out: Path, wanted: Wanted, key: str | None
+) -> list[Path]:
+    """Write a training checkpoint with its optimizer."""
+    from elastic_ir import api
+
+    with tables.status(f"writing {out}"):
+        written = api.save_training(after, out, source, before, key, check=not wanted.no_check)
+    output.show_written(after, written)
+    return written
 
 
 def _write(after: Graph, out: Path, wanted: Wanted, streamed: bool) -> list[Path]:

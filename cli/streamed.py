@@ -42,8 +42,7 @@ def write_folder(graph: Graph, out: Path, wanted: Wanted) -> list[Path]:
         tables.show_facts([("note", text) for text in plan.notes])
     awaited = plan.source.awaited
     if awaited is not None and awaited.unfetched:
-        text = f"of the files beside the weights only those in the cache are taken: {awaited.unfetched}"
-        tables.show_facts([("note", text)])
+        tables.show_facts([("note", awaited.unfetched)])
     if plan.kept:
         tables.show_facts([("kept", f"{config}: {', '.join(plan.kept)}; see whether they fit the new depth")])
     if plan.followed:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         merge,
         report,
         save,
+        save_training,
         squeeze,
         stretch,
         trace,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Block", "BlockedError", "ElasticError", "EmitError", "Graph", "MaskError", "OutputError", "PlanError",
     "SourceChangedError", "SourceError", "Stage", "StructureError", "TraceError", "Unit", "UntrustedError",
-    "VerifyError", "__version__", "load", "merge", "report", "save", "squeeze", "stretch", "trace",
+    "VerifyError", "__version__", "load", "merge", "report", "save", "save_training", "squeeze", "stretch", "trace",
     "undo", "verify_checkpoint", "with_weights",
 ]  # fmt: skip
 
@@ -57,6 +58,7 @@ _HOMES = {
             "merge",
             "report",
             "save",
+            "save_training",
             "squeeze",
             "stretch",
             "trace",

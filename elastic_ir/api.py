@@ -265,6 +265,31 @@ def save(graph: Graph | torch.nn.Module, path: str | os.PathLike[str], *, check:
     return write(graph if isinstance(graph, Graph) else trace(graph), path, check=check)
 
 
+def save_training(
+    graph: Graph,
+    path: str | os.PathLike[str],
+    source: str | os.PathLike[str],
+    before: Graph,
+    key: str | None = None,
+    *,
+    check: bool = True,
+) -> list[Path]:
+    """Write a training checkpoint in the layout of its source: weights, optimizers and averages follow, the rest stays.
+
+    ``source`` is the file of ``torch.save`` that ``before`` was read from and ``graph`` made of; ``key`` names its
+    network where it holds several. What became of its parts stands in ``graph.emitted.beside``. With ``check`` a
+    network that was traced is run first. Raises SourceError for a file of more than tensors and plain data, EmitError
+    for an optimizer that does not fit, OutputError for masks, which have no place in such a file.
+    """
+    from elastic_ir.emit.training_file import parameter_names, save_training_file
+    from elastic_ir.frontends.training_state import read_training_state
+
+    found, at = read_training_state(source, key)
+    if check and graph.is_program:
+        graph.to_module()
+    return save_training_file(graph, path, found, at, parameter_names(before))
+
+
 def report(
     network: Reference,
     against: Reference | None = None,

@@ -160,6 +160,7 @@ class Chosen:
     held: dict[str, Tensor] | nn.Module
     masks: dict[str, Any]
     left: tuple[str, ...] = ()
+    at: Keys = ()  #: the keys that lead to it
 
 
 def choose(found: object, where: str, key: str | None = None) -> Chosen | None:
@@ -190,7 +191,7 @@ def choose(found: object, where: str, key: str | None = None) -> Chosen | None:
     given = _only(masks, where)
     left = tuple(_left(found, at, masks))
     held = table if is_network(table) else unwrapped(table)
-    return Chosen(held, given or {}, left)
+    return Chosen(held, given or {}, left, at)
 
 
 def state_dict_of(found: object, where: str = "it") -> dict[str, Tensor] | None:

@@ -130,7 +130,7 @@ class Snapshot:
             try:
                 _, self.files = _listing(replace(self.name, revision=self.commit))
             except SourceError as error:  # the model itself is here
-                self.unfetched = str(error)
+                self.unfetched = f"of the files beside the weights only those in the cache are taken: {error}"
         self._fetch((name for name in self.files or () if is_side_file(name)), tell)
         parts = tuple(f"{part}/" for part in parts_of(self.folder))  # known now that its statement is here
         if parts:

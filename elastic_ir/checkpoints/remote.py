@@ -115,7 +115,9 @@ class RemoteFolder:
             self._fetch([index])
             held |= {name: f"{self.url}/{name}" for name in files_of_index(self.folder / index)}
         if held:
-            self.unfetched = "its server lists no files, so only the usual names were asked for"
+            self.unfetched = (
+                "the URL's server lists no files: beside the weights only the usual names were asked for"
+            )
         return held
 
     def _fetch(self, names: Iterable[str]) -> None:
