@@ -31,7 +31,7 @@ FORBIDDEN = (
 SOURCES = {
     "a.pt", "a.pt2", "b.pt2", "a.safetensors", "a.masks.safetensors", "a.ticket", "a.onnx", "a.data", "masks.pt",
     "masks.safetensors", "config.json", "model.safetensors", "pytorch_model.bin", "recipe.yaml", "slices.yaml",
-    "study.yaml", "arch.pt", "masks.npz",
+    "study.yaml", "arch.pt", "masks.npz", ".metadata", "__0_0.distcp",
 }  # fmt: skip
 #: Never imported for a file's sake: what lies beside it, and programs.
 STRANGERS = (

@@ -210,6 +210,20 @@ def study(folder: Path, text: str | None = None) -> Read:
     return lambda: read_study(folder / "study.yaml")
 
 
+def distributed(folder: Path) -> Path:
+    """A folder of ``torch.distributed.checkpoint``, with an optimizer."""
+    from tests.checkpoints.dcp_folders import save
+
+    return save(folder / "dcp")
+
+
+def distributed_gadget(folder: Path) -> Read:
+    """One whose metadata would call a function."""
+    path = distributed(folder)
+    (path / ".metadata").write_bytes(pickle.dumps(Gadget()))
+    return read(path)
+
+
 ORDINARY: dict[str, Callable[[Path], Read]] = {
     "state dict": state_dict,
     "old state dict": old_state_dict,
@@ -232,6 +246,7 @@ ORDINARY: dict[str, Callable[[Path], Read]] = {
     "recipe": recipe,
     "slices": slices,
     "study": study,
+    "distributed checkpoint": lambda folder: read(distributed(folder)),
 }
 
 
@@ -461,6 +476,7 @@ HOSTILE: dict[str, Callable[[Path], Read]] = {
         model_type="timm_wrapper", architectures=["TimmWrapperModel"], architecture="resnet10t",
         model_args={"checkpoint_path": "gadget.pt"}),
     "onnx data outside": onnx_outside,
+    "metadata of a distributed checkpoint": distributed_gadget,
     "recipe that calls": lambda folder: recipe(folder, f"version: 1\npasses:\n- stretch: {_APPLY}\n"),
     "slices that call": lambda folder: slices(folder, f"dtype: {_APPLY}\n"),
     "study that calls": lambda folder: study(folder, f"name: {_APPLY}\n"),
