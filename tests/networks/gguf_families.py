@@ -18,8 +18,8 @@ SIZES: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 48,
     "max_position_embeddings": 64,
 }  # fmt: skip
-#: llama.cpp divides by the square root of a head's size, whatever the configuration says.
-GEMMA: dict[str, Any] = {**SIZES, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 4}
+#: The square root by which scores are divided is not in a file: 256 for transformers, a head's size for llama.cpp.
+GEMMA: dict[str, Any] = {**SIZES, "head_dim": 256, "sliding_window": 4}
 Weights = np.ndarray[Any, Any]
 MODELS: Any = t.AutoModelForCausalLM  # whose methods have no types
 CONFIGS: Any = t.AutoConfig
@@ -65,7 +65,11 @@ class Family:
     unit: int = 0  #: of the layers' kinds, where the file does not state it
 
 
-GEMMA_SIZES = (("attention.key_length", 16), ("attention.value_length", 16), ("attention.sliding_window", 4))
+GEMMA_SIZES = (
+    ("attention.key_length", 256),
+    ("attention.value_length", 256),
+    ("attention.sliding_window", 4),
+)
 FAMILIES = {
     "llama": Family(
         lambda: t.LlamaConfig(num_hidden_layers=4, **SIZES), gguf.MODEL_ARCH.LLAMA, _llama, "0-3,1,2",
