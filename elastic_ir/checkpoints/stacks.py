@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -88,3 +88,22 @@ class Stack:
     @property
     def label(self) -> str:
         return ".".join(part for part in (self.path, self.prefix.rstrip("_.")) if part) or "network"
+
+
+def layer_of(name: str, stacks: Iterable[Stack]) -> tuple[str, int] | None:
+    """The label of the stack that a tensor lies in, and the number of its layer; None beside the stacks."""
+    for stack in stacks:
+        number = stack.series.number(name)
+        if number is not None:
+            return stack.label, number
+    return None
+
+
+def first_places(names: Iterable[str], stacks: Sequence[Stack]) -> dict[str, int]:
+    """For each stack, by its label, the place of the first of the names that lies in it."""
+    first: dict[str, int] = {}
+    for place, name in enumerate(names):
+        layer = layer_of(name, stacks)
+        if layer is not None:
+            first.setdefault(layer[0], place)
+    return first

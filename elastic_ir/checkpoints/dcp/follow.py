@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from elastic_ir.checkpoints.dcp.read import of_optimizer, optimizer_roots, tables_of
-from elastic_ir.checkpoints.stacks import Stack
+from elastic_ir.checkpoints.stacks import Stack, first_places, layer_of
 from elastic_ir.errors import EmitError
 from elastic_ir.formats.dcp.folder import DcpSource, saved_at
 from elastic_ir.formats.dcp.metadata import Entry, Key
@@ -232,22 +232,10 @@ class _Beside:
 def _module_order(origins: Mapping[str, str], source: DcpSource, stacks: Sequence[Stack]) -> list[str]:
     """The target's names as its module would list them: as the source has them, layers by their new numbers."""
     place = {name: number for number, name in enumerate(source.network)}
-    first: dict[str, int] = {}
-
-    def layer_of(name: str) -> tuple[str, int] | None:
-        for stack in stacks:
-            number = stack.series.number(name)
-            if number is not None:
-                return stack.label, number
-        return None
-
-    for name, at in place.items():
-        layer = layer_of(name)
-        if layer is not None:
-            first.setdefault(layer[0], at)
+    first = first_places(place, stacks)
 
     def key(name: str) -> tuple[int, int, int]:
-        layer, own = layer_of(name), place[origins[name]]
+        layer, own = layer_of(name, stacks), place[origins[name]]
         return (own, 0, 0) if layer is None else (first.get(layer[0], own), layer[1], own)
 
     return sorted(origins, key=key)

@@ -16,7 +16,7 @@ from elastic_ir.checkpoints.card import plan_text
 from elastic_ir.checkpoints.gguf.layers import followed
 from elastic_ir.checkpoints.gguf.record import RECORD, read_steps
 from elastic_ir.checkpoints.record import Origin, Step, gone_from, record_text
-from elastic_ir.checkpoints.stacks import Stack
+from elastic_ir.checkpoints.stacks import Stack, first_places, layer_of
 from elastic_ir.checkpoints.undo import steps_after
 from elastic_ir.errors import EmitError, OutputError, PlanError
 from elastic_ir.formats.files import atomic_output, refuse_long_name
@@ -192,23 +192,11 @@ def _notes(source: GgufSource, names: tuple[str, ...]) -> Iterator[str]:
 def _ordered(graph: Graph, source: GgufSource, stacks: list[Stack]) -> dict[str, TensorData]:
     """The tensors in the source's order, layers in the order of their new numbers where the first ones stood."""
     place = {name: number for number, name in enumerate(source.tensors)}
-    first: dict[str, int] = {}
-
-    def stack_of(name: str) -> tuple[str, int] | None:
-        for stack in stacks:
-            number = stack.series.number(name)
-            if number is not None:
-                return stack.label, number
-        return None
-
-    for name, at in place.items():
-        found = stack_of(name)
-        if found is not None:
-            first.setdefault(found[0], at)
+    first = first_places(place, stacks)
 
     def key(name: str) -> tuple[object, ...]:
         weight = graph.weights[name]
-        found = stack_of(name)
+        found = layer_of(name, stacks)
         own = place.get(name if weight.source else weight.origin, len(place))
         if found is None:
             return own, 0, 0, natural_key(name)
