@@ -94,8 +94,9 @@ class Renumbering:
             if not box.parameters
             for name in _members(box, listed)
         }
+        ends = heads | deleted
         for path, names in listed.items():
-            head = head_in(path, heads | deleted)
+            head = head_in(path, ends)
             if head is not None:
                 below.setdefault(head, []).append((path[len(head) :], names))
             elif path not in stems:
