@@ -49,6 +49,7 @@ def measured(names: Iterable[str]) -> tuple[list[Figure], list[str]]:
             collected = Path(folder) / "figures.jsonl"
             command = [sys.executable, "-m", f"benchmarks.{name}", *PROGRAMS[name]]
             environment = {**os.environ, COLLECTED: str(collected), **_in_memory()}
+            environment.pop("PYTHONDONTWRITEBYTECODE", None)  # commands start as on anybody's machine
             status = subprocess.run(command, check=False, env=environment, cwd=ROOT).returncode
             lines = collected.read_text("utf-8").splitlines() if collected.exists() else []
         found = [_figure(json.loads(line)) for line in lines]

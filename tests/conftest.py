@@ -12,6 +12,7 @@ SHIM = str(Path(__file__).parent / "torchvision_cpu")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SHIM, os.environ.get("PYTHONPATH")]))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of tests start commands, each of which compiled
 sys.path.insert(0, SHIM)
 
 from collections import Counter  # noqa: E402
