@@ -45,7 +45,7 @@ test-versions: ## the lowest and newest releases of the dependencies, on every P
 bench: $(STAMP) ## all figures of README, on a machine where nothing else runs (half an hour)
 	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=.:tests/torchvision_cpu $(BIN)/python -m benchmarks --keep
 
-fuzz: $(STAMP) ## damaged files of eleven formats, 1,500 of each (half an hour)
+fuzz: $(STAMP) ## damaged files of twelve formats, 1,500 of each (half an hour)
 	MUTANTS=$${MUTANTS:-1500} $(PYTEST) -n $(WORKERS) tests/fuzz
 
 lint: $(STAMP) ## ruff and mypy

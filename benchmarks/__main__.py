@@ -35,7 +35,7 @@ ROOM = 12 << 30  #: bytes that the largest files need
 PROGRAMS: dict[str, tuple[str, ...]] = {
     "ticket_file": (), "discovery": (), "pipeline": (), "stretch": (), "tracing": (), "inspect_command": (),
     "compact": (), "rescale_residual": (), "large": (), "training_step": (), "startup": (), "headers": (), "memory": (),
-    "onnx_stretch": (), "onnx_export": (), "checkpoint": ("--parameters", "1.1e9"), "gguf": (), "growth": (),
+    "onnx_stretch": (), "onnx_export": (), "checkpoint": ("--parameters", "1.1e9"), "gguf": (), "dcp": (), "growth": (),
     "lottery": (),
 }  # fmt: skip
 

@@ -15,9 +15,11 @@ from elastic_ir.cli.options import (
     MAX_BLOCKS,
     SOURCE,
     Reading,
+    gathered,
     note_source,
     source_options,
 )
+from elastic_ir.cli.resize import Wanted, refuse_other_state
 
 if TYPE_CHECKING:
     from elastic_ir.ir.graph import Graph
@@ -98,12 +100,12 @@ def _complete_pipeline(ctx: click.Context, param: click.Parameter, incomplete: s
 )  # fmt: skip
 @click.option("--no-check", is_flag=True, help="Do not run the result once to see that every unit executes.")
 @click.option("--dry-run", is_flag=True, help="Show what would change, and write nothing.")
-@FORCE_OPTION
+@gathered("wanted", Wanted, FORCE_OPTION, only=("with_optimizer",))
 @source_options
 def apply(
     source: str, text: str | None, recipe: str | None, load_pass: tuple[str, ...], out: str | None,
     print_after: tuple[str, ...], print_after_all: bool, verify_each: bool, time_passes: bool, measure: bool,
-    no_check: bool, dry_run: bool, reading: Reading,
+    no_check: bool, dry_run: bool, wanted: Wanted, reading: Reading,
 ) -> None:  # fmt: skip
     """Run a pipeline of passes over SOURCE and write the result.
 
@@ -116,12 +118,17 @@ def apply(
         if name not in names:
             raise click.UsageError(f"--print-after {name}: the pipeline has no such pass")
     path = Path(out) if out is not None else output.applied(source)
+    refuse_other_state(source, out, wanted.with_optimizer)
+    if wanted.with_optimizer and out is None:
+        from elastic_ir.cli.training_file import named
+
+        path = named(path, source)
     if out is None and not dry_run:
         output.refuse_cache(path)
     output.refuse_source(path)
     output.refuse_overwriting(path, reading.inputs(source), dry_run)
     before = reading.load(source)
-    note_source(source, before, reading.pretrained)
+    note_source(source, before, reading.pretrained, whole=wanted.with_optimizer)
     times: list[tuple[str, float]] = []
     notes: list[tuple[str, str]] = []
 
@@ -149,6 +156,10 @@ def apply(
     written: list[Path] = []
     if dry_run:
         tables.show_facts([output.would_write(path)])
+    elif wanted.with_optimizer:
+        from elastic_ir.cli.training_file import write_training
+
+        written = write_training(source, before, after, path, reading.key, check=not no_check)
     else:
         with tables.status(f"writing {path}"):
             written = output.save(after, path, check=not no_check)

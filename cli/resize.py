@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,7 @@ from elastic_ir.cli.options import (
     refuse_given,
     source_options,
 )
-from elastic_ir.formats import GGUF, PYTORCH, writable
+from elastic_ir.formats import DCP, GGUF, writable
 
 if TYPE_CHECKING:
     from elastic_ir.ir.graph import Graph
@@ -166,8 +165,7 @@ class Wanted(Options):
             and (self.out is None or not writable(Path(self.out)))
         )
         parts = GGUF.names(Path(source)) and not streamed
-        if self.with_optimizer:
-            self._check_training(source)
+        refuse_other_state(source, self.out, self.with_optimizer)
         for name, value in self.given("shard_size", "durable", "resume", "jobs", "ray").items():
             if value and not streamed and not (parts and name == "--shard-size"):
                 raise click.UsageError(f"{name} is for checkpoint folders that are written as folders")
@@ -180,16 +178,6 @@ class Wanted(Options):
                 if value:
                     raise click.UsageError(f"{name} is for folders that are written here, and -o is a URL")
         return streamed
-
-    def _check_training(self, source: str) -> None:
-        """A usage error unless source and result may be training checkpoints of ``torch.save``."""
-        if os.path.isdir(source) or not os.path.exists(source) or not is_training_file(Path(source)):
-            raise click.UsageError(
-                "--with-optimizer is for training checkpoints of torch.save (.pt, .pth, .ckpt); folders of "
-                "torch.distributed.checkpoint carry their optimizer without it"
-            )
-        if self.out is not None and not is_training_file(Path(self.out)):
-            raise click.UsageError("--with-optimizer writes .pt, .pth or .ckpt; -o has another suffix")
 
     @property
     def remote(self) -> bool:
@@ -265,9 +253,12 @@ def squeeze(source: str, wanted: Wanted, drop: str | list[int], reading: Reading
     _resize("squeeze", source, wanted, reading, {"drop": drop})
 
 
-def is_training_file(path: Path) -> bool:
-    """Whether a name is one of a training checkpoint that is one file."""
-    return PYTORCH.names(path) or path.suffix in (".ckpt", ".bin")
+def refuse_other_state(source: str, out: str | None, with_optimizer: bool) -> None:
+    """An error where a training's state is wanted and there is none, or a name shows one that is not wanted."""
+    if with_optimizer or (out or "").endswith((".ckpt", ".bin")):
+        from elastic_ir.cli.training_file import check, refuse_weights_alone
+
+        (check if with_optimizer else refuse_weights_alone)(source, out)
 
 
 def is_recipe(source: str) -> bool:
@@ -338,6 +329,10 @@ def write(
 ) -> None:
     """Write a changed network as the options state it, and print what was written; ``inputs`` are not written over."""
     out = Path(wanted.out) if wanted.out is not None else output.default_output(source, before, after)
+    if wanted.out is None and wanted.with_optimizer:
+        from elastic_ir.cli.training_file import named
+
+        out = named(out, source)
     if wanted.out is None and not wanted.dry_run:
         output.refuse_cache(out)
     wanted.refuse_overwriting(out, inputs, streamed)
@@ -360,22 +355,12 @@ def _put(
         output.say_change(source, before, after, [], out, **write_remote(after, wanted.out, wanted))
         return
     if wanted.with_optimizer and before is not None and not wanted.dry_run:
-        written = _write_training(source, before, after, out, wanted, key)
+        from elastic_ir.cli.training_file import write_training
+
+        written = write_training(source, before, after, out, key, check=not wanted.no_check)
     else:
         written = _write(after, out, wanted, streamed)
     output.say_change(source, before, after, written, out)
-
-
-def _write_training(
-    source: str, before: Graph, after: Graph, out: Path, wanted: Wanted, key: str | None
-) -> list[Path]:
-    """Write a training checkpoint with its optimizer."""
-    from elastic_ir import api
-
-    with tables.status(f"writing {out}"):
-        written = api.save_training(after, out, source, before, key, check=not wanted.no_check)
-    output.show_written(after, written)
-    return written
 
 
 def _write(after: Graph, out: Path, wanted: Wanted, streamed: bool) -> list[Path]:
@@ -388,6 +373,10 @@ def _write(after: Graph, out: Path, wanted: Wanted, streamed: bool) -> list[Path
         from elastic_ir.cli.streamed import write_gguf_file
 
         return write_gguf_file(after, out, wanted)
+    if after.origin.folder_format == DCP.name and not writable(out):
+        from elastic_ir.cli.streamed import write_dcp_folder
+
+        return write_dcp_folder(after, out, wanted)
     if wanted.dry_run:
         tables.show_facts([output.would_write(out)])
         return []

@@ -1,4 +1,4 @@
-"""Writing what was read by its headers, a folder or a GGUF file, or showing what would be written."""
+"""Writing what was read by its headers (folders, GGUF files), or showing what would be written."""
 
 from __future__ import annotations
 
@@ -156,6 +156,26 @@ def write_gguf_file(graph: Graph, out: Path, wanted: Wanted) -> list[Path]:
     output.refuse_existing(*plan.files)
     with tables.transfer(f"writing {out}") as tell:
         written = save_gguf(plan, tell)
+    tables.show_facts(output.wrote(written))
+    return written
+
+
+def write_dcp_folder(graph: Graph, out: Path, wanted: Wanted) -> list[Path]:
+    """Write a training checkpoint of torch.distributed, or print what would be written; what was written."""
+    from elastic_ir.checkpoints.dcp.write import check_room, plan_dcp, save_dcp
+
+    plan = plan_dcp(graph)
+    tables.show_facts(list(plan.facts))
+    if wanted.dry_run:
+        check_room(plan, out)
+        tables.say()
+        tables.show_table(_lineage(graph))
+        _show_files(plan.sizes)
+        total = tables.file_size(sum(plan.sizes.values()))
+        tables.show_facts([output.would_write(out, size=f" ({total})")])
+        return []
+    with tables.transfer(f"writing {out}") as tell:
+        written = save_dcp(plan, out, check=not wanted.no_check, replaced=given(FORCE), tell=tell)
     tables.show_facts(output.wrote(written))
     return written
 

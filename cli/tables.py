@@ -171,7 +171,7 @@ def show_facts(facts: Sequence[tuple[str, str]]) -> None:
         for name, value in facts:
             kept().setdefault(name, []).append(value)
         return
-    width = max(LABEL_WIDTH, *(len(name) + 2 for name, _ in facts))
+    width = max((LABEL_WIDTH, *(len(name) + 2 for name, _ in facts)))
     for name, value in facts:
         say(value, bold=f"{name}:".ljust(width))
 

@@ -22,6 +22,7 @@ Examples:
   elastic-ir undo llama-32 -o llama-again
   elastic-ir undo llama-Q4_K_M-32.gguf --dry-run
   elastic-ir undo model-depth56.pt
+  elastic-ir undo deep.ckpt --with-optimizer
 
 What stretch, squeeze and pipelines of them write states where each tensor comes from (elastic_ir.json in a folder,
 the entry elastic_ir.record of a GGUF file, the graph in a .pt, .safetensors or .ticket file). undo takes the first
@@ -37,9 +38,11 @@ _SHOWN = 5  #: tensors that a note names
 @click.argument("source", type=SOURCE, metavar="DIR|FILE")
 @gathered(
     "wanted", Wanted, FORCE_OPTION, run_flags,
-    only=("keep_beside", "out", "no_check", "dry_run", "shard_size", "durable", "resume", "jobs", "ray"),
+    only=(
+        "keep_beside", "out", "no_check", "dry_run", "shard_size", "durable", "resume", "with_optimizer", "jobs", "ray",
+    ),
 )  # fmt: skip
-@gathered("reading", Reading, only=("trust", "component", "variant"))
+@gathered("reading", Reading, only=("trust", "key", "component", "variant"))
 def undo(source: str, wanted: Wanted, reading: Reading) -> None:
     """Restore what a checkpoint folder or file was made from, by the record of its last change of depth."""
     from elastic_ir import api
@@ -56,7 +59,7 @@ def undo(source: str, wanted: Wanted, reading: Reading) -> None:
     show_change(before, after)
     if not wanted.no_check:
         _compare_copies(before, after)
-    write(source, before, after, wanted, {"the source": source}, streamed)
+    write(source, before, after, wanted, {"the source": source}, streamed, reading.key)
 
 
 def _compare_copies(before: Graph, after: Graph) -> None:

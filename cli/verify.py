@@ -55,7 +55,7 @@ def verify(
 
     It is what stretch or squeeze has written. Nothing is changed. Meanwhile names, shapes and kinds of layers of a
     folder are compared with the network that transformers, if it is installed, builds from its configuration. Of a
-    GGUF file every entry of the metadata is compared too.
+    GGUF file every entry of the metadata is compared too, of a pipeline every file of its other parts.
     """
     from elastic_ir import api
 
@@ -83,11 +83,13 @@ def _said(found: Verified) -> str:
             if file
             else f"{found.folder / found.config} is of another network"
         )
-    count = len(names - {found.config})
+    beside = set(found.beside.differing) if found.beside is not None else set()
+    count = len(names - {found.config} - beside)
     tensors = (
         f"{count} of {found.tensors} tensors of {found.folder} are not as they should be" if count else ""
     )
-    return ", and ".join(filter(None, (tensors, config)))
+    others = f"{len(beside)} files beside {found.folder} are not the source's" if beside else ""
+    return ", and ".join(filter(None, (tensors, others, config)))
 
 
 def _show(found: Verified, given: bool) -> None:
@@ -114,6 +116,11 @@ def _show(found: Verified, given: bool) -> None:
         where = "in the hub's cache" if all(cached) else "beside it"
         facts.append(("against", names if given else f"{names} (found {where})"))
     facts.append(("compared", f"{tables.number(found.compared)} tensors, byte by byte"))
+    if found.beside is not None:
+        text = f"{tables.number(found.beside.compared)} files of the other parts, byte by byte"
+        if found.beside.changed:
+            text += f"; not {', '.join(found.beside.changed)}, which has a record of its own: give it by --component"
+        facts.append(("beside", text))
     if found.network:
         facts.append(("network", found.network))
     if found.how == "names":
@@ -144,6 +151,7 @@ def as_data(found: Verified) -> dict[str, Any]:
         "bytes": found.nbytes,
         "compared": found.compared,
         "network": found.network or None,
+        "beside": found.beside.compared if found.beside is not None else None,
         "equal": not found.differences,
         "differences": [
             {"tensor": one.tensor, "origin": one.origin or None, "what": one.what}

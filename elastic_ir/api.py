@@ -284,10 +284,10 @@ def save_training(
     from elastic_ir.emit.training_file import parameter_names, save_training_file
     from elastic_ir.frontends.training_state import read_training_state
 
-    found, at = read_training_state(source, key)
+    state = read_training_state(source, key)
     if check and graph.is_program:
         graph.to_module()
-    return save_training_file(graph, path, found, at, parameter_names(before))
+    return save_training_file(graph, path, state.held, state.at, parameter_names(before), state.key)
 
 
 def report(

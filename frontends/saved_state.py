@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from elastic_ir.errors import MaskError, SourceError
 from elastic_ir.formats import ReadOptions, Stored
 from elastic_ir.formats.files import opened
-from elastic_ir.formats.torch_zip import archive_of, read_zip_records
+from elastic_ir.formats.torch_zip import STEPS, archive_of, read_zip_records
 from elastic_ir.frontends.sources import attach, network_of, traced
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.info import read_from
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
     from typing_extensions import TypeIs
+
+    from elastic_ir.checkpoints.record import Step
 
 #: What wrappers (DataParallel and its kin, torch.compile) put before every name.
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
@@ -59,8 +61,10 @@ def read_pt(path: Path, options: ReadOptions) -> Graph:
 
     Torch is imported only where there is more in it than plain data and tensors.
     """
-    key = options.key
     found, records = saved_in(path, options.trust)
+    key, steps = options.key, _steps_in(records, path.name)
+    if key is None and steps:
+        key = steps[-1].key()
     if key is None and is_network(found):
         return _saved_network(found, path, options)
     ours = "elastic_ir/graph.json" in records and isinstance(found, dict)
@@ -87,10 +91,21 @@ def read_pt(path: Path, options: ReadOptions) -> Graph:
     if options.arch is None and description is None:
         _tie(graph, tensors)
     graph.info = replace(graph.info, left_behind=(*chosen.left, *graph.info.left_behind))
+    if steps:
+        graph.info = replace(graph.info, steps=tuple(step.data() for step in steps))
     attach(graph, masks_of_records(records, path))
     attach(graph, pruned)
     attach(graph, given)
     return graph
+
+
+def _steps_in(records: Mapping[str, bytes], where: str) -> list[Step]:
+    """The changes that led to a training's checkpoint that ElasticIR wrote; none for any other file."""
+    if STEPS not in records:
+        return []
+    from elastic_ir.checkpoints.record import steps_of
+
+    return steps_of(records[STEPS], where)
 
 
 def _saved_network(network: nn.Module, path: Path, options: ReadOptions) -> Graph:

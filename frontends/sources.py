@@ -310,10 +310,12 @@ def read_onnx(path: Path, options: ReadOptions) -> Graph:
 
 def read_safetensors_file(path: Path, options: ReadOptions) -> Graph:
     """A ``.safetensors`` file, and the masks that lie beside it."""
+    from elastic_ir.formats.dcp.shards import refuse_shard
     from elastic_ir.formats.safetensors import read_safetensors
     from elastic_ir.frontends.masks import masks_from_state
 
     tensors, metadata = read_safetensors(path)
+    refuse_shard(path, metadata)
     named, pruned = masks_from_state(dict[str, TensorData](tensors))
     sidecar = path.with_name(f"{path.stem}.masks.safetensors")
     graph = network_of(Stored(named, pruned, metadata.get("elastic_ir.graph")), path, options)

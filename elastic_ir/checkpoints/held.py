@@ -92,15 +92,17 @@ class Place:
         return Place(Path(source))
 
 
-def load_headers(path: Path, awaited: Awaited | None = None, like: Graph | None = None) -> Graph:
+def load_headers(
+    path: Path, awaited: Awaited | None = None, like: Graph | None = None, key: str | None = None
+) -> Graph:
     """A checkpoint as a graph, by its headers; of several weights the variant that ``like`` was read from.
 
-    SourceError as their readers raise it.
+    ``key`` chooses among the networks of a training's checkpoint. SourceError as their readers raise it.
     """
     if _is_gguf(path):
         return load_gguf(path)
     if is_dcp(path):
-        return graph_of(load_source(path))
+        return graph_of(load_source(path, key))
     origin = like.origin if like is not None else None
     variant = origin.layout.variant if isinstance(origin, CheckpointSource) else ""
     return load_checkpoint(path, awaited, variant or None)

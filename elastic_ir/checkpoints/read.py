@@ -22,6 +22,7 @@ from elastic_ir.checkpoints.uncounted_layers import set_tail_apart
 from elastic_ir.errors import SourceError, reason
 from elastic_ir.formats import SAFETENSORS
 from elastic_ir.formats.bin import read_bin
+from elastic_ir.formats.dcp.shards import INFO, refuse_shard
 from elastic_ir.formats.files import read_json
 from elastic_ir.formats.model_folder import (
     MASKS,
@@ -29,6 +30,7 @@ from elastic_ir.formats.model_folder import (
     Awaited,
     CheckpointSource,
     Layout,
+    is_checkpoint,
     layout_of,
     name_of,
 )
@@ -37,8 +39,9 @@ from elastic_ir.ir.graph import Graph
 from elastic_ir.tensors.lazy import TensorData, nbytes
 from elastic_ir.tensors.weights import Storage
 
-#: What ElasticIR writes into the metadata of its own single files; it would not fit another network.
-_OURS = "elastic_ir."
+#: What ElasticIR writes into the metadata of its own single files, and torch about each tensor (that it is whole): it
+#: would not fit another network.
+_LEFT = ("elastic_ir.", INFO)
 
 
 def load_checkpoint(
@@ -88,7 +91,15 @@ def read_configuration(folder: Path, layout: Layout | None = None) -> dict[str, 
                 f"{folder} is a pipeline of several networks; give the folder of one: "
                 + ", ".join(str(folder / part) for part in parts)
             )
-        raise SourceError(f"{folder} has no {path.name}, so it is not a Hugging Face model folder")
+        known = is_checkpoint(folder)  # as torch's own writer of safetensors leaves them
+        raise SourceError(
+            f"{folder} has no {path.name}, "
+            + (
+                "only weights: put that of their model beside them"
+                if known
+                else "so it is not a Hugging Face model folder"
+            )
+        )
     return read_table(path, _root(folder))
 
 
@@ -165,7 +176,8 @@ def _tensors(
     for file in files:
         path = inside(folder / file, root)
         tensors, texts = absent(file) or _read(path)
-        metadata = {**{k: v for k, v in texts.items() if not k.startswith(_OURS)}, **metadata}
+        refuse_shard(path, texts)
+        metadata = {**{k: v for k, v in texts.items() if not k.startswith(_LEFT)}, **metadata}
         for name, data in tensors.items():
             if name in found:
                 raise SourceError(f"{folder}: the tensor {name!r} lies in both {held[name]} and {file}")

@@ -7,7 +7,7 @@ One step a change, the oldest first. A step's lineage states for each tensor of 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,8 @@ class Step:
     gone: tuple[str, ...] | None = None
     computed: tuple[str, ...] = ()  #: tensors of the result that passes computed otherwise; none in folders
     rewired: bool = False  #: whether passes changed more than which layers there are; never in folders
+    #: for each source the key that chose its network among several, or nothing; the result is read by the first one
+    keys: tuple[str, ...] = ()
 
     def origin(self, name: str) -> Origin:
         """Where a tensor of the result comes from."""
@@ -72,9 +74,10 @@ class Step:
         """The step as JSON has it."""
         moved = {name: origin.data() for name, origin in self.lineage.items() if origin != Origin(name)}
         gone = {"gone": list(self.gone)} if self.gone is not None else {}
+        further = {"computed": list(self.computed), "rewired": self.rewired, "keys": list(self.keys)}
         return {
             "elastic_ir": self.version, "sources": list(self.sources), "plan": dict(self.plan), "lineage": moved,
-            **gone,
+            **gone, **{key: value for key, value in further.items() if value},
         }  # fmt: skip
 
     @staticmethod
@@ -87,6 +90,7 @@ class Step:
             step = Step(
                 str(data["elastic_ir"]), sources, dict(data["plan"].items()), lineage, gone,
                 tuple(map(str, data.get("computed", ()))), bool(data.get("rewired")),
+                tuple(map(str, data.get("keys", ()))),
             )  # fmt: skip
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError("it is not a step of a record") from error
@@ -94,7 +98,18 @@ class Step:
             raise ValueError("its plan is not a table of texts")
         if not sources or any(origin.source >= len(sources) for origin in lineage.values()):
             raise ValueError("its lineage refers to a source that it does not name")
+        if len(step.keys) not in (0, len(sources)):
+            raise ValueError("it has not one key for each source")
         return step
+
+    def key(self, source: int = 0) -> str | None:
+        """The key of a source's network; None where none was needed."""
+        return (self.keys[source] if self.keys else "") or None
+
+
+def key_of(steps: Sequence[Step]) -> str | None:
+    """The key of the network in what steps led to; None where none is needed."""
+    return steps[-1].key() if steps else None
 
 
 def gone_from(names: Iterable[str], lineage: Mapping[str, Origin]) -> tuple[str, ...]:
@@ -137,7 +152,7 @@ def _steps(found: Any, where: str) -> list[Step]:
     return [Step.of(step) for step in found["history"]]
 
 
-def record_text(steps: list[Step]) -> str:
+def record_text(steps: Sequence[Step]) -> str:
     """The file's text."""
     gathered = any(one.gathering is not None for step in steps for one in step.lineage.values())
     data = {"version": VERSION if gathered else 1, "history": [step.data() for step in steps]}

@@ -109,6 +109,19 @@ def _walked(whole: Path, inner: str) -> Iterator[tuple[Path, bool]]:
             yield path, any(name.startswith(part) for part in parts)
 
 
+def beside_part(whole: Path, inner: str) -> list[str]:
+    """The files of a compound folder that a copy has as they are, when the part in ``inner`` changes, by their names.
+
+    ``inner`` ends with a slash; it is empty where the part lies in the folder itself.
+    """
+    found = ((path.relative_to(whole).as_posix(), path, part) for path, part in _walked(whole, inner))
+    return [
+        name
+        for name, path, part in found
+        if part or (inner and not name.startswith(inner) and is_side_file(name) and not _is_of_adapter(path))
+    ]
+
+
 @dataclass
 class FollowedFiles:
     """The texts of files beside the weights that concern layers, and what was kept because the user asked for it."""

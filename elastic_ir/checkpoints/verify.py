@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
+from elastic_ir.checkpoints.beside import Beside, compare_beside
 from elastic_ir.checkpoints.dcp.verify import beside_differences
 from elastic_ir.checkpoints.gguf.verify import metadata_differences
 from elastic_ir.checkpoints.held import Held, Place, configuration_of, load_headers, sources_of, steps_held
@@ -22,7 +23,7 @@ from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.formats.compound_folder import network_in
 from elastic_ir.formats.dcp.folder import DcpSource
 from elastic_ir.formats.gguf.parts import GgufSource
-from elastic_ir.formats.model_folder import CONFIG, RECORD, CheckpointSource
+from elastic_ir.formats.model_folder import CONFIG, RECORD, CheckpointSource, label_of
 from elastic_ir.plans.plan import parse_indices
 from elastic_ir.safety.limits import allowing_blocks
 from elastic_ir.tensors.arrays import FLOATS, array_dtype
@@ -58,6 +59,7 @@ class Verified:
     hashes: dict[str, tuple[str, str]] = field(default_factory=dict)
     config: str = CONFIG  #: what the configuration is called
     network: str = ""  #: what was compared with the network of its configuration, or why nothing was
+    beside: Beside | None = None  #: the files beside it, where it is a part of a folder of several
 
     @property
     def how(self) -> str:
@@ -77,7 +79,8 @@ def verify_checkpoint(
     """Compare every tensor of a checkpoint folder, or of a GGUF file, with its origin, and return what differs.
 
     Meanwhile ``check`` compares names, shapes and kinds of layers of a folder with the network that its library builds
-    from its configuration, where it can, in a process of its own. Of a GGUF file the metadata is compared too.
+    from its configuration, where it can, in a process of its own. Of a GGUF file the metadata is compared too, of a
+    pipeline all files of its other parts.
 
     ``against`` are the sources, in the record's order, also models of the hub; without them folders of their names
     beside this one, or in the hub's cache, are taken, and where there are none, copies of one origin are compared with
@@ -101,7 +104,8 @@ def verify_checkpoint(
     paths = tuple(one.path for one in places)
     labels = list(step.plan) if step is not None else []
     target = Held.of(folder, graph, labels)
-    sources = [load_headers(one.path, one.awaited, graph) for one in places]
+    keys = [step.key(number) if step is not None else None for number in range(len(places))]
+    sources = [load_headers(one.path, one.awaited, graph, key) for one, key in zip(places, keys, strict=True)]
     origins = [Held.of(path, source, labels) for path, source in zip(paths, sources, strict=True)]
     found = Verified(folder, paths, step.sources if step is not None else (), len(target.tensors))
     found.config = configuration_of(folder)
@@ -123,6 +127,16 @@ def verify_checkpoint(
             Difference(name, f"{origins[0].name}:{other}" if other else "", text)
             for name, other, text in beside_differences(graph, sources[0], plan, step)
         ]
+    if paths and place.awaited is None:
+        found.beside = beside = compare_beside(whole, inner, paths[0])
+        found.differences += (
+            [
+                Difference(name, f"{label_of(beside.source)}/{name}", what)
+                for name, what in beside.differing.items()
+            ]
+            if beside is not None
+            else []
+        )
     begun = network_check(graph, sources[0] if sources else None, plan)
     with begun if check and isinstance(graph.origin, CheckpointSource) else nullcontext() as outcome:
         _compare(found, target, origins, step or Step("", ("",), {}), hashes, tell)

@@ -13,10 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from elastic_ir.checkpoints.record import Step, record_text
 from elastic_ir.emit.optimizer import remap_optimizer_state
 from elastic_ir.errors import EmitError, OutputError
 from elastic_ir.formats.files import atomic_output
+from elastic_ir.formats.torch_zip import STEPS, append_zip_records
 from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.serialise import steps_data
 from elastic_ir.tensors.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -41,12 +44,18 @@ class Followed:
 
 
 def save_training_file(
-    graph: Graph, out: str | os.PathLike[str], found: Any, at: Sequence[str], names: Sequence[str]
+    graph: Graph,
+    out: str | os.PathLike[str],
+    found: Any,
+    at: Sequence[str],
+    names: Sequence[str],
+    key: str | None = None,
 ) -> list[Path]:
     """Write a checkpoint whose network is the graph, in the layout of the one that its source was read from.
 
     ``found`` is what that file holds, tensors in it, ``at`` the keys that lead to the network's table, ``names`` the
-    source's parameters as the graph's source calls them, in the order in which an optimizer has them. Raises EmitError
+    source's parameters as the graph's source calls them, in the order in which an optimizer has them. The record of the
+    change goes along, with the ``key`` by which the network was chosen, where torch does not look. Raises EmitError
     where an optimizer does not fit the network, and OutputError where the layout has no place for what the graph holds.
     """
     import torch
@@ -65,6 +74,11 @@ def save_training_file(
         raise EmitError("the source holds no optimizer (a dictionary with state and param_groups)")
     with atomic_output(out) as path:
         torch.save(fresh, path)
+        steps = [Step.of(step) for step in steps_data(graph)]
+        if steps:
+            further = len(steps[-1].sources) - 1
+            steps[-1] = replace(steps[-1], keys=(key, *[""] * further) if key else ())
+            append_zip_records(path, {STEPS: record_text(steps).encode()})
     graph.emitted = replace(graph.emitted, beside=writer.followed.facts())
     return [Path(out)]
 

@@ -117,13 +117,23 @@ DCP = Format(
     "dcp", (), "elastic_ir.checkpoints.dcp.read:read_dcp", "elastic_ir.checkpoints.dcp.write:write_dcp",
     several=True, holds=_is_dcp,
 )  # fmt: skip
+
+
+def _has_shards(path: Path) -> bool:
+    from elastic_ir.formats.dcp.shards import holds_shards
+
+    return holds_shards(path)
+
+
+#: What each rank of a training has saved as safetensors for itself; put together it is weights alone.
+SHARDS = Format("shards", (), "elastic_ir.formats.dcp.shards:read_shards", holds=_has_shards)
 #: A model folder of Hugging Face's; an existing folder, and any name that is to be written and has no suffix.
 FOLDER = Format("folder", (), "elastic_ir.frontends.sources:read_folder", "elastic_ir.emit.files:save_folder")
 
 #: Our own formats of files, in the order in which messages list them.
 OWN = (PYTORCH, SAFETENSORS, ONNX, TICKET, EXPORTED, GGUF, PYTHON)
 #: Our own formats of folders, in the order in which they are asked; the last one is every other folder's.
-FOLDERS = (DCP, FOLDER)
+FOLDERS = (DCP, SHARDS, FOLDER)
 _registered: list[Format] = []
 
 

@@ -86,18 +86,18 @@ def existing_mode(given: Path, target: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``, which gets the name ``path`` when the block ends well.
 
     After any exception, KeyboardInterrupt included, it is gone. Raises OutputError, one line: the target holds
-    something already, its parent is missing, or it cannot be written.
+    something already, unless that is to be replaced, its parent is missing, or it cannot be written.
     """
-    refuse_taken(path)
+    refuse_taken(path, replace)
     with temporary(path, folder=True) as made:
         try:
             yield made
             made.chmod(0o777 & ~_umask())
-            take_name(made, path)
+            take_name(made, path, replace)
         except OSError as error:
             raise OutputError(
                 f"{path} could not be written: {reason(error)}; nothing of it is left"

@@ -134,13 +134,15 @@ def write_parts(
     parts: Iterable[Part],
     tell: Callable[[int], None] | None = None,
     synced: bool = True,
+    helped: bool = True,
 ) -> None:
     """Write a file from parts that do not overlap; between them it has zeros.
 
     ``tell`` is called with the bytes of tensors that have been written since the call before, not always by the same
-    thread; ``synced`` states that the caller has the file on the disk before it gets its name. Raises SourceError where
-    a source was replaced, cut short, or is gone, EmitError where a tensor yields another number of bytes than its shape
-    says. OSError is left to the caller.
+    thread; ``synced`` states that the caller has the file on the disk before it gets its name, ``helped`` that a second
+    thread may help: none is to spare where several files are written at once. Raises SourceError where a source was
+    replaced, cut short, or is gone, EmitError where a tensor yields another number of bytes than its shape says.
+    OSError is left to the caller.
     """
     moves: list[_Move] = []
     distant: list[_Move] = []
@@ -156,7 +158,7 @@ def write_parts(
         else:
             made.append(part)
     blocks = deque(block for move in moves for block in move.blocks())
-    large = sum(move.size for move in moves) >= LARGE and (os.cpu_count() or 1) > 1
+    large = helped and sum(move.size for move in moves) >= LARGE and (os.cpu_count() or 1) > 1
     told = tell or (lambda size: None)
     with open(path, "w+b", buffering=0) as target:
         if large and not synced:

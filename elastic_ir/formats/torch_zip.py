@@ -31,6 +31,7 @@ from elastic_ir.tensors.lazy import TensorData, nbytes
 _LOCAL = struct.Struct("<4s5H3I2H")  #: the header before a record of a zip
 _CHUNK = 1 << 20
 RECORDS = "elastic_ir/"  #: the folder of our records in a .pt's zip
+STEPS = f"{RECORDS}record.json"  #: the changes that led to a training's checkpoint, in the form of a folder's record
 AGAIN = "load it with torch and save it again"
 #: The dtype of each storage class that torch names in a pickle; an untyped one leaves it to the tensor.
 STORAGES = {

@@ -60,7 +60,7 @@ def graph_to_data(graph: Graph) -> dict[str, Any]:
         "differ": [weight.name for weight in graph.weights.values() if weight.layer != weight.prunable],
         "plan": [list(stage) for stage in graph.resequenced.plan or graph.info.plan],
         "lineage": graph.lineage(),
-        "steps": _steps(graph),
+        "steps": steps_data(graph),
         "modules": graph.modules,
         "pipeline": list(graph.history.pipeline),
         "ghosts": graph.edits.ghosts,
@@ -78,7 +78,7 @@ def graph_to_data(graph: Graph) -> dict[str, Any]:
     }
 
 
-def _steps(graph: Graph) -> list[object]:
+def steps_data(graph: Graph) -> list[object]:
     """The changes that led to a graph, in the form of a folder's record; one less where the last one was undone."""
     before = list(graph.info.steps)
     lineage: dict[str, object] = {}

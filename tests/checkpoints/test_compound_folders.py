@@ -105,7 +105,28 @@ def test_what_was_written_is_verified_and_undone(tmp_path: Path) -> None:
             and "(found beside it)" in found.output
             and "result:     equal" in found.output
         )
-    assert run("verify", out, "--against", source).exit_code == 0
+    against = run("verify", out, "--against", source)
+    assert against.exit_code == 0 and "beside:     5 files of the other parts, byte by byte" in against.output
+    weights = out / "text_encoder" / "model.safetensors"
+    held = weights.read_bytes()
+    weights.write_bytes(held[:-1] + b"\1")
+    (out / "scheduler" / "scheduler_config.json").unlink()
+    beside = run("verify", out)
+    assert beside.exit_code == 1
+    assert (
+        "text_encoder/model.safetensors differs from the source's file (pipe/text_encoder/model"
+        in beside.output
+    )
+    assert "scheduler/scheduler_config.json is missing" in beside.output
+    assert f"error: 2 files beside {out / 'transformer'} are not the source's" in beside.output
+    weights.write_bytes(held)
+    (out / "scheduler" / "scheduler_config.json").write_text('{"num_layers": 3}')
+    both = tmp_path / "both"
+    words = ("--component", "text_encoder", "--to-units", "4", "-o", both)
+    assert run("stretch", out, *words).exit_code == 0
+    assert run("verify", both, "--component", "text_encoder").exit_code == 0
+    later = run("verify", both, "--component", "transformer")
+    assert later.exit_code == 0 and "not text_encoder, which has a record of its own" in later.output
     path = out / "transformer" / "diffusion_pytorch_model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
     assert run("verify", out).exit_code == 1

@@ -313,8 +313,9 @@ def test_an_entry_that_is_another_tensor_is_found_when_it_is_read(tmp_path: Path
     source = save(tmp_path / "source")
     metadata = metadata_of(source)
     places = {index.fqn: index for index in metadata.storage_data}
-    other = metadata.storage_data[places["model.head.bias"]]
-    metadata.storage_data[places["model.emb.weight"]] = other
+    one, other = places["model.head.bias"], places["model.emb.weight"]
+    place = metadata.storage_data
+    place[one], place[other] = place[other], place[one]
     (source / ".metadata").write_bytes(pickle.dumps(metadata))
     with pytest.raises(
         SourceError, match=r"does not hold the part of 'model.emb.weight' .* float32 \[30, 8\]"

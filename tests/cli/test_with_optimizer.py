@@ -182,3 +182,62 @@ def test_masks_and_other_sources_are_refused(tmp_path: Path) -> None:
     assert other.exit_code == 2 and "is for training checkpoints of torch.save" in other.output
     form = run("stretch", tmp_path / "c.pt", "--to-units", "5", "--with-optimizer", "-o", tmp_path / "d.onnx")
     assert form.exit_code == 2 and "-o has another suffix" in form.output
+
+
+def two_networks(path: Path) -> Path:
+    net, optimizer = _trained()
+    average = {name: tensor + 1 for name, tensor in net.state_dict().items()}
+    torch.save({"model": net.state_dict(), "ema": average, "optimizer": optimizer, "step": 3}, path)
+    return path
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def test_the_record_goes_along_with_its_key_and_is_undone(tmp_path: Path) -> None:
+    source, deep, back = two_networks(tmp_path / "c.ckpt"), tmp_path / "c-5.ckpt", tmp_path / "back.ckpt"
+    words = ("--to-units", "5", "--key", "model", "--with-optimizer")
+    assert run("stretch", source, *words, "-o", deep).exit_code == 0
+    seen = run("inspect", deep)
+    assert seen.exit_code == 0 and "left behind: ema, optimizer, step" in seen.output
+    deeper = run("stretch", deep, "--to-units", "6", "--with-optimizer", "-o", tmp_path / "6.ckpt")
+    assert deeper.exit_code == 0, deeper.output
+    undone = run("undo", deep, "--with-optimizer", "-o", back)
+    assert undone.exit_code == 0 and "optimizer follows the layers" in undone.output, undone.output
+    made, before = torch.load(back, weights_only=True), torch.load(source, weights_only=True)
+    assert same(made, before)
+    assert "several state dicts" in run("inspect", back).output  # as its source
+    twice = run("undo", tmp_path / "6.ckpt", "--with-optimizer", "-o", tmp_path / "5.ckpt")
+    assert twice.exit_code == 0, twice.output
+    assert run("undo", tmp_path / "5.ckpt", "--with-optimizer", "-o", tmp_path / "3.ckpt").exit_code == 0
+    assert same(torch.load(tmp_path / "3.ckpt", weights_only=True), before)
+
+
+def test_passes_and_the_names_of_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    net, optimizer = _trained()
+    saved = {"state_dict": net.state_dict(), "optimizer_states": [optimizer]}
+    torch.save(saved, "last.ckpt")
+    applied = run("apply", "last.ckpt", "--passes", "stretch{to-units=5}", "--with-optimizer")
+    assert applied.exit_code == 0 and "left behind" not in applied.output, applied.output
+    made = torch.load("last-applied.ckpt", weights_only=True)
+    assert run("stretch", "last.ckpt", "--to-units", "5", "--with-optimizer").exit_code == 0
+    (other,) = (path for path in tmp_path.iterdir() if path.name not in ("last.ckpt", "last-applied.ckpt"))
+    assert other.suffix == ".ckpt" and same(torch.load(other, weights_only=True), made)
+    for words in (
+        ("apply", "last.ckpt", "--passes", "stretch{to-units=5}"),
+        ("stretch", "last.ckpt", "--to-units", "5"),
+    ):
+        alone = run(*words, "-o", "deep.ckpt")
+        assert alone.exit_code == 1 and alone.output == (
+            "error: deep.ckpt would hold weights alone, and who reads a .ckpt looks for a training's state; write "
+            "deep.pt, or give --with-optimizer to write all of it\n"
+        )
+    assert not Path("deep.ckpt").exists()

@@ -1,4 +1,4 @@
-"""Damaged files of eleven formats, the same for the same number: bytes changed, and contents that make no sense."""
+"""Damaged files of twelve formats, the same for the same number: bytes changed, and contents that make no sense."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 import pickletools
 import random
+import re
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -52,6 +53,8 @@ def _command(form: str, files: Files, chance: random.Random) -> tuple[tuple[str,
     if form == "described" and chance.random() < 0.2:
         given = ["--mask", "model.masks.safetensors"]
     ending = chance.choice((".pt", ".pt", ".safetensors", ".ticket")) if source != "folder" else ""
+    if form == "dcp":  # put together, or as it is
+        ending = chance.choice((".pt", ".safetensors", "", "", ""))
     if form == "gguf":
         ending = ".gguf"
     output = f"out{ending}"
@@ -199,6 +202,43 @@ def _pickle(data: bytes, chance: random.Random) -> bytes:
     return data[:start] + new + data[end:]
 
 
+def _metadata(data: bytes, chance: random.Random) -> bytes:
+    """What describes a checkpoint's entries, with another operation, a vast number, or texts that change places.
+
+    It has no frames then, which would tell of every other length.
+    """
+    found = list(pickletools.genops(data))
+    starts = [place or 0 for _, _, place in found] + [len(data)]
+    pieces = [
+        (op, arg, data[at:end]) for (op, arg, _), at, end in zip(found, starts, starts[1:], strict=False)
+    ]
+    pieces = [piece for piece in pieces if piece[0].name != "FRAME"]
+    raw = [piece[2] for piece in pieces]
+    which = chance.randrange(6)
+    if which < 3:
+        return _pickle(b"".join(raw), chance)
+    kind = int if which == 3 else str
+    places = [at for at, piece in enumerate(pieces) if type(piece[1]) is kind and "PUT" not in piece[0].name]
+    one, other = chance.choice(places), chance.choice(places)
+    if which == 3:
+        number = chance.choice((2**40, 2**62, 2**63, -1, 0, 1))
+        raw[one] = b"\x8a" + bytes([9]) + number.to_bytes(9, "little", signed=True)
+    elif which == 4:
+        raw[one] = raw[other]
+    else:
+        raw[one], raw[other] = raw[other], raw[one]
+    return b"".join(raw)
+
+
+def _distcp(data: bytes, chance: random.Random) -> bytes:
+    """One of the entries of a rank's file is another, in the place that it has."""
+    begins = [found.start() for found in re.finditer(rb"PK\x03\x04.{26}archive/data\.pkl", data, re.DOTALL)]
+    at = chance.randrange(len(begins))
+    begin, end = begins[at], [*begins, len(data)][at + 1]
+    made = _torch(data[begin:end], chance)[: end - begin]
+    return data[:begin] + made.ljust(end - begin, b"\0") + data[end:]
+
+
 def _yaml(data: bytes, chance: random.Random) -> bytes:
     """A recipe that says something else, is deep, or expands to more than there is room for."""
     import yaml
@@ -240,4 +280,6 @@ _CHANGES: dict[str, tuple[Change, ...]] = {
     "json": (json_text,) * 5,
     "yaml": (_yaml,) * 5,
     "gguf": (gguf_change,) * 5,
+    "metadata": (_metadata,) * 5,
+    "distcp": (_distcp,) * 3,
 }

@@ -1,4 +1,4 @@
-"""The sound files that are damaged: one small network in eleven formats, each as the files of a folder."""
+"""The sound files that are damaged: one small network in twelve formats, each as the files of a folder."""
 
 from __future__ import annotations
 
@@ -154,6 +154,20 @@ def _recorded() -> Files:
     return {"model.gguf": files["other.gguf"], "other.gguf": files["model.gguf"]}
 
 
+def _dcp(*damaged: str, flat: bool = False, stretched: bool = False) -> Files:
+    """A training's checkpoint of two ranks, or what it was stretched to, which has a record; these files first."""
+    from tests.checkpoints.dcp_folders import save as save_checkpoint
+
+    with tempfile.TemporaryDirectory() as name:
+        made = save_checkpoint(Path(name, "source"), flat=flat, ranks=2)
+        if stretched:
+            eir.save(eir.stretch(eir.load(made), to_units=5), Path(name, "out"))
+            made = Path(name, "out")
+        files = {f"folder/{path.name}": path.read_bytes() for path in sorted(made.iterdir())}
+    first = [f"folder/{file}" for file in damaged]
+    return {file: files[file] for file in [*first, *(file for file in files if file not in first)]}
+
+
 #: For each format the seeds that it has; the first file of each is the one that is damaged most often.
 FORMATS: dict[str, tuple[Callable[[], Files], ...]] = {
     "state": (
@@ -184,6 +198,11 @@ FORMATS: dict[str, tuple[Callable[[], Files], ...]] = {
         _recorded,
         lambda: _gguf({"attention.head_count_kv": [2, 1, 2, 1], "attention.sliding_window_pattern": 2}),
         lambda: _gguf(split=20),
+    ),
+    "dcp": (
+        lambda: _dcp(".metadata"),
+        lambda: _dcp("__0_0.distcp", flat=True),
+        lambda: _dcp(".metadata", "elastic_ir.json", flat=True, stretched=True),
     ),
     "masks": (
         lambda: {"mask.safetensors": _packed(), "model.pt": pickled(network().state_dict())},

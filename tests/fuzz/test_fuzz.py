@@ -1,4 +1,4 @@
-"""Damaged files of eleven formats by the hundred: the command line reads each, or refuses it in one plain line.
+"""Damaged files of twelve formats by the hundred: the command line reads each, or refuses it in one plain line.
 
 Each is read in a process forked from one that has everything imported. What is held: the exit code is 0, 1 or 2;
 nothing says "unexpected", and no name reaches the terminal as anything but text; nothing is left behind, and no source
@@ -61,7 +61,7 @@ def test_damaged_files(form: str, warm: subprocess.Popen[str], tmp_path: Path) -
 
 
 def test_a_number_always_gives_the_same_mutant() -> None:
-    for form in ("state", "config", "recipe", "masks", "gguf"):
+    for form in ("state", "config", "recipe", "masks", "gguf", "dcp"):
         made = [mutant(form, number) for number in range(4)]
         assert made == [mutant(form, number) for number in range(4)]
         assert len({case.command for case in made} | {str(case.files) for case in made}) > 4

@@ -217,6 +217,17 @@ def distributed(folder: Path) -> Path:
     return save(folder / "dcp")
 
 
+def files_of_ranks(folder: Path) -> Path:
+    """What ``HuggingFaceStorageWriter`` leaves of two ranks: rows of tensors in safetensors, with their places."""
+    (folder / "ranks").mkdir()
+    for rank in range(2):
+        parts = {f"layers.{layer}.weight": torch.ones(2, 4) for layer in range(3)}
+        places = {name: {"saved_offsets": [2 * rank, 0]} for name in parts}
+        path = folder / "ranks" / f"shard-{rank + 1:05}-model-00001-of-00001.safetensors"
+        save_file(parts, path, {"DCP_SHARDING_INFO": json.dumps(places)})
+    return folder / "ranks"
+
+
 def distributed_gadget(folder: Path) -> Read:
     """One whose metadata would call a function."""
     path = distributed(folder)
@@ -247,6 +258,7 @@ ORDINARY: dict[str, Callable[[Path], Read]] = {
     "slices": slices,
     "study": study,
     "distributed checkpoint": lambda folder: read(distributed(folder)),
+    "files of ranks": lambda folder: read(files_of_ranks(folder)),
 }
 
 

@@ -34,6 +34,11 @@ class Made:
     data: TensorData | None = None  #: where it is computed
     names: tuple[str, ...] | None = None  #: where it lists parameters, and they have changed
 
+    @property
+    def is_computed(self) -> bool:
+        """Whether it is no copy of bytes."""
+        return self.data is not None or self.names is not None
+
 
 @dataclass
 class Followed:

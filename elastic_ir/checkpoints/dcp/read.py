@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from elastic_ir.checkpoints.names import graph_of_tensors
+from elastic_ir.checkpoints.record import key_of, read_record
 from elastic_ir.errors import SourceError
 from elastic_ir.formats import ReadOptions, Stored
 from elastic_ir.formats.dcp.folder import DcpSource, read_folder
@@ -38,9 +39,10 @@ def read_dcp(path: Path, options: ReadOptions) -> Graph | Stored:
 
 
 def load_source(path: Path, key: str | None = None) -> DcpSource:
-    """A checkpoint with its network chosen."""
+    """A checkpoint with its network chosen; what ElasticIR wrote states itself which one was meant."""
     source = read_folder(path)
-    source.key, source.network = _network(source.metadata.entries, key, str(path))
+    source.asked = key if key is not None else key_of(read_record(path))
+    source.key, source.network = _network(source.metadata.entries, source.asked, str(path))
     for name, entry in source.network.items():
         if entry.dtype not in ITEM_SIZES:
             raise SourceError(f"{path}: {name!r} has the dtype {entry.dtype}, which is not known here")

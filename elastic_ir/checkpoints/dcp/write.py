@@ -2,38 +2,79 @@
 
 Each file of the source has its counterpart, with the entries that are kept and their copies, as the bytes that they
 are; what is computed (a scaled copy, a group's list of parameters) lies in a file of its own. ``.metadata`` names them,
-and the record of ElasticIR lies beside it. No torch here.
+and the record of ElasticIR lies beside it. Two files are written at once, as two ranks would. No torch here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from elastic_ir.checkpoints.card import plan_text
 from elastic_ir.checkpoints.dcp.follow import Followed, Made, followed
+from elastic_ir.checkpoints.dcp.places import places_of
 from elastic_ir.checkpoints.record import Origin, Step, gone_from, read_record, record_text
+from elastic_ir.checkpoints.side_files import SideFile, copy_side_file
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.checkpoints.undo import steps_after
-from elastic_ir.errors import EmitError, PlanError
+from elastic_ir.errors import EmitError, OutputError, PlanError
 from elastic_ir.formats.dcp.folder import DcpSource, read_folder
 from elastic_ir.formats.dcp.metadata import METADATA, Box, Entry, Metadata, Place, metadata_bytes
-from elastic_ir.formats.files import atomic_folder
+from elastic_ir.formats.files import atomic_folder, stamp_of
 from elastic_ir.formats.model_folder import RECORD, label_of
 from elastic_ir.formats.ranges import Part, write_parts
 from elastic_ir.formats.torch_zip import write_plain, write_tensor
 from elastic_ir.ir.graph import Graph
+from elastic_ir.tensors.lazy import nbytes
 from elastic_ir.tensors.recipes import factor_of
 from elastic_ir.version import __version__
 
+_AT_ONCE = 2  #: files that are written at the same time
+_ROOM = 16 << 20  #: bytes that metadata, record and folders may take beside the files
 
-def write_dcp(graph: Graph, path: Path, check: bool) -> list[Path]:
-    """Write a graph that was read from a checkpoint of torch.distributed as one; the path written.
+Tell = Callable[[int, int], None]  #: called with bytes done, and bytes in all
 
-    Raises EmitError for a graph of another source, with masks, or whose optimizer's state cannot follow; OutputError
-    where the target is taken or cannot be written; SourceError where a file of the source changed meanwhile. Then what
-    was there is there still. ``check`` compares what was written with the plan, by reading its headers.
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be written: the entries, the files with what is copied into each, and what lies beside."""
+
+    source: DcpSource
+    follow: Followed
+    steps: list[Step]
+    files: dict[str, list[Part]]
+    #: where in the files of its source each box of an entry lies, by the numbers of both
+    moved: dict[tuple[int, int], int]
+    side: list[SideFile]
+
+    @property
+    def computed(self) -> list[Made]:
+        """The entries that lie in files of their own."""
+        return [made for made in self.follow.entries if made.is_computed]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The files with their bytes; of what is computed the bytes of tensors alone."""
+        sizes = {name: max(part.at + _length(part) for part in parts) for name, parts in self.files.items()}
+        sizes |= {
+            f"{made.name} (computed)": nbytes(made.data) for made in self.computed if made.data is not None
+        }
+        return sizes | {file.name: file.size for file in self.side}
+
+    @property
+    def facts(self) -> tuple[tuple[str, str], ...]:
+        """What has become of what lies beside the network."""
+        along = [("following", ", ".join(sorted(self.follow.following)))] if self.follow.following else []
+        kept = [("kept", f"{', '.join(sorted(self.follow.kept))}, as they are")] if self.follow.kept else []
+        return (*along, *kept, *self.source.left_out())
+
+
+def plan_dcp(graph: Graph) -> Plan:
+    """Decide on everything that :func:`save_dcp` writes; nothing is written.
+
+    Raises EmitError for a graph of another source, with masks, or whose optimizer's state cannot follow.
     """
     source = graph.origin
     if not isinstance(source, DcpSource):
@@ -50,58 +91,114 @@ def write_dcp(graph: Graph, path: Path, check: bool) -> list[Path]:
             f"{graph.name} was changed at two levels, of which one record states one; write it after each change"
         )
     follow = followed(graph, source)
-    steps = steps_after(graph, read_record(source.folder), _step(graph, source, follow))
-    with atomic_folder(path) as folder:
-        entries = _write_files(folder, follow.entries, source)
-        metadata = Metadata(tuple(entries), source.metadata.nested, source.metadata.version)
-        _copy_side(source, folder)
-        if steps:
-            (folder / RECORD).write_text(record_text(steps), encoding="utf-8")
-        (folder / METADATA).write_bytes(metadata_bytes(metadata))
-        if check and read_folder(folder).metadata != metadata:
-            raise EmitError(f"{path} does not read back as it was planned")
-    along = [("following", ", ".join(sorted(follow.following)))] if follow.following else []
-    kept = [("kept", f"{', '.join(sorted(follow.kept))}, as they are")] if follow.kept else []
-    graph.emitted = replace(graph.emitted, beside=(*along, *kept))
+    for made in follow.entries:
+        if made.data is not None and (made.data.shape, made.data.dtype) != (made.of.shape, made.of.dtype):
+            raise EmitError(
+                f"{made.name} has become {made.data.dtype} {list(made.data.shape)}, and what an optimizer keeps of it "
+                "cannot follow; write .pt or .safetensors"
+            )
+    steps = steps_after(graph, read_record(source.folder), _step(graph, source))
+    files, moved = places_of(follow.entries, source)
+    return Plan(source, follow, steps, files, moved, _side_files(source))
+
+
+def write_dcp(graph: Graph, path: Path, check: bool) -> list[Path]:
+    """Write a graph that was read from a checkpoint of torch.distributed as one; the path written.
+
+    See :func:`plan_dcp` and :func:`save_dcp`.
+    """
+    plan = plan_dcp(graph)
+    save_dcp(plan, path, check=check)
+    graph.emitted = replace(graph.emitted, beside=plan.facts)
     return [path]
 
 
-def _write_files(folder: Path, entries: Sequence[Made], source: DcpSource) -> list[Entry]:
-    """Write the files, and return the entries with their places in them."""
-    boxes: list[
-        tuple[str, int, int, int, int]
-    ] = []  #: file, which copy, place there, entry, which of its boxes
-    copies: dict[int, int] = {}
-    for at, item in enumerate(entries):
-        if item.data is None and item.names is None:
-            copy = copies[id(item.of)] = copies.get(id(item.of), -1) + 1
-            boxes += [
-                (b.place.file, copy, b.place.offset, at, number) for number, b in enumerate(item.of.boxes)
-            ]
-    parts: dict[str, list[Part]] = {file: [] for file in source.stamps}
-    ends: dict[str, int] = {}
-    moved: dict[tuple[int, int], int] = {}
-    for file, _, _, at, number in sorted(boxes):  # neighbours stay neighbours, and are copied as one range
-        item = entries[at]
-        place, end = item.of.boxes[number].place, ends.get(file, 0)
-        parts.setdefault(file, []).append(Part(end, item.source.carried(place), item.name))
-        moved[at, number], ends[file] = end, end + place.length
-    for file, held in parts.items():
+def save_dcp(
+    plan: Plan, path: Path, *, check: bool = True, replaced: bool = False, tell: Tell | None = None
+) -> list[Path]:
+    """Write what was planned, and return the path. ``check`` compares what was written with the plan, by its headers.
+
+    Raises OutputError where the target is taken, unless it is to be ``replaced``, or cannot be written; SourceError
+    where a file of the source changed meanwhile. Then what was there is there still.
+    """
+    check_room(plan, path)
+    with atomic_folder(path, replaced) as folder:
+        _copy_entries(folder, plan.files, tell)
+        entries = _entries(folder, plan)
+        metadata = Metadata(tuple(entries), plan.source.metadata.nested, plan.source.metadata.version)
+        for file in plan.side:
+            copy_side_file(file, folder / file.name)
+        if plan.steps:
+            (folder / RECORD).write_text(record_text(plan.steps), encoding="utf-8")
+        (folder / METADATA).write_bytes(metadata_bytes(metadata))
+        if check and read_folder(folder).metadata != metadata:
+            raise EmitError(f"{path} does not read back as it was planned")
+    return [path]
+
+
+def check_room(plan: Plan, path: Path) -> None:
+    """OutputError where a file system has less room than the plan needs."""
+    needed = sum(plan.sizes.values()) + _ROOM
+    try:
+        free = shutil.disk_usage(path.parent).free
+    except OSError:
+        return  # whoever writes there reports it
+    if free < needed:
+        raise OutputError(
+            f"{path} needs {needed / 1e9:.2f} GB and {path.parent} has {free / 1e9:.2f} GB free; make room or write "
+            "elsewhere with -o OUT"
+        )
+
+
+def _copy_entries(folder: Path, files: dict[str, list[Part]], tell: Tell | None) -> None:
+    """Write what is copied; a failure ends the other files' writing as well."""
+    from concurrent.futures import ThreadPoolExecutor
+    from threading import Lock
+
+    total = sum(_length(part) for parts in files.values() for part in parts)
+    done, lock = 0, Lock()
+
+    def count(size: int) -> None:
+        nonlocal done
+        with lock:
+            done += size
+            if tell is not None:
+                tell(done, total)
+
+    count(0)
+    for file in files:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        write_parts(folder / file, held)
-    made: list[Entry] = []
+    pool = ThreadPoolExecutor(_AT_ONCE)
+    try:
+        begun = [
+            pool.submit(write_parts, folder / file, parts, count, synced=False, helped=False)
+            for file, parts in files.items()
+        ]
+        for one in begun:
+            one.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _length(part: Part) -> int:
+    return len(part.data) if isinstance(part.data, bytes) else nbytes(part.data)
+
+
+def _entries(folder: Path, plan: Plan) -> list[Entry]:
+    """The entries with their places; what is computed is written now."""
+    found: list[Entry] = []
     numbers: dict[str, int] = {}
-    for at, item in enumerate(entries):
+    for at, item in enumerate(plan.follow.entries):
         entry = replace(item.of, name=item.name, path=item.path)
-        if item.data is not None or item.names is not None:
-            made.append(_computed(folder, item, entry, numbers))
+        if item.is_computed:
+            found.append(_computed(folder, item, entry, numbers))
             continue
         places = [
-            replace(box, place=replace(box.place, offset=moved[at, number]))
+            replace(box, place=replace(box.place, offset=plan.moved[at, number]))
             for number, box in enumerate(item.of.boxes)
         ]
-        made.append(replace(entry, boxes=tuple(places)))
-    return made
+        found.append(replace(entry, boxes=tuple(places)))
+    return found
 
 
 def _computed(folder: Path, item: Made, entry: Entry, numbers: dict[str, int]) -> Entry:
@@ -116,23 +213,16 @@ def _computed(folder: Path, item: Made, entry: Entry, numbers: dict[str, int]) -
         write_plain(path, list(item.names or ()))
         boxes = (Box((), (), Place(path.name, 0, path.stat().st_size)),)
         return replace(entry, boxes=boxes)
-    if (item.data.shape, item.data.dtype) != (item.of.shape, item.of.dtype):
-        raise EmitError(
-            f"{item.name} has become {item.data.dtype} {list(item.data.shape)}, and what an optimizer keeps of it "
-            "cannot follow; write .pt or .safetensors"
-        )
     write_tensor(path, item.name, item.data)
     shape = item.data.shape
     return replace(entry, boxes=(Box((0,) * len(shape), shape, Place(path.name, 0, path.stat().st_size)),))
 
 
-def _copy_side(source: DcpSource, folder: Path) -> None:
-    """Copy the files beside the entries (Lightning's ``meta.pt``, tokenizers, settings)."""
+def _side_files(source: DcpSource) -> list[SideFile]:
+    """The files beside the entries (Lightning's ``meta.pt``, tokenizers, settings); hidden ones stay behind."""
     from elastic_ir.checkpoints.read import inside
-    from elastic_ir.checkpoints.side_files import SideFile, copy_side_file
-    from elastic_ir.formats.files import stamp_of
 
-    root = source.folder.resolve()
+    root, found = source.folder.resolve(), []
     for path in sorted(source.folder.rglob("*")):
         name = path.relative_to(source.folder).as_posix()
         if name in source.stamps or name == RECORD or path.suffix == ".distcp" or not path.is_file():
@@ -141,10 +231,11 @@ def _copy_side(source: DcpSource, folder: Path) -> None:
             continue
         inside(path, root)
         status = path.stat()
-        copy_side_file(SideFile(name, path, status.st_size, stamp_of(status)), folder / name)
+        found.append(SideFile(name, path, status.st_size, stamp_of(status)))
+    return found
 
 
-def _step(graph: Graph, source: DcpSource, follow: Followed) -> Step:
+def _step(graph: Graph, source: DcpSource) -> Step:
     """What is done now: the lineage of the network's tensors, and of those that follow them."""
     lineage = {
         name: Origin(weight.origin, weight.source, factor_of(weight.storage.data))
@@ -152,5 +243,9 @@ def _step(graph: Graph, source: DcpSource, follow: Followed) -> Step:
     }
     names = graph.edits.sources
     plan = {stack.label: plan_text(stack, names) for stack in Stack.all_of(graph)}
-    folders = tuple(label_of(one.folder) for one in (source, *source.others))
-    return Step(__version__, folders, plan, lineage, gone_from(source.network, lineage))
+    sources = (source, *source.others)
+    keys = tuple(one.asked or "" for one in sources)
+    return Step(
+        __version__, tuple(label_of(one.folder) for one in sources), plan, lineage,
+        gone_from(source.network, lineage), keys=keys if any(keys) else (),
+    )  # fmt: skip

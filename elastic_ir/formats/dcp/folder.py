@@ -6,71 +6,26 @@ No process group is needed for that: each box is a range of one of the folder's 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
 from elastic_ir.errors import SourceError
 from elastic_ir.formats.bin import read_within
+from elastic_ir.formats.dcp.boxes import Boxed
 from elastic_ir.formats.dcp.metadata import METADATA, Box, Entry, Metadata, Place, read_metadata
 from elastic_ir.formats.files import opened, stamp_of
-from elastic_ir.formats.ranges import CHUNK, FileTensor
+from elastic_ir.formats.ranges import FileTensor
 from elastic_ir.ir.info import Origin
-from elastic_ir.tensors.lazy import TensorData, item_size
+from elastic_ir.tensors.lazy import ITEM_SIZES, TensorData
 
 Stamp = tuple[int, int, int]
 _SHOWN = 8  #: keys that are named
-
-
-@dataclass(frozen=True, eq=False)
-class Boxed:
-    """A tensor of a checkpoint, which lies there in boxes; to be read, it is put together of them."""
-
-    entry: Entry
-    folder: Path
-    stamps: Mapping[str, Stamp]  #: of the files
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.entry.shape
-
-    @property
-    def dtype(self) -> str:
-        return str(self.entry.dtype)
-
-    def chunks(self) -> Iterator[memoryview]:
-        """The bytes in order: box by box where each has whole rows, else of the whole, which is held in memory.
-
-        SourceError where a file was changed, or a box does not hold what the metadata says.
-        """
-        boxes = sorted((box for box in self.entry.boxes if prod(box.sizes)), key=lambda box: box.offsets)
-        if all(box.sizes[1:] == self.shape[1:] for box in boxes):
-            for box in boxes:
-                yield from self._held(box).chunks()
-            return
-        import numpy as np
-
-        whole = np.empty(self.shape, f"V{item_size(self.dtype)}")
-        for box in boxes:
-            part: Any = np.frombuffer(b"".join(self._held(box).chunks()), whole.dtype)
-            where = tuple(slice(at, at + size) for at, size in zip(box.offsets, box.sizes, strict=True))
-            whole[where] = part.reshape(box.sizes)
-        flat = whole.reshape(-1).view(np.uint8)
-        for at in range(0, flat.size, CHUNK):
-            yield flat[at : at + CHUNK].data
-
-    def _held(self, box: Box) -> TensorData:
-        """What lies in a box, as a range of its file."""
-        found = saved_at(self.folder, box.place, self.stamps[box.place.file], self.entry.name)
-        if not isinstance(found, TensorData) or (found.shape, found.dtype) != (box.sizes, self.dtype):
-            raise SourceError(
-                f"{self.folder / box.place.file} is damaged: at byte {box.place.offset} it does not hold the part of "
-                f"{self.entry.name!r} that {METADATA} states, {self.dtype} {list(box.sizes)}"
-            )
-        return found
+_RANKS = "*.distcp"  #: the files of ranks
 
 
 def saved_at(folder: Path, place: Place, stamp: Stamp, name: str) -> Any:
@@ -99,12 +54,23 @@ class DcpSource(Origin):
     network: dict[str, Entry] = field(default_factory=dict)  #: the network's tensors, by their names in it
     #: the keys of the dictionary that holds them, and what precedes every name in it
     key: str = ""
+    asked: str | None = None  #: the key by which the network was chosen, if one was given
     #: the further checkpoints that layers come from, in the order of their numbers from 1 on
     others: tuple[DcpSource, ...] = field(default=(), kw_only=True)
 
     def tensor(self, entry: Entry) -> Boxed:
-        """An entry with a dtype as a tensor."""
-        return Boxed(entry, self.folder, self.stamps)
+        """An entry with a dtype as a tensor; to read it raises SourceError where it is not what the metadata says."""
+        return Boxed(entry.shape, str(entry.dtype), entry.boxes, partial(self._held, entry))
+
+    def _held(self, entry: Entry, box: Box) -> TensorData:
+        """What lies in a box, as a range of its file."""
+        found = saved_at(self.folder, box.place, self.stamps[box.place.file], entry.name)
+        if not isinstance(found, TensorData) or (found.shape, found.dtype) != (box.sizes, entry.dtype):
+            raise SourceError(
+                f"{self.folder / box.place.file} is damaged: at byte {box.place.offset} it does not hold the part of "
+                f"{entry.name!r} that {METADATA} states, {entry.dtype} {list(box.sizes)}"
+            )
+        return found
 
     @cached_property
     def tensors(self) -> dict[str, Boxed]:
@@ -121,6 +87,11 @@ class DcpSource(Origin):
         """What it holds beside the network's tensors."""
         own = {entry.name for entry in self.network.values()}
         return [entry for entry in self.metadata.entries if entry.name not in own]
+
+    @property
+    def unnamed(self) -> list[str]:
+        """Files of ranks that its metadata does not name: of another save into the folder, of more ranks perhaps."""
+        return sorted(path.name for path in self.folder.glob(_RANKS) if path.name not in self.stamps)
 
     def record_folder(self) -> Path:
         """The folder itself."""
@@ -139,7 +110,19 @@ class DcpSource(Origin):
             ("checkpoint", f"{held}, {len(self.beside)} further entries"),
             ("files", f"{ranks}, {size:,} bytes"),
         ]
-        return [*found, ("beside", ", ".join(self.along()[:_SHOWN]))] if self.beside else found
+        if self.beside:
+            found.append(("beside", ", ".join(self.along()[:_SHOWN])))
+        return [*found, *self.left_out()]
+
+    def left_out(self) -> list[tuple[str, str]]:
+        """That the folder has files that are no part of the checkpoint, if it has."""
+        names = self.unnamed
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        return (
+            [("left out", f"{', '.join(names[:_SHOWN])}{more}, of which {METADATA} does not know")]
+            if names
+            else []
+        )
 
 
 def is_dcp(path: Path) -> bool:
@@ -150,8 +133,8 @@ def is_dcp(path: Path) -> bool:
 def read_folder(folder: Path) -> DcpSource:
     """A folder's entries, every file of them looked for.
 
-    Raises SourceError as :func:`elastic_ir.formats.dcp.metadata.read_metadata` does, and for a file that is missing
-    (that of a rank) or shorter than what is to lie in it.
+    Raises SourceError as :func:`elastic_ir.formats.dcp.metadata.read_metadata` does, for a file that is missing (that
+    of a rank) or shorter than what is to lie in it, and for places of two entries that overlap.
     """
     if not (folder / METADATA).is_file():
         each = sorted(path.name for path in folder.glob(f"__*{METADATA}"))
@@ -164,25 +147,56 @@ def read_folder(folder: Path) -> DcpSource:
             )
         )
     metadata = read_metadata(folder)
-    needed: dict[str, tuple[int, list[str]]] = {}
-    for entry in metadata.entries:
-        for box in entry.boxes:
-            end, names = needed.setdefault(box.place.file, (0, []))
-            names.append(entry.name)
-            needed[box.place.file] = max(end, box.place.offset + box.place.length), names
     root, stamps = folder.resolve(), {}
-    for file, (end, names) in sorted(needed.items()):
+    for file, held in sorted(_places(metadata, folder).items()):
         path = folder / file
         if not path.is_file():
             raise SourceError(
-                f"{folder} lacks {file}, where {len(names)} of its entries lie ({names[0]} for example): each rank of "
-                "a training writes its own files; bring those of all ranks into one folder"
+                f"{folder} lacks {file}, where {len(held)} of its entries lie ({held[0][1].name} for example): each "
+                "rank of a training writes its own files; bring those of all ranks into one folder"
             )
         if not path.resolve().is_relative_to(root):
             raise SourceError(f"{path} is a symbolic link out of the folder; put the file itself there")
         stamps[file] = stamp_of(path.stat())
+        end = max(box.place.offset + box.place.length for box, _ in held)
         if stamps[file][1] < end:
             raise SourceError(
                 f"{path} is truncated: by {METADATA} it reaches to byte {end}, and it has {stamps[file][1]}"
             )
+        _refuse_overlap(held, path)
     return DcpSource(folder, metadata, stamps)
+
+
+_Held = tuple[Box, Entry]
+
+
+def _places(metadata: Metadata, folder: Path) -> dict[str, list[_Held]]:
+    """What lies in each file; SourceError for a part of a tensor with fewer bytes than its elements take."""
+    found: dict[str, list[_Held]] = {}
+    for entry in metadata.entries:
+        item = ITEM_SIZES.get(entry.dtype or "", 0)
+        for box in entry.boxes:
+            place, needed = box.place, prod(box.sizes) * item
+            if place.length < needed and not place.transforms:
+                raise SourceError(
+                    f"{folder / METADATA} is damaged: {entry.dtype} {list(box.sizes)} of {entry.name!r} takes {needed} "
+                    f"bytes, and its place in {place.file} has {place.length}"
+                )
+            found.setdefault(place.file, []).append((box, entry))
+    return found
+
+
+def _refuse_overlap(held: list[_Held], path: Path) -> None:
+    """SourceError where bytes of a file are a part of two entries."""
+    in_order = sorted(
+        ((box, entry) for box, entry in held if box.place.length),
+        key=lambda one: (one[0].place.offset, one[0].place.length),
+    )
+    for (box, entry), (other, following) in pairwise(in_order):
+        # empty parts of one tensor, of several ranks, are one part with one place
+        same = entry is following and box.offsets == other.offsets and box.place == other.place
+        if other.place.offset < box.place.offset + box.place.length and not same:
+            raise SourceError(
+                f"{path.parent / METADATA} is damaged: the places of {entry.name!r} and {following.name!r} in "
+                f"{path.name} overlap at byte {other.place.offset}"
+            )

@@ -18,7 +18,7 @@ from elastic_ir.formats.files import opened
 from elastic_ir.formats.pickles.state import Name
 from elastic_ir.formats.pickles.unpickler import GuardedUnpickler, is_count
 from elastic_ir.formats.pickles.writing import PickleWriter
-from elastic_ir.safety.limits import BYTES_A_STEP, RECORD_BYTES
+from elastic_ir.safety.limits import BYTES_A_STEP, RECORD_BYTES, check_names
 
 METADATA = ".metadata"
 _MODULE = "torch.distributed.checkpoint.metadata"
@@ -39,6 +39,7 @@ _CALLED = {_SIZE, _LAYOUT, _ENCODING, f"{_OLDER}.MEM_FORMAT_ENCODING"} | {
     for kind in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
 }
 _BYTES_EACH = 4  #: bytes of the pickle for each instruction in it, at the least
+_AXES = 64  #: that a tensor of torch has, at the most
 
 Key: TypeAlias = "str | int"
 
@@ -169,7 +170,7 @@ class _Reader(GuardedUnpickler):
             self.append(kind)
             return
         sizes = args[0] if len(args) == 1 else ()
-        if type(sizes) is not tuple or not all(map(is_count, sizes)):
+        if type(sizes) is not tuple or len(sizes) > _AXES or not all(map(is_count, sizes)):
             raise self.refuse("makes a size in an unusual way")
         self.append(Size(sizes))
 
@@ -214,6 +215,9 @@ def _metadata(found: object, where: str) -> Metadata:
             raise SourceError(f"{where} is damaged: {name!r} is not the name of an entry")
         if type(path) is not tuple or not path or not all(type(key) in (str, int) for key in path):
             path = (name,)
+        texts = [name, *(key for key in path if type(key) is str)]
+        check_names(texts, where)
+        "".join(texts).encode()  # half a character (a surrogate) is none that a record can be written with
         entries.append(_entry(name, path, item, stored, where))
     return Metadata(tuple(entries), nested, version if type(version) is str else None)
 
@@ -235,7 +239,7 @@ def _entry(name: str, path: tuple[Key, ...], item: object, stored: Mapping[Any, 
         if type(offsets) is not Size or type(sizes) is not Size:
             raise SourceError(f"{where} is damaged: a part of {name!r} has no place")
         boxes.append(Box(tuple(offsets), tuple(sizes), _place(stored, _Index(name, tuple(offsets)), where)))
-    if not _filled(tuple(shape), boxes):
+    if not fills(tuple(shape), boxes):
         raise SourceError(
             f"{where}: the parts of {name!r} do not fill its shape {list(shape)}, or overlap; the checkpoint of a rank "
             "is missing, or the file is damaged"
@@ -257,10 +261,10 @@ def _place(stored: Mapping[Any, object], index: _Index, where: str) -> Place:
         raise SourceError(f"{where} is damaged: the place of {index.name!r} is not a range of a file")
     if not file or "\0" in file or Path(file).is_absolute() or ".." in Path(file).parts:
         raise SourceError(f"{where}: {index.name!r} lies in {file!r}, outside of the folder; it is not read")
-    return Place(file, offset, length, tuple(transforms))
+    return Place(Path(file).as_posix(), offset, length, tuple(transforms))
 
 
-def _filled(shape: tuple[int, ...], boxes: list[Box]) -> bool:
+def fills(shape: tuple[int, ...], boxes: list[Box]) -> bool:
     """Whether boxes fill a shape, each element once."""
     inside = all(
         len(box.offsets) == len(box.sizes) == len(shape)
@@ -269,15 +273,21 @@ def _filled(shape: tuple[int, ...], boxes: list[Box]) -> bool:
     )
     if not inside or sum(prod(box.sizes) for box in boxes) != prod(shape):
         return False
-    held = sorted((box for box in boxes if prod(box.sizes)), key=lambda box: box.offsets)
-    return not any(_overlap(one, other) for at, one in enumerate(held) for other in _near(held, at))
+    held = [box for box in boxes if prod(box.sizes)]
+    if len(held) < 2:
+        return True
+    # along the axis that is cut most often, each has the fewest beside it
+    axis = max(range(len(shape)), key=lambda axis: len({box.offsets[axis] for box in held}))
+    held.sort(key=lambda box: box.offsets[axis])
+    return not any(_overlap(one, other) for at, one in enumerate(held) for other in _near(held, at, axis))
 
 
-def _near(boxes: list[Box], at: int) -> Iterable[Box]:
-    """The boxes behind one, in order of their first elements, that may overlap it along the first axis."""
+def _near(boxes: list[Box], at: int, axis: int) -> Iterable[Box]:
+    """The boxes behind one, in order of their places along an axis, that may overlap it there."""
     one = boxes[at]
-    for other in boxes[at + 1 :]:
-        if not one.offsets or other.offsets[0] < one.offsets[0] + one.sizes[0]:
+    for place in range(at + 1, len(boxes)):
+        other = boxes[place]
+        if other.offsets[axis] < one.offsets[axis] + one.sizes[axis]:
             yield other
         else:
             return

@@ -108,8 +108,8 @@ class GuardedUnpickler(pickle._Unpickler):
 
 
 def is_count(item: Any) -> bool:
-    """Whether it is a plain integer of 0 or more."""
-    return type(item) is int and item >= 0
+    """Whether it is a plain integer of 0 or more, as a place or an extent can be."""
+    return type(item) is int and 0 <= item < 1 << 63
 
 
 class _Steps(dict[int, Callable[[Any], None]]):

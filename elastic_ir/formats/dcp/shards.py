@@ -1,0 +1,122 @@
+"""What ``HuggingFaceStorageWriter`` of torch.distributed.checkpoint writes: safetensors files, also those of ranks.
+
+Saved by each rank for itself (``save_distributed=True``) a folder has a file of each of them, with parts of tensors
+whose places the header's metadata states (`torch/distributed/checkpoint/_hf_utils.py`); such files are no model, and
+are put together here. Otherwise, and where torch has consolidated them, tensors are whole: those are ordinary folders,
+though torch puts no configuration beside the weights. No torch here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from elastic_ir.errors import SourceError
+from elastic_ir.formats import ReadOptions, Stored
+from elastic_ir.formats.dcp.boxes import Boxed
+from elastic_ir.formats.dcp.metadata import Box, Place, fills
+from elastic_ir.formats.files import parse_json
+from elastic_ir.formats.model_folder import is_checkpoint
+from elastic_ir.formats.safetensors import read_safetensors
+from elastic_ir.tensors.lazy import TensorData, nbytes
+
+INFO = "DCP_SHARDING_INFO"  #: the entry of the metadata with the places of a file's parts
+_OFFSETS = "saved_offsets"
+_NAME = re.compile(r"shard-\d{5,}-model-\d{5,}-of-\d{5,}\.safetensors")
+
+
+def holds_shards(folder: Path) -> bool:
+    """Whether a folder has files of ranks, and not what they were consolidated to as well."""
+    return bool(_files(folder)) and not is_checkpoint(folder)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("shard-*.safetensors") if _NAME.fullmatch(path.name))
+
+
+def read_shards(folder: Path, options: ReadOptions) -> Stored:
+    """The tensors of a folder of ranks' files, put together of their parts.
+
+    Raises SourceError as :func:`elastic_ir.formats.safetensors.read_safetensors` does, for a file without the places of
+    its parts, and where parts do not fill their tensor, as when the files of a rank are missing.
+    """
+    parts: dict[str, list[_Part]] = {}
+    for path in _files(folder):
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise SourceError(f"{path} is a symbolic link out of the folder; put the file itself there")
+        tensors, metadata = read_safetensors(path)
+        for name, offsets in _places(tensors, metadata, path).items():
+            data = tensors[name]
+            place = Place(path.name, data.offset, nbytes(data))
+            parts.setdefault(name, []).append(_Part(Box(offsets, data.shape, place), data))
+    return Stored({name: _whole(name, parts[name], folder) for name in sorted(parts)})
+
+
+def refuse_shard(path: Path, metadata: Mapping[str, str]) -> None:
+    """SourceError for a file that holds parts of tensors, by its name or its metadata."""
+    offsets = _stated(metadata[INFO], path).values() if INFO in metadata else ()
+    if _NAME.fullmatch(path.name) or any(any(places) for places in offsets):
+        raise SourceError(
+            f"{path} holds one rank's parts of tensors; give the folder with the files of all ranks, {path.parent}"
+        )
+
+
+@dataclass(frozen=True)
+class _Part:
+    box: Box
+    data: TensorData
+
+
+def _whole(name: str, parts: list[_Part], folder: Path) -> TensorData:
+    first = parts[0].data
+    for one in parts:
+        if (len(one.data.shape), one.data.dtype) != (len(first.shape), first.dtype):
+            raise SourceError(
+                f"{folder}: the parts of {name!r} are not of one type; the files are of several saves"
+            )
+    shape = tuple(
+        max(at + size for at, size in ends)
+        for ends in zip(*(zip(one.box.offsets, one.box.sizes, strict=True) for one in parts), strict=True)
+    )
+    boxes = list(
+        {one.box.offsets: one.box for one in reversed(parts)}.values()
+    )  # what ranks have alike is one
+    if not fills(shape, boxes):
+        raise SourceError(
+            f"{folder}: the parts of {name!r} do not fill its shape {list(shape)}, or overlap; the file of a rank is "
+            "missing, or files of another save lie there too"
+        )
+    held: dict[Box, TensorData] = {one.box: one.data for one in parts}
+    return first if len(boxes) == 1 else Boxed(shape, first.dtype, boxes, partial(_held, held))
+
+
+def _held(held: Mapping[Box, TensorData], box: Box) -> TensorData:
+    return held[box]
+
+
+def _places(tensors: Iterable[str], metadata: Mapping[str, str], path: Path) -> dict[str, tuple[int, ...]]:
+    if INFO not in metadata:
+        raise SourceError(
+            f"{path} does not state where the parts of tensors in it lie ({INFO} in its metadata)"
+        )
+    stated = _stated(metadata[INFO], path)
+    lacking = next((name for name in tensors if name not in stated), None)
+    if lacking is not None:
+        raise SourceError(f"{path} is damaged: {INFO} does not say where the part of {lacking!r} lies")
+    return {name: stated[name] for name in tensors}
+
+
+def _stated(text: str, path: Path) -> dict[str, tuple[int, ...]]:
+    """The first element of each part, by the names of tensors."""
+    try:
+        found: Any = parse_json(text)
+        places = {str(name): tuple(entry[_OFFSETS]) for name, entry in found.items()}
+        if all(type(at) is int and at >= 0 for offsets in places.values() for at in offsets):
+            return places
+    except (ValueError, TypeError, KeyError, AttributeError):
+        pass
+    raise SourceError(f"{path} is damaged: {INFO} in its metadata does not list the places of parts")
