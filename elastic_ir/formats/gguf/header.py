@@ -40,6 +40,8 @@ _TEXTS = 4_000_000  #: texts in all lists together, and lists inside of lists
 _LEVELS = 8  #: lists in one another
 _KEPT = 128 << 10  #: bytes of an entry that is short
 _ALL_KEPT = 32 << 20  #: bytes of all short ones
+_WINDOW = 1 << 20  #: bytes of texts that are looked through at once
+_LENGTH = struct.Struct("<Q").unpack_from
 
 Value = bool | int | float | str | list[bool] | list[int] | list[float] | list[str]
 
@@ -275,18 +277,22 @@ class _Reader:
 
     def _pass_texts(self, count: int, where: str) -> None:
         self._count_texts(count, 8, where)
-        read, at, size = self.file.read, self.at, self.size
+        at, size = self.at, self.size
+        window, begin, end = b"", at, at
         for _ in range(count):
-            length = int.from_bytes(read(8), "little")
+            if at + 8 > end:
+                self.file.seek(at)
+                window, begin = self.file.read(_WINDOW), at
+                end = begin + len(window)
+                if end < at + 8:
+                    raise SourceError(f"{where} is a list of {count} texts, and the file ends within it")
+            (length,) = _LENGTH(window, at - begin)
             at += 8
             if length > size - at:
                 raise SourceError(f"{where} holds a text of {length} bytes, and {max(0, size - at)} are left")
             at += length
-            if length < 4096:
-                read(length)
-            else:
-                self.file.seek(at)
         self.at = at
+        self.file.seek(at)
 
     def _alignment(self, entries: Mapping[str, Entry]) -> int:
         entry = entries.get(ALIGNMENT)
