@@ -119,7 +119,7 @@ class Wanted(Options):
     )  # fmt: skip
     durable: bool = option(
         "--durable", is_flag=True,
-        help="Have a streamed folder on the disk (fsync) before it gets its name, against power cuts.",
+        help="Have a streamed folder, or a GGUF file, on the disk (fsync) before it gets its name, against power cuts.",
     )  # fmt: skip
     resume: bool = option(
         "--resume", is_flag=True,
@@ -167,7 +167,7 @@ class Wanted(Options):
         parts = GGUF.names(Path(source)) and not streamed
         refuse_other_state(source, self.out, self.with_optimizer)
         for name, value in self.given("shard_size", "durable", "resume", "jobs", "ray").items():
-            if value and not streamed and not (parts and name == "--shard-size"):
+            if value and not streamed and not (parts and name in ("--shard-size", "--durable")):
                 raise click.UsageError(f"{name} is for checkpoint folders that are written as folders")
         if self.remote:
             if not streamed:

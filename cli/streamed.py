@@ -155,7 +155,7 @@ def write_gguf_file(graph: Graph, out: Path, wanted: Wanted) -> list[Path]:
         return []
     output.refuse_existing(*plan.files)
     with tables.transfer(f"writing {out}") as tell:
-        written = save_gguf(plan, tell)
+        written = save_gguf(plan, tell, wanted.durable)
     tables.show_facts(output.wrote(written))
     return written
 

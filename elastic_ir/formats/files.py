@@ -31,13 +31,13 @@ _LOCKED_BYTE = (
 
 
 @contextlib.contextmanager
-def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_output(path: str | os.PathLike[str], synced: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; what was written there gets the name ``path`` when the block ends well.
 
     After any exception, KeyboardInterrupt included, the temporary is gone and ``path`` is as it was. A new file has
     the permissions of any other new file, one that replaces another keeps that one's. A link is followed: the file
-    it points to is replaced. Raises OutputError, one line: the folder is missing, the target is a folder or no plain
-    file, nothing may be written there, the disk is full.
+    it points to is replaced. ``synced`` has all on the disk before it gets its name. Raises OutputError, one line: the
+    folder is missing, the target is a folder or no plain file, nothing may be written there, the disk is full.
     """
     given = Path(path)
     target = Path(os.path.realpath(given))
@@ -47,7 +47,8 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
             yield made
             if mode is not None:
                 made.chmod(mode)
-            sync(made)  # before it gets the name; some file systems report a full disk only now
+            if synced:
+                sync(made)  # before it gets the name; some file systems report a full disk only now
             os.replace(made, target)
         except OSError as error:
             if error.filename is None or Path(os.fsdecode(error.filename)) == made:

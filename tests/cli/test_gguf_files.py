@@ -76,7 +76,7 @@ def test_parts_by_size(here: Path) -> None:
         (("stretch", "torchvision:resnet18", "--to-depth", "34", "-o", "x.gguf"), "only what was one is written so"),
         (("stretch", "m.gguf", "--to-units", "5", "-o", "x.pt"), "it is written as .gguf"),
         (("stretch", "m.gguf", "--to-units", "5", "-o", "m.gguf"), "m.gguf is the source"),
-        (("stretch", "m.gguf", "--to-units", "5", "--durable"), "--durable is for checkpoint folders"),
+        (("stretch", "m.gguf", "--to-units", "5", "--resume"), "--resume is for checkpoint folders"),
         (("stretch", "m.gguf", "--to-units", "5", "--zero", "attn_q"), "Q8_0, whose zeros may not mean zero"),
         (("stretch", "m.gguf", "--to-units", "5", "--arch", "torchvision:resnet18"), "leave out --arch"),
         (("verify", "m.gguf"), "has no elastic_ir.record"),
@@ -88,3 +88,24 @@ def test_what_cannot_be_is_refused_in_a_line(here: Path, command: tuple[str, ...
     assert refused.exit_code in (1, 2)
     assert message in refused.output
     assert [path.name for path in here.iterdir()] == ["m.gguf"]
+
+
+def test_a_file_is_synced_where_it_replaces_one_or_where_that_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+
+    def told(path: Path) -> None:
+        synced.append(path.name)
+
+    monkeypatch.setattr("elastic_ir.formats.files.sync", told)
+    source, out = llama(tmp_path / "m.gguf", 4), tmp_path / "out.gguf"
+    command = ["stretch", str(source), "--to-units", "6", "-o", str(out)]
+    for more, times in (([], 0), (["--force"], 1), (["--force", "--durable"], 1)):
+        synced.clear()
+        run(*command, *more)
+        assert len([name for name in synced if "out" in name]) == times, more
+    out.unlink()
+    synced.clear()
+    run(*command, "--durable")
+    assert len([name for name in synced if "out" in name]) == 1

@@ -106,8 +106,12 @@ def write_gguf(graph: Graph, path: Path, check: bool) -> list[Path]:
     return save_gguf(plan_gguf(graph, path))
 
 
-def save_gguf(plan: Plan, tell: Callable[[int, int], None] | None = None) -> list[Path]:
+def save_gguf(
+    plan: Plan, tell: Callable[[int, int], None] | None = None, durable: bool = False
+) -> list[Path]:
     """Write what was planned, and return the paths; ``tell`` is called with bytes done and bytes in all.
+
+    A file that replaces another is on the disk before it gets its name, and with ``durable`` a new one too.
 
     Raises OutputError where a target cannot be written or the disk is too small, SourceError where the source changed
     since its header was read, EmitError where what was written does not read back as it was planned. Whatever goes
@@ -124,9 +128,10 @@ def save_gguf(plan: Plan, tell: Callable[[int, int], None] | None = None) -> lis
     check_room(plan)
     count(0)
     with contextlib.ExitStack() as stack:
-        made = {path: stack.enter_context(atomic_output(path)) for path in plan.files}
+        synced = {path: durable or path.exists() for path in plan.files}
+        made = {path: stack.enter_context(atomic_output(path, synced[path])) for path in plan.files}
         for path, file in plan.files.items():
-            file.write(made[path], count)
+            file.write(made[path], count, synced[path])
             _check(made[path], path, file)
     return list(plan.files)
 

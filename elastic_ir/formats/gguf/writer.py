@@ -83,9 +83,9 @@ class File:
             at += padded(nbytes(data), self.alignment)
         return bytes(made)
 
-    def write(self, path: Path, tell: Callable[[int], None] | None = None) -> None:
-        """Write the file; errors and ``tell`` as of :func:`elastic_ir.formats.ranges.write_parts`."""
-        write_parts(path, self.parts(), tell)
+    def write(self, path: Path, tell: Callable[[int], None] | None = None, synced: bool = True) -> None:
+        """Write the file; errors and options as of :func:`elastic_ir.formats.ranges.write_parts`."""
+        write_parts(path, self.parts(), tell, synced)
 
 
 def text_entry(key: str, text: str) -> bytes:
