@@ -24,6 +24,7 @@ COMMANDS = {
     "stretch": "Make a network deeper by cloning its units.",
     "squeeze": "Make a network shallower by deleting units.",
     "undo": "Take back a change of depth, by its record.",
+    "follow": "Carry an adapter of PEFT over to a changed base.",
     "apply": "Run a pipeline of passes.",
     "report": "Write a page that shows a network, or two side by side.",
     "export": "Write a network as ONNX or as Python source.",

@@ -175,9 +175,10 @@ def refuse_existing(*paths: Path, other: str = "choose another name with -o OUT"
                 f"{path} {what}; {other}, or {'replace' if folder else 'write over'} it with --force"
             )
         if folder:
+            from elastic_ir.formats.adapter_folder import adapter_weights
             from elastic_ir.formats.model_folder import is_checkpoint
 
-            if folder_format(path) is FOLDER and not is_checkpoint(path):
+            if folder_format(path) is FOLDER and not (is_checkpoint(path) or adapter_weights(path)):
                 raise OutputError(
                     f"{path} is a folder without a model, which --force does not replace; {other}"
                 )

@@ -34,7 +34,7 @@ def write_folder(graph: Graph, out: Path, wanted: Wanted) -> list[Path]:
     left = leftover(out)
     if not (wanted.dry_run or wanted.resume or left):
         refuse_taken(out, given(FORCE))
-    plan = plan_checkpoint(graph, shard_size)
+    plan = plan_checkpoint(graph, shard_size, out)
     config = plan.source.layout.config
     if plan.doubt is not None and wanted.dry_run:
         plan = plan.settled()
@@ -47,6 +47,8 @@ def write_folder(graph: Graph, out: Path, wanted: Wanted) -> list[Path]:
         tables.show_facts([("kept", f"{config}: {', '.join(plan.kept)}; see whether they fit the new depth")])
     if plan.followed:
         tables.show_facts([("followed", text) for text in plan.followed])
+    if plan.adapters:
+        tables.show_facts(plan.adapters)
     if plan.left_out:
         more = f" and {len(plan.left_out) - _SHOWN} more" if len(plan.left_out) > _SHOWN else ""
         text = f"{', '.join(plan.left_out[:_SHOWN])}{more}, whose depth is the source's"
@@ -108,7 +110,7 @@ def write_remote(graph: Graph, url: str, wanted: Wanted) -> dict[str, Any]:
     from elastic_ir.checkpoints.write import SHARD_SIZE, plan_checkpoint
 
     shard_size = wanted.shard_size or SHARD_SIZE
-    plan = plan_checkpoint(graph, shard_size)
+    plan = plan_checkpoint(graph, shard_size, url)
     size = sum(plan.files.values())
     if wanted.dry_run:
         plan = plan.settled()
@@ -116,6 +118,8 @@ def write_remote(graph: Graph, url: str, wanted: Wanted) -> dict[str, Any]:
         _show_files(plan.files)
         tables.show_facts([("dry run", f"would write {url} ({tables.file_size(size)})")])
         return {"would_write": url}
+    if plan.adapters:
+        tables.show_facts(plan.adapters)
     found: list[Compared] = []
     with tables.transfer(f"writing {url}") as tell:
         save_remote(

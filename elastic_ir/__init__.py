@@ -28,6 +28,7 @@ from elastic_ir.version import __version__
 
 if TYPE_CHECKING:
     from elastic_ir.api import (
+        follow,
         load,
         merge,
         report,
@@ -46,14 +47,15 @@ if TYPE_CHECKING:
 __all__ = [
     "Block", "BlockedError", "ElasticError", "EmitError", "Graph", "MaskError", "OutputError", "PlanError",
     "SourceChangedError", "SourceError", "Stage", "StructureError", "TraceError", "Unit", "UntrustedError",
-    "VerifyError", "__version__", "load", "merge", "report", "save", "save_training", "squeeze", "stretch", "trace",
-    "undo", "verify_checkpoint", "with_weights",
+    "VerifyError", "__version__", "follow", "load", "merge", "report", "save", "save_training", "squeeze", "stretch",
+    "trace", "undo", "verify_checkpoint", "with_weights",
 ]  # fmt: skip
 
 #: All but the errors is imported when first used: what reads a checkpoint needs no torch, and help needs no graph.
 _HOMES = {
     **dict.fromkeys(
         (
+            "follow",
             "load",
             "merge",
             "report",

@@ -35,10 +35,6 @@ def card(path: Path, step: Step, stacks: Sequence[Stack], names: Sequence[str] =
     ``names`` are what the sources are called in plans, the first one's included. The text before is kept as it is, its
     metadata included; earlier sections of ours stay, so that the card has the whole descent.
     """
-    before = ""
-    if path.is_file():
-        with path.open("rb") as file:
-            before = file.read(_LIMIT).decode("utf-8", "replace").rstrip() + "\n\n"
     made = f"Made from {_code(step.sources[0])}"
     more = [
         f"{_code(folder)} ({_code(name)})" for folder, name in zip(step.sources[1:], names[1:], strict=True)
@@ -61,13 +57,8 @@ def card(path: Path, step: Step, stacks: Sequence[Stack], names: Sequence[str] =
         + (" in the first" if more else "")
         + f"{beside}.",
         "",
-        "| layers | before | after | plan (source layers in order) |",
-        "|---|---|---|---|",
+        *_plans(step, stacks),
     ]
-    for stack in stacks:
-        plan = step.plan[stack.label]
-        label = _code(stack.label).replace("|", "\\|")
-        lines.append(f"| {label} | {stack.before} | {len(stack.order)} | {printable(plan)} |")
     lines += ["", "Layer by layer, target from source, where the number changed:", ""]
     for stack in stacks:
         moved = [
@@ -76,7 +67,38 @@ def card(path: Path, step: Step, stacks: Sequence[Stack], names: Sequence[str] =
             if (source, layer) != (0, at)
         ]
         lines.append(f"- {_code(stack.label)}: {printable(', '.join(moved)) or 'none'}")
-    return before + "\n".join(lines) + "\n"
+    return _before(path) + "\n".join(lines) + "\n"
+
+
+def adapter_card(path: Path, step: Step, stacks: Sequence[Stack]) -> str:
+    """The card of an adapter, if there is one, with a section on how it has followed its base."""
+    lines = [
+        HEADING,
+        "",
+        f"Made from {_code(step.sources[0])} by ElasticIR {step.version}, in step with the model that it belongs to: "
+        "each layer has the tensors of the layer that it was made from.",
+        "",
+        *_plans(step, stacks),
+    ]
+    return _before(path) + "\n".join(lines) + "\n"
+
+
+def _before(path: Path) -> str:
+    """A card as it was, if there is one, and an empty line."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return file.read(_LIMIT).decode("utf-8", "replace").rstrip() + "\n\n"
+
+
+def _plans(step: Step, stacks: Sequence[Stack]) -> list[str]:
+    """The plan as a table."""
+    lines = ["| layers | before | after | plan (source layers in order) |", "|---|---|---|---|"]
+    for stack in stacks:
+        label = _code(stack.label).replace("|", "\\|")
+        plan = printable(step.plan[stack.label])
+        lines.append(f"| {label} | {stack.before} | {len(stack.order)} | {plan} |")
+    return lines
 
 
 def _code(name: str) -> str:

@@ -17,6 +17,7 @@ from elastic_ir.checkpoints.record import Step, read_record
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import SourceError
 from elastic_ir.formats import GGUF, format_of
+from elastic_ir.formats.adapter_folder import is_adapter
 from elastic_ir.formats.dcp.folder import is_dcp
 from elastic_ir.formats.dcp.metadata import METADATA
 from elastic_ir.formats.gguf.parts import GgufSource
@@ -130,12 +131,18 @@ def sources_of(path: Path, step: Step | None, against: list[Place]) -> tuple[Pla
     """
     file = _is_gguf(path)
     what, record = ("file", GGUF_RECORD) if file else ("folder", RECORD)
-    usable = _is_gguf if file else is_dcp if is_dcp(path) else is_checkpoint
+    usable = (
+        _is_gguf if file else is_dcp if is_dcp(path) else is_adapter if is_adapter(path) else is_checkpoint
+    )
     for place in against:
         other = place.path
         if place.awaited is None and not usable(other):
             wanted = (
-                "a GGUF file" if file else f"a folder of a {'training ' * is_dcp(path)}checkpoint's weights"
+                "a GGUF file"
+                if file
+                else "an adapter's folder"
+                if usable is is_adapter
+                else f"a folder of a {'training ' * is_dcp(path)}checkpoint's weights"
             )
             raise SourceError(f"{other} is not {wanted}")
         if other.resolve() == path.resolve():

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from elastic_ir.checkpoints.side_files import is_side_file
+from elastic_ir.checkpoints.side_files import is_taken_along
 from elastic_ir.errors import ElasticError, SourceError, first_line
 from elastic_ir.formats import GGUF, SAFETENSORS
 from elastic_ir.formats.compound_folder import parts_of
@@ -125,13 +125,13 @@ class Snapshot:
             self._fetch(files_of_index(self.folder / index), tell)
 
     def fetch_side(self, tell: Tell | None = None) -> None:
-        """Have all files here that hold no weights, as far as the hub can be asked for them."""
+        """Have all files here that hold no weights, and adapters, as far as the hub can be asked for them."""
         if self.files is None and not is_offline():
             try:
                 _, self.files = _listing(replace(self.name, revision=self.commit))
             except SourceError as error:  # the model itself is here
                 self.unfetched = f"of the files beside the weights only those in the cache are taken: {error}"
-        self._fetch((name for name in self.files or () if is_side_file(name)), tell)
+        self._fetch((name for name in self.files or () if is_taken_along(name)), tell)
         parts = tuple(f"{part}/" for part in parts_of(self.folder))  # known now that its statement is here
         if parts:
             self._fetch((name for name in self.files or () if name.startswith(parts)), tell)
@@ -446,6 +446,9 @@ def _no_weights(name: HubName, files: Mapping[str, Listed]) -> str:
             "with --component NAME"
         )
     if "adapter_config.json" in files:
-        return f"{name} is an adapter and no model; give the model that it belongs to"
+        return (
+            f"{name} is an adapter of PEFT and no model; give the model that it belongs to. Fetched with 'hf download "
+            f"{name.repo}', 'elastic-ir follow' carries it over to what was made of that"
+        )
     wanted = " or ".join(f"{one.config} with {one.weights}" for one in LAYOUTS[:2])
     return f"{name} has no weights under the names that a library gives them ({wanted}, or as .bin)"

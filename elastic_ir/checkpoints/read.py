@@ -21,6 +21,7 @@ from elastic_ir.checkpoints.oracle.structure import by_layer, learn_lists, learn
 from elastic_ir.checkpoints.uncounted_layers import set_tail_apart
 from elastic_ir.errors import SourceError, reason
 from elastic_ir.formats import SAFETENSORS
+from elastic_ir.formats.adapter_folder import is_adapter, no_model
 from elastic_ir.formats.bin import read_bin
 from elastic_ir.formats.dcp.shards import INFO, refuse_shard
 from elastic_ir.formats.files import read_json
@@ -57,7 +58,7 @@ def load_checkpoint(
     numbers of layers than the weights hold.
     """
     layout = layout_of(folder, variant) if awaited is None else awaited.layout
-    root, config = _root(whole or folder), read_configuration(folder, layout)
+    root, config = root_of(whole or folder), read_configuration(folder, layout)
     tensors, places, metadata = _tensors(folder, root, layout, awaited)
     graph = graph_of_tensors(name_of(folder), tensors)
     _tie(graph)
@@ -91,6 +92,8 @@ def read_configuration(folder: Path, layout: Layout | None = None) -> dict[str, 
                 f"{folder} is a pipeline of several networks; give the folder of one: "
                 + ", ".join(str(folder / part) for part in parts)
             )
+        if is_adapter(folder):
+            raise SourceError(no_model(folder))
         known = is_checkpoint(folder)  # as torch's own writer of safetensors leaves them
         raise SourceError(
             f"{folder} has no {path.name}, "
@@ -100,7 +103,7 @@ def read_configuration(folder: Path, layout: Layout | None = None) -> dict[str, 
                 else "so it is not a Hugging Face model folder"
             )
         )
-    return read_table(path, _root(folder))
+    return read_table(path, root_of(folder))
 
 
 def _tie(graph: Graph) -> None:
@@ -115,10 +118,10 @@ def _tie(graph: Graph) -> None:
 def masks_beside(folder: Path) -> Path | None:
     """The masks that ElasticIR wrote beside the weights, if any."""
     path = folder / MASKS
-    return inside(path, _root(folder)) if path.exists() else None
+    return inside(path, root_of(folder)) if path.exists() else None
 
 
-def _root(folder: Path) -> Path:
+def root_of(folder: Path) -> Path:
     """The folder that links may lead to: the checkpoint's own, in a hub cache the repository's.
 
     A cache holds ``snapshots/REVISION/FILE`` as links to ``blobs/HASH`` beside them.

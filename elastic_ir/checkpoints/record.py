@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from elastic_ir.errors import SourceError, reason
+from elastic_ir.errors import PlanError, SourceError, reason
 from elastic_ir.formats.files import parse_json, read_json
 from elastic_ir.formats.model_folder import RECORD
+from elastic_ir.safety.limits import allowing_blocks, check_blocks
 from elastic_ir.tensors.gathered import Gathering
 
 VERSION = 2  #: 1 where no tensor is gathered
+_LAYERS = 100_000  #: more than any network has
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,29 @@ class Step:
     def origin(self, name: str) -> Origin:
         """Where a tensor of the result comes from."""
         return self.lineage.get(name) or Origin(name)
+
+    def layers(self, where: str) -> dict[str, list[tuple[bool, int]]]:
+        """For each stack whether each layer is of another source than the first, and its number there.
+
+        SourceError, which says ``where`` the record is, for a plan that is none.
+        """
+        from elastic_ir.plans.plan import parse_indices
+
+        found: dict[str, list[tuple[bool, int]]] = {}
+        for label, text in self.plan.items():
+            layers = found.setdefault(label, [])
+            for part in text.split(","):
+                _, other, indices = part.rpartition("/")
+                try:
+                    with allowing_blocks(_LAYERS):
+                        numbers = parse_indices(indices)
+                        check_blocks(len(layers) + len(numbers))
+                    layers += [(bool(other), number) for number in numbers]
+                except PlanError as error:
+                    raise SourceError(
+                        f"{RECORD} of {where} is damaged: {text!r} is not a plan ({error})"
+                    ) from error
+        return found
 
     def data(self) -> dict[str, Any]:
         """The step as JSON has it."""

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from elastic_ir.checkpoints.side_files import is_side_file
+from elastic_ir.checkpoints.side_files import is_taken_along
 from elastic_ir.errors import SourceError
 from elastic_ir.formats import SAFETENSORS
 from elastic_ir.formats.hub_cache import files_of_index
@@ -95,7 +95,7 @@ class RemoteFolder:
             list(pool.map(lambda name: self.shards[name][2].check(), shards))
 
     def fetch_side(self, tell: Tell | None = None) -> None:
-        self._fetch(name for name in self.files if is_side_file(name))
+        self._fetch(name for name in self.files if is_taken_along(name))
 
     def _asked_for(self) -> dict[str, str]:
         """The files that are there of those that a model has, where the server lists nothing."""

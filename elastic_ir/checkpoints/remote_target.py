@@ -44,7 +44,7 @@ def save_remote(
     """
     target = _Target(url.rstrip("/"))
     target.refuse_taken()
-    plan = plan_checkpoint(graph, shard_size)
+    plan = plan_checkpoint(graph, shard_size, url)
     if plan.doubt is not None and not check:
         raise plan.doubt
     if plan.masks:
@@ -52,7 +52,7 @@ def save_remote(
             f"{url}: masks state which files they belong to; write to a folder here and copy that"
         )
     if fetch_awaited(graph):
-        plan = plan_checkpoint(graph, shard_size)
+        plan = plan_checkpoint(graph, shard_size, url)
     total, done, lock = plan.total, 0, Lock()
 
     def count(size: int) -> None:
@@ -70,7 +70,7 @@ def save_remote(
         if compared is not None and (graph.edits.unproven_beside or plan.doubt is not None):
             compared.result().prove(graph.edits.unproven_beside)
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            uploads = [pool.submit(upload, name) for name in plan.shards]
+            uploads = [pool.submit(upload, name) for name in plan.tensors]
             try:
                 for future in uploads:
                     future.result()

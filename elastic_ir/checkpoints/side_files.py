@@ -17,6 +17,7 @@ from elastic_ir.checkpoints.config.entries import followed
 from elastic_ir.checkpoints.read import inside
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import SourceChangedError
+from elastic_ir.formats.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_of_adapter
 from elastic_ir.formats.files import read_json, stamp_of
 from elastic_ir.formats.model_folder import MASKS, RECORD, CheckpointSource, is_compound
 
@@ -52,6 +53,11 @@ def is_side_file(name: str) -> bool:
     return not (_WEIGHTS.fullmatch(parts[-1]) or any(part.startswith(".") for part in parts))
 
 
+def is_taken_along(name: str) -> bool:
+    """Whether a file of that name goes with a copy, changed or not: no weights, or those of an adapter."""
+    return is_side_file(name) or name.rpartition("/")[2] in ADAPTER_WEIGHTS
+
+
 def side_files(source: CheckpointSource) -> list[SideFile]:
     """All files that hold no weights, those of folders inside included; hidden ones stay behind.
 
@@ -63,7 +69,7 @@ def side_files(source: CheckpointSource) -> list[SideFile]:
     anew = {f"{source.inner}{name}" for name in (*_OURS, source.layout.config)}
     for path, part in _walked(whole, source.inner):
         name = path.relative_to(whole).as_posix()
-        if not (part or is_side_file(name)) or (not part and _is_of_adapter(path)):
+        if not (part or is_side_file(name)) or (not part and is_of_adapter(path)):
             continue
         inside(path, source.root)
         if name in anew:
@@ -75,7 +81,10 @@ def side_files(source: CheckpointSource) -> list[SideFile]:
 
 
 def left_out(source: CheckpointSource) -> list[str]:
-    """Files of weights that are of the source's depth, and that a copy lacks: other variants, other formats."""
+    """Files of weights that are of the source's depth, and that a copy lacks: other variants, other formats.
+
+    Adapters are :mod:`elastic_ir.checkpoints.adapters`'s.
+    """
     whole = source.whole or source.folder
     names = ((path.relative_to(whole).as_posix(), path, part) for path, part in _walked(whole, source.inner))
     own = {shard.name for shard in source.shards} | {MASKS, source.layout.index, source.layout.saved[1]}
@@ -84,16 +93,21 @@ def left_out(source: CheckpointSource) -> list[str]:
         for name, path, part in names
         if not (
             part
-            or (is_side_file(name) and not _is_of_adapter(path))
+            or is_side_file(name)
+            or is_of_adapter(path)
             or (path.parent == source.folder and path.name in own)
         )
     ]
 
 
-def _is_of_adapter(path: Path) -> bool:
-    """Whether a file is the settings of an adapter whose weights lie beside it: without them nobody can load it."""
-    weights = ("adapter_model.safetensors", "adapter_model.bin")
-    return path.name == "adapter_config.json" and any((path.parent / name).is_file() for name in weights)
+def adapters_in(source: CheckpointSource) -> list[Path]:
+    """The folders with adapters of PEFT: the checkpoint's own, and those in it."""
+    walked = _walked(source.whole or source.folder, source.inner)
+    return [
+        path.parent
+        for path, part in walked
+        if not part and path.name == ADAPTER_CONFIG and is_of_adapter(path)
+    ]
 
 
 def _walked(whole: Path, inner: str) -> Iterator[tuple[Path, bool]]:
@@ -118,7 +132,7 @@ def beside_part(whole: Path, inner: str) -> list[str]:
     return [
         name
         for name, path, part in found
-        if part or (inner and not name.startswith(inner) and is_side_file(name) and not _is_of_adapter(path))
+        if part or (inner and not name.startswith(inner) and is_side_file(name) and not is_of_adapter(path))
     ]
 
 

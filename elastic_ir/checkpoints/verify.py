@@ -19,19 +19,17 @@ from elastic_ir.checkpoints.gguf.verify import metadata_differences
 from elastic_ir.checkpoints.held import Held, Place, configuration_of, load_headers, sources_of, steps_held
 from elastic_ir.checkpoints.oracle.verification import network_check
 from elastic_ir.checkpoints.record import Origin, Step
-from elastic_ir.errors import PlanError, SourceError
+from elastic_ir.checkpoints.side_files import adapters_in
+from elastic_ir.errors import SourceError
+from elastic_ir.formats.adapter_folder import is_adapter
 from elastic_ir.formats.compound_folder import network_in
 from elastic_ir.formats.dcp.folder import DcpSource
 from elastic_ir.formats.gguf.parts import GgufSource
 from elastic_ir.formats.model_folder import CONFIG, RECORD, CheckpointSource, label_of
-from elastic_ir.plans.plan import parse_indices
-from elastic_ir.safety.limits import allowing_blocks
 from elastic_ir.tensors.arrays import FLOATS, array_dtype
 from elastic_ir.tensors.gathered import Gathered
 from elastic_ir.tensors.lazy import Mask, MaskedData, TensorData, nbytes, side_by_side
 from elastic_ir.tensors.recipes import Scaled
-
-_LAYERS = 100_000  #: more than any network has
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def verify_checkpoint(
     component: str | None = None,
     tell: Callable[[int, int], None] | None = None,
 ) -> Verified:
-    """Compare every tensor of a checkpoint folder, or of a GGUF file, with its origin, and return what differs.
+    """Compare every tensor of a checkpoint folder, a GGUF file or an adapter with its origin, and return what differs.
 
     Meanwhile ``check`` compares names, shapes and kinds of layers of a folder with the network that its library builds
     from its configuration, where it can, in a process of its own. Of a GGUF file the metadata is compared too, of a
@@ -93,6 +91,10 @@ def verify_checkpoint(
     """
     place = Place.of(folder)
     whole = place.path
+    if is_adapter(whole):
+        from elastic_ir.checkpoints.adapters.verify import verify_adapter
+
+        return verify_adapter(whole, against, hashes, tell)
     folder = network_in(whole, component) if place.awaited is None else whole
     inner = folder.relative_to(whole)
     graph = load_headers(folder, place.awaited)
@@ -117,7 +119,7 @@ def verify_checkpoint(
             for name in target.masks
             if name not in target.tensors
         ]
-    plan = _layers_of_plan(step, target.name)
+    plan = step.layers(target.name) if step is not None else {}
     if sources and isinstance(graph.origin, GgufSource):
         found.differences += [
             Difference(found.config, "", text) for text in metadata_differences(graph, sources, plan, step)
@@ -137,35 +139,25 @@ def verify_checkpoint(
             if beside is not None
             else []
         )
+    if (
+        step is not None
+        and sources
+        and isinstance(sources[0].origin, CheckpointSource)
+        and adapters_in(sources[0].origin)
+    ):
+        from elastic_ir.checkpoints.adapters.verify import beside_differences as adapters_differences
+
+        found.differences += adapters_differences(graph, sources[0], step)
     begun = network_check(graph, sources[0] if sources else None, plan)
     with begun if check and isinstance(graph.origin, CheckpointSource) else nullcontext() as outcome:
-        _compare(found, target, origins, step or Step("", ("",), {}), hashes, tell)
+        compare(found, target, origins, step or Step("", ("",), {}), hashes, tell)
         if outcome is not None:
             found.network, new = outcome()
             found.differences += [Difference(found.config, "", text) for text in new]
     return found
 
 
-def _layers_of_plan(step: Step | None, folder: str) -> dict[str, list[tuple[bool, int]]]:
-    """For each stack of a record's plan whether each layer is of another source than the first, and its number."""
-    found: dict[str, list[tuple[bool, int]]] = {}
-    for label, text in step.plan.items() if step is not None else ():
-        for part in text.split(","):
-            other = "/" in part
-            found.setdefault(label, []).extend((other, number) for number in _planned(part, folder))
-    return found
-
-
 # -- names ---------------------------------------------------------------------------------------------------------
-
-
-def _planned(text: str, folder: str) -> list[int]:
-    """The source layers of a plan in order, of whichever source."""
-    try:
-        with allowing_blocks(_LAYERS):
-            return parse_indices(",".join(part.rpartition("/")[2] for part in text.split(",")))
-    except PlanError as error:
-        raise SourceError(f"{RECORD} of {folder} is damaged: {text!r} is not a plan ({error})") from error
 
 
 def _misplaced(target: Held, origins: Sequence[Held], step: Step | None) -> Iterator[Difference]:
@@ -176,7 +168,8 @@ def _misplaced(target: Held, origins: Sequence[Held], step: Step | None) -> Iter
         for name in sorted(wanted - target.tensors.keys()):
             yield Difference(name, f"{first.name}:{name}", "is missing")
     if step is not None:
-        orders = {label: _planned(text, target.name) for label, text in step.plan.items()}
+        plan = step.layers(target.name)
+        orders = {label: [number for _, number in layers] for label, layers in plan.items()}
         for label, order in orders.items():
             yield from _off_plan(label, order, target, origins, step)
         yield from _not_by_layer(orders, target, origins, step)
@@ -239,7 +232,7 @@ class _Expected:
     what: str = ""  #: what is wrong with it then
 
 
-def _compare(
+def compare(
     found: Verified,
     target: Held,
     origins: Sequence[Held],
@@ -247,6 +240,7 @@ def _compare(
     hashes: bool,
     tell: Callable[[int, int], None] | None,
 ) -> None:
+    """Compare the bytes of every tensor with its origin's, or without sources with those of other copies of it."""
     copies: dict[tuple[Origin, bytes], str] = {}  #: by the origin and a digest of the mask
     done = 0
     for name, data in target.tensors.items():

@@ -8,10 +8,11 @@ the shards, the configuration, and whether the disk has room.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from elastic_ir.checkpoints.resumable import Journal, digests, held_by, partial_
 from elastic_ir.checkpoints.shards import Workers, is_whole, write_shard, write_shards
 from elastic_ir.checkpoints.side_files import (
     SideFile,
+    adapters_in,
     copy_side_file,
     followed_files,
     json_text,
@@ -69,16 +71,24 @@ class Plan:
     followed: list[str]  #: tensors beside the layers that have followed them, each with how
     #: why the configuration cannot state the change, as far as the names of its entries show
     doubt: PlanError | None = None
+    #: files of tensors beside the weights: adapters, which follow the layers
+    beside: dict[str, dict[str, TensorData]] = field(default_factory=dict)
+    adapters: list[tuple[str, str]] = field(default_factory=list)  #: what is to be said of them
+
+    @property
+    def tensors(self) -> dict[str, dict[str, TensorData]]:
+        """All files of tensors but that of masks."""
+        return self.shards | self.beside
 
     @property
     def total(self) -> int:
         """Bytes of all tensors."""
-        return sum(nbytes(data) for shard in self.shards.values() for data in shard.values())
+        return sum(nbytes(data) for held in self.tensors.values() for data in held.values())
 
     @property
     def files(self) -> dict[str, int]:
-        """The files with their bytes; of shards the tensors alone."""
-        sizes = {name: sum(map(nbytes, tensors.values())) for name, tensors in self.shards.items()}
+        """The files with their bytes; of those of tensors these alone."""
+        sizes = {name: sum(map(nbytes, tensors.values())) for name, tensors in self.tensors.items()}
         if self.masks:
             sizes[self.masks_file] = sum(packed_size(mask.size) for mask in self.masks.values())
         sizes |= {name: len(text.encode()) for name, text in self.texts.items()}
@@ -86,9 +96,9 @@ class Plan:
 
     @property
     def streams(self) -> dict[str, tuple[dict[str, TensorData], dict[str, str]]]:
-        """The shards and the file of masks, each with its tensors and its metadata."""
+        """The files of tensors and the one of masks, each with its tensors and its metadata."""
         metadata = {"format": "pt", **self.source.metadata}
-        files = {name: (tensors, metadata) for name, tensors in self.shards.items()}
+        files = {name: (tensors, metadata) for name, tensors in self.tensors.items()}
         return files | ({self.masks_file: packed_masks(self.masks)} if self.masks else {})
 
     @property
@@ -125,11 +135,14 @@ class Plan:
         return Journal(__version__, *digests(files, self.texts))
 
 
-def plan_checkpoint(graph: Graph, shard_size: int = SHARD_SIZE) -> Plan:
+def plan_checkpoint(
+    graph: Graph, shard_size: int = SHARD_SIZE, to: str | os.PathLike[str] | None = None
+) -> Plan:
     """Decide on everything that :func:`save_checkpoint` writes; nothing is written.
 
-    ``shard_size`` is in bytes of tensors; a larger tensor gets a shard of its own. Raises EmitError for a graph that
-    was not read from a folder by its headers, PlanError where a file beside the weights cannot follow. Where by its
+    ``shard_size`` is in bytes of tensors; a larger tensor gets a shard of its own. ``to`` is where it will be
+    written, which an adapter beside the weights names as its base. Raises EmitError for a graph that was not read from
+    a folder by its headers, PlanError where a file beside the weights cannot follow. Where by its
     names config.json cannot state the new depth, the plan has that as its doubt.
     """
     source = graph.origin
@@ -168,12 +181,19 @@ def plan_checkpoint(graph: Graph, shard_size: int = SHARD_SIZE) -> Plan:
     texts |= _texts_of(graph, source, stacks, names)
     shards = {f"{source.inner}{name}": tensors for name, tensors in shards.items()}
     texts = {f"{source.inner}{name}": text for name, text in texts.items()} | beside.texts
+    files, adapters = dict[str, dict[str, TensorData]](), list[tuple[str, str]]()
+    if adapters_in(source):
+        from elastic_ir.checkpoints.adapters.write import follow_beside
+
+        followed_adapters = follow_beside(graph, source, stacks, None if to is None else os.fspath(to))
+        files, adapters = followed_adapters.files, followed_adapters.facts
+        texts |= followed_adapters.texts
     side = [file for file in side if file.name not in texts]
     masks = {name: weight.mask for name, weight in graph.weights.items() if weight.mask is not None}
     notes = [note for name, other in configs.items() for note in differences(source.config, other, name)]
     return Plan(
         source, shards, masks, texts, side, config, stacks, kept, [*follow.kept, *beside.kept], notes,
-        left_out(source), _followed(graph, source), doubt,
+        left_out(source), _followed(graph, source), doubt, files, adapters,
     )  # fmt: skip
 
 
@@ -205,11 +225,11 @@ def save_checkpoint(
     """
     if not partial_folder(path).is_dir():
         refuse_taken(path, replace)
-    plan = plan_checkpoint(graph, shard_size)
+    plan = plan_checkpoint(graph, shard_size, path)
     if plan.doubt is not None and not check:
         raise plan.doubt
     if fetch_awaited(graph):
-        plan = plan_checkpoint(graph, shard_size)
+        plan = plan_checkpoint(graph, shard_size, path)
     total, done = plan.total, 0
 
     def count(size: int) -> None:
@@ -230,13 +250,14 @@ def save_checkpoint(
             compared.result().prove(graph.edits.unproven_beside)  # before the first byte is copied
         # the masks state which weights, as written, they belong to, and so are written last, and always
         for room in (work.begun, work.whole):
-            (room / plan.source.inner).mkdir(parents=True, exist_ok=True)
-        kept = {name for name in plan.shards if is_whole(work.whole / name, *streams[name])}
+            for name in plan.streams:
+                (room / name).parent.mkdir(parents=True, exist_ok=True)
+        kept = {name for name in plan.tensors if is_whole(work.whole / name, *streams[name])}
         for there in [one for one in work.whole.rglob("*") if one.is_file()]:
             if there.relative_to(work.whole).as_posix() not in kept:
                 remove(there)
-        count(sum(nbytes(data) for name in kept for data in plan.shards.get(name, {}).values()))
-        wanted = {name: streams[name] for name in plan.shards if name not in kept}
+        count(sum(nbytes(data) for name in kept for data in plan.tensors.get(name, {}).values()))
+        wanted = {name: streams[name] for name in plan.tensors if name not in kept}
         write_shards(work.begun, wanted, durable, workers, work.finish, count)
         if plan.masks:
             work.settle()

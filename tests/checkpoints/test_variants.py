@@ -107,19 +107,6 @@ def test_masks_beside_are_no_variant_and_indices_no_side_files(tmp_path: Path) -
     assert not list((tmp_path / "out").glob("*index*"))
 
 
-def test_an_adapter_beside_the_weights_is_left_out_whole(tmp_path: Path) -> None:
-    """Its settings alone would have ``from_pretrained`` look for weights that are not there."""
-    source, out = write(tmp_path / "source", llama(3), config(3)), tmp_path / "out"
-    (source / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    save_file({"lora": np.ones(2)}, source / "adapter_model.safetensors")
-    result = run("stretch", source, "--to-units", "4", "-o", out)
-    assert (
-        "left out:   adapter_config.json, adapter_model.safetensors, whose depth is the source's"
-        in result.output
-    )
-    assert not list(out.glob("adapter*"))
-
-
 def test_names_of_diffusers_and_of_torch_save() -> None:
     names = {"config.json", "diffusion_pytorch_model.bin.index.non_ema.json"}
     found = chosen_layout(names)

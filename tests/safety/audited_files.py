@@ -235,6 +235,16 @@ def distributed_gadget(folder: Path) -> Read:
     return read(path)
 
 
+def adapter(folder: Path, tensor: object = None) -> Read:
+    """An adapter of PEFT, its tensors in a file of ``torch.save``."""
+    from elastic_ir.checkpoints.adapters.read import read_adapter
+
+    name = "base_model.model.layers.0.lora_A.weight"
+    torch.save({name: torch.ones(2, 2) if tensor is None else tensor}, folder / "adapter_model.bin")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    return lambda: read_adapter(folder)
+
+
 ORDINARY: dict[str, Callable[[Path], Read]] = {
     "state dict": state_dict,
     "old state dict": old_state_dict,
@@ -259,6 +269,7 @@ ORDINARY: dict[str, Callable[[Path], Read]] = {
     "study": study,
     "distributed checkpoint": lambda folder: read(distributed(folder)),
     "files of ranks": lambda folder: read(files_of_ranks(folder)),
+    "adapter": adapter,
 }
 
 
@@ -489,6 +500,7 @@ HOSTILE: dict[str, Callable[[Path], Read]] = {
         model_args={"checkpoint_path": "gadget.pt"}),
     "onnx data outside": onnx_outside,
     "metadata of a distributed checkpoint": distributed_gadget,
+    "adapter with a gadget": lambda folder: adapter(folder, Gadget()),
     "recipe that calls": lambda folder: recipe(folder, f"version: 1\npasses:\n- stretch: {_APPLY}\n"),
     "slices that call": lambda folder: slices(folder, f"dtype: {_APPLY}\n"),
     "study that calls": lambda folder: study(folder, f"name: {_APPLY}\n"),

@@ -12,7 +12,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.ir.numbering import DIGITS
@@ -170,3 +170,14 @@ def _not_tried(why: str) -> Callable[[str], bool]:
 
 
 _RULES: tuple[Rule, ...] = (_regular("search"), _regular("match"), _regular("fullmatch"), _glob)
+
+
+_whole = lru_cache(1000)(_regular("fullmatch"))
+
+
+def whole_match(pattern: str, path: str) -> bool:
+    """Whether a regular expression matches a whole path; Unclear where it is none, or is not tried."""
+    matches = _whole(pattern)
+    if matches is None:
+        raise Unclear("is no regular expression")
+    return matches(path)
