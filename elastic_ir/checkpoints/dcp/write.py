@@ -7,8 +7,9 @@ and the record of ElasticIR lies beside it. Two files are written at once, as tw
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,8 +21,16 @@ from elastic_ir.checkpoints.side_files import SideFile, copy_side_file
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.checkpoints.undo import steps_after
 from elastic_ir.errors import EmitError, OutputError, PlanError
-from elastic_ir.formats.dcp.folder import DcpSource, read_folder
-from elastic_ir.formats.dcp.metadata import METADATA, Box, Entry, Metadata, Place, metadata_bytes
+from elastic_ir.formats.dcp.folder import DcpSource
+from elastic_ir.formats.dcp.metadata import (
+    METADATA,
+    Box,
+    Entry,
+    Metadata,
+    Place,
+    metadata_bytes,
+    read_metadata,
+)
 from elastic_ir.formats.files import atomic_folder, stamp_of
 from elastic_ir.formats.model_folder import RECORD, label_of
 from elastic_ir.formats.ranges import Part, write_parts
@@ -57,7 +66,7 @@ class Plan:
     @property
     def sizes(self) -> dict[str, int]:
         """The files with their bytes; of what is computed the bytes of tensors alone."""
-        sizes = {name: max(part.at + _length(part) for part in parts) for name, parts in self.files.items()}
+        sizes = {name: _end(parts) for name, parts in self.files.items()}
         sizes |= {
             f"{made.name} (computed)": nbytes(made.data) for made in self.computed if made.data is not None
         }
@@ -122,8 +131,7 @@ def save_dcp(
     where a file of the source changed meanwhile. Then what was there is there still.
     """
     check_room(plan, path)
-    with atomic_folder(path, replaced) as folder:
-        _copy_entries(folder, plan.files, tell)
+    with atomic_folder(path, replaced) as folder, _copying(folder, plan.files, tell):
         entries = _entries(folder, plan)
         metadata = Metadata(tuple(entries), plan.source.metadata.nested, plan.source.metadata.version)
         for file in plan.side:
@@ -131,7 +139,7 @@ def save_dcp(
         if plan.steps:
             (folder / RECORD).write_text(record_text(plan.steps), encoding="utf-8")
         (folder / METADATA).write_bytes(metadata_bytes(metadata))
-        if check and read_folder(folder).metadata != metadata:
+        if check and read_metadata(folder) != metadata:
             raise EmitError(f"{path} does not read back as it was planned")
     return [path]
 
@@ -150,8 +158,9 @@ def check_room(plan: Plan, path: Path) -> None:
         )
 
 
-def _copy_entries(folder: Path, files: dict[str, list[Part]], tell: Tell | None) -> None:
-    """Write what is copied; a failure ends the other files' writing as well."""
+@contextlib.contextmanager
+def _copying(folder: Path, files: Mapping[str, list[Part]], tell: Tell | None) -> Iterator[None]:
+    """Write what is copied while the block runs, and until it is all there; a failure ends the rest."""
     from concurrent.futures import ThreadPoolExecutor
     from threading import Lock
 
@@ -174,10 +183,19 @@ def _copy_entries(folder: Path, files: dict[str, list[Part]], tell: Tell | None)
             pool.submit(write_parts, folder / file, parts, count, synced=False, helped=False)
             for file, parts in files.items()
         ]
+        yield
         for one in begun:
             one.result()
     finally:
         pool.shutdown(cancel_futures=True)
+    for file, parts in files.items():
+        size, planned = (folder / file).stat().st_size, _end(parts)
+        if size != planned:
+            raise EmitError(f"{file} has {size} bytes where {planned} were planned")
+
+
+def _end(parts: Sequence[Part]) -> int:
+    return max(part.at + _length(part) for part in parts)
 
 
 def _length(part: Part) -> int:
@@ -191,7 +209,7 @@ def _entries(folder: Path, plan: Plan) -> list[Entry]:
     for at, item in enumerate(plan.follow.entries):
         entry = replace(item.of, name=item.name, path=item.path)
         if item.is_computed:
-            found.append(_computed(folder, item, entry, numbers))
+            found.append(_computed(folder, item, entry, numbers, plan.files))
             continue
         places = [
             replace(box, place=replace(box.place, offset=plan.moved[at, number]))
@@ -201,11 +219,16 @@ def _entries(folder: Path, plan: Plan) -> list[Entry]:
     return found
 
 
-def _computed(folder: Path, item: Made, entry: Entry, numbers: dict[str, int]) -> Entry:
-    """Write an entry that is computed into a file of its own, named after the rank that held what it stands for."""
+def _computed(
+    folder: Path, item: Made, entry: Entry, numbers: dict[str, int], files: Mapping[str, object]
+) -> Entry:
+    """Write an entry that is computed into a file of its own, named after the rank that held what it stands for.
+
+    ``files`` are those that others are written to meanwhile.
+    """
     head = item.of.boxes[0].place.file.rpartition("_")[0]
     number = numbers.get(head, 0)
-    while (folder / f"{head}_{number}.distcp").exists():
+    while f"{head}_{number}.distcp" in files or (folder / f"{head}_{number}.distcp").exists():
         number += 1
     numbers[head] = number + 1
     path = folder / f"{head}_{number}.distcp"

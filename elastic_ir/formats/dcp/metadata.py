@@ -9,9 +9,11 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from elastic_ir.errors import SourceError, first_line
 from elastic_ir.formats.files import opened
@@ -39,6 +41,7 @@ _CALLED = {_SIZE, _LAYOUT, _ENCODING, f"{_OLDER}.MEM_FORMAT_ENCODING"} | {
     for kind in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
 }
 _BYTES_EACH = 4  #: bytes of the pickle for each instruction in it, at the least
+_UNCOUNTED = 2 << 20  #: bytes of a pickle whose instructions need not be counted, however small each is
 _AXES = 64  #: that a tensor of torch has, at the most
 
 Key: TypeAlias = "str | int"
@@ -96,10 +99,8 @@ def read_metadata(folder: Path) -> Metadata:
         raise SourceError(
             f"{path} has more than {RECORD_BYTES >> 20} MiB; save the checkpoint of fewer ranks"
         )
-    from io import BytesIO
-
     try:
-        found = _Reader(BytesIO(raw), str(path), len(raw) * BYTES_A_STEP // _BYTES_EACH).load()
+        found = _Reader(raw, str(path)).load()
         return _metadata(found, str(path))
     except SourceError:
         raise
@@ -145,8 +146,9 @@ class _Reader(GuardedUnpickler):
         pickle.LONG_BINPUT, pickle.BINGET, pickle.LONG_BINGET, pickle.MEMOIZE,
     )  # fmt: skip
 
-    def __init__(self, file: BinaryIO, where: str, size: int) -> None:
-        super().__init__(file, where, size)
+    def __init__(self, raw: bytes, where: str) -> None:
+        size = len(raw)  # and no more instructions
+        super().__init__(BytesIO(raw), where, size * BYTES_A_STEP // _BYTES_EACH, size > _UNCOUNTED)
 
     def find_class(self, module: str, name: str) -> Any:
         """The name itself, if it is one that a description needs."""
@@ -259,9 +261,18 @@ def _place(stored: Mapping[Any, object], index: _Index, where: str) -> Place:
     plain = type(file) is str and is_count(offset) and is_count(length)
     if not plain or not all(type(one) is str for one in transforms):
         raise SourceError(f"{where} is damaged: the place of {index.name!r} is not a range of a file")
-    if not file or "\0" in file or Path(file).is_absolute() or ".." in Path(file).parts:
+    inside = _inside(file)
+    if inside is None:
         raise SourceError(f"{where}: {index.name!r} lies in {file!r}, outside of the folder; it is not read")
-    return Place(Path(file).as_posix(), offset, length, tuple(transforms))
+    return Place(inside, offset, length, tuple(transforms))
+
+
+@lru_cache(maxsize=1024)  # of a few files there are thousands of places
+def _inside(file: str) -> str | None:
+    """A file's path in one spelling; None where it may be outside of the folder."""
+    path = Path(file)
+    outside = not file or "\0" in file or path.is_absolute() or ".." in path.parts
+    return None if outside else path.as_posix()
 
 
 def fills(shape: tuple[int, ...], boxes: list[Box]) -> bool:

@@ -25,7 +25,8 @@ class GuardedUnpickler(pickle._Unpickler):
     """An unpickler of the instructions that a subclass names; any other is refused.
 
     ``as_python`` are those that do what Python's own do, ``replaced`` further ones with their methods. ``dicts`` are
-    the classes that keys and values may go into, ``unneeded`` is how a refusal ends.
+    the classes that keys and values may go into, ``unneeded`` is how a refusal ends. Only so many are run, unless they
+    are not ``counted``, for a pickle that is too small to have many.
     """
 
     as_python: ClassVar[Collection[bytes]] = ()
@@ -45,9 +46,10 @@ class GuardedUnpickler(pickle._Unpickler):
         cls.dispatch.update({code[0]: python[code[0]] for code in cls.as_python})
         cls.dispatch.update({code[0]: getattr(cls, method) for code, method in methods.items()})
 
-    def __init__(self, file: BinaryIO, where: str, size: int, **options: Any) -> None:
+    def __init__(self, file: BinaryIO, where: str, size: int, counted: bool = True, **options: Any) -> None:
         super().__init__(file, **options)
-        self.dispatch = _Steps(type(self).dispatch, where, size)  # type: ignore[misc]  # of this run
+        if counted:
+            self.dispatch = _Steps(type(self).dispatch, where, size)  # type: ignore[misc]  # of this run
         self.where = where
 
     def load(self) -> Any:
