@@ -69,12 +69,12 @@ def problems(found: list[Package]) -> Iterator[str]:
         elif one.installed is not None and not one.fits:
             yield f"{one.name} {one.installed} does not fit; pip install '{one.name}{one.wanted}'"
     installed = {one.name for one in found if one.installed is not None}
-    from elastic_ir.frontends.sources import import_library
+    from elastic_ir.extras import import_library
 
     for name in _TRIED:
         if name in installed:
             try:
-                import_library(name, f"pip install --force-reinstall {name}")
+                import_library(name, "ElasticIR", f"pip install --force-reinstall {name}")
             except SourceError as error:
                 yield str(error)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,11 +19,15 @@ from elastic_ir.formats.files import temporary
 from elastic_ir.training.reports.csv import write_numbers
 from elastic_ir.training.reports.plots import draw
 from elastic_ir.training.reports.report import answers, collect, markdown
+from elastic_ir.training.settings import Log
 from elastic_ir.training.studies.jobs import Job, in_order
 from elastic_ir.training.studies.run import Progress, run
 from elastic_ir.training.studies.store import Store
 from elastic_ir.training.studies.study import Run, Study, runs
 from elastic_ir.training.studies.study_file import read_study
+
+if TYPE_CHECKING:
+    from elastic_ir.training.studies.transforms import Tried
 
 EPILOG = """\
 \b
@@ -32,6 +37,7 @@ Examples:
   elastic-ir lottery run study.yaml --ray auto --store /shared/store
   elastic-ir lottery status study.yaml
   elastic-ir lottery report study.yaml -o results
+  elastic-ir lottery schema > study.schema.json
 """
 
 
@@ -74,10 +80,13 @@ STUDIES = click.argument("studies", type=click.Path(), nargs=-1, required=True, 
     "no other machine reaches.",
 )
 @LOG
-@click.option("--dry-run", is_flag=True, help="Show what there is to do, and do nothing.")
+@click.option(
+    "--dry-run", is_flag=True,
+    help="Show what there is to do, try the transformations on networks without values, and do nothing.",
+)  # fmt: skip
 @run_flags
 def run_(
-    studies: tuple[str, ...], store: str, jobs: int, threads: int | None, ray: str | None, log: str | None,
+    studies: tuple[str, ...], store: str, jobs: int, threads: int | None, ray: str | None, log: Log | None,
     dry_run: bool,
 ) -> None:  # fmt: skip
     """Do all jobs of each STUDY that are not done yet, those of the first one first.
@@ -87,9 +96,9 @@ def run_(
     """
     found = [read_study(study) for study in studies]
     _show_notes(found)
-    _check_names(found, store)
+    networks = _check_names(found, store)
     if dry_run:
-        _show_plan(found, store)
+        _show_plan(found, store, networks)
         return
     need_extra()
     click.get_current_context().meta[GO_ON] = True
@@ -187,15 +196,21 @@ def _progress(now: Progress) -> tuple[int, int, str]:
     return now.done, now.total, words
 
 
-def _check_names(studies: list[Study], store: str) -> None:
-    """Refuse studies that name what does not exist before any job is done; finished ones need none of the names."""
+def _check_names(studies: list[Study], store: str) -> list[dict[str, Any]]:
+    """The networks of each study, without values; none for finished ones, which need none of the names.
+
+    Studies that name what does not exist are refused before any job is done.
+    """
     place = Store(store)
-    unfinished = [study for study in studies if not all(place.has(item.job.key) for item in runs(study))]
-    if unfinished:
+    made: list[dict[str, Any]] = []
+    for study in studies:
+        if all(place.has(item.job.key) for item in runs(study)):
+            made.append({})
+            continue
         from elastic_ir.training.studies.names import check_names
 
-        for study in unfinished:
-            check_names(study)
+        made.append(check_names(study))
+    return made
 
 
 def _store_of(folder: str) -> Store:
@@ -207,7 +222,7 @@ def _store_of(folder: str) -> Store:
     return Store(folder)
 
 
-def _show_plan(studies: list[Study], store: str) -> None:
+def _show_plan(studies: list[Study], store: str, networks: list[dict[str, Any]]) -> None:
     numbers = [item for study in studies for item in runs(study)]
     jobs = in_order(item.job for item in numbers)
     place = Store(store)
@@ -216,13 +231,44 @@ def _show_plan(studies: list[Study], store: str) -> None:
     rows: list[Sequence[str]] = [(kind, str(count), str(done[kind])) for kind, count in counts.items()]
     tables.show_table(tables.Table(("kind", "jobs", "done"), rows))
     tables.say()
+    tried = _try_transforms(studies, networks)
     tables.show_facts([("numbers", str(len(numbers))), ("dry run", f"{len(jobs)} jobs, nothing was done")])
     tables.say_result(
         {
             "jobs": {kind: {"jobs": count, "done": done[kind]} for kind, count in counts.items()},
             "numbers": len(numbers),
+            "transforms": [asdict(one) for one in tried],
         }
     )
+    if any(one.error for one in tried):
+        raise SystemExit(1)
+
+
+def _try_transforms(studies: list[Study], networks: list[dict[str, Any]]) -> list[Tried]:
+    """What the transformations of the studies make, shown as a table, and the errors that they end with."""
+    if not any(networks):
+        return []
+    from elastic_ir.training.studies.transforms import try_transforms
+
+    table = tables.Table(("network", "label", "blocks", "depth"), spare=("blocks",))
+    tried: list[Tried] = []
+    errors: list[tuple[str, str]] = []
+    with tables.status("trying the transformations"):
+        for study, made in zip(studies, networks, strict=True):
+            tried += try_transforms(study, made) if made else ()
+    for one in tried:
+        if one.error:
+            errors.append(("would fail", f"{one.network}, {one.label}: {one.error}"))
+        elif one.source:
+            blocks = (",".join(map(str, counts)) for counts in one.blocks)
+            depth = (tables.number(depth) for depth in one.depths)
+            table.rows.append((one.network, one.label, tables.change(*blocks), tables.change(*depth)))
+    if table.rows:
+        tables.show_table(table)
+        tables.say()
+    if errors:
+        tables.show_facts(errors)
+    return tried
 
 
 @lottery.command("status")
@@ -327,6 +373,15 @@ def _report(study: str, store: str, out: str | None, no_plots: bool) -> dict[str
         ],
         **output.written_data([folder / part.name for part in made]),
     }
+
+
+@lottery.command("schema")
+@run_flags
+def schema_() -> None:
+    """Print the JSON schema of study files, for editors."""
+    from elastic_ir.training.studies.schema import study_schema
+
+    tables.say_json(study_schema())
 
 
 lottery.add_command(find_)

@@ -6,27 +6,21 @@ from pathlib import Path
 
 import click
 
+from elastic_ir.choices import words_of
 from elastic_ir.cli import tables
 from elastic_ir.cli.app import GO_ON, run_flags
-from elastic_ir.errors import SourceError
-from elastic_ir.training.settings import Pruning, Training
+from elastic_ir.extras import import_extra
+from elastic_ir.training.settings import Log, Precision, Pruning, Training
 
 LOG = click.option(
-    "--log", type=click.Choice(("csv", "tensorboard")),
+    "--log", type=click.Choice(words_of(Log)),
     help="Log loss and rate of each training by Lightning's logger, beside its results.",
 )  # fmt: skip
 
 
 def need_extra() -> None:
     """SourceError where what trainings need is not installed."""
-    try:
-        import lightning.pytorch  # noqa: F401
-    except ImportError as error:
-        raise SourceError(f"training needs Lightning: pip install 'elastic-ir[train]' ({error})") from error
-    except RuntimeError as error:  # torchvision beside a torch that it was not built for
-        raise SourceError(
-            f"Lightning cannot be imported, most likely because of torchvision: {error}"
-        ) from error
+    import_extra("lightning.pytorch", "train", "a training")
 
 
 @click.command("find")
@@ -77,10 +71,10 @@ def need_extra() -> None:
 @click.option("--compile", "compiled", is_flag=True, help="Train with torch.compile.")
 @click.option(
     "--precision",
+    type=click.Choice(words_of(Precision)),
     default="32-true",
     show_default=True,
-    metavar="P",
-    help="As Lightning names it: bf16-mixed, ...",
+    help="As Lightning names it.",
 )
 @click.option(
     "--loss", default="", metavar="NAME", help="package.module:function or class; cross-entropy without it."
@@ -105,8 +99,8 @@ def need_extra() -> None:
 @run_flags
 def find_(
     factory: str, data: str, channels: int, steps: int, rewind: int, levels: int, share: float,
-    leave_out: tuple[str, ...], batch_size: int, lr: float, compiled: bool, precision: str, loss: str,
-    no_channels_last: bool, log: str | None, seed: int, out: str,
+    leave_out: tuple[str, ...], batch_size: int, lr: float, compiled: bool, precision: Precision, loss: str,
+    no_channels_last: bool, log: Log | None, seed: int, out: str,
 ) -> None:  # fmt: skip
     """Search for tickets of NETWORK by iterative magnitude pruning; each level's is a .pt file that all commands take.
 

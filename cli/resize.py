@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from elastic_ir.choices import Drop, Order, words_of
 from elastic_ir.cli import output, tables
 from elastic_ir.cli.app import COMMANDS, FORCE_OPTION
 from elastic_ir.cli.options import (
@@ -205,7 +206,7 @@ _wanted_options = gathered("wanted", Wanted, FORCE_OPTION, MAX_BLOCKS)
 @click.argument("source", type=SOURCE)
 @_wanted_options
 @click.option(
-    "--order", type=click.Choice(["append", "interpolate"]), default="append", show_default=True,
+    "--order", type=click.Choice(words_of(Order)), default="append", show_default=True,
     help='Where the clones stand: "append" puts them as a group after the last block, "interpolate" each right '
     "after its source.",
 )  # fmt: skip
@@ -216,7 +217,7 @@ _wanted_options = gathered("wanted", Wanted, FORCE_OPTION, MAX_BLOCKS)
 @copy_options
 @source_options
 def stretch(
-    source: str, wanted: Wanted, order: str, replicate: list[int] | None, copies: Copies, reading: Reading
+    source: str, wanted: Wanted, order: Order, replicate: list[int] | None, copies: Copies, reading: Reading
 ) -> None:
     """Make SOURCE deeper by cloning its free units, with their weights, buffers and masks.
 
@@ -235,13 +236,13 @@ def stretch(
 @click.argument("source", type=SOURCE)
 @_wanted_options
 @click.option(
-    "--drop", type=Parsed("indices", read_indices, "tail", "even"), default="tail", show_default=True,
+    "--drop", type=Parsed("indices", read_indices, *words_of(Drop)), default="tail", show_default=True,
     metavar="tail|even|3,4",
     help='Which free blocks are deleted: the last ones ("tail"), so that the rest is evenly spaced ("even"), or '
     "exactly those of these indices, counted from 0 in each stage. With indices no target is needed.",
 )  # fmt: skip
 @source_options
-def squeeze(source: str, wanted: Wanted, drop: str | list[int], reading: Reading) -> None:
+def squeeze(source: str, wanted: Wanted, drop: Drop | list[int], reading: Reading) -> None:
     """Make SOURCE shallower by deleting free units, with their weights, buffers and masks.
 
     State how deep by one of --to-depth, --to-stages, --to-units, --plan and --like, or name the blocks by --drop.

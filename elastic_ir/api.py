@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from elastic_ir.checkpoints.verify import Verified
+    from elastic_ir.choices import Frontend
     from elastic_ir.pictures.page import Report
     from elastic_ir.plans.plan import Drop, Order, PlanGiven
     from elastic_ir.tensors.lazy import Mask
@@ -35,7 +36,7 @@ def trace(
     example_kwargs: Mapping[str, Any] | None = None,
     masks: Mapping[str, MaskGiven] | None = None,
     *,
-    frontend: str = "auto",
+    frontend: Frontend = "auto",
     input_shape: Sequence[Sequence[int]] | None = None,
 ) -> Graph:
     """Read a module, or an exported program, into a graph; see :func:`elastic_ir.frontends.trace.trace`."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from elastic_ir import formats
 from elastic_ir.errors import ElasticError, SourceError, first_line
+from elastic_ir.extras import without_bars
 from elastic_ir.formats import ReadOptions, Stored, format_named
 from elastic_ir.formats.hub_cache import SCHEME, HubName, hub_name
 from elastic_ir.formats.model_folder import INDEX, LAYOUTS
@@ -149,18 +150,9 @@ def refuse_missing(text: str) -> None:
 @contextlib.contextmanager
 def trained(text: str) -> Iterator[None]:
     """Around a library's own loading of trained weights, without bars: SourceError in place of what it makes fail."""
-    bars = importlib.util.find_spec("huggingface_hub") is not None
-    if bars:
-        from huggingface_hub.utils.tqdm import (
-            are_progress_bars_disabled,
-            disable_progress_bars,
-            enable_progress_bars,
-        )
-
-        bars = not are_progress_bars_disabled()
-        disable_progress_bars()
     try:
-        yield
+        with without_bars():
+            yield
     except ElasticError:
         raise
     except Exception as error:  # of the library, its network client, or the file that came
@@ -168,6 +160,3 @@ def trained(text: str) -> Iterator[None]:
             f"{text}: its trained weights could not be taken ({type(error).__name__}: {first_line(error)}); see the "
             "name and the connection, or leave --pretrained out"
         ) from error
-    finally:
-        if bars:
-            enable_progress_bars()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir import formats
-from elastic_ir.errors import MaskError, SourceError
+from elastic_ir.errors import ElasticError, MaskError, SourceError
 from elastic_ir.formats import ReadOptions, Stored
 from elastic_ir.formats.files import parse_json
 from elastic_ir.ir.graph import Graph
@@ -148,10 +147,11 @@ def build(text: str, **arguments: Any) -> nn.Module:
     from torch import nn
 
     from elastic_ir import user_functions
+    from elastic_ir.extras import import_extra
 
     package, _, name = text.partition(":")
     if package == "timm":
-        timm = import_library("timm", "pip install 'elastic-ir[timm]'")
+        timm = import_extra("timm", "timm", text)
         if arguments.get("pretrained"):
             from elastic_ir.frontends.elsewhere import trained
 
@@ -163,7 +163,7 @@ def build(text: str, **arguments: Any) -> nn.Module:
             except RuntimeError as error:
                 raise SourceError(f"timm has no model {name!r} ({error})") from error
     elif package == "torchvision":
-        models = import_library("torchvision.models", "pip install 'elastic-ir[torchvision]'")
+        models = import_extra("torchvision.models", "torchvision", text)
         try:
             models.get_model_builder(name)
         except ValueError as error:
@@ -203,23 +203,8 @@ def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
     try:
         with torch.device("meta"):
             return make()
-    except (RuntimeError, SourceError):
+    except (RuntimeError, ElasticError):
         return make()
-
-
-def import_library(name: str, remedy: str) -> Any:
-    """A library, or SourceError: it is not there, or its build does not fit that of torch."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise SourceError(f"{name} cannot be imported ({error}); {remedy}") from error
-    except RuntimeError as error:
-        if "torchvision::" in str(error):
-            raise SourceError(
-                f"the installed torchvision does not fit the installed torch ({str(error).splitlines()[0]}); "
-                "install a matching pair of builds, both for CPU or both for the same CUDA"
-            ) from error
-        raise
 
 
 def traced(model: nn.Module, input_shape: Shapes) -> Graph:

@@ -17,13 +17,14 @@ import os
 import sys
 import sysconfig
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, cast
 
 import torch
 from torch import fx, nn
 
+from elastic_ir.choices import Frontend, check_choice
 from elastic_ir.errors import TraceError
 from elastic_ir.frontends.example_inputs import from_shapes, guesses
 from elastic_ir.frontends.fx import holds_layers, is_torchs, read_fx, read_sealed
@@ -51,7 +52,7 @@ class LiveSource(Origin):
         """Another module of the kind as a graph, read in the same way on the same inputs."""
         if self.inputs is None:
             raise TraceError(f"{type(module).__name__} has no example inputs to be traced on")
-        return trace(module, self.inputs.args, self.inputs.kwargs, frontend=frontend)
+        return trace(module, self.inputs.args, self.inputs.kwargs, frontend=cast("Frontend", frontend))
 
 
 def _read_export(model: nn.Module, inputs: Inputs, weights: dict[str, Weight]) -> Graph:
@@ -60,7 +61,8 @@ def _read_export(model: nn.Module, inputs: Inputs, weights: dict[str, Weight]) -
     return read_export(model, inputs, weights)
 
 
-READERS = {"fx": read_fx, "export": _read_export}
+Reader: TypeAlias = Callable[[nn.Module, Inputs, dict[str, Weight]], Graph]
+READERS: dict[str, Reader] = {"fx": read_fx, "export": _read_export}
 _SEALED = "sealed"  #: the last resort, where a module of torch that holds layers cannot be traced into
 
 
@@ -87,7 +89,7 @@ def trace(
     example_kwargs: Mapping[str, Any] | None = None,
     masks: Mapping[str, Any] | None = None,
     *,
-    frontend: str = "auto",
+    frontend: Frontend = "auto",
     input_shape: Sequence[Sequence[int]] | None = None,
 ) -> Graph:
     """Read a module into a :class:`~elastic_ir.ir.graph.Graph`; its weights are referred to, not copied.
@@ -111,8 +113,7 @@ def trace(
             f"trace reads a torch.nn.Module or an ExportedProgram, not a {type(model).__name__}; "
             "for a file or a name use load"
         )
-    if frontend not in ("auto", *READERS):
-        raise ValueError(f"frontend is 'auto', {', '.join(map(repr, READERS))}, not {frontend!r}")
+    check_choice("frontend", frontend, Frontend, ValueError)
     model, found = absorb_pruning(model)
     weights = weight_table(model)
     if given := {**found, **(masks or {})}:
@@ -129,7 +130,7 @@ def trace(
         candidates = list(guesses(model))
     problems: dict[str, str] = {}
     values: dict[str, bool] = {}  # by front end, whether it met control flow on a tensor's values
-    readers = dict(READERS) if frontend == "auto" else {frontend: READERS[frontend]}
+    readers: dict[str, Reader] = dict(READERS) if frontend == "auto" else {frontend: READERS[frontend]}
     if isinstance(model, fx.GraphModule):  # torch.export would lose the scopes that it has
         readers = dict(READERS)
     if "fx" in readers and any(is_torchs(part) and holds_layers(part) for part in model.modules()):

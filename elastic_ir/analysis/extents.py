@@ -7,7 +7,9 @@ channels) or where it comes from fixed ones. For ONNX the file says which extent
 
 from __future__ import annotations
 
-from elastic_ir.errors import PlanError
+from typing import Literal, TypeAlias
+
+from elastic_ir.choices import check_choice
 from elastic_ir.ir.graph import Graph, Node, Value
 from elastic_ir.ir.numbering import number_of
 from elastic_ir.ir.operations import Trait, operation_of
@@ -16,7 +18,8 @@ from elastic_ir.onnx_model import OnnxSource, type_of
 #: For each axis of a value whether its extent is fixed.
 Fixed = tuple[bool, ...]
 #: What may be assumed of the inputs' extents, each with whether the first axis and the others are open.
-OPEN = {"all": (True, True), "batch": (True, False), "none": (False, False)}
+Open: TypeAlias = Literal["all", "batch", "none"]
+OPEN: dict[Open, tuple[bool, bool]] = {"all": (True, True), "batch": (True, False), "none": (False, False)}
 
 
 class Extents:
@@ -26,9 +29,8 @@ class Extents:
     For ONNX the file says it. Raises PlanError for another word.
     """
 
-    def __init__(self, graph: Graph, open_axes: str = "all") -> None:
-        if open_axes not in OPEN:
-            raise PlanError(f"open is one of {', '.join(OPEN)}, not {open_axes!r}")
+    def __init__(self, graph: Graph, open_axes: Open = "all") -> None:
+        check_choice("open", open_axes, Open)
         self._first, self._others = OPEN[open_axes]
         source = graph.origin if isinstance(graph.origin, OnnxSource) else None
         self._in_file = source is not None

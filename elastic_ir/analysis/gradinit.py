@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from elastic_ir.choices import Optimizer, check_choice
 from elastic_ir.errors import PlanError, first_line
 from elastic_ir.ir.graph import Graph
 
@@ -35,13 +36,12 @@ class GradInit:
     eta: float = 0.1  #: the learning rate of the first step that is looked ahead
     gamma: float = 1.0  #: the bound of the gradient's norm (of its sum of sizes, for adam)
     minimum: float = 0.01  #: no weight's scale gets smaller; biases may go to 0
-    optimizer: str = "sgd"  #: the training's: sgd, or adam (whose first step is the gradient's sign)
+    optimizer: Optimizer = "sgd"  #: the training's: sgd, or adam (whose first step is the gradient's sign)
     normalise: bool = True  #: sgd: a first step of length eta, whatever the gradient's norm
     clip: float = 1.0  #: of each scale's own gradient
 
     def __post_init__(self) -> None:
-        if self.optimizer not in ("sgd", "adam"):
-            raise PlanError(f"optimizer is sgd or adam, not {self.optimizer!r}")
+        check_choice("optimizer", self.optimizer, Optimizer)
         if self.steps < 1:
             raise PlanError(f"steps={self.steps}: the scales take one step or more to find")
         for name in ("lr", "eta", "gamma", "clip"):

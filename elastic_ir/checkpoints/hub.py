@@ -21,6 +21,7 @@ from typing import Any
 
 from elastic_ir.checkpoints.side_files import is_taken_along
 from elastic_ir.errors import ElasticError, SourceError, first_line
+from elastic_ir.extras import install, missing
 from elastic_ir.formats import GGUF, SAFETENSORS
 from elastic_ir.formats.compound_folder import parts_of
 from elastic_ir.formats.hub_cache import (
@@ -341,10 +342,7 @@ def _in_one_line(name: HubName) -> Iterator[ModuleType]:
         import huggingface_hub as hub
         from huggingface_hub.utils import logging
     except ImportError as error:
-        raise SourceError(
-            f"{_named(name)} needs huggingface_hub, which cannot be imported ({first_line(error)}): "
-            "pip install 'elastic-ir[hub]'"
-        ) from error
+        raise missing("huggingface_hub", _named(name), install("hub"), error) from error
     before = logging.get_verbosity()
     logging.set_verbosity(40)  # of what it tries again
     try:

@@ -311,6 +311,7 @@ def save_folder(graph: Graph, path: Path, check: bool) -> list[Path]:
         from elastic_ir.checkpoints.write import save_checkpoint
 
         return [save_checkpoint(graph, path, check=check)]
+    from elastic_ir.extras import without_bars
     from elastic_ir.formats.mask_tie import TIE, tie_of
     from elastic_ir.formats.model_folder import MASKS
     from elastic_ir.formats.packed_masks import packed_masks
@@ -327,7 +328,8 @@ def save_folder(graph: Graph, path: Path, check: bool) -> list[Path]:
             f"{path}: a folder is written for transformers models{why}; give a name with .pt or .safetensors"
         )
     with atomic_folder(path) as temporary:
-        module.save_pretrained(temporary)
+        with without_bars():
+            module.save_pretrained(temporary)
         if _masks(graph):
             tensors, metadata = packed_masks(_masks(graph))
             tie = tie_of(sorted(temporary.glob("*.safetensors")))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from elastic_ir.errors import ElasticError, SourceChangedError, SourceError, first_line
+from elastic_ir.extras import install, missing
 
 _URL = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z\d+.-]*)://.+", re.DOTALL)
 _TRIES = 3
@@ -134,9 +135,11 @@ def in_one_line(url: str) -> Iterator[None]:
     except ElasticError:
         raise
     except ImportError as error:
-        needed = "fsspec, which cannot be imported" if error.name == "fsspec" else "another package"
-        remedy = "pip install 'elastic-ir[remote]'" if error.name == "fsspec" else "or download it"
-        raise SourceError(f"{url} needs {needed} ({first_line(error)}): {remedy}") from error
+        if error.name == "fsspec":
+            raise missing("fsspec", url, install("remote"), error) from error
+        raise SourceError(
+            f"{url} needs another package ({first_line(error)}); install that, or download the file"
+        ) from error
     except FileNotFoundError as error:
         raise SourceError(f"{url} does not exist") from error
     except PermissionError as error:

@@ -9,8 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
+from elastic_ir.choices import Drop as Drop
+from elastic_ir.choices import Order as Order
+from elastic_ir.choices import check_choice, either, words_of
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.numbering import DIGITS, number_of
 from elastic_ir.ir.structure import Stage
@@ -21,9 +24,6 @@ if TYPE_CHECKING:
 
 StagePlan: TypeAlias = tuple[int, ...]
 Plan: TypeAlias = tuple[StagePlan, ...]
-
-ORDERS = ("append", "interpolate")
-DROPS = ("tail", "even")
 
 #: What a network that layers are taken from may be called.
 SOURCE_NAME = re.compile(r"[A-Za-z_][\w.-]*")
@@ -44,10 +44,6 @@ class Layer:
 
 #: One stage of a plan as it is written: source blocks in target order, or the paper's map from source to targets.
 StageNotation: TypeAlias = "list[int | Layer] | dict[int, list[int]]"
-#: Where copies stand: behind the others as a group, or each right behind its source (Chen et al. 2021, section 3.1).
-Order: TypeAlias = Literal["append", "interpolate"]
-#: Which blocks go: the last ones, or some spread evenly (section 3.2).
-Drop: TypeAlias = Literal["tail", "even"]
 #: A stage's plan as a caller gives it: source blocks in target order, or the paper's source: targets.
 StageGiven: TypeAlias = "Sequence[int | Layer] | dict[int, list[int]]"
 #: A plan as a caller gives it: the command line's text, one stage's list, a plan for each stage, or for those named.
@@ -147,14 +143,13 @@ def shrink(stage: StageShape, blocks: int, drop: str | Sequence[int] = "tail") -
 
 def check_order(order: str) -> None:
     """PlanError unless ``order`` is a known word."""
-    if order not in ORDERS:
-        raise PlanError(f"order is append or interpolate, not {order!r}")
+    check_choice("order", order, Order)
 
 
 def check_drop(drop: str | Sequence[int]) -> None:
     """PlanError unless ``drop`` is a known word or a list."""
-    if isinstance(drop, str) and drop not in DROPS:
-        raise PlanError(f"drop is tail, even or a list of blocks, not {drop!r}")
+    if isinstance(drop, str) and drop not in words_of(Drop):
+        raise PlanError(f"drop is {either([*words_of(Drop), 'a list of blocks'])}, not {drop!r}")
 
 
 def drop_exactly(stage: StageShape, drop: Sequence[int], blocks: int | None = None) -> StagePlan:

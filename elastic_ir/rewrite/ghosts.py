@@ -12,7 +12,9 @@ import dataclasses
 import math
 import struct
 from collections.abc import Iterable, Mapping
+from typing import Literal, TypeAlias
 
+from elastic_ir.choices import check_choice
 from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.ir.graph import FRESH, Argument, Graph, Node, Value, WeightRef
 from elastic_ir.rewrite.rewriter import Rewriter
@@ -22,7 +24,9 @@ MARK = "ghost"  #: the attribute of a ghost's calls; its value is the kind
 JOINS = "joins"  #: the attribute of the call whose result stands in place of its first operand
 #: an attribute of the call that joins: how what it stands on was kept from working in place
 RESTORE = "restore"
-SHAPES = ("linear", "cosine", "geometric", "step")
+#: Shapes that go to 0; a geometric one only comes near.
+Fading: TypeAlias = Literal["linear", "cosine", "step"]
+Shape: TypeAlias = Literal[Fading, "geometric"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +39,11 @@ class Decay:
 
     start: float
     end: float
-    shape: str = "cosine"
+    shape: Shape = "cosine"
     share: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.shape not in SHAPES:
-            raise PlanError(f"decay is {', '.join(SHAPES[:-1])} or {SHAPES[-1]}, not {self.shape!r}")
+        check_choice("decay", self.shape, Shape)
         if not 0 < self.share <= 1:
             raise PlanError(
                 f"share={self.share} is not a share of the training; it is above 0, and at most 1"

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from elastic_ir.errors import SourceError, first_line
+from elastic_ir.extras import import_extra
 
 #: Ray's own switch for machines whose firewall would ask: off, a cluster of one machine listens on loopback alone.
 WIDE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -21,11 +22,7 @@ def connected(address: str) -> Any:
     local = address == "local"
     if local:
         os.environ.setdefault(WIDE, "0")  # read when Ray is imported, here and in what it starts
-    try:
-        import ray as library
-    except ImportError as error:
-        raise SourceError("Ray is not installed (pip install 'elastic-ir[ray]')") from error
-    ray: Any = library
+    ray = import_extra("ray", "ray", "a cluster")
     if ray.is_initialized():
         return ray
     options: dict[str, Any] = {"include_dashboard": False} if local else {}

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import ElasticError, SourceError, one_line
+from elastic_ir.extras import import_extra, without_bars
 from elastic_ir.safety.config_values import plain_values
 from elastic_ir.safety.guard import guarded
 
@@ -33,7 +34,7 @@ def model_class(config: Mapping[str, Any], where: str) -> Any:
 
     Raises SourceError where transformers has no such pair, or is not installed.
     """
-    _transformers()
+    import_extra("transformers", "transformers", "the network of a folder")
     from transformers import CONFIG_MAPPING
 
     names, model_type = config.get("architectures"), config.get("model_type")
@@ -66,15 +67,6 @@ def _packages(name: str, model_type: str) -> Iterator[str]:
         for other, listed in table.items():
             if name == listed or (isinstance(listed, tuple | list) and name in listed):
                 yield f"transformers.models.{model_type_to_module_name(other)}"
-
-
-def _transformers() -> None:
-    try:
-        importlib.import_module("transformers")
-    except ImportError as error:
-        raise SourceError(
-            f"transformers cannot be imported ({error}); pip install 'elastic-ir[transformers]'"
-        ) from error
 
 
 def is_model(kind: Any) -> bool:
@@ -193,13 +185,14 @@ def filled(kind: Any, config: Any, state: dict[str, torch.Tensor], where: str) -
     Raises SourceError as :func:`network` does, and where the network has weights that the checkpoint lacks.
     """
     network(kind, config, where, tensors=len(state))  # refused here, before memory is taken
-    made, report = _made(
-        lambda: kind.from_pretrained(
-            None, config=config, state_dict=state, output_loading_info=True, **_AUTO
-        ),
-        where,
-        f"the class {kind.__name__}",
-    )
+    with without_bars():
+        made, report = _made(
+            lambda: kind.from_pretrained(
+                None, config=config, state_dict=state, output_loading_info=True, **_AUTO
+            ),
+            where,
+            f"the class {kind.__name__}",
+        )
     missing = sorted(report["missing_keys"])
     if missing:
         raise SourceError(

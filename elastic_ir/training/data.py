@@ -8,7 +8,6 @@ torch's loader, for a Dataset may augment what it reads. Inputs and targets keep
 from __future__ import annotations
 
 import gzip
-import importlib
 import os
 import struct
 from collections.abc import Sized
@@ -24,6 +23,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from elastic_ir import user_functions
 from elastic_ir.errors import ElasticError, SourceError, one_line
+from elastic_ir.extras import import_extra
 from elastic_ir.training.items import as_tensor, extents, read_item, read_items, taken, weights_dtype
 from elastic_ir.training.settings import DATA_KINDS
 
@@ -236,13 +236,7 @@ def _normalised(name: str, parts: dict[str, tuple[Any, Any]], *, flips: bool) ->
 
 
 def _digits() -> Data:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise SourceError(
-            "digits come with scikit-learn, which is not installed (pip install scikit-learn)"
-        ) from error
-    found = load_digits()
+    found = import_extra("sklearn.datasets", "train", "the data digits").load_digits()
     images, labels = found.images[:, None].astype(np.float32), found.target
     order = np.random.default_rng(0).permutation(len(images))
     cut = len(images) * 4 // 5
@@ -282,10 +276,7 @@ def read_idx(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def _torchvision() -> Any:
-    try:
-        return importlib.import_module("torchvision.datasets")
-    except (ImportError, RuntimeError) as error:
-        raise SourceError(f"this data needs torchvision, which cannot be imported ({error})") from error
+    return import_extra("torchvision.datasets", "torchvision", "this data")
 
 
 def _cifar(kind: str, folder: str) -> Data:

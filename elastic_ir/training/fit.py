@@ -22,13 +22,15 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
 from elastic_ir.analysis.pruning.scores import modes
-from elastic_ir.errors import PlanError, SourceError
+from elastic_ir.choices import check_choice
+from elastic_ir.errors import PlanError
+from elastic_ir.extras import install, missing
 from elastic_ir.training.callbacks import KeepMasks, TellSteps
 from elastic_ir.training.data import Data, Split
 from elastic_ir.training.items import weights_dtype
 from elastic_ir.training.loader import batches_of
 from elastic_ir.training.losses import IGNORED, ClassEntropy, SoftLabels, first_of
-from elastic_ir.training.settings import Training
+from elastic_ir.training.settings import Log, Training
 from elastic_ir.training.task import Loss, Task
 
 _DIVERGED = "the training diverged; a smaller lr or a warmup may help"
@@ -47,21 +49,20 @@ class Engine:
     tell: Callable[[int], None] | None = None  #: called after every step, with the number of steps since: 1
 
 
-def logger_in(kind: str, folder: Path, name: str = "log") -> Any:
+def logger_in(kind: Log, folder: Path, name: str = "log") -> Any:
     """Lightning's logger of that kind ("csv" or "tensorboard"), which writes below ``folder/name``.
 
     Raises PlanError for another kind, SourceError where TensorBoard's writer is not installed.
     """
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+    check_choice("log", kind, Log)
     if kind == "csv":
         return CSVLogger(folder, name=None, version=name)
-    if kind != "tensorboard":
-        raise PlanError(f"logs are csv or tensorboard, not {kind!r}")
     try:
         return TensorBoardLogger(folder, name=None, version=name)
     except ModuleNotFoundError as error:
-        raise SourceError("these logs need TensorBoard: pip install 'elastic-ir[tensorboard]'") from error
+        raise missing("tensorboard", "this log", install("tensorboard"), error) from error
 
 
 def fit(
@@ -93,7 +94,7 @@ def fit(
         torch.manual_seed(order)
         trainer = pl.Trainer(
             accelerator=engine.accelerator, devices=engine.devices, strategy=engine.strategy, num_nodes=engine.nodes,
-            precision=training.precision, max_epochs=1, max_steps=stop - start, logger=engine.logger or False,  # type: ignore[arg-type]
+            precision=training.precision, max_epochs=1, max_steps=stop - start, logger=engine.logger or False,
             callbacks=[*kept, *callbacks, *told], enable_checkpointing=False, enable_model_summary=False,
             log_every_n_steps=max(1, min(50, (stop - start) // 50)),
             enable_progress_bar=engine.progress, use_distributed_sampler=False, num_sanity_val_steps=0,

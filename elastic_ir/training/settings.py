@@ -5,51 +5,57 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 from elastic_ir.errors import PlanError
+from elastic_ir.training.entries import (
+    AtLeastOne,
+    Count,
+    NotNegative,
+    Range,
+    Share,
+    Sparsity,
+    check_fields,
+    items_of,
+    misfit,
+    parts_of,
+)
 
 _T = TypeVar("_T")
 #: Data that are found by these names; all others come from a function of the user.
 DATA_KINDS = ("digits", "fashion-mnist", "idx", "cifar10", "cifar100", "images")
 _NEAR = 0.005  # how near a level's sparsity has to be to one that is wanted
 #: Tickets are compared by weights and scores of 32 bits; the others of Lightning would leave networks in fewer.
-_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+Precision: TypeAlias = Literal["32-true", "bf16-mixed", "16-mixed"]
+Rates: TypeAlias = Literal["cosine", "step", "constant"]
+#: What Lightning logs trainings as; empty for nothing.
+Log: TypeAlias = Literal["", "csv", "tensorboard"]
+#: A share that leaves something and takes something.
+Part: TypeAlias = Annotated[float, Range(0, 1, above=True, below=True), "a share"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
     """One training: its length, its optimizer (SGD with momentum) and what the engine is asked to do for it."""
 
-    steps: int  #: optimizer steps from initialization to the end
-    batch_size: int = 128
-    lr: float = 0.1  #: the peak learning rate
-    momentum: float = 0.9
+    steps: AtLeastOne  #: optimizer steps from initialization to the end
+    batch_size: AtLeastOne = 128
+    lr: NotNegative = 0.1  #: the peak learning rate
+    momentum: NotNegative = 0.9
     nesterov: bool = False
-    weight_decay: float = 1e-4
-    schedule: str = "cosine"  #: "cosine" (to zero), "step" (a tenth at each milestone) or "constant"
-    milestones: tuple[float, ...] = (0.5, 0.75)  #: for "step", as shares of the training
-    warmup: int = 0  #: steps over which the learning rate rises linearly from zero
-    label_smoothing: float = 0.0
+    weight_decay: NotNegative = 1e-4
+    schedule: Rates = "cosine"  #: "cosine" (to zero), "step" (a tenth at each milestone) or "constant"
+    milestones: tuple[Share, ...] = (0.5, 0.75)  #: for "step", as shares of the training
+    warmup: Count = 0  #: steps over which the learning rate rises linearly from zero
+    label_smoothing: Share = 0.0
     augment: bool = False  #: random crops (padded by an eighth) and, for natural images, flips
-    precision: str = "32-true"  #: as Lightning names it: "32-true", "bf16-mixed", "16-mixed"
+    precision: Precision = "32-true"  #: as Lightning names it: "32-true", "bf16-mixed", "16-mixed"
     compile: bool = False  #: compile the network with torch.compile
     channels_last: bool = True
-    workers: int = 0  #: processes that read images, where the set is too large for memory
+    workers: Count = 0  #: processes that read images, where the set is too large for memory
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1:
-            raise PlanError(
-                f"a training needs at least one step and one image a batch, not {self.steps}, {self.batch_size}"
-            )
-        if self.warmup < 0 or self.workers < 0:
-            raise PlanError(f"warmup and workers cannot be negative: {self.warmup}, {self.workers}")
-        if self.precision not in _PRECISIONS:
-            raise PlanError(
-                f"precision is {', '.join(_PRECISIONS)}, not {self.precision!r}; weights stay in 32 bits"
-            )
-        if self.schedule not in ("cosine", "step", "constant"):
-            raise PlanError(f"schedule is cosine, step or constant, not {self.schedule!r}")
+        check_fields(self)
 
     def rate_at(self, step: int) -> float:
         """The learning rate of a step, counted from initialization, as a share of the peak."""
@@ -69,16 +75,13 @@ class Pruning:
     Ticket Hypothesis*, algorithm 2): how many levels, and where training rewinds to.
     """
 
-    levels: int  #: how often a share of the weights is pruned
-    rewind: int = 0  #: the step whose weights every level starts from
-    share: float = 0.2  #: of the remaining weights, pruned at each level
+    levels: Count  #: how often a share of the weights is pruned
+    rewind: Count = 0  #: the step whose weights every level starts from
+    share: Part = 0.2  #: of the remaining weights, pruned at each level
     leave_out: tuple[str, ...] = ()  #: weights, or modules with all below them, that are never pruned
 
     def __post_init__(self) -> None:
-        if not 0 < self.share < 1:
-            raise PlanError(f"the share pruned at each level is between 0 and 1, not {self.share}")
-        if self.levels < 0 or self.rewind < 0:
-            raise PlanError(f"levels and rewind cannot be negative: {self.levels}, {self.rewind}")
+        check_fields(self)
 
     def sparsity_at(self, level: int) -> float:
         """The share of zeros of the ticket that a level trains: 0 at level 0."""
@@ -89,9 +92,8 @@ class Pruning:
 
         Raises PlanError for a sparsity that is not a share below 1, or that 1,000 levels do not reach.
         """
-        if not 0 <= sparsity < 1:
-            hint = f"; write {sparsity / 100:g} for {sparsity:g} %" if 1 < sparsity < 100 else ""
-            raise PlanError(f"a sparsity is a share from 0 to below 1, not {sparsity:g}{hint}")
+        if why := misfit(Sparsity, sparsity):
+            raise PlanError(f"a sparsity of {why}")
         level = next((k for k in range(1_000) if self.sparsity_at(k) >= sparsity - _NEAR), None)
         if level is None:
             raise PlanError(
@@ -133,7 +135,10 @@ class Place:
             value = getattr(place.node, "value", None)
             items = value if isinstance(value, list) else []
             if isinstance(key, int):
-                found = [(item, item) for item in items[key : key + 1]]
+                listed = [
+                    item for item in items if not isinstance(item, tuple)
+                ]  # one entry may stand for a list
+                found = [(item, item) for item in listed[key : key + 1]]
                 entries = f"{place.entries}[{key}]"
             else:
                 found = [pair for pair in items if isinstance(pair, tuple) and pair[0].value == key]
@@ -150,16 +155,12 @@ class Place:
         raise PlanError(f"{place}: {self.entries}: {what}" if self.entries else f"{place}: {what}")
 
 
-#: What a value that does not fit is not.
-_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-
-
 def read(kind: type[_T], data: object, where: Place) -> _T:
     """A settings object from a mapping of a study file; PlanError with the place of an entry that does not fit."""
     known = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if not isinstance(data, Mapping):
         where.fail(f"expected a mapping with entries such as {next(iter(known))}, not {data!r}")
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     given: dict[str, Any] = {}
     for name, value in data.items():
         if name not in known:
@@ -174,18 +175,23 @@ def read(kind: type[_T], data: object, where: Place) -> _T:
         where.fail(str(error))
 
 
-def _fitted(hint: Any, value: Any, where: Place) -> Any:
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return read(hint, value, where)
-    if get_origin(hint) is dict:
+def _fitted(kind: Any, value: Any, where: Place) -> Any:
+    """A value as the type of its field has it; PlanError with its place where it is none."""
+    plain, limit, _ = parts_of(kind)
+    if isinstance(plain, type) and dataclasses.is_dataclass(plain):
+        return read(plain, value, where)
+    if get_origin(plain) is dict:
         if not isinstance(value, Mapping):
             where.fail(f"expected a mapping, not {value!r}")
-        return {name: _fitted(get_args(hint)[1], item, where.at(name)) for name, item in value.items()}
-    if get_origin(hint) is tuple:
-        items = value if isinstance(value, (list, tuple)) else [value]
-        return tuple(_fitted(get_args(hint)[0], item, where.at(index)) for index, item in enumerate(items))
-    if hint is float and type(value) is int:
-        return float(value)
-    if hint is not Any and type(value) is not hint:
-        where.fail(f"{value!r} is not {_WORDS[hint]}")
-    return value
+        return {name: _fitted(get_args(plain)[1], item, where.at(name)) for name, item in value.items()}
+    if get_origin(plain) is tuple:
+        each, items = get_args(plain)[0], items_of(value)
+        if limit is not None and len(items) not in limit:
+            where.fail("none is given; at least one is wanted")
+        listed = isinstance(value, (list, tuple))
+        return tuple(
+            _fitted(each, item, where.at(index) if listed else where) for index, item in enumerate(items)
+        )
+    if why := misfit(kind, value):
+        where.fail(why)
+    return float(value) if plain is float else value

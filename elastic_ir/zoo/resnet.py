@@ -8,11 +8,12 @@ ticket literature. The parameters carry either the usual names (``layer1.0.conv1
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elastic_ir.choices import check_choice
 from elastic_ir.errors import PlanError
 
 #: Whose parameter names a network carries.
@@ -21,9 +22,7 @@ Names: TypeAlias = Literal["torchvision", "open_lth"]
 
 def check_names(names: str) -> None:
     """PlanError unless ``names`` is a naming that the zoo knows."""
-    if names not in get_args(Names):
-        known = " or ".join(repr(name) for name in get_args(Names))
-        raise PlanError(f"names={names!r} is not known; give {known}")
+    check_choice("names", names, Names)
 
 
 def initialize(model: nn.Module) -> None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from elastic_ir.analysis.effects import Memory, effect_of
 from elastic_ir.analysis.evaluate import Evaluated, can_run_torch, literal_result, plain_result
-from elastic_ir.analysis.extents import Extents
+from elastic_ir.analysis.extents import Extents, Open
 from elastic_ir.ir.cloner import copy_node
 from elastic_ir.ir.graph import Argument, Graph, Literal, Node, Symbol, Value, WeightRef
 from elastic_ir.ir.operations import kind_of
@@ -40,9 +40,8 @@ class FoldConstants(Pass):
     gains: ClassVar[str] = (
         "fewer operations in PyTorch; onnxruntime does the same itself when it loads a file"
     )
-    choices: ClassVar[Mapping[str, Sequence[str]]] = {"open": ("all", "batch", "none")}
 
-    open: str = "all"  #: which extents of a traced network's inputs may change: all, batch (the first), none
+    open: Open = "all"  #: which extents of a traced network's inputs may change: all, batch (the first), none
     weights: bool = False  #: also what is computed of weights alone, which then no longer trains as it did
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
@@ -66,7 +65,7 @@ class FoldConstants(Pass):
 
 
 class _Folder:
-    def __init__(self, graph: Graph, rewriter: Rewriter, open_axes: str) -> None:
+    def __init__(self, graph: Graph, rewriter: Rewriter, open_axes: Open) -> None:
         self.rewriter = rewriter
         self.extents = Extents(graph, open_axes)
         self.graph = graph

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Resequenced
 from elastic_ir.passes.depth import ResizePass
+from elastic_ir.plans.plan import Drop
 from elastic_ir.plans.resequence import resequence
 from elastic_ir.plans.target import squeeze_plan
 from elastic_ir.rewrite.rewriter import Rewriter
@@ -20,9 +21,8 @@ class Squeeze(ResizePass):
 
     name: ClassVar[str] = "squeeze"
     gains: ClassVar[str] = "a smaller file and lower latency, by the blocks that go"
-    choices: ClassVar[Mapping[str, Sequence[str]]] = {"drop": ("tail", "even")}
 
-    drop: str | Sequence[int] = "tail"  #: "tail", "even", or the block indices to drop in every stage
+    drop: Drop | Sequence[int] = "tail"  #: "tail", "even", or the block indices to drop in every stage
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> Resequenced:
         return resequence(rewriter, graph, squeeze_plan(graph, self.target, self.drop), self.keep_beside)

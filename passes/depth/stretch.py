@@ -10,6 +10,7 @@ from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Resequenced
 from elastic_ir.passes.depth import ResizePass
+from elastic_ir.plans.plan import Order
 from elastic_ir.plans.resequence import resequence
 from elastic_ir.plans.target import stretch_plan
 from elastic_ir.rewrite.rewriter import Rewriter
@@ -24,10 +25,9 @@ class Stretch(ResizePass):
 
     name: ClassVar[str] = "stretch"
     gains: ClassVar[str] = "neither: file and latency grow by what is added"
-    choices: ClassVar[Mapping[str, Sequence[str]]] = {"order": ("append", "interpolate")}
 
     #: "append": the copies follow as a group; "interpolate": each right after its source
-    order: str = "append"
+    order: Order = "append"
     replicate: Sequence[int] | None = None  #: block indices that alone are copied
     others: Mapping[str, Graph] | None = None  #: networks that the plan takes layers from, by name
     scale: Any = None  #: factors of the copies' tensors by name: a mapping, or "o_proj=0.5,down_proj=0.5"

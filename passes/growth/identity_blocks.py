@@ -9,7 +9,6 @@ place (NFNet's variance factors) stay as they are, because an empty block adds n
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from elastic_ir.analysis.branches import branches_of
@@ -17,6 +16,7 @@ from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Block, Resequenced
 from elastic_ir.passes.depth import TargetPass
+from elastic_ir.plans.plan import Order
 from elastic_ir.plans.resequence import resequence
 from elastic_ir.plans.target import stretch_plan
 from elastic_ir.rewrite.rewriter import Rewriter
@@ -30,9 +30,8 @@ class IdentityBlocks(TargetPass):
     name: ClassVar[str] = "identity-blocks"
     preserves_function: ClassVar[bool] = True
     gains: ClassVar[str] = "neither: file and latency grow by what is added"
-    choices: ClassVar[Mapping[str, Sequence[str]]] = {"order": ("append", "interpolate")}
 
-    order: str = "interpolate"  #: where the copies stand: each behind its source, or as a group ("append")
+    order: Order = "interpolate"  #: where the copies stand: each behind its source, or as a group ("append")
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> Resequenced:
         plan = stretch_plan(graph, self.target, self.order, None)

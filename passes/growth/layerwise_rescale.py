@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
+from elastic_ir.choices import Optimizer
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.passes.infra import Pass
@@ -26,7 +27,6 @@ class LayerwiseRescale(Pass):
     name: ClassVar[str] = "layerwise-rescale"
     needs_structure: ClassVar[bool] = False
     gains: ClassVar[str] = "neither: it changes numbers, not how many there are"
-    choices: ClassVar[Mapping[str, Sequence[str]]] = {"optimizer": ("sgd", "adam")}
 
     data: str | None = None  #: a .npz or .safetensors file with inputs and labels (class numbers)
     scales: Mapping[str, float] | None = None  #: from Python, in place of data: what find_scales gave
@@ -36,7 +36,7 @@ class LayerwiseRescale(Pass):
     eta: float = 0.1  #: the learning rate of the first step that is looked ahead
     gamma: float = 1.0  #: the bound of the gradient's norm
     minimum: float = 0.01  #: no weight's scale gets smaller
-    optimizer: str = "sgd"  #: of the training: sgd or adam
+    optimizer: Optimizer = "sgd"  #: of the training: sgd or adam
     normalise: bool = True  #: sgd: look a step of length eta ahead, whatever the gradient's norm
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import prod
-from typing import ClassVar
+from typing import ClassVar, Literal, TypeAlias
 
+from elastic_ir.choices import check_choice
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Argument, Graph, Node
 from elastic_ir.onnx_model.layers import Readers, weight_readers
@@ -25,6 +26,7 @@ from elastic_ir.tensors.recipes import Zeros, with_values
 
 _CONVOLUTIONS = {"nn.Conv1d", "nn.Conv2d", "nn.Conv3d"}
 _EXACT = 1e-5
+Mode: TypeAlias = Literal["depth", "kernel"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +36,8 @@ class Morph(Pass):
     name: ClassVar[str] = "morph"
     needs_structure: ClassVar[bool] = False
     gains: ClassVar[str] = "neither: file and latency grow by what is added"
-    choices: ClassVar[Mapping[str, Sequence[str]]] = {"mode": ("depth", "kernel")}
 
-    mode: str = "depth"  #: "depth": two convolutions for one; "kernel": zeros around the kernel
+    mode: Mode = "depth"  #: "depth": two convolutions for one; "kernel": zeros around the kernel
     kernel: int | None = None  #: size of the first kernel (depth, 1 by default), or of the new one (kernel)
     second: int | None = None  #: size of the second kernel; the smallest that reaches as far by default
     mid: int | None = None  #: channels between the two; by default the fewest that keep the function exactly
@@ -77,8 +78,7 @@ class Morph(Pass):
         return f"{len(report['layers'])} convolutions {what}{left(report['skipped'])}"
 
     def _check(self) -> None:
-        if self.mode not in ("depth", "kernel"):
-            raise PlanError(f"mode is depth or kernel, not {self.mode!r}")
+        check_choice("mode", self.mode, Mode)
         if self.mode == "kernel" and self.kernel is None:
             raise PlanError("mode=kernel needs the size of the new kernels; give kernel=5 for example")
         if any(given is not None and given < 1 for given in (self.kernel, self.second, self.mid)):

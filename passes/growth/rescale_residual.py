@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from elastic_ir.analysis.branches import branches_of
 from elastic_ir.errors import PlanError
@@ -27,35 +26,27 @@ class RescaleResidual(Pass):
 
     name: ClassVar[str] = "rescale-residual"
     gains: ClassVar[str] = "neither: it changes numbers, not how many there are"
-    choices: ClassVar[Mapping[str, Sequence[str]]] = {"factor": ("euler", "NUMBER")}
 
     #: "euler" is 1/k for a block that occurs k times; or a number for every copied block
-    factor: str = "euler"
+    factor: float | Literal["euler"] = "euler"
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
-        number = _number(self.factor)
+        given: object = self.factor
+        if given != "euler" and not isinstance(given, (int, float)):
+            raise PlanError(f"factor is euler or a number, not {given!r}")
         done: dict[str, float] = {}
         for stage in graph.stages:
             counts = Counter(block.origin for block in stage.all_blocks)
             for block in stage.blocks:
                 copies = counts[block.origin]
                 if copies > 1:
-                    done[block.path] = number if number is not None else 1 / copies
+                    done[block.path] = 1 / copies if self.factor == "euler" else self.factor
                     _rescale(block, graph, rewriter, done[block.path])
         if not done:
             raise PlanError(
                 "no block occurs twice, so there is no step to share; run stretch before rescale-residual"
             )
         rewriter.report(done)
-
-
-def _number(text: str) -> float | None:
-    if text == "euler":
-        return None
-    try:
-        return float(text)
-    except ValueError as error:
-        raise PlanError(f"factor is euler or a number, not {text!r}") from error
 
 
 def _rescale(block: Block, graph: Graph, rewriter: Rewriter, factor: float) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from elastic_ir.errors import ElasticError, PlanError, StructureError, VerifyError
@@ -31,7 +31,6 @@ class Pass(ABC):
     #: What it can and cannot do for the size of files and for latency; ``elastic-ir apply --measure`` shows it.
     gains: ClassVar[str] = ""
     #: The words that a text option is one of, by the name of its field; ``elastic-ir passes`` lists them.
-    choices: ClassVar[Mapping[str, Sequence[str]]] = {}
 
     @abstractmethod
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> Resequenced | None:

@@ -1,7 +1,7 @@
 """The options of a pass as a reader sees them: what can be typed, what stands there by default, and what it means.
 
-A field's type says what its text may be; ``Pass.choices`` adds the words that a text is one of, and the ``#:`` comment
-beside the field what the option is for. Options that no text can give (a graph) are not listed.
+A field's type says what its text may be, a ``Literal`` which words it may be, and the ``#:`` comment beside it what
+the option is for. Options that no text can give (a graph) are not listed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from elastic_ir.choices import words_of
 from elastic_ir.passes.infra import Pass, default_of, option_fields
 
 #: What can be typed for each plain type.
@@ -23,10 +24,10 @@ _FIELD, _COMMENT = re.compile(r"    (\w+)\s*:"), re.compile(r"#: ?(.*)$")
 
 def option_table(kind: type[Pass]) -> list[tuple[str, str, str, str]]:
     """Name, what can be typed, default and comment of each option of a pass; comments may be empty."""
-    hints, comments = typing.get_type_hints(kind), _comments(kind)
+    hints, comments = typing.get_type_hints(kind), field_comments(kind)
     rows = []
     for field in option_fields(kind):
-        words = typed(hints[field.name], kind.choices.get(field.name, ()))
+        words = typed(hints[field.name])
         if words is not None:
             name = field.name.replace("_", "-")
             rows.append((name, words, _default(field), comments.get(field.name, "")))
@@ -40,15 +41,15 @@ def kinds_of(hint: Any) -> tuple[Any, ...]:
     return (hint,)
 
 
-def typed(hint: Any, choices: Sequence[str] = ()) -> str | None:
+def typed(hint: Any) -> str | None:
     """What can be typed for an option of this type, or None where no text can give it.
 
-    >>> typed(int | None), typed(str, ["append", "interpolate"])
+    >>> typed(int | None), typed(typing.Literal["append", "interpolate"])
     ('whole number', 'append|interpolate')
     """
     kinds = kinds_of(hint)
     text = str in kinds or Any in kinds
-    words: list[str] = ["|".join(choices)] if choices and text else []
+    words = ["|".join(chosen)] if (chosen := words_of(hint)) else []
     for kind in kinds:
         origin = typing.get_origin(kind) or kind
         inner = (typing.get_args(kind) or (str,))[-1 if origin is Mapping else 0]
@@ -75,7 +76,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
     return "none" if value is None else str(value)
 
 
-def _comments(kind: type) -> dict[str, str]:
+def field_comments(kind: type) -> dict[str, str]:
     """The ``#:`` comments of a class's fields, above or behind each; none where its source is not at hand."""
     found: dict[str, list[str]] = {}
     for base in reversed(kind.__mro__):

@@ -65,18 +65,18 @@ def _options(kind: type[Pass]) -> dict[str, Any]:
     for name, words, default, comment in option_table(kind):
         field = fields[name]
         text = f"{comment or words}{f' (default: {default})' if default else ''}"
-        admitted = [_value(each, kind.choices.get(field, ())) for each in kinds_of(hints[field])]
+        admitted = [_value(each) for each in kinds_of(hints[field])]
         found[name] = {"description": text, "anyOf": admitted}
     return found
 
 
-def _value(hint: Any, choices: Sequence[str]) -> dict[str, Any]:
+def _value(hint: Any) -> dict[str, Any]:
     """What YAML may hold for one type of an option."""
     origin = typing.get_origin(hint) or hint
     if hint in _PLAIN:
         return _PLAIN[hint]
-    if hint is str and choices:
-        return {"enum": list(choices)}
+    if origin is typing.Literal:
+        return {"enum": list(typing.get_args(hint))}
     if origin in (Sequence, list, tuple):
         return {"type": ["array", "string", "integer"]}
     if origin is Mapping:

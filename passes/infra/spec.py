@@ -14,6 +14,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from elastic_ir.choices import either, words_of
 from elastic_ir.errors import PlanError
 from elastic_ir.passes.infra import Pass, default_of, option_fields
 
@@ -101,7 +102,7 @@ def make_pass(spec: PassSpec, kind: type[Pass]) -> Pass:
             raise PlanError(f"the pass {spec.name} has no option {key!r}; its options are {known}{hint}")
         field, what = fields[name].name, f"{spec.name}: the option {name}"
         joined = _joined(given, fields)
-        if joined and field in kind.choices:  # a text of one word: the pass would name it all as a wrong one
+        if joined and words_of(hints[field]):  # a text of one word: the pass would name it all as a wrong one
             raise PlanError(f"{what} cannot be {given!r}{joined}")
         try:
             values[field] = _convert(given, hints[field], what)
@@ -148,15 +149,20 @@ def _convert(given: str | bool, hint: Any, what: str) -> Any:
             return value
     if Any in kinds or str in kinds:
         return text
-    expected = " or ".join(
-        getattr(kind, "__name__", str(kind)) for kind in kinds if kind is not types.NoneType
-    )
-    raise PlanError(f"{what} is {expected}, not {text!r}")
+    expected = [
+        word
+        for kind in kinds
+        if kind is not types.NoneType
+        for word in words_of(kind) or (getattr(kind, "__name__", str(kind)),)
+    ]
+    raise PlanError(f"{what} is {either(expected)}, not {text!r}")
 
 
 def _as(text: str, kind: Any) -> Any:
     """The value of one type, or None where the text is not of that type."""
     origin = typing.get_origin(kind)
+    if origin is typing.Literal:
+        return text if text in typing.get_args(kind) else None
     if kind is bool:
         return True if text.lower() in _TRUE else False if text.lower() in _FALSE else None
     if kind in (int, float):

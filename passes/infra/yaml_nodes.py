@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from elastic_ir.errors import PlanError, SourceError
+from elastic_ir.extras import import_extra
 from elastic_ir.safety.limits import YAML_ENTRIES, YAML_LEVELS, open_plain, yaml_text
 
 if TYPE_CHECKING:
@@ -19,10 +20,7 @@ if TYPE_CHECKING:
 
 def compose(path: str | os.PathLike[str]) -> Any:
     """The root node of a file, None where it is empty; SourceError where it cannot be read or is not valid YAML."""
-    try:
-        import yaml
-    except ImportError as error:
-        raise SourceError("YAML files need PyYAML; pip install 'elastic-ir[recipes]'") from error
+    yaml = import_extra("yaml", "recipes", "a YAML file")
     path = Path(path)
     try:
         with open_plain(path) as file:

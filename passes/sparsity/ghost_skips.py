@@ -11,14 +11,14 @@ it is given.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from elastic_ir.choices import check_choice
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph, Node, Value
 from elastic_ir.ir.operations import kind_of
 from elastic_ir.passes.infra import Pass
-from elastic_ir.rewrite.ghosts import Decay, Ghostwriter, factors, record
+from elastic_ir.rewrite.ghosts import Decay, Fading, Ghostwriter, factors, record
 from elastic_ir.rewrite.rewriter import Rewriter
 
 KIND = "skip"
@@ -34,15 +34,15 @@ class GhostSkips(Pass):
     name: ClassVar[str] = "ghost-skips"
     needs_structure: ClassVar[bool] = False
     gains: ClassVar[str] = "neither: slower while the ghosts are there, until remove-ghosts"
-    choices: ClassVar[Mapping[str, Sequence[str]]] = {"decay": ("linear", "cosine", "step")}
 
     start: float = 1.0  #: the skips' factor when training begins; it ends at 0
-    decay: str = "cosine"  #: linear, cosine, or step (all at once)
+    decay: Fading = "cosine"  #: linear, cosine, or step (all at once)
     share: float = 0.5  #: of the training, over which the factor goes to 0
     linear: bool = False  #: around linear layers too
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
         self._need_pytorch(graph)
+        check_choice("decay", self.decay, Fading)
         decay = Decay(self.start, 0.0, self.decay, self.share)
         if KIND in factors(graph):
             raise PlanError(f"{graph.name} has ghost skips already; run remove-ghosts first")

@@ -11,9 +11,9 @@ in every dtype. A ReLU6's soft form is capped at 6 as well.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal, TypeAlias
 
+from elastic_ir.choices import check_choice
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Argument, Graph, Node, Value
 from elastic_ir.ir.operations import kind_of, known_kind
@@ -21,6 +21,7 @@ from elastic_ir.passes.infra import Pass
 from elastic_ir.rewrite.ghosts import (
     Decay,
     Ghostwriter,
+    Shape,
     factors,
     kind_of_ghost,
     out_of_place,
@@ -29,7 +30,8 @@ from elastic_ir.rewrite.ghosts import (
 from elastic_ir.rewrite.rewriter import Rewriter
 
 SOFT, BETA = "soft", "beta"
-_KINDS = {"pswish": "", "swish": "SiLU", "mish": "Mish"}
+Softness: TypeAlias = Literal["pswish", "swish", "mish"]
+_KINDS: dict[Softness, str] = {"pswish": "", "swish": "SiLU", "mish": "Mish"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,22 +41,19 @@ class GhostSoftness(Pass):
     name: ClassVar[str] = "ghost-softness"
     needs_structure: ClassVar[bool] = False
     gains: ClassVar[str] = "neither: slower while the ghosts are there, until remove-ghosts"
-    choices: ClassVar[Mapping[str, Sequence[str]]] = {
-        "kind": tuple(_KINDS),
-        "decay": ("linear", "cosine", "step", "geometric"),
-    }
 
-    kind: str = "pswish"  #: pswish (its temperature moves towards ReLU), swish or mish (they fade into ReLU)
+    kind: Softness = (
+        "pswish"  #: pswish (its temperature moves towards ReLU), swish or mish (they fade into ReLU)
+    )
     keep: bool = False  #: replace ReLU for good, by swish or mish; a ReLU6 loses its cap
     beta: float = 1.0  #: pswish: the factor inside the sigmoid when training begins
     to: float = 100.0  #: pswish: the same when the share is over; ReLU takes its place then
-    decay: str = "cosine"  #: linear, cosine, step, or for pswish geometric
+    decay: Shape = "cosine"  #: linear, cosine, step, or for pswish geometric
     share: float = 0.5  #: of the training, after which the activation is ReLU
 
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
         self._need_pytorch(graph)
-        if self.kind not in _KINDS:
-            raise PlanError(f"kind is pswish, swish or mish, not {self.kind!r}")
+        check_choice("kind", self.kind, Softness)
         if self.keep and self.kind == "pswish":
             raise PlanError(
                 "pswish is annealed, and no layer of torch.nn; keep takes kind=swish or kind=mish"

@@ -11,8 +11,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
+from elastic_ir.analysis.pruning.distributions import Distribution, kept_counts
+from elastic_ir.choices import check_choice
 from elastic_ir.errors import MaskError, PlanError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.passes.infra import Pass, left
@@ -25,8 +27,8 @@ from elastic_ir.tensors.weights import Weight
 if TYPE_CHECKING:
     from elastic_ir.analysis.pruning.scores import Batch
 
-_BY = ("magnitude", "snip", "grasp", "synflow")
-_SCOPES = ("global", "uniform", "erdos-renyi", "erk")
+Ranking: TypeAlias = Literal["magnitude", "snip", "grasp", "synflow"]
+Scope: TypeAlias = Literal["global", Distribution]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +41,10 @@ class Prune(Pass):
         "neither by itself: files store the zeros and kernels compute with them, 2:4 too (sparse tensor cores alone "
         "run it faster); .ticket and export --sparse store fewer, compact cuts what is all zero"
     )
-    choices: ClassVar[Mapping[str, Sequence[str]]] = {"by": _BY, "scope": _SCOPES}
 
     sparsity: float | None = None  #: the share of zeros afterwards, with what is pruned already
-    by: str = "magnitude"  #: what is pruned first: the smallest, or the lowest scores of a method
-    scope: str = "global"  #: all layers in one ranking, or how the sparsity is spread over them
+    by: Ranking = "magnitude"  #: what is pruned first: the smallest, or the lowest scores of a method
+    scope: Scope = "global"  #: all layers in one ranking, or how the sparsity is spread over them
     n: int | None = None  #: in place of a sparsity: weights kept of every m along the input
     m: int | None = None  #: weights of a group; which weights are taken is as for nm-project
     only: (
@@ -60,9 +61,8 @@ class Prune(Pass):
     loss: Callable[[Any, Any], Any] | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        for option, words in self.choices.items():
-            if getattr(self, option) not in words:
-                raise PlanError(f"prune: {option} is {', '.join(words)}, not {getattr(self, option)!r}")
+        check_choice("prune: by", self.by, Ranking)
+        check_choice("prune: scope", self.scope, Scope)
         if (self.sparsity is None) == (self.n is None) or (self.n is None) != (self.m is None):
             raise PlanError(
                 "prune: state in exactly one way how much is pruned: sparsity=0.9, or n=2 m=4 together"
@@ -148,8 +148,6 @@ class Prune(Pass):
         if self.scope == "global":
             groups = [(list(chosen), pruned_count(sum(sizes.values()), self.sparsity))]
         else:
-            from elastic_ir.analysis.pruning.distributions import kept_counts
-
             shapes = {name: weight.shape for name, weight in chosen.items()}
             counts = kept_counts(shapes, self.sparsity, self.scope)
             groups = [([name], sizes[name] - kept) for name, kept in counts.items()]

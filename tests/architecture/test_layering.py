@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 ORDER = (
     ("version", "lazy_names"),
     ("errors",),
+    ("choices", "extras"),
     ("safety",),
     ("user_functions", "tensors"),
     ("ir",),

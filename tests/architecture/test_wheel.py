@@ -70,7 +70,9 @@ def test_the_wheel_holds_the_library_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     contents = {name for name in names if ".dist-info/" not in name}
-    data = {"py.typed", "passes/infra/recipe.schema.json", "pictures/page.html"}
+    data = {
+        "py.typed", "passes/infra/recipe.schema.json", "pictures/page.html", "training/studies/study.schema.json",
+    }  # fmt: skip
     assert contents == modules_of_the_tree() | {f"elastic_ir/{name}" for name in data}
     assert {name.split("/")[0] for name in contents} == {"elastic_ir"}
 

@@ -102,7 +102,7 @@ def test_folders_that_transformers_cannot_build(tmp_path: Path, monkeypatch: pyt
     assert "); name what is to be zero by --zero (zero=): input_lay" in message
     plain = write(tmp_path / "plain", llama(), config(4))
     monkeypatch.setitem(sys.modules, "transformers", None)
-    assert "its network could not be built and traced (transformers cannot be imported (import of" in refused(
+    assert "its network could not be built and traced (the network of a folder needs transformers" in refused(
         plain
     )
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import elastic_ir as eir
+from elastic_ir.choices import Frontend
 from elastic_ir.passes.depth.drop_by_similarity import DropBySimilarity
 
 WIDTH = 8
@@ -227,7 +228,7 @@ KINDS: list[tuple[type[nn.Module], list[str]]] = [
 ]
 
 
-def traced(model: nn.Module, frontend: str = "fx") -> eir.Graph:
+def traced(model: nn.Module, frontend: Frontend = "fx") -> eir.Graph:
     torch.manual_seed(0)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
@@ -238,7 +239,7 @@ def traced(model: nn.Module, frontend: str = "fx") -> eir.Graph:
 @pytest.mark.parametrize(("kind", "lists"), KINDS, ids=lambda item: getattr(item, "__name__", ""))
 @pytest.mark.everyday(6)
 def test_a_deeper_one_is_the_native_one(
-    kind: Callable[[int], nn.Module], lists: list[str], frontend: str
+    kind: Callable[[int], nn.Module], lists: list[str], frontend: Frontend
 ) -> None:
     """One stage over all lists; deeper it loads into the native network, and shallower again it is the source."""
     model = kind(4)

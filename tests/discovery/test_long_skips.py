@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import elastic_ir as eir
+from elastic_ir.choices import Frontend
 from elastic_ir.discovery.depth import longest_path
 from elastic_ir.plans.plan import Drop, Order
 from tests.discovery.unets import UNet, unet
@@ -20,7 +21,7 @@ IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     [*itertools.product(("sequential", "list"), ("cat", "add"), ("fx",)), ("list", "cat", "export")],
 )
 @pytest.mark.everyday(2)
-def test_stages_stretch_between_long_skips(form: str, join: str, frontend: str) -> None:
+def test_stages_stretch_between_long_skips(form: str, join: str, frontend: Frontend) -> None:
     source = unet(form=form, join=join)
     graph = eir.trace(source, IMAGES, frontend=frontend)
     found = [(stage.name, len(stage), stage.entry, stage.transition) for stage in graph.stages]

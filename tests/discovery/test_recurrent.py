@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import elastic_ir as eir
+from elastic_ir.choices import Frontend
 from elastic_ir.ir.graph import Graph
 from tests.networks.recurrent import (
     WIDTH,
@@ -49,7 +50,7 @@ def rnn_of(module: nn.Module) -> Any:
     return module.get_submodule("rnn")
 
 
-def traced(module: nn.Module, features: int = WIDTH, frontend: str = "auto") -> Graph:
+def traced(module: nn.Module, features: int = WIDTH, frontend: Frontend = "auto") -> Graph:
     return eir.trace(module.eval(), (torch.randn(2, 4, features),), frontend=frontend)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import elastic_ir as eir
+from elastic_ir.choices import Frontend
 
 WIDTH = 8
 X = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(0))
@@ -128,7 +129,7 @@ def tied(module: nn.Module) -> list[list[str]]:
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("frontend", ["fx", "export"])
 @pytest.mark.everyday(4)
-def test_both_grow_and_shrink(kind: Callable[..., nn.Module], frontend: str, tmp_path: Path) -> None:
+def test_both_grow_and_shrink(kind: Callable[..., nn.Module], frontend: Frontend, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = kind().eval()
     graph = eir.trace(model, (X,), frontend=frontend)

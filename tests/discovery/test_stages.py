@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import elastic_ir as eir
+from elastic_ir.choices import Frontend
 
 WIDTH = 8
 
@@ -85,7 +86,7 @@ class Queries(nn.Module):
 
 @pytest.mark.parametrize("frontend", ["fx", "export"])
 @pytest.mark.parametrize("depth", [2, 4])
-def test_a_module_that_the_caller_shares_between_blocks_stays_one(frontend: str, depth: int) -> None:
+def test_a_module_that_the_caller_shares_between_blocks_stays_one(frontend: Frontend, depth: int) -> None:
     x = torch.randn(1, 5, WIDTH)
     model = Queries(depth).eval()
     graph = eir.trace(model, (x,), frontend=frontend)

@@ -15,6 +15,7 @@ from torch import nn
 
 import elastic_ir as eir
 from elastic_ir.checkpoints.names import graph_of_tensors
+from elastic_ir.choices import Frontend
 from elastic_ir.frontends.trace import weight_table
 from elastic_ir.plans.plan import Drop, Order
 
@@ -178,7 +179,7 @@ class Caching(nn.Module):
 
 
 @pytest.mark.parametrize("frontend", ["fx", "export"])
-def test_tracing_leaves_nothing_behind(frontend: str) -> None:
+def test_tracing_leaves_nothing_behind(frontend: Frontend) -> None:
     model = nn.Sequential(*(Caching() for _ in range(3)))
     graph = eir.trace(model, torch.randn(2, 6), frontend=frontend)
     assert [len(stage) for stage in graph.stages] == [3]

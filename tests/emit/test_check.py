@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from torch import fx, nn
 
 import elastic_ir as eir
+from elastic_ir.choices import Frontend
 from elastic_ir.cli.app import elastic_ir
 from elastic_ir.cli.output import show_written
 from elastic_ir.emit.module.check import RunsOtherwiseError, check_module
@@ -107,7 +108,7 @@ class Paired(nn.Module):
         return x
 
 
-def longer(model: nn.Module, frontend: str = "fx") -> eir.Graph:
+def longer(model: nn.Module, frontend: Frontend = "fx") -> eir.Graph:
     graph = eir.trace(model.eval(), (X,), frontend=frontend)
     stage = graph.stages[0]
     return eir.stretch(graph, to_stages={stage.name: len(stage) + 1})
@@ -167,7 +168,7 @@ class Named(Base):
 )
 @pytest.mark.everyday(2)
 def test_a_forward_that_leaves_blocks_out_is_not_handed_out(
-    kind: type[Base], said: str, frontend: str, tmp_path: Path
+    kind: type[Base], said: str, frontend: Frontend, tmp_path: Path
 ) -> None:
     """A GraphModule runs them all, as a forward does that does not count."""
     torch.manual_seed(0)
@@ -231,7 +232,7 @@ def test_a_class_that_returns_nan_is_not_handed_out() -> None:
 
 
 @pytest.mark.parametrize("frontend", ["fx", "export"])
-def test_plain_networks_pass_and_keep_their_class(frontend: str) -> None:
+def test_plain_networks_pass_and_keep_their_class(frontend: Frontend) -> None:
     graph = eir.trace(Base().train(), (X,), frontend=frontend)
     deeper = eir.stretch(graph, to_stages={graph.stages[0].name: 8})
     module = deeper.to_module()
@@ -446,7 +447,7 @@ class Remembering(Base):
 
 @pytest.mark.parametrize("plan", ["0,1,2,0,1", "0,0,1,1,2", "1,2,1", "1,1", "2,0", "2,1,0", "0,2"])
 @pytest.mark.parametrize("frontend", ["fx", "export"])
-def test_what_stays_for_all_blocks_stays_for_copies_of_the_first(frontend: str, plan: str) -> None:
+def test_what_stays_for_all_blocks_stays_for_copies_of_the_first(frontend: Frontend, plan: str) -> None:
     """One value is the first block's input and what all blocks read; a copy reads each in its place."""
     source = Remembering(3).eval()
     graph = eir.trace(source, (X,), frontend=frontend)

@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.utils import _pytree
 
 import elastic_ir as eir
+from elastic_ir.choices import Frontend
 from elastic_ir.emit import files
 from elastic_ir.errors import UntrustedError
 from elastic_ir.formats.pickles.description import describe_module
@@ -312,7 +313,7 @@ class Noisy(nn.Module):
 
 
 @pytest.mark.parametrize("frontend", ["fx", "export"])
-def test_no_draw_of_training_stays(tmp_path: Path, frontend: str) -> None:
+def test_no_draw_of_training_stays(tmp_path: Path, frontend: Frontend) -> None:
     model, x = Noisy(), torch.randn(64, 4)
     eir.save(eir.trace(model, x, frontend=frontend), tmp_path / "own.pt")
     assert model.training

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import elastic_ir as eir
+from elastic_ir.choices import Frontend
 from elastic_ir.ir.graph import Graph
 
 D = 8
@@ -105,7 +106,7 @@ def layers_of(graph: Graph) -> Any:
 )
 @pytest.mark.everyday(4)
 def test_the_natively_deeper_and_the_shallower_network_give_equal_outputs(
-    how: dict[str, bool], tied: bool, frontend: str
+    how: dict[str, bool], tied: bool, frontend: Frontend
 ) -> None:
     torch.manual_seed(0)
     source = Detector(3, tied=tied, **how).eval()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import elastic_ir as eir
+from elastic_ir.choices import Frontend
 
 
 class Plain(nn.Module):
@@ -104,7 +105,7 @@ KINDS: dict[type[nn.Module], tuple[set[str], int]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("frontend", ["fx", "export"])
-def test_blocks_of_parameters(kind: Callable[[], nn.Module], frontend: str) -> None:
+def test_blocks_of_parameters(kind: Callable[[], nn.Module], frontend: Frontend) -> None:
     torch.manual_seed(0)
     layers, depth = KINDS[kind]  # type: ignore[index]
     network, given = nn.Sequential(*(kind() for _ in range(3))), torch.randn(2, 8)

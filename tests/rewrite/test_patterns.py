@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import elastic_ir as eir
+from elastic_ir.choices import Frontend
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph, Node
 from elastic_ir.rewrite.patterns import Pattern, any_of, chain, find, kinds_of, op, through, value
@@ -20,7 +22,7 @@ from elastic_ir.zoo import cifar_resnet
 IMAGES = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
-def resnet(frontend: str, folder: Path) -> Graph:
+def resnet(frontend: Frontend | Literal["onnx"], folder: Path) -> Graph:
     torch.manual_seed(0)
     model = cifar_resnet(20, width=4).eval()
     if frontend != "onnx":
@@ -37,7 +39,7 @@ def residual() -> Pattern:
 
 
 @pytest.mark.parametrize("frontend", ["fx", "export", "onnx"])
-def test_residual_blocks_in_every_dialect(frontend: str, tmp_path: Path) -> None:
+def test_residual_blocks_in_every_dialect(frontend: Frontend | Literal["onnx"], tmp_path: Path) -> None:
     graph = resnet(frontend, tmp_path)
     found = list(find(graph, residual()))
     stages = graph.stages

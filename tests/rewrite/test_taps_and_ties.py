@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import elastic_ir as eir
+from elastic_ir.choices import Frontend
 
 D = 8
 
@@ -40,7 +41,7 @@ class Tied(nn.Module):
         return x
 
 
-def _agree(kind: type[Last] | type[Tied], frontend: str) -> None:
+def _agree(kind: type[Last] | type[Tied], frontend: Frontend) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, D)
     graph = eir.trace(kind(3).eval(), (x,), frontend=frontend)
@@ -53,7 +54,7 @@ def _agree(kind: type[Last] | type[Tied], frontend: str) -> None:
 
 
 @pytest.mark.parametrize("frontend", ["fx", "export"])
-def test_a_result_that_is_the_last_state_alone_stays_one(frontend: str) -> None:
+def test_a_result_that_is_the_last_state_alone_stays_one(frontend: Frontend) -> None:
     _agree(Last, frontend)
 
 

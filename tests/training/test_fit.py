@@ -168,15 +168,15 @@ def test_rates_of_a_training() -> None:
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(PlanError, match="schedule is cosine, step or constant, not 'linear'"):
-        Training(steps=1, schedule="linear")
-    with pytest.raises(PlanError, match=r"precision is 32-true, bf16-mixed, 16-mixed, not 'bf16-true'"):
-        Training(steps=1, precision="bf16-true")
-    with pytest.raises(PlanError, match="cannot be negative: -1, 0"):
+    with pytest.raises(PlanError, match="schedule: 'linear' is not cosine, step or constant"):
+        Training(steps=1, schedule="linear")  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match=r"precision: 'bf16-true' is not 32-true, bf16-mixed or 16-mixed"):
+        Training(steps=1, precision="bf16-true")  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="warmup: -1 is not a whole number of at least 0"):
         Training(steps=1, warmup=-1)
-    with pytest.raises(PlanError, match="at least one step"):
+    with pytest.raises(PlanError, match="steps: 0 is not a whole number of at least 1"):
         Training(steps=0)
-    with pytest.raises(PlanError, match=r"between 0 and 1, not 1\.0"):
+    with pytest.raises(PlanError, match="share: 1 is not a share between 0 and 1"):
         Pruning(levels=1, share=1.0)
     with pytest.raises(
         PlanError, match="here: there is no entry 'stepps'; the entries are steps, batch_size"

@@ -26,6 +26,7 @@ from elastic_ir.training.loader import BatchStream, batches_of
 from elastic_ir.training.reports.csv import write_numbers
 from elastic_ir.training.reports.plots import draw
 from elastic_ir.training.reports.report import Cell, Findings, answers, collect, markdown
+from elastic_ir.training.settings import Precision
 from elastic_ir.training.studies.executors import InProcess
 from elastic_ir.training.studies.run import run
 from elastic_ir.training.studies.store import Store
@@ -92,7 +93,7 @@ def test_what_is_no_class_is_trained_and_measured_by_its_loss(
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_token_ids_stay_whole_numbers(precision: str) -> None:
+def test_token_ids_stay_whole_numbers(precision: Precision) -> None:
     data, network = given("tokens"), made("Reader")
     check_fit(network, data, QUICK, None)
     fit(network, data, Training(steps=80, batch_size=30, lr=0.3, precision=precision))

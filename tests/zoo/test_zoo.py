@@ -212,7 +212,7 @@ def test_a_depth_that_a_vgg_cannot_have(depth: int, nearest: int) -> None:
 
 @pytest.mark.parametrize("factory", [zoo.cifar_resnet, zoo.cifar_vgg])
 def test_unknown_naming(factory: Callable[..., nn.Module]) -> None:
-    with pytest.raises(PlanError, match="names='keras' is not known; give 'torchvision' or 'open_lth'"):
+    with pytest.raises(PlanError, match="names is torchvision or open_lth, not 'keras'"):
         factory(20, names="keras")
 
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from elastic_ir.choices import check_choice
 from elastic_ir.errors import MaskError
 from elastic_ir.tensors.smallest import pruned_count
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+Distribution: TypeAlias = Literal["uniform", "erdos-renyi", "erk"]
 #: What a layer's density is proportional to, given its weight's shape (outputs, inputs, kernel).
-DISTRIBUTIONS: dict[str, Callable[[Sequence[int]], float]] = {
+DISTRIBUTIONS: dict[Distribution, Callable[[Sequence[int]], float]] = {
     "uniform": lambda shape: 1.0,
     "erdos-renyi": lambda shape: (shape[0] + shape[1]) / (shape[0] * shape[1]),
     "erk": lambda shape: sum(shape) / math.prod(shape),
@@ -27,7 +29,7 @@ DISTRIBUTIONS: dict[str, Callable[[Sequence[int]], float]] = {
 def densities(
     shapes: Mapping[str, Sequence[int]],
     sparsity: float,
-    distribution: str = "erk",
+    distribution: Distribution = "erk",
     *,
     dense: Collection[str] | str = (),
 ) -> dict[str, float]:
@@ -47,10 +49,7 @@ def densities(
     Raises MaskError: an unknown distribution, a sparsity outside 0 to 1, nothing to spread over, a shape without
     inputs, a name in ``dense`` that does not exist, or a sparsity that is out of reach beside the dense ones.
     """
-    if distribution not in DISTRIBUTIONS:
-        raise MaskError(
-            f"there is no distribution {distribution!r}; the distributions are {', '.join(DISTRIBUTIONS)}"
-        )
+    check_choice("distribution", distribution, Distribution, MaskError)
     if not shapes:
         raise MaskError("there are no weights to spread a sparsity over")
     for name, shape in shapes.items():
@@ -96,7 +95,7 @@ def _named(shapes: Mapping[str, Sequence[int]], dense: Collection[str] | str) ->
 def kept_counts(
     shapes: Mapping[str, Sequence[int]],
     sparsity: float,
-    distribution: str = "erk",
+    distribution: Distribution = "erk",
     *,
     dense: Collection[str] | str = (),
 ) -> dict[str, int]:
@@ -120,7 +119,7 @@ def kept_counts(
 def random_masks(
     source: nn.Module | Mapping[str, Tensor],
     sparsity: float,
-    distribution: str = "erk",
+    distribution: Distribution = "erk",
     *,
     seed: int = 0,
     leave_out: Collection[str] | str = (),
@@ -155,7 +154,7 @@ def random_masks(
 def rigl_masks(
     source: nn.Module | Mapping[str, Tensor],
     sparsity: float,
-    distribution: str = "erk",
+    distribution: Distribution = "erk",
     *,
     seed: int = 0,
     leave_out: Collection[str] | str = (),

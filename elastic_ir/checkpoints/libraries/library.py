@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from elastic_ir.errors import SourceError
+from elastic_ir.extras import install, missing
 from elastic_ir.formats.model_folder import CONFIG
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Library(abc.ABC):
     """One library: what its configurations look like, and how it builds and loads."""
 
     name: ClassVar[str]  #: as it is imported, and as people are told
-    install: ClassVar[str]  #: what makes it available
+    extra: ClassVar[str]  #: of ElasticIR, which makes it available
     imports: ClassVar[str]  #: the module that has to be imported before a network is built
     code: ClassVar[str]  #: what the names of modules begin with that define its networks
     count: ClassVar[str]  #: an entry that may count layers, as an example
@@ -104,7 +105,7 @@ class Library(abc.ABC):
         """What to install before a network can be built, in words; None where everything is there."""
         for name in dict.fromkeys(("torch", self.imports.partition(".")[0])):
             if importlib.util.find_spec(name) is None:
-                return f"{name} is not installed; {self.install}"
+                return str(missing(name, "building it", install(self.extra)))
         return None
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from elastic_ir.checkpoints.libraries.library import Config, Library, Report, Shape
 from elastic_ir.errors import SourceError
+from elastic_ir.extras import import_extra
 from elastic_ir.safety import registered
 from elastic_ir.safety.config_values import plain_values
 
@@ -18,7 +19,7 @@ class Diffusers(Library):
     """Models of diffusers."""
 
     name = "diffusers"
-    install = "pip install 'elastic-ir[diffusers]'"
+    extra = "diffusers"
     imports = "diffusers.models.modeling_utils"
     code = "diffusers.models."
     count = "num_layers"
@@ -50,8 +51,8 @@ class Diffusers(Library):
 
 def _class_of(name: str, where: str) -> Any:
     """A model class that diffusers itself defines. SourceError where it has none of that name, or is not there."""
+    diffusers = import_extra("diffusers", Diffusers.extra, where)
     try:
-        import diffusers
         from diffusers.models.modeling_utils import ModelMixin
 
         kind = getattr(diffusers, name, None) if name.isidentifier() and not name.startswith("_") else None

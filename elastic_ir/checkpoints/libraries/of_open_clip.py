@@ -7,6 +7,7 @@ from typing import Any
 
 from elastic_ir.checkpoints.libraries.library import Config, Library
 from elastic_ir.errors import SourceError
+from elastic_ir.extras import import_extra
 from elastic_ir.safety import registered
 from elastic_ir.safety.config_values import plain_values
 
@@ -19,7 +20,7 @@ class OpenClip(Library):
     """Models of OpenCLIP."""
 
     name = "open_clip"
-    install = "pip install 'elastic-ir[open-clip]'"
+    extra = "open-clip"
     imports = "open_clip"
     code = "open_clip."
     count = "model_cfg.text_cfg.layers"
@@ -30,14 +31,13 @@ class OpenClip(Library):
         return isinstance(config.get(_MODEL), Mapping) and "model_type" not in config
 
     def network(self, config: Config, where: str, device: str = "meta") -> Any:
-        import open_clip
-
+        open_clip = import_extra("open_clip", self.extra, where)
         values = plain_values(_without_tokenizer(config[_MODEL]), where)
         towers = [table for table in values.values() if isinstance(table, dict)]
         for table in towers:
             table.update({switch: False for name, switch in _PRETRAINED.items() if name in table})
         custom = values.pop("custom_text", False) or any("hf_model_name" in table for table in towers)
-        kind: Any = open_clip.CLIP
+        kind = open_clip.CLIP
         if custom:
             kind = open_clip.CoCa if "multimodal_cfg" in values else open_clip.CustomTextCLIP
         if not {"embed_dim", "vision_cfg", "text_cfg"} <= values.keys():

@@ -14,6 +14,7 @@ from typing import Any
 
 from elastic_ir.checkpoints.libraries.library import Config, Library
 from elastic_ir.errors import SourceError
+from elastic_ir.extras import import_extra
 from elastic_ir.safety import registered
 from elastic_ir.safety.config_values import plain_values
 
@@ -24,7 +25,7 @@ class Timm(Library):
     """Models of timm."""
 
     name = "timm"
-    install = "pip install 'elastic-ir[timm]'"
+    extra = "timm"
     imports = "timm"
     code = "timm.models."
     count = "model_args.depth"
@@ -37,8 +38,7 @@ class Timm(Library):
         )
 
     def network(self, config: Config, where: str, device: str = "meta") -> Any:
-        import timm
-
+        timm = import_extra("timm", self.extra, where)
         name = config["architecture"]
         if not timm.is_model(name):
             raise SourceError(f"{where} names no architecture that timm has ({name[:100]})")

@@ -27,7 +27,7 @@ class Transformers(Library):
     """Models of transformers."""
 
     name = "transformers"
-    install = "pip install 'elastic-ir[transformers]'"
+    extra = "transformers"
     imports = "transformers.modeling_utils"
     code = "transformers.models."
     count = "num_hidden_layers"

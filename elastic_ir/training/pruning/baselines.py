@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from elastic_ir.analysis.pruning.scores import Batch, Loss, grasp_scores, snip_scores, synflow_masks
+from elastic_ir.choices import check_choice
 from elastic_ir.errors import MaskError
 from elastic_ir.tensors.smallest import pruned_count
 from elastic_ir.tensors.torch_bridge import unwrapped
@@ -22,6 +23,7 @@ from elastic_ir.tickets.magnitude import magnitude_masks, masks_from_scores, pru
 from elastic_ir.tickets.masked import masked_weights, plain_name
 
 Masks = dict[str, Tensor]
+Baseline: TypeAlias = Literal["magnitude", "random", "reinit", "snip", "grasp", "synflow", "hybrid"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Method:
 
 
 def prune(
-    method: str,
+    method: Baseline,
     module: nn.Module,
     sparsity: float | None = None,
     *,
@@ -67,8 +69,7 @@ def prune(
 
     Raises MaskError: an unknown method, something that it needs and was not given, or masks that do not fit.
     """
-    if method not in METHODS:
-        raise MaskError(f"there is no pruning method {method!r}; there are {', '.join(METHODS)}")
+    check_choice("method", method, Baseline, MaskError)
     listed = None if batches is None else list(batches)
     if input_shape is None and listed and isinstance(listed[0][0], Tensor):
         input_shape = tuple(listed[0][0].shape[1:])
@@ -257,7 +258,7 @@ def _reference_of_total(
 
 
 #: The methods by name; others may be added.
-METHODS: dict[str, Method] = {
+METHODS: dict[Baseline, Method] = {
     "magnitude": Method(_magnitude, ("sparsity",)),
     "random": Method(_random, ("reference",)),
     "reinit": Method(_reinit, ("reference",)),

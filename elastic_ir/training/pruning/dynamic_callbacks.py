@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 from torch import nn
 from torch.optim import Optimizer
 
-from elastic_ir.analysis.pruning.distributions import rigl_masks
+from elastic_ir.analysis.pruning.distributions import Distribution, rigl_masks
 from elastic_ir.errors import MaskError
 from elastic_ir.training.pruning.dynamic import DPF, RigL
 
@@ -86,7 +86,7 @@ class RigLCallback(_DynamicCallback):
         masks: Mapping[str, Any] | None = None,
         *,
         sparsity: float | None = None,
-        distribution: str = "erk",
+        distribution: Distribution = "erk",
         seed: int = 0,
         leave_out: Collection[str] | str = (),
         network: str = "",

@@ -30,7 +30,7 @@ from elastic_ir.training.checks import check_search
 from elastic_ir.training.data import Data
 from elastic_ir.training.fit import Engine, Measured, fit, logger_in, measured
 from elastic_ir.training.pruning.fingerprints import of_images, of_loss, of_tensors
-from elastic_ir.training.settings import Pruning, Training
+from elastic_ir.training.settings import Log, Pruning, Training
 from elastic_ir.training.task import Loss
 
 _LOCK = ".search.lock"
@@ -55,7 +55,7 @@ class Level:
 def find_tickets(
     network: nn.Module, data: Data, training: Training, pruning: Pruning,
     folder: str | os.PathLike[str], *, seed: int = 0, loss: Loss | None = None,
-    engine: Engine | None = None, report: Callable[[Level], None] | None = None, log: str = "",
+    engine: Engine | None = None, report: Callable[[Level], None] | None = None, log: Log = "",
     waiting: Callable[[str], None] | None = None,
 ) -> list[Level]:  # fmt: skip
     """Levels 0 to ``pruning.levels`` of a freshly initialized network, found or read from what is in ``folder``.
@@ -166,7 +166,7 @@ def save_ticket(
     eir.save(graph, path, check=False)
 
 
-def _logging(engine: Engine | None, log: str, folder: Path, name: str) -> Engine | None:
+def _logging(engine: Engine | None, log: Log, folder: Path, name: str) -> Engine | None:
     if not log:
         return engine
     return replace(engine or Engine(), logger=logger_in(log, folder / "logs", name))

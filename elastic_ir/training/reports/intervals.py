@@ -7,6 +7,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from statistics import variance
 
+from elastic_ir.extras import import_extra
+
 MOST = 9999  #: the most seeds that are considered
 
 
@@ -44,6 +46,5 @@ def _welch(variances: tuple[float, float], counts: tuple[int, int], level: float
 
 
 def _quantile(level: float, freedom: float) -> float:
-    from scipy.stats import t
-
-    return float(t.ppf((1 + level) / 2, freedom))
+    stats = import_extra("scipy.stats", "train", "a confidence interval")
+    return float(stats.t.ppf((1 + level) / 2, freedom))

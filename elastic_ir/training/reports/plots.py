@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from elastic_ir.errors import SourceError
+from elastic_ir.extras import import_extra
 from elastic_ir.training.reports.intervals import half_width
 from elastic_ir.training.reports.report import Cell, Findings
 
@@ -24,10 +24,7 @@ _MARKERS = "osD^v<>pP*XhH"
 
 def draw(found: Findings, folder: Path) -> list[str]:
     """Write the plots into a folder and return the names of the PNG files; SourceError without matplotlib."""
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise SourceError("plots need matplotlib (pip install 'elastic-ir[train]')") from error
+    mpl = import_extra("matplotlib", "train", "a plot")
     mpl.use("Agg")
     mpl.rcParams["svg.hashsalt"] = found.study.name  # equal numbers give equal files
     names = [name for network in found.study.networks for name in _curves(found, network, folder)]

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from elastic_ir.safety.cluster import connected
+from elastic_ir.training.settings import Log
 
 _TRIES = 3
 
@@ -62,7 +63,7 @@ class InProcess:
 
     slots = 1
 
-    def __init__(self, folder: str, threads: int = 0, log: str = "") -> None:
+    def __init__(self, folder: str, threads: int = 0, log: Log = "") -> None:
         self.folder, self.threads, self.log = folder, threads, log
         self._waiting: list[Mapping[str, Any]] = []
 
@@ -91,7 +92,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(spec: Mapping[str, Any], folder: str, threads: int, log: str) -> dict[str, Any] | None:
+def _work(spec: Mapping[str, Any], folder: str, threads: int, log: Log) -> dict[str, Any] | None:
     from elastic_ir.training.studies.job_kinds import execute
 
     return execute(spec, folder, threads, log)
@@ -104,7 +105,7 @@ class Processes:
     whose job killed it, and what ran in the others would be lost with it.
     """
 
-    def __init__(self, folder: str, count: int, threads: int = 1, log: str = "") -> None:
+    def __init__(self, folder: str, count: int, threads: int = 1, log: Log = "") -> None:
         self.folder, self.slots, self.threads, self.log = folder, count, threads, log
         self._idle: list[Pool] = []
         self._running: dict[
@@ -166,7 +167,7 @@ class RayCluster:
     wider.
     """
 
-    def __init__(self, folder: str, address: str, threads: int = 1, log: str = "") -> None:
+    def __init__(self, folder: str, address: str, threads: int = 1, log: Log = "") -> None:
         self._ray: Any = connected(address)
         self.folder, self.threads, self.log = os.path.abspath(folder), threads, log
         self.slots = max(int(self._ray.cluster_resources().get("CPU", 1)) // threads, 1)

@@ -20,7 +20,7 @@ from elastic_ir.training.checks import check_fit
 from elastic_ir.training.connectivity import barrier
 from elastic_ir.training.fit import Engine, fit, logger_in, measured
 from elastic_ir.training.pruning.imp import train_level
-from elastic_ir.training.settings import Pruning
+from elastic_ir.training.settings import Log, Pruning
 from elastic_ir.training.studies.methods import of_method
 from elastic_ir.training.studies.store import Store
 from elastic_ir.training.studies.tweaks import tweaked
@@ -29,7 +29,7 @@ from elastic_ir.training.studies.work import Work
 Result = dict[str, Any]
 
 
-def execute(spec: Mapping[str, Any], folder: str, threads: int = 0, log: str = "") -> Result | None:
+def execute(spec: Mapping[str, Any], folder: str, threads: int = 0, log: Log = "") -> Result | None:
     """Do a job of a store, unless it is done, and return its result; for any process that sees the store.
 
     None where another process is doing it: its result will be there, or the job will be free again.
@@ -47,7 +47,7 @@ def execute(spec: Mapping[str, Any], folder: str, threads: int = 0, log: str = "
     return store.result(spec["key"])
 
 
-def _do(spec: Mapping[str, Any], store: Store, log: str) -> None:
+def _do(spec: Mapping[str, Any], store: Store, log: Log) -> None:
     with store.workspace(spec) as place:
         needs = {role: store.path(key) for role, key in spec["needs"].items()}
         engine = Engine(logger=logger_in(log, place)) if log else Engine()

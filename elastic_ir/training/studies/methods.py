@@ -27,10 +27,11 @@ from elastic_ir.ir.graph import Graph
 from elastic_ir.tickets import sparsity
 from elastic_ir.training.data import Data
 from elastic_ir.training.losses import ClassEntropy, SoftLabels
-from elastic_ir.training.pruning.baselines import permuted, prune
+from elastic_ir.training.pruning.baselines import Baseline, permuted, prune
 from elastic_ir.training.pruning.dynamic_callbacks import DPFCallback, RigLCallback
 from elastic_ir.training.studies.jobs import SPARSITY
 from elastic_ir.training.studies.names import build
+from elastic_ir.training.studies.transforms import brought_to
 from elastic_ir.training.studies.work import Work
 from elastic_ir.training.task import Loss
 
@@ -115,15 +116,7 @@ def masks_in(path: Path) -> dict[str, Tensor]:
 def transformed(source: Graph, target: nn.Module, data: Data, options: Mapping[str, Any]) -> Graph:
     """A source's ticket brought to the depth of a target network by the transformation that the options describe."""
     like = eir.trace(target.cpu().eval(), (data.example(target),))
-    counts = [len(stage) for stage in like.stages]
-    if len(counts) != len(source.stages):
-        raise PlanError(f"the source has {len(source.stages)} stages and the target {len(counts)}")
-    given = options.get("options", {})
-    if sum(counts) >= sum(len(stage) for stage in source.stages):
-        return eir.stretch(
-            source, to_stages=counts, order=given.get("order", "append"), replicate=given.get("replicate")
-        )
-    return eir.squeeze(source, to_stages=counts, drop=given.get("drop", "tail"))
+    return brought_to(source, like, options.get("options", {}))
 
 
 def _from_graph(work: Work, graph: Graph) -> Start:
@@ -167,7 +160,7 @@ def _hybrid(work: Work, graph: Graph) -> Start:
 
 
 def _pruned(
-    work: Work, method: str, wanted: float | None, reference: Mapping[str, Tensor] | None = None
+    work: Work, method: Baseline, wanted: float | None, reference: Mapping[str, Tensor] | None = None
 ) -> Start:
     """The network under the masks of one of the baselines; see :func:`prune`."""
     size = work.training.batch_size

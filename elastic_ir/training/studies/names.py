@@ -5,8 +5,8 @@ No Lightning is imported here, so that a study can be checked where nothing is t
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 
 from elastic_ir import user_functions
 from elastic_ir.errors import ElasticError, PlanError
+from elastic_ir.frontends.sources import on_meta
 from elastic_ir.training.data import check_name, find_function
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def build(options: Mapping[str, Any]) -> nn.Module:
     if module in _COLLECTIONS:
         from elastic_ir.frontends import sources
 
-        factory = functools.partial(sources.build, whole)
+        factory = partial(sources.build, whole)
     else:
         factory = find_function(whole, "the network's factory ", PlanError)
     with torch.random.fork_rng():
@@ -61,19 +62,21 @@ def loss_of(options: Mapping[str, Any]) -> Loss | None:
     return made
 
 
-def check_names(study: Study) -> None:
-    """Check that what a study names exists: each network is built once, no data are loaded.
+def check_names(study: Study) -> dict[str, nn.Module]:
+    """Check that what a study names exists, and return its networks: built once, without values, no data are loaded.
 
     Raises PlanError that names the study and the entry.
     """
     base = {"seed": study.seeds[0], "loss": study.loss}
+    networks: dict[str, nn.Module] = {}
+
+    def make(name: str) -> None:
+        networks[name] = on_meta(lambda: build({**base, "network": study.networks[name]}))
+
     tries: list[tuple[str, Any]] = [
         ("data", lambda: check_name(study.data["name"])),
         ("loss", lambda: loss_of(base)),
-        *(
-            (f"networks.{name}", lambda network=network: build({**base, "network": network}))
-            for name, network in study.networks.items()
-        ),
+        *((f"networks.{name}", partial(make, name)) for name in study.networks),
     ]
     for where, look in tries:
         try:
@@ -82,3 +85,4 @@ def check_names(study: Study) -> None:
             raise PlanError(f"{study.name}: {where}: {error}") from error
         except Exception as error:
             raise PlanError(f"{study.name}: {where}: fails: {type(error).__name__}: {error}") from error
+    return networks

@@ -8,17 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
+from elastic_ir.training.entries import Count, Range, Share, Sparsity
 from elastic_ir.training.settings import DATA_KINDS, Pruning, Training
 from elastic_ir.training.studies.jobs import SPARSITY, Job
 
-#: What a study can compare, and whether each needs the target's own ticket for its sparsity.
-METHODS = (
-    "imp", "dense", "transform", "hybrid", "magnitude", "random", "reinit", "snip", "grasp", "synflow", "rigl", "dpf",
-)  # fmt: skip
+#: What a study can compare.
+Method: TypeAlias = Literal[
+    "imp", "dense", "transform", "hybrid", "magnitude", "random", "reinit", "snip", "grasp", "synflow", "rigl", "dpf"
+]  # fmt: skip
+METHODS = get_args(Method)
 #: What may be done to a ticket so that it trains better; see :mod:`elastic_ir.training.studies.tweaks`.
-TWEAKS = ("ghost-skips", "ghost-softness", "layerwise-rescale", "label-smoothing", "soft-labels")
+Tweak: TypeAlias = Literal[
+    "ghost-skips", "ghost-softness", "layerwise-rescale", "label-smoothing", "soft-labels"
+]
+TWEAKS = get_args(Tweak)
+#: What a claim compares; empty for what the trainings are measured by.
+Measure: TypeAlias = Literal["", "accuracy", "loss", "barrier"]
 FROM_SOURCE = ("transform", "hybrid")
 WITHOUT_MASKS = ("imp", "dense", "transform")  # what there is at sparsity 0, too
 DYNAMIC = ("rigl", "dpf")
@@ -34,15 +41,15 @@ _UNDER_TICKETS = ("imp", "random", "reinit")
 class Entry:
     """One line of a study's comparison."""
 
-    method: str
+    method: Method
     label: str = ""  #: how it is called in tables and plots; ``{source}`` stands for the source network
     targets: tuple[str, ...] = ()  #: target networks; all of the study without it
     #: for transformations: the networks whose tickets are transformed; all without it
     sources: tuple[str, ...] = ()
-    sparsities: tuple[float, ...] = ()  #: those of the study without it
+    sparsities: tuple[Sparsity, ...] = ()  #: those of the study without it
     #: what the method takes (order, replicate, drop, ...)
     options: dict[str, Any] = field(default_factory=dict)
-    tweaks: tuple[str, ...] = ()  #: names of :data:`TWEAKS`, applied together
+    tweaks: tuple[Tweak, ...] = ()  #: names of :data:`TWEAKS`, applied together
     connect: bool = False  #: train it twice in different orders, and measure the barrier between the two
 
     def name(self, source: str = "") -> str:
@@ -63,11 +70,20 @@ class Claim:
     better: str  #: labels
     than: str
     targets: tuple[str, ...] = ()
-    sparsities: tuple[float, ...] = ()
+    sparsities: tuple[Sparsity, ...] = ()
     margin: float = 0.0  #: in points; negative: "at most so much worse"
     #: "accuracy", "loss" or, where both were trained twice (``connect``), "barrier", of which the lower one is better;
     #: without it what trainings are measured by
-    measure: str = ""
+    measure: Measure = ""
+
+
+@dataclass(frozen=True)
+class DataEntry:
+    """The entry ``data`` of a study, where it is a mapping."""
+
+    name: str
+    channels: Count = 0  #: grey images are repeated to so many
+    limit: Count = 0  #: the first images alone; 0 is all
 
 
 @dataclass(frozen=True)
@@ -78,14 +94,14 @@ class Study:
     networks: dict[str, dict[str, Any]]
     training: Training
     pruning: Pruning
-    sparsities: tuple[float, ...]
-    seeds: tuple[int, ...]
+    sparsities: Annotated[tuple[Sparsity, ...], Range(1)]
+    seeds: Annotated[tuple[Count, ...], Range(1)]
     compare: tuple[Entry, ...]
     claims: tuple[Claim, ...] = ()
     name: str = ""
     title: str = ""
     loss: str = ""
-    dense_at_least: float = 0.0  #: accuracy that the dense network must reach, or claims stay undecided
+    dense_at_least: Share = 0.0  #: accuracy that the dense network must reach, or claims stay undecided
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -6,43 +6,26 @@ A value that a method would refuse is found here, before the search has been pai
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from elastic_ir.errors import MaskError, PlanError
-from elastic_ir.plans.plan import DROPS, ORDERS
+from elastic_ir.training.entries import misfit
 from elastic_ir.training.settings import Place, Pruning, read
+from elastic_ir.training.studies.method_options import OPTIONS
 from elastic_ir.training.studies.study import (
     DYNAMIC,
-    METHODS,
-    TWEAKS,
     WITHOUT_MASKS,
     Claim,
+    DataEntry,
     Entry,
     Study,
     runs,
 )
 
-_MEASURES = ("", "accuracy", "loss", "barrier")
 _LABELS = {"soft-labels", "label-smoothing"}  # tweaks that choose what the labels are
-#: The options of each method that has any; those of RigL and DPF are their callbacks' (:mod:`.dynamic_callbacks`).
-_OPTIONS: dict[str, tuple[str, ...]] = {
-    "transform": ("order", "replicate", "drop", "permute_copies", "permute_masks", "new_weights"),
-    "hybrid": ("order", "replicate", "drop"),
-    "rigl": ("distribution", "interval", "drop_fraction", "end"),
-    "dpf": ("interval", "initial", "start", "end"),
-}
-
-
-@dataclass(frozen=True)
-class _Data:
-    """The entry ``data`` of a study."""
-
-    name: str
-    channels: int = 0
-    limit: int = 0
 
 
 def read_study(path: str | os.PathLike[str]) -> Study:
@@ -83,22 +66,10 @@ def _levels(pruning: Pruning, sparsities: Iterable[float], where: Place) -> dict
 
 
 def _check(study: Study, where: Place) -> None:
-    for name, items in (("sparsities", study.sparsities), ("seeds", study.seeds)):
-        if not items:
-            where.at(name).fail("none is given; at least one is wanted")
-    data = read(_Data, study.data, where.at("data"))
-    for name, value in (("channels", data.channels), ("limit", data.limit)):
-        if value < 0:
-            where.at("data", name).fail(f"{value} is negative")
+    read(DataEntry, study.data, where.at("data"))
     for seed in study.seeds:
-        if seed < 0:
-            where.at("seeds").fail(f"{seed} is negative; seeds are whole numbers from 0 on")
         if study.seeds.count(seed) > 1:
             where.at("seeds").fail(f"{seed} is given twice; one seed gives the same numbers every time")
-    share = study.dense_at_least
-    if not 0 <= share <= 1:
-        hint = f"; write {share / 100:g} for {share:g} %" if 1 < share <= 100 else ""
-        where.at("dense_at_least").fail(f"an accuracy is a share from 0 to 1, not {share:g}{hint}")
     if study.pruning.rewind >= study.training.steps:
         where.at("pruning", "rewind").fail(
             f"a training of {study.training.steps} steps cannot be rewound to step {study.pruning.rewind}"
@@ -123,8 +94,6 @@ def _check_known(names: Iterable[str], known: Iterable[str], what: str, where: P
 
 def _check_claim(study: Study, claim: Claim, labels: Mapping[str, str], where: Place) -> None:
     """Check that what a claim names exists and can be compared."""
-    if claim.measure not in _MEASURES:
-        where.fail(f"measure is {', '.join(_MEASURES[1:])}, not {claim.measure!r}", "measure")
     _check_known(claim.targets, study.networks, "network", where, "targets")
     for key, label in (("better", claim.better), ("than", claim.than)):
         if label not in labels:
@@ -178,8 +147,6 @@ def _check_answerable(study: Study, claim: Claim, asked: set[tuple[str, str, flo
 def _check_entry(study: Study, entry: Entry, where: Place) -> None:
     """What can be known of an entry before anything is trained."""
     method, tweaks = entry.method, set(entry.tweaks)
-    _check_known([method], METHODS, "method", where, "method")
-    _check_known(entry.tweaks, TWEAKS, "tweak", where, "tweaks")
     _check_known((*entry.targets, *entry.sources), study.networks, "network", where, "targets")
     levels = _levels(study.pruning, entry.sparsities or study.sparsities, where.at("sparsities"))
     for sparsity, level in levels.items():
@@ -210,20 +177,14 @@ def _check_options(
     ``steps`` is how many it trains, ``sparsities`` those that it is asked for. Blocks are checked without a network,
     so that one which a stage does not have is not found here.
     """
-    allowed = _OPTIONS.get(method, ())
+    allowed = OPTIONS.get(method, {})
     for name, value in options.items():
-        place = replace(where.at("options", name), entries=where.entries)
+        place = where.at("options", name)
         if name not in allowed:
             has = f"its options are {', '.join(allowed)}" if allowed else "it has none"
-            place.fail(f"{method} has no option {name!r}; {has}")
-        if name == "distribution":
-            from elastic_ir.analysis.pruning.distributions import DISTRIBUTIONS  # late: it imports torch
-
-            _check_known([value], tuple(DISTRIBUTIONS), "distribution", place)
-        else:
-            fits, what = _VALUES[name]
-            if not fits(value):
-                place.fail(f"{name} is {what}, not {value!r}")
+            replace(place, entries=where.entries).fail(f"{method} has no option {name!r}; {has}")
+        if why := misfit(allowed[name], value):
+            place.fail(why)
     if method in DYNAMIC:
         from elastic_ir.training.pruning.dynamic import check_dpf, check_rigl  # late: it imports torch
 
@@ -236,32 +197,6 @@ def _check_options(
                     check_dpf(sparsity, steps, **ranges)
         except MaskError as error:
             where.fail(f"{method}: {error}", "options")
-
-
-def _are_blocks(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) > 0
-        and all(type(block) is int and block >= 0 for block in value)
-    )
-
-
-_BLOCKS = "a list of blocks such as [1, 2], counted from 0 in each stage"
-#: For each option whether a value fits, and what it is to be.
-_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "order": (lambda value: value in ORDERS, " or ".join(ORDERS)),
-    "replicate": (_are_blocks, _BLOCKS),
-    "drop": (lambda value: value in DROPS or _are_blocks(value), f"{', '.join(DROPS)} or {_BLOCKS}"),
-    "interval": (lambda value: type(value) is int, "a whole number of steps"),
-    **dict.fromkeys(
-        ("permute_copies", "permute_masks", "new_weights"),
-        (lambda value: type(value) is bool, "true or false"),
-    ),
-    **dict.fromkeys(
-        ("drop_fraction", "initial", "start", "end"),
-        (lambda value: type(value) in (int, float), "a number from 0 to 1"),
-    ),
-}
 
 
 def _labels(study: Study, where: Place) -> dict[str, str]:

@@ -13,18 +13,19 @@ from torch import nn
 import elastic_ir as eir
 from elastic_ir.analysis.gradinit import GradInit, find_scales
 from elastic_ir.analysis.pruning.flops import gradinit_cost
+from elastic_ir.choices import check_choice
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
-from elastic_ir.passes import LayerwiseRescale, Pipeline, RemoveGhosts
+from elastic_ir.passes import LayerwiseRescale, RemoveGhosts
 from elastic_ir.training.callbacks import FollowSchedule
 from elastic_ir.training.losses import ClassEntropy, SoftLabels
 from elastic_ir.training.schedules import schedule_of
 from elastic_ir.training.studies.methods import Start
 from elastic_ir.training.studies.names import build
-from elastic_ir.training.studies.study import TWEAKS
+from elastic_ir.training.studies.study import Tweak
+from elastic_ir.training.studies.transforms import GHOSTS, with_ghosts
 from elastic_ir.training.studies.work import Work
 
-_GHOSTS = ("ghost-skips", "ghost-softness")
 _SMOOTHING = 0.1
 _SCORED = 16  # batches on which scales are found
 
@@ -37,8 +38,7 @@ def tweaked(start: Start, names: Sequence[str], work: Work) -> Start:
     if not names:
         return start
     for name in names:
-        if name not in TWEAKS:
-            raise PlanError(f"there is no tweak {name!r}; the tweaks are {', '.join(TWEAKS)}")
+        check_choice("tweak", name, Tweak)
     if start.callbacks:
         raise PlanError(
             "tweaks are for tickets whose masks stay as they are, not for dynamic sparse training"
@@ -52,7 +52,7 @@ def tweaked(start: Start, names: Sequence[str], work: Work) -> Start:
         teacher.load_state_dict(work.tensors("teacher", "trained.pt"))
         start.loss = SoftLabels(teacher)
         start.beside += work.cost(teacher).dense
-    ghosts = [name for name in _GHOSTS if name in names]
+    ghosts = any(name in names for name in GHOSTS)
     if not ghosts and "layerwise-rescale" not in names:
         return start
     example = work.data.example(start.network)
@@ -62,13 +62,13 @@ def tweaked(start: Start, names: Sequence[str], work: Work) -> Start:
     if not ghosts:
         start.network = graph.to_module(masked=False)
         return start
-    graph = Pipeline.parse(",".join(ghosts)).run(graph)
+    graph = with_ghosts(graph, names)
     start.network = graph.to_module(masked=False)
     start.callbacks = [FollowSchedule(schedule_of(graph), work.options["rewind"], work.training.steps)]
-    with_ghosts = graph
+    haunted = graph
 
     def finish(module: nn.Module) -> nn.Module:
-        return RemoveGhosts().run(eir.with_weights(with_ghosts, module)).to_module()
+        return RemoveGhosts().run(eir.with_weights(haunted, module)).to_module()
 
     start.finish = finish
     return start

@@ -9,6 +9,7 @@ import torch
 
 from elastic_ir.analysis.pruning.distributions import (
     DISTRIBUTIONS,
+    Distribution,
     densities,
     kept_counts,
     random_masks,
@@ -27,7 +28,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.8, 0.9, 0.98, 0.999, 1.0])
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-def test_the_total_is_met_to_the_weight(distribution: str, share: float) -> None:
+def test_the_total_is_met_to_the_weight(distribution: Distribution, share: float) -> None:
     counts = kept_counts(SHAPES, share, distribution)
     sizes = {name: math.prod(shape) for name, shape in SHAPES.items()}
     assert sum(counts.values()) == sum(sizes.values()) - round(share * sum(sizes.values()))
@@ -130,12 +131,14 @@ def test_masks_have_the_counts_and_follow_the_seed() -> None:
 @pytest.mark.parametrize(
     ("shapes", "share", "distribution", "message"),
     [
-        (SHAPES, 0.5, "er", "no distribution 'er'; the distributions are uniform, erdos-renyi, erk"),
+        (SHAPES, 0.5, "er", "distribution is uniform, erdos-renyi or erk, not 'er'"),
         (SHAPES, 1.1, "erk", "between 0 and 1"),
         ({}, 0.5, "erk", "no weights to spread"),
         ({"norm": (4,)}, 0.5, "erk", r"'norm' has shape \[4\]"),
     ],
 )
-def test_errors(shapes: dict[str, tuple[int, ...]], share: float, distribution: str, message: str) -> None:
+def test_errors(
+    shapes: dict[str, tuple[int, ...]], share: float, distribution: Distribution, message: str
+) -> None:
     with pytest.raises(MaskError, match=message):
         densities(shapes, share, distribution)

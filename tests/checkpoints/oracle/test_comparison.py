@@ -322,7 +322,10 @@ def test_transformers_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     folder = write(tmp_path / "source", llama(), config(4))
     save_checkpoint(stretched(folder), tmp_path / "out", tell_compared=told.append)
     (found,) = told
-    why = "no_such_library is not installed; pip install 'elastic-ir[transformers]'"
+    why = (
+        "building it needs no_such_library, which cannot be imported (No module named 'no_such_library'); "
+        "pip install 'elastic-ir[transformers]'"
+    )
     assert str(found) == f"not compared with the network: {why}"
 
 

@@ -235,7 +235,10 @@ def test_a_library_that_is_not_there(
     (folder / library.file).write_text(json.dumps(config))
     out = tmp_path / "out"
     found = changed(eir.stretch(eir.load(folder, headers_only=True), to_units=5), out, monkeypatch)
-    why = f"no_such_library is not installed; pip install 'elastic-ir[{extra}]'"
+    why = (
+        "building it needs no_such_library, which cannot be imported (No module named 'no_such_library'); "
+        f"pip install 'elastic-ir[{extra}]'"
+    )
     assert str(found) == f"not compared with the network: {why}"
     assert {path.name for path in out.iterdir()} >= {f"{weights}.safetensors", library.file}
     made = config_of(out, library.file)
@@ -250,7 +253,7 @@ def test_without_the_library_the_refusal_states_it(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(type(library_of(config_of(tmp_path / "source"))), "imports", "no_such_library")
     graph = eir.load(tmp_path / "source", headers_only=True)
     with pytest.raises(
-        PlanError, match=r"add one, model_args.depth for example \(no network .* no_such_library is not"
+        PlanError, match=r"add one, model_args.depth for example \(no network .* building it needs no_such_library, which"
     ):
         changed(eir.stretch(graph, to_units=8), tmp_path / "out", monkeypatch)
 

@@ -12,6 +12,7 @@ import torchvision
 from torch import fx, nn
 
 import elastic_ir as eir
+from elastic_ir.choices import Frontend
 from elastic_ir.emit.module.check import check_runs
 from elastic_ir.plans.plan import Order
 from elastic_ir.zoo import cifar_resnet
@@ -100,7 +101,7 @@ def test_a_series_of_named_blocks_becomes_a_graph_module() -> None:
 
 
 @pytest.mark.parametrize("frontend", ["fx", "export"])
-def test_what_the_owner_does_around_each_member_goes_with_it(frontend: str) -> None:
+def test_what_the_owner_does_around_each_member_goes_with_it(frontend: Frontend) -> None:
     """A residual sum outside the blocks belongs to the unit."""
     example = torch.randn(2, 4)
     graph = eir.trace(Listed(), (example,), frontend=frontend)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import elastic_ir as eir
+from elastic_ir.choices import Frontend
 from elastic_ir.emit.source.file import check_source, network_of, run_source, source_of
 from elastic_ir.ir.graph import Graph, Node
 from elastic_ir.ir.info import Origin
@@ -151,7 +152,7 @@ def test_a_layer_that_a_pass_has_put_in() -> None:
 
 
 @pytest.mark.parametrize("frontend", ["fx", "export"])
-def test_a_bert_encoder(frontend: str) -> None:
+def test_a_bert_encoder(frontend: Frontend) -> None:
     tokens = torch.randint(0, 50, (2, 7))
     model = Bert(layers=3).eval()
     graph = eir.trace(model, (tokens,), frontend=frontend)
@@ -187,7 +188,7 @@ def test_a_block_s_rate_is_an_argument() -> None:
 
 
 @pytest.mark.parametrize("frontend", ["fx", "export"])
-def test_a_list_whose_blocks_read_something_else_too_is_a_loop(frontend: str) -> None:
+def test_a_list_whose_blocks_read_something_else_too_is_a_loop(frontend: Frontend) -> None:
     torch.manual_seed(0)
     graph = eir.trace(Gates().eval(), (torch.randn(2, 6),), frontend=frontend)
     text = source_of(graph)
@@ -233,7 +234,7 @@ def test_ties_and_buffers() -> None:
 
 
 @pytest.mark.parametrize("frontend", ["fx", "export"])
-def test_what_is_no_plain_chain(frontend: str) -> None:
+def test_what_is_no_plain_chain(frontend: Frontend) -> None:
     torch.manual_seed(0)
     model, x = Odd().eval(), torch.randn(4, 8)
     graph = eir.trace(model, (x,), frontend=frontend)

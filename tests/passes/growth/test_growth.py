@@ -148,7 +148,7 @@ def test_stacks() -> None:
             RescaleResidual(),
             "no block occurs twice, so there is no step to share; run stretch",
         ),
-        (lambda: cifar_resnet(20), RescaleResidual(factor="half"), "factor is euler or a number, not 'half'"),
+        (lambda: cifar_resnet(20), RescaleResidual(factor="half"), "factor is euler or a number, not 'half'"),  # type: ignore[arg-type]
         (lambda: cifar_resnet(20), Stack(times=1), "times=1 stacks nothing; give 2 or more"),
         (
             lambda: cifar_resnet(20),

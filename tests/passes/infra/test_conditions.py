@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from torch import nn
 
 import elastic_ir as eir
+from elastic_ir.choices import Frontend
 from elastic_ir.cli.app import elastic_ir
 from elastic_ir.errors import PlanError, VerifyError
 from elastic_ir.ir.graph import Graph
@@ -103,7 +104,7 @@ def onnx_of(folder: Path) -> Graph:
 
 
 @pytest.mark.parametrize("form", ["fx", "export", "onnx"])
-def test_each_pass_is_run(form: str, tmp_path: Path) -> None:
+def test_each_pass_is_run(form: Frontend | Literal["onnx"], tmp_path: Path) -> None:
     graph = onnx_of(tmp_path) if form == "onnx" else eir.trace(resnet(), (IMAGES,), frontend=form)
     items: list[Pass] = [Stretch(to_depth=20), IdentityBlocks(to_depth=32), Wild(2.0), Factor()]
     if form != "export":

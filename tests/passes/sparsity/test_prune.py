@@ -16,9 +16,10 @@ from torch.nn.utils import prune as torch_prune
 
 import elastic_ir as eir
 from elastic_ir.analysis.cost import stored_bytes
-from elastic_ir.analysis.pruning.distributions import kept_counts
+from elastic_ir.analysis.pruning.distributions import Distribution, kept_counts
 from elastic_ir.cli.app import elastic_ir
 from elastic_ir.passes import NMProject, Pipeline, Prune, registered
+from elastic_ir.passes.sparsity.prune import Ranking
 from elastic_ir.tickets import magnitude_masks, sparsity
 from elastic_ir.training.pruning.baselines import prune as baseline
 from elastic_ir.zoo import cifar_resnet
@@ -78,7 +79,7 @@ def test_layerwise_magnitude_as_torch_prunes() -> None:
 
 
 @pytest.mark.parametrize("scope", ["erdos-renyi", "erk"])
-def test_layers_get_the_shares_that_are_spread(scope: str) -> None:
+def test_layers_get_the_shares_that_are_spread(scope: Distribution) -> None:
     graph = traced(network())
     masks = Prune(sparsity=0.8, scope=scope).run(graph).masks()
     shapes = {name: tuple(mask.shape) for name, mask in masks.items()}
@@ -86,7 +87,7 @@ def test_layers_get_the_shares_that_are_spread(scope: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["snip", "grasp", "synflow"])
-def test_scores_as_the_training_side_has_them(method: str) -> None:
+def test_scores_as_the_training_side_has_them(method: Ranking) -> None:
     model = network()
     done = Prune(sparsity=0.85, by=method, data=examples(), iterations=7).run(traced(model))
     same(
@@ -96,7 +97,7 @@ def test_scores_as_the_training_side_has_them(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["snip", "synflow"])
-def test_scores_on_an_onnx_file(method: str, tmp_path: Path) -> None:
+def test_scores_on_an_onnx_file(method: Ranking, tmp_path: Path) -> None:
     """An ONNX graph normalises with its stored statistics, which only SNIP's gradient depends on."""
     graph = traced(network())
     eir.save(graph, tmp_path / "m.onnx")
@@ -109,7 +110,7 @@ def test_scores_on_an_onnx_file(method: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["magnitude", "snip", "grasp", "synflow"])
-def test_what_is_pruned_stays_pruned_and_counts(method: str) -> None:
+def test_what_is_pruned_stays_pruned_and_counts(method: Ranking) -> None:
     model = network()
     old = magnitude_masks(network(seed=5), 0.6)
     done = Prune(sparsity=0.8, by=method, data=examples(), iterations=4).run(traced(model, masks=old))
@@ -248,8 +249,8 @@ def test_examples_in_a_file(tmp_path: Path) -> None:
         ({"n": 4, "m": 4}, "n=4 m=4 is not a pattern"),
         ({"n": 2, "m": 4, "scope": "erk"}, "n and m fix every layer's sparsity"),
         ({"sparsity": 1.5}, r"the sparsity 1\.5 is not between 0 and 1"),
-        ({"sparsity": 0.5, "by": "size"}, "by is magnitude, snip, grasp, synflow, not 'size'"),
-        ({"sparsity": 0.5, "scope": "layer"}, "scope is global, uniform, erdos-renyi, erk, not 'layer'"),
+        ({"sparsity": 0.5, "by": "size"}, "by is magnitude, snip, grasp or synflow, not 'size'"),
+        ({"sparsity": 0.5, "scope": "layer"}, "scope is global, uniform, erdos-renyi or erk, not 'layer'"),
         ({"sparsity": 0.5, "by": "synflow", "scope": "erk"}, "SynFlow ranks all layers together"),
         ({"sparsity": 0.5, "by": "snip"}, "snip scores weights on examples: pass data=FILE"),
         ({"sparsity": 0.5, "skip": "fc.wight"}, "skip='fc.wight' fits no weight"),

@@ -37,42 +37,54 @@ def study(folder: Path, **changes: Any) -> Study:
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("transform", {"order": "zzz"}, "order is append or interpolate, not 'zzz'"),
-        ("hybrid", {"order": ["append"]}, r"order is append or interpolate, not \['append'\]"),
-        ("transform", {"drop": "nonsense"}, "drop is tail, even or a list of blocks .*, not 'nonsense'"),
+        ("transform", {"order": "zzz"}, ".options.order: 'zzz' is not append or interpolate"),
+        ("hybrid", {"order": ["append"]}, r".options.order: \['append'\] is not append or interpolate"),
+        (
+            "transform",
+            {"drop": "nonsense"},
+            ".options.drop: 'nonsense' is not tail, even or a list of blocks",
+        ),
         (
             "transform",
             {"drop": [1, "2"]},
-            r"drop is .* a list of blocks such as \[1, 2\], .* not \[1, '2'\]",
+            r".options.drop: \[1, '2'\] is not .* a list of blocks such as \[1, 2\], ",
         ),
-        ("hybrid", {"drop": []}, r"drop is tail, even or a list of blocks .* not \[\]"),
-        ("transform", {"replicate": 1}, r"replicate is a list of blocks such as \[1, 2\], .* not 1"),
-        ("transform", {"replicate": [-1]}, r"replicate is a list of blocks .* not \[-1\]"),
-        ("transform", {"replicate": [True]}, r"replicate is a list of blocks .* not \[True\]"),
-        ("transform", {"permute_copies": "yes"}, "permute_copies is true or false, not 'yes'"),
-        ("hybrid", {"permute_copies": True}, "hybrid has no option 'permute_copies'; its options are order,"),
+        ("hybrid", {"drop": []}, r".options.drop: \[\] is not tail, even or a list of blocks"),
+        ("transform", {"replicate": 1}, r".options.replicate: 1 is not a list of blocks such as \[1, 2\], "),
+        ("transform", {"replicate": [-1]}, r".options.replicate: \[-1\] is not a list of blocks"),
+        ("transform", {"replicate": [True]}, r".options.replicate: \[True\] is not a list of blocks"),
+        ("transform", {"permute_copies": "yes"}, ".options.permute_copies: 'yes' is not true or false"),
+        (
+            "hybrid",
+            {"permute_copies": True},
+            ": hybrid has no option 'permute_copies'; its options are order,",
+        ),
         (
             "rigl",
             {"distribution": "foo"},
-            "there is no distribution 'foo'; the distributions are uniform, erdos-renyi, erk",
+            ".options.distribution: 'foo' is not uniform, erdos-renyi or erk",
         ),
-        ("rigl", {"distribution": ["erk"]}, r"there is no distribution \['erk'\]"),
-        ("rigl", {"interval": "x"}, "interval is a whole number of steps, not 'x'"),
-        ("rigl", {"interval": True}, "interval is a whole number of steps, not True"),
-        ("rigl", {"interval": 0}, "rigl: interval is 0; it must be at least 1"),
-        ("rigl", {"drop_fraction": 30}, "rigl: drop_fraction is 30, not between 0 and 1"),
-        ("rigl", {"end": float("nan")}, "rigl: end is nan, not between 0 and 1"),
-        ("rigl", {"end": None}, "end is a number from 0 to 1, not None"),
-        ("dpf", {"interval": 2.5}, r"interval is a whole number of steps, not 2\.5"),
-        ("dpf", {"start": 0.8}, r"dpf: the ramp ends at 0\.5, before it starts at 0\.8"),
-        ("dpf", {"initial": 0.7}, r"dpf: the initial sparsity 0\.7 is above the final one, 0\.5"),
+        ("rigl", {"distribution": ["erk"]}, r".options.distribution: \['erk'\] is not uniform"),
+        ("rigl", {"interval": "x"}, ".options.interval: 'x' is not a whole number of at least 1"),
+        ("rigl", {"interval": True}, ".options.interval: True is not a whole number"),
+        ("rigl", {"interval": 0}, ".options.interval: 0 is not a whole number of at least 1"),
+        (
+            "rigl",
+            {"drop_fraction": 30},
+            ".options.drop_fraction: 30 is not a share from 0 to 1; write 0.3 for 30 %",
+        ),
+        ("rigl", {"end": float("nan")}, ".options.end: nan is not a share from 0 to 1"),
+        ("rigl", {"end": None}, ".options.end: None is not a share from 0 to 1"),
+        ("dpf", {"interval": 2.5}, r".options.interval: 2\.5 is not a whole number"),
+        ("dpf", {"start": 0.8}, r": dpf: the ramp ends at 0\.5, before it starts at 0\.8"),
+        ("dpf", {"initial": 0.7}, r": dpf: the initial sparsity 0\.7 is above the final one, 0\.5"),
     ],
 )
 def test_values_of_options_are_looked_at(
     tmp_path: Path, method: str, options: dict[str, Any], message: str
 ) -> None:
     compare = [{"method": "imp"}, {"method": method, "options": options}]
-    with pytest.raises(PlanError, match=rf"study\.yaml line \d+: compare\[1\]: {message}") as caught:
+    with pytest.raises(PlanError, match=rf"study\.yaml line \d+: compare\[1\]{message}") as caught:
         study(tmp_path, compare=compare)
     assert "\n" not in str(caught.value)
 
@@ -83,7 +95,7 @@ def test_values_of_options_are_looked_at(
         (5, "  steps: many", r"training\.steps: 'many' is not a whole number"),
         (6, "  learning_rate: 1", "training: there is no entry 'learning_rate'; the entries are steps, batch_size"),
         (8, "seeds: [0, yes]", r"seeds\[1\]: True is not a whole number"),
-        (11, "  - {method: transform, options: {order: up}}", r"compare\[1\]: order is append or interpolate"),
+        (11, "  - {method: transform, options: {order: up}}", r"compare\[1\]\.options\.order: .up. is not append"),
         (13, "    sparsities: 0.5", r"compare\[2\]: the dense network has a sparsity of 0, not 0\.5"),
         (14, "colour: red", "there is no entry 'colour'"),
     ],
@@ -127,20 +139,20 @@ def test_values_that_methods_take_are_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dense_at_least": 88}, r"dense_at_least: an accuracy is a share from 0 to 1, not 88; write 0\.88 for 88 %"),
-        ({"dense_at_least": -0.1}, r"dense_at_least: an accuracy is a share from 0 to 1, not -0\.1$"),
-        ({"dense_at_least": float("nan")}, "dense_at_least: an accuracy is a share from 0 to 1, not nan"),
-        ({"dense_at_least": "high"}, "dense_at_least: 'high' is not a number"),
-        ({"data": {"name": "digits", "limit": -5}}, r"data\.limit: -5 is negative"),
+        ({"dense_at_least": 88}, r"dense_at_least: 88 is not a share from 0 to 1; write 0\.88 for 88 %"),
+        ({"dense_at_least": -0.1}, r"dense_at_least: -0\.1 is not a share from 0 to 1$"),
+        ({"dense_at_least": float("nan")}, "dense_at_least: nan is not a share from 0 to 1"),
+        ({"dense_at_least": "high"}, "dense_at_least: .high. is not a share"),
+        ({"data": {"name": "digits", "limit": -5}}, r"data\.limit: -5 is not a whole number of at least 0"),
         ({"seeds": []}, "seeds: none is given; at least one is wanted"),
         ({"seeds": [0, 1, 0]}, "seeds: 0 is given twice"),
         ({"sparsities": []}, "sparsities: none is given"),
-        ({"sparsities": [-0.1, 0.5]}, r"sparsities: a sparsity is a share from 0 to below 1, not -0\.1"),
-        ({"sparsities": [0.5, 1.0]}, "sparsities: a sparsity is a share from 0 to below 1, not 1"),
-        ({"sparsities": [float("nan")]}, "sparsities: a sparsity is a share from 0 to below 1, not nan"),
+        ({"sparsities": [-0.1, 0.5]}, r"sparsities\[0\]: -0\.1 is not a share from 0 to below 1"),
+        ({"sparsities": [0.5, 1.0]}, r"sparsities\[1\]: 1 is not a share from 0 to below 1"),
+        ({"sparsities": [float("nan")]}, r"sparsities\[0\]: nan is not a share from 0 to below 1"),
         (
             {"compare": [{"method": "imp", "sparsities": [50]}]},
-            r"compare\[0\]\.sparsities: a sparsity .* not 50; write 0\.5 for 50 %",
+            r"compare\[0\]\.sparsities\[0\]: 50 is not a share .*; write 0\.5 for 50 %",
         ),
     ],
 )  # fmt: skip
@@ -243,5 +255,7 @@ def test_networks_that_a_claim_does_not_name_may_have_one_side_only(
 
 def test_a_claim_s_sparsity_is_a_share(tmp_path: Path) -> None:
     claim = {"text": "x", "better": "imp", "than": "imp", "sparsities": 90}
-    with pytest.raises(PlanError, match=r"claims\[0\]\.sparsities: .* not 90; write 0\.9 for 90 %"):
+    with pytest.raises(
+        PlanError, match=r"claims\[0\]\.sparsities: 90 is not a share .*; write 0\.9 for 90 %"
+    ):
         study(tmp_path, claims=[claim])
