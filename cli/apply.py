@@ -206,10 +206,10 @@ def _show_cost(before: Graph, after: Graph) -> dict[str, Any]:
     facts = []
     if change.before.flops is not None and change.after.flops is not None:
         facts.append(("FLOPs", tables.change(*map(tables.number, (change.before.flops, change.after.flops)))))
-    told = f"a factor of {times.ratio:.2f}, of pairs {low:.2f} to {high:.2f}"
+    told = f"a factor of {times.ratio:.2f} ({low:.2f} to {high:.2f} at 95 % confidence)"
     if times.noise:
-        told += "; no more than noise, so neither is faster"
-    facts.append(("latency", f"{times.before:.4g} ms -> {times.after:.4g} ms in onnxruntime, {told}"))
+        told += "; the difference is no more than noise"
+    facts.append(("latency", f"{times.before:g} ms -> {times.after:g} ms in onnxruntime, {told}"))
     tables.show_facts(facts)
     return {
         "flops": {"before": change.before.flops, "after": change.after.flops},
