@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from html import escape
 
 from elastic_ir.analysis.kinds import kinds_of
 from elastic_ir.analysis.summary import Row, summarise
 from elastic_ir.errors import StructureError, printable
 from elastic_ir.ir.graph import Graph
-from elastic_ir.ir.structure import Stage
+from elastic_ir.ir.structure import Stage, Unit
 from elastic_ir.ir.tables import ABSENT, Table, aligned, indices_text, number, percent, run_of, shape_text
 
 
@@ -120,9 +121,8 @@ def as_text(graph: Graph) -> str:
 def as_html(graph: Graph) -> str:
     """Facts and table as HTML without scripts and styles of its own, for notebooks."""
     facts, table = facts_of(graph)
-    head = "<br>".join(f"<b>{escape(name)}</b> {escape(printable(value))}" for name, value in facts)
     if table is None:
-        return f"<div>{head}</div>"
+        return f"<div>{_html_facts(facts)}</div>"
     columns, rows = table.shown()
 
     def line(cells: list[str], tag: str) -> str:
@@ -133,6 +133,40 @@ def as_html(graph: Graph) -> str:
         )
 
     body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
-    return (
-        f"<div>{head}<table><thead><tr>{line(columns, 'th')}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+    shown = f"<table><thead><tr>{line(columns, 'th')}</tr></thead><tbody>{body}</tbody></table></div>"
+    return f"<div>{_html_facts(facts)}{shown}"
+
+
+def _html_facts(facts: list[tuple[str, str]]) -> str:
+    return "<br>".join(f"<b>{escape(name)}</b> {escape(printable(value))}" for name, value in facts)
+
+
+def stage_as_html(stage: Stage) -> str:
+    """A stage in a few lines, for notebooks."""
+    ends = [(what, block.path) for what, block in (("entry", stage.entry), ("last", stage.exit)) if block]
+    layers = sorted({number(block.layers) for block in stage.blocks})
+    facts = [
+        ("stage", stage.name),
+        ("blocks", str(len(stage))),
+        *ends,
+        ("free", f"{len(stage.blocks)}: {run_of([block.path for block in stage.blocks])}"),
+        ("unit", {1: "1 block", None: "unknown"}.get(stage.period, f"{stage.period} blocks")),
+        ("layers of a block", ", ".join(layers) or ABSENT),
+        ("shape", shape_text(stage.shape)),
+    ]
+    return f"<div>{_html_facts(facts)}</div>"
+
+
+def unit_as_html(unit: Unit) -> str:
+    """A unit in a few lines, for notebooks: its blocks, what flows, and its operations."""
+    counts = Counter(node.op for block in unit.blocks for node in block.nodes)
+    facts = [("unit", ", ".join(block.path for block in unit.blocks)), ("layers", number(unit.layers))]
+    if counts:
+        flows = (unit.blocks[0].inputs, unit.blocks[-1].outputs)
+        takes, gives = (
+            ", ".join(shape_text(value.type.shape if value.type else None) for value in values)
+            for values in flows
+        )
+        facts += [("takes", takes or ABSENT), ("gives", gives or ABSENT)]
+        facts.append(("operations", ", ".join(f"{op} x{count}" for op, count in counts.items())))
+    return f"<div>{_html_facts(facts)}</div>"

@@ -11,6 +11,7 @@ is cloned or deleted as a whole, one block or several (Swin's shifted pair).
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -161,6 +162,10 @@ class Unit:
         more = f" and {len(self.blocks) - 1} more" if len(self.blocks) > 1 else ""
         return f"<Unit {self.path!r}{more}{_layers_text(self.layers)}>"
 
+    def _repr_html_(self) -> str:
+        html: str = importlib.import_module("elastic_ir.analysis.overview").unit_as_html(self)
+        return html
+
     @property
     def path(self) -> str:
         return self.blocks[0].path
@@ -205,6 +210,10 @@ class Stage:
         kept = "".join(f"{what} {block.path!r}, " for what, block in ends if block is not None)
         unit = {1: "", None: ", unit unknown"}.get(self.period, f", {self.period} to a unit")
         return f"<Stage {self.name!r}: {kept}{len(self.blocks)} free blocks{unit}>"
+
+    def _repr_html_(self) -> str:
+        html: str = importlib.import_module("elastic_ir.analysis.overview").stage_as_html(self)
+        return html
 
     def __len__(self) -> int:
         return len(self.all_blocks)

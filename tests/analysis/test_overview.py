@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -56,3 +57,31 @@ def test_parts_are_shown_in_a_line_each(graph: eir.Graph) -> None:
     assert repr(deeper.weights) == f"<{len(deeper.weights)} weights, 17,947 elements>"
     assert repr(deeper.weights["fc.weight"]).startswith("<Weight 'fc.weight': float32 [10, 16], ")
     assert repr(graph.weights["bn1.weight"]) == "<Weight 'bn1.weight': float32 [4]>"
+
+
+def test_a_notebook_shows_stages_and_units(graph: eir.Graph) -> None:
+    stage = graph.stages[1]
+    assert facts(stage._repr_html_()) == [
+        "stage layer2", "blocks 2", "entry layer2.0", "free 1: layer2.1", "unit 1 block", "layers of a block 2",
+        "shape 1x8x4x4",
+    ]  # fmt: skip
+    shown = facts(stage.units[0]._repr_html_())
+    assert shown[:4] == ["unit layer2.1", "layers 2", "takes 1x8x4x4", "gives 1x8x4x4"]
+    assert shown[4].startswith("operations ") and "nn.Conv2d x2" in shown[4]
+
+
+def test_what_names_alone_do_not_show(tmp_path_factory: pytest.TempPathFactory) -> None:
+    state = {f"blocks.{i}.{part}.weight": torch.zeros(4, 4) for i in range(4) for part in ("a", "b")}
+    path = tmp_path_factory.mktemp("names") / "names.pt"
+    torch.save(state, path)
+    stage = eir.load(path).stages[0]
+    stage.name = "<script>"
+    assert "&lt;script&gt;" in stage._repr_html_() and "free 4: blocks.0 .. blocks.3" in facts(
+        stage._repr_html_()
+    )
+    assert facts(stage.units[0]._repr_html_())[0] == "unit blocks.0"
+
+
+def facts(html: str) -> list[str]:
+    """The lines of a notebook's display, as text."""
+    return re.sub("<[^>]*>", "", html.replace("<br>", "\n")).split("\n")
