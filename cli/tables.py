@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 Tell = Callable[[int, int], None]
 
 _SHORTEST = 12  #: characters that are left of text in a table, at the least
+_TEXT = re.compile(r"[^\W\d_]{2}")  #: what numbers, shapes, plans and versions do not have
 _GAP = 3  #: blanks between the columns of a table on a terminal
 _EVERY = 30.0  #: seconds between two lines of progress where nobody looks at a terminal
 LABEL_WIDTH = len("parameters: ")  #: at least, so that facts printed one after the other stand in one column
@@ -121,7 +124,8 @@ def _show_rich(columns: list[str], rows: list[list[str]], table: Table) -> None:
             say("", bold=row[0])
             for name, cell in zip(columns[1:], row[1:], strict=True):
                 if cell != ABSENT:
-                    say(f"  {name}: {cell}")
+                    first, *more = wrapped(f"{name}: {cell}", console.width - 4)
+                    say(f"  {first}", *(f"    {line}" for line in more))
         return
     drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     for column, to_right in zip(narrow[0], right, strict=True):
@@ -137,16 +141,18 @@ def fitted(rows: Sequence[Sequence[str]], right: Sequence[bool], width: int) -> 
     """Rows that fit into so many columns of a terminal, three between cells; the first row is the header.
 
     Text is shortened in its middle, the longest column first, and what is shortened least are the first column's names;
-    numbers and headers never are. None where that is not enough.
+    numbers, shapes, plans and headers never are. None where that is not enough.
 
     >>> fitted([("name", "type"), ("a", "torch.nn.modules.conv.Conv2d")], [False, False], 22)
     [['name', 'type'], ['a', 'torch.n\u2026.Conv2d']]
     """
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    least = [
-        size if to_right else min(size, max(len(head), _SHORTEST if place else 2 * _SHORTEST))
-        for place, (size, to_right, head) in enumerate(zip(widths, right, rows[0], strict=True))
-    ]
+    cells = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in cells]
+    least = []
+    for place, (column, size, to_right) in enumerate(zip(cells, widths, right, strict=True)):
+        whole = [len(cell) for cell in column[1:] if not _TEXT.search(cell)]
+        shortest = max(len(column[0]), _SHORTEST if place else 2 * _SHORTEST, *whole)
+        least.append(size if to_right else min(size, shortest))
     over = sum(widths) + _GAP * (len(widths) - 1) - width
     while over > 0:
         place = max(range(len(widths)), key=lambda at: widths[at] if widths[at] > least[at] else 0)
@@ -155,6 +161,25 @@ def fitted(rows: Sequence[Sequence[str]], right: Sequence[bool], width: int) -> 
         widths[place] -= 1
         over -= 1
     return [[shortened(cell, size) for cell, size in zip(row, widths, strict=True)] for row in rows]
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """A text in lines of so many characters, broken at blanks, and where there are none behind commas.
+
+    What cannot be broken so has a longer line.
+
+    >>> wrapped("466,906 -> 855,770", 12), wrapped("plan: 0-15,6-21,3", 10)
+    (['466,906 ->', '855,770'], ['plan:', '0-15,6-21,', '3'])
+    """
+    lines, line = list[str](), ""
+    for word in re.findall(r"\S+ *", text):
+        parts = [word] if len(word.rstrip()) <= width else re.findall(r"[^,]*,|[^,]+", word)
+        for part in parts:
+            if line and len(f"{line}{part}".rstrip()) > width:
+                lines.append(line.rstrip())
+                line = ""
+            line += part
+    return [*lines, line.rstrip()]
 
 
 def shortened(text: str, width: int) -> str:
@@ -172,8 +197,12 @@ def show_facts(facts: Sequence[tuple[str, str]]) -> None:
             kept().setdefault(name, []).append(value)
         return
     width = max((LABEL_WIDTH, *(len(name) + 2 for name, _ in facts)))
+    room = shutil.get_terminal_size().columns - width
     for name, value in facts:
-        say(value, bold=f"{name}:".ljust(width))
+        first, *more = wrapped(value, max(room, _SHORTEST)) if on_terminal() else [value]
+        say(first, bold=f"{name}:".ljust(width))
+        if more:
+            say(*(f"{'':{width}}{line}" for line in more))
 
 
 # -- progress, on standard error -----------------------------------------------------------------------------------

@@ -596,6 +596,30 @@ def test_tables_fit_the_terminal(here: Path, monkeypatch: pytest.MonkeyPatch, wi
     assert "  number 8: 1,234,567,890\n" in out
 
 
+@pytest.mark.parametrize("width", [80, 60, 40])
+def test_numbers_are_whole_however_narrow_the_terminal(
+    here: Path, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    """In columns of text, in lists and in facts: plans, shapes, versions, counts."""
+    from elastic_ir.cli import tables
+
+    monkeypatch.setattr(tables, "on_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    plan = ",".join(f"{at}-{at + 15}" for at in range(0, 160, 16))
+    wanted = ["1,100,048,384", "1,540,523,008", ">=2.6.1,!=2.6.2,!=2.6.3", "1x16x32x32"]
+
+    def show() -> None:
+        rows = [["model.language_model.layers", *wanted], ["a", *wanted]]
+        tables.show_table(tables.Table(("stage", "a", "b", "fits", "shape"), [*rows]))
+        tables.show_table(tables.Table(("stage", "plan"), [["model.layers", plan]]))
+        tables.show_facts([("parameters", " -> ".join(wanted[:2])), ("note", f"copies of {plan}")])
+
+    out = CliRunner().invoke(click.Command("show", callback=show)).output
+    assert max(map(len, out.splitlines())) <= width
+    assert all(out.count(number) >= 2 for number in wanted)
+    assert all(out.count(part) == 2 for part in re.findall(r"\d+-\d+", plan))
+
+
 def test_text_is_shortened_in_its_middle() -> None:
     from elastic_ir.cli.tables import fitted, shortened
 

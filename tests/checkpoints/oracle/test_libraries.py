@@ -253,7 +253,8 @@ def test_without_the_library_the_refusal_states_it(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(type(library_of(config_of(tmp_path / "source"))), "imports", "no_such_library")
     graph = eir.load(tmp_path / "source", headers_only=True)
     with pytest.raises(
-        PlanError, match=r"add one, model_args.depth for example \(no network .* building it needs no_such_library, which"
+        PlanError,
+        match=r"add one, model_args.depth for example \(no network .* building it needs no_such_library",
     ):
         changed(eir.stretch(graph, to_units=8), tmp_path / "out", monkeypatch)
 
