@@ -31,7 +31,8 @@ FORBIDDEN = (
 SOURCES = {
     "a.pt", "a.pt2", "b.pt2", "a.safetensors", "a.masks.safetensors", "a.ticket", "a.onnx", "a.data", "masks.pt",
     "masks.safetensors", "config.json", "model.safetensors", "pytorch_model.bin", "recipe.yaml", "slices.yaml",
-    "study.yaml", "arch.pt", "masks.npz", ".metadata", "__0_0.distcp",
+    "study.yaml", "arch.pt", "masks.npz", ".metadata", "__0_0.distcp", "elastic_ir.json",
+    "shard-00001-model-00001-of-00001.safetensors", "shard-00002-model-00001-of-00001.safetensors",
 }  # fmt: skip
 #: Never imported for a file's sake: what lies beside it, and programs.
 STRANGERS = (
