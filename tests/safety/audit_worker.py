@@ -33,6 +33,7 @@ SOURCES = {
     "masks.safetensors", "config.json", "model.safetensors", "pytorch_model.bin", "recipe.yaml", "slices.yaml",
     "study.yaml", "arch.pt", "masks.npz", ".metadata", "__0_0.distcp", "elastic_ir.json",
     "shard-00001-model-00001-of-00001.safetensors", "shard-00002-model-00001-of-00001.safetensors",
+    "adapter_config.json", "adapter_model.bin",
 }  # fmt: skip
 #: Never imported for a file's sake: what lies beside it, and programs.
 STRANGERS = (

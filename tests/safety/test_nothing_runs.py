@@ -46,8 +46,14 @@ def hold(found: dict[str, dict[str, Any]]) -> None:
             assert said != "read: ", name
 
 
-#: Where nothing has to be said: what is not looked at; and a graph without a class of its own, which is built as it is.
-HARMLESS = ("auto_map", "slices that call", "class torch.fx.graph_module:GraphModule")
+#: Where nothing has to be said: what is not looked at; a graph without a class of its own, which is built as it is; and
+#: what transformers unpacks where accelerate is installed.
+HARMLESS = (
+    "auto_map",
+    "slices that call",
+    "class torch.fx.graph_module:GraphModule",
+    "folder that is quantised",
+)
 TOLD = {
     "checkpoint_path": "the description holds a path (model_args.checkpoint_path: ",
     "class elastic_ir.cli.__main__:main": "elastic_ir.cli.__main__.main is in no trusted package, so none of its code",
