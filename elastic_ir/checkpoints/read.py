@@ -17,7 +17,7 @@ from elastic_ir.checkpoints.config.depth import Stack, check_depth
 from elastic_ir.checkpoints.facts import facts_of
 from elastic_ir.checkpoints.names import graph_of_tensors
 from elastic_ir.checkpoints.oracle.comparison import vouched
-from elastic_ir.checkpoints.oracle.structure import by_layer, learn_lists, learn_units
+from elastic_ir.checkpoints.oracle.structure import by_layer, counts, learn_lists, learn_units
 from elastic_ir.checkpoints.uncounted_layers import set_tail_apart
 from elastic_ir.errors import SourceError, reason
 from elastic_ir.formats import SAFETENSORS
@@ -61,7 +61,7 @@ def load_checkpoint(
     root, config = root_of(whole or folder), read_configuration(folder, layout)
     tensors, places, metadata = _tensors(folder, root, layout, awaited)
     graph = graph_of_tensors(name_of(folder), tensors)
-    _tie(graph)
+    tie(graph)
     shapes = {name: data.shape for name, data in tensors.items()}
     shards = tuple(folder / file for file in dict.fromkeys(sorted(places.values())))
     graph.origin = CheckpointSource(
@@ -76,7 +76,7 @@ def load_checkpoint(
     except SourceError:
         if not vouched(config, shapes):  # by names and numbers alone a valid folder may look like another's
             raise
-    graph.origin.learn_units, graph.origin.by_layer = learn_units, by_layer
+    graph.origin.learn_units, graph.origin.by_layer, graph.origin.counts = learn_units, by_layer, counts
     graph.origin.summary = tuple(facts_of(config, stacks, tensors, len(shards)))
     graph.origin.kinds = {stack.label: stack.kinds(shapes) for stack in stacks}
     return graph
@@ -106,7 +106,7 @@ def read_configuration(folder: Path, layout: Layout | None = None) -> dict[str, 
     return read_table(path, root_of(folder))
 
 
-def _tie(graph: Graph) -> None:
+def tie(graph: Graph) -> None:
     """Names of one range of bytes are tied, as ``torch.save`` keeps them; in safetensors there are none."""
     seen: dict[TensorData, Storage] = {}
     for name, weight in graph.weights.items():

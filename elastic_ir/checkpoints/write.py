@@ -163,7 +163,14 @@ def plan_checkpoint(
     layout, library = source.layout, library_of(source.config)
     try:
         config, kept = reindexed(
-            source.config, stacks, origins, source.kinds, configs, source.layout.config, library.count
+            source.config,
+            stacks,
+            origins,
+            source.kinds,
+            configs,
+            source.layout.config,
+            library.count,
+            source.counted or (),
         )
     except PlanError as error:
         doubt, config, kept = error, source.config, []

@@ -108,6 +108,23 @@ def pin_first_blocks(drafts: list[Draft]) -> None:
             draft.entry = draft.free.pop(0)
 
 
+def join_last_blocks(drafts: list[Draft]) -> None:
+    """Of names alone: keep a list's last block as the last one of the stage before it where it lacks weights.
+
+    The last block of two streams (SD3's) makes nothing of the second, and so has fewer weights and other widths.
+    """
+    for draft in list(drafts):
+        last = draft.entry
+        if draft.free or last is None or last is not draft.candidate.groups[-1]:
+            continue
+        before = [other for other in drafts if other.candidate is draft.candidate and other is not draft][-1:]
+        for stage in before:
+            whole = stage.free and stage.exit is None and last.linked and not last.boundary
+            if whole and last.weights.keys() < stage.free[-1].weights.keys():
+                stage.exit = last
+                drafts.remove(draft)
+
+
 def keep_last_blocks(drafts: list[Draft]) -> None:
     """Keep a last block as the last one where it holds norms that none of the others has, for the result of all."""
     for draft in drafts:

@@ -13,6 +13,7 @@ from elastic_ir.errors import SourceError
 from elastic_ir.ir.info import Origin
 
 if TYPE_CHECKING:
+    from elastic_ir.ir.counts import Count
     from elastic_ir.tensors.gathered import ByLayer
 
 #: The configuration beside the weights, in most folders.
@@ -236,6 +237,8 @@ class CheckpointSource(Origin):
     kinds: dict[str, tuple[int, ...]] = field(default_factory=dict)
     #: how tensors beside the stacks are indexed by their layers; None until its network was asked
     indexed: Mapping[str, ByLayer] | None = None
+    #: what the entries of its configuration count; None until its network was asked
+    counted: tuple[Count, ...] | None = None
     summary: tuple[tuple[str, str], ...] = ()  #: what a reader wants to know, each with what it is called
     #: the further folders that layers come from, in the order of their numbers from 1 on
     others: tuple[CheckpointSource, ...] = field(default=(), kw_only=True)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from elastic_ir.ir.counts import Count
     from elastic_ir.ir.example_inputs import Inputs
     from elastic_ir.ir.graph import Graph
     from elastic_ir.tensors.gathered import ByLayer
@@ -138,6 +139,8 @@ class Origin:
     learn_units: Callable[[Graph], None] | None = None
     #: How tensors beside a graph's stages are indexed by their layers, as far as the source's network shows it.
     by_layer: Callable[[Graph], Mapping[str, ByLayer]] | None = None
+    #: What the entries of the source's configuration count, as far as its network shows it.
+    counts: Callable[[Graph], Sequence[Count]] | None = None
 
     #: The further sources that layers come from, in the order of their numbers from 1 on.
     others: tuple[Origin, ...] = ()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from elastic_ir.errors import StructureError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.passes.infra import Pass
 from elastic_ir.plans.target import Target
@@ -32,6 +34,23 @@ class TargetPass(DepthPass):
     def target(self) -> Target:
         """What is wanted, in whichever way it is given."""
         return Target(self.to_depth, self.to_stages, self.to_units)
+
+    def run_on(self, target: Graph) -> Graph:
+        """As :meth:`run`, on a graph that nobody else holds; a target by an entry of the configuration first."""
+        counts = None
+        if target.origin.counts is not None:
+            from elastic_ir.plans.counted import at_counted_lists
+
+            counts = at_counted_lists(target, self.target)
+        if counts is not None:
+            wanted = dataclasses.replace(self, to_units=None, to_stages=counts)
+            return wanted.run_on(target)
+        super()._discover(target)
+        return super().run_on(target)
+
+    def _discover(self, graph: Graph) -> None:
+        with contextlib.suppress(StructureError) if graph.origin.counts else contextlib.nullcontext():
+            super()._discover(graph)  # of a network that shows what entries count, its lists may be found yet
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,36 +8,17 @@ state two things, or none counts a stack that changed, the change is refused. No
 from __future__ import annotations
 
 import copy
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from elastic_ir.checkpoints.config.tables import NO_OTHERS, Entry, Reader
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.formats.model_folder import CONFIG
-from elastic_ir.ir.numbering import COUNT, DEPTHS, is_index_list, number_of
+from elastic_ir.ir.counts import Count, with_entry
 from elastic_ir.plans.keep_beside import is_kept
-from elastic_ir.safety.config_values import NOTES
 
 __all__ = ["Entry", "Stack", "UnclearError", "check_depth", "counted", "reindexed"]
-
-#: Names of numbers that may choose one layer, in place of a list.
-_ONE = re.compile(r"(layers?|blocks?)_to_\w+")
-#: Names of lists with an entry for each layer, whatever their length.
-_PER_LAYER = re.compile(r"layer|block|attention|mlp")
-_LONG = 12  #: a list as long as a stack of so many layers is one of its layers, whatever its name
-_TOKENS = re.compile(r"token|language|label|bucket|stage")
-#: Numbers that may refer to layers by their place; they are kept, and reported.
-_BY_PLACE = re.compile(
-    r".*(layer|block)s?(_|$).*|.*(pattern|interval|_freq|frequency|sparse_step|first_k\w*|_every(_n)?|period|offset)"
-)
-#: Names of configurations inside a configuration, and of such tables that have nothing to do with layers.
-_TABLE = re.compile(r"_?config$|_cfg$|_args$")
-_NO_TABLES = {"quantization_config", *NOTES}
-#: The configurations of further sources, by name, where there is none.
-NO_OTHERS: Mapping[str, dict[str, Any]] = {}
-_SIDES = (("decoder", "encoder"), ("encoder", "decoder"))
 
 
 class UnclearError(PlanError):
@@ -48,20 +29,9 @@ class UnclearError(PlanError):
         self.what = what  #: without what to do, which holds only while nothing but names is known
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One entry of a configuration: the table that holds it, and its name."""
-
-    holder: tuple[str, ...]
-    name: str
-
-    def __str__(self) -> str:
-        return ".".join((*self.holder, self.name))
-
-
 def check_depth(config: dict[str, Any], stacks: Sequence[Stack], names: Iterable[str], where: str) -> None:
     """SourceError where the configuration counts other numbers of layers than the weights hold."""
-    reader = _Reader(config, stacks, names)
+    reader = Reader(config, stacks, names)
     if reader.depth_lists():
         return
     claimed = {entry for stack in stacks for entry, value in reader.counts(stack) if value == stack.before}
@@ -77,7 +47,7 @@ def check_depth(config: dict[str, Any], stacks: Sequence[Stack], names: Iterable
 
 def counted(config: dict[str, Any], stacks: Sequence[Stack], names: Iterable[str]) -> dict[str, set[int]]:
     """The counts that a configuration has for each stack, by the stacks' labels."""
-    reader = _Reader(config, stacks, names)
+    reader = Reader(config, stacks, names)
     return {stack.label: {value for _, value in reader.counts(stack)} for stack in stacks}
 
 
@@ -85,7 +55,7 @@ def counting(
     config: dict[str, Any], stacks: Sequence[Stack], names: Iterable[str]
 ) -> list[tuple[Stack, str]]:
     """The stacks that an entry of a configuration counts, each with the entry's name."""
-    reader = _Reader(config, stacks, names)
+    reader = Reader(config, stacks, names)
     found = []
     for stack in stacks:
         entry = next((entry for entry, value in reader.counts(stack) if value == stack.before), None)
@@ -102,16 +72,18 @@ def reindexed(
     others: Mapping[str, dict[str, Any]] = NO_OTHERS,
     file: str = CONFIG,
     example: str = "num_hidden_layers",
+    counts: Sequence[Count] = (),
 ) -> tuple[dict[str, Any], list[str]]:
     """The configuration of the changed stacks, and what a reader should know about entries that were kept.
 
     ``kinds`` has for each stack, by its label, a number for what each source layer holds; ``others`` are the
     configurations of further sources, whose layers bring their own entries of lists; ``file`` is the configuration's
-    own, and ``example`` the name of a count in it. Raises PlanError where a
+    own, and ``example`` the name of a count in it; ``counts`` is what entries count as the network has shown. Raises
+    PlanError where a
     stack changes its length and no entry counts it, where one entry counts two stacks that end with different lengths,
     or where layers of several kinds would stand where a rule by numbers does not put them.
     """
-    reader = _Reader(config, stacks, names, others, file)
+    reader = Reader(config, stacks, names, others, file)
     claims: dict[Entry, tuple[Stack, Any]] = {}
     counted: set[Stack] = set()
 
@@ -126,16 +98,20 @@ def reindexed(
     for entry in reader.depth_lists():
         claim(stacks[0], entry, [len(stack.order) for stack in stacks])
         counted.update(stacks)
+    changes, shown = _shown(counts, stacks)
     for stack in stacks:
         if stack in counted:
             continue
-        for entry, value in reader.counts(stack):
+        for entry, value in reader.counts(stack) if stack not in shown else ():
             if value == stack.before:
                 claim(stack, entry, len(stack.order))
                 counted.add(stack)
         held = (kinds or {}).get(stack.label, ())
-        explained = False
-        for entry, change in reader.lists(stack):
+        explained = (
+            stack in shown
+        )  # the network will show whether each layer is of the kind that it builds there
+        counted.update({stack} & shown.keys())
+        for entry, change in reader.lists(stack) if not shown.get(stack) else ():
             claim(stack, entry, change)
             explained |= _tells(reader.table(entry.holder)[entry.name], held)
         if stack.changed and not explained:
@@ -149,7 +125,31 @@ def reindexed(
     made = copy.deepcopy(config)
     for entry, (_, value) in claims.items():
         reader.table(entry.holder, made)[entry.name] = value
-    return made, reader.kept(claims)
+    for count, step in changes:
+        made = with_entry(made, count.place, count.value + step, count.outermost)
+    stated = [Entry(tuple(map(str, count.place[:-1])), str(count.place[-1])) for count, _ in changes]
+    return made, reader.kept([*claims, *stated])
+
+
+def _shown(
+    counts: Sequence[Count], stacks: Sequence[Stack]
+) -> tuple[list[tuple[Count, int]], dict[Stack, bool]]:
+    """The entries that state the change of all that they count, by how much they change, and these stacks: whether each
+    is one of several that its entry counts, of which no list has an entry for each layer.
+
+    One that counts more lists goes before one that counts fewer, as a number does before the list in its place.
+    """
+    by_head = {stack.series.head: stack for stack in stacks}
+    changes: list[tuple[Count, int]] = []
+    shown: dict[Stack, bool] = {}
+    for count in sorted(counts, key=lambda one: -len(one.lists)):
+        mine = [by_head.get(one.head) for one in count.lists]
+        steps = {len(stack.order) - stack.before if stack is not None else 0 for stack in mine}
+        held = {stack for stack in mine if stack is not None}
+        if len(steps) == 1 and any(stack.changed for stack in held) and not held & shown.keys():
+            changes += [(count, step) for step in steps if step]
+            shown |= dict.fromkeys(held, len(count.lists) > 1)
+    return changes, shown
 
 
 def beside_reindexed(
@@ -164,7 +164,7 @@ def beside_reindexed(
     ``keep`` are names of what stays as it is. Raises PlanError where an entry applies to several stacks that become
     different, or chooses one layer that has several places then, or none.
     """
-    reader = _Reader(document, stacks, names)
+    reader = Reader(document, stacks, names)
     made = copy.deepcopy(document)
     claims: dict[Entry, Any] = {}
     for stack in stacks:
@@ -216,174 +216,3 @@ def check_kinds(stack: Stack, kinds: Sequence[int], file: str) -> None:
             f"network builds there, as {file} derives the kinds of layers from their numbers; keep the kinds in "
             "their places with --plan"
         )
-
-
-class _Reader:
-    """The tables of one configuration, and which stack may look where."""
-
-    def __init__(
-        self,
-        config: dict[str, Any],
-        stacks: Sequence[Stack],
-        names: Iterable[str],
-        others: Mapping[str, dict[str, Any]] = NO_OTHERS,
-        file: str = CONFIG,
-    ) -> None:
-        self.config = config
-        self.file = file
-        self.others = others
-        self.stacks = stacks
-        words = {part for name in names for part in name.split(".") if number_of(part) is None}
-        self.holders = [(), *_tables(config)]
-        #: tables that concern one part of the network, by the word that its weights' names share with them
-        self.owners: dict[tuple[str, ...], str] = {}
-        for path in self.holders:
-            for key in path:
-                stem = _TABLE.sub("", key)
-                if any(stem in word for word in words):
-                    self.owners[path] = stem
-
-    def table(self, path: tuple[str, ...], config: dict[str, Any] | None = None) -> dict[str, Any]:
-        found: dict[str, Any] = self.config if config is None else config
-        for key in path:
-            found = found[key]
-        return found
-
-    def _mine(self, stack: Stack) -> list[tuple[str, ...]]:
-        """The tables that may concern a stack: those of its part, else those of no part."""
-        own = [path for path, stem in self.owners.items() if stem in stack.path]
-        return own or [path for path in self.holders if path not in self.owners]
-
-    def _entries(self, stack: Stack, fits: Callable[[str, Any], bool]) -> list[tuple[Entry, Any]]:
-        """Entries of a stack's tables; of an encoder's and a decoder's in one table only its own side's.
-
-        An entry of no side follows the encoder where each side has its own, as transformers has it.
-        """
-        found: list[tuple[Entry, Any]] = []
-        for path in self._mine(stack):
-            table = self.table(path)
-            names = [name for name, value in table.items() if fits(name, value)]
-            for side, other in _SIDES:
-                if side in stack.path and other not in stack.path:
-                    names = [name for name in names if other not in name]
-                    own = [name for name in names if side in name]
-                    if own and side == "decoder":
-                        names = own
-            found += [(Entry(path, name), table[name]) for name in names]
-        return found
-
-    def counts(self, stack: Stack) -> list[tuple[Entry, int]]:
-        """All entries that by their names count the stack's blocks, whatever their values."""
-        return self._entries(stack, lambda name, value: type(value) is int and bool(COUNT.fullmatch(name)))
-
-    def lists(self, stack: Stack) -> list[tuple[Entry, Any]]:
-        """Per-layer lists with what they become: chosen numbers, one entry a layer, runs of patterns."""
-        found: list[tuple[Entry, Any]] = []
-        for entry, value in self._entries(stack, lambda name, value: isinstance(value, list)):
-            if is_index_list(entry.name, value, stack.before):
-                chosen = self._by_source(entry, value, stack)
-                found.append((entry, [at for at, (layer, own) in enumerate(chosen) if layer in own]))
-            elif _layer_list(entry.name, value, stack.before):
-                found.append((entry, [own[layer] for layer, own in self._by_source(entry, value, stack)]))
-            elif (whole := _runs(entry.name, value)) is not None and len(whole) == stack.before:
-                runs = self._by_source(entry, whole, stack, runs=True)
-                found.append((entry, _as_runs([own[layer] for layer, own in runs])))
-        return found
-
-    def chosen(self, stack: Stack) -> list[tuple[Entry, int | None]]:
-        """Numbers that choose one layer (``layers_to_transform``), with what they become; None where it is not one."""
-        found: list[tuple[Entry, int | None]] = []
-        for entry, value in self._entries(stack, lambda name, value: bool(_ONE.fullmatch(name))):
-            if type(value) is int and 0 <= value < stack.before:
-                places = [at for at, source in enumerate(stack.order) if source == value]
-                found.append((entry, places[0] if len(places) == 1 else None))
-        return found
-
-    def _by_source(
-        self, entry: Entry, value: list[Any], stack: Stack, runs: bool = False
-    ) -> list[tuple[int, list[Any]]]:
-        """For each target layer its number in its source, and that source's list; PlanError where it has none."""
-        found = []
-        names = list(self.others)
-        for source, layer in stack.places():
-            own: Any = value
-            if source:
-                own = self.others[names[source - 1]]
-                for key in (*entry.holder, entry.name):
-                    own = own.get(key) if isinstance(own, dict) else None
-                if not isinstance(own, list):
-                    own = None
-                elif runs:
-                    own = _runs(entry.name, own)
-                by_number = is_index_list(entry.name, value, stack.before)
-                if own is None or (not by_number and layer >= len(own)):
-                    raise PlanError(
-                        f"{self.file}'s {entry} has an entry for each layer, and that of {names[source - 1]!r} has "
-                        f"none for layer {layer}; give it such a list"
-                    )
-            found.append((layer, own))
-        return found
-
-    def depth_lists(self) -> list[Entry]:
-        """Lists of all stacks' depths (Swin's and ConvNeXt's ``depths``), recognised by name and values."""
-        before = [stack.before for stack in self.stacks]
-        return [
-            Entry(path, name)
-            for path in self.holders
-            for name, value in self.table(path).items()
-            if len(before) > 1 and value == before and isinstance(value, list) and DEPTHS.search(name)
-        ]
-
-    def kept(self, claims: Iterable[Entry]) -> list[str]:
-        """Entries that may refer to layers by their numbers, and were left as they are."""
-        done, kept = set(claims), []
-        if not any(stack.changed for stack in self.stacks):
-            return []
-        for path in self.holders:
-            for name, value in self.table(path).items():
-                entry = Entry(path, name)
-                if (
-                    entry not in done
-                    and type(value) is int
-                    and value > 0
-                    and _BY_PLACE.fullmatch(name)
-                    and not COUNT.fullmatch(name)
-                ):
-                    kept.append(f"{entry} = {value}")
-        return kept
-
-
-def _tables(config: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The configurations inside a configuration."""
-    for key, value in config.items():
-        is_table = _TABLE.search(key) is not None and key not in _NO_TABLES
-        if isinstance(value, dict) and (is_table or key in ("encoder", "decoder")):
-            yield (*path, key)
-            yield from _tables(value, (*path, key))
-
-
-def _layer_list(name: str, value: list[Any], count: int) -> bool:
-    if len(value) != count or count < 2 or name.startswith("_"):
-        return False
-    return bool(_PER_LAYER.search(name)) or (count >= _LONG and not _TOKENS.search(name))
-
-
-def _runs(name: str, value: list[Any]) -> list[Any] | None:
-    """``[[["global", "local"], 12]]`` written out (GPT-Neo's ``attention_types``); None where it is not such a list."""
-    if not value or not _PER_LAYER.search(name):
-        return None
-    whole: list[Any] = []
-    for item in value:
-        if not (
-            isinstance(item, list) and len(item) == 2 and isinstance(item[0], list) and type(item[1]) is int
-        ):
-            return None
-        whole += item[0] * item[1]
-    return whole
-
-
-def _as_runs(whole: list[Any]) -> list[Any]:
-    """The shortest pattern that repeats to the whole, and how often it does."""
-    count = len(whole)
-    size = next(n for n in range(1, count + 1) if count % n == 0 and whole[:n] * (count // n) == whole)
-    return [[whole[:size], count // size]]

@@ -17,6 +17,7 @@ from elastic_ir.checkpoints.libraries.find import library_of
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import EmitError, PlanError, SourceError
 from elastic_ir.formats.model_folder import CONFIG
+from elastic_ir.ir.counts import Count
 from elastic_ir.safety.config_values import plain_values
 from elastic_ir.safety.own_process import ProcessError, started
 from elastic_ir.tensors.gathered import ByLayer
@@ -44,6 +45,7 @@ class Compared:
     nearest: str = ""  #: where none was proposed or found: what separates the nearest that was tried
     #: and for stacks, by their labels, the entry that counts each, and what else it counts
     counting: Mapping[str, tuple[str, Sequence[str]]] = field(default_factory=dict)
+    absent: bool = False  #: whether none was built because the library is not installed
 
     def __str__(self) -> str:
         if self.kind is None:
@@ -56,13 +58,15 @@ class Compared:
     def refusal(self, doubt: PlanError) -> str:
         """Why a change cannot be stated, given what names left in doubt and no experiment has found."""
         if self.kind is None:
+            if self.absent and isinstance(doubt, UnclearError):
+                return f"{doubt.what}, as far as names show; its network would show more, but {self.why}"
             return f"{doubt} (no network could be asked: {self.why})"
         for label, (entry, others) in self.counting.items():
             if others:
                 more = f" and {len(others) - _TOLD} more" if len(others) > _TOLD else ""
                 return (
                     f"{self.file}'s {entry} counts {label} together with {', '.join(others[:_TOLD])}{more}, so it can "
-                    "only state that all of them change by the same number"
+                    f"only state that all of them change by the same number: --to-stages {entry}=N (to_stages=) does"
                 )
         what = doubt.what if isinstance(doubt, UnclearError) else doubt
         return f"{what} ({self.kind} was built of changed entries; with the nearest, {self.nearest})"
@@ -123,7 +127,7 @@ def asking(question: Mapping[str, Any]) -> Iterator[Callable[[], Answer]]:
     library = library_of(question["source"]["config"])
     missing = library.missing()
     if missing is not None:
-        yield lambda: {"unknown": missing}
+        yield lambda: {"unknown": missing, "absent": True}
         return
     with started(_MODULE, question) as process:
 
@@ -193,10 +197,16 @@ def indexed_by_layer(config: Config, shapes: Shapes, stacks: Sequence[Stack]) ->
     return {name: ByLayer(**{**how, "also": tuple(how["also"])}) for name, how in found}
 
 
+def lists_counted(config: Config, shapes: Shapes) -> tuple[Count, ...]:
+    """The entries of a configuration that count lists of layers, as its network shows it; none where there is none."""
+    with asking({**asked((config, shapes), (config, shapes), []), "counts": True}) as answer:
+        return tuple(map(Count.of, answer().get("counts", ())))
+
+
 def judged(answer: Mapping[str, Any], proposed: bool = True) -> Compared:
     """What an answer comes to; EmitError where the configuration that was proposed does not fit, and none was found."""
     if "unknown" in answer:
-        return Compared(None, answer["unknown"])
+        return Compared(None, answer["unknown"], absent=answer.get("absent", False))
     kind, file, new = answer["class"], answer["file"], answer["differences"]
     if "fails" in answer:
         raise EmitError(

@@ -115,7 +115,7 @@ def raised(config: Mapping[str, Any], stack: Stack, near: int = 0) -> Iterator[t
     The entry's name stands before. ``near`` is by how much it may differ from the number of layers.
     """
     longer = replace(stack, order=(*range(stack.before), stack.before - 1), taken=())
-    for place, value in _entries(config):
+    for place, value in entries(config):
         if type(value) is int and abs(value - stack.before) <= near:
             for move in (Move(((place, value + 1),)), *_with_lists(config, place, value + 1, longer)):
                 yield ".".join(map(str, place)), move.of(config)
@@ -169,7 +169,7 @@ def _with_twins(
     config: dict[str, Any], source: Mapping[str, Any], stacks: Sequence[Stack], budget: _Budget
 ) -> dict[str, Any]:
     """A configuration where a count's other name in the same table, which nothing reads, states the same."""
-    for place, value in _entries(source):
+    for place, value in entries(source):
         now = _at(config, place)
         if type(value) is not int or now != value or not COUNT.fullmatch(str(place[-1])):
             continue
@@ -204,9 +204,9 @@ def _moves(config: Mapping[str, Any], stacks: Sequence[Stack]) -> Iterator[Move]
     """What each entry would be if it had to do with one of the stacks, counts of layers first."""
     changed = list({(stack.before, stack.order): stack for stack in stacks if stack.changed}.values())
     most = sum(stack.before for stack in stacks) + _BESIDE
-    fitting = [(place, value) for place, value in _entries(config) if type(value) is list or value <= most]
-    entries = sorted(fitting, key=lambda item: _rank(item, changed))
-    for place, value in entries:
+    fitting = [(place, value) for place, value in entries(config) if type(value) is list or value <= most]
+    ranked = sorted(fitting, key=lambda item: _rank(item, changed))
+    for place, value in ranked:
         seen = [value]
         for stack in changed:
             for new in _meanings(value, stack):
@@ -262,18 +262,18 @@ def _meanings(value: Any, stack: Stack) -> Iterator[Any]:
             yield [at + 1 for at, layer in enumerate(order) if layer + 1 in value]
 
 
-def _entries(item: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+def entries(item: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
     """The numbers and short lists of a configuration, with what leads to them."""
     if isinstance(item, Mapping):
         for name, value in item.items():
             if not _APART.fullmatch(str(name)):
-                yield from _entries(value, (*place, name))
+                yield from entries(value, (*place, name))
     elif isinstance(item, list):
         if place and 0 < len(item) <= _LARGEST_LIST:
             yield place, item
             for number, value in enumerate(item):
                 if type(value) is int or isinstance(value, Mapping):
-                    yield from _entries(value, (*place, number))
+                    yield from entries(value, (*place, number))
     elif type(item) is int and place:
         yield place, item
 

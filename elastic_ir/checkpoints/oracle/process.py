@@ -17,7 +17,7 @@ from typing import Any
 
 from elastic_ir.checkpoints.libraries.find import library_of
 from elastic_ir.checkpoints.libraries.library import Report
-from elastic_ir.checkpoints.oracle import by_layer, experiments, judgement, kinds, network
+from elastic_ir.checkpoints.oracle import by_layer, counting, experiments, judgement, kinds, network
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import SourceError
 from elastic_ir.safety.limits import NETWORK_BYTES, NETWORK_BYTES_EACH, NETWORK_SECONDS, NETWORK_SECONDS_EACH
@@ -51,7 +51,8 @@ def answer(data: Mapping[str, Any]) -> dict[str, Any]:
 
     Asked for ``kinds``, it is those of the source's layers alone, by the labels of the stacks; asked what lies
     ``beside`` them, by the heads of the stacks, it is those of that which grow together with them; asked for what is
-    ``indexed`` by layer, it is how tensors beside the stacks are.
+    ``indexed`` by layer, it is how tensors beside the stacks are; asked for ``counts``, it is what the entries of the
+    configuration count.
     """
     try:
         stacks = [stack_of(item) for item in data["stacks"]]
@@ -59,6 +60,8 @@ def answer(data: Mapping[str, Any]) -> dict[str, Any]:
             return {"together": _together(data["source"], stacks, data["beside"])}
         if data.get("indexed"):
             return {"indexed": _indexed(data["source"], stacks)}
+        if data.get("counts"):
+            return {"counts": _counts(data["source"])}
         if data.get("kinds"):
             return {"kinds": _kinds(data["source"], stacks)}
         return _answer(data["source"], data["target"], stacks, search=data["search"])
@@ -112,6 +115,12 @@ def _kinds(source: Mapping[str, Any], stacks: Sequence[Stack]) -> dict[str, list
         for stack in stacks
         if stack.label in trials.heads
     }
+
+
+def _counts(source: Mapping[str, Any]) -> list[dict[str, Any]]:
+    trials = _Trials(source, {}, ())
+    found = counting.counts(trials.library, source["config"], trials.stated())
+    return [dataclasses.asdict(one) for one in found]
 
 
 def _indexed(source: Mapping[str, Any], stacks: Sequence[Stack]) -> dict[str, Any]:

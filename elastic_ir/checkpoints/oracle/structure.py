@@ -9,10 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from elastic_ir.checkpoints.oracle.comparison import growing_together, indexed_by_layer, kinds_of_layers
+from elastic_ir.checkpoints.oracle.comparison import (
+    growing_together,
+    indexed_by_layer,
+    kinds_of_layers,
+    lists_counted,
+)
 from elastic_ir.checkpoints.stacks import Stack
+from elastic_ir.discovery.numbered_lists import numbered_lists
 from elastic_ir.discovery.signatures import shortest_period
 from elastic_ir.formats.model_folder import CheckpointSource
+from elastic_ir.ir.counts import Count
 from elastic_ir.ir.graph import Graph
 from elastic_ir.plans.beside import Surroundings
 from elastic_ir.rewrite.rewriter import Rewriter
@@ -74,6 +81,24 @@ def by_layer(graph: Graph) -> Mapping[str, ByLayer]:
         stacks = [replace(stack, order=tuple(range(stack.before)), taken=()) for stack in Stack.all_of(graph)]
         source.indexed = indexed_by_layer(source.config, source.shapes, stacks)
     return source.indexed
+
+
+def counts(graph: Graph) -> tuple[Count, ...]:
+    """What the entries of a checkpoint's configuration count, as its network shows it; asked once.
+
+    Only what counts lists that the checkpoint has under the names of the network.
+    """
+    source = graph.origin
+    if not isinstance(source, CheckpointSource):
+        return ()
+    if source.counted is None:
+        held = {one.head: len(one.slots) for one in numbered_lists(source.shapes, least=1)}
+        source.counted = tuple(
+            count
+            for count in lists_counted(source.config, source.shapes)
+            if all(held.get(one.head) == one.members for one in count.lists)
+        )
+    return source.counted
 
 
 def _unit(kinds: Sequence[int]) -> int:
