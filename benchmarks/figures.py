@@ -8,6 +8,7 @@ files from the disk and compiles. ``python -m benchmarks`` collects the figures 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -91,6 +92,8 @@ def shown(value: float) -> str:
     >>> shown(0.154), shown(1.016), shown(8.7), shown(201.4), shown(5)
     ('0.154', '1.016', '8.7', '201', '5')
     """
+    if math.isinf(value):
+        return "any"
     if value == int(value):
         return str(int(value))
     if abs(value) >= 100:
