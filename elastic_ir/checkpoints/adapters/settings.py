@@ -9,7 +9,7 @@ modules by name, which is always exact. By which rule PEFT reads an entry is kno
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,8 +190,17 @@ def _ends(listed: Any) -> Callable[[str], bool]:
     """Whether a path is one of a list, or ends like one; a text in place of a list is an expression for the whole."""
     if isinstance(listed, str):
         return lambda path: whole_match(listed, path)
-    names, ends = set(listed), tuple(f".{end}" for end in listed)
-    return lambda path: path in names or path.endswith(ends)
+    names = set(listed)
+    return lambda path: any(end in names for end in _tails(path))
+
+
+def _tails(path: str) -> Iterator[str]:
+    """A path, and what is behind each of its dots."""
+    yield path
+    at = path.find(".")
+    while at >= 0:
+        yield path[at + 1 :]
+        at = path.find(".", at + 1)
 
 
 def _is_target(entries: Entries) -> Callable[[str], bool]:
@@ -223,20 +232,21 @@ def _value_in(key: str) -> _Rule:
     """The value of the first expression in a table that a path ends like; AdaLoRA's keys are names of tensors."""
 
     def means(entries: Entries) -> Callable[[str], Any]:
-        table = {expression.partition(".lora_E")[0]: value for expression, value in entries[key].items()}
-        return lambda path: next((value for end, value in table.items() if _is_end(end, path)), None)
+        table = [(end.partition(".lora_E")[0], value) for end, value in entries[key].items()]
+        places = {end: place for place, (end, _) in reversed(list(enumerate(table)))}
+        expressions = [end for end in places if not re.fullmatch(r"[\w.]+", end)]  # most are names
+
+        def value(path: str) -> Any:
+            found = [places[end] for end in _tails(path) if end in places]
+            found += [places[end] for end in expressions if whole_match(rf"(.*\.)?({end})", path)]
+            return table[min(found)][1] if found else None
+
+        return value
 
     def by_name(paths: Sequence[str], values: Sequence[Any]) -> Entries:
         return {key: {re.escape(path): v for path, v in zip(paths, values, strict=True) if v is not None}}
 
     return _Rule(means, by_name, None)
-
-
-def _is_end(expression: str, path: str) -> bool:
-    """Whether an expression matches a path from one of its dots on; most are the names themselves."""
-    if re.fullmatch(r"[\w.]+", expression):
-        return f".{path}".endswith(f".{expression}")
-    return whole_match(rf"(.*\.)?({expression})", path)
 
 
 def _is_in(key: str) -> _Rule:
