@@ -21,6 +21,7 @@ from elastic_ir.formats.hub_cache import HubName, folder_of_label, hub_name
 from elastic_ir.formats.model_folder import label_of
 from elastic_ir.formats.ranges import AwaitedTensor, FileTensor, settled
 from elastic_ir.tensors.recipes import Scaled
+from tests.checkpoints.adapters.test_follow import adapter, check_layers, followed, lora
 from tests.checkpoints.folders import config, llama
 from tests.checkpoints.hub_server import COMMIT, Hub, running
 
@@ -372,6 +373,14 @@ def test_a_full_disk(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", full)
     assert "is full; make room" in said("inspect", REPO)
+
+
+def test_an_adapter_beside_the_weights_comes_along(hub: Hub, tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "adapter", lora([0, 1]), layers_to_transform=[0, 1])
+    hub.files[REPO] |= {path.name: path.read_bytes() for path in folder.iterdir()}
+    printed = done("squeeze", REPO, "--drop", "0", "--no-check", "-o", "out")
+    assert "adapter_model.safetensors follows (LORA, 4 tensors, in 1 layer), with out as its base" in printed
+    check_layers(followed(Path("out"))[0], lora([0, 1]), [1])
 
 
 def test_without_the_library(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

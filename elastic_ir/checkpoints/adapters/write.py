@@ -119,11 +119,8 @@ def _text(made: FollowedAdapter) -> str:
 
 
 def _count(made: FollowedAdapter) -> str:
-    return (
-        f"{len(made.tensors)} tensors, in {made.layers} layers"
-        if made.layers
-        else f"{len(made.tensors)} tensors"
-    )
+    layers = f", in {made.layers} layer{'s' * (made.layers != 1)}" if made.layers else ""
+    return f"{len(made.tensors)} tensors{layers}"
 
 
 # -- beside the base's weights -------------------------------------------------------------------------------------
