@@ -23,15 +23,22 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from elastic_ir.cli.tables import shortened
 from elastic_ir.errors import printable
 
 Tell = Callable[[int, int], None]
 
+_NARROW = 60  #: columns below which a bar would leave too little room for the numbers beside it
+
 
 def _bars(what: str, *columns: ProgressColumn) -> Progress:
-    """A bar that lets lines pass above it only where both go to the same place."""
+    """A bar that lets lines pass above it only where both go to the same place; in little room numbers alone."""
+    console = Console(stderr=True)
+    if console.width < _NARROW:
+        what = shortened(what, console.width // 3)
+        columns = tuple(one for one in columns if not isinstance(one, (BarColumn, TransferSpeedColumn)))
     title = TextColumn(escape(printable(what)))
-    return Progress(title, *columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty())
+    return Progress(title, *columns, console=console, redirect_stdout=sys.stdout.isatty())
 
 
 def _tell(bar: Progress) -> Tell:

@@ -620,6 +620,23 @@ def test_numbers_are_whole_however_narrow_the_terminal(
     assert all(out.count(part) == 2 for part in re.findall(r"\d+-\d+", plan))
 
 
+@pytest.mark.parametrize("width", [80, 40])
+def test_a_bar_leaves_room_for_its_numbers(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    from elastic_ir.cli import bars
+
+    monkeypatch.setenv("COLUMNS", str(width))
+    kinds = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    bar = bars._bars("writing a-folder-of-a-long-name", *kinds)
+    bar.add_task("", total=5_400_000_000, completed=2_700_000_000)
+    console = Console(width=width)
+    with console.capture() as shown:
+        console.print(bar.get_renderable())
+    assert "2.7/5.4 GB" in shown.get() and shown.get().count("\n") == 1
+
+
 def test_text_is_shortened_in_its_middle() -> None:
     from elastic_ir.cli.tables import fitted, shortened
 
