@@ -10,7 +10,8 @@ import click
 
 from elastic_ir.cli import tables
 from elastic_ir.cli.app import COMMANDS, JSON, given, run_flags
-from elastic_ir.cli.options import SOURCE, Reading, fetch, gathered
+from elastic_ir.cli.kinds import fetch, is_remote
+from elastic_ir.cli.options import SOURCE, Reading, gathered
 
 if TYPE_CHECKING:
     from elastic_ir.ir.graph import Graph
@@ -54,7 +55,7 @@ def diff(a: str, b: str, headers: bool, key_b: str | None, reading: Reading) -> 
     """Compare the networks A and B: stages, depth, parameters and sparsity, then names, shapes, values and masks."""
     if not headers:
         for source in (a, b):
-            fetch(source, reading.variant)
+            fetch(source, reading.variant, reading.component)
     left = reading.load(a, headers_only=headers or reading.by_headers(a))
     other = dataclasses.replace(reading, key=key_b)
     right = other.load(b, headers_only=headers or other.by_headers(b))
@@ -113,17 +114,25 @@ def lineage_between(*sides: tuple[Graph, str]) -> list[dict[str, Any]]:
         steps = steps_of_graph(graph)
         if not steps:
             continue
-        other = Path(sides[1 - place][1]).resolve().name
-        first = steps[-1].sources[0]
+        other, first = sides[1 - place][1], steps[-1].sources[0]
         found.append(
             {
                 "of": "ab"[place],
                 "source": first,
-                "is_other": first == other and source != sides[1 - place][1],
+                "is_other": source != other and first in _names(other),
                 "stages": runs_of(graph, steps[-1]),
             }
         )
     return found
+
+
+def _names(source: str) -> set[str]:
+    """What a record may call a source: a file's or folder's name, or its URL."""
+    if not is_remote(source):
+        return {Path(source).resolve().name}
+    from elastic_ir.formats.remote import path_of, without_credentials
+
+    return {path_of(source).name, without_credentials(source)}
 
 
 def summary(graph: Graph) -> dict[str, Any]:

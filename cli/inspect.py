@@ -9,7 +9,8 @@ import click
 
 from elastic_ir.cli import output, tables
 from elastic_ir.cli.app import COMMANDS, FORCE_OPTION, JSON, given
-from elastic_ir.cli.options import SOURCE, Reading, hub_label, left_behind, source_options
+from elastic_ir.cli.kinds import hub_label
+from elastic_ir.cli.options import SOURCE, Reading, left_behind, source_options
 
 if TYPE_CHECKING:
     from elastic_ir.analysis.summary import Row

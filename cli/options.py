@@ -9,6 +9,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +17,7 @@ from click.shell_completion import CompletionItem
 
 from elastic_ir.cli import tables
 from elastic_ir.cli.app import run_flags
+from elastic_ir.cli.kinds import behind_url, fetch, hub_label, is_hub_folder
 from elastic_ir.errors import ElasticError, SourceError
 from elastic_ir.ir.numbering import number_of
 
@@ -230,17 +232,14 @@ class Reading(Options):
 
     def by_headers(self, source: str) -> bool:
         """Whether a source is a checkpoint folder, here or on a hub, and no option asks to have its network traced."""
-        from pathlib import Path
-
         if self.arch is not None or self.input_shape or self.trust:
             return False
         if not Path(source).is_dir():
             if os.path.exists(source):
                 return False
-            from elastic_ir.formats import writable
             from elastic_ir.formats.remote import is_url
 
-            return on_hub(source) or (is_url(source) and not writable(Path(source)))
+            return behind_url(source) is None if is_url(source) else is_hub_folder(source)
         from elastic_ir.formats.model_folder import is_checkpoint, is_compound
 
         return is_checkpoint(Path(source)) or is_compound(Path(source))
@@ -261,7 +260,7 @@ class Reading(Options):
 
         self.refuse_absent(source)
         if not headers_only:
-            fetch(source, self.variant)
+            fetch(source, self.variant, self.component)
         with tables.status(f"reading {source}"):
             return api.load(
                 source,
@@ -332,50 +331,6 @@ class Copies(Options):
         if self.zero is not None or self.identity:
             wanted["zero"] = "auto" if self.identity else self.zero
         return wanted
-
-
-def on_hub(source: str) -> bool:
-    """Whether a source is the name of a model on a hub, and no path."""
-    if os.path.exists(source):
-        return False
-    from elastic_ir.frontends.elsewhere import on_hub as named
-
-    return named(source) is not None
-
-
-def is_remote(out: str) -> bool:
-    """Whether a result's name is a URL, without the module that knows more of them."""
-    return "://" in out
-
-
-def fetch(source: str, variant: str | None = None) -> None:
-    """Have all weights of a model of a hub here, with a bar on a terminal; nothing for other sources."""
-    if os.path.exists(source):
-        return
-    from elastic_ir.checkpoints.hub import snapshot
-    from elastic_ir.frontends.elsewhere import on_hub as named
-
-    name = named(source)
-    if name is not None:
-        with tables.transfer(f"fetching {source}") as tell:
-            snapshot(name, tell=tell, variant=variant)
-
-
-def hub_label(source: str) -> str:
-    """``ORG/NAME@COMMIT`` of a source in a hub's cache, by its name or by its path; nothing for other sources."""
-    from pathlib import Path
-
-    if os.path.exists(source) and "models--" not in os.path.abspath(source) + os.path.realpath(source):
-        return ""
-    from elastic_ir.formats.model_folder import cached_model, label_of
-
-    path: Path | None = Path(source)
-    if not os.path.exists(source):
-        from elastic_ir.formats.hub_cache import hub_name, snapshot_of
-
-        name = hub_name(source) if "/" in source or ":" in source else None
-        path = snapshot_of(name) if name is not None else None
-    return label_of(path) if path is not None and cached_model(path) else ""
 
 
 def note_source(source: str, graph: Graph, pretrained: bool = False, whole: bool = False) -> None:

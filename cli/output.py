@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from elastic_ir.cli import tables
 from elastic_ir.cli.app import FORCE, JSON, given
+from elastic_ir.cli.kinds import as_path, behind_url, hub_model, is_gguf, is_remote
 from elastic_ir.errors import OutputError
 from elastic_ir.formats import (
     FOLDER,
@@ -46,6 +47,8 @@ def default_output(source: str, before: Graph, after: Graph) -> Path:
     The source's own tag is replaced: ``model-depth56.pt`` squeezed is ``model-depth20.pt``.
     """
     base, extension = named_after(source)
+    if extension in GGUF.suffixes and hub_model(source) is not None:
+        base = Path(before.name)  # the file that the hub has of that quantisation
     return base.with_name(f"{base.name.removesuffix(f'-{tag(before)}')}-{tag(after)}{extension}")
 
 
@@ -87,13 +90,19 @@ def _named_after(source: str) -> tuple[Path, str]:
 
     if is_name(source):
         return Path(re.sub(r"[^\w.-]+", "-", source.rpartition(":")[2]).strip("-")), PYTORCH.suffixes[0]
-    path = Path(source)
-    if not path.exists():
+    path = as_path(source)
+    if is_remote(source):
+        if behind_url(source) is None:
+            return path, ""
+    elif not path.exists():
         from elastic_ir.formats.hub_cache import hub_name
 
         name = hub_name(source) if "/" in source or ":" in source else None
         if name is not None:
-            return Path(name.repo.rpartition("/")[2]), ""
+            named = name.repo.rpartition("/")[2]
+            if name.is_gguf:
+                return Path(Path(name.inner).stem or f"{named}-{name.quant}"), GGUF.suffixes[0]
+            return Path(named), ""
     if path.is_dir():
         return (path.resolve() if path.name in ("", "..") else path), ""
     if GGUF.names(path):
@@ -143,6 +152,18 @@ def refuse_overwriting(
         raise OutputError(f"{out} holds source that ElasticIR did not write; choose another name with -o OUT")
     if given(FORCE) or not dry_run:
         refuse_existing(*files_of(out), other=f"choose another name with {option}")
+
+
+def refuse_own_url(out: str, inputs: dict[str, str | None]) -> None:
+    """OutputError where a result would take the place of one of the sources behind its URL."""
+    from elastic_ir.formats.remote import without_credentials
+
+    plain = without_credentials(out)
+    for what, name in inputs.items():
+        if name is not None and is_remote(name) and without_credentials(name) == plain:
+            raise OutputError(
+                f"{plain} is {what}, which would be written over; choose another name with -o OUT"
+            )
 
 
 def _written_by_us(path: Path) -> bool:
@@ -228,7 +249,7 @@ def refuse_source(out: Path) -> None:
 
 def refuse_other_form(source: str, out: Path) -> None:
     """OutputError where what was no GGUF file would be written as one, before minutes go into reading it."""
-    if GGUF.names(out) and format_of(Path(source)) is not GGUF:
+    if GGUF.names(out) and not is_gguf(source) and format_of(as_path(source)) is not GGUF:
         raise OutputError(
             f"{out} would be a GGUF file, and only what was one is written so; convert what is written otherwise with "
             "convert_hf_to_gguf of llama.cpp"

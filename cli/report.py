@@ -8,7 +8,8 @@ import click
 
 from elastic_ir.cli import output, tables
 from elastic_ir.cli.app import COMMANDS, FORCE_OPTION
-from elastic_ir.cli.options import SOURCE, Reading, hub_label, source_options
+from elastic_ir.cli.kinds import hub_label
+from elastic_ir.cli.options import SOURCE, Reading, source_options
 
 EPILOG = """\
 \b

@@ -11,6 +11,7 @@ import click
 from elastic_ir.choices import Drop, Order, words_of
 from elastic_ir.cli import output, tables
 from elastic_ir.cli.app import COMMANDS, FORCE_OPTION
+from elastic_ir.cli.kinds import as_path, is_gguf, is_remote
 from elastic_ir.cli.options import (
     MAX_BLOCKS,
     SOURCE,
@@ -163,17 +164,20 @@ class Wanted(Options):
             reading.by_headers(source)
             and self.to_depth is None
             and self.like is None
-            and (self.out is None or not writable(Path(self.out)))
+            and (self.out is None or not writable(as_path(self.out)))
         )
-        parts = GGUF.names(Path(source)) and not streamed
+        parts = is_gguf(source) and not streamed
         refuse_other_state(source, self.out, self.with_optimizer)
         for name, value in self.given("shard_size", "durable", "resume", "jobs", "ray").items():
             if value and not streamed and not (parts and name in ("--shard-size", "--durable")):
-                raise click.UsageError(f"{name} is for checkpoint folders that are written as folders")
+                why = f"{name} is for checkpoint folders that are written as folders"
+                if parts and name == "--resume":
+                    why += "; a GGUF file gets its name when all of it, parts too, is whole: a stop leaves nothing"
+                raise click.UsageError(why)
         if self.remote:
-            if not streamed:
+            if not streamed and not writable(as_path(self.out or "")):
                 raise click.UsageError(
-                    "behind a URL only a checkpoint folder is written, from one that is streamed"
+                    "behind a URL a file is written, by its suffix, or a checkpoint folder, from one that is streamed"
                 )
             for name, value in self.given("durable", "resume", "jobs", "ray").items():
                 if value:
@@ -183,13 +187,12 @@ class Wanted(Options):
     @property
     def remote(self) -> bool:
         """Whether the result goes behind a URL."""
-        from elastic_ir.cli.options import is_remote
-
         return self.out is not None and is_remote(self.out)
 
     def refuse_overwriting(self, out: Path, inputs: dict[str, str | None], streamed: bool) -> None:
         """OutputError where something would be written over that may not; work that was begun is another matter."""
-        if self.remote:
+        if self.remote and self.out is not None:
+            output.refuse_own_url(self.out, inputs)
             return
         begun = False
         if streamed:
@@ -296,9 +299,9 @@ def _resize(
     inputs = reading.inputs(source) | {"the --like": wanted.like}
     streamed = wanted.streams(source, reading)
     if wanted.out is not None:
-        output.refuse_source(Path(wanted.out))
+        output.refuse_source(as_path(wanted.out))
         wanted.refuse_overwriting(Path(wanted.out), inputs, streamed)  # before minutes go into reading it
-        output.refuse_other_form(source, Path(wanted.out))
+        output.refuse_other_form(source, as_path(wanted.out))
     reading.refuse_absent(source, wanted.like, *(other for _, other in copies.sources))
     before = reading.load(source, headers_only=streamed)
     note_source(source, before, reading.pretrained, whole=wanted.with_optimizer)
@@ -351,9 +354,10 @@ def _put(
 ) -> None:
     """Write what was made to a path, or behind a URL, and say so."""
     if wanted.remote and wanted.out is not None:
-        from elastic_ir.cli.streamed import write_remote
+        from elastic_ir.cli.remote import write_file, write_folder
 
-        output.say_change(source, before, after, [], out, **write_remote(after, wanted.out, wanted))
+        put = write_folder if streamed else write_file
+        output.say_change(source, before, after, [], out, **put(after, wanted.out, wanted))
         return
     if wanted.with_optimizer and before is not None and not wanted.dry_run:
         from elastic_ir.cli.training_file import write_training

@@ -10,6 +10,7 @@ from elastic_ir.cli import output, tables
 from elastic_ir.cli.app import FORCE, given
 
 if TYPE_CHECKING:
+    from elastic_ir.checkpoints.gguf.write import Plan
     from elastic_ir.checkpoints.oracle.comparison import Compared
     from elastic_ir.cli.resize import Wanted
     from elastic_ir.ir.graph import Graph
@@ -58,8 +59,8 @@ def write_folder(graph: Graph, out: Path, wanted: Wanted) -> list[Path]:
     if wanted.dry_run:
         check_room(plan, out, held_by(left) if left else 0)
         tables.say()
-        tables.show_table(_lineage(graph))
-        _show_files(plan.files)
+        tables.show_table(lineage(graph))
+        show_files(plan.files)
         total = tables.file_size(sum(plan.files.values()))
         if left is not None:
             way = "--resume goes on with it" if wanted.resume else "without --resume it is removed"
@@ -104,40 +105,37 @@ def write_folder(graph: Graph, out: Path, wanted: Wanted) -> list[Path]:
     return [written]
 
 
-def write_remote(graph: Graph, url: str, wanted: Wanted) -> dict[str, Any]:
-    """Write a folder that was read by its headers behind a URL, or print what would be written; as data, what was."""
-    from elastic_ir.checkpoints.remote_target import save_remote
-    from elastic_ir.checkpoints.write import SHARD_SIZE, plan_checkpoint
-
-    shard_size = wanted.shard_size or SHARD_SIZE
-    plan = plan_checkpoint(graph, shard_size, url)
-    size = sum(plan.files.values())
-    if wanted.dry_run:
-        plan = plan.settled()
-        tables.show_table(_lineage(graph))
-        _show_files(plan.files)
-        tables.show_facts([("dry run", f"would write {url} ({tables.file_size(size)})")])
-        return {"would_write": url}
-    if plan.adapters:
-        tables.show_facts(plan.adapters)
-    found: list[Compared] = []
-    with tables.transfer(f"writing {url}") as tell:
-        save_remote(
-            graph,
-            url,
-            shard_size=shard_size,
-            check=not wanted.no_check,
-            tell=tell,
-            tell_compared=found.append,
-        )
-    facts = [("compared", str(one)) for one in found]
-    tables.show_facts([*facts, ("wrote", f"{url} ({tables.file_size(size)})")])
-    return {"wrote": [{"path": url, "bytes": size}], "would_write": None}
-
-
 def write_gguf_file(graph: Graph, out: Path, wanted: Wanted) -> list[Path]:
     """Write a GGUF file, or its parts, or print what would be written; what was written."""
-    from elastic_ir.checkpoints.gguf.write import check_room, plan_gguf, save_gguf
+    from elastic_ir.checkpoints.gguf.write import check_room, save_gguf
+
+    plan = show_gguf_plan(graph, out, wanted)
+    if wanted.dry_run:
+        check_room(plan)
+        total = tables.file_size(sum(plan.sizes.values()))
+        tables.show_facts([output.would_write(out, *plan.files, size=f" ({total})")])
+        return []
+    output.refuse_existing(*plan.files)
+    fetch_gguf(graph)
+    with tables.transfer(f"writing {out}") as tell:
+        written = save_gguf(plan, tell, wanted.durable)
+    tables.show_facts(output.wrote(written))
+    return written
+
+
+def fetch_gguf(graph: Graph) -> None:
+    """Have the files here that the tensors of a GGUF result lie in, with a bar, where they are of a hub."""
+    from elastic_ir.formats.gguf.parts import GgufSource
+
+    for source in (graph.origin, *graph.origin.others):
+        if isinstance(source, GgufSource) and source.fetch is not None:
+            with tables.transfer("fetching what the result needs") as tell:
+                source.fetch(tell)
+
+
+def show_gguf_plan(graph: Graph, out: Path, wanted: Wanted) -> Plan:
+    """Plan a GGUF file, or its parts, and print what follows the layers; of a dry run all that would be written."""
+    from elastic_ir.checkpoints.gguf.write import plan_gguf
 
     plan = plan_gguf(graph, out, wanted.shard_size)
     if plan.notes:
@@ -150,18 +148,10 @@ def write_gguf_file(graph: Graph, out: Path, wanted: Wanted) -> list[Path]:
     if plan.kept:
         tables.show_facts([("kept", f"{', '.join(plan.kept)}; see whether they fit the new depth")])
     if wanted.dry_run:
-        check_room(plan)
         tables.say()
-        tables.show_table(_lineage(graph))
-        _show_files(plan.sizes)
-        total = tables.file_size(sum(plan.sizes.values()))
-        tables.show_facts([output.would_write(out, *plan.files, size=f" ({total})")])
-        return []
-    output.refuse_existing(*plan.files)
-    with tables.transfer(f"writing {out}") as tell:
-        written = save_gguf(plan, tell, wanted.durable)
-    tables.show_facts(output.wrote(written))
-    return written
+        tables.show_table(lineage(graph))
+        show_files(plan.sizes)
+    return plan
 
 
 def write_dcp_folder(graph: Graph, out: Path, wanted: Wanted) -> list[Path]:
@@ -173,8 +163,8 @@ def write_dcp_folder(graph: Graph, out: Path, wanted: Wanted) -> list[Path]:
     if wanted.dry_run:
         check_room(plan, out)
         tables.say()
-        tables.show_table(_lineage(graph))
-        _show_files(plan.sizes)
+        tables.show_table(lineage(graph))
+        show_files(plan.sizes)
         total = tables.file_size(sum(plan.sizes.values()))
         tables.show_facts([output.would_write(out, size=f" ({total})")])
         return []
@@ -189,7 +179,8 @@ def _value(value: Any) -> str:
     return f"[{text}]" if isinstance(value, list) else text
 
 
-def _show_files(sizes: dict[str, int]) -> None:
+def show_files(sizes: dict[str, int]) -> None:
+    """Print the files that are written, with their bytes."""
     table = tables.Table(("file", "size"), numeric=("size",))
     table.rows += [(name, tables.file_size(size)) for name, size in sizes.items()]
     tables.say()
@@ -197,7 +188,7 @@ def _show_files(sizes: dict[str, int]) -> None:
     tables.say()
 
 
-def _lineage(graph: Graph) -> tables.Table:
+def lineage(graph: Graph) -> tables.Table:
     """Which layers of the result come from which of the source."""
     from elastic_ir.checkpoints.card import moves
     from elastic_ir.checkpoints.config.depth import Stack

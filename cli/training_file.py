@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from elastic_ir.cli import output, tables
+from elastic_ir.cli.kinds import is_remote
 from elastic_ir.errors import OutputError
 from elastic_ir.formats import PYTORCH
 
@@ -30,6 +31,8 @@ def check(source: str, out: str | None) -> None:
             "--with-optimizer is for training checkpoints of torch.save (.pt, .pth, .ckpt); folders of "
             "torch.distributed.checkpoint carry their optimizer without it"
         )
+    if out is not None and is_remote(out):
+        raise click.UsageError("--with-optimizer writes a file here, and -o is a URL")
     if out is not None and not is_training_file(Path(out)):
         raise click.UsageError("--with-optimizer writes .pt, .pth or .ckpt; -o has another suffix")
 

@@ -9,7 +9,8 @@ import click
 
 from elastic_ir.cli import output, tables
 from elastic_ir.cli.app import COMMANDS, FORCE_OPTION, run_flags
-from elastic_ir.cli.options import SOURCE, Reading, fetch, gathered
+from elastic_ir.cli.kinds import as_path, fetch
+from elastic_ir.cli.options import SOURCE, Reading, gathered
 from elastic_ir.cli.resize import Wanted, show_change, write
 
 if TYPE_CHECKING:
@@ -49,10 +50,10 @@ def undo(source: str, wanted: Wanted, reading: Reading) -> None:
 
     streamed = wanted.streams(source, reading)
     if wanted.out is not None:
-        output.refuse_source(Path(wanted.out))
+        output.refuse_source(as_path(wanted.out))
         wanted.refuse_overwriting(Path(wanted.out), {"the source": source}, streamed)
-        output.refuse_other_form(source, Path(wanted.out))
-    fetch(source, reading.variant)
+        output.refuse_other_form(source, as_path(wanted.out))
+    fetch(source, reading.variant, reading.component)
     before = reading.load(source, headers_only=streamed or reading.by_headers(source))
     with tables.status(f"undo of {source}"):
         after = api.undo(before, keep_beside=wanted.keep_beside)

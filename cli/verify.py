@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,9 +25,9 @@ Examples:
 
 The record (elastic_ir.json in a folder, the entry elastic_ir.record of a GGUF file) states the source of each tensor
 and what was done to it. Both are read to the last byte and compared. Without --against, what has the sources' names
-beside it, or in the hub's cache, is taken; where there is none, copies of one layer are compared with each other, and
-the output states that the origins were not checked. What has no record is compared by names. The exit status is 1 where
-anything differs.
+beside it, in the hub's cache, or behind the URL that the record names, is taken; where there is none, copies of one
+layer are compared with each other, and the output states that the origins were not checked. What has no record is
+compared by names. The exit status is 1 where anything differs.
 """
 _SHOWN = 10  #: differences that are shown one by one
 
@@ -77,18 +76,17 @@ def _said(found: Verified) -> str:
     names = {difference.tensor for difference in found.differences}
     config = ""
     if found.config in names:
-        file = found.folder.is_file()
         config = (
-            f"the metadata of {found.folder} is not as it should be"
-            if file
-            else f"{found.folder / found.config} is of another network"
+            f"the metadata of {found.label} is not as it should be"
+            if found.is_file
+            else f"{found.label}/{found.config} is of another network"
         )
     beside = set(found.beside.differing) if found.beside is not None else set()
     count = len(names - {found.config} - beside)
     tensors = (
-        f"{count} of {found.tensors} tensors of {found.folder} are not as they should be" if count else ""
+        f"{count} of {found.tensors} tensors of {found.label} are not as they should be" if count else ""
     )
-    others = f"{len(beside)} files beside {found.folder} are not the source's" if beside else ""
+    others = f"{len(beside)} files beside {found.label} are not the source's" if beside else ""
     return ", and ".join(filter(None, (tensors, others, config)))
 
 
@@ -103,17 +101,19 @@ def _show(found: Verified, given: bool) -> None:
     size = tables.file_size(found.nbytes)
     facts = [
         (
-            "file" if found.folder.is_file() else "folder",
-            f"{found.folder} ({tables.number(found.tensors)} tensors, {size})",
+            "file" if found.is_file else "folder",
+            f"{found.label} ({tables.number(found.tensors)} tensors, {size})",
         )
     ]
     if found.sources:
         cached = [cached_model(path) is not None for path in found.sources]
         names = ", ".join(
-            label_of(path) if inside else str(path)
-            for path, inside in zip(found.sources, cached, strict=True)
+            label_of(path) if inside else name
+            for path, inside, name in zip(found.sources, cached, found.against, strict=True)
         )
         where = "in the hub's cache" if all(cached) else "beside it"
+        if any("://" in name for name in found.against):
+            where = "by the record"
         facts.append(("against", names if given else f"{names} (found {where})"))
     facts.append(("compared", f"{tables.number(found.compared)} tensors, byte by byte"))
     if found.beside is not None:
@@ -124,7 +124,7 @@ def _show(found: Verified, given: bool) -> None:
     if found.network:
         facts.append(("network", found.network))
     if found.how == "names":
-        record = "elastic_ir.record" if found.folder.is_file() else "elastic_ir.json"
+        record = "elastic_ir.record" if found.is_file else "elastic_ir.json"
         facts.append(("note", f"no record ({record}) states where the tensors come from: compared by names"))
     if found.how == "copies":
         facts.append(
@@ -142,8 +142,8 @@ def _show(found: Verified, given: bool) -> None:
 def as_data(found: Verified) -> dict[str, Any]:
     """All that is shown, as plain data (docs/checkpoints.md)."""
     return {
-        "folder": str(found.folder),
-        "against": [str(Path(path)) for path in found.sources],
+        "folder": found.label,
+        "against": list(found.against),
         "recorded_sources": list(found.wanted),
         "how": found.how,
         "origins_checked": bool(found.sources),

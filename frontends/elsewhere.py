@@ -5,22 +5,21 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elastic_ir import formats
 from elastic_ir.errors import ElasticError, SourceError, first_line
 from elastic_ir.extras import without_bars
-from elastic_ir.formats import ReadOptions, Stored, format_named
+from elastic_ir.formats import ReadOptions, format_named
 from elastic_ir.formats.hub_cache import SCHEME, HubName, hub_name
 from elastic_ir.formats.model_folder import INDEX, LAYOUTS
 from elastic_ir.formats.remote import is_url
 from elastic_ir.frontends.library_names import network_names
-from elastic_ir.tensors.lazy import TensorData
 
 if TYPE_CHECKING:
-    from elastic_ir.checkpoints.hub import Snapshot
     from elastic_ir.ir.graph import Graph
 
 _URL = re.compile(r"(?P<scheme>[a-zA-Z][\w+.-]*)://(?P<rest>.*)", re.DOTALL)
@@ -41,48 +40,130 @@ def on_hub(text: str) -> HubName | None:
 
 
 def remote_graph(url: str, options: ReadOptions) -> Graph:
-    """The network behind a URL: a folder of safetensors, or a ``.safetensors`` file, by headers and ranges of bytes.
+    """The network behind a URL: a folder of safetensors, or a file of any format.
 
-    Raises SourceError, in terms of the URL, for what is neither, and what reading the folder or file raises.
+    Formats that are read by their headers are asked for ranges of bytes; other files are fetched once into a temporary
+    folder. Raises SourceError, in terms of the URL, for what is neither, and what reading the folder or file raises.
     """
-    from elastic_ir.checkpoints.remote import RemoteFolder, read_remote
-    from elastic_ir.frontends.masks import masks_from_state
-    from elastic_ir.frontends.sources import network_of, read_folder
+    from elastic_ir.formats.distant import WholeFileNeeded
+    from elastic_ir.formats.remote import path_of, without_credentials
 
-    path = Path(url.partition("?")[0])
-    form = formats.format_named(path)
-    if options.key is not None:
-        raise SourceError(f"{url} holds one network; leave out the key")
-    if form is not None and form is not formats.SAFETENSORS:
+    path, plain = path_of(url), without_credentials(url)
+    form = form_behind(url)
+    if options.key is not None and (form is None or not form.several):
+        raise SourceError(f"{plain} holds one network; leave out the key")
+    options = replace(options, url=plain)
+    if form is None and options.component is not None:
         raise SourceError(
-            f"{url}: of files behind URLs only .safetensors and folders of them are streamed; download it and give "
-            f"the {form.suffixes[0]} file"
+            f"{plain}: a component is chosen in a folder here, or of the hub; download it and give that"
         )
-    if form is not None:
+    if form is None:
+        return _remote_folder(url, options)
+    if options.variant is not None or options.component is not None:
+        raise SourceError(f"{plain} is a file; a variant or a component is chosen in a folder")
+    folder = plain.rpartition("/")[0]
+    with contextlib.suppress(WholeFileNeeded), _in_terms_of(folder, path.parent):
         refuse_part(path)
-        tensors, metadata, _ = read_remote(url, Path(path.name))
-        named, pruned = masks_from_state(dict[str, TensorData](tensors))
-        return network_of(Stored(named, pruned, metadata.get("elastic_ir.graph")), Path(path.name), options)
-    found = RemoteFolder(url, options.variant)
+        if form.ranged:
+            return _read_as(form, path, url, options)
+    here = fetched_file(url)
+    with _in_terms_of(folder, here.parent):
+        return _read_as(form, here.resolve(), url, options)
+
+
+def form_behind(url: str) -> formats.Format | None:
+    """The format of a file behind a URL, by the name; None for what is a folder, if anything."""
+    from elastic_ir.formats.remote import path_of
+
+    path = path_of(url)
+    return formats.format_named(path) or (formats.PYTORCH if path.suffix in (".ckpt", ".bin") else None)
+
+
+def fetched_file(url: str, tell: Callable[[int, int], None] | None = None) -> Path:
+    """A file behind a URL, fetched; see :func:`elastic_ir.checkpoints.remote.fetched`."""
+    from elastic_ir.checkpoints.remote import fetched
+
+    return fetched(url, tell)
+
+
+def needed_whole(url: str) -> bool:
+    """Whether a file behind a URL is fetched to be read, as far as its beginning and its end show it. SourceError."""
+    from elastic_ir.formats.distant import DistantReader
+    from elastic_ir.formats.remote import file_at
+    from elastic_ir.formats.torch_zip import archive_of
+
+    form = form_behind(url)
+    if form is not formats.PYTORCH:
+        return form is not None and not form.ranged
+    with contextlib.suppress(SourceError):  # whoever reads it says what is wrong
+        archive = archive_of(DistantReader(file_at(url)), "")
+        return archive is not None and archive.names_classes
+    return False
+
+
+def _refuse_masks(url: str, path: Path) -> None:
+    """SourceError where a URL has a file of masks beside the weights."""
+    from elastic_ir.formats.remote import exists, url_beside, without_credentials
+
+    masks = f"{path.stem}.masks.safetensors"
+    if exists(url_beside(url, masks)):
+        raise SourceError(
+            f"{without_credentials(url)} has masks beside it ({masks}), which are compared with the weights; download "
+            "both and give the file"
+        )
+
+
+def _read_as(form: formats.Format, path: Path, url: str, options: ReadOptions) -> Graph:
+    """Read a file, here or elsewhere, of which and beside which the URL has what is not here."""
+    from elastic_ir.formats.remote import lying_beside
+    from elastic_ir.frontends.sources import read_as
+
+    if form is formats.SAFETENSORS and options.masks_beside:
+        _refuse_masks(url, path)
+    graph = read_as(form, path, replace(options, elsewhere=lying_beside(url, path.parent)))
+    graph.info = replace(graph.info, file=options.url)  # what a record calls it
+    return graph
+
+
+@contextlib.contextmanager
+def _in_terms_of(url: str, path: Path) -> Iterator[None]:
+    """Errors name the URL, not the path that stands for it."""
     try:
+        yield
+    except ElasticError as error:
+        raise type(error)(str(error).replace(str(path), url)) from error
+
+
+def _remote_folder(url: str, options: ReadOptions) -> Graph:
+    from elastic_ir.checkpoints.remote import RemoteFolder
+    from elastic_ir.frontends.sources import read_folder
+
+    found = RemoteFolder(url, options.variant)
+    with _in_terms_of(found.url, found.folder):
         return read_folder(found.folder, options, found)
-    except SourceError as error:
-        raise type(error)(str(error).replace(str(found.folder), found.url)) from error
 
 
-def fetched(name: HubName, headers_only: bool, variant: str | None = None) -> Snapshot:
-    """A model of the hub in its cache: all of it, or what shows its tensors without their bytes."""
-    from elastic_ir.checkpoints.hub import snapshot
+def hub_graph(name: HubName, options: ReadOptions) -> Graph:
+    """A model of the hub: all of it in the cache, or what shows its tensors without their bytes."""
+    from elastic_ir.frontends.sources import read_folder
 
-    return snapshot(name, "headers" if headers_only else "all", variant=variant)
+    if name.is_gguf:
+        from elastic_ir.checkpoints.hub.gguf import gguf_of_hub
+
+        return gguf_of_hub(name).graph()
+    from elastic_ir.checkpoints.hub.model import snapshot
+
+    needed = "headers" if options.headers_only else "all"
+    found = snapshot(name, needed, variant=options.variant, component=options.component)
+    return read_folder(found.whole, options, found)
 
 
 def configuration_folder(text: str) -> Path | None:
     """The folder with the configuration of a model of the hub, fetched without weights; None for other sources."""
     name = on_hub(text)
-    if name is None:
+    if name is None or name.is_gguf:
         return None
-    from elastic_ir.checkpoints.hub import snapshot
+    from elastic_ir.checkpoints.hub.model import snapshot
 
     return snapshot(name, "none").folder
 

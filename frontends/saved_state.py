@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from elastic_ir.errors import MaskError, SourceError
+from elastic_ir.errors import MaskError, SourceChangedError, SourceError
 from elastic_ir.formats import ReadOptions, Stored
-from elastic_ir.formats.files import opened
+from elastic_ir.formats.distant import DistantFile, WholeFileNeeded, opened_anywhere
 from elastic_ir.formats.torch_zip import STEPS, archive_of, read_zip_records
 from elastic_ir.frontends.sources import attach, network_of, traced
 from elastic_ir.ir.graph import Graph
@@ -61,7 +60,7 @@ def read_pt(path: Path, options: ReadOptions) -> Graph:
 
     Torch is imported only where there is more in it than plain data and tensors.
     """
-    found, records = saved_in(path, options.trust)
+    found, records = saved_in(path, options.trust, options.distant(path), whole=not options.headers_only)
     key, steps = options.key, _steps_in(records, path.name)
     if key is None and steps:
         key = steps[-1].key()
@@ -119,18 +118,28 @@ def _saved_network(network: nn.Module, path: Path, options: ReadOptions) -> Grap
     return graph
 
 
-def saved_in(path: Path, trust: Sequence[str]) -> tuple[Any, dict[str, bytes]]:
+def saved_in(
+    path: Path, trust: Sequence[str], distant: DistantFile | None = None, whole: bool = True
+) -> tuple[Any, dict[str, bytes]]:
     """What a file of ``torch.save`` holds, and the records that ElasticIR wrote into it.
 
-    The file is opened once by the readers here, and again by torch where it takes more than they read.
+    The file is opened once by the readers here, and again by torch where it takes more than they read. Raises
+    WholeFileNeeded for that where it lies elsewhere (``distant``). Without ``whole`` no tensor is read, and so none
+    compared with its checksum.
     """
-    # torch may take what is refused here, and the reader over torch says what is wrong
-    with suppress(SourceError), opened(path, "weights") as file:
-        archive = archive_of(file, path.name)
-        if archive is None or not archive.names_classes:
-            from elastic_ir.formats.bin import read_saved
+    try:
+        with opened_anywhere(path, "weights", distant) as file:
+            archive = archive_of(file, path.name)
+            if archive is None or not archive.names_classes:
+                from elastic_ir.formats.bin import read_saved
 
-            return read_saved(file, path, archive)
+                return read_saved(file, path, archive, whole)
+    except SourceChangedError:
+        raise
+    except SourceError:
+        pass  # torch may take what is refused here, and the reader over torch says what is wrong
+    if distant is not None:
+        raise WholeFileNeeded(f"{path.name} is read by torch, which takes all of it")
     from elastic_ir.frontends.torch_file import read_torch_file
 
     found = read_torch_file(path, trust)

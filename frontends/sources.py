@@ -50,17 +50,19 @@ def load(
 
     Formats are those of :mod:`elastic_ir.formats`, chosen by a file's suffix, else by its first bytes, else
     PyTorch's. Names are ``ORG/NAME`` or ``hf:ORG/NAME`` of a model on the hub, also ``@REVISION``, if no path of that
-    name exists; ``timm:NAME`` and ``torchvision:NAME``, with the library's trained weights if ``pretrained``; and
-    ``package.module:factory``. ``arch``
-    names the network of a bare state dict (a source, a module or a graph); ``masks`` is a mask file or a mapping of
-    names to 0/1 tensors; ``mask_from_zeros`` takes exact zeros in prunable weights as pruned. ``headers_only`` reads a
-    folder of safetensors by its headers, without torch and without its network: names and shapes show the structure,
-    and :func:`save` streams the tensors from folder to folder; a network of a name is built without values. ``key``
-    selects one of several state dicts of a ``.pt``, with dots where it is nested; what is left behind is listed in
-    ``graph.info.left_behind``. ``variant`` selects weights of a folder (``fp16`` for ``model.fp16.safetensors``);
-    without it those without a variant are read, or the only ones. ``component`` names the network of a pipeline of
-    diffusers, or of a model of sentence-transformers, by its folder; it is written with all the others. Raises
-    SourceError, MaskError, TraceError.
+    name exists, and of a GGUF file on it ``ORG/NAME:QUANT`` or ``hf:ORG/NAME/FILE.gguf``; ``timm:NAME`` and
+    ``torchvision:NAME``, with the library's trained weights if ``pretrained``; and ``package.module:factory``. A URL
+    (``s3://...``) leads to a folder or a file, of which no more is fetched than is needed if its format allows that.
+
+    ``arch`` names the network of a bare state dict (a source, a module or a graph); ``masks`` is a mask file or a
+    mapping of names to 0/1 tensors; ``mask_from_zeros`` takes exact zeros in prunable weights as pruned.
+    ``headers_only`` reads a folder of safetensors by its headers, without torch and without its network: names and
+    shapes show the structure, and :func:`save` streams the tensors from folder to folder; a network of a name is built
+    without values, and tensors of a ``.pt`` are not compared with their checksums. ``key`` selects one of several state
+    dicts of a ``.pt``, with dots where it is nested; what is left behind is listed in ``graph.info.left_behind``.
+    ``variant`` selects weights of a folder (``fp16`` for ``model.fp16.safetensors``); without it those without a
+    variant are read, or the only ones. ``component`` names the network of a pipeline of diffusers, or of a model of
+    sentence-transformers, by its folder; it is written with all the others. Raises SourceError, MaskError, TraceError.
     """
     if not isinstance(source, str | os.PathLike):
         raise SourceError(
@@ -97,15 +99,16 @@ def load(
 
 def _read_elsewhere(text: str, options: ReadOptions) -> Graph:
     """Read a source that is no path here: a model of the hub, or behind a URL. SourceError says what else it may be."""
-    from elastic_ir.frontends.elsewhere import fetched, remote_graph
+    from elastic_ir.frontends.elsewhere import hub_graph, remote_graph
 
     name = refuse_absent(text)
     if name is None:
         return remote_graph(text, options)
     if options.key is not None:
         raise _one_network(text, options.key)
-    found = fetched(name, options.headers_only, options.variant)
-    return read_folder(found.folder, options, found)
+    if name.is_gguf:
+        _refuse_choice(f"{text} is a file", options.variant, options.component)
+    return hub_graph(name, options)
 
 
 def refuse_absent(text: str) -> HubName | None:
@@ -259,12 +262,17 @@ def _read(path: Path, options: ReadOptions) -> Graph:
     if options.key is not None and form is not None and not form.several:
         raise _one_network(os.fspath(path), options.key)
     try:
-        found = formats.read(form or formats.PYTORCH, path, options)
+        return read_as(form or formats.PYTORCH, path, options)
     except SourceError as error:
         if form is None and path.suffix and path.is_file():
             known = ", ".join(formats.suffixes(formats.registered(), written=False))
             raise SourceError(f"{error}; networks are read from {known} files") from error
         raise
+
+
+def read_as(form: formats.Format, path: Path, options: ReadOptions) -> Graph:
+    """Read a file or folder in a format."""
+    found = formats.read(form, path, options)
     if isinstance(found, Graph):
         return found
     from elastic_ir.frontends.masks import masks_from_state
@@ -290,7 +298,7 @@ def read_onnx(path: Path, options: ReadOptions) -> Graph:
     """An ONNX file; see :func:`elastic_ir.frontends.onnx.graph.load_onnx`."""
     from elastic_ir.frontends.onnx.graph import load_onnx
 
-    return load_onnx(path, options.input_shape)
+    return load_onnx(path, options.input_shape, options.elsewhere)
 
 
 def read_safetensors_file(path: Path, options: ReadOptions) -> Graph:
@@ -299,12 +307,13 @@ def read_safetensors_file(path: Path, options: ReadOptions) -> Graph:
     from elastic_ir.formats.safetensors import read_safetensors
     from elastic_ir.frontends.masks import masks_from_state
 
-    tensors, metadata = read_safetensors(path)
+    distant = options.distant(path)
+    tensors, metadata = read_safetensors(path, distant=distant)
     refuse_shard(path, metadata)
     named, pruned = masks_from_state(dict[str, TensorData](tensors))
     sidecar = path.with_name(f"{path.stem}.masks.safetensors")
     graph = network_of(Stored(named, pruned, metadata.get("elastic_ir.graph")), path, options)
-    if os.path.exists(sidecar) and options.masks_beside:
+    if distant is None and os.path.exists(sidecar) and options.masks_beside:
         attach(graph, _masks_beside(sidecar, [path]))
     return graph
 
@@ -313,7 +322,7 @@ def read_ticket_file(path: Path, options: ReadOptions) -> Graph:
     """A ``.ticket`` file, whose names are meant as they stand."""
     from elastic_ir.formats.ticket import read_ticket
 
-    ticket = read_ticket(path)
+    ticket = read_ticket(path, options.distant(path))
     return network_of(Stored(ticket.tensors, ticket.read_masks(), ticket.graph), path, options)
 
 
@@ -356,12 +365,7 @@ def read_folder(path: Path, options: ReadOptions, awaited: Awaited | None = None
     from elastic_ir.checkpoints.read import load_checkpoint, masks_beside
     from elastic_ir.formats.model_folder import CheckpointSource, is_compound
 
-    if awaited is not None and options.component is not None:
-        raise SourceError(
-            f"{path}: a component is chosen in a folder, not in a model of the hub; fetch it with 'hf download', and "
-            "give its folder"
-        )
-    folder = path
+    folder = path if awaited is None else awaited.folder
     if awaited is None and (options.component is not None or is_compound(path)):
         from elastic_ir.formats.compound_folder import network_in
 

@@ -30,6 +30,14 @@ from elastic_ir.formats.model_folder import (
     layout_of,
 )
 from elastic_ir.formats.packed_masks import read_mask_tensors
+from elastic_ir.formats.remote import (
+    exists,
+    is_url,
+    lying_beside,
+    path_of,
+    url_beside,
+    without_credentials,
+)
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.numbering import DIGITS
 from elastic_ir.tensors.lazy import Mask, TensorData
@@ -69,6 +77,13 @@ class Place:
 
     path: Path
     awaited: Awaited | None = None
+    url: str = ""  #: where it lies, if it is behind a URL
+    headers: Callable[[], Graph] | None = None  #: reads a file of which not all is here
+
+    @property
+    def label(self) -> str:
+        """What it is called to a user: its URL, or its path."""
+        return without_credentials(self.url) if self.url else str(self.path)
 
     def inside(self, inner: Path) -> Place:
         """The part of a compound folder that lies at ``inner``; the place itself where it is no such folder."""
@@ -80,33 +95,58 @@ class Place:
         )
 
     @staticmethod
-    def of(source: str | Path) -> Place:
-        """The place of a source: a path, or a model of the hub, of which what is needed is fetched. SourceError."""
+    def of(source: str | Path, component: str | None = None) -> Place:
+        """The place of a source: a path, a URL, or a model of the hub, of which what is needed is fetched.
+
+        ``component`` is one of the networks of a model of the hub that has several. SourceError.
+        """
         if not os.path.lexists(source):
-            from elastic_ir.checkpoints.hub import snapshot
             from elastic_ir.formats.hub_cache import hub_name
 
-            name = hub_name(str(source))
+            text = str(source)
+            if is_url(text):
+                return Place._behind(text)
+            name = hub_name(text)
+            if name is not None and name.is_gguf:
+                from elastic_ir.checkpoints.hub.gguf import gguf_of_hub
+
+                model = gguf_of_hub(name)
+                return Place(model.path, headers=model.graph)
             if name is not None:
-                found = snapshot(name, "headers")
+                from elastic_ir.checkpoints.hub.model import snapshot
+
+                found = snapshot(name, "headers", component=component)
                 return Place(found.folder, found)
         return Place(Path(source))
 
+    @staticmethod
+    def _behind(url: str) -> Place:
+        path, plain = path_of(url), without_credentials(url)
+        if GGUF.names(path):
+            return Place(
+                path, url=url, headers=lambda: load_gguf(path, lying_beside(url, path.parent), plain)
+            )
+        from elastic_ir.checkpoints.remote import RemoteFolder
 
-def load_headers(
-    path: Path, awaited: Awaited | None = None, like: Graph | None = None, key: str | None = None
-) -> Graph:
+        found = RemoteFolder(url)
+        return Place(found.folder, found, url)
+
+
+def load_headers(place: Place, like: Graph | None = None, key: str | None = None) -> Graph:
     """A checkpoint as a graph, by its headers; of several weights the variant that ``like`` was read from.
 
     ``key`` chooses among the networks of a training's checkpoint. SourceError as their readers raise it.
     """
+    path = place.path
+    if place.headers is not None:
+        return place.headers()
     if _is_gguf(path):
         return load_gguf(path)
     if is_dcp(path):
         return graph_of(load_source(path, key))
     origin = like.origin if like is not None else None
     variant = origin.layout.variant if isinstance(origin, CheckpointSource) else ""
-    return load_checkpoint(path, awaited, variant or None)
+    return load_checkpoint(path, place.awaited, variant or None)
 
 
 def steps_held(path: Path, graph: Graph) -> list[Step]:
@@ -125,10 +165,11 @@ def configuration_of(path: Path) -> str:
     return METADATA if is_dcp(path) else layout_of(path).config
 
 
-def sources_of(path: Path, step: Step | None, against: list[Place]) -> tuple[Place, ...]:
+def sources_of(own: Place, step: Step | None, against: list[Place]) -> tuple[Place, ...]:
     """The checkpoints to compare with: those given, else those of the record's names, beside this one or in a hub's
     cache.
     """
+    path = own.path
     file = _is_gguf(path)
     what, record = ("file", GGUF_RECORD) if file else ("folder", RECORD)
     usable = (
@@ -144,50 +185,66 @@ def sources_of(path: Path, step: Step | None, against: list[Place]) -> tuple[Pla
                 if usable is is_adapter
                 else f"a folder of a {'training ' * is_dcp(path)}checkpoint's weights"
             )
-            raise SourceError(f"{other} is not {wanted}")
-        if other.resolve() == path.resolve():
-            raise SourceError(f"{other} is the {what} itself; give the source that it was made from")
+            raise SourceError(f"{place.label} is not {wanted}")
+        if place.label == own.label or other.resolve() == path.resolve():
+            raise SourceError(f"{place.label} is the {what} itself; give the source that it was made from")
     if step is None:
         if len(against) != 1:
             raise SourceError(
-                f"{path} has no {record}, which states where its tensors come from; give one source to compare with "
-                "by names (--against SOURCE)"
+                f"{own.label} has no {record}, which states where its tensors come from; give one source to compare "
+                "with by names (--against SOURCE)"
             )
         return tuple(against)
     if against and len(against) != len(step.sources):
         raise SourceError(
-            f"{path} was made from {', '.join(step.sources)} (sources: {len(step.sources)}), and --against gives "
+            f"{own.label} was made from {', '.join(step.sources)} (sources: {len(step.sources)}), and --against gives "
             f"{len(against)}; give each once, in that order"
         )
     twice = next((name for name in step.sources if step.sources.count(name) > 1), None)
     if not against and twice is not None:
         raise SourceError(
-            f"{path} was made from two {what}s that are called {twice!r}; state which is which, by --against SOURCE "
-            f"for each of {', '.join(step.sources)}"
+            f"{own.label} was made from two {what}s that are called {twice!r}; state which is which, by --against "
+            f"SOURCE for each of {', '.join(step.sources)}"
         )
-    beside = [_recorded(path, name, usable) for name in step.sources] if not against else []
+    beside = [_recorded(own, name, usable) for name in step.sources] if not against else []
     found = [place for place in beside if place is not None]
     return tuple(found if found and len(found) == len(beside) else against)
 
 
-def _recorded(path: Path, name: str, usable: Callable[[Path], bool]) -> Place | None:
-    """A source of a record: in a hub's cache, or beside the checkpoint that was made of it; None if it is in neither.
+def _recorded(own: Place, name: str, usable: Callable[[Path], bool]) -> Place | None:
+    """A source of a record: in a hub's cache, beside the checkpoint that was made of it, or behind a URL.
 
-    What lies in the cache in part, as a squeeze leaves it, is seen whole by its headers if the hub can be asked.
+    None if it is nowhere. What lies in the cache in part, as a squeeze leaves it, is seen whole by its headers if the
+    hub can be asked.
     """
     from elastic_ir.formats.hub_cache import SCHEME, folder_of_label, is_offline, is_whole
 
     cached = folder_of_label(name)
     if cached is None:
-        other = path.resolve()
+        if is_url(name):
+            found = _recorded(own, path_of(name).name, usable)
+            return found or (_reached(name) if not is_offline() else None)
+        if own.url:
+            return _reached(url_beside(own.url, name)) if len(Path(name).parts) == 1 else None
+        other = own.path.resolve()
         for _ in Path(name).parts:  # a part of a folder is recorded by both names
             other = other.parent
         other /= name
-        return Place(other) if usable(other) and other != path.resolve() else None
+        there = other.exists() and usable(other) and other != own.path.resolve()
+        return Place(other) if there else None
     if cached.is_file() or is_whole(cached):
         return Place(cached) if usable(cached) else None
     try:
         return Place.of(f"{SCHEME}{name}") if not is_offline() else None
+    except SourceError:
+        return None
+
+
+def _reached(url: str) -> Place | None:
+    """What lies behind a URL, if anything that can be read does."""
+    try:
+        found = Place.of(url)
+        return found if found.awaited is not None or exists(url) else None
     except SourceError:
         return None
 

@@ -7,6 +7,7 @@ asked for by ranges when a result is written, and no file of weights is ever her
 
 from __future__ import annotations
 
+import atexit
 import shutil
 import tempfile
 import weakref
@@ -20,9 +21,16 @@ from elastic_ir.errors import SourceError
 from elastic_ir.formats import SAFETENSORS
 from elastic_ir.formats.hub_cache import files_of_index
 from elastic_ir.formats.model_folder import LAYOUTS, MASKS, RECORD, Layout, chosen_layout, refused_variant
-from elastic_ir.formats.ranges import DistantTensor
-from elastic_ir.formats.remote import RemoteFile, exists, file_at, files_below, in_one_line, system_of
-from elastic_ir.formats.safetensors import read_head, whole_head
+from elastic_ir.formats.ranges import FileTensor
+from elastic_ir.formats.remote import (
+    RemoteFile,
+    exists,
+    file_at,
+    files_below,
+    path_of,
+    without_credentials,
+)
+from elastic_ir.formats.safetensors import read_safetensors
 from elastic_ir.safety.limits import JSON_BYTES
 
 Tell = Callable[[int, int], None]
@@ -39,13 +47,14 @@ class RemoteFolder:
 
     def __init__(self, url: str, variant: str | None = None) -> None:
         """Look at what is there and read all headers; SourceError says what is missing or damaged."""
-        self.url = url.rstrip("/")
+        self.given = url.rstrip("/")
+        self.url = without_credentials(self.given)
         home = tempfile.mkdtemp(prefix="elastic-ir-")
         self._end = weakref.finalize(self, shutil.rmtree, home, ignore_errors=True)
         self.folder = Path(home) / (PurePosixPath(self.url).name or "model")
         self.folder.mkdir()
         self.unfetched = ""
-        self.files = files_below(self.url) or self._asked_for()
+        self.files = files_below(self.given) or self._asked_for()
         found = chosen_layout(self.files, variant)
         if found is None and variant is not None:
             raise refused_variant(self.files, self.url, variant)
@@ -77,7 +86,7 @@ class RemoteFolder:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             self.shards = dict(zip(files, pool.map(self._head, files), strict=True))
 
-    def _head(self, name: str) -> tuple[dict[str, DistantTensor], dict[str, str], RemoteFile]:
+    def _head(self, name: str) -> tuple[dict[str, FileTensor], dict[str, str], RemoteFile]:
         try:
             return read_remote(self.files[name], self.folder / name)
         except SourceError as error:
@@ -102,7 +111,7 @@ class RemoteFolder:
         names = [layout.config for layout in LAYOUTS]
         names += [str(one or other) for layout in LAYOUTS for one, other in layout.forms]
         asked = list(dict.fromkeys((*names, *_USUAL)))
-        urls = [f"{self.url}/{name}" for name in asked]
+        urls = [f"{self.given}/{name}" for name in asked]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             held = {
                 name: url
@@ -113,7 +122,7 @@ class RemoteFolder:
         if index is not None:
             self.files = held
             self._fetch([index])
-            held |= {name: f"{self.url}/{name}" for name in files_of_index(self.folder / index)}
+            held |= {name: f"{self.given}/{name}" for name in files_of_index(self.folder / index)}
         if held:
             self.unfetched = (
                 "the URL's server lists no files: beside the weights only the usual names were asked for"
@@ -125,29 +134,43 @@ class RemoteFolder:
         for name in names:
             path = self.folder / name
             if not path.exists():
-                size = file_at(self.files[name]).size
-                if path.suffix == ".json" and size > JSON_BYTES:
-                    raise SourceError(f"{self.files[name]} has {size} bytes, which no such file needs")
+                file = file_at(self.files[name])
+                if path.suffix == ".json" and file.size > JSON_BYTES:
+                    raise SourceError(f"{file.url} has {file.size} bytes, which no such file needs")
                 path.parent.mkdir(parents=True, exist_ok=True)
-                system, place = system_of(self.files[name])
-                with in_one_line(self.files[name]):
-                    system.get_file(place, str(path))
-                if path.stat().st_size != size:
-                    raise SourceError(
-                        f"{self.files[name]} came with {path.stat().st_size} bytes of {size}; try again"
-                    )
+                file.fetch(path)
 
 
-def read_remote(url: str, path: Path) -> tuple[dict[str, DistantTensor], dict[str, str], RemoteFile]:
+def read_remote(url: str, path: Path) -> tuple[dict[str, FileTensor], dict[str, str], RemoteFile]:
     """The tensors and the metadata of a ``.safetensors`` file behind a URL by its header, and the file as it is now.
 
     ``path`` is what it would be called here. Raises SourceError as :func:`elastic_ir.formats.safetensors.read_head`.
     """
     file = file_at(url)
-    head = whole_head(lambda size: file.read(0, min(size, file.size)))
-    tensors, metadata = read_head(head, file.size, path)
-    found = {
-        name: DistantTensor(data.path, data.offset, data.shape, data.dtype, file=file)
-        for name, data in tensors.items()
-    }
-    return found, metadata, file
+    tensors, metadata = read_safetensors(path, distant=file)
+    return tensors, metadata, file
+
+
+# -- files that are read whole -----------------------------------------------------------------------------------------
+
+_here: dict[RemoteFile, Path] = {}  #: what was fetched by this process
+
+
+def fetched(url: str, tell: Tell | None = None) -> Path:
+    """A file behind a URL, in a temporary folder, which goes with the process; fetched once, as it is now.
+
+    ``tell`` is called with bytes done and in all. Raises SourceError, also where the disk is too small.
+    """
+    file = file_at(url)
+    if file not in _here:
+        home = Path(tempfile.mkdtemp(prefix="elastic-ir-"))
+        atexit.register(shutil.rmtree, home, ignore_errors=True)
+        free = shutil.disk_usage(home).free
+        if free < file.size:
+            raise SourceError(
+                f"{without_credentials(url)} has {file.size / 1e9:.2f} GB, and {home.parent} has {free / 1e9:.2f} GB "
+                "free; make room, or set TMPDIR to another folder"
+            )
+        file.fetch(home / path_of(url).name, tell)
+        _here[file] = home / path_of(url).name
+    return _here[file]

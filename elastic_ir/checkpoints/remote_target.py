@@ -1,26 +1,37 @@
-"""Writing a folder behind a URL: each file as a stream of bytes, in order, several at once; nothing of it is here.
+"""Writing behind a URL: each file as a stream of bytes, in order, several of a folder at once.
 
-An object store shows an object when its upload is completed, so no file is ever there in part. There is no renaming of
-folders: the files with weights come first, and the configuration, without which no program takes the folder for a
-model's, last. What a failed run has uploaded is removed again.
+Nothing of a folder or of a GGUF file is here; other formats are not written in order, so their files are written here
+first. An object store shows an object when its upload is completed, so no file is ever there in part. There is no
+renaming of folders: the files with weights come first, and the configuration, without which no program takes the folder
+for a model's, last. What a failed run has uploaded is removed again.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
+from elastic_ir.checkpoints.gguf.write import Plan as GgufPlan
 from elastic_ir.checkpoints.oracle.comparison import NOT_WANTED, Compared
 from elastic_ir.checkpoints.side_files import SideFile
 from elastic_ir.checkpoints.write import SHARD_SIZE, fetch_awaited, plan_checkpoint
 from elastic_ir.errors import OutputError, SourceChangedError, SourceError
 from elastic_ir.formats.files import stamp_of
 from elastic_ir.formats.ranges import BUFFER, stream_parts
-from elastic_ir.formats.remote import files_below, in_one_line, system_of
+from elastic_ir.formats.remote import (
+    files_below,
+    in_one_line,
+    path_of,
+    system_of,
+    url_beside,
+    without_credentials,
+)
 from elastic_ir.formats.safetensors import safetensors_parts
 from elastic_ir.ir.graph import Graph
 
@@ -43,7 +54,7 @@ def save_remote(
     nothing is left there, as far as it can still be reached.
     """
     target = _Target(url.rstrip("/"))
-    target.refuse_taken()
+    target.refuse_filled()
     plan = plan_checkpoint(graph, shard_size, url)
     if plan.doubt is not None and not check:
         raise plan.doubt
@@ -89,26 +100,110 @@ def save_remote(
     return url
 
 
+def save_remote_gguf(
+    plan: GgufPlan, url: str, replace: bool = False, tell: Callable[[int, int], None] | None = None
+) -> dict[str, int]:
+    """Write GGUF files, planned under a name, behind a URL of that name; by their URLs, the bytes of what was written.
+
+    ``replace`` lets files of the names go. ``tell`` is called with bytes done and in all. Raises OutputError and
+    SourceError as :func:`save_remote`.
+    """
+    total, done = sum(file.moved for file in plan.files.values()), 0
+
+    def count(size: int) -> None:
+        nonlocal done
+        done += size
+        if tell is not None:
+            tell(done, total)
+
+    target = _Target.around(url, replace)
+    target.refuse_taken(*plan.sizes)
+    with target.made():
+        for path, file in reversed(
+            plan.files.items()
+        ):  # the first part, without which none is read, comes last
+            target.write(path.name, stream_parts(file.parts(), count))
+    return {url_beside(url, name): size for name, size in plan.sizes.items()}
+
+
+def save_remote_file(
+    url: str,
+    write: Callable[[Path], Sequence[Path]],
+    replace: bool = False,
+    tell: Callable[[int, int], None] | None = None,
+) -> dict[str, int]:
+    """Write a file of any format, and what belongs to it, behind a URL; by their URLs, the bytes of what was written.
+
+    ``write`` writes it at a path, in a temporary folder from which it is uploaded, and returns all paths. The rest is
+    as of :func:`save_remote_gguf`.
+    """
+    name = path_of(url).name
+    target = _Target.around(url, replace)
+    target.refuse_taken(name)
+    with tempfile.TemporaryDirectory(prefix="elastic-ir-") as home, target.made():
+        sizes = {path: path.stat().st_size for path in write(Path(home) / name)}
+        target.refuse_taken(*(path.name for path in sizes))
+        done = 0
+        for path in reversed(sizes):  # what belongs to the file is there before it
+            target.write(path.name, _pieces(path))
+            done += sizes[path]
+            if tell is not None:
+                tell(done, sum(sizes.values()))
+    return {url_beside(url, path.name): size for path, size in sizes.items()}
+
+
+def _pieces(path: Path) -> Iterator[memoryview]:
+    with path.open("rb") as source:
+        while piece := source.read(BUFFER):
+            yield memoryview(piece)
+
+
 class _Target:
     """The folder, and what was written into it."""
 
-    def __init__(self, url: str) -> None:
-        self.url, self.written, self.stopped = url, list[str](), Event()
+    def __init__(self, url: str, replace: bool = False) -> None:
+        self.url, self.written, self.stopped = without_credentials(url), list[str](), Event()
+        self.given, self.replace = url, replace
+        self.what = self.url  #: what is written, for an error
         try:
             self.system, self.root = system_of(url)
         except SourceError as error:
             raise OutputError(str(error)) from error
 
-    def refuse_taken(self) -> None:
-        if files_below(self.url):
+    @staticmethod
+    def around(url: str, replace: bool) -> _Target:
+        """The folder of a file."""
+        folder = url.rpartition("/")[0]
+        target = _Target(f"{folder}/" if folder.endswith(":/") else folder, replace)
+        target.what = without_credentials(url)
+        return target
+
+    def refuse_filled(self) -> None:
+        """OutputError where there is any file in the folder."""
+        if files_below(self.given):
             raise OutputError(f"{self.url} holds files already; name another, or remove them")
+
+    def refuse_taken(self, *names: str) -> None:
+        """OutputError where there is a file of one of the names."""
+        for name in names if not self.replace else ():
+            with self._in_one_line(name):
+                self.system.invalidate_cache()
+                there = self.system.exists(self._path(name))
+            if there:
+                raise OutputError(
+                    f"{self.url}/{name} exists already; choose another name with -o OUT, or write over it with --force"
+                )
+
+    def _path(self, name: str) -> str:
+        return f"{self.root.rstrip('/')}/{name}"
 
     def write(self, name: str, pieces: Iterator[memoryview]) -> None:
         """Upload a file, which is there when all of it is; OutputError where it does not arrive."""
-        path = f"{self.root.rstrip('/')}/{name}"
+        path = self._path(name)
         with self._in_one_line(name):
             self.system.makedirs(path.rpartition("/")[0], exist_ok=True)
-            self.written.append(path)
+            if not self.replace:  # else what is there stays until all of the new one is
+                self.written.append(path)
             file: Any = self.system.open(path, "wb", autocommit=False)
         size = 0
         try:
@@ -121,6 +216,7 @@ class _Target:
             with self._in_one_line(name):
                 file.close()
                 file.commit()
+                self.written.append(path)
         except BaseException:
             with contextlib.suppress(Exception):
                 file.discard()
@@ -137,7 +233,7 @@ class _Target:
         try:
             yield
         except BaseException:
-            for path in self.written:
+            for path in set(self.written):
                 with contextlib.suppress(Exception):
                     self.system.rm(path)
             raise
@@ -149,15 +245,13 @@ class _Target:
                 yield
         except SourceError as error:
             text = str(error).replace("cannot be read", "cannot be written", 1)
-            raise OutputError(f"{text}; nothing of {self.url} is left") from error
+            raise OutputError(f"{text}; nothing of {self.what} is left") from error
 
 
 def _content(file: SideFile) -> Iterator[memoryview]:
     """A file's bytes; SourceError where it was changed since the folder was read."""
     try:
-        with file.path.open("rb") as source:
-            while piece := source.read(BUFFER):
-                yield memoryview(piece)
+        yield from _pieces(file.path)
         if stamp_of(file.path.stat()) == file.stamp:
             return
     except FileNotFoundError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from elastic_ir.formats.compound_folder import network_in
 from elastic_ir.formats.dcp.folder import DcpSource
 from elastic_ir.formats.gguf.parts import GgufSource
 from elastic_ir.formats.model_folder import CONFIG, RECORD, CheckpointSource, label_of
+from elastic_ir.formats.ranges import check_distant
 from elastic_ir.tensors.arrays import FLOATS, array_dtype
 from elastic_ir.tensors.gathered import Gathered
 from elastic_ir.tensors.lazy import Mask, MaskedData, TensorData, nbytes, side_by_side
@@ -58,6 +59,13 @@ class Verified:
     config: str = CONFIG  #: what the configuration is called
     network: str = ""  #: what was compared with the network of its configuration, or why nothing was
     beside: Beside | None = None  #: the files beside it, where it is a part of a folder of several
+    is_file: bool = False  #: whether it is a GGUF file, and no folder
+    label: str = ""  #: what it is called to a user, and what the sources are
+    against: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.label = self.label or str(self.folder)
+        self.against = self.against or tuple(map(str, self.sources))
 
     @property
     def how(self) -> str:
@@ -80,12 +88,11 @@ def verify_checkpoint(
     from its configuration, where it can, in a process of its own. Of a GGUF file the metadata is compared too, of a
     pipeline all files of its other parts.
 
-    ``against`` are the sources, in the record's order, also models of the hub; without them folders of their names
-    beside this one, or in the hub's cache, are taken, and where there are none, copies of one origin are compared with
-    each other. A folder without a record is compared by names. ``hashes`` has the SHA-256 of each tensor's bytes kept;
-    ``component`` chooses
-    among the networks of a folder of several, without it the one with a record; ``tell`` is called with bytes done and
-    in all.
+    ``against`` are the sources, in the record's order, also URLs and models of the hub; without them what has their
+    names beside this one, in the hub's cache, or behind the URL that the record names, is taken, and where there is
+    nothing, copies of one origin are compared with each other. A folder without a record is compared by names.
+    ``hashes`` has the SHA-256 of each tensor's bytes kept; ``component`` chooses among the networks of a folder of
+    several, without it the one with a record; ``tell`` is called with bytes done and in all.
     Raises SourceError for a folder that cannot be read whole (:func:`load_headers`), for another number of sources
     than the record has, and where there is neither a record nor a source.
     """
@@ -97,20 +104,24 @@ def verify_checkpoint(
         return verify_adapter(whole, against, hashes, tell)
     folder = network_in(whole, component) if place.awaited is None else whole
     inner = folder.relative_to(whole)
-    graph = load_headers(folder, place.awaited)
+    part = inner.as_posix() if folder != whole else None
+    place = replace(place, path=folder)
+    graph = load_headers(place)
     if place.awaited is not None:
         place.awaited.fetch_side()  # the record is one of these files
     steps = steps_held(folder, graph)
     step = steps[-1] if steps else None
-    places = sources_of(folder, step, [Place.of(path).inside(inner) for path in against])
+    places = sources_of(place, step, [Place.of(path, part).inside(inner) for path in against])
     paths = tuple(one.path for one in places)
     labels = list(step.plan) if step is not None else []
     target = Held.of(folder, graph, labels)
     keys = [step.key(number) if step is not None else None for number in range(len(places))]
-    sources = [load_headers(one.path, one.awaited, graph, key) for one, key in zip(places, keys, strict=True)]
+    sources = [load_headers(one, graph, key) for one, key in zip(places, keys, strict=True)]
     origins = [Held.of(path, source, labels) for path, source in zip(paths, sources, strict=True)]
     found = Verified(folder, paths, step.sources if step is not None else (), len(target.tensors))
     found.config = configuration_of(folder)
+    found.label, found.against = place.label, tuple(one.label for one in places)
+    found.is_file = isinstance(graph.origin, GgufSource)
     found.nbytes = sum(map(nbytes, target.tensors.values()))
     found.differences += _misplaced(target, origins, step)
     if target.masks is not None:
@@ -154,6 +165,7 @@ def verify_checkpoint(
         if outcome is not None:
             found.network, new = outcome()
             found.differences += [Difference(found.config, "", text) for text in new]
+    check_distant(data for held in (target, *origins) for data in held.tensors.values())
     return found
 
 

@@ -17,6 +17,7 @@ from elastic_ir.errors import ElasticError, EmitError, OutputError, SourceError
 from elastic_ir.safety.limits import open_plain
 
 if TYPE_CHECKING:
+    from elastic_ir.formats.distant import DistantFile, Elsewhere
     from elastic_ir.ir.graph import Graph
     from elastic_ir.tensors.lazy import Mask, TensorData
 
@@ -49,6 +50,13 @@ class ReadOptions:
     component: str | None = None  #: which of the networks of a folder of several is meant
     variant: str | None = None  #: which of a folder's weights are meant, as fp16 in model.fp16.safetensors
     headers_only: bool = False  #: whether a folder is read without its network, by the headers of its files
+    #: the file that a path stands for where it is not here; only formats that are read by ranges of bytes get it
+    elsewhere: Elsewhere | None = None
+    url: str = ""  #: where the source lies, without credentials, if it is not here
+
+    def distant(self, path: Path) -> DistantFile | None:
+        """What a path stands for that is not here."""
+        return self.elsewhere(path) if self.elsewhere is not None else None
 
 
 Reader = Callable[[Path, ReadOptions], "Graph | Stored"]
@@ -71,6 +79,9 @@ class Format:
     write: str | None = None
     recognises: Callable[[bytes], bool] | None = None
     several: bool = False
+    ranged: bool = (
+        False  #: whether its reader takes ``options.elsewhere``, and asks that for no more than it needs
+    )
     #: Whether a folder is of this format; for formats of folders, which have no suffix.
     holds: Callable[[Path], bool] | None = None
 
@@ -85,23 +96,24 @@ def _is_safetensors(head: bytes) -> bool:
 
 PYTORCH = Format(
     "pytorch", (".pt", ".pth"), "elastic_ir.frontends.saved_state:read_pt", "elastic_ir.emit.files:save_pt",
-    recognises=lambda head: head.startswith((b"PK", b"\x80")), several=True,
+    recognises=lambda head: head.startswith((b"PK", b"\x80")), several=True, ranged=True,
 )  # fmt: skip
 SAFETENSORS = Format(
     "safetensors", (".safetensors",), "elastic_ir.frontends.sources:read_safetensors_file",
-    "elastic_ir.emit.files:save_safetensors", recognises=_is_safetensors,
+    "elastic_ir.emit.files:save_safetensors", recognises=_is_safetensors, ranged=True,
 )  # fmt: skip
 ONNX = Format(
     "onnx", (".onnx",), "elastic_ir.frontends.sources:read_onnx", "elastic_ir.emit.files:save_onnx_file"
 )
 TICKET = Format(
     "ticket", (".ticket",), "elastic_ir.frontends.sources:read_ticket_file",
-    "elastic_ir.emit.files:save_ticket",
+    "elastic_ir.emit.files:save_ticket", ranged=True,
 )  # fmt: skip
 EXPORTED = Format("exported", (".pt2",), "elastic_ir.frontends.exported_program:read_pt2")
 GGUF = Format(
     "gguf", (".gguf",), "elastic_ir.checkpoints.gguf.read:read_gguf",
     "elastic_ir.checkpoints.gguf.write:write_gguf", recognises=lambda head: head.startswith(b"GGUF"),
+    ranged=True,
 )  # fmt: skip
 PYTHON = Format("python", (".py",), None, "elastic_ir.emit.files:save_python")
 

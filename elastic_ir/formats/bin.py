@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from elastic_ir.errors import SourceError
-from elastic_ir.formats.files import opened, stamp_of
+from elastic_ir.formats.distant import DistantFile, DistantReader, state_of
+from elastic_ir.formats.files import opened
 from elastic_ir.formats.pickles.state import StorageReference, StoredTensor, read_state_pickle
-from elastic_ir.formats.ranges import CHUNK, FileTensor
+from elastic_ir.formats.ranges import CHUNK, FileTensor, lying_in
 from elastic_ir.formats.torch_zip import (
     AGAIN,
     Archive,
@@ -36,6 +37,19 @@ _MAGIC = 0x1950A86A20F9469CFC6C  #: what the older form begins with, as a pickle
 _DATA = "data/"  #: before the key of a storage
 
 
+@dataclass(frozen=True)
+class _Home:
+    """The file that tensors lie in, here or elsewhere."""
+
+    path: Path
+    stamp: tuple[int, int, int] | None
+    file: DistantFile | None = None
+
+    def range(self, offset: int, shape: tuple[int, ...], dtype: str, crc: int | None = None) -> FileTensor:
+        """A tensor at a place in it."""
+        return lying_in(self.file, FileTensor(self.path, offset, shape, dtype, self.stamp, crc))
+
+
 def read_bin(path: Path) -> dict[str, TensorData]:
     """The tensors of a bare state dict by name, unread, in the order in which they were saved.
 
@@ -44,7 +58,7 @@ def read_bin(path: Path) -> dict[str, TensorData]:
     big-endian, compressed, a storage that is missing or too small, or something else than a state dict.
     """
     with opened(path, "weights") as file:
-        found, places, stamp = _read(file, path, archive_of(file, str(path)))
+        found, places, home = _read(file, path, archive_of(file, str(path)))
     if not isinstance(found, dict):
         raise SourceError(f"{path} holds a {type(found).__name__} and no state dict")
     odd = next((key for key, value in found.items() if type(value) is not StoredTensor), None)
@@ -52,21 +66,24 @@ def read_bin(path: Path) -> dict[str, TensorData]:
     if odd is not None:
         kind = "tensor" if type(found[odd]) is StoredTensor else type(found[odd]).__name__
         raise SourceError(f"{path} is not a bare state dict: under {odd!r} it holds a {kind}; {AGAIN} as one")
-    return {name: _data(name, tensor, places, path, stamp) for name, tensor in found.items()}
+    return {name: _data(name, tensor, places, home) for name, tensor in found.items()}
 
 
-def read_saved(file: BinaryIO, path: Path, archive: Archive | None) -> tuple[Any, dict[str, bytes]]:
+def read_saved(
+    file: BinaryIO, path: Path, archive: Archive | None, whole: bool = True
+) -> tuple[Any, dict[str, bytes]]:
     """What an open file holds: plain data, dictionaries, and tensors, which are unread; and the records that are ours.
 
-    ``archive`` is what it shows as a zip, if it is one, whose checksums are compared. Raises SourceError as
-    :func:`read_bin` does, also for what only torch can read (modules, quantized tensors).
+    ``archive`` is what it shows as a zip, if it is one, whose checksums are compared; those of tensors, which takes
+    reading all of it, only with ``whole``, and not in a file elsewhere. Raises SourceError as :func:`read_bin` does,
+    also for what only torch can read (modules, quantized tensors).
     """
-    found, places, stamp = _read(file, path, archive)
+    found, places, home = _read(file, path, archive)
     for name, place in places.items():
-        if name.startswith(_DATA):
+        if whole and name.startswith(_DATA) and home.file is None:
             check_content(file, place, name, path.name)
     records = records_in(file, places, path.name) if archive is not None else {}
-    return _with_data(found, places, path, stamp), records
+    return _with_data(found, places, home), records
 
 
 def read_within(file: BinaryIO, path: Path, offset: int, size: int, stamp: tuple[int, int, int]) -> Any:
@@ -80,7 +97,7 @@ def read_within(file: BinaryIO, path: Path, offset: int, size: int, stamp: tuple
         raise SourceError(f"{path} is damaged: at byte {offset} it has no file of torch.save")
     found = _read_zip(window, path, size, archive)
     places = {name: replace(place, offset=offset + place.offset) for name, place in archive.records.items()}
-    return _with_data(found, places, path, stamp)
+    return _with_data(found, places, _Home(path, stamp))
 
 
 class _Window(RawIOBase):
@@ -114,10 +131,10 @@ class _Window(RawIOBase):
         return len(found)
 
 
-def _with_data(found: Any, places: Mapping[str, Place], path: Path, stamp: tuple[int, int, int]) -> Any:
+def _with_data(found: Any, places: Mapping[str, Place], home: _Home) -> Any:
     """The same with the file's ranges in place of tensors, at any level."""
     if type(found) is StoredTensor:
-        return _data("it", found, places, path, stamp)
+        return _data("it", found, places, home)
     waiting, seen = [found], set()
     for item in waiting:  # it grows; what several hold is one object, so that each is entered once
         if type(item) not in (dict, list) or id(item) in seen:
@@ -125,25 +142,24 @@ def _with_data(found: Any, places: Mapping[str, Place], path: Path, stamp: tuple
         seen.add(id(item))
         for key, value in list(item.items() if type(item) is dict else enumerate(item)):
             if type(value) is StoredTensor:
-                item[key] = _data(str(key), value, places, path, stamp)
+                item[key] = _data(str(key), value, places, home)
             else:
                 waiting.append(value)
     return found
 
 
-def _read(
-    file: BinaryIO, path: Path, archive: Archive | None
-) -> tuple[Any, dict[str, Place], tuple[int, int, int]]:
-    """What the pickle holds, the records, those of storages behind ``data/``, and the file's stamp."""
-    status = os.fstat(file.fileno())
+def _read(file: BinaryIO, path: Path, archive: Archive | None) -> tuple[Any, dict[str, Place], _Home]:
+    """What the pickle holds, the records, those of storages behind ``data/``, and where all that lies."""
+    size, stamp = state_of(file)
+    home = _Home(path, stamp, file.source if isinstance(file, DistantReader) else None)
     if archive is not None:
-        return _read_zip(file, path, status.st_size, archive), archive.records, stamp_of(status)
+        return _read_zip(file, path, size, archive), archive.records, home
     head = file.read(64)
     file.seek(0)
     if not head.startswith(b"\x80"):
         raise SourceError(_no_form(path, head))
-    found, places = _read_legacy(file, path, status.st_size)
-    return found, places, stamp_of(status)
+    found, places = _read_legacy(file, path, size)
+    return found, places, home
 
 
 def _no_form(path: Path, head: bytes) -> str:
@@ -154,10 +170,9 @@ def _no_form(path: Path, head: bytes) -> str:
     return f"{path} is not a file of torch.save: it begins with {head[:8]!r}"
 
 
-def _data(
-    name: str, tensor: StoredTensor, places: Mapping[str, Place], path: Path, stamp: tuple[int, int, int]
-) -> TensorData:
+def _data(name: str, tensor: StoredTensor, places: Mapping[str, Place], home: _Home) -> TensorData:
     """The tensor as a range of the file, or as what is picked out of one."""
+    path = home.path
     place = places.get(_DATA + tensor.storage.key)
     if place is None:
         raise SourceError(f"{path} is damaged: the storage of {name!r} is missing")
@@ -170,12 +185,12 @@ def _data(
         )
     if tensor.contiguous:
         crc = place.crc if place.crc and end - begin == place.size else None
-        return FileTensor(path, place.offset + begin, tensor.shape, tensor.dtype, stamp, crc)
+        return home.range(place.offset + begin, tensor.shape, tensor.dtype, crc)
     if prod(tensor.shape) > max(REPEATED, tensor.span):
         raise SourceError(
             f"{path}: {name!r} repeats {tensor.span} numbers to {prod(tensor.shape)}; {AGAIN}, without expand"
         )
-    flat = FileTensor(path, place.offset + begin, (tensor.span,), tensor.dtype, stamp)
+    flat = home.range(place.offset + begin, (tensor.span,), tensor.dtype)
     return Strided(flat, tensor.shape, tensor.stride)
 
 

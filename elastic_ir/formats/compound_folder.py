@@ -14,6 +14,8 @@ from elastic_ir.errors import SourceError
 from elastic_ir.formats.files import read_json
 from elastic_ir.formats.model_folder import MODULES, PIPELINE, RECORD, ROUTER, is_checkpoint, layout_of
 
+#: The files that state which parts a folder has.
+STATEMENTS = (PIPELINE, MODULES, ROUTER)
 #: Entries of a configuration that name the class of a network with layers; modules behind one (Dense) have none.
 _CLASS = {"model_type", "architectures", "_class_name", "architecture", "model_cfg"}
 
@@ -21,7 +23,15 @@ _CLASS = {"model_type", "architectures", "_class_name", "architecture", "model_c
 def parts_of(folder: Path) -> list[str]:
     """The folders of a compound folder's parts, by their paths inside it; none where it is no compound folder.
 
-    Only those that are there. Raises SourceError, one line, for a statement that is damaged or leads out of the folder.
+    Only those that are there. Raises SourceError as :func:`named_parts` does.
+    """
+    return [name for name in named_parts(folder) if (folder / name).is_dir()]
+
+
+def named_parts(folder: Path) -> list[str]:
+    """The parts that a folder's statements name, there or not.
+
+    Raises SourceError, one line, for a statement that is damaged or leads out of the folder.
     """
     named: list[str] = []
     for file, names in ((PIPELINE, _of_pipeline), (MODULES, _of_modules), (ROUTER, _of_router)):
@@ -38,7 +48,7 @@ def parts_of(folder: Path) -> list[str]:
             if any(part in ("", ".", "..") for part in name.split("/")) or "\\" in name:
                 raise SourceError(f"{path} names the part {name!r}; parts lie inside its own folder")
         named += found
-    return [name for name in dict.fromkeys(named) if (folder / name).is_dir()]
+    return list(dict.fromkeys(named))
 
 
 def networks_of(folder: Path) -> list[str]:
@@ -73,8 +83,13 @@ def network_in(folder: Path, component: str | None = None) -> Path:
 
 
 def _is_network(folder: Path) -> bool:
+    return is_checkpoint(folder) and names_class(folder / layout_of(folder).config)
+
+
+def names_class(config: Path) -> bool:
+    """Whether a configuration names a class of networks with layers."""
     try:
-        found = read_json(folder / layout_of(folder).config) if is_checkpoint(folder) else None
+        found = read_json(config)
     except (OSError, ValueError):
         return False
     return isinstance(found, dict) and bool(_CLASS & found.keys())

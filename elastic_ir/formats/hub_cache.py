@@ -16,7 +16,14 @@ from elastic_ir.formats.files import read_json
 from elastic_ir.formats.model_folder import INDEX, chosen_layout, names_in
 
 SCHEME = "hf:"
-_NAME = re.compile(r"(?P<repo>(?:[\w-][\w.-]*/)?[\w-][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?")
+_NAME = re.compile(
+    r"(?P<repo>(?:[\w-][\w.-]*/)?[\w-][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?(?::(?P<quant>[\w][\w.-]*))?"
+)
+#: A GGUF file of a repository; of a revision with slashes only those that the hub itself makes are taken for one.
+_FILE = re.compile(
+    r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>refs/[\w-]+/[\w.-]+|[\w][\w.-]*))?/(?P<inner>[^/\\].*\.gguf)",
+    re.IGNORECASE,
+)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 #: What names of files end in that are no formats of ours, or only by their content.
 _FILES = (
@@ -34,9 +41,17 @@ class HubName:
     repo: str  #: ``ORG/NAME``, or ``NAME`` alone for some old ones
     revision: str | None = None  #: a branch, a tag or a commit; None for the main branch
     plain: bool = False  #: whether it was written without ``hf:``, so that a path may have been meant
+    quant: str = ""  #: which of its GGUF files is meant: the one with this word in its name
+    inner: str = ""  #: or the GGUF file itself
 
     def __str__(self) -> str:
-        return f"{self.repo}@{self.revision}" if self.revision else self.repo
+        text = f"{self.repo}@{self.revision}" if self.revision else self.repo
+        return text + (f":{self.quant}" if self.quant else "") + (f"/{self.inner}" if self.inner else "")
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether a GGUF file is meant, and not a folder."""
+        return bool(self.quant or self.inner)
 
     @property
     def ref(self) -> str:
@@ -46,20 +61,22 @@ class HubName:
 def hub_name(text: str) -> HubName | None:
     """The model that a source names: ``hf:ORG/NAME``, or ``ORG/NAME`` where no such path exists; each also @REVISION.
 
+    A GGUF file of it is named by its quantisation behind, ``:Q4_K_M``, or whole: ``hf:ORG/NAME/FILE.gguf``.
     None for what is, or looks like, a path or another name. Raises SourceError for what follows ``hf:`` and is no name.
     """
     given = text.removeprefix(SCHEME)
-    match = _NAME.fullmatch(given)
+    match = (_FILE.fullmatch(given) if text.startswith(SCHEME) else None) or _NAME.fullmatch(given)
     repo = match["repo"] if match else ""
     fits = match is not None and ".." not in given and "--" not in repo and not repo.endswith((".git", "."))
     fits = fits and len(repo) <= _LONGEST
     if text.startswith(SCHEME):
         if not fits or match is None:
             raise SourceError(f"{text} names no model of the hub; write hf:ORG/NAME or hf:ORG/NAME@REVISION")
-        return HubName(repo, match["revision"])
+        parts = match.groupdict("")
+        return HubName(repo, match["revision"], quant=parts.get("quant", ""), inner=parts.get("inner", ""))
     if match is None or not fits or "/" not in repo or os.path.lexists(text) or _is_file_name(repo):
         return None
-    return HubName(repo, match["revision"], plain=True)
+    return HubName(repo, match["revision"], plain=True, quant=match["quant"] or "")
 
 
 def _is_file_name(text: str) -> bool:
@@ -146,6 +163,7 @@ def folder_of_label(label: str) -> Path | None:
         not at
         or name is None
         or name["revision"]
+        or name["quant"]
         or not _COMMIT.fullmatch(commit)
         or ".." in inner.split("/")
     ):

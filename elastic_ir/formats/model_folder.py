@@ -207,6 +207,14 @@ class Awaited(Protocol):
     def layout(self) -> Layout: ...
 
     @property
+    def folder(self) -> Path:
+        """Where it lies as far as it is here."""
+
+    @property
+    def url(self) -> str:
+        """Where it lies, without credentials; nothing for a model of the hub, which is known by its name."""
+
+    @property
     def unfetched(self) -> str:
         """Why files beside the weights may be missing; nothing where none is."""
 
@@ -255,7 +263,9 @@ class CheckpointSource(Origin):
 
     @property
     def label(self) -> str:
-        """What records call it: see :func:`label_of`; a part of a whole by both names."""
+        """What records call it: its URL, or see :func:`label_of`; a part of a whole by both names."""
+        if self.awaited is not None and self.awaited.url:
+            return self.awaited.url
         known = self.whole is None or cached_model(self.folder) is not None
         return (
             label_of(self.folder)

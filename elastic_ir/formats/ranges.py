@@ -88,6 +88,9 @@ class Ranges(Protocol):
     def read(self, offset: int, size: int) -> bytes:
         """So many bytes; SourceError where they cannot be had."""
 
+    def check(self) -> None:
+        """SourceError where the file is another by now than it was when it was looked at."""
+
 
 @dataclass(frozen=True)
 class DistantTensor(FileTensor):
@@ -105,6 +108,30 @@ class DistantTensor(FileTensor):
         end = self.offset + nbytes(self)
         for at in range(self.offset, end, size):
             yield memoryview(self.ranges().read(at, min(size, end - at)))
+
+
+def lying_in(file: Ranges | None, data: FileTensor) -> FileTensor:
+    """A tensor as a range of a file elsewhere, if one is given."""
+    if file is None:
+        return data
+    return DistantTensor(data.path, data.offset, data.shape, data.dtype, crc=data.crc, file=file)
+
+
+def distant_files(data: TensorData) -> Iterator[Ranges]:
+    """The files elsewhere that a tensor, or a recipe over some, is read from."""
+    if isinstance(data, DistantTensor):
+        yield data.ranges()
+        return
+    for inner in getattr(data, "__dict__", {}).values():
+        if inner is not data and hasattr(inner, "chunks"):
+            yield from distant_files(inner)
+
+
+def check_distant(tensors: Iterable[TensorData]) -> None:
+    """SourceError where a file elsewhere that one of the tensors is read from was changed meanwhile."""
+    found = (file for data in tensors for file in distant_files(data))
+    for file in {id(file): file for file in found}.values():
+        file.check()
 
 
 def settled(data: TensorData) -> TensorData:
@@ -147,10 +174,13 @@ def write_parts(
     moves: list[_Move] = []
     distant: list[_Move] = []
     made: list[Part] = []
+    read: list[TensorData] = []
     size = 0
     for part in parts:
         length = len(part.data) if isinstance(part.data, bytes) else nbytes(part.data)
         size = max(size, part.at + length)
+        if not isinstance(part.data, bytes):
+            read.append(part.data)
         if isinstance(part.data, DistantTensor):
             _append(distant, _Move(part.data, part.data.offset, part.at, length))
         elif isinstance(part.data, FileTensor):
@@ -171,20 +201,28 @@ def write_parts(
             _move(target, blocks.popleft, (_within, _through), lambda block: told(block.size))
         if distant:
             _by_ranges(target, deque(piece for move in distant for piece in move.blocks(ASKED)), told)
+        check_distant(read)
         if os.fstat(target.fileno()).st_size < size:
             target.truncate(size)  # it ends with an empty tensor at an aligned place
 
 
 def stream_parts(parts: Iterable[Part], tell: Callable[[int], None]) -> Iterator[memoryview]:
-    """The bytes of parts that follow each other without a gap, in order; errors as :func:`write_parts` raises them."""
+    """The bytes of parts in the order of their places, with zeros between them; errors as of :func:`write_parts`."""
+    at = 0
+    read: list[TensorData] = []
     for part in parts:
+        if part.at > at:
+            yield memoryview(bytes(part.at - at))
+        at = part.at + (len(part.data) if isinstance(part.data, bytes) else nbytes(part.data))
         if isinstance(part.data, bytes):
             yield memoryview(part.data)
             continue
+        read.append(part.data)
         pieces = part.data.pieces(BUFFER) if isinstance(part.data, FileTensor) else part.data.chunks()
         for piece in _exactly(part.data, part.name, pieces):
             yield piece
             tell(len(piece))
+    check_distant(read)
 
 
 def _exactly(data: TensorData, name: str, pieces: Iterator[memoryview]) -> Iterator[memoryview]:

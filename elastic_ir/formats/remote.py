@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from elastic_ir.errors import ElasticError, SourceChangedError, SourceError, first_line
@@ -34,6 +35,11 @@ class RemoteFile:
     size: int
     tag: str  #: what changes with the content: an ETag, a checksum or a time; empty where the server states none
 
+    @property
+    def plain(self) -> str:
+        """The URL as it may be shown."""
+        return without_credentials(self.url)
+
     def read(self, offset: int, size: int) -> bytes:
         """A range of bytes; SourceError where it cannot be had, or is not as long as was asked for."""
         for attempt in range(_TRIES):
@@ -46,10 +52,42 @@ class RemoteFile:
                 time.sleep(_PAUSE * 2**attempt)
         if len(found) != size:
             raise SourceChangedError(
-                f"{self.url} gave {len(found)} bytes where {size} from byte {offset} on were asked for; it was "
+                f"{self.plain} gave {len(found)} bytes where {size} from byte {offset} on were asked for; it was "
                 "changed, or its server is at fault: download it"
             )
         return found
+
+    def fetch(self, path: Path, tell: Callable[[int, int], None] | None = None) -> None:
+        """Have all of it in a file here, as a stream; SourceError where it does not come whole, or was changed."""
+        for attempt in range(_TRIES):
+            try:
+                self._come(path, tell)
+                break
+            except SourceError:
+                if attempt == _TRIES - 1:
+                    raise
+                time.sleep(_PAUSE * 2**attempt)
+        came = path.stat().st_size
+        if came != self.size:
+            raise SourceChangedError(
+                f"{self.plain} came with {came} bytes where its server states {self.size}; it was changed, or its "
+                "server is at fault"
+            )
+        self.check()
+
+    def _come(self, path: Path, tell: Callable[[int, int], None] | None) -> None:
+        with in_one_line(self.url):
+            system, place = system_of(self.url)
+            from fsspec.callbacks import Callback
+
+            size = self.size
+
+            class Told(Callback):  # type: ignore[misc]  # fsspec has no types
+                def call(self, *_given: object, **_more: object) -> None:
+                    if tell is not None:
+                        tell(min(self.value, size), size)
+
+            system.get_file(place, str(path), callback=Told())
 
     def _asked(self, offset: int, size: int) -> bytes:
         with in_one_line(self.url):
@@ -67,7 +105,42 @@ class RemoteFile:
     def check(self) -> None:
         """SourceError where the file is another by now."""
         if file_at(self.url) != self:
-            raise SourceChangedError(f"{self.url} was changed after it was read; read it again")
+            raise SourceChangedError(f"{self.plain} was changed after it was read; read it again")
+
+
+def without_credentials(url: str) -> str:
+    """A URL that may be shown and written down: no user, no password, no query, as signed ones have."""
+    scheme, _, rest = url.partition("://")
+    place, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"
+
+
+def path_of(url: str) -> Path:
+    """A URL as a path at which nothing lies, with the name that its file would have here."""
+    return Path(without_credentials(url))
+
+
+def url_beside(url: str, name: str) -> str:
+    """The URL of another file of the same folder."""
+    whole, mark, query = url.partition("?") if _of_http(url) else (url, "", "")
+    return f"{whole.rpartition('/')[0]}/{name}{mark}{query}"
+
+
+def lying_beside(url: str, home: Path) -> Callable[[Path], RemoteFile | None]:
+    """What gives the file that a path in ``home`` stands for: the URL's own, or one of its folder.
+
+    None for a path at which a file lies. Raises SourceError where the URL's folder has no such file.
+    """
+    name = path_of(url).name
+    known: dict[Path, RemoteFile | None] = {}
+
+    def found(path: Path) -> RemoteFile | None:
+        if path not in known:
+            inner = path.relative_to(home).as_posix()
+            known[path] = None if path.exists() else file_at(url if inner == name else url_beside(url, inner))
+        return known[path]
+
+    return found
 
 
 def system_of(url: str) -> tuple[Any, str]:
@@ -90,9 +163,11 @@ def file_at(url: str) -> RemoteFile:
         system.invalidate_cache()
         info = system.info(path)
     if info.get("type") == "directory":
-        raise SourceError(f"{url} is a folder and no file")
+        raise SourceError(f"{without_credentials(url)} is a folder and no file")
     if not isinstance(info.get("size"), int):
-        raise SourceError(f"{url}: its server does not state its size; download it and give the file")
+        raise SourceError(
+            f"{without_credentials(url)}: its server does not state its size; download it and give the file"
+        )
     tags = (
         info.get(name) for name in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created", "updated")
     )
@@ -130,6 +205,11 @@ def exists(url: str) -> bool:
 @contextlib.contextmanager
 def in_one_line(url: str) -> Iterator[None]:
     """What goes wrong with a URL becomes a SourceError that says what to do."""
+    given, url = url, without_credentials(url)
+
+    def said(error: BaseException) -> str:
+        return first_line(error).replace(given, url)
+
     try:
         yield
     except ElasticError:
@@ -143,16 +223,17 @@ def in_one_line(url: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise SourceError(f"{url} does not exist") from error
     except PermissionError as error:
-        raise SourceError(f"{url}: access is refused ({first_line(error)}); see your credentials") from error
+        raise SourceError(f"{url}: access is refused ({said(error)}); see your credentials") from error
     except ValueError as error:
         if "range requests" in str(error):
             raise SourceError(
-                f"{url}: its server gives no ranges of bytes, so all of it would come; download it and give the file"
+                f"{url}: its server gives no ranges of bytes, so all of it would come; download it and give "
+                "the file"
             ) from error
         if "Protocol not known" not in str(error):
-            raise SourceError(f"{url} cannot be read: {first_line(error)}") from error
-        raise SourceError(f"{url}: fsspec knows no such scheme ({first_line(error)})") from error
+            raise SourceError(f"{url} cannot be read: {said(error)}") from error
+        raise SourceError(f"{url}: fsspec knows no such scheme ({said(error)})") from error
     except Exception as error:  # of the file system's own client
         raise SourceError(
-            f"{url} cannot be read: {type(error).__name__}: {first_line(error)}; see the address and the connection"
+            f"{url} cannot be read: {type(error).__name__}: {said(error)}; see the address and the connection"
         ) from error

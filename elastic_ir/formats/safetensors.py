@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from elastic_ir.errors import EmitError, SourceError
 from elastic_ir.formats import SAFETENSORS
+from elastic_ir.formats.distant import DistantFile
 from elastic_ir.formats.files import opened, parse_json, stamp_of
-from elastic_ir.formats.ranges import LARGE, PAGE, FileTensor, Part, write_parts
+from elastic_ir.formats.ranges import LARGE, PAGE, FileTensor, Part, lying_in, write_parts
 from elastic_ir.tensors.lazy import ITEM_SIZES, TensorData, nbytes, size_of
 
 if TYPE_CHECKING:
@@ -75,14 +76,21 @@ _DTYPES = {theirs: ours for ours, theirs in NAMES.items()}
 
 
 def read_safetensors(
-    path: str | os.PathLike[str], form: str = SAFETENSORS.suffixes[0]
+    path: str | os.PathLike[str], form: str = SAFETENSORS.suffixes[0], distant: DistantFile | None = None
 ) -> tuple[dict[str, FileTensor], dict[str, str]]:
     """The tensors, in the header's order and unread, and the metadata; ``form`` is what errors call the file.
+
+    ``distant`` is the file where it lies elsewhere, of which no more than the header is asked for.
 
     Raises SourceError: the file is missing, a folder, empty, truncated or longer than its header says, or the header
     is garbage, names an unknown dtype, or has offsets that overlap, leave gaps or do not fit the shapes.
     """
     path = Path(path)
+    if distant is not None:
+        size = distant.size
+        head = whole_head(lambda length: distant.read(0, min(length, size)))
+        tensors, metadata = read_head(head, size, path)
+        return {name: lying_in(distant, data) for name, data in tensors.items()}, metadata
     with opened(path, form) as file:
         status = os.fstat(file.fileno())
         size = status.st_size

@@ -20,6 +20,7 @@ from typing import Any
 
 from elastic_ir.errors import EmitError, SourceError
 from elastic_ir.formats import TICKET
+from elastic_ir.formats.distant import DistantFile
 from elastic_ir.formats.packed_masks import VERSION, StoredMask, mask_entry, packed_size, parse_index
 from elastic_ir.formats.ranges import FileTensor
 from elastic_ir.formats.safetensors import MAX_HEADER, read_safetensors, write_safetensors
@@ -77,14 +78,14 @@ class Ticket:
         return {name: Mask(mask.shape, mask.bits, mask.dtype) for name, mask in self.masks.items()}
 
 
-def read_ticket(path: str | os.PathLike[str]) -> Ticket:
-    """The weights and masks of a ticket file, unread.
+def read_ticket(path: str | os.PathLike[str], distant: DistantFile | None = None) -> Ticket:
+    """The weights and masks of a ticket file, unread; ``distant`` is the file where it lies elsewhere.
 
     Raises SourceError where the file is no ticket file, of a newer version, truncated, or its parts do not fit
     together; each names the weight.
     """
     path = Path(path)
-    stored, metadata = read_safetensors(path, TICKET.suffixes[0])
+    stored, metadata = read_safetensors(path, TICKET.suffixes[0], distant)
     if INDEX not in metadata:
         raise SourceError(f"{path} is not a ticket file: its metadata has no {INDEX!r}")
     index = parse_index(metadata[INDEX], "masked", "the ticket format", path)

@@ -25,10 +25,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from elastic_ir.errors import EmitError, SourceError
+from elastic_ir.formats.distant import DistantReader
 from elastic_ir.safety.limits import RECORD_BYTES, open_plain
 from elastic_ir.tensors.lazy import TensorData, nbytes
 
 _LOCAL = struct.Struct("<4s5H3I2H")  #: the header before a record of a zip
+_HEAD = 512  #: bytes from its beginning on that hold it, with the name and the filling of nearly any record
 _CHUNK = 1 << 20
 RECORDS = "elastic_ir/"  #: the folder of our records in a .pt's zip
 STEPS = f"{RECORDS}record.json"  #: the changes that led to a training's checkpoint, in the form of a folder's record
@@ -111,6 +113,8 @@ def places_of(file: BinaryIO, where: str, *, exported: bool = False) -> dict[str
     Raises SourceError as :func:`directory` does, and for a record whose bytes do not stand there as they are.
     """
     records, end = directory(file, where, exported=exported)
+    if isinstance(file, DistantReader):
+        file.expect((item.header_offset for item in records.values()), _HEAD)
     found = {name: _place(file, item, end, where) for name, item in records.items() if item.file_size}
     done, before = 0, ""
     for name, place in sorted(found.items(), key=lambda pair: pair[1].offset):
@@ -279,7 +283,7 @@ class _Summed:
     def __init__(self, data: TensorData, name: str) -> None:
         from elastic_ir.formats.ranges import BUFFER, FileTensor
 
-        self.name, self.shape, self.dtype, self.crc = name, data.shape, data.dtype, 0
+        self.data, self.name, self.shape, self.dtype, self.crc = data, name, data.shape, data.dtype, 0
         self.part: TensorData = self
         self.pieces = data.chunks
         if isinstance(data, FileTensor):

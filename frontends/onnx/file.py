@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING
 from elastic_ir.errors import SourceError, reason
 from elastic_ir.formats.files import stamp_of
 from elastic_ir.formats.protobuf import BYTES, Field, Pieces, TensorWalk, WireError, field
-from elastic_ir.formats.ranges import FileTensor
+from elastic_ir.formats.ranges import FileTensor, lying_in
 from elastic_ir.onnx_model import DTYPES, MARK, STATED, mark_of, tensors_of
 from elastic_ir.safety.limits import open_plain
 from elastic_ir.tensors.lazy import ITEM_SIZES, InlineData, TensorData
 
 if TYPE_CHECKING:
     import onnx
+
+    from elastic_ir.formats.distant import Elsewhere
 
 #: Tensors from this size on stay in the file; smaller ones may be shapes that shape inference has to see.
 LARGE = 2048
@@ -40,6 +42,7 @@ class OnnxFile:
     model: onnx.ModelProto
     tensors: dict[str, FileTensor] = default(default_factory=dict)  #: by the mark that stands for each
     size: int = 0
+    elsewhere: Elsewhere | None = None  #: what lies beside it, where that is not here
 
     def data(self, tensor: onnx.TensorProto, owner: str) -> TensorData | None:
         """A tensor of the model as a lazy one; None where torch has no such type (strings, four bits)."""
@@ -89,27 +92,28 @@ class OnnxFile:
         try:
             offset = int(entries.get("offset", "0"))
             length = int(entries.get("length", prod(shape) * ITEM_SIZES[dtype]))
-            status = path.stat()
+            distant = self.elsewhere(path) if self.elsewhere is not None else None
+            status = path.stat() if distant is None else None
         except ValueError as error:
             raise self._error(f"{owner} has a damaged place in {location} ({error})") from error
         except OSError as error:
             raise self._error(
                 f"the file {location} with the data of {owner} cannot be read: {reason(error)}"
             ) from error
-        if not path.is_file():
+        if distant is None and not path.is_file():
             raise self._error(f"{location}, with the data of {owner}, is not a regular file")
         if offset < 0 or length < 0:
             raise self._error(f"{owner} has a damaged place in {location} (offset {offset}, length {length})")
-        if offset + length > status.st_size:
-            raise self._error(
-                f"{location} has {status.st_size} bytes, and {owner} should end at {offset + length}"
-            )
+        size = status.st_size if status is not None else distant.size if distant is not None else 0
+        if offset + length > size:
+            raise self._error(f"{location} has {size} bytes, and {owner} should end at {offset + length}")
         self._check_size(shape, dtype, length, owner)
-        return FileTensor(path, offset, shape, dtype, stamp_of(status))
+        stamp = stamp_of(status) if status is not None else None
+        return lying_in(distant, FileTensor(path, offset, shape, dtype, stamp))
 
 
-def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
-    """Open an ONNX file without reading its weights.
+def read_onnx(path: str | os.PathLike[str], elsewhere: Elsewhere | None = None) -> OnnxFile:
+    """Open an ONNX file without reading its weights; ``elsewhere`` gives files beside it that are not here.
 
     Raises SourceError: missing, empty, truncated, or not an ONNX model.
     """
@@ -123,7 +127,7 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
             if status.st_size == 0:
                 raise SourceError(f"{path} is empty")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
-                opened = OnnxFile(path, onnx.ModelProto(), size=status.st_size)
+                opened = OnnxFile(path, onnx.ModelProto(), size=status.st_size, elsewhere=elsewhere)
                 small = _without_bytes(mapped, view, opened, stamp_of(status))
     except WireError as error:
         raise SourceError(f"{path.name} is not an ONNX model, or was cut short: {error}") from error

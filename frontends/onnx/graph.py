@@ -38,6 +38,8 @@ from elastic_ir.tensors.weights import Storage, Weight, Weights
 if TYPE_CHECKING:
     import onnx
 
+    from elastic_ir.formats.distant import Elsewhere
+
 _LONGEST = 600  #: characters of a message; a damaged file's names have thousands
 OLDEST_OPSET = 7  #: of the default domain; what onnxruntime still promises to run
 #: Which operand is the weight of a layer, by operator; of several only constant ones count.
@@ -64,13 +66,19 @@ _CARRIERS = {
 _SCALED: dict[str, tuple[int, ...]] = {"Mul": (0, 1), "Div": (0,)}
 
 
-def load_onnx(path: str | os.PathLike[str], input_shape: Sequence[Sequence[int]] | None = None) -> Graph:
+def load_onnx(
+    path: str | os.PathLike[str],
+    input_shape: Sequence[Sequence[int]] | None = None,
+    elsewhere: Elsewhere | None = None,
+) -> Graph:
     """Read an ONNX file into a graph; no weight is read. ``input_shape`` fills in open extents of the inputs.
+
+    ``elsewhere`` gives files with external data that are not here.
 
     Raises SourceError: not an ONNX model, an opset that is not known, a graph that is cyclic or has dangling names.
     """
     try:
-        opened = read_onnx(path)
+        opened = read_onnx(path, elsewhere)
         _check_versions(opened)
         check_limits(opened.model, opened.path.name)
         return _Reader(opened, input_shape).graph

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from tests.checkpoints.local_server import Reply, listening
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -50,7 +51,7 @@ class Hub:
 
 def _listed(name: str, content: bytes) -> dict[str, Any]:
     found: dict[str, Any] = {"rfilename": name, "size": len(content)}
-    if name.endswith((".safetensors", ".bin")):
+    if name.endswith((".safetensors", ".bin", ".gguf")):
         digest = hashlib.sha256(content).hexdigest()
         return {**found, "lfs": {"size": len(content), "sha256": digest, "pointerSize": 100}}
     return {**found, "blobId": _blob(content)}
@@ -65,83 +66,54 @@ def _etag(name: str, content: bytes) -> str:
     return str(listed["lfs"]["sha256"] if "lfs" in listed else listed["blobId"])
 
 
+def _answered(hub: Hub, path: str) -> Reply:
+    repo = "/".join(path.removeprefix("/api/models").split("/")[1:3])
+    if repo in hub.refused:
+        return _refused(*hub.refused[repo])
+    if repo not in hub.files:
+        return _refused(404, "RepoNotFound")
+    if path.startswith("/api/models/"):
+        if path.partition("/revision/")[2] not in ("main", COMMIT):
+            return _refused(404, "RevisionNotFound")
+        files = [_listed(name, content) for name, content in hub.files[repo].items()]
+        return Reply(json.dumps({"id": repo, "sha": COMMIT, "siblings": files}).encode())
+    name = path.partition("/resolve/")[2].partition("/")[2]
+    if name not in hub.files[repo]:
+        return _refused(404, "EntryNotFound")
+    listed = hub.files[repo][name]
+    headers = {"ETag": f'"{_etag(name, listed)}"', "X-Repo-Commit": COMMIT}
+    return Reply(hub.served.get(name, listed), headers=headers, ranged=True, broken=name in hub.broken)
+
+
+def _refused(status: int, code: str) -> Reply:
+    return Reply(status=status, headers={"X-Error-Code": code} if code else {})
+
+
 @contextmanager
 def running() -> Iterator[Hub]:
     """The server, in a thread of this process, until the block ends."""
     hub = Hub()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    def reply(method: str, path: str, span: str) -> Reply:
+        hub.asked.append((method, path, span))
+        return _answered(hub, path)
 
-        def log_message(self, *_given: object) -> None: ...
-
-        def do_HEAD(self) -> None:
-            self.answer(body=False)
-
-        def do_GET(self) -> None:
-            self.answer(body=True)
-
-        def refuse(self, status: int, code: str) -> None:
-            self.send_response(status)
-            if code:
-                self.send_header("X-Error-Code", code)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def answer(self, body: bool) -> None:
-            path = unquote(urlsplit(self.path).path)
-            span = self.headers.get("Range", "")
-            hub.asked.append((self.command, path, span))
-            api = path.startswith("/api/models/")
-            repo = "/".join(path.removeprefix("/api/models").split("/")[1:3])
-            if repo in hub.refused:
-                return self.refuse(*hub.refused[repo])
-            if repo not in hub.files:
-                return self.refuse(404, "RepoNotFound")
-            if api:
-                revision = path.partition("/revision/")[2]
-                if revision not in ("main", COMMIT):
-                    return self.refuse(404, "RevisionNotFound")
-                files = [_listed(name, content) for name, content in hub.files[repo].items()]
-                text = json.dumps({"id": repo, "sha": COMMIT, "siblings": files}).encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
-                return None
-            _, _, rest = path.partition("/resolve/")
-            name = rest.partition("/")[2]
-            if name not in hub.files[repo]:
-                return self.refuse(404, "EntryNotFound")
-            listed = hub.files[repo][name]
-            content = hub.served.get(name, listed)
-            first, last = 0, len(content) - 1
-            if span:
-                begin, _, end = span.removeprefix("bytes=").partition("-")
-                first, last = int(begin), min(int(end or last), last)
-            part = content[first : last + 1]
-            self.send_response(206 if span else 200)
-            self.send_header("ETag", f'"{_etag(name, listed)}"')
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("Accept-Ranges", "bytes")
-            if span:
-                self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
-            self.send_header("Content-Length", str(len(part)))
-            self.end_headers()
-            if body and name in hub.broken:
-                self.wfile.write(part[: len(part) // 2])
-                self.close_connection = True
-            elif body:
-                self.wfile.write(part)
-            return None
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with listening(reply) as url:
+        hub.url = url
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
+
+
+@contextmanager
+def fetched_from(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A running hub that everything asks, an empty cache, and another working folder, both in a folder."""
+    from huggingface_hub import constants
+
+    (folder / "work").mkdir()
+    monkeypatch.chdir(folder / "work")
+    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(folder / "cache"))
+    with running() as made:
+        monkeypatch.setenv("HF_ENDPOINT", made.url)
+        yield made

@@ -23,7 +23,7 @@ from elastic_ir.formats.ranges import AwaitedTensor, FileTensor, settled
 from elastic_ir.tensors.recipes import Scaled
 from tests.checkpoints.adapters.test_follow import adapter, check_layers, followed, lora
 from tests.checkpoints.folders import config, llama
-from tests.checkpoints.hub_server import COMMIT, Hub, running
+from tests.checkpoints.hub_server import COMMIT, Hub, fetched_from
 
 pytest.importorskip("huggingface_hub")
 REPO, LAYERS, PER_SHARD = "Qwen/Tiny", 12, 4
@@ -61,17 +61,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def hub(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A running hub that holds the repository, and a cache without anything; the working folder is another one."""
-    from huggingface_hub import constants
-
-    work = tmp_path / "work"
-    work.mkdir()
-    monkeypatch.chdir(work)
-    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-    with running() as made:
-        monkeypatch.setenv("HF_ENDPOINT", made.url)
+    with fetched_from(tmp_path, monkeypatch) as made:
         made.add(REPO, source)
         yield made
 
@@ -117,6 +107,12 @@ def cache(tmp_path: Path) -> dict[str, bytes]:
         ("a/b@refs/pr/1", HubName("a/b", "refs/pr/1", plain=True)),
         ("hf:gpt2", HubName("gpt2")),
         ("hf:a/model.bin", HubName("a/model.bin")),
+        ("a/b-GGUF:Q4_K_M", HubName("a/b-GGUF", plain=True, quant="Q4_K_M")),
+        ("hf:a/b@v1:Q8_0", HubName("a/b", "v1", quant="Q8_0")),
+        ("hf:a/b/sub/m.gguf", HubName("a/b", inner="sub/m.gguf")),
+        ("hf:a/b@refs/pr/1/m.gguf", HubName("a/b", "refs/pr/1", inner="m.gguf")),
+        ("a/b/m.gguf", None),
+        ("models/net.py:make", None),
         ("gpt2", None),
         ("runs/model.safetensors", None),
         ("runs/model.pt", None),
@@ -395,8 +391,8 @@ def test_without_the_library(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ({"m-Q4.gguf": b"GGUF"}, "hf download org/odd m-Q4.gguf"),
-        ({"model_index.json": b"{}"}, "is a pipeline of several networks"),
+        ({"m-Q4.gguf": b"GGUF"}, "holds GGUF files; say which is meant, as org/odd:Q4_K_M"),
+        ({"model_index.json": b"{}"}, "has no weights under the names"),
         ({"adapter_config.json": b"{}", "adapter_model.safetensors": b""}, "is an adapter"),
         ({"README.md": b""}, "has no weights under the names"),
     ],

@@ -24,7 +24,9 @@ PLAN = ("--plan", "0-3,1")
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    """What lies in a folder, but for what names the source."""
+    found = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {name: raw for name, raw in found.items() if name not in ("README.md", "elastic_ir.json")}
 
 
 @pytest.fixture
@@ -61,14 +63,28 @@ def in_memory(folder: Path) -> str:
 
 @pytest.mark.parametrize("kind", ["memory", "file", "http"])
 def test_a_folder_behind_a_url_is_streamed_as_a_local_one(
-    kind: str, source: Path, wanted: dict[str, bytes], tmp_path: Path, request: pytest.FixtureRequest
+    kind: str,
+    source: Path,
+    wanted: dict[str, bytes],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     urls = {"memory": lambda: in_memory(source), "file": lambda: f"file://{source}"}
     url = urls[kind]() if kind in urls else f"{request.getfixturevalue('server').url}/source"
     done = run("stretch", url, *PLAN, "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert tree(tmp_path / "out") == wanted
-    assert run("verify", tmp_path / "out", "--against", tmp_path / "local").exit_code == 0
+    record = json.loads((tmp_path / "out" / "elastic_ir.json").read_text())
+    assert record["history"][0]["sources"] == [url]
+    assert f"Made from `{url}`" in (tmp_path / "out" / "README.md").read_text()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").rename(tmp_path / "elsewhere" / "out")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    found = run("verify", tmp_path / "elsewhere" / "out")
+    assert found.exit_code == 0, found.output
+    assert f"{url} (found by the record)" in found.output
+    assert run("verify", tmp_path / "elsewhere" / "out", "--against", url).exit_code == 0
 
 
 def test_weights_are_asked_for_by_ranges_and_never_whole(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import elastic_ir as eir
 from elastic_ir.checkpoints.remote_target import save_remote
@@ -128,7 +129,8 @@ def test_options_of_folders_here(source: Path, more: tuple[str, ...]) -> None:
     assert f"{more[0]} is for folders that are written here, and -o is a URL" in done.output
 
 
-def test_only_folders_are_written_behind_urls(source: Path, tmp_path: Path) -> None:
-    done = run("stretch", source, "--plan", "0-3,1", "-o", "memory://b/out.safetensors")
+def test_what_is_no_folder_and_no_format(source: Path, tmp_path: Path) -> None:
+    save_file({f"a.{n}.weight": np.ones((2, 2)) for n in range(3)}, tmp_path / "m.safetensors")
+    done = run("stretch", tmp_path / "m.safetensors", "--to-units", "4", "-o", "memory://b/out.xyz")
     assert done.exit_code == 2
-    assert "behind a URL only a checkpoint folder is written" in done.output
+    assert "behind a URL a file is written, by its suffix, or a checkpoint folder" in done.output

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 import elastic_ir as eir
 from elastic_ir.cli.app import elastic_ir
+from elastic_ir.formats.torch_zip import places_of
 from elastic_ir.zoo import cifar_resnet
 from tests.checkpoints.folders import State, config, llama, run, write
 
@@ -143,3 +144,27 @@ def test_diff_of_files_lists_blocks_by_the_record(tmp_path: Path, monkeypatch: p
     eir.save(eir.trace(cifar_resnet(14, width=4)), "m.pt", check=False)
     eir.save(eir.stretch(eir.load("m.pt"), to_stages=(3, 2, 2)), "d.pt", check=False)
     assert "\nd.pt: layer1 2 is 1 of m.pt\n" in good("diff", "m.pt", "d.pt")
+
+
+def test_headers_of_two_pt_files_are_compared_without_torch(tmp_path: Path) -> None:
+    """Bare, and with the graph that ElasticIR writes; no tensor is read, so a checksum that is wrong is no matter."""
+    import torch
+
+    graph = eir.trace(cifar_resnet(20))
+    eir.save(graph, tmp_path / "ours.pt", check=False)
+    eir.save(eir.stretch(graph, to_depth=32), tmp_path / "deep.pt", check=False)
+    torch.save(torch.load(tmp_path / "ours.pt"), tmp_path / "bare.pt")
+    with (tmp_path / "bare.pt").open("r+b") as file:
+        file.seek(places_of(file, "bare.pt")["data/0"].offset)
+        file.write(b"\1\2\3\4")
+    for a, b, same in (("ours", "deep", False), ("ours", "bare", None)):
+        command = ["diff", f"{a}.pt", f"{b}.pt", "--headers", "--json"]
+        code = f"""
+import sys
+from elastic_ir.cli.app import elastic_ir
+elastic_ir.main({command!r}, standalone_mode=False)
+sys.exit("torch" in sys.modules)
+"""
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["same"] is same

@@ -31,11 +31,9 @@ def said(source: str | Path, **options: object) -> str:
         ),
         ("https://huggingface.co/Qwen/Qwen3-0.6B/tree/v1", "by its name: Qwen/Qwen3-0.6B@v1"),
         ("memory://nowhere/model.safetensors", "memory://nowhere/model.safetensors does not exist"),
-        (
-            "zz://bucket/model.gguf",
-            "only .safetensors and folders of them are streamed; download it and give the",
-        ),
-        ("zz://bucket/model.safetensors", "fsspec knows no such scheme"),
+        ("memory://nowhere/model.onnx", "memory://nowhere/model.onnx does not exist"),
+        ("zz://bucket/model.gguf", "fsspec knows no such scheme"),
+        ("https://huggingface.co/Qwen/Qwen3-0.6B/resolve/main/a.onnx", "by its name: Qwen/Qwen3-0.6B@main"),
         ("hf://Qwen/Qwen3-0.6B", "write hf:Qwen/Qwen3-0.6B"),
         (
             "huggingface:Qwen/Qwen3-0.6B",

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
-from elastic_ir.checkpoints.held import load_headers, steps_held
+from elastic_ir.checkpoints.held import Place, load_headers, steps_held
 from elastic_ir.checkpoints.record import Origin, Step
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import SourceError
@@ -59,7 +59,7 @@ class Change:
             raise SourceError(
                 f"{folder} is no folder of a model; give the one that stretch or squeeze has written"
             )
-        graph = load_headers(folder)
+        graph = load_headers(Place(folder))
         return Change.of_steps(graph, _from(steps_held(folder, graph), folder, base, trained_on), folder)
 
     @staticmethod

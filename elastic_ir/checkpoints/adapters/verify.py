@@ -29,7 +29,7 @@ def verify_adapter(
     """
     target, steps = _held(folder), read_record(folder)
     step = steps[-1] if steps else None
-    places = sources_of(folder, step, [Place(Path(path)) for path in against])
+    places = sources_of(Place(folder), step, [Place(Path(path)) for path in against])
     origins = [_held(place.path) for place in places]
     wanted = step.sources if step is not None else ()
     found = Verified(folder, tuple(place.path for place in places), wanted, len(target.tensors))

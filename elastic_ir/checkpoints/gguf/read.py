@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from math import lcm
 from pathlib import Path
 
@@ -14,7 +16,10 @@ from elastic_ir.discovery import discover
 from elastic_ir.discovery.signatures import shortest_period
 from elastic_ir.errors import PlanError, SourceError, StructureError
 from elastic_ir.formats import ReadOptions
-from elastic_ir.formats.gguf.parts import GgufSource, read_parts, stem_of
+from elastic_ir.formats.distant import Elsewhere
+from elastic_ir.formats.gguf.header import Header
+from elastic_ir.formats.gguf.parts import GgufSource, Tell, read_parts, stem_of
+from elastic_ir.formats.ranges import AwaitedTensor, FileTensor
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.numbering import DIGITS
 from elastic_ir.ir.structure import Structure
@@ -33,12 +38,23 @@ def read_gguf(path: Path, options: ReadOptions) -> Graph:
             f"{path} is read by its names and metadata, and no network is built of it; leave out --arch and "
             "--input-shape"
         )
-    return load_gguf(path)
+    return load_gguf(path, options.elsewhere, options.url)
 
 
-def load_gguf(path: Path) -> Graph:
-    """The graph of a model's file; see :func:`read_gguf`."""
-    source = GgufSource(read_parts(path))
+def load_gguf(
+    path: Path,
+    elsewhere: Elsewhere | None = None,
+    url: str = "",
+    fetch: Callable[[Tell | None], None] | None = None,
+) -> Graph:
+    """The graph of a model's file; see :func:`read_gguf`, and of what lies elsewhere :func:`read_parts`.
+
+    ``fetch`` has the files here that are not yet, before a tensor in them is read.
+    """
+    parts = read_parts(path, elsewhere)
+    if fetch is not None:
+        parts = tuple(_awaited(part, fetch) if part.file is not None else part for part in parts)
+    source = GgufSource(parts, url=url, fetch=fetch)
     tensors = source.tensors
     # by name, as folders are read: numbers then show the order of the layers, whatever the order in the file
     graph = graph_of_tensors(stem_of(path), {name: tensors[name] for name in sorted(tensors)})
@@ -48,6 +64,15 @@ def load_gguf(path: Path) -> Graph:
     source.learn_units = _refuse_open_units
     source.kinds = {stack.label: stack.kinds(shapes) for stack in Stack.all_of(graph)}
     return graph
+
+
+def _awaited(part: Header, fetch: Callable[[Tell | None], None]) -> Header:
+    """A part whose tensors are read from its file when that is here."""
+
+    def awaited(data: FileTensor) -> FileTensor:
+        return AwaitedTensor(data.path, data.offset, data.shape, data.dtype, fetch=lambda: fetch(None))
+
+    return replace(part, tensors={name: awaited(data) for name, data in part.tensors.items()})
 
 
 def _find_layers(graph: Graph, source: GgufSource) -> None:

@@ -31,7 +31,6 @@ from elastic_ir.formats.gguf.parts import (
     stem_of,
 )
 from elastic_ir.formats.gguf.writer import File, changed_entry, number_entry, text_entry
-from elastic_ir.formats.model_folder import label_of
 from elastic_ir.formats.ranges import PAGE, FileTensor
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.numbering import natural_key
@@ -256,5 +255,5 @@ def _step(graph: Graph, source: GgufSource, stacks: list[Stack]) -> Step:
     }
     names = graph.edits.sources
     plan = {stack.label: plan_text(stack, names) for stack in stacks}
-    files = tuple(label_of(one.path) for one in (source, *source.others))
+    files = tuple(one.label for one in (source, *source.others))
     return Step(__version__, files, plan, lineage, gone_from(source.tensors, lineage))

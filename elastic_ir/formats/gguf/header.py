@@ -17,9 +17,9 @@ from typing import BinaryIO
 
 from elastic_ir.errors import SourceError
 from elastic_ir.formats import GGUF
-from elastic_ir.formats.files import opened, stamp_of
+from elastic_ir.formats.distant import DistantFile, opened_anywhere, state_of
 from elastic_ir.formats.gguf.types import dtype_of
-from elastic_ir.formats.ranges import FileTensor
+from elastic_ir.formats.ranges import FileTensor, lying_in
 from elastic_ir.safety.limits import NAME_LENGTH
 from elastic_ir.tensors.lazy import BLOCK_SIZES, nbytes
 
@@ -41,6 +41,7 @@ _LEVELS = 8  #: lists in one another
 _KEPT = 128 << 10  #: bytes of an entry that is short
 _ALL_KEPT = 32 << 20  #: bytes of all short ones
 _WINDOW = 1 << 20  #: bytes of texts that are looked through at once
+_DISTANT_WINDOW = 1 << 16  #: of a file elsewhere, whose reader has what comes next as well
 _LENGTH = struct.Struct("<Q").unpack_from
 
 Value = bool | int | float | str | list[bool] | list[int] | list[float] | list[str]
@@ -87,7 +88,8 @@ class Header:
     tensors: Mapping[str, FileTensor]
     alignment: int
     start: int  #: where the tensors' bytes begin in the file
-    stamp: tuple[int, int, int]
+    stamp: tuple[int, int, int] | None
+    file: DistantFile | None = None  #: where it lies elsewhere
 
     def value(self, key: str) -> Value | None:
         """What an entry states; None where there is none, or it is long."""
@@ -115,31 +117,30 @@ class Header:
 
     def bytes_of(self, begin: int, end: int) -> FileTensor:
         """A range of the file, as it is."""
-        return FileTensor(self.path, begin, (end - begin,), "uint8", self.stamp)
+        return lying_in(self.file, FileTensor(self.path, begin, (end - begin,), "uint8", self.stamp))
 
     def read(self, entry: Entry) -> bytes:
         """An entry's whole value."""
         return b"".join(self.bytes_of(entry.at, entry.end).chunks())
 
 
-def read_header(path: str | os.PathLike[str]) -> Header:
-    """The header of a GGUF file; its tensors are unread.
+def read_header(path: str | os.PathLike[str], distant: DistantFile | None = None) -> Header:
+    """The header of a GGUF file; its tensors are unread. ``distant`` is the file where it lies elsewhere.
 
     Raises SourceError: the file is missing, a folder, empty or truncated, of another byte order or version, an entry or
     a tensor stands twice, a length or count does not fit the bytes, tensors overlap or leave gaps, a type is unknown.
     """
     path = Path(path)
-    with opened(path, GGUF.suffixes[0]) as file:
-        return _Reader(path, file).header()
+    with opened_anywhere(path, GGUF.suffixes[0], distant) as file:
+        return _Reader(path, file, distant).header()
 
 
 class _Reader:
     """A file, and how far it has been read."""
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self.path, self.file = path, file
-        status = os.fstat(file.fileno())
-        self.size, self.stamp = status.st_size, stamp_of(status)
+    def __init__(self, path: Path, file: BinaryIO, distant: DistantFile | None) -> None:
+        self.path, self.file, self.distant = path, file, distant
+        self.size, self.stamp = state_of(file)
         self.at = 0
         self.texts = 0
         self.kept = 0
@@ -163,7 +164,7 @@ class _Reader:
         infos = [self._info(alignment) for _ in range(tensor_count)]
         start = padded(self.at, alignment)
         tensors = self._placed(infos, alignment, start)
-        return Header(self.path, version, entries, tensors, alignment, start, self.stamp)
+        return Header(self.path, version, entries, tensors, alignment, start, self.stamp, self.distant)
 
     def _version(self) -> int:
         magic = self.file.read(4)
@@ -282,7 +283,7 @@ class _Reader:
         for _ in range(count):
             if at + 8 > end:
                 self.file.seek(at)
-                window, begin = self.file.read(_WINDOW), at
+                window, begin = self.file.read(_WINDOW if self.distant is None else _DISTANT_WINDOW), at
                 end = begin + len(window)
                 if end < at + 8:
                     raise SourceError(f"{where} is a list of {count} texts, and the file ends within it")
@@ -348,7 +349,8 @@ class _Reader:
         for name, shape, dtype, offset in infos:
             if name in found:
                 raise SourceError(f"{self.path} is damaged: the tensor {name!r} stands twice in its header")
-            data = found[name] = FileTensor(self.path, start + offset, shape, dtype, self.stamp)
+            data = FileTensor(self.path, start + offset, shape, dtype, self.stamp)
+            found[name] = data = lying_in(self.distant, data)
             spans.append((offset, offset + nbytes(data), name))
         done, before = 0, "the header"
         for begin, end, name in sorted(spans):

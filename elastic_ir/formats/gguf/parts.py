@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 from elastic_ir.errors import SourceError
 from elastic_ir.formats import GGUF
+from elastic_ir.formats.distant import Elsewhere
 from elastic_ir.formats.gguf.header import Header, Value, read_header
 from elastic_ir.formats.gguf.types import type_name
+from elastic_ir.formats.model_folder import label_of
 from elastic_ir.formats.ranges import FileTensor
 from elastic_ir.ir.info import Origin
 from elastic_ir.tensors.lazy import nbytes
@@ -20,6 +22,8 @@ ARCHITECTURE = "general.architecture"
 NUMBER, COUNT, TENSOR_COUNT = "split.no", "split.count", "split.tensors.count"
 SPLIT = (NUMBER, COUNT, TENSOR_COUNT)
 _PART = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]{5,})-of-(?P<count>[0-9]{5,})", re.DOTALL)
+
+Tell: TypeAlias = "Callable[[int, int], None]"
 
 
 @dataclass(eq=False)
@@ -34,6 +38,9 @@ class GgufSource(Origin):
     kinds: dict[str, tuple[int, ...]] = field(default_factory=dict)
     #: the further files that layers come from, in the order of their numbers from 1 on
     others: tuple[GgufSource, ...] = field(default=(), kw_only=True)
+    url: str = field(default="", kw_only=True)  #: where it lies, without credentials; empty for a file here
+    #: has its files here that are not yet, and is told bytes done and in all; for a model of the hub
+    fetch: Callable[[Tell | None], None] | None = field(default=None, kw_only=True)
 
     @property
     def head(self) -> Header:
@@ -43,6 +50,11 @@ class GgufSource(Origin):
     @property
     def path(self) -> Path:
         return self.head.path
+
+    @property
+    def label(self) -> str:
+        """What records call it: see :func:`elastic_ir.formats.model_folder.label_of`; by its URL if it has one."""
+        return self.url or label_of(self.path)
 
     @property
     def architecture(self) -> str:
@@ -86,13 +98,35 @@ def part_name(stem: str, number: int, count: int, suffix: str = GGUF.suffixes[0]
     return f"{stem}-{number + 1:05}-of-{count:05}{suffix}" if count > 1 else f"{stem}{suffix}"
 
 
-def read_parts(path: Path) -> tuple[Header, ...]:
+def first_parts(names: Iterable[str]) -> list[str]:
+    """Of the names of GGUF files those that are one model each: of parts the first."""
+    numbers = ((name, _PART.fullmatch(name.rpartition(".")[0])) for name in names)
+    return sorted(name for name, match in numbers if match is None or int(match["number"]) == 1)
+
+
+def parts_of(name: str, names: Iterable[str]) -> list[str]:
+    """The names of a model's files among others, the first or only one's first."""
+    match = _PART.fullmatch(name.rpartition(".")[0])
+    if match is None:
+        return [name]
+    numbered = ((other, _PART.fullmatch(other.rpartition(".")[0])) for other in names)
+    return sorted(
+        other
+        for other, found in numbered
+        if found and found.group("stem", "count") == match.group("stem", "count")
+    )
+
+
+def read_parts(path: Path, elsewhere: Elsewhere | None = None) -> tuple[Header, ...]:
     """The headers of all files of a model, by its first or only one.
+
+    ``elsewhere`` gives the file that a path stands for where that is not here; None for one that is.
 
     Raises SourceError as :func:`read_header` does, and where a part is given that is not the first, where one is
     missing, of another model, or holds a tensor that another holds too.
     """
-    head = read_header(path)
+    found = elsewhere or (lambda path: None)
+    head = read_header(path, found(path))
     count = head.count(COUNT) or 1
     if count == 1:
         return (head,)
@@ -114,9 +148,10 @@ def read_parts(path: Path) -> tuple[Header, ...]:
     parts, held = [head], dict.fromkeys(head.tensors, path.name)
     for at in range(1, count):
         other = called(at)
-        if not other.exists():
+        distant = found(other)
+        if distant is None and not other.exists():
             raise SourceError(f"{path} is the first of {count} parts, and {other.name} is not beside it")
-        part = read_header(other)
+        part = read_header(other, distant)
         if part.count(NUMBER) != at or part.count(COUNT) != count:
             raise SourceError(
                 f"{other} is not part {at + 1} of {count} by its metadata ({NUMBER} = {part.count(NUMBER)}, {COUNT} = "

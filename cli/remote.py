@@ -1,0 +1,80 @@
+"""Writing results behind URLs, or showing what would be written there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from elastic_ir.cli import output, tables
+from elastic_ir.cli.app import FORCE, given
+from elastic_ir.cli.streamed import fetch_gguf, lineage, show_files, show_gguf_plan
+
+if TYPE_CHECKING:
+    from elastic_ir.checkpoints.oracle.comparison import Compared
+    from elastic_ir.cli.resize import Wanted
+    from elastic_ir.ir.graph import Graph
+
+
+def write_folder(graph: Graph, url: str, wanted: Wanted) -> dict[str, Any]:
+    """Write a folder that was read by its headers behind a URL, or print what would be written; as data, what was."""
+    from elastic_ir.checkpoints.remote_target import save_remote
+    from elastic_ir.checkpoints.write import SHARD_SIZE, plan_checkpoint
+
+    shard_size = wanted.shard_size or SHARD_SIZE
+    plan = plan_checkpoint(graph, shard_size, url)
+    size = sum(plan.files.values())
+    if wanted.dry_run:
+        plan = plan.settled()
+        tables.show_table(lineage(graph))
+        show_files(plan.files)
+        tables.show_facts([("dry run", f"would write {url} ({tables.file_size(size)})")])
+        return {"would_write": url}
+    if plan.adapters:
+        tables.show_facts(plan.adapters)
+    found: list[Compared] = []
+    with tables.transfer(f"writing {url}") as tell:
+        save_remote(
+            graph,
+            url,
+            shard_size=shard_size,
+            check=not wanted.no_check,
+            tell=tell,
+            tell_compared=found.append,
+        )
+    tables.show_facts([("compared", str(one)) for one in found])
+    return _wrote({url: size})
+
+
+def write_file(graph: Graph, url: str, wanted: Wanted) -> dict[str, Any]:
+    """Write a file behind a URL, or print what would be written; as data, what was."""
+    from elastic_ir.checkpoints.remote_target import save_remote_file, save_remote_gguf
+    from elastic_ir.formats import GGUF
+    from elastic_ir.formats.remote import path_of
+
+    name = path_of(url)
+    if GGUF.names(name) and graph.origin.streamed:
+        plan = show_gguf_plan(graph, name, wanted)
+        if wanted.dry_run:
+            size = tables.file_size(sum(plan.sizes.values()))
+            tables.show_facts([("dry run", f"would write {url} ({size})")])
+            return {"would_write": url}
+        fetch_gguf(graph)
+        with tables.transfer(f"writing {url}") as tell:
+            return _wrote(save_remote_gguf(plan, url, given(FORCE), tell))
+    if wanted.dry_run:
+        tables.show_facts([("dry run", f"would write {url}")])
+        return {"would_write": url}
+
+    def write(path: Path) -> list[Path]:
+        return output.save(graph, path, check=not wanted.no_check)
+
+    with tables.transfer(f"writing {url}") as tell:
+        made = save_remote_file(url, write, given(FORCE), tell)
+    output.show_written(graph, [])
+    return _wrote(made)
+
+
+def _wrote(sizes: Mapping[str, int]) -> dict[str, Any]:
+    tables.show_facts([("wrote", f"{url} ({tables.file_size(size)})") for url, size in sizes.items()])
+    return {"wrote": [{"path": url, "bytes": size} for url, size in sizes.items()], "would_write": None}
