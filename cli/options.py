@@ -240,8 +240,11 @@ class Reading(Options):
             from elastic_ir.formats.remote import is_url
 
             return behind_url(source) is None if is_url(source) else is_hub_folder(source)
+        from elastic_ir.formats import ACCELERATE, folder_format
         from elastic_ir.formats.model_folder import is_checkpoint, is_compound
 
+        if folder_format(Path(source)) is ACCELERATE:
+            return False
         return is_checkpoint(Path(source)) or is_compound(Path(source))
 
     def refuse_absent(self, *sources: str | None) -> None:

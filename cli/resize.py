@@ -359,7 +359,12 @@ def _put(
         put = write_folder if streamed else write_file
         output.say_change(source, before, after, [], out, **put(after, wanted.out, wanted))
         return
-    if wanted.with_optimizer and before is not None and not wanted.dry_run:
+    training = wanted.with_optimizer
+    if before is not None and before.is_program and Path(source).is_dir():
+        from elastic_ir.cli.training_file import is_training_folder
+
+        training = is_training_folder(source) and not writable(out)
+    if training and before is not None and not wanted.dry_run:
         from elastic_ir.cli.training_file import write_training
 
         written = write_training(source, before, after, out, key, check=not wanted.no_check)

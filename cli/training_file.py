@@ -11,7 +11,7 @@ import click
 from elastic_ir.cli import output, tables
 from elastic_ir.cli.kinds import is_remote
 from elastic_ir.errors import OutputError
-from elastic_ir.formats import PYTORCH
+from elastic_ir.formats import ACCELERATE, PYTORCH, folder_format
 
 if TYPE_CHECKING:
     from elastic_ir.ir.graph import Graph
@@ -24,12 +24,17 @@ def is_training_file(path: Path) -> bool:
     return PYTORCH.names(path) or path.suffix in _OTHERS
 
 
+def is_training_folder(source: str) -> bool:
+    """Whether a source is a folder of Accelerate's; a graph over an architecture does not know that it is of one."""
+    return folder_format(Path(source)) is ACCELERATE
+
+
 def check(source: str, out: str | None) -> None:
     """A usage error unless source and result may be training checkpoints of ``torch.save``."""
     if os.path.isdir(source) or not os.path.exists(source) or not is_training_file(Path(source)):
         raise click.UsageError(
             "--with-optimizer is for training checkpoints of torch.save (.pt, .pth, .ckpt); folders of "
-            "torch.distributed.checkpoint carry their optimizer without it"
+            "torch.distributed.checkpoint and of Accelerate carry their optimizer without it"
         )
     if out is not None and is_remote(out):
         raise click.UsageError("--with-optimizer writes a file here, and -o is a URL")

@@ -299,14 +299,23 @@ def save_training(
 ) -> list[Path]:
     """Write a training checkpoint in the layout of its source: weights, optimizers and averages follow, the rest stays.
 
-    ``source`` is the file of ``torch.save`` that ``before`` was read from and ``graph`` made of; ``key`` names its
-    network where it holds several. What became of its parts stands in ``graph.emitted.beside``. With ``check`` a
-    network that was traced is run first. Raises SourceError for a file of more than tensors and plain data, EmitError
-    for an optimizer that does not fit, OutputError for masks, which have no place in such a file.
+    ``source`` is the file of ``torch.save``, or the folder of Accelerate's, that ``before`` was read from and ``graph``
+    made of; ``key`` names its network where it holds several. What became of its parts stands in
+    ``graph.emitted.beside``. With ``check`` a network that was traced is run first. Raises SourceError for a file of
+    more than tensors and plain data, EmitError for an optimizer that does not fit, OutputError for masks, which have no
+    place in such a file.
     """
     from elastic_ir.emit.training_file import parameter_names, save_training_file
     from elastic_ir.frontends.training_state import read_training_state
 
+    if Path(source).is_dir():
+        from elastic_ir.checkpoints.training_folder import training_folder
+        from elastic_ir.emit.training_folder import save_training_folder
+
+        folder = training_folder(Path(source), key)
+        if check and graph.is_program:
+            graph.to_module()
+        return save_training_folder(graph, Path(path), folder, before)
     state = read_training_state(source, key)
     if check and graph.is_program:
         graph.to_module()

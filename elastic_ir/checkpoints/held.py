@@ -15,6 +15,7 @@ from elastic_ir.checkpoints.gguf.record import read_steps
 from elastic_ir.checkpoints.read import inside, load_checkpoint, masks_beside
 from elastic_ir.checkpoints.record import Step, read_record
 from elastic_ir.checkpoints.stacks import Stack
+from elastic_ir.checkpoints.training_folder import load_training_folder
 from elastic_ir.errors import SourceError
 from elastic_ir.formats import GGUF, format_of
 from elastic_ir.formats.adapter_folder import is_adapter
@@ -38,6 +39,7 @@ from elastic_ir.formats.remote import (
     url_beside,
     without_credentials,
 )
+from elastic_ir.formats.training_folder import is_training_folder
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.numbering import DIGITS
 from elastic_ir.tensors.lazy import Mask, TensorData
@@ -144,6 +146,8 @@ def load_headers(place: Place, like: Graph | None = None, key: str | None = None
         return load_gguf(path)
     if is_dcp(path):
         return graph_of(load_source(path, key))
+    if is_training_folder(path):
+        return load_training_folder(path, key)
     origin = like.origin if like is not None else None
     variant = origin.layout.variant if isinstance(origin, CheckpointSource) else ""
     return load_checkpoint(path, place.awaited, variant or None)
@@ -162,6 +166,8 @@ def configuration_of(path: Path) -> str:
     """What a checkpoint's statement of its network is called."""
     if _is_gguf(path):
         return "metadata"
+    if is_training_folder(path):
+        return path.name
     return METADATA if is_dcp(path) else layout_of(path).config
 
 
@@ -172,9 +178,8 @@ def sources_of(own: Place, step: Step | None, against: list[Place]) -> tuple[Pla
     path = own.path
     file = _is_gguf(path)
     what, record = ("file", GGUF_RECORD) if file else ("folder", RECORD)
-    usable = (
-        _is_gguf if file else is_dcp if is_dcp(path) else is_adapter if is_adapter(path) else is_checkpoint
-    )
+    folders = (is_dcp, is_training_folder, is_adapter)
+    usable = _is_gguf if file else next((holds for holds in folders if holds(path)), is_checkpoint)
     for place in against:
         other = place.path
         if place.awaited is None and not usable(other):
@@ -183,7 +188,7 @@ def sources_of(own: Place, step: Step | None, against: list[Place]) -> tuple[Pla
                 if file
                 else "an adapter's folder"
                 if usable is is_adapter
-                else f"a folder of a {'training ' * is_dcp(path)}checkpoint's weights"
+                else f"a folder of a {'training ' * (usable in folders[:2])}checkpoint's weights"
             )
             raise SourceError(f"{place.label} is not {wanted}")
         if place.label == own.label or other.resolve() == path.resolve():

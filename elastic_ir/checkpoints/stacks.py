@@ -107,3 +107,18 @@ def first_places(names: Iterable[str], stacks: Sequence[Stack]) -> dict[str, int
         if layer is not None:
             first.setdefault(layer[0], place)
     return first
+
+
+def in_module_order(origins: Mapping[str, str], names: Sequence[str], stacks: Sequence[Stack]) -> list[str]:
+    """The target's names as its module would list them: as the source has ``names``, layers by their new numbers.
+
+    ``origins`` has the name in the source of each.
+    """
+    place = {name: number for number, name in enumerate(names)}
+    first = first_places(place, stacks)
+
+    def key(name: str) -> tuple[int, int, int]:
+        layer, own = layer_of(name, stacks), place[origins[name]]
+        return (own, 0, 0) if layer is None else (first.get(layer[0], own), layer[1], own)
+
+    return sorted(origins, key=key)

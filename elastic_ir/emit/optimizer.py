@@ -12,11 +12,14 @@ from elastic_ir.tensors.recipes import Recipe, carried
 from elastic_ir.tensors.weights import Weight
 
 
-def remap_optimizer_state(graph: Graph, state: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def remap_optimizer_state(
+    graph: Graph, state: Mapping[str, Any], names: Sequence[str], order: Sequence[str] | None = None
+) -> dict[str, Any]:
     """An optimizer's ``state_dict()`` for the target's parameters.
 
     ``names`` are the source's parameter names in the order of the optimizer's parameters. Each group's parameters
-    come out in the order of the target's ``named_parameters()``; a clone gets copies of its source's moments, and
+    come out in the order of the target's ``named_parameters()``, which ``order`` states where the graph does not have
+    it; a clone gets copies of its source's moments, and
     moments are zero where the parameter's mask is 0, so that they cannot revive what is pruned. Raises EmitError
     where names and state do not fit.
     """
@@ -37,7 +40,8 @@ def remap_optimizer_state(graph: Graph, state: Mapping[str, Any], names: Sequenc
     source_of: dict[str, str] = {}
     seen: set[int] = set()
     # an ONNX file lists its weights in any order, and no module has every order
-    ordered = module_order(graph.weights) if graph.info.frontend == "onnx" else list(graph.weights)
+    module = module_order(graph.weights) if graph.info.frontend == "onnx" else list(graph.weights)
+    ordered = module if order is None else list(order)
     for name in ordered:
         weight = graph.weights[name]
         if weight.is_parameter and id(weight.storage) not in seen:
@@ -55,7 +59,7 @@ def remap_optimizer_state(graph: Graph, state: Mapping[str, Any], names: Sequenc
                 f"{name!r} is not a parameter of the source network, which is the one that was traced or loaded; "
                 "to start from a later one, trace its module"
             )
-    order = {name: place for place, name in enumerate(ordered)}
+    places = {name: place for place, name in enumerate(ordered)}
     fresh_state: dict[int, Any] = {}
     fresh_groups = []
     count = 0
@@ -63,7 +67,7 @@ def remap_optimizer_state(graph: Graph, state: Mapping[str, Any], names: Sequenc
         own = set(group["params"])
         targets = sorted(
             (target for name in names if index_of[name] in own for target in sources.get(name, ())),
-            key=order.__getitem__,
+            key=places.__getitem__,
         )
         fresh = {key: value for key, value in group.items() if key not in ("params", "param_names")}
         fresh["params"] = list(range(count, count + len(targets)))

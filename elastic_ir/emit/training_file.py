@@ -8,6 +8,7 @@ parameters; a table of the same names and shapes (an average of the weights) fol
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from elastic_ir.checkpoints.record import Step, record_text
 from elastic_ir.emit.optimizer import remap_optimizer_state
+from elastic_ir.emit.parameter_order import names_of_groups, order_of_targets
 from elastic_ir.errors import EmitError, OutputError
 from elastic_ir.formats.files import atomic_output
 from elastic_ir.formats.torch_zip import STEPS, append_zip_records
@@ -68,7 +70,7 @@ def save_training_file(
     for key in at:
         table = table[key]
     prefix = _prefix(graph, table)
-    writer = _Writer(graph, tuple(at), table, prefix, names)
+    writer = Rebuilder(graph, tuple(at), table, prefix, names)
     fresh = writer.rebuilt(found, ())
     if not writer.followed.optimizers:
         raise EmitError("the source holds no optimizer (a dictionary with state and param_groups)")
@@ -104,15 +106,24 @@ def _prefix(graph: Graph, table: Mapping[str, Any]) -> str:
     raise EmitError(f"the checkpoint has no {missing!r} under one prefix, so its names cannot be kept")
 
 
-class _Writer:
-    """The tree of a checkpoint made anew, and what followed."""
+class Rebuilder:
+    """The tree of a checkpoint made anew, and what followed.
+
+    ``table`` is the network's, at the keys ``at``; ``names`` are the parameters without the ``prefix`` that it has
+    before them, in the network's order if they are ``ordered``.
+    """
 
     def __init__(
-        self, graph: Graph, at: tuple[str, ...], table: Mapping[str, Any], prefix: str, names: Sequence[str]
-    ) -> None:
+        self, graph: Graph, at: tuple[str, ...], table: Mapping[str, Any], prefix: str, names: Sequence[str],
+        ordered: bool = True,
+    ) -> None:  # fmt: skip
         self.graph, self.at, self.table, self.prefix, self.names = graph, at, table, prefix, names
+        self.ordered = ordered
         self.followed = Followed()
         self._forms = {name: tuple(tensor.shape) for name, tensor in table.items()}
+        self._parameters = {
+            name: self._forms[prefix + name] for name in names if prefix + name in self._forms
+        }
 
     def rebuilt(self, item: Any, path: Keys) -> Any:
         """An item of the tree as it is written; what no part of the network is in is the item itself."""
@@ -127,6 +138,9 @@ class _Writer:
                 return self._average(item, _shown(path))
             return {key: self.rebuilt(value, (*path, key)) for key, value in item.items()}
         if isinstance(item, list):
+            if self._is_listed_average(item):
+                self.followed.averages.append(_shown(path))
+                return self._listed_average(item, _shown(path))
             return [self.rebuilt(value, (*path, place)) for place, value in enumerate(item)]
         if path[0] not in self.followed.kept:
             self.followed.kept.append(str(path[0]))
@@ -139,32 +153,64 @@ class _Writer:
         return {**made, **beside}  # a count of averages, say, that is no part of the network
 
     def _is_average(self, item: Mapping[Any, Any]) -> bool:
-        """Whether a table has the network's names and shapes: an average of its weights."""
-        return len(item) == len(self._forms) and all(
-            tuple(getattr(tensor, "shape", (-1,))) == self._forms.get(name) for name, tensor in item.items()
-        )
+        """Whether a table has the network's names and shapes, buffers or not: an average of its weights."""
+        return (
+            {self.prefix + name for name in self.names} <= item.keys() <= self._forms.keys()
+            and all(_shape(tensor) == self._forms[name] for name, tensor in item.items())
+        )  # fmt: skip
 
     def _average(self, item: Mapping[str, torch.Tensor], where: str) -> dict[str, Any]:
-        made = {}
-        for name, weight in self.graph.weights.items():
-            if not weight.persistent:
-                continue
-            if isinstance(weight.storage.data, Recipe) or weight.source:
-                raise EmitError(f"{name} is computed, or of another network, and what {where} has cannot be")
-            made[self.prefix + name] = item[self.prefix + weight.origin].clone()
-        return made
+        return {
+            self.prefix + name: item[self.prefix + weight.origin].clone()
+            for name, weight in self.graph.weights.items()
+            if weight.persistent and self.prefix + weight.origin in item and self._is_copied(name, where)
+        }
+
+    def _is_listed_average(self, item: Sequence[Any]) -> bool:
+        """Whether a list has the parameters' shapes, as averages that go by the parameters' places have."""
+        shapes = [_shape(one) for one in item]
+        wanted = list(self._parameters.values())
+        return len(wanted) > 1 and (shapes == wanted if self.ordered else Counter(shapes) == Counter(wanted))
+
+    def _listed_average(self, item: Sequence[torch.Tensor], where: str) -> list[torch.Tensor]:
+        shapes = [_shape(one) for one in item]
+        names = names_of_groups([shapes], self._parameters, self.ordered, self.graph, where)
+        held = dict(zip(names[0], item, strict=True))
+        return [
+            held[self.graph.weights[name].origin].clone()
+            for name in order_of_targets(self.graph, names)
+            if self._is_copied(name, where)
+        ]
+
+    def _is_copied(self, name: str, where: str) -> bool:
+        """True for a tensor that is its source's; EmitError for any other, whose average is not known."""
+        weight = self.graph.weights[name]
+        if isinstance(weight.storage.data, Recipe) or weight.source:
+            raise EmitError(f"{name} is computed, or of another network, and what {where} has cannot be")
+        return True
 
     def _optimizer(self, item: Mapping[str, Any], where: str) -> dict[str, Any]:
         """An optimizer's state for the changed network; parameters are listed by numbers, or by names."""
         groups = item["param_groups"]
         listed = [one for group in groups for one in group["params"]]
         by_name = any(isinstance(one, str) for one in listed)
-        names = [self._named(one, where) for one in listed] if by_name else self._in_order(groups, where)
+        order: Sequence[str] | None = None
+        if by_name:
+            names = [self._named(one, where) for one in listed]
+        elif all("param_names" in group for group in groups):
+            names = [self._named(name, where) for group in groups for name in group["param_names"]]
+        else:
+            shapes = [
+                [_moments_shape(item["state"].get(one, {})) for one in group["params"]] for group in groups
+            ]
+            found = names_of_groups(shapes, self._parameters, self.ordered, self.graph, where)
+            names = [name for group in found for name in group]
+            order = None if self.ordered else order_of_targets(self.graph, found)
         self._compare(item["state"], listed, names, where)
         waiting = iter(names)
         named = [{**group, "param_names": [next(waiting) for _ in group["params"]]} for group in groups]
         try:
-            moved = remap_optimizer_state(self.graph, {**item, "param_groups": named}, names)
+            moved = remap_optimizer_state(self.graph, {**item, "param_groups": named}, names, order)
         except EmitError as error:
             raise EmitError(f"{where}: {error}") from error
         called: dict[int, str] = {}
@@ -186,19 +232,6 @@ class _Writer:
             return name
         raise EmitError(f"{where}: {name!r} is no parameter of the network")
 
-    def _in_order(self, groups: Sequence[Mapping[str, Any]], where: str) -> list[str]:
-        """The names of parameters that are listed by numbers: as the groups state them, or all in their order."""
-        if all("param_names" in group for group in groups):
-            return [self._named(name, where) for group in groups for name in group["param_names"]]
-        count = sum(len(group["params"]) for group in groups)
-        if len(groups) > 1 or count != len(self.names):
-            what = f"{len(groups)} groups" if len(groups) > 1 else f"{count} of {len(self.names)} parameters"
-            raise EmitError(
-                f"{where} has {what} by numbers alone, so which parameter is which is not known; save an optimizer "
-                "of named parameters, or move its state from Python by remap_optimizer_state, which is told the names"
-            )
-        return list(self.names)
-
     def _compare(
         self, state: Mapping[Any, Any], listed: Sequence[Any], names: Sequence[str], where: str
     ) -> None:
@@ -218,3 +251,16 @@ class _Writer:
 
 def _shown(path: Keys) -> str:
     return ".".join(map(str, path))
+
+
+def _shape(item: Any) -> tuple[int, ...]:
+    """The shape of a tensor; one that no tensor has for anything else."""
+    return tuple(getattr(item, "shape", (-1,)))
+
+
+def _moments_shape(moments: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """The shape of the parameter that some moments are of; None where they are of several shapes, or there are none."""
+    shapes = {
+        _shape(moment) for kind, moment in moments.items() if kind != "step" and hasattr(moment, "shape")
+    }
+    return shapes.pop() if len(shapes) == 1 else None

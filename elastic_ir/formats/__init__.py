@@ -131,6 +131,19 @@ DCP = Format(
 )  # fmt: skip
 
 
+def _is_training_folder(path: Path) -> bool:
+    from elastic_ir.formats.training_folder import is_training_folder
+
+    return is_training_folder(path)
+
+
+#: What Accelerate's ``save_state`` leaves of a training.
+ACCELERATE = Format(
+    "accelerate", (), "elastic_ir.checkpoints.training_folder:read_training_folder",
+    "elastic_ir.emit.training_folder:write_training_folder", several=True, holds=_is_training_folder,
+)  # fmt: skip
+
+
 def _has_shards(path: Path) -> bool:
     from elastic_ir.formats.dcp.shards import holds_shards
 
@@ -145,7 +158,7 @@ FOLDER = Format("folder", (), "elastic_ir.frontends.sources:read_folder", "elast
 #: Our own formats of files, in the order in which messages list them.
 OWN = (PYTORCH, SAFETENSORS, ONNX, TICKET, EXPORTED, GGUF, PYTHON)
 #: Our own formats of folders, in the order in which they are asked; the last one is every other folder's.
-FOLDERS = (DCP, SHARDS, FOLDER)
+FOLDERS = (DCP, ACCELERATE, SHARDS, FOLDER)
 _registered: list[Format] = []
 
 

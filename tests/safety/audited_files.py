@@ -228,6 +228,14 @@ def files_of_ranks(folder: Path) -> Path:
     return folder / "ranks"
 
 
+def accelerate(folder: Path) -> Read:
+    """A folder of Accelerate's ``save_state``."""
+    from tests.checkpoints.accelerate_folders import save_plain
+    from tests.checkpoints.dcp_folders import trained
+
+    return read(save_plain(folder / "state", *trained()))
+
+
 def distributed_gadget(folder: Path) -> Read:
     """One whose metadata would call a function."""
     path = distributed(folder)
@@ -268,6 +276,7 @@ ORDINARY: dict[str, Callable[[Path], Read]] = {
     "slices": slices,
     "study": study,
     "distributed checkpoint": lambda folder: read(distributed(folder)),
+    "folder of Accelerate": accelerate,
     "files of ranks": lambda folder: read(files_of_ranks(folder)),
     "adapter": adapter,
 }

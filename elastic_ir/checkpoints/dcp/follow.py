@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from elastic_ir.checkpoints.dcp.read import of_optimizer, optimizer_roots, tables_of
-from elastic_ir.checkpoints.stacks import Stack, first_places, layer_of
+from elastic_ir.checkpoints.stacks import Stack, in_module_order
 from elastic_ir.errors import EmitError
 from elastic_ir.formats.dcp.folder import DcpSource, saved_at
 from elastic_ir.formats.dcp.metadata import Entry, Key
@@ -120,7 +120,9 @@ class _Beside:
         self.changed = any(stack.changed for stack in self.stacks)
         self.roots = optimizer_roots(source.metadata.entries)
         origins = {target: name for name, made in targets.items() for target in made}
-        self.order = {name: number for number, name in enumerate(_module_order(origins, source, stacks))}
+        self.order = {
+            name: number for number, name in enumerate(in_module_order(origins, list(source.network), stacks))
+        }
 
     def _slots(self) -> Iterator[tuple[str, list[str]]]:
         for stack in self.stacks:
@@ -232,15 +234,3 @@ class _Beside:
         )
         made = Made(entry.name, entry.path, entry, self.source)
         self.found.entries.append(replace(made, names=tuple(after)) if after != names else made)
-
-
-def _module_order(origins: Mapping[str, str], source: DcpSource, stacks: Sequence[Stack]) -> list[str]:
-    """The target's names as its module would list them: as the source has them, layers by their new numbers."""
-    place = {name: number for number, name in enumerate(source.network)}
-    first = first_places(place, stacks)
-
-    def key(name: str) -> tuple[int, int, int]:
-        layer, own = layer_of(name, stacks), place[origins[name]]
-        return (own, 0, 0) if layer is None else (first.get(layer[0], own), layer[1], own)
-
-    return sorted(origins, key=key)

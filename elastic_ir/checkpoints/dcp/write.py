@@ -144,6 +144,12 @@ def save_dcp(
     return [path]
 
 
+def write_followed(follow: Followed, source: DcpSource, path: Path) -> None:
+    """Write entries that were decided on as a folder without a record, which a folder around it has."""
+    files, moved = places_of(follow.entries, source)
+    save_dcp(Plan(source, follow, [], files, moved, _side_files(source)), path)
+
+
 def check_room(plan: Plan, path: Path) -> None:
     """OutputError where a file system has less room than the plan needs."""
     needed = sum(plan.sizes.values()) + _ROOM
