@@ -15,6 +15,7 @@ from tests.docs.pages import ROOT, Page, agrees, blocks, commands, environment
 SLOW = {
     "README.md",
     "docs/baselines.md",
+    "docs/checkpoints.md",
     "docs/lottery.md",
     "docs/onnx-to-torch.md",
     "docs/onnx.md",
