@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from elastic_ir.checkpoints.dcp.read import graph_of, load_source
 from elastic_ir.checkpoints.gguf.read import load_gguf
@@ -217,7 +218,7 @@ def sources_of(own: Place, step: Step | None, against: list[Place]) -> tuple[Pla
 
 
 def _recorded(own: Place, name: str, usable: Callable[[Path], bool]) -> Place | None:
-    """A source of a record: in a hub's cache, beside the checkpoint that was made of it, or behind a URL.
+    """A source of a record: in a hub's cache, beside the checkpoint that was made of it, or a URL of the same place.
 
     None if it is nowhere. What lies in the cache in part, as a squeeze leaves it, is seen whole by its headers if the
     hub can be asked.
@@ -228,7 +229,10 @@ def _recorded(own: Place, name: str, usable: Callable[[Path], bool]) -> Place | 
     if cached is None:
         if is_url(name):
             found = _recorded(own, path_of(name).name, usable)
-            return found or (_reached(name) if not is_offline() else None)
+            near = (
+                urlsplit(name)[:2] == urlsplit(own.url)[:2]
+            )  # a record is anybody's: it sends nobody elsewhere
+            return found or (_reached(name) if near else None)
         if own.url:
             return _reached(url_beside(own.url, name)) if len(Path(name).parts) == 1 else None
         other = own.path.resolve()

@@ -216,8 +216,8 @@ def save_pt(graph: Graph, path: Path, check: bool) -> list[Path]:
     from elastic_ir.formats.torch_zip import RECORDS, append_zip_records, write_state
 
     refuse_without_values(graph)
-    emitted = {id(weight.storage): weight.storage.emitted() for weight in graph.weights.values()}
-    state = {name: emitted[id(weight.storage)] for name, weight in graph.weights.items() if weight.persistent}
+    emitted = graph.weights.emitted()
+    state = {name: emitted[name] for name, weight in graph.weights.items() if weight.persistent}
     masks = _mask_records(graph)
     with atomic_output(path) as temporary:
 

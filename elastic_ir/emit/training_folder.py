@@ -6,7 +6,6 @@ streamed, and so is what is sharded; an optimizer in one file is loaded as a who
 
 from __future__ import annotations
 
-import copy
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -115,10 +114,9 @@ class _Writer:
         known = {
             name.removeprefix(prefix) for name in source.tensors
         }  # of what is tied one name may be there
-        # a copy has a storage of its own in a file of torch.save, and names of one weight share theirs
-        own = {id(w.storage): copy.copy(w.storage.emitted()) for w in graph.weights.values()}
+        emitted = graph.weights.emitted()
         tensors: dict[str, TensorData] = {
-            prefix + name: own[id(weight.storage)]
+            prefix + name: emitted[name]
             for name, weight in graph.weights.items()
             if weight.persistent and weight.origin in known
         }

@@ -9,6 +9,7 @@ weight is one that no mask fits, and so is a parameter that the forward multipli
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -100,6 +101,14 @@ class Weights(dict[str, Weight]):
     def __repr__(self) -> str:
         elements = sum(prod(weight.shape) for weight in self.values())
         return f"<{len(self)} weights, {elements:,} elements>"
+
+    def emitted(self) -> dict[str, TensorData]:
+        """Each tensor as it is emitted: tied names have one object, and a clone has another than its source.
+
+        What a file keeps apart are objects (``torch.save`` writes a storage for each), whatever they read.
+        """
+        own = {id(weight.storage): copy.copy(weight.storage.emitted()) for weight in self.values()}
+        return {name: own[id(weight.storage)] for name, weight in self.items()}
 
 
 def ties_of(weights: Mapping[str, Weight]) -> dict[str, str]:

@@ -148,13 +148,24 @@ def test_the_record_names_the_url_and_verify_finds_it(here: Path, memory: Any) -
     good("stretch", "memory://bucket/m.gguf", "--plan", "0-3,1", "-o", "out.gguf")
     record = json.loads(read_back(Path("out.gguf"))[0]["elastic_ir.record"])
     assert record["history"][0]["sources"] == ["memory://bucket/m.gguf"]
-    found = good("verify", "out.gguf")
+    assert "not checked, as memory://bucket/m.gguf is not" in good("verify", "out.gguf")
+    assert "result:     equal" in good("verify", "out.gguf", "--against", "memory://bucket/m.gguf")
+    memory.put_file("out.gguf", "/bucket/out.gguf")  # a result in the same bucket shows its source
+    found = good("verify", "memory://bucket/out.gguf")
     assert "against:    memory://bucket/m.gguf (found by the record)" in found
     assert "result:     equal" in found
     memory.mv("/bucket/m.gguf", "/bucket/moved.gguf")
     assert "not checked, as memory://bucket/m.gguf is not" in good("verify", "out.gguf")
     assert "result:     equal" in good("verify", "out.gguf", "--against", "memory://bucket/moved.gguf")
-    good("stretch", "memory://bucket/moved.gguf", "--plan", "0-3,1", "-o", "memory://bucket/out.gguf")
+    good(
+        "stretch",
+        "memory://bucket/moved.gguf",
+        "--plan",
+        "0-3,1",
+        "-o",
+        "memory://bucket/out.gguf",
+        "--force",
+    )
     output = good("verify", "memory://bucket/out.gguf")
     assert "file:       memory://bucket/out.gguf" in output and "against:    memory://bucket/moved" in output
     assert "out.gguf: blk 4 is 1 of memory://bucket/moved.gguf" in good(

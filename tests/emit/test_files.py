@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -125,6 +126,22 @@ def test_tied_weights_come_back_tied(tmp_path: Path, name: str) -> None:
     assert read.weights["first.weight"].storage is read.weights["last.weight"].storage
     x = torch.randn(2, 6)
     assert torch.equal(module(x), deeper.to_module()(x))
+
+
+@BOTH
+@pytest.mark.usefixtures("no_trust_needed")
+def test_copies_own_their_storage_in_a_file(tmp_path: Path, name: str) -> None:
+    deeper = eir.stretch(eir.trace(Tied(), torch.zeros(1, 6)), to_units=5)
+    eir.save(deeper, tmp_path / name)
+    if name.endswith(".pt"):
+        state = torch.load(tmp_path / name, weights_only=True)
+    else:
+        state = safetensors.torch.load_file(tmp_path / name)
+    places: dict[int, set[str]] = {}
+    for key, tensor in state.items():
+        places.setdefault(tensor.untyped_storage().data_ptr(), set()).add(key)
+    shared = [keys for keys in places.values() if len(keys) > 1]
+    assert shared == ([{"first.weight", "last.weight"}] if name.endswith(".pt") else [])
 
 
 @BOTH
