@@ -307,3 +307,11 @@ def test_an_upload_that_fails_leaves_nothing(
     assert "cannot be written: OSError: no more room" in error
     assert error.endswith("nothing of memory://bucket/out.pt is left")
     assert memory.find("/bucket") == []
+
+
+def test_no_line_shows_a_password(here: Path, memory: Any) -> None:
+    source = str(made(here / "m.gguf"))
+    for more in (["--dry-run"], ["--dry-run", "--json"], [], ["--force", "--json"]):
+        shown = good("stretch", source, "--plan", "0-3,1", "-o", "memory://me:secret@bucket/out.gguf", *more)
+        assert "memory://bucket/out.gguf" in shown and "secret" not in shown
+    assert memory.exists("/me:secret@bucket/out.gguf")
