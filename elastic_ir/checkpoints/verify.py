@@ -174,6 +174,17 @@ def verify_checkpoint(
 
 def _misplaced(target: Held, origins: Sequence[Held], step: Step | None) -> Iterator[Difference]:
     """Tensors that are missing, or more, or of another layer than the plan states."""
+    told: set[str] = set()
+    for difference in _by_plan(target, origins, step):
+        told.add(difference.tensor)
+        yield difference
+    if step is not None:  # of layers that are not there at all, the plan's sources are not known
+        for name in sorted(step.lineage.keys() - target.tensors.keys() - told):
+            yield Difference(name, step.lineage[name].name, "is missing")
+
+
+def _by_plan(target: Held, origins: Sequence[Held], step: Step | None) -> Iterator[Difference]:
+    """What differs from the plan, layer by layer, and from the names outside of the layers."""
     if origins:
         first = origins[0]
         wanted = first.outside if step is not None else set(first.tensors)

@@ -106,6 +106,16 @@ def _prefix(graph: Graph, table: Mapping[str, Any]) -> str:
     raise EmitError(f"the checkpoint has no {missing!r} under one prefix, so its names cannot be kept")
 
 
+def _is_optimizer(item: Mapping[Any, Any]) -> bool:
+    """Whether a table is what an optimizer's ``state_dict()`` gives."""
+    groups = item.get("param_groups")
+    return (
+        isinstance(item.get("state"), Mapping)
+        and isinstance(groups, list)
+        and all(isinstance(group, Mapping) and isinstance(group.get("params"), list) for group in groups)
+    )
+
+
 class Rebuilder:
     """The tree of a checkpoint made anew, and what followed.
 
@@ -130,18 +140,18 @@ class Rebuilder:
         if path == self.at:
             return self._weights(item)
         if isinstance(item, Mapping):
-            if "state" in item and "param_groups" in item:
+            if _is_optimizer(item):
                 self.followed.optimizers.append(_shown(path))
                 return self._optimizer(item, _shown(path))
             if self._is_average(item):
                 self.followed.averages.append(_shown(path))
                 return self._average(item, _shown(path))
             return {key: self.rebuilt(value, (*path, key)) for key, value in item.items()}
-        if isinstance(item, list):
+        if type(item) in (list, tuple):
             if self._is_listed_average(item):
                 self.followed.averages.append(_shown(path))
-                return self._listed_average(item, _shown(path))
-            return [self.rebuilt(value, (*path, place)) for place, value in enumerate(item)]
+                return type(item)(self._listed_average(item, _shown(path)))
+            return type(item)(self.rebuilt(value, (*path, place)) for place, value in enumerate(item))
         if path[0] not in self.followed.kept:
             self.followed.kept.append(str(path[0]))
         return item
@@ -153,18 +163,38 @@ class Rebuilder:
         return {**made, **beside}  # a count of averages, say, that is no part of the network
 
     def _is_average(self, item: Mapping[Any, Any]) -> bool:
-        """Whether a table has the network's names and shapes, buffers or not: an average of its weights."""
+        """Whether a table has the network's names and shapes, buffers or not: an average of its weights.
+
+        It may have words of its own before them, and counts beside (torch's ``AveragedModel``: ``module.``,
+        ``n_averaged``).
+        """
+        before = self._before(item)
+        if before is None:
+            return False
+        held = {name.removeprefix(before): tensor for name, tensor in item.items() if name.startswith(before)}
+        beside = [tensor for name, tensor in item.items() if not name.startswith(before)]
         return (
-            {self.prefix + name for name in self.names} <= item.keys() <= self._forms.keys()
-            and all(_shape(tensor) == self._forms[name] for name, tensor in item.items())
+            {self.prefix + name for name in self.names} <= held.keys() <= self._forms.keys()
+            and all(_shape(tensor) == self._forms[name] for name, tensor in held.items())
+            and all(_shape(tensor) in ((), (-1,)) for tensor in beside)
         )  # fmt: skip
 
+    def _before(self, item: Mapping[Any, Any]) -> str | None:
+        """What a table has before the network's names; None where it does not have them."""
+        if not self.names or not all(isinstance(name, str) for name in item):
+            return None
+        first = self.prefix + self.names[0]
+        return next((name.removesuffix(first) for name in item if name.endswith(first)), None)
+
     def _average(self, item: Mapping[str, torch.Tensor], where: str) -> dict[str, Any]:
-        return {
-            self.prefix + name: item[self.prefix + weight.origin].clone()
+        before = self._before(item) or ""
+        lead = before + self.prefix
+        made = {
+            lead + name: item[lead + weight.origin].clone()
             for name, weight in self.graph.weights.items()
-            if weight.persistent and self.prefix + weight.origin in item and self._is_copied(name, where)
+            if weight.persistent and lead + weight.origin in item and self._is_copied(name, where)
         }
+        return {**{name: tensor for name, tensor in item.items() if not name.startswith(before)}, **made}
 
     def _is_listed_average(self, item: Sequence[Any]) -> bool:
         """Whether a list has the parameters' shapes, as averages that go by the parameters' places have."""

@@ -118,7 +118,7 @@ class _Writer:
         tensors: dict[str, TensorData] = {
             prefix + name: emitted[name]
             for name, weight in graph.weights.items()
-            if weight.persistent and weight.origin in known
+            if weight.persistent and (weight.source or weight.origin in known)
         }
         if target.suffix == ".bin":
             from elastic_ir.formats.torch_zip import write_state

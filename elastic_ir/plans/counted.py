@@ -45,6 +45,15 @@ def at_counted_lists(graph: Graph, target: Target) -> dict[str, int] | None:
                 )
             lists[one.head] = one, value - count.value
     moved = [one for one, step in lists.values() if step]
+    if not moved:
+        raise PlanError(f"{_listed([f'{count.name} is {value}' for count, value in wanted])} already")
+    for one in moved:
+        outer = next((other for other in moved if other is not one and one.head.startswith(other.head)), None)
+        if outer is not None:
+            raise PlanError(
+                f"{one.name} lies in the layers of {outer.name}, so both cannot change at once; change the outer ones, "
+                "write them, and change the inner ones of the result"
+            )
     structure = _structure(graph, moved)
     Rewriter(graph, structure)
     return {stage.name: len(stage) + lists[stage.container.series.head][1] for stage in structure.stages}

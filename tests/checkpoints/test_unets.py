@@ -103,6 +103,18 @@ def test_a_unet_of_one_layer_a_block_has_none_to_copy(
         eir.stretch(eir.load(tmp_path / "source", headers_only=True), to_stages={"layers_per_block": 2})
 
 
+def test_entries_within_one_another_are_not_changed_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("elastic_ir.checkpoints.oracle.comparison.started", Here)
+    diffusers_network("UNet2DConditionModel", **LARGE).save_pretrained(tmp_path / "source")
+    graph = eir.load(tmp_path / "source", headers_only=True)
+    with pytest.raises(PlanError, match=r"lies in the layers of .*, so both cannot change at once"):
+        eir.stretch(graph, to_stages="layers_per_block=3,transformer_layers_per_block.2=6")
+    with pytest.raises(PlanError, match="layers_per_block is 2 already"):
+        eir.stretch(graph, to_stages="layers_per_block=2")
+
+
 def test_a_component_of_a_pipeline_is_loaded_with_the_others(tmp_path: Path) -> None:
     diffusers = pytest.importorskip("diffusers")
     pipeline = diffusers.DDPMPipeline(diffusers_network("UNet2DModel", **PLAIN), diffusers.DDPMScheduler())

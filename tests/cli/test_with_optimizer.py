@@ -105,6 +105,45 @@ def test_an_average_follows_too_and_its_count_stays(tmp_path: Path) -> None:
     Net(2).load_state_dict(after["ema"], strict=True)
 
 
+def test_averages_under_words_of_their_own_and_in_tuples_follow(tmp_path: Path) -> None:
+    net, optimizer = _trained()
+    averaged = torch.optim.swa_utils.AveragedModel(net).state_dict()
+    shadow = tuple(parameter.detach() + 1 for parameter in net.parameters())
+    whole = {
+        "model": net.state_dict(),
+        "swa": averaged,
+        "shadow": {"parameters": shadow},
+        "optimizer": optimizer,
+    }
+    torch.save(whole, tmp_path / "c.pt")
+    ran = run(
+        "stretch",
+        tmp_path / "c.pt",
+        "--plan",
+        "0-2,1,1",
+        "--key",
+        "model",
+        "--with-optimizer",
+        "-o",
+        tmp_path / "d.pt",
+    )
+    assert ran.exit_code == 0, ran.output
+    after = torch.load(tmp_path / "d.pt", weights_only=True)
+    torch.optim.swa_utils.AveragedModel(Net(5)).load_state_dict(after["swa"], strict=True)
+    assert int(after["swa"]["n_averaged"]) == int(averaged["n_averaged"])
+    moved = dict(
+        zip((name for name, _ in Net(5).named_parameters()), after["shadow"]["parameters"], strict=True)
+    )
+    assert torch.equal(moved["layers.3.0.weight"], net.layers[1][0].weight + 1)
+
+
+@pytest.mark.parametrize("broken", [{"state": {}, "param_groups": [{}]}, {"state": [], "param_groups": {}}])
+def test_what_only_looks_like_an_optimizer_is_none(tmp_path: Path, broken: Any) -> None:
+    torch.save({"model": Net(3).state_dict(), "optimizer": broken}, tmp_path / "c.pt")
+    ran = run("stretch", tmp_path / "c.pt", "--to-units", "5", "--with-optimizer", "-o", tmp_path / "d.pt")
+    assert ran.exit_code == 1 and "the source holds no optimizer" in ran.output
+
+
 def _two_groups(net: Net) -> dict[str, Any]:
     weights = [p for p in net.parameters() if p.ndim > 1]
     biases = [p for p in net.parameters() if p.ndim == 1]

@@ -75,16 +75,13 @@ NEWER: dict[str, Callable[[], nn.Module]] = {
     "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL, num_key_value_heads=2)),
     "clip": clip,
     "whisper": lambda: transformers.WhisperModel(transformers.WhisperConfig(**SPEECH)),
-    "resnet18": torchvision.models.resnet18,
     "resnet50": torchvision.models.resnet50,
-    "vgg16_bn": torchvision.models.vgg16_bn,
     "mobilenet_v2": torchvision.models.mobilenet_v2,
     "mobilenetv3": lambda: timm.create_model("mobilenetv3_large_100"),
     "seresnet50": lambda: timm.create_model("seresnet50"),
     "convnext_tiny": lambda: timm.create_model("convnext_tiny"),
     "vit_tiny": lambda: timm.create_model("vit_tiny_patch16_224"),
     "swin_t": torchvision.models.swin_t,
-    "timm_swin": lambda: timm.create_model("swin_tiny_patch4_window7_224"),
     "efficientnet_b0": torchvision.models.efficientnet_b0,
 }
 LONG, QUICK = {"swin"}, {"bert"}

@@ -14,16 +14,21 @@ from tests.docs.pages import ROOT, Page, agrees, blocks, commands, environment
 #: Those whose Python or commands take long; what they show is tested beside the code in less time.
 SLOW = {
     "README.md",
+    "docs/adapters.md",
     "docs/baselines.md",
     "docs/checkpoints.md",
+    "docs/compact.md",
     "docs/lottery.md",
     "docs/onnx-to-torch.md",
     "docs/onnx.md",
+    "docs/passes.md",
     "docs/ticket-file.md",
+    "docs/training-checkpoints.md",
     "docs/tutorials/language-model.md",
     "docs/tutorials/ten-minutes.md",
     "docs/tutorials/ticket.md",
     "docs/writing-formats.md",
+    "docs/writing-passes.md",
 }
 PAGES = sorted(
     str(path.relative_to(ROOT))

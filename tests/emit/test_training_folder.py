@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
@@ -245,3 +245,29 @@ def test_accelerate_goes_on_in_the_deeper_network(safe: bool, tmp_path: Path) ->
         for kind, moment in old[origin_of(name)].items():
             assert torch.equal(after.state[parameter][kind], moment), (name, kind)
     step(deep, after)
+
+
+def test_layers_of_another_folder_come_along_and_their_absence_is_seen(tmp_path: Path) -> None:
+    for name, depth in (("one", 4), ("two", 6)):
+        net = Net(depth, seed=depth)
+        save_plain(tmp_path / name, net, torch.optim.SGD(net.parameters()))
+        (tmp_path / name / "optimizer.bin").unlink()
+    run(
+        "stretch",
+        tmp_path / "one",
+        "--plan",
+        "0-3,b/4-5",
+        "--with",
+        f"b={tmp_path / 'two'}",
+        "-o",
+        tmp_path / "out",
+    )
+    made, other = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "two"))
+    Net(6).load_state_dict(made, strict=True)
+    assert all(
+        torch.equal(made[name], other[name]) for name in made if name.startswith(("layers.4.", "layers.5."))
+    )
+    run("verify", tmp_path / "out")
+    save_file({name: tensor for name, tensor in made.items() if not name.startswith("layers.5.")},
+              tmp_path / "out" / "model.safetensors", {"format": "pt"})  # fmt: skip
+    assert "is missing" in run("verify", tmp_path / "out", ok=False)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from elastic_ir.checkpoints.held import Place, load_headers, steps_held
-from elastic_ir.checkpoints.record import Origin, Step
+from elastic_ir.checkpoints.record import Origin, Step, read_record
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import SourceError
 from elastic_ir.formats.model_folder import RECORD, CheckpointSource, is_checkpoint, label_of
@@ -55,6 +55,8 @@ class Change:
         Raises SourceError: it is no model's folder, it has no record, the record is damaged or of several changes of
         which none begins with such a model.
         """
+        if not folder.exists():
+            raise SourceError(f"{folder} does not exist")
         if not is_checkpoint(folder):
             raise SourceError(
                 f"{folder} is no folder of a model; give the one that stretch or squeeze has written"
@@ -95,8 +97,18 @@ def _from(steps: Sequence[Step], folder: Path, base: str, trained_on: str | None
     descent = ", then ".join(step.sources[0] for step in steps)
     wanted = trained_on if trained_on is not None else base
     found = [at for at, step in enumerate(steps) if _is_same(wanted, step.sources[0])]
+    if (
+        len(found) > 1 and trained_on is None and is_checkpoint(Path(base))
+    ):  # what it was made by says which it is
+        known = len(read_record(Path(base)))
+        found = [at for at in found if at == known] or found
+    if len(found) > 1:
+        raise SourceError(
+            f"{folder} was made from {descent}: several of them are called {PurePath(wanted).name}, and it is not "
+            "known on which the adapter was trained; follow each change in turn, from folder to folder"
+        )
     if found:
-        return steps[found[-1] :]
+        return steps[found[0] :]
     if trained_on is None and _is_same(base, label_of(folder)):
         raise SourceError(
             f"the adapter names {base} as its base, which {folder} is: there is nothing to follow"

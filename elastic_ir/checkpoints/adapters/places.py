@@ -8,7 +8,7 @@ of several the one that shares most words with it. What that leaves open is refu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from elastic_ir.checkpoints.adapters.change import Change
@@ -43,8 +43,13 @@ def places_in(names: Iterable[str], change: Change, where: str) -> Places:
     """The places of an adapter's tensors. Raises SourceError where the adapter is none of that base."""
     found = Places()
     modules = {module for name in change.before for module in _modules(name)}
+    paths = {
+        ".".join(parts[:end])
+        for parts in (n.split(".") for n in change.before)
+        for end in range(1, len(parts))
+    }
     for name in names:
-        best = _best(name, change.stacks)
+        best = _best(name, change.stacks, paths)
         if best is None:
             _check_beside(name, modules, change, where)
             found.beside.append(name)
@@ -67,15 +72,22 @@ def places_in(names: Iterable[str], change: Change, where: str) -> Places:
     return found
 
 
-def _best(name: str, stacks: Sequence[Stack]) -> tuple[int, str, int] | None:
-    """The stack, its path here and the layer's number for a tensor; None for one beside the layers."""
+def _best(name: str, stacks: Sequence[Stack], paths: Set[str]) -> tuple[int, str, int] | None:
+    """The stack, its path here and the layer's number for a tensor; None for one beside the layers.
+
+    ``paths`` are those of the base's modules: of a list that is one of them the path is no other stack's, however alike
+    they end.
+    """
     parts = name.split(".")
     found: dict[tuple[int, int, int], list[tuple[int, str, int]]] = {}
     for at in range(len(parts)):
         if not any(char.isdigit() for char in parts[at]):
             continue
         head = ".".join(parts[:at])
+        bare = f"{head}.".removeprefix(ROOT).rstrip(".")
         for place, stack in enumerate(stacks):
+            if bare != stack.path and bare in paths:
+                continue
             number = replace(stack, path=head).series.number(name)
             own, words = stack.path.split("."), parts[:at]
             alike = _alike(own, words)

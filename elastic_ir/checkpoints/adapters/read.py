@@ -42,6 +42,8 @@ def read_adapter(folder: Path, root: Path | None = None) -> Adapter:
     of its tensors finds wrong.
     """
     weights, root = adapter_weights(folder), root or root_of(folder)
+    if not folder.exists():
+        raise SourceError(f"{folder} does not exist")
     if weights is None:
         what = "a model" if is_checkpoint(folder) else "no adapter of PEFT"
         raise SourceError(

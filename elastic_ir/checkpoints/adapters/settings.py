@@ -120,8 +120,12 @@ def _form(
     try:
         old = modules.old(rule.means(own), rule.nothing)
     except Unclear as error:
-        if all(_names_no_layer(text) for value in own.values() for text in _texts(value)) and not any(
-            one is None for one, _ in modules.pairs
+        numbers = own.get("layers_to_transform") not in (None, [])
+        texts = (text for value in own.values() for text in _texts(value))
+        if (
+            not numbers
+            and all(map(_names_no_layer, texts))
+            and all(one is not None for one, _ in modules.pairs)
         ):
             return own, ""
         if "target_modules" in own:

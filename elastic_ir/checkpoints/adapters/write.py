@@ -17,7 +17,7 @@ from elastic_ir.checkpoints.shards import write_shard
 from elastic_ir.checkpoints.side_files import SideFile, adapters_in, copy_side_file, is_side_file
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import PlanError, SourceError
-from elastic_ir.formats.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from elastic_ir.formats.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_of_adapter
 from elastic_ir.formats.files import atomic_folder, stamp_of
 from elastic_ir.formats.model_folder import RECORD, CheckpointSource, label_of
 from elastic_ir.ir.graph import Graph
@@ -75,16 +75,25 @@ def plan_follow(
     adapter = read_adapter(Path(folder))
     change = Change.recorded(Path(base), adapter.base, trained_on)
     made = follow_adapter(adapter, change, os.fspath(base))
+    step = _step(adapter, change, made)
+    texts = {ADAPTER_CONFIG: _text(made), **_told(adapter, change, step)}
+    side, left_out = _others(adapter.folder, {*texts, *ADAPTER_WEIGHTS})
+    return AdapterPlan(adapter, change, made, step, texts, side, left_out)
+
+
+def _step(adapter: Adapter, change: Change, made: FollowedAdapter) -> Step:
+    """What the record of an adapter states of this change."""
     plan = {stack.label: plan_text(stack, _OTHER) for stack in change.stacks}
     gone = gone_from(adapter.tensors, made.lineage)
-    step = Step(__version__, (label_of(adapter.folder),), plan, made.lineage, gone)
-    texts = {
-        ADAPTER_CONFIG: _text(made),
+    return Step(__version__, (label_of(adapter.folder),), plan, made.lineage, gone)
+
+
+def _told(adapter: Adapter, change: Change, step: Step) -> dict[str, str]:
+    """The record and the card of an adapter with one change more."""
+    return {
         RECORD: record_text([*read_record(adapter.folder), step]),
         CARD: adapter_card(adapter.folder / CARD, step, change.stacks),
     }
-    side, left_out = _others(adapter.folder, {*texts, *ADAPTER_WEIGHTS})
-    return AdapterPlan(adapter, change, made, step, texts, side, left_out)
 
 
 def save_follow(plan: AdapterPlan, out: Path, replace: bool = False) -> Path:
@@ -105,7 +114,7 @@ def _others(folder: Path, ours: set[str]) -> tuple[list[SideFile], list[str]]:
         name = path.relative_to(folder).as_posix()
         if name in ours or any(part.startswith(".") for part in name.split("/")):
             continue
-        if is_side_file(name):
+        if is_side_file(name) and not is_of_adapter(path):
             status = path.stat()
             side.append(SideFile(name, path, status.st_size, stamp_of(status)))
         else:
@@ -150,12 +159,18 @@ def follow_beside(
         try:
             adapter = read_adapter(folder, source.root)
             base = to if to is not None else adapter.base
-            made = follow_adapter(adapter, Change.of_graph(graph, source, stacks), base)
+            change = Change.of_graph(graph, source, stacks)
+            made = follow_adapter(adapter, change, base)
         except (SourceError, PlanError) as error:
             found.facts.append(("left out", f"{before}{ADAPTER_CONFIG} and its tensors: {error}"))
             continue
         found.files[f"{before}{ADAPTER_WEIGHTS[0]}"] = dict(made.tensors)
         found.texts[f"{before}{ADAPTER_CONFIG}"] = _text(made)
+        if (
+            before and (folder / RECORD).exists()
+        ):  # an adapter that has followed before has a record of its own
+            told = _told(adapter, change, _step(adapter, change, made))
+            found.texts |= {f"{before}{name}": text for name, text in told.items()}
         text = (
             f"{before}{ADAPTER_WEIGHTS[0]} follows ({adapter.kind}, {_count(made)}), with {base} as its base"
         )

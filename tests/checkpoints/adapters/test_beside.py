@@ -94,3 +94,14 @@ def test_behind_a_url(tmp_path: Path) -> None:
     back = run("squeeze", url, "--to-units", "4", "-o", tmp_path / "back")
     assert back.exit_code == 0, back.output
     check_layers(followed(tmp_path / "back")[0], lora(range(4)), range(4))
+
+
+def test_one_with_a_record_of_its_own_gets_a_step_more(tmp_path: Path) -> None:
+    base = source(tmp_path)
+    out = tmp_path / "deeper"
+    assert run("stretch", base, "--plan", "0-3,2-3", "-o", out).exit_code == 0
+    one = adapter(tmp_path / "one", lora(range(4)))
+    eir.follow(one, out, out / "mine")
+    assert run("squeeze", out, "--drop", "4,5", "-o", tmp_path / "back").exit_code == 0
+    checked = run("verify", tmp_path / "back" / "mine", "--against", out / "mine")
+    assert checked.exit_code == 0, checked.output

@@ -12,7 +12,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import elastic_ir as eir
+from elastic_ir.checkpoints.adapters.change import Change
+from elastic_ir.checkpoints.adapters.places import places_in
 from elastic_ir.checkpoints.record import read_record
+from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import PlanError, SourceError
 from tests.checkpoints.folders import config, llama, run, write
 
@@ -350,3 +353,49 @@ def test_the_command_names_its_output_and_replaces_on_request(tmp_path: Path) ->
         "is the adapter, which would be written over"
         in run("follow", given, "--base", base, "-o", given).output
     )
+
+
+def test_of_models_of_one_name_the_adapter_s_own_is_taken(tmp_path: Path) -> None:
+    first = write(tmp_path / "a" / "llama", llama(4), config(4))
+    then, last = tmp_path / "b" / "llama", tmp_path / "c" / "llama"
+    then.parent.mkdir(), last.parent.mkdir()
+    assert run("stretch", first, "--plan", "0-3,2-3", "-o", then).exit_code == 0
+    assert run("stretch", then, "--plan", "0,0,1-5", "-o", last).exit_code == 0
+    before = lora(range(4))
+    one = adapter(tmp_path / "one", before, base_model_name_or_path=str(first))
+    eir.follow(one, last, tmp_path / "made")
+    check_layers(followed(tmp_path / "made")[0], before, [0, 0, 1, 2, 3, 2, 3])
+    other = adapter(tmp_path / "other", lora(range(6)), base_model_name_or_path=str(then))
+    eir.follow(other, last, tmp_path / "more")
+    check_layers(followed(tmp_path / "more")[0], lora(range(6)), [0, 0, 1, 2, 3, 4, 5])
+    unclear = adapter(tmp_path / "unclear", before, base_model_name_or_path="somewhere/llama")
+    with pytest.raises(SourceError, match="several of them are called llama, and it is not known"):
+        eir.follow(unclear, last, tmp_path / "never")
+
+
+def test_an_expression_for_the_layers_does_not_leave_their_numbers(tmp_path: Path) -> None:
+    out = changed(tmp_path, "0,1,1,2,3")
+    one = adapter(tmp_path / "one", lora([1, 2]), layers_to_transform=[1, 2], layers_pattern="(layers|h)")
+    eir.follow(one, out, tmp_path / "made")
+    made, settings = followed(tmp_path / "made")
+    check_layers(made, lora([1, 2]), [None, 1, 1, 2, None])
+    modules = {name.removeprefix(ROOT).rpartition(".lora_")[0] for name in made}
+    assert settings["layers_to_transform"] is None and set(settings["target_modules"]) == modules
+
+
+def test_an_adapter_within_another_s_folder_is_left_out_whole(tmp_path: Path) -> None:
+    out = changed(tmp_path, "0-3,3")
+    one = adapter(tmp_path / "one", lora(range(4)))
+    adapter(one / "second", lora(range(4)))
+    result = run("follow", one, "--base", out, "-o", tmp_path / "made")
+    assert result.exit_code == 0 and "second/adapter_config.json" in result.output
+    assert not (tmp_path / "made" / "second").exists()
+
+
+def test_a_list_of_the_base_that_ends_alike_is_not_taken_for_the_changed_one() -> None:
+    stack = Stack("down.1.blocks", "", 0, 2, (0, 1, 1))
+    before = {f"{head}.{layer}.q.weight" for head in ("down.1.blocks", "mid.0.blocks") for layer in range(2)}
+    change = Change("unet", (stack,), frozenset(before), {}, {})
+    names = [f"{ROOT}{head}.1.q.lora_A.weight" for head in ("down.1.blocks", "mid.0.blocks")]
+    places = places_in(names, change, "lora")
+    assert places.layers == {(0, 1): {"q.lora_A.weight": names[0]}} and places.beside == names[1:]
