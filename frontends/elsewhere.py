@@ -106,7 +106,14 @@ def _refuse_masks(url: str, path: Path) -> None:
     from elastic_ir.formats.remote import exists, url_beside, without_credentials
 
     masks = f"{path.stem}.masks.safetensors"
-    if exists(url_beside(url, masks)):
+    try:
+        masked = exists(url_beside(url, masks))
+    except SourceError as error:
+        raise SourceError(
+            f"whether {without_credentials(url)} has masks beside it is not known ({error}); download it, and "
+            "the masks if there are any, and give the file"
+        ) from error
+    if masked:
         raise SourceError(
             f"{without_credentials(url)} has masks beside it ({masks}), which are compared with the weights; download "
             "both and give the file"

@@ -25,8 +25,8 @@ from elastic_ir.errors import OutputError, SourceChangedError, SourceError
 from elastic_ir.formats.files import stamp_of
 from elastic_ir.formats.ranges import BUFFER, stream_parts
 from elastic_ir.formats.remote import (
-    files_below,
     in_one_line,
+    is_filled,
     path_of,
     system_of,
     url_beside,
@@ -77,6 +77,7 @@ def save_remote(
         tensors, metadata = plan.streams[name]
         target.write(name, stream_parts(safetensors_parts(tensors, metadata), count))
 
+    target.refuse_taken(*plan.tensors, *(file.name for file in plan.side), *plan.texts)
     with plan.comparison() if check else nullcontext() as compared, target.made():
         if compared is not None and (graph.edits.unproven_beside or plan.doubt is not None):
             compared.result().prove(graph.edits.unproven_beside)
@@ -179,20 +180,35 @@ class _Target:
         return target
 
     def refuse_filled(self) -> None:
-        """OutputError where there is any file in the folder."""
-        if files_below(self.given):
+        """OutputError where there is any file in the folder, or that is not known."""
+        try:
+            filled = is_filled(self.given)
+        except SourceError as error:
+            raise OutputError(
+                f"{self.url} cannot be listed, so it is not known to be empty ({error}); see what is there, and your "
+                "rights"
+            ) from error
+        if filled:
             raise OutputError(f"{self.url} holds files already; name another, or remove them")
 
     def refuse_taken(self, *names: str) -> None:
         """OutputError where there is a file of one of the names."""
         for name in names if not self.replace else ():
-            with self._in_one_line(name):
-                self.system.invalidate_cache()
-                there = self.system.exists(self._path(name))
-            if there:
-                raise OutputError(
-                    f"{self.url}/{name} exists already; choose another name with -o OUT, or write over it with --force"
-                )
+            if self._holds(name):
+                other = "choose another name with -o OUT"
+                if self.what != self.url:  # a file
+                    other += ", or write over it with --force"
+                raise OutputError(f"{self.url}/{name} exists already; {other}")
+
+    def _holds(self, name: str) -> bool:
+        """Whether there is something of a name; OutputError where that is not known."""
+        with self._in_one_line(name):
+            self.system.invalidate_cache()
+            try:
+                self.system.info(self._path(name))  # its exists() takes every failure for a no
+            except FileNotFoundError:
+                return False
+            return True
 
     def _path(self, name: str) -> str:
         return f"{self.root.rstrip('/')}/{name}"

@@ -83,7 +83,7 @@ def test_a_folder_behind_a_url_is_streamed_as_a_local_one(
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     found = run("verify", tmp_path / "elsewhere" / "out")
     assert found.exit_code == 0, found.output
-    assert f"{url} (found by the record)" in found.output
+    assert f"as {url} is not" in " ".join(found.output.split())  # a record is anybody's
     assert run("verify", tmp_path / "elsewhere" / "out", "--against", url).exit_code == 0
 
 
@@ -130,6 +130,14 @@ def test_a_server_that_lists_nothing_is_asked_for_the_usual_names(
     assert note in " ".join(done.output.split())
     assert "cache" not in done.output
     assert tree(tmp_path / "out") == {n: raw for n, raw in wanted.items() if n != "extra/notes.txt"}
+
+
+def test_a_usual_name_that_cannot_be_asked_for_is_not_absent(server: Behaviour) -> None:
+    server.lists = False
+    server.statuses = {"model.masks.safetensors": [503] * 100}
+    assert "model.masks.safetensors cannot be read: ClientResponseError: 503" in refused(
+        f"{server.url}/source"
+    )
 
 
 def test_a_single_file_and_a_network_that_is_run(server: Behaviour, tmp_path: Path) -> None:

@@ -281,6 +281,25 @@ def test_masks_beside_a_file_are_not_forgotten(here: Path, memory: Any) -> None:
     assert "has masks beside it (bare.masks.safetensors)" in said("inspect", url)
 
 
+@pytest.mark.parametrize("status", [403, 503])
+def test_what_cannot_be_asked_for_is_not_absent(status: int, here: Path, server: Behaviour) -> None:
+    made(here / "bare.safetensors")
+    url = f"{server.url}/bare.safetensors"
+    server.statuses = {"masks.safetensors": [status] * 100}
+    refused = said("stretch", url, "--to-units", "4")
+    assert refused.startswith(f"whether {url} has masks beside it is not known")
+    assert f"bare.masks.safetensors cannot be read: ClientResponseError: {status}" in refused
+    server.statuses = {".safetensors": [status] * 3}  # each look is a HEAD and a GET
+    good("inspect", url)
+    server.statuses = {"none.pt": [status] * 100}
+    assert f"none.pt cannot be read: ClientResponseError: {status}" in said(
+        "inspect", f"{server.url}/none.pt"
+    )
+    server.statuses = {"none.pt": [410] * 100}
+    assert said("inspect", f"{server.url}/none.pt").endswith("none.pt does not exist")
+    assert "cannot be read: ClientConnectorError" in said("inspect", "http://127.0.0.1:1/none.pt")
+
+
 def test_results_take_the_place_of_nothing(here: Path, memory: Any) -> None:
     memory.put_file(str(made(here / "m.gguf")), "/bucket/m.gguf")
     url = "memory://bucket/m.gguf"

@@ -134,3 +134,29 @@ def test_what_is_no_folder_and_no_format(source: Path, tmp_path: Path) -> None:
     done = run("stretch", tmp_path / "m.safetensors", "--to-units", "4", "-o", "memory://b/out.xyz")
     assert done.exit_code == 2
     assert "behind a URL a file is written, by its suffix, or a checkpoint folder" in done.output
+
+
+def test_a_folder_that_cannot_be_listed_is_not_empty(
+    source: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.put(str(source), "/b/out", recursive=True)
+    there = held(memory, "/b/out")
+
+    def denied(*_given: object, **_more: object) -> Any:
+        raise PermissionError("ListBucket")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(memory), "ls", denied)
+        done = run("stretch", source, *PLAN, "-o", "memory://b/out")
+        assert done.exit_code == 1
+        assert "memory://b/out cannot be listed, so it is not known to be empty" in done.output
+    with monkeypatch.context() as patch:  # a server that lists nothing, and has what would be written
+        patch.setattr(type(memory), "ls", lambda *_given, **_more: [])
+        done = run("stretch", source, "--plan", "0-3", "-o", "memory://b/out")
+        assert (
+            "memory://b/out/extra/notes.txt exists already; choose another name with -o OUT\n" in done.output
+        )
+    assert held(memory, "/b/out") == there
+    memory.rm("/b/out", recursive=True)
+    memory.pipe_file("/b/out/1/2/3/4/odd:name", b"far down")
+    assert "holds files already" in run("stretch", source, *PLAN, "-o", "memory://b/out").output
