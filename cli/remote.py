@@ -24,7 +24,7 @@ def write_folder(graph: Graph, url: str, wanted: Wanted) -> dict[str, Any]:
 
     shown = without_credentials(url)
     shard_size = wanted.shard_size or SHARD_SIZE
-    plan = plan_checkpoint(graph, shard_size, url)
+    plan = plan_checkpoint(graph, shard_size, shown)
     size = sum(plan.files.values())
     if wanted.dry_run:
         plan = plan.settled()

@@ -55,7 +55,7 @@ def save_remote(
     """
     target = _Target(url.rstrip("/"))
     target.refuse_filled()
-    plan = plan_checkpoint(graph, shard_size, url)
+    plan = plan_checkpoint(graph, shard_size, target.url)
     if plan.doubt is not None and not check:
         raise plan.doubt
     if plan.masks:
@@ -63,7 +63,7 @@ def save_remote(
             f"{url}: masks state which files they belong to; write to a folder here and copy that"
         )
     if fetch_awaited(graph):
-        plan = plan_checkpoint(graph, shard_size, url)
+        plan = plan_checkpoint(graph, shard_size, target.url)
     total, done, lock = plan.total, 0, Lock()
 
     def count(size: int) -> None:

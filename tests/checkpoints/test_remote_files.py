@@ -334,3 +334,20 @@ def test_no_line_shows_a_password(here: Path, memory: Any) -> None:
         shown = good("stretch", source, "--plan", "0-3,1", "-o", "memory://me:secret@bucket/out.gguf", *more)
         assert "memory://bucket/out.gguf" in shown and "secret" not in shown
     assert memory.exists("/me:secret@bucket/out.gguf")
+
+
+def test_errors_and_data_show_no_password(here: Path, memory: Any) -> None:
+    made(here / "bare.pt")
+    memory.put_file(str(here / "bare.pt"), "/me:secret@bucket/bare.pt")
+    url = "memory://me:secret@bucket"
+    for shown in (
+        good("inspect", f"{url}/bare.pt", "--json"),
+        good("stretch", f"{url}/bare.pt", "--to-units", "4", "-o", f"{url}/out.pt", "--json"),
+        said("inspect", f"{url}/none.pt"),
+        said("inspect", "http://me:secret@127.0.0.1:1/x.pt?signature=secret%2F"),
+        said("inspect", "hf://me:secret@org/name"),
+        said("inspect", "https://me:secret@huggingface.co/org/name?token=secret"),
+        said("stretch", here / "bare.pt", "--to-units", "4", "-o", "zz://me:secret@bucket/out.pt"),
+        run("stretch", here / "bare.pt", "--to-units", "4", "-o", f"{url}/out.xyz").output,
+    ):
+        assert "secret" not in shown
