@@ -27,6 +27,7 @@ from elastic_ir.formats.ranges import BUFFER, stream_parts
 from elastic_ir.formats.remote import (
     in_one_line,
     is_filled,
+    names_place,
     path_of,
     system_of,
     url_beside,
@@ -53,7 +54,7 @@ def save_remote(
     is there already, it cannot be written, or the graph has masks; else what that function raises. Whatever goes wrong,
     nothing is left there, as far as it can still be reached.
     """
-    target = _Target(url.rstrip("/"))
+    target = _Target.at(url)
     target.refuse_filled()
     plan = plan_checkpoint(graph, shard_size, target.url)
     if plan.doubt is not None and not check:
@@ -172,8 +173,15 @@ class _Target:
             raise OutputError(str(error)) from error
 
     @staticmethod
+    def at(url: str) -> _Target:
+        """A folder."""
+        _refuse_nowhere(url)
+        return _Target(url.rstrip("/"))
+
+    @staticmethod
     def around(url: str, replace: bool) -> _Target:
         """The folder of a file."""
+        _refuse_nowhere(url)
         folder = url.rpartition("/")[0]
         target = _Target(f"{folder}/" if folder.endswith(":/") else folder, replace)
         target.what = without_credentials(url)
@@ -262,6 +270,11 @@ class _Target:
         except SourceError as error:
             text = str(error).replace("cannot be read", "cannot be written", 1)
             raise OutputError(f"{text}; nothing of {self.what} is left") from error
+
+
+def _refuse_nowhere(url: str) -> None:
+    if not names_place(url):
+        raise OutputError(f"{without_credentials(url)} names no place behind its scheme")
 
 
 def _content(file: SideFile) -> Iterator[memoryview]:

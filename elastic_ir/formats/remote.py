@@ -34,6 +34,11 @@ def is_url(text: str) -> bool:
     return _URL.fullmatch(text) is not None
 
 
+def names_place(url: str) -> bool:
+    """Whether anything stands behind a URL's scheme."""
+    return bool(without_credentials(url).partition("://")[2].strip("/"))
+
+
 @dataclass(frozen=True)
 class RemoteFile:
     """A file as it was when it was looked at: :meth:`read` gives ranges of it, :meth:`check` whether it still is so."""

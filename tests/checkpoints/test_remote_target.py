@@ -160,3 +160,43 @@ def test_a_folder_that_cannot_be_listed_is_not_empty(
     memory.rm("/b/out", recursive=True)
     memory.pipe_file("/b/out/1/2/3/4/odd:name", b"far down")
     assert "holds files already" in run("stretch", source, *PLAN, "-o", "memory://b/out").output
+
+
+@pytest.mark.parametrize("url", ["memory://", "s3:///", "memory://me:secret@"])
+def test_nothing_behind_the_scheme(
+    source: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run("stretch", source, *PLAN, "-o", url)
+    assert done.exit_code == 2 and "names no place behind its scheme" in done.output
+    graph = eir.stretch(eir.load(source, headers_only=True), plan="0-3,1")
+    with pytest.raises(OutputError, match=r"^\w+://.* names no place behind its scheme$"):
+        save_remote(graph, url, check=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_recipes(source: Path, memory: Any) -> None:
+    slices = "".join(f"- sources: [{{model: source, layer_range: [{one}]}}]\n" for one in ("0, 3", "1, 4"))
+    recipe = source.parent / "r.yaml"
+    recipe.write_text(f"slices:\n{slices}merge_method: passthrough\ndtype: float16\n")
+    for out, *more in (
+        ("memory://r/x.pt",),
+        ("memory://r/x", "--durable"),
+        ("memory://r/x", "--with-optimizer"),
+    ):
+        done = run("stretch", recipe, "-o", out, *more)
+        assert done.exit_code == 2, done.output
+    assert memory.find("/r") == []
+    assert run("stretch", recipe, "-o", "memory://r/x").exit_code == 0
+    assert memory.exists("/r/x/config.json")
+
+
+def test_verify_finds_the_source_beside(source: Path, memory: Any) -> None:
+    memory.put(str(source), "/me:secret@b/source", recursive=True)
+    assert (
+        run("stretch", "memory://me:secret@b/source", *PLAN, "-o", "memory://me:secret@b/out").exit_code == 0
+    )
+    memory.put(str(source), "/b/source", recursive=True)  # where the record's URL leads in memory
+    for url in ("memory://me:secret@b/out", "memory://me:secret@b/out/"):
+        found = run("verify", url)
+        assert found.exit_code == 0 and "(found by the record)" in found.output, found.output
