@@ -202,6 +202,10 @@ class Wanted(Options):
         """OutputError where something would be written over that may not; work that was begun is another matter."""
         if self.remote and self.out is not None:
             output.refuse_own_url(self.out, inputs)
+            if not self.dry_run:
+                from elastic_ir.cli.remote import refuse_target
+
+                refuse_target(self.out, streamed)
             return
         begun = False
         if streamed:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -102,6 +102,18 @@ def save_remote(
     return url
 
 
+def refuse_target(url: str, names: Sequence[str], replace: bool = False) -> None:
+    """OutputError where a file of one of the names, or without names a folder, cannot be written, or is there already.
+
+    The first name is that of the URL, the others are those of what would lie beside its file. ``replace`` lets files
+    go.
+    """
+    if names:
+        _Target.around(url, replace).refuse_taken(*names)
+    else:
+        _Target.at(url).refuse_filled()
+
+
 def save_remote_gguf(
     plan: GgufPlan, url: str, replace: bool = False, tell: Callable[[int, int], None] | None = None
 ) -> dict[str, int]:
@@ -133,15 +145,17 @@ def save_remote_file(
     write: Callable[[Path], Sequence[Path]],
     replace: bool = False,
     tell: Callable[[int, int], None] | None = None,
+    beside: Sequence[str] = (),
 ) -> dict[str, int]:
     """Write a file of any format, and what belongs to it, behind a URL; by their URLs, the bytes of what was written.
 
-    ``write`` writes it at a path, in a temporary folder from which it is uploaded, and returns all paths. The rest is
-    as of :func:`save_remote_gguf`.
+    ``write`` writes it at a path, in a temporary folder from which it is uploaded, and returns all paths. ``beside``
+    names what such a file may have beside it: what is there of an earlier one, and is not written anew, goes with it.
+    The rest is as of :func:`save_remote_gguf`.
     """
     name = path_of(url).name
     target = _Target.around(url, replace)
-    target.refuse_taken(name)
+    target.refuse_taken(name, *beside)
     with tempfile.TemporaryDirectory(prefix="elastic-ir-") as home, target.made():
         sizes = {path: path.stat().st_size for path in write(Path(home) / name)}
         target.refuse_taken(*(path.name for path in sizes))
@@ -151,6 +165,7 @@ def save_remote_file(
             done += sizes[path]
             if tell is not None:
                 tell(done, sum(sizes.values()))
+    target.remove_left({*beside} - {path.name for path in sizes})
     return {url_beside(url, path.name): size for path, size in sizes.items()}
 
 
@@ -166,7 +181,11 @@ class _Target:
     def __init__(self, url: str, replace: bool = False) -> None:
         self.url, self.written, self.stopped = without_credentials(url), list[str](), Event()
         self.given, self.replace = url, replace
+        self.sizes: dict[str, int] = {}  #: by name, the bytes of what was written
+        if url.lower().startswith(("http://", "https://")):
+            raise OutputError(f"{self.url}: servers of HTTP take no files; write here, and upload that")
         self.what = self.url  #: what is written, for an error
+        self.after = ""  #: what an error says of what is there
         try:
             self.system, self.root = system_of(url)
         except SourceError as error:
@@ -228,7 +247,8 @@ class _Target:
             self.system.makedirs(path.rpartition("/")[0], exist_ok=True)
             if not self.replace:  # else what is there stays until all of the new one is
                 self.written.append(path)
-            file: Any = self.system.open(path, "wb", autocommit=False)
+            more = {} if self.replace else {"autocommit": False}  # else the transaction ends with it
+            file: Any = self.system.open(path, "wb", **more)
         size = 0
         try:
             for piece in pieces:
@@ -239,21 +259,34 @@ class _Target:
                 size += len(piece)
             with self._in_one_line(name):
                 file.close()
-                file.commit()
-                self.written.append(path)
+                if not self.replace:
+                    file.commit()
         except BaseException:
-            with contextlib.suppress(Exception):
-                file.discard()
+            if not self.replace:
+                with contextlib.suppress(Exception):
+                    file.discard()
             raise
+        self.sizes[name] = size
+        if not self.replace:
+            self._check(name)
+
+    def _check(self, name: str) -> None:
+        """OutputError where a file has another size than was written."""
         with self._in_one_line(name):
             self.system.invalidate_cache()
-            held = self.system.info(path)["size"]
-        if held != size:
-            raise OutputError(f"{self.url}/{name} was written with {size} bytes and has {held}; try again")
+            held = self.system.info(self._path(name))["size"]
+        if held != self.sizes[name]:
+            raise OutputError(
+                f"{self.url}/{name} was written with {self.sizes[name]} bytes and has {held}; try again"
+            )
 
     @contextlib.contextmanager
     def made(self) -> Iterator[None]:
-        """Remove what was written where the block fails."""
+        """Remove what was written where the block fails; what is replaced is there until all of the new is."""
+        if self.replace:
+            with self._replaced():
+                yield
+            return
         try:
             yield
         except BaseException:
@@ -263,13 +296,39 @@ class _Target:
             raise
 
     @contextlib.contextmanager
+    def _replaced(self) -> Iterator[None]:
+        """Let nothing of what the block writes be seen before its end."""
+        self.after = f"what was at {self.what} is still there"
+        self.system.start_transaction()
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self.system.transaction.complete(commit=False)
+            raise
+        self.after = f"what was at {self.what} may be replaced in part: write it again"
+        with self._in_one_line(next(reversed(self.sizes), "")):
+            self.system.end_transaction()
+        for name in self.sizes:
+            self._check(name)
+
+    def remove_left(self, names: Iterable[str]) -> None:
+        """Remove files of an earlier result, which belong to no file any more; OutputError where one stays."""
+        self.after = "the new file is there, and this one of an earlier result is too: remove it"
+        for name in names if self.replace else ():
+            if self._holds(name):
+                with self._in_one_line(name):
+                    self.system.rm(self._path(name))
+
+    @contextlib.contextmanager
     def _in_one_line(self, name: str) -> Iterator[None]:
         try:
             with in_one_line(f"{self.url}/{name}"):
                 yield
         except SourceError as error:
             text = str(error).replace("cannot be read", "cannot be written", 1)
-            raise OutputError(f"{text}; nothing of {self.what} is left") from error
+            after = self.after or f"nothing of {self.what} is left"
+            raise OutputError(f"{text}; {after}") from error
 
 
 def _refuse_nowhere(url: str) -> None:

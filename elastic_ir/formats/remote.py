@@ -163,6 +163,17 @@ def system_of(url: str) -> tuple[Any, str]:
         return system, str(system._strip_protocol(url))
 
 
+def same_place(one: str, other: str) -> bool:
+    """Whether two URLs are of one file or folder, as far as that shows."""
+    if without_credentials(one).rstrip("/") == without_credentials(other).rstrip("/"):
+        return True
+    try:
+        (mine, path), (theirs, other_path) = system_of(one), system_of(other)
+    except SourceError:  # whoever uses it says what is wrong
+        return False
+    return bool(mine == theirs) and path.rstrip("/") == other_path.rstrip("/")
+
+
 def _of_http(url: str) -> bool:
     return url.lower().startswith(("http://", "https://"))
 

@@ -351,3 +351,93 @@ def test_errors_and_data_show_no_password(here: Path, memory: Any) -> None:
         run("stretch", here / "bare.pt", "--to-units", "4", "-o", f"{url}/out.xyz").output,
     ):
         assert "secret" not in shown
+
+
+# -- what is there already ---------------------------------------------------------------------------------------------
+
+
+def held(system: Any) -> dict[str, bytes]:
+    return {path: system.cat(path) for path in system.find("/bucket")}
+
+
+def sparse(path: Path) -> Path:
+    state = {name.replace("weight", "weight_orig"): torch.from_numpy(array) for name, array in STATE.items()}
+    state |= {f"layers.{n}.weight_mask": torch.eye(6) for n in range(3)}
+    torch.save(state, path)
+    return path
+
+
+def test_force_leaves_no_masks_of_an_earlier_file(here: Path, memory: Any) -> None:
+    out = "memory://bucket/x.safetensors"
+    good("stretch", sparse(here / "sparse.pt"), "--to-units", "4", "-o", out)
+    assert len(memory.find("/bucket")) == 2
+    memory.rm("/bucket/x.safetensors")
+    dense = made(here / "bare.safetensors")
+    assert "x.masks.safetensors exists already" in said("stretch", dense, "--to-units", "4", "-o", out)
+    good("stretch", dense, "--to-units", "4", "-o", out, "--force")
+    assert memory.find("/bucket") == ["/bucket/x.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.masks.safetensors"])
+def test_a_forced_write_that_fails_leaves_what_was_there(
+    name: str, here: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = "memory://bucket/x.safetensors"
+    source = sparse(here / "sparse.pt")
+    good("stretch", source, "--to-units", "4", "-o", out)
+    before = held(memory)
+    genuine = type(memory).open
+
+    def failing(self: Any, path: str, mode: str = "rb", **more: Any) -> Any:
+        if mode == "wb" and path.endswith(f"/{name}"):
+            raise OSError("no more room")
+        return genuine(self, path, mode, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(memory), "open", failing)
+        error = said("stretch", source, "--to-units", "5", "-o", out, "--force")
+    assert error.endswith(f"what was at {out} is still there")
+    assert held(memory) == before
+    good("stretch", source, "--to-units", "5", "-o", out, "--force")
+    assert held(memory) != before
+    assert not memory._intrans
+
+
+def test_no_url_of_a_source_is_written_over(here: Path, memory: Any) -> None:
+    source = made(here / "bare.safetensors")
+    memory.put_file(str(source), "/bucket/bare.safetensors")
+    kept, how = source.read_bytes(), ("--to-units", "4", "--force")
+    for given, out in (
+        (source, f"file://{source}"),
+        (f"file://{source}", f"local://{source}"),
+        (f"file://{source}", source),
+        ("memory://bucket/bare.safetensors", "memory:///bucket/bare.safetensors"),
+    ):
+        assert "is the source, which would be written over" in said("stretch", given, *how, "-o", out)
+    assert source.read_bytes() == kept == memory.cat("/bucket/bare.safetensors")
+
+
+def test_targets_are_refused_before_anything_is_read(here: Path, memory: Any) -> None:
+    memory.pipe_file("/bucket/out.pt", b"there")
+    memory.pipe_file("/bucket/folder/x", b"there")
+    (here / "bare.pt").write_bytes(b"is not read")
+    for out, error in (
+        ("memory://bucket/out.pt", "exists already"),
+        ("http://127.0.0.1:1/out.pt", "servers of HTTP take no files"),
+        ("zz://bucket/out.pt", "fsspec knows no such scheme"),
+    ):
+        assert error in said("stretch", here / "bare.pt", "--to-units", "4", "-o", out)
+    (here / "model").mkdir()
+    (here / "model" / "config.json").write_text("{}")
+    (here / "model" / "model.safetensors").write_bytes(b"is not read")
+    refused = said("stretch", here / "model", "--to-units", "4", "-o", "memory://bucket/folder")
+    assert "memory://bucket/folder holds files already" in refused
+
+
+@pytest.mark.parametrize("command", ["apply", "export", "report", "follow"])
+def test_commands_that_write_here_alone(command: str, here: Path) -> None:
+    more = {"apply": ["--passes", "stretch{to-units=4}"], "follow": ["--base", "base"]}.get(command, [])
+    done = run(command, here / "none.pt", *more, "-o", "memory://me:secret@bucket/out.html")
+    assert done.exit_code == 2
+    assert "memory://bucket/out.html is a URL, and this command writes here" in done.output
+    assert not list(Path().iterdir())
