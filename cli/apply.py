@@ -14,6 +14,7 @@ from elastic_ir.cli.options import (
     LOAD_PASS,
     MAX_BLOCKS,
     SOURCE,
+    Here,
     Reading,
     gathered,
     note_source,
@@ -74,7 +75,7 @@ def _complete_pipeline(ctx: click.Context, param: click.Parameter, incomplete: s
 @LOAD_PASS
 @MAX_BLOCKS
 @click.option(
-    "-o", "--out", type=click.Path(), metavar="OUT",
+    "-o", "--out", type=Here(), metavar="OUT",
     help=f"The file to write ({output.WITH_WEIGHTS}) or the folder. Without it, the source's name with "
     '"-applied".',
 )  # fmt: skip

@@ -10,7 +10,7 @@ import click
 
 from elastic_ir.cli import output, tables
 from elastic_ir.cli.app import COMMANDS, FORCE_OPTION
-from elastic_ir.cli.options import SOURCE, Reading, note_source, source_options
+from elastic_ir.cli.options import SOURCE, Here, Reading, note_source, source_options
 from elastic_ir.formats import ONNX, PYTHON, PYTORCH
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ them (TensorRT and OpenVINO read none), export without --sparse.
 @click.command("export", short_help=COMMANDS["export"], epilog=EPILOG)
 @click.argument("source", type=SOURCE)
 @click.option(
-    "-o", "--out", type=click.Path(), metavar="OUT",
+    "-o", "--out", type=Here(), metavar="OUT",
     help=f"The file to write. Without it, the source's name with {ONNX.suffixes[0]}. Another extension of "
     f"{output.WITH_WEIGHTS} writes that kind of file; {PYTHON.suffixes[0]} a definition in plain PyTorch.",
 )  # fmt: skip

@@ -8,7 +8,7 @@ import click
 
 from elastic_ir.cli import output, tables
 from elastic_ir.cli.app import COMMANDS, FORCE, FORCE_OPTION, given, run_flags
-from elastic_ir.cli.options import SOURCE
+from elastic_ir.cli.options import SOURCE, Here
 
 EPILOG = """\
 \b
@@ -37,7 +37,7 @@ both.
     "the adapter's own settings do not show it.",
 )  # fmt: skip
 @click.option(
-    "-o", "--out", type=click.Path(), metavar="OUT",
+    "-o", "--out", type=Here(), metavar="OUT",
     help="The folder to write. Without it, the adapter's name with the new number of layers, beside it.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Show what would change, and write nothing.")

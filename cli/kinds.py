@@ -42,6 +42,12 @@ def is_remote(name: str) -> bool:
     return "://" in name and not os.path.exists(name)
 
 
+def here(name: str) -> str:
+    """The path that a URL of this machine's own files stands for; other names as they are."""
+    scheme, _, path = name.partition("://")
+    return path if scheme.lower() in ("file", "local") and path else name
+
+
 def behind_url(url: str) -> Format | None:
     """The format of a file behind a URL, by its name; None for a folder."""
     from elastic_ir.frontends.elsewhere import form_behind

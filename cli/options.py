@@ -17,7 +17,7 @@ from click.shell_completion import CompletionItem
 
 from elastic_ir.cli import tables
 from elastic_ir.cli.app import run_flags
-from elastic_ir.cli.kinds import behind_url, fetch, hub_label, is_hub_folder
+from elastic_ir.cli.kinds import behind_url, fetch, hub_label, is_hub_folder, is_remote
 from elastic_ir.errors import ElasticError, SourceError
 from elastic_ir.ir.numbering import number_of
 
@@ -46,6 +46,20 @@ class Source(click.Path):
 
 
 SOURCE = Source(readable=False)
+
+
+class Here(click.Path):
+    """A path to write to; a URL, which would become folders of its parts, is a usage error."""
+
+    def convert(
+        self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        """Click's hook."""
+        if is_remote(os.fspath(value)):
+            self.fail(
+                f"{value} is a URL, and this command writes here; write a file, and upload that", param, ctx
+            )
+        return super().convert(value, param, ctx)
 
 
 class Parsed(Kind):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from elastic_ir.cli import tables
 from elastic_ir.cli.app import FORCE, JSON, given
-from elastic_ir.cli.kinds import as_path, behind_url, hub_model, is_gguf, is_remote
+from elastic_ir.cli.kinds import as_path, behind_url, here, hub_model, is_gguf, is_remote
 from elastic_ir.errors import OutputError
 from elastic_ir.formats import (
     FOLDER,
@@ -137,8 +137,18 @@ def refuse_overwriting(
     The keys of ``inputs`` describe the sources, ``option`` is the one that names ``out``. Python source that somebody
     else wrote counts as one, as a network's own module may be the file. A dry run refuses for these alone.
     """
+    _refuse_inputs(out, inputs, option)
+    if PYTHON.names(out) and out.is_file() and not _written_by_us(out):
+        raise OutputError(f"{out} holds source that ElasticIR did not write; choose another name with -o OUT")
+    if given(FORCE) or not dry_run:
+        refuse_existing(*files_of(out), other=f"choose another name with {option}")
+
+
+def _refuse_inputs(out: Path, inputs: dict[str, str | None], option: str = "-o OUT") -> None:
+    """OutputError where writing ``out`` would replace one of the sources."""
     for path in files_of(out):
-        for what, name in inputs.items():
+        for what, given_name in inputs.items():
+            name = given_name and here(given_name)
             if name is None or not os.path.exists(name):
                 continue
             if _same(path, name):
@@ -148,21 +158,18 @@ def refuse_overwriting(
             else:
                 continue
             raise OutputError(f"{where}, which would be written over; choose another name with {option}")
-    if PYTHON.names(out) and out.is_file() and not _written_by_us(out):
-        raise OutputError(f"{out} holds source that ElasticIR did not write; choose another name with -o OUT")
-    if given(FORCE) or not dry_run:
-        refuse_existing(*files_of(out), other=f"choose another name with {option}")
 
 
 def refuse_own_url(out: str, inputs: dict[str, str | None]) -> None:
     """OutputError where a result would take the place of one of the sources behind its URL."""
-    from elastic_ir.formats.remote import without_credentials
+    from elastic_ir.formats.remote import same_place, without_credentials
 
-    plain = without_credentials(out)
+    if here(out) != out:
+        _refuse_inputs(Path(here(out)), inputs)
     for what, name in inputs.items():
-        if name is not None and is_remote(name) and without_credentials(name) == plain:
+        if name is not None and is_remote(name) and same_place(name, out):
             raise OutputError(
-                f"{plain} is {what}, which would be written over; choose another name with -o OUT"
+                f"{without_credentials(out)} is {what}, which would be written over; choose another name with -o OUT"
             )
 
 

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from elastic_ir.ir.graph import Graph
 
 
+def refuse_target(url: str, folder: bool) -> None:
+    """OutputError where a result cannot be written behind a URL, or something is there already."""
+    from elastic_ir.checkpoints.remote_target import refuse_target as refuse
+    from elastic_ir.formats.remote import path_of
+
+    refuse(url, [] if folder else [path.name for path in output.files_of(path_of(url))], given(FORCE))
+
+
 def write_folder(graph: Graph, url: str, wanted: Wanted) -> dict[str, Any]:
     """Write a folder that was read by its headers behind a URL, or print what would be written; as data, what was."""
     from elastic_ir.checkpoints.remote_target import save_remote
@@ -24,7 +32,7 @@ def write_folder(graph: Graph, url: str, wanted: Wanted) -> dict[str, Any]:
 
     shown = without_credentials(url)
     shard_size = wanted.shard_size or SHARD_SIZE
-    plan = plan_checkpoint(graph, shard_size, url)
+    plan = plan_checkpoint(graph, shard_size, shown)
     size = sum(plan.files.values())
     if wanted.dry_run:
         plan = plan.settled()
@@ -72,7 +80,8 @@ def write_file(graph: Graph, url: str, wanted: Wanted) -> dict[str, Any]:
         return output.save(graph, path, check=not wanted.no_check)
 
     with tables.transfer(f"writing {shown}") as tell:
-        made = save_remote_file(url, write, given(FORCE), tell)
+        beside = [path.name for path in output.files_of(name)[1:]]
+        made = save_remote_file(url, write, given(FORCE), tell, beside)
     output.show_written(graph, [])
     return _wrote(made)
 

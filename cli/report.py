@@ -9,7 +9,7 @@ import click
 from elastic_ir.cli import output, tables
 from elastic_ir.cli.app import COMMANDS, FORCE_OPTION
 from elastic_ir.cli.kinds import hub_label
-from elastic_ir.cli.options import SOURCE, Reading, source_options
+from elastic_ir.cli.options import SOURCE, Here, Reading, source_options
 
 EPILOG = """\
 \b
@@ -32,7 +32,7 @@ read: structure, shapes and bytes.
     "--against", type=SOURCE, metavar="OTHER", help="The network to show SOURCE beside: what it was made of."
 )
 @click.option(
-    "-o", "--out", type=click.Path(), metavar="OUT",
+    "-o", "--out", type=Here(), metavar="OUT",
     help="The file to write: .html, or .json for the page's document alone (docs/report.md). Without it, the source's "
     "name with .html.",
 )  # fmt: skip

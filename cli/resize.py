@@ -174,7 +174,17 @@ class Wanted(Options):
                 if parts and name == "--resume":
                     why += "; a GGUF file gets its name when all of it, parts too, is whole: a stop leaves nothing"
                 raise click.UsageError(why)
+        self.check_remote(streamed)
+        return streamed
+
+    def check_remote(self, streamed: bool) -> None:
+        """A usage error for what cannot be done behind a URL, if the result goes there."""
         if self.remote:
+            from elastic_ir.formats.remote import names_place, without_credentials
+
+            shown = without_credentials(self.out or "")
+            if not names_place(shown):
+                raise click.UsageError(f"{shown} names no place behind its scheme")
             if not streamed and not writable(as_path(self.out or "")):
                 raise click.UsageError(
                     "behind a URL a file is written, by its suffix, or a checkpoint folder, from one that is streamed"
@@ -182,7 +192,6 @@ class Wanted(Options):
             for name, value in self.given("durable", "resume", "jobs", "ray").items():
                 if value:
                     raise click.UsageError(f"{name} is for folders that are written here, and -o is a URL")
-        return streamed
 
     @property
     def remote(self) -> bool:
@@ -193,6 +202,10 @@ class Wanted(Options):
         """OutputError where something would be written over that may not; work that was begun is another matter."""
         if self.remote and self.out is not None:
             output.refuse_own_url(self.out, inputs)
+            if not self.dry_run:
+                from elastic_ir.cli.remote import refuse_target
+
+                refuse_target(self.out, streamed)
             return
         begun = False
         if streamed:
@@ -278,6 +291,17 @@ def _of_recipe(source: str, wanted: Wanted, reading: Reading) -> None:
     reading.refuse("a recipe of slices takes folders as they are")
     if wanted.out is None and not wanted.dry_run:
         raise click.UsageError("state where the result goes, by -o OUT")
+    if wanted.with_optimizer:
+        raise click.UsageError(
+            "--with-optimizer is for training checkpoints, and a recipe of slices takes folders"
+        )
+    if wanted.out is not None and writable(as_path(wanted.out)):
+        raise click.UsageError(
+            "what a recipe of slices describes is a folder, and -o has the suffix of a file"
+        )
+    wanted.check_remote(streamed=True)
+    if wanted.out is not None:
+        wanted.refuse_overwriting(Path(wanted.out), {"the recipe": source}, streamed=True)
     with tables.status(f"reading {source}"):
         after = api.merge(source, keep_beside=wanted.keep_beside)
     show_change(None, after)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from elastic_ir.cli.app import JSON, QUIET, VERBOSE, given
-from elastic_ir.errors import StructureError, printable
+from elastic_ir.errors import StructureError, printable, without_secrets
 from elastic_ir.ir.tables import ABSENT as ABSENT
 from elastic_ir.ir.tables import Table as Table
 from elastic_ir.ir.tables import aligned as aligned
@@ -64,9 +64,17 @@ def note(text: str) -> None:
         say(text, err=True)
 
 
+def _without_secrets(data: Any) -> Any:
+    if isinstance(data, str):
+        return without_secrets(data)
+    if isinstance(data, dict):
+        return {_without_secrets(key): _without_secrets(value) for key, value in data.items()}
+    return [_without_secrets(one) for one in data] if isinstance(data, list | tuple) else data
+
+
 def say_json(data: Any) -> None:
-    """Print data as JSON, which escapes every control character."""
-    click.echo(json.dumps(data, indent=2).replace("\x7f", "\\u007f"))
+    """Print data as JSON, which escapes every control character; of URLs neither passwords nor queries are in it."""
+    click.echo(json.dumps(_without_secrets(data), indent=2).replace("\x7f", "\\u007f"))
 
 
 #: Facts that the objects of --json state as numbers and paths.

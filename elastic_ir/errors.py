@@ -2,7 +2,7 @@
 
 The command line prints ``str(error)`` after ``error:`` and exits with 1, so every message has to stand alone. Text from
 files is made fit to be shown (:func:`printable`): a name may move the cursor, turn the reading order, or fill the
-screen.
+screen. Users and passwords in URLs, and queries, as signed ones have, are left out.
 """
 
 from __future__ import annotations
@@ -19,18 +19,32 @@ LONGEST = 300
 _HEAD, _TAIL = 200, 60
 _WORD = re.compile(rf"\S{{{LONGEST + 1},}}")
 #: Controls, what changes the reading order or is not seen, halves of surrogate pairs, and ends of lines.
+_USER = re.compile(r"(\b[a-zA-Z][a-zA-Z\d+.-]+:/{1,2})[^\s/?#'\"]*@")
+_QUERY = re.compile(r"(\b[a-zA-Z][a-zA-Z\d+.-]+:/{1,2}[^\s?'\"]*)\?[^\s'\"]*")
 _HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def printable(text: str) -> str:
     r"""One line that a terminal and a web page show as it is: controls as escapes, words that are too long cut short.
 
+    Of URLs neither user and password nor the query is in it.
+
     >>> printable("layers.\x1b[31m0\n")
     'layers.\\x1b[31m0\\n'
     """
+    text = without_secrets(text)
     if not (text.isascii() and text.isprintable()):
         text = "".join(_escaped(char) if unicodedata.category(char) in _HIDDEN else char for char in text)
     return _WORD.sub(_shortened_word, text) if len(text) > LONGEST else text
+
+
+def without_secrets(text: str) -> str:
+    """A text whose URLs have no user, no password and no query.
+
+    >>> without_secrets("at s3://me:secret@bucket/x.pt, or 'https://host/x.pt?signature=1'")
+    "at s3://bucket/x.pt, or 'https://host/x.pt'"
+    """
+    return _QUERY.sub(r"\1", _USER.sub(r"\1", text)) if ":/" in text else text
 
 
 def _escaped(char: str) -> str:

@@ -16,7 +16,7 @@ from elastic_ir.extras import without_bars
 from elastic_ir.formats import ReadOptions, format_named
 from elastic_ir.formats.hub_cache import SCHEME, HubName, hub_name
 from elastic_ir.formats.model_folder import INDEX, LAYOUTS
-from elastic_ir.formats.remote import is_url
+from elastic_ir.formats.remote import is_url, without_credentials
 from elastic_ir.frontends.library_names import network_names
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def remote_graph(url: str, options: ReadOptions) -> Graph:
     folder. Raises SourceError, in terms of the URL, for what is neither, and what reading the folder or file raises.
     """
     from elastic_ir.formats.distant import WholeFileNeeded
-    from elastic_ir.formats.remote import path_of, without_credentials
+    from elastic_ir.formats.remote import path_of
 
     path, plain = path_of(url), without_credentials(url)
     form = form_behind(url)
@@ -103,10 +103,17 @@ def needed_whole(url: str) -> bool:
 
 def _refuse_masks(url: str, path: Path) -> None:
     """SourceError where a URL has a file of masks beside the weights."""
-    from elastic_ir.formats.remote import exists, url_beside, without_credentials
+    from elastic_ir.formats.remote import exists, url_beside
 
     masks = f"{path.stem}.masks.safetensors"
-    if exists(url_beside(url, masks)):
+    try:
+        masked = exists(url_beside(url, masks))
+    except SourceError as error:
+        raise SourceError(
+            f"whether {without_credentials(url)} has masks beside it is not known ({error}); download it, and "
+            "the masks if there are any, and give the file"
+        ) from error
+    if masked:
         raise SourceError(
             f"{without_credentials(url)} has masks beside it ({masks}), which are compared with the weights; download "
             "both and give the file"
@@ -173,7 +180,7 @@ def refuse_hub_url(text: str) -> None:
     match = _URL.fullmatch(text)
     if match is None:
         return
-    host, _, path = match["rest"].partition("/")
+    host, _, path = without_credentials(text).partition("://")[2].partition("/")
     parts = [part for part in path.split("/") if part]
     if match["scheme"] in ("http", "https") and host.lower() in _HUBS and len(parts) >= 2:
         revision = f"@{parts[3]}" if len(parts) > 3 and parts[2] in ("tree", "blob", "resolve") else ""

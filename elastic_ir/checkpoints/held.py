@@ -124,6 +124,7 @@ class Place:
 
     @staticmethod
     def _behind(url: str) -> Place:
+        url = url.rstrip("/")  # else what is beside it would be looked for in it
         path, plain = path_of(url), without_credentials(url)
         if GGUF.names(path):
             return Place(
@@ -230,7 +231,7 @@ def _recorded(own: Place, name: str, usable: Callable[[Path], bool]) -> Place | 
         if is_url(name):
             found = _recorded(own, path_of(name).name, usable)
             near = (
-                urlsplit(name)[:2] == urlsplit(own.url)[:2]
+                urlsplit(without_credentials(name))[:2] == urlsplit(without_credentials(own.url))[:2]
             )  # a record is anybody's: it sends nobody elsewhere
             return found or (_reached(name) if near else None)
         if own.url:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,8 +25,9 @@ from elastic_ir.errors import OutputError, SourceChangedError, SourceError
 from elastic_ir.formats.files import stamp_of
 from elastic_ir.formats.ranges import BUFFER, stream_parts
 from elastic_ir.formats.remote import (
-    files_below,
     in_one_line,
+    is_filled,
+    names_place,
     path_of,
     system_of,
     url_beside,
@@ -53,9 +54,9 @@ def save_remote(
     is there already, it cannot be written, or the graph has masks; else what that function raises. Whatever goes wrong,
     nothing is left there, as far as it can still be reached.
     """
-    target = _Target(url.rstrip("/"))
+    target = _Target.at(url)
     target.refuse_filled()
-    plan = plan_checkpoint(graph, shard_size, url)
+    plan = plan_checkpoint(graph, shard_size, target.url)
     if plan.doubt is not None and not check:
         raise plan.doubt
     if plan.masks:
@@ -63,7 +64,7 @@ def save_remote(
             f"{url}: masks state which files they belong to; write to a folder here and copy that"
         )
     if fetch_awaited(graph):
-        plan = plan_checkpoint(graph, shard_size, url)
+        plan = plan_checkpoint(graph, shard_size, target.url)
     total, done, lock = plan.total, 0, Lock()
 
     def count(size: int) -> None:
@@ -77,6 +78,7 @@ def save_remote(
         tensors, metadata = plan.streams[name]
         target.write(name, stream_parts(safetensors_parts(tensors, metadata), count))
 
+    target.refuse_taken(*plan.tensors, *(file.name for file in plan.side), *plan.texts)
     with plan.comparison() if check else nullcontext() as compared, target.made():
         if compared is not None and (graph.edits.unproven_beside or plan.doubt is not None):
             compared.result().prove(graph.edits.unproven_beside)
@@ -98,6 +100,18 @@ def save_remote(
         if tell_compared is not None:
             tell_compared(found)
     return url
+
+
+def refuse_target(url: str, names: Sequence[str], replace: bool = False) -> None:
+    """OutputError where a file of one of the names, or without names a folder, cannot be written, or is there already.
+
+    The first name is that of the URL, the others are those of what would lie beside its file. ``replace`` lets files
+    go.
+    """
+    if names:
+        _Target.around(url, replace).refuse_taken(*names)
+    else:
+        _Target.at(url).refuse_filled()
 
 
 def save_remote_gguf(
@@ -131,15 +145,17 @@ def save_remote_file(
     write: Callable[[Path], Sequence[Path]],
     replace: bool = False,
     tell: Callable[[int, int], None] | None = None,
+    beside: Sequence[str] = (),
 ) -> dict[str, int]:
     """Write a file of any format, and what belongs to it, behind a URL; by their URLs, the bytes of what was written.
 
-    ``write`` writes it at a path, in a temporary folder from which it is uploaded, and returns all paths. The rest is
-    as of :func:`save_remote_gguf`.
+    ``write`` writes it at a path, in a temporary folder from which it is uploaded, and returns all paths. ``beside``
+    names what such a file may have beside it: what is there of an earlier one, and is not written anew, goes with it.
+    The rest is as of :func:`save_remote_gguf`.
     """
     name = path_of(url).name
     target = _Target.around(url, replace)
-    target.refuse_taken(name)
+    target.refuse_taken(name, *beside)
     with tempfile.TemporaryDirectory(prefix="elastic-ir-") as home, target.made():
         sizes = {path: path.stat().st_size for path in write(Path(home) / name)}
         target.refuse_taken(*(path.name for path in sizes))
@@ -149,6 +165,7 @@ def save_remote_file(
             done += sizes[path]
             if tell is not None:
                 tell(done, sum(sizes.values()))
+    target.remove_left({*beside} - {path.name for path in sizes})
     return {url_beside(url, path.name): size for path, size in sizes.items()}
 
 
@@ -164,35 +181,61 @@ class _Target:
     def __init__(self, url: str, replace: bool = False) -> None:
         self.url, self.written, self.stopped = without_credentials(url), list[str](), Event()
         self.given, self.replace = url, replace
+        self.sizes: dict[str, int] = {}  #: by name, the bytes of what was written
+        if url.lower().startswith(("http://", "https://")):
+            raise OutputError(f"{self.url}: servers of HTTP take no files; write here, and upload that")
         self.what = self.url  #: what is written, for an error
+        self.after = ""  #: what an error says of what is there
         try:
             self.system, self.root = system_of(url)
         except SourceError as error:
             raise OutputError(str(error)) from error
 
     @staticmethod
+    def at(url: str) -> _Target:
+        """A folder."""
+        _refuse_nowhere(url)
+        return _Target(url.rstrip("/"))
+
+    @staticmethod
     def around(url: str, replace: bool) -> _Target:
         """The folder of a file."""
+        _refuse_nowhere(url)
         folder = url.rpartition("/")[0]
         target = _Target(f"{folder}/" if folder.endswith(":/") else folder, replace)
         target.what = without_credentials(url)
         return target
 
     def refuse_filled(self) -> None:
-        """OutputError where there is any file in the folder."""
-        if files_below(self.given):
+        """OutputError where there is any file in the folder, or that is not known."""
+        try:
+            filled = is_filled(self.given)
+        except SourceError as error:
+            raise OutputError(
+                f"{self.url} cannot be listed, so it is not known to be empty ({error}); see what is there, and your "
+                "rights"
+            ) from error
+        if filled:
             raise OutputError(f"{self.url} holds files already; name another, or remove them")
 
     def refuse_taken(self, *names: str) -> None:
         """OutputError where there is a file of one of the names."""
         for name in names if not self.replace else ():
-            with self._in_one_line(name):
-                self.system.invalidate_cache()
-                there = self.system.exists(self._path(name))
-            if there:
-                raise OutputError(
-                    f"{self.url}/{name} exists already; choose another name with -o OUT, or write over it with --force"
-                )
+            if self._holds(name):
+                other = "choose another name with -o OUT"
+                if self.what != self.url:  # a file
+                    other += ", or write over it with --force"
+                raise OutputError(f"{self.url}/{name} exists already; {other}")
+
+    def _holds(self, name: str) -> bool:
+        """Whether there is something of a name; OutputError where that is not known."""
+        with self._in_one_line(name):
+            self.system.invalidate_cache()
+            try:
+                self.system.info(self._path(name))  # its exists() takes every failure for a no
+            except FileNotFoundError:
+                return False
+            return True
 
     def _path(self, name: str) -> str:
         return f"{self.root.rstrip('/')}/{name}"
@@ -204,7 +247,8 @@ class _Target:
             self.system.makedirs(path.rpartition("/")[0], exist_ok=True)
             if not self.replace:  # else what is there stays until all of the new one is
                 self.written.append(path)
-            file: Any = self.system.open(path, "wb", autocommit=False)
+            more = {} if self.replace else {"autocommit": False}  # else the transaction ends with it
+            file: Any = self.system.open(path, "wb", **more)
         size = 0
         try:
             for piece in pieces:
@@ -215,21 +259,34 @@ class _Target:
                 size += len(piece)
             with self._in_one_line(name):
                 file.close()
-                file.commit()
-                self.written.append(path)
+                if not self.replace:
+                    file.commit()
         except BaseException:
-            with contextlib.suppress(Exception):
-                file.discard()
+            if not self.replace:
+                with contextlib.suppress(Exception):
+                    file.discard()
             raise
+        self.sizes[name] = size
+        if not self.replace:
+            self._check(name)
+
+    def _check(self, name: str) -> None:
+        """OutputError where a file has another size than was written."""
         with self._in_one_line(name):
             self.system.invalidate_cache()
-            held = self.system.info(path)["size"]
-        if held != size:
-            raise OutputError(f"{self.url}/{name} was written with {size} bytes and has {held}; try again")
+            held = self.system.info(self._path(name))["size"]
+        if held != self.sizes[name]:
+            raise OutputError(
+                f"{self.url}/{name} was written with {self.sizes[name]} bytes and has {held}; try again"
+            )
 
     @contextlib.contextmanager
     def made(self) -> Iterator[None]:
-        """Remove what was written where the block fails."""
+        """Remove what was written where the block fails; what is replaced is there until all of the new is."""
+        if self.replace:
+            with self._replaced():
+                yield
+            return
         try:
             yield
         except BaseException:
@@ -239,13 +296,44 @@ class _Target:
             raise
 
     @contextlib.contextmanager
+    def _replaced(self) -> Iterator[None]:
+        """Let nothing of what the block writes be seen before its end."""
+        self.after = f"what was at {self.what} is still there"
+        self.system.start_transaction()
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self.system.transaction.complete(commit=False)
+            raise
+        self.after = f"what was at {self.what} may be replaced in part: write it again"
+        with self._in_one_line(next(reversed(self.sizes), "")):
+            self.system.end_transaction()
+        for name in self.sizes:
+            self._check(name)
+
+    def remove_left(self, names: Iterable[str]) -> None:
+        """Remove files of an earlier result, which belong to no file any more; OutputError where one stays."""
+        self.after = "the new file is there, and this one of an earlier result is too: remove it"
+        for name in names if self.replace else ():
+            if self._holds(name):
+                with self._in_one_line(name):
+                    self.system.rm(self._path(name))
+
+    @contextlib.contextmanager
     def _in_one_line(self, name: str) -> Iterator[None]:
         try:
             with in_one_line(f"{self.url}/{name}"):
                 yield
         except SourceError as error:
             text = str(error).replace("cannot be read", "cannot be written", 1)
-            raise OutputError(f"{text}; nothing of {self.what} is left") from error
+            after = self.after or f"nothing of {self.what} is left"
+            raise OutputError(f"{text}; {after}") from error
+
+
+def _refuse_nowhere(url: str) -> None:
+    if not names_place(url):
+        raise OutputError(f"{without_credentials(url)} names no place behind its scheme")
 
 
 def _content(file: SideFile) -> Iterator[memoryview]:

@@ -12,19 +12,31 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from elastic_ir.errors import ElasticError, SourceChangedError, SourceError, first_line
 from elastic_ir.extras import install, missing
 
 _URL = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z\d+.-]*)://.+", re.DOTALL)
+_OVER_HTTP = re.compile(r"(?:^|::)https?://", re.IGNORECASE)
+_GONE = (404, 410)
+_T = TypeVar("_T")
 _TRIES = 3
 _PAUSE = 0.2  #: seconds before the second try; twice as long before the third
+
+
+class MissingFileError(SourceError):
+    """There is no such file, as whoever was asked says; of what cannot be asked for nothing is known."""
 
 
 def is_url(text: str) -> bool:
     """Whether a text is a URL, ``SCHEME://...``."""
     return _URL.fullmatch(text) is not None
+
+
+def names_place(url: str) -> bool:
+    """Whether anything stands behind a URL's scheme."""
+    return bool(without_credentials(url).partition("://")[2].strip("/"))
 
 
 @dataclass(frozen=True)
@@ -42,14 +54,7 @@ class RemoteFile:
 
     def read(self, offset: int, size: int) -> bytes:
         """A range of bytes; SourceError where it cannot be had, or is not as long as was asked for."""
-        for attempt in range(_TRIES):
-            try:
-                found = self._asked(offset, size)
-                break
-            except SourceError:
-                if attempt == _TRIES - 1:
-                    raise
-                time.sleep(_PAUSE * 2**attempt)
+        found = _tried(lambda: self._asked(offset, size))
         if len(found) != size:
             raise SourceChangedError(
                 f"{self.plain} gave {len(found)} bytes where {size} from byte {offset} on were asked for; it was "
@@ -59,14 +64,7 @@ class RemoteFile:
 
     def fetch(self, path: Path, tell: Callable[[int, int], None] | None = None) -> None:
         """Have all of it in a file here, as a stream; SourceError where it does not come whole, or was changed."""
-        for attempt in range(_TRIES):
-            try:
-                self._come(path, tell)
-                break
-            except SourceError:
-                if attempt == _TRIES - 1:
-                    raise
-                time.sleep(_PAUSE * 2**attempt)
+        _tried(lambda: self._come(path, tell))
         came = path.stat().st_size
         if came != self.size:
             raise SourceChangedError(
@@ -106,6 +104,19 @@ class RemoteFile:
         """SourceError where the file is another by now."""
         if file_at(self.url) != self:
             raise SourceChangedError(f"{self.plain} was changed after it was read; read it again")
+
+
+def _tried(ask: Callable[[], _T]) -> _T:
+    """What ``ask`` gives, asked again where it fails by what may pass."""
+    for attempt in range(_TRIES):
+        try:
+            return ask()
+        except SourceError as error:
+            lasting = isinstance(error.__cause__, (ImportError, PermissionError, ValueError))
+            if attempt == _TRIES - 1 or lasting or isinstance(error, MissingFileError):
+                raise
+            time.sleep(_PAUSE * 2**attempt)
+    raise AssertionError
 
 
 def without_credentials(url: str) -> str:
@@ -152,16 +163,26 @@ def system_of(url: str) -> tuple[Any, str]:
         return system, str(system._strip_protocol(url))
 
 
+def same_place(one: str, other: str) -> bool:
+    """Whether two URLs are of one file or folder, as far as that shows."""
+    if without_credentials(one).rstrip("/") == without_credentials(other).rstrip("/"):
+        return True
+    try:
+        (mine, path), (theirs, other_path) = system_of(one), system_of(other)
+    except SourceError:  # whoever uses it says what is wrong
+        return False
+    return bool(mine == theirs) and path.rstrip("/") == other_path.rstrip("/")
+
+
 def _of_http(url: str) -> bool:
     return url.lower().startswith(("http://", "https://"))
 
 
 def file_at(url: str) -> RemoteFile:
-    """What is at a URL; SourceError where it is missing, no file, or of unknown size."""
-    system, path = system_of(url)
-    with in_one_line(url):
-        system.invalidate_cache()
-        info = system.info(path)
+    """What is at a URL; SourceError where it is no file, of unknown size or cannot be asked for, MissingFileError
+    where it is missing.
+    """
+    info = _tried(lambda: _info(url))
     if info.get("type") == "directory":
         raise SourceError(f"{without_credentials(url)} is a folder and no file")
     if not isinstance(info.get("size"), int):
@@ -172,6 +193,30 @@ def file_at(url: str) -> RemoteFile:
         info.get(name) for name in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created", "updated")
     )
     return RemoteFile(url, info["size"], str(next((tag for tag in tags if tag), "")))
+
+
+def _info(url: str) -> dict[str, Any]:
+    system, path = system_of(url)
+    with in_one_line(url):
+        system.invalidate_cache()
+        info: dict[str, Any] = system.info(path)
+        return info
+
+
+def is_filled(url: str) -> bool:
+    """Whether there is any file in a folder; SourceError where that is not known."""
+    system, root = system_of(url)
+    try:
+        with in_one_line(url):
+            system.invalidate_cache()
+            listed = system.ls(root, detail=True)  # of a folder that cannot be listed, find shows no file
+            own = root.strip("/")
+            listed = [one for one in listed if one["name"].strip("/") != own or one["size"]]
+            if all(one["type"] == "directory" for one in listed):
+                return bool(listed and system.find(root))
+            return True
+    except MissingFileError:
+        return False
 
 
 def files_below(url: str) -> dict[str, str] | None:
@@ -194,10 +239,10 @@ def _is_safe(name: str) -> bool:
 
 
 def exists(url: str) -> bool:
-    """Whether there is a file at a URL."""
+    """Whether there is a file at a URL; SourceError where that is not known."""
     try:
         file_at(url)
-    except SourceError:
+    except MissingFileError:
         return False
     return True
 
@@ -221,7 +266,13 @@ def in_one_line(url: str) -> Iterator[None]:
             f"{url} needs another package ({first_line(error)}); install that, or download the file"
         ) from error
     except FileNotFoundError as error:
-        raise SourceError(f"{url} does not exist") from error
+        cause = error.__cause__
+        # over HTTP, whatever fails is raised as if nothing were there
+        if cause is None or getattr(cause, "status", 0) in _GONE or not _OVER_HTTP.search(given):
+            raise MissingFileError(f"{url} does not exist") from error
+        raise SourceError(
+            f"{url} cannot be read: {type(cause).__name__}: {said(cause)}; see the address and the connection"
+        ) from error
     except PermissionError as error:
         raise SourceError(f"{url}: access is refused ({said(error)}); see your credentials") from error
     except ValueError as error:

@@ -19,6 +19,9 @@ class Behaviour:
         self.broken = 0  #: how many further ranges it breaks off in the middle
         self.cut = 0  #: how many further whole files it breaks off in the middle
         self.short = False  #: whether it gives less than it was asked for
+        self.statuses: dict[
+            str, list[int]
+        ] = {}  #: by the end of a path, what is answered to the next requests
         self.sent: list[tuple[str, int]] = []  #: by path, bytes of bodies
         self.url = ""
 
@@ -28,6 +31,9 @@ class Behaviour:
             names = (part.name + "/" * part.is_dir() for part in path.iterdir())
             listing = "".join(f'<a href="{name}">{name}</a>' for name in names).encode()
             return Reply(listing, headers={"Content-Type": "text/html"})
+        for end, left in self.statuses.items():
+            if asked.endswith(end) and left:
+                return Reply(status=left.pop(0))
         if not path.is_file():
             return Reply(status=404)
         broken, ranged = False, bool(self.ranges and span)

@@ -281,6 +281,25 @@ def test_masks_beside_a_file_are_not_forgotten(here: Path, memory: Any) -> None:
     assert "has masks beside it (bare.masks.safetensors)" in said("inspect", url)
 
 
+@pytest.mark.parametrize("status", [403, 503])
+def test_what_cannot_be_asked_for_is_not_absent(status: int, here: Path, server: Behaviour) -> None:
+    made(here / "bare.safetensors")
+    url = f"{server.url}/bare.safetensors"
+    server.statuses = {"masks.safetensors": [status] * 100}
+    refused = said("stretch", url, "--to-units", "4")
+    assert refused.startswith(f"whether {url} has masks beside it is not known")
+    assert f"bare.masks.safetensors cannot be read: ClientResponseError: {status}" in refused
+    server.statuses = {".safetensors": [status] * 3}  # each look is a HEAD and a GET
+    good("inspect", url)
+    server.statuses = {"none.pt": [status] * 100}
+    assert f"none.pt cannot be read: ClientResponseError: {status}" in said(
+        "inspect", f"{server.url}/none.pt"
+    )
+    server.statuses = {"none.pt": [410] * 100}
+    assert said("inspect", f"{server.url}/none.pt").endswith("none.pt does not exist")
+    assert "cannot be read: ClientConnectorError" in said("inspect", "http://127.0.0.1:1/none.pt")
+
+
 def test_results_take_the_place_of_nothing(here: Path, memory: Any) -> None:
     memory.put_file(str(made(here / "m.gguf")), "/bucket/m.gguf")
     url = "memory://bucket/m.gguf"
@@ -315,3 +334,110 @@ def test_no_line_shows_a_password(here: Path, memory: Any) -> None:
         shown = good("stretch", source, "--plan", "0-3,1", "-o", "memory://me:secret@bucket/out.gguf", *more)
         assert "memory://bucket/out.gguf" in shown and "secret" not in shown
     assert memory.exists("/me:secret@bucket/out.gguf")
+
+
+def test_errors_and_data_show_no_password(here: Path, memory: Any) -> None:
+    made(here / "bare.pt")
+    memory.put_file(str(here / "bare.pt"), "/me:secret@bucket/bare.pt")
+    url = "memory://me:secret@bucket"
+    for shown in (
+        good("inspect", f"{url}/bare.pt", "--json"),
+        good("stretch", f"{url}/bare.pt", "--to-units", "4", "-o", f"{url}/out.pt", "--json"),
+        said("inspect", f"{url}/none.pt"),
+        said("inspect", "http://me:secret@127.0.0.1:1/x.pt?signature=secret%2F"),
+        said("inspect", "hf://me:secret@org/name"),
+        said("inspect", "https://me:secret@huggingface.co/org/name?token=secret"),
+        said("stretch", here / "bare.pt", "--to-units", "4", "-o", "zz://me:secret@bucket/out.pt"),
+        run("stretch", here / "bare.pt", "--to-units", "4", "-o", f"{url}/out.xyz").output,
+    ):
+        assert "secret" not in shown
+
+
+# -- what is there already ---------------------------------------------------------------------------------------------
+
+
+def held(system: Any) -> dict[str, bytes]:
+    return {path: system.cat(path) for path in system.find("/bucket")}
+
+
+def sparse(path: Path) -> Path:
+    state = {name.replace("weight", "weight_orig"): torch.from_numpy(array) for name, array in STATE.items()}
+    state |= {f"layers.{n}.weight_mask": torch.eye(6) for n in range(3)}
+    torch.save(state, path)
+    return path
+
+
+def test_force_leaves_no_masks_of_an_earlier_file(here: Path, memory: Any) -> None:
+    out = "memory://bucket/x.safetensors"
+    good("stretch", sparse(here / "sparse.pt"), "--to-units", "4", "-o", out)
+    assert len(memory.find("/bucket")) == 2
+    memory.rm("/bucket/x.safetensors")
+    dense = made(here / "bare.safetensors")
+    assert "x.masks.safetensors exists already" in said("stretch", dense, "--to-units", "4", "-o", out)
+    good("stretch", dense, "--to-units", "4", "-o", out, "--force")
+    assert memory.find("/bucket") == ["/bucket/x.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.masks.safetensors"])
+def test_a_forced_write_that_fails_leaves_what_was_there(
+    name: str, here: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = "memory://bucket/x.safetensors"
+    source = sparse(here / "sparse.pt")
+    good("stretch", source, "--to-units", "4", "-o", out)
+    before = held(memory)
+    genuine = type(memory).open
+
+    def failing(self: Any, path: str, mode: str = "rb", **more: Any) -> Any:
+        if mode == "wb" and path.endswith(f"/{name}"):
+            raise OSError("no more room")
+        return genuine(self, path, mode, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(memory), "open", failing)
+        error = said("stretch", source, "--to-units", "5", "-o", out, "--force")
+    assert error.endswith(f"what was at {out} is still there")
+    assert held(memory) == before
+    good("stretch", source, "--to-units", "5", "-o", out, "--force")
+    assert held(memory) != before
+    assert not memory._intrans
+
+
+def test_no_url_of_a_source_is_written_over(here: Path, memory: Any) -> None:
+    source = made(here / "bare.safetensors")
+    memory.put_file(str(source), "/bucket/bare.safetensors")
+    kept, how = source.read_bytes(), ("--to-units", "4", "--force")
+    for given, out in (
+        (source, f"file://{source}"),
+        (f"file://{source}", f"local://{source}"),
+        (f"file://{source}", source),
+        ("memory://bucket/bare.safetensors", "memory:///bucket/bare.safetensors"),
+    ):
+        assert "is the source, which would be written over" in said("stretch", given, *how, "-o", out)
+    assert source.read_bytes() == kept == memory.cat("/bucket/bare.safetensors")
+
+
+def test_targets_are_refused_before_anything_is_read(here: Path, memory: Any) -> None:
+    memory.pipe_file("/bucket/out.pt", b"there")
+    memory.pipe_file("/bucket/folder/x", b"there")
+    (here / "bare.pt").write_bytes(b"is not read")
+    for out, error in (
+        ("memory://bucket/out.pt", "exists already"),
+        ("http://127.0.0.1:1/out.pt", "servers of HTTP take no files"),
+        ("zz://bucket/out.pt", "fsspec knows no such scheme"),
+    ):
+        assert error in said("stretch", here / "bare.pt", "--to-units", "4", "-o", out)
+    (here / "model").mkdir()
+    (here / "model" / "config.json").write_text("{}")
+    (here / "model" / "model.safetensors").write_bytes(b"is not read")
+    refused = said("stretch", here / "model", "--to-units", "4", "-o", "memory://bucket/folder")
+    assert "memory://bucket/folder holds files already" in refused
+
+
+@pytest.mark.parametrize("command", ["apply", "export", "report", "follow"])
+def test_commands_that_write_here_alone(command: str, here: Path) -> None:
+    more = {"apply": ["--passes", "stretch{to-units=4}"], "follow": ["--base", "base"]}.get(command, [])
+    done = run(command, here / "none.pt", *more, "-o", "memory://me:secret@bucket/out.html")
+    assert done.exit_code == 2
+    assert "memory://bucket/out.html is a URL, and this command writes here" in done.output
+    assert not list(Path().iterdir())

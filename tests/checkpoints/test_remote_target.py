@@ -134,3 +134,69 @@ def test_what_is_no_folder_and_no_format(source: Path, tmp_path: Path) -> None:
     done = run("stretch", tmp_path / "m.safetensors", "--to-units", "4", "-o", "memory://b/out.xyz")
     assert done.exit_code == 2
     assert "behind a URL a file is written, by its suffix, or a checkpoint folder" in done.output
+
+
+def test_a_folder_that_cannot_be_listed_is_not_empty(
+    source: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.put(str(source), "/b/out", recursive=True)
+    there = held(memory, "/b/out")
+
+    def denied(*_given: object, **_more: object) -> Any:
+        raise PermissionError("ListBucket")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(memory), "ls", denied)
+        done = run("stretch", source, *PLAN, "-o", "memory://b/out")
+        assert done.exit_code == 1
+        assert "memory://b/out cannot be listed, so it is not known to be empty" in done.output
+    with monkeypatch.context() as patch:  # a server that lists nothing, and has what would be written
+        patch.setattr(type(memory), "ls", lambda *_given, **_more: [])
+        done = run("stretch", source, "--plan", "0-3", "-o", "memory://b/out")
+        assert (
+            "memory://b/out/extra/notes.txt exists already; choose another name with -o OUT\n" in done.output
+        )
+    assert held(memory, "/b/out") == there
+    memory.rm("/b/out", recursive=True)
+    memory.pipe_file("/b/out/1/2/3/4/odd:name", b"far down")
+    assert "holds files already" in run("stretch", source, *PLAN, "-o", "memory://b/out").output
+
+
+@pytest.mark.parametrize("url", ["memory://", "s3:///", "memory://me:secret@"])
+def test_nothing_behind_the_scheme(
+    source: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run("stretch", source, *PLAN, "-o", url)
+    assert done.exit_code == 2 and "names no place behind its scheme" in done.output
+    graph = eir.stretch(eir.load(source, headers_only=True), plan="0-3,1")
+    with pytest.raises(OutputError, match=r"^\w+://.* names no place behind its scheme$"):
+        save_remote(graph, url, check=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_recipes(source: Path, memory: Any) -> None:
+    slices = "".join(f"- sources: [{{model: source, layer_range: [{one}]}}]\n" for one in ("0, 3", "1, 4"))
+    recipe = source.parent / "r.yaml"
+    recipe.write_text(f"slices:\n{slices}merge_method: passthrough\ndtype: float16\n")
+    for out, *more in (
+        ("memory://r/x.pt",),
+        ("memory://r/x", "--durable"),
+        ("memory://r/x", "--with-optimizer"),
+    ):
+        done = run("stretch", recipe, "-o", out, *more)
+        assert done.exit_code == 2, done.output
+    assert memory.find("/r") == []
+    assert run("stretch", recipe, "-o", "memory://r/x").exit_code == 0
+    assert memory.exists("/r/x/config.json")
+
+
+def test_verify_finds_the_source_beside(source: Path, memory: Any) -> None:
+    memory.put(str(source), "/me:secret@b/source", recursive=True)
+    assert (
+        run("stretch", "memory://me:secret@b/source", *PLAN, "-o", "memory://me:secret@b/out").exit_code == 0
+    )
+    memory.put(str(source), "/b/source", recursive=True)  # where the record's URL leads in memory
+    for url in ("memory://me:secret@b/out", "memory://me:secret@b/out/"):
+        found = run("verify", url)
+        assert found.exit_code == 0 and "(found by the record)" in found.output, found.output

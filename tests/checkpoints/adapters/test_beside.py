@@ -91,6 +91,10 @@ def test_behind_a_url(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     with fsspec.open(f"{url}/adapter_config.json") as file:
         assert json.load(file)["base_model_name_or_path"] == url
+    signed = "memory://me:secret@bucket/adapted"
+    assert run("stretch", whole, "--to-units", "6", "-o", signed).exit_code == 0
+    with fsspec.open(f"{signed}/adapter_config.json") as file:
+        assert json.load(file)["base_model_name_or_path"] == url
     back = run("squeeze", url, "--to-units", "4", "-o", tmp_path / "back")
     assert back.exit_code == 0, back.output
     check_layers(followed(tmp_path / "back")[0], lora(range(4)), range(4))
