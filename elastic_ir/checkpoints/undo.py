@@ -6,6 +6,7 @@ is taken from its first copy that is neither scaled nor zero; where any is missi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,7 @@ from elastic_ir.tensors.gathered import Gathering
 from elastic_ir.tensors.lazy import same_bytes
 
 _LAYERS = 100_000  #: more than any network has
+_NUMBER = re.compile(r"([0-9]+)")
 _SHOWN = 8  #: runs of layers, or tensors, that a refusal lists
 
 
@@ -98,6 +100,17 @@ def way_back(graph: Graph) -> WayBack:
     step = steps[-1]
     _refuse_missing(graph, step)
     return WayBack(step, _plan_back(graph, step), dict(_entries_back(graph, step)))
+
+
+def changed_lists(step: Step) -> list[str]:
+    """The lists whose layers have other numbers than in the source, by the lineage: those that the change was of."""
+    heads: dict[str, None] = {}
+    for name, origin in step.lineage.items():
+        now, before = _NUMBER.split(name), _NUMBER.split(origin.name)
+        at = next((at for at, pair in enumerate(zip(now, before, strict=False)) if pair[0] != pair[1]), 0)
+        if not origin.source and at % 2:  # every second part is a number
+            heads["".join(now[:at]).rstrip(".")] = None
+    return list(heads)
 
 
 def names_in_source(graph: Graph, step: Step) -> set[str]:
@@ -244,6 +257,11 @@ def _plan_back(graph: Graph, step: Step) -> Plan:
                 numbers.append(found.pop() if len(found) == 1 else -1 if not found else None)
             if None not in numbers:
                 places.setdefault(tuple(number for number in numbers if number is not None), at)
+        if not places:
+            raise PlanError(
+                f"{_name(graph)} cannot be undone: no block of {stage.name!r} is, in all that it holds, a copy of one "
+                "of the source's; layers inside of its blocks were changed, in lists that cannot be told from the names"
+            )
         plan.append(tuple(places[numbers] for numbers in sorted(places)))
     return tuple(plan)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 import elastic_ir as eir
 from elastic_ir.cli.app import elastic_ir
 from elastic_ir.errors import SourceError
+from elastic_ir.formats.dcp.metadata import Entry, Place, metadata_bytes, read_metadata
 from tests.checkpoints.dcp_folders import Net, loaded, metadata_of, save, save_sharded, trained
 
 
@@ -160,3 +162,51 @@ def test_empty_parts_of_several_ranks_are_one(tmp_path: Path) -> None:
     run("stretch", source, "--plan", "0-3,1", "-o", tmp_path / "out")
     net, _, _ = loaded(tmp_path / "out", 5)
     assert torch.equal(net.state_dict()["emb.weight"], trained()[0].state_dict()["emb.weight"])
+
+
+def test_what_is_computed_lies_in_the_folder_of_what_it_stands_for(tmp_path: Path) -> None:
+    source = save(tmp_path / "source", ranks=2)
+    metadata = read_metadata(source)
+    (source / "sub").mkdir()
+    entries = []
+    for entry in metadata.entries:
+        boxes = [replace(box, place=replace(box.place, file=f"sub/{box.place.file}")) for box in entry.boxes]
+        entries.append(replace(entry, boxes=tuple(boxes)))
+    for path in list(source.glob("*.distcp")):
+        path.rename(source / "sub" / path.name)
+    (source / ".metadata").write_bytes(metadata_bytes(replace(metadata, entries=tuple(entries))))
+    run("stretch", source, "--plan", "0-3,1", "--scale", "up.weight=0.5", "-o", tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out" / "sub").iterdir()} == {
+        "__0_0.distcp", "__1_0.distcp", "__0_1.distcp", "__0_2.distcp", "__0_3.distcp",
+    }  # fmt: skip
+    net, _, _ = loaded(tmp_path / "out", 5)
+    before = trained()[0].state_dict()
+    assert torch.equal(net.state_dict()["layers.4.up.weight"], before["layers.1.up.weight"] / 2)
+    run("verify", tmp_path / "out")
+
+
+def test_a_file_that_is_not_there_is_noticed_when_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = save(tmp_path / "source", ranks=2)
+    monkeypatch.setattr(
+        "elastic_ir.checkpoints.dcp.write.Place", lambda file, *rest: Place(f"lost/{file}", *rest)
+    )
+    out = tmp_path / "out"
+    result = call("stretch", source, "--plan", "0-3,1", "--scale", "up.weight=0.5", "-o", out)
+    assert result.exit_code == 1 and "lacks lost/__0_1.distcp" in result.output
+    assert not out.exists()
+
+
+def test_an_empty_tensor_may_lie_nowhere(tmp_path: Path) -> None:
+    """What has no elements has no parts where no rank has any of it; scaled it has none either."""
+    save_sharded({"model": Net(4).state_dict()}, tmp_path / "source", 2)
+    metadata = read_metadata(tmp_path / "source")
+    names = [f"layers.{number}.bank" for number in range(4)]
+    empty = [Entry(f"model.{name}", ("model", name), "float32", (0, 8), ()) for name in names]
+    metadata = replace(metadata, entries=(*metadata.entries, *empty))
+    (tmp_path / "source" / ".metadata").write_bytes(metadata_bytes(metadata))
+    out = tmp_path / "out"
+    run("stretch", tmp_path / "source", "--plan", "0-3,1", "--scale", "bank=0.5", "-o", out)
+    run("verify", out)
+    assert eir.load(out).state_dict()["layers.4.bank"].shape == (0, 8)

@@ -108,7 +108,12 @@ def test_shards_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="holds one network, and key='model'"):
         eir.load(source, key="model")
     tensors = load_file(first)
+    lacking = {name: {"saved_offsets": [0] * (tensor.ndim - 1)} for name, tensor in tensors.items()}
     for text, message in (
+        (
+            json.dumps(lacking),
+            r"is damaged: DCP_SHARDING_INFO gives '\S+' a place of \d axes, and the tensor has",
+        ),
         ("{}", "does not say where the part of"),
         ("[1]", "does not list the places of parts"),
     ):

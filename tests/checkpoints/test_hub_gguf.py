@@ -122,3 +122,45 @@ def test_what_breaks_off(hub: Hub) -> None:
     hub.served["tiny-Q8_0.gguf"] = hub.files[REPO]["tiny-Q8_0.gguf"][:-1] + b"?"
     assert "by its checksum" in said("stretch", f"{REPO}:Q8_0", "--to-units", "5", "-o", "out.gguf")
     assert not Path("out.gguf").exists()
+
+
+def test_the_cache_does_not_decide_between_several(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    good("stretch", f"{REPO}:Q4_0", "--to-units", "5", "-o", "out.gguf")
+    hub.files[REPO]["other/tiny-Q4_0.gguf"] = hub.files[REPO]["tiny-Q8_0.gguf"]
+    assert "has not one GGUF file of the quantisation Q4_0; say which" in said("inspect", f"{REPO}:Q4_0")
+    good("inspect", f"hf:{REPO}/tiny-Q4_0.gguf")  # that is one file in any case
+    url = hub.url
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")  # the list cannot be had: what is here is taken
+    assert json.loads(good("inspect", f"{REPO}:Q4_0", "--json"))["name"] == "tiny-Q4_0"
+    monkeypatch.setenv("HF_ENDPOINT", url)
+    good("stretch", f"hf:{REPO}/other/tiny-Q4_0.gguf", "--to-units", "5", "-o", "more.gguf")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    error = said("inspect", f"{REPO}:Q4_0")
+    assert error.endswith(f"as hf:{REPO}/other/tiny-Q4_0.gguf: other/tiny-Q4_0.gguf, tiny-Q4_0.gguf")
+
+
+def test_a_projector_is_no_quantisation_of_a_model(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    good("stretch", f"hf:{REPO}/mmproj-tiny-Q8_0.gguf", "--to-units", "3", "-o", "projector.gguf")
+    assert json.loads(good("inspect", f"{REPO}:Q8_0", "--json"))["name"] == "tiny-Q8_0"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "not all files of it are in the hub's cache" in said("inspect", f"{REPO}:Q8_0")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    del hub.files[REPO]["tiny-Q8_0.gguf"]
+    assert "has not one GGUF file of the quantisation Q8_0; say which" in said("inspect", f"{REPO}:Q8_0")
+
+
+@pytest.mark.parametrize("source", [f"{REPO}:F32", f"hf:{REPO}/F32/tiny-F32-00001-of-00004.gguf"])
+def test_parts_of_which_one_was_fetched(hub: Hub, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = sorted(name for name in hub.files[REPO] if name.startswith("F32/"))
+    hub.served[parts[1]] = hub.files[REPO][parts[1]][:-1] + b"?"
+    assert "by its checksum" in said("stretch", source, "--to-units", "5", "-o", "out.gguf")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (snapshot,) = (Path().resolve().parent / "cache").glob("models--*/snapshots/*")
+    assert (snapshot / parts[0]).exists() and not (snapshot / parts[1]).exists()
+    (snapshot.parents[1] / "refs").mkdir(exist_ok=True)
+    (snapshot.parents[1] / "refs" / "main").write_text(COMMIT)  # as 'hf download' leaves it
+    assert "not all files of it are in the hub's cache" in said("inspect", source)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    hub.served.clear()
+    good("stretch", source, "--to-units", "5", "-o", "out.gguf")
+    assert all((snapshot / part).exists() for part in parts)

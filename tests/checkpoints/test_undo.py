@@ -304,3 +304,35 @@ def test_the_command_restores_a_file(resnet: eir.Graph, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "depth:      32 -> 20\n" in result.output
     assert emitted(eir.load(tmp_path / "m-depth20.pt")) == emitted(resnet)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("lists", ["groups.1.body", "groups.*.body"])
+def test_lists_inside_of_blocks_go_back(tmp_path: Path, suffix: str, lists: str) -> None:
+    """The file shows the groups as its stages; the change was of what lies in them."""
+    names = [f"groups.{group}.body.{block}.{end}" for group in range(3) for block in range(2) for end in "ab"]
+    weights = {f"{name}.weight": np.random.rand(6, 6).astype("f") for name in names}
+    save_file({**weights, "groups.2.norm.weight": np.ones(6, "f")}, tmp_path / "source.safetensors")
+    source, out = eir.load(tmp_path / "source.safetensors"), tmp_path / f"out{suffix}"
+    assert [stage.name for stage in source.stages] == ["groups"]
+    change = {stage.name: 4 for stage in source.at(lists).stages}
+    eir.save(eir.stretch(source.at(lists), to_stages=change, unit=1), out)
+    deep = eir.load(out)
+    assert emitted(eir.undo(deep)) == emitted(source)
+    with pytest.raises(PlanError, match="was changed since it was read"):
+        eir.undo(eir.stretch(deep.at("groups.0.body"), to_units=5, unit=1))
+
+
+def test_blocks_that_hold_other_layers_than_the_source_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no list of such a name is found, no block is a copy as a whole, and that is what is said."""
+    weights = {f"groups.{n}.body.{m}.weight": np.ones((4, 4), "f") for n in range(3) for m in range(2)}
+    save_file(weights, tmp_path / "source.safetensors")
+    graph = eir.load(tmp_path / "source.safetensors").at("groups.*.body")
+    eir.save(eir.stretch(graph, to_stages=[4, 4, 4], unit=1), tmp_path / "out.safetensors")
+    monkeypatch.setattr("elastic_ir.passes.depth.undo.changed_lists", lambda step: ["groups.0.other"])
+    with pytest.raises(
+        PlanError, match=r"cannot be undone: no block of 'groups' is, in all that it holds, a copy"
+    ):
+        eir.undo(eir.load(tmp_path / "out.safetensors"))

@@ -134,7 +134,7 @@ def test_averages_under_words_of_their_own_and_in_tuples_follow(tmp_path: Path) 
     moved = dict(
         zip((name for name, _ in Net(5).named_parameters()), after["shadow"]["parameters"], strict=True)
     )
-    assert torch.equal(moved["layers.3.0.weight"], net.layers[1][0].weight + 1)
+    assert torch.equal(moved["layers.3.0.weight"], net.state_dict()["layers.1.0.weight"] + 1)
 
 
 @pytest.mark.parametrize("broken", [{"state": {}, "param_groups": [{}]}, {"state": [], "param_groups": {}}])

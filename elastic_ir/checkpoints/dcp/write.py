@@ -21,7 +21,7 @@ from elastic_ir.checkpoints.side_files import SideFile, copy_side_file
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.checkpoints.undo import steps_after
 from elastic_ir.errors import EmitError, OutputError, PlanError
-from elastic_ir.formats.dcp.folder import DcpSource
+from elastic_ir.formats.dcp.folder import DcpSource, stamps_of
 from elastic_ir.formats.dcp.metadata import (
     METADATA,
     Box,
@@ -131,16 +131,19 @@ def save_dcp(
     where a file of the source changed meanwhile. Then what was there is there still.
     """
     check_room(plan, path)
-    with atomic_folder(path, replaced) as folder, _copying(folder, plan.files, tell):
-        entries = _entries(folder, plan)
-        metadata = Metadata(tuple(entries), plan.source.metadata.nested, plan.source.metadata.version)
-        for file in plan.side:
-            copy_side_file(file, folder / file.name)
-        if plan.steps:
-            (folder / RECORD).write_text(record_text(plan.steps), encoding="utf-8")
-        (folder / METADATA).write_bytes(metadata_bytes(metadata))
-        if check and read_metadata(folder) != metadata:
-            raise EmitError(f"{path} does not read back as it was planned")
+    with atomic_folder(path, replaced) as folder:
+        with _copying(folder, plan.files, tell):
+            entries = _entries(folder, plan)
+            metadata = Metadata(tuple(entries), plan.source.metadata.nested, plan.source.metadata.version)
+            for file in plan.side:
+                copy_side_file(file, folder / file.name)
+            if plan.steps:
+                (folder / RECORD).write_text(record_text(plan.steps), encoding="utf-8")
+            (folder / METADATA).write_bytes(metadata_bytes(metadata))
+            if check and read_metadata(folder) != metadata:
+                raise EmitError(f"{path} does not read back as it was planned")
+        if check:
+            stamps_of(metadata, folder)  # the files are all there now, and whole
     return [path]
 
 
@@ -214,7 +217,7 @@ def _entries(folder: Path, plan: Plan) -> list[Entry]:
     numbers: dict[str, int] = {}
     for at, item in enumerate(plan.follow.entries):
         entry = replace(item.of, name=item.name, path=item.path)
-        if item.is_computed:
+        if item.is_computed and item.of.boxes:  # an empty tensor may lie nowhere
             found.append(_computed(folder, item, entry, numbers, plan.files))
             continue
         places = [
@@ -237,14 +240,16 @@ def _computed(
     while f"{head}_{number}.distcp" in files or (folder / f"{head}_{number}.distcp").exists():
         number += 1
     numbers[head] = number + 1
-    path = folder / f"{head}_{number}.distcp"
+    file = f"{head}_{number}.distcp"
+    path = folder / file
+    path.parent.mkdir(parents=True, exist_ok=True)
     if item.data is None:
         write_plain(path, list(item.names or ()))
-        boxes = (Box((), (), Place(path.name, 0, path.stat().st_size)),)
+        boxes = (Box((), (), Place(file, 0, path.stat().st_size)),)
         return replace(entry, boxes=boxes)
     write_tensor(path, item.name, item.data)
     shape = item.data.shape
-    return replace(entry, boxes=(Box((0,) * len(shape), shape, Place(path.name, 0, path.stat().st_size)),))
+    return replace(entry, boxes=(Box((0,) * len(shape), shape, Place(file, 0, path.stat().st_size)),))
 
 
 def _side_files(source: DcpSource) -> list[SideFile]:

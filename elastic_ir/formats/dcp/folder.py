@@ -147,6 +147,11 @@ def read_folder(folder: Path) -> DcpSource:
             )
         )
     metadata = read_metadata(folder)
+    return DcpSource(folder, metadata, stamps_of(metadata, folder))
+
+
+def stamps_of(metadata: Metadata, folder: Path) -> dict[str, Stamp]:
+    """The files that metadata names. SourceError where one of them cannot be what it says, see :func:`read_folder`."""
     root, stamps = folder.resolve(), {}
     for file, held in sorted(_places(metadata, folder).items()):
         path = folder / file
@@ -164,7 +169,7 @@ def read_folder(folder: Path) -> DcpSource:
                 f"{path} is truncated: by {METADATA} it reaches to byte {end}, and it has {stamps[file][1]}"
             )
         _refuse_overlap(held, path)
-    return DcpSource(folder, metadata, stamps)
+    return stamps
 
 
 _Held = tuple[Box, Entry]

@@ -51,6 +51,11 @@ def read_shards(folder: Path, options: ReadOptions) -> Stored:
         tensors, metadata = read_safetensors(path)
         for name, offsets in _places(tensors, metadata, path).items():
             data = tensors[name]
+            if len(offsets) != len(data.shape):
+                raise SourceError(
+                    f"{path} is damaged: {INFO} gives {name!r} a place of {len(offsets)} axes, and the tensor has "
+                    f"{len(data.shape)}"
+                )
             place = Place(path.name, data.offset, nbytes(data))
             parts.setdefault(name, []).append(_Part(Box(offsets, data.shape, place), data))
     return Stored({name: _whole(name, parts[name], folder) for name in sorted(parts)})

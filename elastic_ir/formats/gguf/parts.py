@@ -104,6 +104,12 @@ def first_parts(names: Iterable[str]) -> list[str]:
     return sorted(name for name, match in numbers if match is None or int(match["number"]) == 1)
 
 
+def count_in(name: str) -> int:
+    """How many files a model has by the name of one of them."""
+    match = _PART.fullmatch(name.rpartition(".")[0])
+    return int(match["count"]) if match else 1
+
+
 def parts_of(name: str, names: Iterable[str]) -> list[str]:
     """The names of a model's files among others, the first or only one's first."""
     match = _PART.fullmatch(name.rpartition(".")[0])

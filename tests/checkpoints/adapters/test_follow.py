@@ -358,7 +358,8 @@ def test_the_command_names_its_output_and_replaces_on_request(tmp_path: Path) ->
 def test_of_models_of_one_name_the_adapter_s_own_is_taken(tmp_path: Path) -> None:
     first = write(tmp_path / "a" / "llama", llama(4), config(4))
     then, last = tmp_path / "b" / "llama", tmp_path / "c" / "llama"
-    then.parent.mkdir(), last.parent.mkdir()
+    then.parent.mkdir()
+    last.parent.mkdir()
     assert run("stretch", first, "--plan", "0-3,2-3", "-o", then).exit_code == 0
     assert run("stretch", then, "--plan", "0,0,1-5", "-o", last).exit_code == 0
     before = lora(range(4))
