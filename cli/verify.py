@@ -121,6 +121,8 @@ def _show(found: Verified, given: bool) -> None:
         if found.beside.changed:
             text += f"; not {', '.join(found.beside.changed)}, which has a record of its own: give it by --component"
         facts.append(("beside", text))
+    if found.left_out:
+        facts.append(("not compared", ", ".join(found.left_out)))
     if found.network:
         facts.append(("network", found.network))
     if found.how == "names":
@@ -152,6 +154,7 @@ def as_data(found: Verified) -> dict[str, Any]:
         "compared": found.compared,
         "network": found.network or None,
         "beside": found.beside.compared if found.beside is not None else None,
+        "not_compared": list(found.left_out),
         "equal": not found.differences,
         "differences": [
             {"tensor": one.tensor, "origin": one.origin or None, "what": one.what}

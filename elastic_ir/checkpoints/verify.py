@@ -27,6 +27,7 @@ from elastic_ir.formats.dcp.folder import DcpSource
 from elastic_ir.formats.gguf.parts import GgufSource
 from elastic_ir.formats.model_folder import CONFIG, RECORD, CheckpointSource, label_of
 from elastic_ir.formats.ranges import check_distant
+from elastic_ir.formats.training_folder import TrainingFolder
 from elastic_ir.tensors.arrays import FLOATS, array_dtype
 from elastic_ir.tensors.gathered import Gathered
 from elastic_ir.tensors.lazy import Mask, MaskedData, TensorData, nbytes, side_by_side
@@ -59,6 +60,9 @@ class Verified:
     config: str = CONFIG  #: what the configuration is called
     network: str = ""  #: what was compared with the network of its configuration, or why nothing was
     beside: Beside | None = None  #: the files beside it, where it is a part of a folder of several
+    left_out: tuple[
+        str, ...
+    ] = ()  #: of a training's folder what lies beside the weights, which nothing compares
     is_file: bool = False  #: whether it is a GGUF file, and no folder
     label: str = ""  #: what it is called to a user, and what the sources are
     against: tuple[str, ...] = ()
@@ -140,6 +144,8 @@ def verify_checkpoint(
             Difference(name, f"{origins[0].name}:{other}" if other else "", text)
             for name, other, text in beside_differences(graph, sources[0], plan, step)
         ]
+    if isinstance(graph.origin, TrainingFolder):
+        found.left_out = tuple(name for name in graph.origin.along() if name != RECORD)
     if paths and place.awaited is None:
         found.beside = beside = compare_beside(whole, inner, paths[0])
         found.differences += (

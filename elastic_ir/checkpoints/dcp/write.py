@@ -12,12 +12,12 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from elastic_ir.checkpoints.card import plan_text
 from elastic_ir.checkpoints.dcp.follow import Followed, Made, followed
 from elastic_ir.checkpoints.dcp.places import places_of
 from elastic_ir.checkpoints.record import Origin, Step, gone_from, read_record, record_text
-from elastic_ir.checkpoints.side_files import SideFile, copy_side_file
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.checkpoints.undo import steps_after
 from elastic_ir.errors import EmitError, OutputError, PlanError
@@ -39,6 +39,9 @@ from elastic_ir.ir.graph import Graph
 from elastic_ir.tensors.lazy import nbytes
 from elastic_ir.tensors.recipes import factor_of
 from elastic_ir.version import __version__
+
+if TYPE_CHECKING:
+    from elastic_ir.checkpoints.side_files import SideFile
 
 _AT_ONCE = 2  #: files that are written at the same time
 _ROOM = 16 << 20  #: bytes that metadata, record and folders may take beside the files
@@ -135,8 +138,7 @@ def save_dcp(
         with _copying(folder, plan.files, tell):
             entries = _entries(folder, plan)
             metadata = Metadata(tuple(entries), plan.source.metadata.nested, plan.source.metadata.version)
-            for file in plan.side:
-                copy_side_file(file, folder / file.name)
+            _copy_side_files(plan.side, folder)
             if plan.steps:
                 (folder / RECORD).write_text(record_text(plan.steps), encoding="utf-8")
             (folder / METADATA).write_bytes(metadata_bytes(metadata))
@@ -254,19 +256,33 @@ def _computed(
 
 def _side_files(source: DcpSource) -> list[SideFile]:
     """The files beside the entries (Lightning's ``meta.pt``, tokenizers, settings); hidden ones stay behind."""
-    from elastic_ir.checkpoints.read import inside
-
-    root, found = source.folder.resolve(), []
+    paths = []
     for path in sorted(source.folder.rglob("*")):
         name = path.relative_to(source.folder).as_posix()
         if name in source.stamps or name == RECORD or path.suffix == ".distcp" or not path.is_file():
             continue
-        if any(part.startswith(".") for part in name.split("/")):
-            continue
+        if not any(part.startswith(".") for part in name.split("/")):
+            paths.append((name, path))
+    if not paths:
+        return []  # as most have none, and the rest is loaded for them alone
+    from elastic_ir.checkpoints.read import inside
+    from elastic_ir.checkpoints.side_files import SideFile
+
+    root, found = source.folder.resolve(), []
+    for name, path in paths:
         inside(path, root)
         status = path.stat()
         found.append(SideFile(name, path, status.st_size, stamp_of(status)))
     return found
+
+
+def _copy_side_files(files: Sequence[SideFile], folder: Path) -> None:
+    if not files:
+        return
+    from elastic_ir.checkpoints.side_files import copy_side_file
+
+    for file in files:
+        copy_side_file(file, folder / file.name)
 
 
 def _step(graph: Graph, source: DcpSource) -> Step:
