@@ -287,6 +287,19 @@ def test_damaged_metadata_is_told_in_a_line(tmp_path: Path) -> None:
     assert not any("\n" in message for message in refused)
 
 
+def test_metadata_cut_short_or_begun_twice(tmp_path: Path) -> None:
+    source = save(tmp_path / "source")
+    raw = (source / ".metadata").read_bytes()
+    for made, message in (
+        (raw[: len(raw) // 2], "is damaged: it cannot be read"),
+        (raw[:2] * 10_000 + raw, "states its protocol in an unusual way"),
+        (raw[:1] + b"\xff" + raw[2:], "states its protocol in an unusual way"),
+    ):
+        (source / ".metadata").write_bytes(made)
+        with pytest.raises(SourceError, match=message):
+            eir.load(source)
+
+
 def test_places_that_lie(tmp_path: Path) -> None:
     source = save(tmp_path / "source", ranks=2)
     for change, message in (

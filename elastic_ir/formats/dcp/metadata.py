@@ -154,7 +154,7 @@ class _Reader(GuardedUnpickler):
 
     def load_protocol(self) -> None:
         """The first instruction, and all that follow: read without Python's layer for frames, in half of the time."""
-        if self.read(1)[0] > pickle.HIGHEST_PROTOCOL or self.begun:
+        if self.file.read(1)[0] > pickle.HIGHEST_PROTOCOL or self.begun:
             raise self.refuse("states its protocol in an unusual way")
         self.begun = True
         read, dispatch = self.file.read, self.dispatch
@@ -164,7 +164,7 @@ class _Reader(GuardedUnpickler):
 
     def load_frame_at_once(self) -> None:
         """A frame says how much may be read at once; all of it is here."""
-        self.read(8)
+        self.file.read(8)
 
     def find_class(self, module: str, name: str) -> Any:
         """The name itself, if it is one that a description needs."""
