@@ -314,7 +314,7 @@ class _Target:
 
     def remove_left(self, names: Iterable[str]) -> None:
         """Remove files of an earlier result, which belong to no file any more; OutputError where one stays."""
-        self.after = "the new file is there, and this one of an earlier result is too: remove it"
+        self.after = "the new file is there: see whether this one of an earlier result is too, and remove it"
         for name in names if self.replace else ():
             if self._holds(name):
                 with self._in_one_line(name):

@@ -122,7 +122,8 @@ def _tried(ask: Callable[[], _T]) -> _T:
 def without_credentials(url: str) -> str:
     """A URL that may be shown and written down: no user, no password, no query, as signed ones have."""
     scheme, _, rest = url.partition("://")
-    place, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    ends = r"[?#]" if _of_http(url) else r"\?"  # elsewhere a # is a part of a name
+    place, slash, path = re.split(ends, rest, maxsplit=1)[0].partition("/")
     return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"
 
 

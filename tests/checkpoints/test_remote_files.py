@@ -175,6 +175,7 @@ def test_the_record_names_the_url_and_verify_finds_it(here: Path, memory: Any) -
 
 def test_credentials_are_not_written_down(here: Path, memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert without_credentials("https://me:secret@host/a/m.gguf?X-Signature=1#x") == "https://host/a/m.gguf"
+    assert without_credentials("s3://me:secret@b/run#2.pt?versionId=1") == "s3://b/run#2.pt"
     assert url_beside("https://host/a/m.gguf?X=1", "n.gguf") == "https://host/a/n.gguf?X=1"
     assert path_of("s3://bucket/a/m.gguf").name == "m.gguf"
     made(here / "bare.pt")
