@@ -30,20 +30,19 @@ def write_folder(graph: Graph, url: str, wanted: Wanted) -> dict[str, Any]:
     from elastic_ir.checkpoints.write import SHARD_SIZE, plan_checkpoint
     from elastic_ir.formats.remote import without_credentials
 
-    shown = without_credentials(url)
     shard_size = wanted.shard_size or SHARD_SIZE
-    plan = plan_checkpoint(graph, shard_size, shown)
+    plan = plan_checkpoint(graph, shard_size, without_credentials(url))
     size = sum(plan.files.values())
     if wanted.dry_run:
         plan = plan.settled()
         tables.show_table(lineage(graph))
         show_files(plan.files)
-        tables.show_facts([("dry run", f"would write {shown} ({tables.file_size(size)})")])
-        return {"would_write": shown}
+        tables.show_facts([("dry run", f"would write {url} ({tables.file_size(size)})")])
+        return {"would_write": url}
     if plan.adapters:
         tables.show_facts(plan.adapters)
     found: list[Compared] = []
-    with tables.transfer(f"writing {shown}") as tell:
+    with tables.transfer(f"writing {url}") as tell:
         save_remote(
             graph,
             url,
@@ -60,26 +59,26 @@ def write_file(graph: Graph, url: str, wanted: Wanted) -> dict[str, Any]:
     """Write a file behind a URL, or print what would be written; as data, what was."""
     from elastic_ir.checkpoints.remote_target import save_remote_file, save_remote_gguf
     from elastic_ir.formats import GGUF
-    from elastic_ir.formats.remote import path_of, without_credentials
+    from elastic_ir.formats.remote import path_of
 
-    name, shown = path_of(url), without_credentials(url)
+    name = path_of(url)
     if GGUF.names(name) and graph.origin.streamed:
         plan = show_gguf_plan(graph, name, wanted)
         if wanted.dry_run:
             size = tables.file_size(sum(plan.sizes.values()))
-            tables.show_facts([("dry run", f"would write {shown} ({size})")])
-            return {"would_write": shown}
+            tables.show_facts([("dry run", f"would write {url} ({size})")])
+            return {"would_write": url}
         fetch_gguf(graph)
-        with tables.transfer(f"writing {shown}") as tell:
+        with tables.transfer(f"writing {url}") as tell:
             return _wrote(save_remote_gguf(plan, url, given(FORCE), tell))
     if wanted.dry_run:
-        tables.show_facts([("dry run", f"would write {shown}")])
-        return {"would_write": shown}
+        tables.show_facts([("dry run", f"would write {url}")])
+        return {"would_write": url}
 
     def write(path: Path) -> list[Path]:
         return output.save(graph, path, check=not wanted.no_check)
 
-    with tables.transfer(f"writing {shown}") as tell:
+    with tables.transfer(f"writing {url}") as tell:
         beside = [path.name for path in output.files_of(name)[1:]]
         made = save_remote_file(url, write, given(FORCE), tell, beside)
     output.show_written(graph, [])
@@ -87,9 +86,6 @@ def write_file(graph: Graph, url: str, wanted: Wanted) -> dict[str, Any]:
 
 
 def _wrote(sizes: Mapping[str, int]) -> dict[str, Any]:
-    """What was written, as lines and as data; of a URL neither user and password nor the query is shown."""
-    from elastic_ir.formats.remote import without_credentials
-
-    shown = {without_credentials(url): size for url, size in sizes.items()}
-    tables.show_facts([("wrote", f"{url} ({tables.file_size(size)})") for url, size in shown.items()])
-    return {"wrote": [{"path": url, "bytes": size} for url, size in shown.items()], "would_write": None}
+    """What was written, as lines and as data; whatever is printed shows URLs without users, passwords and queries."""
+    tables.show_facts([("wrote", f"{url} ({tables.file_size(size)})") for url, size in sizes.items()])
+    return {"wrote": [{"path": url, "bytes": size} for url, size in sizes.items()], "would_write": None}

@@ -136,7 +136,7 @@ class RemoteFolder:
             if not path.exists():
                 file = file_at(self.files[name])
                 if path.suffix == ".json" and file.size > JSON_BYTES:
-                    raise SourceError(f"{file.url} has {file.size} bytes, which no such file needs")
+                    raise SourceError(f"{file.plain} has {file.size} bytes, which no such file needs")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 file.fetch(path)
 

@@ -228,7 +228,7 @@ def files_below(url: str) -> dict[str, str] | None:
             found = system.find(root, maxdepth=3)
     except SourceError:
         found = []
-    names = {str(path)[len(root) :].strip("/"): str(path) for path in found if str(path).startswith(root)}
+    names = dict.fromkeys(str(path)[len(root) :].strip("/") for path in found if str(path).startswith(root))
     kept = {name: f"{url.rstrip('/')}/{name}" for name in names if _is_safe(name)}
     return kept or None
 

@@ -30,7 +30,6 @@ class Pass(ABC):
     preserves_function: ClassVar[bool] = False
     #: What it can and cannot do for the size of files and for latency; ``elastic-ir apply --measure`` shows it.
     gains: ClassVar[str] = ""
-    #: The words that a text option is one of, by the name of its field; ``elastic-ir passes`` lists them.
 
     @abstractmethod
     def rewrite(self, graph: Graph, rewriter: Rewriter) -> Resequenced | None:
