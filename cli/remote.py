@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from elastic_ir.cli import output, tables
 from elastic_ir.cli.app import FORCE, given
-from elastic_ir.cli.streamed import fetch_gguf, lineage, show_files, show_gguf_plan
+from elastic_ir.cli.streamed import fetch_gguf, show_compared, show_gguf_plan, show_plan, show_result
 
 if TYPE_CHECKING:
     from elastic_ir.checkpoints.oracle.comparison import Compared
@@ -35,12 +35,10 @@ def write_folder(graph: Graph, url: str, wanted: Wanted) -> dict[str, Any]:
     size = sum(plan.files.values())
     if wanted.dry_run:
         plan = plan.settled()
-        tables.show_table(lineage(graph))
-        show_files(plan.files)
-        tables.show_facts([("dry run", f"would write {url} ({tables.file_size(size)})")])
+    show_plan(plan)
+    if wanted.dry_run:
+        tables.show_facts([("dry run", f"would write {url} ({show_result(graph, plan.files)})")])
         return {"would_write": url}
-    if plan.adapters:
-        tables.show_facts(plan.adapters)
     found: list[Compared] = []
     with tables.transfer(f"writing {url}") as tell:
         save_remote(
@@ -51,7 +49,7 @@ def write_folder(graph: Graph, url: str, wanted: Wanted) -> dict[str, Any]:
             tell=tell,
             tell_compared=found.append,
         )
-    tables.show_facts([("compared", str(one)) for one in found])
+    show_compared(plan, found)
     return _wrote({url: size})
 
 
@@ -65,8 +63,7 @@ def write_file(graph: Graph, url: str, wanted: Wanted) -> dict[str, Any]:
     if GGUF.names(name) and graph.origin.streamed:
         plan = show_gguf_plan(graph, name, wanted)
         if wanted.dry_run:
-            size = tables.file_size(sum(plan.sizes.values()))
-            tables.show_facts([("dry run", f"would write {url} ({size})")])
+            tables.show_facts([("dry run", f"would write {url} ({show_result(graph, plan.sizes)})")])
             return {"would_write": url}
         fetch_gguf(graph)
         with tables.transfer(f"writing {url}") as tell:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from elastic_ir.cli.app import FORCE, given
 if TYPE_CHECKING:
     from elastic_ir.checkpoints.gguf.write import Plan
     from elastic_ir.checkpoints.oracle.comparison import Compared
+    from elastic_ir.checkpoints.write import Plan as CheckpointPlan
     from elastic_ir.cli.resize import Wanted
     from elastic_ir.ir.graph import Graph
 
@@ -36,32 +38,13 @@ def write_folder(graph: Graph, out: Path, wanted: Wanted) -> list[Path]:
     if not (wanted.dry_run or wanted.resume or left):
         refuse_taken(out, given(FORCE))
     plan = plan_checkpoint(graph, shard_size, out)
-    config = plan.source.layout.config
-    if plan.doubt is not None and wanted.dry_run:
-        plan = plan.settled()
-    if plan.notes:
-        tables.show_facts([("note", text) for text in plan.notes])
     awaited = plan.source.awaited
-    if awaited is not None and awaited.unfetched:
-        tables.show_facts([("note", awaited.unfetched)])
-    if plan.kept:
-        tables.show_facts([("kept", f"{config}: {', '.join(plan.kept)}; see whether they fit the new depth")])
-    if plan.followed:
-        tables.show_facts([("followed", text) for text in plan.followed])
-    if plan.adapters:
-        tables.show_facts(plan.adapters)
-    if plan.left_out:
-        more = f" and {len(plan.left_out) - _SHOWN} more" if len(plan.left_out) > _SHOWN else ""
-        text = f"{', '.join(plan.left_out[:_SHOWN])}{more}, whose depth is the source's"
-        tables.show_facts([("left out", text)])
-    if plan.kept_beside:
-        tables.show_facts([("kept", f"{', '.join(plan.kept_beside)}, as --keep-beside states")])
+    if wanted.dry_run:
+        plan = plan.settled()
+    show_plan(plan)
     if wanted.dry_run:
         check_room(plan, out, held_by(left) if left else 0)
-        tables.say()
-        tables.show_table(lineage(graph))
-        show_files(plan.files)
-        total = tables.file_size(sum(plan.files.values()))
+        total = show_result(graph, plan.files)
         if left is not None:
             way = "--resume goes on with it" if wanted.resume else "without --resume it is removed"
             tables.show_facts([("begun", f"{left} holds {kept_files(left)} finished files; {way}")])
@@ -91,18 +74,49 @@ def write_folder(graph: Graph, out: Path, wanted: Wanted) -> list[Path]:
         raise
     if left is not None and not wanted.resume:
         tables.show_facts([("removed", f"{left}, which an earlier run had left")])
-    tables.show_facts(
-        [
-            *(
-                ("found", f"{config}: {entry}, by building the network")
-                for one in found
-                for entry in one.entries
-            ),
-            *(("compared", str(one)) for one in found),
-            *output.wrote([written]),
-        ]
-    )
+    show_compared(plan, found)
+    tables.show_facts(output.wrote([written]))
     return [written]
+
+
+def show_plan(plan: CheckpointPlan) -> None:
+    """Print what follows the layers of a folder, what does not, and what is left out."""
+    config, awaited = plan.source.layout.config, plan.source.awaited
+    facts = [("note", text) for text in plan.notes]
+    if awaited is not None and awaited.unfetched:
+        facts.append(("note", awaited.unfetched))
+    if plan.kept:
+        facts.append(("kept", f"{config}: {', '.join(plan.kept)}; see whether they fit the new depth"))
+    facts += [("followed", text) for text in plan.followed]
+    facts += plan.adapters
+    if plan.left_out:
+        more = f" and {len(plan.left_out) - _SHOWN} more" if len(plan.left_out) > _SHOWN else ""
+        text = f"{', '.join(plan.left_out[:_SHOWN])}{more}, whose depth is the source's"
+        facts.append(("left out", text))
+    if plan.kept_beside:
+        facts.append(("kept", f"{', '.join(plan.kept_beside)}, as --keep-beside states"))
+    tables.show_facts(facts)
+
+
+def show_compared(plan: CheckpointPlan, found: Iterable[Compared]) -> None:
+    """Print what building the network has shown of a folder."""
+    for one in found:
+        entries = [
+            ("found", f"{plan.source.layout.config}: {entry}, by building the network")
+            for entry in one.entries
+        ]
+        tables.show_facts([*entries, ("compared", str(one))])
+
+
+def show_result(graph: Graph, sizes: dict[str, int]) -> str:
+    """Print where the layers of a dry run's result come from, and its files; the size of all together."""
+    table = tables.Table(("file", "size"), numeric=("size",))
+    table.rows += [(name, tables.file_size(size)) for name, size in sizes.items()]
+    for shown in (lineage(graph), table):
+        tables.say()
+        tables.show_table(shown)
+    tables.say()
+    return tables.file_size(sum(sizes.values()))
 
 
 def write_gguf_file(graph: Graph, out: Path, wanted: Wanted) -> list[Path]:
@@ -112,7 +126,7 @@ def write_gguf_file(graph: Graph, out: Path, wanted: Wanted) -> list[Path]:
     plan = show_gguf_plan(graph, out, wanted)
     if wanted.dry_run:
         check_room(plan)
-        total = tables.file_size(sum(plan.sizes.values()))
+        total = show_result(graph, plan.sizes)
         tables.show_facts([output.would_write(out, *plan.files, size=f" ({total})")])
         return []
     output.refuse_existing(*plan.files)
@@ -134,7 +148,7 @@ def fetch_gguf(graph: Graph) -> None:
 
 
 def show_gguf_plan(graph: Graph, out: Path, wanted: Wanted) -> Plan:
-    """Plan a GGUF file, or its parts, and print what follows the layers; of a dry run all that would be written."""
+    """Plan a GGUF file, or its parts, and print what follows the layers."""
     from elastic_ir.checkpoints.gguf.write import plan_gguf
 
     plan = plan_gguf(graph, out, wanted.shard_size)
@@ -147,10 +161,6 @@ def show_gguf_plan(graph: Graph, out: Path, wanted: Wanted) -> Plan:
         tables.show_facts([("metadata", text) for text in changed])
     if plan.kept:
         tables.show_facts([("kept", f"{', '.join(plan.kept)}; see whether they fit the new depth")])
-    if wanted.dry_run:
-        tables.say()
-        tables.show_table(lineage(graph))
-        show_files(plan.sizes)
     return plan
 
 
@@ -162,10 +172,7 @@ def write_dcp_folder(graph: Graph, out: Path, wanted: Wanted) -> list[Path]:
     tables.show_facts(list(plan.facts))
     if wanted.dry_run:
         check_room(plan, out)
-        tables.say()
-        tables.show_table(lineage(graph))
-        show_files(plan.sizes)
-        total = tables.file_size(sum(plan.sizes.values()))
+        total = show_result(graph, plan.sizes)
         tables.show_facts([output.would_write(out, size=f" ({total})")])
         return []
     with tables.transfer(f"writing {out}") as tell:
@@ -177,15 +184,6 @@ def write_dcp_folder(graph: Graph, out: Path, wanted: Wanted) -> list[Path]:
 def _value(value: Any) -> str:
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return f"[{text}]" if isinstance(value, list) else text
-
-
-def show_files(sizes: dict[str, int]) -> None:
-    """Print the files that are written, with their bytes."""
-    table = tables.Table(("file", "size"), numeric=("size",))
-    table.rows += [(name, tables.file_size(size)) for name, size in sizes.items()]
-    tables.say()
-    tables.show_table(table)
-    tables.say()
 
 
 def lineage(graph: Graph) -> tables.Table:

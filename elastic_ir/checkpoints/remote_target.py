@@ -23,7 +23,7 @@ from elastic_ir.checkpoints.side_files import SideFile
 from elastic_ir.checkpoints.write import SHARD_SIZE, fetch_awaited, plan_checkpoint
 from elastic_ir.errors import OutputError, SourceChangedError, SourceError
 from elastic_ir.formats.files import stamp_of
-from elastic_ir.formats.ranges import BUFFER, stream_parts
+from elastic_ir.formats.parts import BUFFER, stream_parts
 from elastic_ir.formats.remote import (
     in_one_line,
     is_filled,

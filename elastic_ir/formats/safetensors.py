@@ -22,7 +22,8 @@ from elastic_ir.errors import EmitError, SourceError
 from elastic_ir.formats import SAFETENSORS
 from elastic_ir.formats.distant import DistantFile
 from elastic_ir.formats.files import opened, parse_json, stamp_of
-from elastic_ir.formats.ranges import LARGE, PAGE, FileTensor, Part, lying_in, write_parts
+from elastic_ir.formats.parts import LARGE, PAGE, Part, write_parts
+from elastic_ir.formats.ranges import FileTensor, lying_in
 from elastic_ir.tensors.lazy import ITEM_SIZES, TensorData, nbytes, size_of
 
 if TYPE_CHECKING:

@@ -281,7 +281,8 @@ class _Summed:
     """A tensor with its checksum, which its file states, or which is computed while its bytes pass by."""
 
     def __init__(self, data: TensorData, name: str) -> None:
-        from elastic_ir.formats.ranges import BUFFER, FileTensor
+        from elastic_ir.formats.parts import BUFFER
+        from elastic_ir.formats.ranges import FileTensor
 
         self.data, self.name, self.shape, self.dtype, self.crc = data, name, data.shape, data.dtype, 0
         self.part: TensorData = self
@@ -302,7 +303,7 @@ def _write_zip(path: str | os.PathLike[str], contents: Mapping[str, bytes | _Sum
 
     The headers before them are written last, when all checksums are known.
     """
-    from elastic_ir.formats.ranges import Part, write_parts  # a network that torch saves needs none of it
+    from elastic_ir.formats.parts import Part, write_parts  # a network that torch saves needs none of it
 
     parts: list[Part] = []
     records: list[tuple[zipfile.ZipInfo, bytes | _Summed]] = []

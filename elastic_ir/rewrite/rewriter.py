@@ -8,9 +8,7 @@ rewriter through which all edits go is xDSL's idea.) The tests freeze built grap
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -25,11 +23,11 @@ from elastic_ir.ir.structure import Block, Child, Container, Stage, Structure, U
 from elastic_ir.rewrite.given import GivenAndCollected, StageEdits
 from elastic_ir.rewrite.layer_edits import LayerEdits
 from elastic_ir.rewrite.renumbering import Renumbering
-from elastic_ir.tensors.lazy import Mask, TensorData
-from elastic_ir.tensors.weights import Storage, Weight
+from elastic_ir.rewrite.weight_edits import WeightEdits
+from elastic_ir.tensors.weights import Storage
 
 
-class Rewriter(LayerEdits, StageEdits, GivenAndCollected, Renumbering):
+class Rewriter(LayerEdits, WeightEdits, StageEdits, GivenAndCollected, Renumbering):
     """Edits one graph in place; use it as a context manager, which names what was made, and measures it, at its end.
 
     With a ``structure`` the graph is seen by it from now on, in place of what discovery finds.
@@ -175,90 +173,9 @@ class Rewriter(LayerEdits, StageEdits, GivenAndCollected, Renumbering):
         self._users.get(old, {}).pop(reader, None)
         self._users.setdefault(new, {})[reader] = None
 
-    # -- weights ---------------------------------------------------------------------------------------------------
-
     def _owner(self, name: str) -> str | None:
         """The path of the container child that a dotted name lies in, or None."""
         return head_in(name, self._paths)
-
-    def set_mask(self, name: str, mask: Any) -> None:
-        """Give a weight another mask of its shape, or none.
-
-        ``mask`` is a :class:`Mask`, a numpy array or torch tensor of zeros and ones, or None. Raises VerifyError for an
-        unknown name or another shape, MaskError for what is not a mask.
-        """
-        weight = self._weight(name)
-        made = None if mask is None else Mask.of(mask, name)
-        if made is not None and made.shape != weight.shape:
-            raise VerifyError(f"the mask of {name!r} has shape {made.shape}, its weight {weight.shape}")
-        weight.storage.mask = made
-
-    def set_data(self, name: str, data: TensorData) -> None:
-        """Give a weight another lazy tensor of the same shape; VerifyError for an unknown name or what does not fit."""
-        weight = self._weight(name)
-        if not hasattr(data, "chunks"):
-            raise VerifyError(
-                f"the new tensor of {name!r} is of type {type(data).__name__}, not lazy; give a recipe of "
-                "elastic_ir.tensors.recipes, or elastic_ir.tensors.torch_bridge.TorchData(tensor)"
-            )
-        if data.shape != weight.shape:
-            raise VerifyError(f"the new tensor of {name!r} has shape {data.shape}, its weight {weight.shape}")
-        weight.storage.data = data
-
-    def _weight(self, name: str) -> Weight:
-        weight = self.graph.weights.get(name)
-        if weight is not None:
-            return weight
-        near = difflib.get_close_matches(str(name), self.graph.weights, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise VerifyError(f"{self.graph.name} has no weight {name!r}{hint}")
-
-    def take_over(self, block: Block, other: Graph, twin: Block, source: int) -> None:
-        """Give a block the tensors and masks of its like in another network, the source of that number.
-
-        Names stay; lineage records where each tensor is from. VerifyError where the two differ in names, shapes or
-        dtypes, or where a weight is tied with one outside of the block.
-        """
-        own = {name for child in block.children for name in self._weights_of.get(child.path, ())}
-        for mine, theirs in zip(block.children, twin.children, strict=True):
-            mine.taken = source, theirs.path
-            for name in self._weights_of.get(mine.path, ()):
-                self.take_weight(name, other, theirs.path + name[len(mine.path) :], source, own)
-
-    def take_weight(
-        self, name: str, other: Graph, theirs: str, source: int, own: Iterable[str] | None = None
-    ) -> None:
-        """Give a weight the tensor and mask of another network's, the source of that number.
-
-        VerifyError where shapes or dtypes differ (shapes alone where each tensor states its own type), or where it is
-        tied with a weight that is not among ``own``.
-        """
-        weight, taken = self.graph.weights[name], other.weights.get(theirs)
-        mixed = self.graph.origin.mixed_types
-        if taken is None or taken.shape != weight.shape or (taken.dtype != weight.dtype and not mixed):
-            raise VerifyError(
-                f"the weight {name!r} cannot become {other.name}'s {theirs!r}, which is another"
-            )
-        tied = self._names_of[id(weight.storage)].difference(own or (), (name,))
-        if tied:
-            raise VerifyError(
-                f"the weight {name!r} is tied with {min(tied)!r}, and cannot be taken by itself"
-            )
-        weight.storage.data, weight.storage.mask = taken.storage.data, taken.storage.mask
-        self.graph.weights[name] = replace(weight, origin=theirs, source=source)
-
-    def drop_weights(self, names: Iterable[str]) -> None:
-        """Take out weights that no node uses; VerifyError where one does."""
-        doomed = set(names)
-        for node in self.graph:
-            for name in doomed.intersection(node.weight_names()):
-                raise VerifyError(f"weight {name!r} cannot be dropped: node %{node.name} uses it")
-        for name in doomed:
-            weight = self.graph.weights.pop(name)
-            self._names_of[id(weight.storage)].discard(name)
-            owner = self._owner(name)
-            if owner is not None:
-                self._weights_of[owner].remove(name)
 
     # -- blocks and units ------------------------------------------------------------------------------------------
 
@@ -319,20 +236,6 @@ class Rewriter(LayerEdits, StageEdits, GivenAndCollected, Renumbering):
         structure = self.graph.structure
         if structure.depth is not None and block.layers is not None and not block.nodes:
             structure.depth += sign * block.layers
-
-    def _clone_weight(
-        self, name: str, new: str, own: set[str], storages: dict[int, Storage], renames: dict[str, str]
-    ) -> None:
-        weight = self.graph.weights[name]
-        key = id(weight.storage)
-        if self._names_of[key] <= own:  # tied at most within the block: the clone owns its storage
-            storage = storages.setdefault(key, weight.storage.clone())
-        else:  # tied with a name outside the block: stays tied with it
-            storage = weight.storage
-        self.graph.weights[new] = replace(weight, name=new, storage=storage)
-        self._names_of.setdefault(id(storage), set()).add(new)
-        self._weights_of.setdefault(self._owner(new) or new, []).append(new)
-        renames[name] = new
 
     def _clone_nodes(self, block: Block, clone: Block, after: Block, renames: dict[str, str]) -> None:
         if len(set(block.inputs)) < len(block.inputs):

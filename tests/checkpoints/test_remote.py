@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import elastic_ir as eir
 from elastic_ir.errors import SourceError
-from elastic_ir.formats import ranges
+from elastic_ir.formats import parts
 from elastic_ir.formats import remote as remote_files
 from tests.checkpoints.folders import config, llama, run, write
 from tests.checkpoints.range_server import Behaviour, serving
@@ -88,7 +88,7 @@ def test_a_folder_behind_a_url_is_streamed_as_a_local_one(
 def test_weights_are_asked_for_by_ranges_and_never_whole(
     server: Behaviour, source: Path, wanted: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ranges, "ASKED", 256)
+    monkeypatch.setattr(parts, "ASKED", 256)
     monkeypatch.setattr("elastic_ir.formats.safetensors._FIRST", 64)
     done = run("stretch", f"{server.url}/source", *PLAN, "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output

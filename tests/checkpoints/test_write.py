@@ -18,7 +18,7 @@ from elastic_ir.checkpoints.record import Origin, read_record
 from elastic_ir.checkpoints.side_files import side_files
 from elastic_ir.checkpoints.write import save_checkpoint
 from elastic_ir.errors import EmitError, PlanError, SourceError
-from elastic_ir.formats import ranges
+from elastic_ir.formats import parts
 from elastic_ir.formats import safetensors as safetensors_file
 from elastic_ir.formats.model_folder import CheckpointSource
 from tests.checkpoints.folders import State, config, llama, run, write
@@ -220,7 +220,7 @@ def test_a_disk_without_room(source: Path, tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_system_that_cannot_copy(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "copy_file_range")
-    monkeypatch.setattr(ranges, "BUFFER", 100)
+    monkeypatch.setattr(parts, "BUFFER", 100)
     assert run("stretch", source, "--to-units", 6, "-o", tmp_path / "out").exit_code == 0
     assert same(tmp_path / "out", llama(), [0, 1, 2, 3, 0, 1])
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from elastic_ir.errors import EmitError, SourceError
 from elastic_ir.formats.bin import read_bin, read_saved
-from elastic_ir.formats.ranges import FileTensor, Part, write_parts
+from elastic_ir.formats.parts import Part, write_parts
+from elastic_ir.formats.ranges import FileTensor
 from elastic_ir.formats.torch_zip import archive_of, places_of, write_state
 from elastic_ir.tensors.lazy import InlineData, TensorData
 from elastic_ir.tensors.torch_bridge import TorchData, dtype_name
@@ -193,7 +194,7 @@ def test_records_and_places_beyond_4_gb(tmp_path: Path, monkeypatch: pytest.Monk
         name: FileTensor(tmp_path / "none", 0, (size,), "uint8", crc=1)
         for name, size in (("large", 5 << 30), ("behind", 16))
     }
-    monkeypatch.setattr("elastic_ir.formats.ranges.write_parts", with_holes)
+    monkeypatch.setattr("elastic_ir.formats.parts.write_parts", with_holes)
     write_state(tmp_path / "b.pt", {**held, "last": InlineData((2,), "uint8", b"12")})
     read = torch.load(tmp_path / "b.pt", mmap=True)
     assert [tuple(tensor.shape) for tensor in read.values()] == [(5 << 30,), (16,), (2,)]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from elastic_ir.checkpoints.dcp.follow import Made
 from elastic_ir.formats.dcp.folder import DcpSource
 from elastic_ir.formats.dcp.metadata import Place
-from elastic_ir.formats.ranges import BUFFER, PAGE, Part
+from elastic_ir.formats.parts import BUFFER, PAGE, Part
 
 
 class _Copied(NamedTuple):

@@ -33,7 +33,7 @@ from elastic_ir.formats.dcp.metadata import (
 )
 from elastic_ir.formats.files import atomic_folder, stamp_of
 from elastic_ir.formats.model_folder import RECORD, label_of
-from elastic_ir.formats.ranges import Part, write_parts
+from elastic_ir.formats.parts import Part, write_parts
 from elastic_ir.formats.torch_zip import write_plain, write_tensor
 from elastic_ir.ir.graph import Graph
 from elastic_ir.tensors.lazy import nbytes

@@ -31,7 +31,8 @@ from elastic_ir.formats.gguf.parts import (
     stem_of,
 )
 from elastic_ir.formats.gguf.writer import File, changed_entry, number_entry, text_entry
-from elastic_ir.formats.ranges import PAGE, FileTensor
+from elastic_ir.formats.parts import PAGE
+from elastic_ir.formats.ranges import FileTensor
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.numbering import natural_key
 from elastic_ir.tensors.lazy import TensorData, grouped, nbytes

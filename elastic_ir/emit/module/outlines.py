@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from elastic_ir.emit.module import PROOFS, in_its_class, is_plain_container, levels_of
+from elastic_ir.emit.module.in_class import PROOFS, in_its_class, is_plain_container, levels_of
 from elastic_ir.errors import EmitError
 from elastic_ir.formats.pickles.description import Outline, OutlineTensor, describe_module
 from elastic_ir.ir.graph import Graph

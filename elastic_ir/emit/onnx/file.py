@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elastic_ir.errors import EmitError
+from elastic_ir.formats.parts import Part, write_parts
 from elastic_ir.formats.protobuf import Field, Pieces, TensorWalk, field, head, size_of_pieces
-from elastic_ir.formats.ranges import Part, write_parts
 from elastic_ir.onnx_model import STATED, mark_of, tensors_of
 from elastic_ir.tensors.lazy import TensorData, nbytes
 

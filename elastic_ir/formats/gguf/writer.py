@@ -13,7 +13,8 @@ from pathlib import Path
 from elastic_ir.errors import EmitError
 from elastic_ir.formats.gguf.header import ARRAY, MAGIC, NUMBERS, STRING, Entry, Value, padded
 from elastic_ir.formats.gguf.types import type_number
-from elastic_ir.formats.ranges import FileTensor, Part, write_parts
+from elastic_ir.formats.parts import Part, write_parts
+from elastic_ir.formats.ranges import FileTensor
 from elastic_ir.tensors.lazy import TensorData, nbytes
 
 

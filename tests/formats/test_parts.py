@@ -15,7 +15,8 @@ import pytest
 from elastic_ir.errors import EmitError, SourceError
 from elastic_ir.formats import ranges
 from elastic_ir.formats.files import stamp_of
-from elastic_ir.formats.ranges import FileTensor, Part, write_parts
+from elastic_ir.formats.parts import Part, write_parts
+from elastic_ir.formats.ranges import FileTensor
 from elastic_ir.formats.safetensors import read_safetensors, write_safetensors
 from elastic_ir.tensors.lazy import InlineData, TensorData
 
@@ -30,9 +31,9 @@ def refuse(*_: Any) -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two threads for everything, and blocks of two pages, of which few bytes are read at once."""
-    monkeypatch.setattr(ranges, "LARGE", 1)
-    monkeypatch.setattr(ranges, "BLOCK", 2 * PAGE)
-    monkeypatch.setattr(ranges, "BUFFER", 100)
+    monkeypatch.setattr("elastic_ir.formats.parts.LARGE", 1)
+    monkeypatch.setattr("elastic_ir.formats.parts.BLOCK", 2 * PAGE)
+    monkeypatch.setattr("elastic_ir.formats.parts.BUFFER", 100)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
 
 
@@ -53,7 +54,7 @@ def test_every_way_writes_the_same(
 ) -> None:
     """Ranges at odd places between bytes and computed tensors, of several files, with gaps and empty ones."""
     if way in ("no mapping", "neither"):
-        monkeypatch.setattr(ranges, "_mapped", refuse)
+        monkeypatch.setattr("elastic_ir.formats.parts._mapped", refuse)
     if way in ("no copying", "neither"):
         monkeypatch.delattr(os, "copy_file_range")
     files = [tmp_path / f"source{number}" for number in range(3)]
@@ -133,7 +134,7 @@ def test_each_file_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("way", WAYS)
 def test_a_source_that_is_cut_short(tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if way in ("no mapping", "neither"):
-        monkeypatch.setattr(ranges, "_mapped", refuse)
+        monkeypatch.setattr("elastic_ir.formats.parts._mapped", refuse)
     if way in ("no copying", "neither"):
         monkeypatch.delattr(os, "copy_file_range")
     source(tmp_path / "source", 20 * PAGE)
@@ -154,7 +155,7 @@ def test_a_mapping_that_fails_is_written_instead(tmp_path: Path, monkeypatch: py
 
     raw = source(tmp_path / "source", 20 * PAGE)
     parts = [Part(0, piece(tmp_path / "source", 0, len(raw)))]
-    monkeypatch.setattr(ranges, "_mapped", full)
+    monkeypatch.setattr("elastic_ir.formats.parts._mapped", full)
     write_parts(tmp_path / "target", parts, synced=False)
     assert (tmp_path / "target").read_bytes() == raw
     monkeypatch.setattr(os, "copy_file_range", no_room)
@@ -205,7 +206,7 @@ def test_a_large_file_has_its_pages_where_its_source_has_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such ranges are copied page by page, and shared where a file system can do that."""
-    monkeypatch.setattr(ranges, "LARGE", 1 << 30)
+    monkeypatch.setattr("elastic_ir.formats.parts.LARGE", 1 << 30)
     first: dict[str, TensorData] = {"a": InlineData((PAGE,), "uint8", bytes(PAGE))}
     write_safetensors(tmp_path / "source", first, {"of": "the source"})
     stored, _ = read_safetensors(tmp_path / "source")
