@@ -1,11 +1,13 @@
 """A module of ours in a process of its own, beside what this one does: JSON in and out, offline, bounded. No torch.
 
-The parent starts the module with some data; the module takes them by :func:`received`, writes its answer to what
-:func:`answering` gives it, and calls :func:`bounded` before it uses values that somebody else wrote.
+The parent starts the module with some data; the module answers in :func:`serve`, and uses values that somebody else
+wrote within :func:`bounded`. Importing libraries takes seconds, so a process that has answered is kept for a minute:
+the next question to its module goes there. One that has not, when no answer is needed any more, is ended.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -14,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 #: Exit statuses of the watch, and what they say.
@@ -25,6 +27,7 @@ _OFFLINE = {
     "CUDA_VISIBLE_DEVICES": "", "PYTHONDONTWRITEBYTECODE": "1",
 }  # fmt: skip
 _PAUSE = 0.02  #: seconds between two looks of the watch
+_IDLE = 60.0  #: seconds for which a process is kept; it ends by itself a little later
 
 
 class ProcessError(Exception):
@@ -32,89 +35,172 @@ class ProcessError(Exception):
 
 
 class OwnProcess:
-    """A process that was started."""
+    """A process that was started, and answers one question after the other."""
 
-    def __init__(self, process: subprocess.Popen[bytes], out: IO[bytes], errors: IO[bytes]) -> None:
-        self._process, self._out, self._errors = process, out, errors
+    def __init__(self, module: str, path: str) -> None:
+        self.kind = module, path, os.getpid()  # a fork's questions would get in between
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  until it is stopped
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env={**os.environ, **_OFFLINE, "PYTHONPATH": path},
+            cwd=os.path.abspath(os.sep),  # which stays, whatever this process has as its own
+        )
+        self._asking = threading.Thread()
+        self._answered: float | None = None  # when, if it was asked
+
+    def ask(self, question: str) -> None:
+        """Give it a question, a line of JSON; that takes no longer where the process takes its time to read it."""
+
+        def write() -> None:
+            with contextlib.suppress(OSError):  # the process has ended, which the answer tells
+                assert self._process.stdin is not None
+                self._process.stdin.write(f"{question}\n".encode())
+                self._process.stdin.flush()
+
+        self._errors.seek(0)
+        self._errors.truncate()
+        self._answered = None
+        self._asking = threading.Thread(target=write, daemon=True)
+        self._asking.start()
 
     def answer(self) -> Any:
-        """Wait for the end, and return what the process has answered; ProcessError where it has not."""
+        """Wait for what the process answers, and return it; ProcessError where it does not."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if line.endswith(b"\n"):
+            self._answered = time.monotonic()
+            return json.loads(line)
         status = self._process.wait()
-        self._out.seek(0)
-        try:
-            return json.loads(self._out.read())
-        except ValueError:
-            self._errors.seek(0)
-            lines = [line.strip() for line in self._errors.read().decode(errors="replace").splitlines()]
-            last = next(filter(None, reversed(lines)), f"it ended with status {status}")
-            raise ProcessError(_REASONS.get(status, last[:200])) from None
+        self._errors.seek(0)
+        lines = [line.strip() for line in self._errors.read().decode(errors="replace").splitlines()]
+        last = next(filter(None, reversed(lines)), f"it ended with status {status}")
+        raise ProcessError(_REASONS.get(status, last[:200]))
+
+    @property
+    def free(self) -> bool:
+        """Whether it has answered, not too long ago, and waits for another question."""
+        recent = self._answered is not None and time.monotonic() < self._answered + _IDLE
+        return recent and self._process.poll() is None
 
     def stop(self) -> None:
         """End the process, if it still runs."""
         self._process.kill()
         self._process.wait()
+        if self._asking.ident is not None:
+            self._asking.join()
+        for pipe in (self._process.stdin, self._process.stdout, self._errors):
+            with contextlib.suppress(OSError):  # what the process has not read any more
+                if pipe is not None:
+                    pipe.close()
+
+
+_kept: list[OwnProcess] = []
+_keeping = threading.Lock()
 
 
 @contextlib.contextmanager
 def started(module: str, data: Any) -> Iterator[OwnProcess]:
-    """``python -m module``, given some data; it runs while the block does something else, and no longer than that.
+    """``python -m module``, given some data; it works while the block does something else, and no longer than that.
 
     It finds the libraries that this process finds, but for an unnamed working folder.
     """
-    path = os.pathsep.join(filter(None, sys.path))
-    environment = {**os.environ, **_OFFLINE, "PYTHONPATH": path}
-    with (
-        tempfile.TemporaryFile() as given,
-        tempfile.TemporaryFile() as out,
-        tempfile.TemporaryFile() as errors,
-    ):
-        given.write(json.dumps(data).encode())
-        given.seek(0)
-        process = OwnProcess(
-            subprocess.Popen(
-                [sys.executable, "-P", "-m", module], stdin=given, stdout=out, stderr=errors, env=environment
-            ),
-            out,
-            errors,
-        )
-        try:
-            yield process
-        finally:
+    question = json.dumps(data)
+    path = os.pathsep.join(os.path.abspath(place) for place in sys.path if place)
+    process = _taken(module, path, os.getpid()) or OwnProcess(module, path)
+    try:
+        process.ask(question)
+        yield process
+    finally:
+        _keep(process)
+
+
+def _taken(*kind: Any) -> OwnProcess | None:
+    """A process that was kept, if it is of this kind."""
+    with _keeping:
+        found = _kept.pop() if _kept and _kept[0].kind == kind else None
+    if found is not None and not found.free:
+        found.stop()
+        found = None
+    return found
+
+
+def _keep(process: OwnProcess) -> None:
+    """Keep a process in place of an earlier one, or end it."""
+    with _keeping:
+        kept = process.free
+        ended = [*_kept, *([] if kept else [process])]
+        _kept[:] = [process] if kept else []
+    for one in ended:
+        one.stop()
+
+
+@atexit.register
+def _end_all() -> None:
+    for process in _kept:
+        if process.kind[-1] == os.getpid():
             process.stop()
 
 
 # -- in the process ---------------------------------------------------------------------------------------------------
 
 
-def received() -> Any:
-    """The data that the process was started with."""
-    return json.load(sys.stdin.buffer)
+def serve(answer: Callable[[Any], Any]) -> None:
+    """Answer what the process is asked, until it is asked no more; what is printed goes to standard error meanwhile."""
+    with os.fdopen(os.dup(0), "rb") as questions, os.fdopen(os.dup(1), "wb") as out, open(os.devnull) as none:
+        os.dup2(none.fileno(), 0)
+        os.dup2(2, 1)
+        while question := _next(questions):
+            out.write(json.dumps(answer(json.loads(question))).encode() + b"\n")
+            out.flush()
+
+
+def _next(questions: IO[bytes]) -> bytes:
+    """The next line; none when there are no more."""
+    late = time.monotonic() + 2 * _IDLE
+    with _watching(lambda: 0 if time.monotonic() > late else None, pause=1.0):
+        return questions.readline()
 
 
 @contextlib.contextmanager
-def answering() -> Iterator[IO[bytes]]:
-    """What the answer is written to; standard output is standard error meanwhile."""
-    with os.fdopen(os.dup(1), "wb") as out:
-        os.dup2(2, 1)
-        yield out
+def bounded(memory: float, seconds: float) -> Iterator[None]:
+    """End the process when, within the block, it takes more bytes of memory, or more seconds of the processor.
 
-
-def bounded(memory: float, seconds: float) -> None:
-    """End the process when from here on it takes more bytes of memory, or more seconds of the processor.
-
-    On Windows its memory is not bounded. It ends with the process that started it, too.
+    On Windows its memory is not bounded.
     """
-    most, end, parent = _peak() + memory, time.process_time() + seconds, os.getppid()
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "wb") as mark:
+        mark.write(b"5")  # the peak is from now on
+    most, end = _peak() + memory, time.process_time() + seconds
+
+    def status() -> int | None:
+        if _peak() > most:
+            return _MEMORY
+        return _TIME if time.process_time() > end else None
+
+    with _watching(status, _PAUSE):
+        yield
+
+
+@contextlib.contextmanager
+def _watching(status: Callable[[], int | None], pause: float) -> Iterator[None]:
+    """End the process once there is a status to end it with, or when the one that started it has ended."""
+    parent, over = os.getppid(), threading.Event()
 
     def watch() -> None:
-        while True:
-            time.sleep(_PAUSE)
-            if _peak() > most:
-                os._exit(_MEMORY)
-            if time.process_time() > end or os.getppid() != parent:
-                os._exit(_TIME)
+        while not over.wait(pause):
+            found = status()
+            if found is not None or os.getppid() != parent:
+                os._exit(found or 0)
 
-    threading.Thread(target=watch, daemon=True).start()
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _peak() -> int:

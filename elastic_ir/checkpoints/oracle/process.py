@@ -21,21 +21,24 @@ from elastic_ir.checkpoints.oracle import by_layer, counting, experiments, judge
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import SourceError
 from elastic_ir.safety.limits import NETWORK_BYTES, NETWORK_BYTES_EACH, NETWORK_SECONDS, NETWORK_SECONDS_EACH
-from elastic_ir.safety.own_process import answering, bounded, received
+from elastic_ir.safety.own_process import bounded, serve
 
 _RAISED = 12  #: entries that are raised to see what they count, for each stack
 
 
 def main() -> None:
-    """Read configurations, tensors and stacks, and answer."""
-    data = received()
-    with answering() as out:
-        with contextlib.suppress(Exception):  # which is reported with the answer
-            importlib.import_module(library_of(data["source"]["config"]).imports)
-        count = sum(len(data[side]["tensors"]) for side in ("source", "target"))
-        seconds = NETWORK_SECONDS + NETWORK_SECONDS_EACH * count + experiments.SECONDS
-        bounded(NETWORK_BYTES + NETWORK_BYTES_EACH * count, seconds)
-        out.write(json.dumps(answer(data)).encode())
+    """Answer questions of configurations, tensors and stacks."""
+    serve(bounded_answer)
+
+
+def bounded_answer(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What :func:`answer` answers; importing the library is not counted in its memory and seconds."""
+    with contextlib.suppress(Exception):  # which is reported with the answer
+        importlib.import_module(library_of(data["source"]["config"]).imports)
+    count = sum(len(data[side]["tensors"]) for side in ("source", "target"))
+    seconds = NETWORK_SECONDS + NETWORK_SECONDS_EACH * count + experiments.SECONDS
+    with bounded(NETWORK_BYTES + NETWORK_BYTES_EACH * count, seconds):
+        return answer(data)
 
 
 def answer(data: Mapping[str, Any]) -> dict[str, Any]:
