@@ -60,6 +60,10 @@ def read_pt(path: Path, options: ReadOptions) -> Graph:
 
     Torch is imported only where there is more in it than plain data and tensors.
     """
+    if path.name.endswith("_states.pt"):
+        from elastic_ir.formats.deepspeed_folder import refuse_piece
+
+        refuse_piece(path)
     found, records = saved_in(path, options.trust, options.distant(path), whole=not options.headers_only)
     key, steps = options.key, _steps_in(records, path.name)
     if key is None and steps:

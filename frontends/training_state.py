@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from elastic_ir.checkpoints.record import key_of, steps_of
-from elastic_ir.errors import SourceError, first_line
+from elastic_ir.errors import SourceError
+from elastic_ir.formats.plain_file import load_plain
 from elastic_ir.formats.torch_zip import STEPS, read_zip_records
 from elastic_ir.frontends.saved_state import choose, is_network
 
@@ -28,17 +26,11 @@ class TrainingState:
 def read_training_state(source: str | os.PathLike[str], key: str | None) -> TrainingState:
     """Read a file; without a key the one that a record of ElasticIR in it states.
 
-    Raises SourceError where there is none, or several and no ``key``, and where the file holds more than plain data
-    and tensors: it is read by ``torch.load(weights_only=True)``, since all of it is written again.
+    Raises SourceError where there is none, or several and no ``key``, and as
+    :func:`elastic_ir.formats.plain_file.load_plain` does: all of the file is written again.
     """
     path = Path(source)
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError) as error:
-        raise SourceError(
-            f"{path.name} holds more than tensors and plain data, and cannot be written again as it is "
-            f"({first_line(error)[:120]}); leave out --with-optimizer"
-        ) from error
+    found = load_plain(path, "leave out --with-optimizer")
     record = read_zip_records(path).get(STEPS)
     if key is None and record is not None:
         key = key_of(steps_of(record, path.name))

@@ -8,7 +8,7 @@ the others, the index and the configuration.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from elastic_ir.formats import SAFETENSORS
 from elastic_ir.formats.adapter_folder import is_adapter, no_model
 from elastic_ir.formats.bin import read_bin
 from elastic_ir.formats.dcp.shards import INFO, refuse_shard
+from elastic_ir.formats.deepspeed_folder import refuse_pieces
 from elastic_ir.formats.files import read_json
 from elastic_ir.formats.model_folder import (
     MASKS,
@@ -57,6 +58,8 @@ def load_checkpoint(
     match the shards, a name in two shards, a link out of the folder, or a configuration that counts other
     numbers of layers than the weights hold.
     """
+    if awaited is None and not is_checkpoint(folder):
+        refuse_pieces(folder)
     layout = layout_of(folder, variant) if awaited is None else awaited.layout
     root, config = root_of(whole or folder), read_configuration(folder, layout)
     tensors, places, metadata = _tensors(folder, root, layout, awaited)
@@ -80,6 +83,11 @@ def load_checkpoint(
     graph.origin.summary = tuple(facts_of(config, stacks, tensors, len(shards)))
     graph.origin.kinds = {stack.label: stack.kinds(shapes) for stack in stacks}
     return graph
+
+
+def tensors_of(folder: Path) -> dict[str, TensorData]:
+    """All tensors of a model's folder by name, by their headers, whatever network its configuration states."""
+    return _tensors(folder, root_of(folder), layout_of(folder), None)[0]
 
 
 def read_configuration(folder: Path, layout: Layout | None = None) -> dict[str, Any]:
@@ -167,6 +175,22 @@ def _tensors(
     names = ((form, str(form[0] or form[1])) for form in layout.forms)
     there = (form for form, name in names if (folder / name).exists() or absent(name) is not None)
     whole, index = next(there, (None, layout.index))
+    found, held, metadata = tensors_in(folder, root, whole, index, absent)
+    # safetensors by name, as single files come: discovery then goes by the numbers in the names, however the shards are
+    # cut; torch.save keeps the order in which the network has its layers, which shows more
+    in_order = (whole or index) in layout.saved
+    order = list(found) if in_order else sorted(found)
+    return {name: found[name] for name in order}, held, metadata
+
+
+def tensors_in(
+    folder: Path, root: Path, whole: str | None = None, index: str | None = None,
+    absent: Callable[[str], tuple[Mapping[str, TensorData], dict[str, str]] | None] = lambda file: None,
+) -> tuple[dict[str, TensorData], dict[str, str], dict[str, str]]:  # fmt: skip
+    """All tensors of one file, or of those of an index: by name, for each its file, and the files' metadata.
+
+    ``absent`` gives the tensors and metadata of a file that is not there. SourceError as :func:`load_checkpoint`.
+    """
     places: Mapping[str, str] | None = None
     files = [whole] if whole else []
     if index is not None:
@@ -194,11 +218,7 @@ def _tensors(
         raise SourceError(
             f"{folder / str(index)} names the tensor {lacking[0]!r}, which {places[lacking[0]]} does not hold{more}"
         )
-    # safetensors by name, as single files come: discovery then goes by the numbers in the names, however the shards are
-    # cut; torch.save keeps the order in which the network has its layers, which shows more
-    in_order = (whole or index) in layout.saved
-    order = list(found) if in_order else sorted(found)
-    return {name: found[name] for name in order}, held, metadata
+    return found, held, metadata
 
 
 def _read(path: Path) -> tuple[Mapping[str, TensorData], dict[str, str]]:

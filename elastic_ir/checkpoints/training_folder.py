@@ -6,12 +6,10 @@ from pathlib import Path
 
 from elastic_ir.checkpoints.dcp.read import load_source
 from elastic_ir.checkpoints.names import graph_of_tensors
-from elastic_ir.checkpoints.read import inside, tie
+from elastic_ir.checkpoints.read import inside, tensors_in, tie
 from elastic_ir.errors import SourceError
-from elastic_ir.formats import SAFETENSORS, ReadOptions, Stored
-from elastic_ir.formats.bin import read_bin
+from elastic_ir.formats import ReadOptions, Stored
 from elastic_ir.formats.model_folder import name_of
-from elastic_ir.formats.safetensors import read_safetensors
 from elastic_ir.formats.training_folder import (
     PIECES,
     TrainingFolder,
@@ -20,9 +18,6 @@ from elastic_ir.formats.training_folder import (
 )
 from elastic_ir.ir.graph import Graph
 from elastic_ir.tensors.lazy import TensorData
-
-#: What ElasticIR writes into the metadata of its own files; it would not fit another network.
-_OURS = "elastic_ir."
 
 
 def read_training_folder(path: Path, options: ReadOptions) -> Graph | Stored:
@@ -40,20 +35,20 @@ def load_training_folder(folder: Path, key: str | None = None) -> Graph:
     """The graph of a folder's network; ``key`` is the name of its file or folder, with its suffix or without."""
     network = _chosen(folder, key)
     path = inside(folder / network, folder.resolve())
+    ordered = path.suffix == ".bin"
     metadata: dict[str, str] = {}
     sharded = None
+    parts: tuple[str, ...] = ()
     tensors: dict[str, TensorData]
     if path.is_dir():
         sharded = load_source(path)
         tensors = dict(sharded.tensors)
-    elif SAFETENSORS.names(path):
-        found, texts = read_safetensors(path)
-        metadata = {name: text for name, text in texts.items() if not name.startswith(_OURS)}
-        tensors = {name: found[name] for name in sorted(found)}
     else:
-        tensors = read_bin(path)
+        form = (None, network) if path.suffix == ".json" else (network, None)
+        found, places, metadata = tensors_in(folder, folder.resolve(), *form)
+        parts = tuple(sorted({*places.values()} - {network}))
+        tensors = {name: found[name] for name in (found if ordered else sorted(found))}
     graph = graph_of_tensors(name_of(folder), tensors)
-    ordered = path.suffix == ".bin"
     if ordered:
         tie(graph)
     parameters: dict[int, str] = {}
@@ -61,7 +56,7 @@ def load_training_folder(folder: Path, key: str | None = None) -> Graph:
         if weight.is_parameter:
             parameters.setdefault(id(weight.storage), name)
     graph.origin = TrainingFolder(
-        folder, network, tensors, tuple(parameters.values()), ordered, metadata, sharded
+        folder, network, tensors, tuple(parameters.values()), ordered, metadata, sharded, parts
     )
     return graph
 

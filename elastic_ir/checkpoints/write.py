@@ -181,10 +181,10 @@ def plan_checkpoint(
     tensors = {name: graph.weights[name].storage.emitted() for name in sorted(graph.weights, key=natural_key)}
     if any(one.awaited is not None for one in (source, *source.others)):
         tensors = {name: settled(data) for name, data in tensors.items()}
-    shards = _sharded(tensors, shard_size if library.sharded else None, layout)
+    shards = sharded(tensors, shard_size if library.sharded else None, layout)
     texts = {layout.config: json_text(config)}
     if list(shards) != [layout.weights]:
-        texts[layout.index] = _index_text(shards)
+        texts[layout.index] = index_text(shards)
     texts |= _texts_of(graph, source, stacks, names)
     shards = {f"{source.inner}{name}": tensors for name, tensors in shards.items()}
     texts = {f"{source.inner}{name}": text for name, text in texts.items()} | beside.texts
@@ -307,7 +307,7 @@ def check_room(plan: Plan, path: Path, held: int = 0) -> None:
         )
 
 
-def _sharded(
+def sharded(
     tensors: dict[str, TensorData], limit: int | None, layout: Layout
 ) -> dict[str, dict[str, TensorData]]:
     """The tensors in files, in order, each file as full as the limit allows; one file has the plain name."""
@@ -317,7 +317,7 @@ def _sharded(
     return {layout.shard(i, len(groups)): group for i, group in enumerate(groups, start=1)}
 
 
-def _index_text(shards: dict[str, dict[str, TensorData]]) -> str:
+def index_text(shards: dict[str, dict[str, TensorData]]) -> str:
     total = sum(nbytes(data) for shard in shards.values() for data in shard.values())
     places = {name: file for file, shard in shards.items() for name in shard}
     return (

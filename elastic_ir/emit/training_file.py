@@ -36,13 +36,19 @@ class Followed:
 
     optimizers: list[str] = field(default_factory=list)
     averages: list[str] = field(default_factory=list)
+    copies: list[str] = field(default_factory=list)  #: files that hold the network as well
     kept: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     def facts(self) -> tuple[tuple[str, str], ...]:
         """What a reader is told."""
-        said = (("optimizer", self.optimizers), ("average", self.averages), ("kept", self.kept))
-        ends = {"optimizer": " follows the layers", "average": " follows the layers", "kept": " as before"}
-        return tuple((what, f"{', '.join(parts)}{ends[what]}") for what, parts in said if parts)
+        follows = " follows the layers"
+        said = (
+            ("optimizer", self.optimizers, follows), ("average", self.averages, follows),
+            ("copy", self.copies, follows), ("kept", self.kept, " as before"),
+            ("left out", self.left_out, ", whose depth is the source's"),
+        )  # fmt: skip
+        return tuple((what, f"{', '.join(parts)}{end}") for what, parts, end in said if parts)
 
 
 def save_training_file(
@@ -106,12 +112,12 @@ def _prefix(graph: Graph, table: Mapping[str, Any]) -> str:
     raise EmitError(f"the checkpoint has no {missing!r} under one prefix, so its names cannot be kept")
 
 
-def _is_optimizer(item: Mapping[Any, Any]) -> bool:
-    """Whether a table is what an optimizer's ``state_dict()`` gives."""
-    groups = item.get("param_groups")
+def is_optimizer(item: Any) -> bool:
+    """Whether something is what an optimizer's ``state_dict()`` gives."""
+    groups = item.get("param_groups") if isinstance(item, Mapping) else None
     return (
-        isinstance(item.get("state"), Mapping)
-        and isinstance(groups, list)
+        isinstance(groups, list)
+        and isinstance(item.get("state"), Mapping)
         and all(isinstance(group, Mapping) and isinstance(group.get("params"), list) for group in groups)
     )
 
@@ -140,7 +146,7 @@ class Rebuilder:
         if path == self.at:
             return self._weights(item)
         if isinstance(item, Mapping):
-            if _is_optimizer(item):
+            if is_optimizer(item):
                 self.followed.optimizers.append(_shown(path))
                 return self._optimizer(item, _shown(path))
             if self._is_average(item):
@@ -231,7 +237,7 @@ class Rebuilder:
             names = [self._named(name, where) for group in groups for name in group["param_names"]]
         else:
             shapes = [
-                [_moments_shape(item["state"].get(one, {})) for one in group["params"]] for group in groups
+                [moments_shape(item["state"].get(one, {})) for one in group["params"]] for group in groups
             ]
             found = names_of_groups(shapes, self._parameters, self.ordered, self.graph, where)
             names = [name for group in found for name in group]
@@ -288,7 +294,7 @@ def _shape(item: Any) -> tuple[int, ...]:
     return tuple(getattr(item, "shape", (-1,)))
 
 
-def _moments_shape(moments: Mapping[str, Any]) -> tuple[int, ...] | None:
+def moments_shape(moments: Mapping[str, Any]) -> tuple[int, ...] | None:
     """The shape of the parameter that some moments are of; None where they are of several shapes, or there are none."""
     shapes = {
         _shape(moment) for kind, moment in moments.items() if kind != "step" and hasattr(moment, "shape")

@@ -16,12 +16,13 @@ from elastic_ir.formats.model_folder import LAYOUTS, names_in
 from elastic_ir.ir.info import Origin
 from elastic_ir.tensors.lazy import TensorData
 
-#: Files and folders of networks; the first of them that has a network's number is the one that Accelerate reads.
+#: Files and folders of networks; the first of them that has a network's number is the one that Accelerate reads. The
+#: last, the index of several files, is what its ``save_model`` leaves, and is read by the caller's own code.
 NETWORKS = tuple(
     re.compile(f"{stem}(?:_(?P<number>[0-9]+))?{end}")
     for stem, end in (
         ("model", r"\.safetensors"), ("pytorch_model", r"\.bin"), ("pytorch_model_fsdp", r"\.bin"),
-        ("pytorch_model_fsdp", ""),
+        ("pytorch_model_fsdp", ""), ("model", r"\.safetensors\.index\.json"),
     )
 )  # fmt: skip
 OPTIMIZERS = re.compile(r"optimizer(?:_(?P<number>[0-9]+))?(?:\.bin)?")
@@ -47,6 +48,7 @@ class TrainingFolder(Origin):
     ordered: bool  #: whether that is the network's own order
     metadata: Mapping[str, str] = field(default_factory=dict)  #: of a file of safetensors
     sharded: DcpSource | None = None  #: the network where it is a folder of torch.distributed.checkpoint
+    parts: tuple[str, ...] = ()  #: the files that it lies in, where ``network`` is their index
     #: the further folders that layers come from, in the order of their numbers from 1 on
     others: tuple[TrainingFolder, ...] = field(default=(), kw_only=True)
 
@@ -57,7 +59,7 @@ class TrainingFolder(Origin):
     def along(self) -> list[str]:
         """What lies beside the network."""
         names = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
-        return [name for name in names if name != self.network]
+        return [name for name in names if name not in (self.network, *self.parts)]
 
     def facts(self) -> list[tuple[str, str]]:
         """What a reader wants to know of the folder."""
@@ -65,6 +67,23 @@ class TrainingFolder(Origin):
             ("checkpoint", f"{len(self.tensors)} tensors in {self.network}"),
             ("beside", ", ".join(self.along())),
         ]
+
+
+def network_number(name: str) -> int | None:
+    """The number of the network that a file or folder of that name holds; None where it is none of a network."""
+    found = (pattern.fullmatch(name) for pattern in NETWORKS)
+    return next((int(match["number"] or 0) for match in found if match), None)
+
+
+def is_of_fsdp(name: str) -> bool:
+    """Whether a network is one that FSDP saved, each with an optimizer of the same number."""
+    return name.startswith("pytorch_model_fsdp")
+
+
+def optimizer_number(name: str) -> int | None:
+    """The number of an optimizer; None for what is none."""
+    match = OPTIMIZERS.fullmatch(name)
+    return int(match["number"] or 0) if match else None
 
 
 def networks_in(folder: Path) -> list[str]:
