@@ -56,6 +56,7 @@ def follow(adapter: str, base: str, trained_on: str | None, out: str | None, dry
     if out is None:
         counts = "-".join(str(len(stack.order)) for stack in plan.change.stacks)
         target = target.with_name(f"{target.name}-{counts}")
+        output.refuse_cache(target)
         output.refuse_overwriting(target, inputs, dry_run)
     tables.show_facts(plan.facts())
     written = []

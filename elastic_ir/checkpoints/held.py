@@ -242,7 +242,7 @@ def _recorded(own: Place, name: str, usable: Callable[[Path], bool]) -> Place | 
         other /= name
         there = other.exists() and usable(other) and other != own.path.resolve()
         return Place(other) if there else None
-    if cached.is_file() or is_whole(cached):
+    if usable is is_adapter or cached.is_file() or is_whole(cached):
         return Place(cached) if usable(cached) else None
     try:
         return Place.of(f"{SCHEME}{name}") if not is_offline() else None

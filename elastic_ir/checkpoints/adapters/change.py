@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
-from elastic_ir.checkpoints.held import Place, load_headers, steps_held
+from elastic_ir.checkpoints.read import inside, root_of, tensors_of
 from elastic_ir.checkpoints.record import Origin, Step, read_record
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import SourceError
@@ -61,13 +61,15 @@ class Change:
             raise SourceError(
                 f"{folder} is no folder of a model; give the one that stretch or squeeze has written"
             )
-        graph = load_headers(Place(folder))
-        return Change.of_steps(graph, _from(steps_held(folder, graph), folder, base, trained_on), folder)
+        if (folder / RECORD).exists():
+            inside(folder / RECORD, root_of(folder))
+        steps = _from(read_record(folder), folder, base, trained_on)
+        return Change.of_steps(tensors_of(folder), steps, folder)
 
     @staticmethod
-    def of_steps(graph: Graph, steps: Sequence[Step], folder: Path) -> Change:
+    def of_steps(tensors: Mapping[str, TensorData], steps: Sequence[Step], folder: Path) -> Change:
         """The changes that the last steps of a folder's record state. SourceError where they do not fit the folder."""
-        names = set(graph.weights)
+        names = set(tensors)
         origins = {name: Origin(name) for name in names}
         stacks: dict[str, Stack] = {}
         for step in reversed(steps):
@@ -83,7 +85,6 @@ class Change:
                 stack = _stack(label, layers, before, names, folder)
                 stacks[label] = _joined(stack, stacks[label], folder) if label in stacks else stack
             names = before
-        tensors = {name: weight.storage.data for name, weight in graph.weights.items()}
         return Change(steps[0].sources[0], tuple(stacks.values()), frozenset(names), tensors, origins)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from elastic_ir.checkpoints.adapters.change import Change
 from elastic_ir.checkpoints.adapters.places import ROOT, Places, by_layer, places_in, plain
+from elastic_ir.checkpoints.adapters.prefixes import KINDS, TENSOR, prefix_gathering
 from elastic_ir.checkpoints.adapters.read import Adapter
 from elastic_ir.checkpoints.adapters.roles import ROLES, SHARED, factor_of_role, refuse_kind
 from elastic_ir.checkpoints.adapters.settings import Modules, settings_followed
@@ -22,6 +23,7 @@ from elastic_ir.formats.adapter_folder import ADAPTER_CONFIG
 from elastic_ir.formats.model_folder import label_of
 from elastic_ir.ir.numbering import natural_key
 from elastic_ir.tensors.arrays import FLOATS
+from elastic_ir.tensors.gathered import Gathered
 from elastic_ir.tensors.lazy import TensorData
 from elastic_ir.tensors.recipes import Scaled, Zeros
 
@@ -52,6 +54,10 @@ def follow_adapter(adapter: Adapter, change: Change, base: str) -> FollowedAdapt
     carried = _Carried(adapter, change, places)
     for place in places.heads:
         carried.stack(place)
+    if adapter.kind in KINDS:
+        gathering = prefix_gathering(adapter, change, where)
+        carried.lineage[TENSOR] = Origin(TENSOR, gathering=gathering)
+        carried.layers = len(gathering.entries)
     lineage = {name: carried.lineage[name] for name in sorted(carried.lineage, key=natural_key)}
     if not lineage:
         raise PlanError(f"{where}: none of the layers that have tensors of it is left in the changed model")
@@ -154,6 +160,8 @@ class _Layer:
 
 
 def _computed(data: TensorData, origin: Origin) -> TensorData:
+    if origin.gathering is not None:
+        data = Gathered(data, origin.gathering)
     if origin.scale is None:
         return data
     return Scaled(data, origin.scale) if origin.scale else Zeros(data.shape, data.dtype)

@@ -34,8 +34,6 @@ SHARED = {
 }  # fmt: skip
 #: Sorts of adapters that are indexed by layer otherwise than by the names of their tensors.
 _OTHERWISE = {
-    "PREFIX_TUNING": "one tensor of it holds a prefix for every layer",
-    "CARTRIDGE": "its tensors hold keys and values for every layer",
     "ADAPTION_PROMPT": "its layers are counted from the last one",
     "XLORA": "its classifier has outputs for every layer",
 }

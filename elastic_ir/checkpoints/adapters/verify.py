@@ -64,7 +64,9 @@ def beside_differences(graph: Graph, source: Graph, step: Step) -> Iterator[Diff
     change: Change | None = None
     for folder in adapters_in(before):
         inner = folder.relative_to(before.folder)
-        change = change or Change.of_steps(graph, [step], origin.folder)
+        change = change or Change.of_steps(
+            {key: weight.storage.data for key, weight in graph.weights.items()}, [step], origin.folder
+        )
         try:
             adapter = read_adapter(folder, before.root)
             wanted = follow_adapter(adapter, change, adapter.base)

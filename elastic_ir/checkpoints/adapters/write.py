@@ -69,16 +69,31 @@ def plan_follow(
 ) -> AdapterPlan:
     """Decide on everything that :func:`save_follow` writes: an adapter for the folder that its base was changed into.
 
+    ``folder`` may be the name of an adapter of the hub, which is fetched into its cache.
+
     ``trained_on`` says which of the models in the record of ``base`` the adapter belongs to, where its own settings do
     not. Raises SourceError and PlanError, see :func:`~elastic_ir.checkpoints.adapters.follow.follow_adapter`.
     """
-    adapter = read_adapter(Path(folder))
+    adapter = read_adapter(_folder_of(os.fspath(folder)))
     change = Change.recorded(Path(base), adapter.base, trained_on)
     made = follow_adapter(adapter, change, os.fspath(base))
     step = _step(adapter, change, made)
     texts = {ADAPTER_CONFIG: _text(made), **_told(adapter, change, step)}
     side, left_out = _others(adapter.folder, {*texts, *ADAPTER_WEIGHTS})
     return AdapterPlan(adapter, change, made, step, texts, side, left_out)
+
+
+def _folder_of(source: str) -> Path:
+    """The folder of an adapter; of one of the hub, that in the cache."""
+    if not os.path.lexists(source):
+        from elastic_ir.formats.hub_cache import hub_name
+
+        name = hub_name(source)
+        if name is not None and not name.is_gguf:
+            from elastic_ir.checkpoints.hub.adapter import adapter_of_hub
+
+            return adapter_of_hub(name)
+    return Path(source)
 
 
 def _step(adapter: Adapter, change: Change, made: FollowedAdapter) -> Step:

@@ -12,6 +12,7 @@ from types import ModuleType
 from elastic_ir.errors import ElasticError, SourceError, first_line
 from elastic_ir.extras import install, missing
 from elastic_ir.formats import GGUF
+from elastic_ir.formats.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, no_model
 from elastic_ir.formats.hub_cache import SCHEME, HubName, cache_folder, commits_of, snapshot_of
 from elastic_ir.formats.model_folder import LAYOUTS
 
@@ -130,13 +131,20 @@ def no_weights(name: HubName, files: Iterable[str]) -> str:
     gguf = [file for file in files if GGUF.names(Path(file))]
     if gguf:
         return f"{name} holds GGUF files; {which_gguf(name, gguf)}"
-    if "adapter_config.json" in files:
-        return (
-            f"{name} is an adapter of PEFT and no model; give the model that it belongs to. Fetched with 'hf download "
-            f"{name.repo}', 'elastic-ir follow' carries it over to what was made of that"
-        )
+    if ADAPTER_CONFIG in files:
+        return no_model(name)
     wanted = " or ".join(f"{one.config} with {one.weights}" for one in LAYOUTS[:2])
     return f"{name} has no weights under the names that a library gives them ({wanted}, or as .bin)"
+
+
+def no_adapter(name: HubName, files: Iterable[str]) -> str:
+    """Why a repository is no adapter that can be followed."""
+    held = sorted(files)
+    more = f" and {len(held) - _SHOWN} more" if len(held) > _SHOWN else ""
+    return (
+        f"{name} is no adapter of PEFT, which has {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS[0]}; it has "
+        f"{', '.join(held[:_SHOWN])}{more}"
+    )
 
 
 def which_gguf(name: HubName, files: Iterable[str]) -> str:

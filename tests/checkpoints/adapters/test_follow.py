@@ -297,8 +297,8 @@ def test_what_does_not_belong_to_the_base_is_refused(tmp_path: Path) -> None:
     wide = {name: np.ones((2, 9) if "lora_A" in name else (9, 2), np.float32) for name in lora([1])}
     assert "do not fit model.layers.1." in said("wide", wide)
     assert "lies in no layer of source" in said("gpt2", lora([0], head="transformer.h"))
-    assert "PREFIX_TUNING and cannot follow: one tensor of it" in said(
-        "prefix", {"prompt_embeddings": np.ones((4, 64), np.float32)}, PlanError, peft_type="PREFIX_TUNING"
+    assert "ADAPTION_PROMPT and cannot follow: its layers" in said(
+        "adaption", lora([0]), PlanError, peft_type="ADAPTION_PROMPT"
     )
     assert "layer_replication repeats layers" in said("rep", lora([0]), PlanError, layer_replication=[[0, 4]])
     shared = lora([0]) | {"base_model.tinylora_v.0": np.ones(2, np.float32)}
@@ -338,6 +338,59 @@ def test_prompts_concern_no_layer_but_count_them(tmp_path: Path) -> None:
     assert settings["num_layers"] == 5 and np.array_equal(
         made["prompt_embeddings"], state["prompt_embeddings"]
     )
+
+
+def test_each_layer_has_the_prefix_of_the_one_that_it_was_made_from(tmp_path: Path) -> None:
+    base = changed(tmp_path, "0-3,2,0", "--zero", "o_proj")
+    table = np.arange(3 * 4 * 2 * 8, dtype=np.float32).reshape(3, 64)
+
+    def given(name: str, state: Tensors, **settings: Any) -> Path:
+        more = {"num_layers": 4, "target_modules": None, **settings}
+        return adapter(tmp_path / name, state, peft_type="PREFIX_TUNING", **more)
+
+    def said(kind: type[Exception], folder: Path, onto: Path = base) -> str:
+        with pytest.raises(kind) as error:
+            eir.follow(folder, onto, tmp_path / "refused")
+        return str(error.value)
+
+    prefix = given("prefix", {"prompt_embeddings": table}, num_transformer_submodules=1)
+    result = run("follow", prefix, "--base", base, "-o", tmp_path / "out")
+    assert "PREFIX_TUNING, 1 tensors, in 6 layers" in " ".join(result.output.split()), result.output
+    made, settings = followed(tmp_path / "out")
+    assert settings["num_layers"] == 6
+    wanted = table.reshape(3, 4, 16)[:, [0, 1, 2, 3, 2, 0]].reshape(3, 96)
+    assert np.array_equal(made["prompt_embeddings"], wanted)
+    assert "equal" in run("verify", tmp_path / "out").output
+    made["prompt_embeddings"] = made["prompt_embeddings"] + np.eye(3, 96, 90, np.float32)
+    save_file(made, tmp_path / "out" / "adapter_model.safetensors", {"format": "pt"})
+    assert run("verify", tmp_path / "out").exit_code == 1
+    assert "which share the prefixes" in said(
+        PlanError, given("both", {"prompt_embeddings": table}, num_transformer_submodules=2)
+    )
+    assert "num_layers is 5, which counts none of the stacks" in said(
+        PlanError, given("five", {"prompt_embeddings": table}, num_layers=5)
+    )
+    assert "prompt_embeddings is [3, 63], and 4 layers take a key and a value" in said(
+        SourceError, given("cut", {"prompt_embeddings": table[:, 1:].copy()})
+    )
+    assert "prompt_embeddings is missing" in said(SourceError, given("none", {"prefix_task_cols": table}))
+    other = write(tmp_path / "other", llama(4), config(4))
+    mixed = tmp_path / "mixed"
+    assert (
+        run(
+            "stretch", tmp_path / "source", "--plan", "0-3,b/1", "--with", f"b={other}", "-o", mixed
+        ).exit_code
+        == 0
+    )
+    assert "layers of another network have no prefix" in said(PlanError, prefix, mixed)
+
+
+def test_the_base_is_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record and the headers show all that there is to know."""
+    base = changed(tmp_path, "0-3,2")
+    monkeypatch.setattr("elastic_ir.checkpoints.read.learn_lists", lambda graph: pytest.fail("it was asked"))
+    eir.follow(adapter(tmp_path / "lora", lora(range(4))), base, tmp_path / "out")
+    check_layers(followed(tmp_path / "out")[0], lora(range(4)), [0, 1, 2, 3, 2])
 
 
 def test_the_command_names_its_output_and_replaces_on_request(tmp_path: Path) -> None:

@@ -117,3 +117,90 @@ def test_a_folder_with_both(tmp_path: Path) -> None:
     bare = t.LlamaForCausalLM.from_pretrained(tmp_path / "bare")
     wanted = peft.PeftModel.from_pretrained(bare, apart).eval()
     torch.testing.assert_close(outputs(loaded.eval()), outputs(wanted))
+
+
+#: Further sorts of adapters whose tensors name their layers; each changes what a module computes.
+KINDS: dict[str, Callable[[], Any]] = {
+    "ia3": lambda: peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "loha": lambda: peft.LoHaConfig(r=3, target_modules=["q_proj", "down_proj"]),
+    "lokr": lambda: peft.LoKrConfig(r=3, target_modules=["q_proj", "down_proj"], decompose_factor=2),
+    "oft": lambda: peft.OFTConfig(oft_block_size=4, target_modules=["q_proj", "down_proj"]),
+    "vera": lambda: peft.VeraConfig(r=4, target_modules=["q_proj", "o_proj"]),
+}
+
+
+def saved_llama(folder: Path) -> Any:
+    torch.manual_seed(0)
+    model = NETWORKS["llama"][0]().eval()
+    model.save_pretrained(folder / "source")
+    model.name_or_path = model.config._name_or_path = str(folder / "source")
+    return model
+
+
+def changed(folder: Path, plan: list[int]) -> Any:
+    graph = eir.load(folder / "source", headers_only=True)
+    eir.save(eir.stretch(graph, plan=[plan]), folder / "changed", check=False)
+    model: Any = t.LlamaForCausalLM.from_pretrained(folder / "changed")
+    return model.eval()
+
+
+@pytest.mark.everyday(2)
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_sorts_follow(kind: str, tmp_path: Path) -> None:
+    plan = [0, 1, 2, 1, 3]
+    made = peft.get_peft_model(saved_llama(tmp_path), KINDS[kind]()).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    made.save_pretrained(tmp_path / "adapter")
+    plain = changed(tmp_path, plan)
+    untouched = outputs(plain)
+    merged = made.merge_and_unload()
+    merged.model.layers = torch.nn.ModuleList([copy.deepcopy(merged.model.layers[layer]) for layer in plan])
+    for at, layer in enumerate(merged.model.layers):
+        layer.self_attn.layer_idx = at
+    merged.config.num_hidden_layers = len(plan)
+    out = eir.follow(tmp_path / "adapter", tmp_path / "changed", tmp_path / "out")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="(?is).*(missing|unexpected)")
+        loaded = peft.PeftModel.from_pretrained(plain, out).eval()
+    torch.testing.assert_close(outputs(loaded), outputs(merged), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(outputs(loaded), untouched, atol=1e-3)
+
+
+@pytest.mark.parametrize("projection", [False, True])
+@pytest.mark.parametrize("plan", [[0, 1, 2, 1, 3], [3, 1]])
+def test_prefixes_follow_their_layers(plan: list[int], projection: bool, tmp_path: Path) -> None:
+    settings = peft.PrefixTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=3, prefix_projection=projection, encoder_hidden_size=16
+    )
+    made = peft.get_peft_model(saved_llama(tmp_path), settings).eval()
+    made.save_pretrained(tmp_path / "prefix")
+    prefixes = made.get_prompt(1)  # for each layer a key and a value
+    wanted = t.DynamicCache()
+    for at, layer in enumerate(plan):
+        held = prefixes.layers[layer]
+        wanted.update(held.keys.detach(), held.values.detach(), at)
+    base = changed(tmp_path, plan)
+    with torch.no_grad():
+        expected = base(torch.arange(1, 9)[None], past_key_values=wanted).logits
+        untouched = base(torch.arange(1, 9)[None]).logits
+    out = eir.follow(tmp_path / "prefix", tmp_path / "changed", tmp_path / "out")
+    loaded = peft.PeftModel.from_pretrained(base, out).eval()
+    torch.testing.assert_close(outputs(loaded), expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(expected, untouched, atol=1e-4)
+
+
+def test_prompts_are_copied(tmp_path: Path) -> None:
+    settings = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    made = peft.get_peft_model(saved_llama(tmp_path), settings).eval()
+    made.save_pretrained(tmp_path / "prompt")
+    prompts = made.get_prompt(1)
+    base = changed(tmp_path, [0, 1, 2, 1, 3])
+    embedded = torch.cat([prompts, base.get_input_embeddings()(torch.arange(1, 9)[None])], 1)
+    with torch.no_grad():
+        expected = base(inputs_embeds=embedded).logits
+    out = eir.follow(tmp_path / "prompt", tmp_path / "changed", tmp_path / "out")
+    loaded = peft.PeftModel.from_pretrained(base, out).eval()
+    torch.testing.assert_close(outputs(loaded), expected, rtol=1e-4, atol=1e-5)
