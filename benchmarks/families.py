@@ -1,6 +1,7 @@
 """Every model type of transformers: a small model's folder, changed in depth by names alone, compared with the code.
 
-    python -m benchmarks.families [--only TYPE] [--workers 2] [--results FILE] [--table FILE] [--summary]
+    python -m benchmarks.families [--only TYPE] [--again TYPE ...] [--workers 2] [--results FILE] [--table FILE]
+                                  [--summary]
 
 Each type that `AutoModel` builds from a small configuration is written as a folder and inspected, stretched and
 squeezed from it. What is expected is decided without ElasticIR: a stack is a numbered list of two layers or more that
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -53,8 +55,19 @@ from benchmarks.families_small import (
     on_meta,
     small_model,
     stored,
+    value_at,
 )
-from benchmarks.families_table import APART, RIGHT, verdict, word_of, write_table
+from benchmarks.families_table import (
+    APART,
+    BY_ENTRY,
+    NO_COPY,
+    NOT_FOUND,
+    RIGHT,
+    results_in,
+    verdict,
+    word_of,
+    write_table,
+)
 from elastic_ir.checkpoints.oracle import comparison, process
 from elastic_ir.ir.structure import Stage
 
@@ -139,12 +152,16 @@ def judged(
         known[head] = why or known[head]
         if stage is not None and stage not in mine:
             mine.append(stage)
-    outcome = {}
-    for way, sign in WAYS.items():
+    own_lists = {head: lists[head] for head in heads}
+    outcome = dict.fromkeys(WAYS, "-")
+    for way, sign in WAYS.items() if graph is not None else ():
         made = folder / f"{count.name}-{way}"
-        outcome[way] = (
-            changed(graph, mine, count, config, cls, made, own, sign) if graph is not None and mine else "-"
-        )
+        outcome[way] = changed(graph, mine, count, own_lists, config, cls, made, own, sign)
+    if not mine and not why:
+        told = NO_COPY if NO_COPY in outcome.values() else BY_ENTRY
+        if not all(one.startswith((RIGHT, "wrong", "crashed", "-")) for one in outcome.values()):
+            told, outcome = NOT_FOUND, dict.fromkeys(WAYS, "-")
+        known = {head: told if one == NOT_FOUND else one for head, one in known.items()}
     return [{"list": head, "count": count.name, "layers": len(lists[head]), "found": known[head], **outcome}
             for head in heads]  # fmt: skip
 
@@ -155,7 +172,7 @@ def expected(
     """The stage of a list, and "right" or in which way it is not what the code has."""
     over = [stage for stage in stages if any(box.series.head == head for box in stage.containers)]
     if not over:
-        return None, "not found"
+        return None, NOT_FOUND
     if len(over) > 1:
         return over[0], f"cut into {len(over)} stages"
     stage = over[0]
@@ -170,8 +187,8 @@ def expected(
         return stage, f"{len(stage)} of {len(layers)} layers"
     free = slice(stage.pinned, len(own) - (stage.exit is not None))
     unit = shortest([kinds[at] for at in own][free])
-    held = dict(built.named_modules())
-    shown = [numbers_of(held[f"{head}{numbers[at]}"]) for at in own if f"{head}{numbers[at]}" in held][free]
+    held = modules_of(head, layers, built)
+    shown = [numbers_of(held[numbers[at]]) for at in own if numbers[at] in held][free]
     whole = (
         len(set(shown)) > 1 and len(shown) == stage.period
     )  # seen once: a pair of windows is a unit all the same
@@ -180,6 +197,25 @@ def expected(
     if stage.period not in (unit, shortest(shown)) and not whole:
         return stage, f"unit of {stage.period}, not {unit}"
     return stage, RIGHT if len(stage) == len(layers) else f"{APART} ({len(stage)} of {len(layers)})"
+
+
+def modules_of(head: Head, layers: Mapping[int, Mapping[str, Any]], built: nn.Module) -> dict[int, nn.Module]:
+    """The modules of a list's layers, which the network may call otherwise: those of equal shapes, nearest by name."""
+    held = dict(built.named_modules())
+    wanted = {number: sorted(shapes.values()) for number, shapes in layers.items()}
+    own = numbered({name: tuple(tensor.shape) for name, tensor in built.state_dict().items()})
+    alike = [
+        other
+        for other, members in own.items()
+        if {number: sorted(shapes.values()) for number, shapes in members.items()} == wanted
+    ]
+    best = max(alike, key=lambda other: len(_end_in_common(other, head)), default=head)
+    return {number: held[f"{best}{number}"] for number in layers if f"{best}{number}" in held}
+
+
+def _end_in_common(one: str, other: str) -> list[str]:
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    return [left for left, right in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
 
 def numbers_of(layer: nn.Module) -> str:
@@ -203,10 +239,10 @@ def shortest(kinds: Sequence[str]) -> int:
 
 
 def changed(
-    graph: eir.Graph, stages: Sequence[Stage], count: Count, config: Any, cls: Any, folder: Path,
-    own: Mapping[str, Any], sign: int,
+    graph: eir.Graph | None, stages: Sequence[Stage], count: Count, lists: Mapping[Head, Mapping[int, Any]],
+    config: Any, cls: Any, folder: Path, own: Mapping[str, Any], sign: int,
 ) -> str:  # fmt: skip
-    """What comes of one unit more or less in the stages that a count counts."""
+    """What comes of one unit more or less in the stages that a count counts; of the count itself where none are."""
     native, by = None, 0
     for step in range(1, MOST_MORE + 1):
         model = deeper(config, count.place, sign * step)
@@ -222,11 +258,16 @@ def changed(
     to = {stage.name: len(stage) + more[stage.name] for stage in stages}
     if any(one <= stage.fixed for stage, one in zip(stages, to.values(), strict=True)):
         return "-"
+    copies = all(
+        layer in held.values() for head, held in lists.items() for layer in native.get(head, {}).values()
+    )
+    to = to or {count.name: value_at(config, count.place) + sign * by}
     try:
+        assert graph is not None
         made = (eir.stretch if sign > 0 else eir.squeeze)(graph, to_stages=to)
         eir.save(made, folder)
     except eir.ElasticError as error:
-        return f"refused: {error}"
+        return f"refused: {error}" if copies else NO_COPY
     except Exception as error:
         return f"crashed: {type(error).__name__}: {_line(error)}"
     try:
@@ -370,13 +411,23 @@ def main() -> None:
     parser.add_argument(
         "--summary", action="store_true", help="run nothing, and write the table of what there is"
     )
+    parser.add_argument(
+        "--again",
+        nargs="+",
+        metavar="TYPE",
+        default=(),
+        help="run these types anew; the table's other rows stay",
+    )
     options = parser.parse_args()
     kinds = [kind for kind in transformers.CONFIG_MAPPING if (options.only or "") in kind]
     kinds.sort(key=lambda kind: zlib.crc32(kind.encode()))  # so that what is done first is of every kind
+    if options.again:
+        kinds = list(options.again)
     done: list[dict[str, Any]] = []
     if options.results.exists():
         done = [json.loads(line) for line in options.results.read_text().splitlines()]
     known = {result["type"] for result in done}
+    rest = [one for one in results_in(options.table) if one["type"] not in kinds] if options.again else []
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     if not options.summary:
@@ -388,7 +439,7 @@ def main() -> None:
                 told = Counter(word_of(verdict(stack)) for stack in result.get("stacks", ()))
                 text = result.get("not_built") or result.get("broken") or dict(told)
                 print(f"{result['type']}: {text} ({result['seconds']} s)", flush=True)
-    print(write_table([result for result in done if result["type"] in kinds], options.table))
+    print(write_table([*rest, *(result for result in done if result["type"] in kinds)], options.table))
 
 
 if __name__ == "__main__":

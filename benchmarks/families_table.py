@@ -13,6 +13,9 @@ import transformers
 
 RIGHT = "right"
 APART = "right, but for the layers of another kind at its ends"
+BY_ENTRY = "right, where the entry that counts it is named"
+NO_COPY = "right, to be refused: a deeper or shallower one has layers that are copies of none"
+NOT_FOUND = "not found"
 
 
 def verdict(stack: Mapping[str, Any]) -> str:
@@ -93,6 +96,14 @@ def write_table(results: Sequence[dict[str, Any]], path: Path) -> str:
         for kind, s, told in stacks
         if told == RIGHT and s["found"].startswith(APART)
     ]
+    lines += ["", "## Right, but not as a stage that is made deeper", ""]
+    for r in built:
+        for s in r["stacks"]:
+            odd = next(
+                (one for one in (s["found"], s["stretch"], s["squeeze"]) if one in (BY_ENTRY, NO_COPY)), None
+            )
+            if odd is not None and verdict(s) == RIGHT:
+                lines.append(f"- {r['type']}, `{s['list']}#`, counted by `{s['count']}`: {odd}")
     lines += ["", "## The tenth that is traced", ""]
     lines += [f"- {r['type']}: {r['traced']}" for r in built if "traced" in r]
     lines += ["", "## Not built small", ""]
@@ -116,3 +127,28 @@ def without_places(text: str) -> str:
 def word_of(told: str) -> str:
     found = re.match(r"right|refused|wrong|crashed|not found|cut|unit|same|not traced|trace", told)
     return found[0] if found else "other"
+
+
+def results_in(path: Path) -> list[dict[str, Any]]:
+    """The results that a table tells, as far as it is written from them: of what is right no more than that it is."""
+    parts = re.split(r"^## (.*)$", path.read_text(), flags=re.MULTILINE)
+    sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+    found: dict[str, dict[str, Any]] = {}
+    for kind, stacks in re.findall(r"^\| (\S+) \| ([0-9]+) \| [0-9]+ \| .*\|$", parts[0], re.MULTILINE):
+        right = {"list": "", "count": "", "found": RIGHT, "stretch": RIGHT, "squeeze": RIGHT}
+        found[kind] = {"type": kind, "stacks": [dict(right) for _ in range(int(stacks))]}
+    listed = Counter[str]()
+    for title, text in sections.items():
+        for line in re.findall(r"^- (.*)$", text, re.MULTILINE):
+            if title.startswith("The tenth"):
+                kind, told = line.split(": ", 1)
+                found[kind]["traced"] = told
+            elif title.startswith("Not built"):
+                kind, told = line.split(": ", 1)
+                found[kind] = {"type": kind, "not_built": told}
+            elif stack := re.match(r"(\S+), `(.*?)#`(?:, counted by `(.*?)`: | \()(.*)", line):
+                kind, head, count, told = stack.groups()
+                apart = f"{APART} ({told}" if count is None else told
+                found[kind]["stacks"][listed[kind]] |= {"list": head, "count": count or "", "found": apart}
+                listed[kind] += 1
+    return list(found.values())

@@ -105,7 +105,8 @@ def show_compared(plan: CheckpointPlan, found: Iterable[Compared]) -> None:
             ("found", f"{plan.source.layout.config}: {entry}, by building the network")
             for entry in one.entries
         ]
-        tables.show_facts([*entries, ("compared", str(one))])
+        constants = [("constants", clause) for clause in one.by_depth]
+        tables.show_facts([*entries, *constants, ("compared", str(one))])
 
 
 def show_result(graph: Graph, sizes: dict[str, int]) -> str:

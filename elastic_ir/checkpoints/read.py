@@ -15,9 +15,10 @@ from typing import Any
 
 from elastic_ir.checkpoints.config.depth import Stack, check_depth
 from elastic_ir.checkpoints.facts import facts_of
+from elastic_ir.checkpoints.inner_stages import take_counted_lists
 from elastic_ir.checkpoints.names import graph_of_tensors
 from elastic_ir.checkpoints.oracle.comparison import vouched
-from elastic_ir.checkpoints.oracle.structure import by_layer, counts, learn_lists, learn_units
+from elastic_ir.checkpoints.oracle.structure import by_layer, counts, fitting, learn_lists, learn_units
 from elastic_ir.checkpoints.uncounted_layers import set_tail_apart
 from elastic_ir.errors import SourceError, reason
 from elastic_ir.formats import SAFETENSORS
@@ -72,6 +73,7 @@ def load_checkpoint(
         whole=whole if whole != folder else None,
     )  # fmt: skip
     learn_lists(graph)
+    take_counted_lists(graph, config)
     set_tail_apart(graph, config)
     stacks = Stack.all_of(graph)
     try:
@@ -80,6 +82,7 @@ def load_checkpoint(
         if not vouched(config, shapes):  # by names and numbers alone a valid folder may look like another's
             raise
     graph.origin.learn_units, graph.origin.by_layer, graph.origin.counts = learn_units, by_layer, counts
+    graph.origin.fitting = fitting
     graph.origin.summary = tuple(facts_of(config, stacks, tensors, len(shards)))
     graph.origin.kinds = {stack.label: stack.kinds(shapes) for stack in stacks}
     return graph

@@ -91,8 +91,8 @@ def _read(
     else:
         drafts = [draft for candidate in chosen for draft in draft_stages(candidate)]
     drafts.sort(key=lambda draft: reader.position(draft.groups[0]))
-    if reader.form == "names" and not whole:
-        join_last_blocks(drafts)
+    if not isinstance(reader, GraphReader) and not whole:
+        join_last_blocks(drafts, reader)
     layer_names = [name for name in graph.weights if name in reader.layer_names]
     run = _execution_order(reader, layer_names) if within is None else {}
     _release_output_layer(drafts, run)  # that it changes the shape says nothing of other stages

@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from elastic_ir.discovery.candidates import Candidate, Reader
 from elastic_ir.discovery.parts import Group, kin
 from elastic_ir.discovery.signatures import period_together, shortest_period, shown_period
 from elastic_ir.ir.numbering import pattern_of
 from elastic_ir.ir.structure import Block, Stage
+
+if TYPE_CHECKING:
+    from elastic_ir.discovery.from_names import NameReader
 
 
 @dataclass(eq=False)
@@ -108,10 +112,11 @@ def pin_first_blocks(drafts: list[Draft]) -> None:
             draft.entry = draft.free.pop(0)
 
 
-def join_last_blocks(drafts: list[Draft]) -> None:
-    """Of names alone: keep a list's last block as the last one of the stage before it where it lacks weights.
+def join_last_blocks(drafts: list[Draft], reader: NameReader) -> None:
+    """Of names alone: keep a list's last block as the last one of the stage before it where it is only its end.
 
-    The last block of two streams (SD3's) makes nothing of the second, and so has fewer weights and other widths.
+    The last block of two streams (SD3's) makes nothing of the second, and so has fewer weights and other widths; that
+    of a refining network (a postnet's) gives out the width that the stage's entry takes in.
     """
     for draft in list(drafts):
         last = draft.entry
@@ -120,9 +125,18 @@ def join_last_blocks(drafts: list[Draft]) -> None:
         before = [other for other in drafts if other.candidate is draft.candidate and other is not draft][-1:]
         for stage in before:
             whole = stage.free and stage.exit is None and last.linked and not last.boundary
-            if whole and last.weights.keys() < stage.free[-1].weights.keys():
+            less = bool(stage.free) and last.weights.keys() < stage.free[-1].weights.keys()
+            if whole and (less or _returns(stage, last, reader)):
                 stage.exit = last
                 drafts.remove(draft)
+
+
+def _returns(stage: Draft, last: Group, reader: NameReader) -> bool:
+    """Whether a block gives out the width that a stage's entry takes in, and takes in what the stage gives out."""
+    if stage.entry is None or not kin(stage.entry.form, last.form):
+        return False
+    first, end = reader.channels(stage.entry), reader.channels(last)
+    return first is not None and end is not None and first[0] == end[1] != end[0] == first[1]
 
 
 def keep_last_blocks(drafts: list[Draft]) -> None:

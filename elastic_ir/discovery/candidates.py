@@ -86,21 +86,26 @@ def find_candidates(part: Part, reader: Reader) -> list[Candidate]:
         if not free:
             continue
         repeats = Counter(group.signature for group in free).most_common(1)[0][1] > 1
-        # by names, norms that stand beside do not make a block's convolutions the block
-        own_weights = (
-            (part.weights for part in parts) if reader.form == "names" else (g.weights for g in groups)
-        )
-        weights = sum(map(len, own_weights))
+        # by names, norms that stand beside do not make a block's convolutions the block; a recurrent layer is all of
+        # its parameters
+        bare = reader.form == "names" and not container.parameters
+        weights = sum(map(len, (part.weights for part in parts) if bare else (g.weights for g in groups)))
         # a recurrent module is a stack by its class, however few its layers, and whatever is added to what it gives
         stack = container.parameters
         trunk = stack or reader.on_trunk(groups)
         own.append(Candidate(container, part.path, groups, repeats or stack, trunk, weights))
     strong = [candidate for candidate in own if candidate.strong]
-    if any(candidate.streams == 1 for candidate in strong):
-        if not _is_frame(strong[0], reader):
-            return strong[:1]
-        own.remove(strong[0])
+    lead = strong[0] if any(candidate.streams == 1 for candidate in strong) else None
+    framing = lead is not None and _is_frame(lead, reader)
+    # by names, numbered attributes may be but the stem of what stands beside them
+    series = lead is not None and reader.form == "names" and not lead.container.native
+    if lead is not None and not (framing or series):
+        return [lead]
     inner = [c for child in part.children.values() for c in find_candidates(child, reader)]
+    if lead is not None:
+        if not (framing or _outweighed(lead, inner, reader)):
+            return [lead]
+        own.remove(lead)
     inner = [c for c in inner if c.strong or not f"{c.container.path}.".startswith(tuple(apart))]
     # several streams may be of stages that run side by side (HRNet, CrossViT): then the lists inside are the stages
     own = [one for one in own if one.streams == 1 or not _mostly_lists(one, inner)]
@@ -206,13 +211,15 @@ def _outweighed(series: Candidate, inner: list[Candidate], reader: Reader) -> bo
 def choose(found: list[Candidate], reader: Reader) -> list[Candidate]:
     """Keep repeated containers, and single ones whose like occurs elsewhere in the network.
 
-    Where that leaves none, the lists inside are asked: a Sequential of stages, each of one block behind an entry.
+    Where that leaves none, the lists inside are asked: they repeat, or are stages of one block behind an entry each.
     """
     found = _on_one_level(found)
     chosen = _choose(found, reader)
     inner = [one for outer in found for one in outer.inner]
     if chosen or not inner:
         return chosen
+    if any(one.strong and one.trunk for one in inner):  # in blocks that are none of a stage
+        return _choose(inner, reader)
     twins = _twins(inner, reader)
     return [one for one in inner if not twins.isdisjoint(_places(one))]
 

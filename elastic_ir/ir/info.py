@@ -137,6 +137,9 @@ class Origin:
     rebuild: Callable[[], nn.Module] | None = None
     #: States the units of a graph's stages that names leave open, as far as the source's network shows them.
     learn_units: Callable[[Graph], None] | None = None
+    #: For stages to which a plan gives layers of kinds that the source's network does not build in their places, by
+    #: their names: the blocks that fit in each place.
+    fitting: Callable[[Graph, Sequence[Sequence[int]]], Mapping[str, Sequence[frozenset[int]]]] | None = None
     #: How tensors beside a graph's stages are indexed by their layers, as far as the source's network shows it.
     by_layer: Callable[[Graph], Mapping[str, ByLayer]] | None = None
     #: What the entries of the source's configuration count, as far as its network shows it.

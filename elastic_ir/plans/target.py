@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,12 +88,15 @@ def stretch_plan(graph: Graph, target: Target, order: str, replicate: Sequence[i
     shorter = [s.name for s, count in zip(graph.stages, counts, strict=True) if count < len(s)]
     if shorter:
         raise PlanError(_SHALLOWER.format(_wanted(target, counts), _now(graph)))
-    return tuple(
+    plan = tuple(
         tuple(range(count))
         if count == len(stage) and stage.period is None
         else grow(StageShape.in_graph(graph, stage), count, order, replicate)
         for stage, count in zip(graph.stages, counts, strict=True)
     )
+    if replicate is not None:
+        return plan
+    return _by_kind(graph, plan, lambda stage, count: grow(stage, count, order))
 
 
 def squeeze_plan(graph: Graph, target: Target, drop: str | Sequence[int]) -> Plan:
@@ -111,10 +114,22 @@ def squeeze_plan(graph: Graph, target: Target, drop: str | Sequence[int]) -> Pla
     longer = [s.name for s, count in zip(graph.stages, counts, strict=True) if count > len(s)]
     if longer:
         raise PlanError(_DEEPER.format(_wanted(target, counts), _now(graph)))
-    return tuple(
+    plan = tuple(
         shrink(StageShape.in_graph(graph, stage), count, drop) if count < len(stage) else tuple(range(count))
         for stage, count in zip(graph.stages, counts, strict=True)
     )
+    if not isinstance(drop, str):
+        return plan
+    return _by_kind(graph, plan, lambda stage, count: shrink(stage, count, drop))
+
+
+def _by_kind(graph: Graph, plan: Plan, spread: Callable[[StageShape, int], StagePlan]) -> Plan:
+    """A plan with each layer in a place of its kind, where the source has a network that can be asked for these."""
+    if graph.origin.fitting is None:
+        return plan
+    from elastic_ir.plans.by_kind import by_kind
+
+    return by_kind(graph, plan, spread)
 
 
 def _now(graph: Graph) -> str:

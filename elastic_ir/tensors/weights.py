@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 #: A recurrent layer's matrices: of a module of several layers, and of a cell.
 _RECURRENT = re.compile(r"weight_(ih|hh|hr)(_l[0-9]+(_reverse)?)?")
 _LOOKUP = re.compile(r"emb|wte|wpe|bias_table|position")  #: names of tables that are looked up
+#: The number of a layer, behind which there are modules within modules.
+_IN_LAYER = re.compile(r"(?:^|\.)[0-9]+\.(?=[^.]+\.[^.]+\.)")
 #: Names of parameters that are no weights of layers though something is multiplied with them.
 _TABLE = re.compile(_LOOKUP.pattern + r"|pos|token|rel_|_rel|codebook|prototype")
 FLAX_WEIGHT = "kernel"  #: what Flax and Keras call the weight of a layer
@@ -243,7 +245,8 @@ def may_be_multiplied(weight: Weight) -> bool:
 
 
 def _looked_up(name: str, shape: tuple[int, ...]) -> bool:
-    return len(shape) == 2 and _LOOKUP.search(name.lower()) is not None
+    # what a tower of layers is called (``embed_image.encoder.layers.0.mlp.fc1``) is not what they are
+    return len(shape) == 2 and _LOOKUP.search(_IN_LAYER.split(name.lower())[-1]) is not None
 
 
 def spans_matrix(shape: tuple[int, ...]) -> bool:

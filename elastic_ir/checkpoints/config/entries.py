@@ -8,7 +8,7 @@ the entry, unless the user wants it to stay as it is (``--keep-beside``). Counts
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,8 +148,22 @@ class _Follower:
         for key, value in table.items():
             # a configuration in memory may have numbers for keys, its file has none
             for name in self.text(key, path) if isinstance(key, str) else [key]:
-                made[name] = self.item(value, (*path, str(key)))
+                stages = self.is_config and self.names_stages(table, value)
+                made[name] = value if stages else self.item(value, (*path, str(key)))
         return made
+
+    def names_stages(self, table: Mapping[str, Any], value: Any) -> bool:
+        """Whether a value is some of what its table lists as the names of a tower's stages (timm's ``layers.0``).
+
+        A text with the whole path of a stack is a layer of it, whatever the list is called.
+        """
+        if not isinstance(value, list):
+            return False
+        listed = [one for key, one in table.items() if "stage" in str(key) and isinstance(one, list)]
+        names = {text for one in listed for text in one if isinstance(text, str)}
+        if not all(isinstance(text, str) and text in names for text in value):
+            return False
+        return not any(map(self.texts.in_full, value))
 
     def numbered(self, table: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any] | None:
         """A table whose keys are layers' numbers; None where it is another."""

@@ -59,6 +59,15 @@ class Texts:
             return [text]
         raise Unclear("chooses layers by a pattern of their numbers")
 
+    def in_full(self, text: str) -> bool:
+        """Whether a text names a layer of a stack by its whole path."""
+        return any(
+            _is_of(stack, words, match[2], False) and ".".join(words) == stack.path
+            for match in _PATH.finditer(text)
+            for words in [[word for word in re.split(r"\\?\.", match[1]) if word]]
+            for stack in self._stacks
+        )
+
     def _renamed(self, text: str) -> list[str]:
         """A text with the layer's number replaced by the plan."""
         for match in _PATH.finditer(text):

@@ -162,6 +162,14 @@ class Reader:
             found.append((layer, own))
         return found
 
+    def depths(self, stack: Stack) -> list[list[Any]]:
+        """The lists of a stack's tables that have a depth for each of its blocks."""
+        found = self._entries(
+            stack,
+            lambda name, value: "depth" in name and isinstance(value, list) and len(value) == stack.before,
+        )
+        return [value for _, value in found]
+
     def depth_lists(self) -> list[Entry]:
         """Lists of all stacks' depths (Swin's and ConvNeXt's ``depths``), recognised by name and values."""
         before = [stack.before for stack in self.stacks]
@@ -201,7 +209,7 @@ def _tables(config: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tupl
 
 
 def _layer_list(name: str, value: list[Any], count: int) -> bool:
-    if len(value) != count or count < 2 or name.startswith("_"):
+    if len(value) != count or count < 2 or name.startswith("_") or "stage" in name:
         return False
     return bool(_PER_LAYER.search(name)) or (count >= _LONG and not _TOKENS.search(name))
 

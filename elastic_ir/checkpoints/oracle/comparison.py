@@ -46,6 +46,9 @@ class Compared:
     #: and for stacks, by their labels, the entry that counts each, and what else it counts
     counting: Mapping[str, tuple[str, Sequence[str]]] = field(default_factory=dict)
     absent: bool = False  #: whether none was built because the library is not installed
+    by_depth: tuple[
+        str, ...
+    ] = ()  #: what all layers have otherwise since they are more or fewer, a clause each
 
     def __str__(self) -> str:
         if self.kind is None:
@@ -203,6 +206,19 @@ def lists_counted(config: Config, shapes: Shapes) -> tuple[Count, ...]:
         return tuple(map(Count.of, answer().get("counts", ())))
 
 
+def layers_in_places(
+    source: tuple[Config, Shapes], target: tuple[Config, Shapes], stacks: Sequence[Stack]
+) -> dict[str, list[list[int]]]:
+    """For stacks of a target for which no configuration is found, by their labels: which layers fit in each place.
+
+    The places are those of the target's configuration, or of the nearest to it; none where there is one that fits, or
+    no network can be built.
+    """
+    with asking({**asked(source, target, stacks, proposed=False), "fitting": True}) as answer:
+        found: dict[str, list[list[int]]] = answer().get("fitting", {})
+    return found
+
+
 def judged(answer: Mapping[str, Any], proposed: bool = True) -> Compared:
     """What an answer comes to; EmitError where the configuration that was proposed does not fit, and none was found."""
     if "unknown" in answer:
@@ -230,4 +246,5 @@ def judged(answer: Mapping[str, Any], proposed: bool = True) -> Compared:
         file,
         nearest,
         answer.get("counting", {}),
+        by_depth=tuple(answer.get("by_depth", ())),
     )

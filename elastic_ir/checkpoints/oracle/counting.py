@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from elastic_ir.checkpoints.libraries.library import Library
-from elastic_ir.checkpoints.oracle import experiments
+from elastic_ir.checkpoints.oracle import experiments, network
 from elastic_ir.errors import SourceError
 from elastic_ir.ir.counts import Count, CountedList, with_entry
 from elastic_ir.ir.numbering import DIGITS
@@ -61,7 +61,7 @@ class _Trials:
             module = self._library.network(config, self._library.file)
         except SourceError:
             return None
-        return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+        return network.shapes(module)
 
     def may_count(self, value: int) -> bool:
         """Whether a number is as large as some list is long, or nearly."""

@@ -2,14 +2,15 @@
 
 Names and shapes do not show whether a layer attends to a window, rotates positions or shares another's keys; the
 modules that a configuration builds do. A layer's number may differ, and what is computed from it: a value that no two
-layers have in common (a scale by the depth, a rate of dropping). So may the number of a layer that it refers to.
+layers have in common (a scale by the depth, a rate of dropping). So may the number of a layer that it refers to, and
+what all layers have in common where there are more or fewer of them (a scale by the root of their number).
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from elastic_ir.checkpoints.stacks import Stack
@@ -83,15 +84,18 @@ def same_list(stored: str, built: str) -> bool:
 def heads(lists: Lists, stacks: Sequence[Stack]) -> dict[str, str]:
     """For stacks, by their labels, what stands before the numbers of their modules, where the names agree.
 
-    They do in full, or but for what stands before them in one of the two.
+    They do in full, or but for what stands before them in one of the two. A list is of the stack that it is nearest to
+    by its name.
     """
+    nearest: dict[str, str] = {}
+    for head in lists:
+        own = [stack.series.head for stack in stacks if same_list(stack.series.head, head)]
+        if own:
+            nearest[head] = min(own, key=lambda stored: abs(len(stored) - len(head)))
     found = {}
     for stack in stacks:
-        named = [
-            head
-            for head, layers in lists.items()
-            if len(layers) == stack.before + stack.tail and same_list(stack.series.head, head)
-        ]
+        mine = [head for head, stored in nearest.items() if stored == stack.series.head]
+        named = [head for head in mine if len(lists[head]) == stack.before + stack.tail]
         named = [head for head in named if head == stack.series.head] or named
         if len(named) == 1:
             found[stack.label] = named[0]
@@ -106,6 +110,47 @@ def differences(source: Lists, target: Lists, stacks: Sequence[Stack], heads: Ma
         if stack.changed and stack.label in heads
         for told in _of_stack(source[heads[stack.label]], target.get(heads[stack.label], {}), stack)
     ]
+
+
+def of_depth(source: Lists, target: Lists, stacks: Sequence[Stack], heads: Mapping[str, str]) -> list[str]:
+    """What all layers of a stack have in common, and have otherwise in the target of another depth, a clause each."""
+    found = []
+    for stack in stacks:
+        old, new = (lists.get(heads.get(stack.label, ""), {}) for lists in (source, target))
+        for path, key in sorted(_of_depth(old, new)):
+            before, after = (_constants(layers)[path, key] for layers in (old, new))
+            name = ".".join(filter(None, (stack.label, path, key)))
+            found.append(f"{name} is {after:.6g} with {len(new)} layers, {before:.6g} with {len(old)}")
+    return found
+
+
+def _of_depth(old: Mapping[int, Kind], new: Mapping[int, Kind]) -> frozenset[tuple[str, str]]:
+    """The fractions that are one in all layers of a list and another in all layers of one of another length."""
+    if len(old) == len(new):
+        return frozenset()
+    before, after = _constants(old), _constants(new)
+    return frozenset(at for at in before.keys() & after.keys() if before[at] != after[at])
+
+
+def _constants(layers: Mapping[int, Kind]) -> dict[tuple[str, str], float]:
+    """The fractions that all layers of a list have alike, by the path and name within the layer."""
+    held = {at: list(one.values()) for at, one in _numbers(layers).items() if len(one) == len(layers)}
+    return {
+        at: values[0] for at, values in held.items() if type(values[0]) is float and len(set(values)) == 1
+    }
+
+
+def fitting(old: Mapping[int, Kind], new: Mapping[int, Kind], stack: Stack) -> dict[int, set[int]]:
+    """For each layer of a list the layers of another, by number, that are of its kind."""
+    numbers, by_depth = _numbers(old), _of_depth(old, new)
+    return {
+        at: {
+            number
+            for number, kind in old.items()
+            if not _difference(kind, new[at], numbers, stack, (number, at), by_depth)
+        }
+        for at in sorted(new)
+    }
 
 
 def alike(layers: Mapping[int, Kind], count: int) -> list[int]:
@@ -126,7 +171,7 @@ def alike(layers: Mapping[int, Kind], count: int) -> list[int]:
 def _of_stack(old: Mapping[int, Kind], new: Mapping[int, Kind], stack: Stack) -> Iterator[str]:
     if len(new) != len(stack.sources):
         return  # which the names of their tensors show
-    numbers = _numbers(old)
+    numbers, by_depth = _numbers(old), _of_depth(old, new)
     places = stack.places()
     first = min(old)  # the modules may be numbered from another number than the tensors
     for at, source in enumerate(stack.sources):
@@ -136,15 +181,19 @@ def _of_stack(old: Mapping[int, Kind], new: Mapping[int, Kind], stack: Stack) ->
         )  # of a checkpoint whose configuration says what the layer is
         if another or before is None or after is None:
             continue
-        told = _difference(before, after, numbers, stack, (source + first, at + first))
+        told = _difference(before, after, numbers, stack, (source + first, at + first), by_depth)
         if told:
             yield f"layer {at} of {stack.label}, a copy of layer {source}, would be of another kind: {told}"
 
 
 def _difference(
-    old: Kind, new: Kind, numbers: Numbers, stack: Stack, moved: tuple[int, int]
+    old: Kind, new: Kind, numbers: Numbers, stack: Stack, moved: tuple[int, int],
+    by_depth: Collection[tuple[str, str]],
 ) -> str:  # fmt: skip
-    """How a layer differs from the one that it is a copy of, given the numbers of both; nothing where it does not."""
+    """How a layer differs from the one that it is a copy of, given the numbers of both; nothing where it does not.
+
+    What goes by the number of layers (``by_depth``) does not make a difference.
+    """
     if old.keys() != new.keys():
         return f"{min(old.keys() ^ new.keys())} is in one of them only"
     for path, (name, values) in old.items():
@@ -153,7 +202,9 @@ def _difference(
             return f"{path or 'it'} is a {other.rpartition('.')[2]}, not a {name.rpartition('.')[2]}"
         for key in sorted(values.keys() | changed.keys()):
             one, two = values.get(key), changed.get(key)
-            if one == two or _moved(key, numbers.get((path, key), {}), one, two, moved):
+            if one == two or (path, key) in by_depth:
+                continue
+            if _moved(key, numbers.get((path, key), {}), one, two, moved):
                 continue
             if not (_refers(key, one, two, stack) or _lists_layers(one, two, stack)):
                 return f"{'.'.join(filter(None, (path, key)))} is {two!r}, not {one!r}"

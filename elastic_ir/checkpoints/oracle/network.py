@@ -23,6 +23,11 @@ def lengths(module: Any) -> dict[str, int]:
     return {head: len(numbers) for head, numbers in found.items()}
 
 
+def shapes(module: Any) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of a network's tensors."""
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
 def head_of(library: Library, config: Config, tensors: Mapping[str, Shape], stack: Stack) -> str | None:
     """What stands before the numbers of a stack's modules, where the class calls them otherwise than the checkpoint.
 

@@ -45,17 +45,18 @@ def answer(data: Mapping[str, Any]) -> dict[str, Any]:
     """What comes of a ``source`` and a ``target``, each a ``config`` and the shapes of its ``tensors``, and ``stacks``.
 
     ``unknown`` is why there is no network to compare with. Else ``class`` is its name, ``library`` what builds it and
-    ``file`` what its configuration is called; ``differences`` are those of the
-    target, and ``fails`` is why no network can be built for it; ``doubtful`` are names for which the class does not
-    vouch; ``config`` is one that fits, where the target's does not and one was found, and ``entries`` are those of it
-    that the target's has otherwise; where none was found for a target that was not proposed, ``counting`` is what
-    counts its stacks. A target that was not ``proposed`` has the source's configuration, as far as it
-    could be brought to the new layers.
+    ``file`` what its configuration is called; ``differences`` are those of the target, ``by_depth`` what all of its
+    layers have otherwise since they are more or fewer, and ``fails`` is why no network can be built for it;
+    ``doubtful`` are names for which the class does not vouch; ``config`` is one that fits, where the target's does not
+    and one was found, and ``entries`` are those of it that the target's has otherwise; where none was found for a
+    target that was not proposed, ``counting`` is what counts its stacks. A target that was not ``proposed`` has the
+    source's configuration, as far as it could be brought to the new layers.
 
     Asked for ``kinds``, it is those of the source's layers alone, by the labels of the stacks; asked what lies
     ``beside`` them, by the heads of the stacks, it is those of that which grow together with them; asked for what is
     ``indexed`` by layer, it is how tensors beside the stacks are; asked for ``counts``, it is what the entries of the
-    configuration count.
+    configuration count; asked what is ``fitting``, it is which layers of the source the target's configuration, or the
+    nearest, has in the places of a target for which none is found, by the labels of the stacks.
     """
     try:
         stacks = [stack_of(item) for item in data["stacks"]]
@@ -65,6 +66,8 @@ def answer(data: Mapping[str, Any]) -> dict[str, Any]:
             return {"indexed": _indexed(data["source"], stacks)}
         if data.get("counts"):
             return {"counts": _counts(data["source"])}
+        if data.get("fitting"):
+            return {"fitting": _fitting(data["source"], data["target"], stacks)}
         if data.get("kinds"):
             return {"kinds": _kinds(data["source"], stacks)}
         return _answer(data["source"], data["target"], stacks, search=data["search"])
@@ -91,16 +94,16 @@ def _answer(
         "library": trials.library.name,
         "file": trials.library.file,
     }
-    report, differences = None, ["no configuration"]
+    report, differences, by_depth = None, ["no configuration"], list[str]()
     if target["proposed"]:
         try:
-            report, differences = trials.outcome(target["config"])
+            report, differences, by_depth = trials.outcome(target["config"])
         except SourceError as error:
             found["fails"] = str(error)
     if search and (differences or "fails" in found):
         config = experiments.settled(source["config"], target["config"], stacks, trials, trials.stated())
         with contextlib.suppress(SourceError):
-            report, differences = trials.outcome(config)
+            report, differences, by_depth = trials.outcome(config)
             found.pop("fails", None)
             if not differences:
                 found["config"] = config
@@ -108,7 +111,7 @@ def _answer(
         if not target["proposed"] and "config" not in found:
             found["counting"] = trials.counting()
     doubtful = judgement.doubtful(report) if report is not None else ()
-    return {**found, "differences": differences, "doubtful": sorted(doubtful)}
+    return {**found, "differences": differences, "doubtful": sorted(doubtful), "by_depth": by_depth}
 
 
 def _kinds(source: Mapping[str, Any], stacks: Sequence[Stack]) -> dict[str, list[int]]:
@@ -130,6 +133,16 @@ def _indexed(source: Mapping[str, Any], stacks: Sequence[Stack]) -> dict[str, An
     trials = _Trials(source, {}, stacks)
     found = by_layer.indexed(trials.library, source["config"], source["tensors"], stacks, trials.heads)
     return {name: dataclasses.asdict(how) for name, how in found.items()}
+
+
+def _fitting(
+    source: Mapping[str, Any], target: Mapping[str, Any], stacks: Sequence[Stack]
+) -> dict[str, list[list[int]]]:
+    trials = _Trials(source, target["tensors"], stacks, proposed=False)
+    config = experiments.settled(source["config"], target["config"], stacks, trials, trials.stated())
+    if not trials(config):
+        return {}
+    return trials.fitting(target["config"]) or trials.fitting(config)
 
 
 def _together(
@@ -210,8 +223,32 @@ class _Trials:
                     break
         return found
 
-    def outcome(self, config: Mapping[str, Any]) -> tuple[Report, list[str]]:
-        """What loading into a configuration's network reports, and what separates it from the tensors.
+    def fitting(self, config: Mapping[str, Any]) -> dict[str, list[list[int]]]:
+        """For each stack that is to change, which of its layers a configuration's network has in each of the places."""
+        try:
+            module, found = self.built(config), dict[str, list[list[int]]]()
+        except SourceError:
+            return {}
+        lists = kinds.kinds(module)
+        held = [counting.lists_of(network.shapes(one)) for one in (self._module, module)]
+        for stack in self._stacks:
+            head = self.heads.get(stack.label)
+            if head is None or not stack.changed or len(lists.get(head, ())) != len(stack.sources):
+                continue
+            before, after = (one.get(head, {}) for one in held)
+            found[stack.label] = [
+                [
+                    at
+                    for at, old in enumerate(sorted(before))
+                    if old in alike and before[old] == after.get(new)
+                ]
+                for new, alike in kinds.fitting(self.lists[head], lists[head], stack).items()
+            ]
+        return found
+
+    def outcome(self, config: Mapping[str, Any]) -> tuple[Report, list[str], list[str]]:
+        """What loading into a configuration's network reports, what separates it from the tensors, and what all layers
+        have otherwise since they are more or fewer.
 
         Raises SourceError where no network can be built.
         """
@@ -220,13 +257,16 @@ class _Trials:
         other = kinds.differences(self.lists, lists, self._stacks, self.heads)
         other += [told for stack in self._stacks if (told := self._miscounted(stack, lists))]
         report = self.library.loading(module, self._tensors)
-        return report, [*judgement.differences(self._source, report, self._stacks), *other]
+        by_depth = kinds.of_depth(self.lists, lists, self._stacks, self.heads)
+        return report, [*judgement.differences(self._source, report, self._stacks), *other], by_depth
 
     def _miscounted(self, stack: Stack, lists: kinds.Lists) -> str:
         """What is wrong with the number of a stack's layers; a checkpoint that lacks layers would not show it."""
         head = self.heads.get(stack.label)
-        if head is None:  # names and shapes have to do, where the configuration says what it counts
-            return "" if self._proposed else f"the layers of {stack.label} are not found in {self.kind}"
+        # names and shapes have to do for what does not change, and where the configuration says what it counts
+        if head is None:
+            told = self._proposed or not stack.changed
+            return "" if told else f"the layers of {stack.label} are not found in {self.kind}"
         count, wanted = len(lists.get(head, ())), len(stack.sources)
         return f"{stack.label} would have {count} layers, not {wanted}" if count != wanted else ""
 

@@ -6,22 +6,28 @@ change of which it is not known. Which of several lists advance together is aske
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from elastic_ir.checkpoints.config.depth import reindexed
 from elastic_ir.checkpoints.oracle.comparison import (
     growing_together,
     indexed_by_layer,
     kinds_of_layers,
+    layers_in_places,
     lists_counted,
 )
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.discovery.numbered_lists import numbered_lists
 from elastic_ir.discovery.signatures import shortest_period
+from elastic_ir.errors import PlanError
 from elastic_ir.formats.model_folder import CheckpointSource
 from elastic_ir.ir.counts import Count
 from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.structure import Stage
 from elastic_ir.plans.beside import Surroundings
+from elastic_ir.plans.resequence import resequence
 from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.tensors.gathered import ByLayer
 
@@ -70,6 +76,52 @@ def learn_lists(graph: Graph) -> None:
     graph.info = replace(graph.info, together=together, apart=apart)
     if together:
         graph._structure = None
+
+
+def fitting(graph: Graph, plan: Sequence[Sequence[int]]) -> dict[str, list[frozenset[int]]]:
+    """For stages to which a plan gives layers of kinds that the network does not build there: what fits in each place.
+
+    By the stages' names, where the network of no configuration takes the plan.
+    """
+    source, stages = graph.origin, graph.stages
+    if not isinstance(source, CheckpointSource) or any(stack.changed for stack in Stack.all_of(graph)):
+        return {}
+    twin = graph.copy()
+    try:
+        with Rewriter(twin) as rewriter:
+            resequence(rewriter, twin, tuple(map(tuple, plan)))
+    except PlanError:  # which is told when the plan is carried out
+        return {}
+    stacks, counted = Stack.all_of(twin), source.counted or ()
+    config = source.config
+    with contextlib.suppress(PlanError):  # whatever layers would be where
+        config, _ = reindexed(source.config, stacks, source.shapes, counts=counted)
+    shapes = {name: weight.shape for name, weight in twin.weights.items()}
+    found = layers_in_places((source.config, source.shapes), (config, shapes), stacks)
+    return {
+        stage.name: places
+        for stage, part in zip(stages, plan, strict=True)
+        if (places := _places_of(stage, len(part), found))
+        and sum(one.container is stage.container for one in stages) == 1
+    }
+
+
+def _places_of(stage: Stage, count: int, found: Mapping[str, list[list[int]]]) -> list[frozenset[int]]:
+    """Which blocks of a stage fit in each of so many places, in all lists of its slots; empty where it is unclear.
+
+    ``found`` has the same of the lists' members.
+    """
+    fits = [frozenset(range(len(stage)))] * count
+    for box in stage.containers:
+        places = found.get(Stack.of(box).label, [])
+        slots = [one for block in stage.all_blocks for one in block.children if one in box.children]
+        own = [box.source_index(slot.origin) for slot in slots]
+        row = range(own[0], own[0] + len(stage)) if own else range(0)
+        wanted = places[row.start : row.start + count]
+        if own != list(row) or len(wanted) != count:
+            return []
+        fits = [one & {at - row.start for at in some} for one, some in zip(fits, wanted, strict=True)]
+    return fits
 
 
 def by_layer(graph: Graph) -> Mapping[str, ByLayer]:

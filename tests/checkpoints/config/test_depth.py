@@ -50,6 +50,7 @@ def test_lists_that_are_none_of_layers() -> None:
     config = {
         "num_hidden_layers": 4, "eos_token_id": [1, 2, 3, 4], "out_features": ["a", "b", "c", "d"],
         "rope_scaling": {"short_factor": [1.0, 2.0, 3.0, 4.0]}, "architectures": ["A"],
+        "stage_num_blocks": [1, 1, 3, 1],
     }  # fmt: skip
     assert changed(config, LAYERS) == {"num_hidden_layers": 6}
 

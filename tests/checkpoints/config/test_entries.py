@@ -283,3 +283,27 @@ def test_a_refusal_names_file_and_entry_and_the_summary_what_is_kept(source: Pat
 def test_nothing_changed_nothing_followed(source: Path) -> None:
     plan = plan_checkpoint(eir.load(source, headers_only=True))
     assert {file.name for file in plan.side} == {*FILES, "broken.json"}
+
+
+def test_names_of_a_towers_stages_are_no_layers() -> None:
+    """timm calls the stages of a Swin ``layers.0``, as the end of a layer's path in two stacks."""
+    table = {
+        "stage_names": ["layers.0", "layers.1", "norm"],
+        "out_features": ["layers.1"],
+        "skip": ["norm", "x"],
+    }
+    config = {"backbone_config": table, "other": ["layers.3"]}
+    stacks = (ENCODER, DECODER)
+
+    def of(document: Any) -> Any:
+        return followed(document, "config.json", stacks, BOTH, is_config=True).document
+
+    assert of({"backbone_config": table}) == {"backbone_config": table}
+    with pytest.raises(
+        PlanError, match="other names a layer by a part of its path, which several stacks have"
+    ):
+        of(config)
+    with pytest.raises(PlanError, match="stage_names names a layer by a part of its path"):
+        made({"stage_names": ["layers.3"]}, *stacks, file="adapter_config.json", names=BOTH)
+    whole = {"stage_modules": ["model.encoder.layers.1", "model.encoder.layers.3"]}
+    assert of(whole) == {"stage_modules": ["model.encoder.layers.1"]}

@@ -11,7 +11,7 @@ import transformers as t
 from torch import nn
 
 import elastic_ir as eir
-from elastic_ir.checkpoints.oracle.kinds import alike, differences, heads, kinds
+from elastic_ir.checkpoints.oracle.kinds import alike, differences, heads, kinds, of_depth
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import EmitError, StructureError
 from tests.checkpoints.oracle.test_comparison import compared
@@ -101,6 +101,35 @@ def test_numbers_in_texts_and_in_steps() -> None:
     assert not told(cached(3), wrong, [0, 1, 2, 1])
     vars(wrong.get_submodule("body.layers.3"))["key"] = "other.3"
     assert "key is 'other.3', not 'conv.1'" in told(cached(3), wrong, [0, 1, 2, 1])[0]
+
+
+def test_a_constant_of_the_depth() -> None:
+    """MiniCPM3 scales each layer's result by the root of their number: no layer is of another kind for it."""
+
+    def scaled(count: int, *others: float) -> Net:
+        factors = [*others, *([count**-0.5] * (count - len(others)))]
+        return Net(*(Layer(number, factor=factor) for number, factor in enumerate(factors)))
+
+    assert not told(scaled(4), scaled(5), [0, 1, 2, 3, 3])
+    lists = kinds(scaled(4)), kinds(scaled(5))
+    stacks = [Stack("body.layers", "", 0, 4, (0, 1, 2, 3, 3))]
+    assert of_depth(*lists, stacks, {"body.layers": "body.layers."}) == [
+        "body.layers.factor is 0.447214 with 5 layers, 0.5 with 4"
+    ]
+    assert "factor is 0.7, not 0.5" in told(scaled(4), scaled(5, 0.7), [0, 1, 2, 3, 3])[0]
+    assert "factor is 0.447" in told(scaled(4, 0.7), scaled(5), [0, 1, 2, 3, 3])[0]
+    assert (
+        "factor is 1.0, not 0.5"
+        in told(scaled(4), Net(*(Layer(n, factor=1.0) for n in range(4))), [1, 0, 2, 3])[0]
+    )
+
+
+def test_a_list_is_of_the_stack_that_is_nearest_by_name() -> None:
+    """The text model's layers have another name in the network, and end as the vision model's do."""
+    built = {"encoder.text.layers.": net([1, 1]), "encoder.vision.encoder.layers.": net([1, 1])}
+    lists = {head: kinds(one)["body.layers."] for head, one in built.items()}
+    stacks = [Stack(path, "", 0, 2, (0, 1)) for path in ("encoder.layers", "encoder.vision.encoder.layers")]
+    assert heads(lists, stacks) == {"encoder.vision.encoder.layers": "encoder.vision.encoder.layers."}
 
 
 # -- folders -----------------------------------------------------------------------------------------------------------
