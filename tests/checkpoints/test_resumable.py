@@ -26,6 +26,7 @@ from elastic_ir.checkpoints.write import save_checkpoint
 from elastic_ir.errors import OutputError, SourceError
 from elastic_ir.formats.files import sync
 from elastic_ir.formats.safetensors import write_safetensors
+from tests import warm
 from tests.checkpoints import killed
 from tests.checkpoints.folders import config, llama, run, write
 
@@ -507,8 +508,7 @@ def test_killed_at_random_moments(tmp_path: Path, moments: int, durable: bool) -
     save_file({name: np.arange(128).reshape(16, 8) % 3 == 0}, source / "model.masks.safetensors")
     options = ["stretch", str(source), "--to-units", "30", "--shard-size", "260", "--no-check"]
     options += ["--durable"] if durable else []
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.checkpoints.killed"])
+    context = warm.context()
 
     def start(target: Path, files: int, pause: float = 0.0) -> multiprocessing.process.BaseProcess:
         """A run that has just begun, or has just begun so many files."""

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import types
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -217,11 +218,23 @@ def environment() -> dict[str, str]:
     }  # fmt: skip
 
 
+def run_here(path: Path, folder: Path, output: Path | None = None) -> None:
+    """Run a page in a folder, in this process, which is good for nothing else then; what is printed goes to a file."""
+    if output is not None:
+        handle = os.open(output, os.O_WRONLY | os.O_CREAT)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+    os.environ.update(environment())
+    warnings.simplefilter("ignore")
+    os.chdir(folder)
+    sys.path.insert(0, "")
+    Page(path).run()
+
+
 def main(paths: list[str]) -> None:
-    """Run each page in a process and a folder of its own; with one path, in this process and this folder."""
+    """Run each page in a process and a folder of its own."""
     if os.environ.get("PAGE_HERE"):
-        sys.path.insert(0, "")
-        return Page(Path(paths[0])).run()
+        return run_here(Path(paths[0]), Path())
     for path in paths:
         with tempfile.TemporaryDirectory() as folder:
             subprocess.run(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import ROOT, Page, agrees, blocks, commands, environment
+from tests import warm
+from tests.docs.pages import ROOT, Page, agrees, blocks, commands, run_here
 
 #: Those whose Python or commands take long; what they show is tested beside the code in less time.
 SLOW = {
@@ -44,11 +44,14 @@ def test_every_block_of_a_page_runs(page: str, tmp_path: Path) -> None:
     text = (ROOT / page).read_text("utf-8")
     if not any(block.runs for block in blocks(text)):
         return
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.docs.pages", str(ROOT / page)],
-        capture_output=True, text=True, timeout=800, cwd=tmp_path, env={**environment(), "PAGE_HERE": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    folder, said = tmp_path / "folder", tmp_path / "said"
+    folder.mkdir()
+    process = warm.context().Process(target=run_here, args=(ROOT / page, folder, said))
+    process.start()
+    process.join(800)
+    process.kill()
+    process.join()
+    assert process.exitcode == 0, said.read_text("utf-8")
 
 
 def test_a_block_that_says_nothing_about_itself_is_an_error() -> None:

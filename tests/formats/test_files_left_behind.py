@@ -18,6 +18,7 @@ from torch import nn
 import elastic_ir as eir
 from elastic_ir.errors import OutputError
 from elastic_ir.formats.files import atomic_folder, atomic_output, sweep, temporary, try_lock
+from tests import warm
 from tests.checkpoints import killed
 from tests.checkpoints.folders import config, llama, write
 
@@ -179,8 +180,7 @@ def tree(path: Path) -> dict[str, bytes]:
 )
 def test_killed_at_fifty_moments(output: str, moments: int, tmp_path: Path) -> None:
     """The target is absent or whole, and a normal run after it leaves nothing but the target."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.checkpoints.killed", "tests.emit.preloaded"])
+    context = warm.context()
     if output == "out":
         source = write(tmp_path / "source", llama(20), config(20), shards=3)
         options = [str(source), "--to-units", "30", "--shard-size", "260", "--no-check"]

@@ -44,6 +44,7 @@ def warm() -> None:
     """Run a sound file of each format once, so that nothing is left to import."""
     import onnxruntime  # noqa: F401
     import torch
+    import torch.distributed.checkpoint.state_dict_loader
     import transformers  # noqa: F401
 
     torch.set_num_threads(1)

@@ -514,9 +514,3 @@ HOSTILE: dict[str, Callable[[Path], Read]] = {
     "slices that call": lambda folder: slices(folder, f"dtype: {_APPLY}\n"),
     "study that calls": lambda folder: study(folder, f"name: {_APPLY}\n"),
 }  # fmt: skip
-#: Those that need neither timm nor transformers, and so little time that they are read every day.
-QUICK = (
-    "state dict", "our pt", "our safetensors", "bare safetensors", "ticket", "recipe", "gadget beside", "gadget old",
-    "gadget module", "class evil:Net", "class elastic_ir.cli.__main__:main", "class in our pt", "a function of torch",
-    "a method of torch", "a partial", "recipe that calls",
-)  # fmt: skip

@@ -84,9 +84,9 @@ def deflated(folder: Path, record: str) -> Words:
                 write.writestr(item.filename, read.read(item))
         with write.open(zipfile.ZipInfo(f"y/{record}"), "w", force_zip64=True) as _:
             pass
-    with zipfile.ZipFile(folder / "x.pt", "a", zipfile.ZIP_DEFLATED) as write:
+    with zipfile.ZipFile(folder / "x.pt", "a", zipfile.ZIP_DEFLATED, compresslevel=1) as write:
         if record in ("data.pkl", "data/0"):
-            with zipfile.ZipFile(folder / "z.zip", "w", zipfile.ZIP_DEFLATED) as other:
+            with zipfile.ZipFile(folder / "z.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as other:
                 for name in ("data.pkl", "data/0", "byteorder", "version"):
                     with other.open(f"y/{name}", "w", force_zip64=True) as file:
                         for _ in range(1 << 8 if name == record else 0):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.safety.audited_files import HOSTILE, ORDINARY, QUICK
+from tests.safety.audited_files import HOSTILE, ORDINARY
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,11 +66,6 @@ TOLD = {
     "onnx data outside": "which is outside the model's folder",
     "gadget bin": "it names posix.system, which plain weights have no need of; nothing of it was run",
 }
-
-
-@pytest.mark.slow
-def test_files_that_are_read_every_day(tmp_path: Path) -> None:
-    hold(audited(tmp_path, QUICK))
 
 
 @pytest.mark.slow

@@ -48,17 +48,6 @@ class Doomed(Perceptron):
         raise ValueError("no such network")
 
 
-class FatalOnce(Perceptron):
-    """Kills the first process that builds it, as a machine without memory would; the mark says that it has."""
-
-    def __init__(self, mark: str, blocks: int = 2) -> None:
-        super().__init__(blocks)
-        if not os.path.exists(mark):
-            with open(mark, "w") as file:
-                file.write("killed")
-            os._exit(9)
-
-
 class Signalled(Perceptron):
     """Sends its own process a signal in its first step of training; the mark says that it has."""
 

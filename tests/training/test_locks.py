@@ -265,7 +265,7 @@ elastic_ir(sys.argv[2:])
 
 
 @pytest.mark.slow
-def test_two_commands_on_one_store_of_which_one_is_killed(tmp_path: Path) -> None:
+def test_three_commands_on_one_store_of_which_one_is_killed(tmp_path: Path) -> None:
     study = {
         "name": "tiny", "data": "digits", "training": {"steps": 200, "batch_size": 64},
         "networks": {"two": {"factory": "tests.training.nets:Perceptron", "blocks": 2}},
@@ -279,40 +279,31 @@ def test_two_commands_on_one_store_of_which_one_is_killed(tmp_path: Path) -> Non
         "OMP_NUM_THREADS": "1",
     }
 
-    def command(store: str, log: str) -> subprocess.Popen[str]:
-        arguments = ["lottery", "run", str(tmp_path / "study.yaml"), "--store", str(tmp_path / store)]
-        return subprocess.Popen(
-            [sys.executable, "-c", COMMAND, str(tmp_path / log), *arguments],
+    log = tmp_path / "log"
+
+    def begun() -> list[tuple[str, str]]:
+        return [(p, k) for p, k in map(str.split, log.read_text().splitlines())] if log.exists() else []
+
+    arguments = ["lottery", "run", str(tmp_path / "study.yaml"), "--store", str(tmp_path / "store")]
+    commands = [
+        subprocess.Popen(
+            [sys.executable, "-c", COMMAND, str(log), *arguments],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
-        )  # fmt: skip
-
-    def jobs(log: str) -> list[tuple[str, str]]:
-        path = tmp_path / log
-        return [(p, k) for p, k in map(str.split, path.read_text().splitlines())] if path.exists() else []
-
-    both = [command("store", "log") for _ in range(2)]
-    said = [process.communicate()[0] for process in both]
-    keys = [key for _, key in jobs("log")]
-    assert [process.returncode for process in both] == [0, 0], said
-    assert all("12 of 12" in one for one in said), said
-    assert len(keys) == len(set(keys)) == 12 and len({process for process, _ in jobs("log")}) == 2
-
-    both = [command("again", "second") for _ in range(2)]
-    begun: list[str] = []
-    while not (busy := [process for process in both if begun.count(str(process.pid)) >= 2]):
-        assert any(process.poll() is None for process in both)
+        )
+        for _ in range(3)
+    ]  # fmt: skip
+    while not (busy := [one for one in commands if [p for p, _ in begun()].count(str(one.pid)) >= 2]):
+        assert any(one.poll() is None for one in commands)
         time.sleep(0.01)
-        begun = [process for process, _ in jobs("second")]
-    killed = busy[
-        0
-    ]  # whichever is ahead: on a busy machine one may do nearly all before the other has started
-    (other,) = (process for process in both if process is not killed)
-    killed.kill()
-    killed.communicate()
-    told = other.communicate()[0]
-    assert other.returncode == 0 and "12 of 12" in told, told
-    keys = [key for _, key in jobs("second")]
+    # whichever is ahead: on a busy machine one may do much before the others have started
+    busy[0].kill()
+    commands.remove(busy[0])
+    busy[0].communicate()
+    said = [one.communicate()[0] for one in commands]
+    assert [one.returncode for one in commands] == [0, 0], said
+    assert all("12 of 12" in one for one in said), said
+    keys = [key for _, key in begun()]
     assert len(set(keys)) == 12 and len(keys) <= 13  # the one that was killed at it may be done again
-    assert {
-        path.name for path in (tmp_path / "again").iterdir() if path.is_dir() and path.name[0] != "."
-    } == set(keys)
+    assert len({process for process, _ in begun()}) == 3
+    left = {path.name for path in (tmp_path / "store").iterdir() if path.is_dir() and path.name[0] != "."}
+    assert left == set(keys)

@@ -17,7 +17,7 @@ import pytest
 from elastic_ir.training.fit import fit
 from elastic_ir.training.settings import Training
 from elastic_ir.training.studies import executors
-from elastic_ir.training.studies.executors import Ended, InProcess, Processes, RayCluster
+from elastic_ir.training.studies.executors import Ended, InProcess, Processes
 from elastic_ir.training.studies.jobs import Job
 from elastic_ir.training.studies.run import run
 from elastic_ir.training.studies.store import Store
@@ -106,25 +106,19 @@ def test_a_worker_that_leaves_is_one_that_died(processes: Callable[[int], Proces
     assert ended["wrong"].error == "ValueError: by itself"
 
 
-def signalled(folder: Path, number: int) -> Job:
+def signalled(folder: Path) -> Job:
+    """A training that is told to end (SIGTERM) the first time that it is run."""
     network = {
         "factory": "tests.training.nets:Signalled",
         "mark": str(folder / "mark"),
-        "number": int(number),
+        "number": int(signal.SIGTERM),
     }
     options: dict[str, Any] = {"network": network, "data": {"name": "digits"}, "seed": 0, "rewind": 2}
     return Job("rewind", {**options, "training": {"steps": 4}})
 
 
-@pytest.mark.slow
-def test_a_training_that_is_told_to_end_runs_again_in_another_process(tmp_path: Path) -> None:
-    job, store = signalled(tmp_path, signal.SIGTERM), Store(tmp_path / "store")
-    ended = run([job], store, Processes(str(store.folder), 1))
-    assert (tmp_path / "mark").exists() and not ended.failed and store.has(job.key)
-
-
 def test_a_study_in_this_process_ends_when_it_is_told_to(tmp_path: Path) -> None:
-    job, store = signalled(tmp_path, signal.SIGTERM), Store(tmp_path / "store")
+    job, store = signalled(tmp_path), Store(tmp_path / "store")
     with pytest.raises(SystemExit) as ended:
         run([job], store, InProcess(str(store.folder)))
     assert ended.value.code == 143  # Lightning's own says 0
@@ -142,21 +136,6 @@ def test_a_training_that_is_interrupted_says_so(tmp_path: Path) -> None:
             fit(network, digits(), Training(steps=4))
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.slow
-def test_ray_does_a_training_again_that_was_told_to_end(tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray")
-    ray.init(
-        num_cpus=1, include_dashboard=False, log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ["PYTHONPATH"]])}},
-    )  # fmt: skip
-    try:
-        job, store = signalled(tmp_path, signal.SIGTERM), Store(tmp_path / "store")
-        ended = run([job], store, RayCluster(str(store.folder), "auto"))
-    finally:
-        ray.shutdown()
-    assert (tmp_path / "mark").exists() and not ended.failed and store.has(job.key)
 
 
 LISTENING = """

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ import yaml
 from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.training.fit import logger_in
 from elastic_ir.training.settings import Log
-from elastic_ir.training.studies.executors import Ended, InProcess, Processes, RayCluster
+from elastic_ir.training.studies.executors import Ended, InProcess, RayCluster
 from elastic_ir.training.studies.jobs import Job, in_order
 from elastic_ir.training.studies.names import build
 from elastic_ir.training.studies.run import Progress, run
@@ -298,56 +295,6 @@ def test_workspaces_that_nobody_works_in_are_swept(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
-def test_several_processes_do_the_same(tmp_path: Path) -> None:
-    found = study(tmp_path, compare=[{"method": "imp"}])
-    stores = [Store(tmp_path / name) for name in ("one", "many")]
-    run(jobs_of(found), stores[0], InProcess(str(stores[0].folder)))
-    ended = run(jobs_of(found), stores[1], Processes(str(stores[1].folder), 2))
-    assert ended.done == ended.total and not ended.failed
-    for job in jobs_of(found):
-        assert stores[0].result(job.key)["accuracy"] == stores[1].result(job.key)["accuracy"]
-
-
-@pytest.mark.slow
-def test_a_worker_that_dies_is_replaced_and_its_job_done_again(tmp_path: Path) -> None:
-    job = Job("rewind", {
-        "network": {"factory": "tests.training.nets:FatalOnce", "mark": str(tmp_path / "mark")}, "seed": 0,
-        "data": {"name": "digits"}, "training": {"steps": 4}, "rewind": 2,
-    })  # fmt: skip
-    store = Store(tmp_path / "store")
-    ended = run([job], store, Processes(str(store.folder), 1))
-    assert (tmp_path / "mark").exists() and ended.done == 1 and not ended.failed and store.has(job.key)
-
-
-@pytest.mark.slow
-def test_workers_end_with_the_study_that_was_killed(tmp_path: Path) -> None:
-    """Waiting for their next job, they would hold their memory for ever."""
-    code = (
-        "import sys, time\n"
-        "from elastic_ir.training.studies.executors import Processes\n"
-        "if __name__ == '__main__':\n"
-        "    pool = Processes(sys.argv[1], 1)\n"
-        "    import os\n"
-        "    print(pool._made().submit(os.getpid).result(), flush=True)\n"
-        "    time.sleep(60)\n"
-    )
-    (tmp_path / "killed.py").write_text(code)
-    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    with subprocess.Popen(
-        [sys.executable, str(tmp_path / "killed.py"), str(tmp_path)], stdout=subprocess.PIPE, env=environment
-    ) as parent:
-        assert parent.stdout is not None
-        worker = int(parent.stdout.readline())
-        assert Path(f"/proc/{worker}").exists()
-        parent.kill()
-    for _ in range(100):
-        if not Path(f"/proc/{worker}").exists():
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"the worker {worker} lives on")
-
-
 @pytest.mark.parametrize("kind", ["csv", "tensorboard"])
 def test_trainings_log_into_the_folder_of_their_job(tmp_path: Path, kind: Log) -> None:
     job = network_job(tmp_path)
@@ -472,52 +419,3 @@ def test_time_left_follows_from_what_jobs_took() -> None:
     assert now.time_left == pytest.approx((4 * 3 + 2 * 3) / 2)
     now.before = {("level", "a"): [100.0], ("train", "b"): [7.0]}  # what was measured now counts more
     assert now.time_left == pytest.approx((4 * 3 + 2 * 7) / 2)
-
-
-@pytest.mark.slow
-def test_a_ray_cluster_of_two_workers_one_of_which_is_killed(tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray")
-    ray.init(
-        num_cpus=2, include_dashboard=False, log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ["PYTHONPATH"]])}},
-    )  # fmt: skip
-    try:
-        found, store = study(tmp_path, seeds=[0, 1]), Store(tmp_path / "store")
-        executor = RayCluster(str(store.folder), "auto")
-        killed: list[int] = []
-
-        def kill_one(now: Progress) -> None:
-            if now.done < 3 or killed:
-                return
-            for _ in range(100):
-                busy = [w for w in _workers() if w != os.getpid()]
-                if busy:
-                    killed.append(busy[0])
-                    os.kill(busy[0], signal.SIGKILL)
-                    return
-                time.sleep(0.05)
-
-        ended = run(jobs_of(found), store, executor, kill_one)
-    finally:
-        ray.shutdown()
-    assert executor.slots == 2 and killed
-    assert ended.done == ended.total == 16 and not ended.failed
-    alone = Store(tmp_path / "alone")
-    run(jobs_of(found), alone, InProcess(str(alone.folder)))
-    for job in jobs_of(found):
-        assert json.dumps(store.result(job.key)["layers"]) == json.dumps(alone.result(job.key)["layers"])
-        assert store.result(job.key)["accuracy"] == pytest.approx(alone.result(job.key)["accuracy"], abs=0.02)
-
-
-def _workers() -> list[int]:
-    """The process ids of Ray's workers that run one of our jobs, started by this test's cluster."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                title = (folder / "cmdline").read_bytes().decode(errors="replace")
-            except OSError:
-                continue
-            if title.startswith("ray::_work"):
-                found.append(int(folder.name))
-    return found

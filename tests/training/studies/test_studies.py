@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 
@@ -11,8 +11,10 @@ import torch
 import yaml
 
 import elastic_ir as eir
+from elastic_ir.analysis.gradinit import GradInit
 from elastic_ir.training.data import Data, Split
 from elastic_ir.training.reports.report import answers, collect, markdown
+from elastic_ir.training.studies import tweaks
 from elastic_ir.training.studies.executors import InProcess
 from elastic_ir.training.studies.jobs import in_order
 from elastic_ir.training.studies.methods import transformed
@@ -78,9 +80,19 @@ def test_the_transformations_of_a_study_are_those_of_its_networks(name: str) -> 
         assert len(set(results.values())) == len(results) == 9
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """One for all studies, which share much of what they train."""
+    return Store(tmp_path_factory.mktemp("store"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["study-a", *ABLATIONS])
-def test_a_study_runs_to_its_end_on_digits(name: str, tmp_path: Path) -> None:
+def test_a_study_runs_to_its_end_on_digits(
+    name: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a search for scales is as long as several of these trainings
+    monkeypatch.setattr(tweaks, "GradInit", partial(GradInit, steps=4))
     whole = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     networks = {key: {**value, "width": 2} for key, value in whole["networks"].items()}
     small = {
@@ -89,7 +101,7 @@ def test_a_study_runs_to_its_end_on_digits(name: str, tmp_path: Path) -> None:
     }  # fmt: skip
     path = tmp_path / f"{name}.yaml"
     path.write_text(yaml.safe_dump(small))
-    found, store = read_study(path), Store(tmp_path / "store")
+    found = read_study(path)
     ended = run([item.job for item in runs(found)], store, InProcess(str(store.folder), 1))
     assert not ended.failed and ended.done == ended.total
     report = collect(found, store)
