@@ -123,3 +123,45 @@ def test_shards_that_are_refused(tmp_path: Path) -> None:
     save_file(tensors, first)
     with pytest.raises(SourceError, match="does not state where the parts of tensors in it lie"):
         eir.load(source)
+
+
+def test_files_that_the_names_count_are_missed(tmp_path: Path) -> None:
+    """Each rank has its tensors in so many files; which ranks there were only a gap between them shows."""
+    names = [name for name in state() if "layers.2." in name]
+    source = ranks(tmp_path / "shards", {n: t for n, t in state().items() if n not in names}, 3)
+    for path in sorted(source.iterdir()):
+        path.rename(path.with_name(path.name.replace("of-00001", "of-00002")))
+    with pytest.raises(
+        SourceError, match=r"no rank has its file 2 of 2 \(shard-00001-model-00002-of-00002.safetensors\)"
+    ):
+        eir.load(source)
+    for path in ranks(tmp_path / "second", {n: state()[n] for n in names}, 3).iterdir():
+        path.rename(source / path.name.replace("model-00001-of-00001", "model-00002-of-00002"))
+    assert len(eir.load(source).stages[0]) == 3
+    for path in source.glob("shard-00002-*"):
+        path.rename(tmp_path / path.name)
+    with pytest.raises(
+        SourceError, match=r"a rank is missing \(shard-00002-model-00001-of-00002.safetensors\), or files of"
+    ):
+        eir.load(source)
+    (tmp_path / "shard-00002-model-00001-of-00002.safetensors").rename(
+        source / "shard-00002-model-00001-of-00001.safetensors"
+    )
+    with pytest.raises(
+        SourceError, match="files of several saves: some are of 1 and some of 2 for each rank"
+    ):
+        eir.load(source)
+
+
+def test_a_shard_that_the_index_names_is_missed(tmp_path: Path) -> None:
+    """Whole tensors in several files, of which torch's index shows the last too."""
+    places = {name: 1 + (number > 10) for number, name in enumerate(state())}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        writer = HuggingFaceStorageWriter(str(tmp_path / "whole"), fqn_to_index_mapping=places)
+        save(state(), storage_writer=writer)
+    (tmp_path / "whole" / "config.json").write_text(json.dumps(config(3)))
+    assert len(eir.load(tmp_path / "whole", headers_only=True).stages[0]) == 3
+    (tmp_path / "whole" / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(SourceError, match=r"is not complete: model-00002-of-00002.safetensors of 2 shards"):
+        eir.load(tmp_path / "whole", headers_only=True)

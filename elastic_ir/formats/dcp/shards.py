@@ -26,7 +26,7 @@ from elastic_ir.tensors.lazy import TensorData, nbytes
 
 INFO = "DCP_SHARDING_INFO"  #: the entry of the metadata with the places of a file's parts
 _OFFSETS = "saved_offsets"
-_NAME = re.compile(r"shard-\d{5,}-model-\d{5,}-of-\d{5,}\.safetensors")
+_NAME = re.compile(r"shard-(?P<rank>\d{5,})-model-(?P<number>\d{5,})-of-(?P<count>\d{5,})\.safetensors")
 
 
 def holds_shards(folder: Path) -> bool:
@@ -45,6 +45,7 @@ def read_shards(folder: Path, options: ReadOptions) -> Stored:
     its parts, and where parts do not fill their tensor, as when the files of a rank are missing.
     """
     parts: dict[str, list[_Part]] = {}
+    absent = _absent(folder)
     for path in _files(folder):
         if not path.resolve().is_relative_to(folder.resolve()):
             raise SourceError(f"{path} is a symbolic link out of the folder; put the file itself there")
@@ -58,7 +59,37 @@ def read_shards(folder: Path, options: ReadOptions) -> Stored:
                 )
             place = Place(path.name, data.offset, nbytes(data))
             parts.setdefault(name, []).append(_Part(Box(offsets, data.shape, place), data))
-    return Stored({name: _whole(name, parts[name], folder) for name in sorted(parts)})
+    return Stored({name: _whole(name, parts[name], folder, absent) for name in sorted(parts)})
+
+
+def _absent(folder: Path) -> str:
+    """The file of a rank that is missing between those that are there; nothing where none is.
+
+    A rank without any part of a tensor has none, so that alone is nothing wrong. SourceError where all ranks lack a
+    file that the names count, or count differently.
+    """
+    names = [match for path in _files(folder) if (match := _NAME.fullmatch(path.name))]
+    counts = sorted({match["count"] for match in names})
+    if len(counts) > 1:
+        raise SourceError(
+            f"{folder} has files of several saves: some are of {int(counts[0])} and some of {int(counts[-1])} for each "
+            "rank"
+        )
+    held, ranks = ({int(match[part]) for match in names} for part in ("number", "rank"))
+    lacking = _first_absent(held)
+    if lacking <= int(counts[0]):
+        raise SourceError(
+            f"{folder} is not complete: no rank has its file {lacking} of {int(counts[0])} "
+            f"(shard-{min(ranks):05}-model-{lacking:05}-of-{counts[0]}.safetensors); fetch all of it again"
+        )
+    rank = _first_absent(ranks)
+    between = rank < max(ranks)
+    return f"shard-{rank:05}-model-{min(held):05}-of-{counts[0]}.safetensors" if between else ""
+
+
+def _first_absent(numbers: set[int]) -> int:
+    """The first number from 1 on that is none of some."""
+    return next(number for number in range(1, len(numbers) + 2) if number not in numbers)
 
 
 def refuse_shard(path: Path, metadata: Mapping[str, str]) -> None:
@@ -76,7 +107,7 @@ class _Part:
     data: TensorData
 
 
-def _whole(name: str, parts: list[_Part], folder: Path) -> TensorData:
+def _whole(name: str, parts: list[_Part], folder: Path, absent: str) -> TensorData:
     first = parts[0].data
     for one in parts:
         if (len(one.data.shape), one.data.dtype) != (len(first.shape), first.dtype):
@@ -91,9 +122,10 @@ def _whole(name: str, parts: list[_Part], folder: Path) -> TensorData:
         {one.box.offsets: one.box for one in reversed(parts)}.values()
     )  # what ranks have alike is one
     if not fills(shape, boxes):
+        named = f" ({absent})" if absent else ""
         raise SourceError(
             f"{folder}: the parts of {name!r} do not fill its shape {list(shape)}, or overlap; the file of a rank is "
-            "missing, or files of another save lie there too"
+            f"missing{named}, or files of another save lie there too"
         )
     held: dict[Box, TensorData] = {one.box: one.data for one in parts}
     return first if len(boxes) == 1 else Boxed(shape, first.dtype, boxes, partial(_held, held))
