@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +11,11 @@ import click
 
 from elastic_ir.cli import output, tables
 from elastic_ir.cli.app import COMMANDS, FORCE_OPTION, run_flags
+from elastic_ir.cli.kinds import as_path
 from elastic_ir.cli.options import (
     LOAD_PASS,
     MAX_BLOCKS,
     SOURCE,
-    Here,
     Reading,
     gathered,
     note_source,
@@ -75,7 +76,7 @@ def _complete_pipeline(ctx: click.Context, param: click.Parameter, incomplete: s
 @LOAD_PASS
 @MAX_BLOCKS
 @click.option(
-    "-o", "--out", type=Here(), metavar="OUT",
+    "-o", "--out", type=click.Path(), metavar="OUT",
     help=f"The file to write ({output.WITH_WEIGHTS}) or the folder. Without it, the source's name with "
     '"-applied".',
 )  # fmt: skip
@@ -118,7 +119,9 @@ def apply(
     for name in print_after:
         if name not in names:
             raise click.UsageError(f"--print-after {name}: the pipeline has no such pass")
-    path = Path(out) if out is not None else output.applied(source)
+    wanted = replace(wanted, out=out, no_check=no_check, dry_run=dry_run)
+    wanted.check_remote(streamed=False)
+    path = as_path(out) if out is not None else output.applied(source)
     refuse_other_state(source, out, wanted.with_optimizer)
     if wanted.with_optimizer and out is None:
         from elastic_ir.cli.training_file import named
@@ -127,7 +130,7 @@ def apply(
     if out is None and not dry_run:
         output.refuse_cache(path)
     output.refuse_source(path)
-    output.refuse_overwriting(path, reading.inputs(source), dry_run)
+    wanted.refuse_overwriting(path, reading.inputs(source), streamed=False)
     before = reading.load(source)
     note_source(source, before, reading.pretrained, whole=wanted.with_optimizer)
     times: list[tuple[str, float]] = []
@@ -155,7 +158,12 @@ def apply(
         tables.show_facts(notes)
     cost = {**_show_cost(before, after), **_show_gains(pipeline, before, after)} if measure else None
     written: list[Path] = []
-    if dry_run:
+    data: dict[str, Any] = {}
+    if out is not None and wanted.remote:
+        from elastic_ir.cli.remote import write_file
+
+        data = write_file(after, out, wanted)
+    elif dry_run:
         tables.show_facts([output.would_write(path)])
     elif wanted.with_optimizer:
         from elastic_ir.cli.training_file import write_training
@@ -166,7 +174,7 @@ def apply(
             written = output.save(after, path, check=not no_check)
         output.show_written(after, written)
     ran = [{"pass": name, "seconds": seconds} for name, seconds in times]
-    output.say_change(source, before, after, written, path, passes=ran, measured=cost)
+    output.say_change(source, before, after, written, path, passes=ran, measured=cost, **data)
 
 
 def _pipeline(text: str | None, recipe: str | None, files: tuple[str, ...]) -> Pipeline:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,9 @@ import click
 
 from elastic_ir.cli import output, tables
 from elastic_ir.cli.app import COMMANDS, FORCE_OPTION
-from elastic_ir.cli.options import SOURCE, Here, Reading, note_source, source_options
+from elastic_ir.cli.kinds import as_path
+from elastic_ir.cli.options import SOURCE, Reading, note_source, source_options
+from elastic_ir.cli.resize import Wanted
 from elastic_ir.formats import ONNX, PYTHON, PYTORCH
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ them (TensorRT and OpenVINO read none), export without --sparse.
 @click.command("export", short_help=COMMANDS["export"], epilog=EPILOG)
 @click.argument("source", type=SOURCE)
 @click.option(
-    "-o", "--out", type=Here(), metavar="OUT",
+    "-o", "--out", type=click.Path(), metavar="OUT",
     help=f"The file to write. Without it, the source's name with {ONNX.suffixes[0]}. Another extension of "
     f"{output.WITH_WEIGHTS} writes that kind of file; {PYTHON.suffixes[0]} a definition in plain PyTorch.",
 )  # fmt: skip
@@ -74,7 +77,9 @@ def export(
     The result is checked by ONNX's checker and run in onnxruntime against PyTorch. With -o NET.py, SOURCE is written
     as readable Python instead: a module that loads the state dict strictly and gives the same outputs.
     """
-    path = Path(out) if out is not None else output.beside(source, ONNX.suffixes[0])
+    wanted = Wanted(out=out)
+    wanted.check_remote(streamed=False)
+    path = as_path(out) if out is not None else output.beside(source, ONNX.suffixes[0])
     if out is None:
         output.refuse_cache(path)
     if not ONNX.names(path) and (sparse or opset or static or fold_batchnorm):
@@ -82,54 +87,80 @@ def export(
     if weights and not PYTHON.names(path):
         raise click.UsageError("--weights is for .py files; all others hold their weights")
     inputs = reading.inputs(source)
-    output.refuse_overwriting(path, inputs)
+    wanted.refuse_overwriting(path, inputs, streamed=False)
     if weights:
-        output.refuse_overwriting(path.with_suffix(PYTORCH.suffixes[0]), inputs)
+        _refuse_weights(path, wanted, inputs)
     graph = reading.load(source)
     if weights or not PYTHON.names(path):  # Python source alone holds none
         note_source(source, graph, reading.pretrained)
-    if PYTHON.names(path):
-        _say(source, _export_source(graph, source, path, weights, not no_check))
-        return
-    if not ONNX.names(path):
+    made: list[_Exported] = []
+
+    def write(to: Path) -> Sequence[Path]:
+        if PYTHON.names(to):
+            made.append(_source(graph, source, to, weights, not no_check))
+        elif not ONNX.names(to):
+            made.append(_Exported(output.save(graph, to, check=not no_check)))
+        else:
+            from elastic_ir.emit.onnx.save import save_onnx
+
+            report = save_onnx(
+                graph, to, check=not no_check, sparse=sparse, opset=opset, dynamic=not static,
+                fold_batchnorm=fold_batchnorm,
+            )  # fmt: skip
+            made.append(_Exported(report.paths, _facts(report, static)))
+        return made[-1].paths
+
+    if out is not None and wanted.remote:
+        from elastic_ir.cli.remote import uploaded
+
+        files = [*output.files_of(path)[1:], *([_weights_of(path)] if weights else [])]
+        wrote, data = uploaded(out, write, [file.name for file in files])
+    else:
         with tables.status(f"writing {path}"):
-            written = output.save(graph, path, check=not no_check)
-        tables.show_facts(output.wrote(written))
-        _say(source, written)
-        return
-    from elastic_ir.emit.onnx.save import save_onnx
-
-    with tables.status(f"exporting to {path}"):
-        report = save_onnx(
-            graph, path, check=not no_check, sparse=sparse, opset=opset, dynamic=not static,
-            fold_batchnorm=fold_batchnorm,
-        )  # fmt: skip
-    tables.show_facts(_facts(report, static))
-    _say(source, report.paths)
+            written = write(path)
+        wrote, data = output.wrote(written), output.written_data(written)
+    tables.show_facts([*made[0].facts, *wrote, *made[0].after])
+    tables.say_result({"source": source, **data})
 
 
-def _say(source: str, written: Sequence[Path]) -> None:
-    tables.say_result({"source": source, **output.written_data(written)})
+@dataclass(frozen=True)
+class _Exported:
+    """What was written, and what there is to say of it, before the files and after them."""
+
+    paths: Sequence[Path]
+    facts: Sequence[tuple[str, str]] = ()
+    after: Sequence[tuple[str, str]] = ()
 
 
-def _export_source(graph: Graph, source: str, path: Path, weights: bool, check: bool) -> list[Path]:
-    """Write Python source, and the weights beside it if wanted, and print how to load them; what was written."""
+def _weights_of(path: Path) -> Path:
+    """The file of weights beside Python source."""
+    return path.with_suffix(PYTORCH.suffixes[0])
+
+
+def _refuse_weights(path: Path, wanted: Wanted, inputs: dict[str, str | None]) -> None:
+    """OutputError where the weights beside Python source would be written over something."""
+    beside = _weights_of(path)
+    out = None
+    if wanted.out is not None and wanted.remote:
+        from elastic_ir.formats.remote import url_beside
+
+        out = url_beside(wanted.out, beside.name)
+    Wanted(out=out).refuse_overwriting(beside, inputs, streamed=False)
+
+
+def _source(graph: Graph, source: str, path: Path, weights: bool, check: bool) -> _Exported:
+    """Write Python source, and the weights beside it if wanted; said is how to load them."""
     from elastic_ir import api
     from elastic_ir.emit.source.file import save_source
 
-    beside = path.with_suffix(PYTORCH.suffixes[0])
+    beside = _weights_of(path)
     ours = PYTORCH.names(Path(source)) and not weights
-    with tables.status(f"writing {path}"):
-        written = [save_source(graph, path, check=check, weights=Path(source).name if ours else beside.name)]
-        if weights:
-            written += api.save(graph, beside, check=check)
-    facts = output.wrote(written)
-    if check:
-        facts.insert(0, ("checked", "strict load, and equal outputs"))
-    if not weights and not ours:
-        facts.append(("weights", f"not written; --weights writes {beside.name} beside it"))
-    tables.show_facts(facts)
-    return written
+    written = [save_source(graph, path, check=check, weights=Path(source).name if ours else beside.name)]
+    if weights:
+        written += api.save(graph, beside, check=check)
+    checked = [("checked", "strict load, and equal outputs")] if check else []
+    left = f"not written; --weights writes {beside.name} beside it"
+    return _Exported(written, checked, [("weights", left)] if not weights and not ours else [])
 
 
 def _facts(report: OnnxReport, static: bool) -> list[tuple[str, str]]:
@@ -145,4 +176,4 @@ def _facts(report: OnnxReport, static: bool) -> list[tuple[str, str]]:
         share = report.size / report.dense_size
         dense = tables.file_size(report.dense_size)
         facts.append(("sparse", f"{report.sparse_weights} weights; {share:.3f} of the dense file's {dense}"))
-    return [*facts, *output.wrote(report.paths)]
+    return facts

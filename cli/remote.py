@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +37,7 @@ def write_folder(graph: Graph, url: str, wanted: Wanted) -> dict[str, Any]:
         plan = plan.settled()
     show_plan(plan)
     if wanted.dry_run:
-        tables.show_facts([("dry run", f"would write {url} ({show_result(graph, plan.files)})")])
-        return {"would_write": url}
+        return _would_write(url, [], f" ({show_result(graph, plan.files)})")
     found: list[Compared] = []
     with tables.transfer(f"writing {url}") as tell:
         save_remote(
@@ -50,12 +49,13 @@ def write_folder(graph: Graph, url: str, wanted: Wanted) -> dict[str, Any]:
             tell_compared=found.append,
         )
     show_compared(plan, found)
-    return _wrote({url: size})
+    tables.show_facts(_facts({url: size}))
+    return {**_data({url: size}), "would_write": None}
 
 
 def write_file(graph: Graph, url: str, wanted: Wanted) -> dict[str, Any]:
     """Write a file behind a URL, or print what would be written; as data, what was."""
-    from elastic_ir.checkpoints.remote_target import save_remote_file, save_remote_gguf
+    from elastic_ir.checkpoints.remote_target import save_remote_gguf
     from elastic_ir.formats import GGUF
     from elastic_ir.formats.remote import path_of
 
@@ -63,26 +63,54 @@ def write_file(graph: Graph, url: str, wanted: Wanted) -> dict[str, Any]:
     if GGUF.names(name) and graph.origin.streamed:
         plan = show_gguf_plan(graph, name, wanted)
         if wanted.dry_run:
-            tables.show_facts([("dry run", f"would write {url} ({show_result(graph, plan.sizes)})")])
-            return {"would_write": url}
+            return _would_write(url, [*plan.sizes], f" ({show_result(graph, plan.sizes)})")
         fetch_gguf(graph)
         with tables.transfer(f"writing {url}") as tell:
-            return _wrote(save_remote_gguf(plan, url, given(FORCE), tell))
+            sizes = save_remote_gguf(plan, url, given(FORCE), tell)
+        tables.show_facts(_facts(sizes))
+        return {**_data(sizes), "would_write": None}
+    beside = [path.name for path in output.files_of(name)[1:]]
     if wanted.dry_run:
-        tables.show_facts([("dry run", f"would write {url}")])
-        return {"would_write": url}
+        return _would_write(url, [name.name, *beside])
 
     def write(path: Path) -> list[Path]:
         return output.save(graph, path, check=not wanted.no_check)
 
-    with tables.transfer(f"writing {url}") as tell:
-        beside = [path.name for path in output.files_of(name)[1:]]
-        made = save_remote_file(url, write, given(FORCE), tell, beside)
+    facts, data = uploaded(url, write, beside)
     output.show_written(graph, [])
-    return _wrote(made)
+    tables.show_facts(facts)
+    return {**data, "would_write": None}
 
 
-def _wrote(sizes: Mapping[str, int]) -> dict[str, Any]:
-    """What was written, as lines and as data; whatever is printed shows URLs without users, passwords and queries."""
-    tables.show_facts([("wrote", f"{url} ({tables.file_size(size)})") for url, size in sizes.items()])
-    return {"wrote": [{"path": url, "bytes": size} for url, size in sizes.items()], "would_write": None}
+def uploaded(
+    url: str, write: Callable[[Path], Sequence[Path]], beside: Sequence[str]
+) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+    """Have a function write a file, and those beside it, and take them behind a URL; as facts and data, what was."""
+    from elastic_ir.checkpoints.remote_target import save_remote_file
+
+    with tables.transfer(f"writing {url}") as tell:
+        sizes = save_remote_file(url, write, given(FORCE), tell, beside)
+    return _facts(sizes), _data(sizes)
+
+
+def _would_write(url: str, names: Sequence[str], size: str = "") -> dict[str, Any]:
+    """Print what a dry run ends with, and say if something is there; as data, the same. ``names`` are as of
+    :func:`refuse_target`: those of files, or none for a folder.
+    """
+    from elastic_ir.checkpoints.remote_target import taken
+
+    there, way = taken(url, names), "name another, or remove what is there"
+    if names:
+        way = "it is replaced" if given(FORCE) else "give --force, or another name with -o OUT"
+    note = f", where {there} is already: {way}" if there is not None else ""
+    tables.show_facts([("dry run", f"would write {url}{size}{note}")])
+    return {"would_write": url}
+
+
+def _facts(sizes: Mapping[str, int]) -> list[tuple[str, str]]:
+    """What was written, as lines; whatever is printed shows URLs without users, passwords and queries."""
+    return [("wrote", f"{url} ({tables.file_size(size)})") for url, size in sizes.items()]
+
+
+def _data(sizes: Mapping[str, int]) -> dict[str, Any]:
+    return {"wrote": [{"path": url, "bytes": size} for url, size in sizes.items()]}

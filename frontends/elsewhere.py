@@ -102,13 +102,15 @@ def needed_whole(url: str) -> bool:
 
 
 def _refuse_masks(url: str, path: Path) -> None:
-    """SourceError where a URL has a file of masks beside the weights."""
-    from elastic_ir.formats.remote import exists, url_beside
+    """SourceError where a URL has a file of masks beside the weights, or may have one; a signed one is taken alone."""
+    from elastic_ir.formats.remote import exists, has_query, url_beside
 
     masks = f"{path.stem}.masks.safetensors"
     try:
         masked = exists(url_beside(url, masks))
     except SourceError as error:
+        if has_query(url):  # a signature is of one file
+            return
         raise SourceError(
             f"whether {without_credentials(url)} has masks beside it is not known ({error}); download it, and "
             "the masks if there are any, and give the file"

@@ -1,7 +1,7 @@
 """Models behind URLs: the configuration and what lies beside the weights is fetched, the weights are streamed.
 
-A folder of safetensors is read as a local one is: of each file the header, by a range of bytes. What is small (the
-configuration, the index, the tokenizer) is fetched into a temporary folder, which goes with the graph; tensors are
+A folder is read as a local one is: of each file of weights the header, or the pickle, by ranges of bytes. What is small
+(the configuration, the index, the tokenizer) is fetched into a temporary folder, which goes with the graph; tensors are
 asked for by ranges when a result is written, and no file of weights is ever here.
 """
 
@@ -19,9 +19,17 @@ from typing import Any
 from elastic_ir.checkpoints.side_files import is_taken_along
 from elastic_ir.errors import SourceError
 from elastic_ir.formats import SAFETENSORS
+from elastic_ir.formats.bin import read_bin
 from elastic_ir.formats.hub_cache import files_of_index
-from elastic_ir.formats.model_folder import LAYOUTS, MASKS, RECORD, Layout, chosen_layout, refused_variant
-from elastic_ir.formats.ranges import FileTensor
+from elastic_ir.formats.model_folder import (
+    INDEX,
+    LAYOUTS,
+    MASKS,
+    RECORD,
+    Layout,
+    chosen_layout,
+    refused_variant,
+)
 from elastic_ir.formats.remote import (
     RemoteFile,
     exists,
@@ -32,6 +40,7 @@ from elastic_ir.formats.remote import (
 )
 from elastic_ir.formats.safetensors import read_safetensors
 from elastic_ir.safety.limits import JSON_BYTES
+from elastic_ir.tensors.lazy import TensorData
 
 Tell = Callable[[int, int], None]
 _AT_ONCE = 8  #: headers that are asked for at once
@@ -71,22 +80,16 @@ class RemoteFolder:
         self.layout: Layout = found
         self._fetch([found.config, *(name for name in (RECORD,) if name in self.files)])
         files = found.among(self.files)
-        if files[0].endswith(".index.json"):
+        if INDEX.fullmatch(files[0]):
             self._fetch(files)
             files = files_of_index(self.folder / files[0])
-        odd = [name for name in files if not SAFETENSORS.names(Path(name))]
-        if odd:
-            raise SourceError(
-                f"{self.url}/{odd[0]} is of torch.save, and behind URLs only safetensors are streamed; download the "
-                "folder and give that"
-            )
         missing = [name for name in files if name not in self.files]
         if missing:
             raise SourceError(f"{self.url} has no file {missing[0]}, which its index names")
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             self.shards = dict(zip(files, pool.map(self._head, files), strict=True))
 
-    def _head(self, name: str) -> tuple[dict[str, FileTensor], dict[str, str], RemoteFile]:
+    def _head(self, name: str) -> tuple[Mapping[str, TensorData], dict[str, str], RemoteFile]:
         try:
             return read_remote(self.files[name], self.folder / name)
         except SourceError as error:
@@ -118,10 +121,10 @@ class RemoteFolder:
                 for name, url, there in zip(asked, urls, pool.map(exists, urls), strict=True)
                 if there
             }
-        index = next((name for name in held if name.endswith("safetensors.index.json")), None)
-        if index is not None:
-            self.files = held
-            self._fetch([index])
+        indices = [name for name in held if INDEX.fullmatch(name)]
+        self.files = dict(held)
+        self._fetch(indices)
+        for index in indices:
             held |= {name: f"{self.given}/{name}" for name in files_of_index(self.folder / index)}
         if held:
             self.unfetched = (
@@ -141,12 +144,15 @@ class RemoteFolder:
                 file.fetch(path)
 
 
-def read_remote(url: str, path: Path) -> tuple[dict[str, FileTensor], dict[str, str], RemoteFile]:
-    """The tensors and the metadata of a ``.safetensors`` file behind a URL by its header, and the file as it is now.
+def read_remote(url: str, path: Path) -> tuple[Mapping[str, TensorData], dict[str, str], RemoteFile]:
+    """The tensors and the metadata of a file of weights behind a URL, unread, and the file as it is now.
 
-    ``path`` is what it would be called here. Raises SourceError as :func:`elastic_ir.formats.safetensors.read_head`.
+    ``path`` is what it would be called here. Raises SourceError as :func:`elastic_ir.formats.safetensors.read_head` and
+    :func:`elastic_ir.formats.bin.read_bin`.
     """
     file = file_at(url)
+    if not SAFETENSORS.names(path):
+        return read_bin(path, file), {}, file
     tensors, metadata = read_safetensors(path, distant=file)
     return tensors, metadata, file
 

@@ -114,6 +114,14 @@ def refuse_target(url: str, names: Sequence[str], replace: bool = False) -> None
         _Target.at(url).refuse_filled()
 
 
+def taken(url: str, names: Sequence[str]) -> str | None:
+    """What is there already of what :func:`refuse_target` refuses; None where nothing is. OutputError as that."""
+    if not names:
+        return "a folder of files" if _Target.at(url).is_filled() else None
+    target = _Target.around(url, replace=False)
+    return next((name for name in names if target.holds(name)), None)
+
+
 def save_remote_gguf(
     plan: GgufPlan, url: str, replace: bool = False, tell: Callable[[int, int], None] | None = None
 ) -> dict[str, int]:
@@ -208,26 +216,29 @@ class _Target:
 
     def refuse_filled(self) -> None:
         """OutputError where there is any file in the folder, or that is not known."""
+        if self.is_filled():
+            raise OutputError(f"{self.url} holds files already; name another, or remove them")
+
+    def is_filled(self) -> bool:
+        """Whether there is any file in the folder; OutputError where that is not known."""
         try:
-            filled = is_filled(self.given)
+            return is_filled(self.given)
         except SourceError as error:
             raise OutputError(
                 f"{self.url} cannot be listed, so it is not known to be empty ({error}); see what is there, and your "
                 "rights"
             ) from error
-        if filled:
-            raise OutputError(f"{self.url} holds files already; name another, or remove them")
 
     def refuse_taken(self, *names: str) -> None:
         """OutputError where there is a file of one of the names."""
         for name in names if not self.replace else ():
-            if self._holds(name):
+            if self.holds(name):
                 other = "choose another name with -o OUT"
                 if self.what != self.url:  # a file
                     other += ", or write over it with --force"
                 raise OutputError(f"{self.url}/{name} exists already; {other}")
 
-    def _holds(self, name: str) -> bool:
+    def holds(self, name: str) -> bool:
         """Whether there is something of a name; OutputError where that is not known."""
         with self._in_one_line(name):
             self.system.invalidate_cache()
@@ -316,7 +327,7 @@ class _Target:
         """Remove files of an earlier result, which belong to no file any more; OutputError where one stays."""
         self.after = "the new file is there: see whether this one of an earlier result is too, and remove it"
         for name in names if self.replace else ():
-            if self._holds(name):
+            if self.holds(name):
                 with self._in_one_line(name):
                     self.system.rm(self._path(name))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from io import BytesIO, RawIOBase
 from math import prod
@@ -50,14 +51,15 @@ class _Home:
         return lying_in(self.file, FileTensor(self.path, offset, shape, dtype, self.stamp, crc))
 
 
-def read_bin(path: Path) -> dict[str, TensorData]:
+def read_bin(path: Path, distant: DistantFile | None = None) -> dict[str, TensorData]:
     """The tensors of a bare state dict by name, unread, in the order in which they were saved.
 
-    Names of one tensor get equal data. Raises UntrustedError for a pickle that names or does what plain weights have
-    no need of (nothing of it is run), SourceError, one line: missing, truncated or damaged, no file of torch.save,
-    big-endian, compressed, a storage that is missing or too small, or something else than a state dict.
+    Names of one tensor get equal data. ``distant`` is the file where it lies elsewhere. Raises UntrustedError for a
+    pickle that names or does what plain weights have no need of (nothing of it is run), SourceError, one line: missing,
+    truncated or damaged, no file of torch.save, big-endian, compressed, a storage that is missing or too small, or
+    something else than a state dict.
     """
-    with opened(path, "weights") as file:
+    with opened(path, "weights") if distant is None else nullcontext(DistantReader(distant)) as file:
         found, places, home = _read(file, path, archive_of(file, str(path)))
     if not isinstance(found, dict):
         raise SourceError(f"{path} holds a {type(found).__name__} and no state dict")

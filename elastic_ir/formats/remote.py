@@ -132,6 +132,11 @@ def path_of(url: str) -> Path:
     return Path(without_credentials(url))
 
 
+def has_query(url: str) -> bool:
+    """Whether a URL has a query, as signed ones have."""
+    return _of_http(url) and "?" in url.partition("#")[0]
+
+
 def url_beside(url: str, name: str) -> str:
     """The URL of another file of the same folder."""
     whole, mark, query = url.partition("?") if _of_http(url) else (url, "", "")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import elastic_ir as eir
 from elastic_ir.errors import SourceError
@@ -235,6 +235,35 @@ def test_what_is_no_model(source: Path) -> None:
     assert "has masks beside its weights" in refused(url)
 
 
+def as_torch_saves(folder: Path, shards: bool) -> None:
+    """The same weights as ``pytorch_model.bin``, or as two such files and an index."""
+    files = sorted(folder.glob("*.safetensors"))
+    state = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    for file in (*files, folder / "model.safetensors.index.json"):
+        file.unlink()
+    if not shards:
+        torch.save(state, folder / "pytorch_model.bin")
+        return
+    places = {name: f"pytorch_model-{1 + at % 2:05}-of-00002.bin" for at, name in enumerate(state)}
+    for name in set(places.values()):
+        torch.save({n: t for n, t in state.items() if places[n] == name}, folder / name)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+
+
+@pytest.mark.parametrize(("shards", "lists"), [(False, True), (True, True), (True, False)])
+def test_files_of_torch_in_a_folder(
+    shards: bool, lists: bool, server: Behaviour, source: Path, tmp_path: Path
+) -> None:
+    """Their pickles are read, their tensors come by ranges."""
+    as_torch_saves(source, shards)
+    assert run("stretch", source, *PLAN, "-o", tmp_path / "local").exit_code == 0
+    server.lists = lists
+    done = run("stretch", f"{server.url}/source", *PLAN, "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    wanted = {name: raw for name, raw in tree(tmp_path / "local").items() if lists or "notes" not in name}
+    assert tree(tmp_path / "out") == wanted
+
+
 def test_torch_files_and_packages_that_are_missing(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     system = fsspec.filesystem("memory")
     in_memory(source)
@@ -242,7 +271,9 @@ def test_torch_files_and_packages_that_are_missing(source: Path, monkeypatch: py
         if "safetensors" in name:
             system.rm(name)
     system.pipe("/bucket/source/pytorch_model.bin", b"PK")
-    assert "of torch.save, and behind URLs only safetensors are streamed" in refused("memory://bucket/source")
+    assert "memory://bucket/source/pytorch_model.bin is truncated or damaged" in refused(
+        "memory://bucket/source"
+    )
     if importlib.util.find_spec("s3fs") is None:
         assert "needs another package (" in refused("s3://bucket/model")
     monkeypatch.setitem(sys.modules, "fsspec", None)

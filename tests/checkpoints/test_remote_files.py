@@ -13,7 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from onnx import helper
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import elastic_ir as eir
 from elastic_ir.checkpoints import remote
@@ -37,6 +37,10 @@ def good(*arguments: object) -> str:
     done = run(*arguments)
     assert done.exit_code == 0, done.output
     return done.output
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
 
 
 def said(*arguments: object) -> str:
@@ -309,7 +313,10 @@ def test_results_take_the_place_of_nothing(here: Path, memory: Any) -> None:
     out = "memory://bucket/out.gguf"
     assert "exists already" in said("stretch", url, "--plan", "0-3,1", "-o", out)
     assert memory.cat("/bucket/out.gguf") == b"there"
-    good("stretch", url, "--plan", "0-3,1", "-o", out, "--dry-run")
+    dry = ("stretch", url, "--plan", "0-3,1", "-o", out, "--dry-run")
+    assert "where out.gguf is already: give --force, or another name with -o OUT" in flat(good(*dry))
+    assert "where out.gguf is already: it is replaced" in flat(good(*dry, "--force"))
+    assert "already" not in good(*dry[:-2], "memory://bucket/other.gguf", "--dry-run")
     good("stretch", url, "--plan", "0-3,1", "-o", out, "--force")
     assert memory.cat("/bucket/out.gguf").startswith(b"GGUF")
 
@@ -435,10 +442,74 @@ def test_targets_are_refused_before_anything_is_read(here: Path, memory: Any) ->
     assert "memory://bucket/folder holds files already" in refused
 
 
-@pytest.mark.parametrize("command", ["apply", "export", "report", "follow"])
+@pytest.mark.parametrize("command", ["report", "follow"])
 def test_commands_that_write_here_alone(command: str, here: Path) -> None:
-    more = {"apply": ["--passes", "stretch{to-units=4}"], "follow": ["--base", "base"]}.get(command, [])
+    more = {"follow": ["--base", "base"]}.get(command, [])
     done = run(command, here / "none.pt", *more, "-o", "memory://me:secret@bucket/out.html")
     assert done.exit_code == 2
     assert "memory://bucket/out.html is a URL, and this command writes here" in done.output
     assert not list(Path().iterdir())
+
+
+# -- apply and export --------------------------------------------------------------------------------------------------
+
+
+def test_apply_writes_behind_a_url(here: Path, memory: Any) -> None:
+    source, out = made(here / "bare.safetensors"), "memory://bucket/out.safetensors"
+    how = ("apply", source, "--passes", "stretch{to-units=4}", "-o")
+    dry = json.loads(good(*how, out, "--dry-run", "--json"))
+    assert dry["would_write"] == out and not memory.find("/bucket")
+    told = json.loads(good(*how, out, "--json"))
+    assert [one["path"] for one in told["wrote"]] == [out] and told["would_write"] is None
+    good(*how, "local.safetensors")
+    assert memory.cat("/bucket/out.safetensors") == Path("local.safetensors").read_bytes()
+    assert "where out.safetensors is already: give --force" in flat(good(*how, out, "--dry-run"))
+    assert "exists already; choose another name" in said(*how, out)
+    good(*how, out, "--force")
+    url = "memory://bucket/bare.safetensors"
+    memory.put_file(str(source), "/bucket/bare.safetensors")
+    assert "is the source, which would be written over" in said(
+        "apply", url, "--passes", "stretch{to-units=4}", "-o", url, "--force"
+    )
+    folder = run(*how, "memory://bucket/folder")
+    assert folder.exit_code == 2 and "behind a URL a file is written, by its suffix" in flat(folder.output)
+
+
+def test_export_writes_behind_a_url(here: Path, memory: Any) -> None:
+    """A file alone, and source with its weights beside it."""
+    torch.save(network().state_dict(), here / "net.pt")
+    how = ("export", here / "net.pt", "--arch", "elastic_ir.zoo:cifar_resnet20", "-o")
+    out = "memory://bucket/net.safetensors"
+    told = json.loads(good(*how, out, "--json"))
+    assert [one["path"] for one in told["wrote"]] == [out]
+    good(*how, "net.safetensors")
+    assert memory.cat("/bucket/net.safetensors") == Path("net.safetensors").read_bytes()
+    assert "exists already" in said(*how, out)
+    memory.pipe_file("/bucket/net.pt", b"there")
+    assert "memory://bucket/net.pt exists already" in said(*how, "memory://bucket/net.py", "--weights")
+    told = json.loads(good(*how, "memory://bucket/net.py", "--weights", "--force", "--json"))
+    assert [one["path"] for one in told["wrote"]] == ["memory://bucket/net.py", "memory://bucket/net.pt"]
+    assert b"net.pt" in memory.cat("/bucket/net.py")
+
+
+@pytest.mark.slow
+def test_export_of_onnx_behind_a_url(here: Path, memory: Any) -> None:
+    torch.save(network(), here / "net.pt")
+    told = good("export", here / "net.pt", "-o", "memory://bucket/net.onnx")
+    assert "checked:" in told and "memory://bucket/net.onnx (" in told
+    onnx.checker.check_model(onnx.load_from_string(memory.cat("/bucket/net.onnx")))
+
+
+# -- signed URLs -------------------------------------------------------------------------------------------------------
+
+
+def test_a_signed_url_is_of_one_file(here: Path, server: Behaviour) -> None:
+    """A store answers 403 for whatever the signature is not of; masks that can be seen are not forgotten."""
+    made(here / "bare.safetensors")
+    url = f"{server.url}/bare.safetensors?X-Amz-Signature=secret"
+    server.statuses = {"masks.safetensors": [403] * 100}
+    assert "secret" not in good("stretch", url, "--to-units", "4", "-o", "out.safetensors")
+    assert len(load_file("out.safetensors")) == 8
+    server.statuses = {}
+    (here / "bare.masks.safetensors").write_bytes(b"")
+    assert "has masks beside it (bare.masks.safetensors)" in said("inspect", url)
