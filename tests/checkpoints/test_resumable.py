@@ -497,7 +497,7 @@ def test_a_source_that_cannot_be_read_for_a_while(
     [
         (5, False),
         pytest.param(25, False, marks=pytest.mark.slow),
-        pytest.param(25, True, marks=pytest.mark.slow),
+        pytest.param(12, True, marks=pytest.mark.slow),
     ],
 )
 def test_killed_at_random_moments(tmp_path: Path, moments: int, durable: bool) -> None:

@@ -44,6 +44,11 @@ def convnext() -> nn.Module:
     return made
 
 
+def vit() -> nn.Module:
+    made: nn.Module = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=4)
+    return made
+
+
 def clip() -> nn.Module:
     vision = {**SMALL, "num_hidden_layers": 3, "image_size": 64, "patch_size": 16}
     vision.pop("vocab_size")
@@ -59,7 +64,7 @@ OLDER: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "mobilenet_v2": (torchvision.models.mobilenet_v2, 64, 13),
     "efficientnet_b0": (torchvision.models.efficientnet_b0, 64, 17),
     "regnet_y": (torchvision.models.regnet_y_400mf, 64, 13),
-    "vit": (lambda: timm.create_model("vit_tiny_patch16_224", img_size=64, depth=4), 64, 17),
+    "vit": (vit, 64, 17),
     "swin": (lambda: swin(2, 4, 2), 64, 17),
     "swin-11": (lambda: swin(2, 2), 32, 11),
     "convnext": (convnext, 64, 13),
@@ -76,14 +81,13 @@ NEWER: dict[str, Callable[[], nn.Module]] = {
     "clip": clip,
     "whisper": lambda: transformers.WhisperModel(transformers.WhisperConfig(**SPEECH)),
     "resnet50": torchvision.models.resnet50,
-    "mobilenet_v2": torchvision.models.mobilenet_v2,
     "mobilenetv3": lambda: timm.create_model("mobilenetv3_large_100"),
-    "seresnet50": lambda: timm.create_model("seresnet50"),
-    "convnext_tiny": lambda: timm.create_model("convnext_tiny"),
-    "vit_tiny": lambda: timm.create_model("vit_tiny_patch16_224"),
-    "swin_t": torchvision.models.swin_t,
-    "efficientnet_b0": torchvision.models.efficientnet_b0,
+    "convnext": convnext,
+    "vit": vit,
+    "swin": lambda: swin(2, 4, 2),
 }
+#: The sides of an image, where one is enough that is smaller than the network's own.
+SIDES = {"mobilenetv3": 64, "convnext": 64, "swin": 64}
 LONG, QUICK = {"swin"}, {"bert"}
 ALL = [
     *(
@@ -103,7 +107,8 @@ def export(way: str, name: str, path: Path) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
-    (made,) = eir.save(eir.trace(model), path, check=False)
+    inputs = (torch.randn(1, 3, SIDES[name], SIDES[name]),) if name in SIDES else None
+    (made,) = eir.save(eir.trace(model, inputs), path, check=False)
     return made
 
 

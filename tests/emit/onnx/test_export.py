@@ -31,13 +31,15 @@ MAKERS: dict[str, Callable[[], nn.Module]] = {
     "cifar_vgg16": lambda: cifar_vgg(16),
     "resnet18": torchvision.models.resnet18,
     "resnet50": torchvision.models.resnet50,
-    "mobilenet_v2": torchvision.models.mobilenet_v2,
-    "vit_b_16": torchvision.models.vit_b_16,
-    "convnext_tiny": lambda: timm.create_model("convnext_tiny"),
+    "mobilenet_v2": lambda: torchvision.models.MobileNetV2(
+        inverted_residual_setting=[[1, 16, 1, 1], [6, 24, 3, 2], [6, 32, 2, 2]]
+    ),
+    "vit": lambda: torchvision.models.VisionTransformer(32, 8, 4, 4, 32, 64),
+    "convnext": lambda: timm.create_model("convnext_atto", depths=(2, 2, 3, 2), dims=(8, 16, 24, 32)),
     "bert": lambda: transformers.BertModel(transformers.BertConfig(**SMALL)),
     "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL, num_key_value_heads=2)),
 }
-SLOW = {"vit_b_16", "resnet50", "convnext_tiny", "mobilenet_v2", "cifar_vgg16", "llama"}
+SLOW = {"resnet50", "convnext", "mobilenet_v2", "vit", "cifar_vgg16", "llama"}
 ALL = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else []) for name in MAKERS]
 
 

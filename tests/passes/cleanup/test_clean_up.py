@@ -13,6 +13,7 @@ import torch
 import torchvision
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models.convnext import CNBlockConfig
 
 import elastic_ir as eir
 from elastic_ir.analysis.effects import effect_of
@@ -326,9 +327,13 @@ def written_in_place(graph: Graph) -> list[Node]:
 
 
 NETS: dict[str, Callable[[], nn.Module]] = {
-    "convnext": lambda: torchvision.models.convnext_tiny(num_classes=5),
+    "convnext": lambda: torchvision.models.ConvNeXt(
+        [CNBlockConfig(12, 24, 2), CNBlockConfig(24, 48, 3), CNBlockConfig(48, None, 2)], num_classes=5
+    ),
     "mobilenetv3": lambda: timm.create_model("mobilenetv3_small_050", num_classes=5),
-    "resnetv2": lambda: timm.create_model("resnetv2_50", num_classes=5),
+    "resnetv2": lambda: timm.create_model(
+        "resnetv2_50", layers=(2, 2, 3), channels=(32, 64, 96), num_classes=5
+    ),
     "vit": lambda: torchvision.models.VisionTransformer(32, 8, 3, 2, 16, 32, num_classes=5),
 }
 
