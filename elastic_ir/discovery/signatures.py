@@ -1,7 +1,7 @@
 """Signatures: hashes of what blocks compute, by which they are known to be alike, and the period that hashes show.
 
 What makes no difference: Gemma 3n looks up an embedding for all layers at once, and layer i selects row i. A copy takes
-the row that its source takes.
+the row that its source takes; of a parameter it gets a row of its own (:mod:`elastic_ir.plans.layer_rows`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from elastic_ir.ir.graph import Graph, Literal, Node, Symbol, Value, WeightRef
 
 #: What most arguments besides values are.
 _PLAIN = frozenset({int, bool, str, type(None)})
+_TAKES = ("operator.getitem", "aten.select.int")
 
 
 def signatures_of(
@@ -119,13 +120,25 @@ def own_rows(groups: Sequence[Group]) -> set[Node]:
 
 def _reads_shared(node: Node, group: Group) -> bool:
     operands = node.operands()
+    if not operands:
+        return row_taken(node) is not None
     return len(operands) == 1 and operands[0] in group.shared and not node.weight_names()
+
+
+def row_taken(node: Node) -> tuple[str, int] | None:
+    """The tensor of which a node takes one row, and which; None for any other node."""
+    if node.op not in _TAKES or not node.args or not isinstance(node.args[0], WeightRef):
+        return None
+    if node.op == "aten.select.int" and node.args[1] != 0:
+        return None
+    row = node.args[-1]
+    return (node.args[0].name, row) if type(row) is int else None
 
 
 def _evenly_apart(nodes: Sequence[Node]) -> bool:
     """Whether nodes do the same to one value, but for integers that grow by one step from each to the next."""
-    first = nodes[0]
-    if any(node.op != first.op or node.operands() != first.operands() for node in nodes):
+    same = [(node.op, node.operands(), node.weight_names()) for node in nodes]
+    if any(one != same[0] for one in same):
         return False
     places = [_integers((node.args, node.kwargs)) for node in nodes]
     if any(len(found) != len(places[0]) for found in places):

@@ -13,6 +13,7 @@ from elastic_ir.rewrite.rewriter import Rewriter
 from elastic_ir.safety.limits import check_blocks
 
 if TYPE_CHECKING:
+    from elastic_ir.plans.layer_rows import Rows
     from elastic_ir.tensors.gathered import ByLayer, Gathering
 
 
@@ -55,6 +56,11 @@ def resequence(
         from elastic_ir.plans.layer_sums import weights_of_sums
 
         sums = weights_of_sums(graph, plan)
+    rows: list[Rows] = []
+    if len(graph):
+        from elastic_ir.plans.layer_rows import rows_of_blocks
+
+        rows = rows_of_blocks(graph, plan)
     sequence = plan if written is None else written
     unproven: dict[str, str] = {}
     indexed: dict[str, tuple[Container, ByLayer]] = {}
@@ -108,6 +114,8 @@ def resequence(
             rewriter.delete_block(block)
         if parted:
             rewriter.loosen(stage, entry=False)
+    for row in rows:
+        row.follow(rewriter)
     for name, gathering in sums.items():
         rewriter.gather(name, gathering)
     for name, (container, how) in indexed.items():

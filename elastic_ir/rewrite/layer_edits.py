@@ -110,6 +110,10 @@ class LayerEdits:
         node.args, node.kwargs = args, kwargs
         self._note_operands(node)
 
+    def take_row(self, node: Node, row: int) -> None:
+        """Let a node that takes a row of a tensor take another one, as the plan places its block."""
+        node.args = (*node.args[:-1], row)
+
     def insert_layer(
         self, op: str, value: Value, *, path: str, attributes: Mapping[str, Argument],
         weights: Mapping[str, TensorData] | None = None, buffers: Collection[str] = (), beside: str = "",
