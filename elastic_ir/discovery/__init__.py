@@ -19,7 +19,7 @@ from elastic_ir.discovery.assemble import (
 from elastic_ir.discovery.candidates import choose, find_candidates, named_candidates, sibling_entries
 from elastic_ir.discovery.depth import chain_layers, layers_between, longest_path, looks_up, path_lengths
 from elastic_ir.discovery.from_graph import GraphReader
-from elastic_ir.discovery.parts import Group, Part
+from elastic_ir.discovery.parts import Group, Part, has_idle
 from elastic_ir.errors import StructureError
 from elastic_ir.ir.graph import Graph, Node, Value
 from elastic_ir.ir.operations import recurrent_layers
@@ -67,6 +67,10 @@ def discover(
         from elastic_ir.discovery.registered_twice import add_second_registrations  # few networks tie weights
 
         add_second_registrations(graph, stages)
+    if len(graph) and has_idle(graph):
+        from elastic_ir.discovery.twins import add_twins
+
+        add_twins(graph, stages)
     stem, head = _outside(drafts, layer_names, reader, tuple(transitions.values()))
     depth = _depth(graph, lengths, drafts, stages, layer_names)
     return Structure(stages, depth, reader.form, stem, head, _note(graph))

@@ -91,6 +91,7 @@ class Bundle:
             made = Group([part for _, _, group in members for part in group.parts])
             made.boundary = any(group.boundary for _, _, group in members)
             made.torn = any(row * max(1, count // rows) >= count for count in counts)
+            made.torn |= any(group.torn for _, _, group in members)
             spans = [span for _, span, _ in members]
             yield made, (min(spans)[0], max(last for _, last in spans))
 
@@ -145,8 +146,8 @@ def _take_turns(left: Series, right: Series) -> bool:
     if len(many.groups) - len(few.groups) <= 1:
         return "mm" not in word and "ff" not in word
     step, rest = divmod(len(many.groups), len(few.groups))
-    turn = "m" * step
-    return not rest and word in ((turn + "f") * len(few.groups), ("f" + turn) * len(few.groups))
+    turns = ("m" * at + "f" + "m" * (step - at) for at in range(step + 1))
+    return not rest and any(word == turn * len(few.groups) for turn in turns)
 
 
 def _joined(

@@ -100,18 +100,18 @@ def find_candidates(part: Part, reader: Reader) -> list[Candidate]:
     # by names, numbered attributes may be but the stem of what stands beside them
     series = lead is not None and reader.form == "names" and not lead.container.native
     if lead is not None and not (framing or series):
-        return [lead]
+        return _side_by_side(strong)
     inner = [c for child in part.children.values() for c in find_candidates(child, reader)]
     if lead is not None:
         if not (framing or _outweighed(lead, inner, reader)):
-            return [lead]
+            return _side_by_side(strong)
         own.remove(lead)
     inner = [c for c in inner if c.strong or not f"{c.container.path}.".startswith(tuple(apart))]
     # several streams may be of stages that run side by side (HRNet, CrossViT): then the lists inside are the stages
     own = [one for one in own if one.streams == 1 or not _mostly_lists(one, inner)]
     strong = [candidate for candidate in own if candidate.strong]
     if strong:
-        return strong[:1]
+        return _side_by_side(strong)
     _take_together(inner)
     for candidate in own:
         if not _overridden(candidate, inner) and not _outweighed(candidate, inner, reader):
@@ -127,6 +127,18 @@ def find_candidates(part: Part, reader: Reader) -> list[Candidate]:
             if one.outer is None and f"{one.container.path}.".startswith(f"{candidate.container.path}."):
                 one.outer = candidate
     return inner
+
+
+def _side_by_side(found: list[Candidate]) -> list[Candidate]:
+    """The first, and other series of attributes that have no block of it (``conv1_1``, ``conv1_2`` and ``conv2_1``)."""
+    taken: set[Part] = set()
+    chosen = []
+    for candidate in found:
+        blocks = {part for group in candidate.groups for part in group.parts}
+        if taken.isdisjoint(blocks):
+            chosen.append(candidate)
+            taken |= blocks
+    return chosen
 
 
 def _is_frame(outer: Candidate, reader: Reader) -> bool:

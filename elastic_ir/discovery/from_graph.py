@@ -17,6 +17,7 @@ from elastic_ir.discovery.parts import (
     group_children,
     module_tree,
     relative_weights,
+    running,
 )
 from elastic_ir.discovery.signatures import own_rows, signatures_of
 from elastic_ir.ir.graph import Graph, Node, TensorType
@@ -153,10 +154,13 @@ class GraphReader:
         if levels is not None:
             groups = levels.groups()
         elif layered:
-            groups = group_children(parts, self._weighted, lambda part: bool(part.weights), self._separates)
+            start = next(at for at, part in enumerate(parts) if self._weighted(part))
+            tables = [at for at, part in enumerate(parts[:start]) if self._holds_table(part)]
+            rest = parts[tables[-1] + 1 :] if tables else parts  # an embedding is no norm of the first layer
+            groups = group_children(rest, self._weighted, lambda part: bool(part.weights), self._separates)
         else:
             groups = [Group([part]) for part in parts]
-        groups = [group for group in groups if any(part.nodes for part in group.parts)]
+        groups = running(groups, self.graph)
         if not groups:
             return None
         spans = [self._span([node for part in group.parts for node in part.nodes]) for group in groups]
@@ -353,6 +357,9 @@ class GraphReader:
 
     def _weighted(self, part: Part) -> bool:
         return any(name in self.layer_names for name in part.weights)
+
+    def _holds_table(self, part: Part) -> bool:
+        return any(len(self.graph.weights[name].shape) > 1 for name in part.weights)
 
     def _separates(self, part: Part) -> bool:
         """Whether a part without weights changes the activation's shape."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from elastic_ir.ir.graph import Graph, Node, Value
-from elastic_ir.ir.numbering import is_index, number_of, split_number, width_of
+from elastic_ir.ir.numbering import is_index, number_of, split_inside, split_number, width_of
 from elastic_ir.ir.structure import Child, Container
 from elastic_ir.safety.limits import GAPS
 
@@ -29,6 +29,7 @@ class Part:
     children: dict[str, Part] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
     weights: list[str] = field(default_factory=list)
+    entry: bool = False  #: whether it is a parameter
 
     def child(self, name: str) -> Part:
         """The child of that name, made if it is not there."""
@@ -104,23 +105,55 @@ def module_tree(graph: Graph) -> Part:
             part = part.child(name)
             part.nodes.append(node)
     entries: dict[str, Part] = {}
+    attributes = _numbered_attributes(graph) if len(graph) else set()
     for name, weight in graph.weights.items():
         if not weight.persistent:
             continue
         part = root
         part.weights.append(name)
         path = name.split(".")
-        listed = len(path) > 1 and is_index(path[-1])
+        listed = name in attributes or (len(path) > 1 and is_index(path[-1]))
         for component in path if listed else path[:-1]:
             part = part.child(component)
             part.weights.append(name)
         if listed:
             entries[name] = part
+            part.entry = True
     for node in graph if entries else ():
         for name in dict.fromkeys(weights[node]):
             if name in entries:
                 entries[name].nodes.append(node)
     return root
+
+
+def _numbered_attributes(graph: Graph) -> set[str]:
+    """Tensors that are attributes of one module, numbered alike from 0 or 1: ``W0``, ``W1`` and ``W2``.
+
+    Two may be of one layer (``gamma_1`` and ``gamma_2``), and so may all that are not numbered through.
+    """
+    series: dict[tuple[str, str], dict[int, str]] = {}
+    for name, weight in graph.weights.items():
+        path, _, role = name.rpartition(".")
+        found = split_number(role)
+        if weight.persistent and found is not None and found[0]:
+            series.setdefault((path, found[0]), {})[int(found[1])] = name
+    through = [
+        names
+        for names in series.values()
+        if len(names) > 2 and min(names) < 2 and max(names) - min(names) == len(names) - 1
+    ]
+    if not through:
+        return set()
+    from elastic_ir.ir.recurrent import numbered  # few networks have any
+
+    whole = {name for names in through for name in names.values()}
+    return {name for name in whole if numbered(name.rpartition(".")[2]) is None}
+
+
+def has_idle(graph: Graph) -> bool:
+    """Whether a graph's state dict has weights that no node reads."""
+    read = {name for node in graph for name in node.weight_names()}
+    return any(weight.persistent and name not in read for name, weight in graph.weights.items())
 
 
 def _owner(name: str) -> str:
@@ -145,18 +178,25 @@ def containers(part: Part, listed: dict[str, list[str]]) -> Iterator[tuple[Conta
     """
     order = list(part.children)
     names = listed.get(part.path) or order
+    names = [*names, *(name for name in order if part.children[name].entry and name not in names)]
     numbered = [found for name in names if (found := split_number(name)) is not None]
     prefixes = list(dict.fromkeys(prefix for prefix, _ in numbered))
     if len(prefixes) == 1 and len(numbered) == len(names) and not _holds_weights(part):
-        yield from _container(part, prefixes[0], names, native=True)
+        # parameters that are attributes of a module are no list of it
+        attributes = bool(prefixes[0]) and any(part.children[name].entry for name in order)
+        yield from _container(part, prefixes[0], names, native=not attributes)
         return
-    for prefix in prefixes:
-        at = [place for place, name in enumerate(order) if _numbered_by(prefix, name)] if prefix else []
+    series = [(prefix, "") for prefix in prefixes if prefix]
+    if part.nodes:  # names alone do not show which numbers in the middle of names count blocks
+        inside = (split for name in names if (split := split_inside(name)) is not None)
+        series += dict.fromkeys((prefix, suffix) for prefix, _, suffix in inside)
+    for prefix, suffix in series:
+        at = [place for place, name in enumerate(order) if _numbered_by(prefix, name, suffix)]
         if len(at) < 2:
             continue
-        series = [order[place] for place in at]
-        if at == list(range(at[0], at[0] + len(at))) or _in_turn(series, order[at[0] :]):
-            yield from _container(part, prefix, series, native=False)
+        members = [order[place] for place in at]
+        if at == list(range(at[0], at[0] + len(at))) or _in_turn(members, order[at[0] :]):
+            yield from _container(part, prefix, members, native=False, suffix=suffix)
 
 
 def _holds_weights(part: Part) -> bool:
@@ -177,30 +217,44 @@ def _in_turn(series: list[str], following: list[str]) -> bool:
     if len(rows) < 2 or any(len(row) < turn for row in rows) or [row[0] for row in rows] != series[:-1]:
         return False
     for column in zip(*rows, strict=True):
-        numbered = [split_number(name) for name in column]
+        numbered = [_split(name) for name in column]
         numbers = [int(found[1]) for found in numbered if found]
-        alike = len({found[0] for found in numbered if found}) == 1 and all(numbered)
+        alike = len({(found[0], found[2]) for found in numbered if found}) == 1 and all(numbered)
         if not alike or numbers != list(range(numbers[0], numbers[0] + len(rows))):
             return False
     return True
 
 
+def _split(name: str) -> tuple[str, str, str] | None:
+    """A name's prefix, number and suffix; None where it has no number."""
+    found = split_number(name)
+    return (*found, "") if found is not None else split_inside(name)
+
+
 def _container(
-    part: Part, prefix: str, names: list[str], native: bool
+    part: Part, prefix: str, names: list[str], native: bool, suffix: str = ""
 ) -> Iterator[tuple[Container, list[Part]]]:
-    members = [name for name in part.children if _numbered_by(prefix, name)]
-    width = width_of(name[len(prefix) :] for name in (*members, *names))
+    def number(name: str) -> str:
+        return name[len(prefix) : len(name) - len(suffix)]
+
+    members = [name for name in part.children if _numbered_by(prefix, name, suffix)]
+    width = width_of(number(name) for name in (*members, *names))
     if not members or width is None:  # 1 beside 01: no rule shows how another one would be named
         return
-    present = {int(name[len(prefix) :]): part.children[name] for name in members}
+    present = {int(number(name)): part.children[name] for name in members}
     # registered children count even where they ran nothing and hold nothing (an Identity at the end)
-    indices = sorted({int(name[len(prefix) :]) for name in names})
+    indices = sorted({int(number(name)) for name in names})
     base = 0 if not prefix or 0 in present else min(indices)
     if prefix and base > 1:
         return
     if indices[-1] - base >= len(indices) + GAPS:  # what is made below follows the number, not what is there
         return
-    container = Container(part.path, prefix, base, native=native, width=width)
+    steps = {right - left for left, right in itertools.pairwise(indices)}
+    if (
+        len(steps) == 1
+    ):  # numbers of every second layer (``cross.0``, ``cross.2``): nothing stands behind the last, too
+        indices.append(indices[-1] + steps.pop() - 1)
+    container = Container(part.path, prefix, base, native=native, width=width, suffix=suffix)
     parts = []
     for offset in range(max(indices) - base + 1):
         path = container.child_path(offset)
@@ -213,8 +267,9 @@ def _container(
     yield container, parts
 
 
-def _numbered_by(prefix: str, name: str) -> bool:
-    return name.startswith(prefix) and number_of(name[len(prefix) :]) is not None
+def _numbered_by(prefix: str, name: str, suffix: str = "") -> bool:
+    inside = name[len(prefix) : len(name) - len(suffix)]
+    return name.startswith(prefix) and name.endswith(suffix) and number_of(inside) is not None
 
 
 def relative_weights(parts: list[Part], graph: Graph) -> dict[str, tuple[int, ...]]:
@@ -261,7 +316,7 @@ def group_children(
     """
     active = [part for part in parts if part.nodes or part.weights]
     if all(weighted(part) for part in active):
-        return [Group([part]) for part in active]
+        return _evenly(parts, active)
     first = next((part for part in active if has_weights(part)), None)
     leading = (first is not None and not weighted(first)) or _norms_lead(parts, weighted, has_weights)
     groups: list[Group] = []
@@ -289,6 +344,33 @@ def group_children(
     if leading and current is not None:
         current.parts += pending[:usual]
     _leave_the_rest(groups, has_weights)
+    return groups
+
+
+def running(groups: list[Group], graph: Graph) -> list[Group]:
+    """The groups that run; a module that stands twice in a row runs under its first number, and has both."""
+
+    def storages(group: Group) -> list[int]:
+        return [id(graph.weights[name].storage) for part in group.parts for name in part.weights]
+
+    found: list[Group] = []
+    for group in groups:
+        if any(part.nodes for part in group.parts):
+            found.append(group)
+        elif found and (held := storages(group)) and held == storages(found[-1])[: len(held)]:
+            found[-1].parts += group.parts
+    return found
+
+
+def _evenly(parts: list[Part], active: list[Part]) -> list[Group]:
+    """A group for each of some parts, with what does nothing behind it, where all have as much of that."""
+    some = set(active)
+    at = [place for place, part in enumerate(parts) if part in some]
+    steps = {right - left for left, right in itertools.pairwise(at)}
+    step = steps.pop() if len(steps) == 1 else 1
+    groups = [Group(parts[place : place + step]) for place in at]
+    for group in groups[-1:]:
+        group.torn = len(group.parts) < step
     return groups
 
 

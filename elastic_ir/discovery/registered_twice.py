@@ -49,7 +49,7 @@ def add_second_registrations(graph: Graph, stages: Sequence[Stage]) -> None:
         for key, twin in twins.items():
             made = _container_of(container, key, twin, numbers[key], blocks[container])
             if made is not None:
-                _join(made[0], made[1], container, stages)
+                join(made[0], made[1], container, stages)
     _add_repeated(graph, stages, tied)
 
 
@@ -165,7 +165,8 @@ def _container_of(
     return made, {second: first for second, first in firsts.items() if first in listed}
 
 
-def _join(made: Container, firsts: dict[Child, Child], container: Container, stages: Sequence[Stage]) -> None:
+def join(made: Container, firsts: dict[Child, Child], container: Container, stages: Sequence[Stage]) -> None:
+    """Let the blocks of a container have the slots of another one, each with the first slot that it goes with."""
     for stage in stages:
         if container in stage.containers:
             stage.containers = (*stage.containers, made)

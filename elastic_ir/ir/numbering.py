@@ -50,6 +50,14 @@ def split_number(name: str) -> tuple[str, str] | None:
     return (name[: len(name) - len(number)], number) if number else None
 
 
+def split_inside(name: str) -> tuple[str, str, str] | None:
+    """``block01_norm`` as ``("block", "01", "_norm")``, around its last number; None where it ends in one."""
+    parts = _PARTS.split(name)
+    if len(parts) < 3 or not parts[-1]:
+        return None
+    return "".join(parts[:-2]), parts[-2], parts[-1]
+
+
 def width_of(numbers: Iterable[str]) -> int | None:
     """The digits to which a series pads its numbers: 1 without padding; None where ``1`` stands beside ``01``."""
     texts = set(numbers)

@@ -194,6 +194,33 @@ def refuse_left_behind(
     return unproven
 
 
+def refuse_idle_beside(graph: Graph, plan: Sequence[Sequence[Hashable]], kept: Sequence[str]) -> None:
+    """PlanError where a plan changes a stack of a traced network and leaves behind a list beside it that never runs.
+
+    Heads that run in training alone are such a list: the trace does not show with what they go.
+    """
+    from elastic_ir.discovery.twins import idle_weights
+
+    idle = set(idle_weights(graph))
+    around = Surroundings(graph.weights)
+    orders = _orders(graph, plan, around)
+    for stack, order in orders.items():
+        beside = around.lists_beside(stack) if len(order) != len(stack.slots) else []
+        for one in (one for one in beside if one not in orders):
+            names = [name for slot in one.slots.values() for name in slot]
+            label = around.label(one)
+            if (
+                idle.issuperset(names)
+                and len(one.slots) == len(stack.slots)
+                and not is_kept(kept, label, one.label)
+            ):
+                raise PlanError(
+                    f"{around.label(stack)!r} ({len(stack.slots)} members) is to change, and {label!r} "
+                    f"({len(one.slots)}) beside it does not run (it may in training), so that the trace does not show "
+                    f"whether it is one for each of them; --keep-beside {label} (keep_beside=) leaves it as it is"
+                )
+
+
 def _changes(stack: NumberedList, order: Sequence[Hashable]) -> bool:
     return list(order) != list(range(len(stack.slots)))
 

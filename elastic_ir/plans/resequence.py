@@ -6,6 +6,8 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from elastic_ir.discovery.parts import has_idle
+from elastic_ir.discovery.signatures import row_taken
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Block, Container, Resequenced
 from elastic_ir.plans.plan import Plan, StageShape, keeps_units
@@ -57,10 +59,14 @@ def resequence(
 
         sums = weights_of_sums(graph, plan)
     rows: list[Rows] = []
-    if len(graph):
+    if any(row_taken(node) for node in graph):
         from elastic_ir.plans.layer_rows import rows_of_blocks
 
         rows = rows_of_blocks(graph, plan)
+    if len(graph) and not shown and has_idle(graph):
+        from elastic_ir.plans.keep_beside import refuse_idle_beside
+
+        refuse_idle_beside(graph, plan, stays)
     sequence = plan if written is None else written
     unproven: dict[str, str] = {}
     indexed: dict[str, tuple[Container, ByLayer]] = {}

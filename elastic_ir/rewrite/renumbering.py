@@ -105,11 +105,18 @@ class Renumbering:
             if container.parameters:
                 continue
             lead = len(container.path) + 1 if container.path else 0
-            names = [renames[child.path][lead:] for child in container.children]
+            old = listed.get(container.path, [])
+            there = [
+                child
+                for child in container.children
+                if not old or self._copied_from.get(child.path, child.path)[lead:] in old
+            ]
+            names = [renames[child.path][lead:] for child in there]
             if not container.native:  # other children stand beside the series; it keeps its place among them
-                old = listed.get(container.path, [])
                 members = dict.fromkeys(_members(container, listed))
-                at = old.index(next(iter(members)))
+                at = (
+                    old.index(next(iter(members))) if members else len(old)
+                )  # none, where they are parameters
                 others = [n for n in old if n not in members]
                 names = [*others[:at], *names, *others[at:]]
             fresh[container.path] = names
@@ -136,5 +143,5 @@ def _in_turn(container: Container, touched: Iterable[Container]) -> list[Contain
 
 def _members(container: Container, listed: dict[str, list[str]]) -> list[str]:
     """The registered children of a container that are of its series, by their names in it."""
-    series = Series("", container.prefix, container.width)
+    series = Series("", container.prefix, container.width, container.suffix)
     return [name for name in listed.get(container.path, ()) if series.number(name) is not None]

@@ -206,6 +206,8 @@ def _refill(graph: Graph, live: nn.Module, containers: Sequence[Container]) -> t
         children: dict[str, nn.Module | None] = {}
         for child in container.children:
             origin = child.origin[len(head) :]
+            if origin not in source._modules:  # a number that none of its children has
+                continue
             if origin not in used:
                 used.add(origin)
                 twin = place._modules[origin]

@@ -1,0 +1,159 @@
+"""How blocks are numbered: in the middle of names, as parameters, with gaps, twice in a row, in several series."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import elastic_ir as eir
+
+WIDTH = 6
+X = torch.randn(2, WIDTH)
+
+
+def linear() -> nn.Linear:
+    return nn.Linear(WIDTH, WIDTH)
+
+
+class Middle(nn.Module):
+    """``layer0_norm``, ``layer0_fc``, ``layer1_norm`` ..."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+        for at in range(count):
+            self.add_module(f"layer{at}_norm", nn.LayerNorm(WIDTH))
+            self.add_module(f"layer{at}_fc", linear())
+
+    def forward(self, x: Tensor) -> Tensor:
+        for at in range(self.count):
+            x = x + torch.tanh(getattr(self, f"layer{at}_fc")(getattr(self, f"layer{at}_norm")(x)))
+        return x
+
+
+class Parameters(nn.Module):
+    """Matrices, shifts and scales as numbered attributes of the network, the scales for a list beside them."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(linear() for _ in range(count))
+        for at in range(count):
+            self.register_parameter(f"W{at}", nn.Parameter(torch.randn(WIDTH, WIDTH)))
+            self.register_parameter(f"b{at}", nn.Parameter(torch.randn(WIDTH)))
+            self.register_buffer(f"scale_{at}", torch.rand(WIDTH))
+        self.out = nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for at, layer in enumerate(self.layers):
+            x = x + torch.tanh(x @ getattr(self, f"W{at}") + getattr(self, f"b{at}"))
+            x = x + layer(x * getattr(self, f"scale_{at}"))
+        result: Tensor = self.out(x)
+        return result
+
+
+class Keyed(nn.Module):
+    """A dictionary with the number of every second layer."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(linear() for _ in range(count))
+        self.cross = nn.ModuleDict({str(at): linear() for at in range(0, count, 2)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        for at, layer in enumerate(self.layers):
+            if str(at) in self.cross:
+                x = x + torch.tanh(self.cross[str(at)](x))
+            x = x + torch.relu(layer(x))
+        return x
+
+
+class MiddleOfThree(nn.Module):
+    """Of three layers the second is followed by one of another list."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(linear() for _ in range(count))
+        self.cross = nn.ModuleList(linear() for _ in range(count // 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for at, layer in enumerate(self.layers):
+            x = x + torch.relu(layer(x))
+            if at % 3 == 1:
+                x = x + torch.tanh(self.cross[at // 3](x))
+        return x
+
+
+class Twice(nn.Module):
+    """Each layer stands twice in the list (MobileLLM)."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layer for layer in (linear() for _ in range(count)) for _ in "ab")
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + torch.tanh(layer(x))
+        return x
+
+
+class Shard(nn.Module):
+    """The layers of a later part of a pipeline, under the numbers that they have in the whole."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict({str(at): linear() for at in range(12, 12 + count)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers.values():
+            x = x + torch.tanh(layer(x))
+        return x
+
+
+@pytest.mark.parametrize(
+    ("make", "count", "step"),
+    [(Middle, 4, 1), (Parameters, 4, 1), (Keyed, 6, 2), (MiddleOfThree, 9, 3), (Twice, 3, 1), (Shard, 3, 1)],
+)
+def test_a_deeper_one_is_the_native_one(make: Callable[[int], nn.Module], count: int, step: int) -> None:
+    model, native = make(count).eval(), make(count + step).eval()
+    graph = eir.trace(model, (X,))
+    (stage,) = graph.stages
+    assert len(stage.blocks) == count // step
+    deeper = eir.stretch(graph, to_units=count // step + 1)
+    native.load_state_dict(deeper.state_dict())
+    assert torch.allclose(deeper.to_module()(X), native(X), atol=1e-6)
+    back = eir.squeeze(deeper, to_units=count // step)
+    assert back.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in back.state_dict().items())
+    assert torch.equal(back.to_module()(X), model(X))
+
+
+class Series(nn.Module):
+    """Two series of attributes of one module (VGG's names)."""
+
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__()
+        self.counts = first, second
+        for at in range(1, first + 1):
+            self.add_module(f"fc1_{at}", linear())
+        self.wider = nn.Linear(WIDTH, 2 * WIDTH)
+        for at in range(1, second + 1):
+            self.add_module(f"fc2_{at}", nn.Linear(2 * WIDTH, 2 * WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for at in range(1, self.counts[0] + 1):
+            x = torch.relu(getattr(self, f"fc1_{at}")(x))
+        x = self.wider(x)
+        for at in range(1, self.counts[1] + 1):
+            x = torch.relu(getattr(self, f"fc2_{at}")(x))
+        return x
+
+
+def test_series_of_one_module_are_a_stage_each() -> None:
+    graph = eir.trace(Series(3, 4).eval(), (X,))
+    assert [(stage.name, len(stage.blocks)) for stage in graph.stages] == [("fc1", 3), ("fc2", 4)]
+    deeper, native = eir.stretch(graph, to_stages=[4, 5]), Series(4, 5).eval()
+    native.load_state_dict(deeper.state_dict())
+    assert torch.equal(deeper.to_module()(X), native(X))
