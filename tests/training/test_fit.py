@@ -88,7 +88,7 @@ def test_mixed_precision_leaves_weights_in_32_bits_and_masks_at_zero() -> None:
 
 @pytest.mark.slow
 def test_a_compiled_training_is_the_plain_one_but_for_rounding() -> None:
-    networks = [perceptron(), perceptron()]
+    networks = [perceptron(blocks=1), perceptron(blocks=1)]
     masks = magnitude_masks(networks[0], 0.5)
     for network, compiled in zip(networks, (False, True), strict=True):
         fit(network, DATA, Training(steps=6, batch_size=64, compile=compiled), masks=masks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from torch import nn
 
 import elastic_ir as eir
+from elastic_ir.analysis.gradinit import GradInit, find_scales
 from elastic_ir.analysis.pruning.flops import forward_cost, gradinit_cost
 from elastic_ir.errors import PlanError
 from elastic_ir.passes import GhostSkips
@@ -65,8 +67,13 @@ def test_ghosts_are_gone_when_the_ticket_is_measured(names: list[str]) -> None:
         assert torch.equal(final.get_parameter(name) == 0, ~mask), name
 
 
-@pytest.mark.slow
-def test_scales_change_weights_and_no_mask() -> None:
+@pytest.fixture
+def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search for scales that ends soon."""
+    monkeypatch.setattr(tweaks, "GradInit", partial(GradInit, steps=6))
+
+
+def test_scales_change_weights_and_no_mask(short_search: None) -> None:
     point, plain = tweaked(start(), ["layerwise-rescale"], work()), start()
     name = "layer1.0.conv1.weight"
     ratio = (point.network.get_parameter(name) / plain.network.get_parameter(name)).detach()
@@ -78,8 +85,6 @@ def test_the_search_for_scales_is_counted_and_goes_by_the_loss_of_the_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from torch.utils.flop_counter import FlopCounterMode
-
-    from elastic_ir.analysis.gradinit import GradInit, find_scales
 
     short = GradInit(steps=3)
     monkeypatch.setattr(tweaks, "GradInit", lambda: short)
@@ -143,7 +148,7 @@ def test_labels() -> None:
 
 
 @pytest.mark.slow
-def test_a_study_of_tweaks(tmp_path: Path) -> None:
+def test_a_study_of_tweaks(tmp_path: Path, short_search: None) -> None:
     network = {"factory": "elastic_ir.zoo:cifar_resnet", "depth": 14, "width": 4}
     entries = [{"method": "imp", "label": name, "tweaks": [name]} for name in TWEAKS]
     text = {
