@@ -36,7 +36,7 @@ test: lint ## lint, then the everyday tests
 	$(PYTEST) -n $(WORKERS) -m "not slow"
 
 test-slow: $(STAMP) ## the tests that take longer
-	$(PYTEST) -n $(WORKERS) -m slow
+	$(PYTEST) -n $(WORKERS) --dist worksteal -m slow
 
 test-versions: ## the lowest and newest releases of the dependencies, on every Python found (an hour)
 	$(PYTHON) -m benchmarks.versions
