@@ -251,7 +251,8 @@ def weight_table(model: nn.Module) -> dict[str, Weight]:
 
 def _identity(tensor: torch.Tensor) -> Any:
     """What two names must share to be tied: the object, or the same view of the same memory."""
-    if tensor.is_meta or tensor.numel() == 0 or type(tensor).__name__ == "FakeTensor":
+    strided = tensor.layout is torch.strided  # a sparse one has no memory of its own
+    if tensor.is_meta or tensor.numel() == 0 or not strided or type(tensor).__name__ == "FakeTensor":
         return id(tensor)
     return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
 

@@ -35,7 +35,8 @@ def graph_to_data(graph: Graph) -> dict[str, Any]:
         if not weight.persistent:
             data = weight.storage.data
             carried += nbytes(data)
-            if carried <= _TRANSIENT_LIMIT and type(data).__name__ != "ShapeOnly":
+            held = type(data).__name__ != "ShapeOnly" and getattr(data, "dense", True)
+            if carried <= _TRANSIENT_LIMIT and held:
                 raw = b"".join(bytes(chunk) for chunk in data.chunks())
                 buffers[name] = [list(data.shape), data.dtype, base64.b64encode(raw).decode()]
     nodes = [

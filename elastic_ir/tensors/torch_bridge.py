@@ -42,6 +42,11 @@ class TorchData:
     def dtype(self) -> str:
         return dtype_name(self.tensor.dtype)
 
+    @property
+    def dense(self) -> bool:
+        """Whether it has its values in one piece of memory; a sparse one has only those that are not zero."""
+        return str(self.tensor.layout) == "torch.strided"
+
     def chunks(self) -> Iterator[memoryview]:
         import torch
 
@@ -49,6 +54,11 @@ class TorchData:
             raise EmitError(
                 f"a tensor of shape {list(self.shape)} was read on the meta device and has no values; "
                 "load the model with its weights to emit it"
+            )
+        if not self.dense:
+            raise EmitError(
+                f"a tensor of shape {list(self.shape)} is sparse ({self.tensor.layout}), and no file holds it as it "
+                "is; make it dense (to_dense()), or leave it out of the state dict (persistent=False)"
             )
         flat = self.tensor.detach().cpu().contiguous().reshape(-1)
         if flat.numel():
@@ -72,7 +82,7 @@ def to_torch(data: TensorData) -> torch.Tensor:
         view.masked_fill_(~mask_to_torch(data.mask, torch.bool).to(tensor.device), 0)
         return tensor
     if isinstance(data, TorchData):
-        return data.tensor.detach().clone(memory_format=torch.preserve_format)
+        return data.tensor.detach().clone(memory_format=torch.preserve_format if data.dense else None)
     buffer = bytearray(prod(data.shape) * item_size(data.dtype))
     done = 0
     for chunk in data.chunks():
@@ -115,7 +125,8 @@ def results_held(module: torch.nn.Module) -> Iterator[torch.Tensor]:
                 yield item
 
 
-_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type})
+#: What is the same in a copy; ``deepcopy`` refuses the last two.
+_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type, staticmethod, classmethod})
 #: What a class may have of its own that ``deepcopy`` goes by.
 _PLAINLY = (
     "__deepcopy__", "__reduce_ex__", "__reduce__", "__new__", "__getnewargs_ex__", "__getnewargs__"

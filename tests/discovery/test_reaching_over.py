@@ -327,3 +327,19 @@ def test_a_last_stage_without_a_layer_behind_it_makes_no_block_of_the_others() -
         ("stages.1", 2),
         ("stages.2", 2),
     ]
+
+
+def test_an_embedding_before_the_blocks_is_no_norm_of_the_first() -> None:
+    """One Sequential from the embedding to the head (PaLM)."""
+
+    def network(count: int) -> nn.Module:
+        blocks = (nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 6)) for _ in range(count))
+        return nn.Sequential(nn.Embedding(9, 6), *blocks, nn.LayerNorm(6), nn.Linear(6, 9)).eval()
+
+    tokens = torch.tensor([[1, 2, 3]])
+    graph = eir.trace(network(3), (tokens,))
+    (stage,) = graph.stages
+    assert [block.path for block in stage.blocks] == ["1", "2", "3"]
+    deeper, native = eir.stretch(graph, to_units=4), network(4)
+    native.load_state_dict(deeper.state_dict())
+    assert torch.equal(deeper.to_module()(tokens), native(tokens))

@@ -66,7 +66,10 @@ def in_its_class(graph: Graph, source: nn.Module) -> InClass:
     module: nn.Module | None = source
     placed = False
     for level in levels or [()]:  # without a change a copy is made all the same
-        module, moved = _refill(graph, module, level) if module is not None else (None, False)
+        try:
+            module, moved = _refill(graph, module, level) if module is not None else (None, False)
+        except TypeError as error:  # deepcopy's, of a lock or an open file
+            return InClass(None, "", f"is of a module that cannot be copied ({error})")
         placed |= moved
     if module is not None:
         why = f"gets a skip from one of the units of {names}, and would take it from another one now"
