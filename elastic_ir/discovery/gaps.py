@@ -73,7 +73,10 @@ class Gaps:
         """Enter what the caller does behind a last block of fewer slots: what it does so deep inside the others."""
         last = len(self.spans) - 1
         end = max(self.order[node] for part in whole[: len(rest)] for node in part.nodes)
-        start = min(self.order[node] for part in whole[len(rest) :] for node in part.nodes)
+        lacking = [self.order[node] for part in whole[len(rest) :] for node in part.nodes]
+        if not lacking:  # slots that run nothing, such as numbers that no module has
+            return
+        start = min(lacking)
         inside = [node.op for node in self.nodes[end + 1 : start] if node in self.owner]
         own = [node for node, row in self.owner.items() if row == last]
         self.owner.update(dict.fromkeys(self._trail(own, inside), last))

@@ -112,6 +112,31 @@ class Shard(nn.Module):
         return x
 
 
+class Between(nn.Module):
+    """Modules without weights stand between the layers and do not run; behind the last layer stands none."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        pairs = [part for _ in range(count) for part in (linear(), nn.Identity())]
+        self.layers = nn.ModuleList(pairs[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for at in range(0, len(self.layers), 2):
+            x = x + torch.tanh(self.layers[at](x))
+        return x
+
+
+def test_slots_that_run_nothing_go_with_the_layer_before_them() -> None:
+    model, native = Between(4).eval(), Between(5).eval()
+    graph = eir.trace(model, (X,))
+    (stage,) = graph.stages
+    assert (len(stage), len(stage.blocks)) == (4, 3)  # the last one has no such slot, and stays the last
+    deeper = eir.stretch(graph, to_stages=[5])
+    native.load_state_dict(deeper.state_dict())
+    assert torch.equal(deeper.to_module()(X), native(X))
+    assert torch.equal(eir.squeeze(deeper, to_stages=[4]).to_module()(X), model(X))
+
+
 @pytest.mark.parametrize(
     ("make", "count", "step"),
     [(Middle, 4, 1), (Parameters, 4, 1), (Keyed, 6, 2), (MiddleOfThree, 9, 3), (Twice, 3, 1), (Shard, 3, 1)],
