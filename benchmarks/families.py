@@ -15,6 +15,9 @@ another. It is right if
   missing, unexpected or mismatched name, into a model with the lists of the one built natively, in which each layer is
   of the kind of the one that it is a copy of (classes, and the texts, truth values and Nones that its modules hold).
 
+Where the natively built one has layers of which none is a copy of the source's, a refusal is right. A list that is no
+stage is right if the entry that counts it does the same, named in place of a stage.
+
 A tenth of the types is traced as well. Each type has a process with limits of time and memory; results go to a file as
 they come, so a run that was stopped goes on; `benchmarks/families.md` is written from it at the end.
 """

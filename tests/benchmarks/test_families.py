@@ -115,3 +115,26 @@ def test_the_table(tmp_path: Path) -> None:
     assert "| one | 2 | 1 | 1 not found |" in table
     assert "- 1: refused: config.json has no entry that counts the # layers at h (two)" in table
     assert "- three: it needs two configurations" in table
+
+
+def test_a_table_is_read_back_for_types_that_are_run_again(tmp_path: Path) -> None:
+    right = {"list": "h.", "count": "n_layer", "found": "right", "stretch": "right", "squeeze": "-"}
+    results: list[dict[str, Any]] = [
+        {
+            "type": "one",
+            "stacks": [right, {**right, "found": f"{families_table.APART} (3 of 4)"}],
+            "traced": "same",
+        },
+        {"type": "two", "stacks": [{**right, "stretch": "refused: config.json's `a` counts nothing"}, right]},
+        {
+            "type": "three",
+            "stacks": [{**right, "found": families_table.BY_ENTRY}, {**right, "found": "not found"}],
+        },
+        {"type": "four", "stacks": [{**right, "stretch": families_table.NO_COPY}]},
+        {"type": "five", "not_built": "it needs: two configurations"},
+    ]
+    table = tmp_path / "table.md"
+    totals = families_table.write_table(results, table)
+    text = table.read_text()
+    assert families_table.write_table(families_table.results_in(table), table) == totals
+    assert table.read_text() == text
