@@ -23,9 +23,13 @@ __getattr__, __dir__ = lazy_names(__name__, _HOMES)
 
 
 def state_dict(graph: Graph, masked: bool = True) -> dict[str, torch.Tensor]:
-    """Every persistent weight, evaluated, in the order of the native network's state dict."""
+    """Every persistent weight, evaluated, in the order of the native network's state dict.
+
+    Raises EmitError where that has more than tensors (:func:`refuse_extra_state`).
+    """
     from elastic_ir.tensors.torch_bridge import to_torch
 
+    refuse_extra_state(graph)
     done: dict[int, torch.Tensor] = {}
     state: dict[str, torch.Tensor] = {}
     for name, weight in graph.weights.items():
@@ -54,4 +58,22 @@ def refuse_without_values(graph: Graph) -> None:
         if weight.persistent and isinstance(weight.storage.data, ShapeOnly):
             raise EmitError(
                 f"{name!r} was read on the meta device and has no values; load the model with its weights"
+            )
+
+
+def refuse_extra_state(graph: Graph) -> None:
+    """EmitError where a module keeps a state beside its tensors (``get_extra_state``), which its state dict has too.
+
+    A module that is emitted has it; what holds tensors alone would not load strictly.
+    """
+    if graph.origin.module is None:
+        return
+    from torch import nn
+
+    for path, part in graph.origin.module.named_modules():
+        if type(part).get_extra_state is not nn.Module.get_extra_state:
+            name = f"{path}._extra_state" if path else "_extra_state"
+            raise EmitError(
+                f"the state dict has {name!r}, which {type(part).__name__} makes by get_extra_state and is no "
+                "tensor of the network; take to_module() and its own state_dict()"
             )

@@ -27,6 +27,7 @@ from elastic_ir.emit import refuse_without_values
 from elastic_ir.emit.optimizer_owner import optimizers_of
 from elastic_ir.emit.training_file import Followed, Rebuilder, parameter_names
 from elastic_ir.errors import EmitError, OutputError, PlanError, SourceError
+from elastic_ir.formats import PYTORCH, SAFETENSORS
 from elastic_ir.formats.dcp.folder import is_dcp, read_folder
 from elastic_ir.formats.deepspeed_folder import pieces_in
 from elastic_ir.formats.files import atomic_folder, stamp_of
@@ -48,12 +49,8 @@ if TYPE_CHECKING:
     from elastic_ir.tensors.lazy import TensorData
 
 _ALONE = "write the weights alone, with -o NAME.safetensors"
-_TENSORS = (
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".pth",
-)  #: suffixes of files that may hold tensors by name, and no more
+#: Suffixes of files that may hold tensors by name, and no more.
+_TENSORS = (*SAFETENSORS.suffixes, *PYTORCH.suffixes, ".bin")
 
 
 def write_training_folder(graph: Graph, path: Path, check: bool) -> list[Path]:
@@ -145,7 +142,7 @@ class _Writer:
                 yield name, weight
 
     def _write_tensors(self, target: Path, tensors: Mapping[str, TensorData]) -> None:
-        if target.suffix == ".safetensors":
+        if SAFETENSORS.names(target):
             from elastic_ir.formats.safetensors import write_safetensors
 
             write_safetensors(target, tensors, {"format": "pt", **self.source.metadata})

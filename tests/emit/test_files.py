@@ -23,7 +23,7 @@ from torch import nn
 
 import elastic_ir as eir
 from elastic_ir.emit import files
-from elastic_ir.errors import OutputError, SourceError
+from elastic_ir.errors import EmitError, OutputError, SourceError
 from elastic_ir.zoo import CifarResNet, cifar_resnet
 from tests.emit.nets import IMAGE, contents, image, network, same_tensors, some_masks, ticket
 
@@ -509,3 +509,28 @@ def test_saving_copies_no_parameter(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / "plain.pt").read_bytes() == (tmp_path / "checked.pt").read_bytes()
     own = graph.to_module()
     assert not held.intersection(parameter.data_ptr() for parameter in own.parameters())
+
+
+class Counted(nn.Linear):
+    """A layer that counts something which is no tensor of its own."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"runs": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        assert state == {"runs": 3}
+
+
+@pytest.mark.parametrize("name", ["out.pt", "out.safetensors", "out.ticket"])
+def test_a_state_that_is_no_tensor_is_refused(tmp_path: Path, name: str) -> None:
+    """A strict load wants it, and the module that is emitted has it."""
+    model = nn.Sequential(*(Counted(4, 4) for _ in range(3)))
+    graph = eir.stretch(eir.trace(model, torch.ones(1, 4)), to_units=4)
+    said = r"the state dict has '0\._extra_state', which Counted makes by get_extra_state"
+    with pytest.raises(EmitError, match=said):
+        eir.save(graph, tmp_path / name)
+    with pytest.raises(EmitError, match=said):
+        graph.state_dict()
+    assert list(tmp_path.iterdir()) == []
+    deeper = nn.Sequential(*(Counted(4, 4) for _ in range(4)))
+    deeper.load_state_dict(graph.to_module().state_dict(), strict=True)
