@@ -353,12 +353,16 @@ def running(groups: list[Group], graph: Graph) -> list[Group]:
     def storages(group: Group) -> list[int]:
         return [id(graph.weights[name].storage) for part in group.parts for name in part.weights]
 
-    found: list[Group] = []
+    found = [group for group in groups if any(part.nodes for part in group.parts)]
+    modules = {tuple(storages(group)) for group in found}
+    if len(modules) < max(2, len(found)):  # one module in all places (heads that are shared)
+        return found
+    some, before = set(map(id, found)), None
     for group in groups:
-        if any(part.nodes for part in group.parts):
-            found.append(group)
-        elif found and (held := storages(group)) and held == storages(found[-1])[: len(held)]:
-            found[-1].parts += group.parts
+        if id(group) in some:
+            before = group
+        elif before is not None and (held := storages(group)) and held == storages(before)[: len(held)]:
+            before.parts += group.parts
     return found
 
 

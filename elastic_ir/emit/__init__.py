@@ -66,7 +66,8 @@ def refuse_extra_state(graph: Graph) -> None:
 
     A module that is emitted has it; what holds tensors alone would not load strictly.
     """
-    if graph.origin.module is None:
+    # what our own file states was written without such a state, and is not built for this
+    if graph.origin.stated is not None or graph.origin.module is None:
         return
     from torch import nn
 
