@@ -49,16 +49,6 @@ def add_twins(graph: Graph, stages: Sequence[Stage]) -> None:
 
 
 def _add(box: Container, path: str, stages: Sequence[Stage]) -> None:
-    made = Container(
-        path,
-        box.prefix,
-        box.base,
-        source_count=box.source_count,
-        tail=box.tail,
-        native=box.native,
-        width=box.width,
-        suffix=box.suffix,
-        parameters=box.parameters,
-    )
+    made = box.emptied(path)
     made.children = [Child(made.child_path(at), made.child_path(at)) for at in range(len(box.children))]
     join(made, dict(zip(made.children, box.children, strict=True)), box, stages)

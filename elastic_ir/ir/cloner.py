@@ -128,17 +128,7 @@ def copy_structure(structure: Structure, values: dict[Value, Value], nodes: dict
     children: dict[Child, Child] = {}
     containers: dict[Container, Container] = {}
     for old in structure.containers:
-        new = Container(
-            old.path,
-            old.prefix,
-            old.base,
-            source_count=old.source_count,
-            tail=old.tail,
-            native=old.native,
-            width=old.width,
-            suffix=old.suffix,
-            parameters=old.parameters,
-        )
+        new = old.emptied(old.path)
         for child in old.children:
             children[child] = Child(child.path, child.origin, child.taken)
             new.children.append(children[child])

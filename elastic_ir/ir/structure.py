@@ -55,6 +55,20 @@ class Container:
             child.path != child.origin for child in self.children
         )
 
+    def emptied(self, path: str) -> Container:
+        """Another one at a path, as this one but for its children, of which it has none yet."""
+        return Container(
+            path,
+            self.prefix,
+            self.base,
+            source_count=self.source_count,
+            tail=self.tail,
+            native=self.native,
+            width=self.width,
+            suffix=self.suffix,
+            parameters=self.parameters,
+        )
+
     def child_path(self, index: int) -> str:
         """The path of the child at a position, as the natively built network names it."""
         return self.series.name(self.base + index)
