@@ -8,7 +8,7 @@ import click
 
 from elastic_ir.cli import output, tables
 from elastic_ir.cli.app import COMMANDS, FORCE, FORCE_OPTION, given, run_flags
-from elastic_ir.cli.options import SOURCE, Here
+from elastic_ir.cli.options import SOURCE, Here, Reading, gathered
 
 EPILOG = """\
 \b
@@ -16,8 +16,9 @@ Examples:
   elastic-ir stretch llama --to-units 32 -o llama-32
   elastic-ir follow my-lora --base llama-32
   elastic-ir follow my-lora --base llama-32 -o my-lora-32
+  elastic-ir follow ORG/my-lora --base ORG/llama-32
 
-The record in the base's folder (elastic_ir.json) states which layer each layer was made from. Each gets the adapter's
+The record of the base (elastic_ir.json) states which layer each layer was made from. Each gets the adapter's
 tensors of that layer: a copy those of its source, a layer of another network none. Where a copy was multiplied
 (--scale, --zero, --identity), so is what the adapter adds to it. adapter_config.json follows, and names the base as
 --base does. A model's folder that holds an adapter beside its weights needs none of this: stretch and squeeze carry
@@ -29,7 +30,8 @@ both.
 @click.argument("adapter", type=SOURCE, metavar="ADAPTER")
 @click.option(
     "--base", type=SOURCE, metavar="CHANGED", required=True,
-    help="The folder that stretch or squeeze has made of the model that the adapter belongs to.",
+    help="What stretch or squeeze has made of the model that the adapter belongs to: a folder, a model of the hub, "
+    "or a URL.",
 )  # fmt: skip
 @click.option(
     "--trained-on", metavar="NAME",
@@ -42,8 +44,10 @@ both.
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Show what would change, and write nothing.")
 @FORCE_OPTION
-@run_flags
-def follow(adapter: str, base: str, trained_on: str | None, out: str | None, dry_run: bool) -> None:
+@gathered("reading", Reading, run_flags, only=("component",))
+def follow(
+    adapter: str, base: str, trained_on: str | None, out: str | None, dry_run: bool, reading: Reading
+) -> None:
     """Carry ADAPTER, a folder of PEFT, over to a base that was made deeper or shallower."""
     from elastic_ir.checkpoints.adapters.write import plan_follow, save_follow
 
@@ -51,7 +55,7 @@ def follow(adapter: str, base: str, trained_on: str | None, out: str | None, dry
     if out is not None:
         output.refuse_overwriting(Path(out), inputs, dry_run)
     with tables.status(f"reading {adapter}"):
-        plan = plan_follow(adapter, base, trained_on)
+        plan = plan_follow(adapter, base, trained_on, reading.component)
     target = Path(out) if out is not None else output.named_after(adapter)[0]
     if out is None:
         counts = "-".join(str(len(stack.order)) for stack in plan.change.stacks)
@@ -69,7 +73,7 @@ def follow(adapter: str, base: str, trained_on: str | None, out: str | None, dry
     tables.say_result(
         {
             "adapter": adapter,
-            "base": base,
+            "base": plan.made.config["base_model_name_or_path"],
             "plan": dict(plan.step.plan),
             "tensors": len(plan.made.tensors),
             **output.written_data(written),

@@ -235,20 +235,22 @@ def follow(
     out: str | os.PathLike[str],
     *,
     trained_on: str | None = None,
+    component: str | None = None,
 ) -> Path:
     """Write an adapter of PEFT for a base whose layers were changed, and return its folder.
 
-    ``base`` is a folder that :func:`save` or the command line has written; its record states which layer each layer was
-    made from, and each gets the adapter's tensors of that one. ``trained_on`` names which model of a record of several
-    changes the adapter was trained on, where its own settings do not. Raises SourceError where the adapter is none of
-    that base, PlanError where it cannot follow, OutputError where ``out`` cannot be written.
+    ``base`` is a folder that :func:`save` or the command line has written, here, behind a URL or on the hub; its record
+    states which layer each layer was made from, and each gets the adapter's tensors of that one. ``component`` names
+    the network that changed in a folder of several. ``trained_on`` names which model of a record of several changes the
+    adapter was trained on, where its own settings do not. Raises SourceError where the adapter is none of that base,
+    PlanError where it cannot follow, OutputError where ``out`` cannot be written.
 
     Examples:
         >>> follow("my-lora", "llama-32", "my-lora-32")  # doctest: +SKIP
     """
     from elastic_ir.checkpoints.adapters.write import plan_follow, save_follow
 
-    return save_follow(plan_follow(adapter, base, trained_on), Path(out))
+    return save_follow(plan_follow(adapter, base, trained_on, component), Path(out))
 
 
 def merge(recipe: str | os.PathLike[str], *, keep_beside: Sequence[str] | str | None = None) -> Graph:

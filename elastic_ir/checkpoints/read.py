@@ -88,9 +88,10 @@ def load_checkpoint(
     return graph
 
 
-def tensors_of(folder: Path) -> dict[str, TensorData]:
+def tensors_of(folder: Path, awaited: Awaited | None = None) -> dict[str, TensorData]:
     """All tensors of a model's folder by name, by their headers, whatever network its configuration states."""
-    return _tensors(folder, root_of(folder), layout_of(folder), None)[0]
+    layout = layout_of(folder) if awaited is None else awaited.layout
+    return _tensors(folder, root_of(folder), layout, awaited)[0]
 
 
 def read_configuration(folder: Path, layout: Layout | None = None) -> dict[str, Any]:

@@ -106,6 +106,9 @@ class RemoteFolder:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(lambda name: self.shards[name][2].check(), shards))
 
+    def fetch_record(self) -> None:
+        """It has come with the configuration."""
+
     def fetch_side(self, tell: Tell | None = None) -> None:
         self._fetch(name for name in self.files if is_taken_along(name))
 

@@ -224,6 +224,9 @@ class Awaited(Protocol):
     def fetch(self, shards: Iterable[str], tell: Callable[[int, int], None] | None = None) -> None:
         """Have these files of weights here."""
 
+    def fetch_record(self) -> None:
+        """Have the record here, if there is one."""
+
     def fetch_side(self, tell: Callable[[int, int], None] | None = None) -> None:
         """Have everything here that holds no weights."""
 

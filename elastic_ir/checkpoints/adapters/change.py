@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
+from elastic_ir.checkpoints.held import Place
 from elastic_ir.checkpoints.read import inside, root_of, tensors_of
 from elastic_ir.checkpoints.record import Origin, Step, read_record
 from elastic_ir.checkpoints.stacks import Stack
@@ -49,25 +50,30 @@ class Change:
         return Change(source.label, tuple(stacks), frozenset(source.shapes), data, origins)
 
     @staticmethod
-    def recorded(folder: Path, base: str, trained_on: str | None = None) -> Change:
+    def recorded(place: Place, base: str, trained_on: str | None = None) -> Change:
         """The changes that led to a folder from the model of that name on; ``trained_on`` is a name in the record.
 
         Raises SourceError: it is no model's folder, it has no record, the record is damaged or of several changes of
         which none begins with such a model.
         """
-        if not folder.exists():
-            raise SourceError(f"{folder} does not exist")
-        if not is_checkpoint(folder):
+        folder = place.path
+        if place.awaited is not None:
+            place.awaited.fetch_record()
+        elif place.headers is not None or not is_checkpoint(folder):
+            absent = place.headers is None and not folder.exists()
             raise SourceError(
-                f"{folder} is no folder of a model; give the one that stretch or squeeze has written"
+                f"{place.label} does not exist"
+                if absent
+                else f"{place.label} is no folder of a model; give the one that stretch or squeeze has written"
             )
+        where = place.label if place.url or place.awaited is None else label_of(folder)
         if (folder / RECORD).exists():
             inside(folder / RECORD, root_of(folder))
-        steps = _from(read_record(folder), folder, base, trained_on)
-        return Change.of_steps(tensors_of(folder), steps, folder)
+        steps = _from(read_record(folder), where, label_of(folder), base, trained_on)
+        return Change.of_steps(tensors_of(folder, place.awaited), steps, where)
 
     @staticmethod
-    def of_steps(tensors: Mapping[str, TensorData], steps: Sequence[Step], folder: Path) -> Change:
+    def of_steps(tensors: Mapping[str, TensorData], steps: Sequence[Step], where: str) -> Change:
         """The changes that the last steps of a folder's record state. SourceError where they do not fit the folder."""
         names = set(tensors)
         origins = {name: Origin(name) for name in names}
@@ -75,24 +81,24 @@ class Change:
         for step in reversed(steps):
             if step.gone is None:
                 raise SourceError(
-                    f"the record of {folder} is of an earlier ElasticIR, which did not state which tensors are gone; "
-                    f"make {folder} again from {step.sources[0]}"
+                    f"the record of {where} is of an earlier ElasticIR, which did not state which tensors are gone; "
+                    f"make {where} again from {step.sources[0]}"
                 )
             before = {step.origin(name).name for name in names if not step.origin(name).source}
             before.update(step.gone)
             origins = {name: _earlier(origin, step) for name, origin in origins.items()}
-            for label, layers in step.layers(label_of(folder)).items():
-                stack = _stack(label, layers, before, names, folder)
-                stacks[label] = _joined(stack, stacks[label], folder) if label in stacks else stack
+            for label, layers in step.layers(where).items():
+                stack = _stack(label, layers, before, names, where)
+                stacks[label] = _joined(stack, stacks[label], where) if label in stacks else stack
             names = before
         return Change(steps[0].sources[0], tuple(stacks.values()), frozenset(names), tensors, origins)
 
 
-def _from(steps: Sequence[Step], folder: Path, base: str, trained_on: str | None) -> Sequence[Step]:
+def _from(steps: Sequence[Step], where: str, label: str, base: str, trained_on: str | None) -> Sequence[Step]:
     """The steps of a record from the one on that begins with the adapter's base."""
     if not steps:
         raise SourceError(
-            f"{folder} has no {RECORD}, which states where its layers come from; give the folder that stretch or "
+            f"{where} has no {RECORD}, which states where its layers come from; give the folder that stretch or "
             "squeeze has written"
         )
     descent = ", then ".join(step.sources[0] for step in steps)
@@ -105,19 +111,19 @@ def _from(steps: Sequence[Step], folder: Path, base: str, trained_on: str | None
         found = [at for at in found if at == known] or found
     if len(found) > 1:
         raise SourceError(
-            f"{folder} was made from {descent}: several of them are called {PurePath(wanted).name}, and it is not "
+            f"{where} was made from {descent}: several of them are called {PurePath(wanted).name}, and it is not "
             "known on which the adapter was trained; follow each change in turn, from folder to folder"
         )
     if found:
         return steps[found[0] :]
-    if trained_on is None and _is_same(base, label_of(folder)):
+    if trained_on is None and _is_same(base, label):
         raise SourceError(
-            f"the adapter names {base} as its base, which {folder} is: there is nothing to follow"
+            f"the adapter names {base} as its base, which {where} is: there is nothing to follow"
         )
     if trained_on is not None or len(steps) > 1:
         named = f"{wanted} is none of them" if wanted else "the adapter does not name its base"
         raise SourceError(
-            f"{folder} was made from {descent}, and {named}; say which of them the adapter was trained on, with "
+            f"{where} was made from {descent}, and {named}; say which of them the adapter was trained on, with "
             "--trained-on NAME (trained_on=)"
         )
     return steps
@@ -144,7 +150,7 @@ def _earlier(origin: Origin, step: Step) -> Origin:
 
 
 def _stack(
-    label: str, layers: Sequence[tuple[bool, int]], before: Iterable[str], after: Iterable[str], folder: Path
+    label: str, layers: Sequence[tuple[bool, int]], before: Iterable[str], after: Iterable[str], where: str
 ) -> Stack:
     """A stack by its label in a record, and by the names of tensors before and after."""
     head = "" if label == "network" else re.escape(label)
@@ -158,7 +164,7 @@ def _stack(
     )
     if not now:
         raise SourceError(
-            f"{RECORD} of {folder} is damaged: there are no layers at {label!r}, which its plan states"
+            f"{RECORD} of {where} is damaged: there are no layers at {label!r}, which its plan states"
         )
     path, _, prefix = heads[0][0].rpartition(".")
     base = min(int(match[2]) for match in held)
@@ -166,7 +172,7 @@ def _stack(
     tail = max(now) - min(now) + 1 - len(layers)
     if tail < 0 or any(not other and number >= count - tail for other, number in layers):
         raise SourceError(
-            f"{RECORD} of {folder} is damaged: its plan for {label} does not fit the tensors' names"
+            f"{RECORD} of {where} is damaged: its plan for {label} does not fit the tensors' names"
         )
     taken = tuple((_FOREIGN, number) if other else None for other, number in layers)
     return Stack(
@@ -175,11 +181,11 @@ def _stack(
     )  # fmt: skip
 
 
-def _joined(first: Stack, then: Stack, folder: Path) -> Stack:
+def _joined(first: Stack, then: Stack, where: str) -> Stack:
     """Two changes of a stack as one."""
     places = first.places()
     if any(not source and number >= len(places) for source, number in then.places()):
-        raise SourceError(f"{RECORD} of {folder} is damaged: its changes do not fit one another")
+        raise SourceError(f"{RECORD} of {where} is damaged: its changes do not fit one another")
     joined = [(source, number) if source else places[number] for source, number in then.places()]
     taken = tuple((source, number) if source else None for source, number in joined)
     return replace(first, order=tuple(number for _, number in joined), taken=taken if any(taken) else ())

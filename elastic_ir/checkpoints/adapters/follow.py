@@ -42,8 +42,12 @@ class FollowedAdapter:
     notes: tuple[str, ...]  #: entries of the settings that have another form now
 
 
-def follow_adapter(adapter: Adapter, change: Change, base: str) -> FollowedAdapter:
+def follow_adapter(
+    adapter: Adapter, change: Change, base: str, revision: str | None = None
+) -> FollowedAdapter:
     """The adapter for what its base has become, under whose name ``base`` its settings look for that then.
+
+    ``revision`` is that of a base on the hub.
 
     Raises SourceError where the adapter does not belong to the base, PlanError where it cannot follow.
     """
@@ -66,6 +70,8 @@ def follow_adapter(adapter: Adapter, change: Change, base: str) -> FollowedAdapt
     config, notes = settings_followed(adapter.config, stacks, names, modules)
     _count_layers(config, change)
     config["base_model_name_or_path"] = base
+    if revision is not None or (base != adapter.base and config.get("revision") is not None):
+        config["revision"] = revision  # the one that it had is of the earlier base
     tensors = {name: _computed(adapter.tensors[origin.name], origin) for name, origin in lineage.items()}
     return FollowedAdapter(tensors, config, lineage, carried.layers, tuple(notes))
 

@@ -18,7 +18,8 @@ from elastic_ir.formats.model_folder import CheckpointSource, label_of
 from elastic_ir.ir.graph import Graph
 from elastic_ir.tensors.lazy import nbytes, same_bytes
 
-_BASE = "base_model_name_or_path"  #: which is another one, for the target
+#: Entries of settings that name the base, which is another one for the target.
+_OF_BASE = {"base_model_name_or_path": None, "revision": None}
 
 
 def verify_adapter(
@@ -65,7 +66,7 @@ def beside_differences(graph: Graph, source: Graph, step: Step) -> Iterator[Diff
     for folder in adapters_in(before):
         inner = folder.relative_to(before.folder)
         change = change or Change.of_steps(
-            {key: weight.storage.data for key, weight in graph.weights.items()}, [step], origin.folder
+            {key: weight.storage.data for key, weight in graph.weights.items()}, [step], str(origin.folder)
         )
         try:
             adapter = read_adapter(folder, before.root)
@@ -79,7 +80,7 @@ def beside_differences(graph: Graph, source: Graph, step: Step) -> Iterator[Diff
             )
             continue
         own = read_adapter(origin.folder / inner, origin.root)
-        if {**own.config, _BASE: None} != {**wanted.config, _BASE: None}:
+        if {**own.config, **_OF_BASE} != {**wanted.config, **_OF_BASE}:
             yield Difference(f"{name}{ADAPTER_CONFIG}", "", "is not the source's in step with the layers")
         for tensor in sorted(own.tensors.keys() | wanted.tensors.keys()):
             one, two = own.tensors.get(tensor), wanted.tensors.get(tensor)

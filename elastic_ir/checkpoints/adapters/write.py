@@ -12,12 +12,14 @@ from elastic_ir.checkpoints.adapters.change import Change
 from elastic_ir.checkpoints.adapters.follow import FollowedAdapter, follow_adapter
 from elastic_ir.checkpoints.adapters.read import Adapter, read_adapter
 from elastic_ir.checkpoints.card import CARD, adapter_card, plan_text
+from elastic_ir.checkpoints.held import Place
 from elastic_ir.checkpoints.record import Step, gone_from, read_record, record_text
 from elastic_ir.checkpoints.shards import write_shard
 from elastic_ir.checkpoints.side_files import SideFile, adapters_in, copy_side_file, is_side_file
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import PlanError, SourceError
 from elastic_ir.formats.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_of_adapter
+from elastic_ir.formats.compound_folder import network_in
 from elastic_ir.formats.files import atomic_folder, stamp_of
 from elastic_ir.formats.model_folder import RECORD, CheckpointSource, label_of
 from elastic_ir.ir.graph import Graph
@@ -65,18 +67,26 @@ class AdapterPlan:
 
 
 def plan_follow(
-    folder: str | os.PathLike[str], base: str | os.PathLike[str], trained_on: str | None = None
+    folder: str | os.PathLike[str],
+    base: str | os.PathLike[str],
+    trained_on: str | None = None,
+    component: str | None = None,
 ) -> AdapterPlan:
     """Decide on everything that :func:`save_follow` writes: an adapter for the folder that its base was changed into.
 
-    ``folder`` may be the name of an adapter of the hub, which is fetched into its cache.
+    ``folder`` may be the name of an adapter of the hub, which is fetched into its cache; ``base`` the name of a model
+    there, or a URL, of which the configuration, the record and the headers of the weights are fetched.
 
     ``trained_on`` says which of the models in the record of ``base`` the adapter belongs to, where its own settings do
-    not. Raises SourceError and PlanError, see :func:`~elastic_ir.checkpoints.adapters.follow.follow_adapter`.
+    not; ``component`` which network of a base that holds several. Raises SourceError and PlanError, see
+    :func:`~elastic_ir.checkpoints.adapters.follow.follow_adapter`.
     """
     adapter = read_adapter(_folder_of(os.fspath(folder)))
-    change = Change.recorded(Path(base), adapter.base, trained_on)
-    made = follow_adapter(adapter, change, os.fspath(base))
+    place = Place.of(os.fspath(base), component)
+    if place.awaited is None and place.headers is None:
+        place = Place(network_in(place.path, component))
+    change = Change.recorded(place, adapter.base, trained_on)
+    made = follow_adapter(adapter, change, *_named(os.fspath(base)))
     step = _step(adapter, change, made)
     texts = {ADAPTER_CONFIG: _text(made), **_told(adapter, change, step)}
     side, left_out = _others(adapter.folder, {*texts, *ADAPTER_WEIGHTS})
@@ -94,6 +104,19 @@ def _folder_of(source: str) -> Path:
 
             return adapter_of_hub(name)
     return Path(source)
+
+
+def _named(base: str) -> tuple[str, str | None]:
+    """What settings call a base, and its revision: a hub name as libraries take it, a URL as it may be shown."""
+    if os.path.lexists(base):
+        return base, None
+    from elastic_ir.formats.hub_cache import hub_name
+    from elastic_ir.formats.remote import is_url, without_credentials
+
+    if is_url(base):
+        return without_credentials(base), None
+    name = hub_name(base)
+    return (name.repo, name.revision) if name is not None else (base, None)
 
 
 def _step(adapter: Adapter, change: Change, made: FollowedAdapter) -> Step:

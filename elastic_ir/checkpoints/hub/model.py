@@ -22,6 +22,7 @@ from elastic_ir.formats.hub_cache import HubName, files_of_index, is_offline, is
 from elastic_ir.formats.model_folder import (
     INDEX,
     LAYOUTS,
+    RECORD,
     Layout,
     chosen_layout,
     is_compound,
@@ -80,13 +81,20 @@ class Snapshot:
         """Have all weights here: the files that the index names, or the only one."""
         self.repository.fetch(self._weights(self.inner, self.layout), tell)
 
+    def fetch_record(self) -> None:
+        name = self.inner + RECORD
+        if not (self.whole / name).exists():
+            self._list()
+            if self.repository.files is None:
+                raise SourceError(
+                    f"{self.repository.name}: {name} is not in the hub's cache, and the hub cannot be asked whether "
+                    "there is one"
+                )
+            self.repository.fetch([name] if name in self.repository.files else [])
+
     def fetch_side(self, tell: Tell | None = None) -> None:
         """Have all here that goes with a result, as far as the hub can be asked for it."""
-        if self.repository.files is None and not is_offline():
-            try:
-                self.repository.files = listed(self._at_commit).files
-            except SourceError as error:  # the model itself is here
-                self.unfetched = f"of the files beside the weights only those in the cache are taken: {error}"
+        self._list()
         files = self.repository.files or ()
         self.repository.fetch(filter(is_taken_along, files), tell)
         parts = named_parts(self.whole)  # known now that the statements are here
@@ -112,6 +120,14 @@ class Snapshot:
             self.heads.update(zip(ranged, pool.map(self._head, ranged), strict=True))
 
     # -- one file ------------------------------------------------------------------------------------------------
+
+    def _list(self) -> None:
+        """See which files there are, if the hub can be asked."""
+        if self.repository.files is None and not is_offline():
+            try:
+                self.repository.files = listed(self._at_commit).files
+            except SourceError as error:  # the model itself is here
+                self.unfetched = f"of the files beside the weights only those in the cache are taken: {error}"
 
     @property
     def _at_commit(self) -> HubName:

@@ -47,6 +47,47 @@ def test_a_name_is_fetched_and_then_found(hub: Hub, tmp_path: Path, monkeypatch:
     assert not hub.asked
 
 
+def test_a_base_of_the_hub_is_read_by_its_headers(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = adapter(tmp_path / "mine", lora(range(4)), revision="of-the-earlier-base")
+    base = changed(tmp_path, "0-3,2")
+    hub.add("someone/deeper", base)
+    assert run("follow", own, "--base", "hf:someone/deeper", "-o", tmp_path / "out").exit_code == 0
+    tensors, settings = followed(tmp_path / "out")
+    check_layers(tensors, lora(range(4)), [0, 1, 2, 3, 2])
+    assert (settings["base_model_name_or_path"], settings["revision"]) == ("someone/deeper", None)
+    assert sorted(hub.whole) == ["config.json", "elastic_ir.json"]  # of the weights a range
+    result = run("follow", own, "--base", "someone/deeper@main", "-o", tmp_path / "again")
+    assert result.exit_code == 0, result.output
+    assert followed(tmp_path / "again")[1]["revision"] == "main"
+    del hub.files["someone/deeper"]["elastic_ir.json"]
+    hub.add("someone/plain", base.parent / "source")
+    plain = run("follow", own, "--base", "someone/plain", "-o", tmp_path / "other").output
+    assert f"someone/plain@{COMMIT} has no elastic_ir.json" in plain
+    eir.load("someone/plain")  # with the weights, and without what lies beside them
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    plain = run("follow", own, "--base", "someone/plain", "-o", tmp_path / "other").output
+    assert "someone/plain: elastic_ir.json is not in the hub's cache" in plain
+
+
+def test_a_base_behind_a_url_is_read_by_its_headers(tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    own, base = adapter(tmp_path / "mine", lora(range(4))), changed(tmp_path, "0-3,2")
+    system = fsspec.filesystem("memory")
+    system.put(str(base), "/followed/deeper", recursive=True)
+    result = run("follow", own, "--base", "memory://followed/deeper", "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    tensors, settings = followed(tmp_path / "out")
+    check_layers(tensors, lora(range(4)), [0, 1, 2, 3, 2])
+    assert settings["base_model_name_or_path"] == "memory://followed/deeper"
+    system.rm("/followed/deeper/elastic_ir.json")
+    plain = run("follow", own, "--base", "memory://followed/deeper", "-o", tmp_path / "other").output
+    assert "memory://followed/deeper has no elastic_ir.json" in plain
+    file = run("follow", own, "--base", "memory://followed/m.gguf", "-o", tmp_path / "other").output
+    assert "memory://followed/m.gguf is no folder of a model" in file
+
+
 def test_what_is_no_adapter_is_refused(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = changed(tmp_path, "0-3,2")
 
