@@ -38,6 +38,7 @@ from elastic_ir.formats.model_folder import (
     name_of,
 )
 from elastic_ir.formats.safetensors import read_safetensors
+from elastic_ir.formats.training_folder import refuse_folders_inside
 from elastic_ir.ir.graph import Graph
 from elastic_ir.tensors.lazy import TensorData, nbytes
 from elastic_ir.tensors.weights import Storage
@@ -106,6 +107,7 @@ def read_configuration(folder: Path, layout: Layout | None = None) -> dict[str, 
             )
         if is_adapter(folder):
             raise SourceError(no_model(folder))
+        refuse_folders_inside(folder)
         known = is_checkpoint(folder)  # as torch's own writer of safetensors leaves them
         raise SourceError(
             f"{folder} has no {path.name}, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from elastic_ir.emit.parameter_order import targets_in_order
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.naming import module_order
@@ -18,8 +19,8 @@ def remap_optimizer_state(
     """An optimizer's ``state_dict()`` for the target's parameters.
 
     ``names`` are the source's parameter names in the order of the optimizer's parameters. Each group's parameters
-    come out in the order of the target's ``named_parameters()``, which ``order`` states where the graph does not have
-    it; a clone gets copies of its source's moments, and
+    come out in the order of the target's ``named_parameters()``, which ``order`` states; without it, the graph does, or
+    where it has none, as one of a file of names, ``names`` do. A clone gets copies of its source's moments, and
     moments are zero where the parameter's mask is 0, so that they cannot revive what is pruned. Raises EmitError
     where names and state do not fit.
     """
@@ -39,6 +40,13 @@ def remap_optimizer_state(
     sources: dict[str, list[str]] = {}
     source_of: dict[str, str] = {}
     seen: set[int] = set()
+    if order is None and not len(
+        graph
+    ):  # a file may have its names sorted; those given have the network's order
+        numbers = [{*group["params"]} for group in groups]
+        order = targets_in_order(
+            graph, [[name for name in names if index_of[name] in one] for one in numbers]
+        )
     # an ONNX file lists its weights in any order, and no module has every order
     module = module_order(graph.weights) if graph.info.frontend == "onnx" else list(graph.weights)
     ordered = module if order is None else list(order)

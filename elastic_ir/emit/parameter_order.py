@@ -71,12 +71,18 @@ def order_of_targets(graph: Graph, names: Sequence[Sequence[str]]) -> list[str]:
 
     EmitError where one is computed, since names of equal shapes may stand for each other.
     """
-    targets: dict[str, list[str]] = {}
     for name, weight in graph.weights.items():
         if isinstance(weight.storage.data, Recipe):
             raise EmitError(
                 f"{name} is computed, and by numbers alone its moments are not known; {WITHOUT_ORDER}"
             )
+    return targets_in_order(graph, names)
+
+
+def targets_in_order(graph: Graph, names: Sequence[Sequence[str]]) -> list[str]:
+    """The same for parameters whose names are certain, of which some may be computed."""
+    targets: dict[str, list[str]] = {}
+    for name, weight in graph.weights.items():
         targets.setdefault(weight.origin, []).append(name)
     stacks = Stack.all_of(graph)
     return [

@@ -13,6 +13,7 @@ from typing import Any
 from elastic_ir.errors import SourceError
 from elastic_ir.formats.files import read_json
 from elastic_ir.formats.model_folder import MODULES, PIPELINE, RECORD, ROUTER, is_checkpoint, layout_of
+from elastic_ir.formats.training_folder import refuse_folders_inside
 
 #: The files that state which parts a folder has.
 STATEMENTS = (PIPELINE, MODULES, ROUTER)
@@ -69,6 +70,7 @@ def network_in(folder: Path, component: str | None = None) -> Path:
         name = component.strip("/")
         if name in networks:
             return folder / name
+        refuse_folders_inside(folder)
         has = f"its networks are {', '.join(networks)}" if networks else "it has none; leave out --component"
         raise SourceError(f"{folder} has no component {component!r}; {has}")
     if len(networks) < 2:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from elastic_ir.errors import SourceError
 from elastic_ir.formats.dcp.folder import DcpSource, is_dcp
-from elastic_ir.formats.model_folder import LAYOUTS, names_in
+from elastic_ir.formats.model_folder import LAYOUTS, is_checkpoint, names_in
 from elastic_ir.ir.info import Origin
 from elastic_ir.tensors.lazy import TensorData
 
@@ -106,3 +107,19 @@ def is_training_folder(folder: Path) -> bool:
         return False
     states = any(_STATES.fullmatch(name) for name in names) or is_dcp(folder / "optimizer_0")
     return states and bool(networks_in(folder) or any(PIECES.fullmatch(name) for name in names))
+
+
+def refuse_folders_inside(folder: Path) -> None:
+    """SourceError for a training's folder whose networks are model folders inside, as diffusers has them saved.
+
+    Its optimizer lists parameters by numbers in the order of the network's class, which no file beside it states.
+    """
+    if not any(_STATES.fullmatch(name) for name in names_in(folder)):
+        return
+    networks = sorted(path for path in folder.iterdir() if is_checkpoint(path))
+    if networks:
+        raise SourceError(
+            f"{folder} holds the states of a training, and its networks in folders inside; give one of these: "
+            f"{', '.join(map(str, networks))} (the optimizer's state follows in Python, by "
+            "graph.remap_optimizer_state)"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -273,3 +274,34 @@ def test_layers_of_another_folder_come_along_and_their_absence_is_seen(tmp_path:
     save_file({name: tensor for name, tensor in made.items() if not name.startswith("layers.5.")},
               tmp_path / "out" / "model.safetensors", {"format": "pt"})  # fmt: skip
     assert "is missing" in run("verify", tmp_path / "out", ok=False)
+
+
+def test_networks_in_folders_inside_are_named(tmp_path: Path) -> None:
+    """As diffusers' training scripts have ``save_state`` leave them."""
+    net, optimizer = trained()
+    folder = save_plain(tmp_path / "checkpoint-7", net, optimizer)
+    for name in ("unet", "unet_ema"):
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text('{"_class_name": "Unet", "num_layers": 4}')
+        shutil.copy(folder / "model.safetensors", folder / name / "diffusion_pytorch_model.safetensors")
+    (folder / "model.safetensors").unlink()
+    for words in (["inspect", folder], ["stretch", folder, "--component", "unet", "--to-units", 6]):
+        said = run(*words, ok=False)
+        assert f"give one of these: {folder / 'unet'}, {folder / 'unet_ema'}" in said
+        assert "the optimizer's state follows in Python" in said
+
+
+def test_names_that_are_given_have_the_networks_order(tmp_path: Path) -> None:
+    """A file of safetensors is sorted by name, which is not the order in which an optimizer lists its parameters."""
+    net, optimizer = trained()
+    save_file(net.state_dict(), tmp_path / "net.safetensors")
+    names = [name for name, _ in net.named_parameters()]
+    assert names != sorted(names)
+    deep = eir.stretch(eir.load(tmp_path / "net.safetensors"), plan=[ORDER])
+    made = Net(len(ORDER))
+    made.load_state_dict(deep.state_dict())
+    fresh = torch.optim.AdamW(groups_of(made))
+    own = {id(p): name for name, p in net.named_parameters()}
+    listed = [own[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    fresh.load_state_dict(deep.remap_optimizer_state(optimizer.state_dict(), listed))
+    assert_followed(made, fresh)
