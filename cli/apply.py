@@ -120,7 +120,7 @@ def apply(
         if name not in names:
             raise click.UsageError(f"--print-after {name}: the pipeline has no such pass")
     wanted = replace(wanted, out=out, no_check=no_check, dry_run=dry_run)
-    wanted.check_remote(streamed=False)
+    wanted.check_remote(reading.is_folder(source))
     path = as_path(out) if out is not None else output.applied(source)
     refuse_other_state(source, out, wanted.with_optimizer)
     if wanted.with_optimizer and out is None:

@@ -78,7 +78,7 @@ def export(
     as readable Python instead: a module that loads the state dict strictly and gives the same outputs.
     """
     wanted = Wanted(out=out)
-    wanted.check_remote(streamed=False)
+    wanted.check_remote(folder=False)
     path = as_path(out) if out is not None else output.beside(source, ONNX.suffixes[0])
     if out is None:
         output.refuse_cache(path)

@@ -246,8 +246,10 @@ class Reading(Options):
 
     def by_headers(self, source: str) -> bool:
         """Whether a source is a checkpoint folder, here or on a hub, and no option asks to have its network traced."""
-        if self.arch is not None or self.input_shape or self.trust:
-            return False
+        return not (self.arch is not None or self.input_shape or self.trust) and self.is_folder(source)
+
+    def is_folder(self, source: str) -> bool:
+        """Whether a source is a model's folder, here, behind a URL or on a hub."""
         if not Path(source).is_dir():
             if os.path.exists(source):
                 return False

@@ -54,9 +54,9 @@ def write_folder(graph: Graph, url: str, wanted: Wanted) -> dict[str, Any]:
 
 
 def write_file(graph: Graph, url: str, wanted: Wanted) -> dict[str, Any]:
-    """Write a file behind a URL, or print what would be written; as data, what was."""
+    """Write a file, or a folder that is no stream, behind a URL, or print what would be written; as data, what was."""
     from elastic_ir.checkpoints.remote_target import save_remote_gguf
-    from elastic_ir.formats import GGUF
+    from elastic_ir.formats import GGUF, writable
     from elastic_ir.formats.remote import path_of
 
     name = path_of(url)
@@ -69,27 +69,33 @@ def write_file(graph: Graph, url: str, wanted: Wanted) -> dict[str, Any]:
             sizes = save_remote_gguf(plan, url, given(FORCE), tell)
         tables.show_facts(_facts(sizes))
         return {**_data(sizes), "would_write": None}
-    beside = [path.name for path in output.files_of(name)[1:]]
+    folder = not writable(name)
+    beside = [path.name for path in output.files_of(name)[1:]] if not folder else []
     if wanted.dry_run:
-        return _would_write(url, [name.name, *beside])
+        return _would_write(url, [name.name, *beside] if not folder else [])
 
     def write(path: Path) -> list[Path]:
         return output.save(graph, path, check=not wanted.no_check)
 
-    facts, data = uploaded(url, write, beside)
+    facts, data = uploaded(url, write, beside, folder)
     output.show_written(graph, [])
     tables.show_facts(facts)
     return {**data, "would_write": None}
 
 
 def uploaded(
-    url: str, write: Callable[[Path], Sequence[Path]], beside: Sequence[str]
+    url: str, write: Callable[[Path], Sequence[Path]], beside: Sequence[str], folder: bool = False
 ) -> tuple[list[tuple[str, str]], dict[str, Any]]:
-    """Have a function write a file, and those beside it, and take them behind a URL; as facts and data, what was."""
-    from elastic_ir.checkpoints.remote_target import save_remote_file
+    """Have a function write a file, and those beside it, or a folder, and take it behind a URL; as facts and data, what
+    was.
+    """
+    from elastic_ir.checkpoints.remote_target import save_remote_file, save_remote_tree
 
     with tables.transfer(f"writing {url}") as tell:
-        sizes = save_remote_file(url, write, given(FORCE), tell, beside)
+        if folder:
+            sizes = save_remote_tree(url, write, tell)
+        else:
+            sizes = save_remote_file(url, write, given(FORCE), tell, beside)
     return _facts(sizes), _data(sizes)
 
 

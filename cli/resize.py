@@ -174,20 +174,20 @@ class Wanted(Options):
                 if parts and name == "--resume":
                     why += "; a GGUF file gets its name when all of it, parts too, is whole: a stop leaves nothing"
                 raise click.UsageError(why)
-        self.check_remote(streamed)
+        self.check_remote(streamed or reading.is_folder(source))
         return streamed
 
-    def check_remote(self, streamed: bool) -> None:
-        """A usage error for what cannot be done behind a URL, if the result goes there."""
+    def check_remote(self, folder: bool) -> None:
+        """A usage error for what cannot be done behind a URL, if the result goes there; ``folder``: it may be one."""
         if self.remote:
             from elastic_ir.formats.remote import names_place, without_credentials
 
             shown = without_credentials(self.out or "")
             if not names_place(shown):
                 raise click.UsageError(f"{shown} names no place behind its scheme")
-            if not streamed and not writable(as_path(self.out or "")):
+            if not folder and not writable(as_path(self.out or "")):
                 raise click.UsageError(
-                    "behind a URL a file is written, by its suffix, or a checkpoint folder, from one that is streamed"
+                    "behind a URL a file is written, by its suffix, or a model's folder, from one"
                 )
             for name, value in self.given("durable", "resume", "jobs", "ray").items():
                 if value:
@@ -205,7 +205,7 @@ class Wanted(Options):
             if not self.dry_run:
                 from elastic_ir.cli.remote import refuse_target
 
-                refuse_target(self.out, streamed)
+                refuse_target(self.out, streamed or not writable(as_path(self.out)))
             return
         begun = False
         if streamed:
@@ -299,7 +299,7 @@ def _of_recipe(source: str, wanted: Wanted, reading: Reading) -> None:
         raise click.UsageError(
             "what a recipe of slices describes is a folder, and -o has the suffix of a file"
         )
-    wanted.check_remote(streamed=True)
+    wanted.check_remote(folder=True)
     if wanted.out is not None:
         wanted.refuse_overwriting(Path(wanted.out), {"the recipe": source}, streamed=True)
     with tables.status(f"reading {source}"):

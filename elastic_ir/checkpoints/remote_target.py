@@ -23,6 +23,7 @@ from elastic_ir.checkpoints.side_files import SideFile
 from elastic_ir.checkpoints.write import SHARD_SIZE, fetch_awaited, plan_checkpoint
 from elastic_ir.errors import OutputError, SourceChangedError, SourceError
 from elastic_ir.formats.files import stamp_of
+from elastic_ir.formats.model_folder import LAYOUTS
 from elastic_ir.formats.parts import BUFFER, stream_parts
 from elastic_ir.formats.remote import (
     in_one_line,
@@ -175,6 +176,32 @@ def save_remote_file(
                 tell(done, sum(sizes.values()))
     target.remove_left({*beside} - {path.name for path in sizes})
     return {url_beside(url, path.name): size for path, size in sizes.items()}
+
+
+def save_remote_tree(
+    url: str, write: Callable[[Path], object], tell: Callable[[int, int], None] | None = None
+) -> dict[str, int]:
+    """Write a model's folder that is not streamed behind a URL; by its URL, the bytes of what was written.
+
+    ``write`` writes it at a path, in a temporary folder from which it is uploaded. The rest is as of
+    :func:`save_remote`.
+    """
+    target = _Target.at(url)
+    target.refuse_filled()
+    with tempfile.TemporaryDirectory(prefix="elastic-ir-") as home, target.made():
+        folder = Path(home) / path_of(url).name
+        write(folder)
+        configs = {layout.config for layout in LAYOUTS}
+        files = sorted(
+            (path for path in folder.rglob("*") if path.is_file()),
+            key=lambda path: (path.name in configs, path),
+        )
+        total = sum(path.stat().st_size for path in files)
+        for path in files:
+            target.write(path.relative_to(folder).as_posix(), _pieces(path))
+            if tell is not None:
+                tell(sum(target.sizes.values()), total)
+    return {url: total}
 
 
 def _pieces(path: Path) -> Iterator[memoryview]:

@@ -103,6 +103,26 @@ def test_nothing_is_left_where_it_fails(source: Path, memory: Any, monkeypatch: 
     assert memory.find("/b") == []
 
 
+def test_a_folder_of_a_network_that_was_built(
+    tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 50}
+    net = transformers.LlamaForCausalLM(transformers.LlamaConfig(num_hidden_layers=3, **sizes))
+    net.save_pretrained(tmp_path / "net")
+    made = ("apply", tmp_path / "net", "--passes", "stretch{to-units=4}", "--no-check", "-o")
+    assert run(*made, tmp_path / "here").exit_code == 0
+    done = run(*made, "memory://b/out")
+    assert done.exit_code == 0, done.output
+    found = {path.removeprefix("/b/out/"): memory.cat(path) for path in memory.find("/b/out")}
+    assert found == tree(tmp_path / "here")
+    again = run(*made, "memory://b/out")
+    assert again.exit_code == 1 and "memory://b/out holds files already" in again.output
+    monkeypatch.setattr(memory, "info", lambda path: {"size": 1})
+    broken = run(*made, "memory://b/other").output
+    assert "was written with" in broken and memory.find("/b/other") == []
+
+
 def test_interrupts_and_masks(source: Path, memory: Any) -> None:
     graph = eir.stretch(eir.load(source, headers_only=True), plan="0-3,1")
 
@@ -133,7 +153,7 @@ def test_what_is_no_folder_and_no_format(source: Path, tmp_path: Path) -> None:
     save_file({f"a.{n}.weight": np.ones((2, 2)) for n in range(3)}, tmp_path / "m.safetensors")
     done = run("stretch", tmp_path / "m.safetensors", "--to-units", "4", "-o", "memory://b/out.xyz")
     assert done.exit_code == 2
-    assert "behind a URL a file is written, by its suffix, or a checkpoint folder" in done.output
+    assert "behind a URL a file is written, by its suffix, or a model's folder, from one" in done.output
 
 
 def test_a_folder_that_cannot_be_listed_is_not_empty(
