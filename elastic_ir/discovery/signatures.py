@@ -1,7 +1,7 @@
 """Signatures: hashes of what blocks compute, by which they are known to be alike, and the period that hashes show.
 
-What makes no difference: Gemma 3n looks up an embedding for all layers at once, and layer i selects row i. A copy takes
-the row that its source takes; of a parameter it gets a row of its own (:mod:`elastic_ir.plans.layer_rows`).
+What makes no difference: Gemma 3n looks up an embedding for all layers at once, and layer i selects row i. A copy gets
+a row of its own, equal to its source's, where the rows are a tensor's (:mod:`elastic_ir.plans.layer_rows`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from elastic_ir.ir.graph import Graph, Literal, Node, Symbol, Value, WeightRef
 #: What most arguments besides values are.
 _PLAIN = frozenset({int, bool, str, type(None)})
 _TAKES = ("operator.getitem", "aten.select.int")
+#: Operations that may take a part of a tensor that stands at a place given by a number.
+TAKING = frozenset({"getitem", "select", "narrow", "slice", "embedding"})
 
 
 def signatures_of(

@@ -52,6 +52,12 @@ def masks(graph: Graph) -> dict[str, torch.Tensor]:
     }
 
 
+def refuse_as_tensors(graph: Graph) -> None:
+    """EmitError where a file of tensors cannot hold all of a graph: weights without values, or a state beside them."""
+    refuse_without_values(graph)
+    refuse_extra_state(graph)
+
+
 def refuse_without_values(graph: Graph) -> None:
     """EmitError where a weight was read on the meta device."""
     for name, weight in graph.weights.items():

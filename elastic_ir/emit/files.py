@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic_ir import formats
-from elastic_ir.emit import refuse_extra_state, refuse_without_values
+from elastic_ir.emit import refuse_as_tensors, refuse_without_values
 from elastic_ir.errors import EmitError, OutputError, SourceError
 from elastic_ir.formats import ReadOptions, Stored
 from elastic_ir.formats.files import atomic_folder, atomic_output, refuse_long_name, sync
@@ -88,8 +88,7 @@ def save_stored(graph: Graph, path: Path, check: bool, write: Callable[[Path, St
     they are emitted, zero where a mask is 0. The file gets its name when it is whole and, with ``check``, when the
     format's reader finds the names, shapes and masks in it that were planned. Raises EmitError, OutputError.
     """
-    refuse_without_values(graph)
-    refuse_extra_state(graph)
+    refuse_as_tensors(graph)
     module = _checked_module(graph, check)
     tensors = {name: weight.storage.emitted() for name, weight in graph.weights.items() if weight.persistent}
     stored = Stored(tensors, _masks(graph), json.dumps(_data(graph, module)))
@@ -216,8 +215,7 @@ def save_pt(graph: Graph, path: Path, check: bool) -> list[Path]:
     """A plain state dict for everyone else, with the graph and the masks as extra records."""
     from elastic_ir.formats.torch_zip import RECORDS, append_zip_records, write_state
 
-    refuse_without_values(graph)
-    refuse_extra_state(graph)
+    refuse_as_tensors(graph)
     emitted = graph.weights.emitted()
     state = {name: emitted[name] for name, weight in graph.weights.items() if weight.persistent}
     masks = _mask_records(graph)
@@ -262,8 +260,7 @@ def save_safetensors(graph: Graph, path: Path, check: bool) -> list[Path]:
     from elastic_ir.formats.mask_tie import TIE, tie_of
     from elastic_ir.formats.safetensors import read_safetensors, write_safetensors
 
-    refuse_without_values(graph)
-    refuse_extra_state(graph)
+    refuse_as_tensors(graph)
     tensors: dict[str, TensorData] = {
         n: w.storage.emitted() for n, w in graph.weights.items() if w.persistent
     }
@@ -295,8 +292,7 @@ def save_ticket(graph: Graph, path: Path, check: bool) -> list[Path]:
     """Graph, bit-packed masks and only the surviving values."""
     from elastic_ir.formats.ticket import ticket_shapes, write_ticket
 
-    refuse_without_values(graph)
-    refuse_extra_state(graph)
+    refuse_as_tensors(graph)
     weights = {name: weight.storage for name, weight in graph.weights.items() if weight.persistent}
     with atomic_output(path) as temporary:
         _write_described(graph, check, lambda description: write_ticket(temporary, weights, description))

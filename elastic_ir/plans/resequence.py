@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from elastic_ir.discovery.parts import has_idle
-from elastic_ir.discovery.signatures import row_taken
+from elastic_ir.discovery.signatures import TAKING
 from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.operations import known_kind
 from elastic_ir.ir.structure import Block, Container, Resequenced
 from elastic_ir.plans.plan import Plan, StageShape, keeps_units
 from elastic_ir.rewrite.rewriter import Rewriter
@@ -59,10 +60,10 @@ def resequence(
 
         sums = weights_of_sums(graph, plan)
     rows: list[Rows] = []
-    if any(row_taken(node) for node in graph):
+    if any(known_kind(node) in TAKING for node in graph):
         from elastic_ir.plans.layer_rows import rows_of_blocks
 
-        rows = rows_of_blocks(graph, plan)
+        rows = rows_of_blocks(rewriter, plan)
     if len(graph) and not shown and has_idle(graph):
         from elastic_ir.plans.keep_beside import refuse_idle_beside
 

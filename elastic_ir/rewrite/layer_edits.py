@@ -110,9 +110,27 @@ class LayerEdits:
         node.args, node.kwargs = args, kwargs
         self._note_operands(node)
 
-    def take_row(self, node: Node, row: int) -> None:
-        """Let a node that takes a row of a tensor take another one, as the plan places its block."""
-        node.args = (*node.args[:-1], row)
+    def set_arguments(self, node: Node, args: tuple[Argument, ...]) -> None:
+        """Give a node other arguments that are no values, as the network's own forward has them after a plan.
+
+        What rewires the network is :meth:`set_operand`.
+        """
+        if Node("", "", args).operands() != Node("", "", node.args).operands():
+            raise VerifyError(f"the arguments of %{node.name} are values; replace their uses instead")
+        node.args = args
+
+    def join(self, node: Node, block: Block) -> None:
+        """Put a node of no block before the first one of a block that reads it, as one of the block's nodes."""
+        first = next(other for other in block.nodes if node.output in other.operands())
+        assert first._prev is not None
+        self.graph._unlink(node)
+        self.graph._link(node, after=first._prev)
+        block.nodes.insert(block.nodes.index(first), node)
+        self._blocks_of = None
+
+    def set_size(self, node: Node, role: str, size: int) -> None:
+        """Give a layer another size, as the network's own has it whose tensors got that size by a plan."""
+        node.attributes[role] = size
 
     def insert_layer(
         self, op: str, value: Value, *, path: str, attributes: Mapping[str, Argument],
@@ -197,7 +215,7 @@ class LayerEdits:
         if isinstance(args[place], Value) or isinstance(operand, Value):
             raise VerifyError(f"operand {place} of %{node.name} is a value; replace its uses instead")
         args[place] = operand
-        node.args = tuple(args)
+        self.set_arguments(node, tuple(args))
         self._note_rewired()
 
     def set_keyword(self, node: Node, name: str, value: Argument) -> None:

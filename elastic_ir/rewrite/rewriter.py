@@ -182,6 +182,10 @@ class Rewriter(LayerEdits, WeightEdits, StageEdits, GivenAndCollected, Renumberi
     def stage_of(self, block: Block) -> Stage:
         return self._stage_of[block]
 
+    def is_in_a_block(self, name: str) -> bool:
+        """Whether a weight lies in a slot of a block, and is copied and deleted with it."""
+        return self._owner(name) is not None
+
     def clone_block(self, block: Block, *, after: Block) -> Block:
         """Clone a block with its weights, buffers and masks; the clone runs right after ``after``.
 

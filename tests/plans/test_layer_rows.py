@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,65 @@ class Table(nn.Module):
         return x[: len(x)]
 
 
+class Unbound(Gains):
+    """The rows are walked beside the layers, which torch.export reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for gain, mixed, layer in zip(
+            torch.sigmoid(self.gains), self.mixed.unbind(), self.layers, strict=True
+        ):
+            x = x + torch.tanh(layer(x * gain + mixed))
+        return x
+
+
+class LookedUp(Table):
+    """The row of each layer is looked up by its number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for index, layer in enumerate(self.layers):
+            x = x + torch.tanh(layer(x + self.table(torch.tensor(index))))
+        return x
+
+
+class LookedUpAtOnce(Table):
+    """The rows of all layers are looked up together."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.table(torch.arange(len(self.layers)))
+        for index, layer in enumerate(self.layers):
+            x = x + torch.tanh(layer(x + rows[index]))
+        return x
+
+
+class Modulated(nn.Module):
+    """One layer gives the scales and shifts of all blocks, and in the end those of the head, taken apart in a way."""
+
+    def __init__(self, count: int, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(count))
+        self.modulate = nn.Sequential(nn.SiLU(), nn.Linear(WIDTH, 2 * WIDTH * (count + 1)))
+
+    def parts(self, made: Tensor) -> list[tuple[Tensor, Tensor]]:
+        count = len(self.layers) + 1
+        if self.way == "chunks":
+            return [(a, b) for a, b in (part.chunk(2, dim=-1) for part in made.chunk(count, dim=-1))]
+        if self.way == "halves":
+            parts = made.chunk(2 * count, dim=-1)
+            return [(parts[2 * at], parts[2 * at + 1]) for at in range(count)]
+        if self.way == "slices":
+            ends = [2 * WIDTH * at for at in range(count)]
+            return [(made[:, at : at + WIDTH], made[:, at + WIDTH : at + 2 * WIDTH]) for at in ends]
+        axes = made.view(-1, count, 2, WIDTH)
+        return [(axes[:, at, 0], axes[:, at, 1]) for at in range(count)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        *parts, (scale, shift) = self.parts(self.modulate(x))
+        for layer, (times, plus) in zip(self.layers, parts, strict=True):
+            x = x + torch.tanh(layer(x * times + plus))
+        return x * scale + shift
+
+
 class Partly(nn.Module):
     """The first row is read elsewhere as well, so that which rows are the blocks' is not plain."""
 
@@ -60,9 +120,18 @@ class Partly(nn.Module):
         return x
 
 
-@pytest.mark.parametrize(
-    "make", [Gains, lambda count: Gains(count, 9), Table], ids=["rows", "spare rows", "embedding"]
-)
+NETWORKS: dict[str, Callable[[int], nn.Module]] = {
+    "rows": Gains,
+    "spare rows": lambda count: Gains(count, 9),
+    "embedding": Table,
+    "unbound": Unbound,
+    "looked up": LookedUp,
+    "looked up at once": LookedUpAtOnce,
+    **{way: partial(Modulated, way=way) for way in ("chunks", "halves", "slices", "axes")},
+}
+
+
+@pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS.keys())
 def test_a_deeper_one_is_the_native_one(make: Callable[[int], nn.Module], tmp_path: Path) -> None:
     model, native = make(4).eval(), make(6).eval()
     graph = eir.trace(model, (X,))
@@ -73,6 +142,7 @@ def test_a_deeper_one_is_the_native_one(make: Callable[[int], nn.Module], tmp_pa
     made = deeper.to_module()
     assert type(made) is type(model)
     assert torch.equal(made(X), native(X))
+    assert str(made) == str(native)  # the sizes that layers state
     eir.save(deeper, tmp_path / "deeper.pt")
     assert torch.equal(eir.load(tmp_path / "deeper.pt").to_module()(X), native(X))
     back = eir.squeeze(deeper, to_stages=[4])

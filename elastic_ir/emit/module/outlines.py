@@ -55,6 +55,10 @@ def _assign(outline: Outline, graph: Graph) -> None:
                     continue
                 if weight is not None:
                     key = (id(weight.storage), table is part._parameters)
+                    if role == "weight" and old.shape != weight.shape:
+                        from elastic_ir.emit.module.sizes import state_sizes  # few plans change a size
+
+                        state_sizes(part, weight.shape)
                     fresh = OutlineTensor(weight.shape, weight.dtype, old.requires_grad)
                     table[role] = old = done.setdefault(key, fresh)
                 if role not in part._non_persistent_buffers_set:
