@@ -47,13 +47,19 @@ def refuse_pieces(folder: Path) -> None:
     cut = any(_CUT.fullmatch(path.name) and "_model_" in path.name for path in pieces)
     whole = len(weights) == 1 and not cut
     home, tag = pieces[0].parent.parent, pieces[0].parent.name
+    if whole and pieces == weights:  # without ZeRO one rank saves all of it
+        raise SourceError(
+            f"{folder} holds what a DeepSpeed training without ZeRO has saved, all of it in one file; give "
+            f"{weights[0]}, with --with-optimizer for the optimizer's state too"
+        )
     ways = [
         "put them together by DeepSpeed's zero_to_fp32.py "
-        f"(`python -m deepspeed.utils.zero_to_fp32 {home} OUT -t {tag}`) and give what that writes"
+        f"(`python -m deepspeed.utils.zero_to_fp32 {home} OUT -t {tag}`) and give what that writes, "
+        "OUT/pytorch_model.bin, or OUT with the model's config.json in it"
     ]
     if whole:
         ways.append(f"or give {weights[0]} with --key module, the weights without their optimizer")
     raise SourceError(
         f"{folder} holds what the ranks of a DeepSpeed training have saved ({pieces[0].name}), each its part; "
-        f"{', '.join(ways)}"
+        f"{'; '.join(ways)}"
     )
