@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -75,3 +78,22 @@ def test_other_objects_are_named(zipped: bool, tmp_path: Path) -> None:
     torch.save(STATE | {"lr": Fraction(1, 2)}, tmp_path / "a.bin", _use_new_zipfile_serialization=zipped)
     with pytest.raises(SourceError, match=r"a.bin holds more than tensors and plain data, and .*; do this$"):
         load_plain(tmp_path / "a.bin", "do this")
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "older"])
+def test_what_trainings_keep_beside_is_loaded_as_it_was(zipped: bool, tmp_path: Path) -> None:
+    """The clock, the random state and the version in a file of Composer, none of which torch takes alone."""
+    beside: dict[str, Any] = {
+        "time": timedelta(seconds=3),
+        "numpy": np.random.default_rng(0).integers(9, size=5),
+        "step": np.float32(2),
+        "metadata": {"torch_version": torch.__version__},
+    }
+    torch.save(STATE | beside, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+    found = load_plain(tmp_path / "a.pt", "do this")
+    assert found["time"] == beside["time"] and np.array_equal(found["numpy"], beside["numpy"])
+    assert {name: type(found[name]) for name in beside} == {name: type(item) for name, item in beside.items()}
+    assert type(found["metadata"]["torch_version"]) is type(torch.__version__)
+    torch.save(STATE | beside | {"path": PurePosixPath("a")}, tmp_path / "a.pt")
+    with pytest.raises(SourceError, match="holds more than tensors and plain data"):
+        load_plain(tmp_path / "a.pt", "do this")  # of a path the class is not kept

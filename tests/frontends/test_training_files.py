@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ def _composer(state: State, optimizer: dict[str, Any]) -> dict[str, Any]:
     inner = {
         "model": {f"module.{name}": tensor for name, tensor in state.items()},
         "optimizers": {"AdamW": {"state": moments, "param_groups": groups}},
-        "timestamp": {"Timestamp": {"epoch": 1}},
+        "timestamp": {"Timestamp": {"epoch": 1, "epoch_wct": timedelta(seconds=1)}},
+        "metadata": {"torch_version": torch.__version__},
     }
     return {"state": inner, "rng": []}
 

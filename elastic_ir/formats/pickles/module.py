@@ -17,6 +17,7 @@ of objects are small, tensors lie outside the pickle):
 from __future__ import annotations
 
 import codecs
+import datetime
 import enum
 import functools
 import pathlib
@@ -211,6 +212,17 @@ def _path(kind: type[pathlib.PurePath]) -> Callable[..., Any]:
     return make
 
 
+def _plain(make: Callable[..., Any], kind: type) -> Callable[..., Any]:
+    """What its arguments, all of one type, say, and no more."""
+
+    def made(*args: Any) -> Any:
+        if not all(type(arg) is kind for arg in args):
+            raise Refused
+        return make(*args)
+
+    return made
+
+
 def _never(*args: Any) -> Any:
     raise Refused
 
@@ -220,6 +232,8 @@ def _makers() -> dict[str, Maker]:
         "collections.defaultdict": _default,
         "_codecs.encode": _encode,
         "types.SimpleNamespace": types.SimpleNamespace,
+        "datetime.timedelta": _plain(datetime.timedelta, int),  # Composer's clock, and the version beside it
+        "torch.torch_version.TorchVersion": _plain(torch.torch_version.TorchVersion, str),
         "torch.Size": _held(torch.Size),
         "torch.device": torch.device,
         "torch.serialization._get_layout": torch.serialization._get_layout,
@@ -324,6 +338,9 @@ class RestrictedUnpickler(GuardedUnpickler):
                 raise self.refuse(f"calls {name} with other arguments than saved networks do") from None
 
     def load_newobj(self) -> None:
+        if isinstance(self.stack[-2], Maker):  # a text or number of a class of its own
+            self.load_reduce()
+            return
         args = self.stack.pop()
         cls = self.stack[-1]
         cls = cls.cls if isinstance(cls, Token) else cls
