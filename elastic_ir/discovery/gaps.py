@@ -42,6 +42,7 @@ class Gaps:
         """
         owner, last = self.owner, len(groups) - 1
         gaps = self._between()
+        ahead = self._ahead(gaps)
         first_nodes = [node for node, row in owner.items() if row == 0]
         last_nodes = [node for node, row in owner.items() if row == last]
 
@@ -51,12 +52,13 @@ class Gaps:
         def trail(operations: Sequence[str]) -> list[Node]:
             return self._trail(last_nodes, operations)
 
-        behind: list[Node] = []
-        before: list[Node] = []
-        split = _split_behind_first if first_apart else _split
-        for index, (behind, before) in enumerate(split(gaps, self._alive, lead, trail)):
+        splits = list((_split_behind_first if first_apart else _split)(gaps, self._alive, lead, trail))
+        for index, (behind, before) in enumerate(splits):
             owner.update(dict.fromkeys(behind, index))
             owner.update(dict.fromkeys(before, index + 1))
+        first_nodes += splits[0][0]
+        before = sorted([*splits[0][1], *ahead], key=self.order.__getitem__)
+        behind = splits[-1][0]
         leading, trailing = lead([node.op for node in before]), trail([node.op for node in behind])
         owner.update(dict.fromkeys(leading, 0))
         owner.update(dict.fromkeys(trailing, last))
@@ -66,7 +68,7 @@ class Gaps:
             self.around
         ):  # what the last block's trail alone reads, and the others' read inside
             readers = {owner.get(user) for user in self.users.get(node.output, ())}
-            if self.order[node] > self.spans[-1][0] and node not in owner and readers == {last}:
+            if self.order[node] > self.spans[-2][1] and node not in owner and readers == {last}:
                 owner[node] = last
 
     def end_like(self, whole: Sequence[Part], rest: Sequence[Part]) -> None:
@@ -101,6 +103,27 @@ class Gaps:
                 else:
                     gaps[row].append(node)
         return gaps
+
+    def _ahead(self, gaps: list[list[Node]]) -> list[Node]:
+        """Give blocks what the caller makes of no block before them for them alone, as their part of a shared value.
+
+        No cut runs through it: it is taken out of the gaps. Returns what the second block has of it.
+        """
+        dependent = set(self.owner)
+        for node in self.around:
+            if any(value.node in dependent for value in node.operands()):
+                dependent.add(node)
+        starts = [first for first, _ in self.spans]
+        found: list[Node] = []
+        for row, gap in enumerate(gaps, 1):
+            for node in reversed(gap):
+                readers = self.users.get(node.output, ())
+                rows = {self.owner.get(user, bisect_right(starts, self.order[user]) - 1) for user in readers}
+                if node not in dependent and rows == {row}:
+                    self.owner[node] = row
+                    found += [node] if row == 1 else []
+            gap[:] = [node for node in gap if node not in self.owner]
+        return found
 
     def _alive(self, row: int, gap: Sequence[Node]) -> list[tuple[int, int]]:
         """How many values and elements are alive behind a block, and behind each node of the gap that follows it."""

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from math import gcd
 
+from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph, Node, Value, WeightRef
 from elastic_ir.ir.operations import known_kind
 from elastic_ir.ir.structure import Block, Stage
+from elastic_ir.plans.keep_beside import tensor_is_kept
 from elastic_ir.plans.pieces import Piece, Table, constant, looked_up, numbers, pieces_of
 from elastic_ir.plans.plan import Plan
 from elastic_ir.plans.row_sources import Edit, Sources, sources_of
@@ -104,11 +106,14 @@ def _take(rewriter: Rewriter, piece: Piece, node: Node, start: int) -> None:
         rewriter.set_arguments(node, tuple(fresh if part == index else part for part in node.args))
 
 
-def rows_of_blocks(rewriter: Rewriter, plan: Plan) -> list[Rows]:
+def rows_of_blocks(rewriter: Rewriter, plan: Plan, stays: Collection[str] = ()) -> list[Rows]:
     """The parts of tensors that the blocks of stages take which a plan changes.
 
     Each block has to take as much as any other, in their order, and all who read the tensor have to take parts. Nodes
-    that take them before the first block runs, for one block each, become nodes of that block.
+    that take them before the first block runs, for one block each, become nodes of that block. ``stays`` are names of
+    tensors that stay as they are.
+
+    Raises PlanError where a tensor is taken apart among the blocks whole, and does not show where it comes from.
     """
     graph = rewriter.graph
     stages = list(zip(graph.stages, plan, strict=True))
@@ -131,20 +136,53 @@ def rows_of_blocks(rewriter: Rewriter, plan: Plan) -> list[Rows]:
         if {piece.node for piece in taken} != reading[table]:
             continue
         sorted_out = _runs(stages, taken, owner)
-        sources = sources_of(graph, table, axis, users) if sorted_out is not None else None
-        if sorted_out is None or sources is None or not _alone(rewriter, sources, reading, taken):
+        if sorted_out is None:
             continue
-        rows = _rows(graph, *sorted_out, sources, taken[0].extent)
-        if rows is not None:
-            found.append(rows)
-            for run in rows.runs:
-                for block, own in zip(run.blocks, run.taken, strict=True):
-                    for node in _outside(own, block, users):
-                        rewriter.join(node, block)
+        sources = sources_of(graph, table, axis, users)
+        rows = None
+        if sources is not None and _alone(rewriter, sources, reading, taken):
+            if any(tensor_is_kept(stays, name) for name in sources.tensors):
+                continue
+            rows = _rows(graph, *sorted_out, sources, taken[0].extent)
+        if rows is None:
+            _refuse_of_length(rewriter, table, taken, sorted_out[0], stays)
+            continue
+        found.append(rows)
+        for run in rows.runs:
+            for block, own in zip(run.blocks, run.taken, strict=True):
+                for node in _outside(own, block, users):
+                    rewriter.join(node, block)
     for rows in found:
         for run in rows.runs:
             run.note_readers()
     return found
+
+
+def _refuse_of_length(
+    rewriter: Rewriter, table: Table, taken: Sequence[Piece], runs: Sequence[_Run], stays: Collection[str]
+) -> None:
+    """PlanError where all places of a table are taken, so that a plan gives it others, and a weight is behind it."""
+    places = {place for piece in taken for place in range(piece.start, piece.end)}
+    if len(places) < taken[0].extent:
+        return
+    waiting: list[Table] = [table]
+    seen: set[Table] = set()
+    while waiting:
+        one = waiting.pop(0)
+        if one in seen:
+            continue
+        seen.add(one)
+        if isinstance(one, Value):
+            waiting += [*one.node.weight_names(), *one.node.operands()]
+        elif not rewriter.is_in_a_block(one) and rewriter.graph.weights[one].persistent:
+            if tensor_is_kept(stays, one):
+                return
+            run = next(run for run in runs if list(run.wanted) != list(range(len(run.taken))))
+            raise PlanError(
+                f"each block of {run.stage.name!r} takes a part of its own of what {one!r} gives, which has parts for "
+                f"{len(run.taken)} blocks, and it does not show which entries of that are whose; "
+                f"--keep-beside {one} (keep_beside=) leaves it as it is, and copies take their source's part"
+            )
 
 
 def _owners(

@@ -63,7 +63,7 @@ def resequence(
     if any(known_kind(node) in TAKING for node in graph):
         from elastic_ir.plans.layer_rows import rows_of_blocks
 
-        rows = rows_of_blocks(rewriter, plan)
+        rows = rows_of_blocks(rewriter, plan, stays)
     if len(graph) and not shown and has_idle(graph):
         from elastic_ir.plans.keep_beside import refuse_idle_beside
 

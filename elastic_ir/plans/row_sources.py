@@ -13,9 +13,10 @@ from math import prod
 from typing import TypeAlias
 
 from elastic_ir.ir.graph import Argument, Graph, Node, Value, WeightRef
-from elastic_ir.ir.operations import Trait, has, known_kind, layer_of
+from elastic_ir.ir.operations import Trait, has, known_kind, layer_of, norm_of
 from elastic_ir.plans.pieces import Table, constant, looked_up, numbers, parting, shape_of, table_of
 from elastic_ir.rewrite.rewriter import Rewriter
+from elastic_ir.tensors.weights import BatchNorm
 
 #: Brings what a node says of an axis in step with another number of places.
 Edit: TypeAlias = Callable[[Rewriter, int], None]
@@ -81,6 +82,9 @@ class _Walk:
             return False
         if layer_of(node) is not None:
             return self._layer(node, shape, axis, scale)
+        norm = norm_of(node)
+        if norm is not None:
+            return self._norm(node, norm, axis, scale)
         if kind == "embedding":
             return self._embedding(node, shape, axis, scale)
         first = table_of(node.args[0]) if node.args else None
@@ -110,21 +114,43 @@ class _Walk:
     def _layer(self, node: Node, shape: tuple[int, ...], axis: int, scale: int) -> bool:
         """A linear layer or a convolution whose outputs are the places."""
         layer = layer_of(node)
+        first = table_of(node.args[0]) if node.args else None
         assert layer is not None
-        held = self.graph.weights.get(layer.weight or "")
-        if held is None or layer.weight is None or layer.groups != 1:
+        if layer.matrix and axis < len(shape) - 1:
+            return first is not None and self.back(first, axis, scale, node)
+        names = self._by_rows(node) if layer.weight is None else [layer.weight]
+        shapes = [self.graph.weights[name].shape for name in names]
+        outputs = len(shape) - max((len(held) - 1 for held in shapes), default=0)
+        wrong = any(held[layer.outputs] != shape[axis] for held in shapes)
+        if not names or layer.groups != 1 or axis != outputs or wrong:
             return False
-        outputs = len(shape) - 1 if layer.matrix else len(shape) - (len(held.shape) - 1)
-        if axis != outputs or held.shape[layer.outputs] != shape[axis]:
-            return False
-        role = "out_features" if layer.matrix else "out_channels"
-        self._sized(node, role, scale)
-        names = [(layer.weight, layer.outputs), *([(layer.bias, 0)] if layer.bias is not None else [])]
-        return all(self.back(name, along, scale) for name, along in names)
+        self._sized(node, "out_features" if layer.matrix else "out_channels", scale)
+        held = [*((name, layer.outputs) for name in names), *([(layer.bias, 0)] if layer.bias else [])]
+        return all(self.back(name, along, scale) for name, along in held)
+
+    def _by_rows(self, node: Node) -> list[str]:
+        """The tensors that a layer's weight is computed from, row by row: norms of rows, and directions."""
+        computed = node.attributes.get("parametrizations")
+        of_weight = computed.get("weight") if isinstance(computed, dict) and len(computed) == 1 else None
+        if not isinstance(of_weight, (tuple, list)) or len(of_weight) != 2:
+            return []
+        kind, options = of_weight
+        by_rows = str(kind).endswith(".weight_norm") and options == {"dim": 0}
+        return [name for role, name in node.weights.items() if role != "bias"] if by_rows else []
 
     def _sized(self, node: Node, role: str, scale: int) -> None:
         if role in node.attributes:
             self.found.edits.append(lambda rewriter, count: rewriter.set_size(node, role, count * scale))
+
+    def _norm(self, node: Node, norm: BatchNorm, axis: int, scale: int) -> bool:
+        """A batch norm whose channels are the places, or are others."""
+        first = table_of(node.args[0])
+        if axis == 1:
+            self._sized(node, "num_features", scale)
+            held = (norm.scale, norm.shift, norm.mean, norm.variance)
+            if not all(self.back(name, 0, scale) for name in held if name is not None):
+                return False
+        return first is not None and self.back(first, axis, scale, node)
 
     def _embedding(self, node: Node, shape: tuple[int, ...], axis: int, scale: int) -> bool:
         """A table of embeddings: its columns, whatever is looked up, or its rows, looked up one after the other."""

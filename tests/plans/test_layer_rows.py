@@ -120,6 +120,57 @@ class Partly(nn.Module):
         return x
 
 
+class Tabled(nn.Module):
+    """Six rows for each block, to which a layer's output is added, taken apart before each block runs."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(count))
+        self.table = nn.Parameter(torch.randn(count, 3, WIDTH))
+        self.added = nn.Linear(WIDTH, 3 * WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.table[None] + self.added(x).reshape(-1, 1, 3, WIDTH)
+        for index, layer in enumerate(self.layers):
+            scale, shift, gate = rows[:, index].chunk(3, 1)
+            x = x + gate[:, 0] * torch.tanh(layer(x * scale[:, 0] + shift[:, 0]))
+        return x
+
+
+class Generated(nn.Module):
+    """Weights that a network makes of a row for each block; and parts of a layer whose weight is computed."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(count))
+        self.rows = nn.Embedding(count, 3)
+        self.generator = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, WIDTH * WIDTH))
+        self.scales = nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH * count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, scales = self.generator(self.rows.weight), self.scales(x)
+        for index, norm in enumerate(self.norms):
+            made = nn.functional.linear(norm(x), weights[index].view(WIDTH, WIDTH))
+            x = x + torch.tanh(made) * scales[:, index * WIDTH : (index + 1) * WIDTH]
+        return x
+
+
+class Halves(nn.Module):
+    """The scales of all blocks, and behind them all shifts: whose entries are whose does not show."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(count))
+        self.both = nn.Linear(WIDTH, 2 * WIDTH * count)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scales, shifts = self.both(x).chunk(2, -1)
+        for index, layer in enumerate(self.layers):
+            own = slice(index * WIDTH, (index + 1) * WIDTH)
+            x = torch.sin(scales[:, own] * layer(x) + shifts[:, own])
+        return x
+
+
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "rows": Gains,
     "spare rows": lambda count: Gains(count, 9),
@@ -127,6 +178,8 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "unbound": Unbound,
     "looked up": LookedUp,
     "looked up at once": LookedUpAtOnce,
+    "tabled": Tabled,
+    "generated": Generated,
     **{way: partial(Modulated, way=way) for way in ("chunks", "halves", "slices", "axes")},
 }
 
@@ -155,3 +208,14 @@ def test_rows_that_others_read_too_stay() -> None:
     deeper = eir.stretch(eir.trace(model, (X,)), to_stages=[5])
     assert deeper.state_dict()["gains"].shape == (4, WIDTH)
     assert torch.equal(eir.squeeze(deeper, to_stages=[4]).to_module()(X), model(X))
+
+
+def test_parts_that_cannot_follow_are_refused() -> None:
+    model = Halves(4).eval()
+    graph = eir.trace(model, (X,))
+    with pytest.raises(
+        eir.PlanError, match=r"takes a part of its own of what 'both\.weight' gives.*--keep-beside"
+    ):
+        eir.stretch(graph, to_stages=[6])
+    kept = eir.stretch(graph, to_stages=[6], keep_beside="both")
+    assert kept.state_dict()["both.weight"].shape == model.both.weight.shape

@@ -246,7 +246,7 @@ def _assign(module: nn.Module, graph: Graph, masked: bool, own: bool, values: bo
                         tensor.__dict__.update(old.__dict__)
                     done[key] = tensor
                 table[role] = done[key]
-                if role == "weight" and old.shape != weight.shape:
+                if role in ("weight", "bias") and old.shape != weight.shape:
                     from elastic_ir.emit.module.sizes import state_sizes  # few plans change a size
 
                     state_sizes(part, weight.shape)

@@ -55,7 +55,7 @@ def _assign(outline: Outline, graph: Graph) -> None:
                     continue
                 if weight is not None:
                     key = (id(weight.storage), table is part._parameters)
-                    if role == "weight" and old.shape != weight.shape:
+                    if role in ("weight", "bias") and old.shape != weight.shape:
                         from elastic_ir.emit.module.sizes import state_sizes  # few plans change a size
 
                         state_sizes(part, weight.shape)
