@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.info import GraphInfo
@@ -47,3 +48,11 @@ def stands_behind(name: str) -> bool | None:
         if _BEHIND.fullmatch(part):
             return True
     return None
+
+
+def parted(path: tuple[Any, ...], at: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What of a nested checkpoint a path leads into: the outermost part that lies beside the network at ``at``."""
+    deep = 1
+    while deep < min(len(path), len(at)) and path[:deep] == at[:deep]:
+        deep += 1
+    return path[:deep]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from elastic_ir.checkpoints.names import parted
 from elastic_ir.checkpoints.record import Step, record_text
 from elastic_ir.emit.optimizer import remap_optimizer_state
 from elastic_ir.emit.parameter_order import names_of_groups, order_of_targets
@@ -158,8 +159,8 @@ class Rebuilder:
                 self.followed.averages.append(_shown(path))
                 return type(item)(self._listed_average(item, _shown(path)))
             return type(item)(self.rebuilt(value, (*path, place)) for place, value in enumerate(item))
-        if path[0] not in self.followed.kept:
-            self.followed.kept.append(str(path[0]))
+        if (name := _shown(parted(path, self.at))) not in self.followed.kept:
+            self.followed.kept.append(name)
         return item
 
     def _weights(self, table: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,6 +44,8 @@ def test_the_optimizer_follows_in_the_source_s_layout(
     ran = run("stretch", tmp_path / name, "--plan", "0-2,1,2", "--with-optimizer", "-o", out, *words)
     assert ran.exit_code == 0, ran.output
     assert "left behind" not in ran.output and "follows the layers" in ran.output
+    if key == "state.model":
+        assert "kept:       state.timestamp, state.metadata as before" in ran.output
     after = torch.load(out, weights_only=False)
     deep = Net(5)
     state = under(after, key)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from elastic_ir.checkpoints.dcp.read import of_optimizer, optimizer_roots, tables_of
+from elastic_ir.checkpoints.names import parted
 from elastic_ir.checkpoints.stacks import Stack, in_module_order
 from elastic_ir.errors import EmitError
 from elastic_ir.formats.dcp.folder import DcpSource, saved_at
@@ -151,7 +152,8 @@ class _Beside:
             elif (layer := self._about(inside, anywhere=False)) is not None:
                 self._copies(entry, layer)
             else:
-                self.found.kept.add(str(entry.path[0]).partition(".")[0])
+                part = ".".join(map(str, parted(entry.path, home)))
+                self.found.kept.add(part if len(home) > 1 else part.partition(".")[0])
                 self._keep(entry)
 
     def _root_of(self, entry: Entry) -> str:
