@@ -164,6 +164,11 @@ class GraphReader:
         if not groups:
             return None
         spans = [self._span([node for part in group.parts for node in part.nodes]) for group in groups]
+        alone = all(len(group.parts) == 1 for group in groups) and not container.prefix and levels is None
+        if alone and len(spans) > 1 and spans == sorted(spans, reverse=True) and len(groups) == len(parts):
+            groups.reverse()
+            spans.reverse()
+            container.falling = True
         if spans != sorted(spans):
             # a last one for another place (a head for the proposals of a first stage) stays the last
             if len(groups) < 3 or not spans[-1] < spans[0] or spans[:-1] != sorted(spans[:-1]):

@@ -172,16 +172,15 @@ def _about_bodies(graph: Graph) -> str:
 def _applied_again(graph: Graph) -> str | None:
     """A layer that runs several times over the same weights (ALBERT, Lan et al. 2020, section 3.1)."""
     layer_names = {name for name, weight in graph.weights.items() if weight.layer}
-    calls: Counter[tuple[str, str]] = Counter()
-    for node in graph:
-        # what makes a weight out of another one (a norm of it) reads that several times, each time otherwise
-        calls.update((name, node.op) for name in layer_names.intersection(node.weight_names()))
-    times: dict[str, int] = {}
-    for (name, _), number in calls.items():
-        times[name] = max(number, times.get(name, 0))
+    # what makes a weight out of another one (a norm of it) reads that several times, each time otherwise
+    calls = [(name, node.op) for node in graph for name in node.weight_names() if name in layer_names]
+    times = Counter(calls)
     count = max(times.values(), default=0)
-    owners = [name.split(".")[:-1] for name, number in times.items() if number == count]
+    again = [call for call in calls if times[call] == count]
+    owners = [name.split(".")[:-1] for name in dict.fromkeys(name for name, _ in again)]
     if count < 2 or len(owners) < 2:
+        return None
+    if again != again[: len(again) // count] * count:  # inside each block, before the next one runs
         return None
     common = list(itertools.takewhile(lambda names: len(set(names)) == 1, zip(*owners, strict=False)))
     path = ".".join(names[0] for names in common)

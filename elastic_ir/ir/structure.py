@@ -35,7 +35,7 @@ class Child:
 
 @dataclass(eq=False)
 class Container:
-    """A module whose numbered children run in order; children are named as its :attr:`series` says."""
+    """A module whose numbered children run in order; they are listed by number, and named as :attr:`series` says."""
 
     path: str
     prefix: str
@@ -47,6 +47,7 @@ class Container:
     width: int = 1  #: digits of the numbers where they are padded with zeros
     suffix: str = ""  #: what stands behind the number in a parameter's name: ``_reverse``
     parameters: bool = False  #: its children are no modules but parameters of one: ``rnn.weight_ih_l{i}``
+    falling: bool = False  #: its user runs it from the last child to the first (``reversed(self.blocks)``)
 
     @property
     def changed(self) -> bool:
@@ -67,6 +68,7 @@ class Container:
             width=self.width,
             suffix=self.suffix,
             parameters=self.parameters,
+            falling=self.falling,
         )
 
     def child_path(self, index: int) -> str:

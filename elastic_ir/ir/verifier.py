@@ -77,7 +77,11 @@ def _verify_weights(graph: Graph) -> None:
 def _verify_structure(graph: Graph) -> None:
     alive = set(graph)
     for stage in graph.structure.stages:
-        place = {child: (box, index) for box in stage.containers for index, child in enumerate(box.children)}
+        place = {
+            child: (box, index)
+            for box in stage.containers
+            for index, child in enumerate(reversed(box.children) if box.falling else box.children)
+        }
         last = dict.fromkeys(stage.containers, -1)
         if not stage.all_blocks:
             raise VerifyError(f"nothing is left of stage {stage.name!r}; one of its blocks has to stay")

@@ -30,20 +30,22 @@ class _Run:
     """The parts that the blocks of one stage take of a table, one behind the other."""
 
     stage: Stage
-    wanted: Sequence[int]  #: the plan, without the ends that take nothing
+    wanted: Sequence[int]  #: the plan, without the ends that take nothing, in the order of the parts
     lead: int  #: how many blocks at the start take nothing
     tail: int  #: how many at the end
     first: int  #: where the first part begins
     step: int  #: how many places one has
     taken: list[list[Piece]]  #: for each block what it takes
+    falling: bool  #: whether the first part is that of the block that runs last
     #: for each block, by its origin, what it takes: which of its nodes does, and how far into its part
     readers: dict[str, list[tuple[int, int, Piece]]] = field(default_factory=dict)
 
     @property
     def blocks(self) -> list[Block]:
-        """The blocks that there are now."""
+        """The blocks that there are now, in the order of their parts."""
         every = self.stage.all_blocks
-        return every[self.lead : len(every) - self.tail]
+        found = every[self.lead : len(every) - self.tail]
+        return found[::-1] if self.falling else found
 
     @property
     def end(self) -> int:
@@ -260,6 +262,11 @@ def _run(stage: Stage, wanted: Sequence[int], by_rank: Sequence[list[Piece]]) ->
     ranks = [sorted(pieces, key=lambda one: one.start) for pieces in by_rank[lead : len(by_rank) - tail]]
     if len(ranks) < 2 or not all(ranks) or lead > stage.pinned or tail > (stage.exit is not None):
         return None
+    kept = [block - lead for block in wanted[lead : len(wanted) - tail]]
+    falling = ranks[0][0].start > ranks[-1][0].start
+    if falling:
+        ranks.reverse()
+        kept = [len(ranks) - 1 - block for block in reversed(kept)]
     starts = [pieces[0].start for pieces in ranks]
     step, extent = starts[1] - starts[0], ranks[0][0].extent
     inside = [
@@ -275,8 +282,7 @@ def _run(stage: Stage, wanted: Sequence[int], by_rank: Sequence[list[Piece]]) ->
     first = starts[0] - lean
     if any(one != inside[0] for one in inside) or reach > step or first + step * len(ranks) > extent:
         return None
-    kept = [block - lead for block in wanted[lead : len(wanted) - tail]]
-    return _Run(stage, kept, lead, tail, first, step, ranks)
+    return _Run(stage, kept, lead, tail, first, step, ranks, falling)
 
 
 def _alone(

@@ -215,14 +215,29 @@ def test_a_layer_that_others_run_too_is_no_stage_by_itself() -> None:
 
 
 class Backwards(nn.Module):
+    """All but the last of a list are run from the end, so that it does not show what a longer one would run."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.flows = linears(3)
+        self.flows = linears(4)
 
     def forward(self, x: Tensor) -> Tensor:
-        for flow in reversed(self.flows):
+        for flow in reversed(self.flows[:-1]):
             x = torch.relu(flow(x))
         return x
+
+
+class TwiceInside(nn.Module):
+    """Each layer runs twice in a row, and the two together once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH // 2, WIDTH // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(torch.relu(self.first(x)))[:, : WIDTH // 2]
+        result: Tensor = self.second(torch.tanh(self.second(x)))
+        return result
 
 
 class Chosen(nn.Module):
@@ -258,6 +273,7 @@ class Normed(nn.Module):
     ("make", "reason"),
     [
         (Normed, "no two blocks in a row have equal operations and weight shapes"),
+        (TwiceInside, "no two blocks in a row have equal operations and weight shapes"),
         (
             Backwards,
             r"the children of 'flows' run from the last one to the first \(flows\.2 before flows\.1\)",

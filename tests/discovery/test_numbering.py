@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -182,3 +183,38 @@ def test_series_of_one_module_are_a_stage_each() -> None:
     deeper, native = eir.stretch(graph, to_stages=[4, 5]), Series(4, 5).eval()
     native.load_state_dict(deeper.state_dict())
     assert torch.equal(deeper.to_module()(X), native(X))
+
+
+class FromItsEnd(nn.Module):
+    """Lists that are run from their last block to the first, which has a number of its own and a row of a tensor."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(linear() for _ in range(count))
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(count))
+        self.gains = nn.Parameter(torch.randn(count, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for at in reversed(range(len(self.layers))):
+            x = x + torch.relu(self.layers[at](self.norms[at](x) * self.gains[at]))
+        return x
+
+
+def test_lists_that_are_run_from_their_end(tmp_path: Path) -> None:
+    model, native = FromItsEnd(4).eval(), FromItsEnd(6).eval()
+    graph = eir.trace(model, (X,))
+    (stage,) = graph.stages
+    assert [block.path for block in stage.all_blocks] == [f"layers.{at}" for at in (3, 2, 1, 0)]
+    deeper = eir.stretch(graph, to_stages=[6])
+    assert (
+        deeper.lineage()["layers.1.weight"] == "layers.3.weight"
+    )  # the copies run last, and have the first numbers
+    native.load_state_dict(deeper.state_dict())
+    assert list(deeper.state_dict()) == list(native.state_dict())
+    made = deeper.to_module()
+    assert type(made) is FromItsEnd
+    assert torch.equal(made(X), native(X))
+    eir.save(deeper, tmp_path / "deeper.pt")
+    back = eir.squeeze(eir.load(tmp_path / "deeper.pt"), to_stages=[4])
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in back.state_dict().items())
+    assert torch.equal(back.to_module()(X), model(X))

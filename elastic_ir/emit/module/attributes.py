@@ -308,13 +308,15 @@ def _source_slots(live: nn.Module, structure: Structure) -> list[_Slot] | None:
             continue
         firsts = [other.all_blocks[0] for other in structure.stages if other.container is container]
         starts = sorted({container.source_index(block.origin) for block in firsts})
-        start = container.source_index(stage.all_blocks[0].origin)
+        first = start = container.source_index(stage.all_blocks[0].origin)
         end = min((other for other in starts if other > start), default=container.source_count)
-        for offset in range(start, end):
+        if container.falling:  # runs from its last child on
+            start, end = 0, start + 1
+        for offset in reversed(range(start, end)) if container.falling else range(start, end):
             part = submodule(live, container.child_path(offset))
             if part is None:
                 return None
-            slots.append(_Slot(part, index, stage.entry is not None and offset == start))
+            slots.append(_Slot(part, index, stage.entry is not None and offset == first))
     return slots
 
 
