@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from elastic_ir.discovery.bundles import Span
 from elastic_ir.discovery.parts import Group, Part
@@ -42,7 +42,8 @@ class Gaps:
         """
         owner, last = self.owner, len(groups) - 1
         gaps = self._between()
-        ahead = self._ahead(gaps)
+        dependent = self._dependent()
+        ahead = self._ahead(gaps, dependent)
         first_nodes = [node for node, row in owner.items() if row == 0]
         last_nodes = [node for node, row in owner.items() if row == last]
 
@@ -68,7 +69,8 @@ class Gaps:
             self.around
         ):  # what the last block's trail alone reads, and the others' read inside
             readers = {owner.get(user) for user in self.users.get(node.output, ())}
-            if self.order[node] > self.spans[-2][1] and node not in owner and readers == {last}:
+            at = self.spans[-1][0] if node in dependent else self.spans[-2][1]
+            if self.order[node] > at and node not in owner and readers == {last}:
                 owner[node] = last
 
     def end_like(self, whole: Sequence[Part], rest: Sequence[Part]) -> None:
@@ -104,15 +106,19 @@ class Gaps:
                     gaps[row].append(node)
         return gaps
 
-    def _ahead(self, gaps: list[list[Node]]) -> list[Node]:
+    def _dependent(self) -> set[Node]:
+        """The nodes of blocks, and what depends on them, over layers between blocks as well."""
+        found = set(self.owner)
+        for node in self.nodes[self.spans[0][0] : self.spans[-1][1] + 1]:
+            if any(value.node in found for value in node.operands()):
+                found.add(node)
+        return found
+
+    def _ahead(self, gaps: list[list[Node]], dependent: Collection[Node]) -> list[Node]:
         """Give blocks what the caller makes of no block before them for them alone, as their part of a shared value.
 
         No cut runs through it: it is taken out of the gaps. Returns what the second block has of it.
         """
-        dependent = set(self.owner)
-        for node in self.around:
-            if any(value.node in dependent for value in node.operands()):
-                dependent.add(node)
         starts = [first for first, _ in self.spans]
         found: list[Node] = []
         for row, gap in enumerate(gaps, 1):

@@ -284,3 +284,23 @@ class Normed(nn.Module):
 def test_the_reason_why_nothing_repeats(make: type[nn.Module], reason: str) -> None:
     with pytest.raises(eir.StructureError, match=reason):
         _ = eir.trace(make().eval(), (X,)).stages
+
+
+class Halved(nn.Module):
+    """A layer that stands between two blocks is of neither, nor is what is made of its result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks, self.between = linears(4), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for at, block in enumerate(self.blocks):
+            if at == 2:
+                x = self.between(x).flip(-1)
+            x = x + torch.relu(block(x))
+        return x
+
+
+def test_what_is_made_of_a_layer_between_blocks_is_no_block_s() -> None:
+    first, second = eir.trace(Halved().eval(), (X,)).stages
+    assert len({block.signature for stage in (first, second) for block in stage.blocks}) == 1
