@@ -264,11 +264,18 @@ def changed(
     copies = all(
         layer in held.values() for head, held in lists.items() for layer in native.get(head, {}).values()
     )
-    to = to or {count.name: value_at(config, count.place) + sign * by}
+    entry = {count.name: value_at(config, count.place) + sign * by}
+    change = eir.stretch if sign > 0 else eir.squeeze
+    assert graph is not None
     try:
-        assert graph is not None
-        made = (eir.stretch if sign > 0 else eir.squeeze)(graph, to_stages=to)
-        eir.save(made, folder)
+        try:
+            made = change(graph, to_stages=to or entry)
+            eir.save(made, folder)
+        except eir.ElasticError:
+            if not to:
+                raise
+            made = change(graph, to_stages=entry)  # as a refusal of several lists advises
+            eir.save(made, folder)
     except eir.ElasticError as error:
         return f"refused: {error}" if copies else NO_COPY
     except Exception as error:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import importlib
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -19,16 +21,17 @@ import transformers
 from torch import nn
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.initialization import no_init_weights
-from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+from transformers.models.auto import modeling_auto
 
 LAYERS = 4
-LARGEST = 60_000_000  #: parameters; what is larger was not shrunk
+LARGEST = 150_000_000  #: parameters; what is larger was not shrunk
 MOST_MORE = 8  #: by so much a count is raised to see what grows
+_GROUPED = r"num_key_value_heads|(.*_)?(num_)?(key_value|kv)_heads"
 #: What an entry of the configuration becomes, by its name, where it is larger.
 SMALL = [
     (re.compile(pattern), most)
     for pattern, most in (
-        (r"num_key_value_heads|(.*_)?(num_)?(key_value|kv)_heads", 2),
+        (_GROUPED, 2),
         (r"(.*_)?(num_|n_|n)?(attention_)?heads?|.*_attention_heads|nhead", 4),
         (r"head_dim|.*_head_dim|d_kv|kv_channels|attention_head_size", 8),
         (r"(num_)?experts_per_tok(en)?|(.*_)?top_?k", 2),
@@ -39,12 +42,14 @@ SMALL = [
             r"hidden_size|d_model|n_embd|dim|width|.*hidden_size|.*_dim|.*embed(ding)?_size|hidden_channels",
             32,
         ),
-        (r"vocab_size|.*vocab_size", 120),
+        (r"(.*_)?vocab_size.*", 120),
+        (r".*shared_layers", 1),
         (r"depth|.*num_hidden_layers|n_layers?|.*_layers|.*_depth|num_.*blocks|n_blocks", LAYERS),
         (r"image_size|img_size|input_size", 32),
         (r"patch_size", 8),
         (r"max_.*(positions|embeddings|length)|n_positions", 64),
         (r"num_mel_bins", 16),
+        (r"prediction_length", 8),
         (r"sliding_window|.*window.*", 4),
         (r".*rank", 8),
     )
@@ -54,7 +59,8 @@ COUNTS = re.compile(r".*(layer|block|depth).*")
 _PER_LAYER = re.compile(r".*(layer|block|attention|mlp|pattern).*")
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
-BUILT: Any = transformers.AutoModel  #: which has no types
+#: What a configuration derives from its number of layers, and keeps as text of the number that it had.
+_DERIVED = ("stage_names", "out_features", "_out_features", "out_indices", "_out_indices")
 
 #: Where an entry of a configuration stands: names of sub-configurations, the entry's, a place in its list.
 Place: TypeAlias = tuple[str | int, ...]
@@ -65,29 +71,54 @@ Head: TypeAlias = str
 def small_configs(kind: str) -> Iterator[Any]:
     """Small configurations of a model type, the smallest first; the class derives again what follows from others."""
     made = transformers.CONFIG_MAPPING[kind]
-    for rules in (SMALL, [rule for rule in SMALL if rule[1] == LAYERS or rule[1] > 100]):
-        shrunk = made()
-        _shrink(shrunk, rules)
-        with contextlib.suppress(
-            Exception
-        ):  # a class that checks what it is given, and does not like its own
-            yield made.from_dict(shrunk.to_dict())
-        yield shrunk
+    layers = [rule for rule in SMALL if rule[1] == LAYERS]
+    few = [rule for rule in SMALL if rule[0].pattern != _GROUPED]
+    large = [rule for rule in SMALL if rule in layers or rule[1] > 100]
+    for rules, whole in ((SMALL, False), (few, False), (large, False), (layers, False), (SMALL, True)):
+        with contextlib.suppress(Exception):  # a class whose own defaults do not fit together
+            shrunk = made()
+            _shrink(shrunk, rules, whole)
+            plain = shrunk.to_dict()
+            _underive(plain)
+            with contextlib.suppress(
+                Exception
+            ):  # one that checks what it is given, and does not like its own
+                yield made.from_dict(plain)
+            yield shrunk
 
 
-def _shrink(config: Any, rules: list[tuple[re.Pattern[str], int]]) -> None:
+def _underive(plain: dict[str, Any]) -> None:
+    """Take out what a class derives from the number of layers, and what layers have that are gone."""
+    for name in _DERIVED:
+        plain.pop(name, None)
+    for name, value in plain.items():
+        if isinstance(value, dict) and value and all(re.fullmatch("[0-9]+", str(key)) for key in value):
+            plain[name] = {key: one for key, one in value.items() if int(key) < LAYERS}
+        elif isinstance(value, dict):
+            _underive(value)
+
+
+def _shrink(config: Any, rules: list[tuple[re.Pattern[str], int]], whole: bool) -> None:
+    """Shrink a configuration where it stands; ``whole`` gives entries that are left open a value too."""
+    counted = set()
     for name, value in list(vars(config).items()):
         if isinstance(value, transformers.PretrainedConfig):
-            _shrink(value, rules)
+            _shrink(value, rules, whole)
         elif name.startswith("_"):
             continue
-        elif isinstance(value, list) and len(value) > LAYERS and _PER_LAYER.fullmatch(name):
-            _set(config, name, value[:LAYERS])
-        elif type(value) is int and name in _TOKENS:
-            _set(config, name, min(value, _TOKENS[name]))
-        elif type(value) is int:
+        elif name in _TOKENS and isinstance(value or 0, int):
+            _set(config, name, min(int(value or 0), _TOKENS[name]))
+        elif type(value) is int or (value is None and whole):
             most = next((most for pattern, most in rules if pattern.fullmatch(name)), value)
-            _set(config, name, min(value, most))
+            if value is not None and most == LAYERS < value and COUNTS.fullmatch(name):
+                counted.add(value)
+            _set(config, name, most if value is None or most is None else min(value, most))
+    for name, value in list(vars(config).items()):
+        if isinstance(value, list | tuple) and not name.startswith("_") and len(value) > LAYERS:
+            if _PER_LAYER.fullmatch(name) or len(value) in counted:
+                _set(config, name, value[:LAYERS])
+        elif isinstance(value, dict) and value and all(re.fullmatch("[0-9]+", str(key)) for key in value):
+            _set(config, name, {key: one for key, one in value.items() if int(key) < LAYERS})
 
 
 def _set(config: Any, name: str, value: Any) -> None:
@@ -96,27 +127,54 @@ def _set(config: Any, name: str, value: Any) -> None:
 
 
 def small_model(kind: str) -> nn.Module:
-    """A small model of a type, with random weights, as ``AutoModel`` builds it; the last error where it builds none."""
-    if kind not in MODEL_MAPPING_NAMES:  # asked for it, AutoModel imports every class to list them
-        raise ValueError("AutoModel has no class for it")
+    """A small model of a type, with random weights; the last error where none is built."""
     last: Exception = ValueError("no configuration")
     for config in small_configs(kind):
         try:
+            type(config).from_dict(config.to_dict())  # as it will be read, with the checks of its class
             size = sum(tensor.numel() for tensor in on_meta(config).parameters())
             if size > LARGEST:
                 raise ValueError(f"{size / 1e6:.0f} million parameters at the smallest")
             torch.manual_seed(0)
-            model: nn.Module = BUILT.from_config(config).eval()
+            model: nn.Module = class_of(config.__class__)._from_config(config).eval()
             return model
         except Exception as error:  # whatever a class raises: the next configuration may do
             last = error
     raise last
 
 
+@functools.cache
+def class_of(config: Any) -> Any:
+    """The class that a configuration is of: that of ``AutoModel``, of another automatic class, or in its module."""
+    automatic = [modeling_auto.MODEL_MAPPING]
+    automatic += [
+        value
+        for name, value in sorted(vars(modeling_auto).items())
+        if re.fullmatch("MODEL_FOR_.*_MAPPING", name)
+    ]
+    for mapping in automatic:
+        if config in mapping:
+            found = mapping[config]
+            return found[0] if isinstance(found, tuple) else found
+    module = importlib.import_module(config.__module__.replace(".configuration_", ".modeling_"))
+    own = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, transformers.PreTrainedModel)
+        and value.__dict__.get("config_class", value.__annotations__.get("config"))
+        in (config, config.__name__)
+        and not value.__name__.endswith("PreTrainedModel")
+    ]
+    if not own:
+        raise ValueError("no class has such a configuration")
+    return own[-1]  # those before are its parts
+
+
 def on_meta(config: Any) -> nn.Module:
     """The model of a configuration without weights."""
     with torch.device("meta"), no_init_weights():
-        model: nn.Module = BUILT.from_config(copy.deepcopy(config))
+        model: nn.Module = class_of(config.__class__)._from_config(copy.deepcopy(config))
     return model
 
 

@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from elastic_ir.analysis.branches import branches_of
-from elastic_ir.checkpoints.config.depth import Stack, reindexed
+from elastic_ir.checkpoints.config.depth import Stack
+from elastic_ir.checkpoints.config.taps import restated
 from elastic_ir.errors import ElasticError, PlanError, first_line
 from elastic_ir.formats.model_folder import CONFIG, CheckpointSource
 from elastic_ir.ir.graph import Graph
@@ -72,7 +73,7 @@ def _shallow(source: CheckpointSource, graph: Graph) -> dict[str, Any]:
         count = min(whole.before, max(_LEAST, *(kinds.index(kind) + 1 for kind in set(kinds)), 0))
         stacks.append(replace(whole, order=tuple(range(count)), taken=(), tail=0))
     try:
-        return reindexed(source.config, stacks, [weight.origin for weight in graph.weights.values()])[0]
+        return restated(source.config, stacks, [weight.origin for weight in graph.weights.values()])
     except PlanError:
         return source.config
 

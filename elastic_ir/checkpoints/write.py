@@ -20,6 +20,8 @@ from elastic_ir.checkpoints.card import CARD, card, card_before, plan_text
 from elastic_ir.checkpoints.config.depth import Stack, reindexed
 from elastic_ir.checkpoints.config.differences import differences
 from elastic_ir.checkpoints.config.entries import followed
+from elastic_ir.checkpoints.config.tables import Reader
+from elastic_ir.checkpoints.config.taps import taps_followed
 from elastic_ir.checkpoints.libraries.find import library_of
 from elastic_ir.checkpoints.oracle.comparison import NOT_WANTED, Compared, Comparison, comparison
 from elastic_ir.checkpoints.record import Origin, Step, gone_from, read_record, record_text
@@ -176,7 +178,8 @@ def plan_checkpoint(
         doubt, config, kept = error, source.config, []
     keep = graph.edits.keep_beside
     follow = followed(config, layout.config, stacks, source.shapes, keep, is_config=True)
-    config = follow.document
+    reader = Reader(source.config, stacks, origins, file=layout.config)
+    config, taps = taps_followed(follow.document, reader, keep)
     beside = followed_files(side, stacks, source.shapes, keep)
     tensors = {name: graph.weights[name].storage.emitted() for name in sorted(graph.weights, key=natural_key)}
     if any(one.awaited is not None for one in (source, *source.others)):
@@ -199,7 +202,7 @@ def plan_checkpoint(
     masks = {name: weight.mask for name, weight in graph.weights.items() if weight.mask is not None}
     notes = [note for name, other in configs.items() for note in differences(source.config, other, name)]
     return Plan(
-        source, shards, masks, texts, side, config, stacks, kept, [*follow.kept, *beside.kept], notes,
+        source, shards, masks, texts, side, config, stacks, kept, [*follow.kept, *taps, *beside.kept], notes,
         left_out(source), _followed(graph, source), doubt, files, adapters,
     )  # fmt: skip
 

@@ -105,7 +105,7 @@ def find_candidates(part: Part, reader: Reader) -> list[Candidate]:
     if lead is not None:
         if not (framing or _outweighed(lead, inner, reader)):
             return _side_by_side(strong)
-        own.remove(lead)
+        own = [one for one in own if one is not lead and not (one.strong and _outweighed(one, inner, reader))]
     inner = [c for c in inner if c.strong or not f"{c.container.path}.".startswith(tuple(apart))]
     # several streams may be of stages that run side by side (HRNet, CrossViT): then the lists inside are the stages
     own = [one for one in own if one.streams == 1 or not _mostly_lists(one, inner)]

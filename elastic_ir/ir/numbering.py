@@ -26,7 +26,11 @@ COUNT = re.compile(
 #: Names of lists that hold a number of blocks for each stage.
 DEPTHS = re.compile(r"depth|layer|block")
 #: Names of lists that say which blocks are of some kind: ``moe_layers``, ``full_attention_block_indices``.
-CHOSEN = re.compile(r".*(layers?|blocks?)(_?(ids?|idxs?|index|indexes|indices)|_to_\w+)?")
+_NUMBERS = "(ids?|idxs?|index|indexes|indices)"
+CHOSEN = re.compile(rf".*((layers?|blocks?)(_?{_NUMBERS}|_to_\w+)?|(attn|attention)_{_NUMBERS})")
+#: Names of what says between which layers features are taken; the first count the layers before them.
+STATES = re.compile(rf"out_(features|{_NUMBERS})|(.*_)?(feature|intermediate|select)_layers?(_{_NUMBERS})?")
+TAPPED = re.compile(rf"{STATES.pattern}|.*_out_{_NUMBERS}|(.*_)?deepstack(_.*)?_{_NUMBERS}")
 
 
 def number_of(text: str) -> int | None:
@@ -115,7 +119,12 @@ class Series:
 
 def is_index_list(name: str, value: Any, count: int) -> bool:
     """Whether it lists block numbers: integers that rise, and all below the number of blocks."""
-    if not isinstance(value, (list, tuple)) or not value or not CHOSEN.fullmatch(name):
+    if (
+        not isinstance(value, (list, tuple))
+        or not value
+        or not CHOSEN.fullmatch(name)
+        or TAPPED.fullmatch(name)
+    ):
         return False
     numbers = [item for item in value if type(item) is int]
     return (

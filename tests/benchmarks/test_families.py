@@ -60,8 +60,8 @@ def test_a_folder_that_comes_out_wrong_is_called_so(tmp_path: Path) -> None:
 
 
 def test_a_type_without_a_class_of_its_own_is_told(tmp_path: Path) -> None:
-    result = families.examined("sam3_lite_text_mask_decoder", tmp_path)
-    assert result == {"type": "sam3_lite_text_mask_decoder", "not_built": "AutoModel has no class for it"}
+    result = families.examined("edgetam_prompt_encoder", tmp_path)
+    assert result == {"type": "edgetam_prompt_encoder", "not_built": "no class has such a configuration"}
 
 
 @pytest.mark.parametrize(

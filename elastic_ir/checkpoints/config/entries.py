@@ -15,7 +15,7 @@ from typing import Any
 from elastic_ir.checkpoints.config.patterns import Texts, Unclear
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import PlanError
-from elastic_ir.ir.numbering import number_of, split_number
+from elastic_ir.ir.numbering import number_of, split_number, width_of
 from elastic_ir.plans.keep_beside import is_kept
 
 #: Names of what is numbered otherwise: classes, tokens, buckets. A tower's stages are not layers.
@@ -175,6 +175,8 @@ class _Follower:
         if None in split or len(prefixes) != 1 or None in numbers:
             return None
         prefix = prefixes.pop()
+        texts = [parts[1] for parts in split if parts is not None]
+        width = width_of(texts) or 1
         found = sorted(number for number in numbers if number is not None)
         own = path[-1] + prefix
         if NOT_LAYERS.search(own) or (prefix and not re.search(r"layer|block|\bh\W", prefix)):
@@ -195,10 +197,11 @@ class _Follower:
 
         def renumbered(stack: Stack) -> dict[str, Any]:
             first = found[0] if whole and len(found) == stack.before else 0
+            values = dict(zip((number_of(text) for text in texts), table.values(), strict=True))
             return {
-                f"{prefix}{at + first}": table[f"{prefix}{source + first}"]
+                f"{prefix}{at + first:0{width}}": values[source + first]
                 for at, source in enumerate(stack.order)
-                if f"{prefix}{source + first}" in table
+                if source + first in values
             }
 
         made: dict[str, Any] = self.of_one_stack(path, fits, renumbered, table)

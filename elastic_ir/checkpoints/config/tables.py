@@ -78,7 +78,7 @@ class Reader:
             found = found[key]
         return found
 
-    def _mine(self, stack: Stack) -> list[tuple[str, ...]]:
+    def holders_of(self, stack: Stack) -> list[tuple[str, ...]]:
         """The tables that may concern a stack: those of its part, else those of no part."""
         own = [path for path, stem in self.owners.items() if stem in stack.path]
         return own or [path for path in self.holders if path not in self.owners]
@@ -89,7 +89,7 @@ class Reader:
         An entry of no side follows the encoder where each side has its own, as transformers has it.
         """
         found: list[tuple[Entry, Any]] = []
-        for path in self._mine(stack):
+        for path in self.holders_of(stack):
             table = self.table(path)
             names = [name for name, value in table.items() if fits(name, value)]
             for side, other in _SIDES:

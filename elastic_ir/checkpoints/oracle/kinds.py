@@ -9,6 +9,7 @@ what all layers have in common where there are more or fewer of them (a scale by
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 #: What only training reads.
 _TRAINING = re.compile(r".*drop.*|.*checkpointing.*|.*jitter.*")
+_DIGITS = re.compile("[0-9]+")
 _PLAIN = (bool, int, float, str, type(None))
 #: Attributes that may hold the number of another layer.
 _REFERS = re.compile(r"layer|block|idx|index|number|_id$")
@@ -29,7 +31,7 @@ _REFERS = re.compile(r"layer|block|idx|index|number|_id$")
 Kind: TypeAlias = Mapping[str, tuple[str, Mapping[str, Any]]]
 #: For each head of numbered modules (``model.layers.``) what each number holds.
 Lists: TypeAlias = Mapping[str, Mapping[int, Kind]]
-#: The numbers that layers hold, by the path and name within the layer, each by the layer's number.
+#: The numbers and texts that layers hold, by the path and name within the layer, each by the layer's number.
 Numbers: TypeAlias = Mapping[tuple[str, str], Mapping[int, Any]]
 
 
@@ -159,11 +161,14 @@ def alike(layers: Mapping[int, Kind], count: int) -> list[int]:
     seen: dict[str, int] = {}
     found = []
     for number in sorted(layers)[:count]:
-        kind = sorted(
-            (path, name, sorted((key, repr(_renumbered(value, number, "#"))) for key, value in values.items()
-             if not _goes_by_number(key, numbers.get((path, key), {}), value)))
-            for path, (name, values) in layers[number].items()
-        )  # fmt: skip
+        kind = []
+        for path, (name, values) in sorted(layers[number].items()):
+            plain = [
+                (key, repr(_renumbered(value, number, "#", numbers.get((path, key), {}))))
+                for key, value in sorted(values.items())
+                if not _goes_by_number(key, numbers.get((path, key), {}), value)
+            ]
+            kind.append((path, name, plain))
         found.append(seen.setdefault(repr(kind), len(seen)))
     return found
 
@@ -216,7 +221,7 @@ def _numbers(layers: Mapping[int, Kind]) -> Numbers:
     for number, kind in layers.items():
         for path, (_, values) in kind.items():
             for key, value in values.items():
-                if type(value) in (int, float):
+                if type(value) in (int, float, str):
                     found.setdefault((path, key), {})[number] = value
     return found
 
@@ -243,16 +248,34 @@ def _moved(key: str, held: Mapping[int, Any], old: Any, new: Any, moved: tuple[i
     """Whether a value differs as the numbers of two layers do."""
     source, target = moved
     if isinstance(old, str) and isinstance(new, str):
-        return bool(_renumbered(old, source, str(target)) == new)
+        return bool(_renumbered(old, source, str(target), held) == new)
     if type(old) is not type(new) or not _goes_by_number(key, held, old):
         return False
     risen: bool = type(old) is float or new - old == (_step(held) or 0) * (target - source)
     return risen
 
 
-def _renumbered(value: Any, number: int, to: str) -> Any:
-    """A text with another number in the place of a layer's; any other value as it is."""
-    return re.sub(rf"(?<![0-9]){number}(?![0-9])", to, value) if isinstance(value, str) else value
+def _renumbered(value: Any, number: int, to: str, held: Mapping[int, Any]) -> Any:
+    """A text with another number in the place of a layer's; any other value as it is.
+
+    Which of its numbers is the layer's, the texts of the other layers show (``layers.0.blocks.2``).
+    """
+    if not isinstance(value, str):
+        return value
+    found = {layer: _DIGITS.findall(text) for layer, text in held.items() if isinstance(text, str)}
+    own = len(_DIGITS.findall(value))
+    places = {
+        at
+        for at in range(own)
+        if found and all(len(one) == own and one[at] == str(layer) for layer, one in found.items())
+    }
+    counted = itertools.count()
+
+    def replaced(match: re.Match[str]) -> str:
+        mine = next(counted) in places if places else match[0] == str(number)
+        return to if mine else match[0]
+
+    return _DIGITS.sub(replaced, value)
 
 
 def _lists_layers(old: Any, new: Any, stack: Stack) -> bool:

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from elastic_ir.checkpoints.config.depth import reindexed
+from elastic_ir.checkpoints.config.taps import restated
 from elastic_ir.checkpoints.oracle.comparison import (
     growing_together,
     indexed_by_layer,
@@ -95,7 +95,7 @@ def fitting(graph: Graph, plan: Sequence[Sequence[int]]) -> dict[str, list[froze
     stacks, counted = Stack.all_of(twin), source.counted or ()
     config = source.config
     with contextlib.suppress(PlanError):  # whatever layers would be where
-        config, _ = reindexed(source.config, stacks, source.shapes, counts=counted)
+        config = restated(source.config, stacks, list(source.shapes), counted)
     shapes = {name: weight.shape for name, weight in twin.weights.items()}
     found = layers_in_places((source.config, source.shapes), (config, shapes), stacks)
     return {

@@ -57,6 +57,8 @@ def update_configuration(target: nn.Module, containers: Sequence[Container]) -> 
         return set()
     from elastic_ir.checkpoints.config.depth import Stack, reindexed
     from elastic_ir.checkpoints.config.entries import followed
+    from elastic_ir.checkpoints.config.tables import Reader
+    from elastic_ir.checkpoints.config.taps import taps_followed
     from elastic_ir.formats.model_folder import CONFIG
 
     before = config.to_dict()
@@ -67,12 +69,17 @@ def update_configuration(target: nn.Module, containers: Sequence[Container]) -> 
         return set()
     with suppress(PlanError):  # what is refused in a file stays as it is
         made = followed(made, CONFIG, stacks, names, is_config=True).document
+        made, _ = taps_followed(made, Reader(before, stacks, names))
     return set(_take_over(config, before, made))
 
 
 def _take_over(config: Any, before: dict[str, Any], made: dict[str, Any]) -> Iterator[int]:
     yield id(config)
-    for name, value in made.items():
+    from elastic_ir.checkpoints.config.taps import NAMES
+
+    for name, value in sorted(
+        made.items(), key=lambda item: item[0] != NAMES
+    ):  # others are checked against these
         held = getattr(config, name, None)
         if isinstance(value, dict) and hasattr(held, "__dict__"):  # a configuration inside
             yield from _take_over(held, before[name], value)

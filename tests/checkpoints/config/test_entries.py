@@ -307,3 +307,15 @@ def test_names_of_a_towers_stages_are_no_layers() -> None:
         made({"stage_names": ["layers.3"]}, *stacks, file="adapter_config.json", names=BOTH)
     whole = {"stage_modules": ["model.encoder.layers.1", "model.encoder.layers.3"]}
     assert of(whole) == {"stage_modules": ["model.encoder.layers.1"]}
+
+
+def test_keys_padded_with_zeros_stay_so() -> None:
+    """Gemma 4 writes ``05`` beside ``11``."""
+    stack = Stack("model.layers", "", 0, 12, (*range(12), 5, 11))
+    config = {"per_layer_config": {"05": {"head_dim": 512}, "11": {"head_dim": 256}}}
+    made = followed(config, "config.json", [stack], ["model.layers.0.weight"], is_config=True).document
+    assert made == {
+        "per_layer_config": {
+            "05": {"head_dim": 512}, "11": {"head_dim": 256}, "12": {"head_dim": 512}, "13": {"head_dim": 256},
+        }
+    }  # fmt: skip

@@ -193,3 +193,16 @@ def _without(folder: Path, entry: str) -> None:
     config = json.loads(path.read_text())
     config.pop(entry, None)
     path.write_text(json.dumps(config))
+
+
+def test_a_text_may_hold_other_numbers_than_the_layers() -> None:
+    """``levels.0.layers.2``: which of the numbers is the layer's, all layers' texts show."""
+
+    def named(count: int, level: int = 0) -> Net:
+        return Net(*(Layer(at, cache_key=f"levels.{level}.layers.{at}") for at in range(count)))
+
+    assert not told(named(2), named(4), [0, 1, 0, 1])
+    assert alike(kinds(named(2))["body.layers."], 2) == [0, 0]
+    assert told(named(2), named(4, level=1), [0, 1, 0, 1])[0].endswith(
+        "cache_key is 'levels.1.layers.0', not 'levels.0.layers.0'"
+    )
