@@ -3,7 +3,7 @@
     python -m benchmarks.families [--only TYPE] [--again TYPE ...] [--workers 2] [--results FILE] [--table FILE]
                                   [--summary]
 
-Each type that `AutoModel` builds from a small configuration is written as a folder and inspected, stretched and
+Each type that transformers builds from a small configuration is written as a folder and inspected, stretched and
 squeezed from it. What is expected is decided without ElasticIR: a stack is a numbered list of two layers or more that
 grows when a count in the configuration is raised (`benchmarks.families_small`), and does not lie in the blocks of
 another. It is right if
@@ -271,11 +271,12 @@ def changed(
         try:
             made = change(graph, to_stages=to or entry)
             eir.save(made, folder)
-        except eir.ElasticError:
-            if not to:
-                raise
-            made = change(graph, to_stages=entry)  # as a refusal of several lists advises
-            eir.save(made, folder)
+        except eir.ElasticError as error:
+            try:
+                made = change(graph, to_stages=entry)  # as a refusal of several lists advises
+                eir.save(made, folder)
+            except eir.ElasticError:
+                raise error from None
     except eir.ElasticError as error:
         return f"refused: {error}" if copies else NO_COPY
     except Exception as error:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from elastic_ir.analysis.branches import branches_of
 from elastic_ir.checkpoints.config.depth import Stack
-from elastic_ir.checkpoints.config.taps import restated
+from elastic_ir.checkpoints.config.restated import restated
 from elastic_ir.errors import ElasticError, PlanError, first_line
 from elastic_ir.formats.model_folder import CONFIG, CheckpointSource
 from elastic_ir.ir.graph import Graph

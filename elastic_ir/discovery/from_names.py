@@ -121,12 +121,11 @@ class NameReader:
             # names and the extents of kernels: a convolution of 11 by 11 is of another kind than one of 3 by 3
             kernels = sorted((name, applied_shape(name, shape)[2:]) for name, shape in group.weights.items())
             group.hashes = exact, hashlib.sha256(repr(kernels).encode()).hexdigest()
-        for index, group in enumerate(groups):
-            # equal neighbours chain, so what goes in is what comes out, and so do those of one width (an attention
-            # of another kind between the same norms and feed-forward layers); else the channels of its layers decide
-            near = groups[max(index - 1, 0) : index] + groups[index + 1 : index + 2]
-            same = any(other.signature == group.signature or _of_one_width(other, group) for other in near)
+        kept = _keeping(groups)
+        for group in groups:
+            # neighbours of one width chain, so what goes in is what comes out; else the channels of its layers decide
             channels = self.channels(group)
+            same = group.signature in kept
             group.preserving = same or (channels is not None and channels[0] == channels[1])
         return groups
 
@@ -193,8 +192,26 @@ def in_channels(shape: tuple[int, ...]) -> int:
     return shape[0] if len(shape) > 2 and shape[1] == 1 else shape[1]
 
 
+def _keeping(groups: list[Group]) -> set[str]:
+    """The signatures of blocks that give out the width that they take in: those of neighbours of one width, and of what
+    stands between two that are (an attention after every seventh recurrent layer, heads that are wider in every sixth).
+    """
+    kept: set[str] = set()
+    for one, other in itertools.pairwise(groups):
+        if _of_one_width(one, other):
+            kept |= {one.signature, other.signature}
+    around = [
+        inner.signature
+        for before, inner, after in zip(groups, groups[1:], groups[2:], strict=False)
+        if {before.signature, after.signature} <= kept and _of_one_width(before, after)
+    ]
+    return kept | set(around)
+
+
 def _of_one_width(one: Group, other: Group) -> bool:
-    """Whether blocks of one kind have the tensors that both have in common in equal shapes, a layer's among them."""
+    """Whether blocks are equal, or of one kind with equal shapes of what they have in common, a layer's among it."""
+    if one.signature == other.signature:
+        return True
     common = one.weights.keys() & other.weights.keys()
     return (
         kin(one.form, other.form)

@@ -77,3 +77,22 @@ def test_what_a_tower_is_called_is_not_what_its_layers_are() -> None:
         "embed.image.layers": 3,
         "text.layers": 2,
     }
+
+
+def test_every_third_layer_has_wider_heads() -> None:
+    """Gemma 4's layers with full attention are as wide as the others between which they stand, inside wider."""
+    shapes: Shapes = {}
+    for at in range(6):
+        shapes |= layer(f"layers.{at}")
+        if at % 3 == 2:
+            shapes |= {f"layers.{at}.{name}.weight": (16, 8) for name in ("q", "k", "v")}
+            shapes[f"layers.{at}.out.weight"] = (8, 16)
+    graph = graph_of_tensors("bare", {name: ShapeOnly(shapes[name], "float32") for name in sorted(shapes)})
+    assert [(len(stage), stage.period, stage.pinned) for stage in graph.stages] == [(6, 3, 0)]
+
+
+def test_two_series_before_a_tower() -> None:
+    """``conv2d1`` to ``conv2d3`` and ``proj1``, ``proj2`` beside ``layers``, at the root of the names."""
+    shapes: Shapes = {f"conv2d{at}.weight": (6, 6, 3, 3) for at in (1, 2, 3)}
+    shapes |= {f"proj{at}.weight": (8, 8) for at in (1, 2)}
+    assert stages({**shapes, **layers("layers", 4)}) == {"layers": 4}

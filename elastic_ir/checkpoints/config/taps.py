@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from elastic_ir.checkpoints.config.depth import reindexed
 from elastic_ir.checkpoints.config.tables import Entry, Reader
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import PlanError
-from elastic_ir.ir.counts import Count
 from elastic_ir.ir.numbering import COUNT, STATES, TAPPED, split_number
 from elastic_ir.plans.keep_beside import is_kept
 
@@ -37,13 +35,16 @@ def taps_followed(
     features would be the same, as nothing is left between them.
     """
     made, kept = copy.deepcopy(config), list[str]()
-    for entry, stack in _entries(reader):
+    for entry, stack, table in _entries(reader, config):
         before = reader.table(entry.holder)[entry.name]
         try:
-            value = _followed(entry, before, reader, stack)
-        except PlanError:
+            value = _followed(entry.name, before, table, stack)
+        except _TooFewError as error:
             if not is_kept(keep, reader.file, str(entry)):
-                raise
+                raise PlanError(
+                    f"{reader.file}'s {entry} = {before} takes features between layers of {stack.label} of which too "
+                    f"few are left; another plan may fit, and --keep-beside {entry} (keep_beside=) keeps it as it is"
+                ) from error
             value = None
         if value == before:
             continue
@@ -54,72 +55,74 @@ def taps_followed(
     return made, kept
 
 
-def restated(
-    config: dict[str, Any], stacks: Sequence[Stack], names: Sequence[str], counts: Sequence[Count] = ()
-) -> dict[str, Any]:
-    """The configuration of the changed stacks, features included; PlanError where it cannot state the change."""
-    made, _ = reindexed(config, stacks, names, counts=counts)
-    return taps_followed(made, Reader(config, stacks, names))[0]
+def taps_of(table: Mapping[str, Any], stack: Stack) -> dict[str, Any]:
+    """What the taps in the table that counts a stack become; none where too little is left."""
+    try:
+        return {name: _followed(name, table[name], table, stack) for name in _names(table, stack)}
+    except _TooFewError:
+        return {}
 
 
-def _entries(reader: Reader) -> Iterator[tuple[Entry, Stack]]:
-    """The entries that choose or name states of a stack that has changed."""
+class _TooFewError(Exception):
+    """That two features would be one."""
+
+
+def _entries(reader: Reader, config: dict[str, Any]) -> Iterator[tuple[Entry, Stack, Mapping[str, Any]]]:
+    """The entries that choose or name states of a stack that has changed, each with the table that counts it."""
     for stack in reader.stacks:
         for holder in reader.holders_of(stack) if stack.changed else ():
-            table = reader.table(holder)
-            if not any(COUNT.fullmatch(name) and value == stack.before for name, value in table.items()):
-                continue
-            staged = any(
-                isinstance(value, list)
-                and len(value) == stack.before
-                and _DEPTHS.search(name)
-                and name != NAMES
+            table, made = reader.table(holder), reader.table(holder, config)
+            if not any(
+                COUNT.fullmatch(name) and value == stack.before and made.get(name) == len(stack.order)
                 for name, value in table.items()
-            )
-            if staged or (NAMES in table and _numbered(table[NAMES], stack.before) is None):
-                continue  # of a network in stages, whose states lie between these
-            yield from (
-                (Entry(holder, name), stack) for name in table if name == NAMES or TAPPED.fullmatch(name)
-            )
+            ):
+                continue
+            for name in _names(table, stack):
+                yield Entry(holder, name), stack, table
             part = holder[-1].rpartition("_")[0] if holder else ""  # a tower's, in the table around its own
             for name in reader.table(holder[:-1]) if part else ():
                 if name.startswith(f"{part}_") and TAPPED.fullmatch(name):
-                    yield Entry(holder[:-1], name), stack
+                    yield Entry(holder[:-1], name), stack, table
 
 
-def _followed(entry: Entry, value: Any, reader: Reader, stack: Stack) -> Any:
-    """What an entry becomes; PlanError where too little is left."""
-    if entry.name not in (NAMES, _FEATURES):
-        return _chosen(entry, value, stack, reader.file)
-    names = reader.table(entry.holder).get(NAMES)
-    prefix, first = _numbered(names, stack.before) or ("stage", 1)
-    if entry.name == NAMES:
+def _names(table: Mapping[str, Any], stack: Stack) -> list[str]:
+    """The taps in the table that counts a stack; none where its states are those between the stages of a network."""
+    staged = any(
+        isinstance(value, list) and len(value) == stack.before and _DEPTHS.search(name) and name != NAMES
+        for name, value in table.items()
+    )
+    if staged or (NAMES in table and _numbered(table[NAMES], stack.before) is None):
+        return []
+    return [name for name in table if name == NAMES or TAPPED.fullmatch(name)]
+
+
+def _followed(name: str, value: Any, table: Mapping[str, Any], stack: Stack) -> Any:
+    """What an entry becomes."""
+    if name not in (NAMES, _FEATURES):
+        return _chosen(name, value, stack)
+    prefix, first = _numbered(table.get(NAMES), stack.before) or ("stage", 1)
+    if name == NAMES:
         return [*value[: -stack.before], *(f"{prefix}{at + first}" for at in range(len(stack.order)))]
     split = [split_number(one) if isinstance(one, str) else None for one in value or ()]
     if not value or not all(one is not None and one[0] == prefix for one in split):
         return value
     states = [int(one[1]) - first + 1 for one in split if one is not None]
-    made = _chosen(entry, states, stack, reader.file, value)
-    return [f"{prefix}{state + first - 1}" for state in made]
+    return [f"{prefix}{state + first - 1}" for state in _chosen(name, states, stack)]
 
 
-def _chosen(entry: Entry, value: Any, stack: Stack, file: str, stated: Any = None) -> Any:
-    """Numbers of states, or one, which the file has as ``stated``; those that count from the end stay."""
+def _chosen(name: str, value: Any, stack: Stack) -> Any:
+    """Numbers of states, or one; those that count from the end stay."""
     several = isinstance(value, list)
     numbers = value if several else [value]
     if not numbers or not all(type(number) is int for number in numbers):
         return value
-    first = 0 if STATES.fullmatch(entry.name) else 1
+    first = 0 if STATES.fullmatch(name) else 1
     if any(number + first > stack.before for number in numbers):
         return value  # of something else
     made = [number if number < 0 else _state(number + first, stack) - first for number in numbers]
     moved = [state for _, state in sorted(set(zip(numbers, made, strict=True)))]
     if min(made) < min(0, *numbers) or moved != sorted(set(moved)):
-        told = value if stated is None else stated
-        raise PlanError(
-            f"{file}'s {entry} = {told} takes features between layers of {stack.label} of which too few are left; "
-            f"another plan may fit, and --keep-beside {entry} (keep_beside=) keeps it as it is"
-        )
+        raise _TooFewError
     return made if several else made[0]
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from elastic_ir.checkpoints.config.depth import reindexed
+from elastic_ir.checkpoints.config.restated import restated
 from elastic_ir.checkpoints.libraries.library import Library
 from elastic_ir.checkpoints.oracle import experiments, network
 from elastic_ir.checkpoints.stacks import Stack
@@ -114,7 +114,7 @@ def _proposed(
     longer = replace(stack, order=(*range(stack.before), stack.before - 1), taken=())
     others = [replace(one, order=tuple(range(one.before)), taken=()) for one in stacks if one is not stack]
     try:
-        return [reindexed(dict(config), [longer, *others], tensors)[0]]
+        return [restated(dict(config), [longer, *others], list(tensors))]
     except PlanError:
         return []
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+from elastic_ir.checkpoints.config.taps import taps_of
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.ir.numbering import COUNT
 
@@ -227,7 +228,7 @@ def _rank(item: tuple[Place, Any], stacks: Sequence[Stack]) -> int:
 
 
 def _with_lists(config: Mapping[str, Any], place: Place, count: int, stack: Stack) -> Iterator[Move]:
-    """A count with the lists of its table that have an entry for each layer."""
+    """A count with the lists of its table that have an entry for each layer, and with what is taken between layers."""
     table = _at(config, place[:-1])
     if isinstance(table, Mapping):
         lists = [
@@ -235,8 +236,13 @@ def _with_lists(config: Mapping[str, Any], place: Place, count: int, stack: Stac
             for name, value in table.items()
             if isinstance(value, list) and len(value) == stack.before
         ]
-        if lists:
-            yield Move(((place, count), *lists))
+        taps = [
+            ((*place[:-1], name), value)
+            for name, value in taps_of(table, stack).items()
+            if value != table[name]
+        ]
+        if lists or taps:
+            yield Move(((place, count), *lists, *taps))
 
 
 def _meanings(value: Any, stack: Stack) -> Iterator[Any]:

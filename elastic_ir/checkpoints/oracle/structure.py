@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from elastic_ir.checkpoints.config.taps import restated
+from elastic_ir.checkpoints.config.restated import restated
 from elastic_ir.checkpoints.oracle.comparison import (
     growing_together,
     indexed_by_layer,

@@ -18,8 +18,9 @@ TWICE = (0, 0, 1, 1, 2, 2, 3, 3)
 def made(table: dict[str, Any], order: tuple[int, ...], keep: tuple[str, ...] = ()) -> dict[str, Any]:
     """The entries that are others after a change of four layers."""
     config = {"num_hidden_layers": 4, **table}
-    found, _ = taps_followed(config, Reader(config, [Stack("layer", "", 0, 4, order)], NAMES), keep)
-    return {name: value for name, value in found.items() if value != config[name]}
+    counted = {**config, "num_hidden_layers": len(order)}
+    found, _ = taps_followed(counted, Reader(config, [Stack("layer", "", 0, 4, order)], NAMES), keep)
+    return {name: value for name, value in found.items() if value != counted[name]}
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,8 @@ def test_a_tower_has_entries_around_its_configuration() -> None:
     names = ["vision_tower.blocks.0.weight", "text_model.layers.0.weight"]
     tower, text = Stack("vision_tower.blocks", "", 0, 4, TWICE), Stack("text_model.layers", "", 0, 4, TWICE)
     same = Stack("text_model.layers", "", 0, 4, (0, 1, 2, 3))
-    found, _ = taps_followed(config, Reader(config, [tower, same], names))
+    deeper = {**config, "vision_config": {"depth": 8, "deepstack_visual_indexes": [0]}}
+    found, _ = taps_followed(deeper, Reader(config, [tower, same], names))
     assert found["vision_feature_layer"] == [2, 4]
     assert found["vision_config"]["deepstack_visual_indexes"] == [1]
     still = Stack("vision_tower.blocks", "", 0, 4, (0, 1, 2, 3))
