@@ -12,6 +12,8 @@ from elastic_ir.ir.numbering import natural_key
 from elastic_ir.ir.structure import Child, Container
 from elastic_ir.tensors.weights import applied_shape, is_packed, is_table, spans_matrix
 
+_LONGEST_ROW = 12  #: blocks of a row that is looked for again behind itself
+
 
 class NameReader:
     """The counterpart of ``GraphReader`` where there are no nodes; what it cannot see it leaves open."""
@@ -193,19 +195,25 @@ def in_channels(shape: tuple[int, ...]) -> int:
 
 
 def _keeping(groups: list[Group]) -> set[str]:
-    """The signatures of blocks that give out the width that they take in: those of neighbours of one width, and of what
-    stands between two that are (an attention after every seventh recurrent layer, heads that are wider in every sixth).
+    """The signatures of blocks that give out the width that they take in, alone or with those that repeat with them.
+
+    Neighbours of one width do, and what stands between two that are (an attention after every seventh recurrent layer,
+    heads that are wider in every sixth). So does a row of blocks that is repeated, whatever is between two of them.
     """
+    hashes = [group.signature for group in groups]
     kept: set[str] = set()
     for one, other in itertools.pairwise(groups):
         if _of_one_width(one, other):
             kept |= {one.signature, other.signature}
-    around = [
-        inner.signature
-        for before, inner, after in zip(groups, groups[1:], groups[2:], strict=False)
-        if {before.signature, after.signature} <= kept and _of_one_width(before, after)
-    ]
-    return kept | set(around)
+    for before, inner, after in zip(groups, groups[1:], groups[2:], strict=False):
+        if {before.signature, after.signature} <= kept and _of_one_width(before, after):
+            kept.add(inner.signature)
+    for count in range(2, _LONGEST_ROW + 1):
+        for first in range(len(hashes) - 2 * count + 1):
+            row = hashes[first : first + count]
+            if row == hashes[first + count : first + 2 * count]:
+                kept.update(row)
+    return kept
 
 
 def _of_one_width(one: Group, other: Group) -> bool:
