@@ -71,7 +71,7 @@ Head: TypeAlias = str
 def small_configs(kind: str) -> Iterator[Any]:
     """Small configurations of a model type, the smallest first; the class derives again what follows from others."""
     made = transformers.CONFIG_MAPPING[kind]
-    layers = [rule for rule in SMALL if rule[1] == LAYERS]
+    layers = [rule for rule in SMALL if "layer" in rule[0].pattern]
     few = [rule for rule in SMALL if rule[0].pattern != _GROUPED]
     large = [rule for rule in SMALL if rule in layers or rule[1] > 100]
     for rules, whole in ((SMALL, False), (few, False), (large, False), (layers, False), (SMALL, True)):
