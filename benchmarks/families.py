@@ -160,10 +160,12 @@ def judged(
     for way, sign in WAYS.items() if graph is not None else ():
         made = folder / f"{count.name}-{way}"
         outcome[way] = changed(graph, mine, count, own_lists, config, cls, made, own, sign)
-    if not mine and not why:
+    if not why and NOT_FOUND in known.values():
         told = NO_COPY if NO_COPY in outcome.values() else BY_ENTRY
-        if not all(one.startswith((RIGHT, "wrong", "crashed", "-")) for one in outcome.values()):
-            told, outcome = NOT_FOUND, dict.fromkeys(WAYS, "-")
+        tried = [one for one in outcome.values() if one != "-"]
+        if not tried or not all(one.startswith((RIGHT, "wrong", "crashed")) for one in tried):
+            told = NOT_FOUND
+            outcome = outcome if mine else dict.fromkeys(WAYS, "-")
         known = {head: told if one == NOT_FOUND else one for head, one in known.items()}
     return [{"list": head, "count": count.name, "layers": len(lists[head]), "found": known[head], **outcome}
             for head in heads]  # fmt: skip

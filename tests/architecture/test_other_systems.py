@@ -78,6 +78,7 @@ except eir.OutputError as error:
     )
 
 
+@pytest.mark.slow
 @linux_only
 @pytest.mark.parametrize("durable", [False, True])
 def test_folders_are_written_and_gone_on_with(durable: bool, folder: Path) -> None:

@@ -225,6 +225,7 @@ def test_there_and_back_in_one_session(tmp_path: Path) -> None:
     assert moved.weights["layer_weights"].storage.data.gathering == Gathering(0, (0, 2, 1, 3, 4), shared=True)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_masks_follow(tmp_path: Path) -> None:
     graph = saved(gemma3n, tmp_path / "source")
     name = "model.per_layer_model_projection.weight"

@@ -55,7 +55,7 @@ def made(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.everyday(2)
+@pytest.mark.slow
 def test_outputs_are_the_source_s(name: str, tmp_path: Path) -> None:
     model = made(name)
     model.save_pretrained(tmp_path / "source")

@@ -103,6 +103,7 @@ def test_nothing_is_left_where_it_fails(source: Path, memory: Any, monkeypatch: 
     assert memory.find("/b") == []
 
 
+@pytest.mark.slow
 def test_a_folder_of_a_network_that_was_built(
     tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

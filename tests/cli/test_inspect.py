@@ -149,6 +149,7 @@ def test_the_channel_axis_shows_in_the_layers(
     assert [str(row.activation) for row in summarise(graph) if row.stage is not None] == [text]
 
 
+@pytest.mark.slow
 def test_rows_follow_a_stretch(tmp_path: Path) -> None:
     """Types, transitions and sums are those of the new network, also where one container holds all of it."""
     deeper = eir.stretch(eir.trace(torchvision.models.swin_t(weights=None)), to_stages=(2, 4, 6, 2))
@@ -213,6 +214,7 @@ def test_the_readme_shows_what_is_printed() -> None:
     assert [line for line in shown.splitlines() if line not in golden("state-dict").splitlines()] == []
 
 
+@pytest.mark.slow
 def test_an_exported_network_is_shown_without_a_warning(capfd: pytest.CaptureFixture[str]) -> None:
     """torch.export warns of TinyViT's caches; nothing of it reaches the terminal, from Python or from below it."""
     found = inspect("timm:tiny_vit_5m_224")
@@ -221,6 +223,7 @@ def test_an_exported_network_is_shown_without_a_warning(capfd: pytest.CaptureFix
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_a_single_block_of_a_pair_is_asked_for_on_the_command_line() -> None:
     source = "timm:swin_tiny_patch4_window7_224"
     plan = ("--plan", "0,1|0,1|0-2,4,5|0,1", "--dry-run")

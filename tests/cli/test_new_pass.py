@@ -13,6 +13,7 @@ import pytest
 from tests.cli.test_cli import ROOT, bad, good
 
 
+@pytest.mark.slow
 def test_a_new_pass_passes_its_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = good("passes", "--new", "trim-last")

@@ -137,6 +137,7 @@ def test_levels_change_one_after_the_other() -> None:
     assert loads(back, Groups(3, 3))
 
 
+@pytest.mark.slow
 def test_a_file_written_after_two_levels_is_read_again(tmp_path: Path) -> None:
     graph = eir.stretch(eir.stretch(traced(Groups(2, 2)), to_units=3), at="groups.0.body", to_units=4)
     for name in ("deeper.pt", "deeper.onnx"):

@@ -73,6 +73,7 @@ def test_torchvision_by_tracing_exporting_and_names(name: str) -> None:
         assert [stage.period for stage in bare.stages] == [1] * len(counts)
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize(
     "name", ["resnet18", "vgg13_bn", "mobilenet_v2", "convnext_tiny", "vit_b_16", "swin_t"]
 )

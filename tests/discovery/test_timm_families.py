@@ -131,7 +131,7 @@ CONTROL_FLOW = {
 
 
 @pytest.mark.parametrize("name", CONTROL_FLOW)
-@pytest.mark.everyday(2)
+@pytest.mark.slow
 def test_what_fx_cannot_follow_is_exported_in_silence(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     """Not a word from torch; the same structure as ever; and, for one that is exported, a stretch that runs."""
     frontend, counts = CONTROL_FLOW[name]

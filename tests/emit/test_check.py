@@ -294,6 +294,7 @@ def test_outputs_that_are_not_finite_fail(value: str, tmp_path: Path) -> None:
     graph.to_module(check=False)
 
 
+@pytest.mark.slow
 def test_nan_is_no_success_on_the_command_line(tmp_path: Path) -> None:
     model = cifar_resnet(8)
     model.fc.bias.data[0] = float("nan")  # type: ignore[union-attr, operator]

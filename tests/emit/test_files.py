@@ -448,6 +448,7 @@ def test_a_failure_after_the_masks_were_written(tmp_path: Path, monkeypatch: pyt
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_real_interrupt(tmp_path: Path, name: str) -> None:
     """SIGINT while the bytes are being written, in a process of its own."""

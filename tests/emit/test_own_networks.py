@@ -155,6 +155,7 @@ def test_a_module_without_the_class_computes_the_same_and_trains(
     }
 
 
+@pytest.mark.everyday(3)
 @pytest.mark.parametrize("name", parameters(OWN, ("nested", "pruned")))
 @pytest.mark.parametrize("target", ["a.onnx", "a.py", "a.ticket", "a.safetensors"])
 def test_other_files_without_the_class(tmp_path: Path, name: str, target: str) -> None:
@@ -166,6 +167,7 @@ def test_other_files_without_the_class(tmp_path: Path, name: str, target: str) -
         same_tensors(later.state_dict(), graph.state_dict())
 
 
+@pytest.mark.slow
 def test_example_inputs_come_back(tmp_path: Path) -> None:
     for name in OWN:
         _, args, kwargs = own(name)

@@ -152,6 +152,7 @@ def test_tied_names_count_once_and_are_both_written(tmp_path: Path) -> None:
     assert torch.equal(made["lm_head.weight"], made["model.embed_tokens.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 def test_from_pretrained_loads_it(tmp_path: Path, tied: bool) -> None:
     """Tied names as ``state_dict()`` has them, and as ``save_pretrained`` leaves one of them out."""

@@ -119,6 +119,7 @@ def texts(path: Path) -> set[object]:
     }
 
 
+@pytest.mark.slow
 def test_every_suffix_is_said_once() -> None:
     """In the registry: everybody else asks it. ``.py`` files are also what Python imports."""
     all_of_them = [end for form in OWN for end in form.suffixes]

@@ -104,7 +104,7 @@ def layers_of(graph: Graph) -> Any:
     [{}, {"stack": False}, {"refine": False}, {"proposals": True}],
     ids=["refined", "in a list", "behind alone", "one head more for proposals"],
 )
-@pytest.mark.everyday(4)
+@pytest.mark.slow
 def test_the_natively_deeper_and_the_shallower_network_give_equal_outputs(
     how: dict[str, bool], tied: bool, frontend: Frontend
 ) -> None:

@@ -60,6 +60,7 @@ def test_damaged_files(form: str, warm: subprocess.Popen[str], tmp_path: Path) -
     assert sum(line["written"] for line in found) >= MUTANTS // 50  # and not always
 
 
+@pytest.mark.slow
 def test_a_number_always_gives_the_same_mutant() -> None:
     for form in ("state", "config", "recipe", "masks", "gguf", "dcp"):
         made = [mutant(form, number) for number in range(4)]

@@ -153,7 +153,7 @@ def test_layers_know_their_numbers() -> None:
         ("whisper", "model.decoder.layers", ("decoder_layers", 5), ("encoder_layers", 3)),
     ],
 )
-@pytest.mark.everyday(1)
+@pytest.mark.slow
 def test_stacks_are_addressed_apart(
     name: str, stage: str, changed: tuple[str, int], kept: tuple[str, int]
 ) -> None:
@@ -165,6 +165,7 @@ def test_stacks_are_addressed_apart(
     assert torch.equal(run(module, graph), run(other, graph))
 
 
+@pytest.mark.slow
 def test_the_towers_of_clip_are_addressed_apart() -> None:
     for tower, other in (("text", "vision"), ("vision", "text")):
         graph = eir.stretch(traced("clip"), to_stages={f"{tower}_model.encoder.layers": 5})

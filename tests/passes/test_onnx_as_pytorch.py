@@ -50,6 +50,7 @@ def close(ours: list[NDArray[np.float32]], theirs: list[NDArray[np.float32]]) ->
     )
 
 
+@pytest.mark.slow
 def test_compact_cuts_what_it_cuts_in_pytorch(pruned: eir.Graph, path: Path, tmp_path: Path) -> None:
     graph = eir.load(path, mask_from_zeros=True)
     small = Compact().run(graph)
@@ -64,6 +65,7 @@ def test_compact_cuts_what_it_cuts_in_pytorch(pruned: eir.Graph, path: Path, tmp
             assert shapes[name] == weight.shape
 
 
+@pytest.mark.slow
 def test_nothing_dead_changes_nothing(tmp_path: Path) -> None:
     save_onnx(eir.trace(cifar_resnet(14)), tmp_path / "m.onnx")
     (same,) = eir.save(Compact().run(eir.load(tmp_path / "m.onnx")), tmp_path / "same.onnx")

@@ -86,6 +86,7 @@ def check_same(before: Graph, after: Graph, folder: Path, tolerance: float = 1e-
             assert tuple(told) == shapes[entry.name].shape, entry.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", [-1.0, 1.0])
 def test_compact_as_from_pytorch(bias: float, tmp_path: Path) -> None:
     model, masks = half_pruned(bias)
@@ -109,6 +110,7 @@ def test_compact_as_from_pytorch(bias: float, tmp_path: Path) -> None:
         assert np.abs(result - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 def test_dead_units_go(tmp_path: Path) -> None:
     model = trained(cifar_resnet(20))
     with torch.no_grad():
@@ -173,6 +175,7 @@ class Tokens(nn.Module):
         return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("passes", [[Compact()], [FoldBatchNorm()], [FoldBatchNorm(), Compact()]], ids=str)
 @pytest.mark.parametrize(
     ("maker", "shape"), [(Convolutions, (2, 3, 16, 16)), (Tokens, (2, 7, 12))], ids=["convolutions", "tokens"]
@@ -192,6 +195,7 @@ def test_small_networks(
     check_same(source, after, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 def test_widened_as_from_pytorch(stream: bool, tmp_path: Path) -> None:
     """The same channels get copies, and the network computes what it did."""
@@ -209,6 +213,7 @@ def test_widened_as_from_pytorch(stream: bool, tmp_path: Path) -> None:
     check_same(source, after, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("maker", "shape"), [(Convolutions, (2, 3, 16, 16)), (Tokens, (2, 7, 12))], ids=["convolutions", "tokens"]
 )
@@ -256,6 +261,7 @@ def test_noise_goes_to_the_copies_alone(tmp_path: Path) -> None:
     assert ((plain == noisy).all(0) == ~copies).all()
 
 
+@pytest.mark.slow
 def test_layers_to_widen_are_named_as_in_the_file(tmp_path: Path) -> None:
     save_onnx(eir.trace(cifar_resnet(14, width=4)), tmp_path / "m.onnx")
     source = eir.load(tmp_path / "m.onnx")
@@ -363,6 +369,7 @@ def test_stretch_after_fold_keeps_zeros(tmp_path: Path) -> None:
     check_same(folded, back, tmp_path)
 
 
+@pytest.mark.slow
 def test_nm_groups_lie_along_the_inputs(tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
     torch.manual_seed(0)
@@ -396,6 +403,7 @@ def save(graph: Graph, path: Path) -> Path:
     return eir.save(graph, path)[0]
 
 
+@pytest.mark.slow
 def test_what_nm_project_leaves_says_why(tmp_path: Path) -> None:
     after = NMProject(rows=1, columns=1).run(eir.load(PATHS["light-resnet50"]))
     skipped = after.history.reports["nm-project"]["skipped"]
@@ -437,6 +445,7 @@ def test_graphs_of_torch_export_are_refused_but_for_masks() -> None:
     assert NMProject().run(graph).history.reports["nm-project"]["projected"] == ["2.weight"]
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     model, masks = half_pruned(-1.0)
     save_onnx(eir.trace(model, masks=masks), tmp_path / "model.onnx")

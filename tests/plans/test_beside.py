@@ -125,6 +125,7 @@ def test_stages_change_alone(name: str, sort: bool) -> None:
         assert len(after.structure.stage(stage.name)) > len(stage)
 
 
+@pytest.mark.slow
 @given(
     count=st.integers(2, 9),
     near=st.integers(-1, 1),

@@ -181,6 +181,7 @@ def test_the_class_stays_where_its_forward_still_computes_the_graph() -> None:
             assert block.output is not None and block.output.node in block.nodes
 
 
+@pytest.mark.slow
 def test_a_rewired_network_that_only_export_reads_becomes_its_operations() -> None:
     model = resnet().eval()
     graph = eir.trace(model, (IMAGES,), frontend="export")

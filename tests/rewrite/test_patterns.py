@@ -38,6 +38,7 @@ def residual() -> Pattern:
     return op("relu", op("add", last, x, commutative=True, name="join"), name="out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frontend", ["fx", "export", "onnx"])
 def test_residual_blocks_in_every_dialect(frontend: Frontend | Literal["onnx"], tmp_path: Path) -> None:
     graph = resnet(frontend, tmp_path)

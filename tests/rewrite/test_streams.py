@@ -31,6 +31,7 @@ class Reversible(nn.Module):
         return left - 2 * right
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=5))
 def test_any_plan_is_the_native_network(plan: list[int]) -> None:

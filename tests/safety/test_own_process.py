@@ -141,7 +141,7 @@ def test_it_is_kept_for_a_while(folder: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_it_ends_by_itself(folder: Path) -> None:
-    write(folder, f"from elastic_ir.safety import own_process\nown_process._IDLE = 0.1\n{PID}")
+    write(folder, f"from elastic_ir.safety import own_process\nown_process._IDLE = 1.0\n{PID}")
     pid = answered()
     assert ends(pid)
     assert answered() != pid

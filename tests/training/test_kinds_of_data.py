@@ -284,6 +284,7 @@ def regression(folder: Path, **changes: Any) -> Study:
     return read_study(folder / "tiny.yaml")
 
 
+@pytest.mark.slow
 def test_a_study_of_a_regression_says_loss(tmp_path: Path) -> None:
     study, store = regression(tmp_path), Store(tmp_path / "store")
     ended = run([item.job for item in runs(study)], store, InProcess(str(store.folder)))

@@ -54,6 +54,7 @@ def test_resnet_depth_is_its_weight_layers(depth: int, names: zoo.Names) -> None
     assert len(weight_layers(zoo.cifar_resnet(depth, names=names))) == depth
 
 
+@pytest.mark.slow
 def test_the_deepest_published_resnet_is_there() -> None:
     with torch.device("meta"):
         model = zoo.cifar_resnet1202()

@@ -64,7 +64,7 @@ def order(graph: eir.Graph) -> list[int]:
         ({"order": "interpolate"}, [0, 0, 1, 1, 2, 3], 4),  # which the configuration can state
     ],
 )
-@pytest.mark.everyday(1)
+@pytest.mark.slow
 def test_copies_stand_where_their_kind_does(
     how: dict[str, Any], made: list[int], dense: int, tmp_path: Path
 ) -> None:

@@ -333,6 +333,7 @@ def test_models_of_diffusers(which: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert not any(report.values())
 
 
+@pytest.mark.slow
 def test_one_entry_counts_all_stages_of_a_unet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     diffusers_network("UNet2DConditionModel", **UNET).save_pretrained(tmp_path / "source")
     graph = eir.load(tmp_path / "source", headers_only=True)

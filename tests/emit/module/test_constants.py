@@ -45,6 +45,7 @@ def assert_native(graph: eir.Graph, native: nn.Module, images: torch.Tensor) -> 
         assert torch.allclose(results[0], results[1], atol=1e-6), f"training={mode}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shallow", "deep", "rule"),
     [
@@ -102,6 +103,7 @@ def test_a_constant_without_a_rule_stays_with_its_block() -> None:
     assert deeper.emitted.constants == {"gain": "kept from the source"}
 
 
+@pytest.mark.slow
 def test_a_reference_without_values_gives_no_buffer_without_values() -> None:
     """Swin's masks and position indices are in no state dict, and empty where the reference is on the meta device."""
     small = made("swin_tiny_patch4_window7_224", img_size=112, embed_dim=24, num_heads=(1, 2, 2, 2))

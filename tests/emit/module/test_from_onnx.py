@@ -50,6 +50,7 @@ def tensors(given: dict[str, Any]) -> list[Tensor]:
     return [torch.from_numpy(np.array(item)) for item in given.values()]
 
 
+@pytest.mark.everyday(6)
 @pytest.mark.parametrize("name", HELD)
 def test_outputs_as_in_onnxruntime(name: str) -> None:
     graph = real(name)

@@ -339,6 +339,7 @@ def test_counts_that_only_equal_the_depth_by_chance_stay() -> None:
     assert (module.config.num_hidden_layers, module.config.num_channels) == (5, 3)
 
 
+@pytest.mark.slow
 def test_the_decoder_s_own_configuration_follows() -> None:
     """T5 keeps a configuration in each stack; the decoder's counts its own layers, and generation runs."""
     import transformers as t

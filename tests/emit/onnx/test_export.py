@@ -88,6 +88,7 @@ def _tied_with(name: str, names: set[str], graph: eir.Graph) -> bool:
     return any(w.storage is storage and w.name in names for w in graph.weights.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_stretch_as_onnx_is_stretch_in_pytorch(
     name: str, exported: Callable[[str], tuple[Path, OnnxReport]], tmp_path: Path
@@ -112,6 +113,7 @@ def test_stretch_as_onnx_is_stretch_in_pytorch(
         assert np.array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_names_after_a_stretch_are_the_native_ones(
     exported: Callable[[str], tuple[Path, OnnxReport]], tmp_path: Path
 ) -> None:
@@ -131,7 +133,7 @@ def ticket() -> eir.Graph:
 
 
 @pytest.mark.parametrize("fold", [False, True])
-@pytest.mark.everyday(1)
+@pytest.mark.slow
 def test_pruned_weights_stay_zero(ticket: eir.Graph, tmp_path: Path, fold: bool) -> None:
     save_onnx(ticket, tmp_path / "t.onnx", fold_batchnorm=fold)
     model = onnx.load(tmp_path / "t.onnx")
@@ -178,6 +180,7 @@ def test_the_batch_is_open_unless_it_is_fixed(ticket: eir.Graph, tmp_path: Path)
     assert [dim.dim_value for dim in dims] == [1, 3, 32, 32]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [18, 21])
 def test_opset(ticket: eir.Graph, tmp_path: Path, opset: int) -> None:
     assert save_onnx(ticket, tmp_path / "t.onnx", opset=opset).opset == opset
@@ -207,6 +210,7 @@ def test_external_data_above_the_limit(
     assert np.array_equal(run(back[0], given)[0], run(tmp_path / "t.onnx", given)[0])
 
 
+@pytest.mark.slow
 def test_a_difference_is_an_error(ticket: eir.Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("elastic_ir.emit.comparison", fromlist=["x"]).TOLERANCES, "float32", 1e-12)
     with pytest.raises(EmitError) as caught:
@@ -225,6 +229,7 @@ def test_a_state_dict_alone_cannot_be_exported(ticket: eir.Graph, tmp_path: Path
     )
 
 
+@pytest.mark.slow
 def test_an_onnx_source_keeps_its_opset(ticket: eir.Graph, tmp_path: Path) -> None:
     save_onnx(ticket, tmp_path / "t.onnx")
     graph = eir.load(tmp_path / "t.onnx")
@@ -238,6 +243,7 @@ def test_an_onnx_source_keeps_its_opset(ticket: eir.Graph, tmp_path: Path) -> No
     assert "t.onnx is ONNX already" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_an_onnx_graph_as_a_checkpoint(ticket: eir.Graph, tmp_path: Path) -> None:
     save_onnx(ticket, tmp_path / "t.onnx")
     deeper = eir.stretch(eir.load(tmp_path / "t.onnx"), to_depth=32)
@@ -248,6 +254,7 @@ def test_an_onnx_graph_as_a_checkpoint(ticket: eir.Graph, tmp_path: Path) -> Non
     assert native <= read.weights.keys()
 
 
+@pytest.mark.slow
 def test_a_module_is_saved_as_it_is_traced(tmp_path: Path) -> None:
     (path,) = eir.save(cifar_resnet(14), tmp_path / "m.onnx")
     assert [len(stage) for stage in eir.load(path).stages] == [2, 2, 2]

@@ -151,6 +151,7 @@ def test_a_layer_that_a_pass_has_put_in() -> None:
     same_function(graph, made, image())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frontend", ["fx", "export"])
 def test_a_bert_encoder(frontend: Frontend) -> None:
     tokens = torch.randint(0, 50, (2, 7))

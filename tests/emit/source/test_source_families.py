@@ -79,6 +79,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], int, dict[str, Any], dict[str, A
 }  # fmt: skip
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize("name", CASES)
 def test_families(name: str) -> None:
     build, side, target, arguments = CASES[name]
@@ -93,6 +94,7 @@ def test_families(name: str) -> None:
     assert ran.returncode == 0
 
 
+@pytest.mark.slow
 def test_what_is_shared_is_written_once() -> None:
     text = source_of(eir.trace(vision("resnet50"), input_shape=((1, 3, 64, 64),)))
     assert text.count("class Bottleneck(nn.Module)") == 1 and text.count("class ") == 2

@@ -208,6 +208,7 @@ def foreign(tmp_path: Path) -> Path:
     return tmp_path / "a.pt"
 
 
+@pytest.mark.slow
 def test_a_package_must_be_trusted(foreign: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(foreign.parent)
     with pytest.raises(UntrustedError) as caught:
@@ -227,6 +228,7 @@ def test_a_package_must_be_trusted(foreign: Path, monkeypatch: pytest.MonkeyPatc
         sys.modules.pop("foreign_nets", None)
 
 
+@pytest.mark.slow
 def test_a_trusted_package_that_is_not_installed(foreign: Path) -> None:
     with pytest.raises(UntrustedError, match="foreign_nets is not installed here either"):
         read_torch_file(foreign)

@@ -51,6 +51,7 @@ def check(numbers: range, folder: Path) -> None:
     assert counts["stretched, written"] > len(found) // 50  # and not always
 
 
+@pytest.mark.slow
 def test_two_hundred_damaged_files(tmp_path: Path) -> None:
     check(range(0, 2000, 10), tmp_path)
 

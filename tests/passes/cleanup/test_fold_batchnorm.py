@@ -58,6 +58,7 @@ def test_golden_text() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [cifar_resnet(20, width=8), cifar_vgg(13)], ids=["resnet", "vgg"])
 def test_networks_of_the_zoo(model: nn.Module) -> None:
     graph, x = pruned(model, (2, 3, 32, 32))
@@ -74,6 +75,7 @@ def test_networks_of_the_zoo(model: nn.Module) -> None:
         assert not done.state_dict()[name][mask == 0].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 def test_torchvision(name: str) -> None:
     models = pytest.importorskip("torchvision.models")

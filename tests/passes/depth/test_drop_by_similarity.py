@@ -47,6 +47,7 @@ def test_influence_is_one_minus_the_cosine_along_the_channels() -> None:
     assert len(found) == 6 and all(0 < value < 2 for value in found.values())
 
 
+@pytest.mark.slow
 def test_tokens_of_a_network_that_export_traced() -> None:
     torch.manual_seed(0)
     config = transformers.BertConfig(
@@ -93,6 +94,7 @@ def test_empty_blocks_go_first() -> None:
         torch.testing.assert_close(dropped.to_module().eval()(IMAGES), resnet().to_module().eval()(IMAGES))
 
 
+@pytest.mark.slow
 def test_channels_last_and_pairs() -> None:
     torch.manual_seed(0)
     graph = eir.trace(torchvision.models.swin_t().eval())

@@ -70,7 +70,7 @@ def one_more(graph: eir.Graph) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.everyday(2)
+@pytest.mark.slow
 def test_identity_blocks_keep_the_function_and_learn(name: str) -> None:
     graph = traced(name)
     deeper = IdentityBlocks(to_stages=one_more(graph)).run(graph)

@@ -103,6 +103,7 @@ def onnx_of(folder: Path) -> Graph:
     return eir.load(folder / "net.onnx")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["fx", "export", "onnx"])
 def test_each_pass_is_run(form: Frontend | Literal["onnx"], tmp_path: Path) -> None:
     graph = onnx_of(tmp_path) if form == "onnx" else eir.trace(resnet(), (IMAGES,), frontend=form)

@@ -132,7 +132,7 @@ def test_ghosts_survive_a_file(name: str, passes: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("passes", PIPELINES)
-@pytest.mark.everyday(1)
+@pytest.mark.slow
 def test_trained_with_ghosts_and_without_them_afterwards(passes: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = cifar_resnet(14, width=8)
@@ -180,6 +180,7 @@ def test_onnx_after_removal_is_the_source_s(tmp_path: Path) -> None:
     assert b"ghost_s" not in (tmp_path / "gone.pt").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_state_of_an_unfinished_training_is_kept() -> None:
     _, graph, x = traced("cifar_resnet")
     haunted = GhostSkips().run(graph)
@@ -366,6 +367,7 @@ def test_a_damaged_record_is_refused() -> None:
         schedule_of(haunted)
 
 
+@pytest.mark.slow
 def test_wrapped_modules_are_reached() -> None:
     haunted = GhostSkips().run(traced("cifar_resnet")[1])
     module, schedule = haunted.to_module(), schedule_of(haunted)

@@ -96,6 +96,7 @@ def test_scores_as_the_training_side_has_them(method: Ranking) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["snip", "synflow"])
 def test_scores_on_an_onnx_file(method: Ranking, tmp_path: Path) -> None:
     """An ONNX graph normalises with its stored statistics, which only SNIP's gradient depends on."""
@@ -168,6 +169,7 @@ assert "torch" not in sys.modules
     assert torch.equal(found["layer1.2.conv1.weight"], found["layer1.1.conv1.weight"])
 
 
+@pytest.mark.slow
 def test_one_pipeline_from_dense_to_a_deeper_smaller_ticket(tmp_path: Path) -> None:
     """The command, on a module's file and on ONNX; compact takes away what the pruning has emptied."""
     runner = CliRunner()
@@ -186,6 +188,7 @@ def test_one_pipeline_from_dense_to_a_deeper_smaller_ticket(tmp_path: Path) -> N
         assert done.parameter_count() < eir.stretch(eir.load(tmp_path / name), to_depth=20).parameter_count()
 
 
+@pytest.mark.slow
 def test_a_folder_of_a_language_model(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.LlamaConfig(
@@ -283,6 +286,7 @@ def test_what_cannot_be_scored_or_ranked_says_so(tmp_path: Path) -> None:
         Prune(sparsity=0.5, scope="uniform").run(traced(network(), masks=uneven))
 
 
+@pytest.mark.slow
 def test_every_pass_says_what_it_can_do_for_size_and_latency(tmp_path: Path) -> None:
     """``--measure`` shows it beside what it measured: of 2:4, that it changes neither here."""
     own = {

@@ -308,6 +308,7 @@ def test_dpf_refuses_weights_from_elsewhere_and_steps_without_notice() -> None:
         dpf.before_step()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["rigl", "dpf"])
 def test_digits_are_learned(method: str) -> None:
     """At 90 % sparsity, in 150 steps of 64 images; one seed gives one network."""

@@ -65,6 +65,7 @@ def test_what_is_pruned_is_the_smallest_of_what_training_made() -> None:
     assert "head.weight" not in left_out and "stem.weight" in left_out
 
 
+@pytest.mark.slow
 def test_a_search_that_was_stopped_goes_on_behind_its_last_level(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,6 +272,7 @@ def test_a_search_whose_folder_was_taken_ends(tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "level00.json").exists()
 
 
+@pytest.mark.slow
 def test_the_search_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (Path(__file__).parents[3] / "docs" / "lottery.md").read_text("utf-8")
     (script,) = [

@@ -254,6 +254,7 @@ def test_the_numbers_as_csv(tmp_path: Path) -> None:
     assert len(lines) == 2 and ",stem.weight,0.25," in lines[1]
 
 
+@pytest.mark.slow
 def test_report_on_the_command_line_writes_tables_and_plots(tmp_path: Path) -> None:
     findings(tmp_path, {"dense": [0.9] * 3, "imp": [0.8] * 3, "random": [0.7] * 3, "line": [0.8] * 3})
     arguments = ["lottery", "report", str(tmp_path / "tiny.yaml"), "--store", str(tmp_path / "store"), "-o"]

@@ -51,6 +51,7 @@ def start(
     return of_method(work)
 
 
+@pytest.mark.everyday(4)
 @pytest.mark.parametrize(
     "method", ["imp", "dense", "transform", "hybrid", "magnitude", "random", "reinit", "snip", "rigl", "dpf"]
 )
@@ -58,6 +59,7 @@ def test_every_method_trains_by_the_loss_that_the_study_names(tmp_path: Path, me
     assert start(tmp_path, method).loss is their_loss
 
 
+@pytest.mark.slow
 def test_a_transformed_ticket_has_the_weights_and_masks_of_its_source(tmp_path: Path) -> None:
     found = start(tmp_path, "transform")
     donor = perceptron(1, 2)
@@ -79,6 +81,7 @@ def test_permuted_copies_keep_their_sparsity_and_leave_the_others_alone(tmp_path
     assert all(plain[name].sum() == mixed[name].sum() for name in different)
 
 
+@pytest.mark.slow
 def test_what_a_transformed_ticket_is_compared_with(tmp_path: Path) -> None:
     """Section 4.1: its masks over other weights, its weights under random masks, and neither."""
     plain = start(tmp_path, "transform")
@@ -120,6 +123,7 @@ def test_the_hybrid_of_a_deeper_source_has_no_extra_blocks(tmp_path: Path) -> No
     assert all(torch.equal(mask, plain.masks[name]) for name, mask in hybrid.masks.items())
 
 
+@pytest.mark.slow
 def test_dpf_costs_more_while_it_is_still_pruning(tmp_path: Path) -> None:
     found = start(tmp_path, "dpf")
     fit(found.network, DATA, TRAINING, callbacks=found.callbacks)

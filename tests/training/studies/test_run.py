@@ -224,6 +224,7 @@ def test_a_study_runs_and_nothing_is_done_twice(tmp_path: Path) -> None:
     assert (again.done, again.total) == (8, 8)
 
 
+@pytest.mark.slow
 def test_what_a_search_leaves_out_no_method_prunes(tmp_path: Path) -> None:
     methods = ["imp", "magnitude", "random", "snip", "synflow", "rigl", "dpf"]
     compare = [
@@ -239,6 +240,7 @@ def test_what_a_search_leaves_out_no_method_prunes(tmp_path: Path) -> None:
         assert "head.weight" not in layers and (item.sparsity == 0 or "stem.weight" in layers), item.label
 
 
+@pytest.mark.slow
 def test_a_study_that_was_killed_goes_on(tmp_path: Path) -> None:
     found, store = study(tmp_path), Store(tmp_path / "store")
 

@@ -81,6 +81,7 @@ def test_scales_change_weights_and_no_mask(short_search: None) -> None:
     assert all(torch.equal(point.masks[key], plain.masks[key]) for key in plain.masks)
 
 
+@pytest.mark.slow
 def test_the_search_for_scales_is_counted_and_goes_by_the_loss_of_the_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
