@@ -75,19 +75,9 @@ def _is_plain(found: Any) -> bool:
 
     tables = (dict, OrderedDict, defaultdict)
     known = (
-        *(
-            str,
-            int,
-            float,
-            bool,
-            complex,
-            bytes,
-            type(None),
-            datetime.timedelta,
-            torch.torch_version.TorchVersion,
-        ),
-        *(torch.Tensor, torch.nn.Parameter, torch.Size, torch.dtype, torch.device, np.ndarray),
-    )
+        str, int, float, bool, complex, bytes, type(None), datetime.timedelta, torch.torch_version.TorchVersion,
+        torch.Tensor, torch.nn.Parameter, torch.Size, torch.dtype, torch.device, np.ndarray,
+    )  # fmt: skip
     waiting, seen = [found], set[int]()
     while waiting:
         item = waiting.pop()

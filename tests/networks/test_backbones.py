@@ -41,3 +41,37 @@ def test_a_backbone_gives_the_features_of_the_same_layers(tmp_path: Path) -> Non
     with pytest.raises(PlanError, match=r"out_features = \['stage1', 'stage3', 'stage4'\] takes features"):
         eir.save(eir.squeeze(graph, to_units=2), tmp_path / "shallow")
     assert not (tmp_path / "shallow").exists()
+
+
+@pytest.mark.parametrize("blocks", [6, 3])
+def test_a_traced_backbone_stays_in_its_class(blocks: int) -> None:
+    """What its module says of its states follows too, and its outputs are those of the graph."""
+    small = {
+        "hidden_size": 16,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 8,
+    }
+    model: Any = transformers.Dinov2Backbone(
+        transformers.Dinov2Config.from_dict({**small, "out_indices": [1, 4]})
+    )
+    graph = eir.trace(model.eval(), (torch.randn(1, 3, 16, 16),))
+    made: Any = (eir.stretch if blocks > 4 else eir.squeeze)(graph, to_stages=[blocks]).to_module()
+    assert type(made) is transformers.Dinov2Backbone
+    assert made.stage_names == ["stem", *(f"stage{at}" for at in range(1, blocks + 1))]
+    assert made.out_features == made.config.out_features == ["stage1", f"stage{blocks}"]
+    assert len(made(torch.randn(1, 3, 16, 16)).feature_maps) == 2
+
+
+def test_the_states_between_stages_are_no_layers() -> None:
+    """A stage of ResNet may have as many blocks as the network has stages."""
+    config = transformers.ResNetConfig(
+        depths=[1, 4, 1, 1], embedding_size=8, hidden_sizes=[8, 8, 8, 8], layer_type="basic"
+    )
+    model: Any = transformers.ResNetBackbone(config)
+    graph = eir.trace(model.eval(), (torch.randn(1, 3, 32, 32),))
+    stage = max(graph.stages, key=len)
+    assert len(stage) == len(model.stage_names) - 1
+    made: Any = eir.stretch(graph, to_stages={stage.name: 5}).to_module()
+    assert made.stage_names == model.stage_names and made.out_features == model.out_features

@@ -95,6 +95,30 @@ def update_counts(target: nn.Module, container: Container, done: Set[int] = froz
     for holder in _holders(target, [container.path], done):
         # what the whole network shares may count two stacks; a stack's own configuration counts itself
         _update(holder, container.path if id(holder) in common else "", old, new, order)
+        _move_taps(holder, container)
+
+
+def _move_taps(holder: Any, container: Container) -> None:
+    """Bring what a backbone says of the states that it gives out, all of which it names, to their new places."""
+    from elastic_ir.checkpoints.config.taps import NAMES, taps_of
+    from elastic_ir.checkpoints.stacks import Stack
+
+    held = {name.lstrip("_"): name for name in vars(holder)}  # properties may lie over them
+    if NAMES not in held:
+        return
+    around = vars(
+        getattr(holder, "config", None) or object
+    )  # which may show that the states lie between stages
+    table = {name: _listed(value) for name, value in around.items()}
+    table |= {plain: _listed(vars(holder)[name]) for plain, name in held.items()}
+    for plain, value in taps_of(table, Stack.of(container)).items():
+        if plain in held:
+            own = vars(holder)[held[plain]]
+            setattr(holder, held[plain], tuple(value) if isinstance(own, tuple) else value)
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def update_stage_counts(
