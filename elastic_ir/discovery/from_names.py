@@ -197,17 +197,21 @@ def in_channels(shape: tuple[int, ...]) -> int:
 def _keeping(groups: list[Group]) -> set[str]:
     """The signatures of blocks that give out the width that they take in, alone or with those that repeat with them.
 
-    Neighbours of one width do, and what stands between two that are (an attention after every seventh recurrent layer,
-    heads that are wider in every sixth). So does a row of blocks that is repeated, whatever is between two of them.
+    Neighbours of one width do, and what stands between two of these that are equal (an attention after every seventh
+    recurrent layer, heads that are wider in every sixth). So does a row of blocks that is repeated, whatever is between
+    two of them.
     """
     hashes = [group.signature for group in groups]
     kept: set[str] = set()
     for one, other in itertools.pairwise(groups):
         if _of_one_width(one, other):
             kept |= {one.signature, other.signature}
-    for before, inner, after in zip(groups, groups[1:], groups[2:], strict=False):
-        if {before.signature, after.signature} <= kept and _of_one_width(before, after):
-            kept.add(inner.signature)
+    around = [
+        inner
+        for before, inner, after in zip(hashes, hashes[1:], hashes[2:], strict=False)
+        if before == after in kept
+    ]
+    kept.update(around)
     for count in range(2, _LONGEST_ROW + 1):
         for first in range(len(hashes) - 2 * count + 1):
             row = hashes[first : first + count]
