@@ -28,6 +28,7 @@ DEPTHS = re.compile(r"depth|layer|block")
 #: Names of lists that say which blocks are of some kind: ``moe_layers``, ``full_attention_block_indices``.
 _NUMBERS = "(ids?|idxs?|index|indexes|indices)"
 CHOSEN = re.compile(rf".*((layers?|blocks?)(_?{_NUMBERS}|_to_\w+)?|(attn|attention)_{_NUMBERS})")
+ALL_STATES = "stage_names"  #: what a backbone calls the values between its layers, in turn
 #: Names of what says between which layers features are taken; the first count the layers before them.
 STATES = re.compile(rf"out_(features|{_NUMBERS})|(.*_)?(feature|intermediate|select)_layers?(_{_NUMBERS})?")
 TAPPED = re.compile(rf"{STATES.pattern}|.*_out_{_NUMBERS}|(.*_)?deepstack(_.*)?_{_NUMBERS}")

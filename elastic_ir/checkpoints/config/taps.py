@@ -18,11 +18,10 @@ from typing import Any
 from elastic_ir.checkpoints.config.tables import Entry, Reader
 from elastic_ir.checkpoints.stacks import Stack
 from elastic_ir.errors import PlanError
-from elastic_ir.ir.numbering import COUNT, STATES, TAPPED, split_number
+from elastic_ir.ir.numbering import ALL_STATES, COUNT, STATES, TAPPED, split_number
 from elastic_ir.plans.keep_beside import is_kept
 
 _DEPTHS = re.compile("depths|stage_")  #: in the names of lists with an entry for each stage
-NAMES = "stage_names"  #: of all states in turn
 _FEATURES = "out_features"  #: names of some
 
 
@@ -88,20 +87,20 @@ def _entries(reader: Reader, config: dict[str, Any]) -> Iterator[tuple[Entry, St
 def _names(table: Mapping[str, Any], stack: Stack) -> list[str]:
     """The taps in the table that counts a stack; none where its states are those between the stages of a network."""
     staged = any(
-        isinstance(value, list) and len(value) == stack.before and _DEPTHS.search(name) and name != NAMES
+        isinstance(value, list) and len(value) == stack.before and _DEPTHS.search(name) and name != ALL_STATES
         for name, value in table.items()
     )
-    if staged or (NAMES in table and _numbered(table[NAMES], stack.before) is None):
+    if staged or (ALL_STATES in table and _numbered(table[ALL_STATES], stack.before) is None):
         return []
-    return [name for name in table if name == NAMES or TAPPED.fullmatch(name)]
+    return [name for name in table if name == ALL_STATES or TAPPED.fullmatch(name)]
 
 
 def _followed(name: str, value: Any, table: Mapping[str, Any], stack: Stack) -> Any:
     """What an entry becomes."""
-    if name not in (NAMES, _FEATURES):
+    if name not in (ALL_STATES, _FEATURES):
         return _chosen(name, value, stack)
-    prefix, first = _numbered(table.get(NAMES), stack.before) or ("stage", 1)
-    if name == NAMES:
+    prefix, first = _numbered(table.get(ALL_STATES), stack.before) or ("stage", 1)
+    if name == ALL_STATES:
         return [*value[: -stack.before], *(f"{prefix}{at + first}" for at in range(len(stack.order)))]
     split = [split_number(one) if isinstance(one, str) else None for one in value or ()]
     if not value or not all(one is not None and one[0] == prefix for one in split):

@@ -24,7 +24,7 @@ from elastic_ir.errors import PlanError
 from elastic_ir.formats.pickles.description import Outline, OutlineTensor, is_layer
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.naming import outward
-from elastic_ir.ir.numbering import COUNT, DEPTHS, is_index_list
+from elastic_ir.ir.numbering import ALL_STATES, COUNT, DEPTHS, is_index_list
 from elastic_ir.ir.structure import Block, Container, Structure
 from elastic_ir.tensors.torch_bridge import copy_module, results_held
 from elastic_ir.tensors.weights import Weight, computes_weights
@@ -75,10 +75,8 @@ def update_configuration(target: nn.Module, containers: Sequence[Container]) -> 
 
 def _take_over(config: Any, before: dict[str, Any], made: dict[str, Any]) -> Iterator[int]:
     yield id(config)
-    from elastic_ir.checkpoints.config.taps import NAMES
-
     for name, value in sorted(
-        made.items(), key=lambda item: item[0] != NAMES
+        made.items(), key=lambda item: item[0] != ALL_STATES
     ):  # others are checked against these
         held = getattr(config, name, None)
         if isinstance(value, dict) and hasattr(held, "__dict__"):  # a configuration inside
@@ -100,15 +98,14 @@ def update_counts(target: nn.Module, container: Container, done: Set[int] = froz
 
 def _move_taps(holder: Any, container: Container) -> None:
     """Bring what a backbone says of the states that it gives out, all of which it names, to their new places."""
-    from elastic_ir.checkpoints.config.taps import NAMES, taps_of
+    held = {name.lstrip("_"): name for name in vars(holder)}  # properties may lie over them
+    if ALL_STATES not in held:
+        return
+    from elastic_ir.checkpoints.config.taps import taps_of
     from elastic_ir.checkpoints.stacks import Stack
 
-    held = {name.lstrip("_"): name for name in vars(holder)}  # properties may lie over them
-    if NAMES not in held:
-        return
-    around = vars(
-        getattr(holder, "config", None) or object
-    )  # which may show that the states lie between stages
+    # the configuration may show that the states are those between stages
+    around = getattr(getattr(holder, "config", None), "__dict__", {})
     table = {name: _listed(value) for name, value in around.items()}
     table |= {plain: _listed(vars(holder)[name]) for plain, name in held.items()}
     for plain, value in taps_of(table, Stack.of(container)).items():
