@@ -21,6 +21,7 @@ from elastic_ir.discovery.depth import chain_layers, layers_between, longest_pat
 from elastic_ir.discovery.from_graph import GraphReader
 from elastic_ir.discovery.parts import Group, Part, has_idle
 from elastic_ir.errors import StructureError
+from elastic_ir.ir.collector import uncollected
 from elastic_ir.ir.graph import Graph, Node, Value
 from elastic_ir.ir.operations import recurrent_layers
 from elastic_ir.ir.structure import Stage, Structure
@@ -33,6 +34,7 @@ __all__ = ["Reader", "discover", "reader_of"]
 Reader: TypeAlias = "GraphReader | NameReader"  #: what shows a graph's parts, by nodes or by names alone
 
 
+@uncollected
 def discover(
     graph: Graph, within: Collection[tuple[str, str]] | None = None, *, whole: bool = False
 ) -> Structure:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elastic_ir.errors import StructureError
+from elastic_ir.ir.collector import uncollected
 from elastic_ir.ir.graph import Graph
 from elastic_ir.passes.infra import Pass
 from elastic_ir.plans.target import Target
@@ -69,10 +70,12 @@ class ResizePass(TargetPass):
         """A copy of a graph, made like the reference."""
         raise NotImplementedError
 
+    @uncollected
     def run(self, graph: Graph) -> Graph:
         """The rewritten and verified copy of a graph; the graph given stays as it was."""
         return super().run(graph) if self.like is None else self._like(graph)
 
+    @uncollected
     def run_on(self, target: Graph) -> Graph:
         """As :meth:`run`, on a graph that nobody else holds."""
         return super().run_on(target) if self.like is None else self._like(target)

@@ -38,8 +38,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("command", "most"),
     [
-        (["stretch", "own.pt", "--to-depth", "56", "-o", "deeper.pt"], 87),
-        (["apply", "m.onnx", "--passes", "compact", "-o", "compact.onnx"], 89),
+        (["stretch", "own.pt", "--to-depth", "56", "-o", "deeper.pt"], 88),
+        (["apply", "m.onnx", "--passes", "compact", "-o", "compact.onnx"], 90),
     ],
     ids=["stretch", "apply"],
 )
