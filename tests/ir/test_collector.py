@@ -12,7 +12,7 @@ from elastic_ir.ir.collector import uncollected
 @uncollected
 def paused(fail: bool = False) -> bool:
     if fail:
-        raise ValueError
+        raise ValueError("wrong")
     return not gc.isenabled()
 
 
@@ -24,7 +24,7 @@ def outer() -> bool:
 def test_it_ends_with_what_it_is_for() -> None:
     assert gc.isenabled()
     assert outer() and gc.isenabled()
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="wrong"):
         paused(fail=True)
     assert gc.isenabled()
 
