@@ -92,10 +92,19 @@ def _underive(plain: dict[str, Any]) -> None:
     for name in _DERIVED:
         plain.pop(name, None)
     for name, value in plain.items():
-        if isinstance(value, dict) and value and all(re.fullmatch("[0-9]+", str(key)) for key in value):
-            plain[name] = {key: one for key, one in value.items() if int(key) < LAYERS}
+        if _by_layer(value):
+            plain[name] = _first_layers(value)
         elif isinstance(value, dict):
             _underive(value)
+
+
+def _by_layer(value: Any) -> bool:
+    """Whether a value is a table with layers' numbers as keys."""
+    return isinstance(value, dict) and bool(value) and all(re.fullmatch("[0-9]+", str(key)) for key in value)
+
+
+def _first_layers(table: dict[Any, Any]) -> dict[Any, Any]:
+    return {key: one for key, one in table.items() if int(key) < LAYERS}
 
 
 def _shrink(config: Any, rules: list[tuple[re.Pattern[str], int]], whole: bool) -> None:
@@ -117,8 +126,8 @@ def _shrink(config: Any, rules: list[tuple[re.Pattern[str], int]], whole: bool) 
         if isinstance(value, list | tuple) and not name.startswith("_") and len(value) > LAYERS:
             if _PER_LAYER.fullmatch(name) or len(value) in counted:
                 _set(config, name, value[:LAYERS])
-        elif isinstance(value, dict) and value and all(re.fullmatch("[0-9]+", str(key)) for key in value):
-            _set(config, name, {key: one for key, one in value.items() if int(key) < LAYERS})
+        elif _by_layer(value):
+            _set(config, name, _first_layers(value))
 
 
 def _set(config: Any, name: str, value: Any) -> None:

@@ -13,18 +13,18 @@ import elastic_ir as eir
 from elastic_ir.errors import PlanError
 
 
+def backbone(out_indices: list[int]) -> Any:
+    """A DINOv2 of four layers that gives out these of its states."""
+    small = {"hidden_size": 16, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+    settings = {**small, "num_hidden_layers": 4, "out_indices": out_indices}
+    torch.manual_seed(0)
+    model: Any = transformers.Dinov2Backbone(transformers.Dinov2Config.from_dict(settings))
+    return model.eval()
+
+
 def test_a_backbone_gives_the_features_of_the_same_layers(tmp_path: Path) -> None:
     """DINOv2 with each layer followed by a copy that does nothing: what it gives out is what it gave."""
-    small = {
-        "hidden_size": 16,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 2,
-        "image_size": 16,
-        "patch_size": 8,
-    }
-    config = transformers.Dinov2Config.from_dict({**small, "out_indices": [1, 3, 4]})
-    torch.manual_seed(0)
-    model: Any = transformers.Dinov2Backbone(config)
+    model = backbone([1, 3, 4])
     model.save_pretrained(tmp_path / "d")
     graph = eir.load(tmp_path / "d", headers_only=True)
     eir.save(
@@ -34,7 +34,7 @@ def test_a_backbone_gives_the_features_of_the_same_layers(tmp_path: Path) -> Non
     deep: Any = transformers.Dinov2Backbone.from_pretrained(tmp_path / "deep")
     assert deep.config.out_indices == [2, 6, 8]
     image = torch.randn(1, 3, 16, 16)
-    model.eval(), deep.eval()
+    deep.eval()
     with torch.no_grad():
         pairs = zip(model(image).feature_maps, deep(image).feature_maps, strict=True)
         assert all(torch.equal(one, other) for one, other in pairs)
@@ -46,17 +46,7 @@ def test_a_backbone_gives_the_features_of_the_same_layers(tmp_path: Path) -> Non
 @pytest.mark.parametrize("blocks", [6, 3])
 def test_a_traced_backbone_stays_in_its_class(blocks: int) -> None:
     """What its module says of its states follows too, and its outputs are those of the graph."""
-    small = {
-        "hidden_size": 16,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 2,
-        "image_size": 16,
-        "patch_size": 8,
-    }
-    model: Any = transformers.Dinov2Backbone(
-        transformers.Dinov2Config.from_dict({**small, "out_indices": [1, 4]})
-    )
-    graph = eir.trace(model.eval(), (torch.randn(1, 3, 16, 16),))
+    graph = eir.trace(backbone([1, 4]), (torch.randn(1, 3, 16, 16),))
     made: Any = (eir.stretch if blocks > 4 else eir.squeeze)(graph, to_stages=[blocks]).to_module()
     assert type(made) is transformers.Dinov2Backbone
     assert made.stage_names == ["stem", *(f"stage{at}" for at in range(1, blocks + 1))]

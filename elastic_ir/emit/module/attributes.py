@@ -75,9 +75,8 @@ def update_configuration(target: nn.Module, containers: Sequence[Container]) -> 
 
 def _take_over(config: Any, before: dict[str, Any], made: dict[str, Any]) -> Iterator[int]:
     yield id(config)
-    for name, value in sorted(
-        made.items(), key=lambda item: item[0] != ALL_STATES
-    ):  # others are checked against these
+    # the names of all states first: the others are checked against them
+    for name, value in sorted(made.items(), key=lambda item: item[0] != ALL_STATES):
         held = getattr(config, name, None)
         if isinstance(value, dict) and hasattr(held, "__dict__"):  # a configuration inside
             yield from _take_over(held, before[name], value)
