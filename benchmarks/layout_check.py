@@ -67,7 +67,7 @@ def randomise(module: nn.Module) -> None:
     """No weight stays a constant (a layer scale starts at 1e-6, a gate at 0), and no variance gets negative."""
     with torch.no_grad():
         for tensor in module.parameters():
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() and tensor.numel():
                 if not tensor.abs().max() < LARGE:
                     tensor.zero_()
                 tensor.add_(0.02 * torch.randn_like(tensor))
