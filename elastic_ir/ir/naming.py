@@ -61,8 +61,10 @@ def module_order(names: Iterable[str]) -> list[str]:
     return sorted(listed, key=key)
 
 
-def rename_references(node: Node, renames: dict[str, str]) -> None:
-    """Let a node use weights under their new names."""
+def rename_references(node: Node, renames: dict[str, str]) -> bool:
+    """Let a node use weights under their new names; whether it uses one of them."""
+    if renames.keys().isdisjoint(node.weight_names()):
+        return False
 
     def change(leaf: Argument) -> Argument:
         return WeightRef(renames[leaf.name]) if isinstance(leaf, WeightRef) and leaf.name in renames else leaf
@@ -70,6 +72,7 @@ def rename_references(node: Node, renames: dict[str, str]) -> None:
     node.weights = {role: renames.get(name, name) for role, name in node.weights.items()}
     node.args = map_argument(node.args, change)
     node.kwargs = map_argument(node.kwargs, change)
+    return True
 
 
 def name_nodes(graph: Graph) -> None:

@@ -1,20 +1,26 @@
 """The verifier: checks a graph's invariants and says what is wrong, where, and how to mend it.
 
-It runs after every pass. It reads no tensor: names, shapes, order and structure only.
+It runs after every pass: on what the pass has edited, as its rewriter noted it, and on the whole graph at the end. It
+reads no tensor: names, shapes, order and structure only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import NoReturn
 
 from elastic_ir.errors import VerifyError
 from elastic_ir.ir.graph import Graph, Node, Value, WeightRef
 
 
-def verify(graph: Graph, after: str = "") -> None:
-    """Raise VerifyError at the first broken invariant; ``after`` names the pass that ran last."""
+def verify(graph: Graph, after: str = "", edited: Container[Node] | None = None) -> None:
+    """Raise VerifyError at the first broken invariant; ``after`` names the pass that ran last.
+
+    With ``edited`` (:attr:`elastic_ir.rewrite.rewriter.Rewriter.edited`) what all other nodes read is not looked at
+    again. Names, weights and blocks, of which each takes a lookup, always are.
+    """
     try:
-        _verify_nodes(graph)
+        _verify_nodes(graph, edited)
         _verify_weights(graph)
         if graph._structure is not None:
             _verify_structure(graph)
@@ -24,7 +30,7 @@ def verify(graph: Graph, after: str = "") -> None:
         raise
 
 
-def _verify_nodes(graph: Graph) -> None:
+def _verify_nodes(graph: Graph, edited: Container[Node] | None) -> None:
     seen: set[Value] = set()
     names: set[str] = set()
     outputs = 0
@@ -33,7 +39,7 @@ def _verify_nodes(graph: Graph) -> None:
         if node.name in names:
             raise VerifyError(f"two nodes are named %{node.name}; let the rewriter name them (commit)")
         names.add(node.name)
-        for read in node.reads():
+        for read in node.reads() if edited is None or node in edited else ():
             if isinstance(read, WeightRef):
                 if read.name not in weights:
                     _refuse_weight(node, read.name)

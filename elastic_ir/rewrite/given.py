@@ -26,6 +26,7 @@ class GivenAndCollected:
 
     graph: Graph
     _users: dict[Value, dict[Node, None]]
+    edited: dict[Node, None]
     _stage_of: dict[Block, Stage]
 
     def users(self, value: Value) -> tuple[Node, ...]:
@@ -74,6 +75,7 @@ class GivenAndCollected:
             reader.attributes = {**reader.attributes, RESULTS: tuple(names[place] for place in places)}
         reader.args = tuple(_collecting(part, row, after) for part in reader.args)
         reader.kwargs = {key: _collecting(part, row, after) for key, part in reader.kwargs.items()}
+        self.edited[reader] = None
         for value in row:
             if after is not None:
                 self._users.setdefault(value, {})[reader] = None

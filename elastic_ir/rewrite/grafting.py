@@ -92,6 +92,7 @@ def _take_nodes(rewriter: Rewriter, reference: Graph, structure: Structure) -> N
     if reference.modules:
         graph.modules = reference.modules
     rewriter._read()
+    rewriter.edited |= dict.fromkeys(graph)
 
 
 def _aligned(graph: Graph, reference: Graph) -> bool:

@@ -29,6 +29,7 @@ class LayerEdits:
     _weights_of: dict[str, list[str]]
     _names_of: dict[int, set[str]]
     _users: dict[Value, dict[Node, None]]
+    edited: dict[Node, None]
     _blocks_of: dict[Node, list[Block]] | None
     _layers_changed: bool
 
@@ -109,6 +110,7 @@ class LayerEdits:
             self._users.get(value, {}).pop(node, None)
         node.args, node.kwargs = args, kwargs
         self._note_operands(node)
+        self.edited[node] = None
 
     def set_arguments(self, node: Node, args: tuple[Argument, ...]) -> None:
         """Give a node other arguments that are no values, as the network's own forward has them after a plan.
@@ -118,6 +120,7 @@ class LayerEdits:
         if Node("", "", args).operands() != Node("", "", node.args).operands():
             raise VerifyError(f"the arguments of %{node.name} are values; replace their uses instead")
         node.args = args
+        self.edited[node] = None
 
     def join(self, node: Node, block: Block) -> None:
         """Put a node of no block before the first one of a block that reads it, as one of the block's nodes."""
@@ -125,6 +128,7 @@ class LayerEdits:
         assert first._prev is not None
         self.graph._unlink(node)
         self.graph._link(node, after=first._prev)
+        self.edited |= {node: None} | self._users.get(node.output, {})
         block.nodes.insert(block.nodes.index(first), node)
         self._blocks_of = None
 
@@ -231,6 +235,7 @@ class LayerEdits:
         if not isinstance(value, Value) or place != len(node.args) - 1:
             raise VerifyError(f"operand {place} of %{node.name} is not its last, or no value")
         node.args = node.args[:-1]
+        self.edited[node] = None
         if value not in node.operands():
             self._users.get(value, {}).pop(node, None)
         self._note_rewired()
@@ -259,6 +264,7 @@ class LayerEdits:
         for reader in list(self._users.get(value, ())):
             reader.args = map_argument(reader.args, change)
             reader.kwargs = map_argument(reader.kwargs, change)
+            self.edited[reader] = None
         self._users.pop(value, None)
         self._note_rewired()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from elastic_ir.errors import VerifyError
-from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.graph import Graph, Node
 from elastic_ir.ir.naming import head_in, rename_path, rename_references
 from elastic_ir.ir.numbering import Series
 from elastic_ir.ir.structure import Container
@@ -21,6 +21,7 @@ class Renumbering:
 
     graph: Graph
     _touched: dict[Container, None]
+    edited: dict[Node, None]
     _copied_from: dict[str, str]
 
     def _owner(self, name: str) -> str | None:
@@ -76,8 +77,8 @@ class Renumbering:
         moved = {old: new for old, new in renames.items() if old != new}
         for node in self.graph:
             node.scope = rename_path(node.scope, moved)
-            if changed:
-                rename_references(node, changed)
+            if changed and rename_references(node, changed):
+                self.edited[node] = None
 
     def _list_modules(self, renames: dict[str, str]) -> None:
         """Keep the front end's list of registered modules in step with the containers."""

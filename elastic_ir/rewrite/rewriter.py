@@ -36,6 +36,8 @@ class Rewriter(LayerEdits, WeightEdits, StageEdits, GivenAndCollected, Renumberi
     def __init__(self, graph: Graph, structure: Structure | None = None) -> None:
         self.graph = graph
         self.findings: Mapping[str, Any] | None = None  #: what the pass at work reports
+        #: nodes that were linked in or read something else now, or whose operand's producer was taken out or moved
+        self.edited: dict[Node, None] = {}
         if structure is not None and structure is not graph._structure:
             before = graph._structure.containers if graph._structure is not None else []
             if any(box.changed for box in before):
@@ -126,6 +128,7 @@ class Rewriter(LayerEdits, WeightEdits, StageEdits, GivenAndCollected, Renumberi
     def _link(self, node: Node, after: Node) -> Node:
         self.graph._link(node, after)
         self._note_operands(node)
+        self.edited[node] = None
         return node
 
     def erase(self, node: Node) -> None:
@@ -143,7 +146,7 @@ class Rewriter(LayerEdits, WeightEdits, StageEdits, GivenAndCollected, Renumberi
     def _unlink(self, node: Node) -> None:
         for value in node.operands():
             self._users.get(value, {}).pop(node, None)
-        self._users.pop(node.output, None)
+        self.edited.update(self._users.pop(node.output, {}))
         self.graph._unlink(node)
 
     def replace_uses(self, old: Value, new: Value) -> None:
@@ -172,6 +175,7 @@ class Rewriter(LayerEdits, WeightEdits, StageEdits, GivenAndCollected, Renumberi
         reader.kwargs = map_argument(reader.kwargs, change)
         self._users.get(old, {}).pop(reader, None)
         self._users.setdefault(new, {})[reader] = None
+        self.edited[reader] = None
 
     def _owner(self, name: str) -> str | None:
         """The path of the container child that a dotted name lies in, or None."""
@@ -363,8 +367,7 @@ class Rewriter(LayerEdits, WeightEdits, StageEdits, GivenAndCollected, Renumberi
         if self._gone:
             order = {name: place for place, name in enumerate(self.graph.weights)}
             renames = {name: min(left, key=order.__getitem__) for name, left in self._gone.items() if left}
-            for node in self.graph:
-                rename_references(node, renames)
+            self.edited |= {node: None for node in self.graph if rename_references(node, renames)}
             self._gone = {}
 
     def commit(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from elastic_ir.errors import PASS_NOTE, ElasticError, VerifyError
 from elastic_ir.ir.graph import Graph
+from elastic_ir.ir.verifier import verify
 from elastic_ir.passes.infra import Pass, default_of, option_fields
 from elastic_ir.passes.infra.spec import PassSpec, make_pass, parse_pipeline
 
@@ -50,27 +51,48 @@ class Pipeline:
     def run(self, graph: Graph, observer: Observer | None = None, *, verify_each: bool = False) -> Graph:
         """The graph after all passes; the one given stays as it was.
 
-        Each pass is verified before the next begins, and an error names the pass: those of ElasticIR begin with
-        "pass 'NAME': " (or "before pass", "after pass"), any other has it as a note. The record of what ran is kept in
-        ``graph.history.pipeline`` and written with the graph.
+        What a pass edited is verified before the next begins, after others' passes the whole graph, as at the end. An
+        error names the pass: those of ElasticIR begin with "pass 'NAME': " (or "before pass", "after pass"), any other
+        has it as a note. The record of what ran is kept in ``graph.history.pipeline`` and written with the graph.
 
-        ``verify_each`` also emits and runs the network after each pass, on the example inputs: it has to run every
-        block, its outputs have to be finite, and those of a pass that preserves the function have to be those before,
-        within rounding. Raises VerifyError that names the pass; what was found stands, as plain data for each pass, in
-        ``graph.history.verified``.
+        ``verify_each`` verifies the whole after each pass, and also emits and runs the network after each pass, on the
+        example inputs: it has to run every block, its outputs have to be finite, and those of a pass that preserves
+        the function have to be those before, within rounding. Raises VerifyError that names the pass; what was found
+        stands, as plain data for each pass, in ``graph.history.verified``.
         """
         target, ran = graph, graph.history.pipeline
         runs = _Runs(graph) if verify_each else None
         for place, item in enumerate(self.passes):
             start = time.perf_counter()
             with _named(item.name):
-                target = item.run(target) if place == 0 else item.run_on(target)
+                if place == 0:
+                    item._discover(graph)  # once, and copied along
+                    target = graph.copy()
+                target = item.run_on(target)
+                if verify_each:
+                    verify(target, after=item.name)
             ran = (*ran, str(describe(item)))
             verified = target.history.verified if runs is None else runs.after(item, target)
             target.history = dataclasses.replace(target.history, pipeline=ran, verified=verified)
             if observer is not None:
                 observer(item, target, time.perf_counter() - start)
-        return target if self.passes else graph.copy()
+        if not self.passes:
+            return graph.copy()
+        if not verify_each:
+            self._verify(target)
+        return target
+
+    def _verify(self, made: Graph) -> None:
+        """Verify the whole of what was made; what no pass edited through its rewriter may be any pass's doing."""
+        if len(self) == 1:
+            verify(made, after=self.passes[0].name)
+            return
+        try:
+            verify(made)
+        except VerifyError as error:
+            raise VerifyError(
+                f"after the pipeline: {error}; --verify-each (verify_each=True) names the pass that left it so"
+            ) from error
 
 
 @contextlib.contextmanager

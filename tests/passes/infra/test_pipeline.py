@@ -422,3 +422,47 @@ def test_a_recipe_says_the_line(own: Path, change: tuple[str, str], message: str
     (own / "r.yaml").write_text(RECIPE.replace(*change))
     told = run("apply", own / "m.pt", "--recipe", own / "r.yaml")
     assert told.startswith(f"1: error: {message}") and told.count("\n") == 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Late(Pass):
+    """A pass that lets the first layer read the last one's result, through its rewriter or behind its back."""
+
+    name: ClassVar[str] = "late"
+
+    hidden: bool = False
+
+    def rewrite(self, graph: Graph, rewriter: Rewriter) -> None:
+        source, first, last = graph.nodes[0].output, graph.nodes[1], graph.nodes[-2]
+        if self.hidden:
+            first.args = (last.output,)
+        else:
+            rewriter.rewire(first, source, last.output)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_graph_that_is_wrong_is_the_fault_of_the_pass_that_left_it_so(hidden: bool) -> None:
+    graph = eir.trace(cifar_resnet(20), (torch.zeros(1, 3, 8, 8),))
+    late = r"^after pass 'late': node %conv1 .* reads %\w+, which runs later"
+    with pytest.raises(VerifyError, match=late):
+        Late(hidden).run(graph)
+    with pytest.raises(VerifyError, match=late):
+        Pipeline([Late(hidden), Stretch(to_depth=26)]).run(graph)
+
+
+def test_of_our_own_passes_the_edits_are_verified_and_the_whole_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Late, "__module__", "elastic_ir.passes.late")
+    graph = eir.trace(cifar_resnet(20), (torch.zeros(1, 3, 8, 8),))
+    with pytest.raises(VerifyError, match=r"^after pass 'late': node %conv1"):
+        Pipeline([Late(), Stretch(to_depth=26)]).run(graph)
+    hidden = Pipeline([Stretch(to_depth=26), Late(hidden=True)])
+    with pytest.raises(
+        VerifyError, match=r"^after the pipeline: node %conv1 .* --verify-each .* names the pass"
+    ):
+        hidden.run(graph)
+    with pytest.raises(VerifyError, match=r"^after pass 'late': node %conv1"):
+        hidden.run(graph, verify_each=True)
+    with pytest.raises(VerifyError, match=r"^after pass 'late': node %conv1"):
+        Pipeline([Late(hidden=True)]).run(graph)
