@@ -141,6 +141,9 @@ def chain_layers(group: Group, graph: Graph) -> int | None:
     from elastic_ir.discovery.levels import layer_shapes
 
     names = [n for part in group.parts for n in part.weights if graph.weights[n].layer]
+    names = [
+        name for name in names if 0 not in graph.weights[name].shape
+    ]  # has no channels, and computes nothing
     held = [graph.weights[name] for name in names]
     if any(not weight.prunable and is_packed(weight.name, weight.shape, weight.dtype) for weight in held):
         return None

@@ -164,9 +164,13 @@ class GraphReader:
         if not groups:
             return None
         spans = [self._span([node for part in group.parts for node in part.nodes]) for group in groups]
-        alone = all(len(group.parts) == 1 for group in groups) and not container.prefix and levels is None
-        if alone and len(spans) > 1 and spans == sorted(spans, reverse=True) and len(groups) == len(parts):
-            groups.reverse()
+        whole = (
+            sum(len(group.parts) for group in groups) == len(parts)
+            and not container.prefix
+            and levels is None
+        )
+        if whole and len(spans) > 1 and spans == sorted(spans, reverse=True):
+            groups = [Group(group.parts[::-1], boundary=group.boundary) for group in reversed(groups)]
             spans.reverse()
             container.falling = True
         if spans != sorted(spans):

@@ -47,8 +47,10 @@ class Gaps:
         first_nodes = [node for node, row in owner.items() if row == 0]
         last_nodes = [node for node, row in owner.items() if row == last]
 
-        def lead(operations: Sequence[str]) -> list[Node]:
-            return self._lead(first_nodes, operations)
+        def lead(behind: Sequence[Node], before: Sequence[Node]) -> tuple[list[Node], bool]:
+            wanted = sorted([*before, *ahead], key=self.order.__getitem__)
+            found = self._lead([*first_nodes, *behind], [node.op for node in wanted])
+            return found, len(found) == len(wanted)
 
         def trail(operations: Sequence[str]) -> list[Node]:
             return self._trail(last_nodes, operations)
@@ -57,13 +59,11 @@ class Gaps:
         for index, (behind, before) in enumerate(splits):
             owner.update(dict.fromkeys(behind, index))
             owner.update(dict.fromkeys(before, index + 1))
-        first_nodes += splits[0][0]
-        before = sorted([*splits[0][1], *ahead], key=self.order.__getitem__)
-        behind = splits[-1][0]
-        leading, trailing = lead([node.op for node in before]), trail([node.op for node in behind])
+        (leading, led), behind = lead(*splits[0]), splits[-1][0]
+        trailing = trail([node.op for node in behind])
         owner.update(dict.fromkeys(leading, 0))
         owner.update(dict.fromkeys(trailing, last))
-        groups[0].torn |= len(leading) < len(before) or first_apart
+        groups[0].torn |= not led or first_apart
         groups[-1].torn |= len(trailing) < len(behind)
         for node in reversed(
             self.around
@@ -211,15 +211,16 @@ class Gaps:
 def _split(
     gaps: Sequence[list[Node]],
     alive: Callable[[int, Sequence[Node]], list[tuple[int, int]]],
-    lead: Callable[[Sequence[str]], Sequence[object]],
+    lead: Callable[[Sequence[Node], Sequence[Node]], tuple[Sequence[Node], bool]],
     trail: Callable[[Sequence[str]], Sequence[Node]],
 ) -> list[tuple[list[Node], list[Node]]]:
     """For each gap what belongs to the block before it, and what to the block behind it.
 
     Of the offsets that leave the first and the last block whole the one is taken at which the fewest values are alive,
     then the fewest elements, then the last; ``alive`` says of a gap how many of both are so before its first node, and
-    behind each. ``lead`` and ``trail`` find the operations of the second part before the first block, and of the first
-    part behind the last. Where gaps differ, what all begin and end with is dealt out, and the rest belongs to no block.
+    behind each. ``lead`` finds before the first block the operations of the second part of a gap, whose first part is
+    given too, and says whether all are there; ``trail`` finds those of the first part behind the last. Where gaps
+    differ, what all begin and end with is dealt out, and the rest belongs to no block.
     """
     words = [[node.op for node in gap] for gap in gaps]
     if any(word != words[0] for word in words):
@@ -231,8 +232,8 @@ def _split(
     costs = [alive(row, gap) for row, gap in enumerate(gaps)]
 
     def cost(offset: int) -> tuple[bool, tuple[int, int], int]:
-        behind, before = words[0][:offset], words[0][offset:]
-        torn = len(trail(behind)) < len(behind) or len(lead(before)) < len(before)
+        behind = words[0][:offset]
+        torn = len(trail(behind)) < len(behind) or not lead(gaps[0][:offset], gaps[0][offset:])[1]
         return torn, max(one[offset] for one in costs), -offset
 
     at = min(range(len(words[0]) + 1), key=cost)
@@ -242,14 +243,14 @@ def _split(
 def _split_behind_first(
     gaps: Sequence[list[Node]],
     alive: Callable[[int, Sequence[Node]], list[tuple[int, int]]],
-    lead: Callable[[Sequence[str]], Sequence[object]],
+    lead: Callable[[Sequence[Node], Sequence[Node]], tuple[Sequence[Node], bool]],
     trail: Callable[[Sequence[str]], Sequence[Node]],
 ) -> list[tuple[list[Node], list[Node]]]:
     """As :func:`_split`, with the first gap dealt out as the others show: what ends as they do is of the next block.
 
     The first block may do otherwise (boxes of two coordinates become some of four), so it need not lead in as they do.
     """
-    rest = _split(gaps[1:], lambda row, gap: alive(row + 1, gap), lambda operations: operations, trail)
+    rest = _split(gaps[1:], lambda row, gap: alive(row + 1, gap), lambda *_: ([], True), trail)
     before = [node.op for node in rest[0][1]]
     at = len(gaps[0]) - _common([before[::-1], [node.op for node in gaps[0]][::-1]])
     return [(gaps[0][:at], gaps[0][at:]), *rest]

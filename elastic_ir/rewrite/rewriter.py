@@ -221,9 +221,11 @@ class Rewriter(LayerEdits, WeightEdits, StageEdits, GivenAndCollected, Renumberi
                 self._clone_weight(name, twin.path + name[len(child.path) :], own, storages, renames)
         clone = Block(children, [], after.outputs, layers=block.layers, signature=block.signature)
         for box, twins in self._by_home(children).items():
-            beside = self._by_home(after.children)[box]
-            place = box.children.index(beside[0]) if box.falling else box.children.index(beside[-1]) + 1
-            box.children[place:place] = twins
+            place = box.children.index(self._by_home(after.children)[box][-1])
+            if box.falling:
+                box.children[place:place] = reversed(twins)
+            else:
+                box.children[place + 1 : place + 1] = twins
             self._touched[box] = None
         if block.nodes:
             self._clone_nodes(block, clone, after, renames)

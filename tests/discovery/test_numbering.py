@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import elastic_ir as eir
+from elastic_ir.choices import Frontend
 
 WIDTH = 6
 X = torch.randn(2, WIDTH)
@@ -218,3 +219,55 @@ def test_lists_that_are_run_from_their_end(tmp_path: Path) -> None:
     back = eir.squeeze(eir.load(tmp_path / "deeper.pt"), to_stages=[4])
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in back.state_dict().items())
     assert torch.equal(back.to_module()(X), model(X))
+
+
+class Coupling(nn.Module):
+    """A step of a flow that changes one half by the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(WIDTH // 2, WIDTH)
+
+    def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        log = torch.zeros(x.shape[0])
+        left, right = x.chunk(2, 1)
+        scale, shift = self.net(left).chunk(2, 1)
+        return torch.cat([left, (right - shift) * torch.sigmoid(-scale)], 1), log - scale.sum(1)
+
+
+class Swap(nn.Module):
+    """The two halves change places."""
+
+    def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        left, right = x.chunk(2, 1)
+        return torch.cat([right, left], 1), torch.zeros(x.shape[0])
+
+
+class Density(nn.Module):
+    """A flow's density, which runs its steps from the last to the first; every second one has no weights."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.flows = nn.ModuleList(step for _ in range(count) for step in (Coupling(), Swap()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = torch.zeros(x.shape[0])
+        for flow in reversed(self.flows):
+            x, log = flow.inverse(x)  # type: ignore[operator]
+            total = total + log
+        return total - x.pow(2).sum(1)
+
+
+@pytest.mark.parametrize("frontend", ["fx", "export"])
+def test_steps_without_weights_between_those_of_a_list_that_is_run_from_its_end(frontend: Frontend) -> None:
+    model, native = Density(3).eval(), Density(4).eval()
+    graph = eir.trace(model, (X,), frontend=frontend)
+    (stage,) = graph.stages
+    assert [[child.path for child in block.children] for block in stage.blocks] == [
+        [f"flows.{at}", f"flows.{at - 1}"] for at in (5, 3, 1)
+    ]
+    deeper = eir.stretch(graph, to_stages=[4])
+    native.load_state_dict(deeper.state_dict())
+    assert torch.equal(deeper.to_module()(X), native(X))
+    back = eir.squeeze(deeper, to_stages=[3])
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in back.state_dict().items())

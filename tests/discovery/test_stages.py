@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -387,3 +389,20 @@ def test_a_part_that_fills_zeros_runs_to_its_end() -> None:
     (stage,) = graph.stages
     assert sorted(box.template for box in stage.containers) == ["convs.{i}", "skips.{i}"]
     assert outline(graph) == [(stage.name, 0, 3, 1)]
+
+
+class WithPositions(nn.Module):
+    """A projection of position gets a part of the channels, which is none where there are few (DAT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(WIDTH, WIDTH, 3), nn.Conv2d(WIDTH, WIDTH, 3)
+        self.position, self.table = nn.Linear(2, WIDTH // 16), nn.Linear(WIDTH // 16, 4)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_layers_without_channels_do_not_count(tmp_path: Path) -> None:
+    model = nn.ModuleDict({"layers": nn.ModuleList(WithPositions() for _ in range(3))})
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    (stage,) = eir.load(tmp_path / "model.pt").stages
+    assert [block.layers for block in stage.blocks] == [2, 2, 2]

@@ -25,6 +25,7 @@ from elastic_ir.emit.example_runs import Call, calls_of, run_module
 from elastic_ir.emit.module.attributes import copied, refresh
 from elastic_ir.errors import EmitError
 from elastic_ir.ir.graph import Argument, Graph, Value, map_argument
+from elastic_ir.ir.structure import Block
 from elastic_ir.tensors.torch_bridge import device_of, to_torch
 
 
@@ -193,9 +194,17 @@ def _module_of(module: nn.Module, path: str) -> nn.Module:
     return owner if name in owner._parameters else module.get_submodule(path)
 
 
+def _lead(block: Block, module: nn.Module) -> str:
+    """The path of a block's first child that has tensors; one without them may be but a function of its caller's."""
+    paths = (child.path for child in block.children)
+    return next(
+        (path for path in paths if any(True for _ in _module_of(module, path).parameters())), block.path
+    )
+
+
 def _watched(module: nn.Module, graph: Graph, calls: Sequence[Call]) -> Outputs:
     """Run a module in evaluation; EmitError where a block did not run."""
-    ran = dict.fromkeys((block.path for block in graph.blocks), False)
+    ran = dict.fromkeys((_lead(block, module) for block in graph.blocks), False)
     if isinstance(module, fx.GraphModule):
         # a straight-line program of leaf calls: a block runs if it stands in it, and containers are never called
         named = [str(node.target) for node in module.graph.nodes if node.op in ("call_module", "get_attr")]
