@@ -33,6 +33,7 @@ SECONDS = 20.0  #: that experiments may take
 _ROUNDS = 12  #: entries that are changed one after the other
 _MOST = 150  #: networks that are built
 _PAIRS = 60
+_LONGEST_UNIT = 4  #: layers that an entry counts as one
 _MUCH = 4  #: a move that leaves no more than such a part is made at once
 _BESIDE = 8  #: so much more than all layers a number may be that has to do with them
 _LARGEST_LIST = 512
@@ -251,6 +252,7 @@ def _meanings(value: Any, stack: Stack) -> Iterator[Any]:
     if type(value) is int:
         if value > 0:
             yield value + len(order) - before
+            yield from (value + more for more in _of_units(value, before, len(order) - before))
         if 0 < value <= before:
             yield sum(layer < value for layer in order)  # so many first ones
             yield sum(layer >= before - value for layer in order)  # so many last ones
@@ -266,6 +268,13 @@ def _meanings(value: Any, stack: Stack) -> Iterator[Any]:
         if all(type(item) is int for item in value) and len(set(value)) == len(value):
             yield [at for at, layer in enumerate(order) if layer in value]
             yield [at + 1 for at, layer in enumerate(order) if layer + 1 in value]
+
+
+def _of_units(count: int, layers: int, more: int) -> Iterator[int]:
+    """By how much a count of units rises, each an attention and an MLP for example, if few layers are of no unit."""
+    for unit in range(2, _LONGEST_UNIT + 1):
+        if more % unit == 0 and 0 <= layers // unit - count <= 1:
+            yield more // unit
 
 
 def entries(item: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:

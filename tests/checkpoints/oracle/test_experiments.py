@@ -31,6 +31,8 @@ def wanted(**entries: Any) -> Any:
     [
         (6, [0, 1, 2, 3, 4, 5, 4, 5], 8),  # a count
         (7, [0, 1, 2, 3, 4, 5, 4, 5], 9),  # a count with one layer that is no block
+        (3, [0, 1, 2, 3, 4, 5, 4, 5], 4),  # a count of pairs of layers
+        (2, [0, 1, 2, 3], 1),  # of pairs, with two layers behind them that are of none
         (2, [0, 1, 0, 1, 2, 3, 4, 5], 4),  # so many first layers
         (1, [0, 1, 2, 3, 4, 5, 5], 2),  # so many last ones
         (5, [0, 1, 2, 3, 4, 5, 4, 5], 7),  # the last layer of a kind
