@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Callable, Mapping
 
 from elastic_ir.discovery.levels import Levels, layer_shapes, levels_of
 from elastic_ir.discovery.parts import Group, Part, containers, form_of, kin, module_tree, relative_weights
@@ -129,6 +130,11 @@ class NameReader:
             channels = self.channels(group)
             same = group.signature in kept
             group.preserving = same or (channels is not None and channels[0] == channels[1])
+        if self.sorted:
+            around = zip([None, *groups], groups, [*groups[1:], None], strict=False)
+            torn = [one for before, one, behind in around if not _meets(before, one, behind)]
+            for group in torn:
+                group.preserving = group.signature in kept
         return groups
 
     def _around_layers(self, container: Container, parts: list[Part]) -> list[Group]:
@@ -189,6 +195,10 @@ class NameReader:
         return []
 
 
+def _channels_out(shape: tuple[int, ...]) -> int:
+    return shape[0]
+
+
 def in_channels(shape: tuple[int, ...]) -> int:
     """Input channels of a weight; a depthwise convolution has as many as output channels."""
     return shape[0] if len(shape) > 2 and shape[1] == 1 else shape[1]
@@ -218,6 +228,35 @@ def _keeping(groups: list[Group]) -> set[str]:
             if row == hashes[first + count : first + 2 * count]:
                 kept.update(row)
     return kept
+
+
+def _meets(before: Group | None, group: Group, behind: Group | None) -> bool:
+    """Whether a block takes in and gives out some width that the one before it gives and the one behind it takes.
+
+    Of names in the order of the alphabet a block's own do not show what runs last: a projection may stand behind all
+    else, as in Hiera's first block of each stage. A neighbour's layers of equal name show which of its widths is meant.
+    """
+    layers = _matrices(group)
+    takes, gives = set(map(in_channels, layers.values())), set(map(_channels_out, layers.values()))
+    if before is not None:
+        takes &= _in_common(layers, _matrices(before), _channels_out)
+    if behind is not None:
+        gives &= _in_common(layers, _matrices(behind), in_channels)
+    return len(layers) < 2 or not takes.isdisjoint(gives)
+
+
+def _matrices(group: Group) -> dict[str, tuple[int, ...]]:
+    return {name: applied_shape(name, shape) for name, shape in group.weights.items() if len(shape) > 1}
+
+
+def _in_common(
+    mine: Mapping[str, tuple[int, ...]],
+    theirs: Mapping[str, tuple[int, ...]],
+    channels: Callable[[tuple[int, ...]], int],
+) -> set[int]:
+    """The channels of a neighbour's layers: where some have names of one's own layers, of those that have as many."""
+    common = {name for name in theirs if name in mine and channels(mine[name]) == channels(theirs[name])}
+    return {channels(theirs[name]) for name in (common if mine.keys() & theirs.keys() else theirs)}
 
 
 def _of_one_width(one: Group, other: Group) -> bool:

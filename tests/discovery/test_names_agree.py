@@ -102,7 +102,6 @@ KNOWN_SORTED: dict[str, tuple[str, Outline | None]] = {
         _WITHIN, [("layer1", 2, False), ("layer2", 2, True), ("layer3", 2, True), ("layer4", 2, True)]
     ),
     "mvitv2_tiny": (_WITHIN, [("stages.0.blocks", 1, True), ("stages.2.blocks", 5, True)]),
-    "hiera_tiny_224": (_WITHIN, [("blocks", 12, True)]),
     "coatnet_0_224": (
         _WITHIN, [("stages.1.blocks", 3, True), ("stages.2.blocks", 5, True), ("stages.3.blocks", 2, True)]
     ),
@@ -113,9 +112,6 @@ KNOWN_SORTED: dict[str, tuple[str, Outline | None]] = {
             ("stem", 2, True),
         ],
     ),
-    "darknet17": (_WITHIN, [("stages", 5, True)]),
-    "squeezenet1_0": (_WITHIN, [("features:1", 3, True), ("features:2", 4, True), ("features:3", 1, True)]),
-    "squeezenet1_1": (_WITHIN, [("features:1", 2, True), ("features:2", 2, True), ("features:3", 4, True)]),
 }  # fmt: skip
 
 
