@@ -92,9 +92,7 @@ add(
     ids(),
     each("layers.{i}", of=6, unit=2),
     depth=3,
-    step=0,
-    may_refuse="an embedding and a projection beside the layers have a slice for each of them",
-    says="per_layer|slice|embed_tokens_per_layer",
+    note="an embedding and a projection beside the layers have a slice for each of them",
 )
 add(
     "xlnet",

@@ -18,7 +18,7 @@ from elastic_ir.ir.graph import Graph, Node, Value, WeightRef
 from elastic_ir.ir.operations import known_kind
 from elastic_ir.ir.structure import Block, Stage
 from elastic_ir.plans.keep_beside import tensor_is_kept
-from elastic_ir.plans.pieces import Piece, Table, constant, looked_up, numbers, pieces_of
+from elastic_ir.plans.pieces import Piece, Table, checks_no_size, constant, looked_up, numbers, pieces_of
 from elastic_ir.plans.plan import Plan
 from elastic_ir.plans.row_sources import Edit, Sources, sources_of
 from elastic_ir.rewrite.rewriter import Rewriter
@@ -127,10 +127,11 @@ def rows_of_blocks(rewriter: Rewriter, plan: Plan, stays: Collection[str] = ()) 
             pieces.setdefault((piece.table, piece.axis), []).append(piece)
     if not pieces:
         return []
-    users = graph.users()
+    checks = {node for node in graph if checks_no_size(node)}
+    users = {value: [node for node in nodes if node not in checks] for value, nodes in graph.users().items()}
     reading: dict[Table, set[Node]] = {value: set(nodes) for value, nodes in users.items()}
     for node in graph:
-        for name in node.weight_names():
+        for name in node.weight_names() if node not in checks else ():
             reading.setdefault(name, set()).add(node)
     owner = _owners(graph, users, {piece.node for taken in pieces.values() for piece in taken})
     found = []

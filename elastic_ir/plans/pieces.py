@@ -11,6 +11,7 @@ from math import prod
 from typing import TypeAlias
 
 from elastic_ir.discovery.signatures import TAKING
+from elastic_ir.ir.functions import CHECKS
 from elastic_ir.ir.graph import Argument, Graph, Node, Symbol, Value, WeightRef
 from elastic_ir.ir.operations import known_kind
 from elastic_ir.tensors.lazy import InlineData, ShapeOnly
@@ -53,6 +54,13 @@ class Piece:
         else:
             made[1] = there
         return tuple(made)
+
+
+def checks_no_size(node: Node) -> bool:
+    """Whether a node is an export's check of a type, which holds of any number of places."""
+    return (
+        node.op in CHECKS and node.kwargs.get("size") is None and all(part is None for part in node.args[1:3])
+    )
 
 
 def table_of(argument: Argument) -> Table | None:

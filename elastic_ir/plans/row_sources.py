@@ -22,6 +22,12 @@ from elastic_ir.tensors.weights import BatchNorm
 Edit: TypeAlias = Callable[[Rewriter, int], None]
 
 
+#: What is computed element by element besides arithmetic and activations.
+_ELEMENTWISE = frozenset({"pow", "rsqrt", "square", "sin", "cos"})
+#: What makes one number of the elements along some axes.
+_OVER_AXES = frozenset({"mean", "sum", "amax", "amin"})
+
+
 @dataclass
 class Sources:
     """The tensors that have the places of an axis, and what between says how many there are."""
@@ -40,8 +46,10 @@ def sources_of(
     graph: Graph, table: Table, axis: int, users: Mapping[Value, Sequence[Node]]
 ) -> Sources | None:
     """Where the places of a table's axis come from; None where that does not show, or others read what is between."""
-    found = Sources(graph)
-    return found if _Walk(graph, users, found).back(table, axis, 1) else None
+    walk = _Walk(graph, Sources(graph))
+    whole = walk.back(table, axis, 1)
+    alone = all(set(users.get(value, ())) == readers for value, readers in walk.read.items())
+    return walk.found if whole and alone else None
 
 
 @dataclass
@@ -49,15 +57,20 @@ class _Walk:
     """One axis followed back; ``scale`` is how many places there are one of the table's."""
 
     graph: Graph
-    users: Mapping[Value, Sequence[Node]]
     found: Sources
+    #: the values that were met, each with its axis and scale; a norm reads what it divides by twice
+    met: dict[Value, tuple[int, int]] = field(default_factory=dict)
+    read: dict[Value, set[Node]] = field(default_factory=dict)  #: who reads them on the way
 
     def back(self, table: Table, axis: int, scale: int, reader: Node | None = None) -> bool:
         """Whether the places of an axis come from tensors; they are noted, and what says how many they are."""
         if isinstance(table, str):
             return self.found.tensors.setdefault(table, (axis, scale)) == (axis, scale)
-        if reader is not None and set(self.users.get(table, ())) != {reader}:
-            return False
+        if reader is not None:
+            self.read.setdefault(table, set()).add(reader)
+        if table in self.met:
+            return self.met[table] == (axis, scale)
+        self.met[table] = (axis, scale)
         node = table.node
         if node.kind == "input":
             self.found.inputs = True
@@ -90,7 +103,7 @@ class _Walk:
         first = table_of(node.args[0]) if node.args else None
         if first is None:
             return False
-        if has(node, Trait.ARITHMETIC):
+        if has(node, Trait.ARITHMETIC) or kind in _ELEMENTWISE:
             return self._broadcast(node, shape, axis, scale)
         if has(node, Trait.POINTWISE | Trait.SAME | Trait.CAST) or (
             kind in ("softmax", "logsoftmax") and not self._over_axis(node, shape, axis)
@@ -98,6 +111,8 @@ class _Walk:
             return self.back(first, axis, scale, node)
         if kind in ("layernorm", "rmsnorm"):
             return axis < len(shape) - self._normed(node) and self.back(first, axis, scale, node)
+        if kind in _OVER_AXES:
+            return self._reduced(node, first, axis, scale)
         if kind in ("permute", "transpose", "t"):
             return self._permuted(node, first, shape, axis, scale)
         if has(node, Trait.RESHAPE) or kind in ("getitem", "expand"):
@@ -200,6 +215,18 @@ class _Walk:
         """How many axes a norm goes over, the last ones."""
         given = node.attributes.get("normalized_shape", node.args[1] if len(node.args) > 1 else None)
         return len(given) if isinstance(given, (tuple, list)) else 1
+
+    def _reduced(self, node: Node, first: Table, axis: int, scale: int) -> bool:
+        """One number for the elements along other axes, as in a norm that is written out."""
+        before = shape_of(first, self.graph)
+        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+        keeps = node.kwargs.get("keepdim", node.args[2] if len(node.args) > 2 else False)
+        dims = [dim] if type(dim) is int else dim
+        if before is None or not isinstance(dims, (tuple, list)) or not dims or type(keeps) is not bool:
+            return False
+        gone = {number % len(before) for number in dims if type(number) is int}
+        at = axis if keeps else [place for place in range(len(before)) if place not in gone][axis]
+        return len(gone) == len(dims) and at not in gone and self.back(first, at, scale, node)
 
     def _permuted(self, node: Node, first: Table, shape: tuple[int, ...], axis: int, scale: int) -> bool:
         order = list(range(len(shape)))

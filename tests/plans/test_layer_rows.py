@@ -155,6 +155,25 @@ class Generated(nn.Module):
         return x
 
 
+class Normed(nn.Module):
+    """A norm, written out, of what one layer gives for each block, with columns of a table added (Gemma 3n)."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(count))
+        self.project, self.table = nn.Linear(WIDTH, count * WIDTH), nn.Embedding(2, count * WIDTH)
+        self.scale = nn.Parameter(torch.randn(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (-1, len(self.layers), WIDTH)
+        rows = self.project(x).view(shape).float()
+        rows = rows * torch.rsqrt(rows.pow(2).mean(-1, keepdim=True) + 1e-6) * self.scale
+        rows = rows + self.table((x.sum(1) > 0).long()).view(shape)
+        for index, layer in enumerate(self.layers):
+            x = x + torch.tanh(layer(x * rows[:, index]))
+        return x
+
+
 class Halves(nn.Module):
     """The scales of all blocks, and behind them all shifts: whose entries are whose does not show."""
 
@@ -180,6 +199,7 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "looked up at once": LookedUpAtOnce,
     "tabled": Tabled,
     "generated": Generated,
+    "normed": Normed,
     **{way: partial(Modulated, way=way) for way in ("chunks", "halves", "slices", "axes")},
 }
 
@@ -201,6 +221,12 @@ def test_a_deeper_one_is_the_native_one(make: Callable[[int], nn.Module], tmp_pa
     back = eir.squeeze(deeper, to_stages=[4])
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in back.state_dict().items())
     assert torch.equal(back.to_module()(X), model(X))
+
+
+def test_parts_of_what_an_export_checks() -> None:
+    graph = eir.trace(Normed(4).eval(), (X,), frontend="export")
+    assert any("_assert_tensor_metadata" in node.op for node in graph)
+    Normed(6).load_state_dict(eir.stretch(graph, to_stages=[6]).state_dict())
 
 
 def test_rows_that_others_read_too_stay() -> None:
