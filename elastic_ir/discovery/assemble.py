@@ -116,7 +116,8 @@ def join_last_blocks(drafts: list[Draft], reader: NameReader) -> None:
     """Of names alone: keep a list's last block as the last one of the stage before it where it is only its end.
 
     The last block of two streams (SD3's) makes nothing of the second, and so has fewer weights and other widths; that
-    of a refining network (a postnet's) gives out the width that the stage's entry takes in.
+    of a refining network (a postnet's) gives out the width that the stage's entry takes in. One of equal blocks' kind
+    that gives out another width than they do (WaveNet's, of whose result nothing goes on) is the last, too.
     """
     for draft in list(drafts):
         last = draft.entry
@@ -129,6 +130,13 @@ def join_last_blocks(drafts: list[Draft], reader: NameReader) -> None:
             if whole and (less or _returns(stage, last, reader)):
                 stage.exit = last
                 drafts.remove(draft)
+    for draft in drafts:
+        if draft.exit is not None or not draft.free or draft.free[-1] is not draft.candidate.groups[-1]:
+            continue
+        *others, end = (reader.channels(group) for group in draft.free)
+        alike = len(others) > 2 and others.count(others[0]) == len(others)
+        if alike and others[0] and end and end[1] != others[0][1]:
+            draft.exit = draft.free.pop()
 
 
 def _returns(stage: Draft, last: Group, reader: NameReader) -> bool:

@@ -186,7 +186,7 @@ def containers(part: Part, listed: dict[str, list[str]]) -> Iterator[tuple[Conta
         attributes = bool(prefixes[0]) and any(part.children[name].entry for name in order)
         yield from _container(part, prefixes[0], names, native=not attributes)
         return
-    series = [(prefix, "") for prefix in prefixes if prefix]
+    series = [(prefix, "") for prefix in prefixes if prefix or _apart(part, names)]
     if part.nodes:  # names alone do not show which numbers in the middle of names count blocks
         inside = (split for name in names if (split := split_inside(name)) is not None)
         series += dict.fromkeys((prefix, suffix) for prefix, _, suffix in inside)
@@ -197,6 +197,20 @@ def containers(part: Part, listed: dict[str, list[str]]) -> Iterator[tuple[Conta
         members = [order[place] for place in at]
         if at == list(range(at[0], at[0] + len(at))) or _in_turn(members, order[at[0] :]):
             yield from _container(part, prefix, members, native=False, suffix=suffix)
+
+
+def _apart(part: Part, names: list[str]) -> bool:
+    """Whether children called by a number alone hold nothing by the names of what the others hold.
+
+    Else the others may be of the list, too.
+    """
+    held: tuple[set[str], set[str]] = (set(), set())
+    for name in names:
+        child = part.children.get(name)
+        if child is not None:
+            own = {weight[len(child.path) :] for weight in child.weights}
+            held[number_of(name) is None].update(own)
+    return held[0].isdisjoint(held[1])
 
 
 def _holds_weights(part: Part) -> bool:

@@ -14,6 +14,7 @@ where what is numbered can be experts or codebooks: inside a block, or without n
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,15 @@ from elastic_ir.ir.numbering import number_of
 from elastic_ir.ir.structure import Container
 from elastic_ir.tensors.weights import Weight
 
+_SIDE_BY_SIDE = (
+    3  #: fewer members' results side by side are a width doubled, for which there are many reasons
+)
+_MOST_PACKED = (
+    6  #: as many times its width a layer may give for one block (shifts and scales; gates; Q, K and V)
+)
+_WEIGHT = re.compile(
+    r"^weight|(^|_)weight$"
+)  #: what layers call theirs; ``resweight`` is a parameter of its own
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -238,6 +248,7 @@ class Surroundings:
                 found.append(Indexed(name, axis, self.weights[name].shape[axis]))
         if not slot:
             found += self._one_off(outside, count, widths)
+            found += self._side_by_side(outside, self.members(stack))
         return found
 
     def _axis_of(self, name: str, count: int, widths: set[int], parallel: bool, nested: bool) -> int | None:
@@ -249,13 +260,15 @@ class Surroundings:
             return None
         if size == count:
             return None if self._explained(name, count) else shape.index(count)
-        if role.endswith("weight"):
+        if _WEIGHT.search(role):
             reads = len(shape) > 1 and shape[0] == count and shape[1] in widths
             return 0 if parallel and reads else None
         if role.endswith("bias") or len(shape) < 2:
             return None
         if nested or (parallel and len(shape) == 2):
-            return None if widths.isdisjoint(shape) else shape.index(count)
+            if not widths.isdisjoint(shape):
+                return shape.index(count)
+            return 0 if shape[0] == count and not nested else None
         return 0 if shape[0] == count else None
 
     def _one_off(self, outside: Sequence[str], count: int, widths: set[int]) -> list[Indexed]:
@@ -277,6 +290,43 @@ class Surroundings:
                 if modules[name.rpartition(".")[0]] == 1 and not self._explained(name, extent)
             ]
         return found
+
+    def _side_by_side(
+        self, outside: Sequence[str], members: Sequence[Mapping[str, tuple[int, ...]]]
+    ) -> list[Indexed]:
+        """Layers that read the results of all members side by side, and what gives each member its part of a row.
+
+        Such an extent is as many times a width that all members have as there are members, and nothing else in the
+        network gives, or takes, so many channels. Of the layers that give so many only those of one width are taken.
+        """
+        count = len(members)
+        if count < _SIDE_BY_SIDE:
+            return []
+        widths = set.intersection(*(_widths([member]) for member in members))
+        found = []
+        for name in outside:
+            shape, layer = self.weights[name].shape, self.weights[name].layer
+            if len(shape) < 2 or (len(shape) > 2 and not layer):
+                continue
+            taken, given = (shape[1], shape[0]) if layer else (None, shape[1])
+            if taken is not None and _times(taken, count) in widths and taken not in self.channels[0]:
+                found.append(Indexed(name, 1, taken))
+            elif given not in self.channels[1] and _times(given, count) in widths:
+                packed = layer and (count <= _MOST_PACKED or given != count * shape[1])
+                found += [] if packed else [Indexed(name, 0 if layer else 1, given)]
+        return found
+
+    @cached_property
+    def channels(self) -> tuple[set[int], set[int]]:
+        """All numbers of channels that layers, or the rows of a table, give, and all that layers take."""
+        gives, takes = set(), set()
+        for weight in self.weights.values():
+            if weight.layer and len(weight.shape) > 1:
+                gives.add(weight.shape[0])
+                takes.add(weight.shape[1])
+            elif len(weight.shape) == 2:
+                gives.add(weight.shape[1])
+        return gives, takes
 
     def _explained(self, name: str, extent: int) -> bool:
         """Whether a vector belongs to a layer or norm of its module: a bias, or one of a scale and a shift."""
@@ -301,6 +351,11 @@ def _widths(members: Iterable[Mapping[str, tuple[int, ...]]]) -> set[int]:
         for extent in (shape[:2] if name.endswith("weight") else shape)
         if extent > 1
     }
+
+
+def _times(extent: int, count: int) -> int:
+    """A count-th part of an extent; 0 where it has none."""
+    return 0 if extent % count else extent // count
 
 
 def _widths_meet(

@@ -13,6 +13,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Container, Stage
+from elastic_ir.plans.beside import Surroundings
 from elastic_ir.plans.keep_beside import is_kept, tensor_is_kept
 from elastic_ir.plans.plan import Plan, StageShape, check_plan
 from elastic_ir.tensors.gathered import ByLayer
@@ -107,11 +108,22 @@ def _suspects(graph: Graph, container: Container) -> list[str]:
     count = container.source_count
     near = {extent for extent in (count - 1, count, count + 1) if extent > 1}
     heads = tuple(f"{child.path}." for box in graph.structure.containers for child in box.children)
+    given = Surroundings(graph.weights).channels[0]
     found = []
     for name, weight in graph.weights.items():
         parts = name.split(".")
         named = _NAMED.search(".".join(parts[-2:])) is not None
-        if name.startswith(heads) or (_ROLE.fullmatch(parts[-1]) and not named):
+        if name.startswith(heads):
+            continue
+        if (
+            weight.layer
+            and len(weight.shape) == 2
+            and weight.shape[1] % count == 0
+            and weight.shape[1] not in given
+        ):
+            found.append(name)  # it may read something of every layer
+            continue
+        if _ROLE.fullmatch(parts[-1]) and not named:
             continue
         if not near.isdisjoint(weight.shape) or (named and any(one % count == 0 for one in weight.shape)):
             found.append(name)

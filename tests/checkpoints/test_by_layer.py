@@ -99,6 +99,15 @@ def informer() -> Any:
     return t.InformerModel(settings)
 
 
+def esm() -> Any:
+    """A network whose head reads the attention of all heads of all layers side by side."""
+    settings = t.EsmConfig(
+        vocab_size=33, hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=48,
+        pad_token_id=1, mask_token_id=32, position_embedding_type="rotary",
+    )  # fmt: skip
+    return t.EsmForMaskedLM(settings)
+
+
 def lightglue() -> Any:
     """A network that steps through two lists, and through a third in all steps but the last."""
     settings = t.LightGlueConfig(num_hidden_layers=4, descriptor_dim=32, num_attention_heads=2)
@@ -128,6 +137,10 @@ CASES: dict[str, tuple[Callable[[], Any], str, list[int], dict[str, Gathering]]]
             "model.embed_tokens_per_layer.weight": Gathering(1, (0, 1, 0, 1, 2, 3, 4, 5), 8),
             "model.per_layer_model_projection.weight": Gathering(0, (0, 1, 0, 1, 2, 3, 4, 5), 8),
         },
+    ),
+    "esm": (
+        esm, "esm.encoder.layer", ORDER,
+        {"esm.contact_head.regression.weight": Gathering(1, (0, 1, 2, 3, 2, 3), 2)},
     ),
 }  # fmt: skip
 

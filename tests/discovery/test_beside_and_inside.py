@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 
+import pytest
+
+import elastic_ir as eir
 from elastic_ir.checkpoints.names import graph_of_tensors
 from elastic_ir.tensors.lazy import ShapeOnly
 
@@ -66,6 +69,24 @@ def test_the_last_block_of_a_list_that_ends_in_the_width_it_began_with() -> None
     assert stages({**shapes, **layers("b.vocoder", 3)}) == {"a.postnet": 4, "b.vocoder": 3}
     wider = shapes | {"a.postnet.3.conv.weight": (5, 8, 5), "a.postnet.3.norm.weight": (5,)}
     assert stages({**wider, **layers("b.vocoder", 3)}) == {"a.postnet:1": 3, "a.postnet:2": 1, "b.vocoder": 3}
+
+
+def test_a_last_block_that_gives_another_width_stays_the_last() -> None:
+    """Of WaveNet's last layer nothing goes on, so that it gives half as much; its copy in the middle would be wrong."""
+    shapes: Shapes = {f"skips.{at}.weight": (16 if at < 4 else 8, 8, 1) for at in range(5)}
+    graph = graph_of_tensors("bare", {name: ShapeOnly(shape, "float32") for name, shape in shapes.items()})
+    (stage,) = graph.stages
+    assert stage.exit is not None and [len(stage), stage.exit.path] == [5, "skips.4"]
+    deeper = eir.stretch(graph, to_stages=[7])
+    assert [weight.shape[0] for weight in deeper.weights.values()] == [16] * 6 + [8]
+
+
+def test_a_list_with_something_else_beside_its_numbers() -> None:
+    """transformers writes a table of frequencies of all of ESM's layers by one name, ``layer.*``."""
+    shapes = layers("layer", 3) | {"layer.*.rotary.inv_freq": (4,)}
+    assert stages(shapes) == {"layer": 3}
+    with pytest.raises(eir.StructureError):  # it may be of the list, too
+        stages({**shapes, **layer("layer.last")})
 
 
 def test_what_a_tower_is_called_is_not_what_its_layers_are() -> None:

@@ -213,10 +213,34 @@ TENSORS: dict[str, tuple[Callable[[], nn.Module], str, list[tuple[str, int]]]] =
     "two scalars for each layer": (
         lambda: Net(layers=blocks(5), residual=values(5), first=values(5)), "layers", [("residual", 0), ("first", 0)]
     ),
+    "a layer over the results of all blocks": (
+        lambda: Net(stem=nn.Conv2d(3, 16, 3), convs=_squares(4), fuse=nn.Conv2d(64, 16, 1), out=nn.Conv2d(16, 3, 3)),
+        "convs", [("fuse.weight", 1)],
+    ),
+    "a head over the results of all layers": (
+        lambda: Net(layers=blocks(5), head=nn.Linear(80, 3)), "layers", [("head.weight", 1)]
+    ),
+    "embeddings with a part for each layer": (
+        lambda: Net(
+            word=nn.Embedding(50, 16), embed_by_layer=nn.Embedding(50, 4 * 8), project=nn.Linear(16, 4 * 8),
+            layers=listed(4, lambda _: Net(gate=nn.Linear(16, 8), up=nn.Linear(8, 16), norm=nn.LayerNorm(16))),
+        ),
+        "layers", [("embed_by_layer.weight", 1)],
+    ),
+    "one layer for the shifts of all blocks": (
+        lambda: Net(shifts=nn.Linear(16, 8 * 16), layers=blocks(8)), "layers", [("shifts.weight", 0)]
+    ),
+    "gains for each layer, two a layer": (
+        lambda: Net(gains=values(4, 2), layers=listed(4, lambda _: mlp())), "layers", [("gains", 0)]
+    ),
     "prompts for each layer": (
         lambda: Net(layers=blocks(4), prompts=values(4, 5, 16)), "layers", [("prompts", 0)]
     ),
 }  # fmt: skip
+
+
+def _squares(count: int) -> nn.Module:
+    return listed(count, lambda _: nn.Conv2d(16, 16, 3, padding=1))
 
 
 def _stage(inner: int, width: int) -> nn.Module:
@@ -280,6 +304,13 @@ INDEPENDENT: dict[str, Callable[[], nn.Module]] = {
     "four blocks, five classes with weights": lambda: Net(
         blocks=blocks(4), head=nn.Linear(16, 5), loss=Net(class_weights=torch.ones(5))
     ),
+    "four blocks, a head of four times their width": lambda: Net(
+        layers=blocks(4), head=nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 4))
+    ),
+    "three blocks beside queries, keys and values": lambda: Net(
+        pool=Net(query=values(1, 1, 16), qkv=nn.Linear(16, 48), proj=nn.Linear(16, 16)), layers=blocks(3)
+    ),
+    "two blocks beside a doubled width": lambda: Net(layers=blocks(2), head=nn.Linear(32, 5)),
     "temperatures": lambda: Net(blocks=blocks(2), scale=values(), temperature=values(1)),
     "tasks, fewer than layers": lambda: Net(layers=blocks(4), heads=linears(3, out=2)),
     "five tokens, five blocks": lambda: Net(

@@ -170,9 +170,14 @@ def _explained(library: Library, name: str, how: ByLayer, *networks: tuple[Any, 
     uses = list(_uses(library, type(owners[0][0]), attribute))
     if layer:
         along = 1 if isinstance(holder, nn.Embedding) else 0
-        if how.more or how.axis != along or not uses:
+        reads = how.axis == 1 and isinstance(holder, nn.Linear)
+        if how.more or not (reads or how.axis == along) or not uses:
             return replace(how, unclear=f"{type(holder).__name__} mixes its entries with others")
-        if not all(use.split_by_layer(owner, count, how.size) for use in uses for owner, count in owners):
+        if not all(
+            use.joined_by_layer if reads else use.split_by_layer(owner, count, how.size)
+            for use in uses
+            for owner, count in owners
+        ):
             return replace(how, unclear="it does not show whether the layers or their channels come first")
         return how
     if how.size > 1:
@@ -228,6 +233,18 @@ class _Use:
             if isinstance(node, ast.Call) and _last(node.func) in _SPLITTING and len(node.args) > 2
         ]
         return (count, size) in found and (size, count) not in set(found) - {(count, size)}
+
+    @property
+    def joined_by_layer(self) -> bool:
+        """Whether the method makes one axis of the layers and then what each of them has, as it names the two."""
+        products = [
+            (_last(argument.left), _last(argument.right))
+            for node in ast.walk(self.method)
+            if isinstance(node, ast.Call) and _last(node.func) in _SPLITTING
+            for argument in node.args
+            if isinstance(argument, ast.BinOp) and isinstance(argument.op, ast.Mult)
+        ]
+        return bool(products) and all("layer" in one and "layer" not in other for one, other in products)
 
 
 def _uses(library: Library, kind: type, attribute: str) -> Iterator[_Use]:
