@@ -134,6 +134,23 @@ def _in_series(name: str, container: Container) -> bool:
     return container.series.number(name) is not None
 
 
+def _runs_all(container: Container, live: nn.Module) -> bool:
+    """Whether a container's series is all that it has, or stands in one piece in a Sequential, which runs all."""
+    if container.native:
+        return True
+    module = live.get_submodule(container.path)
+    head = f"{container.path}." if container.path else ""
+    members = [_in_series(head + name, container) for name in module._modules]
+    if not (is_layer(module, "Sequential") and sum(1 for one, _ in itertools.groupby(members) if one) == 1):
+        return False
+    forward = getattr(type(module), "forward", None)
+    if forward is None:  # an outline, which stands for one of torch's own
+        return True
+    from torch import nn
+
+    return forward is nn.Sequential.forward
+
+
 def _iterates(container: Container, live: nn.Module) -> bool:
     """Whether a container's own forward runs its children by iteration, so that new ones run too.
 
@@ -170,7 +187,7 @@ def _refill(graph: Graph, live: nn.Module, containers: Sequence[Container]) -> t
     touched = [container for container in containers if container.changed]
     if touched and is_graph_module(live):  # its forward is its nodes, written out
         return None, False
-    if not all(container.native and _iterates(container, live) for container in touched):
+    if not all(_runs_all(container, live) and _iterates(container, live) for container in touched):
         return None, False
     tensors = itertools.chain(live.parameters(), live.buffers())
     shared: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
@@ -219,8 +236,12 @@ def _refill(graph: Graph, live: nn.Module, containers: Sequence[Container]) -> t
                 assert twin is not None
                 twin = copied(twin, copied_by_block.setdefault(owner.get(child, child), dict(shared)))
             children[child.path[len(head) :]] = twin
+        others = [
+            (name, part) for name, part in place._modules.items() if not _in_series(head + name, container)
+        ]
+        at = next((at for at, name in enumerate(source._modules) if _in_series(head + name, container)), 0)
         place._modules.clear()
-        place._modules.update(children)
+        place._modules.update([*others[:at], *children.items(), *others[at:]])
         placed |= bool(renumber_indices(source, place))
         update_counts(target, container, known)
     update_stage_counts(target, containers, known)
