@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from elastic_ir.emit import refuse_without_values
-from elastic_ir.emit.module.attributes import refresh
+from elastic_ir.emit.module.attributes import refresh, shift_counts
 from elastic_ir.emit.module.in_class import PROOFS, in_its_class, levels_of
 from elastic_ir.errors import EmitError
 from elastic_ir.formats.pickles.description import is_graph_module
@@ -139,6 +139,10 @@ def _proven_class(
         module = _finish(module, graph, masked, own=own, values=values or bool(unproven))
         if not unproven or follows_plan(module, graph, exact=unproven == "exact"):
             problem = _problem(module, graph, placed or graph.reference is not None) if check else None
+            if problem is not None and shift_counts(
+                module, [box for level in levels_of(graph) for box in level]
+            ):
+                problem = _problem(module, graph, placed or graph.reference is not None) and problem
             return (module, "") if problem is None else (None, str(problem))
     return None, f"{graph.name}.forward {why}"
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _INDEX = re.compile(r"(idx|index|layer|block|_id$|^i$)")
 #: A constant of a block: the path of the module that holds it, within the block, and the attribute.
 Key: TypeAlias = tuple[str, str]
+_AROUND = 2  #: layers, a first and a last one, that a count may include besides a list's
 KEPT = "kept from the source"  #: reported for a constant that follows no known rule
 
 
@@ -93,6 +94,23 @@ def update_counts(target: nn.Module, container: Container, done: Set[int] = froz
         # what the whole network shares may count two stacks; a stack's own configuration counts itself
         _update(holder, container.path if id(holder) in common else "", old, new, order)
         _move_taps(holder, container)
+
+
+def shift_counts(target: nn.Module, containers: Sequence[Container]) -> bool:
+    """Change the counts that include the layers around a list (``range(depth - 2)``) as it changed; whether any did.
+
+    Nothing but running the network proves what such a number counts.
+    """
+    done: set[tuple[int, str]] = set()
+    for container in containers:
+        old, step = container.source_count, len(container.children) - container.source_count
+        owner = submodule(target, container.path.rpartition(".")[0])
+        for name, value in list(vars(owner).items()) if owner is not None and step else ():
+            around = type(value) is int and 0 < value - old <= _AROUND and COUNT.fullmatch(name)
+            if around and (id(owner), name) not in done:  # of lists that advance together the first one's
+                setattr(owner, name, value + step)
+                done.add((id(owner), name))
+    return bool(done)
 
 
 def _move_taps(holder: Any, container: Container) -> None:

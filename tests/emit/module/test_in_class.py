@@ -55,3 +55,35 @@ def test_a_sequential_with_other_children_beside_its_blocks_keeps_its_class(tmp_
         assert torch.equal(eir.load(tmp_path / "net.pt").to_module().eval()(example), native(example))
     other = eir.stretch(eir.trace(FramedByName().eval(), (example,)), to_units=4).to_module()
     assert isinstance(other, fx.GraphModule)
+
+
+class Counted(nn.Module):
+    """A count that includes the layers before and behind the list, and a second list that is one longer."""
+
+    def __init__(self, depth: int = 5) -> None:
+        super().__init__()
+        self.depth = depth
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(depth - 2))
+        self.activations = nn.ModuleList(nn.Tanh() for _ in range(depth - 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.activations[0](self.first(x))
+        for number in range(self.depth - 2):
+            x = self.activations[number + 1](self.layers[number](x))
+        out: torch.Tensor = self.last(x)
+        return out
+
+
+def test_a_count_that_includes_layers_around_the_list_follows() -> None:
+    torch.manual_seed(0)
+    model, example = Counted().eval(), torch.randn(4, 8)
+    graph = eir.trace(model, (example,))
+    for count in (2, 4, 5):
+        made = (eir.stretch if count > 3 else eir.squeeze)(graph, to_units=count)
+        module, native = made.to_module().eval(), Counted(count + 2).eval()
+        assert isinstance(module, Counted)
+        assert module.depth == count + 2
+        native.load_state_dict(made.state_dict())
+        assert torch.equal(module(example), native(example))
+    assert model.depth == 5
