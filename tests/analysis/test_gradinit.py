@@ -85,6 +85,7 @@ def test_the_objective_is_the_loss_after_the_step() -> None:
     assert found["0.weight"] == pytest.approx(1 - 0.01 * float(slope.sign()), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_bound_of_the_gradient_comes_first() -> None:
     torch.manual_seed(0)
     graph = ticket(cifar_resnet(8, width=4))

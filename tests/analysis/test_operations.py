@@ -42,6 +42,7 @@ def test_shapes_tell_what_torch_counts(model: nn.Module, shape: tuple[int, ...])
     assert dict(found.weights) == dict(wanted.weights) and (found.rest, found.dense) == (0, wanted.dense)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "densenet121", "convnext_tiny"])
 def test_a_library_s_networks(name: str) -> None:
     graph = eir.load(f"torchvision:{name}", headers_only=True, input_shape=[(1, 3, 64, 64)])

@@ -68,6 +68,7 @@ def test_every_edit_beside_the_rewriter_is_refused(kind: str) -> None:
     assert str(graph) == before
 
 
+@pytest.mark.slow
 def test_the_rewriter_and_notes_are_free() -> None:
     graph = _made("copied")
     code = "rewriter.set_attributes(node, bias=True); rewriter.report({'layers': 3}); graph.origin = Origin()"

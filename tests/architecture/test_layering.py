@@ -238,6 +238,7 @@ def test_importing_the_package_loads_no_torch() -> None:
     python("import sys, elastic_ir" + NO_TORCH)
 
 
+@pytest.mark.slow
 def test_importing_all_that_needs_no_torch_loads_none() -> None:
     """Not even indirectly, through other imports."""
     modules = [

@@ -146,7 +146,7 @@ CASES: dict[str, tuple[Callable[[], Any], str, list[int], dict[str, Gathering]]]
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.everyday(2)
+@pytest.mark.slow
 def test_entries_follow_their_layers(name: str, tmp_path: Path) -> None:
     """In the graph, in what is written, in its record; the network takes it, and verify agrees."""
     make, stage, order, wanted = CASES[name]
@@ -178,7 +178,7 @@ def test_entries_follow_their_layers(name: str, tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize(("order", "wanted"), [(ORDER, [0, 1, 2, 2, 2]), ([0, 2, 3], [0, 2]), ([0, 1], [0])])
-@pytest.mark.everyday(1)
+@pytest.mark.slow
 def test_lists_between_layers_follow(
     make: Callable[[], Any], stage: str, between: str, order: list[int], wanted: list[int], tmp_path: Path
 ) -> None:
@@ -316,6 +316,7 @@ def test_what_is_not_plain_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (save_checkpoint(kept, tmp_path / "out", check=False) / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_layers_of_several_networks(tmp_path: Path) -> None:
     graph, other = (saved(wav2vec2, tmp_path / name) for name in ("one", "two"))
     with pytest.raises(PlanError, match=r"layer_weights .* the plan takes layers of several networks"):

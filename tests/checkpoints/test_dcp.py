@@ -154,6 +154,7 @@ def test_verify_finds_what_differs_beside_the_network(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_scaled_copies_lie_in_files_of_their_own(tmp_path: Path) -> None:
     source = save(tmp_path / "source", flat=True, ranks=2)
     out = deeper(source, tmp_path / "out", plan=PLAN, scale="down=0.5")
@@ -225,6 +226,7 @@ def test_the_command_line_says_what_follows(tmp_path: Path, monkeypatch: pytest.
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_missing_rank_is_named(tmp_path: Path) -> None:
     source = save(tmp_path / "source", flat=True, ranks=4)
     (source / "__2_0.distcp").unlink()
@@ -268,6 +270,7 @@ def test_no_pickle_in_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not Path("marker").exists()
 
 
+@pytest.mark.slow
 def test_damaged_metadata_is_told_in_a_line(tmp_path: Path) -> None:
     """Bytes of the metadata are changed at random: what torch's own names cannot make is refused in our words."""
     source = save(tmp_path / "source", ranks=2)

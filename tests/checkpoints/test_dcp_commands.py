@@ -36,6 +36,7 @@ def with_average(folder: Path) -> Path:
     return save(folder, ranks=2, extra={"ema": {n: t / 2 for n, t in trained()[0].state_dict().items()}})
 
 
+@pytest.mark.slow
 def test_what_a_key_chose_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The result needs no option again: it is inspected, verified, changed further and undone."""
     monkeypatch.chdir(tmp_path)

@@ -236,6 +236,7 @@ def _towers(parts: Mapping[str, int]) -> Shapes:
     return found
 
 
+@pytest.mark.slow
 def test_an_encoder_and_a_decoder_are_counted_apart(tmp_path: Path) -> None:
     told = {**llama_metadata(3), "decoder_block_count": 4}
     source = write(tmp_path / "m.gguf", _towers({"enc.blk": 3, "dec.blk": 4}), told, arch="t5")

@@ -307,6 +307,7 @@ def test_a_connection_that_is_refused_is_no_matter_for_a_model_in_the_cache(
 # -- what goes wrong -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(
     ("status", "code", "expected"),
     [

@@ -78,6 +78,7 @@ def refused(folder: Path) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
@@ -107,6 +108,7 @@ def test_folders_that_transformers_cannot_build(tmp_path: Path, monkeypatch: pyt
     )
 
 
+@pytest.mark.slow
 def test_names_that_the_network_does_not_have(tmp_path: Path) -> None:
     other = {name.replace("o_proj", "out"): array for name, array in llama().items()}
     folder = write(tmp_path / "other", other, config(4, max_position_embeddings=16))

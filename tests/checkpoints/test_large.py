@@ -24,6 +24,7 @@ finally:
 )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_terabyte_is_planned_in_seconds_and_in_constant_memory(tmp_path: Path) -> None:
     peaks = {}

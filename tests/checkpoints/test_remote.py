@@ -250,6 +250,7 @@ def as_torch_saves(folder: Path, shards: bool) -> None:
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(("shards", "lists"), [(False, True), (True, True), (True, False)])
 def test_files_of_torch_in_a_folder(
     shards: bool, lists: bool, server: Behaviour, source: Path, tmp_path: Path

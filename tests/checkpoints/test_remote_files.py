@@ -115,6 +115,7 @@ def chain(blocks: int = 3) -> onnx.ModelProto:
 KINDS = ["m.gguf", "bare.pt", "ours.pt", "bare.safetensors", "ours.safetensors", "ours.ticket", "chain.onnx"]
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("name", KINDS)
 def test_a_file_behind_a_url_gives_what_it_gives_here(name: str, here: Path, memory: Any) -> None:
     source = made(here / name)
@@ -344,6 +345,7 @@ def test_no_line_shows_a_password(here: Path, memory: Any) -> None:
     assert memory.exists("/me:secret@bucket/out.gguf")
 
 
+@pytest.mark.slow
 def test_errors_and_data_show_no_password(here: Path, memory: Any) -> None:
     made(here / "bare.pt")
     memory.put_file(str(here / "bare.pt"), "/me:secret@bucket/bare.pt")
@@ -475,6 +477,7 @@ def test_apply_writes_behind_a_url(here: Path, memory: Any) -> None:
     assert folder.exit_code == 2 and "behind a URL a file is written, by its suffix" in flat(folder.output)
 
 
+@pytest.mark.slow
 def test_export_writes_behind_a_url(here: Path, memory: Any) -> None:
     """A file alone, and source with its weights beside it."""
     torch.save(network().state_dict(), here / "net.pt")

@@ -104,6 +104,7 @@ class Deadly:
         yield memoryview(bytes(16))
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_told_of(tmp_path: Path) -> None:
     files: dict[str, Shard] = {name: ({"a": Deadly()}, {}) for name in "ab"}
     with pytest.raises(
@@ -163,6 +164,7 @@ class SlowTensor:
         yield memoryview(bytes(16))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_workers_end_with_the_run(tmp_path: Path, sent: signal.Signals) -> None:

@@ -67,6 +67,7 @@ STAGES: dict[str, dict[str, Callable[[Any], int]]] = {
 }
 
 
+@pytest.mark.everyday(4)
 @pytest.mark.parametrize("way", ["to_stages", "plan"])
 @pytest.mark.parametrize(
     ("name", "stage"), [(name, stage) for name, stages in STAGES.items() for stage in stages]

@@ -244,6 +244,7 @@ def emitted(graph: eir.Graph) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".ticket"])
 def test_a_file_is_as_it_was(resnet: eir.Graph, tmp_path: Path, suffix: str) -> None:
     first, second, third = (tmp_path / f"{name}{suffix}" for name in ("a", "b", "c"))

@@ -330,6 +330,7 @@ def test_like_a_named_network_says_what_became_of_constants(here: Path) -> None:
     assert set(load_file(here / "deep.safetensors")) == set(load_file(here / "alone.safetensors"))
 
 
+@pytest.mark.slow
 def test_like_says_which_stage_cannot_be_matched(here: Path) -> None:
     told = bad("stretch", "timm:resnet18", "--like", "timm:resnet50")
     assert told.count("\n") == 1 and "layer1" in told
@@ -539,6 +540,7 @@ def test_diff_of_a_network_with_itself(here: Path) -> None:
     assert out.endswith(f"the same {len(small_resnet())} tensors, byte for byte\n")
 
 
+@pytest.mark.slow
 def test_passes() -> None:
     out = good("passes")
     assert out.startswith("stretch: Clone repeatable units")

@@ -146,6 +146,7 @@ def test_diff_of_files_lists_blocks_by_the_record(tmp_path: Path, monkeypatch: p
     assert "\nd.pt: layer1 2 is 1 of m.pt\n" in good("diff", "m.pt", "d.pt")
 
 
+@pytest.mark.slow
 def test_headers_of_two_pt_files_are_compared_without_torch(tmp_path: Path) -> None:
     """Bare, and with the graph that ElasticIR writes; no tensor is read, so a checksum that is wrong is no matter."""
     import torch

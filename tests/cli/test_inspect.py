@@ -75,6 +75,7 @@ def test_published_networks(name: str) -> None:
     assert inspect(f"torchvision:{name}") == golden(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["swin_t", "convnext_tiny", "resnet18", "mobilenet_v2"])
 def test_names_and_nodes_share_the_weights_out_alike(name: str, tmp_path: Path) -> None:
     """The same rows from a trace, from a state dict, and from a file sorted by name."""
@@ -185,6 +186,7 @@ class Tied(nn.Module):
         return result
 
 
+@pytest.mark.slow
 def test_tied_weights_count_once_and_idle_ones_are_shown() -> None:
     graph = eir.trace(Tied(), torch.ones(1, 4, dtype=torch.long))
     found = {row.name: row.parameters for row in summarise(graph)}

@@ -129,6 +129,7 @@ def test_a_broken_pipe_ends_quietly(here: Path) -> None:
         assert command.wait(60) == 1
 
 
+@pytest.mark.slow
 def test_a_missing_file_is_told_without_torch(here: Path) -> None:
     for arguments in (("inspect", "absent.pt"), ("stretch", "absent.pt", "--to-depth", "20"), ("export", "absent.pt"),
                       ("apply", "absent.pt", "--passes", "compact"), ("diff", "model.safetensors", "absent.pt"),

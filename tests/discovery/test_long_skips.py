@@ -71,6 +71,7 @@ def test_a_skip_from_inside_a_stage_stays_on_its_block(middle: int, stage: str, 
     assert torch.equal(back.to_module()(IMAGES), source(IMAGES))
 
 
+@pytest.mark.slow
 def test_where_a_skip_would_move_the_exported_operations_take_the_place_of_the_class() -> None:
     source = unet(form="list", middle=1)
     graph = eir.trace(source, IMAGES, frontend="export")

@@ -146,6 +146,7 @@ def test_a_file_written_after_two_levels_is_read_again(tmp_path: Path) -> None:
         assert counts(again.at("groups.0.body")) == {"groups.0.body": 4}, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["append", "interpolate"])
 def test_a_reference_may_have_other_counts_at_both_levels(order: str) -> None:
     small, large = traced(TwoStreams(2, 2)), traced(TwoStreams(4, 3))

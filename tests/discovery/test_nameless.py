@@ -118,7 +118,7 @@ def told(graph: eir.Graph) -> list[Any]:
 
 
 @pytest.mark.parametrize(("way", "name"), ALL)
-@pytest.mark.everyday(2)
+@pytest.mark.slow
 def test_nameless_is_as_named(way: str, name: str, tmp_path: Path) -> None:
     path = export(way, name, tmp_path / "named.onnx")
     bare = write_nameless(path, tmp_path / "nameless.onnx")

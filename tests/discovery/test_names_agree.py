@@ -183,6 +183,7 @@ def test_the_zoo(name: str, names: str) -> None:
     agree(name, model)
 
 
+@pytest.mark.everyday(4)
 @pytest.mark.parametrize("name", TORCHVISION.split())
 def test_torchvision(name: str) -> None:
     with torch.device("meta"):

@@ -89,6 +89,7 @@ def test_a_traced_network_keeps_its_padding(make: Callable[[int], nn.Module]) ->
     assert eir.squeeze(deeper, to_units=9).state_dict().keys() == source.state_dict().keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", NETWORKS)
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".onnx"])
 def test_names_in_files_keep_their_padding(

@@ -56,6 +56,7 @@ def outline(graph: eir.Graph) -> list[tuple[str, int, bool]]:
     return [(stage.name, len(stage), stage.entry is not None) for stage in graph.stages]
 
 
+@pytest.mark.everyday(4)
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvision_by_tracing_exporting_and_names(name: str) -> None:
     """fx and a bare state dict find the published structure."""
@@ -73,7 +74,7 @@ def test_torchvision_by_tracing_exporting_and_names(name: str) -> None:
         assert [stage.period for stage in bare.stages] == [1] * len(counts)
 
 
-@pytest.mark.everyday(2)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["resnet18", "vgg13_bn", "mobilenet_v2", "convnext_tiny", "vit_b_16", "swin_t"]
 )
@@ -90,6 +91,7 @@ def test_both_front_ends_agree(name: str) -> None:
     assert (left.structure.stem, left.structure.head) == (right.structure.stem, right.structure.head)
 
 
+@pytest.mark.everyday(3)
 @pytest.mark.parametrize("depth", [14, 20, 32, 44, 56, 110])
 @pytest.mark.parametrize("names", ["torchvision", "open_lth"])
 def test_cifar_resnets(depth: int, names: Literal["torchvision", "open_lth"]) -> None:

@@ -68,6 +68,7 @@ def swin() -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 def test_one_block_of_a_pair_goes_only_when_asked_for() -> None:
     source = swin()
     graph = eir.trace(source, IMAGES)
@@ -104,7 +105,7 @@ def test_one_block_of_a_pair_goes_only_when_asked_for() -> None:
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
-@pytest.mark.everyday(1)
+@pytest.mark.slow
 def test_layers_that_widen_are_said_to(library: str) -> None:
     """DenseNet: one sentence that names the container, by tracing and by names."""
     with torch.device("meta"):

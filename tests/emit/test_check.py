@@ -166,7 +166,7 @@ class Named(Base):
 @pytest.mark.parametrize(
     ("kind", "said"), [(Sliced, "1 of 7 blocks would never run"), (Named, "does not run")]
 )
-@pytest.mark.everyday(2)
+@pytest.mark.slow
 def test_a_forward_that_leaves_blocks_out_is_not_handed_out(
     kind: type[Base], said: str, frontend: Frontend, tmp_path: Path
 ) -> None:
@@ -205,6 +205,7 @@ class Tabled(Base):
         return made
 
 
+@pytest.mark.slow
 def test_where_a_graph_module_cannot_follow_either_both_reasons_are_said(tmp_path: Path) -> None:
     deeper = longer(Tabled(), "export")
     said = r"1 of 7 blocks would never run, 'blocks\.6' first.*constant tensor that is too large"

@@ -409,6 +409,7 @@ INSIDE = [
 ]
 
 
+@pytest.mark.everyday(4)
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
 @pytest.mark.parametrize(("name", "where"), INSIDE)
 def test_stopped_inside_a_save(

@@ -90,6 +90,7 @@ def test_clones_get_moments_of_their_own(make: Any, several: bool) -> None:
     assert all(torch.isfinite(p).all() for p in made.parameters())
 
 
+@pytest.mark.everyday(1)
 @MAKERS
 @pytest.mark.parametrize("several", [False, True])
 def test_squeezed_back_training_goes_on_unchanged(make: Any, several: bool) -> None:

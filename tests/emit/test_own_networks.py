@@ -79,6 +79,7 @@ CHAINS: dict[str, list[Callable[[Graph], Graph]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @NETWORKS
 @pytest.mark.parametrize("chain", parameters(CHAINS, ("and back",)))
 def test_trusted_later_is_as_good_as_trusted_from_the_start(tmp_path: Path, name: str, chain: str) -> None:
@@ -106,6 +107,7 @@ def test_trusted_later_is_as_good_as_trusted_from_the_start(tmp_path: Path, name
     assert later.masks().keys() == with_class.masks().keys()
 
 
+@pytest.mark.everyday(4)
 @NETWORKS
 @pytest.mark.parametrize("chain", ["stretched", "squeezed"])
 @pytest.mark.parametrize("trust", [TRUST, []], ids=["trusted", "untrusted"])
@@ -126,6 +128,7 @@ def test_an_outline_is_laid_out_as_the_module_is(
     assert json.loads(json.dumps(early)) == json.loads(json.dumps(late))
 
 
+@pytest.mark.everyday(2)
 @NETWORKS
 @pytest.mark.parametrize("training", [False, True])
 def test_a_module_without_the_class_computes_the_same_and_trains(
@@ -265,6 +268,7 @@ def test_what_cannot_be_described_costs_the_class_and_nothing_else(tmp_path: Pat
         assert inputs is not None and inputs.args[0].shape == (2, 4)
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize(
     "change",
     [

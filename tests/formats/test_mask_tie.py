@@ -162,6 +162,7 @@ def test_a_folders_masks_are_tied_however_its_weights_are_cut(folder: Path) -> N
     assert eir.load(folder, headers_only=True, masks=folder / MASKS).masks()
 
 
+@pytest.mark.slow
 def test_a_traced_folders_masks_are_tied_too(folder: Path) -> None:
     state = load_file(folder / "model.safetensors")
     save_file(

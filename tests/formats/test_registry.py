@@ -186,6 +186,7 @@ def test_what_is_written_and_not_read(tmp_path: Path) -> None:
 # -- formats of others -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("name", ["net.held", "net.HLD"])
 @pytest.mark.parametrize("way", ["register", "entry point"])
 def test_a_registered_format_is_read_and_written(

@@ -293,6 +293,7 @@ def test_a_ticket_as_a_mask_file(tmp_path: Path) -> None:
         read_masks(tmp_path / "none.ticket")
 
 
+@pytest.mark.slow
 def test_without_a_graph_names_and_shapes_tell(tmp_path: Path) -> None:
     weights = {n: w.storage for n, w in ticket().weights.items() if w.persistent}
     write_ticket(tmp_path / "a.ticket", weights)

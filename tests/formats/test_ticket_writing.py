@@ -56,6 +56,7 @@ def test_class_masks_and_graph_come_back(tmp_path: Path, dtype: torch.dtype) -> 
     assert contents(tmp_path).keys() == {"a.ticket"}
 
 
+@pytest.mark.slow
 def test_values_under_a_mask_are_not_kept(tmp_path: Path) -> None:
     graph = ticket()
     eir.save(graph, tmp_path / "a.ticket")

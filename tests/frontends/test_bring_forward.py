@@ -170,6 +170,7 @@ class Written(nn.Module):
         return torch.stack([head(state) for head, state in zip(self.heads, states, strict=True)])
 
 
+@pytest.mark.slow
 def test_what_is_written_into_before_a_head_reads_it_stays_where_it_is() -> None:
     graph = eir.trace(Written(), (torch.zeros(2, D),), frontend="fx")
     scopes = [node.scope for node in graph if node.weight_names()]

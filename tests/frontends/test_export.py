@@ -69,6 +69,7 @@ def test_casts_that_cast_and_copies_and_autocast_that_is_on_stay(operation: str,
     assert sum(node.op.startswith(operation) for node in graph) == count
 
 
+@pytest.mark.slow
 def test_blocks_that_run_the_like_region_are_alike() -> None:
     model = nn.Sequential(
         *(nn.Sequential(Half(), nn.Linear(WIDTH, WIDTH).double()) for _ in range(3))

@@ -119,24 +119,28 @@ def test_what_torch_fx_has_traced(kind: str, tmp_path: Path) -> None:
     check_source(eir.trace(fx.symbolic_trace(model), (x,)), kind, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(NETWORKS))
 def test_the_module_of_an_export(kind: str, tmp_path: Path) -> None:
     model, x = made(kind)
     check_source(eir.trace(exported(model, x).module(), (x,)), kind, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(NETWORKS))
 def test_an_exported_program(kind: str, tmp_path: Path) -> None:
     """It brings its example inputs along."""
     check_source(eir.trace(exported(*made(kind))), kind, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(NETWORKS))
 def test_a_file_of_an_exported_program(kind: str, tmp_path: Path) -> None:
     torch.export.save(exported(*made(kind)), tmp_path / "net.pt2")
     check_source(eir.load(tmp_path / "net.pt2"), kind, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_graph_module_within_a_network(tmp_path: Path) -> None:
     """A traced backbone under a head of its own keeps its scopes, below the name that it has there."""
 
@@ -293,6 +297,7 @@ def test_a_file_that_is_cut_short(file: Path) -> None:
         assert any(word in said(file) for word in ("truncated", "damaged", "no zip file"))
 
 
+@pytest.mark.slow
 def test_what_is_another_zip(file: Path) -> None:
     torch.save({"a": torch.ones(1)}, file)
     assert "in another form than torch 2.9 and later write" in said(file)

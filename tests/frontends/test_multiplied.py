@@ -103,6 +103,7 @@ KINDS: dict[type[nn.Module], tuple[set[str], int]] = {
 }
 
 
+@pytest.mark.everyday(3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("frontend", ["fx", "export"])
 def test_blocks_of_parameters(kind: Callable[[], nn.Module], frontend: Frontend) -> None:

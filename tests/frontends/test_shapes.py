@@ -49,6 +49,7 @@ def forms(found: dict[fx.Node, Any]) -> list[Any]:
     ]
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize("make", [Mixed, resnet18, convnext_tiny, mobilenet_v3_small])
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_what_is_alike_gives_what_the_layer_itself_gives(

@@ -102,6 +102,7 @@ def change_graph(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_graph_that_does_not_belong_to_its_file(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
 
@@ -141,6 +142,7 @@ def test_a_description_cannot_name_what_a_pickle_may_not(tmp_path: Path) -> None
         assert isinstance(graph.to_module(), torch.fx.GraphModule)
 
 
+@pytest.mark.everyday(3)
 @pytest.mark.parametrize(
     "value",
     [
@@ -371,6 +373,7 @@ def test_a_bare_state_dict(tmp_path: Path, name: str) -> None:
     assert deeper.lineage()["layer1.2.conv1.weight"] == "layer1.1.conv1.weight"
 
 
+@pytest.mark.everyday(2)
 @BOTH
 @pytest.mark.parametrize("form", ["module", "graph", "name", "file"])
 def test_an_architecture_makes_a_network_of_it(tmp_path: Path, name: str, form: str) -> None:
@@ -438,6 +441,7 @@ def test_tied_names_of_a_state_dict(tmp_path: Path) -> None:
 # -- names -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_names_of_factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_name("timm:resnet18")
     for path in ("model.pt", "./a:b", "dir/a:b.pt", "a:", ":b"):
@@ -586,6 +590,7 @@ def test_a_pickled_module_under_prune(tmp_path: Path) -> None:
     assert torch.equal(graph.to_module().eval()(image()), model.eval()(image()))
 
 
+@pytest.mark.everyday(1)
 @BOTH
 @pytest.mark.parametrize("arch", [False, True])
 def test_a_state_dict_under_prune(tmp_path: Path, name: str, arch: bool) -> None:

@@ -41,6 +41,7 @@ class Stacked(nn.Module):
 KINDS = {"encoder": 4, "encoder layers": 4, "decoder": 6, "decoder layers": 6}  #: weight layers in a block
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_depth_is_that_of_export_and_a_deeper_network_takes_the_weights(kind: str) -> None:
     torch.manual_seed(0)

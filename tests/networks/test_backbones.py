@@ -22,6 +22,7 @@ def backbone(out_indices: list[int]) -> Any:
     return model.eval()
 
 
+@pytest.mark.slow
 def test_a_backbone_gives_the_features_of_the_same_layers(tmp_path: Path) -> None:
     """DINOv2 with each layer followed by a copy that does nothing: what it gives out is what it gave."""
     model = backbone([1, 3, 4])

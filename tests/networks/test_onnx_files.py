@@ -71,7 +71,7 @@ def test_reading_and_writing_changes_nothing(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FOUND)
-@pytest.mark.everyday(2)
+@pytest.mark.slow
 def test_stretch_and_the_inverse_squeeze(name: str, tmp_path: Path) -> None:
     graph = load(name)
     place = max(range(len(graph.stages)), key=lambda index: len(graph.stages[index].blocks))
@@ -91,6 +91,7 @@ def test_stretch_and_the_inverse_squeeze(name: str, tmp_path: Path) -> None:
         assert np.array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_bert_of_three_layers_to_six_and_to_two(tmp_path: Path) -> None:
     graph = load("minilm")
     given = feeds(graph)

@@ -134,6 +134,7 @@ def test_configurations_say_the_new_depth() -> None:
         assert {key: getattr(config, key) for key in attributes} == attributes, name
 
 
+@pytest.mark.slow
 def test_layers_know_their_numbers() -> None:
     for name, layers in (("llama", "model.layers"), ("gpt2", "transformer.h"), ("qwen3", "model.layers")):
         module = resized(name, "interpolate").to_module()

@@ -72,6 +72,7 @@ def test_nothing_dead_changes_nothing(tmp_path: Path) -> None:
     assert onnx.load(same) == onnx.load(tmp_path / "m.onnx")
 
 
+@pytest.mark.slow
 def test_batch_norms_are_folded_and_zeros_stay(path: Path, tmp_path: Path) -> None:
     graph = eir.load(path, mask_from_zeros=True)
     folded = FoldBatchNorm().run(graph)
@@ -87,6 +88,7 @@ def test_batch_norms_are_folded_and_zeros_stay(path: Path, tmp_path: Path) -> No
     assert np.isfinite(run(deep, given)[0]).all()
 
 
+@pytest.mark.slow
 def test_groups_lie_along_what_a_layer_sums_over(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = transformers.BertConfig(

@@ -51,6 +51,7 @@ def plan(graph: eir.Graph) -> list[list[int | str]]:
     return [list(stage) for stage in graph.resequenced.plan]
 
 
+@pytest.mark.slow
 def test_each_place_takes_a_block_of_its_kind() -> None:
     source = traced("..n..n")
     assert plan(eir.stretch(source, like=traced("..n..n..n..n"))) == [[0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]]
@@ -103,6 +104,7 @@ def test_another_layer_outside_the_blocks_is_more_than_depth() -> None:
         eir.stretch(traced("..."), like=traced("....", pool=nn.MaxPool2d))
 
 
+@pytest.mark.slow
 def test_the_direction_has_to_be_the_true_one() -> None:
     with pytest.raises(
         PlanError, match=r"with stages 2 is shallower than the source \(stages 3\): that is a squeeze"

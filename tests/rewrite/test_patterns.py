@@ -56,6 +56,7 @@ def test_residual_blocks_in_every_dialect(frontend: Frontend | Literal["onnx"], 
         assert graph.weights[match.weight("last")].prunable
 
 
+@pytest.mark.slow
 def test_a_stage_a_unit_or_a_path() -> None:
     graph = resnet("fx", Path())
     stage = graph.stages[1]
@@ -206,6 +207,7 @@ def test_what_cannot_be_is_said(make: object, message: str) -> None:
         make()  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_time_goes_with_the_nodes() -> None:
     graphs = [eir.trace(cifar_resnet(depth, width=2).eval()) for depth in (56, 224)]
     for graph in graphs:

@@ -53,6 +53,7 @@ def groups(graph: eir.Graph) -> list[int]:
     return [next(i for i, other in enumerate(matrices) if other is matrix) for matrix in matrices]
 
 
+@pytest.mark.slow
 def test_weights_tied_across_blocks_stay_tied() -> None:
     """A clone joins its source's tie; there and back restores the source."""
     graph = eir.trace(Tied(4).eval(), (EXAMPLE,))

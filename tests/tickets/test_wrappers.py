@@ -48,6 +48,7 @@ def test_grad_scaler_and_a_skipped_step() -> None:
         assert_dead(model, masks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [True, False], ids=["enforced-first", "compiled-first"])
 def test_a_compiled_module(before: bool) -> None:
     model, masks, plain = network(), some_masks(), network()

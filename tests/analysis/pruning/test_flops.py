@@ -110,6 +110,7 @@ def test_scores_cost_what_torch_counts(method: str) -> None:
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.06)
 
 
+@pytest.mark.slow
 def test_figures_of_the_paper_on_imagenet() -> None:
     """Section 4.5, in dense trainings of ResNet-34: 2.77 for IMP on ResNet-26 to 73.79 %, 0.20 for its ticket.
 
@@ -131,6 +132,7 @@ def test_figures_of_the_paper_on_imagenet() -> None:
     assert 5 * flops.rigl_step(sparse, r34.dense) / unit == pytest.approx(1.32, abs=0.015)
 
 
+@pytest.mark.slow
 def test_figures_of_the_paper_on_cifar() -> None:
     """Section 4.5: DPF to 90 and 95 % on ResNet-14, 20, 32, 44, 56 takes 1.49 billion, in multiply-additions."""
     image = torch.randn(1, 3, 32, 32)

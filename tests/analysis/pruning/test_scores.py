@@ -138,6 +138,7 @@ def test_synflow_is_the_sum_over_paths() -> None:
         torch.testing.assert_close(scores[name], expected)
 
 
+@pytest.mark.slow
 def test_synflow_is_conserved_through_neurons_and_layers() -> None:
     """Tanaka et al., theorems 1 and 2: what flows into a hidden neuron flows out, and layers have equal sums."""
     scores = synflow_scores(relu_net(), (3,))
@@ -213,6 +214,7 @@ def test_a_transformer_is_scored() -> None:
         assert all(score.count_nonzero() for score in scores.values())
 
 
+@pytest.mark.slow
 def test_synflow_does_not_collapse_where_one_shot_methods_do() -> None:
     """At 99 % magnitudes leave nothing of the widest layers, at 99.7 % SNIP; SynFlow leaves paths (theorem 3)."""
     widths = [16, 16, 16, 16, 128, 128, *[16] * 8, 3]

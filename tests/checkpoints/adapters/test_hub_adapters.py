@@ -47,6 +47,7 @@ def test_a_name_is_fetched_and_then_found(hub: Hub, tmp_path: Path, monkeypatch:
     assert not hub.asked
 
 
+@pytest.mark.slow
 def test_a_base_of_the_hub_is_read_by_its_headers(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,7 +101,7 @@ def two_towers() -> Any:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.everyday(8)
+@pytest.mark.everyday(2)
 def test_families_fit(name: str, tmp_path: Path) -> None:
     """Tied, fused, renamed and left-out names included; every name is vouched for."""
     model = make(name)
@@ -165,6 +165,7 @@ def test_what_the_source_lacks_is_not_the_changes_fault(tmp_path: Path) -> None:
 # -- what does not -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "change", "said"),
     [
@@ -383,6 +384,7 @@ def checked(*arguments: object) -> Result:
     return CliRunner().invoke(elastic_ir, [str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 def test_the_summary_says_what_it_was_compared_with(tmp_path: Path) -> None:
     folder, out = write(tmp_path / "source", llama(), config(4), shards=3), tmp_path / "out"
     done = checked("stretch", folder, "--to-units", 6, "-o", out)

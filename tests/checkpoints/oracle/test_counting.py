@@ -120,6 +120,7 @@ def folder(path: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> eir.G
     return eir.load(path, headers_only=True)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(
     ("changes", "how", "per"),
     [
@@ -147,6 +148,7 @@ def test_all_lists_change_with_the_entry_that_counts_them(
     assert json.loads((made / "config.json").read_text())["per"] == per
 
 
+@pytest.mark.slow
 def test_squeezing_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = folder(tmp_path / "source", monkeypatch, per=3)
     plan = plan_checkpoint(eir.squeeze(graph, to_stages={"per": 2}))
@@ -154,6 +156,7 @@ def test_squeezing_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert {stack.path: stack.order for stack in plan.stacks}["up.1.layers"] == (0, 1, 3)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(
     ("changes", "how", "said"),
     [

@@ -96,6 +96,7 @@ def test_arguments_of_timm_are_brought_to_the_depth(
     loaded_by_timm(tmp_path / "out")  # which is strict
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "stage", "count", "wanted"),
     [
@@ -135,6 +136,7 @@ def test_timm_loads_one_file(tmp_path: Path) -> None:
     assert list(plan.shards) == ["model.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_folder_of_timm_is_traced(tmp_path: Path) -> None:
     source = timm_folder(tmp_path / "source", "test_vit")
     graph = eir.load(tmp_path / "source")
@@ -321,6 +323,7 @@ DIFFUSERS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], 
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", DIFFUSERS)
 def test_models_of_diffusers(which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name, settings, saving, how, wanted = DIFFUSERS[which]

@@ -75,6 +75,7 @@ def test_without_a_reference_evident_rules_go_on(
     assert_native(shallower, small, images)
 
 
+@pytest.mark.slow
 def test_with_a_reference_the_target_has_what_the_reference_has() -> None:
     images = torch.randn(2, 3, 64, 64)
     source = eir.trace(made("convnext_atto"), images)  # no stochastic depth: identities in its place

@@ -50,7 +50,7 @@ def tensors(given: dict[str, Any]) -> list[Tensor]:
     return [torch.from_numpy(np.array(item)) for item in given.values()]
 
 
-@pytest.mark.everyday(6)
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("name", HELD)
 def test_outputs_as_in_onnxruntime(name: str) -> None:
     graph = real(name)
@@ -63,7 +63,7 @@ def test_outputs_as_in_onnxruntime(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", HELD)
-@pytest.mark.everyday(4)
+@pytest.mark.everyday(1)
 def test_gradients_reach_every_parameter(name: str) -> None:
     graph = real(name)
     module = graph.to_module()
@@ -89,6 +89,7 @@ def test_a_body_is_refused(name: str) -> None:
         real(name).to_module()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["opennsfw", "minilm", "ocr-cls"])
 def test_another_depth_and_back(name: str) -> None:
     graph = real(name)

@@ -197,6 +197,7 @@ def small_transformers() -> dict[str, Callable[[], nn.Module]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "llama", "qwen3"])
 def test_transformers_configurations_follow(name: str) -> None:
     """The count and per-layer lists are brought up to date, the source's stay, and every layer runs."""
@@ -220,6 +221,7 @@ def test_transformers_configurations_follow(name: str) -> None:
         assert torch.equal(native.eval()(tokens)[0], module.eval()(tokens)[0])
 
 
+@pytest.mark.slow
 def test_a_stretched_llama_generates_with_its_cache() -> None:
     """Layer indices are renumbered: generation with the key-value cache equals generation without."""
     module = eir.stretch(eir.trace(small_transformers()["llama"]()), to_units=5).to_module().eval()
@@ -330,6 +332,7 @@ def test_a_graph_module_has_modes_and_transient_buffers(training: bool) -> None:
     assert not torch.equal(module(example), module(example))
 
 
+@pytest.mark.slow
 def test_counts_that_only_equal_the_depth_by_chance_stay() -> None:
     """Three channels, eight buckets, twelve classes are no counts of layers."""
     import transformers as t

@@ -77,6 +77,7 @@ def test_the_text_of_a_cifar_resnet() -> None:
     assert source_of(eir.trace(cifar_resnet(56))) == GOLDEN
 
 
+@pytest.mark.slow
 def test_two_depths_differ_in_the_counts_only() -> None:
     shallow, deep = (source_of(eir.trace(cifar_resnet(depth)), check=False) for depth in (20, 110))
     assert shallow != deep
@@ -92,6 +93,7 @@ def test_other_counts_give_the_names_of_the_stretched_network(depths: tuple[int,
     same_function(deeper, made, image())
 
 
+@pytest.mark.slow
 def test_a_stretched_network_has_its_own_counts() -> None:
     deeper = eir.stretch(eir.trace(network(14), input_shape=((1, 3, 16, 16),)), to_depth=26)
     assert "depths: tuple[int, ...] = (4, 4, 4)" in source_of(deeper)
@@ -104,6 +106,7 @@ def test_the_other_names_of_the_zoo() -> None:
     same_function(deeper, emitted(graph, depths=(2, 3, 3)), image())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [13, 16])
 def test_vgg(depth: int) -> None:
     graph = eir.trace(cifar_vgg(depth))
@@ -112,6 +115,7 @@ def test_vgg(depth: int) -> None:
     same_function(graph, made, torch.randn(2, 3, 32, 32))
 
 
+@pytest.mark.slow
 def test_other_counts_of_a_vgg() -> None:
     graph = eir.trace(cifar_vgg(13))
     deeper = eir.stretch(graph, to_stages=(2, 2, 3, 3, 3))
@@ -256,6 +260,7 @@ def test_large_buffers_without_a_rule_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_half_precision_is_kept() -> None:
     graph = eir.trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).bfloat16().eval(),
                       (torch.randn(2, 4).bfloat16(),))  # fmt: skip
@@ -263,6 +268,7 @@ def test_half_precision_is_kept() -> None:
     assert next(emitted(graph).parameters()).dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_what_has_no_forward_is_refused(tmp_path: Path) -> None:
     torch.save(network().state_dict(), tmp_path / "bare.pt")
     with pytest.raises(

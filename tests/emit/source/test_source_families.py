@@ -79,7 +79,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], int, dict[str, Any], dict[str, A
 }  # fmt: skip
 
 
-@pytest.mark.everyday(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_families(name: str) -> None:
     build, side, target, arguments = CASES[name]
@@ -125,6 +125,7 @@ def test_rates_that_rise_evenly_follow_the_depths() -> None:
     )
 
 
+@pytest.mark.slow
 def test_both_modes_of_a_norm_that_was_traced_as_a_function() -> None:
     model = mobilenet()
     graph = eir.trace(model, input_shape=((1, 3, 64, 64),))
@@ -173,6 +174,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert not (tmp_path / "deep.py").exists()
 
 
+@pytest.mark.slow
 def test_bert_of_transformers() -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
@@ -195,6 +197,7 @@ def test_bert_of_transformers() -> None:
     torch.testing.assert_close(made.eval()(tokens)[0], deeper.to_module().eval()(tokens)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "line"), [("t5", "torch.where("), ("falcon", ".t()")])
 def test_operations_that_are_no_plain_methods(name: str, line: str) -> None:
     from tests.networks.transformers_families import make

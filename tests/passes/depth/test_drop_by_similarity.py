@@ -141,6 +141,7 @@ def test_files(tmp_path: Path) -> None:
             DropBySimilarity(count=1, data=str(tmp_path / name)).run(graph)
 
 
+@pytest.mark.slow
 def test_what_is_refused(tmp_path: Path) -> None:
     graph = resnet()
     path = tmp_path / "net.pt"

@@ -87,7 +87,7 @@ def test_identity_blocks_keep_the_function_and_learn(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet20", "mobilenet_v2", "swin_t", "llama"])
-@pytest.mark.everyday(2)
+@pytest.mark.slow
 def test_rescaled_copies_stay_closer(name: str) -> None:
     graph = traced(name)
     source = result(graph)
@@ -113,6 +113,7 @@ def test_each_of_k_copies_takes_a_kth_of_the_step() -> None:
     assert set(fixed.history.reports["rescale-residual"].values()) == {0.25}
 
 
+@pytest.mark.slow
 def test_masks_are_carried() -> None:
     torch.manual_seed(0)
     model = cifar_resnet(20)
@@ -129,6 +130,7 @@ def test_masks_are_carried() -> None:
             assert not deeper.state_dict()[name][mask == 0].any()
 
 
+@pytest.mark.slow
 def test_stacks() -> None:
     graph = traced("gpt2")
     assert Stack(times=3).run(graph).resequenced.plan == ((0, 1, 2, 3) * 3,)
@@ -140,6 +142,7 @@ def test_stacks() -> None:
     assert resnet == ((0, 1, 2, 1, 2),) * 3
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(
     ("make", "item", "message"),
     [

@@ -75,6 +75,7 @@ def test_kernels_of_every_size_and_exact_borders(options: dict[str, Any]) -> Non
     assert isinstance(module.get_submodule("layer2.1.conv1_act"), nn.PReLU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cifar_resnet20", "odd"])
 def test_larger_kernels_keep_the_class(name: str) -> None:
     graph, x = made(name)

@@ -77,6 +77,7 @@ def test_the_function_stays_the_same_and_new_layers_learn(name: str) -> None:
     assert any(bool(p.grad.any()) for p in fresh if p.grad is not None and p.ndim > 1)
 
 
+@pytest.mark.slow
 def test_a_vgg_stays_a_vgg() -> None:
     torch.manual_seed(0)
     model = cifar_vgg(16).eval()
@@ -144,6 +145,7 @@ def test_moments_of_new_layers_begin_anew() -> None:
     assert order[2:4] == ["features.2.weight", "features.2.bias"]
 
 
+@pytest.mark.slow
 def test_tickets_and_what_else_is_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = cifar_resnet(20)

@@ -55,7 +55,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 @pytest.mark.parametrize("options", [{}, {"factor": 1.5, "stream": True, "seed": 3}], ids=["inner", "stream"])
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.everyday(4)
+@pytest.mark.everyday(1)
 def test_the_function_stays_the_same(name: str, options: dict[str, Any]) -> None:
     build, shape = NETWORKS[name]
     torch.manual_seed(0)

@@ -171,6 +171,7 @@ def test_on_the_meta_device_blocks_are_seen_and_no_numbers() -> None:
     assert after.history.verified == ({"pass": "stretch", "blocks": 9},)
 
 
+@pytest.mark.slow
 def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("elastic_ir.passes._loaded", {})
     eir.save(eir.trace(resnet(), (IMAGES,)), tmp_path / "net.pt")

@@ -91,6 +91,7 @@ def dead_branch(depth: int = 20) -> tuple[eir.Graph, Tensor]:
     return eir.trace(model, (x,), masks=mask), x
 
 
+@pytest.mark.slow
 def test_a_unit_that_adds_nothing_is_removed() -> None:
     graph, x = dead_branch()
     done = compact(graph)

@@ -275,6 +275,7 @@ def test_skips_around_layers() -> None:
     torch.testing.assert_close(haunted.to_module().eval()(x), model[4](model[3](y) + 0.5 * normed(y)))
 
 
+@pytest.mark.slow
 def test_skips_do_not_add_up_in_a_residual_network() -> None:
     """Each block would double its input: 30 skips would make the last features thousands of times as large."""
     torch.manual_seed(0)

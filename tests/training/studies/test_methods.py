@@ -71,6 +71,7 @@ def test_a_transformed_ticket_has_the_weights_and_masks_of_its_source(tmp_path: 
     assert len(found.masks) == len(masks) + 2
 
 
+@pytest.mark.slow
 def test_permuted_copies_keep_their_sparsity_and_leave_the_others_alone(tmp_path: Path) -> None:
     plain, mixed = (start(tmp_path, "transform", permute_copies=choice).masks for choice in (False, True))
     different = {name for name, mask in plain.items() if not torch.equal(mask, mixed[name])}

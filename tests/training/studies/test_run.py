@@ -205,6 +205,7 @@ def test_a_file_that_is_no_study(tmp_path: Path) -> None:
         read_study(tmp_path / "b.yaml")
 
 
+@pytest.mark.slow
 def test_a_study_runs_and_nothing_is_done_twice(tmp_path: Path) -> None:
     found, store = study(tmp_path), Store(tmp_path / "store")
     seen: list[tuple[int, int]] = []
