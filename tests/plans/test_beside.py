@@ -89,7 +89,6 @@ def test_norms_beside_bare_layers_change_with_them(name: str, sort: bool) -> Non
     assert list(before.weights) == list(graph.weights)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("sort", [False, True])
 @pytest.mark.parametrize("name", TENSORS)
 def test_what_a_list_sizes_is_not_left_behind(name: str, sort: bool) -> None:

@@ -66,7 +66,6 @@ def test_counts_by_name_and_by_example() -> None:
     assert counts(eir.squeeze(traced("resnet34"), like=graph)) == [2, 2, 2, 2]
 
 
-@pytest.mark.everyday(5)
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -92,7 +92,6 @@ def compare(
         torch.testing.assert_close(one, other, rtol=max(loose, relative), atol=loose, equal_nan=True)
 
 
-@pytest.mark.everyday(14)
 @pytest.mark.parametrize("name", sorted(cases()))
 def test_case_of_the_onnx_package(name: str, tmp_path: Path) -> None:
     case = cases()[name]
