@@ -249,7 +249,14 @@ class Surroundings:
         if not slot:
             found += self._one_off(outside, count, widths)
             found += self._side_by_side(outside, self.members(stack))
-        return found
+        return [one for one in found if not self._is_of_frequencies(one)]
+
+    def _is_of_frequencies(self, one: Indexed) -> bool:
+        """Whether a vector's values are those of rotary positions, of which there may be as many as layers."""
+        from elastic_ir.tensors.arrays import is_geometric
+
+        held = self.weights[one.name]
+        return prod(held.shape) == one.extent and is_geometric(held.storage.data)
 
     def _axis_of(self, name: str, count: int, widths: set[int], parallel: bool, nested: bool) -> int | None:
         shape, role = self.weights[name].shape, name.rpartition(".")[2]
@@ -261,7 +268,7 @@ class Surroundings:
         if size == count:
             return None if self._explained(name, count) else shape.index(count)
         if _WEIGHT.search(role):
-            reads = len(shape) > 1 and shape[0] == count and shape[1] in widths
+            reads = len(shape) > 1 and shape[0] == count and shape[1] in widths and size == prod(shape)
             return 0 if parallel and reads else None
         if role.endswith("bias") or len(shape) < 2:
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from elastic_ir.errors import EmitError, SourceError
 from elastic_ir.tensors.lazy import TensorData, item_size
 
 if TYPE_CHECKING:
@@ -28,6 +29,23 @@ def as_array(data: TensorData) -> NDArray[Any]:
     import numpy as np
 
     return np.frombuffer(b"".join(data.chunks()), array_dtype(data.dtype)).reshape(data.shape)
+
+
+def is_geometric(data: TensorData) -> bool:
+    """Whether a vector falls from 1 by one factor, within a hundredth: the frequencies of rotary positions.
+
+    What has no values, a type of less than a byte among it, is not; Su et al. (arXiv 2104.09864, 3.2.2) for the source.
+    """
+    import numpy as np
+
+    try:
+        values = as_array(data).astype(np.float64).ravel()
+    except (EmitError, SourceError, ValueError):
+        return False
+    if len(values) < 3 or values[0] != 1 or not (values > 0).all():
+        return False
+    powers = np.log(values)
+    return bool(powers[1] < 0) and np.allclose(powers, powers[-1] * np.linspace(0, 1, len(values)), atol=0.01)
 
 
 def nonzero(data: TensorData) -> NDArray[np.bool_]:

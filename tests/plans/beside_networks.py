@@ -311,6 +311,9 @@ INDEPENDENT: dict[str, Callable[[], nn.Module]] = {
         pool=Net(query=values(1, 1, 16), qkv=nn.Linear(16, 48), proj=nn.Linear(16, 16)), layers=blocks(3)
     ),
     "two blocks beside a doubled width": lambda: Net(layers=blocks(2), head=nn.Linear(32, 5)),
+    "three blocks, a last convolution to three colours": lambda: Net(
+        stem=nn.Conv2d(3, 16, 3), convs=_squares(3), out=nn.Conv2d(16, 3, 3)
+    ),
     "temperatures": lambda: Net(blocks=blocks(2), scale=values(), temperature=values(1)),
     "tasks, fewer than layers": lambda: Net(layers=blocks(4), heads=linears(3, out=2)),
     "five tokens, five blocks": lambda: Net(

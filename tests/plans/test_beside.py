@@ -232,6 +232,20 @@ def test_attributes_that_a_forward_names_are_no_list(count: int) -> None:
     assert len(eir.stretch(graph, to_units=4, keep_beside="m").stages[0]) == 4
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_as_many_frequencies_of_positions_as_layers_are_not_the_layers(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    frequencies = (1 / 10000 ** (torch.arange(4) / 4)).to(dtype)
+    network = Net(layers=blocks(4), rotary=Net(inv_freq=frequencies))
+    torch.save(network.state_dict(), tmp_path / "net.pt")
+    assert len(eir.stretch(eir.load(tmp_path / "net.pt"), to_units=6).stages[0]) == 6
+    frequencies[-1] *= 2
+    torch.save(network.state_dict(), tmp_path / "net.pt")
+    with pytest.raises(eir.PlanError, match=r"rotary\.inv_freq \[4\] beside it has 4 entries"):
+        eir.stretch(eir.load(tmp_path / "net.pt"), to_units=6)
+
+
 @pytest.mark.parametrize("by_plan", [False, True])
 def test_experts_inside_of_layers_are_no_stage(by_plan: bool) -> None:
     graph = by_names(Net(layers=listed(3, lambda _: Net(moe=experts(4, gate=nn.Linear(16, 4))))))
