@@ -136,7 +136,7 @@ _PLAINLY = (
 def copy_module(module: torch.nn.Module, memo: dict[int, Any]) -> torch.nn.Module:
     """``copy.deepcopy`` of a module with a memo, several times as fast.
 
-    Of a module in a class that says nothing of its copying all tables and plain attributes are copied here, which is
+    Tensors with a history, which ``deepcopy`` refuses, are copied without it (see :func:`results_held`). Of a module in a class that says nothing of its copying all tables and plain attributes are copied here, which is
     most of what ``deepcopy`` asks one by one how to do; anything else is left to it.
     """
     import torch
@@ -157,10 +157,16 @@ def copy_module(module: torch.nn.Module, memo: dict[int, Any]) -> torch.nn.Modul
             made = memo[id(value)] = []
             made += map(copied, value)
             return made
+        if kind is tuple:
+            made = memo[id(value)] = tuple(map(copied, value))
+            return made
         if isinstance(value, torch.nn.Module) and _is_copied_plainly(kind):
             source: Any = value
             made = memo[id(value)] = object.__new__(kind)
             made.__setstate__({name: copied(part) for name, part in source.__getstate__().items()})
+            return made
+        if getattr(value, "grad_fn", None) is not None:
+            made = memo[id(value)] = value.detach().clone()
             return made
         return copy.deepcopy(value, memo)
 

@@ -26,7 +26,7 @@ from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.naming import outward
 from elastic_ir.ir.numbering import ALL_STATES, COUNT, DEPTHS, is_index_list
 from elastic_ir.ir.structure import Block, Container, Structure
-from elastic_ir.tensors.torch_bridge import copy_module, results_held
+from elastic_ir.tensors.torch_bridge import copy_module
 from elastic_ir.tensors.weights import Weight, computes_weights
 
 if TYPE_CHECKING:
@@ -430,7 +430,7 @@ def copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     outline: Any = module
     if isinstance(outline, Outline):
         return cast("nn.Module", copy.deepcopy(outline, memo))
-    if not any(map(computes_weights, module.modules())) and next(results_held(module), None) is None:
+    if not any(map(computes_weights, module.modules())):
         return copy_module(module, memo)
     from elastic_ir.tickets import parametrizations
 
