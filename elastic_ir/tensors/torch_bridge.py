@@ -136,8 +136,9 @@ _PLAINLY = (
 def copy_module(module: torch.nn.Module, memo: dict[int, Any]) -> torch.nn.Module:
     """``copy.deepcopy`` of a module with a memo, several times as fast.
 
-    Tensors with a history, which ``deepcopy`` refuses, are copied without it (see :func:`results_held`). Of a module in a class that says nothing of its copying all tables and plain attributes are copied here, which is
-    most of what ``deepcopy`` asks one by one how to do; anything else is left to it.
+    Tensors with a history, which ``deepcopy`` refuses, are copied without it (see :func:`results_held`). Of a module in
+    a class that says nothing of its copying all tables and plain attributes are copied here, which is most of what
+    ``deepcopy`` asks one by one how to do; anything else is left to it.
     """
     import torch
 

@@ -35,6 +35,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(
     ("command", "most"),
     [

@@ -56,6 +56,7 @@ def origin_of(name: str) -> str:
     return f"{head}.{ORDER[int(number)]}.{rest[0]}" if head == "layers" else name
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("flat", [False, True], ids=["nested", "flat"])
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_torch_restores_network_and_optimizer(tmp_path: Path, flat: bool, ranks: int) -> None:

@@ -31,6 +31,7 @@ def folder(path: Path, blocks: list[int], **more: Any) -> Path:
     return write(path, groups(blocks), {"model_type": "none_such", **more})
 
 
+@pytest.mark.slow
 def test_lists_inside_of_groups_are_stages_where_depths_count_them(tmp_path: Path) -> None:
     graph = eir.load(
         folder(tmp_path / "source", [3, 3, 3], depths=[3, 3, 3], num_layers=3), headers_only=True

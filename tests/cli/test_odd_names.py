@@ -81,6 +81,7 @@ def test_a_model_card_holds_names_as_text(tmp_path: Path) -> None:
     assert "`a&#96;<script>|\\x1b[31m\\n# b`" in card
 
 
+@pytest.mark.slow
 @given(st.text(max_size=400))
 def test_printable_text_is_one_line_and_stays_as_it_is(text: str) -> None:
     made = printable(text)

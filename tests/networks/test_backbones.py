@@ -44,6 +44,7 @@ def test_a_backbone_gives_the_features_of_the_same_layers(tmp_path: Path) -> Non
     assert not (tmp_path / "shallow").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks", [6, 3])
 def test_a_traced_backbone_stays_in_its_class(blocks: int) -> None:
     """What its module says of its states follows too, and its outputs are those of the graph."""
@@ -55,6 +56,7 @@ def test_a_traced_backbone_stays_in_its_class(blocks: int) -> None:
     assert len(made(torch.randn(1, 3, 16, 16)).feature_maps) == 2
 
 
+@pytest.mark.slow
 def test_the_states_between_stages_are_no_layers() -> None:
     """A stage of ResNet may have as many blocks as the network has stages."""
     config = transformers.ResNetConfig(

@@ -80,7 +80,7 @@ def test_a_native_network_of_the_emitted_configuration_is_the_same(name: str, wa
 
 
 @pytest.mark.parametrize("name", GENERATING)
-@pytest.mark.everyday(4)
+@pytest.mark.slow
 def test_generation_with_the_cache_gives_the_tokens_without(name: str) -> None:
     module: Any = resized(name, "append").to_module().eval()
     tokens = torch.tensor([[5, 6, 7, 8, 9]])

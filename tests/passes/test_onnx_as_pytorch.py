@@ -117,6 +117,7 @@ def test_groups_lie_along_what_a_layer_sums_over(tmp_path: Path) -> None:
     assert int(mask.T.reshape(16, -1, 4).sum(-1).max()) == 2 == int(mask.T.reshape(16, -1, 4).sum(-1).min())
 
 
+@pytest.mark.slow
 def test_a_pipeline_over_an_onnx_file(path: Path, tmp_path: Path) -> None:
     graph = eir.load(path, mask_from_zeros=True)
     small = Pipeline.parse("compact,fold-batchnorm,stretch{to-depth=20}").run(graph)

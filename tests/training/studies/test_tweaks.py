@@ -51,6 +51,7 @@ def start() -> Start:
     return Start(network, magnitude_masks(network, 0.8))
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("names", [["ghost-skips"], ["ghost-softness"], ["ghost-skips", "ghost-softness"]])
 def test_ghosts_are_gone_when_the_ticket_is_measured(names: list[str]) -> None:
     point = tweaked(start(), names, work())
