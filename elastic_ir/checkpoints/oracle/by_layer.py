@@ -86,7 +86,7 @@ def _grown(
     It is that of the configuration that would be written for it; where that has no such network, of what experiments
     find, and the tensors are those that grow in all of these.
     """
-    before = network.lengths(library.network(config, library.file))[head]
+    before = network.lengths(library.network(config, library.file))
     longest: Any = None
     always: Growth = {}
     raised = (one for _, one in experiments.raised(config, stack))
@@ -98,9 +98,11 @@ def _grown(
                 module = library.network(longer, library.file)
             except SourceError:
                 continue
-            if network.lengths(module).get(head) != before + 1:
+            after = network.lengths(module)
+            if after.get(head) != before[head] + 1:
                 continue
-            growth = _growth(library, module, tensors, stack)
+            changed = tuple(one for one, length in after.items() if length != before.get(one))
+            growth = _growth(library, module, tensors, changed)
             if longest is None:
                 longest, always = module, growth
             always = {name: grown for name, grown in always.items() if growth.get(name) == grown}
@@ -120,9 +122,12 @@ def _proposed(
 
 
 def _growth(
-    library: Library, module: Any, tensors: Mapping[str, Sequence[int]], stack: Stack
+    library: Library, module: Any, tensors: Mapping[str, Sequence[int]], changed: tuple[str, ...]
 ) -> dict[str, tuple[int, int]]:
-    """Tensors outside of a stack that a network has longer along one axis, by their names there."""
+    """Tensors outside of the lists that changed that a network has longer along one axis, by their names there.
+
+    A list that grew along may have a wider layer in some place, which is no tensor that became longer.
+    """
     found = {}
     for name, held, wanted in library.loading(module, tensors)["shapes"]:
         steps = [
@@ -130,12 +135,7 @@ def _growth(
             for at, (short, long) in enumerate(zip(held, wanted, strict=False))
             if long != short
         ]
-        if (
-            stack.series.number(name) is None
-            and len(held) == len(wanted)
-            and len(steps) == 1
-            and steps[0][1] > 0
-        ):
+        if not name.startswith(changed) and len(held) == len(wanted) and len(steps) == 1 and steps[0][1] > 0:
             found[name] = steps[0]
     return found
 
