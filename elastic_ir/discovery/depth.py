@@ -140,10 +140,8 @@ def chain_layers(group: Group, graph: Graph) -> int | None:
     from elastic_ir.discovery.from_names import in_channels  # here and below, as only names need it
     from elastic_ir.discovery.levels import layer_shapes
 
-    names = [n for part in group.parts for n in part.weights if graph.weights[n].layer]
-    names = [
-        name for name in names if 0 not in graph.weights[name].shape
-    ]  # has no channels, and computes nothing
+    layers = [n for part in group.parts for n in part.weights if graph.weights[n].layer]
+    names = [n for n in layers if 0 not in graph.weights[n].shape]  # without channels it computes nothing
     held = [graph.weights[name] for name in names]
     if any(not weight.prunable and is_packed(weight.name, weight.shape, weight.dtype) for weight in held):
         return None

@@ -316,24 +316,16 @@ class Surroundings:
             if len(shape) < 2 or (len(shape) > 2 and not layer):
                 continue
             taken, given = (shape[1], shape[0]) if layer else (None, shape[1])
-            if taken is not None and _times(taken, count) in widths and taken not in self.channels[0]:
+            if taken is not None and _times(taken, count) in widths and taken not in self._channels[0]:
                 found.append(Indexed(name, 1, taken))
-            elif given not in self.channels[1] and _times(given, count) in widths:
+            elif given not in self._channels[1] and _times(given, count) in widths:
                 packed = layer and (count <= _MOST_PACKED or given != count * shape[1])
                 found += [] if packed else [Indexed(name, 0 if layer else 1, given)]
         return found
 
     @cached_property
-    def channels(self) -> tuple[set[int], set[int]]:
-        """All numbers of channels that layers, or the rows of a table, give, and all that layers take."""
-        gives, takes = set(), set()
-        for weight in self.weights.values():
-            if weight.layer and len(weight.shape) > 1:
-                gives.add(weight.shape[0])
-                takes.add(weight.shape[1])
-            elif len(weight.shape) == 2:
-                gives.add(weight.shape[1])
-        return gives, takes
+    def _channels(self) -> tuple[set[int], set[int]]:
+        return channels_of(self.weights)
 
     def _explained(self, name: str, extent: int) -> bool:
         """Whether a vector belongs to a layer or norm of its module: a bias, or one of a scale and a shift."""
@@ -347,6 +339,18 @@ class Surroundings:
         if role not in ("weight", "bias"):
             return False
         return any(extent in shape for shape in roles.values())
+
+
+def channels_of(weights: Mapping[str, Weight]) -> tuple[set[int], set[int]]:
+    """All numbers of channels that layers, or the rows of a table, give, and all that layers take."""
+    gives, takes = set(), set()
+    for weight in weights.values():
+        if weight.layer and len(weight.shape) > 1:
+            gives.add(weight.shape[0])
+            takes.add(weight.shape[1])
+        elif len(weight.shape) == 2:
+            gives.add(weight.shape[1])
+    return gives, takes
 
 
 def _widths(members: Iterable[Mapping[str, tuple[int, ...]]]) -> set[int]:

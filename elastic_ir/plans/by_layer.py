@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence, Set
 
 from elastic_ir.errors import PlanError
 from elastic_ir.ir.graph import Graph
 from elastic_ir.ir.structure import Container, Stage
-from elastic_ir.plans.beside import Surroundings
+from elastic_ir.plans.beside import channels_of
 from elastic_ir.plans.keep_beside import is_kept, tensor_is_kept
 from elastic_ir.plans.plan import Plan, StageShape, check_plan
 from elastic_ir.tensors.gathered import ByLayer
@@ -40,7 +40,8 @@ def indexed_by_layer(
     if ask is None or not changed:
         return {}
     boxes = [stage.containers[0] for stage, _ in changed]
-    near = {name for container in boxes for name in _suspects(graph, container)} | set(suspects)
+    given, _ = channels_of(graph.weights)
+    near = {name for container in boxes for name in _suspects(graph, container, given)} | set(suspects)
     if all(tensor_is_kept(kept, name) for name in near):
         return {}
     found: dict[str, tuple[Container, ByLayer]] = {}
@@ -103,12 +104,14 @@ def _homes(stage: Stage) -> set[str]:
     return {head.rstrip(".").rpartition(".")[0] for head in _heads(stage)}
 
 
-def _suspects(graph: Graph, container: Container) -> list[str]:
-    """Tensors outside of the stages of which an axis may be as long as a container's children are many."""
+def _suspects(graph: Graph, container: Container, given: Set[int]) -> list[str]:
+    """Tensors outside of the stages of which an axis may be as long as a container's children are many.
+
+    ``given`` are the numbers of channels that anything gives.
+    """
     count = container.source_count
     near = {extent for extent in (count - 1, count, count + 1) if extent > 1}
     heads = tuple(f"{child.path}." for box in graph.structure.containers for child in box.children)
-    given = Surroundings(graph.weights).channels[0]
     found = []
     for name, weight in graph.weights.items():
         parts = name.split(".")
